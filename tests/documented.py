@@ -293,6 +293,11 @@ ENTRIES = (
         test=TOOLS + 'test_dense_loop.py::test_both_engines_have_the_ap_that_the_page_states',
     ),
     Entry(
+        r'tools/dist_test_\w+.sh configs/demo/panoptic_fpn_toy',
+        why='data set',
+        test=TOOLS + 'test_panoptic_loop.py::test_the_quality_is_the_one_that_the_page_states',
+    ),
+    Entry(
         r'tools/dist_test_\w+.sh configs/demo/atss_toy',
         why='data set',
         test=TOOLS + 'test_test_loop.py::test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run',
@@ -303,6 +308,7 @@ ENTRIES = (
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
     Entry(EXPORT + r'configs/demo/(yolox|retinanet|deformable_detr)_toy.py', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/(solov2|decoupled_solo|mask_rcnn)_toy.py', run=True, matrix=True),
+    Entry(EXPORT + r'configs/demo/panoptic_fpn_toy.py', run=True, matrix=True),
     Entry(r'python tools/onnx/onnx_solo.py work_dirs/solov2_full.onnx', run=True, matrix=True),
     Entry(
         EXPORT + r'projects/configs/BEVFusion/centerpoint_toy.py',
@@ -464,6 +470,11 @@ ENTRIES = (
         r'python -m projects.toydata.coco',
         why='minutes',
         test=PROJECTS + 'toydata/test_coco.py::test_a_ready_set_is_left_alone',
+    ),
+    Entry(
+        r'python -m projects.toydata.panoptic',
+        why='minutes',
+        test=PROJECTS + 'toydata/test_panoptic.py::test_a_folder_of_something_else_is_left_alone',
     ),
     Entry(
         r'python -m projects.toydata.nuscenes',

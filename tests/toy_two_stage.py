@@ -11,7 +11,7 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from projects.toydata.seeded import seeded_model, seeded_scene
 from toy_atss import REPO
-from two_stage_parts import PARTS, REFUSED, cascade
+from two_stage_parts import FUSED, PARTS, REFUSED, cascade
 
 CONFIG = f'{REPO}/configs/demo/mask_rcnn_toy.py'
 KINDS = ('faster', 'cascade', 'mask', 'cascade_mask', 'rpn', 'fast', 'double', 'generic', 'sabl', *PARTS)
@@ -25,8 +25,8 @@ def toy(kind='faster', **test_cfg):
     del model.backbone['init_cfg']
     model.test_cfg.rcnn.update(test_cfg)
     roi_head = model.roi_head
-    if kind in PARTS | REFUSED:
-        (PARTS | REFUSED)[kind](model)
+    if kind in PARTS | REFUSED | FUSED:
+        (PARTS | REFUSED | FUSED)[kind](model)
     elif 'mask' not in kind:
         model.type = 'FasterRCNN'
         del roi_head['mask_head'], roi_head['mask_roi_extractor']

@@ -222,7 +222,6 @@ PARTS = dict(
     judged=judged,
     points=points,
     grid=grid,
-    panoptic=panoptic,
     seesaw=seesaw,
     carafe=carafe,
     moved=moved,
@@ -233,6 +232,8 @@ PARTS = dict(
     soft=soft,
 )
 """Kind of toy -> what makes it of the Mask R-CNN."""
+FUSED = dict(panoptic=panoptic)
+"""The same of those whose results are panoptic maps."""
 SINGLE = ('guided', 'guided_alone')
 """Kinds that take one image of one size."""
 REFUSED = dict(masked_grid=masked_grid)

@@ -29,6 +29,8 @@ class Stage:
         outputs: names of its outputs.
         exporter: that the stage needs; '' follows the option.
         passes: model -> (model, whether it changed), over the merged graph.
+        varying: outputs with as many rows (axis 1) as there are results, in a graph of one size, too, which a
+            later stage takes.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Stage:
     outputs: tuple[str, ...]
     exporter: str = ''
     passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()
+    varying: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import hashlib
@@ -86,15 +87,14 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     except SyntaxError as error:
         raise ConfigError(f'{path}: syntax error: {error}') from error
     except Exception as error:
+        if used := _uses_base(path):
+            raise ConfigError(_translate_first(path, f' (it uses `{used}`)')) from error
         cause = error if str(error) else root_cause(error)
         raise ConfigError(f'{path}: cannot be read: {type(cause).__name__}: {cause}') from error
     if not isinstance(cfg.get('model', {}), dict):
         raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
     if is_config3(cfg):
-        raise ConfigError(
-            f'{path}: is a config of mmdet 3; translate it first: '
-            f'`python tools/convert/mmdet3.py --config {shlex.quote(path)} OUT.py`, and give OUT.py'
-        )
+        raise ConfigError(_translate_first(path))
     will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
 
@@ -102,6 +102,28 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
 def is_config3(cfg: Mapping[str, Any]) -> bool:
     """Return whether a config is one of mmdet 3, which normalises in the model and has loaders for data."""
     return 'data_preprocessor' in (cfg.get('model') or ()) or 'test_dataloader' in cfg
+
+
+def _uses_base(path: str) -> str:
+    """Return the first value of its bases that a config asks for, such as `_base_.data_root`; '' of none.
+
+    mmengine has them; mmcv 1.7.2 knows `{{_base_.name}}` alone.
+    """
+    tree = ast.parse(Path(path).read_text(encoding='utf-8'))
+    bases = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == '_base_'
+    )
+    return next(map(ast.unparse, bases), '')
+
+
+def _translate_first(path: str, why: str = '') -> str:
+    """Return the message about a config of mmdet 3."""
+    return (
+        f'{path}: is a config of mmdet 3{why}; translate it first: '
+        f'`python tools/convert/mmdet3.py --config {shlex.quote(path)} OUT.py`, and give OUT.py'
+    )
 
 
 def _annotations(data: Any) -> Iterator[str]:

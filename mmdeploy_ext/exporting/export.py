@@ -63,6 +63,8 @@ def export_stages(
         ends = {name: tensors[name] for name in (*stage.inputs, *stage.outputs)}
         stage = dataclasses.replace(stage, exporter=stage.exporter or options.exporter)
         dynamic = _dynamic(ends, letters, options)
+        if not options.get('dynamic', False):
+            letters.update({name: {**letters.get(name, {}), 1: f'{name}_rows'} for name in stage.varying})
         parts.append(exporter.run(stage, args, dynamic, options.opset, ALL, multiples))
         if stage.exporter == 'dynamo':
             _close(letters, parts[-1])

@@ -43,12 +43,12 @@ class Scored(abc.ABC):
         return self[self.scores >= score_thr]
 
     def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return one plain dict per result: label, class name, score and where it is."""
+        """Return one plain dict per result: label, class name, score if there is one, and where it is."""
         return [
             dict(
                 label=int(label),
                 name=classes[label] if label < len(classes) else str(label),
-                score=round(float(score), 6),
+                **(dict(score=round(float(score), 6)) if self.scored else {}),
                 **self.place(index),
             )
             for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True))

@@ -93,6 +93,28 @@ def build_ddp_on_cpu(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
+@patch(
+    'mmdet.datasets.api_wrappers.panoptic_evaluation',
+    'mmdet.datasets.coco_panoptic',
+    'mmdet.datasets.pipelines.loading',
+    versions='mmdet 2.28.2',
+)
+def panoptic_without_panopticapi(module: ModuleType, execute: Execute) -> bool:
+    """Panoptic data sets and their evaluation ask for panopticapi, which is in no package registry.
+
+    Where it is installed it is used; otherwise what mmdet takes from it is in `stack/panoptic_quality.py`.
+    """
+    execute()
+    if importlib.util.find_spec('panopticapi') is not None:
+        return False
+    from mmdeploy_ext.stack import panoptic_quality
+
+    module.panopticapi = panoptic_quality
+    for name in ('PQStat', 'rgb2id', 'id2rgb', 'VOID', 'OFFSET'):
+        setattr(module, name, getattr(panoptic_quality, name))
+    return True
+
+
 @patch('mmdet3d', versions='mmdet3d 1.0.0rc6 with mmcv-full 1.7.1 and 1.7.2')
 def mmdet3d_version_check(module: ModuleType, execute: Execute) -> bool:
     """Importing mmdet3d asserts mmcv <= 1.7.0, though 1.7.1 and 1.7.2 only fixed bugs: it sees 1.7.0 then."""

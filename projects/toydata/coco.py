@@ -43,7 +43,21 @@ MAX_PROPOSALS = 9
 JPEG_QUALITY = 92
 SHARD = 50
 """Pictures after which a finished piece is kept across an interruption."""
-_SPLITS = {'train2017': 0, 'val2017': 1, 'picture': 2}
+SPLITS = ('train2017', 'val2017')
+_STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
+
+
+def start_of(
+    seed: int, split: str, index: int, size: tuple[int, int] | None = None
+) -> tuple[np.random.Generator, tuple[int, int], int]:
+    """Return the stream of one picture after its first draws, its size, and how many shapes to try.
+
+    See `sample` for the arguments.
+    """
+    rng = np.random.default_rng([seed, _STREAMS[split], index])
+    drawn_size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
+    drawn = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(1, MAX_PROPOSALS + 1))
+    return rng, size or drawn_size, drawn
 
 
 def sample(
@@ -61,10 +75,7 @@ def sample(
     Returns:
         The picture, (H, W, 3) uint8 BGR, and its `scene.Instance` list.
     """
-    rng = np.random.default_rng([seed, _SPLITS[split], index])
-    drawn_size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
-    drawn = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(1, MAX_PROPOSALS + 1))
-    height, width = size or drawn_size
+    rng, (height, width), drawn = start_of(seed, split, index, size)
     return make_scene(rng, height, width, drawn if proposals is None else proposals)
 
 
@@ -179,7 +190,7 @@ def ensure_toy_coco(
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
     root = Path(root)
-    counts = {'train2017': train_images, 'val2017': val_images}
+    counts = dict(zip(SPLITS, (train_images, val_images), strict=True))
     parameters = {'world': WORLD, 'seed': seed, 'size': list(size) if size else None, **counts}
     with staging.locked(root):
         if force:

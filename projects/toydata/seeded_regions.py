@@ -50,7 +50,7 @@ MANY = 200
 """Classes whose masks of all regions take gigabytes; of so many more, as many times fewer are looked at."""
 SURE = 0.3
 """Thresholds of scores above this ask for classes that stand out (panoptic detectors have 0.6) ..."""
-SURER = 3.0
+SURER = 2.0
 """... by so much more."""
 
 

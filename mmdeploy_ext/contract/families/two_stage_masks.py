@@ -19,4 +19,5 @@ PASTE_MASKS = Option(
     group=OF_SOME,
 )
 OPTIONS = (*two_stage.OPTIONS, PASTE_MASKS)
-POSTPROCESS = record(dict(two_stage.FACTS, mask_thr=FRACTION), closed=False)
+FACTS = dict(two_stage.FACTS, mask_thr=FRACTION)
+POSTPROCESS = record(FACTS, closed=False)

@@ -2,7 +2,7 @@
 
 `runtime/panoptic.py` says what a map holds, and does the same in numpy; it names the sources.
 
-Glossary: B batch, Q queries, C classes, T classes of things, h, w size of the map.
+Glossary: B batch, Q queries, C classes, S classes of stuff, n instances, h, w size of the map.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.exporting.ops.lay_masks import LAY_MASKS, OFFSET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-OFFSET = 1000
-"""See `runtime/panoptic.py`."""
 FAINTEST = -80.0
 """Logits below this are as faint as this: exp(80) times any doubt is a number in float32."""
 
@@ -89,3 +88,29 @@ class QueryFusion(nn.Module):
             sure = (owned & inside).to(torch.float32).amax(1) > 0
             panoptic = torch.where(sure, panoptic, torch.full_like(panoptic, self.classes))
         return panoptic.to(torch.int32)
+
+
+class InstanceFusion(nn.Module):
+    """Instances, the best first, over a semantic map."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        """Read the settings, which are those that a file tells its consumer."""
+        super().__init__()
+        self.classes, self.things = facts['num_classes'], facts['num_things']
+        self.overlap, self.least = facts['mask_overlap'], facts['stuff_area_limit']
+
+    def forward(self, masks: torch.Tensor, labels: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
+        """Return maps (B, h, w) int32.
+
+        Args:
+            masks: (B, n, h, w) bool, in descending order of scores; empty where a row is padding.
+            labels: (B, n) int64.
+            semantic: (B, S + 1, h, w) logits of stuff; the last class is no stuff.
+        """
+        laid = LAY_MASKS(masks, labels, self.overlap)
+        stuff, free = semantic.argmax(1, keepdim=True), laid == 0
+        kinds = torch.arange(semantic.shape[1], device=laid.device)
+        area = pixels((stuff == kinds[None, :, None, None]) & free[:, None])
+        small = (area < self.least).gather(1, stuff.flatten(1)).reshape(laid.shape)
+        ground = torch.where(small, torch.full_like(laid, self.classes), stuff[:, 0] + self.things)
+        return torch.where(free, ground, laid).to(torch.int32)

@@ -9,7 +9,7 @@ from mmdet.models.builder import DETECTORS
 
 from mmdeploy_ext.contract.families import two_stage, two_stage_masks
 from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
@@ -20,6 +20,7 @@ from projects.mmdet_plugin.two_stage import (
     counted,
     graphs,
     masks,
+    panoptic,
     pasting,
     proposals,
     reference,
@@ -28,6 +29,7 @@ from projects.mmdet_plugin.two_stage import (
 )
 from projects.mmdet_plugin.two_stage.kinds import (
     KNOWN,
+    PANOPTIC,
     check_detector,
     check_roi_head,
     result_cfg,
@@ -107,13 +109,10 @@ class TwoStageFamily(ImageFamily):
         if 'rpn_head' in heads:
             strides = proposals.generator_of(heads['rpn_head']).strides
             parts.check_smallest((int(stride[0]) for stride in strides), options)
-        fused = result_key(DETECTORS.get(cfg.model.type)) == 'panoptic'
-        if options.get('max_candidates') and fused:
-            raise UsageError('--max-candidates: panoptic detectors export without')
         if 'rpn_head' in heads:
             caps.check_proposals(heads['rpn_head'], options)
         caps.check(heads, options)
-        split.check(heads, options, fused)
+        split.check(heads, options)
         if options.get('paste_masks'):
             pasting.check(masks.threshold(heads['roi_head'].test_cfg), options)
 
@@ -180,6 +179,43 @@ class TwoStageMasksFamily(TwoStageFamily):
         return dict(super().postprocess_facts(model), mask_thr=masks.threshold(result_cfg(model)))
 
 
+class TwoStagePanopticFamily(TwoStageMasksFamily):
+    """Those whose instances are laid over a semantic map."""
+
+    name = 'two_stage_panoptic'
+    exports = 'Panoptic FPN (projects/mmdet_plugin/two_stage/README.md)'
+    near = ('PanopticFPN', 'Panoptic')
+    task = 'panoptic'
+    forms, own_options = ('full', 'raw'), ()
+    keep_fp32 = (*TwoStageFamily.keep_fp32, 'fusion/*')
+    tie_keys = (*TwoStageFamily.tie_keys, 'score_thr', 'mask_overlap')
+    spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
+    feeds, batches = staticmethod(samples.feeds_with_size), staticmethod(samples.batches_of_one_size)
+    reference_detections = staticmethod(reference.segments)
+
+    def picture(self, model: nn.Module, options: Options) -> TensorSpec:
+        """See `ImageFamily.picture`."""
+        return self.spec(model, options).inputs[0]
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        return Claim.DETECTOR if parts.detects(cfg, PANOPTIC) else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: the parts of the map, too."""
+        super().check(cfg, options)
+        with refused_by_name(cfg):
+            panoptic.check_heads(cfg, self.heads(cfg)['roi_head'])
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`: of things and of stuff."""
+        return int(model.panoptic_fusion_head.num_classes)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`."""
+        return super().postprocess_facts(model) | panoptic.facts_of(model)
+
+
 class GivenProposalsFamily(TwoStageFamily):
     """Those that look at regions which they are given."""
 
@@ -207,3 +243,4 @@ class GivenProposalsFamily(TwoStageFamily):
 register_family(TwoStageFamily())
 register_family(GivenProposalsFamily())
 register_family(TwoStageMasksFamily())
+register_family(TwoStagePanopticFamily())

@@ -104,12 +104,18 @@ class Network(nn.Module):
             image: (B, 3, H, W) float32, normalised.
             img_shape: (B, 2), see `FullForm`; where stages refine anchors.
         """
-        maps, found = self.model.extract_feat(image), []
+        found = self.found(self.model.extract_feat(image), image, img_shape)
+        return tuple(tap(name, tensor) for name, tensor in zip(self.names, found, strict=True))
+
+    def found(
+        self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Return what the heads give of the maps of all levels."""
+        found = []
         if proposes(self.model):
             clip_hw = None if img_shape is None else clip_size(image, img_shape)
             found = outputs_of(self.model.rpn_head, maps, clip_hw)
-        found = [*region_maps(self.model, maps), *found]
-        return tuple(tap(name, tensor) for name, tensor in zip(self.names, found, strict=True))
+        return [*region_maps(self.model, maps), *found]
 
 
 class FullForm(nn.Module):

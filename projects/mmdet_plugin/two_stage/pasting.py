@@ -72,7 +72,7 @@ def with_pasting(found: list[Stage], options: Options, threshold: float) -> list
     *before, last = found
     names = tuple('box_masks' if name == 'masks' else name for name in last.outputs)
     given = 'dets', 'scale_factor', 'ori_shape', 'box_masks'
-    last = dataclasses.replace(last, outputs=names)
+    last = dataclasses.replace(last, outputs=names, varying=('dets', 'box_masks'))
     return [*before, last, Stage('paste', Paste(threshold), given, ('masks',))]
 
 

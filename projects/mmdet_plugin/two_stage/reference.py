@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
+from mmdeploy_ext.runtime.panoptic import Segments
 from projects.mmdet_plugin.two_stage.boxes import output_names
 from projects.mmdet_plugin.two_stage.graphs import feature_names, proposal_names
-from projects.mmdet_plugin.two_stage.kinds import PANOPTIC
 from projects.mmdet_plugin.two_stage.regions import flat, part_of
 from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of
 from projects.mmdet_plugin.two_stage.split import PROPOSALS, REGIONS
@@ -146,26 +146,13 @@ def detections(
         rescale: whether boxes are in pixels of the originals.
         given: what regions are pooled from, and proposals, in place of the model's own.
     """
-    metas = [
-        dict(
-            img_shape=(*image.img_shape, 3),
-            scale_factor=image.scale_factor,
-            ori_shape=(*(pasted_size(image, True) if rescale else image.ori_shape), 3),
-            pad_shape=(*image.tensor.shape[1:], 3),
-            flip=False,
-        )
-        for image in images
-    ]
+    metas = metas_of_images(images, rescale)
     with torch.no_grad():
         batch = torch.from_numpy(np.stack([image.tensor for image in images])).contiguous()  # see `roi_align`
         batch = batch.to(next(model.parameters()).device)
         own = {}
         if getattr(model, 'rpn_head', None) is None:
             own['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
-        if isinstance(model, PANOPTIC):
-            return fused_instances(
-                model, batch, metas, [pasted_size(one, rescale) for one in images], rescale
-            )
         if given is None:
             results = model.simple_test(batch, metas, rescale=rescale, **own)
         else:
@@ -178,6 +165,20 @@ def detections(
     return [
         instances_of_classes(*one, pasted_size(image, rescale))
         for one, image in zip(results, images, strict=True)
+    ]
+
+
+def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
+    """Return what mmdet wants to know about every image; see `detections`."""
+    return [
+        dict(
+            img_shape=(*image.img_shape, 3),
+            scale_factor=image.scale_factor,
+            ori_shape=(*(pasted_size(image, True) if rescale else image.ori_shape), 3),
+            pad_shape=(*image.tensor.shape[1:], 3),
+            flip=False,
+        )
+        for image in images
     ]
 
 
@@ -221,34 +222,18 @@ def boxes_alone(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
         roi_head.mask_head, roi_head.test_cfg = masks, own
 
 
-def fused_instances(
-    model: nn.Module,
-    batch: torch.Tensor,
-    metas: Sequence[Mapping[str, Any]],
-    sizes: Sequence[tuple[int, int]],
-    rescale: bool,
-) -> list[BoxedInstances]:
-    """Return the instances that a panoptic detector's own `simple_test` fuses with its semantic map."""
-    head, kept = model.panoptic_fusion_head, []
-    fuse, threshold = head.simple_test, model.test_cfg.panoptic.mask_thr_binary
+def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
+    """Return the segments of a panoptic detector's `simple_test`, at the original size, image by image.
 
-    def keep(dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        kept.append((dets.numpy(), labels.numpy(), (masks >= threshold).numpy()))
-        return torch.zeros(())
-
-    head.simple_test = keep
-    try:
-        model.simple_test(batch, metas, rescale=rescale)
-    finally:
-        head.simple_test = fuse
-    return [
-        BoxedInstances(masks[:, :height, :width].reshape(-1, height, width), *_columns(dets, labels))
-        for (dets, labels, masks), (height, width) in zip(kept, sizes, strict=True)
-    ]
-
-
-def _columns(dets: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return dets[:, 4], labels, dets[:, :4]
+    For all images of a batch mmdet takes the sizes of the first one where it resizes its semantic map.
+    """
+    classes, found = int(model.panoptic_fusion_head.num_classes), []
+    for image in images:
+        batch = torch.from_numpy(image.tensor[None]).contiguous().to(next(model.parameters()).device)
+        with torch.no_grad():
+            (result,) = model.simple_test(batch, metas_of_images([image], True), rescale=True)
+        found.append(Segments.of_map(result['pan_results'], classes))
+    return found
 
 
 def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:

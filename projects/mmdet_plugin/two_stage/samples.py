@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.core.errors import ShapeError
 from projects.mmdet_plugin.dense.samples import feeds
 
 if TYPE_CHECKING:
@@ -51,6 +52,29 @@ def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
         content = np.round(np.divide(image.img_shape, image.scale_factor[1::-1]))
         return tuple(int(side) for side in np.maximum(image.ori_shape, content))
     return tuple(int(side) for side in np.round(np.multiply(image.ori_shape, image.scale_factor[1::-1])))
+
+
+def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
+    """Return which images one run may take together: maps of one batch have one size."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(pasted_size(image, True), []).append(index)
+    return list(groups.values())
+
+
+def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of a batch, and `ori_shape` (2,) int64; maps are of the original size in any case.
+
+    Raises:
+        ShapeError: the images have several.
+    """
+    sizes = {pasted_size(image, True) for image in images}
+    if len(sizes) > 1:
+        raise ShapeError(
+            f'ori_shape: the images of a batch have the original sizes {sorted(sizes)}; maps of one batch '
+            f'have one size: run them one by one (samples_per_gpu=1)'
+        )
+    return dict(feeds(images, True), ori_shape=np.asarray(sizes.pop(), np.int64))
 
 
 def feeds_with_sizes(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

@@ -48,13 +48,12 @@ UNITS = dict(rpn_cls='logit', cls_score='logit', bbox_cls='logit', regions='pixe
 SEED = 0
 
 
-def check(heads: Mapping[str, nn.Module], options: Options, fused: bool = False) -> None:
+def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     """Refuse the form of two graphs for a detector that is one of them.
 
     Args:
         heads: `rpn_head` and `roi_head` of a detector, those that it has.
         options: of the export.
-        fused: the detector itself makes its results of more than regions.
 
     Raises:
         UsageError: the form, or half precision of the second graph.
@@ -71,7 +70,7 @@ def check(heads: Mapping[str, nn.Module], options: Options, fused: bool = False)
             f'--precision {options.precision}: the graph of regions stays float32; export it without'
         )
     roi_head = heads['roi_head']
-    if fused or context_names(roi_head) or grid_of(roi_head) is not None:
+    if context_names(roi_head) or grid_of(roi_head) is not None:
         raise UsageError(
             f'--postprocess {options.form}: {type(roi_head).__name__}: results are made of more than regions '
             f'of these levels, or scaled twice; it is one graph, export full'

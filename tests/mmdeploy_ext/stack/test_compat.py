@@ -1,5 +1,6 @@
 """Every patch: the failure without it, the success with it, and nothing where it is not needed."""
 
+import importlib.util
 import os
 import pickle
 import subprocess
@@ -66,7 +67,7 @@ def test_apply_imports_no_library_and_is_idempotent():
 
 def test_every_patch_states_reason_and_versions():
     patches = compat.apply()
-    assert len(patches) == len({patch.name for patch in patches}) == 26
+    assert len(patches) == len({patch.name for patch in patches}) == 27
     for patch in patches:
         assert len(patch.reason) > 40 and any(char.isdigit() for char in patch.versions) and patch.modules
 
@@ -244,6 +245,17 @@ def test_two_gloo_processes_test_and_train_with_mmdets_own_loops(tmp_path):
     # gradient of the mean over the samples of both ranks, so both have the same weights after each step
     assert weights[0] == weights[1] and weights[0] != 0
     assert 'is deprecated' not in out
+
+
+CODES['panoptic'] = (
+    'from mmdet.datasets import coco_panoptic\nfrom mmdet.datasets.pipelines import LoadPanopticAnnotations\n'
+    'print(len(coco_panoptic.id2rgb(LoadPanopticAnnotations and __import__("numpy").zeros((2, 2), int))))\n')
+
+
+@pytest.mark.skipif(importlib.util.find_spec('panopticapi') is not None, reason='panopticapi is installed')
+def test_panoptic_data_sets_are_read_without_panopticapi(outputs):
+    bare, patched_ = outputs['panoptic']
+    assert "'NoneType' object is not callable" in bare and patched_.split() == ['2']
 
 
 CODES['ddp'] = (

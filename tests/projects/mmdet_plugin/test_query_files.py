@@ -4,6 +4,8 @@ import functools
 
 import pytest
 import test_corner
+import test_query_panoptic
+import test_two_stage_panoptic
 from query_faulty import DEFORMABLE, EVERY
 from two_stage_faulty import iou_left_out, points_a_cell_off
 
@@ -23,6 +25,9 @@ SIZE = (192, 256)
 IMAGES = [('toy.jpg', read_image(PICTURE))]
 TOYS = dict(
     plain=toy_query.toy,
+    panoptic=toy_query.toy,
+    maskformer=toy_query.toy,
+    fused=lambda kind: toy_two_stage.toy('panoptic'),
     corner=test_corner.toy,
     judged=toy_two_stage.toy,
     points=toy_two_stage.toy,
@@ -53,6 +58,9 @@ FAULTS = {
             *('samples one cell off', 'a query swapped'),
         )
     },
+    ('panoptic', 'share of the mask ignored'): test_query_panoptic.FAULTS['share of the mask ignored'],
+    ('maskformer', 'padding looked at'): test_query_panoptic.OF_MASKFORMER['padding looked at'],
+    ('fused', 'the last instance on top'): test_two_stage_panoptic.FAULTS['the last instance on top'],
     ('corner', 'corners grouped across classes'): test_corner.EVERY['corners grouped across classes'],
     ('judged', 'mask IoU left out of the score'): in_stages(iou_left_out),
     ('points', 'points one cell off'): in_stages(points_a_cell_off),

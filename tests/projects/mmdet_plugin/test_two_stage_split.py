@@ -30,7 +30,7 @@ from mmdeploy_ext.proof.tasks import task_module
 from toy_two_stage import KINDS, family_of, images, options_of, run_stages, seeded, toy
 
 ONE = dict(rpn='the model has no roi_head', fast='the model has no rpn_head') | dict.fromkeys(
-    ('htc', 'scnet', 'grid', 'panoptic'), 'made of more than regions'
+    ('htc', 'scnet', 'grid'), 'made of more than regions'
 )
 ONE |= dict.fromkeys(('guided', 'guided_alone', 'staged'), '(RPN|no roi_head)')
 """Kinds that are one graph, and what is said of them."""

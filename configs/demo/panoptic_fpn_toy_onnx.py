@@ -1,0 +1,1 @@
+_base_ = ['./panoptic_fpn_toy.py', '../_base_/backends/onnxruntime.py']

@@ -1,0 +1,97 @@
+"""What mmdet asks of panopticapi: colours of segments, and panoptic quality summed up over images.
+
+panopticapi is in no package registry, so that an environment may lack it. mmdet matches segments with code of
+its own; what is left is the sum of Kirillov et al., "Panoptic Segmentation" (arXiv:1801.00868, section 4.1):
+PQ = sum of IoU / (TP + FP / 2 + FN / 2) of every class, and the mean over the classes that occur.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VOID, OFFSET = 0, 256**3
+"""The segment that is none, and more than there are colours."""
+FIGURES = ('pq', 'sq', 'rq')
+
+
+def rgb2id(colour: np.ndarray) -> np.ndarray:
+    """Return the segments (h, w) int64 of a picture (h, w, 3) uint8: red + 256 green + 256^2 blue."""
+    return np.asarray(colour).astype(np.int64) @ np.array([1, 256, 256**2])
+
+
+def id2rgb(segments: np.ndarray) -> np.ndarray:
+    """Return the picture (h, w, 3) uint8 of segments (h, w)."""
+    return np.stack([segments // 256**place % 256 for place in range(3)], axis=-1).astype(np.uint8)
+
+
+@dataclasses.dataclass
+class ClassCount:
+    """Sums of one class.
+
+    Attributes:
+        iou: of all matched pairs.
+        tp: matched pairs.
+        fp: predicted segments without a partner.
+        fn: true segments without a partner.
+    """
+
+    iou: float = 0.0
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+
+    def figures(self) -> dict[str, float] | None:
+        """Return panoptic, segmentation and recognition quality; None of a class that does not occur."""
+        weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
+        if not weight:
+            return None
+        found = self.iou / weight, self.iou / self.tp if self.tp else 0.0, self.tp / weight
+        return dict(zip(FIGURES, found, strict=True))
+
+
+class PQStat:
+    """Sums of all classes, by `category_id`."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.counts: dict[int, ClassCount] = collections.defaultdict(ClassCount)
+
+    def __getitem__(self, category: int) -> ClassCount:
+        """Return the sums of a class."""
+        return self.counts[category]
+
+    def __iadd__(self, other: PQStat) -> Self:
+        """Add those of other images."""
+        for category, count in other.counts.items():
+            own = self.counts[category]
+            for field in dataclasses.fields(ClassCount):
+                setattr(own, field.name, getattr(own, field.name) + getattr(count, field.name))
+        return self
+
+    def pq_average(
+        self, categories: Mapping[int, Mapping[str, Any]], isthing: bool | None
+    ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+        """Return the means over the classes that occur, NaN where none does, and the figures of each.
+
+        Args:
+            categories: `category_id` -> its entry, with `isthing`.
+            isthing: things alone, stuff alone, or None: all.
+        """
+        chosen = [
+            key for key, entry in categories.items() if isthing is None or bool(entry['isthing']) == isthing
+        ]
+        every = {key: self.counts[key].figures() for key in chosen}
+        there = [figures for figures in every.values() if figures]
+        means = {
+            name: sum(one[name] for one in there) / len(there) if there else float('nan') for name in FIGURES
+        }
+        return dict(means, n=len(there)), {
+            key: figures or dict.fromkeys(FIGURES, 0.0) for key, figures in every.items()
+        }
