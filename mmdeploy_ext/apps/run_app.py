@@ -23,9 +23,11 @@ TAKES = dict(
     images='pictures, or folders of them',
     sweeps='LiDAR sweeps (raw float32 points in .bin), or folders of them',
     frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
+    fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
 )
 """Kind of samples -> what it is in words."""
 ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
+OF_INFOS = ('frames', 'fused')
 """Kind of samples -> how its files end; all others are pictures."""
 FPS = 4.0
 
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             raise ModelFileError(f'{args.model}: has {len(files)} image models; name one of the files')
         args.model = str(files[0])
         return run_images.run_files(args, runner_of(metadata.family, metadata.form))
-    return (run_sweeps if metadata.samples == 'sweeps' else run_frames)(args, metadata)
+    return RUNS[metadata.samples](args, metadata)
 
 
 def check_inputs(args: argparse.Namespace, samples: str) -> None:
@@ -79,9 +81,10 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
-        if kind != samples and not (path.is_dir() and samples != 'frames'):
+        fits = samples in OF_INFOS if kind == 'frames' else kind == samples
+        if not fits and not (path.is_dir() and samples not in OF_INFOS):
             raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
-    if args.data_root is not None and samples != 'frames':
+    if args.data_root is not None and samples not in OF_INFOS:
         raise UsageError(
             f'--data-root {args.data_root}: goes with frames; {args.model} takes {TAKES[samples]}'
         )
@@ -157,18 +160,25 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     video = demo.is_video(args.out)
     if not video and args.out.suffix.lower() in demo.OTHER_FILES and not args.out.is_dir():
         raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
-    frames = [
-        frame for path in args.images for frame in read_frames(path, metadata.preprocess, args.data_root)
-    ]
+    rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
+    if rule is None:
+        raise ModelFileError(
+            f'{args.model}: is of LiDAR alone; use it in a program (its step() takes points)'
+        )
+    frames = [frame for path in args.images for frame in read_frames(path, rule, args.data_root)]
     targets = [args.out if video else args.out / f'{number:04d}.png' for number in range(len(frames))]
     run_images.check_targets(args, dict.fromkeys(targets))
     entries, begun = [], time.perf_counter()
     with opened(args, metadata) as model, demo.open_writer(args.out, FPS) as draw:
         for frame, target in zip(frames, targets, strict=True):
             images = [read_image(path) for path in frame.pictures]
-            calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
+            if metadata.samples == 'fused':
+                given: tuple[Any, ...] = (images, frame, args.data_root)
+            else:
+                calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
+                given = images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token
             start = time.perf_counter()
-            found = model.detect(images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token)
+            found = model.detect(*given)
             facts = dict(frame=frame.name, scene=frame.scene_token)
             entries.append(entry_of(facts, target, start, found, args, model.classes))
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
@@ -176,6 +186,10 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             print(run_images.result_line(frame.name, entries[-1]), flush=True)
     run_images.finish(args, metadata, entries, time.perf_counter() - begun)
     return 0
+
+
+RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)
+"""What goes in -> what runs it."""
 
 
 def entry_of(

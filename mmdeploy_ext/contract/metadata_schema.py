@@ -79,9 +79,13 @@ VOXEL_FIELDS = dict(
     mode=one_of('hard', 'dynamic'),
 )
 VOXELS = record(VOXEL_FIELDS, tuple(VOXEL_FIELDS)[:-1])
-FUSION = record(
-    dict(kind=one_of('fusion'), views=maybe(MULTIVIEW), voxels=maybe(VOXELS)), ('kind', 'views', 'voxels')
+FUSION_FIELDS = dict(
+    kind=one_of('fusion'),
+    views=maybe(MULTIVIEW),
+    voxels=maybe(VOXELS),
+    sweeps=number(0, 1000, whole=True),
 )
+FUSION = record(FUSION_FIELDS, tuple(FUSION_FIELDS))
 
 
 def rule_of_points(value: Any, where: str) -> None:

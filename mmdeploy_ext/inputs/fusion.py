@@ -24,21 +24,25 @@ class FusionRule(Plain):
     Attributes:
         views: of the pictures; None of a model without cameras.
         voxels: of the points; None of one without LiDAR.
+        sweeps: of the past, whose points come after those of the key frame.
     """
 
     views: MultiViewRule | None
     voxels: VoxelRule | None
+    sweeps: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; `kind` tells this rule from others."""
         both = dict(views=self.views, voxels=self.voxels)
-        return dict(kind=KIND, **{name: rule and rule.to_json() for name, rule in both.items()})
+        rules = {name: rule and rule.to_json() for name, rule in both.items()}
+        return dict(kind=KIND, **rules, sweeps=self.sweeps)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
         """Rebuild a rule from `to_json`."""
         views, voxels = content['views'], content['voxels']
-        return cls(views and MultiViewRule.from_json(views), voxels and VoxelRule.from_json(voxels))
+        rules = views and MultiViewRule.from_json(views), voxels and VoxelRule.from_json(voxels)
+        return cls(*rules, content['sweeps'])
 
     def img_aug_matrix(self) -> np.ndarray:
         """Return (N, 4, 4) float32: pictures as they were taken to the network's, pixels."""

@@ -155,6 +155,8 @@ class RigFrame:
         ego_pose: (4, 4) float64, LiDAR frame to global frame.
         timestamp_s: seconds, absolute.
         scene_token: None where the info says none.
+        info: as it was read.
+        source: its file.
     """
 
     name: str
@@ -164,6 +166,8 @@ class RigFrame:
     ego_pose: np.ndarray
     timestamp_s: float
     scene_token: str | None
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    source: Path = Path()
 
     @property
     def lidar2img(self) -> np.ndarray:
@@ -218,6 +222,8 @@ def _frame(
         ego_to_global @ lidar_to_ego,
         float(info['timestamp']) / 1e6,
         info.get('scene_token'),
+        info,
+        source,
     )
 
 

@@ -22,9 +22,10 @@ from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.inputs.points import voxelise
 from mmdeploy_ext.runtime.bevfusion_det import geometry
 from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, MATRICES, checked, in_lidar_columns, spread_out
+from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
 from mmdeploy_ext.runtime.bevfusion_det.pooling import pooled, tables_of
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
+from mmdeploy_ext.runtime.exported import check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.sparse import engine as sparse_engine
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.inputs.fusion import FusionRule
     from mmdeploy_ext.runtime.bevfusion_det.pooling import Tables
     from mmdeploy_ext.runtime.frames import FusedFrame
     from mmdeploy_ext.sparse.ir import SparseGraph
@@ -47,7 +47,7 @@ OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
 """The LiDAR's map by the second sparse file, and by the first once more: what a proof compares."""
 
 
-class CudaBEVFusion(Memoryless):
+class CudaBEVFusion(Detecting):
     """An exported BEVFusion of CUDA-BEVFusion's contract: a `Stepper` of fused frames, without a memory.
 
     Attributes:
@@ -95,21 +95,6 @@ class CudaBEVFusion(Memoryless):
         self.seconds = dict.fromkeys((*GRAPHS, 'pooling'), 0.0)
         self.tables: Tables | None = None
         self._key = b''
-
-    @property
-    def rule(self) -> FusionRule:
-        """How pictures and points become the input."""
-        return self.metadata.preprocess
-
-    @property
-    def width(self) -> int:
-        """V, values per point."""
-        return int(self.rule.voxels.in_channels)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
-        return self.metadata.classes
 
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors.

@@ -19,22 +19,22 @@ from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.bevfusion_det.cuda import DENSE, CudaBEVFusion
 from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, in_lidar_columns, spread_out
+from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
+from mmdeploy_ext.runtime.exported import check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.inputs.fusion import FusionRule
     from mmdeploy_ext.runtime.frames import FusedFrame
 
 GRAPHS = ('rig', 'lidar', 'frame')
 """Files of one export, by their `form`."""
 
 
-class BEVFusionOnnx(Memoryless):
+class BEVFusionOnnx(Detecting):
     """An exported BEVFusion: a `Stepper` of fused frames, without a memory.
 
     The cells of a rig are computed when its calibration is another than that of the frame before.
@@ -89,21 +89,6 @@ class BEVFusionOnnx(Memoryless):
         metadata.require(last, FAMILY, GRAPHS[-1:])
         needed = dict(camera='rig', lidar='lidar')
         return export_files(paths, (*(needed[name] for name in metadata.postprocess['sensors']), GRAPHS[-1]))
-
-    @property
-    def rule(self) -> FusionRule:
-        """How pictures and points become the input."""
-        return self.metadata.preprocess
-
-    @property
-    def width(self) -> int:
-        """V, values per point; 0 without LiDAR."""
-        return int(self.rule.voxels.in_channels) if self.rule.voxels is not None else 0
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
-        return self.metadata.classes
 
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors.

@@ -41,7 +41,8 @@ def fusion_rule(cfg: Any) -> FusionRule:
     if encoders.get('lidar'):
         channels = int(encoders.lidar.backbone.in_channels)
         voxels = rule_of_layer(encoders.lidar.voxelize, channels, 'xyz')
-    return FusionRule(views, voxels)
+    past = [step for step in test_pipeline(cfg) if step.get('type') == 'LoadPointsFromMultiSweeps']
+    return FusionRule(views, voxels, int(past[0].get('sweeps_num', 10)) if past and voxels else 0)
 
 
 def _views(cfg: Any, camera: Any) -> MultiViewRule:

@@ -245,3 +245,58 @@ def test_a_sweep_alone_is_no_sample(checkpoint, tmp_path, capsys):
     words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify', '--test-img']
     assert export_app.main(register, [*words, str(tmp_path / 'sweep.bin')]) == 2
     assert 'models of cameras take frames with poses and calibrations' in capsys.readouterr().err
+
+
+# ---- without PyTorch
+
+
+@pytest.mark.parametrize('sweeps', [0, 2])
+def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp_path):
+    """Pictures, points and matrices of an info file, by numpy alone and by the data set's pipeline."""
+    import dataclasses
+    import pickle
+
+    from mmdet3d.datasets import build_dataset
+
+    from mmdeploy_ext.evaluate.evaluation import build_loader
+    from mmdeploy_ext.families.base import find_family
+    from mmdeploy_ext.inputs.pictures import read_image
+    from mmdeploy_ext.runtime.bevfusion_det.moments import moment
+    from mmdeploy_ext.runtime.infos import read_frames
+
+    path = tmp_path / 'infos.pkl'
+    with open(options['data.test.ann_file'], 'rb') as stream:
+        content = pickle.load(stream)
+    first, second = content['infos']
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    before = dict(
+        data_path=first['lidar_path'], timestamp=second['timestamp'] - 250_000,
+        sensor2lidar_rotation=turn, sensor2lidar_translation=np.array([1.0, 2.0, 3.0]),
+    )  # fmt: skip
+    content['infos'] = [dict(second, sweeps=[before])]
+    path.write_bytes(pickle.dumps(content))
+    from projects.configs.nuscenes_fusion import loading
+
+    pipeline = [*loading(sweeps, False, True), *cfg.data.test.pipeline[2:]]
+    test = dict(cfg.data.test, ann_file=str(path), pipeline=pipeline, test_mode=True)
+    wanted = frame(next(iter(build_loader(build_dataset(test), [0], workers_per_gpu=0))))
+    (rig,) = read_frames(path, find_family(cfg).preprocess_rule(cfg).views)
+    rule = dataclasses.replace(find_family(cfg).preprocess_rule(cfg), sweeps=sweeps)
+    found = moment([read_image(file) for file in rig.pictures], rig, rule)
+    assert found.points.shape == wanted.points.shape
+    assert np.abs(found.points - wanted.points).max() < 1e-4
+    assert np.abs(found.images - wanted.images).max() < 1e-5
+    for name in MATRICES:
+        gap = np.abs(found.calibration[name] - wanted.calibration[name]).max()
+        assert gap < 1e-6 * np.abs(wanted.calibration[name]).max() + 1e-6, name
+
+
+def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, capsys):
+    from mmdeploy_ext.apps import run_app
+
+    folder, out = runs / 'bevfusion_toy_portable', tmp_path / 'out'
+    infos = options['data.test.ann_file']
+    assert run_app.main([str(folder), infos, '--out', str(out)]) == 0
+    assert len(list(out.glob('*.png'))) == 2 and 'detections' in capsys.readouterr().out
+    assert run_app.main([str(folder), str(REPO / 'demo/toy.jpg'), '--out', str(out)]) == 2
+    assert 'frames of several cameras and a LiDAR' in capsys.readouterr().err

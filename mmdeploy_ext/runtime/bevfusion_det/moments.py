@@ -1,0 +1,140 @@
+"""Moments of a data set's infos as the model takes them: pictures, points, sweeps of the past, matrices.
+
+Needs numpy and OpenCV. Source of the sweeps' steps: mmdet3d 1.0.0rc6, LoadPointsFromMultiSweeps.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.runtime.exported import Memoryless
+from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
+from mmdeploy_ext.runtime.infos import find_file
+from mmdeploy_ext.runtime.points import read_points
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.inputs.fusion import FusionRule
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import StepResult
+    from mmdeploy_ext.runtime.infos import RigFrame
+
+NO_POINTS = np.zeros((0, 5), np.float32)
+AGE = 4
+"""Column of a point that says how long before the key frame it was measured, s."""
+CLOSE = 1.0
+"""Points of sweeps of the past nearer than this in x and y are the car's own, m."""
+
+
+class Detecting(Memoryless):
+    """What the runtimes of both contracts share: a moment as a camera and a LiDAR gave it, to its boxes.
+
+    Attributes:
+        metadata: of the file that gives the boxes.
+    """
+
+    metadata: Metadata
+
+    @property
+    def rule(self) -> FusionRule:
+        """How pictures and points become the input."""
+        return self.metadata.preprocess
+
+    @property
+    def width(self) -> int:
+        """V, values per point; 0 without LiDAR."""
+        return int(self.rule.voxels.in_channels) if self.rule.voxels is not None else 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names, by label."""
+        return self.metadata.classes
+
+    @abc.abstractmethod
+    def step(self, frame: FusedFrame) -> StepResult:
+        """Detect in one moment of all sensors."""
+
+    def detect(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> Detections3D:
+        """Detect in one frame of a data set's infos; see `moment`."""
+        return self.step(moment(images_bgr, rig, self.rule, root)).detections
+
+
+def moment(
+    images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
+) -> FusedFrame:
+    """Return one frame as the model takes it.
+
+    Args:
+        images_bgr: N pictures (h, w, 3) uint8, as they were taken.
+        rig: of `read_frames`.
+        rule: of the model.
+        root: folder of the data set, where its files are not where the info says.
+
+    Raises:
+        DataError: a sweep that lacks, or does not fit.
+        ShapeError: pictures of another size.
+    """
+    images = rule.views.apply(images_bgr)
+    intrinsics = np.tile(np.eye(4), (len(images), 1, 1))
+    intrinsics[:, :3, :3] = rig.intrinsics
+    calibration = dict(
+        camera_intrinsics=intrinsics,
+        camera2lidar=invert_pose(rig.lidar2cam),
+        lidar2image=intrinsics @ rig.lidar2cam,
+        img_aug_matrix=rule.img_aug_matrix(),
+        lidar_aug_matrix=np.eye(4),
+    )
+    points = NO_POINTS
+    if rule.voxels is not None:
+        if 'lidar_path' not in rig.info:
+            raise DataError(
+                f'{rig.source}: the info of {rig.name} has no lidar_path; expected that of a sweep'
+            )
+        points = joint_points(rig.info, rule, rig.source, root)
+    return FusedFrame(
+        points,
+        rig.name,
+        images=images,
+        calibration={name: matrix.astype(np.float32) for name, matrix in calibration.items()},
+        image_files=tuple(map(str, rig.pictures)),
+    )
+
+
+def joint_points(
+    info: Mapping[str, Any], rule: FusionRule, source: Path, root: str | Path | None = None
+) -> np.ndarray:
+    """Return the points (P, V) of a key frame and of `rule.sweeps` before it, in the key frame's coordinates.
+
+    Without sweeps in the info the key frame's own points, but for the car's, stand for each of them.
+    """
+    width = rule.voxels.in_channels
+
+    def read(name: str) -> np.ndarray:
+        return read_points(find_file(name, source, root, 'sweep'), width)
+
+    points = read(info['lidar_path'])
+    if not rule.sweeps:
+        return points
+    points[:, AGE] = 0
+    before: Sequence[Mapping[str, Any]] = info.get('sweeps', ())[: rule.sweeps]
+    parts = [points] + ([] if before else [_without_car(points)] * rule.sweeps)
+    for sweep in before:
+        found = _without_car(read(sweep['data_path']))
+        found[:, :3] = found[:, :3] @ np.asarray(sweep['sensor2lidar_rotation']).T
+        found[:, :3] += np.asarray(sweep['sensor2lidar_translation'])
+        found[:, AGE] = info['timestamp'] / 1e6 - sweep['timestamp'] / 1e6
+        parts.append(found)
+    return np.concatenate(parts)
+
+
+def _without_car(points: np.ndarray) -> np.ndarray:
+    return points[~(np.abs(points[:, :2]) < CLOSE).all(1)]
