@@ -150,6 +150,7 @@ class QueryPanopticFamily(QueryMasksFamily):
     task = 'panoptic'
     fuses = True
     forms = ('full', 'raw')
+    keep_fp32 = ('fusion/*',)  # numbers of pixels are larger than float16 has
     tie_keys = (*ImageFamily.tie_keys, 'object_mask_thr', 'iou_thr')
     spec, stages = staticmethod(graphs.panoptic_spec), staticmethod(graphs.panoptic_stages)
     reference_tensors = staticmethod(reference.mask_tensors)
