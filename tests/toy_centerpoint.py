@@ -49,6 +49,19 @@ DCN_HEAD = {
 """Words that give the toy the head of CenterPoint's deformable variants."""
 
 
+PILLARS = {
+    'voxel_size=[0.4, 0.4, 0.4], max_voxels': 'voxel_size=[0.4, 0.4, 3.2], max_voxels',
+    "dict(type='HardSimpleVFE', num_features=5)": "dict(type='PillarFeatureNet', in_channels=5, "
+    'feat_channels=[16], voxel_size=(0.4, 0.4, 3.2), point_cloud_range=pc_range, legacy=False)',
+    "type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,\n"
+    '        encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), '
+    "block_type='basicblock'": "type='PointPillarsScatter', in_channels=16, output_shape=(32, 32)",
+    'layer_strides=[1, 2], norm_cfg': 'layer_strides=[2, 2], norm_cfg',
+}
+"""Words that make the toy one of pillars."""
+VARIANTS = dict(sparse={}, deformable=DCN_HEAD, pillars=PILLARS)
+
+
 def register():
     import projects.mmdet3d_plugin  # noqa: F401
 
@@ -89,14 +102,16 @@ def seeded_model(family, cfg):
         for name, value in model.named_parameters():  # after what is above: what it draws stays as it was
             if name.endswith('conv.bias') or (name.endswith('.bias') and 'task_heads' in name):
                 value.copy_(0.1 * torch.randn(value.shape, generator=generator))
-        model.pts_middle_encoder.conv_input[0].weight.mul_(0.05)  # intensities are large
+        scaled = getattr(model.pts_middle_encoder, 'conv_input', None)  # intensities are large
+        first = scaled[0].weight if scaled else model.pts_voxel_encoder.pfn_layers[0].linear.weight
+        first.mul_(0.05)
         for head in model.pts_bbox_head.task_heads:  # boxes of 1.6 m on cells of 0.8 m: neighbours overlap
             getattr(head, 'task_head', head).dim[-1].bias.add_(0.5)
     return model
 
 
 @functools.cache
-def exported(deformable=False):
+def exported(variant='sparse'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.deploy import deployment as deploy
@@ -105,7 +120,7 @@ def exported(deformable=False):
 
     register()
     folder = Path(tempfile.mkdtemp(prefix='tiny_centerpoint_'))
-    config = write_config(folder, words=DCN_HEAD if deformable else {})
+    config = write_config(folder, words=VARIANTS[variant])
     checkpoint = str(folder / 'tiny.pth')
     cfg = load_config(config)
     weights = seeded_model(find_family(cfg), cfg).state_dict()

@@ -1,4 +1,4 @@
-"""How a sweep of points becomes voxels, each with the mean of its points. Needs numba, no torch.
+"""How a sweep becomes voxels, each with its points or with the mean of them. Needs numba, no torch.
 
 Source: mmcv 1.7.2 `Voxelization` on CPU (cells in float32; hard: the first `max_points` points of the first
 `max_voxels` voxels, in order of their first point) and mmdet3d 1.0.0rc6 `HardSimpleVFE`, `DynamicSimpleVFE`
@@ -10,15 +10,12 @@ Glossary: P points of D values, N voxels, C features per voxel.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, PointsError
 from mmdeploy_ext.core.plain import Plain
-
-if TYPE_CHECKING:
-    pass
 
 MODES = ('hard', 'dynamic')
 ORDERS = ('xyz', 'zyx')
@@ -88,26 +85,55 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
         PointsError: another width than the rule's, or a value that is not finite.
     """
     from mmdeploy_ext.inputs import voxel_loops
-    from mmdeploy_ext.inputs.voxel_hash import empty_slots
 
-    points = check_points(points, rule.in_channels)
-    low = np.array(rule.point_cloud_range[:3], np.float32)
-    size, grid = np.array(rule.voxel_size, np.float32), np.array(rule.grid_size, np.int64)
     hard = rule.mode == 'hard'
-    limit = min(rule.max_voxels, len(points)) if hard else len(points)
-    slots, shift = empty_slots(limit)
-    coordinates = np.empty((limit, 3), np.int32)
-    features, counts = np.zeros((limit, rule.in_channels), np.float32), np.zeros(limit, np.int32)
-    found = voxel_loops.collect(
-        points, low, size, grid, rule.max_points if hard else np.iinfo(np.int32).max, slots,
-        np.empty(len(slots), np.int32), shift, coordinates, features, counts,
-    )  # fmt: skip
+    points, coordinates, where = _room(points, rule)
+    features = np.zeros((len(coordinates), rule.in_channels), np.float32)
+    counts, most = np.zeros(len(coordinates), np.int32), rule.max_points if hard else np.iinfo(np.int32).max
+    found = voxel_loops.collect(points, *where[:3], most, *where[3:], coordinates, features, counts)
     features, axes = features[:found] / counts[:found, None].astype(np.float32), coordinates[:found]
     if not hard:
         rows = np.lexsort(axes.T)
         features, axes = features[rows], axes[rows]
-    axes = axes if rule.order == 'xyz' else axes[:, ::-1]
-    return features, np.pad(axes, ((0, 0), (1, 0)))
+    return features, _ordered(axes, rule)
+
+
+def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the points of every voxel of one sweep, as networks take them that learn what a voxel is.
+
+    Args:
+        points: as `voxelise` takes them.
+        rule: to follow, of mode 'hard'.
+
+    Returns:
+        The first M points of each voxel (N, M, D) float32, zeros where it has fewer, how many it has (N,)
+        int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
+    """
+    from mmdeploy_ext.inputs import voxel_loops
+
+    points, coordinates, where = _room(points, rule)
+    kept = np.zeros((len(coordinates), rule.max_points, rule.in_channels), np.float32)
+    counts = np.zeros(len(coordinates), np.int32)
+    found = voxel_loops.gather(points, *where, coordinates, kept, counts)
+    return kept[:found], counts[:found], _ordered(coordinates[:found], rule)
+
+
+def _room(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
+    """Return checked points, room for the coordinates of all voxels, the grid, and an empty hash of it."""
+    from mmdeploy_ext.inputs.voxel_hash import empty_slots
+
+    points = check_points(points, rule.in_channels)
+    limit = min(rule.max_voxels, len(points)) if rule.mode == 'hard' else len(points)
+    slots, shift = empty_slots(limit)
+    low, size = np.array(rule.point_cloud_range[:3], np.float32), np.array(rule.voxel_size, np.float32)
+    grid = np.array(rule.grid_size, np.int64)
+    rows = np.empty(len(slots), np.int32)
+    return points, np.empty((limit, 3), np.int32), (low, size, grid, slots, rows, shift)
+
+
+def _ordered(axes: np.ndarray, rule: VoxelRule) -> np.ndarray:
+    """Return (N, 4) coordinates of sample 0, axes in the rule's order, of (N, 3) in x, y, z."""
+    return np.pad(axes if rule.order == 'xyz' else axes[:, ::-1], ((0, 0), (1, 0)))
 
 
 def check_points(points: np.ndarray, width: int) -> np.ndarray:

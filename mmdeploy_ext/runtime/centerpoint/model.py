@@ -1,4 +1,4 @@
-"""CenterPoint from points to boxes: the sparse backbone and the dense head on ONNX Runtime.
+"""CenterPoint from points to boxes: the sparse backbone, or pillars, and the dense head on ONNX Runtime.
 
     runtime = CenterPointOnnx('work_dirs/centerpoint')     # the folder that pytorch2onnx.py wrote
     boxes = runtime.detect(read_points('sweep.pcd.bin', runtime.width))
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
+from mmdeploy_ext.runtime.centerpoint.pillars import INPUTS, PillarsOnnx
 from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
@@ -41,7 +42,7 @@ class CenterPointOnnx(Memoryless):
     Attributes:
         metadata: of the head's file.
         box_rule: how its outputs become boxes.
-        seconds: spent so far by part: `backbone` (voxels, rulebook and network), `head`, `boxes`.
+        seconds: spent so far by part: `backbone` (voxels, rulebook or pillars, and network), `head`, `boxes`.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class CenterPointOnnx(Memoryless):
                 f'{", ".join(map(str, files.values()))}: got no {" and no ".join(missing)}; expected both '
                 f'files of one export'
             )
-        self.backbone = ScnOnnx(files['backbone'], engine=engine, **options)
+        opens = PillarsOnnx if read_metadata(files['backbone']).spec.input_names == [*INPUTS] else ScnOnnx
+        self.backbone = opens(files['backbone'], engine=engine, **options)
         # two thread pools on the same cores: one that still spins slows the other
         self.head = build_backend(engine, str(files['head']), **{**BACKENDS[engine].shared, **options})
         self.head.activate()

@@ -16,9 +16,11 @@ from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, f
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
+from projects.mmdet3d_plugin.centerpoint.pillars import ENCODER, SCATTER, has_pillars
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
 from projects.mmdet3d_plugin.common.weights import load_whole
+from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,12 +74,16 @@ class CenterPointFamily(SequenceFamily):
 
         check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
-        find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
+        if not has_pillars(model):
+            find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
         return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """See `Family.load_weights`; kernels of either spconv layout."""
-        load_whole(model, checkpoint, 'pts_middle_encoder')
+        if has_pillars(model):
+            super().load_weights(model, checkpoint)
+        else:
+            load_whole(model, checkpoint, 'pts_middle_encoder')
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
@@ -86,7 +92,9 @@ class CenterPointFamily(SequenceFamily):
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
         """See `Family.preprocess_rule`: how points become voxels."""
         check_model(cfg.filename, cfg.model)
-        return find_family(cfg, BACKBONE).preprocess_rule(cfg)
+        if cfg.model.pts_middle_encoder.type != SCATTER:
+            return find_family(cfg, BACKBONE).preprocess_rule(cfg)
+        return rule_of_layer(cfg.model.pts_voxel_layer, points_width(cfg.model), 'zyx')
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
@@ -113,9 +121,10 @@ def check_model(filename: str, model: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the key.
     """
+    middle = (model.get('pts_middle_encoder') or {}).get('type')
     wanted = dict(
-        pts_voxel_encoder=('HardSimpleVFE',),
-        pts_middle_encoder=('SparseEncoder',),
+        pts_middle_encoder=('SparseEncoder', SCATTER),
+        pts_voxel_encoder=(ENCODER if middle == SCATTER else 'HardSimpleVFE',),
         pts_bbox_head=('CenterHead',),
     )
     for key, allowed in wanted.items():
@@ -124,6 +133,11 @@ def check_model(filename: str, model: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f'{filename}: model.{key}.type={kind!r}; CenterPoint is exported with {" or ".join(allowed)}'
             )
+    if middle == SCATTER and int(model.pts_voxel_layer.get('max_num_points', -1)) < 1:
+        raise ConfigError(
+            f'{filename}: model.pts_voxel_layer.max_num_points=-1 (dynamic); pillars are exported with a '
+            f'fixed number of points'
+        )
     test = (model.get('test_cfg') or {}).get('pts') or {}
     if test.get('nms_type') not in NMS_TYPES:
         raise ConfigError(
@@ -141,7 +155,9 @@ def check_points_loaded(cfg: Any) -> None:
     Raises:
         ConfigError: names the key.
     """
-    wanted = int(cfg.model.pts_middle_encoder.in_channels)
+    wanted, key = points_width(cfg.model), 'middle'
+    if cfg.model.pts_middle_encoder.type == SCATTER:
+        key = 'voxel'
     for step in test_pipeline(cfg):
         if step.get('type') == 'LoadPointsFromFile':
             used = step.get('use_dim', [0, 1, 2])
@@ -149,8 +165,14 @@ def check_points_loaded(cfg: Any) -> None:
             if width != wanted:
                 raise ConfigError(
                     f'{cfg.filename}: use_dim={used} of LoadPointsFromFile gives {width} values per point, '
-                    f'model.pts_middle_encoder.in_channels is {wanted}'
+                    f'model.pts_{key}_encoder.in_channels is {wanted}'
                 )
+
+
+def points_width(model: Mapping[str, Any]) -> int:
+    """Return D, values per point, of a config's model."""
+    key = 'pts_voxel_encoder' if model['pts_middle_encoder']['type'] == SCATTER else 'pts_middle_encoder'
+    return int(model[key]['in_channels'])
 
 
 register_family(CenterPointFamily())

@@ -1,4 +1,4 @@
-"""CenterPoint's two graphs: the sparse backbone, and the dense remainder as a module of flat tensors.
+"""CenterPoint's two graphs: the sparse backbone or pillars, and the dense remainder as flat tensors.
 
 Glossary: C channels, H, W bird's-eye view, K classes of a task.
 """
@@ -14,6 +14,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
+from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, pillars_graph
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
 
 if TYPE_CHECKING:
@@ -51,20 +52,25 @@ def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tup
 
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
-    """Return the sparse backbone, and the dense head."""
+    """Return the points' side, a sparse backbone or pillars, and the dense head."""
+    device, folded = next(model.parameters()).device, fuse(model)
+    if has_pillars(model):
+        backbone = pillars_graph(model.pts_voxel_encoder, model.pts_middle_encoder, model.pts_voxel_layer)
+    else:
+        backbone = _sparse_graph(model.pts_middle_encoder, options.opset)
+    shape = backbone.spec.outputs[0].axes
+    bev = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    head = dense_spec(model, shape)
+    return [backbone, Graph('head', DenseHead(folded).eval().to(device), head, dict(bev=bev))]
+
+
+def _sparse_graph(encoder: nn.Module, opset: int) -> Graph:
     from mmdeploy_ext.sparse import portable
 
-    sparse = backbone_graph(model.pts_middle_encoder)
-    backbone = portable.to_onnx(sparse, opset=options.opset)
-    contract = starts_single(model_spec(backbone, 'centerpoint/backbone'))
-    head, folded = dense_spec(model, sparse.output_shape), fuse(model)
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    bev = torch.rand(sparse.output_shape, generator=generator).to(device)
-    return [
-        Graph('backbone', None, contract, {}, backbone),
-        Graph('head', DenseHead(folded).eval().to(device), head, dict(bev=bev)),
-    ]
+    sparse = backbone_graph(encoder)
+    model = portable.to_onnx(sparse, opset=opset)
+    spec = starts_single(model_spec(model, 'centerpoint/backbone'))
+    return Graph('backbone', None, spec, {}, model)
 
 
 def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:

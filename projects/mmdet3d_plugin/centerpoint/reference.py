@@ -17,6 +17,7 @@ from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
 from projects.mmdet3d_plugin.centerpoint.graphs import box_rule, flat_outputs
+from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, point_width
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,10 @@ class Reference:
         """Keep a `CenterPoint` in evaluation mode."""
         self.model = model
         self.output_names = box_rule(model.pts_bbox_head).output_names
-        self.width = int(model.pts_middle_encoder.in_channels)
+        sparse = not has_pillars(model)
+        self.width = (
+            int(model.pts_middle_encoder.in_channels) if sparse else point_width(model.pts_voxel_encoder)
+        )
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:

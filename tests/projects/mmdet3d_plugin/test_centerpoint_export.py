@@ -66,7 +66,7 @@ def test_both_files_are_proven_on_unseen_sweeps(toy):
 
 
 def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_them_and_proven():
-    deployment, folder, *_ = toy_centerpoint.exported(deformable=True)
+    deployment, folder, *_ = toy_centerpoint.exported('deformable')
     models = [onnx.load(path) for path in paths_of(folder)]
     assert [entry.version for model in models for entry in model.opset_import if not entry.domain] == [19, 19]
     assert sum(node.op_type == 'DeformConv' for node in models[1].graph.node) == 4  # two branches, two tasks
@@ -78,7 +78,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
 def test_the_exporter_chooses_the_opset_of_a_deformable_head_and_refuses_a_lower_one(tmp_path, capsys):
     from mmdeploy_ext.apps import export_app
 
-    _, _, config, checkpoint = toy_centerpoint.exported(deformable=True)
+    _, _, config, checkpoint = toy_centerpoint.exported('deformable')
     words = [config, checkpoint, '--output-file', str(tmp_path / 'graphs')]
     assert export_app.main(toy_centerpoint.register, words) == 0
     assert 'opset 19' in capsys.readouterr().out

@@ -1,0 +1,61 @@
+"""Points to bird's-eye view by a network of pillars: voxels with their points in, one graph of an ONNX file.
+
+Glossary: P points, D values per point, N voxels, M points of a voxel, C channels, H, W bird's-eye view.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.inputs.points import pillars
+from mmdeploy_ext.runtime.exported import Opened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+INPUTS = ('voxels', 'num_points', 'coors')
+"""Of the graph: the points of each voxel, how many there are, and the voxel's place."""
+
+
+class PillarsOnnx(Opened):
+    """One file of pillars on any engine. Use it as a context manager, or call `close`.
+
+    Attributes:
+        rule: how points become voxels.
+        props: `metadata_props` of the file.
+    """
+
+    def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
+        """Open the file.
+
+        Args:
+            path: written by `pytorch2onnx.py`.
+            engine: registered name of the backend.
+            options: of the backend.
+
+        Raises:
+            ModelFileError: missing, corrupt, or without metadata.
+            EngineError: the engine is not here.
+        """
+        self.session = build_backend(engine, str(path), **{**BACKENDS[engine].shared, **options})
+        self.session.activate()
+        self.rule, self.props = self.session.metadata.preprocess, self.session.metadata.to_props()
+
+    def step(self, points: np.ndarray) -> np.ndarray:
+        """Return the bird's-eye view (1, C, H, W) float32 of one sweep.
+
+        Args:
+            points: (P, D) in metres, LiDAR frame; those outside the range are left out.
+
+        Raises:
+            PointsError: points of another width, or not finite.
+            InferenceError: the engine failed.
+        """
+        return self.session.infer(dict(zip(INPUTS, pillars(points, self.rule), strict=True)))['bev']
+
+    def close(self) -> None:
+        """Close the session."""
+        self.session.deactivate()

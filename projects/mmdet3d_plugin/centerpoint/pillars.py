@@ -1,0 +1,111 @@
+"""Pillars of a detector as a module of flat tensors: mmdet3d's PillarFeatureNet and PointPillarsScatter.
+
+Source: mmdet3d 1.0.0rc6, models/voxel_encoders/pillar_encoder.py, models/middle_encoders/pillar_scatter.py.
+
+Glossary: N pillars, M points of a pillar, D values per point, C channels, H, W bird's-eye view.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.runtime.centerpoint.pillars import INPUTS
+
+EXAMPLE = 3
+"""Pillars of the traced input."""
+ENCODER, SCATTER = 'PillarFeatureNet', 'PointPillarsScatter'
+
+
+class Pillars(nn.Module):
+    """Features of each pillar's points, and the map that they are put on."""
+
+    def __init__(self, encoder: nn.Module, scatter: nn.Module) -> None:
+        """Keep upstream's parts.
+
+        Args:
+            encoder: a `PillarFeatureNet`.
+            scatter: a `PointPillarsScatter`.
+        """
+        super().__init__()
+        self.encoder, self.rows, self.columns = encoder, int(scatter.ny), int(scatter.nx)
+        origin = encoder.x_offset, encoder.y_offset, encoder.z_offset
+        self.register_buffer('size', torch.tensor([encoder.vx, encoder.vy, encoder.vz]), persistent=False)
+        self.register_buffer('origin', torch.tensor(origin), persistent=False)
+
+    def forward(self, voxels: torch.Tensor, num_points: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
+        """Return the bird's-eye view (1, C, H, W) float32.
+
+        Args:
+            voxels: (N, M, D) float32, metres first; zeros after a pillar's last point.
+            num_points: (N,) int32, 1 or more.
+            coors: (N, 4) int32: sample 0, z, y, x of the pillar.
+        """
+        net, xyz = self.encoder, voxels[..., :3]
+        counts = num_points.to(voxels.dtype)[:, None, None]
+        centred = xyz - (coors[:, 1:].flip(1).to(voxels.dtype) * self.size + self.origin)[:, None]
+        moved = net.legacy and net._with_voxel_center  # upstream writes the second over the first
+        columns = [torch.cat([centred, voxels[..., 3:]], dim=-1) if moved else voxels]
+        if net._with_cluster_center:
+            columns.append(xyz - xyz.sum(1, keepdim=True) / counts)
+        if net._with_voxel_center:
+            columns.append(centred)
+        if net._with_distance:
+            columns.append(columns[0][..., :3].norm(dim=2, keepdim=True))
+        real = torch.arange(voxels.shape[1], device=voxels.device)[:, None] < num_points[:, None, None]
+        features = torch.cat(columns, dim=-1) * real.to(voxels.dtype)
+        for layer in net.pfn_layers:
+            features = layer(features, num_points)
+        features = features.squeeze(1)
+        places = (coors[:, 2] * self.columns + coors[:, 3]).long()
+        canvas = features.new_zeros(self.rows * self.columns, features.shape[1]).index_put(
+            (places,), features
+        )
+        return canvas.t().reshape(1, -1, self.rows, self.columns)
+
+
+def has_pillars(model: nn.Module) -> bool:
+    """Return whether a detector's points become pillars."""
+    return type(model.pts_middle_encoder).__name__ == SCATTER
+
+
+def pillars_graph(encoder: nn.Module, scatter: nn.Module, layer: nn.Module) -> Graph:
+    """Return the graph from pillars to the bird's-eye view.
+
+    Args:
+        encoder: a `PillarFeatureNet`.
+        scatter: a `PointPillarsScatter`.
+        layer: mmcv's `Voxelization`.
+    """
+    most, width, channels = int(layer.max_num_points), point_width(encoder), int(scatter.in_channels)
+    device = next(encoder.parameters()).device
+    tensors = (
+        TensorSpec(
+            INPUTS[0], 'float32', ('N', most, width), 'points of each pillar, then zeros', single=True
+        ),
+        TensorSpec(INPUTS[1], 'int32', ('N',), 'how many points a pillar has'),
+        TensorSpec(
+            INPUTS[2], 'int32', ('N', 4), 'sample 0, z, y, x of each pillar, each pillar once', 'cell'
+        ),
+    )
+    shape = (1, channels, int(scatter.ny), int(scatter.nx))
+    spec = GraphSpec(
+        'centerpoint/pillars', tensors, (TensorSpec('bev', 'float32', shape, "bird's-eye view"),)
+    )
+    generator = torch.Generator().manual_seed(0)
+    places = torch.arange(EXAMPLE, dtype=torch.int32)
+    example = (
+        torch.rand(EXAMPLE, most, width, generator=generator),
+        places % most + 1,
+        torch.stack([0 * places, 0 * places, places, places], dim=1),
+    )
+    named = {name: value.to(device) for name, value in zip(INPUTS, example, strict=True)}
+    return Graph('backbone', Pillars(encoder, scatter).eval().to(device), spec, named)
+
+
+def point_width(encoder: nn.Module) -> int:
+    """Return D, values per point, of a `PillarFeatureNet`, which counts what it adds to them, too."""
+    added = 3 * bool(encoder._with_cluster_center) + 3 * bool(encoder._with_voxel_center)
+    return int(encoder.in_channels) - added - bool(encoder._with_distance)
