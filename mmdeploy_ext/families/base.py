@@ -11,6 +11,7 @@ from mmdeploy_ext.contract import families as declared
 from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
+from mmdeploy_ext.families.later import imported_more
 from mmdeploy_ext.families.nearest import refusal
 
 if TYPE_CHECKING:
@@ -284,6 +285,8 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
             f'equally; correct what their `claims` return'
         )
+    if not best and imported_more():
+        return find_family(cfg, product)
     return best[0] if best else _refuse(cfg, product or DETECTOR, [one for one in claims if claims[one]])
 
 
