@@ -20,7 +20,8 @@ rounds a box of class 79 at 1344 pixels to 0.008 pixels: 5e-4 of the width of a 
 engines within 1e-5 of each other's tensors, one suppressed a box at an IoU of 0.499995, where 0.5 is the
 threshold (guided anchoring with ResNeXt-101, class 8 at 448 pixels).
 """
-KEYS = ('iou_threshold',)
+KEYS = ('iou_threshold', 'nms_thr')
+"""Of thresholds of overlaps in the `test_cfg` of mmdet's and of mmdet3d's heads."""
 ROUNDING = 2e-7
 """Change of each output of a layer, of itself: up to three units in the last place of float32.
 

@@ -13,6 +13,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, nothing_found, run_twice
+from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
 from mmdeploy_ext.proof.results import Case, Pair
 from mmdeploy_ext.proof.tasks import task_module
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
+    from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
 
@@ -136,10 +138,21 @@ class SweepProof(FramesProof):
         if low := half.bars_of(self.verdict.precision):
             rows, bars = half.judge(rows, low.cosine), low.of_task(task)
         match = task_module(task).match_detections
-        detections = match('boxes', expected.detections, found.detections, **bars)
+        sides = expected.detections, found.detections
+        detections = match('boxes', *sides, near_ties=lambda: self.near_ties(sweep), **bars)
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
-        pair = Pair(title, sweep.points, expected.detections, found.detections)
+        pair = Pair(title, sweep.points, *sides)
         return Case(sweep.name, shape, False, tuple(rows), (detections,)), [pair]
+
+    def near_ties(self, sweep: Sweep) -> list[Detections3D]:
+        """Return PyTorch's results with thresholds moved by rounding, and with other rounding of layers."""
+        model = self.deployment.model
+
+        def run() -> list[Detections3D]:
+            return [self.reference.step(sweep).detections]
+
+        found = with_moved_thresholds(model, run) + with_other_rounding(model, run)
+        return [detections for (detections,) in found]
 
 
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:

@@ -5,6 +5,7 @@ Glossary: R reference detections (rows), C candidate detections (columns), N cam
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from mmdeploy_ext.proof.results import DetectionRow
 from mmdeploy_ext.proof.tasks import matching
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
@@ -41,6 +42,7 @@ def match_detections(
     distance_bar: float = DISTANCE_BAR,
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
+    near_ties: Callable[[], Sequence[Detections3D]] | None = None,
 ) -> DetectionRow:
     """Match two lists of detections of one frame one to one, within a class, whatever their order.
 
@@ -57,6 +59,7 @@ def match_detections(
         distance_bar: metres; largest distance of the centres of a matched pair.
         score_bar: largest score difference of a matched pair.
         capacity: detections that both engines keep at most per frame (`max_num`).
+        near_ties: see `bbox2d.match_detections`.
 
     Returns:
         The row; its `worst_distance` is in metres, its `worst_iou` says nothing here and is 1.
@@ -64,8 +67,11 @@ def match_detections(
     problem = _broken('reference', reference) or _broken('candidate', candidate)
     if problem:
         return DetectionRow(name, len(reference), 0, len(reference), len(candidate), 1.0, 1.0, False, problem)
-    pairing = pair_up(reference, candidate, distance_bar, score_bar)
-    found = matching.tally(pairing, (reference.scores, candidate.scores), score_thr, score_bar, capacity)
+    pair = functools.partial(pair_up, distance_bar=distance_bar, score_bar=score_bar)
+    pairing = pair(reference, candidate)
+    tied = near_ties and (lambda: matching.near_ties_of(near_ties(), reference, candidate, pair))
+    scores = reference.scores, candidate.scores
+    found = matching.tally(pairing, scores, score_thr, score_bar, capacity, None, tied)
     distance = found.worst(-pairing.nearness, 0.0)
     score = found.worst(pairing.score_gap, 0.0)
     others = [f'{title} {found.worst(gap, 0.0):.2g}' for title, gap, _ in _other_gaps(reference, candidate)]
@@ -84,6 +90,7 @@ def match_detections(
         reason=reason,
         outside=found.outside,
         worst_distance=distance,
+        ties=found.ties,
     )
 
 
