@@ -11,7 +11,7 @@ from mmcv.ops import Voxelization
 from mmdet3d.models.voxel_encoders import HardSimpleVFE
 
 from mmdeploy_ext.core.errors import ConfigError, PointsError
-from mmdeploy_ext.inputs.points import VoxelRule, voxelise
+from mmdeploy_ext.inputs.points import VoxelRule, pillars, voxelise
 
 RULE = VoxelRule((-5.4, -5.4, -5.0, 5.4, 5.4, 3.0), (0.075, 0.075, 0.2), 10, 160000, 'zyx', 5)
 
@@ -50,6 +50,17 @@ def test_hard_voxels_equal_mmcvs(max_points, max_voxels):
     assert np.array_equal(coordinates[:, 1:], expected)
     assert not coordinates[:, 0].any()
     assert np.allclose(features, means, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('max_points', 'max_voxels'), [(10, 160000), (3, 700)])
+def test_pillars_keep_the_points_that_mmcv_keeps(max_points, max_voxels):
+    rule, points = dataclasses.replace(RULE, max_points=max_points, max_voxels=max_voxels), sweep()
+    layer = Voxelization(list(rule.voxel_size), list(rule.point_cloud_range), max_points, max_voxels)
+    voxels, coordinates, counts = layer(torch.from_numpy(points))
+    kept, found, places = pillars(points, rule)
+    np.testing.assert_array_equal(kept, voxels.numpy())
+    np.testing.assert_array_equal(found, counts.numpy())
+    np.testing.assert_array_equal(places[:, 1:], coordinates.numpy())
 
 
 def test_dynamic_voxels_equal_the_mean_of_mmcvs_cells():

@@ -248,6 +248,11 @@ def test_a_checkpoint_without_the_head_is_refused(toy, tmp_path):
         deploy.load(config, str(tmp_path / 'cut.pth'))
 
 
+def page_section(title):
+    page = (REPO / 'projects/mmdet3d_plugin/centerpoint/README.md').read_text()
+    return page.split(f'## {title}\n')[1].split('\n## ')[0]
+
+
 def test_the_page_states_the_contract_of_the_head():
     from projects.mmdet3d_plugin.centerpoint import graphs
 
@@ -256,8 +261,8 @@ def test_the_page_states_the_contract_of_the_head():
     contract = graphs.dense_spec(find_family(cfg).build(cfg), (1, 96, 56, 56))
     rows = [
         [cell.strip() for cell in line.strip('|').split('|')]
-        for line in (REPO / 'projects/mmdet3d_plugin/centerpoint/README.md').read_text().splitlines()
-        if line.startswith('| `') and line.count('|') == 7
+        for line in page_section('head.onnx').splitlines()
+        if line.startswith('| `')
     ]
     stated = {
         name.strip('`'): (side, dtype, shape, unit.split(';')[0])
@@ -272,3 +277,13 @@ def test_the_page_states_the_contract_of_the_head():
         name = f'{kind}_t' if task else kind
         assert stated[name] == (side, tensor.dtype, shape, tensor.unit), name
     assert len(stated) == 7
+
+
+def test_the_page_states_the_contract_of_pillars():
+    folder = toy_centerpoint.exported('pillars')[1]
+    spec = read_metadata(str(folder / 'backbone.onnx')).spec
+    lines = [
+        line for line in page_section('backbone.onnx with pillars').splitlines() if line.startswith('| `')
+    ]
+    assert [line.split('`')[1] for line in lines] == [*spec.input_names, *spec.output_names]
+    assert [line.split('|')[3].strip() for line in lines] == ['float32', 'int32', 'int32', 'float32']

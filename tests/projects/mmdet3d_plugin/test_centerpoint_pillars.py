@@ -1,0 +1,185 @@
+"""CenterPoint with pillars: both files equal mmdet3d's own test path; faults in our own part are refused."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from mmdet3d.models.builder import build_middle_encoder, build_voxel_encoder
+
+import toy_centerpoint
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, PointsError
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
+from mmdeploy_ext.runtime.frames import Sweep
+from projects.mmdet3d_plugin.centerpoint import pillars
+from proofs import check_files
+
+RANGE, SIZE = (-4.0, -4.0, -2.0, 4.0, 4.0, 2.0), (0.5, 0.5, 4.0)
+N, M, D = 40, 6, 4
+
+
+@pytest.fixture(scope='module')
+def toy():
+    return toy_centerpoint.exported('pillars')
+
+
+def paths_of(folder):
+    return [str(folder / f'{name}.onnx') for name in ('backbone', 'head')]
+
+
+def sweeps(count):
+    return [Sweep(toy_centerpoint.sweep(seed, 300 + 100 * seed), f'sweep {seed}') for seed in range(count)]
+
+
+def test_both_files_are_proven_on_sweeps_that_were_not_traced(toy):
+    deployment, folder, *_ = toy
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), dict(engine='OnnxRuntimeBackend'))
+    assert verdict.proven, verdict.reasons
+    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 100
+    assert {'bev', 'reg_0', 'heatmap_1'} <= {row.tensor for case in verdict.cases for row in case.tensors}
+
+
+def test_the_graph_takes_any_number_of_pillars_in_standard_operators(toy):
+    _, folder, *_ = toy
+    graph = onnx.load(paths_of(folder)[0]).graph
+    assert [one.name for one in graph.input] == ['voxels', 'num_points', 'coors']
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == 'N'
+    assert {node.domain for node in graph.node} == {''}
+    assert sum(node.op_type == 'ScatterND' for node in graph.node) == 1
+
+
+def parts(**changes):
+    torch.manual_seed(0)
+    cfg = dict(in_channels=D, feat_channels=[8], voxel_size=SIZE, point_cloud_range=RANGE, **changes)
+    encoder = build_voxel_encoder(dict(type='PillarFeatureNet', **cfg)).eval()
+    with torch.no_grad():
+        for value in encoder.state_dict().values():
+            if value.dtype.is_floating_point:
+                value.uniform_(0.2, 1.0)
+    channels = cfg['feat_channels'][-1]
+    return encoder, build_middle_encoder(
+        dict(type='PointPillarsScatter', in_channels=channels, output_shape=(16, 16))
+    )
+
+
+def cells():
+    """Return the points of pillars, of 1 to all points, in places of their own."""
+    random = np.random.default_rng(0)
+    place = random.permutation(256)[:N]
+    coors = np.stack([0 * place, 0 * place, place // 16, place % 16], 1).astype(np.int32)
+    counts = (np.arange(N) % M + 1).astype(np.int32)
+    points = random.uniform(-4, 4, (N, M, D)).astype(np.float32)
+    points[np.arange(M) >= counts[:, None]] = 0
+    return tuple(torch.from_numpy(value) for value in (points, counts, coors))
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(legacy=False),
+        dict(legacy=True),
+        dict(legacy=True, with_distance=True),
+        dict(with_cluster_center=False),
+        dict(with_voxel_center=False, with_distance=True),
+        dict(legacy=False, mode='avg'),
+    ],
+    ids=str,
+)
+def test_the_module_equals_mmdet3ds_parts(changes):
+    encoder, scatter = parts(**changes)
+    points, counts, coors = cells()
+    with torch.no_grad():
+        expected = scatter(encoder(points.clone(), counts, coors), coors, 1)
+        found = pillars.Pillars(encoder, scatter)(points, counts, coors)
+    assert pillars.point_width(encoder) == D
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_two_layers_see_the_largest_of_the_first():
+    encoder, scatter = parts(legacy=False)
+    torch.manual_seed(0)
+    two = dict(in_channels=D, feat_channels=[8, 8], voxel_size=SIZE, point_cloud_range=RANGE, legacy=False)
+    encoder = build_voxel_encoder(dict(type='PillarFeatureNet', **two)).eval()
+    points, counts, coors = cells()
+    with torch.no_grad():
+        expected = scatter(encoder(points.clone(), counts, coors), coors, 1)
+        torch.testing.assert_close(pillars.Pillars(encoder, scatter)(points, counts, coors), expected)
+
+
+def transposed(original):
+    return lambda self, voxels, counts, coors: original(self, voxels, counts, coors).transpose(2, 3)
+
+
+def without_mask(original):
+    return lambda self, voxels, counts, coors: original(self, voxels, 0 * counts + voxels.shape[1], coors)
+
+
+def corner(original):
+    def forward(self, voxels, counts, coors):
+        self.origin = self.origin - self.size / 2
+        try:
+            return original(self, voxels, counts, coors)
+        finally:
+            self.origin = self.origin + self.size / 2
+
+    return forward
+
+
+@pytest.mark.parametrize('fault', [transposed, without_mask, corner])
+def test_a_fault_in_our_own_part_is_not_proven_by_inputs(toy, tmp_path, monkeypatch, fault):
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.files import export_files
+
+    _, _, config, checkpoint = toy
+    monkeypatch.setattr(pillars.Pillars, 'forward', fault(pillars.Pillars.forward))
+    deployment = deploy.load(config, checkpoint)
+    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
+    export_files(deployment, options, str(tmp_path))
+    verdict, _ = prove(deployment, paths_of(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    assert not verdict.proven
+    assert not all(row.passed for case in verdict.cases for row in case.tensors if row.tensor == 'bev')
+
+
+def test_a_changed_weight_of_the_pillars_is_refused_and_the_file_named(toy, tmp_path):
+    deployment, folder, *_ = toy
+    for path in folder.glob('*.onnx'):
+        model = onnx.load(path)
+        if path.stem == 'backbone':
+            weight = max(model.graph.initializer, key=lambda value: np.prod(value.dims))
+            values = onnx.numpy_helper.to_array(weight) * np.float32(1.001)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, tmp_path / path.name)
+    verdict = check_files(deployment, paths_of(tmp_path))
+    assert [graph.name for graph in verdict.graphs if not graph.passed] == ['backbone']
+
+
+def test_points_that_cannot_be_are_refused(toy):
+    _, folder, *_ = toy
+    with CenterPointOnnx(folder) as runtime:
+        assert runtime.width == 5
+        with pytest.raises(PointsError, match=r'expected numbers \(P, 5\)'):
+            runtime.detect(np.zeros((10, 4), np.float32))
+        with pytest.raises(PointsError, match='none of 10 is in the range'):
+            runtime.detect(np.full((10, 5), 500, np.float32))
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (
+            {"dict(type='HardSimpleVFE', num_features=5)": "dict(type='HardVFE')"},
+            "pts_voxel_encoder.type='HardVFE'",
+        ),
+        ({'max_num_points=4': 'max_num_points=-1'}, 'max_num_points=-1'),
+    ],
+)
+def test_pillars_of_another_kind_are_refused_by_name(tmp_path, words, message):
+    toy_centerpoint.register()
+    changes = {old: new for old, new in toy_centerpoint.PILLARS.items() if old not in words} | words
+    cfg = load_config(toy_centerpoint.write_config(tmp_path, words=changes))
+    family = find_family(cfg)
+    with pytest.raises(ConfigError, match=message):
+        family.check(cfg, family.choose(opset=0))
