@@ -192,6 +192,7 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
     spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
     feeds, batches = staticmethod(samples.feeds_with_size), staticmethod(samples.batches_of_one_size)
     reference_detections = staticmethod(reference.segments)
+    rounded_choices = staticmethod(panoptic.rounded_choices)
 
     def picture(self, model: nn.Module, options: Options) -> TensorSpec:
         """See `ImageFamily.picture`."""

@@ -9,9 +9,11 @@ input in pixels, H4, W4 a quarter of it, h, w size of the map.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import torch
 from mmdet.models.builder import HEADS
 from mmdet.models.seg_heads import HeuristicFusionHead, PanopticFPNHead
 from torch import nn
@@ -33,7 +35,7 @@ from projects.mmdet_plugin.two_stage.proposals import smallest_input
 from projects.mmdet_plugin.two_stage.regions import same_methods
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterator
 
     from mmdeploy_ext.contract.option import Options
 
@@ -42,6 +44,8 @@ RATIO, MULTIPLE = 4, 32
 SEMANTIC = 'semantic_logits'
 GIVEN = ('img_shape', 'scale_factor', 'ori_shape', 'dets', 'labels', 'box_masks', SEMANTIC)
 """What a map is made of."""
+TIE_SCORE = 1e-6
+"""Scores of two instances this close are a tie: the one that is laid first has the pixels of both."""
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
@@ -179,3 +183,36 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     outputs = ('dets', 'labels', 'box_masks')
     found[1] = dataclasses.replace(found[1], outputs=outputs, varying=outputs)
     return [*found, Stage('fusion', MapFullForm(own), GIVEN, ('panoptic',))]
+
+
+def other_order(scores: torch.Tensor) -> torch.Tensor:
+    """Return the order (n,) of scores (n,) from the best down, where ties are the other way round."""
+    order = torch.argsort(-scores, stable=True)
+    group = (-scores[order].diff() > TIE_SCORE).cumsum(0)
+    group = torch.cat([torch.zeros_like(order[:1]), group])
+    return order[torch.argsort(group * len(scores) - torch.arange(len(scores), device=scores.device))]
+
+
+def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
+    """Yield the order of instances whose scores are a tie, decided otherwise; see `ImageFamily`."""
+    yield _laid_otherwise(model.panoptic_fusion_head)
+
+
+@contextlib.contextmanager
+def _laid_otherwise(fusion: nn.Module) -> Iterator[None]:
+    """Inside the block mmdet's fusion head lays instances in `other_order`."""
+    own = fusion.simple_test
+
+    def fuse(
+        dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, *rest: torch.Tensor
+    ) -> torch.Tensor:
+        order = other_order(dets[:, 4])
+        dets = dets[order].clone()
+        dets[:, 4] = torch.linspace(1, 0.5, len(dets)).to(dets)  # mmdet sorts them again
+        return own(dets, labels[order], masks[order], *rest)
+
+    fusion.simple_test = fuse
+    try:
+        yield
+    finally:
+        del fusion.simple_test
