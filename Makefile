@@ -113,13 +113,14 @@ fi
 exec 9>&-
 endef
 
-.PHONY: help env env-tensorrt env-mmdet3 tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar benchmark zoo doctor site lint clean distclean
+.PHONY: help env env-tensorrt env-mmdet3 tensorrt-table tensorrt-table-full test test-fast test-matrix demo demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
 
 help:
 	@echo 'make env          the environment in .venv/ (first time: mmcv-full is compiled, 1 to 2 minutes on 2 cores)'
 	echo 'make demo         a small trained ATSS: exported, proven, evaluated, drawn'
 	echo 'make demo-stream  a small trained StreamPETR on a generated nuScenes: the same, and a film'
 	echo 'make demo-lidar   a small trained CenterPoint on the same: from points to boxes, and a picture from above'
+	echo 'make demo-fusion  a small trained BEVFusion on the same: cameras and points to boxes, and a film'
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make env-tensorrt the optional TensorRT-RTX (233 MB)     make tensorrt-table   what builds, for which GPU'
 	echo 'make env-mmdet3   the optional mmdet 3 in .venv-mmdet3/, which docs/mmdet3.md is measured with'
@@ -287,6 +288,19 @@ demo-lidar: $(ENV)
 	    --verify --report work_dirs/demo_lidar
 	sweeps=($(LIDAR_SWEEP)__*.pcd.bin)
 	$(RUN) tools/demo/lidar_demo.py "$${sweeps[0]}" --onnx work_dirs/demo_lidar/graphs --out work_dirs/demo_lidar/sweep.png
+
+FUSION := projects/configs/BEVFusion/bevfusion_toy
+FUSION_CKPT := demo/checkpoints/bevfusion_toy.pth
+demo-fusion: $(ENV)
+	$(RUN) -m projects.toydata.nuscenes --root data/toy_nuscenes
+	[ -f data/toy_nuscenes/toy_nuscenes_infos_val.pkl ] || \
+	    $(RUN) tools/create_data.py nuscenes --root-path data/toy_nuscenes --extra-tag toy_nuscenes
+	$(RUN) tools/test.py $(FUSION)_pth.py $(FUSION_CKPT) --eval bbox
+	$(RUN) tools/test.py $(FUSION)_onnx.py $(FUSION_CKPT) --eval bbox
+	$(RUN) tools/deployment/pytorch2onnx.py $(FUSION).py $(FUSION_CKPT) --output-file work_dirs/demo_fusion/graphs \
+	    --verify --frames 24 --report work_dirs/demo_fusion
+	$(RUN) -m mmdeploy_ext run work_dirs/demo_fusion/graphs data/toy_nuscenes/toy_nuscenes_infos_val.pkl \
+	    --out work_dirs/demo_fusion/frames.mp4
 
 # All families at full size on every engine that is here: docs/benchmarks.md. See `benchmark_all.py --help`.
 BENCHMARK_ARGS ?=

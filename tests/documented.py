@@ -146,7 +146,7 @@ ENTRIES = (
     Entry(r'make test(-fast|-matrix)?$', why='suite'),
     Entry(r'make lint$', why='ruff'),
     Entry(r'python -m pytest ', why='suite'),
-    Entry(r'make demo(-stream|-lidar)?$', why='steps'),
+    Entry(r'make demo(-stream|-lidar|-fusion)?$', why='steps'),
     Entry(r'make site$', why='site', test='tests/test_site.py::test_no_link_and_no_anchor_dangles'),
     Entry(
         r'make doctor$', why='doctor', test=SELF + 'stack/test_doctor.py::test_exit_status_report_and_json'
@@ -273,9 +273,15 @@ ENTRIES = (
         test=TOOLS + 'test_rtdetr_loop.py::test_metrics_and_detections_are_the_same_by_both_engines',
     ),
     Entry(
-        r'tools/dist_test_\w+.sh projects/configs/BEVFusion',
+        r'tools/dist_test_\w+.sh projects/configs/BEVFusion/centerpoint',
         why='data set',
         test=TOOLS + 'test_lidar_loop.py::test_nds_and_map_by_both_engines_are_equal',
+    ),
+    Entry(
+        r'tools/dist_test_\w+.sh projects/configs/BEVFusion/bevfusion',
+        why='data set',
+        test=PROJECTS + 'mmdet3d_plugin/test_bevfusion_data.py::'
+        'test_both_engines_run_the_data_set_and_the_dump_agrees',
     ),
     Entry(
         r'tools/dist_test_\w+.sh projects/configs/StreamPETR',

@@ -118,7 +118,7 @@ def test_the_steps_of_the_demonstrations_are_commands_of_the_documentation():
     modules = set(re.findall(r'-m (projects[\w.]+)', ' '.join(COMMANDS)))
     demo = (REPOSITORY / 'tools/demo/demo.py').read_text()
     steps = set(re.findall(r"'(tools/[\w/.]+)'", demo))
-    for name in ('demo-stream', 'demo-lidar'):
+    for name in ('demo-stream', 'demo-lidar', 'demo-fusion'):
         recipe = re.search(rf'^{name}:.*\n((?:\t.*\n)+)', test_docs.text('Makefile'), re.M)[1]
         steps |= set(re.findall(r'(tools/[\w/]+\.py)', recipe))
         assert set(re.findall(r'-m (projects[\w.]+)', recipe)) <= modules

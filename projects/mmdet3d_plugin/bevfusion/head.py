@@ -199,10 +199,8 @@ class TransFusionHead(nn.Module):
                 module.momentum = bn_momentum
         unlimited = torch.zeros(num_classes, 1, 1, dtype=torch.bool)
         unlimited[list(UNLIMITED[self.test_cfg['dataset']])] = True
-        self.register_buffer('unlimited', unlimited, persistent=False)
+        self.unlimited = unlimited  # no buffer: mmcv writes those into checkpoints, persistent or not
         self.loss_cfg = dict(cls=loss_cls, heatmap=loss_heatmap, bbox=loss_bbox)
-
-    unlimited: Tensor
 
     def init_weights(self) -> None:
         """Start from small class probabilities, and as transformers do."""
@@ -258,7 +256,7 @@ class TransFusionHead(nn.Module):
         margin = self.nms_kernel_size // 2
         largest = nn.functional.max_pool2d(heat, self.nms_kernel_size, stride=1)
         largest = nn.functional.pad(largest, (margin,) * 4)
-        return torch.where((heat == largest) | self.unlimited, heat, 0.0)
+        return torch.where((heat == largest) | self.unlimited.to(heat.device), heat, 0.0)
 
     def proposals(self, heat: Tensor) -> Tensor:
         """Return the best (class, cell) pairs of a heat map, (B, Q) int64 as `class * H * W + cell`."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import toy_bevfusion
 from mmdeploy_ext.apps import export_app, test_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
@@ -202,10 +201,8 @@ def test_each_box_has_one_query_and_one_peak(cfg, dataset):
 
 
 @pytest.fixture(scope='module')
-def checkpoint(cfg, tmp_path_factory):
-    path = tmp_path_factory.mktemp('weights') / 'toy.pth'
-    torch.save(dict(state_dict=toy_bevfusion.seeded(cfg).state_dict()), path)
-    return str(path)
+def checkpoint():
+    return str(REPO / 'demo/checkpoints/bevfusion_toy.pth')
 
 
 def evaluate(config, checkpoint, work_dir, options):
@@ -226,7 +223,10 @@ def runs(checkpoint, options, tmp_path_factory):
 
 def test_both_engines_run_the_data_set_and_the_dump_agrees(runs, checkpoint, options, tmp_path, capsys):
     reference, candidate = (read_json(runs / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx'))
-    assert reference.keys() == candidate.keys() and 'pts_bbox_NuScenes/NDS' in reference
+    assert reference.keys() == candidate.keys()
+    scores = [name for name in reference if name.endswith(('NDS', 'mAP'))]
+    assert len(scores) == 2 and all(abs(reference[name] - candidate[name]) <= 5e-4 for name in scores)
+    assert reference['pts_bbox_NuScenes/mAP'] >= 0.4  # 0.837 on the whole set
     samples = list_samples(runs / 'dump')
     tensors, manifest = load_dump(samples[0])
     assert {'points', 'images', 'cells', 'bev', *MATRICES} <= set(tensors)
