@@ -151,7 +151,12 @@ def run_dataset(
 
 
 def _compact(result: Any) -> Any:
-    """Return a result with its masks run-length encoded, as mmdet's evaluators take them too."""
+    """Return a result with its masks run-length encoded, as mmdet's evaluators take them too.
+
+    A panoptic detector of mmdet may give instances beside its map (`ins_results`).
+    """
+    if isinstance(result, dict) and 'ins_results' in result:
+        return dict(result, ins_results=_compact(result['ins_results']))
     if not isinstance(result, tuple):
         return result
     from mmdet.core import encode_mask_results

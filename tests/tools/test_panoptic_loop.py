@@ -76,3 +76,11 @@ def test_files_of_both_forms_are_proven_and_one_with_another_limit_of_stuff_is_n
     capsys.readouterr()
     assert verify_app.main(register, [CONFIG, str(CHECKPOINT), str(path), '--images', str(PICTURE)]) == 1
     assert 'NOT PROVEN' in capsys.readouterr().out
+
+
+def test_instances_beside_a_map_are_encoded_as_the_evaluator_takes_them():
+    from mmdeploy_ext.evaluate.loop import _compact
+
+    mask, panoptic = np.eye(4, dtype=bool), np.zeros((4, 4), np.int32)
+    found = _compact(dict(pan_results=panoptic, ins_results=([np.zeros((1, 5))], [[mask]])))
+    assert found['pan_results'] is panoptic and found['ins_results'][1][0][0]['size'] == [4, 4]
