@@ -44,7 +44,7 @@ class BEVFusionFamily(SequenceFamily):
     near = ('TransFusion', 'BEVFusion', 'LSS')
     of_config = "the grid and the cameras are the config's"
     task = 'points3d'
-    used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/graph.py show {file}'}
+    used_by: ClassVar[Mapping[str, str]] = {'': '-m mmdeploy_ext run {file} INFOS.pkl'}
     options = (*OPTIONS, *DRIVE)
     files = ('rig', 'lidar', 'frame')
     samples = 'fused'

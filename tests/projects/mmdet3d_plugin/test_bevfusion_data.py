@@ -300,3 +300,15 @@ def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, c
     assert len(list(out.glob('*.png'))) == 2 and 'detections' in capsys.readouterr().out
     assert run_app.main([str(folder), str(REPO / 'demo/toy.jpg'), '--out', str(out)]) == 2
     assert 'frames of several cameras and a LiDAR' in capsys.readouterr().err
+
+
+def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, options, capsys):
+    from mmdeploy_ext.apps import verify_app
+
+    words = [f'{key}={value}' for key, value in options.items()]
+    files = str(runs / 'bevfusion_toy_portable')
+    assert (
+        verify_app.main(register, [CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
+    )
+    said = capsys.readouterr().out
+    assert 'PROVEN' in said and f'python -m mmdeploy_ext run {files} INFOS.pkl' in said.replace('\n', '')
