@@ -10,7 +10,7 @@ bird's-eye view.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
-FAMILY = 'centerpoint'
 GRAPHS = ('backbone', 'head')
 """Files of one export, by their `form`."""
 
@@ -40,10 +39,17 @@ class CenterPointOnnx(Memoryless):
     """An exported CenterPoint on ONNX Runtime or OpenVINO: a `Stepper` of sweeps, without a memory.
 
     Attributes:
+        family: of the files.
+        rules: what reads how outputs become boxes.
+        decode: what makes boxes of outputs.
         metadata: of the head's file.
         box_rule: how its outputs become boxes.
         seconds: spent so far by part: `backbone` (voxels, rulebook or pillars, and network), `head`, `boxes`.
     """
+
+    family: ClassVar[str] = 'centerpoint'
+    rules: ClassVar[Any] = BoxRule
+    decode = staticmethod(decode)
 
     def __init__(
         self, paths: str | Path | Sequence[str | Path], *, engine: str = 'OnnxRuntimeBackend', **options: Any
@@ -73,9 +79,9 @@ class CenterPointOnnx(Memoryless):
         self.metadata = self.head.metadata
         known = Metadata.from_props(self.backbone.props, files['backbone']), self.metadata
         for name, metadata in zip(GRAPHS, known, strict=True):
-            metadata.require(files[name], FAMILY, (name,))
+            metadata.require(files[name], self.family, (name,))
         check_same_export(dict(zip((files[name] for name in GRAPHS), known, strict=True)))
-        self.box_rule = BoxRule.from_json(self.metadata.postprocess, files['head'])
+        self.box_rule = self.rules.from_json(self.metadata.postprocess, files['head'])
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
     @property
@@ -119,7 +125,7 @@ class CenterPointOnnx(Memoryless):
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise InferenceError(f'{sweep.name or "sweep"}: the network gave NaN or infinity')
         start = self.passed('head', start)
-        detections = decode(outputs, self.box_rule)
+        detections = self.decode(outputs, self.box_rule)
         self.passed('boxes', start)
         return StepResult(dict(bev=bev, **outputs), detections)
 

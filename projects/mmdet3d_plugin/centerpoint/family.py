@@ -16,9 +16,10 @@ from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, f
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
-from projects.mmdet3d_plugin.centerpoint.pillars import ENCODER, SCATTER, has_pillars
+from projects.mmdet3d_plugin.centerpoint.pillars import ENCODERS, SCATTER, has_pillars
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
+from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 from projects.mmdet3d_plugin.common.weights import load_whole
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 
@@ -57,6 +58,14 @@ class CenterPointFamily(SequenceFamily):
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
 
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        """Refuse detectors whose parts are not exported.
+
+        Raises:
+            ConfigError: names the key.
+        """
+        check_model(filename, model)
+
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'CenterPoint' else Claim.NO
@@ -64,15 +73,15 @@ class CenterPointFamily(SequenceFamily):
     def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""
         if options.fp16_io:
-            raise UsageError('--fp16-io: points and the map between both graphs of CenterPoint stay float32')
-        check_model(cfg.filename, cfg.model)
+            raise UsageError(f'--fp16-io: points and the map between both graphs of {self.name} stay float32')
+        self.check_parts(cfg.filename, cfg.model)
         check_points_loaded(cfg)
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
         from mmdet3d.models import build_model
 
-        check_model(cfg.filename, cfg.model)
+        self.check_parts(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
             find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
@@ -83,7 +92,7 @@ class CenterPointFamily(SequenceFamily):
         if has_pillars(model):
             super().load_weights(model, checkpoint)
         else:
-            load_whole(model, checkpoint, 'pts_middle_encoder')
+            load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
@@ -91,10 +100,11 @@ class CenterPointFamily(SequenceFamily):
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
         """See `Family.preprocess_rule`: how points become voxels."""
-        check_model(cfg.filename, cfg.model)
-        if cfg.model.pts_middle_encoder.type != SCATTER:
+        self.check_parts(cfg.filename, cfg.model)
+        prefix = prefix_of(cfg.model)
+        if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
             return find_family(cfg, BACKBONE).preprocess_rule(cfg)
-        return rule_of_layer(cfg.model.pts_voxel_layer, points_width(cfg.model), 'zyx')
+        return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
@@ -104,10 +114,11 @@ class CenterPointFamily(SequenceFamily):
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""
-        encoders = model.pts_voxel_encoder, model.pts_middle_encoder
+        parts = parts_of(model)
+        encoders = parts.voxel_encoder, parts.middle_encoder
         return dict(
             backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
-            boxes=[(model.pts_bbox_head, 'get_bboxes')],
+            boxes=[(parts.head, 'get_bboxes')],
         )
 
     def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -121,32 +132,48 @@ def check_model(filename: str, model: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the key.
     """
-    middle = (model.get('pts_middle_encoder') or {}).get('type')
-    wanted = dict(
-        pts_middle_encoder=('SparseEncoder', SCATTER),
-        pts_voxel_encoder=(ENCODER if middle == SCATTER else 'HardSimpleVFE',),
-        pts_bbox_head=('CenterHead',),
-    )
-    for key, allowed in wanted.items():
-        kind = (model.get(key) or {}).get('type')
-        if kind not in allowed:
-            raise ConfigError(
-                f'{filename}: model.{key}.type={kind!r}; CenterPoint is exported with {" or ".join(allowed)}'
-            )
-    if middle == SCATTER and int(model.pts_voxel_layer.get('max_num_points', -1)) < 1:
-        raise ConfigError(
-            f'{filename}: model.pts_voxel_layer.max_num_points=-1 (dynamic); pillars are exported with a '
-            f'fixed number of points'
-        )
+    check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
     test = (model.get('test_cfg') or {}).get('pts') or {}
     if test.get('nms_type') not in NMS_TYPES:
         raise ConfigError(
             f'{filename}: model.test_cfg.pts.nms_type={test.get("nms_type")!r}, expected '
             f'{" or ".join(NMS_TYPES)}'
         )
+
+
+def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads: Sequence[str]) -> None:
+    """Refuse encoders and heads that are not exported, and cameras.
+
+    Args:
+        filename: of the config.
+        model: its `model`.
+        what: is exported, for messages.
+        heads: of it.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    prefix = prefix_of(model)
+    middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
+    wanted = dict(
+        middle_encoder=('SparseEncoder', SCATTER),
+        voxel_encoder=ENCODERS if middle == SCATTER else ('HardSimpleVFE',),
+        bbox_head=heads,
+    )
+    for name, allowed in wanted.items():
+        kind = (model.get(key := prefix + name) or {}).get('type')
+        if kind not in allowed:
+            raise ConfigError(
+                f'{filename}: model.{key}.type={kind!r}; {what} is exported with {" or ".join(allowed)}'
+            )
+    if middle == SCATTER and int(model[f'{prefix}voxel_layer'].get('max_num_points', -1)) < 1:
+        raise ConfigError(
+            f'{filename}: model.{prefix}voxel_layer.max_num_points=-1 (dynamic); pillars are exported with a '
+            f'fixed number of points'
+        )
     for key in ('img_backbone', 'pts_fusion_layer'):
         if model.get(key):
-            raise ConfigError(f'{filename}: model.{key}: CenterPoint is exported for points alone')
+            raise ConfigError(f'{filename}: model.{key}: {what} is exported for points alone')
 
 
 def check_points_loaded(cfg: Any) -> None:
@@ -155,9 +182,7 @@ def check_points_loaded(cfg: Any) -> None:
     Raises:
         ConfigError: names the key.
     """
-    wanted, key = points_width(cfg.model), 'middle'
-    if cfg.model.pts_middle_encoder.type == SCATTER:
-        key = 'voxel'
+    key, wanted = points_width(cfg.model)
     for step in test_pipeline(cfg):
         if step.get('type') == 'LoadPointsFromFile':
             used = step.get('use_dim', [0, 1, 2])
@@ -165,14 +190,15 @@ def check_points_loaded(cfg: Any) -> None:
             if width != wanted:
                 raise ConfigError(
                     f'{cfg.filename}: use_dim={used} of LoadPointsFromFile gives {width} values per point, '
-                    f'model.pts_{key}_encoder.in_channels is {wanted}'
+                    f'model.{key}.in_channels is {wanted}'
                 )
 
 
-def points_width(model: Mapping[str, Any]) -> int:
-    """Return D, values per point, of a config's model."""
-    key = 'pts_voxel_encoder' if model['pts_middle_encoder']['type'] == SCATTER else 'pts_middle_encoder'
-    return int(model[key]['in_channels'])
+def points_width(model: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the part of a config's model that says how many values a point has, and D."""
+    prefix = prefix_of(model)
+    part = 'voxel_encoder' if model[f'{prefix}middle_encoder']['type'] == SCATTER else 'middle_encoder'
+    return prefix + part, int(model[prefix + part].get('in_channels', 4))
 
 
 register_family(CenterPointFamily())

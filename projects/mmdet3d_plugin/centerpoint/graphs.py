@@ -15,34 +15,45 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
 from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, pillars_graph
+from projects.mmdet3d_plugin.common.parts import parts_of
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mmdeploy_ext.contract.option import Options
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 
 
 class DenseHead(nn.Module):
-    """SECOND, its FPN and the heads of all tasks, up to raw outputs."""
+    """The network of the bird's-eye view, its neck and the head, up to raw outputs."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the parts of a `CenterPoint`."""
-        super().__init__()
-        self.pts_backbone = model.pts_backbone
-        self.pts_neck = model.pts_neck if model.with_pts_neck else None
-        self.pts_bbox_head = model.pts_bbox_head
-
-    def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return `reg`, `height`, `dim`, `rot`, `vel` (if there is one) and `heatmap` of every task in turn.
+    def __init__(self, model: nn.Module, flatten: Callable[[Any], tuple[torch.Tensor, ...]]) -> None:
+        """Keep the parts of a detector.
 
         Args:
-            bev: (1, C, H, W) float32 of the sparse encoder.
+            model: see `parts_of`.
+            flatten: makes one tuple of what its head gives.
         """
-        features = self.pts_backbone(bev)
-        if self.pts_neck is not None:
-            features = self.pts_neck(features)
-        return flat_outputs(self.pts_bbox_head(features))
+        super().__init__()
+        parts = parts_of(model)
+        dense = [('backbone', parts.backbone), ('neck', parts.neck), ('bbox_head', parts.head)]
+        self.names = [f'{parts.prefix}{name}' for name, part in dense if part is not None]
+        for name, (_, part) in zip(self.names, [one for one in dense if one[1] is not None], strict=True):
+            self.add_module(name, part)
+        self.flatten = flatten
+
+    def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the head's raw outputs.
+
+        Args:
+            bev: (1, C, H, W) float32, the bird's-eye view.
+        """
+        found: Any = bev
+        for name in self.names:
+            found = getattr(self, name)(found)
+        return self.flatten(found)
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
@@ -53,23 +64,32 @@ def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tup
 
 def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the points' side, a sparse backbone or pillars, and the dense head."""
-    device, folded = next(model.parameters()).device, fuse(model)
+    folded, points = fuse(model), points_graph(model, options, 'centerpoint')
+    shape = points.spec.outputs[0].axes
+    return [points, head_graph(DenseHead(folded, flat_outputs), dense_spec(model, shape))]
+
+
+def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
+    """Return the graph that gives the bird's-eye view: a sparse encoder, or pillars."""
+    parts = parts_of(model)
     if has_pillars(model):
-        backbone = pillars_graph(model.pts_voxel_encoder, model.pts_middle_encoder, model.pts_voxel_layer)
-    else:
-        backbone = _sparse_graph(model.pts_middle_encoder, options.opset)
-    shape = backbone.spec.outputs[0].axes
-    bev = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    head = dense_spec(model, shape)
-    return [backbone, Graph('head', DenseHead(folded).eval().to(device), head, dict(bev=bev))]
+        return pillars_graph(parts, family)
+    return _sparse_graph(parts.middle_encoder, options.opset, family)
 
 
-def _sparse_graph(encoder: nn.Module, opset: int) -> Graph:
+def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
+    """Return the graph behind the bird's-eye view, traced on random numbers."""
+    device = next(module.parameters()).device
+    bev = torch.rand(spec.inputs[0].axes, generator=torch.Generator().manual_seed(0)).to(device)
+    return Graph('head', module.eval().to(device), spec, dict(bev=bev))
+
+
+def _sparse_graph(encoder: nn.Module, opset: int, family: str) -> Graph:
     from mmdeploy_ext.sparse import portable
 
     sparse = backbone_graph(encoder)
     model = portable.to_onnx(sparse, opset=opset)
-    spec = starts_single(model_spec(model, 'centerpoint/backbone'))
+    spec = starts_single(model_spec(model, f'{family}/backbone'))
     return Graph('backbone', None, spec, {}, model)
 
 
@@ -82,7 +102,7 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
     """
     device = next(model.parameters()).device
     with torch.no_grad():
-        found = DenseHead(model)(torch.zeros(bev_shape, device=device))
+        found = DenseHead(model, flat_outputs)(torch.zeros(bev_shape, device=device))
     outputs = []
     for name, tensor in zip(box_rule(model.pts_bbox_head).output_names, found, strict=True):
         kind, task = name.rsplit('_', 1)

@@ -1,6 +1,6 @@
-"""Pillars of a detector as a module of flat tensors: mmdet3d's PillarFeatureNet and PointPillarsScatter.
+"""Pillars of a detector as a module of flat tensors: mmdet3d's encoders of pillars and their scatter.
 
-Source: mmdet3d 1.0.0rc6, models/voxel_encoders/pillar_encoder.py, models/middle_encoders/pillar_scatter.py.
+Source: mmdet3d 1.0.0rc6, models/voxel_encoders/{pillar,voxel}_encoder.py, middle_encoders/pillar_scatter.py.
 
 Glossary: N pillars, M points of a pillar, D values per point, C channels, H, W bird's-eye view.
 """
@@ -13,10 +13,11 @@ from torch import nn
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.runtime.centerpoint.pillars import INPUTS
+from projects.mmdet3d_plugin.common.parts import Parts, parts_of
 
 EXAMPLE = 3
 """Pillars of the traced input."""
-ENCODER, SCATTER = 'PillarFeatureNet', 'PointPillarsScatter'
+ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
 
 
 class Pillars(nn.Module):
@@ -26,7 +27,7 @@ class Pillars(nn.Module):
         """Keep upstream's parts.
 
         Args:
-            encoder: a `PillarFeatureNet`.
+            encoder: one of `ENCODERS`.
             scatter: a `PointPillarsScatter`.
         """
         super().__init__()
@@ -46,7 +47,8 @@ class Pillars(nn.Module):
         net, xyz = self.encoder, voxels[..., :3]
         counts = num_points.to(voxels.dtype)[:, None, None]
         centred = xyz - (coors[:, 1:].flip(1).to(voxels.dtype) * self.size + self.origin)[:, None]
-        moved = net.legacy and net._with_voxel_center  # upstream writes the second over the first
+        legacy = getattr(net, 'legacy', False)
+        moved = legacy and net._with_voxel_center  # upstream writes the second over the first
         columns = [torch.cat([centred, voxels[..., 3:]], dim=-1) if moved else voxels]
         if net._with_cluster_center:
             columns.append(xyz - xyz.sum(1, keepdim=True) / counts)
@@ -56,9 +58,11 @@ class Pillars(nn.Module):
             columns.append(columns[0][..., :3].norm(dim=2, keepdim=True))
         real = torch.arange(voxels.shape[1], device=voxels.device)[:, None] < num_points[:, None, None]
         features = torch.cat(columns, dim=-1) * real.to(voxels.dtype)
-        for layer in net.pfn_layers:
+        for layer in getattr(net, 'vfe_layers', ()):
+            features = layer(features)
+        for layer in getattr(net, 'pfn_layers', ()):
             features = layer(features, num_points)
-        features = features.squeeze(1)
+        features = features.flatten(1)
         places = (coors[:, 2] * self.columns + coors[:, 3]).long()
         canvas = features.new_zeros(self.rows * self.columns, features.shape[1]).index_put(
             (places,), features
@@ -68,17 +72,17 @@ class Pillars(nn.Module):
 
 def has_pillars(model: nn.Module) -> bool:
     """Return whether a detector's points become pillars."""
-    return type(model.pts_middle_encoder).__name__ == SCATTER
+    return type(parts_of(model).middle_encoder).__name__ == SCATTER
 
 
-def pillars_graph(encoder: nn.Module, scatter: nn.Module, layer: nn.Module) -> Graph:
+def pillars_graph(parts: Parts, family: str) -> Graph:
     """Return the graph from pillars to the bird's-eye view.
 
     Args:
-        encoder: a `PillarFeatureNet`.
-        scatter: a `PointPillarsScatter`.
-        layer: mmcv's `Voxelization`.
+        parts: of a detector whose points become pillars.
+        family: of its spec.
     """
+    layer, encoder, scatter = parts.voxel_layer, parts.voxel_encoder, parts.middle_encoder
     most, width, channels = int(layer.max_num_points), point_width(encoder), int(scatter.in_channels)
     device = next(encoder.parameters()).device
     tensors = (
@@ -106,6 +110,6 @@ def pillars_graph(encoder: nn.Module, scatter: nn.Module, layer: nn.Module) -> G
 
 
 def point_width(encoder: nn.Module) -> int:
-    """Return D, values per point, of a `PillarFeatureNet`, which counts what it adds to them, too."""
+    """Return D, values per point, of an encoder of pillars, which counts what it adds to them, too."""
     added = 3 * bool(encoder._with_cluster_center) + 3 * bool(encoder._with_voxel_center)
     return int(encoder.in_channels) - added - bool(encoder._with_distance)

@@ -18,11 +18,13 @@ from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
 from projects.mmdet3d_plugin.centerpoint.graphs import box_rule, flat_outputs
 from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, point_width
+from projects.mmdet3d_plugin.common.parts import parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mmdeploy_ext.runtime.frames import Sweep
+    from projects.mmdet3d_plugin.common.parts import Parts
 
 
 class Reference:
@@ -30,14 +32,26 @@ class Reference:
 
     state = None
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a `CenterPoint` in evaluation mode."""
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        rule: Callable[[torch.nn.Module], Any] = box_rule,
+        flatten: Callable[[Any], tuple[torch.Tensor, ...]] = flat_outputs,
+    ) -> None:
+        """Keep a detector in evaluation mode.
+
+        Args:
+            model: a `CenterPoint`, or another one with such parts.
+            rule: head -> what names its outputs.
+            flatten: makes one tuple of what the head gives.
+        """
         self.model = model
-        self.output_names = box_rule(model.pts_bbox_head).output_names
+        self.parts = parts_of(model)
+        self.output_names = rule(self.parts.head).output_names
+        self.flatten = flatten
         sparse = not has_pillars(model)
-        self.width = (
-            int(model.pts_middle_encoder.in_channels) if sparse else point_width(model.pts_voxel_encoder)
-        )
+        inside = self.parts.middle_encoder.in_channels if sparse else point_width(self.parts.voxel_encoder)
+        self.width = int(inside)
         self.device = next(model.parameters()).device
 
     def reset(self) -> None:
@@ -52,32 +66,32 @@ class Reference:
         from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
         points = check_points(sweep.points, self.width, sweep.name)
-        check_in_range(points, self.model.pts_voxel_layer.point_cloud_range, sweep.name)
+        check_in_range(points, self.parts.voxel_layer.point_cloud_range, sweep.name)
         tap('points', torch.from_numpy(points))
         meta = dict(box_type_3d=LiDARInstance3DBoxes)
-        with torch.no_grad(), single_thread(), _watched(self.model) as found:
+        with torch.no_grad(), single_thread(), _watched(self.parts) as found:
             (result,) = self.model(
                 return_loss=False,
                 rescale=True,
                 points=[[torch.from_numpy(points).to(self.device)]],
                 img_metas=[[meta]],
             )
-        tensors = dict(zip(self.output_names, flat_outputs(found['head']), strict=True))
+        tensors = dict(zip(self.output_names, self.flatten(found['head']), strict=True))
         tensors = dict(bev=found['bev'], **tensors)
         for name, value in tensors.items():
             tap(name, value)  # for `collect_taps` around this step
         outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
-        return StepResult(outputs, detections(result['pts_bbox']))
+        return StepResult(outputs, detections(result.get('pts_bbox', result)))
 
 
 @contextlib.contextmanager
-def _watched(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
+def _watched(parts: Parts) -> Iterator[dict[str, Any]]:
     """Collect the encoder's result and the head's raw outputs of the passes inside the block."""
     found: dict[str, Any] = {}
-    parts = dict(bev=model.pts_middle_encoder, head=model.pts_bbox_head)
+    watched = dict(bev=parts.middle_encoder, head=parts.head)
     hooks = [
         part.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output))
-        for name, part in parts.items()
+        for name, part in watched.items()
     ]
     try:
         yield found

@@ -1,0 +1,1 @@
+"""LiDAR detectors with anchors without PyTorch: from a sweep to boxes."""

@@ -1,0 +1,173 @@
+"""Boxes of anchors in 3D without PyTorch: anchors, their deltas, NMS of each class from above, directions.
+
+Source: mmdet3d 1.0.0rc6, models/dense_heads/anchor3d_head.py `get_bboxes_single`, core/anchor/
+anchor_3d_generator.py, core/bbox/coders/delta_xyzwhlr_bbox_coder.py, core/post_processing/box3d_nms.py.
+
+Glossary: L levels, A anchors of a cell, C classes, D values of a box (7, or 9 with a velocity), n boxes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.runtime.bev_nms import rotated_nms
+from mmdeploy_ext.runtime.detections import nms, sigmoid
+from mmdeploy_ext.runtime.detections3d import Detections3D
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
+"""Of each level: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, `cls_score_1`, ..."""
+PI = np.float32(np.pi)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorRule(Plain):
+    """What turns the head's outputs into boxes.
+
+    Attributes:
+        num_classes: C.
+        code_size: D.
+        levels: L.
+        aligned: anchors lie in the middle of cells, not from edge to edge of their range.
+        align_corner: aligned anchors lie at the corner of cells.
+        ranges: six numbers of each range, metres, one after the other.
+        sizes: three numbers of each anchor, metres, one after the other.
+        rotations: radians.
+        scales: of the sizes, per level.
+        size_per_range: each range has one size; otherwise the first range has all.
+        dir_offset: radians.
+        dir_limit_offset: of a half turn.
+        nms_pre: anchors of a level that are looked at; 0 or less takes all.
+        score_thr: scores have to be above it.
+        nms_thr: largest IoU from above.
+        rotated: boxes are turned when their IoU is computed.
+        max_num: boxes that come out.
+    """
+
+    num_classes: int
+    code_size: int
+    levels: int
+    aligned: bool
+    align_corner: bool
+    ranges: tuple[float, ...]
+    sizes: tuple[float, ...]
+    rotations: tuple[float, ...]
+    scales: tuple[float, ...]
+    size_per_range: bool
+    dir_offset: float
+    dir_limit_offset: float
+    nms_pre: int
+    score_thr: float
+    nms_thr: float
+    rotated: bool
+    max_num: int
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the head's outputs."""
+        return tuple(f'{name}_{level}' for level in range(self.levels) for name in OUTPUTS)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> AnchorRule:
+        """Rebuild from `to_json`; other entries are left out."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return super().from_json({name: content[name] for name in names})
+
+
+def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndarray:
+    """Return the anchors of a level (height * width * A, D) float32, cell by cell, row by row."""
+    ranges = np.float32(rule.ranges).reshape(-1, 6)
+    sizes = np.float32(rule.sizes).reshape(-1, 3) * np.float32(rule.scales[level])
+    pairs = zip(ranges, sizes[:, None], strict=True) if rule.size_per_range else [(ranges[0], sizes)]
+    blocks = []
+    for limits, own in pairs:
+        (z,), y, x = (
+            _centres(rule, limits[axis], limits[axis + 3], count)
+            for axis, count in ((2, 1), (1, height), (0, width))
+        )
+        block = np.zeros((height, width, len(own), len(rule.rotations), rule.code_size), np.float32)
+        block[..., 0], block[..., 1], block[..., 2] = x[:, None, None], y[:, None, None, None], z
+        block[..., 3:6], block[..., 6] = own[:, None], np.float32(rule.rotations)
+        blocks.append(block)
+    return np.concatenate(blocks, axis=2).reshape(-1, rule.code_size)
+
+
+def _centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarray:
+    if not rule.aligned:
+        return np.linspace(low, high, count, dtype=np.float32)
+    edges = np.linspace(low, high, count + 1, dtype=np.float32)
+    return edges[:count] + (0 if rule.align_corner else (edges[1] - edges[0]) / np.float32(2))
+
+
+def decode(outputs: Mapping[str, np.ndarray], rule: AnchorRule) -> Detections3D:
+    """Decode the head's outputs of one sweep.
+
+    Args:
+        outputs: by name, per level: `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W),
+            `dir_cls_pred_l` (1, A * 2, H, W).
+        rule: of the file.
+
+    Returns:
+        Detections in descending score order, z at the bottom; without velocities they are zero.
+    """
+    parts = [_level(outputs, rule, level) for level in range(rule.levels)]
+    boxes, scores, turned = (np.concatenate(column) for column in zip(*parts, strict=True))
+    rows, labels = [], []
+    for label in range(rule.num_classes):
+        candidates = np.flatnonzero(scores[:, label] > np.float32(rule.score_thr))
+        kept = candidates[_suppress(boxes[candidates], scores[candidates, label], rule)]
+        rows.append(kept)
+        labels.append(np.full(len(kept), label, np.int64))
+    row, label = np.concatenate(rows), np.concatenate(labels)
+    order = np.argsort(-scores[row, label], kind='stable')[: rule.max_num]
+    row, label = row[order], label[order]
+    boxes = boxes[row]
+    yaw = boxes[:, 6] - np.float32(rule.dir_offset)
+    yaw -= np.floor(yaw / PI + np.float32(rule.dir_limit_offset)) * PI
+    boxes[:, 6] = yaw + np.float32(rule.dir_offset) + PI * turned[row]
+    boxes = np.concatenate([boxes, np.zeros((len(boxes), 9 - rule.code_size), np.float32)], axis=1)
+    return Detections3D(boxes, scores[row, label], label)
+
+
+def _level(
+    outputs: Mapping[str, np.ndarray], rule: AnchorRule, level: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return boxes (n, D), scores (n, C) and whether boxes of the best anchors are turned by half (n,)."""
+    maps = [outputs[f'{name}_{level}'][0] for name in OUTPUTS]
+    height, width = maps[0].shape[1:]
+    widths = rule.num_classes, rule.code_size, 2
+    scores, deltas, ways = (
+        one.transpose(1, 2, 0).reshape(-1, columns) for one, columns in zip(maps, widths, strict=True)
+    )
+    anchors, scores = anchors_of(rule, level, height, width), sigmoid(scores)
+    if 0 < rule.nms_pre < len(scores):
+        best = np.argsort(-scores.max(axis=1), kind='stable')[: rule.nms_pre]
+        anchors, scores, deltas, ways = anchors[best], scores[best], deltas[best], ways[best]
+    return _boxes(anchors, deltas), scores, (ways[:, 1] > ways[:, 0]).astype(np.float32)
+
+
+def _boxes(anchors: np.ndarray, deltas: np.ndarray) -> np.ndarray:
+    """Return boxes (n, D) float32, z at the bottom, of anchors and their deltas (n, D)."""
+    boxes = anchors + deltas
+    diagonal = np.sqrt(anchors[:, 4] ** 2 + anchors[:, 3] ** 2)
+    boxes[:, 0] = deltas[:, 0] * diagonal + anchors[:, 0]
+    boxes[:, 1] = deltas[:, 1] * diagonal + anchors[:, 1]
+    boxes[:, 3:6] = np.exp(deltas[:, 3:6]) * anchors[:, 3:6]
+    middle = deltas[:, 2] * anchors[:, 5] + (anchors[:, 2] + anchors[:, 5] / np.float32(2))
+    boxes[:, 2] = middle - boxes[:, 5] / np.float32(2)
+    return boxes
+
+
+def _suppress(boxes: np.ndarray, scores: np.ndarray, rule: AnchorRule) -> np.ndarray:
+    """Return which boxes of a class are kept, best first."""
+    if not rule.rotated:
+        centre, half = boxes[:, :2], boxes[:, 3:5] / np.float32(2)
+        return nms(np.concatenate([centre - half, centre + half], axis=1), scores, rule.nms_thr)
+    order = np.argsort(-scores, kind='stable')
+    return order[rotated_nms(boxes[order][:, [0, 1, 3, 4, 6]], rule.nms_thr)]

@@ -1,0 +1,23 @@
+"""Detectors with anchors in 3D from points to boxes: a sparse backbone or pillars, and the dense head.
+
+    runtime = AnchorOnnx('work_dirs/pointpillars')     # the folder that pytorch2onnx.py wrote
+    boxes = runtime.detect(read_points('000008.bin', runtime.width))
+
+Needs numpy, numba and ONNX Runtime, no PyTorch.
+"""
+
+from __future__ import annotations
+
+from mmdeploy_ext.runtime.anchor3d.boxes import AnchorRule, decode
+from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
+
+
+class AnchorOnnx(CenterPointOnnx):
+    """An exported detector with `Anchor3DHead`; everything up to the head's outputs is CenterPoint's."""
+
+    family = 'anchor3d'
+    rules = AnchorRule
+    decode = staticmethod(decode)
+
+
+OPENS = AnchorOnnx

@@ -1,0 +1,74 @@
+"""The family of LiDAR detectors with anchors: which configs it claims, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim, register_family
+from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, graphs, postprocess_facts
+from projects.mmdet3d_plugin.anchor3d.reference import AnchorReference
+from projects.mmdet3d_plugin.anchor3d.samples import result
+from projects.mmdet3d_plugin.centerpoint.family import CenterPointFamily, check_points_side
+from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from mmdeploy_ext.runtime.frames import Stepper
+
+HEADS = ('Anchor3DHead', 'FreeAnchor3DHead')
+DETECTORS = ('VoxelNet', 'MVXFasterRCNN')
+CODER = 'DeltaXYZWLHRBBoxCoder'
+
+
+class AnchorFamily(CenterPointFamily):
+    """mmdet3d's `VoxelNet` and `MVXFasterRCNN` of points alone, with `Anchor3DHead`; they have no memory."""
+
+    name = 'anchor3d'
+    exports = 'PointPillars and SECOND with Anchor3DHead (projects/mmdet3d_plugin/anchor3d/README.md)'
+    near = ('Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars')
+    graphs, result = staticmethod(graphs), staticmethod(result)
+    postprocess_facts = staticmethod(postprocess_facts)
+    reference = staticmethod(AnchorReference)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
+        mine = cfg.model.get('type') in DETECTORS and head.get('type') in HEADS
+        return Claim.DETECTOR if mine else Claim.NO
+
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        """See `CenterPointFamily.check_parts`."""
+        check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
+        key = f'{prefix_of(model)}bbox_head'
+        head = model[key]
+        for part, kind, allowed in (
+            ('anchor_generator', head['anchor_generator']['type'], tuple(GENERATORS)),
+            ('bbox_coder', (head.get('bbox_coder') or dict(type=CODER))['type'], (CODER,)),
+        ):
+            if kind not in allowed:
+                raise ConfigError(
+                    f'{filename}: model.{key}.{part}.type={kind!r}, expected {" or ".join(allowed)}'
+                )
+        if not (head.get('loss_cls') or {}).get('use_sigmoid', False):
+            raise ConfigError(
+                f'{filename}: model.{key}.loss_cls.use_sigmoid=False: scores are exported as sigmoids'
+            )
+        if not head.get('use_direction_classifier', True):
+            raise ConfigError(f'{filename}: model.{key}.use_direction_classifier=False is not exported')
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(parts_of(model).head.num_classes)
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """See `SequenceFamily.runner`."""
+        from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
+
+        return AnchorOnnx(paths, **engine)
+
+
+register_family(AnchorFamily())

@@ -1,0 +1,96 @@
+"""Graphs of LiDAR detectors with anchors: CenterPoint's points' side, and the dense remainder.
+
+Glossary: A anchors of a cell, C classes, D values of a box, H, W bird's-eye view.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.runtime.anchor3d.boxes import AnchorRule
+from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead, head_graph, points_graph
+from projects.mmdet3d_plugin.common.parts import parts_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.stages import Graph
+
+GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True}
+"""Anchor generator -> whether anchors lie in the middle of cells."""
+MEANINGS = dict(
+    cls_score='scores of each anchor and class',
+    bbox_pred='deltas of each anchor',
+    dir_cls_pred='whether a box points the other way',
+)
+
+
+def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor, ...]:
+    """Return what `Anchor3DHead.forward` gives as one tuple, in the order of `AnchorRule.output_names`."""
+    return tuple(one for level in zip(*outputs, strict=True) for one in level)
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return the points' side, a sparse backbone or pillars, and the dense head."""
+    points = points_graph(model, options, 'anchor3d')
+    head = DenseHead(fuse(model), flat_outputs)
+    return [points, head_graph(head, dense_spec(model, points.spec.outputs[0].axes))]
+
+
+def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
+    """Return the contract of the dense head.
+
+    Args:
+        model: a detector.
+        bev_shape: (1, C, H, W) of the bird's-eye view.
+    """
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        found = DenseHead(model, flat_outputs)(torch.zeros(bev_shape, device=device))
+    outputs = []
+    for name, tensor in zip(anchor_rule(parts_of(model).head).output_names, found, strict=True):
+        kind, level = name.rsplit('_', 1)
+        unit = 'logit' if kind != 'bbox_pred' else ''
+        outputs.append(
+            TensorSpec(name, 'float32', tuple(tensor.shape), f'{MEANINGS[kind]}, level {level}', unit)
+        )
+    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the points")
+    return GraphSpec('anchor3d/head', (bev,), tuple(outputs))
+
+
+def postprocess_facts(model: nn.Module) -> dict[str, Any]:
+    """Return what the metadata tells about decoding: an `AnchorRule`."""
+    return anchor_rule(parts_of(model).head).to_json()
+
+
+def anchor_rule(head: nn.Module) -> AnchorRule:
+    """Return how an `Anchor3DHead` decodes."""
+    anchors, test = head.anchor_generator, head.test_cfg
+    return AnchorRule(
+        num_classes=int(head.num_classes),
+        code_size=int(head.box_code_size),
+        levels=int(anchors.num_levels),
+        aligned=GENERATORS[type(anchors).__name__],
+        align_corner=bool(getattr(anchors, 'align_corner', False)),
+        ranges=_flat(anchors.ranges),
+        sizes=_flat(anchors.sizes),
+        rotations=tuple(map(float, anchors.rotations)),
+        scales=tuple(map(float, anchors.scales)),
+        size_per_range=bool(anchors.size_per_range),
+        dir_offset=float(head.dir_offset),
+        dir_limit_offset=float(head.dir_limit_offset),
+        nms_pre=int(test.get('nms_pre', -1)),
+        score_thr=float(test.get('score_thr', 0)),
+        nms_thr=float(test['nms_thr']),
+        rotated=bool(test['use_rotate_nms']),
+        max_num=int(test['max_num']),
+    )
+
+
+def _flat(rows: Any) -> tuple[float, ...]:
+    return tuple(float(value) for row in rows for value in row)
