@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
+COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
+"""Step that loads points -> columns that it keeps where a config does not say."""
 ONLY = 'export_scn.py writes the sparse backbone for other engines'
 
 
@@ -183,15 +185,16 @@ def check_points_loaded(cfg: Any) -> None:
         ConfigError: names the key.
     """
     key, wanted = points_width(cfg.model)
-    for step in test_pipeline(cfg):
-        if step.get('type') == 'LoadPointsFromFile':
-            used = step.get('use_dim', [0, 1, 2])
-            width = used if isinstance(used, int) else len(used)
-            if width != wanted:
-                raise ConfigError(
-                    f'{cfg.filename}: use_dim={used} of LoadPointsFromFile gives {width} values per point, '
-                    f'model.{key}.in_channels is {wanted}'
-                )
+    loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
+    if not loaders:
+        return
+    used = loaders[-1].get('use_dim', COLUMNS[loaders[-1]['type']])  # sweeps are the points that go on
+    width = used if isinstance(used, int) else len(used)
+    if width != wanted:
+        raise ConfigError(
+            f'{cfg.filename}: use_dim={used} of {loaders[-1]["type"]} gives {width} values per point, '
+            f'model.{key}.in_channels is {wanted}'
+        )
 
 
 def points_width(model: Mapping[str, Any]) -> tuple[str, int]:
