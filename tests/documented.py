@@ -322,6 +322,12 @@ ENTRIES = (
         test=TOOLS + 'test_lidar_loop.py::test_an_export_is_proven_and_reported',
     ),
     Entry(
+        EXPORT + r'CONFIG CHECKPOINT --output-file work_dirs/pointpillars',
+        why='placeholder',
+        test='tests/projects/mmdet3d_plugin/test_anchor3d.py::'
+        'test_both_files_are_proven_on_sweeps_that_were_not_traced',
+    ),
+    Entry(
         r'python tools/demo/lidar_demo.py SWEEP',
         why='placeholder',
         test=TOOLS + 'test_lidar_demo.py::test_onnx_alone_needs_no_checkpoint',

@@ -101,7 +101,10 @@ def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
 
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
     """Return the exported files on ONNX Runtime, exported first where none are given."""
-    from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.runtime.centerpoint.model import GRAPHS as NAMES
+    from mmdeploy_ext.runtime.consumers import runtime_of
+    from mmdeploy_ext.runtime.exported import export_files as files_of
 
     folder = args.onnx
     if folder is None:
@@ -112,7 +115,8 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
         options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
         _, seconds = export_files(deployment, options, folder)
         print(f'{folder}: exported in {seconds:.1f} s')
-    return stack.enter_context(CenterPointOnnx(folder, threads=args.threads))
+    opens = runtime_of(read_metadata(files_of(folder, NAMES)[-1]).family).OPENS
+    return stack.enter_context(opens(folder, threads=args.threads))
 
 
 def read_sweep(path: str, deployment: Any, runtime: Any) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -3,6 +3,7 @@
 import cv2
 import pytest
 
+import toy_anchor3d
 import toy_centerpoint
 from mmdeploy_ext.apps import lidar_demo_app
 
@@ -45,6 +46,13 @@ def test_onnx_alone_needs_no_checkpoint(toy, sweep, tmp_path, capsys):
     words = [sweep, '--onnx', str(toy[1]), '--engine', 'onnx', '--out', str(out)]
     assert lidar_demo_app.main(toy_centerpoint.register, words) == 0
     assert 'PyTorch' not in capsys.readouterr().out
+    assert cv2.imread(str(out)).shape == (588, 560, 3)
+
+
+def test_files_of_another_family_of_sweeps_are_run_by_its_runtime(sweep, tmp_path):
+    out = tmp_path / 'anchors.png'
+    words = [sweep, '--onnx', str(toy_anchor3d.exported()[1]), '--engine', 'onnx', '--out', str(out)]
+    assert lidar_demo_app.main(toy_centerpoint.register, words) == 0
     assert cv2.imread(str(out)).shape == (588, 560, 3)
 
 

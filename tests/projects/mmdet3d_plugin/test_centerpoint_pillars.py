@@ -170,8 +170,8 @@ def test_points_that_cannot_be_are_refused(toy):
     ('words', 'message'),
     [
         (
-            {"dict(type='HardSimpleVFE', num_features=5)": "dict(type='HardVFE')"},
-            "pts_voxel_encoder.type='HardVFE'",
+            {"dict(type='HardSimpleVFE', num_features=5)": "dict(type='DynamicVFE')"},
+            "pts_voxel_encoder.type='DynamicVFE'",
         ),
         ({'max_num_points=4': 'max_num_points=-1'}, 'max_num_points=-1'),
     ],

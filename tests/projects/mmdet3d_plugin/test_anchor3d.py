@@ -1,0 +1,129 @@
+"""PointPillars and SECOND through both files equal mmdet3d's own test path; faults in ours are refused."""
+
+import numpy as np
+import onnx
+import pytest
+
+import toy_anchor3d
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, PointsError
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.runtime.anchor3d import boxes
+from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
+from mmdeploy_ext.runtime.frames import Sweep
+from proofs import check_files
+from toy_atss import REPO
+from toy_centerpoint import sweep
+
+ENGINE = dict(engine='OnnxRuntimeBackend')
+
+
+def paths_of(folder):
+    return [str(folder / f'{name}.onnx') for name in ('backbone', 'head')]
+
+
+def sweeps(count):
+    return [Sweep(sweep(seed, 300 + 100 * seed), f'sweep {seed}') for seed in range(count)]
+
+
+@pytest.mark.parametrize('kind', toy_anchor3d.KINDS)
+def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
+    deployment, folder, *_ = toy_anchor3d.exported(kind)
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE)
+    assert verdict.proven, verdict.reasons
+    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 30
+    names = {row.tensor for case in verdict.cases for row in case.tensors}
+    levels = 2 if kind == 'nuscenes' else 1
+    assert names == {'bev', *(f'{name}_{level}' for name in boxes.OUTPUTS for level in range(levels))}
+
+
+@pytest.mark.parametrize('kind', toy_anchor3d.KINDS)
+def test_anchors_equal_mmdet3ds(kind):
+    deployment, *_ = toy_anchor3d.exported(kind)
+    from projects.mmdet3d_plugin.anchor3d.graphs import anchor_rule
+    from projects.mmdet3d_plugin.common.parts import parts_of
+
+    head = parts_of(deployment.model).head
+    rule, sizes = anchor_rule(head), [(16, 12), (8, 6)][: head.anchor_generator.num_levels]
+    expected = head.anchor_generator.grid_anchors(sizes, device='cpu')
+    for level, (height, width) in enumerate(sizes):
+        wanted = expected[level].reshape(-1, head.box_code_size).numpy()
+        np.testing.assert_allclose(boxes.anchors_of(rule, level, height, width), wanted, atol=2e-6)
+
+
+def changed(name):
+    """Return a fault: another function for one of `boxes`."""
+    original = getattr(boxes, name)
+
+    def directions(outputs, rule, level):
+        found, scores, turned = original(outputs, rule, level)
+        return found, scores, 1 - turned
+
+    def diagonal(anchors, deltas):
+        found = original(anchors, deltas)
+        found[:, :2] = deltas[:, :2] * anchors[:, 3:5] + anchors[:, :2]
+        return found
+
+    def shifted(rule, low, high, count):
+        return original(rule, low, high, count) + np.float32(0.02)
+
+    def of_all_classes(found, scores, rule):
+        return original(found, scores, rule)[::2]
+
+    return dict(_level=directions, _boxes=diagonal, _centres=shifted, _suppress=of_all_classes)[name]
+
+
+@pytest.mark.parametrize('name', ['_level', '_boxes', '_centres', '_suppress'])
+def test_a_fault_in_our_own_post_processing_is_not_proven(monkeypatch, name):
+    deployment, folder, *_ = toy_anchor3d.exported('kitti')
+    monkeypatch.setattr(boxes, name, changed(name))
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(1), ENGINE)
+    assert not all(row.passed for case in verdict.cases for row in case.detections)
+
+
+def test_a_changed_weight_is_refused_and_the_file_named(tmp_path):
+    deployment, folder, *_ = toy_anchor3d.exported('kitti')
+    for path in folder.glob('*.onnx'):
+        model = onnx.load(path)
+        if path.stem == 'head':
+            weight = max(model.graph.initializer, key=lambda value: np.prod(value.dims))
+            values = onnx.numpy_helper.to_array(weight) * np.float32(1.001)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(model, tmp_path / path.name)
+    verdict = check_files(deployment, paths_of(tmp_path))
+    assert [graph.name for graph in verdict.graphs if not graph.passed] == ['head']
+
+
+def test_points_that_cannot_be_are_refused():
+    _, folder, *_ = toy_anchor3d.exported('kitti')
+    with AnchorOnnx(folder) as runtime:
+        assert runtime.classes == toy_anchor3d.CLASSES
+        with pytest.raises(PointsError, match=r'expected numbers \(P, 5\)'):
+            runtime.detect(np.zeros((10, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ('kind', 'words', 'message'),
+    [
+        ('kitti', {"type='Anchor3DHead'": "type='ShapeAwareHead'"}, 'belongs to no family'),
+        ('kitti', {"type='DeltaXYZWLHRBBoxCoder'": "type='CenterPointBBoxCoder'"}, 'bbox_coder.type='),
+        ('kitti', {'use_direction_classifier=True': 'use_direction_classifier=False'}, 'use_direction'),
+        ('kitti', {"'FocalLoss', use_sigmoid=True": "'CrossEntropyLoss', use_sigmoid=False"}, 'use_sigmoid'),
+        ('kitti', {'load_dim=5, use_dim=5': 'load_dim=5, use_dim=4'}, 'model.voxel_encoder.in_channels is 5'),
+        ('nuscenes', {"type='HardVFE'": "type='DynamicVFE'"}, "pts_voxel_encoder.type='DynamicVFE'"),
+        ('voxels', {"type='HardSimpleVFE'": "type='HardVFE'"}, "voxel_encoder.type='HardVFE'"),
+    ],
+)
+def test_what_is_not_exported_is_refused_by_name(tmp_path, kind, words, message):
+    toy_anchor3d.register()
+    cfg = load_config(toy_anchor3d.write_config(tmp_path, kind, words=words))
+    with pytest.raises(ConfigError, match=message):
+        family = find_family(cfg, 'detector')
+        family.check(cfg, family.choose(opset=0))
+
+
+def test_the_page_names_the_outputs_of_the_head():
+    page = (REPO / 'projects/mmdet3d_plugin/anchor3d/README.md').read_text().split('## head.onnx')[1]
+    stated = {line.split('`')[1] for line in page.splitlines() if line.startswith('| `')}
+    assert stated == {'bev', *(f'{name}_l' for name in boxes.OUTPUTS)}

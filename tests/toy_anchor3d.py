@@ -1,0 +1,130 @@
+"""Small PointPillars and SECOND with anchors, exported once; sweeps are those of the tiny CenterPoint."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+
+from toy_centerpoint import register
+
+CLASSES = 'car', 'bus', 'truck'
+HEAD = """
+pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
+norm = dict(type='BN', eps=1e-3, momentum=0.01)
+head = dict(
+    type='Anchor3DHead', num_classes=3, in_channels=16, feat_channels=16, use_direction_classifier=True,
+    anchor_generator=dict(
+        type='AlignedAnchor3DRangeGenerator',
+        ranges=[[-6.4, -6.4, z, 6.4, 6.4, z] for z in (-0.6, -1.0, -1.2)],
+        sizes=[[0.8, 0.6, 1.7], [1.8, 0.6, 1.7], [3.9, 1.6, 1.5]], rotations=[0, 1.57], reshape_out=False),
+    diff_rad_by_sin=True, bbox_coder=dict(type='DeltaXYZWLHRBBoxCoder'),
+    loss_cls=dict(type='FocalLoss', use_sigmoid=True), loss_bbox=dict(type='SmoothL1Loss'),
+    loss_dir=dict(type='CrossEntropyLoss', use_sigmoid=False))
+test = dict(use_rotate_nms=True, nms_across_levels=False, nms_thr=0.1, score_thr=0.1, min_bbox_size=0,
+            nms_pre=100, max_num=40)
+second = dict(type='SECOND', in_channels=16, out_channels=[8, 16], layer_nums=[1, 1],
+              layer_strides=[2, 2], norm_cfg=norm, conv_cfg=dict(type='Conv2d', bias=False))
+neck = dict(type='SECONDFPN', in_channels=[8, 16], out_channels=[8, 8], upsample_strides=[1, 2],
+            norm_cfg=norm, upsample_cfg=dict(type='deconv', bias=False), use_conv_for_no_stride=True)
+layer = dict(max_num_points=4, voxel_size=[0.4, 0.4, 3.2], max_voxels=(500, 600), point_cloud_range=pc_range)
+"""
+KITTI = """
+model = dict(
+    type='VoxelNet', voxel_layer=layer,
+    voxel_encoder=dict(type='PillarFeatureNet', in_channels=5, feat_channels=[16], voxel_size=(0.4, 0.4, 3.2),
+                       point_cloud_range=pc_range),
+    middle_encoder=dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32]),
+    backbone=second, neck=neck, bbox_head=head, test_cfg=test)
+"""
+NUSCENES = """
+head.update(
+    bbox_coder=dict(type='DeltaXYZWLHRBBoxCoder', code_size=9), dir_offset=-0.7854, in_channels=16,
+    anchor_generator=dict(
+        type='AlignedAnchor3DRangeGenerator', scales=[1, 2], ranges=[[-6.4, -6.4, -0.8, 6.4, 6.4, -0.8]],
+        sizes=[[0.8, 0.6, 1.7], [3.9, 1.6, 1.5]], custom_values=[0, 0],
+        rotations=[0, 1.57], reshape_out=True))
+test.update(use_rotate_nms=False, nms_thr=0.3)
+fpn = dict(type='FPN', norm_cfg=dict(type='BN2d'), act_cfg=dict(type='ReLU'), in_channels=[8, 16],
+           out_channels=16, start_level=0, num_outs=2)
+model = dict(
+    type='MVXFasterRCNN', pts_voxel_layer=layer,
+    pts_voxel_encoder=dict(type='HardVFE', in_channels=5, feat_channels=[16, 16], with_distance=False,
+                           with_cluster_center=True, with_voxel_center=True, voxel_size=(0.4, 0.4, 3.2),
+                           point_cloud_range=pc_range, norm_cfg=dict(type='BN1d')),
+    pts_middle_encoder=dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32]),
+    pts_backbone=second, pts_neck=fpn, pts_bbox_head=head, test_cfg=dict(pts=test))
+"""
+VOXELS = """
+head['anchor_generator']['type'] = 'Anchor3DRangeGenerator'
+layer['voxel_size'] = [0.4, 0.4, 0.4]
+second['layer_strides'] = [1, 2]
+model = dict(
+    type='VoxelNet', voxel_layer=layer, voxel_encoder=dict(type='HardSimpleVFE', num_features=5),
+    middle_encoder=dict(
+        type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,
+        encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), block_type='basicblock'),
+    backbone=second, neck=neck, bbox_head=head, test_cfg=test)
+"""
+DATA = """
+del head, test, second, neck, layer, norm
+data = dict(test=dict(type='KittiDataset', classes=['car', 'bus', 'truck'], pipeline=[
+    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    dict(type='Collect3D', keys=['points'])]))
+"""
+KINDS = dict(kitti=KITTI, nuscenes=NUSCENES, voxels=VOXELS)
+
+
+def write_config(folder, kind='kitti', **words):
+    """Write the config, with words of it replaced; return its path."""
+    text = HEAD + KINDS[kind] + DATA
+    for old, new in words.get('words', {}).items():
+        assert old in text, old
+        text = text.replace(old, new)
+    path = Path(folder) / f'tiny_{kind}.py'
+    path.write_text(text)
+    return str(path)
+
+
+def seeded_model(family, cfg):
+    """Return the model with weights and statistics of a seed; scores of cells without points are low."""
+    from projects.mmdet3d_plugin.common.parts import parts_of
+
+    model, generator = family.build(cfg), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith('running_var'):
+                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+            elif name.endswith(('running_mean', '.bias')):
+                value.copy_(0.2 * torch.randn(value.shape, generator=generator))
+            elif value.dim() > 1:
+                fan = value[0].numel()
+                value.copy_(torch.randn(value.shape, generator=generator) * (1.5 / fan) ** 0.5)
+        head, encoder = parts_of(model).head, parts_of(model).voxel_encoder
+        for layer in (*getattr(encoder, 'pfn_layers', ()), *getattr(encoder, 'vfe_layers', ())):
+            layer.linear.weight.mul_(0.05 if layer.linear.in_features == encoder.in_channels else 1)
+        if hasattr(parts_of(model).middle_encoder, 'conv_input'):
+            parts_of(model).middle_encoder.conv_input[0].weight.mul_(0.05)
+        head.conv_cls.weight.mul_(2)
+        head.conv_reg.weight.mul_(0.5)
+    return model
+
+
+@functools.cache
+def exported(kind='kitti'):
+    """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.files import export_files
+    from mmdeploy_ext.families.base import find_family
+
+    register()
+    folder = Path(tempfile.mkdtemp(prefix=f'tiny_{kind}_'))
+    config, checkpoint = write_config(folder, kind), str(folder / 'tiny.pth')
+    cfg = load_config(config)
+    weights = seeded_model(find_family(cfg), cfg).state_dict()
+    torch.save(dict(state_dict=weights, meta=dict(CLASSES=CLASSES)), checkpoint)
+    deployment = deploy.load(config, checkpoint)
+    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
+    export_files(deployment, options, str(folder / 'graphs'))
+    return deployment, folder / 'graphs', config, checkpoint
