@@ -15,7 +15,8 @@ from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.proof.inputs.samples import check_given, proof_samples
 from toy_atss import REPO
 
-MEMORY, SWEEPS = types.SimpleNamespace(memory=True), types.SimpleNamespace(memory=False)
+MEMORY = types.SimpleNamespace(memory=True, samples='frames')
+SWEEPS = types.SimpleNamespace(memory=False, samples='sweeps')
 
 
 @pytest.fixture(scope='module')
