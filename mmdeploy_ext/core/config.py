@@ -109,7 +109,10 @@ def _uses_base(path: str) -> str:
 
     mmengine has them; mmcv 1.7.2 knows `{{_base_.name}}` alone.
     """
-    tree = ast.parse(Path(path).read_text(encoding='utf-8'))
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (SyntaxError, ValueError):  # what reads it next says what is wrong
+        return ''
     bases = (
         node
         for node in ast.walk(tree)

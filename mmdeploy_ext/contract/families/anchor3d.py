@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from mmdeploy_ext.contract.schema import items, number, record
+from mmdeploy_ext.contract.schema import items, number, one_of, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE
 
 POSTPROCESS = record(
     dict(
+        points=one_of('pillars'),
         num_classes=COUNT,
         code_size=number(7, 9, whole=True),
         levels=COUNT,

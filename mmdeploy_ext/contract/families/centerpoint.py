@@ -21,6 +21,7 @@ def _circles(facts: Mapping[str, Any], where: str) -> None:
 
 POSTPROCESS = record(
     dict(
+        points=one_of('pillars'),
         num_classes=items(COUNT, 1, 64),
         voxel_size=exactly(2, POSITIVE),
         pc_origin=exactly(2, number()),

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
-from mmdeploy_ext.runtime.centerpoint.pillars import INPUTS, PillarsOnnx
+from mmdeploy_ext.runtime.centerpoint.pillars import PILLARS, PillarsOnnx
 from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
@@ -71,12 +71,12 @@ class CenterPointOnnx(Memoryless):
                 f'{", ".join(map(str, files.values()))}: got no {" and no ".join(missing)}; expected both '
                 f'files of one export'
             )
-        opens = PillarsOnnx if read_metadata(files['backbone']).spec.input_names == [*INPUTS] else ScnOnnx
-        self.backbone = opens(files['backbone'], engine=engine, **options)
         # two thread pools on the same cores: one that still spins slows the other
         self.head = build_backend(engine, str(files['head']), **{**BACKENDS[engine].shared, **options})
         self.head.activate()
         self.metadata = self.head.metadata
+        opens = PillarsOnnx if self.metadata.postprocess.get('points') == PILLARS else ScnOnnx
+        self.backbone = opens(files['backbone'], engine=engine, **options)
         known = Metadata.from_props(self.backbone.props, files['backbone']), self.metadata
         for name, metadata in zip(GRAPHS, known, strict=True):
             metadata.require(files[name], self.family, (name,))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+PILLARS = 'pillars'
+"""What post-processing facts of such files say of `points`; those of sparse encoders say nothing."""
 INPUTS = ('voxels', 'num_points', 'coors')
 """Of the graph: the points of each voxel, how many there are, and the voxel's place."""
 

@@ -13,6 +13,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.anchor3d.boxes import AnchorRule
 from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead, head_graph, points_graph
+from projects.mmdet3d_plugin.centerpoint.pillars import points_facts
 from projects.mmdet3d_plugin.common.parts import parts_of
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
     """Return what the metadata tells about decoding: an `AnchorRule`."""
-    return anchor_rule(parts_of(model).head).to_json()
+    return anchor_rule(parts_of(model).head).to_json() | points_facts(model)
 
 
 def anchor_rule(head: nn.Module) -> AnchorRule:

@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
-from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, pillars_graph
+from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, pillars_graph, points_facts
 from projects.mmdet3d_plugin.common.parts import parts_of
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
 
@@ -114,7 +114,7 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
     """Return what the metadata tells about decoding: a `BoxRule`."""
-    return box_rule(model.pts_bbox_head).to_json()
+    return box_rule(model.pts_bbox_head).to_json() | points_facts(model)
 
 
 def box_rule(head: nn.Module) -> BoxRule:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.runtime.centerpoint.pillars import INPUTS
+from mmdeploy_ext.runtime.centerpoint.pillars import INPUTS, PILLARS
 from projects.mmdet3d_plugin.common.parts import Parts, parts_of
 
 EXAMPLE = 3
@@ -73,6 +73,11 @@ class Pillars(nn.Module):
 def has_pillars(model: nn.Module) -> bool:
     """Return whether a detector's points become pillars."""
     return type(parts_of(model).middle_encoder).__name__ == SCATTER
+
+
+def points_facts(model: nn.Module) -> dict[str, str]:
+    """Return what the metadata tells about the points' side: of pillars that it has them."""
+    return dict(points=PILLARS) if has_pillars(model) else {}
 
 
 def pillars_graph(parts: Parts, family: str) -> Graph:
