@@ -100,9 +100,7 @@ def pillars_graph(parts: Parts, family: str) -> Graph:
         ),
     )
     shape = (1, channels, int(scatter.ny), int(scatter.nx))
-    spec = GraphSpec(
-        'centerpoint/pillars', tensors, (TensorSpec('bev', 'float32', shape, "bird's-eye view"),)
-    )
+    spec = GraphSpec(f'{family}/pillars', tensors, (TensorSpec('bev', 'float32', shape, "bird's-eye view"),))
     generator = torch.Generator().manual_seed(0)
     places = torch.arange(EXAMPLE, dtype=torch.int32)
     example = (

@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 import toy_anchor3d
+from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, PointsError
 from mmdeploy_ext.families.base import find_family
@@ -35,6 +36,7 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     assert sum(row.matched for case in verdict.cases for row in case.detections) >= 30
     names = {row.tensor for case in verdict.cases for row in case.tensors}
     levels = 2 if kind == 'nuscenes' else 1
+    assert {read_metadata(path).spec.name.split('/')[0] for path in paths_of(folder)} == {'anchor3d'}
     assert names == {'bev', *(f'{name}_{level}' for name in boxes.OUTPUTS for level in range(levels))}
 
 
