@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.lint.rule import Rule
 
+
 @dataclasses.dataclass(frozen=True)
 class RuleWords:
     """A rule in another language.

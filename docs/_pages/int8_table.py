@@ -30,13 +30,13 @@ class Toy:
 
     Attributes:
         config: without `.py`; its `_onnx` config is evaluated.
-        kind: of `--eval`.
+        kinds: of `--eval`.
         metrics: title -> key of the loop's metrics.
         data: 'coco' or 'nuscenes'.
     """
 
     config: str
-    kind: str
+    kinds: tuple[str, ...]
     metrics: dict[str, str]
     data: str = 'coco'
 
@@ -49,13 +49,21 @@ class Toy:
 TOYS = {
     toy.name: toy
     for toy in (
-        Toy('configs/demo/atss_toy', 'bbox', {'box AP': 'bbox_mAP'}),
-        Toy('configs/demo/rtdetr_toy', 'bbox', {'box AP': 'bbox_mAP'}),
-        Toy('configs/demo/decoupled_solo_toy', 'segm', {'mask AP': 'segm_mAP'}),
-        Toy('configs/demo/solov2_toy', 'segm', {'mask AP': 'segm_mAP'}),
+        Toy('configs/demo/atss_toy', ('bbox',), {'box AP': 'bbox_mAP'}),
+        Toy('configs/demo/rtdetr_toy', ('bbox',), {'box AP': 'bbox_mAP'}),
+        Toy('configs/demo/decoupled_solo_toy', ('segm',), {'mask AP': 'segm_mAP'}),
+        Toy('configs/demo/solov2_toy', ('segm',), {'mask AP': 'segm_mAP'}),
+        Toy(
+            'configs/demo/mask_rcnn_toy',
+            ('bbox', 'segm'),
+            {'box AP': 'bbox_mAP', 'mask AP': 'segm_mAP'},
+        ),
+        Toy('configs/demo/retinanet_toy', ('bbox',), {'box AP': 'bbox_mAP'}),
+        Toy('configs/demo/yolox_toy', ('bbox',), {'box AP': 'bbox_mAP'}),
+        Toy('configs/demo/deformable_detr_toy', ('bbox',), {'box AP': 'bbox_mAP'}),
         Toy(
             f'{STREAM}stream_petr_toy',
-            'bbox',
+            ('bbox',),
             {'NDS': f'{NUSCENES}NDS', 'mAP': f'{NUSCENES}mAP'},
             'nuscenes',
         ),
@@ -178,7 +186,7 @@ def _evaluate(toy: Toy, model: Path, folder: Path, args: argparse.Namespace) -> 
     config = _config(toy, folder, args.engine)
     _call(
         *('bash', 'tools/dist_test_onnx.sh', config, f'demo/checkpoints/{toy.name}.pth', 1),
-        *('--eval', toy.kind, '--work-dir', folder, '--cfg-options', *options),
+        *('--eval', *toy.kinds, '--work-dir', folder, '--cfg-options', *options),
     )
     return read_json(folder / ENGINES[args.engine].metrics)['metrics']
 

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from mmdeploy_ext.contract.families import OPTIONS
+from mmdeploy_ext.contract.metadata_entries import PREFIX, read_entry
+from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
@@ -37,13 +40,13 @@ TAKEN = frozenset(
     }
 )
 """Element types that tensors may have; DOUBLE is computed in float32, and refused as input or output."""
-NO_FORM = (
+CONSTANT_SHAPES = (
     'export full with --max-candidates K and a fixed --shape (--max-proposals K, too, where proposals are '
     'suppressed), or raw or decode'
 )
 RTX_OPERATORS = {
-    'NonMaxSuppression': f'has no runner in TensorRT-RTX; {NO_FORM}, or build with --package tensorrt',
-    'NonZero': f'has no plugin in TensorRT-RTX; {NO_FORM}, or build with --package tensorrt',
+    'NonMaxSuppression': 'has no runner in TensorRT-RTX; {form}, or build with --package tensorrt',
+    'NonZero': 'has no plugin in TensorRT-RTX; {form}, or build with --package tensorrt',
     'DeformConv': 'is not parsed by TensorRT-RTX; build with --package tensorrt, or take a model without DCN',
 }
 FLOAT_ONLY = {
@@ -86,9 +89,10 @@ class Refusal:
 
 
 class _Facts:
-    """Types and small constants of a graph."""
+    """Types and small constants of a graph, and how its family exports it with constant shapes."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self.form = _constant_shapes(model)
         self.kinds = types.infer(model)
         slim = types.skeleton(model)
         fold_shapes(slim, self.kinds)
@@ -168,6 +172,17 @@ def check_turing(model: onnx.ModelProto, architectures: Collection[int], what: s
         raise EngineError(f'{what or "the file"}: SM {TURING} is asked for: {"; ".join(_grouped(single))}')
 
 
+def _constant_shapes(model: onnx.ModelProto) -> str:
+    """Return what to do for a file without sizes that depend on the data, as far as its family has that."""
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    if f'{PREFIX}family' not in props:
+        return CONSTANT_SHAPES
+    family = read_entry(props, 'family', 'the file')
+    if any(option.name in LIMITS for option in OPTIONS.get(family, ())):
+        return CONSTANT_SHAPES
+    return f'the family {family} has no form with constant shapes'
+
+
 def _grouped(found: Sequence[Refusal]) -> list[str]:
     """Return one text per operator and reason, with the first nodes that it is about."""
     groups: dict[tuple[str, str], list[str]] = {}
@@ -197,7 +212,7 @@ def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool) -> str:
     if node.domain not in DEFAULT_DOMAINS:
         return f'is of domain {node.domain!r}, for which there is no plugin; export it in standard operators'
     if rtx and node.op_type in RTX_OPERATORS:
-        return RTX_OPERATORS[node.op_type]
+        return RTX_OPERATORS[node.op_type].format(form=facts.form)
     if node.op_type in UNSUPPORTED:
         return UNSUPPORTED[node.op_type]
     for rule in (_top_k, _split, _scatter, _elements, _types):

@@ -6,6 +6,9 @@ import dataclasses
 
 EXPORT = 'tools/deployment/pytorch2onnx.py {config} {checkpoint} --output-file {out}'
 SIZED = f'{EXPORT} --shape {{shape}}'
+QUANTISED = (
+    'tools/deployment/quantize.py {{{key}}} --calibrate {{pictures}}/train2017 --rounds 0 --output {{out}}'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +41,8 @@ PICTURES = Step(
 )
 RAW = Step('raw', 'raw.onnx', f'{SIZED} --postprocess raw', 'raw')
 FULL = Step('full', 'full.onnx', f'{SIZED} --postprocess full', 'full')
-RAW_INT8 = Step(
-    'raw_int8',
-    'raw.int8.onnx',
-    'tools/deployment/quantize.py {raw} --calibrate {pictures}/train2017 --rounds 0 --output {out}',
-    'raw, INT8',
-    'int8',
-)
+RAW_INT8 = Step('raw_int8', 'raw.int8.onnx', QUANTISED.format(key='raw'), 'raw, INT8', 'int8')
+FULL_INT8 = Step('full_int8', 'full.int8.onnx', QUANTISED.format(key='full'), 'full, INT8', 'int8')
 RAW_HALF = Step(
     'raw_fp16', 'raw.fp16.onnx', f'{SIZED} --postprocess raw --precision fp16', 'raw, fp16', 'fp16'
 )
@@ -88,6 +86,8 @@ PLAIN_STEPS = (CHECKPOINT, RAW, FULL)
 """Of a detector of one stage of which float files are measured."""
 STREAM_STEPS = (CHECKPOINT, FRAMES, DEPLOY, FORK, DEPLOY_INT8, DEPLOY_HALF)
 SPARSE_STEPS = (CHECKPOINT, PORTABLE)
+REGION_STEPS = (CHECKPOINT, PICTURES, FULL, FULL_INT8)
+"""Of a detector of two stages, whose one form has its results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,14 +162,14 @@ CASES = (
         'Faster R-CNN R50, 800x1344',
         f'{MMDET}/faster_rcnn_r50.py',
         (800, 1344),
-        (CHECKPOINT, FULL),
+        REGION_STEPS,
     ),
     _image(
         'mask_rcnn_r50',
         'Mask R-CNN R50, 800x1344',
         f'{MMDET}/mask_rcnn_r50.py',
         (800, 1344),
-        (CHECKPOINT, FULL),
+        REGION_STEPS,
     ),
     _image(
         'deformable_detr_r50',

@@ -42,7 +42,7 @@ def _own_options() -> tuple[Option, ...]:
     """
     having: dict[Option, list[str]] = {}
     of_name: dict[str, dict[str, Option]] = {}
-    for family, options in _have('OPTIONS').items():
+    for family, options in OPTIONS.items():
         for option in options:
             of_name.setdefault(option.name, {})[family] = option
     for families in of_name.values():
@@ -65,6 +65,8 @@ def _joint(families: Mapping[str, Option]) -> Option:
     return dataclasses.replace(first, choices=tuple(choices), help=text)
 
 
+OPTIONS: dict[str, tuple[Option, ...]] = _have('OPTIONS')
+"""Family -> its own options; a family that has none is not there."""
 DETECTOR = (*IMAGE, *_own_options())
 """What `pytorch2onnx.py` takes."""
 POSTPROCESS = _have('POSTPROCESS')

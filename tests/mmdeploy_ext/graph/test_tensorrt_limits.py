@@ -1,6 +1,7 @@
 """What TensorRT cannot take is told by node name; with the package, its parser and builder agree."""
 
 import numpy as np
+import onnx
 import pytest
 
 from mmdeploy_ext.core.errors import EngineError, ExportError, ModelFileError
@@ -104,6 +105,21 @@ def test_tensorrt_proper_has_these(case):
     assert not find_refusals(REFUSED[case][0], rtx=False)
 
 
+@pytest.mark.parametrize(
+    ('family', 'hint'),
+    [
+        ('two_stage', r'export full with --max-candidates K'),
+        ('query_regions', r'the family query_regions has no form with constant shapes, or build with'),
+    ],
+)
+def test_the_way_out_is_one_that_the_family_has(family, hint):
+    model = onnx.ModelProto()
+    model.CopyFrom(REFUSED['nms'][0])
+    onnx.helper.set_model_props(model, {'mm2onnx.family': f'"{family}"'})
+    with pytest.raises(EngineError, match=rf'has no runner in TensorRT-RTX; {hint}'):
+        check_limits(model, rtx=True)
+
+
 @pytest.mark.parametrize('operator', ['MatMul(x, x)', 'Gemm(x, x)', 'Einsum<equation = "ij,jk->ik">(x, x)'])
 def test_turing_has_no_float32_matrix_products(operator):
     model = parse(f'[prod] y = {operator}', 'float[3,3] x', 'float[3,3] y')
@@ -141,8 +157,6 @@ def test_the_builder_refuses_it_too(case):
 
 
 def test_the_installed_parser_knows_the_same_operators():
-    import onnx
-
     rtx = package()
     trt, log = rtx.module, rtx.logger()
     parser = trt.OnnxParser(trt.Builder(log).create_network(0), log)
