@@ -192,11 +192,16 @@ def guided(model):
     model.test_cfg.rpn.nms_post, model.train_cfg = 60, None
 
 
+def proposals_alone(model):
+    """Leave the head of regions out."""
+    model.type = 'RPN'
+    del model['roi_head'], model.test_cfg['rcnn']
+
+
 def guided_alone(model):
     """Make a network of proposals with guided anchors."""
     guided(model)
-    model.type = 'RPN'
-    del model['roi_head'], model.test_cfg['rcnn']
+    proposals_alone(model)
 
 
 def staged(model):
@@ -214,6 +219,12 @@ def staged(model):
     model.train_cfg = None
 
 
+def staged_alone(model):
+    """Make a Cascade RPN."""
+    staged(model)
+    proposals_alone(model)
+
+
 PARTS = dict(
     htc=htc,
     htc_alone=htc_alone,
@@ -229,6 +240,7 @@ PARTS = dict(
     guided=guided,
     guided_alone=guided_alone,
     staged=staged,
+    staged_alone=staged_alone,
     soft=soft,
 )
 """Kind of toy -> what makes it of the Mask R-CNN."""

@@ -20,6 +20,7 @@ from projects.mmdet_plugin.two_stage.kinds import result_cfg
 from projects.mmdet_plugin.two_stage.mask_logits import heads_of, judge_of, logits_of
 from projects.mmdet_plugin.two_stage.masks import Masks
 from projects.mmdet_plugin.two_stage.points import points_of
+from projects.mmdet_plugin.two_stage.proposals import generator_of
 from projects.mmdet_plugin.two_stage.proposals import outputs_of as outputs_of_proposals
 from projects.mmdet_plugin.two_stage.regions import Branch, stages_of
 from projects.toydata.seeded_dense import BACKGROUND, Target, bring, for_head, outputs_of_all, scale_outputs
@@ -87,7 +88,8 @@ def forwards(
 def _propose(head: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Run a head of proposals on features."""
     maps = for_head(head, features)
-    outputs_of_proposals(head, maps, torch.tensor([pictures.shape[2:]], dtype=torch.float32))
+    clip_hw = torch.tensor([pictures.shape[2:]], dtype=torch.float32)
+    outputs_of_proposals(head, maps, clip_hw, generator_of(head))
 
 
 def run_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:

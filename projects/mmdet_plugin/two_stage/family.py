@@ -132,7 +132,8 @@ class TwoStageFamily(ImageFamily):
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
         roi_head = graphs.roi_head_of(model)
-        return int((model.rpn_head if roi_head is None else boxes.last_head(roi_head)).num_classes)
+        head = proposals.last_stage(model.rpn_head) if roi_head is None else boxes.last_head(roi_head)
+        return int(head.num_classes)
 
     def results(
         self,

@@ -16,6 +16,7 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.dense.forms import same_priors
 from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optional_inputs
 from projects.mmdet_plugin.two_stage.boxes import Boxes, thresholds
 from projects.mmdet_plugin.two_stage.caps import COUNTS, rows_of
@@ -96,6 +97,7 @@ class Network(nn.Module):
         super().__init__()
         self.model = model
         self.names = (*feature_names(model), *proposal_names(model))
+        self.priors = same_priors(generator_of(model.rpn_head)) if proposes(model) else None
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
@@ -114,7 +116,7 @@ class Network(nn.Module):
         found = []
         if proposes(self.model):
             clip_hw = None if img_shape is None else clip_size(image, img_shape)
-            found = outputs_of(self.model.rpn_head, maps, clip_hw)
+            found = outputs_of(self.model.rpn_head, maps, clip_hw, self.priors)
         return [*region_maps(self.model, maps), *found]
 
 

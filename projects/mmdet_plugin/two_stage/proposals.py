@@ -76,7 +76,7 @@ def facts_of(head: nn.Module) -> dict[str, Any]:
     """Return the coder and what the outputs are, as `runtime/dense` reads them."""
     if is_guided(head):
         return dict(coder=GUIDED.coder(head), head=GUIDED.head(head).to_json(), clip=bool(clips(head)))
-    head = head.stages[-1] if is_staged(head) else head
+    head = last_stage(head)
     coder = chosen_coder(head, 'model.rpn_head')
     return dict(coder=coder, head=plain_head(head).to_json(), clip=bool(clips(head)))
 
@@ -89,6 +89,11 @@ def is_guided(head: nn.Module) -> bool:
 def is_staged(head: nn.Module) -> bool:
     """Return whether anchors are refined by several stages."""
     return isinstance(head, heads.CascadeRPNHead)
+
+
+def last_stage(head: nn.Module) -> nn.Module:
+    """Return the head that scores: the last stage of those that refine anchors, or the head itself."""
+    return head.stages[-1] if is_staged(head) else head
 
 
 def generator_of(head: nn.Module) -> Any:
@@ -116,9 +121,11 @@ def output_kinds(head: nn.Module) -> tuple[str, ...]:
     return ('cls', 'reg', 'shape', 'loc') if is_guided(head) else ('cls', 'reg')
 
 
-def outputs_of(head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> list[torch.Tensor]:
-    """Return the outputs of a head, kind by kind; anchors of staged heads are clipped to `clip_hw`."""
-    found = staged.outputs_of(head, maps, clip_hw) if is_staged(head) else head(maps)
+def outputs_of(
+    head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor, priors: Any
+) -> list[torch.Tensor]:
+    """Return the outputs of a head, kind by kind; staged heads refine `priors` and clip to `clip_hw`."""
+    found = staged.outputs_of(head, maps, clip_hw, priors) if is_staged(head) else head(maps)
     return [one for kind in found for one in kind]
 
 

@@ -5,7 +5,7 @@ Glossary: B batch, A anchors of a level, one per cell.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmdet.models import dense_heads as heads
@@ -13,7 +13,7 @@ from mmdet.models import dense_heads as heads
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppress import clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS
-from projects.mmdet_plugin.dense.forms import rows_of, same_priors
+from projects.mmdet_plugin.dense.forms import rows_of
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
 from projects.mmdet_plugin.two_stage.regions import same_methods
 
@@ -41,7 +41,7 @@ def check_stages(head: nn.Module) -> None:
 
 
 def outputs_of(
-    head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor
+    head: nn.Module, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor, priors: Any
 ) -> tuple[Sequence[torch.Tensor], ...]:
     """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of the last stage.
 
@@ -49,8 +49,9 @@ def outputs_of(
         head: of mmdet.
         maps: features of every level.
         clip_hw: (B, 2) float32 height and width that refined anchors are clipped to.
+        priors: what makes the anchors of the first stage.
     """
-    priors, batch = same_priors(head.stages[0].prior_generator), maps[0].shape[0]
+    batch = maps[0].shape[0]
     anchors = [
         priors.single_level_grid_priors(one.shape[-2:], level, dtype=one.dtype, device=one.device)[None]
         for level, one in enumerate(maps)

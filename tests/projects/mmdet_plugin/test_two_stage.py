@@ -24,8 +24,10 @@ EXPORTED = ('faster', 'rpn', 'htc')
 graphs of `test_two_stage_split.py`."""
 POOLS = dict(faster=4, cascade=12, mask=8, cascade_mask=16, fast=4, generic=4, htc=20, scnet=24)
 """Kind -> RoIAlign nodes: of each level and stage of boxes, of masks once, of semantic maps with each."""
-LIKE = ('cascade', 'mask', 'htc_alone', 'modulated', 'guided_alone')
+LIKE = ('cascade', 'mask', 'htc_alone', 'modulated', 'guided_alone', 'staged_alone')
 """Kinds whose parts other kinds have, or other files of tests look at: `test_two_stage_{faults,split}.py`."""
+ALONE = ('rpn', 'guided_alone', 'staged_alone')
+"""Kinds whose results are proposals."""
 FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))
 
 
@@ -88,7 +90,7 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind,
     mode, ratio = (b'output_half_pixel', 2) if kind == 'legacy' else (b'half_pixel', 0)
     assert all(one['coordinate_transformation_mode'].s == mode for one in settings)
     assert all(one['sampling_ratio'].i == ratio for one in settings)
-    assert bool(settings) == (kind not in ('rpn', 'guided_alone'))
+    assert bool(settings) == (kind not in ALONE)
 
 
 def without_results(kind, proposals):
@@ -108,7 +110,7 @@ def without_results(kind, proposals):
         pytest.param(kind, proposals, marks=pytest.mark.matrix)
         for kind in KINDS
         for proposals in (True, False)
-        if kind not in ('rpn', 'fast') and (kind, proposals) not in (('faster', False), ('mask', True))
+        if kind not in ('fast', *ALONE) and (kind, proposals) not in (('faster', False), ('mask', True))
     ],
 )
 def test_without_proposals_or_detections_results_are_empty(kind, proposals):

@@ -32,7 +32,7 @@ from toy_two_stage import KINDS, family_of, images, options_of, run_stages, seed
 ONE = dict(rpn='the model has no roi_head', fast='the model has no rpn_head') | dict.fromkeys(
     ('htc', 'scnet', 'grid'), 'made of more than regions'
 )
-ONE |= dict.fromkeys(('guided', 'guided_alone', 'staged'), '(RPN|no roi_head)')
+ONE |= dict.fromkeys(('guided', 'guided_alone', 'staged', 'staged_alone'), '(RPN|no roi_head)')
 """Kinds that are one graph, and what is said of them."""
 WHOLE = [kind for kind in KINDS if kind not in ONE]
 LIKE = ['faster', 'cascade', 'mask', 'legacy', 'judged', 'seesaw', 'carafe', 'moved', 'modulated', 'soft']
