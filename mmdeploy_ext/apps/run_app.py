@@ -150,7 +150,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
-    """Draw the boxes of each frame into the cameras and from above; the memory goes from frame to frame."""
+    """Draw the boxes of each frame into the cameras and from above; a memory goes from frame to frame."""
     from mmdeploy_ext.apps import demo
     from mmdeploy_ext.inputs.pictures import read_image
     from mmdeploy_ext.runtime.bird_eye import Layer
@@ -172,8 +172,10 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     with opened(args, metadata) as model, demo.open_writer(args.out, FPS) as draw:
         for frame, target in zip(frames, targets, strict=True):
             images = [read_image(path) for path in frame.pictures]
+            points = None
             if metadata.samples == 'fused':
                 given: tuple[Any, ...] = (images, frame, args.data_root)
+                points = model.points(frame, args.data_root)
             else:
                 calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
                 given = images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token
@@ -182,9 +184,9 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             facts = dict(frame=frame.name, scene=frame.scene_token)
             entries.append(entry_of(facts, target, start, found, args, model.classes))
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
-            draw(compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name))
+            draw(compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points))
             print(run_images.result_line(frame.name, entries[-1]), flush=True)
-    run_images.finish(args, metadata, entries, time.perf_counter() - begun)
+    run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
     return 0
 
 

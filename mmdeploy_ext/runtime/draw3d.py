@@ -201,6 +201,7 @@ def compare_picture(
     layers: Sequence[Layer],
     classes: Sequence[str],
     title: str = '',
+    points: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw one camera mosaic per layer, one below the other, and the view from above with all layers.
 
@@ -210,6 +211,7 @@ def compare_picture(
         layers: one or two lists of boxes.
         classes: names by label.
         title: of the frame.
+        points: (P, 3 or more) of the frame, LiDAR frame, for the view from above.
 
     Returns:
         (h, w, 3) uint8 BGR; equal sizes for equal inputs and numbers of layers, even in both axes.
@@ -223,7 +225,7 @@ def compare_picture(
         parts.append(_titled(f'{title}   {text}' if title else text, mosaic))
     left = np.vstack(parts)
     side = max(left.shape[0], 440)
-    above = bird_eye(layers, classes, side, forward=forward_direction(lidar2img))
+    above = bird_eye(layers, classes, side, forward=forward_direction(lidar2img), points=points)
     height, width = side, left.shape[1] + GAP + side
     canvas = np.full((height + height % 2, width + width % 2, 3), DARK, np.uint8)
     canvas[: left.shape[0], : left.shape[1]] = left

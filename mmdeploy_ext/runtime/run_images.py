@@ -127,17 +127,21 @@ def check_targets(args: argparse.Namespace, targets: Collection[Path]) -> None:
 
 
 def finish(
-    args: argparse.Namespace, metadata: Metadata, entries: list[dict[str, Any]], seconds: float
+    args: argparse.Namespace,
+    metadata: Metadata,
+    entries: list[dict[str, Any]],
+    seconds: float,
+    kind: str = '',
 ) -> None:
-    """Write what was found to --json, and of several samples how many."""
+    """Write what was found to --json, and of several samples (`kind`, or as the file names them) how many."""
     from mmdeploy_ext.core.files import write_json
 
     if args.json:
         facts = dict(model=args.model, family=metadata.family, form=metadata.form)
-        write_json(args.json, {**facts, 'classes': list(metadata.classes), metadata.samples: entries})
+        write_json(args.json, {**facts, 'classes': list(metadata.classes), kind or metadata.samples: entries})
     if len(entries) > 1:
         drawn = sum(entry['drawn'] for entry in entries)
-        print(f'{len(entries)} {metadata.samples}, {drawn} detections, {seconds:.1f} s')
+        print(f'{len(entries)} {kind or metadata.samples}, {drawn} detections, {seconds:.1f} s')
 
 
 def check_file(path: str, metadata: Metadata, tool: str) -> None:

@@ -67,6 +67,10 @@ class Detecting(Memoryless):
         """Detect in one frame of a data set's infos; see `moment`."""
         return self.step(moment(images_bgr, rig, self.rule, root)).detections
 
+    def points(self, rig: RigFrame, root: str | Path | None = None) -> np.ndarray:
+        """Return the points (P, V) of a frame as the model takes them; none without LiDAR. See `moment`."""
+        return points_of(rig, self.rule, root)
+
 
 def moment(
     images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
@@ -93,20 +97,22 @@ def moment(
         img_aug_matrix=rule.img_aug_matrix(),
         lidar_aug_matrix=np.eye(4),
     )
-    points = NO_POINTS
-    if rule.voxels is not None:
-        if 'lidar_path' not in rig.info:
-            raise DataError(
-                f'{rig.source}: the info of {rig.name} has no lidar_path; expected that of a sweep'
-            )
-        points = joint_points(rig.info, rule, rig.source, root)
     return FusedFrame(
-        points,
+        points_of(rig, rule, root),
         rig.name,
         images=images,
         calibration={name: matrix.astype(np.float32) for name, matrix in calibration.items()},
         image_files=tuple(map(str, rig.pictures)),
     )
+
+
+def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
+    """Return the points (P, V) of a frame, LiDAR frame; none without LiDAR. See `moment`."""
+    if rule.voxels is None:
+        return NO_POINTS
+    if 'lidar_path' not in rig.info:
+        raise DataError(f'{rig.source}: the info of {rig.name} has no lidar_path; expected that of a sweep')
+    return joint_points(rig.info, rule, rig.source, root)
 
 
 def joint_points(

@@ -140,6 +140,15 @@ def test_forward_is_where_the_first_camera_looks():
     np.testing.assert_array_equal(forward_direction(looking(np.pi / 2)[None]), [0, 1])
 
 
+def test_points_of_a_frame_are_seen_from_above_and_not_in_the_cameras():
+    images, matrices = np.full((6, 90, 160, 3), 60, np.uint8), np.tile(looking(0.0), (6, 1, 1))
+    points = np.random.default_rng(0).uniform(-30, 30, (500, 5)).astype(np.float32)
+    layers = [Layer('ONNX Runtime', detections(box(12, 0)))]
+    without, seen = (compare_picture(images, matrices, layers, CLASSES, '', one) for one in (None, points))
+    columns = np.flatnonzero((without != seen).any((0, 2)))
+    assert len(columns) > 100 and columns.min() >= 3 * 600  # behind the mosaic of three cameras a row
+
+
 def test_pictures_of_a_run_have_one_even_size_and_differences_are_white():
     images, matrices = np.full((6, 90, 160, 3), 60, np.uint8), np.tile(looking(0.0), (6, 1, 1))
     full, empty = detections(box(12, 0), box(20, 5), labels=[1, 2]), detections()
