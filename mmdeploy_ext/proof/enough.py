@@ -29,6 +29,14 @@ Measured: 2 of 1000 in one of 130 proofs of mmdet's configs with seeded weights.
 """
 TIES_LEAST = 4
 """As many may always: two decisions, each with one on either side."""
+ASKED = 0.1
+"""Share of both sides' results of one input that may be alone for PyTorch to be asked what rounding decides.
+
+To ask is to run the model eight times or more, and `TIES` would not excuse so many: a fifth of the results of
+one input is 1 % of the results of 20 such inputs.
+"""
+ASKED_LEAST = 20
+"""For as many it is always asked: `TIES` of 2000 results, more than most proofs have."""
 IMAGES = (
     'use images with objects that this model finds (--input-img, --test-img, --images), and a trained '
     'checkpoint'

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.proof.enough import ASKED, ASKED_LEAST
 from mmdeploy_ext.proof.results import DetectionRow
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ def tally(
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
         near_ties: returns what the reference itself loses and gains where its suppression is rounded
-            otherwise; asked only where something has no partner, which is then excused. None: nothing is.
+            otherwise; asked only where something has no partner, which is then excused, and where that is not
+            too much to be (`ASKED`). None: nothing is.
     """
     reference, candidate = scores
     partner = {**pairing.matched, **pairing.outside}
@@ -182,7 +184,7 @@ def tally(
         missing, extra = _without_ties(missing, extra, reference, candidate, score_bar, beyond)
     outside = {row: column for row, column in pairing.outside.items() if needed[row] or surplus[column]}
     alone = len(missing) + len(extra) + 2 * len(outside)
-    if near_ties and (missing or extra or outside):
+    if near_ties and 0 < alone <= max(ASKED_LEAST, ASKED * (needed.sum() + surplus.sum())):
         rows, columns = near_ties()
         missing = [row for row in missing if row not in rows]
         extra = [column for column in extra if column not in columns]

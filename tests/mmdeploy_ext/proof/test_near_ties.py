@@ -93,6 +93,26 @@ def test_nothing_is_asked_where_all_have_partners():
     assert match_detections('a.jpg', one, one, near_ties=lambda: pytest.fail('asked')).passed
 
 
+@pytest.mark.parametrize(('lost', 'asked'), [(1, True), (10, True), (20, True), (21, False), (100, False)])
+def test_nothing_is_asked_where_more_is_alone_than_can_be_excused(lost, asked):
+    whole = spread(100)
+    rest = Detections(whole.bboxes_xyxy[lost:], whole.scores[lost:], whole.labels[lost:])
+    asks = []
+    row = match_detections('a.jpg', whole, rest, near_ties=lambda: asks.append(1) or [rest])
+    assert bool(asks) == asked
+    assert (row.missing, row.ties) == ((0, lost) if asked else (lost, 0))
+
+
+def spread(count):
+    """Return boxes that do not overlap."""
+    corners = np.stack([np.arange(count), np.zeros(count)], axis=1).astype(np.float32) * 100
+    return Detections(
+        np.concatenate([corners, corners + 50], axis=1),
+        np.full(count, 0.5, np.float32),
+        np.zeros(count, np.int64),
+    )
+
+
 def test_many_ties_are_a_fault():
     tied = judged(0.50001, 0.49999)
     case = Case('traced input', '1x3x64x64', True, (), (tied,) * 3)
