@@ -3,7 +3,8 @@
 The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norm
 gets the statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits
 spread around -4.6, box deltas around 0 and centerness around 0.5 (`seeded_dense.py` has it for each head of
-mmdet). Scores are spread, boxes differ between anchors, and a few per cent of the anchors pass the threshold.
+mmdet, `seeded_lidar.py` for LiDAR detectors of mmdet3d). Scores are spread, boxes differ between anchors, and
+a few per cent of the anchors pass the threshold.
 """
 
 from __future__ import annotations
@@ -23,20 +24,16 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proof.inputs.pictures import bright, dark
+from projects.toydata import seeded_lidar
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_corners import is_cornered, scale_corners
 from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
+from projects.toydata.seeded_layers import calibrate_norms, fill_rest, fill_weights, norms_of, residual_ends
 from projects.toydata.seeded_prototypes import scale_prototypes
 from projects.toydata.seeded_queries import is_query, is_regional, scale_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mmdeploy_ext.families.base import Family
-
-OFFSET_SCALE = 0.1
-"""Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
-an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
 
 NAMED_RULES = dict(rtdetr='seeded_rtdetr', streampetr='seeded_streampetr', solo='seeded_solo')
 """Families whose weights depend on names and shapes alone: family -> module beside this one."""
@@ -50,10 +47,6 @@ CONTRAST = 57
 """Its standard deviation."""
 SHAPES = 12
 """That are tried in a scene."""
-
-
-GATES = 0.1
-"""Weight of the gates of channels. They take the mean of a map, which ONNX Runtime gives to five digits."""
 
 
 def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tensor:
@@ -79,59 +72,6 @@ def seeded_scene(
     return (torch.from_numpy(picture).float().permute(2, 0, 1)[None] - GREY) / CONTRAST
 
 
-def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
-    for name, module in model.named_modules():
-        table = getattr(module, 'relative_position_bias_table', None)
-        if isinstance(table, torch.Tensor):
-            table.copy_(torch.randn(table.shape, generator=generator) * 0.5)
-        weight = getattr(module, 'weight', None)
-        if not isinstance(weight, torch.Tensor) or weight.dim() < 2:
-            continue
-        scale = (2.0 / weight[0].numel()) ** 0.5
-        if name.endswith('conv_offset'):
-            scale *= OFFSET_SCALE
-        weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
-        if isinstance(getattr(module, 'bias', None), torch.Tensor):
-            module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.05)
-
-
-def _fill_rest(model: nn.Module, generator: torch.Generator) -> None:
-    """Fill what has other names or shapes: projections of attention, embeddings of positions, L2 norms.
-
-    mmdet leaves the weight of an L2 norm as the memory was, for a checkpoint or `init_weights` to fill.
-    """
-    from mmdet.models.necks.ssd_neck import L2Norm
-    from mmdet.models.utils import SELayer
-
-    for module in model.modules():
-        if isinstance(module, L2Norm):
-            module.weight.fill_(float(module.scale))
-        elif isinstance(module, SELayer):
-            module.conv2.conv.weight.mul_(GATES)
-    for name, parameter in model.named_parameters():
-        if name.endswith('in_proj_weight'):
-            drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(drawn * (1.0 / parameter.shape[1]) ** 0.5)
-        elif name.endswith('pos_embed'):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-
-
-def _residual_ends(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the last normalisation of every residual block of convolutions."""
-    from mmdet.models.backbones.darknet import ResBlock
-    from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
-    from mmdet.models.utils import InvertedResidual
-    from mmdet.models.utils.csp_layer import DarknetBottleneck
-
-    for block in model.modules():
-        if isinstance(block, BasicBlock | Bottleneck):
-            yield block.norm3 if isinstance(block, Bottleneck) else block.norm2
-        elif isinstance(block, ResBlock | DarknetBottleneck):
-            yield getattr(block.conv2, 'pointwise_conv', block.conv2).norm
-        elif isinstance(block, InvertedResidual) and block.with_res_shortcut:
-            yield block.linear_conv.norm
-
-
 def _shift_norms(model: nn.Module, shift: float) -> None:
     """Give the normalised values of necks, and of inverted residual blocks, a mean of their own deviation.
 
@@ -144,31 +84,6 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
         for norm in part.modules():
             if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.bias.fill_(shift)
-
-
-def _calibrate_norms(model: nn.Module, pictures: torch.Tensor, run: Heads) -> Sequence[torch.Tensor]:
-    """Set running statistics, layer by layer, to those of the pictures, of all calls together.
-
-    `run` calls the heads.
-
-    Returns:
-        Features of each level, as the head takes them.
-    """
-    calls: dict[nn.Module, int] = {}
-
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        calls[module] = count = calls.get(module, 0) + 1
-        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
-        module.running_mean.lerp_(inputs[0].mean(dim=axes), 1 / count)
-        module.running_var.lerp_(inputs[0].var(dim=axes) + 1e-3, 1 / count)
-
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    handles = [module.register_forward_pre_hook(hook) for module in norms]
-    features = model.extract_feat(pictures)
-    run(features)
-    for handle in handles:
-        handle.remove()
-    return features
 
 
 Heads = Callable[[Sequence[torch.Tensor]], None]
@@ -213,14 +128,20 @@ def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset:
     drawn += exposed if calibration.exposures else []
     model.eval()
     with torch.no_grad():
-        _fill_weights(model, generator)
-        _fill_rest(model, generator)
-        for norm in _residual_ends(model):
+        fill_weights(model, generator)
+        fill_rest(model, generator)
+        for norm in residual_ends(model):
             norm.weight.fill_(calibration.residual)
         _shift_norms(model, calibration.shift)
         pictures, others = (torch.cat(some) * deviation + offset for some in (drawn, exposed))
         run, scale = _heads(model, pictures, others)
-        scale(_calibrate_norms(model, pictures, run))
+
+        def through() -> Sequence[torch.Tensor]:
+            features = model.extract_feat(pictures)
+            run(features)
+            return features
+
+        scale(calibrate_norms(norms_of(model), through))
     return model
 
 
@@ -272,6 +193,8 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     Raises:
         ConfigError: the rule does not know the head.
     """
+    if family is not None and family.name in seeded_lidar.FAMILIES:
+        return seeded_lidar.fill_lidar(family.build(cfg), cfg, family, seed)
     model = build_student(cfg) if family is None else family.build(cfg)
     if family is not None and family.name in NAMED_RULES:
         rule = importlib.import_module(f'projects.toydata.{NAMED_RULES[family.name]}')
@@ -307,16 +230,17 @@ def _body(args: argparse.Namespace) -> int:
 
 def write_seeded(config: str, out: Path, seed: int = 0) -> None:
     """Write a checkpoint with seeded weights for a config."""
+    import projects.mmdet3d_plugin
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import FAMILIES, find_family
+    from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family
     from mmdeploy_ext.weights.convert.output import save_checkpoint
 
     cfg = load_config(config)
-    weights = sparse_weights(cfg, seed)
+    names = [family.name for family in FAMILIES.values() if family.claims(cfg)]
+    weights = None if set(names) & set(seeded_lidar.FAMILIES) else sparse_weights(cfg, seed)
     if weights is None:
-        claimed = any(family.claims(cfg) for family in FAMILIES.values())
-        family = find_family(cfg) if claimed or 'bbox_head' not in cfg.get('model', ()) else None
+        family = find_family(cfg, DETECTOR) if names or 'bbox_head' not in cfg.get('model', ()) else None
         weights = seeded_model(cfg, family, seed).state_dict()
     save_checkpoint(out, weights, dict(seed=seed))
 
