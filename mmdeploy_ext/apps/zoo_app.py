@@ -1,4 +1,4 @@
-"""`zoo.py`: which configs export and are proven, with seeded weights; all of mmdet, or the user's own."""
+"""`zoo.py`: which configs export and are proven, with seeded weights; of mmdet, of mmdet3d, or one's own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GIGABYTES = 6.0
 SECONDS = 1800.0
+SWEEPS = 3
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         'configs', nargs='*', metavar='CONFIG',
-        help='files, folders and globs, also below the configs of the installed mmdet (default: all of them)',
+        help='files, folders and globs, also below the configs of the installed mmdet (default: all of them) '
+        "or, as 'mmdet3d/second/*.py', of mmdet3d",
     )  # fmt: skip
     cli.writes(parser.add_argument('--out', type=Path, default=Path('work_dirs/zoo'), metavar='FOLDER'))
     parser.add_argument(
@@ -43,6 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--height', type=int, default=320, help='of the traced input, pixels (default: 320)')
     parser.add_argument('--width', type=int, default=448, help='of the traced input, pixels (default: 448)')
+    parser.add_argument(
+        '--sweeps', type=int, default=SWEEPS,
+        help=f'generated ones that LiDAR models are proven on (default: {SWEEPS})',
+    )  # fmt: skip
     parser.add_argument(
         '--files', nargs='+', choices=FILES, default=FILES,
         help='of one size, and of any size and batch, which takes twice the time (default: both)',
@@ -78,7 +84,7 @@ def main(register: Callable[[], None], seeded: Seeded, argv: Sequence[str] | Non
 
 
 def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded) -> int:
-    for name in ('height', 'width', 'timeout', 'memory'):
+    for name in ('height', 'width', 'timeout', 'memory', 'sweeps'):
         if getattr(args, name) <= 0:
             raise UsageError(f'--{name} {getattr(args, name)}: expected more than 0')
     if args.jobs < 0:
@@ -121,7 +127,8 @@ def _records(chosen: Sequence[Any], args: argparse.Namespace, seeded: Seeded) ->
 
     picture = read_images([DEFAULT_IMAGE], 1)[0]
     engine = DEFAULT.runner_options(threads=1)
-    settings = Settings((args.height, args.width), picture, seeded, engine, tuple(args.files))
+    size = args.height, args.width
+    settings = Settings(size, picture, seeded, engine, tuple(args.files), args.sweeps)
     jobs = args.jobs or _jobs(args.memory)
     return run_all(chosen, settings, args.out, jobs, Limits(args.timeout, args.memory))
 

@@ -1,4 +1,4 @@
-"""The configs of a zoo: those of the installed mmdet, or of the user's own folders, and what they hold."""
+"""The configs of a zoo: those of installed libraries, or of the user's own folders, and what they hold."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
 """Keys that only training reads. Not losses: heads take their number of outputs from them."""
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
+LIBRARIES = ('mmdet', 'mmdet3d')
+"""Whose configs are known by their names; those of all but the first begin with the library's."""
+AUGMENTATIONS = ('MultiScaleFlipAug', 'MultiScaleFlipAug3D')
+"""Steps of test pipelines."""
+SCALES = dict(img_scale='scales', pts_scale_ratio='scales of points')
+"""What they are told several of -> its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Config:
     """One config of a zoo.
 
     Attributes:
-        name: in the zoo: the path below mmdet's configs or the working folder.
+        name: in the zoo: the path below mmdet's configs or the working folder; 'mmdet3d/...' of mmdet3d's.
         path: of the file.
         parts: see `parts`.
         test_digest: see `test_digest`; '' of a config that cannot be read.
@@ -42,16 +48,16 @@ class Config:
         return self.name.strip('/').removesuffix('.py').replace('/', '__')
 
 
-def installed() -> Path:
-    """Return the folder of configs of the installed mmdet.
+def installed(library: str = LIBRARIES[0]) -> Path:
+    """Return the folder of configs of an installed library.
 
     Raises:
-        UsageError: mmdet is not installed, or without its configs.
+        UsageError: it is not installed, or without its configs.
     """
-    found = importlib.util.find_spec('mmdet')
+    found = importlib.util.find_spec(library)
     folder = Path(found.submodule_search_locations[0]) / '.mim' / 'configs' if found else None
     if folder is None or not folder.is_dir():
-        raise UsageError('mmdet with its configs is not installed; name configs, folders or globs')
+        raise UsageError(f'{library} with its configs is not installed; name configs, folders or globs')
     return folder
 
 
@@ -59,7 +65,8 @@ def paths(given: Sequence[str]) -> list[Path]:
     """Return the files of a zoo.
 
     Args:
-        given: files, folders and globs, also below the folder of the installed mmdet; none takes all of it.
+        given: files, folders and globs, also below the folder of the installed mmdet, and with 'mmdet3d/'
+            before them below that of mmdet3d; none takes all of mmdet's.
 
     Raises:
         UsageError: one that fits no file.
@@ -70,7 +77,9 @@ def paths(given: Sequence[str]) -> list[Path]:
     for text in given:
         fits = [Path(path) for path in glob.glob(text)]
         if not fits and not Path(text).is_absolute():
-            fits = sorted(installed().glob(text))
+            library, _, rest = text.partition('/')
+            known = rest and library in LIBRARIES
+            fits = sorted(installed(library).glob(rest) if known else installed().glob(text))
         files = [file for path in sorted(fits) for file in (_files(path) if path.is_dir() else [path])]
         if not files:
             raise UsageError(f'{text}: fits no config, neither here nor below {installed()}')
@@ -79,10 +88,12 @@ def paths(given: Sequence[str]) -> list[Path]:
 
 
 def _name(path: Path) -> str:
-    """Return the path below the configs of mmdet, or below the working folder, or as it is."""
-    for folder in (installed(), Path.cwd()):
+    """Return the path below the configs of a library, or below the working folder, or as it is."""
+    folders = [(library, installed(library)) for library in LIBRARIES if importlib.util.find_spec(library)]
+    for library, folder in (*folders, ('', Path.cwd())):
         if path.is_relative_to(folder):
-            return path.relative_to(folder).as_posix()
+            first = library if library in LIBRARIES[1:] else ''
+            return Path(first, path.relative_to(folder)).as_posix()
     return path.as_posix()
 
 
@@ -134,14 +145,25 @@ def _without_training(value: Any) -> Any:
 
 
 def parts(cfg: Any) -> dict[str, str]:
-    """Return detector, backbone, neck, head -> class names; several are joined by '+'."""
+    """Return detector, encoder, backbone, neck, head -> class names; several are joined by '+'.
+
+    What the name of a part begins with is left out, such as the `pts_` of mmdet3d's; only detectors of points
+    have encoders.
+    """
     model = cfg.model
-    heads = [_kinds(model.get(key)) for key in HEADS]
+    named = [(str(key), part) for key, part in model.items() if isinstance(part, dict | list | tuple)]
+
+    def kinds(*names: str) -> str:
+        found = [_kinds(part) for name in names for key, part in named if f'_{key}'.endswith(f'_{name}')]
+        return '+'.join(filter(None, found))
+
+    encoder = kinds('voxel_encoder', 'middle_encoder')
     return dict(
         detector=str(model.get('type', '')),
-        backbone=_kinds(model.get('backbone')),
-        neck=_kinds(model.get('neck')),
-        head='+'.join(filter(None, heads)),
+        **(dict(encoder=encoder) if encoder else {}),
+        backbone=kinds('backbone'),
+        neck=kinds('neck'),
+        head=kinds(*HEADS),
     )
 
 
@@ -155,13 +177,14 @@ def without_augmentation(cfg: Any) -> tuple[str, ...]:
     """Take test-time augmentation out of a config, in place; returns what was changed, for the record."""
     changed = []
     for step in _augmentations((cfg.get('data') or {}).get('test') or {}):
-        scales = step.get('img_scale')
         if step.get('flip'):
             step['flip'] = False
             changed.append('flip')
-        if isinstance(scales, list) and len(scales) > 1:
-            step['img_scale'] = scales[0]
-            changed.append('scales')
+        for key, what in SCALES.items():
+            scales = step.get(key)
+            if isinstance(scales, list) and len(scales) > 1:
+                step[key] = 1.0 if 1.0 in scales else scales[0]
+                changed.append(what)
     if not changed:
         return ()
     return (f'test-time augmentation left out: {", ".join(dict.fromkeys(changed))}',)
@@ -170,5 +193,5 @@ def without_augmentation(cfg: Any) -> tuple[str, ...]:
 def _augmentations(dataset: Any) -> Iterator[Any]:
     if isinstance(dataset, dict):
         steps = dataset.get('pipeline') or ()
-        yield from (step for step in steps if step.get('type') == 'MultiScaleFlipAug')
+        yield from (step for step in steps if step.get('type') in AUGMENTATIONS)
         yield from _augmentations(dataset.get('dataset'))

@@ -32,7 +32,7 @@ FILES = ('fixed', 'dynamic')
 CPU = re.compile(
     r'not implemented on (the )?CPU|implementation for device cpu|compiled with (GPU|CUDA)', re.IGNORECASE
 )
-INSTALLED = re.compile(r'[^\s\'"]*/site-packages/(mmdet/\.mim/configs/)?')
+INSTALLED = re.compile(r'[^\s\'"]*/site-packages/(mmdet(?:3d)?/\.mim/configs/)?')
 UNREADABLE = ('the model cannot be built', 'cannot be read', 'syntax error')
 LONGEST = 2000
 """Characters of a trace that are kept."""
@@ -48,13 +48,14 @@ class Outcome:
         why: what was said of it; a trace where PyTorch failed.
         digest: of the exported graph with its weights; '' where nothing was exported.
         rules: of the proof, see `rules.py`.
-        shape: of the traced input, (H, W).
+        shape: of the traced picture, (H, W).
         inputs: how many both engines were given.
         reference: detections of PyTorch over the threshold.
         matched: of them in ONNX Runtime.
         fewest: detections in one picture.
         worst_rel: largest error of a tensor, of its scale; None without tensors of its own.
-        worst_iou: smallest IoU of a pair.
+        worst_iou: smallest IoU of a pair; None of boxes in 3D.
+        worst_distance: metres; largest distance of the centres of a pair, of boxes in 3D.
         worst_score: largest difference of scores of a pair.
         seconds: CPU time of export and proof.
     """
@@ -72,6 +73,7 @@ class Outcome:
     worst_rel: float | None = None
     worst_iou: float | None = None
     worst_score: float | None = None
+    worst_distance: float | None = None
     seconds: float = 0.0
 
 
@@ -81,7 +83,7 @@ class Record:
 
     Attributes:
         config: its name in the zoo.
-        parts: detector, backbone, neck, head -> class names.
+        parts: detector, encoder, backbone, neck, head -> class names; see `configs.parts`.
         notes: what was changed for the export, such as test-time augmentation that was left out.
         family: that exports it.
         own_kernels: operators that mmcv has no CPU kernel of, and that ran by a form of this project.

@@ -13,6 +13,8 @@ from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.graph.same import signature
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx
 
     from mmdeploy_ext.families.base import Family
@@ -28,6 +30,12 @@ def graph_digest(model: onnx.ModelProto) -> str:
     found = signature(model)
     lines = [*found.interface, *(f'{count} {digest}' for digest, count in sorted(found.nodes.items()))]
     return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+
+def files_digest(models: Sequence[onnx.ModelProto]) -> str:
+    """Return one hash of the graphs of an export, in their order; of one graph its own."""
+    first, *others = (graph_digest(model) for model in models)
+    return hashlib.sha256('\n'.join([first, *others]).encode()).hexdigest() if others else first
 
 
 def proof_rules(family: Family) -> str:

@@ -1,4 +1,7 @@
-"""One config: built with seeded weights, exported with one size and with any, and both files proven."""
+"""One config: built with seeded weights, exported with one size and with any, and both files proven.
+
+Models of sweeps have one export, a folder of graphs, which takes any sweep.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.zoo.configs import without_augmentation
 from mmdeploy_ext.zoo.record import FILES, NOT_PROVEN, Outcome, Record, failure
-from mmdeploy_ext.zoo.rules import graph_digest, proof_rules
+from mmdeploy_ext.zoo.rules import files_digest, proof_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -48,6 +51,7 @@ class Settings:
     Attributes:
         size: of the traced input, (H, W) pixels; the next larger one that the network takes.
         picture: title and BGR picture that the proof begins with.
+        sweeps: how many generated ones models of sweeps are proven on.
         seeded: (cfg, family) -> the detector with seeded weights.
         engine: options of `build_backend`.
         files: of `FILES`, those to export and to prove.
@@ -58,6 +62,24 @@ class Settings:
     seeded: Callable[[Any, Family], torch.nn.Module]
     engine: Mapping[str, Any]
     files: tuple[str, ...] = FILES
+    sweeps: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What is exported, and what it is proven on.
+
+    Attributes:
+        options: of the export.
+        output: name of the file or folder.
+        traced: pictures that are traced.
+        samples: see `ladder.prove`.
+    """
+
+    options: Options
+    output: str
+    traced: Sequence[Any]
+    samples: Sequence[Any]
 
 
 def examine(
@@ -82,7 +104,7 @@ def examine(
     kinds = {type(module).__name__ for module in deployment.model.modules()}
     own = tuple(sorted(kinds & set(OWN_KERNELS)))
     record = dataclasses.replace(record, family=deployment.family.name, own_kernels=own)
-    for name in FILES:
+    for name in FILES if _of_pictures(deployment.family) else FILES[:1]:
         found = getattr(before, name, None)
         if name in settings.files:
             found = _outcome(deployment, settings, name == 'dynamic', found)
@@ -95,7 +117,7 @@ def examine(
 def _deployment(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
     family = find_family(cfg, DETECTOR)
     rule = family.preprocess_rule(cfg)
-    family.check(cfg, _options(family, TAKEN, False, 0))
+    family.check(cfg, _options(family, TAKEN, False, 0) if _of_pictures(family) else family.choose(opset=0))
     model = settings.seeded(cfg, family)
     model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
     return deploy.Deployment(
@@ -110,6 +132,10 @@ def _deployment(config: Config, cfg: Any, settings: Settings) -> deploy.Deployme
         rule=rule,
         settings=family.settings(cfg, model),
     )
+
+
+def _of_pictures(family: Family) -> bool:
+    return family.samples == 'images'
 
 
 def _weights_sha256(model: torch.nn.Module) -> str:
@@ -147,28 +173,37 @@ def _outcome(
     """Return what became of one export; its proof is `known` where graph and rules are as they were."""
     start = time.process_time()
     try:
-        options = _chosen(deployment, settings, dynamic)
-        picture, rules = settings.picture, proof_rules(deployment.family)
-        traced = deploy.prepare_fixed(deployment.rule, picture[1], options.height, options.width)
+        export, rules = _export(deployment, settings, dynamic), proof_rules(deployment.family)
+        options = export.options
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-            path = str(Path(folder, 'model.onnx'))
-            export_files(deployment, options, path, [traced])
-            digest = graph_digest(next(reversed(deployment.exports.values())))
+            paths, _ = export_files(deployment, options, str(Path(folder, export.output)), export.traced)
+            digest = files_digest([*deployment.exports.values()][-len(paths) :])
             if known is not None and (known.digest, known.rules) == (digest, rules):
                 return known
-            verdict, _ = prove(deployment, path, [picture], settings.engine)
+            verdict, _ = prove(deployment, paths, export.samples, settings.engine)
     except Exception as error:
         return dataclasses.replace(failure(error), seconds=time.process_time() - start)
     figures = _figures(verdict)
     seconds = time.process_time() - start
-    return Outcome(
-        digest=digest, rules=rules, shape=(options.height, options.width), seconds=seconds, **figures
-    )
+    shape = (options.height, options.width) if _of_pictures(deployment.family) else (0, 0)
+    return Outcome(digest=digest, rules=rules, shape=shape, seconds=seconds, **figures)
+
+
+def _export(deployment: deploy.Deployment, settings: Settings, dynamic: bool) -> Export:
+    """Return the export of a picture or of sweeps."""
+    family, rule = deployment.family, deployment.rule
+    if not _of_pictures(family):
+        options = deploy.resolve_opset(family.choose(opset=0), deployment.model)
+        return Export(options, 'model', (), list(family.generated_sweeps(rule, settings.sweeps)))
+    options = _chosen(deployment, settings, dynamic)
+    traced = deploy.prepare_fixed(rule, settings.picture[1], options.height, options.width)
+    return Export(options, 'model.onnx', [traced], [settings.picture])
 
 
 def _figures(verdict: Verdict) -> dict[str, Any]:
     summary = verdict.summary()
     rows = [row for case in verdict.cases for row in case.detections]
+    distances = [row.worst_distance for row in rows if row.worst_distance is not None]
     reason = {} if verdict.proven else dict(reason=NOT_PROVEN, why='; '.join(_failures(verdict))[:2000])
     return dict(
         proven=verdict.proven,
@@ -177,8 +212,9 @@ def _figures(verdict: Verdict) -> dict[str, Any]:
         matched=summary['matched'],
         fewest=min((row.reference for row in rows), default=0),
         worst_rel=summary['worst_rel'],
-        worst_iou=summary['worst_iou'],
+        worst_iou=None if distances else summary['worst_iou'],
         worst_score=summary['worst_score'],
+        worst_distance=max(distances, default=None),
         **reason,
     )
 

@@ -73,7 +73,7 @@ def by_part(chosen: Sequence[Record], part: str) -> dict[str, Count]:
     """Return class name of a part -> counts, in the order of the names; several parts count each."""
     groups: dict[str, list[Record]] = collections.defaultdict(list)
     for record in chosen:
-        for name in sorted(set(record.parts[part].split('+')) - {''}):
+        for name in sorted(set(record.parts.get(part, '').split('+')) - {''}):
             groups[name].append(record)
     return {name: count(groups[name]) for name in sorted(groups)}
 

@@ -10,12 +10,13 @@ import time
 import types
 from pathlib import Path
 
+import mmcv
 import pytest
 
 from docs._pages.zoo import page
 from mmdeploy_ext.apps import zoo_app
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, ExportError
+from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.zoo import configs, processes, record, rules, subject, summary
@@ -237,6 +238,74 @@ def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
         assert '| ATSSHead | 7 | 5 | 2 | 2 | 1 |' in text
 
 
+def test_lidar_detectors_of_mmdet3d_have_a_section_of_their_own(zoo):
+    _, _, found = zoo
+    outcome = record.Outcome(
+        proven=True, inputs=3, reference=90, matched=90, fewest=20, worst_rel=2e-6, worst_distance=1e-5
+    )
+    parts = dict(detector='VoxelNet', encoder='HardVFE', backbone='SECOND', neck='FPN', head='Anchor3DHead')
+    lidar = record.Record('mmdet3d/second/a.py', parts, fixed=outcome)
+    same = dataclasses.replace(lidar, config='mmdet3d/second/b.py', same_as='mmdet3d/second/a.py')
+    content = summary.content([*found.values(), lidar, same])
+    for name in page.PAGES:
+        text = page.page(name, content)
+        assert '| `second/a` | proven | 90 / 90 | 20 | 2.0e-06 | 0.010 |  | 0 |' in text
+        assert '| `second/b` as `a` | proven |' in text
+        assert '| HardVFE | 2 | 2 |' in text
+    assert [one.config for one in page.split(content)[1]] == [lidar.config, same.config]
+    assert '**2 are proven**, 2 have been' in page.readme('README.md', f'{page.BEGIN}{page.END}', content)
+
+
+def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path, monkeypatch):
+    import toy_anchor3d
+    from projects.toydata.seeded import seeded_model
+
+    toy_anchor3d.register()
+    path = toy_anchor3d.write_config(tmp_path, 'kitti')
+    (config,) = configs.found([Path(path)])
+    settings = subject.Settings(
+        (128, 160), ('none', None), seeded_model, dict(engine='OnnxRuntimeBackend', threads=1), sweeps=3
+    )
+    found = subject.examine(config, settings, None, lambda record: None)
+    assert (found.family, found.dynamic, found.fixed.inputs) == ('anchor3d', None, 3)
+    assert found.proven, found.fixed.why
+    assert found.fixed.matched >= 10
+    assert found.fixed.worst_iou is None and 0 <= found.fixed.worst_distance < 1e-3
+    assert config.parts['encoder'] == 'PillarFeatureNet+PointPillarsScatter'
+    monkeypatch.setattr(subject, 'prove', no_proof)
+    assert subject.examine(config, settings, found, lambda record: None) == found
+
+
+def test_augmentation_of_points_is_left_out_and_said():
+    steps = dict(
+        type='MultiScaleFlipAug3D', flip=True, img_scale=(1333, 800), pts_scale_ratio=[0.95, 1.0, 1.05]
+    )
+    cfg = mmcv.Config(dict(data=dict(test=dict(pipeline=[steps]))))
+    notes = configs.without_augmentation(cfg)
+    assert notes == ('test-time augmentation left out: flip, scales of points',)
+    step = cfg.data.test.pipeline[0]
+    assert (step.flip, step.pts_scale_ratio) == (False, 1.0)
+
+
+def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
+    names = [configs._name(path) for path in configs.paths(['mmdet3d/second/*kitti-3d-car.py'])]
+    assert names == [
+        'mmdet3d/second/hv_second_secfpn_6x8_80e_kitti-3d-car.py',
+        'mmdet3d/second/hv_second_secfpn_fp16_6x8_80e_kitti-3d-car.py',
+    ]
+    with pytest.raises(UsageError, match='fits no config'):
+        configs.paths(['second/*kitti-3d-car.py'])
+    one, *others = configs.found(configs.paths(['mmdet3d/pointpillars/*fpn_sbn-all*nus-3d.py']))
+    assert one.parts == dict(
+        detector='MVXFasterRCNN',
+        encoder='HardVFE+PointPillarsScatter',
+        backbone='SECOND',
+        neck='FPN',
+        head='Anchor3DHead',
+    )
+    assert one.test_digest == others[0].test_digest != others[1].test_digest
+
+
 def test_a_size_that_a_network_does_not_take_is_enlarged():
     import projects.mmdet_plugin  # noqa: F401
 
@@ -251,6 +320,7 @@ def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monke
     _, _, found = zoo
     monkeypatch.setattr(page, 'ROOT', tmp_path)
     monkeypatch.setattr(page, 'DATA', tmp_path / 'zoo.json')
+    monkeypatch.setattr(page, 'LIDAR', tmp_path / 'lidar.json')
     monkeypatch.setattr(page, 'READMES', {})
     monkeypatch.setattr(page, 'PAGES', {name: tmp_path / path.name for name, path in page.PAGES.items()})
     assert page.main([str(tmp_path)]) == 2
@@ -259,11 +329,20 @@ def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monke
     for name, one in found.items():
         one.write(tmp_path / f'records/{name.replace("/", "__")}.json')
     assert page.main([str(tmp_path)]) == 0
-    assert len(read_json(page.DATA)['configs']) == sum(one.fixed is not None for one in found.values())
+    content = read_json(page.DATA)
+    assert len(content['configs']) == sum(one.fixed is not None for one in found.values())
+    assert not page.LIDAR.exists()
+    lidar = dataclasses.replace(found['toy'], config='mmdet3d/toy.py')
+    for path in (tmp_path / 'records').glob('*.json'):
+        path.unlink()
+    lidar.write(tmp_path / 'records/lidar.json')
+    assert page.main([str(tmp_path)]) == 0
+    assert read_json(page.DATA) == content
+    assert [one['config'] for one in read_json(page.LIDAR)['configs']] == [lidar.config]
 
 
 def test_the_pages_are_those_of_the_measured_zoo():
-    content = read_json(page.DATA)
+    content = page.whole()
     for name, path in page.PAGES.items():
         assert page.page(name, content) == path.read_text(encoding='utf-8'), 'python -m docs._pages.zoo.page'
     for name in page.READMES:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def register() -> None:
     """Import the projects whose families can be exported."""
+    import projects.mmdet3d_plugin
     import projects.mmdet_plugin  # noqa: F401
 
 

@@ -1,8 +1,9 @@
 """Write docs/zoo.md and its Chinese twin: `python -m docs._pages.zoo.page work_dirs/zoo`.
 
 The READMEs' line about the zoo is written with them.
-Of a folder, all records of it count, which may be of several runs; of a `zoo.json`, those of one run. Without
-either they are written again from docs/zoo.json, which is what the last file said.
+Of a folder, all records of it count, which may be of several runs; of a `zoo.json`, those of one run. They
+replace docs/zoo.json or, of LiDAR detectors of mmdet3d, docs/zoo_lidar.json; without records of either, it
+stays. Without FOUND the pages are written again from these two.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / 'docs/zoo.json'
+LIDAR = ROOT / 'docs/zoo_lidar.json'
+"""Records of configs whose names begin with `OF_MMDET3D`."""
+OF_MMDET3D = 'mmdet3d/'
 PAGES = {'page.md.j2': ROOT / 'docs/zoo.md', 'page_zh.md.j2': ROOT / 'docs/zh-CN/zoo.md'}
 """Template -> page."""
 BEGIN, END = '<!-- zoo -->', '<!-- end of the zoo -->'
@@ -34,11 +38,13 @@ READMES = {
     'README.md': (
         '**{fixed} of the 600 configs of mmdet 2.28.2 with a CPU reference are proven** with seeded weights, '
         '{dynamic} of them at any size too; {configs} of its 620 configs have been looked at. '
-        '[The zoo](docs/zoo.md) has each of them, and the reasons of those that are not.'
+        'Of the 56 configs of LiDAR detectors of mmdet3d 1.0.0rc6 **{lidar} are proven**, {lidar_configs} '
+        'have been looked at. [The zoo](docs/zoo.md) has each of them, and the reasons of those that are not.'
     ),
     'README_zh-CN.md': (
         'mmdet 2.28.2 中有 CPU 参考结果的 600 个配置里，**{fixed} 个已用按规则生成的权重得到证明**，'
         '其中 {dynamic} 个在任意尺寸下也得到证明；全部 620 个配置中已检查 {configs} 个。'
+        'mmdet3d 1.0.0rc6 的 56 个激光雷达检测器配置中已检查 {lidar_configs} 个，**{lidar} 个得到证明**。'
         '每个配置的结果与未通过的原因见[模型库](docs/zh-CN/zoo.md)。'
     ),
 }
@@ -54,22 +60,37 @@ def page(name: str, content: Mapping[str, Any]) -> str:
         name: of its template.
         content: of the JSON file.
     """
-    records = summary.records(content)
+    records, lidar = split(content)
     texts = template(__file__, name, keep_trailing_newline=True)
     return texts.render(
         versions=content['versions'],
         whole=summary.count(records),
         parts={part: counts(summary.by_part(records, part)) for part in ('head', 'backbone', 'neck')},
         heads={head: rows(group) for head, group in _by_head(records).items()},
-        reasons=reasons(records),
+        lidar=summary.count(lidar),
+        lidar_parts=[
+            f'| {name} | {one.configs} | {one.fixed} |'
+            for part in ('head', 'encoder', 'backbone')
+            for name, one in summary.by_part(lidar, part).items()
+        ],
+        lidar_heads={head: lidar_rows(group) for head, group in _by_head(lidar).items()},
+        reasons=reasons([*records, *lidar]),
     )
+
+
+def split(content: Mapping[str, Any]) -> tuple[list[Record], list[Record]]:
+    """Return the records of mmdet's and others' configs, and those of LiDAR detectors of mmdet3d."""
+    records = summary.records(content)
+    lidar = [one for one in records if one.config.startswith(OF_MMDET3D)]
+    return [one for one in records if one not in lidar], lidar
 
 
 def readme(name: str, text: str, content: Mapping[str, Any]) -> str:
     """Return the text of a README with the figures of a zoo between its marks."""
     before, _, rest = text.partition(BEGIN)
-    whole = summary.count(summary.records(content))
-    said = READMES[name].format(**dataclasses.asdict(whole))
+    whole, lidar = (summary.count(some) for some in split(content))
+    figures = dict(dataclasses.asdict(whole), lidar=lidar.fixed, lidar_configs=lidar.configs)
+    said = READMES[name].format(**figures)
     return f'{before}{BEGIN}\n{said}\n{END}{rest.partition(END)[2]}'
 
 
@@ -93,14 +114,11 @@ def rows(records: Sequence[Record]) -> list[str]:
 
 def _cells(record: Record) -> list[str]:
     done = [one for one in (record.fixed, record.dynamic) if one is not None and one.inputs]
-    name = f'`{record.config.removesuffix(".py")}`'
-    if record.same_as:
-        name += f' as `{record.same_as.removesuffix(".py").rpartition("/")[2]}`'
     seconds = sum(one.seconds for one in (record.fixed, record.dynamic) if one is not None)
     ious = [one.worst_iou for one in done if one.worst_iou is not None]
     scores = [one.worst_score for one in done if one.worst_score is not None]
     return [
-        name,
+        _named(record),
         _verdict(record.fixed) + (' *' if record.own_kernels else ''),
         _verdict(record.dynamic),
         f'{sum(one.matched for one in done)} / {sum(one.reference for one in done)}' if done else '',
@@ -108,6 +126,35 @@ def _cells(record: Record) -> list[str]:
         f'{min(ious):.6f}' if ious else '',
         f'{max(scores):.1e}' if scores else '',
         f'{seconds:.0f}',
+    ]
+
+
+def _named(record: Record) -> str:
+    name = f'`{record.config.removesuffix(".py")}`'
+    if record.same_as:
+        name += f' as `{record.same_as.removesuffix(".py").rpartition("/")[2]}`'
+    return name
+
+
+def lidar_rows(records: Sequence[Record]) -> list[str]:
+    """Return a row of cells for each config of a LiDAR detector."""
+    return [f'| {" | ".join(_lidar_cells(record))} |' for record in records]
+
+
+def _lidar_cells(record: Record) -> list[str]:
+    found = record.fixed
+    name = _named(record).replace(OF_MMDET3D, '')
+    if found is None or not found.inputs:
+        return [name, _verdict(found), *[''] * 6]
+    return [
+        name,
+        _verdict(found),
+        f'{found.matched} / {found.reference}',
+        str(found.fewest),
+        '' if found.worst_rel is None else f'{found.worst_rel:.1e}',
+        '' if found.worst_distance is None else f'{1e3 * found.worst_distance:.3f}',
+        '' if found.worst_score is None else f'{found.worst_score:.1e}',
+        f'{found.seconds:.0f}',
     ]
 
 
@@ -150,8 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _body(args: argparse.Namespace) -> int:
     if args.found:
-        write_json(DATA, _of_runs(args.found) if args.found.is_dir() else read_json(args.found))
-    content = read_json(DATA)
+        _replace(_of_runs(args.found) if args.found.is_dir() else read_json(args.found))
+    content = whole()
     texts = {path: page(name, content) for name, path in PAGES.items()}
     texts |= {
         ROOT / name: readme(name, (ROOT / name).read_text(encoding='utf-8'), content) for name in READMES
@@ -161,6 +208,23 @@ def _body(args: argparse.Namespace) -> int:
             temporary.write_text(text, encoding='utf-8')
         print(path.relative_to(ROOT))
     return 0
+
+
+def whole() -> dict[str, Any]:
+    """Return the content of both files, with the versions of the first."""
+    content, *others = (read_json(path) for path in (DATA, LIDAR) if path.is_file())
+    return dict(
+        content, configs=[*content['configs'], *(one for other in others for one in other['configs'])]
+    )
+
+
+def _replace(content: Mapping[str, Any]) -> None:
+    """Write the records of either file that there are any of."""
+    lidar = [one for one in content['configs'] if one['config'].startswith(OF_MMDET3D)]
+    others = [one for one in content['configs'] if one not in lidar]
+    for path, chosen in ((DATA, others), (LIDAR, lidar)):
+        if chosen:
+            write_json(path, dict(content, configs=chosen))
 
 
 def _of_runs(folder: Path) -> dict[str, Any]:
