@@ -1,4 +1,4 @@
-"""Non-maximum suppression of boxes seen from above, as mmdet3d does it. Needs numpy only.
+"""Non-maximum suppression of boxes seen from above, as mmdet3d does it. Rotated boxes need numba.
 
 Glossary: n boxes in descending score order.
 """
@@ -43,19 +43,14 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
     """
     if threshold <= 0:
         return np.arange(min(len(boxes), 1))
-    corners = bev_corners(boxes.astype(np.float64))
-    areas = np.prod(boxes[:, 2:4].astype(np.float64), axis=1)
-    reach = np.linalg.norm(boxes[:, 2:4].astype(np.float64), axis=1) / 2
-    keep: list[int] = []
-    for index in range(len(boxes)):
-        gap = np.linalg.norm(boxes[keep, :2].astype(np.float64) - boxes[index, :2], axis=1)
-        near = [other for other, far in zip(keep, gap > reach[keep] + reach[index], strict=True) if not far]
-        if not any(
-            rotated_iou(corners[index], corners[other], areas[index], areas[other]) >= threshold
-            for other in near
-        ):
-            keep.append(index)
-    return np.array(keep, np.int64)
+    from mmdeploy_ext.runtime import bev_loops
+
+    boxes = boxes.astype(np.float64)
+    areas, reach = np.prod(boxes[:, 2:4], axis=1), np.linalg.norm(boxes[:, 2:4], axis=1) / 2
+    kept = bev_loops.keep_best(
+        bev_corners(boxes), areas, np.ascontiguousarray(boxes[:, :2]), reach, threshold
+    )
+    return np.flatnonzero(kept).astype(np.int64)
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:
@@ -67,35 +62,8 @@ def bev_corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def rotated_iou(one: np.ndarray, two: np.ndarray, area_one: float, area_two: float) -> float:
-    """Return the intersection over union of two convex counter-clockwise polygons (k, 2)."""
-    overlap = polygon_area(clip_polygon(one, two))
-    union = area_one + area_two - overlap
-    return overlap / union if union > 0 else 0.0
+    """Return the intersection over union of two convex counter-clockwise quadrilaterals (4, 2) float64."""
+    from mmdeploy_ext.runtime import bev_loops
 
-
-def clip_polygon(subject: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Return the part (m, 2) of a polygon inside a convex counter-clockwise one (Sutherland and Hodgman)."""
-    points = subject
-    for start, end in zip(window, np.roll(window, -1, axis=0), strict=True):
-        if len(points) == 0:
-            break
-        edge, offset = end - start, points - start
-        side = edge[0] * offset[:, 1] - edge[1] * offset[:, 0]  # positive inside
-        clipped = []
-        for index in range(len(points)):
-            here, before = side[index], side[index - 1]
-            if (here >= 0) != (before >= 0):
-                step = points[index] - points[index - 1]
-                clipped.append(points[index - 1] + step * (before / (before - here)))
-            if here >= 0:
-                clipped.append(points[index])
-        points = np.array(clipped).reshape(-1, 2)
-    return points
-
-
-def polygon_area(points: np.ndarray) -> float:
-    """Return the area of a counter-clockwise polygon (k, 2); 0 for less than three points."""
-    if len(points) < 3:
-        return 0.0
-    following = np.roll(points, -1, axis=0)
-    return float(points[:, 0] @ following[:, 1] - points[:, 1] @ following[:, 0]) / 2
+    room = np.empty((2, bev_loops.MOST, 2))
+    return float(bev_loops.iou(one, two, float(area_one), float(area_two), *room))
