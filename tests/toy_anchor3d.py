@@ -1,4 +1,4 @@
-"""Small PointPillars and SECOND with anchors, exported once; sweeps are those of the tiny CenterPoint."""
+"""Small PointPillars, SECOND and SSN with anchors, exported once; sweeps are the tiny CenterPoint's."""
 
 import functools
 import tempfile
@@ -55,6 +55,28 @@ model = dict(
     pts_middle_encoder=dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32]),
     pts_backbone=second, pts_neck=fpn, pts_bbox_head=head, test_cfg=dict(pts=test))
 """
+SHAPES = """
+norm2d = dict(type='BN2d')
+head.update(
+    type='ShapeAwareHead', bbox_coder=dict(type='DeltaXYZWLHRBBoxCoder', code_size=9), dir_offset=-0.7854,
+    anchor_generator=dict(
+        type='AlignedAnchor3DRangeGeneratorPerCls',
+        ranges=[[-6.4, -6.4, z, 6.4, 6.4, z] for z in (-0.6, -1.0, -1.2)],
+        sizes=[[0.8, 0.6, 1.7], [1.8, 0.6, 1.7], [3.9, 1.6, 1.5]], custom_values=[0, 0], rotations=[0, 1.57],
+        reshape_out=False),
+    tasks=[dict(num_class=2, class_names=['car', 'bus'], shared_conv_channels=(8, 8),
+                shared_conv_strides=(1, 1), norm_cfg=norm2d),
+           dict(num_class=1, class_names=['truck'], shared_conv_channels=(8, 8, 8),
+                shared_conv_strides=(2, 1, 1), norm_cfg=norm2d)])
+model = dict(
+    type='MVXFasterRCNN', pts_voxel_layer=layer,
+    pts_voxel_encoder=dict(type='HardVFE', in_channels=5, feat_channels=[16, 16], with_distance=False,
+                           with_cluster_center=True, with_voxel_center=True, voxel_size=(0.4, 0.4, 3.2),
+                           point_cloud_range=pc_range, norm_cfg=dict(type='BN1d')),
+    pts_middle_encoder=dict(type='PointPillarsScatter', in_channels=16, output_shape=[32, 32]),
+    pts_backbone=second, pts_neck=neck, pts_bbox_head=head, test_cfg=dict(pts=test))
+del norm2d
+"""
 VOXELS = """
 head['anchor_generator']['type'] = 'Anchor3DRangeGenerator'
 layer['voxel_size'] = [0.4, 0.4, 0.4]
@@ -72,7 +94,7 @@ data = dict(test=dict(type='KittiDataset', classes=['car', 'bus', 'truck'], pipe
     dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
     dict(type='Collect3D', keys=['points'])]))
 """
-KINDS = dict(kitti=KITTI, nuscenes=NUSCENES, voxels=VOXELS)
+KINDS = dict(kitti=KITTI, nuscenes=NUSCENES, voxels=VOXELS, shapes=SHAPES)
 
 
 def write_config(folder, kind='kitti', **words):
@@ -105,8 +127,9 @@ def seeded_model(family, cfg):
             layer.linear.weight.mul_(0.05 if layer.linear.in_features == encoder.in_channels else 1)
         if hasattr(parts_of(model).middle_encoder, 'conv_input'):
             parts_of(model).middle_encoder.conv_input[0].weight.mul_(0.05)
-        head.conv_cls.weight.mul_(2)
-        head.conv_reg.weight.mul_(0.5)
+        for branch in getattr(head, 'heads', [head]):
+            branch.conv_cls.weight.mul_(2)
+            branch.conv_reg.weight.mul_(0.5)
     return model
 
 

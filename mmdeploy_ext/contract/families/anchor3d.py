@@ -25,6 +25,7 @@ POSTPROCESS = record(
         nms_thr=number(0),
         rotated=FLAG,
         max_num=COUNT,
+        cells=items(COUNT, 2),
     ),
     closed=False,
 )

@@ -1,6 +1,6 @@
 """Boxes of anchors in 3D without PyTorch: anchors, their deltas, NMS of each class from above, directions.
 
-Source: mmdet3d 1.0.0rc6, models/dense_heads/anchor3d_head.py `get_bboxes_single`, core/anchor/
+Source: mmdet3d 1.0.0rc6, models/dense_heads/{anchor3d,shape_aware}_head.py `get_bboxes_single`, core/anchor/
 anchor_3d_generator.py, core/bbox/coders/delta_xyzwhlr_bbox_coder.py, core/post_processing/box3d_nms.py.
 
 Glossary: L levels, A anchors of a cell, C classes, D values of a box (7, or 9 with a velocity), n boxes.
@@ -48,6 +48,8 @@ class AnchorRule(Plain):
         nms_thr: largest IoU from above.
         rotated: boxes are turned when their IoU is computed.
         max_num: boxes that come out.
+        cells: rows and columns of the map of each range, one after the other, where each has its own (SSN's
+            head, whose outputs hold all anchors, range by range); empty: all have the map of their level.
     """
 
     num_classes: int
@@ -67,6 +69,7 @@ class AnchorRule(Plain):
     nms_thr: float
     rotated: bool
     max_num: int
+    cells: tuple[int, ...] = ()
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -76,7 +79,7 @@ class AnchorRule(Plain):
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> AnchorRule:
         """Rebuild from `to_json`; other entries are left out."""
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in dataclasses.fields(cls) if field.name in content]
         return super().from_json({name: content[name] for name in names})
 
 
@@ -85,17 +88,32 @@ def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndar
     ranges = np.float32(rule.ranges).reshape(-1, 6)
     sizes = np.float32(rule.sizes).reshape(-1, 3) * np.float32(rule.scales[level])
     pairs = zip(ranges, sizes[:, None], strict=True) if rule.size_per_range else [(ranges[0], sizes)]
-    blocks = []
-    for limits, own in pairs:
-        (z,), y, x = (
-            _centres(rule, limits[axis], limits[axis + 3], count)
-            for axis, count in ((2, 1), (1, height), (0, width))
-        )
-        block = np.zeros((height, width, len(own), len(rule.rotations), rule.code_size), np.float32)
-        block[..., 0], block[..., 1], block[..., 2] = x[:, None, None], y[:, None, None, None], z
-        block[..., 3:6], block[..., 6] = own[:, None], np.float32(rule.rotations)
-        blocks.append(block)
+    blocks = [_block(rule, limits, own, height, width) for limits, own in pairs]
     return np.concatenate(blocks, axis=2).reshape(-1, rule.code_size)
+
+
+def anchors_by_range(rule: AnchorRule) -> np.ndarray:
+    """Return the anchors of all ranges (n, D) float32, range by range, rotation by rotation, row by row."""
+    ranges = np.float32(rule.ranges).reshape(-1, 6)
+    sizes = np.float32(rule.sizes).reshape(-1, 1, 3) * np.float32(rule.scales[0])
+    maps = np.reshape(rule.cells, (-1, 2)).tolist()
+    blocks = [
+        _block(rule, limits, own, *cells) for limits, own, cells in zip(ranges, sizes, maps, strict=True)
+    ]
+    parts = [block.transpose(2, 3, 0, 1, 4).reshape(-1, rule.code_size) for block in blocks]
+    return np.concatenate(parts)
+
+
+def _block(rule: AnchorRule, limits: np.ndarray, sizes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the anchors of a range (height, width, sizes, rotations, D) float32."""
+    (z,), y, x = (
+        _centres(rule, limits[axis], limits[axis + 3], count)
+        for axis, count in ((2, 1), (1, height), (0, width))
+    )
+    block = np.zeros((height, width, len(sizes), len(rule.rotations), rule.code_size), np.float32)
+    block[..., 0], block[..., 1], block[..., 2] = x[:, None, None], y[:, None, None, None], z
+    block[..., 3:6], block[..., 6] = sizes[:, None], np.float32(rule.rotations)
+    return block
 
 
 def _centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarray:
@@ -110,7 +128,7 @@ def decode(outputs: Mapping[str, np.ndarray], rule: AnchorRule) -> Detections3D:
 
     Args:
         outputs: by name, per level: `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W),
-            `dir_cls_pred_l` (1, A * 2, H, W).
+            `dir_cls_pred_l` (1, A * 2, H, W); with `cells` (1, n, C), (1, n, D), (1, n, 2) of all anchors.
         rule: of the file.
 
     Returns:
@@ -140,12 +158,15 @@ def _level(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return boxes (n, D), scores (n, C) and whether boxes of the best anchors are turned by half (n,)."""
     maps = [outputs[f'{name}_{level}'][0] for name in OUTPUTS]
-    height, width = maps[0].shape[1:]
-    widths = rule.num_classes, rule.code_size, 2
-    scores, deltas, ways = (
-        one.transpose(1, 2, 0).reshape(-1, columns) for one, columns in zip(maps, widths, strict=True)
-    )
-    anchors, scores = anchors_of(rule, level, height, width), sigmoid(scores)
+    if rule.cells:
+        (scores, deltas, ways), anchors = maps, anchors_by_range(rule)
+    else:
+        widths = rule.num_classes, rule.code_size, 2
+        scores, deltas, ways = (
+            one.transpose(1, 2, 0).reshape(-1, columns) for one, columns in zip(maps, widths, strict=True)
+        )
+        anchors = anchors_of(rule, level, *maps[0].shape[1:])
+    scores = sigmoid(scores)
     if 0 < rule.nms_pre < len(scores):
         best = np.argsort(-scores.max(axis=1), kind='stable')[: rule.nms_pre]
         anchors, scores, deltas, ways = anchors[best], scores[best], deltas[best], ways[best]

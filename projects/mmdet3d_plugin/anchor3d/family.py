@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
-from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, graphs, postprocess_facts
+from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
 from projects.mmdet3d_plugin.anchor3d.reference import AnchorReference
 from projects.mmdet3d_plugin.anchor3d.samples import result
 from projects.mmdet3d_plugin.centerpoint.family import CenterPointFamily, check_points_side
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.runtime.frames import Stepper
 
-HEADS = ('Anchor3DHead', 'FreeAnchor3DHead')
+PER_CLASS_HEAD = 'ShapeAwareHead'
+HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
 DETECTORS = ('VoxelNet', 'MVXFasterRCNN')
 CODER = 'DeltaXYZWLHRBBoxCoder'
 
 
 class AnchorFamily(CenterPointFamily):
-    """mmdet3d's `VoxelNet` and `MVXFasterRCNN` of points alone, with `Anchor3DHead`; they have no memory."""
+    """mmdet3d's `VoxelNet` and `MVXFasterRCNN` of points alone, with anchors; they have no memory."""
 
     name = 'anchor3d'
-    exports = 'PointPillars and SECOND with Anchor3DHead (projects/mmdet3d_plugin/anchor3d/README.md)'
+    exports = 'PointPillars, SECOND and SSN with Anchor3DHead (projects/mmdet3d_plugin/anchor3d/README.md)'
     near = ('Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars')
     graphs, result = staticmethod(graphs), staticmethod(result)
     postprocess_facts = staticmethod(postprocess_facts)
@@ -53,6 +54,12 @@ class AnchorFamily(CenterPointFamily):
                 raise ConfigError(
                     f'{filename}: model.{key}.{part}.type={kind!r}, expected {" or ".join(allowed)}'
                 )
+        kind = head['anchor_generator']['type']
+        if (head['type'] == PER_CLASS_HEAD) != (kind == PER_CLASS):
+            raise ConfigError(
+                f'{filename}: model.{key}.anchor_generator.type={kind!r} of {head["type"]}: {PER_CLASS} and '
+                f'{PER_CLASS_HEAD} go together'
+            )
         if not (head.get('loss_cls') or {}).get('use_sigmoid', False):
             raise ConfigError(
                 f'{filename}: model.{key}.loss_cls.use_sigmoid=False: scores are exported as sigmoids'

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.stages import Graph
 
-GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True}
+PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
+"""The anchor generator of heads whose classes have maps of their own."""
+GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True, PER_CLASS: True}
 """Anchor generator -> whether anchors lie in the middle of cells."""
 MEANINGS = dict(
     cls_score='scores of each anchor and class',
@@ -66,11 +68,30 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
     """Return what the metadata tells about decoding: an `AnchorRule`."""
-    return anchor_rule(parts_of(model).head).to_json() | points_facts(model)
+    facts = anchor_rule(parts_of(model).head, cells_of(model)).to_json() | points_facts(model)
+    return {key: value for key, value in facts.items() if key != 'cells' or value}
 
 
-def anchor_rule(head: nn.Module) -> AnchorRule:
-    """Return how an `Anchor3DHead` decodes."""
+def cells_of(model: nn.Module) -> tuple[int, ...]:
+    """Return `AnchorRule.cells` of a detector, which a `ShapeAwareHead` knows after it has run."""
+    parts = parts_of(model)
+    if not hasattr(parts.head, 'featmap_sizes'):
+        return ()
+    if not parts.head.featmap_sizes:
+        scatter, device = parts.middle_encoder, next(model.parameters()).device
+        empty = torch.zeros(1, int(scatter.in_channels), int(scatter.ny), int(scatter.nx), device=device)
+        with torch.no_grad():
+            DenseHead(model, flat_outputs)(empty)
+    return tuple(int(side) for size in parts.head.featmap_sizes for side in size)
+
+
+def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
+    """Return how an `Anchor3DHead` decodes.
+
+    Args:
+        head: of the detector.
+        cells: see `AnchorRule`.
+    """
     anchors, test = head.anchor_generator, head.test_cfg
     return AnchorRule(
         num_classes=int(head.num_classes),
@@ -90,6 +111,7 @@ def anchor_rule(head: nn.Module) -> AnchorRule:
         nms_thr=float(test['nms_thr']),
         rotated=bool(test['use_rotate_nms']),
         max_num=int(test['max_num']),
+        cells=cells,
     )
 
 
