@@ -88,13 +88,35 @@ model = dict(
         encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), block_type='basicblock'),
     backbone=second, neck=neck, bbox_head=head, test_cfg=test)
 """
+DYNAMIC = """
+model['type'] = 'DynamicVoxelNet'
+layer.update(max_num_points=-1, max_voxels=(-1, -1))
+"""
+DYNAMIC_PILLARS = (
+    KITTI.replace("'PillarFeatureNet'", "'DynamicPillarFeatureNet'").replace('[16], v', '[16, 16], v')
+    + DYNAMIC
+)
+DYNAMIC_VOXELS = (
+    VOXELS.replace(
+        "type='HardSimpleVFE', num_features=5",
+        "type='DynamicSimpleVFE', voxel_size=layer['voxel_size'], point_cloud_range=pc_range",
+    )
+    + DYNAMIC
+)
 DATA = """
 del head, test, second, neck, layer, norm
 data = dict(test=dict(type='KittiDataset', classes=['car', 'bus', 'truck'], pipeline=[
     dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
     dict(type='Collect3D', keys=['points'])]))
 """
-KINDS = dict(kitti=KITTI, nuscenes=NUSCENES, voxels=VOXELS, shapes=SHAPES)
+KINDS = dict(
+    kitti=KITTI,
+    nuscenes=NUSCENES,
+    voxels=VOXELS,
+    shapes=SHAPES,
+    dynamic=DYNAMIC_PILLARS,
+    dynamic_voxels=DYNAMIC_VOXELS,
+)
 
 
 def write_config(folder, kind='kitti', **words):
@@ -124,7 +146,8 @@ def seeded_model(family, cfg):
                 value.copy_(torch.randn(value.shape, generator=generator) * (1.5 / fan) ** 0.5)
         head, encoder = parts_of(model).head, parts_of(model).voxel_encoder
         for layer in (*getattr(encoder, 'pfn_layers', ()), *getattr(encoder, 'vfe_layers', ())):
-            layer.linear.weight.mul_(0.05 if layer.linear.in_features == encoder.in_channels else 1)
+            linear = layer[0] if isinstance(layer, torch.nn.Sequential) else layer.linear
+            linear.weight.mul_(0.05 if linear.in_features == encoder.in_channels else 1)
         if hasattr(parts_of(model).middle_encoder, 'conv_input'):
             parts_of(model).middle_encoder.conv_input[0].weight.mul_(0.05)
         for branch in getattr(head, 'heads', [head]):

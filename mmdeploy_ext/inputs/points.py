@@ -118,6 +118,26 @@ def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray
     return kept[:found], counts[:found], _ordered(coordinates[:found], rule)
 
 
+def assigned(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the points in range, and the voxel of each, for networks that take all points of a voxel.
+
+    Args:
+        points: as `voxelise` takes them.
+        rule: to follow, of mode 'dynamic'.
+
+    Returns:
+        Points (n, D) float32 in range, in their order, the row of the voxel of each (n,) int32, and
+        coordinates (N, 4) int32, in the order of the voxels' first points; see `voxelise`, also for errors.
+    """
+    from mmdeploy_ext.inputs import voxel_loops
+
+    points, coordinates, where = _room(points, rule)
+    rows = np.empty(len(points), np.int32)
+    found = voxel_loops.assign(points, *where, coordinates, rows)
+    kept = rows >= 0
+    return points[kept], rows[kept], _ordered(coordinates[:found], rule)
+
+
 def _room(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
     """Return checked points, room for the coordinates of all voxels, the grid, and an empty hash of it."""
     from mmdeploy_ext.inputs.voxel_hash import empty_slots

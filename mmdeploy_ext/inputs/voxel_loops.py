@@ -63,3 +63,12 @@ def gather(points, low, size, grid, slots, rows, shift, coordinates, kept, count
                 kept[row, counts[row], d] = points[p, d]
             counts[row] += 1
     return n
+
+
+@njit(cache=True, nogil=True)
+def assign(points, low, size, grid, slots, rows, shift, coordinates, found):
+    """Write the row of each point's voxel to found (P,) int32, -1 out of range; otherwise as `collect`."""
+    n = 0
+    for p in range(points.shape[0]):
+        found[p], n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
+    return n

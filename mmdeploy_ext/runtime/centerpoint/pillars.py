@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.engines import BACKENDS, build_backend
-from mmdeploy_ext.inputs.points import pillars
+from mmdeploy_ext.inputs.points import assigned, pillars
 from mmdeploy_ext.runtime.exported import Opened
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ PILLARS = 'pillars'
 """What post-processing facts of such files say of `points`; those of sparse encoders say nothing."""
 INPUTS = ('voxels', 'num_points', 'coors')
 """Of the graph: the points of each voxel, how many there are, and the voxel's place."""
+DYNAMIC_INPUTS = ('points', 'rows', 'coors')
+"""Where voxels hold all their points: those in range, the voxel of each, and the voxels' places."""
 
 
 class PillarsOnnx(Opened):
@@ -56,7 +58,11 @@ class PillarsOnnx(Opened):
             PointsError: points of another width, or not finite.
             InferenceError: the engine failed.
         """
-        return self.session.infer(dict(zip(INPUTS, pillars(points, self.rule), strict=True)))['bev']
+        if self.rule.mode == 'dynamic':
+            fed = dict(zip(DYNAMIC_INPUTS, assigned(points, self.rule), strict=True))
+        else:
+            fed = dict(zip(INPUTS, pillars(points, self.rule), strict=True))
+        return self.session.infer(fed)['bev']
 
     def close(self) -> None:
         """Close the session."""

@@ -9,7 +9,11 @@ from mmdeploy_ext.families.base import Claim, register_family
 from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
 from projects.mmdet3d_plugin.anchor3d.reference import AnchorReference
 from projects.mmdet3d_plugin.anchor3d.samples import result
-from projects.mmdet3d_plugin.centerpoint.family import CenterPointFamily, check_points_side
+from projects.mmdet3d_plugin.centerpoint.family import (
+    DYNAMIC_DETECTOR,
+    CenterPointFamily,
+    check_points_side,
+)
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 
 if TYPE_CHECKING:
@@ -21,12 +25,12 @@ if TYPE_CHECKING:
 
 PER_CLASS_HEAD = 'ShapeAwareHead'
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
-DETECTORS = ('VoxelNet', 'MVXFasterRCNN')
+DETECTORS = ('VoxelNet', 'MVXFasterRCNN', DYNAMIC_DETECTOR)
 CODER = 'DeltaXYZWLHRBBoxCoder'
 
 
 class AnchorFamily(CenterPointFamily):
-    """mmdet3d's `VoxelNet` and `MVXFasterRCNN` of points alone, with anchors; they have no memory."""
+    """mmdet3d's `VoxelNet`, `DynamicVoxelNet` and `MVXFasterRCNN` of points alone, without a memory."""
 
     name = 'anchor3d'
     exports = 'PointPillars, SECOND and SSN with Anchor3DHead (projects/mmdet3d_plugin/anchor3d/README.md)'

@@ -15,6 +15,7 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, find_family, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
+from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import ENCODER as DYNAMIC_ENCODER
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.centerpoint.pillars import ENCODERS, SCATTER, has_pillars
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 """Step that loads points -> columns that it keeps where a config does not say."""
+DYNAMIC_DETECTOR = 'DynamicVoxelNet'
+"""The detector whose voxels hold all their points."""
 ONLY = 'export_scn.py writes the sparse backbone for other engines'
 
 
@@ -155,27 +158,48 @@ def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads:
     Raises:
         ConfigError: names the key.
     """
-    prefix = prefix_of(model)
+    prefix, dynamic = prefix_of(model), model.get('type') == DYNAMIC_DETECTOR
     middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
-    wanted = dict(
-        middle_encoder=('SparseEncoder', SCATTER),
-        voxel_encoder=ENCODERS if middle == SCATTER else ('HardSimpleVFE',),
-        bbox_head=heads,
-    )
+    if middle == SCATTER:
+        encoders = (DYNAMIC_ENCODER,) if dynamic else ENCODERS
+    else:
+        encoders = ('DynamicSimpleVFE',) if dynamic else ('HardSimpleVFE',)
+    wanted = dict(middle_encoder=('SparseEncoder', SCATTER), voxel_encoder=encoders, bbox_head=heads)
     for name, allowed in wanted.items():
         kind = (model.get(key := prefix + name) or {}).get('type')
         if kind not in allowed:
             raise ConfigError(
                 f'{filename}: model.{key}.type={kind!r}; {what} is exported with {" or ".join(allowed)}'
             )
-    if middle == SCATTER and int(model[f'{prefix}voxel_layer'].get('max_num_points', -1)) < 1:
-        raise ConfigError(
-            f'{filename}: model.{prefix}voxel_layer.max_num_points=-1 (dynamic); pillars are exported with a '
-            f'fixed number of points'
-        )
+    if middle == SCATTER:
+        check_points_of_pillars(filename, model)
     for key in ('img_backbone', 'pts_fusion_layer'):
         if model.get(key):
             raise ConfigError(f'{filename}: model.{key}: {what} is exported for points alone')
+
+
+def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    key, dynamic = f'model.{prefix_of(model)}voxel_layer', model['type'] == DYNAMIC_DETECTOR
+    layer = model[f'{prefix_of(model)}voxel_layer']
+    most = int(layer.get('max_num_points', -1))
+    if (most < 1) != dynamic:
+        raise ConfigError(
+            f'{filename}: {key}.max_num_points={most}; {DYNAMIC_DETECTOR} takes -1 (all points of a pillar), '
+            f'other detectors a fixed number'
+        )
+    low, high = layer['point_cloud_range'][:2], layer['point_cloud_range'][3:5]
+    for axis, start, end, size in zip('xy', low, high, layer['voxel_size'], strict=False):
+        cells = (end - start) / size
+        if dynamic and int(cells) != round(cells):
+            raise ConfigError(
+                f'{filename}: {key}: {cells:.6f} pillars along {axis}, of which mmdet3d makes {int(cells)}: '
+                f'it mixes the points of different pillars; change the range by less than a pillar'
+            )
 
 
 def check_points_loaded(cfg: Any) -> None:

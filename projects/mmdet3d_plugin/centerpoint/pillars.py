@@ -13,6 +13,8 @@ from torch import nn
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.runtime.centerpoint.pillars import INPUTS, PILLARS
+from projects.mmdet3d_plugin.centerpoint import dynamic_pillars
+from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import DynamicPillars, put_on_map
 from projects.mmdet3d_plugin.common.parts import Parts, parts_of
 
 EXAMPLE = 3
@@ -62,12 +64,7 @@ class Pillars(nn.Module):
             features = layer(features)
         for layer in getattr(net, 'pfn_layers', ()):
             features = layer(features, num_points)
-        features = features.flatten(1)
-        places = (coors[:, 2] * self.columns + coors[:, 3]).long()
-        canvas = features.new_zeros(self.rows * self.columns, features.shape[1]).index_put(
-            (places,), features
-        )
-        return canvas.t().reshape(1, -1, self.rows, self.columns)
+        return put_on_map(features.flatten(1), coors, self.rows, self.columns)
 
 
 def has_pillars(model: nn.Module) -> bool:
@@ -88,9 +85,28 @@ def pillars_graph(parts: Parts, family: str) -> Graph:
         family: of its spec.
     """
     layer, encoder, scatter = parts.voxel_layer, parts.voxel_encoder, parts.middle_encoder
-    most, width, channels = int(layer.max_num_points), point_width(encoder), int(scatter.in_channels)
-    device = next(encoder.parameters()).device
-    tensors = (
+    width, device = point_width(encoder), next(encoder.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    if dynamic_pillars.has_dynamic_pillars(encoder):
+        tensors, module = dynamic_pillars.tensors(width), DynamicPillars(encoder, scatter)
+        example = dynamic_pillars.example(width, EXAMPLE, generator)
+    else:
+        tensors, module = hard_tensors(int(layer.max_num_points), width), Pillars(encoder, scatter)
+        example = hard_example(int(layer.max_num_points), width, generator)
+    shape = (1, int(scatter.in_channels), int(scatter.ny), int(scatter.nx))
+    spec = GraphSpec(f'{family}/pillars', tensors, (TensorSpec('bev', 'float32', shape, "bird's-eye view"),))
+    named = {tensor.name: value.to(device) for tensor, value in zip(tensors, example, strict=True)}
+    return Graph('backbone', module.eval().to(device), spec, named)
+
+
+def hard_tensors(most: int, width: int) -> tuple[TensorSpec, ...]:
+    """Return the inputs of a graph of pillars.
+
+    Args:
+        most: M.
+        width: D.
+    """
+    return (
         TensorSpec(
             INPUTS[0], 'float32', ('N', most, width), 'points of each pillar, then zeros', single=True
         ),
@@ -99,17 +115,16 @@ def pillars_graph(parts: Parts, family: str) -> Graph:
             INPUTS[2], 'int32', ('N', 4), 'sample 0, z, y, x of each pillar, each pillar once', 'cell'
         ),
     )
-    shape = (1, channels, int(scatter.ny), int(scatter.nx))
-    spec = GraphSpec(f'{family}/pillars', tensors, (TensorSpec('bev', 'float32', shape, "bird's-eye view"),))
-    generator = torch.Generator().manual_seed(0)
+
+
+def hard_example(most: int, width: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Return inputs to trace; see `hard_tensors`."""
     places = torch.arange(EXAMPLE, dtype=torch.int32)
-    example = (
+    return (
         torch.rand(EXAMPLE, most, width, generator=generator),
         places % most + 1,
         torch.stack([0 * places, 0 * places, places, places], dim=1),
     )
-    named = {name: value.to(device) for name, value in zip(INPUTS, example, strict=True)}
-    return Graph('backbone', Pillars(encoder, scatter).eval().to(device), spec, named)
 
 
 def point_width(encoder: nn.Module) -> int:

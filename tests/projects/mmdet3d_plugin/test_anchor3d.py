@@ -14,10 +14,12 @@ from mmdeploy_ext.core.errors import ConfigError, PointsError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.inputs.points import VoxelRule, assigned
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.runtime.anchor3d import boxes
 from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
 from mmdeploy_ext.runtime.frames import Sweep
+from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import DynamicPillars
 from proofs import check_files
 from toy_atss import REPO
 from toy_centerpoint import sweep
@@ -70,13 +72,41 @@ def test_anchors_of_classes_with_maps_of_their_own_equal_mmdet3ds():
         np.testing.assert_allclose(boxes.anchors_by_range(chosen), torch.cat(expected).numpy(), atol=2e-6)
 
 
-def test_ssn_needs_no_torchscript(tmp_path):
-    deployment, *_ = toy_anchor3d.exported('shapes')
+@pytest.mark.parametrize('kind', ['shapes', 'dynamic'])
+def test_nothing_needs_torchscript(tmp_path, kind):
+    deployment, *_ = toy_anchor3d.exported(kind)
     options = deploy.resolve_opset(deployment.family.choose(opset=0, exporter='dynamo'), deployment.model)
     paths, _ = export_files(deployment, options, str(tmp_path / 'graphs'))
     verdict, _ = prove(deployment, paths, sweeps(2), ENGINE)
     assert all(graph.passed for graph in verdict.graphs)
     assert all(case.passed for case in verdict.cases)
+
+
+@pytest.mark.parametrize(('mode', 'distance'), [('max', True), ('avg', False)])
+def test_pillars_of_all_their_points_equal_upstreams_encoder(mode, distance):
+    toy_anchor3d.register()
+    from mmdet3d.models.builder import build_middle_encoder, build_voxel_encoder
+
+    limits, size = (-6.4, -6.4, -1.6, 6.4, 6.4, 1.6), (0.4, 0.4, 3.2)
+    torch.manual_seed(0)
+    encoder = build_voxel_encoder(
+        dict(type='DynamicPillarFeatureNet', in_channels=5, feat_channels=[8, 6], with_distance=distance,
+             mode=mode, voxel_size=size, point_cloud_range=limits)
+    ).eval()  # fmt: skip
+    scatter = build_middle_encoder(dict(type='PointPillarsScatter', in_channels=6, output_shape=[32, 32]))
+    for norm in (layer[1] for layer in encoder.pfn_layers):
+        norm.running_mean.normal_()
+        norm.bias.data.normal_()
+    rule = VoxelRule(limits, size, -1, -1, 'zyx', 5, 'dynamic')
+    points = sweep(4, 500, spread=1.2)
+    kept, rows, coors = map(torch.from_numpy, assigned(points, rule))
+    assert 0 < len(kept) < len(points) and len(coors) < len(kept)
+    cells = np.floor((kept[:, :3].numpy() - np.float32(limits[:3])) / np.float32(size))
+    np.testing.assert_array_equal(coors[rows.long(), 1:].numpy(), cells[:, ::-1])
+    with torch.no_grad():
+        found = DynamicPillars(encoder, scatter)(kept, rows, coors)
+        expected = scatter(*encoder(kept, coors[rows.long()].contiguous()), 1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def changed(name):
@@ -141,6 +171,10 @@ def test_points_that_cannot_be_are_refused():
         ('kitti', {"'FocalLoss', use_sigmoid=True": "'CrossEntropyLoss', use_sigmoid=False"}, 'use_sigmoid'),
         ('kitti', {'load_dim=5, use_dim=5': 'load_dim=5, use_dim=4'}, 'model.voxel_encoder.in_channels is 5'),
         ('nuscenes', {"type='HardVFE'": "type='DynamicVFE'"}, "pts_voxel_encoder.type='DynamicVFE'"),
+        ('dynamic', {"'DynamicVoxelNet'": "'VoxelNet'"}, "encoder.type='DynamicPillarFeatureNet'; a LiDAR"),
+        ('dynamic', {'max_num_points=-1': 'max_num_points=4'}, 'DynamicVoxelNet takes -1'),
+        ('kitti', {'max_num_points=4': 'max_num_points=-1'}, 'max_num_points=-1; DynamicVoxelNet'),
+        ('dynamic', {'-1.6, 6.4, 6.4, 1.6]\nnorm': '-1.6, 6.3999999, 6.4, 1.6]\nnorm'}, 'mmdet3d makes 31'),
         ('voxels', {"type='HardSimpleVFE'": "type='HardVFE'"}, "voxel_encoder.type='HardVFE'"),
     ],
 )
