@@ -34,7 +34,10 @@ class AnchorFamily(CenterPointFamily):
 
     name = 'anchor3d'
     exports = 'PointPillars, SECOND and SSN with Anchor3DHead (projects/mmdet3d_plugin/anchor3d/README.md)'
-    near = ('Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars')
+    near = (
+        'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
+        'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SparseEncoderSASSD',
+    )  # fmt: skip
     graphs, result = staticmethod(graphs), staticmethod(result)
     postprocess_facts = staticmethod(postprocess_facts)
     reference = staticmethod(AnchorReference)

@@ -22,6 +22,7 @@ from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 from projects.mmdet3d_plugin.common.weights import load_whole
+from projects.mmdet3d_plugin.sparse_backbone.grid import grid_size
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 
 if TYPE_CHECKING:
@@ -192,13 +193,21 @@ def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
             f'{filename}: {key}.max_num_points={most}; {DYNAMIC_DETECTOR} takes -1 (all points of a pillar), '
             f'other detectors a fixed number'
         )
-    low, high = layer['point_cloud_range'][:2], layer['point_cloud_range'][3:5]
-    for axis, start, end, size in zip('xy', low, high, layer['voxel_size'], strict=False):
-        cells = (end - start) / size
-        if dynamic and int(cells) != round(cells):
+    limits, sizes = layer['point_cloud_range'], layer['voxel_size']
+    cells = grid_size(limits, sizes, f'{filename}: {key}')
+    scatter = f'{prefix_of(model)}middle_encoder'
+    rows, columns = model[scatter]['output_shape']
+    if columns < cells[0] or rows < cells[1]:
+        raise ConfigError(
+            f'{filename}: model.{scatter}.output_shape={[rows, columns]} (rows, columns), but {key} makes '
+            f'{cells[1]} rows and {cells[0]} columns of pillars'
+        )
+    for axis, count in enumerate(cells[:2] if dynamic else ()):
+        quotient = (limits[axis + 3] - limits[axis]) / sizes[axis]
+        if int(quotient) != count:
             raise ConfigError(
-                f'{filename}: {key}: {cells:.6f} pillars along {axis}, of which mmdet3d makes {int(cells)}: '
-                f'it mixes the points of different pillars; change the range by less than a pillar'
+                f'{filename}: {key}: {quotient!r} pillars along {"xy"[axis]}, of which mmdet3d makes '
+                f'{int(quotient)}: it mixes points of different pillars; change the range by less than one'
             )
 
 

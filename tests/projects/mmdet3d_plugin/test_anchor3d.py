@@ -174,7 +174,6 @@ def test_points_that_cannot_be_are_refused():
         ('dynamic', {"'DynamicVoxelNet'": "'VoxelNet'"}, "encoder.type='DynamicPillarFeatureNet'; a LiDAR"),
         ('dynamic', {'max_num_points=-1': 'max_num_points=4'}, 'DynamicVoxelNet takes -1'),
         ('kitti', {'max_num_points=4': 'max_num_points=-1'}, 'max_num_points=-1; DynamicVoxelNet'),
-        ('dynamic', {'-1.6, 6.4, 6.4, 1.6]\nnorm': '-1.6, 6.3999999, 6.4, 1.6]\nnorm'}, 'mmdet3d makes 31'),
         ('voxels', {"type='HardSimpleVFE'": "type='HardVFE'"}, "voxel_encoder.type='HardVFE'"),
     ],
 )

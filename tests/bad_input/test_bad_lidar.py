@@ -1,0 +1,138 @@
+"""Sweeps and configs of LiDAR detectors that cannot be: a line that names what is wrong."""
+
+import numpy as np
+import pytest
+
+import toy_anchor3d
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError
+from mmdeploy_ext.families.base import DETECTOR, find_family
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.runtime.points import read_points
+from mmdeploy_ext.zoo.configs import installed
+from toy_centerpoint import sweep
+
+ENGINE = dict(engine='OnnxRuntimeBackend')
+
+
+def checked(path):
+    """Check a config as the exporter does."""
+    toy_anchor3d.register()
+    cfg = load_config(str(path))
+    family = find_family(cfg, DETECTOR)
+    family.check(cfg, family.choose(opset=0))
+
+
+@pytest.mark.parametrize(
+    ('width', 'message'),
+    [
+        (4, r'values are points of 4 values by their look, the model takes points of 5'),
+        (3, r'has 6000 bytes, expected a multiple of 20|values are points of 3 values'),
+    ],
+)
+def test_a_file_of_points_of_another_width_is_refused_by_name(tmp_path, width, message):
+    path = tmp_path / 'sweep.bin'
+    sweep(0, 500)[:, :width].tofile(path)
+    _, folder, *_ = toy_anchor3d.exported('kitti')
+    with AnchorOnnx(folder) as runtime, pytest.raises(DataError, match=rf'sweep\.bin: .*({message})'):
+        read_points(path, runtime.width)
+
+
+@pytest.mark.parametrize('kind', ['kitti', 'voxels', 'dynamic'])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda points: points[:, :4], r'shape \(400, 4\), expected numbers \(P, 5\)'),  # no time lag
+        (
+            lambda points: np.where(points > 6, np.nan, points),
+            r'of 400 have values that are not finite, first row',
+        ),
+        (lambda points: points[:0], 'the sweep is empty'),
+        (lambda points: points + np.float32(1000), 'none of 400 is in the range'),
+    ],
+)
+def test_points_that_cannot_be_are_refused_alike_by_both_engines(kind, change, message):
+    deployment, folder, *_ = toy_anchor3d.exported(kind)
+    points = change(sweep(1))
+    with AnchorOnnx(folder) as runtime:
+        for engine in (runtime, deployment.family.reference(deployment.model)):
+            with pytest.raises(PointsError, match=message):
+                engine.step(Sweep(points, 'one'))
+
+
+@pytest.mark.parametrize('kind', ['kitti', 'voxels', 'dynamic'])
+def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
+    from mmdeploy_ext.inputs.points import voxelise
+
+    deployment, folder, *_ = toy_anchor3d.exported(kind)
+    points = sweep(2, 6000, spread=1.1)
+    points[:, :3] = np.random.default_rng(0).uniform(-6.4, 6.4, (6000, 3))
+    limit, cells = deployment.rule.max_voxels, len(np.unique(np.floor(points[:, :2] / 0.4), axis=0))
+    assert limit in (600, -1) and cells > 600
+    assert kind == 'dynamic' or len(voxelise(points, deployment.rule)[0]) == limit
+    paths = [str(folder / f'{name}.onnx') for name in ('backbone', 'head')]
+    verdict, _ = prove(deployment, paths, [Sweep(points, 'full')], ENGINE)
+    assert all(case.passed for case in verdict.cases)
+    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 3
+
+
+@pytest.mark.parametrize(
+    ('kind', 'words', 'message'),
+    [
+        (
+            'kitti',
+            {'output_shape=[32, 32]': 'output_shape=[32, 31]'},
+            r'output_shape=\[32, 31\] .* 32 columns',
+        ),
+        (
+            'kitti',
+            {'-1.6, 6.4, 6.4, 1.6]\nnorm': '-1.6, 6.3, 6.4, 1.6]\nnorm'},
+            'along x, -6.4 to 6.3 m, is 31.750',
+        ),
+        (
+            'dynamic',
+            {'-1.6, 6.4, 6.4, 1.6]\nnorm': '-1.6, 6.39999, 6.4, 1.6]\nnorm'},
+            'of which mmdet3d makes 31',
+        ),
+        ('dynamic', {'load_dim=5, use_dim=5': 'load_dim=5, use_dim=4'}, 'gives 4 values per point'),
+    ],
+)
+def test_grids_and_widths_that_do_not_fit_are_refused_by_name(tmp_path, kind, words, message):
+    with pytest.raises(ConfigError, match=message):
+        checked(toy_anchor3d.write_config(tmp_path, kind, words=words))
+
+
+def test_a_quotient_just_below_a_whole_number_is_that_number(tmp_path):
+    """(0.3 - 0) / 0.1 is 2.9999999999999996 in float64, (8.7 - 0) / 0.3 is 28.999998 in float32."""
+    toy_anchor3d.register()
+    words = {
+        '[-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]\nnorm': '[0, 0, -1.6, 8.7, 8.7, 1.6]\nnorm',
+        'voxel_size=[0.4, 0.4, 3.2], max_voxels': 'voxel_size=[0.3, 0.3, 3.2], max_voxels',
+        'output_shape=[32, 32]': 'output_shape=[29, 29]',
+    }
+    path = toy_anchor3d.write_config(tmp_path, 'kitti', words=words)
+    checked(path)
+    cfg = load_config(path)
+    family = find_family(cfg, DETECTOR)
+    assert family.preprocess_rule(cfg).grid_size[:2] == (29, 29)
+    assert family.build(cfg).voxel_layer.grid_size[:2].tolist() == [29, 29]
+
+
+@pytest.mark.parametrize(
+    ('config', 'words'),
+    [
+        ('parta2/hv_PartA2_secfpn_2x8_cyclic_80e_kitti-3d-3class', ("model.type='PartA2'", 'PartA2BboxHead')),
+        ('point_rcnn/point_rcnn_2x8_kitti-3d-3classes', ("model.type='PointRCNN'", 'PointRCNNRoIHead')),
+        ('3dssd/3dssd_4x4_kitti-3d-car', ("model.type='SSD3DNet'", 'SSD3DHead')),
+        ('votenet/votenet_8x8_scannet-3d-18class', ("model.type='VoteNet'", 'VoteHead')),
+        ('h3dnet/h3dnet_3x8_scannet-3d-18class', ("model.type='H3DNet'", 'H3DRoIHead')),
+        ('sassd/sassd_6x8_80e_kitti-3d-3class', ("model.type='SASSD'", 'SparseEncoderSASSD')),
+    ],
+)
+def test_two_stage_and_point_models_are_refused_by_name(config, words):
+    with pytest.raises(ConfigError) as error:
+        checked(installed('mmdet3d') / f'{config}.py')
+    for word in (*words, 'belongs to no family', 'nearest is anchor3d'):
+        assert word in str(error.value), str(error.value)
