@@ -19,6 +19,7 @@ from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.runtime.anchor3d import boxes
 from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
 from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.zoo import configs
 from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import DynamicPillars
 from proofs import check_files
 from toy_atss import REPO
@@ -183,6 +184,24 @@ def test_what_is_not_exported_is_refused_by_name(tmp_path, kind, words, message)
     with pytest.raises(ConfigError, match=message):
         family = find_family(cfg, 'detector')
         family.check(cfg, family.choose(opset=0))
+
+
+def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
+    toy_anchor3d.register()
+    counts = dict(
+        pointpillars=14, second=5, centerpoint=16, ssn=4, regnet=8, free_anchor=6, dynamic_voxelization=3
+    )
+    augmented = []
+    for folder, count in counts.items():
+        found = configs.paths([f'mmdet3d/{folder}/*.py'])
+        assert len(found) == count, folder
+        for path in found:
+            cfg = load_config(str(path))
+            family = find_family(cfg, 'detector')
+            family.check(cfg, family.choose(opset=0))
+            assert family.name == ('centerpoint' if folder == 'centerpoint' else 'anchor3d')
+            augmented += [path.stem] if configs.without_augmentation(cfg) else []
+    assert len(augmented) == 3 and all('tta' in name for name in augmented)
 
 
 def test_the_page_names_the_outputs_of_the_head():
