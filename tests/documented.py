@@ -221,6 +221,11 @@ ENTRIES = (
         test=TOOLS + 'test_command.py::test_sweeps_are_drawn_from_above',
     ),
     Entry(
+        r'mm2onnx run work_dirs/panoptic_fpn\.onnx data/toy_coco/val2017/000000000001\.jpg',
+        why='data set',
+        test=TOOLS + 'test_panoptic_loop.py::test_both_engines_have_the_same_panoptic_quality',
+    ),
+    Entry(
         r'mm2onnx run work_dirs/streampetr INFOS',
         why='placeholder',
         test=TOOLS + 'test_streaming_page.py::test_the_program_on_the_page_gives_what_the_data_set_gives',
@@ -249,6 +254,24 @@ ENTRIES = (
         why='full size',
         test=PROJECTS + 'mmdet3d_plugin/test_bevfusion_cuda.py::'
         'test_the_files_are_proven_on_frames_of_other_rigs',
+    ),
+    Entry(
+        r'python tools/deployment/pytorch2onnx.py .*StreamPETR/.*--contract autoware',
+        why='placeholder',
+        test=PROJECTS + 'mmdet3d_plugin/test_streampetr_autoware.py::'
+        'test_the_files_are_proven_frame_by_frame_with_a_reset',
+    ),
+    Entry(
+        r'python tools/deployment/pytorch2onnx.py .*--contract autoware',
+        why='placeholder',
+        test=PROJECTS + 'mmdet3d_plugin/test_centerpoint_autoware.py::'
+        'test_the_folder_is_proven_through_the_nodes_loop',
+    ),
+    Entry(
+        r'python tools/deployment/check_autoware.py FOLDER',
+        why='placeholder',
+        test=SELF + 'runtime/test_autoware_contract.py::'
+        'test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder',
     ),
     Entry(
         r'python tools/onnx/graph.py write-tables',

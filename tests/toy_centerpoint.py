@@ -59,7 +59,26 @@ PILLARS = {
     'layer_strides=[1, 2], norm_cfg': 'layer_strides=[2, 2], norm_cfg',
 }
 """Words that make the toy one of pillars."""
-VARIANTS = dict(sparse={}, deformable=DCN_HEAD, pillars=PILLARS)
+NODE = {
+    **PILLARS,
+    'max_num_points=4': 'max_num_points=32',
+    "dict(type='HardSimpleVFE', num_features=5)": "dict(type='PillarFeatureNet', in_channels=4, "
+    'feat_channels=[32], voxel_size=(0.4, 0.4, 3.2), point_cloud_range=pc_range, legacy=False)',
+    "type='SparseEncoder', in_channels=5, sparse_shape=[9, 32, 32], base_channels=4, output_channels=8,\n"
+    '        encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), '
+    "block_type='basicblock'": "type='PointPillarsScatter', in_channels=32, output_shape=(32, 32)",
+    "type='SECOND', in_channels=16": "type='SECOND', in_channels=32",
+    "[dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]": "[dict("
+    "num_class=3, class_names=['car', 'bus', 'pedestrian'])]",
+    'min_radius=[4, 12]': 'min_radius=[0.25]',
+    "nms_type='rotate'": "nms_type='circle'",
+    'max_num=40, score_threshold=0.05': 'max_num=256, score_threshold=0.5',
+    'post_max_size=20': 'post_max_size=256',
+    "classes=['car', 'bus', 'truck']": "classes=['car', 'bus', 'pedestrian']",
+    'load_dim=5, use_dim=5': 'load_dim=5, use_dim=[0, 1, 2, 4]',
+}
+"""Words that make the toy one that lidar_centerpoint takes."""
+VARIANTS = dict(sparse={}, deformable=DCN_HEAD, pillars=PILLARS, node=NODE)
 
 
 def register():
@@ -111,7 +130,7 @@ def seeded_model(family, cfg):
 
 
 @functools.cache
-def exported(variant='sparse'):
+def exported(variant='sparse', contract='deploy'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.deploy import deployment as deploy
@@ -124,8 +143,9 @@ def exported(variant='sparse'):
     checkpoint = str(folder / 'tiny.pth')
     cfg = load_config(config)
     weights = seeded_model(find_family(cfg), cfg).state_dict()
-    torch.save(dict(state_dict=weights, meta=dict(CLASSES=('car', 'bus', 'truck'))), checkpoint)
+    names = 'car', 'bus', 'pedestrian' if variant == 'node' else 'truck'
+    torch.save(dict(state_dict=weights, meta=dict(CLASSES=names)), checkpoint)
     deployment = deploy.load(config, checkpoint)
-    options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
+    options = deploy.resolve_opset(deployment.family.choose(opset=0, contract=contract), deployment.model)
     export_files(deployment, options, str(folder / 'graphs'))
     return deployment, folder / 'graphs', config, checkpoint

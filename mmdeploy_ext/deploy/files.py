@@ -164,27 +164,41 @@ def export_files(
         export.save(model, output, metadata)
         paths = [output]
     else:
-        paths = _write_folder(found, Path(output))
+        more = deployment.family.companions(deployment.model, options)
+        paths = _write_folder(found, Path(output), more)
     for model, metadata in found:
         deployment.keep((metadata.form, options), model)
     return paths, time.perf_counter() - start
 
 
-def _write_folder(found: Sequence[tuple[onnx.ModelProto, Metadata]], folder: Path) -> list[str]:
-    """Write all files beside the folder first; they move in together, replacing an older export."""
-    names, whole = [metadata.form for _, metadata in found], folder.resolve()  # '.' has no name
+def _write_folder(
+    found: Sequence[tuple[onnx.ModelProto, Metadata]], folder: Path, more: Mapping[str, str]
+) -> list[str]:
+    """Write all files beside the folder first; they move in together, replacing an older export.
+
+    Args:
+        found: graphs.
+        folder: to write to.
+        more: name -> text of other files.
+
+    Returns:
+        The paths of the graphs.
+    """
+    graphs, whole = [f'{metadata.form}.onnx' for _, metadata in found], folder.resolve()  # '.' has no name
     staging = whole.with_name(f'{whole.name}.partial-{os.getpid()}')
     try:
         for model, metadata in found:
             export.save(model, staging / f'{metadata.form}.onnx', metadata)
+        for name, text in more.items():
+            (staging / name).write_text(text, encoding='utf-8')
         folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (folder / f'{name}.onnx').unlink(missing_ok=True)
-        for name in names:
-            os.replace(staging / f'{name}.onnx', folder / f'{name}.onnx')
+        for name in (*graphs, *more):
+            (folder / name).unlink(missing_ok=True)
+        for name in (*graphs, *more):
+            os.replace(staging / name, folder / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return [str(folder / f'{name}.onnx') for name in names]
+    return [str(folder / name) for name in graphs]
 
 
 @dataclasses.dataclass(frozen=True)

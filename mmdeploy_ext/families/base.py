@@ -198,6 +198,10 @@ class Family(abc.ABC):
         """Return the names of the graphs of an export, as `files` has those of the default."""
         return self.files
 
+    def companions(self, model: torch.nn.Module, options: Options) -> Mapping[str, str]:
+        """Return name -> text of files that a contract has beside its graphs, in the same folder."""
+        return {}
+
     def one_file(self, options: Options) -> bool:
         """Return whether an export is one file; otherwise it is a folder of graphs."""
         return not self.files

@@ -14,6 +14,7 @@ from mmdeploy_ext.proof.results import Check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
@@ -51,6 +52,23 @@ def provenance(
     checks.append(settings_check(deployment.cfg, metadata.options.get('cfg_options') or {}))
     differing = differing_contract(metadata.spec, contract)
     return [*checks, Check('tolerances as the family states them', not differing, differing)]
+
+
+def companion_checks(folder: Path, wanted: Mapping[str, str]) -> list[Check]:
+    """Compare the texts beside the graphs with those that an export writes.
+
+    Args:
+        folder: of the graphs.
+        wanted: name -> text, see `Family.companions`.
+    """
+    found = []
+    for name, text in wanted.items():
+        there = (folder / name).read_text(encoding='utf-8') if (folder / name).is_file() else None
+        pairs = zip((there or '').splitlines(), text.splitlines(), strict=False)
+        line = next((f'{got.strip()!r}, expected {due.strip()!r}' for got, due in pairs if got != due), '')
+        said = 'is not there' if there is None else line or 'has another number of lines'
+        found.append(Check(f'{name} as the export writes it', there == text, said * (there != text)))
+    return found
 
 
 def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:

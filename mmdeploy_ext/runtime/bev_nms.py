@@ -61,6 +61,13 @@ def bev_corners(boxes: np.ndarray) -> np.ndarray:
     return boxes[:, None, :2] + turned
 
 
+def common_area(one: np.ndarray, two: np.ndarray) -> float:
+    """Return the area that two convex counter-clockwise quadrilaterals (4, 2) float64 have in common."""
+    from mmdeploy_ext.runtime import bev_loops
+
+    return float(bev_loops.common_area(one, two, *np.empty((2, bev_loops.MOST, 2))))
+
+
 def rotated_iou(one: np.ndarray, two: np.ndarray, area_one: float, area_two: float) -> float:
     """Return the intersection over union of two convex counter-clockwise quadrilaterals (4, 2) float64."""
     from mmdeploy_ext.runtime import bev_loops

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.apps import export_app, test_app, verify_app
+from mmdeploy_ext.apps import export_app, run_app, test_app, verify_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import PICTURE, REPO
 
@@ -47,6 +47,9 @@ def test_both_engines_have_the_same_panoptic_quality(tmp_path, capsys):
     said = capsys.readouterr().out
     assert 'PQ_st' in said and 'equal' in said and 'DIFFERS' not in said
     assert len(list(shown.glob('*.jpg'))) == 8
+    (file,) = tmp_path.glob('*.onnx')
+    assert run_app.main([str(file), str(PICTURE), '--out', str(shown / 'run.png')]) == 0
+    assert (shown / 'run.png').is_file()
 
 
 @pytest.mark.matrix

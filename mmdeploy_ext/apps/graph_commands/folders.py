@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
@@ -19,7 +20,8 @@ def known(attribute: str) -> dict[str, Any]:
     """Return name of a contract -> function: of `contract.py` of the families' packages of `runtime`.
 
     Args:
-        attribute: 'CONTRACTS', the readers of folders, or 'TABLES', what writes the tables of a rig.
+        attribute: 'CONTRACTS', the readers of folders, 'FILES', the names by which a folder is known, or
+            'TABLES', what writes the tables of a rig.
     """
     from mmdeploy_ext import runtime
 
@@ -28,12 +30,13 @@ def known(attribute: str) -> dict[str, Any]:
         if package.ispkg:
             module = importlib.import_module(f'{runtime.__name__}.{package.name}')
             if any(one.name == 'contract' for one in pkgutil.iter_modules(module.__path__)):
-                found |= getattr(importlib.import_module(f'{module.__name__}.contract'), attribute)
+                contract = importlib.import_module(f'{module.__name__}.contract')
+                found |= getattr(contract, attribute, {})
     return found
 
 
 def chosen(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
-    """Return the name of the contract that is asked for, or the only one, and its function.
+    """Return the name of the contract that is asked for, or that the folder's files are of, and its function.
 
     Raises:
         UsageError: no such contract.
@@ -41,15 +44,25 @@ def chosen(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
     from mmdeploy_ext.core.errors import UsageError
 
     found = known(attribute)
-    name = args.contract or (next(iter(found)) if len(found) == 1 else '')
+    name = args.contract or (next(iter(found)) if len(found) == 1 else _recognised(args.folder))
     if name not in found:
         raise UsageError(f'--contract {name}: expected one of {", ".join(found)}')
     return name, found[name]
 
 
+def _recognised(folder: str) -> str:
+    """Return the contract of which most files are in a folder; '' where none is."""
+    counts = {
+        name: sum(len(list(Path(folder).glob(pattern))) for pattern in patterns)
+        for name, patterns in known('FILES').items()
+    }
+    best = max(counts, key=lambda name: counts[name])
+    return best if counts[best] else ''
+
+
 def _folder(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument('folder', metavar='FOLDER', help=text)
-    parser.add_argument('--contract', metavar='NAME', help='which one (default: the only one that there is)')
+    parser.add_argument('--contract', metavar='NAME', help='which one (default: by the files that are there)')
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,29 @@
-"""CenterPoint: what its files tell `runtime/centerpoint`."""
+"""CenterPoint: which files it is written as, and what they tell `runtime/centerpoint`."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, LIMIT, POSITIVE, RANGE, equal_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+AUTOWARE = 'autoware'
+CONTRACTS = dataclasses.replace(
+    options.CONTRACT,
+    default='deploy',
+    help="deploy: two graphs, points to boxes (default); autoware: the files that Autoware's "
+    'lidar_centerpoint loads, of models with pillars',
+    choices=('deploy', AUTOWARE),
+    hint='export_scn.py writes the sparse backbone for other engines',
+    fixes={AUTOWARE: dict(precision='fp32')},
+)
+OPTIONS = (CONTRACTS,)
 
 
 def _circles(facts: Mapping[str, Any], where: str) -> None:

@@ -10,12 +10,15 @@ from mmdeploy_ext.contract.schema import maybe, number, record
 from mmdeploy_ext.contract.values import COUNT, RANGE
 
 GROUP = 'multi-camera models (StreamPETR)'
+AUTOWARE = 'autoware'
 CONTRACT = dataclasses.replace(
     options.CONTRACT,
     default='deploy',
     help='deploy: three graphs, state in the last LiDAR frame (default); fork: the one graph of the '
-    'StreamPETR deployment fork',
-    choices=('deploy', 'fork'),
+    "StreamPETR deployment fork; autoware: the three files that Autoware's camera_streampetr loads, of the "
+    'last decoder layer',
+    choices=('deploy', 'fork', AUTOWARE),
+    fixes={AUTOWARE: dict(precision='fp32')},
 )
 FORK_VERSION = Option(
     'fork_version',

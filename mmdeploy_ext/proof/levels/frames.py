@@ -14,6 +14,7 @@ from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, nothing_found, run_twice
 from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
+from mmdeploy_ext.proof.provenance import companion_checks
 from mmdeploy_ext.proof.results import Case, Pair
 from mmdeploy_ext.proof.tasks import task_module
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
+    from mmdeploy_ext.proof.results import Check
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
@@ -81,6 +83,13 @@ class FramesProof(ExportedProof):
         graph = self.graphs.get(file.name)
         reference = fresh.of_graph(self.deployment, self.asked_for, file.metadata, graph)
         return reference, self.deployment.rule, graph.spec if graph else None
+
+    def checks(self, file: ExportedFile) -> list[Check]:
+        """See `Proof.checks`; with the last file those of the texts beside the graphs."""
+        if file is not self.files[-1]:
+            return super().checks(file)
+        wanted = self.deployment.family.companions(self.deployment.model, self.asked_for)
+        return [*super().checks(file), *companion_checks(Path(file.path).parent, wanted)]
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.runtime.bevfusion_det.contract_sizes import Ends, size_rules
+from mmdeploy_ext.runtime.bevfusion_det.contract_sizes import size_rules
 from mmdeploy_ext.runtime.bevfusion_det.rig_tables import write_tables
+from mmdeploy_ext.runtime.contract_files import ends_of, given_inputs, shape_of
 from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
 if TYPE_CHECKING:
@@ -61,26 +62,15 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     for name in BOUND:
         if name in there:
             model = sparse.load_model(there[name])
-            ends[name] = _ends(model)
+            ends[name] = ends_of(model)
             found += [dataclasses.replace(one, node=f'{name}.onnx') for one in _file_rules(name, model)]
     for name in SPARSE:
         if name in there:
             model = sparse.load_model(there[name])
-            ends[name] = _ends(model)
+            ends[name] = ends_of(model)
             own = sparse.check(model, name=f'{name}.onnx')
             found += [dataclasses.replace(one, node=f'{name}.onnx {one.node}'.strip()) for one in own]
     return [*found, *size_rules(ends)], there
-
-
-def _ends(model: onnx.ModelProto) -> Ends:
-    stored = {tensor.name for tensor in model.graph.initializer}
-    sides = [value for value in model.graph.input if value.name not in stored], model.graph.output
-    return Ends(*({value.name: _shape(value) for value in side} for side in sides))
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
-    axes = value.type.tensor_type.shape.dim
-    return tuple(axis.dim_value if axis.HasField('dim_value') else None for axis in axes)
 
 
 def _file_rules(name: str, model: onnx.ModelProto) -> Iterator[Violation]:
@@ -89,8 +79,7 @@ def _file_rules(name: str, model: onnx.ModelProto) -> Iterator[Violation]:
     if is_sparse(model):
         yield Violation('', '', 'other-dialect', 'holds sparse convolutions; expected ordinary ONNX')
         return
-    stored = {tensor.name for tensor in model.graph.initializer}
-    given = [value for value in model.graph.input if value.name not in stored], list(model.graph.output)
+    given = given_inputs(model), list(model.graph.output)
     for side, values, wanted in zip(('input', 'output'), given, BOUND[name], strict=True):
         yield from _names(side, [value.name for value in values], wanted)
         yield from (one for value in values for one in _types(value))
@@ -129,7 +118,7 @@ def _types(value: onnx.ValueInfoProto) -> Iterator[Violation]:
     elif kind != kinds.FLOAT:
         name = kinds.DataType.Name(kind)
         yield Violation('', value.name, 'type', f'{value.name} is {name}, expected FLOAT')
-    if None in _shape(value) or not _shape(value):
+    if None in shape_of(value) or not shape_of(value):
         said = f'{value.name} has axes that are not fixed; the C++ reads every size from the engine'
         yield Violation('', value.name, 'dynamic', said)
 
@@ -169,5 +158,7 @@ def _plugin(node: onnx.NodeProto) -> Iterator[Violation]:
 
 CONTRACTS = {'cuda-bevfusion': check}
 """Contracts of folders that this family knows, for `graph.py check-folder`."""
+FILES = {'cuda-bevfusion': tuple(f'{name}.onnx' for name in (*BOUND, *SPARSE))}
+"""By which a folder is known to be of a contract."""
 TABLES = {'cuda-bevfusion': write_tables}
 """What its consumers need of a rig, for `graph.py write-tables`."""

@@ -5,13 +5,15 @@ Source and glossary: see `contract`.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.runtime.contract_files import shape_text as _text
 from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from mmdeploy_ext.runtime.contract_files import Ends
 
 POOLING_STEP = 10
 """Channels that one thread of the pooling kernel adds up."""
@@ -25,14 +27,6 @@ MAIN = {
 }
 """Name -> sizes that src/main.cpp has as constants; None where it reads the engine."""
 ROWS = dict(rot=2, dim=3, reg=2, height=1, vel=2)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ends:
-    """Inputs and outputs of one file: name -> shape, with None for axes that are not fixed."""
-
-    inputs: dict[str, tuple[int | None, ...]]
-    outputs: dict[str, tuple[int | None, ...]]
 
 
 def size_rules(ends: Mapping[str, Ends]) -> Iterator[Violation]:
@@ -64,14 +58,14 @@ class _Known:
     def of(self, file: str, name: str, rank: int) -> tuple[int, ...] | None:
         """Return a fixed shape with a number of axes, None where it is another."""
         both = self.ends.get(file)
-        shape = None if both is None else (both.inputs | both.outputs).get(name)
+        shape = None if both is None else both.shapes.get(name)
         return None if shape is None or None in shape or len(shape) != rank else shape
 
     def ranks(self, wanted: Mapping[tuple[str, str], int]) -> Iterator[Violation]:
         """Yield tensors with another number of axes."""
         for (file, name), rank in wanted.items():
             both = self.ends.get(file)
-            shape = None if both is None else (both.inputs | both.outputs).get(name)
+            shape = None if both is None else both.shapes.get(name)
             if shape and None not in shape and len(shape) != rank:
                 said = f'{name} is {_text(shape)}, expected {rank} axes'
                 yield Violation(f'{file}.onnx', name, 'shape', said)
@@ -132,7 +126,7 @@ class _Known:
         """Yield sizes that are not those of main.cpp; the tensors go together, so the constants change."""
         for file, both in self.ends.items():
             for name, wanted in MAIN.items():
-                shape = (both.inputs | both.outputs).get(name)
+                shape = both.shapes.get(name)
                 if not shape or len(shape) != len(wanted):
                     continue
                 if any(size not in (None, own) for own, size in zip(shape, wanted, strict=True)):
@@ -142,7 +136,3 @@ class _Known:
 
 def _wrong(file: str, name: str, said: str) -> Violation:
     return Violation(f'{file}.onnx', name, 'shape', said)
-
-
-def _text(shape: tuple[int | None, ...]) -> str:
-    return 'x'.join('?' if size is None else str(size) for size in shape)

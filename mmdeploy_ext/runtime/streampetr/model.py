@@ -10,12 +10,15 @@ Needs numpy, OpenCV and ONNX Runtime, no PyTorch. Glossary: N cameras, H, W netw
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.runtime.autoware.streampetr import NodeContract
+from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES as NODE_GRAPHS
 from mmdeploy_ext.runtime.exported import Opened, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.runtime.streampetr import checks
@@ -26,7 +29,6 @@ from mmdeploy_ext.runtime.streampetr.state import Moment, check_tensors, relativ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.inputs.cameras import Calibration, MultiViewRule
@@ -60,7 +62,8 @@ class StreamPetrOnnx(Opened):
         """Open the files.
 
         Args:
-            paths: the folder of a deploy export, its three files, or the one file of a fork export.
+            paths: the folder of a deploy or autoware export, its three files, or the one file of a
+                fork export.
             max_gap_s: see the class. The published model knows no gap, so proofs pass None.
             engine: registered name of the backend; ONNX Runtime alone keeps the memory on its side.
             options: of the backend, for example `providers`, `threads`.
@@ -71,7 +74,9 @@ class StreamPetrOnnx(Opened):
         """
         self._backends = open_files(paths, engine, options)
         if set(self._backends) == set(GRAPHS):
-            self.contract: DeployContract | ForkContract = DeployContract(self._backends)
+            self.contract: DeployContract | NodeContract | ForkContract = DeployContract(self._backends)
+        elif set(self._backends) == set(NODE_GRAPHS):
+            self.contract = NodeContract(self._backends)
         elif engine == 'OpenVinoBackend':
             # it drops an input that the graph needs, and is wrong from the second frame on (2026.4)
             path = next(iter(self._backends.values())).path
@@ -238,12 +243,15 @@ def open_files(
     """Open the files of one export.
 
     Returns:
-        `form` -> active backend: the three of `GRAPHS`, or a single other one.
+        `form` -> active backend: the three of `GRAPHS` or of `NODE_GRAPHS`, or a single other one.
 
     Raises:
         ModelFileError: see `StreamPetrOnnx`.
     """
-    files = export_files(paths, GRAPHS)
+    names = GRAPHS
+    if isinstance(paths, str | Path) and (Path(paths) / f'{NODE_GRAPHS[0]}.onnx').is_file():
+        names = NODE_GRAPHS
+    files = export_files(paths, names)
     backends: dict[str, Backend] = {}
     # three thread pools on the same cores: one that still spins slows the next one
     # (R50 on 2 cores: 1131 against 1101 ms per frame)
@@ -253,9 +261,9 @@ def open_files(
         backend.activate()
         backend.metadata.require(file, FAMILY)
         backends[backend.metadata.form] = backend
-    if set(backends) == set(GRAPHS):
+    if set(backends) in (set(GRAPHS), set(NODE_GRAPHS)):
         check_same_export({backend.path: backend.metadata for backend in backends.values()})
-    elif len(files) != 1 or set(backends) & set(GRAPHS):
+    elif len(files) != 1 or set(backends) & {*GRAPHS, *NODE_GRAPHS}:
         raise ModelFileError(
             f'{", ".join(map(str, files))}: got the graphs {", ".join(backends)}; '
             f'expected {", ".join(GRAPHS)} of one deploy export, or one fork file'

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.families.centerpoint import CONTRACTS
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
@@ -38,6 +40,10 @@ class AnchorFamily(CenterPointFamily):
         'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
         'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SparseEncoderSASSD',
     )  # fmt: skip
+    options = tuple(
+        dataclasses.replace(one, choices=one.choices[:1]) if one == CONTRACTS else one
+        for one in CenterPointFamily.options
+    )
     graphs, result = staticmethod(graphs), staticmethod(result)
     postprocess_facts = staticmethod(postprocess_facts)
     reference = staticmethod(AnchorReference)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract.families.streampetr import CONTRACT, LAYERS, OPTIONS
+from mmdeploy_ext.contract.families.centerpoint import AUTOWARE, CONTRACTS
+from mmdeploy_ext.contract.families.streampetr import LAYERS, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, find_family, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
+from mmdeploy_ext.runtime.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
+from projects.mmdet3d_plugin.centerpoint import autoware
+from projects.mmdet3d_plugin.centerpoint.autoware_reference import NodeReference
 from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import ENCODER as DYNAMIC_ENCODER
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.centerpoint.pillars import ENCODERS, SCATTER, has_pillars
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.spec import TensorSpec
+    from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.weights.checkpoint import Checkpoint
@@ -40,6 +48,9 @@ COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2,
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
 """The detector whose voxels hold all their points."""
 ONLY = 'export_scn.py writes the sparse backbone for other engines'
+
+OWN = {'contract': CONTRACTS, 'layers': dataclasses.replace(LAYERS, choices=LAYERS.choices[:1], hint=ONLY)}
+"""Options that streams have, too, with the choices of this family."""
 
 
 class CenterPointFamily(SequenceFamily):
@@ -51,15 +62,13 @@ class CenterPointFamily(SequenceFamily):
     of_config = "the grid is the config's"
     task = 'points3d'
     used_by: ClassVar[Mapping[str, str]] = {
-        '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}'
+        '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}',
+        AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {file}',
     }
-    options = tuple(
-        dataclasses.replace(one, choices=one.choices[:1], hint=ONLY) if one in (CONTRACT, LAYERS) else one
-        for one in (*OPTIONS, *DRIVE)
-    )
+    options = tuple(OWN.get(one.name, one) for one in (*OPTIONS, *DRIVE))
     files = ('backbone', 'head')
     samples = 'sweeps'
-    graphs, frame, result = staticmethod(graphs), staticmethod(sweep), staticmethod(result)
+    frame, result = staticmethod(sweep), staticmethod(result)
     postprocess_facts, dumped_frame = staticmethod(postprocess_facts), staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
@@ -82,6 +91,28 @@ class CenterPointFamily(SequenceFamily):
             raise UsageError(f'--fp16-io: points and the map between both graphs of {self.name} stay float32')
         self.check_parts(cfg.filename, cfg.model)
         check_points_loaded(cfg)
+        if options.contract == AUTOWARE:
+            autoware.check(cfg.filename, cfg.model)
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        """See `SequenceFamily.graphs`."""
+        return autoware.graphs(model) if options.contract == AUTOWARE else graphs(model, options)
+
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        """See `Family.names_of`."""
+        return AUTOWARE_FILES if options.contract == AUTOWARE else self.files
+
+    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
+        """See `Family.companions`."""
+        return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
+
+    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
+        """See `SequenceFamily.reference_of`."""
+        return NodeReference(model) if options.contract == AUTOWARE else self.reference(model)
+
+    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        """See `SequenceFamily.between_files`."""
+        return autoware.between() if options.contract == AUTOWARE else ()
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
@@ -116,7 +147,8 @@ class CenterPointFamily(SequenceFamily):
         """See `SequenceFamily.runner`."""
         from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 
-        return CenterPointOnnx(paths, **engine)
+        own = sorted(Path(path).stem for path in paths) == sorted(AUTOWARE_FILES)
+        return (AutowareCenterPoint if own else CenterPointOnnx)(paths, **engine)
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""

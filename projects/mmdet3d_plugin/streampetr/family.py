@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.contract.families.streampetr import OPTIONS
+from mmdeploy_ext.contract.families.streampetr import AUTOWARE, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
-from projects.mmdet3d_plugin.streampetr import dumps, proof
+from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES as NODE_FILES
+from projects.mmdet3d_plugin.streampetr import autoware, dumps, proof
 from projects.mmdet3d_plugin.streampetr.graphs import graphs
 from projects.mmdet3d_plugin.streampetr.reference import Reference
 from projects.mmdet3d_plugin.streampetr.samples import frame, result
+from projects.mmdet3d_plugin.streampetr.spec import sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.spec import TensorSpec
+    from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.runtime.frames import Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
@@ -41,7 +45,8 @@ class StreamPetrFamily(SequenceFamily):
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
-        '': 'tools/demo/streampetr_video.py {config} {checkpoint} --onnx {file} --out work_dirs/video'
+        NODE_FILES[-1]: 'tools/deployment/check_autoware.py {file}',
+        '': 'tools/demo/streampetr_video.py {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
     samples = 'frames'
     memory = True
@@ -59,7 +64,7 @@ class StreamPetrFamily(SequenceFamily):
     )
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     reference, memory_spec = staticmethod(Reference), staticmethod(proof.memory_spec)
-    graphs, frame, result = staticmethod(graphs), staticmethod(frame), staticmethod(result)
+    frame, result = staticmethod(frame), staticmethod(result)
     dump_tensors, dumped_frame = staticmethod(dumps.tensors), staticmethod(dumps.frame)
 
     def claims(self, cfg: Any) -> Claim:
@@ -97,6 +102,26 @@ class StreamPetrFamily(SequenceFamily):
         steps = test_pipeline(cfg)
         with refused_by_name(cfg):
             return rule_from_pipeline(steps, cameras)
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        """See `SequenceFamily.graphs`."""
+        return (autoware.graphs if options.contract == AUTOWARE else graphs)(model, options)
+
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        """See `Family.names_of`."""
+        return NODE_FILES if options.contract == AUTOWARE else self.files
+
+    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
+        """See `Family.companions`."""
+        if options.contract != AUTOWARE:
+            return {}
+        return autoware.companions(model, sizes(model, *model.input_sizes, 'last'))
+
+    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        """See `SequenceFamily.between_files`."""
+        if options.contract != AUTOWARE:
+            return ()
+        return autoware.between(sizes(model, *model.input_sizes, 'last'), options)
 
     def default_output(self, stem: str, options: Options) -> str:
         """See `Family.default_output`."""

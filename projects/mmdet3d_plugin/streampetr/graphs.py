@@ -179,20 +179,29 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     every = options.layers == 'all'
     if options.contract == 'fork':
         kind = Fork10 if options.fork_version == '1.0' else Fork
-        parts = [('fork', kind(folded, every, *camera), spec.fork)]
+        parts = [('fork', kind(folded, every, *camera), spec.fork(size, options))]
     else:
         parts = [
-            ('extract_img_feat', ExtractImgFeat(folded), spec.extract_img_feat),
-            ('position_embedding', PositionEmbedding(folded, *camera), spec.position_embedding),
-            ('pts_head_memory', PtsHeadMemory(folded, every), spec.pts_head_memory),
+            ('extract_img_feat', ExtractImgFeat(folded), spec.extract_img_feat(size, options)),
+            (
+                'position_embedding',
+                PositionEmbedding(folded, *camera),
+                spec.position_embedding(size, options),
+            ),
+            ('pts_head_memory', PtsHeadMemory(folded, every), spec.pts_head_memory(size, options)),
         ]
+    return made(model, parts)
+
+
+def made(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
+    """Return graphs of name, module and contract, with inputs to trace, on the model's device."""
     device = next(model.parameters()).device
     return [
         Graph(
             name,
             module.eval().to(device),
-            contract(size, options),
-            _example(contract(size, options), device),
+            contract,
+            _example(contract, device),
         )
         for name, module, contract in parts
     ]

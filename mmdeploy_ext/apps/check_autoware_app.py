@@ -1,0 +1,35 @@
+"""`check_autoware.py`: `graph.py check-folder --contract autoware` by a name of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.apps.graph_commands.folders import run_check
+from mmdeploy_ext.core import cli
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Say what a perception node of Autoware would reject or read wrongly in a folder of ONNX '
+        'files and manifests. Exit status 1 with findings.'
+    )
+    parser.add_argument('folder', metavar='FOLDER', help='of ONNX files and manifests, whoever wrote them')
+    parser.add_argument('--strict', action='store_true', help='warnings fail, too')
+    parser.add_argument('--json', metavar='FILE', help='also write what was found as JSON')
+    cli.add_debug_option(parser)
+    parser.set_defaults(contract='autoware')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool.
+
+    Returns:
+        0 nothing was found, 1 something was, 2 usage.
+    """
+    return cli.run(run_check, build_parser(), argv)

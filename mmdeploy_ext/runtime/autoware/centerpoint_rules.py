@@ -1,0 +1,255 @@
+"""What autoware_lidar_centerpoint would reject or read wrongly in a folder of its manifest v4.1.
+
+Source: autowarefoundation/autoware_universe 656cdab8 (manifest v4.1, its schema and test), 5e12a711
+(centerpoint_trt.cpp, centerpoint_config.hpp, ros_utils.cpp): facts, no code.
+
+Glossary: V pillars, K classes, H, W grid, F values of a decorated point.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.schema import exactly, items, number, one_of, text
+from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, NAME, POSITIVE
+from mmdeploy_ext.runtime.autoware.manifest import (
+    ascending,
+    class_rules,
+    cuboid,
+    grid_rules,
+    key_rules,
+    node_cells,
+    read_parameters,
+    remapper_rules,
+    usable,
+)
+from mmdeploy_ext.runtime.autoware.probe import convention_rules
+from mmdeploy_ext.runtime.autoware.tensors import Bound, by_index, half_weights, operator_rules, severe
+from mmdeploy_ext.runtime.contract_files import ends_of
+from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from mmdeploy_ext.contract.schema import Check
+    from mmdeploy_ext.runtime.contract_files import Shape
+
+MANIFEST = 'ml_package.param.yaml'
+ENCODER, HEAD = 'pts_voxel_encoder', 'pts_backbone_neck_head'
+REMAPPER = 'detection_class_remapper.param.yaml'
+PATTERNS = (f'{ENCODER}*.onnx', f'{HEAD}*.onnx')
+CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'BICYCLE', 'MOTORBIKE', 'PEDESTRIAN')
+POINTS, CHANNELS = 32, 32
+"""Points of a pillar and channels of its features: constants of the node."""
+POINT_WIDTH = {9: 4, 10: 4, 11: 5}
+"""encoder_in_feature_size -> point_feature_size."""
+FOLDER_KEYS: Mapping[str, Check] = dict(
+    version=NAME,
+    encoder_onnx_path=text(r'.*\.onnx', 'a path that ends in .onnx'),
+    encoder_engine_path=NAME,
+    head_onnx_path=text(r'.*\.onnx', 'a path that ends in .onnx'),
+    head_engine_path=NAME,
+    class_remapper_param_path=NAME,
+    trt_precision=one_of('fp32', 'fp16'),
+)
+MODEL_KEYS: Mapping[str, Check] = dict(
+    class_names=items(NAME, 1),
+    has_twist=FLAG,
+    point_feature_size=one_of(4, 5),
+    has_variance=FLAG,
+    max_voxel_size=number(1, 10_000_000, whole=True),
+    point_cloud_range=cuboid,
+    voxel_size=exactly(3, POSITIVE),
+    downsample_factor=COUNT,
+    encoder_in_feature_size=one_of(*POINT_WIDTH),
+    yaw_norm_thresholds=items(FRACTION),
+)
+REALS = ('point_cloud_range', 'voxel_size', 'yaw_norm_thresholds')
+
+
+def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
+    """Return what is wrong with a folder, and the files that were read."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return [Violation(MANIFEST, '', 'missing-file', _other_layout(folder))], {}
+    values, found = read_parameters(path)
+    if found:
+        return found, {MANIFEST: path}
+    found += key_rules(MANIFEST, values, FOLDER_KEYS)
+    if usable(found, 'version'):
+        found += _version(values['version'])
+    model = values.get('model_params')
+    if isinstance(model, dict):
+        found += key_rules(MANIFEST, model, MODEL_KEYS, REALS, 'model_params.')
+        found += _joined(model, found)
+        found += _thresholds(model, found)
+    else:
+        said = f'model_params is {"not there" if model is None else repr(model)}, expected keys below it'
+        found.append(Violation(MANIFEST, 'model_params', 'key', said))
+    paths, lost = _paths(folder, values)
+    found += lost
+    if REMAPPER_KEY in paths:
+        found += remapper_rules(paths[REMAPPER_KEY])
+    found += _graphs(paths, model if isinstance(model, dict) else {}, found)
+    return found, {path.name: path for path in (folder / MANIFEST, *paths.values())}
+
+
+REMAPPER_KEY = 'class_remapper_param_path'
+
+
+def _other_layout(folder: Path) -> str:
+    flat = sorted(path.name for path in folder.glob('*_ml_package.param.yaml'))
+    older = sorted(path.name for path in folder.glob('deploy_metadata.yaml'))
+    if flat or older:
+        return (
+            f'{MANIFEST} is not there; {", ".join(flat or older)} is of the layout before manifest v4.1; '
+            f'expected a folder for each model: {MANIFEST}, {ENCODER}.onnx, {HEAD}.onnx, {REMAPPER}'
+        )
+    return f'{MANIFEST} is not there; the node reads every path and size from it'
+
+
+def _version(version: str) -> Iterator[Violation]:
+    parts = re.fullmatch(r'v?([0-9]+)\.([0-9]+)', version)
+    if parts is None or int(parts[1]) != 4 or int(parts[2]) < 1:
+        said = f'version is {version!r}; the node takes 4.1 and later 4.x, written 4.1 or v4.1'
+        yield Violation(MANIFEST, 'version', 'version', said)
+
+
+def _paths(folder: Path, values: Mapping[str, Any]) -> tuple[dict[str, Path], list[Violation]]:
+    """Return the files that the manifest names, and those that are not there."""
+    paths, lost = {}, []
+    for key in ('encoder_onnx_path', 'head_onnx_path', REMAPPER_KEY):
+        value = values.get(key)
+        if not isinstance(value, str) or not value:
+            continue
+        if (path := folder / value).is_file():
+            paths[key] = path
+        else:
+            said = f'{key} is {value}, and there is no such file; the path is relative to this folder'
+            lost.append(Violation(MANIFEST, key, 'path', said))
+    if 'encoder_onnx_path' in paths and paths.get('head_onnx_path') == paths['encoder_onnx_path']:
+        said = 'head_onnx_path is the file of encoder_onnx_path'
+        lost.append(Violation(MANIFEST, 'head_onnx_path', 'path', said))
+    return paths, lost
+
+
+def _joined(model: Mapping[str, Any], found: list[Violation]) -> Iterator[Violation]:
+    """Yield keys of the model that do not go together."""
+    if _fine(found, 'class_names'):
+        names = model['class_names']
+        yield from class_rules(MANIFEST, names, CLASSES)
+        if len(set(names)) < len(names):
+            said = f'model_params.class_names has a name twice: {", ".join(names)}'
+            yield Violation(MANIFEST, 'model_params.class_names', 'class', said)
+        if _fine(found, 'yaw_norm_thresholds') and len(model['yaw_norm_thresholds']) != len(names):
+            said = (
+                f'has {len(model["yaw_norm_thresholds"])} numbers for {len(names)} classes; the node throws'
+            )
+            key = 'model_params.yaw_norm_thresholds'
+            yield Violation(MANIFEST, key, 'value', f'{key} {said}')
+    if _fine(found, 'encoder_in_feature_size', 'point_feature_size'):
+        width, values = model['point_feature_size'], model['encoder_in_feature_size']
+        if POINT_WIDTH[values] != width:
+            key = 'model_params.point_feature_size'
+            said = f'{key} is {width}; of encoder_in_feature_size {values} it is {POINT_WIDTH[values]}'
+            yield Violation(MANIFEST, key, 'value', said)
+    if _fine(found, 'point_cloud_range', 'voxel_size'):
+        yield from grid_rules(MANIFEST, model['point_cloud_range'], model['voxel_size'][:2])
+        height = model['point_cloud_range'][5] - model['point_cloud_range'][2]
+        if abs(model['voxel_size'][2] - height) > 1e-4:
+            key = 'model_params.voxel_size'
+            said = (
+                f'{key} is {model["voxel_size"][2]:g} m high, the range {height:g} m: a pillar is one voxel'
+            )
+            yield Violation(MANIFEST, key, 'grid', said, WARNING)
+
+
+def _fine(found: list[Violation], *keys: str) -> bool:
+    return usable(found, *(f'model_params.{key}' for key in keys))
+
+
+def _thresholds(model: Mapping[str, Any], found: list[Violation]) -> Iterator[Violation]:
+    """Yield scores that do not fit the bins of distance and the classes."""
+    at = 'model_params.detection_score_thresholds'
+    scores = model.get('detection_score_thresholds')
+    if not isinstance(scores, dict):
+        yield Violation(MANIFEST, at, 'key', f'{at} is not there; the node declares it without a default')
+        return
+    own = list(key_rules(MANIFEST, scores, _SCORES, ('distance_bin_upper_limits',), f'{at}.'))
+    yield from own
+    names = model['class_names'] if _fine(found, 'class_names') else []
+    if own or not isinstance(scores['min_confidence_scores'], dict):
+        return
+    bins, each = len(scores['distance_bin_upper_limits']), scores['min_confidence_scores']
+    for name in names:
+        key, values = f'{at}.min_confidence_scores.{name}', each.get(name)
+        if not isinstance(values, list) or len(values) != bins:
+            got = 'is not there' if values is None else f'is {values!r}'
+            yield Violation(MANIFEST, key, 'value', f'{key} {got}, expected {bins} numbers, one of each bin')
+        elif not all(isinstance(one, int | float) and 0 <= one < 1 for one in values):
+            said = f'{key} is {values}; the node takes what is not in [0, 1) for 0: every box passes'
+            yield Violation(MANIFEST, key, 'value', said)
+
+
+def _mapping(value: Any, where: str) -> None:
+    from mmdeploy_ext.contract.schema import mismatch
+
+    if not isinstance(value, dict):
+        raise mismatch(value, where, 'a list of scores for each class')
+
+
+_SCORES = dict(distance_bin_upper_limits=ascending, min_confidence_scores=_mapping)
+
+
+def _graphs(
+    paths: Mapping[str, Path], model: Mapping[str, Any], found: list[Violation]
+) -> Iterator[Violation]:
+    from mmdeploy_ext.graph.io.files import read
+
+    bounds = dict(encoder_onnx_path=encoder_bounds, head_onnx_path=head_bounds)
+    for key, make in bounds.items():
+        if key not in paths:
+            continue
+        file, graph = paths[key].name, read(paths[key])
+        ends = ends_of(graph)
+        own = list(by_index(file, ends, make(model, found), 1))
+        own += [*operator_rules(file, graph, {}), *half_weights(file, graph)]
+        if key == 'head_onnx_path' and not severe(own, file):
+            own += convention_rules(file, graph, list(ends.outputs))
+        yield from own
+
+
+def encoder_bounds(model: Mapping[str, Any], found: list[Violation]) -> list[Bound]:
+    """Return the tensors of the encoder: of sizes that the manifest does not say rightly, None."""
+    pillars, width = (_value(model, key, found) for key in ('max_voxel_size', 'encoder_in_feature_size'))
+    return [
+        Bound('input_features', (pillars, POINTS, width)),
+        Bound('pillar_features', (pillars, 1, CHANNELS)),
+    ]
+
+
+def head_bounds(model: Mapping[str, Any], found: list[Violation]) -> list[Bound]:
+    """Return the tensors of the head; see `encoder_bounds`."""
+    grid: tuple[int | None, ...] = (None, None)
+    if _fine(found, 'point_cloud_range', 'voxel_size') and {'point_cloud_range', 'voxel_size'} <= set(model):
+        cloud, size = model['point_cloud_range'], model['voxel_size']
+        grid = tuple(node_cells(cloud[axis], cloud[axis + 3], size[axis]) for axis in (1, 0))
+    stride, names = _value(model, 'downsample_factor', found), _value(model, 'class_names', found)
+    cells: Shape = tuple(None if None in (side, stride) else side // stride for side in grid)
+    twice = _value(model, 'has_variance', found)
+    classes = None if names is None else len(names)
+    counts = dict(reg=2, height=1, dim=3, rot=2, vel=2)
+    return [
+        Bound('spatial_features', (1, CHANNELS, *grid)),
+        Bound('heatmap', (1, classes, *cells)),
+        *(
+            Bound(name, (1, None if twice is None else count * (1 + twice), *cells))
+            for name, count in counts.items()
+        ),
+    ]
+
+
+def _value(model: Mapping[str, Any], key: str, found: list[Violation]) -> Any:
+    return model.get(key) if _fine(found, key) else None

@@ -1,0 +1,193 @@
+"""The port of lidar_centerpoint computes the numbers of the node's own tests, and what its formulas say."""
+
+import math
+
+import numpy as np
+import pytest
+
+import toy_autoware
+from mmdeploy_ext.core.errors import PointsError
+from mmdeploy_ext.runtime.autoware import boxes
+from mmdeploy_ext.runtime.autoware.centerpoint import check_columns
+from mmdeploy_ext.runtime.autoware.pillars import decorated, densified, scattered
+from mmdeploy_ext.runtime.autoware.settings import Settings
+
+HALF = math.sqrt(0.5)
+
+
+def settings(**changes):
+    """Return the settings of the node's tests: range 76.8 m, pillars of 0.32 m."""
+    given = dict(
+        class_names=('CAR', 'TRUCK', 'PEDESTRIAN'),
+        has_twist=True,
+        has_variance=False,
+        point_width=4,
+        features=9,
+        pillars=40000,
+        cloud=(-76.8, -76.8, -4.0, 76.8, 76.8, 6.0),
+        voxel=(0.32, 0.32, 10.0),
+        stride=1,
+        yaw_norms=(0.0, 0.0, 0.0),
+        limits=(200.0,),
+        scores=((0.35, 0.35, 0.35),),
+    )
+    return Settings(**{**given, **changes})
+
+
+def test_a_point_is_decorated_as_in_the_nodes_test():
+    features, at = decorated(np.float32([[25.0, -61.1, 1.8, 0.1]]), settings())
+    assert at.tolist() == [[49, 318]]
+    centre = 0.16 + 318 * 0.32 - 76.8, 0.16 + 49 * 0.32 - 76.8
+    wanted = [25.0, -61.1, 1.8, 0.1, 0, 0, 0, 25.0 - centre[0], -61.1 - centre[1]]
+    np.testing.assert_allclose(features[0, 0], wanted, atol=1e-4)
+    assert not features[0, 1:].any()
+
+
+def test_eleven_values_are_those_of_another_exporters_test():
+    small = settings(point_width=5, features=11, cloud=(0.0, 0.0, -2.0, 8.0, 8.0, 2.0), voxel=(0.5, 0.5, 4.0))
+    features, at = decorated(np.float32([[1.25, 0.9, -0.5, 7, 0.05]]), small)
+    assert at.tolist() == [[1, 2]]
+    np.testing.assert_allclose(features[0, 0], [1.25, 0.9, -0.5, 7, 0.05, 0, 0, 0, 0, 0.15, -0.5], atol=1e-6)
+
+
+def test_of_64_points_in_one_place_32_are_kept():
+    features, _ = decorated(np.tile(np.float32([[25.0, -61.1, 1.8, 0.1]]), (64, 1)), settings())
+    assert features.shape == (1, 32, 9) and features[0, :, 0].all()
+    assert np.abs(features[0, :, 4:7]).max() < 1e-4
+
+
+def test_the_first_points_of_a_pillar_count_and_the_front_pillars_of_too_many():
+    given = np.float32([[x + 0.1, 0.1, 0.0, index * 0.001] for index, x in enumerate([0, 5, 9] * 40)])
+    features, at = decorated(given, settings(pillars=2))
+    assert at[:, 1].tolist() == [268, 255]
+    np.testing.assert_allclose(features[0, :, 3], np.arange(2, 98, 3) * 0.001, atol=1e-6)
+
+
+def test_bounds_are_inclusive_below_and_exclusive_above():
+    given = np.float32([[-76.8, -76.8, -4.0, 0], [76.8, 0, 0, 0], [0, 0, 6.0, 0]])
+    _, at = decorated(given, settings())
+    assert at.tolist() == [[0, 0]]
+
+
+def test_time_lags_are_those_of_the_nodes_test_and_past_points_are_moved():
+    moved = np.eye(4)
+    moved[0, 3] = 2.0
+    one = np.float32([[1, 2, 3]])
+    found = densified([(one, 1.2, moved), (one, 1.1, np.eye(4))])
+    np.testing.assert_allclose(found, [[1, 2, 3, 0], [-1, 2, 3, 0.1]], atol=1e-6)
+    assert len(densified([(one, 1.2, moved), (one, 1.1, moved), (one, 1.0, moved)])) == 2
+    assert len(densified([(one, 1.2, moved), (one, 1.1, moved)], capacity=1)) == 1
+
+
+def test_the_map_has_y_before_x():
+    small = settings(cloud=(0.0, 0.0, -2.0, 8.0, 4.0, 2.0), voxel=(0.5, 0.5, 4.0))
+    canvas = scattered(np.ones((1, 1, 32), np.float32), np.array([[1, 2]]), small)
+    assert canvas.shape == (1, 32, 8, 16) and canvas[0, :, 1, 2].all() and canvas.sum() == 32
+
+
+def outputs(given, variance=False, **changes):
+    """Return zeros, and low scores, of a head but for one cell of the node's test: x 70, y -38.4."""
+    twice = 1 + variance
+    width, height = given.grid
+    sizes = dict(heatmap=3, reg=2 * twice, height=twice, dim=3 * twice, rot=2 * twice, vel=2 * twice)
+    found = {name: np.zeros((1, count, height, width), np.float32) for name, count in sizes.items()}
+    found['heatmap'] -= 10
+    x, y = (70 + 76.8) / 0.32, (-38.4 + 76.8) / 0.32
+    values = dict(
+        heatmap=[-10, -10, 1],
+        reg=[x - int(x), y - int(y)],
+        height=[1],
+        dim=[math.log(7), math.log(1), math.log(2)],
+        rot=[HALF, HALF],
+        vel=[5, -5],
+    )
+    for name, value in {**values, **changes}.items():
+        found[name][0, : len(value), int(y), int(x)] = value
+    return found
+
+
+def test_a_cell_is_decoded_as_in_the_nodes_test():
+    found = boxes.decode(outputs(settings()), settings())
+    assert found.labels.tolist() == [2]
+    np.testing.assert_allclose(found.places, [[70, -38.4, 1]], atol=1e-4)
+    np.testing.assert_allclose(found.sizes, [[1, 7, 2]], rtol=1e-5)  # the message has the length first
+    np.testing.assert_allclose(found.yaws, [-math.pi / 4 - math.pi / 2], rtol=1e-5)
+    np.testing.assert_allclose(found.scores, [1 / (1 + math.exp(-1))], rtol=1e-5)
+    speed = np.hypot(*found.twists.T)
+    np.testing.assert_allclose(speed, [math.hypot(5, 5)], rtol=1e-5)
+    np.testing.assert_allclose(found.detections().boxes[0, 7:], [5, -5], atol=1e-4)
+
+
+def test_a_short_sine_and_cosine_is_no_box():
+    strict = settings(yaw_norms=(0.5, 0.5, 0.5))
+    assert len(boxes.decode(outputs(strict, rot=[0.1, 0.17]), strict).scores) == 0
+    assert len(boxes.decode(outputs(strict), strict).scores) == 1
+
+
+@pytest.mark.parametrize(
+    ('limits', 'scores', 'count'), [((50.0,), ((0.3,) * 3,), 0), ((50.0, 90.0), ((0.9,) * 3, (0.3,) * 3), 1)]
+)
+def test_scores_are_those_of_the_bin_of_distance(limits, scores, count):
+    given = settings(limits=limits, scores=scores)
+    assert len(boxes.decode(outputs(given), given).scores) == count
+
+
+def test_variances_follow_the_formulas():
+    given = settings(has_variance=True)
+    changes = dict(reg=[0.5, 0.5, 0.1, 0.2], height=[1, 0.3], dim=[0, 0, 0, 0.1, 0.2, 0.3])
+    changes |= dict(rot=[0.6, 0.8, 0.4, 0.5], vel=[5, -5, 0.6, 0.7])
+    found = boxes.decode(outputs(given, True, **changes), given)
+    turn = 0.64 * math.exp(0.4) + 0.36 * math.exp(0.5)
+    wanted = [0.32 * math.exp(0.1), 0.32 * math.exp(0.2), *map(math.exp, [0.3, 0.1, 0.2, 0.3])]
+    np.testing.assert_allclose(found.variances[0], [*wanted, turn, math.exp(0.6), math.exp(0.7)], rtol=1e-5)
+
+
+def objects(rows):
+    """Return objects of x, y, length, width, label; best first."""
+    rows = np.float32(rows)
+    count = len(rows)
+    return boxes.Objects(
+        places=np.pad(rows[:, :2], ((0, 0), (0, 1))),
+        sizes=np.pad(rows[:, 2:4], ((0, 0), (0, 1)), constant_values=1),
+        yaws=np.zeros(count, np.float32),
+        twists=np.zeros((count, 2), np.float32),
+        scores=np.linspace(1, 0.5, count, dtype=np.float32),
+        labels=rows[:, 4].astype(np.int64),
+    )
+
+
+def test_three_boxes_are_left_in_the_nodes_test_of_overlap():
+    given = objects([(0, 0, 4, 2, 0), (0.5, 0.5, 4, 2, 0), (5, 5, 4, 2, 0), (0, 0, 0.5, 0.5, 1)])
+    assert boxes.overlap_nms(given, set(), 0.2, 1.0).tolist() == [0, 2, 3]
+
+
+def test_what_was_dropped_drops_others_and_pedestrians_stand_alone():
+    row = objects([(0, 0, 4, 2, 0), (2, 0, 4, 2, 0), (4, 0, 4, 2, 0)])
+    assert boxes.overlap_nms(row, set(), 0.2, 10.0).tolist() == [0]
+    mixed = objects([(0, 0, 1, 1, 0), (0.1, 0, 1, 1, 2), (0.2, 0, 1, 1, 2)])
+    assert boxes.overlap_nms(mixed, {2}, 0.2, 10.0).tolist() == [0, 1]
+
+
+def test_two_boxes_in_one_place_are_one_and_half_a_metre_is_far_enough():
+    given = objects([(0, 0, 0.1, 0.1, 0), (0, 0, 0.1, 0.1, 1), (0.5, 0, 0.1, 0.1, 0)])
+    found = boxes.suppressed(given, settings())
+    assert found.places[:, 0].tolist() == [0, 0.5]
+
+
+@pytest.mark.parametrize(('largest', 'right'), [(255.0, True), (256.0, False), (0.5, False), (1.0, True)])
+def test_intensities_are_those_of_the_node(largest, right):
+    given = np.zeros((4, 5), np.float32)
+    given[0, 3] = largest
+    if right:
+        check_columns(given, settings(point_width=5, features=11))
+    else:
+        with pytest.raises(PointsError, match='expected intensities 0 to 255'):
+            check_columns(given, settings(point_width=5, features=11))
+
+
+def test_settings_are_those_of_the_manifest_and_scores_out_of_range_count_as_zero():
+    known = toy_autoware.CENTERPOINT['model_params']
+    scores = dict(known['detection_score_thresholds'])
+    scores['min_confidence_scores'] = dict(scores['min_confidence_scores'], CAR=[1.0, -1.0])
+    found = Settings.of(dict(model_params=dict(known, detection_score_thresholds=scores)))
+    assert found.scores == ((0.0, 0.4, 0.4), (0.0, 0.3, 0.3)) and found.grid == (16, 8)

@@ -1,0 +1,323 @@
+"""CenterPoint for lidar_centerpoint: proven through the node's loop, faults in each part refused."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+
+import toy_centerpoint
+from mmdeploy_ext.apps.check_autoware_app import main
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError, PointsError, UsageError
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.runtime.autoware import boxes
+from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS, AutowareCenterPoint
+from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
+from mmdeploy_ext.runtime.frames import Sweep
+from planting import arguments, replaced, result
+from proofs import check_files
+from toy_autoware import key
+
+AUTOWARE = dict(contract='autoware')
+HERE, RUNTIME = 'projects.mmdet3d_plugin.centerpoint.autoware', 'mmdeploy_ext.runtime.autoware'
+ML = 'ml_package.param.yaml'
+
+
+@pytest.fixture(scope='module')
+def toy():
+    return toy_centerpoint.exported('node', 'autoware')
+
+
+@pytest.fixture(scope='module')
+def ours():
+    return toy_centerpoint.exported('node')[1]
+
+
+def paths(folder):
+    return [str(folder / f'{name}.onnx') for name in GRAPHS]
+
+
+def sweeps(count, first=0):
+    return [Sweep(points(seed), f'sweep {seed}') for seed in range(first, first + count)]
+
+
+def points(seed):
+    """Return x, y, z, time lag of two sweeps."""
+    found = toy_centerpoint.sweep(seed, 300 + 100 * seed)[:, :4]
+    found[:, 3] = np.random.default_rng(seed).integers(0, 2, len(found)) * 0.1
+    return np.ascontiguousarray(found)
+
+
+def copied(folder, place):
+    for path in folder.iterdir():
+        (place / path.name).write_bytes(path.read_bytes())
+    return place
+
+
+def test_the_folder_is_proven_through_the_nodes_loop(toy):
+    deployment, folder, *_ = toy
+    verdict, _ = prove(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    assert verdict.proven, verdict.reasons
+    assert sum(row.matched for case in verdict.cases for row in case.detections) >= 10
+    assert {row.tensor for row in verdict.cases[0].tensors} == {
+        *('pillar_features', 'spatial_features'),
+        *boxes.OUTPUTS,
+    }
+
+
+def test_the_node_would_take_the_folder(toy, capsys):
+    assert main([str(toy[1]), '--strict']) == 0
+    assert '4 files, 0 errors, 0 warnings' in capsys.readouterr().out
+    graph = onnx.load(paths(toy[1])[1]).graph
+    assert [one.name for one in graph.output] == list(boxes.OUTPUTS)
+
+
+def test_boxes_are_those_of_our_own_runtime_within_a_centimetre(toy, ours):
+    """Both suppress by the distance of centres; overlap, which mmdet3d has not, is off in the node."""
+    with AutowareCenterPoint(toy[1], node=dict(iou=2.0)) as node, CenterPointOnnx(ours) as runtime:
+        for sweep in sweeps(3):
+            one, two = node.step(sweep).detections, runtime.step(sweep).detections
+            known = np.abs(two.boxes[:, :2]).max(1) < 9  # post_center_range, which the node has not
+            one_known = (np.abs(one.boxes[:, :2]).max(1) < 9).nonzero()[0]
+            assert 10 <= len(two) < 256 and len(one_known) == known.sum()
+            assert np.array_equal(one.labels[one_known], two.labels[known])
+            gap = np.abs(one.boxes[one_known] - two.boxes[known])
+            gap[:, 6] = np.abs((gap[:, 6] + np.pi) % (2 * np.pi) - np.pi)
+            assert gap.max() < 0.01, gap.max(0)
+            np.testing.assert_allclose(one.scores[one_known], two.scores[known], atol=1e-5)
+
+
+def test_what_overlaps_goes_by_the_rule_of_the_node(toy):
+    with AutowareCenterPoint(toy[1]) as node, AutowareCenterPoint(toy[1], node=dict(iou=2.0)) as all_of_them:
+        few, many = node.objects(points(0)), all_of_them.objects(points(0))
+    rows = boxes.overlap_nms(many, {2}, 0.1, 10.0)
+    assert 0 < len(rows) < len(many.scores) and np.array_equal(many.places[rows], few.places)
+
+
+def unswapped(original):
+    return lambda outputs: tuple(
+        one[:, [1, 0, 2]] if name == 'dim' else one
+        for name, one in zip(boxes.OUTPUTS, original(outputs), strict=True)
+    )
+
+
+def turned(original):
+    return lambda outputs: tuple(
+        -one if name == 'rot' else one for name, one in zip(boxes.OUTPUTS, original(outputs), strict=True)
+    )
+
+
+def sine_first(original):
+    return lambda outputs: tuple(
+        one.flip(1) if name == 'rot' else one
+        for name, one in zip(boxes.OUTPUTS, original(outputs), strict=True)
+    )
+
+
+@pytest.mark.parametrize('fault', [unswapped, turned, sine_first])
+def test_boxes_of_another_convention_in_the_graph_are_refused(toy, tmp_path, fault):
+    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.deploy.files import export_files
+
+    deployment = deploy.load(*toy[2:])
+    options = deployment.family.choose(**AUTOWARE, opset=17)
+    with replaced(f'{HERE}:node_outputs', fault):
+        export_files(deployment, options, str(tmp_path))
+        try:
+            verdict, _ = prove(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+        except ModelFileError as error:  # sizes and angles of two conventions
+            assert 'of synthetic boxes' in str(error)
+            return
+    assert not verdict.proven and not verdict.cases[0].passed
+
+
+def shifted(found, *_):
+    return found[0], found[1][:, ::-1]
+
+
+IN_THE_NODE = {
+    'x and y of the map': (f'{RUNTIME}.centerpoint:decorated', result(shifted)),
+    'the mean of all rows': (
+        f'{RUNTIME}.pillars:_features',
+        arguments(lambda cells, counts, *rest: (cells, counts * 0 + 32, *rest)),
+    ),
+    'the corner of a pillar': (
+        f'{RUNTIME}.pillars:_features',
+        arguments(
+            lambda cells, counts, at, low, size, width: (cells, counts, at, low - size / 2, size, width)
+        ),
+    ),
+    'the yaw of the old convention': (
+        f'{RUNTIME}.centerpoint:decode',
+        result(lambda found, *_: dataclasses.replace(found, yaws=-found.yaws - np.float32(np.pi / 2))),
+    ),
+    'width for length': (
+        f'{RUNTIME}.centerpoint:decode',
+        result(lambda found, *_: dataclasses.replace(found, sizes=found.sizes[:, [1, 0, 2]])),
+    ),
+    'velocities of the vehicle': (
+        f'{RUNTIME}.centerpoint:decode',
+        result(lambda found, *_: dataclasses.replace(found, twists=found.twists[:, ::-1])),
+    ),
+    'nothing suppressed': (f'{RUNTIME}.centerpoint:suppressed', lambda _: lambda found, settings: found),
+}
+
+
+SHORT = ('the yaw of the old convention', 'a norm of the angle')
+
+
+def cases(table):
+    return [pytest.param(one, marks=[] if one in SHORT else [pytest.mark.matrix]) for one in table]
+
+
+@pytest.mark.parametrize('fault', cases(IN_THE_NODE))
+def test_a_fault_between_the_files_is_refused(toy, fault):
+    deployment, folder, *_ = toy
+    with replaced(*IN_THE_NODE[fault]):
+        verdict, _ = prove(deployment, paths(folder), sweeps(1, 1), dict(engine='OnnxRuntimeBackend'))
+    assert all(graph.passed for graph in verdict.graphs) and not verdict.cases[0].passed
+
+
+M = 'model_params.'
+EDITED = {
+    'a range moved': (f'{M}point_cloud_range', [-6.0, -6.4, -1.6, 6.8, 6.4, 1.6]),
+    'a score': (
+        f'{M}detection_score_thresholds.min_confidence_scores',
+        dict(CAR=[0.6], BUS=[0.6], PEDESTRIAN=[0.6]),
+    ),
+    'no velocity': (f'{M}has_twist', False),
+    'a bin of 4 m': (f'{M}detection_score_thresholds.distance_bin_upper_limits', [4.0]),
+    'a norm of the angle': (f'{M}yaw_norm_thresholds', [0.9, 0.9, 0.9]),
+}
+
+
+@pytest.mark.parametrize('edit', cases(EDITED))
+def test_a_manifest_that_was_edited_is_refused(toy, tmp_path, edit):
+    deployment, folder, *_ = toy
+    copied(folder, tmp_path)
+    key(ML, *EDITED[edit])(tmp_path)
+    verdict, _ = prove(deployment, paths(tmp_path), sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    assert not verdict.proven and not verdict.cases[0].passed
+
+
+def test_a_manifest_that_the_node_rejects_is_refused_by_key(toy, tmp_path):
+    copied(toy[1], tmp_path)
+    key(ML, 'version', '4.0')(tmp_path)
+    with pytest.raises(ModelFileError, match=r"version is '4.0'.*check_autoware.py"):
+        AutowareCenterPoint(tmp_path)
+
+
+def test_a_remapper_that_changes_classes_is_refused(toy, tmp_path):
+    copied(toy[1], tmp_path)
+    key('detection_class_remapper.param.yaml', 'allow_remapping_by_area_matrix', [1] * 64)(tmp_path)
+    with pytest.raises(ModelFileError, match='allows classes to change by area'):
+        AutowareCenterPoint(tmp_path)
+
+
+def test_a_changed_weight_is_refused_and_the_file_named(toy, tmp_path):
+    deployment, folder, *_ = toy
+    copied(folder, tmp_path)
+    model = onnx.load(paths(tmp_path)[1])
+    weight = max(model.graph.initializer, key=lambda value: np.prod(value.dims))
+    values = onnx.numpy_helper.to_array(weight) * np.float32(1.001)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, paths(tmp_path)[1])
+    verdict = check_files(deployment, paths(tmp_path))
+    assert [graph.name for graph in verdict.graphs if not graph.passed] == ['pts_backbone_neck_head']
+
+
+BAD_POINTS = {
+    'five values': (np.zeros((10, 5), np.float32), r'expected numbers \(P, 4\)'),
+    'rings for time lags': (np.full((10, 4), 31, np.float32) * [0, 0, 0, 1], 'the last column is 31 to 31'),
+    'lags before the sweep': (
+        np.full((10, 4), -0.1, np.float32) * [0, 0, 0, 1],
+        'expected time lags in seconds',
+    ),
+    'none in range': (np.full((10, 4), 500, np.float32) * [1, 1, 1, 0], 'none of 10 is in the range'),
+    'NaN': (np.full((10, 4), np.nan, np.float32), 'not finite'),
+}
+
+
+@pytest.mark.parametrize('kind', BAD_POINTS)
+def test_points_that_cannot_be_are_refused(toy, kind):
+    given, message = BAD_POINTS[kind]
+    with AutowareCenterPoint(toy[1]) as node, pytest.raises(PointsError, match=message):
+        node.objects(given.astype(np.float32))
+
+
+def refused(tmp_path, words):
+    toy_centerpoint.register()
+    cfg = load_config(toy_centerpoint.write_config(tmp_path, words=words))
+    family = find_family(cfg)
+    with pytest.raises(ConfigError) as caught:
+        family.check(cfg, family.choose(opset=0, **AUTOWARE))
+    return str(caught.value)
+
+
+def test_what_differs_in_a_config_is_listed(tmp_path):
+    said = refused(tmp_path, toy_centerpoint.PILLARS)
+    for part in (
+        'max_num_points of the voxel layer 4, expected 32',
+        'channels of a pillar 16, expected 32',
+        'tasks of the head 2, expected 1',
+    ):
+        assert part in said
+    assert 'projects/configs/Autoware/centerpoint_pillar032_nus.py is one that fits' in said
+
+
+def test_the_official_config_of_pillars_is_refused():
+    from mmdeploy_ext.core.config import mmdet3d_config
+
+    toy_centerpoint.register()
+    cfg = load_config(mmdet3d_config('centerpoint/centerpoint_02pillar_second_secfpn_4x8_cyclic_20e_nus.py'))
+    family = find_family(cfg)
+    with pytest.raises(
+        ConfigError, match=r'max_num_points of the voxel layer 20.*64, expected 32.*tasks of the head 6'
+    ):
+        family.check(cfg, family.choose(opset=0, **AUTOWARE))
+
+
+BAD_CONFIGS = {
+    'voxels': ({}, 'expected PointPillarsScatter and PillarFeatureNet'),
+    'legacy': (
+        toy_centerpoint.NODE | {'legacy=False': 'legacy=True'},
+        'legacy of the encoder True',
+    ),
+    'a class that the node does not know': (
+        toy_centerpoint.NODE
+        | {"class_names=['car', 'bus', 'pedestrian']": "class_names=['car', 'bus', 'barrier']"},
+        'has barrier, which the node publishes as UNKNOWN',
+    ),
+    'a quotient below the whole number': (
+        toy_centerpoint.NODE
+        | {'[-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]\nmodel': '[-49.6, -49.6, -1.6, 49.6, 49.6, 1.6]\nmodel'}
+        | {'[0.4, 0.4, 3.2]': '[0.2, 0.2, 3.2]', 'output_shape=(32, 32)': 'output_shape=(496, 496)'},
+        '496 cells along x, and 495 by the float32 quotient of the node',
+    ),
+    'pillars of half the height': (
+        toy_centerpoint.NODE | {'[0.4, 0.4, 3.2]': '[0.4, 0.4, 1.6]'},
+        'voxels 1.6 m high, expected 3.2 m',
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', BAD_CONFIGS)
+def test_a_config_that_does_not_fit_is_refused_by_name(tmp_path, kind):
+    words, message = BAD_CONFIGS[kind]
+    assert message in refused(tmp_path, words)
+
+
+def test_what_the_contract_fixes_is_refused_otherwise(toy):
+    family = toy[0].family
+    with pytest.raises(UsageError, match='--contract autoware is written with fp32'):
+        family.choose(**AUTOWARE, precision='fp16').check(given=dict(precision='fp16'))
+
+
+def test_the_config_that_fits_is_what_the_node_takes():
+    toy_centerpoint.register()
+    cfg = load_config('projects/configs/Autoware/centerpoint_pillar032_nus.py')
+    family = find_family(cfg)
+    family.check(cfg, family.choose(opset=17, **AUTOWARE))
+    assert family.preprocess_rule(cfg).grid_size == (480, 480, 1)

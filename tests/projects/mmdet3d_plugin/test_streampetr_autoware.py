@@ -1,0 +1,217 @@
+"""StreamPETR for camera_streampetr: proven frame by frame through the node's own loop, its faults refused."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+
+import toy_streampetr_deploy as deployed
+from mmdeploy_ext.apps.check_autoware_app import main
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.runtime.autoware.stream_boxes import StreamSettings, objects_of
+from mmdeploy_ext.runtime.autoware.streampetr import NodeContract
+from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES
+from mmdeploy_ext.runtime.streampetr.boxes import boxes
+from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
+from planting import replaced
+from proofs import check_files
+from toy_autoware import key
+
+HERE, LOOP = 'projects.mmdet3d_plugin.streampetr.autoware', 'mmdeploy_ext.runtime.autoware.streampetr'
+CLASSES = (
+    'car',
+    'truck',
+    'bus',
+    'trailer',
+    'motorcycle',
+    'bicycle',
+    'pedestrian',
+    'barrier',
+    'animal',
+    'cone',
+)
+
+
+@pytest.fixture(scope='module')
+def toy():
+    deployment = deployed.deployment()
+    deployment.model.CLASSES = CLASSES
+    return deployment
+
+
+@pytest.fixture(scope='module')
+def folder(toy, tmp_path_factory):
+    place = tmp_path_factory.mktemp('autoware')
+    deployed.export(place, contract='autoware', opset=17)
+    return place / 'deploy'
+
+
+@pytest.fixture(scope='module')
+def drive():
+    return deployed.drive(6)
+
+
+def paths(folder):
+    return [str(folder / f'{name}.onnx') for name in FILES]
+
+
+def test_the_files_are_proven_frame_by_frame_with_a_reset(toy, folder):
+    verdict, _ = prove(toy, paths(folder), deployed.drive(12))
+    assert verdict.proven, verdict.reasons
+    teacher, free = verdict.sequence
+    assert teacher.resets >= 1 and free.matched == free.reference >= 200
+
+
+def test_the_node_would_take_the_folder_and_classes_that_it_does_not_know_are_told(folder, capsys):
+    assert main([str(folder)]) == 0
+    assert '4 files, 0 errors, 1 warnings' in capsys.readouterr().out
+    names = [one.name for one in onnx.load(paths(folder)[1]).graph.input]
+    assert names == ['img_metas_pad', 'intrinsics', 'img2lidar']
+    used = {name for node in onnx.load(paths(folder)[1]).graph.node for name in node.input}
+    assert 'img_metas_pad' in used  # or an engine could drop it
+
+
+def never(self):
+    """Leave the memory as it is."""
+
+
+IN_THE_LOOP = {
+    'a reset that does nothing': (f'{LOOP}:NodeContract.reset', lambda _: never),
+    'no time taken off': (f'{LOOP}:NodeContract._clock', lambda _: lambda self, time: np.float32(0)),
+    'the vehicle stands still': (f'{LOOP}:NodeContract._place', lambda _: lambda self, pose: np.eye(4)),
+    'the last rows are kept': (
+        f'{LOOP}:NodeContract.reset',
+        lambda original: (
+            lambda self: (
+                original(self),
+                self.memory.update({name: rows[:, ::-1] for name, rows in self.memory.items()}),
+                self.memory['egopose'].fill(1),
+            )
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    'fault',
+    [pytest.param(one, marks=[] if 'reset' in one else [pytest.mark.matrix]) for one in IN_THE_LOOP],
+)
+def test_a_fault_in_the_loop_is_refused(toy, folder, fault):
+    with replaced(*IN_THE_LOOP[fault]):
+        verdict, _ = prove(toy, paths(folder), deployed.drive(12))
+    assert all(graph.passed for graph in verdict.graphs)
+    assert not verdict.proven and not all(row.passed for row in verdict.sequence)
+
+
+def inverse_for_pose(original):
+    return lambda self, x, pos, cone, pose, inverse, *rows: original(self, x, pos, cone, inverse, pose, *rows)
+
+
+def stays_in_the_vehicle(original):
+    def forward(self, x, pos, cone, pose, inverse, *rows):
+        return original(self, x, pos, cone, pose @ inverse, inverse, *rows)
+
+    return forward
+
+
+def rows_for_columns(original):
+    def forward(self, *given):
+        scores, found, *rest = original(self, *given)
+        return scores, found.flip(2), *rest
+
+    return forward
+
+
+@pytest.mark.parametrize('fault', [inverse_for_pose, stays_in_the_vehicle, rows_for_columns])
+def test_a_fault_in_the_graph_is_refused(toy, tmp_path, fault, drive):
+    with replaced(f'{HERE}:NodeHead.forward', fault):
+        deployed.export(tmp_path, contract='autoware', opset=17)
+    toy.exports.clear()
+    if fault is rows_for_columns:
+        verdict, _ = prove(toy, paths(tmp_path / 'deploy'), drive)
+        assert not all(row.passed for row in verdict.sequence)
+    else:
+        verdict = check_files(toy, paths(tmp_path / 'deploy'))
+        assert main([str(tmp_path / 'deploy')]) == 1  # the probe of the memory needs no PyTorch
+    assert [graph.name for graph in verdict.graphs if not graph.passed] == ['simplify_pts_head_memory']
+
+
+def test_the_first_frame_and_a_frame_after_a_reset_are_alike(folder, drive):
+    with StreamPetrOnnx(folder, max_gap_s=None) as runtime:
+        assert isinstance(runtime.contract, NodeContract)
+        frames = list(drive)
+        first = runtime.step(frames[0]).outputs
+        runtime.step(frames[1])
+        assert runtime.contract.memory['egopose'].any()
+        runtime.reset()
+        again = runtime.step(frames[0]).outputs
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, again[name])
+
+
+def test_the_clock_begins_again_after_ten_minutes_and_ages_are_then_wrong(folder, drive):
+    first, second = list(drive)[:2]
+    late = dataclasses.replace(second, timestamp_s=first.timestamp_s + 601, scene_token=first.scene_token)
+    with StreamPetrOnnx(folder, max_gap_s=None) as runtime:
+        runtime.step(first)
+        runtime.step(late)
+        assert runtime.contract.started_s == late.timestamp_s
+        old = runtime.state.tensors['timestamp'][:, runtime.contract.state_shapes['timestamp'][1] - 20 :]
+    assert old.max() < 600  # and not 601, as they are
+
+
+def test_objects_are_boxes_of_our_own_runtime_within_a_centimetre(toy, folder, tmp_path, drive):
+    ours = deployed.export(tmp_path, contract='deploy', layers='last', opset=17)
+    settings = StreamSettings(
+        tuple(name.upper() for name in CLASSES), (-61.2, -61.2, -10, 61.2, 61.2, 10), (0.1,) * 10, (0.0,) * 10
+    )
+    count = 0
+    with StreamPetrOnnx(folder, max_gap_s=None) as node, StreamPetrOnnx(ours, max_gap_s=None) as runtime:
+        for frame in drive:
+            one, two = node.step(frame).outputs, runtime.step(frame).outputs
+            columns = [one[name][0].transpose(0, 2, 1) for name in ('all_cls_scores', 'all_bbox_preds')]
+            found = objects_of(*columns, settings).detections().boxes
+            known = boxes(two['all_bbox_preds'][-1, 0])
+            gap = np.abs(found[:, None, :7] - known[None, :, :7]).max(2).min(1)
+            assert gap.max(initial=0) < 0.01
+            count += len(found)
+    assert count >= 20
+
+
+def test_objects_follow_the_rules_of_the_node():
+    settings = StreamSettings(('CAR', 'PEDESTRIAN'), (-10, -10, -5, 10, 10, 5), (0.4, 0.4), (0.3, 0.0))
+    logits, codes = np.full((1, 2, 6), -9, np.float32), np.zeros((1, 10, 6), np.float32)
+    logits[0, 0, :5], logits[0, 1, 5] = [9, 2, 2, 2, -1], 2
+    codes[0, 7] = 1
+    codes[0, 0] = [0, 4, 30, 4.1, -4, 0]  # one out of range, one on another, a pedestrian on a car
+    codes[0, 7, 5] = 0
+    found = objects_of(logits, codes, settings)
+    assert found.places[:, 0].tolist() == [0, 4, 0] and found.labels.tolist() == [0, 0, 1]
+    assert found.scores[0] == 1 and not found.twists.any()
+    codes[0, 7, 1] = 0.2  # too short for a car
+    assert objects_of(logits, codes, settings).places[:, 0].tolist() == [0, pytest.approx(4.1), 0]
+
+
+def test_thresholds_of_another_number_of_classes_are_refused():
+    with pytest.raises(ValueError, match='confidence: 1 numbers for 2 classes'):
+        StreamSettings(('CAR', 'BUS'), (-1,) * 3 + (1,) * 3, (0.4,), (0.0, 0.0))
+
+
+def test_another_manifest_is_told(toy, folder, tmp_path):
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert [one for one in check_files(toy, paths(tmp_path)).structure if not one.passed] == []
+    key('ml_package_camera_streampetr.param.yaml', 'model_params.num_proposals', 5400)(tmp_path)
+    assert main([str(tmp_path)]) == 1
+    (told,) = [check for check in check_files(toy, paths(tmp_path)).structure if not check.passed]
+    assert 'ml_package_camera_streampetr.param.yaml as the export writes it' in told.name
+    (tmp_path / 'ml_package_camera_streampetr.param.yaml').unlink()
+    (told,) = [check for check in check_files(toy, paths(tmp_path)).structure if not check.passed]
+    assert told.detail == 'is not there'
+
+
+def test_half_precision_is_refused(toy):
+    with pytest.raises(UsageError, match='--contract autoware is written with fp32'):
+        toy.family.choose(contract='autoware', precision='fp16').check(given=dict(precision='fp16'))

@@ -1,0 +1,11 @@
+"""Say what a perception node of Autoware would reject or read wrongly in a folder; see --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+if __name__ == '__main__':
+    from mmdeploy_ext.apps.check_autoware_app import main
+
+    sys.exit(main())
