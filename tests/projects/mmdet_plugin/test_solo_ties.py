@@ -105,7 +105,9 @@ def test_a_pixel_at_the_threshold_may_be_on_either_side(tmp_path_factory, gap, e
     image = prepared(solo, 1)
     soft = solo.family.reference_tensors(solo.model, solo.family.feeds([image], True), 'raw')['seg_pred']
     near = np.sort(soft[(soft > 0.45) & (soft < 0.55)]).astype(float)
-    near = near[:: len(near) // 60]
+    if not excused:
+        near = near[np.diff(near, append=1) > 3.5e-5]  # else another pixel is at the upper threshold
+    near = near[:: max(len(near) // 60, 1)]
     for value in near:
         wanted, ties = with_mask_thr(solo, image, value + gap / 2)
         found, _ = with_mask_thr(solo, image, value - gap / 2)
