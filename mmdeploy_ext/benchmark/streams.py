@@ -76,9 +76,9 @@ class StreamPlan(Plan):
         return [*samples[args.warmup :], *samples[: args.warmup]]
 
     def export(self, folder: str) -> dict[str, str]:
-        """See `Plan.export`: every contract that the family has."""
+        """See `Plan.export`: the contracts that the family names."""
         family, files = self.deployment.family, {}
-        for contract in next(one.choices for one in family.options if one.name == 'contract'):
+        for contract in family.measured or (family.choose(opset=0).contract,):
             files[contract] = str(Path(folder) / (f'{contract}.onnx' if contract == 'fork' else contract))
             asked = family.choose(contract=contract, opset=0)
             options = deploy.resolve_opset(asked, self.deployment.model)

@@ -27,12 +27,14 @@ class SequenceFamily(Family):
     Attributes:
         compared: outputs that are compared with a dump; empty means all of the last graph.
         dump_suffixes: prefix of a dumped tensor's name -> what its file name ends in.
+        measured: contracts that a benchmark exports where it is given no files; empty means the default one.
         dump_names: tensors that dump mode has; empty where that is not known before a frame has run.
         bars: what its deploy contract is held to in a benchmark, see `benchmark.streams.held_to`.
         bars_of: the model and machine that the bars were set for.
     """
 
     compared: ClassVar[tuple[str, ...]] = ()
+    measured: ClassVar[tuple[str, ...]] = ()
     dump_suffixes: ClassVar[dict[str, str]] = {}
     dump_names: ClassVar[tuple[str, ...]] = ()
     bars: ClassVar[tuple[tuple[str, str, float], ...]] = ()

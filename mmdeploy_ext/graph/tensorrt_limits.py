@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mmdeploy_ext.contract.families import OPTIONS
+from mmdeploy_ext.contract.families import FORMER, OPTIONS
 from mmdeploy_ext.contract.metadata_entries import PREFIX, read_entry
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import EngineError
@@ -178,6 +178,7 @@ def _constant_shapes(model: onnx.ModelProto) -> str:
     if f'{PREFIX}family' not in props:
         return CONSTANT_SHAPES
     family = read_entry(props, 'family', 'the file')
+    family, _ = FORMER.get(family, (family, None))
     if any(option.name in LIMITS for option in OPTIONS.get(family, ())):
         return CONSTANT_SHAPES
     return f'the family {family} has no form with constant shapes'

@@ -44,6 +44,7 @@ def int8(exported, data, tmp_path_factory):
     output, report = folder / 'atss_toy.int8.onnx', folder / 'report.json'
     source = data / 'annotations/instances_train2017.json'
     files = ['--output', str(output), '--json', str(report)]
+    files += ['--reduce-range']  # right on every CPU
     assert main([exported, '--calibrate', str(source), '--rounds', '2', *files]) == 0
     return output, read_json(report)
 
@@ -75,7 +76,7 @@ def test_metadata_stay_and_the_file_says_how_it_was_made(int8, exported):
     output, _ = int8
     assert dataclasses.replace(read_metadata(str(output)), edits=()) == read_metadata(exported)
     props = {entry.key: entry.value for entry in onnx.load(output).metadata_props}
-    assert (props['int8.activations'], props['int8.weights']) == ('uint8', 'int8 per channel')
+    assert (props['int8.activations'], props['int8.weights']) == ('uint8', 'int8 per channel (7 bits)')
     assert props['int8.images'] == '8'
 
 

@@ -53,6 +53,7 @@ class StreamPetrFamily(SequenceFamily):
     options = (*OPTIONS, *DRIVE)
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     compared = ('all_cls_scores', 'all_bbox_preds')
+    measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     dump_suffixes = dumps.SUFFIXES
     dump_names = dumps.NAMES
