@@ -66,13 +66,35 @@ def check_tensors(deployment, metadata, feeds, outputs):
 
 
 def check_instances(deployment, metadata, feeds, outputs, images):
-    """Compare with mmdet's own `get_results`; `at least` keeps an empty comparison from passing."""
-    expected = deployment.family.reference_detections(deployment.model, images, True)
-    found = deployment.family.detections(metadata, outputs, feeds)
-    rows = [match_detections('image', *pair) for pair in zip(expected, found, strict=True)]
+    """Compare with mmdet's own `get_results` ten times as closely as the proof; enough are compared.
+
+    Of the toy SOLOv2 one soft pixel is at the threshold to 1e-6: with one thread ONNX Runtime sets it and
+    PyTorch does not, which moves two scores by 1e-3 and 1e-4 (matrix NMS), as it moves PyTorch's own.
+    """
+    family, model = deployment.family, deployment.model
+
+    @functools.cache
+    def rounded():
+        found = []
+        for choice in family.rounded_choices(model):
+            with choice:
+                found.append(family.reference_detections(model, images, True))
+        return found
+
+    expected = family.reference_detections(model, images, True)
+    found = family.detections(metadata, outputs, feeds)
+    rows = [
+        match_detections(
+            'image',
+            *pair,
+            score_bar=1e-4,
+            near_ties=lambda index=index: [results[index] for results in rounded()],
+        )
+        for index, pair in enumerate(zip(expected, found, strict=True))
+    ]
     assert all(row.passed for row in rows), rows
     assert min(row.matched for row in rows) >= 25
-    assert all(row.worst_iou >= 0.995 and row.worst_score <= 1e-4 for row in rows), rows
+    assert all(row.worst_iou >= 0.995 and row.worst_score <= 1e-4 and row.ties <= 4 for row in rows), rows
 
 
 @pytest.mark.parametrize(
