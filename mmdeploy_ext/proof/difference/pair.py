@@ -31,7 +31,7 @@ OPERATORS = {
     'Sub': ('sub', 'rsub'),
     'Mul': ('mul', 'part of native_group_norm', 'part of native_layer_norm'),
     'InstanceNormalization': ('part of native_group_norm', 'native_group_norm'),
-    'LayerNormalization': ('native_layer_norm', 'part of native_layer_norm'),
+    'LayerNormalization': ('native_layer_norm', 'part of native_layer_norm', 'part of native_group_norm'),
     'BatchNormalization': ('native_batch_norm', 'cudnn_batch_norm'),
     'Transpose': ('permute', 'transpose'),
     'Concat': ('cat', 'stack'),
@@ -49,11 +49,11 @@ OPERATORS = {
 }
 """ONNX operator -> PyTorch's that may stand for it; the others by their name."""
 SINGLE = {
-    'Conv': 'convolution',
-    'ConvTranspose': 'convolution',
-    'Gemm': 'addmm',
-    'InstanceNormalization': 'part of native_group_norm',
-    'LayerNormalization': 'native_layer_norm',
+    'Conv': ('convolution',),
+    'ConvTranspose': ('convolution',),
+    'Gemm': ('addmm',),
+    'InstanceNormalization': ('part of native_group_norm',),
+    'LayerNormalization': ('native_layer_norm', 'part of native_group_norm'),
 }
 """ONNX operators that PyTorch's graph has as one, if the module is the same."""
 SAME_VALUES = (
@@ -189,9 +189,9 @@ class Pairing:
         claimed = {row.reference.record for row in walk.rows.values() if row.reference is not None}
         found = {}
         for tensor, row in walk.rows.items():
-            operator = SINGLE.get(walk.program.index.nodes[row.position].op_type)
+            operators = SINGLE.get(walk.program.index.nodes[row.position].op_type)
             value = walk.good.get(tensor)
-            if row.reference is not None or operator is None or value is None:
+            if row.reference is not None or operators is None or value is None:
                 continue
             module, before = self.module_path(walk.program, row.position), walk.latest_input(row.position)
             near = [
@@ -199,7 +199,7 @@ class Pairing:
                 for index, record in enumerate(self.records)
                 if index > before
                 and index not in claimed
-                and record.operator == operator
+                and record.operator in operators
                 and record.module == module
                 and _distance(value, record.value) < SIMILAR
             ]

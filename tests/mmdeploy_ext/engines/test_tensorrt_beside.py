@@ -17,6 +17,7 @@ from mmdeploy_ext.engines.tensorrt.beside import engine_beside
 from mmdeploy_ext.engines.tensorrt.binding import Session
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
 from mmdeploy_ext.engines.tensorrt.file import read_record
+from mmdeploy_ext.families.base import find_family
 from toy_atss import REPO
 from toy_engines import CpuEngine, HostMemory, package, two_outputs
 
@@ -96,17 +97,22 @@ def test_without_a_gpu_an_onnx_file_is_refused_before_it_is_read():
         TensorRtBackend('').activate()
 
 
-@pytest.mark.parametrize('toy', ['atss_toy', 'solov2_toy', 'rtdetr_toy'])
+@pytest.mark.parametrize(
+    ('toy', 'own'),
+    [('atss_toy', 'max_candidates=100'), ('solov2_toy', 'max_candidates=100'), ('rtdetr_toy', '')],
+)
 @pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
-def test_the_fragment_makes_a_config_of_the_test_loop(toy, tmp_path):
+def test_the_fragment_makes_a_config_of_the_test_loop(toy, own, tmp_path):
+    import projects.mmdet_plugin  # noqa: F401
+
     package()
     bases = [f'{REPO}/configs/demo/{toy}.py', f'{REPO}/configs/_base_/backends/tensorrt.py']
     path = tmp_path / 'cfg.py'
-    path.write_text(f'_base_ = {bases}\nbackend_config = dict(max_candidates=100)\n')
+    path.write_text(f'_base_ = {bases}\nbackend_config = dict({own})\n')
     cfg = load_config(str(path))
     assert cfg.backend_config.type == 'TensorRtBackend' and cfg.backend_config.dynamic is False
     with pytest.raises(EngineError, match='there is no GPU 0 here'):
-        read_settings(cfg)
+        read_settings(cfg, find_family(cfg))
 
 
 def backend_with(constants):
