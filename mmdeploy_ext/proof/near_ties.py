@@ -30,44 +30,44 @@ PyTorch's 100 boxes in a dark picture (one missing, one pair at an IoU of 0.55),
 same to rounding and the better one suppresses the other; PyTorch with layers changed by this gives the
 engine's 100 boxes, within 1e-5 of score, in five of six runs.
 """
-DRAWS = 3
-"""Of random changes; each is made, and made the other way round, so that either of two scores is raised."""
+DRAWS = 12
+"""Of random changes; each is made, and made the other way round, so that either of two scores is raised.
+
+No more are made than are asked for. Measured: of Mask R-CNN with HRNet-W32, whose layers in float64 give 98
+of PyTorch's own 100 instances in a dark picture, ONNX Runtime found 97; five of those six results were
+explained by two draws, the last one by the sixth.
+"""
 
 
 def with_moved_thresholds(
     model: torch.nn.Module, run: Callable[[], list[Any]], keys: Sequence[str] = KEYS
-) -> list[list[Any]]:
-    """Return what a run gives with each threshold of a detector lower, and higher.
+) -> Iterator[list[Any]]:
+    """Yield what a run gives with each threshold of a detector lower, and higher.
 
     Args:
-        model: the detector; its heads' `test_cfg` is as before afterwards.
+        model: the detector; its heads' `test_cfg` is as before after each run.
         run: returns the results of some images.
         keys: of thresholds.
-
-    Returns:
-        Results of each run; none where there is no such threshold.
     """
-    found = []
     for config, key in _thresholds_of(model, keys):
         for move in (-TIE_IOU, TIE_IOU):
             with replaced_entry(config, key, config[key] + move):
-                found.append(run())
-    return found
+                found = run()
+            yield found
 
 
-def with_other_rounding(model: torch.nn.Module, run: Callable[[], list[Any]]) -> list[list[Any]]:
-    """Return what runs give where convolutions and linear layers round otherwise, twice `DRAWS` times.
+def with_other_rounding(model: torch.nn.Module, run: Callable[[], list[Any]]) -> Iterator[list[Any]]:
+    """Yield what runs give where convolutions and linear layers round otherwise, twice `DRAWS` times.
 
     Args:
-        model: the detector; it is as before afterwards.
+        model: the detector; it is as before after each run.
         run: returns the results of some images.
     """
-    found = []
     for seed in range(DRAWS):
         for size in (ROUNDING, -ROUNDING):
             with _other_rounding(model, seed, size):
-                found.append(run())
-    return found
+                found = run()
+            yield found
 
 
 @contextlib.contextmanager

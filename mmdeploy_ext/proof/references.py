@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from mmdeploy_ext.proof.inputs.inputs import proof_inputs
 from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
@@ -43,6 +44,7 @@ class Reference:
         feeds = family.feeds(self.images, proof_input.rescale)
         self.feeds = {name: array for name, array in feeds.items() if name not in left_out}
         self._known: dict[Hashable, Any] = {}
+        self._ties = self._near_ties()
 
     @functools.cached_property
     def results(self) -> list[Any]:
@@ -58,16 +60,23 @@ class Reference:
         with self.deployment.family.raised_result_limit(self.deployment.model):
             return self._results()
 
-    @functools.cached_property
-    def near_ties(self) -> list[list[Any]]:
-        """The results with thresholds moved by rounding, other rounding of layers, other choices of ties."""
+    @property
+    def near_ties(self) -> Iterator[list[Any]]:
+        """Results with thresholds moved by rounding, other choices of ties, other rounding of layers.
+
+        Each is computed when it is first asked for.
+        """
+        self._ties, found = itertools.tee(self._ties)
+        return found
+
+    def _near_ties(self) -> Iterator[list[Any]]:
         family, model = self.deployment.family, self.deployment.model
-        found = with_moved_thresholds(model, self._results, family.tie_keys)
-        found += with_other_rounding(model, self._results)
+        yield from with_moved_thresholds(model, self._results, family.tie_keys)
         for choice in family.rounded_choices(model):
             with choice:
-                found.append(self._results())
-        return found
+                found = self._results()
+            yield found
+        yield from with_other_rounding(model, self._results)
 
     def _results(self) -> list[Any]:
         family, model = self.deployment.family, self.deployment.model

@@ -105,7 +105,7 @@ def match_images(
             got,
             capacity=capacity,
             beyond=lambda index=index: reference.longer[index],
-            near_ties=lambda index=index: [results[index] for results in reference.near_ties],
+            near_ties=lambda index=index: (results[index] for results in reference.near_ties),
             **judged,
         )
         for index, ((title, _), wanted, got) in enumerate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
     import contextlib
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
@@ -153,15 +154,15 @@ class SweepProof(FramesProof):
         pair = Pair(title, sweep.points, *sides)
         return Case(sweep.name, shape, False, tuple(rows), (detections,)), [pair]
 
-    def near_ties(self, sweep: Sweep) -> list[Detections3D]:
+    def near_ties(self, sweep: Sweep) -> Iterator[Detections3D]:
         """Return PyTorch's results with thresholds moved by rounding, and with other rounding of layers."""
         model = self.deployment.model
 
         def run() -> list[Detections3D]:
             return [self.reference.step(sweep).detections]
 
-        found = with_moved_thresholds(model, run) + with_other_rounding(model, run)
-        return [detections for (detections,) in found]
+        runs = itertools.chain(with_moved_thresholds(model, run), with_other_rounding(model, run))
+        return (detections for (detections,) in runs)
 
 
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:

@@ -13,7 +13,7 @@ from mmdeploy_ext.proof.tasks import matching
 from mmdeploy_ext.runtime.draw import FONT, draw_detections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mmdeploy_ext.proof.results import DetectionRow, Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
@@ -43,7 +43,7 @@ def match_detections(
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
     beyond: Callable[[], Detections] | None = None,
-    near_ties: Callable[[], Sequence[Detections]] | None = None,
+    near_ties: Callable[[], Iterable[Detections]] | None = None,
 ) -> DetectionRow:
     """Match two lists of detections one to one, within a class, whatever their order.
 

@@ -14,7 +14,7 @@ from mmdeploy_ext.proof.results import DetectionRow
 from mmdeploy_ext.proof.tasks import matching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
@@ -42,7 +42,7 @@ def match_detections(
     distance_bar: float = DISTANCE_BAR,
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
-    near_ties: Callable[[], Sequence[Detections3D]] | None = None,
+    near_ties: Callable[[], Iterable[Detections3D]] | None = None,
 ) -> DetectionRow:
     """Match two lists of detections of one frame one to one, within a class, whatever their order.
 

@@ -17,7 +17,7 @@ from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.runtime.draw import draw_instances
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mmdeploy_ext.proof.results import DetectionRow, Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
@@ -45,7 +45,7 @@ def match_detections(
     score_bar: float = SCORE_BAR,
     capacity: int | None = None,
     beyond: Callable[[], Instances] | None = None,
-    near_ties: Callable[[], Sequence[Instances]] | None = None,
+    near_ties: Callable[[], Iterable[Instances]] | None = None,
     pair_by: Callable[..., Pairing] | None = None,
 ) -> DetectionRow:
     """Match two lists of instances one to one, within a class, whatever their order.

@@ -6,6 +6,7 @@ Glossary: R reference detections (rows), C candidate detections (columns).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +37,11 @@ class Pairing:
     outside: dict[int, int]
 
 
-NearTies = tuple[set[int], set[int]]
-"""References (rows) that may as well be missing, and candidates (columns) that may as well be there."""
+NearTies = Iterator[tuple[set[int], set[int]]]
+"""By run: references (rows) that may as well be missing, candidates (columns) that may as well be there."""
+PATIENCE = 20
+"""Runs of the reference that explain nothing more, after which no more are made: its thresholds, its choices
+of ties, and some rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +126,7 @@ def match_by_iou(
 def near_ties_of(
     lists: Iterable[Any], reference: Any, candidate: Any, pair: Callable[..., Pairing]
 ) -> NearTies:
-    """Return which results are lost and gained in other lists of the same engine.
+    """Yield which results each of other lists of the same engine loses and gains.
 
     Args:
         lists: of the reference, as it is where its suppression is rounded otherwise.
@@ -130,12 +134,9 @@ def near_ties_of(
         candidate: C results.
         pair: pairs two lists up within the bars.
     """
-    rows: set[int] = set()
-    columns: set[int] = set()
     for other in lists:
-        rows |= set(range(len(reference.scores))) - set(pair(reference, other).matched)
-        columns |= set(pair(other, candidate).matched.values())
-    return rows, columns
+        rows = set(range(len(reference.scores))) - set(pair(reference, other).matched)
+        yield rows, set(pair(other, candidate).matched.values())
 
 
 def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
@@ -185,10 +186,10 @@ def tally(
     outside = {row: column for row, column in pairing.outside.items() if needed[row] or surplus[column]}
     alone = len(missing) + len(extra) + 2 * len(outside)
     if near_ties and 0 < alone <= max(ASKED_LEAST, ASKED * (needed.sum() + surplus.sum())):
-        rows, columns = near_ties()
-        missing = [row for row in missing if row not in rows]
-        extra = [column for column in extra if column not in columns]
-        outside = {row: column for row, column in outside.items() if row not in rows or column not in columns}
+        rows, columns = _unexplained({*missing, *outside}, {*extra, *outside.values()}, near_ties())
+        missing = [row for row in missing if row in rows]
+        extra = [column for column in extra if column in columns]
+        outside = {row: column for row, column in outside.items() if row in rows or column in columns}
     low = int((~needed).sum() + (candidate < score_thr).sum())
     low_paired = sum(
         int(not needed[row]) + int(candidate[column] < score_thr) for row, column in pairing.matched.items()
@@ -206,6 +207,18 @@ def tally(
         low_alone=low - low_paired,
         ties=alone - len(missing) - len(extra) - 2 * len(outside),
     )
+
+
+def _unexplained(rows: set[int], columns: set[int], near_ties: NearTies) -> tuple[set[int], set[int]]:
+    """Return what no run loses or gains; none is made once all is explained, or nothing more for long."""
+    idle = 0
+    for lost, gained in near_ties:
+        known = len(rows) + len(columns)
+        rows, columns = rows - lost, columns - gained
+        idle = 0 if len(rows) + len(columns) < known else idle + 1
+        if idle == PATIENCE or not (rows or columns):
+            break
+    return rows, columns
 
 
 def reason(found: Tally, worst: str) -> str:

@@ -81,8 +81,10 @@ def test_thresholds_are_as_before_whatever_happens():
     model = torch.nn.ModuleDict(dict(head=head, same=head))
     seen = []
     with pytest.raises(ZeroDivisionError):
-        with_moved_thresholds(
-            model, lambda: seen.append(head.test_cfg['nms']['iou_threshold']) or 1 / (2 - len(seen))
+        list(
+            with_moved_thresholds(
+                model, lambda: seen.append(head.test_cfg['nms']['iou_threshold']) or 1 / (2 - len(seen))
+            )
         )
     assert head.test_cfg['nms']['iou_threshold'] == THRESHOLD
     assert seen == [THRESHOLD - TIE_IOU, THRESHOLD + TIE_IOU]
@@ -147,3 +149,19 @@ def test_two_results_of_equal_score_may_suppress_each_other_either_way(gap, excu
     )
     assert (row.passed, row.ties) == ((True, 2) if excused else (False, 0))
     assert not model.conv._forward_hooks
+
+
+@pytest.mark.parametrize(('explaining', 'asked', 'ties'), [(3, 3, 1), (19, 19, 1), (25, 20, 0)])
+def test_runs_are_made_until_all_is_explained_and_no_more_where_nothing_is(explaining, asked, ties):
+    """The run of this number, if it is made, gives the candidate's list."""
+    whole = spread(100)
+    rest = Detections(whole.bboxes_xyxy[1:], whole.scores[1:], whole.labels[1:])
+    made = []
+
+    def runs():
+        for number in range(1, 31):
+            made.append(number)
+            yield rest if number == explaining else whole
+
+    row = match_detections('a.jpg', whole, rest, near_ties=runs)
+    assert (len(made), row.ties, row.missing) == (asked, ties, 1 - ties)
