@@ -1,5 +1,7 @@
 """A result without a partner is excused only where PyTorch itself, moved by rounding, does the same."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,13 @@ def test_many_ties_are_a_fault():
     tied = judged(0.50001, 0.49999)
     case = Case('traced input', '1x3x64x64', True, (), (tied,) * 3)
     assert any('near its threshold' in reason for reason in whole_reasons([case] * 3))
+
+
+@pytest.mark.parametrize(('ties', 'many'), [(4, False), (10, False), (11, True)])
+def test_ties_are_a_share_of_the_results_of_both_sides(ties, many):
+    row = dataclasses.replace(judged(0.3, 0.3), reference=500, matched=500 - ties // 2, ties=ties)
+    case = Case('traced input', '1x3x64x64', True, (), (row,))
+    assert any('1 % of the 1000 of both sides' in reason for reason in whole_reasons([case])) == many
 
 
 class Scores(torch.nn.Module):
