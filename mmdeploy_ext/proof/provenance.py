@@ -241,6 +241,7 @@ def stale_reason(found: Metadata, wanted: Metadata) -> str:
             ('export options', mine != theirs),
             ('versions', found.versions != wanted.versions),
             ('tolerances', differing_contract(found.spec, wanted.spec)),
+            ('number of graph rules', found.rules != wanted.rules),
         )
         if differs
     ]

@@ -10,12 +10,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.apps import export_app, graph_app, quantize_app, verify_app
-from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, read_metadata
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy import files as deployed_files
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.older import Rounding, content, with_rounding_undone
+from mmdeploy_ext.proof.provenance import stale_reason
 from proofs import check_files
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
@@ -334,3 +335,10 @@ def test_the_options_of_a_file_decide_what_is_exported_afresh(deployment, tmp_pa
     asked = dict(form='raw', opset=17, height=256, width=320, dynamic=True)
     assert list(other.exports) == [('raw', other.family.choose(**asked))]
     assert Path(path).is_file()
+
+
+@pytest.mark.parametrize('rules', [1, GRAPH_RULES])
+def test_a_file_of_other_rules_is_exported_again_by_the_test_loop(path, rules):
+    wanted = read_metadata(path)
+    reason = stale_reason(dataclasses.replace(wanted, rules=rules), wanted)
+    assert reason == ('' if rules == GRAPH_RULES else 'stale: another number of graph rules')
