@@ -19,21 +19,16 @@ if TYPE_CHECKING:
     from mmdeploy_ext.inputs.fusion import FusionRule
     from mmdeploy_ext.inputs.points import VoxelRule
 
-GRAPH_RULES = 4
+GRAPH_RULES = 3
 """Number of the rules by which graphs are written; a new one whenever the same model gives another graph.
 
 1: files without a number; batch normalisation folded in float32. 2: folded in float64, see `fold`. 3: the
 post-processing has operators of its own; the dynamo exporter exports it, too, and decomposes what has to be.
-4: group normalisation is LayerNormalization, see `graph/passes/norms.py`.
 """
 SAME_BYTES_RULES = 2
 """From these on constants are the same to the bit on every machine."""
 FEW_DECOMPOSED_RULES = 3
 """From these on, see `exporting.functional`."""
-POSTPROCESS_RULES = 3
-"""From these on the post-processing is as it is."""
-LAYER_NORM_RULES = 4
-"""From these on group normalisation is LayerNormalization."""
 NEWER = dict(rules='1', edits='[]')
 """Fields that files of older versions lack -> what they stand for, as JSON."""
 

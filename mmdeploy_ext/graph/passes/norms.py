@@ -36,16 +36,10 @@ def replace_instance_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool
         return model, False
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    scales = {}
-    nodes = list(model.graph.node)
-    for place in np.flatnonzero(plain):
-        kind = known[nodes[place].input[1]].dtype
-        scale = scales.setdefault(kind, free_name(f'layer_norm_{kind}', known))
-        nodes[place] = _layer_norm(nodes[place], scale)
-    refill(result.graph, node=nodes)
-    result.graph.initializer.extend(
-        numpy_helper.from_array(np.ones(1, kind), name) for kind, name in scales.items()
-    )
+    scale = free_name('layer_norm_scale', known)
+    result.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), scale))
+    nodes = zip(model.graph.node, plain, strict=True)
+    refill(result.graph, node=[_layer_norm(node, scale) if fits else node for node, fits in nodes])
     return result, True
 
 

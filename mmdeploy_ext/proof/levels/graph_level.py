@@ -9,17 +9,10 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.contract.metadata import (
-    LAYER_NORM_RULES,
-    POSTPROCESS_RULES,
-    PREFIX,
-    SAME_BYTES_RULES,
-    Metadata,
-)
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, SAME_BYTES_RULES, Metadata
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph import edits, same
-from mmdeploy_ext.graph.passes.norms import replace_instance_norm
 from mmdeploy_ext.proof.older import with_rounding_undone
 from mmdeploy_ext.proof.results import GraphResult
 
@@ -44,8 +37,6 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
         fresh = reference.fresh()
     except Mm2OnnxError as error:
         return GraphResult(name, same.size(model), False, error=one_line(error)[:500])
-    if metadata.rules < LAYER_NORM_RULES:
-        model, _ = replace_instance_norm(model)
     mine, other = same.signature(model), same.signature(fresh)
     note = ''
     if not mine.equals(other) and metadata.rules < SAME_BYTES_RULES:
@@ -57,7 +48,7 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
         after = ', '.join(edit['command'] for edit in metadata.edits)
         note = '; '.join(filter(None, (after and f'both after {after}', note)))
         return GraphResult(name, mine.size, True, note=note)
-    if metadata.rules < POSTPROCESS_RULES and _has_network(mine, other, reference.network()):
+    if metadata.rules < GRAPH_RULES and _has_network(mine, other, reference.network()):
         why = f'post-processing of rules {metadata.rules}'
         return GraphResult(name, mine.size, False, by_inputs=why, note=note)
     found = tuple(same.differences(model, fresh, (mine, other)))

@@ -295,24 +295,6 @@ def test_files_of_another_make_of_cpu_are_proven(name, tmp_path, capsys):
     assert 'graph rules 1: ' in capsys.readouterr().out
 
 
-def test_a_file_of_older_rules_may_have_another_operator_for_group_normalisation(deployment, path, tmp_path):
-    """As exporters write it; all else of such a file, its epsilons too, is compared as ever."""
-    model = onnx.load(path)
-    norms = [node for node in model.graph.node if node.op_type == 'LayerNormalization']
-    groups = 32
-    for name, value in (('ones', 1), ('zeros', 0)):
-        model.graph.initializer.append(numpy_helper.from_array(np.full(groups, value, np.float32), name))
-    for node in norms:
-        node.op_type, node.input[1:] = 'InstanceNormalization', ['ones', 'zeros']
-        node.attribute.remove(next(entry for entry in node.attribute if entry.name == 'axis'))
-    assert norms and not judged(deployment, model, tmp_path).passed
-    say_rules(model, 3)
-    assert judged(deployment, model, tmp_path).equal
-    next(entry for entry in norms[0].attribute if entry.name == 'epsilon').f *= 10
-    graph = judged(deployment, model, tmp_path)
-    assert not graph.passed and norms[0].name in graph.text
-
-
 def test_the_number_of_the_rules_is_in_the_file(path):
     props = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert props[f'{PREFIX}rules'] == str(GRAPH_RULES) and props[f'{PREFIX}edits'] == '[]'
