@@ -21,7 +21,6 @@ from mmdeploy_ext.exporting.ops.forms import ALL
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate
-from mmdeploy_ext.graph.passes.norms import replace_instance_norm
 from mmdeploy_ext.graph.passes.simplify import simplify
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ def export_stages(
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
     for graph_pass in (item for stage in stages for item in stage.passes):
         model, _ = graph_pass(model)
-    model, _ = replace_instance_norm(model)
     if options.simplify:
         model, _ = simplify(model)
     model = apply_spec(model, spec)

@@ -29,7 +29,7 @@ def _replace_arguments(parser: argparse.ArgumentParser) -> None:
         action='append',
         default=[],
         metavar='NAME',
-        help='a rule that is there already (grid-sample, hard-swish, ...); a wrong name lists them all',
+        help='a rule that is there already (grid-sample, group-norm, ...); a wrong name lists them all',
     )
     proving.add_proof(parser, TOLERANCE)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import near
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+from mmdeploy_ext.graph.passes.norms import replace_instance_norm
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
 from mmdeploy_ext.graph.passes.replace import Replacements, replace
 
@@ -28,8 +29,11 @@ NAMED = {
     'double-cast': 'c = Cast<to = 1>(a); y = Cast<to = @to>(c) -> y = Cast<to = @to>(a)',
 }
 """Rules by name. 'double-cast' drops a rounding to float32 between two casts: numbers may differ."""
-PASSES = ('grid-sample',)
-"""Replacements that are code, not a rule: `grid-sample` is `passes/grid_sample.py`."""
+PASSES = {
+    'grid-sample': (replace_grid_sample, 'GridSample', 'another mode, padding or alignment'),
+    'group-norm': (replace_instance_norm, 'InstanceNormalization', 'a scale or bias of its own, opset < 17'),
+}
+"""Replacements that are code, not a rule: the function, the operator that it replaces, and why some stay."""
 
 
 def named_rule(name: str) -> Rule:
@@ -60,9 +64,14 @@ def replace_all(
         model, report = replace(model, rule)
         reports.append(report)
     for name in (name for name in named if name in PASSES):
-        before = sum(node.op_type == 'GridSample' for node in model.graph.node)
-        model, _ = replace_grid_sample(model)
-        left = [node.name or node.output[0] for node in model.graph.node if node.op_type == 'GridSample']
-        kept = tuple(f'GridSample {one!r} is kept: another mode, padding or alignment' for one in left)
-        reports.append(Replacements(name, before - len(left), kept))
+        run, operator, why = PASSES[name]
+        before = _names_of(model, operator)
+        model, _ = run(model)
+        left = _names_of(model, operator)
+        kept = tuple(f'{operator} {one!r} is kept: {why}' for one in left)
+        reports.append(Replacements(name, len(before) - len(left), kept))
     return model, reports
+
+
+def _names_of(model: onnx.ModelProto, operator: str) -> list[str]:
+    return [node.name or node.output[0] for node in model.graph.node if node.op_type == operator]

@@ -5,6 +5,9 @@ float32. Measured of 256 channels in 32 groups at 80x112, a half of them constan
 of the largest value; LayerNormalization with one scale by 3e-8, PyTorch by 1e-7. It took 0.9 to 1.2 of the
 time above 35,000 values a group, 3 to 5 times below, where both are under 2 ms. Of Mask R-CNN with group
 normalisation, 4 of 100 results of a picture in a larger input had no equal for it (worst IoU 0.968).
+
+It is on demand (`graph.py replace --named group-norm`): ONNX Runtime up to 1.23 refuses a scale of one value
+(1.24.4 and later take it, measured), TensorRT-RTX 1.7 builds it.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ FAULTS = {
     ('solov2', 'an optional input not fed'): default_of('img_shape'),
     ('solov2', 'max_per_img 99'): number(100, 99),
     ('rtdetr', 'epsilons times 10'): attribute('LayerNormalization', 'epsilon', 10),
-    ('solov2', 'epsilons times 10'): attribute('LayerNormalization', 'epsilon', 10),
+    ('solov2', 'epsilons times 10'): attribute('InstanceNormalization', 'epsilon', 10),
 }
 
 

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.io.index import all_nodes
+from mmdeploy_ext.graph.passes.named_rules import replace_all
 from mmdeploy_ext.graph.passes.norms import replace_instance_norm
 from mmdeploy_ext.graph.run import Runner
 
@@ -64,3 +65,10 @@ def test_a_map_with_a_constant_half_is_normalised_as_by_pytorch(exporter, opset)
     exact = torch.nn.functional.group_norm(image.double(), 2).numpy()
     got = Runner(model).run(dict(x=image.numpy()))['y']
     assert np.abs(got - exact).max() <= 1e-6 * np.abs(exact).max()
+
+
+def test_by_name_it_is_counted_and_what_stays_is_named():
+    model, (report,) = replace_all(make(), [], ['group-norm'])
+    assert report.count == 1 and not report.kept and model.graph.node[0].op_type == 'LayerNormalization'
+    model, (report,) = replace_all(make(bias=0.5), [], ['group-norm'])
+    assert report.count == 0 and "InstanceNormalization 'norm' is kept" in report.kept[0]
