@@ -13,7 +13,12 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
-from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_opset
+from mmdeploy_ext.exporting.exporter import (
+    check_operators,
+    check_opset,
+    default_group_norm,
+    default_opset,
+)
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -205,12 +210,14 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
 
 
 def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
-    """Fill in what the user left open: opset 0 and shape 0 x 0 take their defaults."""
+    """Fill in what the user left open: opset 0, shape 0 x 0 and group normalisation."""
     options, changes = resolve_opset(options, model), {}
     if options.get('height') == 0 and options.width == 0:
         long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
         height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)
         changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
+    if options.get('group_norm') == '' and options.precision == 'fp32':
+        changes['group_norm'] = default_group_norm(model)
     return options.replace(**changes)
 
 

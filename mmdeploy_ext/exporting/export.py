@@ -21,6 +21,7 @@ from mmdeploy_ext.exporting.ops.forms import ALL
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.passes.contract import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate
+from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.simplify import simplify
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def export_stages(
         stages: the chain; the outputs of a stage are inputs of later ones by name.
         example: graph input name -> tensor, of the traced shapes.
         spec: the contract of the merged graph.
-        options: opset, exporter, dynamic axes, simplification.
+        options: opset, exporter, dynamic axes, group normalisation, simplification.
 
     Returns:
         A model whose inputs and outputs are the spec's.
@@ -71,6 +72,8 @@ def export_stages(
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
     for graph_pass in (item for stage in stages for item in stage.passes):
         model, _ = graph_pass(model)
+    if options.get('group_norm') == 'exact':
+        model, _ = replace_group_norm(model)
     if options.simplify:
         model, _ = simplify(model)
     model = apply_spec(model, spec)

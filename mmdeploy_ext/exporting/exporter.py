@@ -86,6 +86,16 @@ def default_opset(module: torch.nn.Module, exporter: str) -> int:
     return max([DEFAULT_OPSET, least, *(operator.opset for operator in operators_of(module))])
 
 
+def default_group_norm(module: torch.nn.Module) -> str:
+    """Return 'exact' for a network whose backbone normalises by groups, else ''.
+
+    A backbone has fifty and more of them one after the other, heads up to five: there the operator is enough.
+    """
+    backbone = getattr(module, 'backbone', None)
+    parts = backbone.modules() if isinstance(backbone, torch.nn.Module) else ()
+    return 'exact' if any(isinstance(part, torch.nn.GroupNorm) for part in parts) else ''
+
+
 def check_opset(opset: int, exporter: str, said: str = '') -> None:
     """Refuse an opset that the exporter cannot write.
 

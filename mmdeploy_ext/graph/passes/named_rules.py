@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import near
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
-from mmdeploy_ext.graph.passes.norms import replace_instance_norm
+from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
 from mmdeploy_ext.graph.passes.replace import Replacements, replace
 
@@ -31,7 +31,7 @@ NAMED = {
 """Rules by name. 'double-cast' drops a rounding to float32 between two casts: numbers may differ."""
 PASSES = {
     'grid-sample': (replace_grid_sample, 'GridSample', 'another mode, padding or alignment'),
-    'group-norm': (replace_instance_norm, 'InstanceNormalization', 'a scale or bias of its own, opset < 17'),
+    'group-norm': (replace_group_norm, 'InstanceNormalization', 'a scale or bias of its own, or no groups'),
 }
 """Replacements that are code, not a rule: the function, the operator that it replaces, and why some stay."""
 

@@ -1,16 +1,18 @@
-"""Write group normalisation as LayerNormalization, which ONNX Runtime computes in float64.
+"""Write group normalisation with sums in two steps, which are exact where one long sum in float32 is not.
 
 Why: exporters write it as InstanceNormalization, whose sums ONNX Runtime's CPU takes value by value in
-float32. Measured of 256 channels in 32 groups at 80x112, a half of them constant as padding is: off by 3e-5
-of the largest value; LayerNormalization with one scale by 3e-8, PyTorch by 1e-7. It took 0.9 to 1.2 of the
-time above 35,000 values a group, 3 to 5 times below, where both are under 2 ms. Of Mask R-CNN with group
-normalisation, 4 of 100 results of a picture in a larger input had no equal for it (worst IoU 0.968).
-
-It is on demand (`graph.py replace --named group-norm`): ONNX Runtime up to 1.23 refuses a scale of one value
-(1.24.4 and later take it, measured), TensorRT-RTX 1.7 builds it.
+float32. Measured of 256 channels in 32 groups at 80x112, a half of them constant as padding is: off by 2.5e-5
+of the largest value; means of rows and then of those are off by 1.6e-7 (PyTorch 1e-7), in 1.2 to 1.8 times
+the time, where a 3x3 convolution takes 20 to 60 times; with ONNX Runtime 1.18, 1.20, 1.23 and 1.31 alike.
+Of Mask R-CNN with group normalisation in its backbone, 4 of 100 results of a picture in a larger input had no
+equal for it (worst IoU 0.968). LayerNormalization is no way out: up to 1.23 it is off by 0.1 where the mean
+is 100 times the deviation, and later ones are exact for one scale value alone, which the earlier refuse.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -20,35 +22,56 @@ from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
 from mmdeploy_ext.graph.io.index import free_name, operator, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of
 
-OPSET = 17
-"""The first with LayerNormalization."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+AXES_ARE_FED = 18
+"""The first opset in which the axes of ReduceMean are an input."""
 
 
-def replace_instance_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
-    """Return a model without plain InstanceNormalization, and whether anything changed.
+def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    """Return a model whose group normalisations take their sums in two steps, and whether anything changed.
 
-    - InstanceNormalization(X (N, C, ...), ones, zeros) -> LayerNormalization(X, [1]) over the same axes.
-    - Not fired: another scale or bias, one that is no constant, sub-graphs, and opsets below 17.
+    - Reshape(X (N, C, ..., W), (0, G, -1)), InstanceNormalization(_, ones, zeros) -> (R - mean) /
+      Sqrt(variance + epsilon), R being the reshaped X; both means over W first, then over what is left of
+      the group. In float32: squares of values above 255 have no half.
+    - Not fired: another scale or bias, one that is no constant, another shape, sub-graphs.
 
     Args:
         model: stays as it is.
     """
     known = _constants(model.graph)
-    plain = [_is_plain(node, known) for node in model.graph.node]
-    if not any(plain) or opsets_of(model).get('', 0) < OPSET:
+    made = {name: node for node in model.graph.node for name in node.output}
+    found = [_group_norm(node, known, made) for node in model.graph.node]
+    if not any(found):
         return model, False
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    scale = free_name('layer_norm_scale', known)
-    result.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), scale))
-    nodes = zip(model.graph.node, plain, strict=True)
-    refill(result.graph, node=[_layer_norm(node, scale) if fits else node for node, fits in nodes])
+    writer = _Writer({*made, *known}, opsets_of(model).get('', 0) >= AXES_ARE_FED)
+    nodes = []
+    for node, norm in zip(model.graph.node, found, strict=True):
+        nodes.extend([node] if norm is None else writer.write(node, norm))
+    refill(result.graph, node=nodes)
+    result.graph.initializer.extend(writer.constants.values())
     return result, True
 
 
+@dataclasses.dataclass(frozen=True)
+class _GroupNorm:
+    """Attributes: before: the Reshape in front of it. kind: of its numbers."""
+
+    before: onnx.NodeProto
+    kind: np.dtype
+
+
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Return what the scales and biases of normalisations hold, by name."""
-    read = {name for node in graph.node if node.op_type == 'InstanceNormalization' for name in node.input[1:]}
+    """Return what scales and biases of normalisations and shapes of Reshape hold, by name."""
+    read = {
+        name
+        for node in graph.node
+        if node.op_type in ('InstanceNormalization', 'Reshape')
+        for name in node.input[1:]
+    }
     fed = {value.name for value in graph.input}
     found = {tensor.name: tensor_values(tensor) for tensor in graph.initializer if tensor.name in read - fed}
     for node in graph.node:
@@ -57,18 +80,71 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     return found
 
 
-def _is_plain(node: onnx.NodeProto, known: dict[str, np.ndarray]) -> bool:
+def _group_norm(
+    node: onnx.NodeProto, known: Mapping[str, np.ndarray], made: Mapping[str, onnx.NodeProto]
+) -> _GroupNorm | None:
+    """Return what a node is as a group normalisation, if it is one."""
     if operator(node) != 'InstanceNormalization':
-        return False
+        return None
     scale, bias = (known.get(name) for name in node.input[1:])
-    return scale is not None and bias is not None and bool((scale == 1).all() and (bias == 0).all())
+    before = made.get(node.input[0])
+    if scale is None or bias is None or not ((scale == 1).all() and (bias == 0).all()):
+        return None
+    if before is None or operator(before) != 'Reshape' or any(entry.i for entry in before.attribute):
+        return None
+    shape = known.get(before.input[1])
+    if shape is None or shape.size != 3 or (shape[0], shape[2]) != (0, -1):
+        return None
+    return _GroupNorm(before, scale.dtype)
 
 
-def _layer_norm(node: onnx.NodeProto, scale: str) -> onnx.NodeProto:
-    """Return the node that takes its place, with its name, metadata and epsilon."""
-    written = onnx.NodeProto()
-    written.CopyFrom(node)
-    written.op_type = 'LayerNormalization'
-    written.input[:] = [node.input[0], scale]
-    written.attribute.append(helper.make_attribute('axis', 2))
-    return written
+class _Writer:
+    """Writes the nodes of group normalisations, with constants that they share."""
+
+    def __init__(self, taken: set[str], axes_are_fed: bool) -> None:
+        self.taken, self.axes_are_fed = taken, axes_are_fed
+        self.constants: dict[tuple[str, bytes], onnx.TensorProto] = {}
+
+    def write(self, node: onnx.NodeProto, norm: _GroupNorm) -> list[onnx.NodeProto]:
+        """Return the nodes that take the place of one; the last has its name and output."""
+        (image, shape), (folded, *_), end = norm.before.input, norm.before.output, node.output[0]
+        epsilon = next((entry.f for entry in node.attribute if entry.name == 'epsilon'), 1e-5)
+        nodes: list[onnx.NodeProto] = []
+
+        def add(kind: str, part: str, *inputs: str, **attributes: int) -> str:
+            name = self._free(f'{node.name or end}/{part}')
+            written = helper.make_node(kind, inputs, [name], name, **attributes)
+            written.metadata_props.extend(node.metadata_props)
+            nodes.append(written)
+            return name
+
+        def mean(part: str, of: str, axis: int, keepdims: int) -> str:
+            if not self.axes_are_fed:
+                return add('ReduceMean', part, of, axes=[axis], keepdims=keepdims)
+            axes = self._constant('axes', [axis], np.int64)
+            return add('ReduceMean', part, of, axes, keepdims=keepdims)
+
+        def mean_of_groups(part: str, of: str) -> str:
+            rows = mean(f'{part}_of_rows', of, -1, 0)
+            return mean(part, add('Reshape', f'{part}_rows_of_groups', rows, shape), 2, 1)
+
+        centred = add('Sub', 'centred', folded, mean_of_groups('mean', image))
+        square = add('Mul', 'square', centred, centred)
+        rows = add('Reshape', 'square_by_rows', square, add('Shape', 'shape', image))
+        variance = mean_of_groups('variance', rows)
+        positive = add('Add', 'positive', variance, self._constant('epsilon', epsilon, norm.kind))
+        last = helper.make_node('Div', [centred, add('Sqrt', 'deviation', positive)], [end], node.name)
+        last.metadata_props.extend(node.metadata_props)
+        return [*nodes, last]
+
+    def _constant(self, name: str, value: float | Sequence[int], kind: np.dtype | type) -> str:
+        array = np.array(value, kind)
+        key = (str(array.dtype), array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(array, self._free(f'group_norm_{name}'))
+        return self.constants[key].name
+
+    def _free(self, name: str) -> str:
+        name = free_name(name, self.taken)
+        self.taken.add(name)
+        return name
