@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.apps import export_app, graph_app, quantize_app, verify_app
@@ -72,6 +73,31 @@ def say_rules(model, rules):
 def test_a_fresh_export_is_equal_and_says_so_first(deployment, path, tmp_path):
     graph = judged(deployment, onnx.load(path), tmp_path)
     assert graph.equal and graph.text == f'equal to a fresh export ({graph.nodes:,} nodes)'
+
+
+def test_exact_group_normalisation_is_an_option_of_the_file_and_held_to_every_node(deployment, tmp_path):
+    path = export_toy(deployment, tmp_path / 'raw.onnx', form='raw', group_norm='exact')
+    model = onnx.load(path)
+    assert 'InstanceNormalization' not in {node.op_type for node in model.graph.node}
+    assert read_metadata(path).options['group_norm'] == 'exact'
+    assert judged(deployment, model, tmp_path).equal
+    (means, *_) = (node for node in model.graph.node if node.op_type == 'ReduceMean')
+    next(entry for entry in means.attribute if entry.name == 'axes').ints[:] = [-2]
+    graph = judged(deployment, model, tmp_path)
+    assert not graph.passed and means.name in graph.text
+
+
+@pytest.mark.parametrize(
+    ('chosen', 'expected'),
+    [({}, 'exact'), (dict(group_norm='operator'), 'operator'), (dict(precision='fp16'), '')],
+)
+def test_group_normalisation_is_exact_by_default_where_the_backbone_has_it(deployment, chosen, expected):
+    """The toy has it in its head: there the operator is enough, and files stay as they were."""
+    options, model = deployment.family.choose(opset=17, **chosen), torch.nn.Module()
+    resolved = deploy.resolve(options, deployment.model, deployment.rule)
+    assert resolved.group_norm == chosen.get('group_norm', '')
+    model.backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.GroupNorm(2, 8))
+    assert deploy.resolve(options, model, deployment.rule).group_norm == expected
 
 
 def test_every_constant_of_the_network_is_held_to_the_bit(deployment, path, tmp_path):
