@@ -3,6 +3,8 @@
 R50vd is in tests/matrix/test_rtdetr_golden_matrix.py.
 """
 
+import copy
+
 import pytest
 import torch
 
@@ -66,10 +68,14 @@ def test_the_position_embeddings_differ_for_non_square_maps_only():
 
 
 def test_re_parameterised_blocks_change_nothing(run):
+    """In float64, where a fold that is right changes nothing: in float32 kernels and threads do."""
     from mmdeploy_ext.exporting.fold import fuse
 
-    case, model, found = run
-    fused = golden.run_model(fuse(model), 'r18vd', case)
-    measured = golden.compare('r18vd', case, fused)
+    case, model, _ = run
+    measured = golden.compare('r18vd', case, golden.run_model(fuse(model), 'r18vd', case))
     assert measured['logits'] > 0, 'nothing was fused'
-    assert abs(fused['encoder0'] - found['encoder0']).max() <= 1e-5
+    double, image = copy.deepcopy(model).double(), golden.golden_image('r18vd', case).double()
+    with torch.no_grad():
+        maps, fused = (one.encoder(one.backbone(image)) for one in (double, fuse(double)))
+    for before, after in zip(maps, fused, strict=True):
+        assert 0 < (after - before).abs().max() <= 1e-12
