@@ -62,6 +62,18 @@ def too_few(matched: Sequence[int], what: str, advice: str) -> list[str]:
     ]
 
 
+def ties_of(cases: Sequence[Case]) -> tuple[int, int]:
+    """Return how many results were excused as ties, of both sides, and how many the reference has."""
+    rows = [row for case in cases for row in case.detections]
+    return sum(row.ties for row in rows), sum(row.reference for row in rows)
+
+
+def too_many_ties(cases: Sequence[Case]) -> bool:
+    """Return whether more results were excused than rounding explains; see `TIES`."""
+    ties, total = ties_of(cases)
+    return ties > max(TIES_LEAST, TIES * total)
+
+
 def whole_reasons(
     cases: Sequence[Case],
     precision: str = 'fp32',
@@ -87,8 +99,8 @@ def whole_reasons(
         return []
     first = [case for case in cases if not case.name.endswith(AGAIN)]
     reasons = too_few([sum(row.matched for row in case.detections) for case in first], unit, advice)
-    ties, total = (sum(getattr(row, name) for row in detections) for name in ('ties', 'reference'))
-    if ties > max(TIES_LEAST, TIES * total):
+    ties, total = ties_of(cases)
+    if too_many_ties(cases):
         reasons.append(
             f'{ties} results have no partner but a suppression near its threshold, which is more than '
             f'{100 * TIES:g} % of {total}'

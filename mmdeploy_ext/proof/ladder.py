@@ -75,8 +75,9 @@ def prove(
     proof.check(edited, asked)
     with contextlib.ExitStack() as stack:
         proof.start(stack)
-        inputs = proof.inputs()
-        for one in tracked(inputs, len(inputs), 'proving'):
-            proof.run(one)
+        for made in (proof.inputs, proof.more_inputs):
+            inputs = made()
+            for one in tracked(inputs, len(inputs), 'proving'):
+                proof.run(one)
         proof.conclude()
     return proof.verdict, proof.pictures

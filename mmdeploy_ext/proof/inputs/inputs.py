@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.proof.inputs.pictures import bright, cut, dark, filling, other_view, part_of, titled
+from mmdeploy_ext.proof.inputs.pictures import (
+    bright,
+    cut,
+    dark,
+    filling,
+    more_views,
+    other_view,
+    part_of,
+    titled,
+)
 from mmdeploy_ext.proof.inputs.sizes import STRIDE, fits, other_sizes
 
 if TYPE_CHECKING:
@@ -70,6 +79,18 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
     cases = [maker.traced(), *maker.batches()]
     cases += [*maker.by_rule(given), *maker.of_sizes()] if options.dynamic else maker.others()
     return [*maker.optional_left_out(cases), *maker.larger()]
+
+
+def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> list[ProofInput]:
+    """Return other views of a picture at the traced size, for a proof whose own inputs tell too little."""
+    title, image = picture
+    maker = _Inputs(deployment, options, [picture])
+    return [
+        maker.fixed(
+            'one more image', [(titled(title, change), view)] * options.batch, maker.size, rescale=True
+        )
+        for change, view in more_views(image).items()
+    ]
 
 
 class _Inputs:

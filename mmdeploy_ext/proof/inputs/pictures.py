@@ -48,6 +48,27 @@ def bright(image_bgr: np.ndarray) -> np.ndarray:
     return (255 - (255.0 - image_bgr) * BRIGHT).astype(np.uint8)
 
 
+def more_views(image_bgr: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what changed -> the picture: ten that show other parts of it, or the same parts otherwise."""
+    height, width = image_bgr.shape[:2]
+    top, left = max(height // 4, 1), max(width // 4, 1)
+    contrast = np.clip((image_bgr.astype(np.float64) - 128) * 1.4 + 128, 0, 255)
+    small = cv2.resize(image_bgr, (max(width // 2, 1), max(height // 2, 1)), interpolation=cv2.INTER_AREA)
+    views = {
+        'mirrored': image_bgr[:, ::-1],
+        'upside down': image_bgr[::-1],
+        'turned by 180 degrees': image_bgr[::-1, ::-1],
+        'without its left': image_bgr[:, left:],
+        'without its right': image_bgr[:, :-left],
+        'without its top': image_bgr[top:],
+        'without its bottom': image_bgr[:-top],
+        'with more contrast': contrast.astype(np.uint8),
+        'with red and blue exchanged': image_bgr[..., ::-1],
+        'at half the size': small,
+    }
+    return {change: np.ascontiguousarray(view) for change, view in views.items() if view.size}
+
+
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return a picture with the ratio of sides of an input, so that no part of the input is only padding.
 

@@ -126,6 +126,10 @@ class Proof(abc.ABC):
         """Return what both engines are given: the samples, where nothing is made of them."""
         return self.samples
 
+    def more_inputs(self) -> Collection[Any]:
+        """Return further inputs, where those of `inputs` are too few to judge by; asked once, after them."""
+        return ()
+
     def run(self, one: Any) -> None:
         """Give one input to both engines and keep what was found."""
         cases, pictures = self.cases(one)

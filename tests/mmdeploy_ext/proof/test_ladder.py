@@ -14,6 +14,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.graph.same import signature
 from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof import enough
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.provenance import override_notes
 from proofs import check_files
@@ -94,6 +95,20 @@ def first_for_all(name):
         graph.node.insert(0, first)
 
     return change
+
+
+def test_more_pictures_are_taken_where_ties_are_too_large_a_share(deployment, files, images, monkeypatch):
+    """The bar stays what it is: none at all may be excused here, so that none is already too many."""
+    monkeypatch.setattr(enough, 'TIES', -1)
+    monkeypatch.setattr(enough, 'TIES_LEAST', -1)
+    verdict, _ = prove(deployment, files['full'], images)
+    found = {True: [], False: []}
+    for case in verdict.cases:
+        found[case.name == 'one more image'] += [row.reference for row in case.detections]
+    assert len(found[True]) == 10 and len(set(found[True])) > 3 and min(found[True])
+    assert f'0 of {sum(found[False])} results were ties: more pictures were taken' in verdict.notes
+    (reason,) = verdict.reasons
+    assert reason.endswith(f'more than -100 % of {sum(found[False] + found[True])}')
 
 
 @pytest.mark.parametrize('form', FORMS)
