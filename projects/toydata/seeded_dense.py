@@ -58,7 +58,7 @@ SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640), 'SSDNeck': (768, 896)}
 coarse levels are all border, or a single cell, in a smaller picture: its statistics put logits of 30 into a
 larger one."""
 
-EXPOSED = ('CSPDarknet', 'EfficientNet', 'HourglassNet')
+EXPOSED = ('CSPDarknet', 'CSPNeXt', 'EfficientNet', 'HourglassNet')
 """Backbones whose outputs grow with the light of a picture."""
 
 ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))
@@ -67,14 +67,15 @@ ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_
 BOX_LAYERS = (
     r'(atss|conv|gfl|retina|rpn|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|retina_bbox_(cls|reg)|conv_shape|'
     r'reppoints_pts_(init|refine)_out|multi_level_conv_reg\.\d+|reg_convs\.\d+\.\d+|(wh|offset)_head\.2|'
-    r'reg_offset_module\.2'
+    r'reg_offset_module\.2|rtm_reg\.\d+'
 )
 QUALITY_LAYERS = (
-    r'(atss|conv)_centerness|atss_iou|object_pred|conv_loc|multi_level_conv_obj\.\d+|cls_prob_module\.2'
+    r'(atss|conv)_centerness|atss_iou|object_pred|conv_loc|multi_level_conv_obj\.\d+|cls_prob_module\.2|'
+    r'rtm_obj\.\d+'
 )
 CLASS_LAYERS = (
     r'(atss|conv|gfl|retina|rpn|tood|vfnet)_cls|cls_score|reppoints_cls_out|multi_level_conv_cls\.\d+|'
-    r'cls_convs\.\d+\.\d+|heatmap_head\.2'
+    r'cls_convs\.\d+\.\d+|heatmap_head\.2|rtm_cls\.\d+'
 )
 MIXED_LAYERS = r'convs_pred\.\d+'
 """YOLOv3: boxes, objectness and classes of each prior are channels of one layer."""
@@ -268,6 +269,8 @@ def _box_target(head: nn.Module, name: str) -> Target:
         return SMALL_TARGET if head.use_grid_points else Target(0.0, 0.8)
     if 'TOODHead' in _kinds(head):
         return Target(0.7, 0.4) if head.anchor_type == 'anchor_free' else DELTA_TARGET
+    if 'RTMDetSepBNHead' in _kinds(head):
+        return Target(0.7, 0.4) if head.exp_on_reg else Target(2.0, 0.7)
     if 'FCOSHead' in _kinds(head):
         return Target(2.0, 0.7) if head.norm_on_bbox else Target(3.4, 0.5)
     return DELTA_TARGET

@@ -1,4 +1,4 @@
-"""What is compared: one config of mmdet 3.3 of each kind of detector that both versions have."""
+"""What is compared: one config of mmdet 3.3 of each kind of detector that both sides have."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ KINDS = (
     'reppoints/reppoints-moment_r50_fpn_1x_coco.py',
     'retinanet/retinanet_r18_fpn_1x_coco.py',
     'rpn/rpn_r50_fpn_1x_coco.py',
+    'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+    'rtmdet/rtmdet_m_8xb32-300e_coco.py',
     'sabl/sabl-faster-rcnn_r50_fpn_1x_coco.py',
     'sabl/sabl-retinanet_r50_fpn_1x_coco.py',
     'scnet/scnet_r50_fpn_1x_coco.py',

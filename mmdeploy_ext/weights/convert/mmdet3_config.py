@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.config import is_config3
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.weights.convert.mmdet3_model import model2, parts, without_scope
+from mmdeploy_ext.weights.convert.mmdet3_model import PLUGINS, model2, parts, without_scope
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import pipeline2
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ def config2(cfg: Any) -> Any:
         preprocessor = without_scope('model.data_preprocessor', _preprocessor(cfg))
         steps = without_scope('test_pipeline', _steps(cfg))
         data = dict(test=_dataset(cfg, pipeline2(steps, preprocessor)))
-        result = dict(model=own, data=data)
+        plugin = PLUGINS.get(own['type'])
+        imports = dict(custom_imports=dict(imports=[plugin], allow_failed_imports=False)) if plugin else {}
+        result = dict(model=own, data=data, **imports)
     except ConfigError as error:
         raise ConfigError(f'{name}: {error}') from error
     check_known(name, result['model'])

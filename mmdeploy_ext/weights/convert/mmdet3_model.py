@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 OWN = {
-    'RTMDet': 'RTMDet',
     'DINO': 'DINO',
     'ConditionalDETR': 'Conditional DETR',
     'DABDETR': 'DAB-DETR',
@@ -29,7 +28,9 @@ OWN = {
     'GroundingDINO': 'Grounding DINO',
     'SoftTeacher': 'Soft Teacher',
 }
-"""Detectors that mmdet 3 alone has."""
+"""Detectors that mmdet 3 alone has, without those that this project has a part for."""
+PLUGINS = {'RTMDet': 'projects.mmdet_plugin'}
+"""Detector that mmdet 2.28 lacks -> module of this project that registers it."""
 COSTS = {
     'HungarianAssigner': ('cls_cost', 'reg_cost', 'iou_cost'),
     'MaskHungarianAssigner': ('cls_cost', 'mask_cost', 'dice_cost'),
@@ -134,6 +135,17 @@ def _centernet(model: dict[str, Any]) -> None:
     neck['in_channel'] = neck.pop('in_channels')
 
 
+def _rtmdet(model: dict[str, Any]) -> None:
+    """Take the boxes alone; mmdet 3 trains it, by an assigner that mmdet 2.28 lacks."""
+    kind = model['bbox_head'].get('type')
+    if kind != 'RTMDetSepBNHead':
+        raise ConfigError(
+            f'model.bbox_head.type={kind!r}: of RTMDet the detectors of boxes are exported; expected '
+            f'RTMDetSepBNHead'
+        )
+    model['train_cfg'] = None
+
+
 def _yolact(model: dict[str, Any]) -> None:
     """Give YOLACT the head of segmentation beside its prototypes, where mmdet 3 has it inside them."""
     head, test = model['mask_head'], model.get('test_cfg') or {}
@@ -159,6 +171,7 @@ REWRITES: dict[str, Callable[[dict[str, Any]], None]] = {
     'DETR': transformers.detr,
     'DeformableDETR': transformers.deformable_detr,
     'PanopticFPN': _panoptic_fpn,
+    'RTMDet': _rtmdet,
     'YOLACT': _yolact,
     'MaskFormer': transformers.mask_former,
     'Mask2Former': transformers.mask_former,

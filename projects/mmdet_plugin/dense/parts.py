@@ -24,9 +24,12 @@ FIXED_SIZE = dict(
 )
 """Parts of mmdet that decide in Python, by the size of the input -> what they do. A dynamic graph of them
 would be wrong at other sizes (measured: a Swin-T traced at 256x384 is 0.4 off at 320x416)."""
-MULTIPLES = dict(YOLOV3Neck=32, YOLOXPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128)
+MULTIPLES = dict(
+    YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128
+)
 """Parts that add or concatenate maps which fit only where the sides of the input are multiples of this."""
-
+PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
+"""Necks that take any number of maps -> the number that `MULTIPLES` is of; each further one doubles it."""
 
 ROUND_DOWN = ('NASFPN',)
 """Parts whose coarse levels have `H // stride` rows, which pooling makes, where a convolution rounds up."""
@@ -38,18 +41,28 @@ def detects(cfg: Any, kinds: type | tuple[type, ...]) -> bool:
     return detector is not None and issubclass(detector, kinds)
 
 
-def types_of(model: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the type names of backbone and necks."""
+def step_of(name: str, maps: int) -> int:
+    """Return what the sides of the input have to be multiples of for a part that takes so many maps."""
+    return MULTIPLES.get(name, 1) << max(maps - PATHS.get(name, maps), 0)
+
+
+def parts_of(model: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the configs of backbone and necks."""
     for key in ('backbone', 'neck'):
         part = model.get(key) or ()
-        for one in part if isinstance(part, list | tuple) else [part]:
-            yield str(one.get('type'))
+        yield from part if isinstance(part, list | tuple) else [part]
 
 
 def multiple(model: Any) -> int:
     """Return what the sides of the input have to be multiples of, for a built detector."""
-    names = {type(module).__name__ for module in model.modules()}
-    return max((MULTIPLES[name] for name in names & MULTIPLES.keys()), default=1)
+    found = [module for module in model.modules() if type(module).__name__ in MULTIPLES]
+    return max((step_of(type(part).__name__, _maps(vars(part))) for part in found), default=1)
+
+
+def _maps(part: Mapping[str, Any]) -> int:
+    """Return how many maps a neck takes, by its settings."""
+    channels = part.get('in_channels')
+    return len(channels) if isinstance(channels, list | tuple) else 1
 
 
 def round_down(model: Any) -> bool:
@@ -78,13 +91,14 @@ def check(model: Mapping[str, Any], options: Options) -> None:
     Raises:
         UsageError: names the part.
     """
-    for name in types_of(model):
+    for part in parts_of(model):
+        name = str(part.get('type'))
         if options.dynamic and name in FIXED_SIZE:
             raise UsageError(
                 f'--dynamic-export: {name} {FIXED_SIZE[name]}, so that the graph would be wrong at others; '
                 f'export a fixed --shape'
             )
-        step = MULTIPLES.get(name, 1)
+        step = step_of(name, _maps(part))
         if options.height % step or options.width % step:
             raise UsageError(
                 f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of {step}'

@@ -14,6 +14,7 @@ from mmdet.models import dense_heads as heads
 
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
+from projects.mmdet_plugin.rtmdet.head import RTMDetSepBNHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -149,5 +150,6 @@ PLAIN: dict[str, Kind] = dict(
     AutoAssignHead=_base(heads.AutoAssignHead, _with_factor('objectness')),
     DDODHead=_base(heads.DDODHead, _with_factor('iou_pred')),
     VFNetHead=_base(heads.VFNetHead),
+    RTMDetSepBNHead=_base(RTMDetSepBNHead),
 )
-"""Class of mmdet that decodes as its base class does -> its kind."""
+"""Class of mmdet, or of mmdet 3, that decodes as its base class does -> its kind."""

@@ -120,12 +120,12 @@ def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
 
 
 @pytest.mark.parametrize(('key', 'value', 'message'), [
-    ('type', 'RTMDet', r"model\.type='RTMDet': RTMDet came with mmdet 3"),
+    ('type', 'RTMDet', r"model\.bbox_head\.type='ATSSHead': of RTMDet the detectors of boxes are exported"),
     ('type', 'DINO', r"model\.type='DINO': DINO came with mmdet 3"),
     ('type', 'ConditionalDETR', r"model\.type='ConditionalDETR': Conditional DETR came with mmdet 3"),
     ('backbone.type', 'mmpretrain.ConvNeXt', r"model\.backbone\.type='mmpretrain\.ConvNeXt' is of another"),
     ('rpn_head', dict(type='FCOSHead'), r"model\.rpn_head\.type='FCOSHead': mmdet 2\.28 takes no"),
-    ('backbone.type', 'CSPNeXt', r"model\.backbone\.type='CSPNeXt': mmdet 2\.28 has no part of"),
+    ('backbone.type', 'ConvNeXt', r"model\.backbone\.type='ConvNeXt': mmdet 2\.28 has no part of"),
     ('bbox_head.loss_cls.type', 'FocalCustomLoss', r'model\.bbox_head\.loss_cls\.type='),
 ])
 def test_a_detector_or_part_of_mmdet_3_alone_is_refused_by_name(key, value, message):

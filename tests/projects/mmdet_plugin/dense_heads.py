@@ -12,6 +12,7 @@ from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
 
 FAMILY = DenseFamily()
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
+REPO = Path(__file__).resolve().parents[3]
 CLASSES = 5
 HEADS = {
     'RetinaHead': 'retinanet/retinanet_r50_fpn_1x_coco.py',
@@ -32,6 +33,7 @@ HEADS = {
     'SABLRetinaHead': 'sabl/sabl_retinanet_r50_fpn_1x_coco.py',
     'YOLOV3Head': 'yolo/yolov3_d53_320_273e_coco.py',
     'YOLOXHead': 'yolox/yolox_s_8x8_300e_coco.py',
+    'RTMDetSepBNHead': str(REPO / 'configs/rtmdet/rtmdet_tiny.py'),
     'CenterNetHead': 'centernet/centernet_resnet18_140e_coco.py',
 }
 """A config of each kind of head, and of each coder and generator of priors."""

@@ -1,0 +1,67 @@
+"""CSPNeXtPAFPN, the neck of RTMDet. Source of names and settings: mmdet 3.3.0 `necks/cspnext_pafpn.py`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from mmdet.models.builder import NECKS
+from mmdet.models.necks import YOLOXPAFPN
+from torch import nn
+
+from projects.mmdet_plugin.rtmdet.csp import NORM, CSPNeXtLayer, parts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SWISH = dict(type='Swish')
+NEAREST = dict(scale_factor=2, mode='nearest')
+
+
+@NECKS.register_module()
+class CSPNeXtPAFPN(YOLOXPAFPN):
+    """The path aggregation of mmdet's YOLOX with `CSPNeXtLayer`s, and 3x3 convolutions at its end."""
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        num_csp_blocks: int = 3,
+        use_depthwise: bool = False,
+        expand_ratio: float = 0.5,
+        upsample_cfg: Mapping[str, Any] = NEAREST,
+        norm_cfg: Mapping[str, Any] = NORM,
+        act_cfg: Mapping[str, Any] = SWISH,
+        init_cfg: Any = None,
+    ) -> None:
+        """Build it.
+
+        Args:
+            in_channels: of the maps, from fine to coarse.
+            out_channels: of all maps that it returns.
+            num_csp_blocks: of each layer.
+            use_depthwise: 3x3 convolutions are depth-wise separable.
+            expand_ratio: of the channels inside a layer.
+            upsample_cfg: of `nn.Upsample`.
+            norm_cfg: of every convolution.
+            act_cfg: of every convolution.
+            init_cfg: of mmcv.
+        """
+        layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
+        super().__init__(
+            list(in_channels), out_channels, 0, use_depthwise, dict(upsample_cfg), **layers, init_cfg=init_cfg
+        )
+        conv = parts_of(**layers, use_depthwise=use_depthwise)
+        pairs = list(itertools.pairwise(in_channels))
+
+        def layer(before: int, after: int) -> CSPNeXtLayer:
+            return CSPNeXtLayer(
+                *(before, after, num_csp_blocks, expand_ratio),
+                add_identity=False,
+                use_depthwise=use_depthwise,
+                **layers,
+            )
+
+        self.top_down_blocks = nn.ModuleList(layer(2 * fine, fine) for fine, _ in reversed(pairs))
+        self.bottom_up_blocks = nn.ModuleList(layer(2 * fine, coarse) for fine, coarse in pairs)
+        self.out_convs = nn.ModuleList(conv(channels, out_channels, 3, padding=1) for channels in in_channels)

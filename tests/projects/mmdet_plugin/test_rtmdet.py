@@ -1,0 +1,114 @@
+"""RTMDet's parts are mmdet 3's by names, shapes and numbers; its head is exported and proven as any other."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet.models import builder
+
+import projects.mmdet_plugin  # noqa: F401
+import rtmdet_golden as golden
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.families.base import FAMILIES
+from projects.mmdet_plugin.dense.parts import multiple
+from projects.mmdet_plugin.rtmdet.csp import CSPNeXtLayer
+from toy_atss import REPO
+
+CONFIGS = {'tiny': 4.896, 's': 8.887, 'm': 24.709, 'l': 52.316, 'x': 94.856}
+"""Millions of parameters; mmdet 3 states 4.8, 8.89, 24.71, 52.3 and 94.86."""
+BUILD = dict(backbone=builder.build_backbone, neck=builder.build_neck, bbox_head=builder.build_head)
+
+
+def parts(name, **changes):
+    configs = {key: dict(one, **changes.get(key, {})) for key, one in golden.CASES[name].items()}
+    return golden.parts_of(lambda key, cfg: BUILD[key](cfg), configs)
+
+
+@pytest.mark.parametrize('name', golden.CASES)
+def test_names_shapes_and_outputs_are_those_of_mmdet_3(name):
+    expected = json.loads(golden.FILE.read_text())[name]
+    found = golden.facts(parts(name))
+    assert (found['keys'], found['tensors']) == (expected['keys'], expected['tensors'])
+    for ours, theirs in zip(found['outputs'], expected['outputs'], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+
+def without_attention(model):
+    for layer in model.modules():
+        if isinstance(layer, CSPNeXtLayer):
+            layer.attention = torch.nn.Identity()
+
+
+def halved_stride(model):
+    strides = model['bbox_head'].prior_generator.strides
+    strides[0] = (strides[0][0] // 2,) * 2
+
+
+def without_identity(model):
+    for module in model.modules():
+        if hasattr(module, 'add_identity'):
+            module.add_identity = False
+
+
+def first_levels_norm(model):
+    for layers in model['bbox_head'].cls_convs:
+        layers[0] = model['bbox_head'].cls_convs[0][0]
+
+
+@pytest.mark.parametrize(
+    'fault',
+    [without_attention, halved_stride, without_identity, first_levels_norm],
+    ids=lambda one: one.__name__,
+)
+def test_a_fault_of_the_parts_is_seen(fault):
+    expected = json.loads(golden.FILE.read_text())['published']
+    model = parts('published')
+    golden.fill(model)
+    fault(model)
+    found = golden.facts(model)['outputs']
+    off = [
+        np.abs(np.subtract(ours, theirs)).max() / np.abs(theirs).max()
+        for ours, theirs in zip(found, expected['outputs'], strict=True)
+    ]
+    assert max(off) > 1e-2
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_the_configs_have_the_published_number_of_parameters(name):
+    cfg = load_config(str(REPO / f'configs/rtmdet/rtmdet_{name}.py'))
+    with torch.device('meta'):
+        model = builder.build_detector(cfg.model)
+    assert round(sum(one.numel() for one in model.parameters()) / 1e6, 3) == CONFIGS[name]
+
+
+@pytest.mark.parametrize(
+    ('key', 'changes', 'message'),
+    [
+        ('backbone', dict(arch='P7'), r"arch='P7'; expected one of P5, P6"),
+        ('backbone', dict(out_indices=(2, 5)), r'out_indices has 5; expected 0 to 4'),
+        ('bbox_head', dict(loss_cls=dict(use_sigmoid=False)), 'RTMDet has sigmoid scores'),
+        ('bbox_head', dict(use_depthwise=True), 'share_conv=True goes with use_depthwise=False'),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(key, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parts('published', **{key: changes})
+
+
+def test_it_says_that_it_is_not_trained_here():
+    with pytest.raises(NotImplementedError, match='RTMDet is trained by mmdet 3'):
+        parts('published')['bbox_head'].loss()
+
+
+@pytest.mark.parametrize(('maps', 'step'), [(3, 32), (4, 64)])
+def test_sides_are_multiples_of_the_largest_stride(maps, step):
+    """Of four maps, as P6 has them, the coarsest has a stride of 64."""
+    cfg = load_config(str(REPO / 'configs/rtmdet/rtmdet_tiny.py'))
+    cfg.model.neck.in_channels = [32, 64, 96, 128][:maps]
+    family = FAMILIES['dense']
+    with pytest.raises(UsageError, match=f'CSPNeXtPAFPN takes sizes that are multiples of {step}'):
+        family.check(cfg, family.choose(height=640 - step // 2, width=640))
+    family.check(cfg, family.choose(height=640 - step, width=640))
+    assert multiple(torch.nn.ModuleList([builder.build_neck(cfg.model.neck)])) == step
