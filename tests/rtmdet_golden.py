@@ -66,19 +66,25 @@ def parts_of(build, configs):
     return torch.nn.ModuleDict({key: build(key, dict(config)) for key, config in configs.items()}).eval()
 
 
+def drawn(name, tensor):
+    """Return a tensor of the shape and type of another, of numbers that a name draws; counters stay."""
+    draw = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith('running_var'):
+        values = draw.uniform(0.5, 1.5, tensor.shape)
+    elif tensor.dim() > 1:
+        values = draw.normal(0, 1.4 / np.sqrt(tensor[0].numel()), tensor.shape)
+    elif tensor.is_floating_point():
+        norm = name.endswith('weight')
+        values = draw.normal(0, 0.2, tensor.shape) + norm
+    else:
+        return tensor
+    return torch.from_numpy(np.asarray(values)).to(tensor.dtype)
+
+
 def fill(model):
     """Fill the tensors of a state dict, each by numbers that its name draws."""
     for name, tensor in model.state_dict().items():
-        draw = np.random.default_rng(zlib.crc32(name.encode()))
-        if name.endswith('running_var'):
-            values = draw.uniform(0.5, 1.5, tensor.shape)
-        elif tensor.dim() > 1:
-            values = draw.normal(0, 1.4 / np.sqrt(tensor[0].numel()), tensor.shape)
-        elif tensor.is_floating_point():
-            values = draw.normal(0, 0.2, tensor.shape) + (name.endswith('bn.weight'))
-        else:
-            continue
-        tensor.copy_(torch.from_numpy(np.asarray(values)))
+        tensor.copy_(drawn(name, tensor))
 
 
 def facts(model):

@@ -40,6 +40,11 @@ BLANK = (
     (r'transformer_decoder.*attentions\.1\.attn\.out_proj\.weight', 1.0, True),
 )
 """Before `SCALES` where queries of masks begin as zeros: what they look at alone tells them apart."""
+RANKED = ((r'query_embedding\.weight', 0.0, False),)
+"""Before `SCALES` where the n-th query gets the box of the n-th best token (DINO). In PyTorch alone rounding
+of 2e-7 exchanges 4 to 8 ranks of 900; with queries that differ (deviation 0.003) 220 to 298 of its 300
+results stay, with the ranks held all 300.
+"""
 MASKS = 4.0
 """Deviation of mask logits."""
 SURE, SMALL = 3.0, 6.0
@@ -108,7 +113,7 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
     deformable = hasattr(head, 'reg_branches')
     if deformable and head.as_two_stage:
         _to_target(head.cls_branches[-1], run, [CLASS_TARGET] * head.num_classes)
-        _prefer_tokens(head.cls_branches[-1], run)
+        _prefer_tokens(head.cls_branches[-1], run, head.num_classes if _ranked(head) else 1)
         _to_target(head.reg_branches[-1][-1], run, [Target(0.0, MOVE)] * 4)
     known = 4 if deformable and head.as_two_stage else 2
     boxes = [Target(0.0, MOVE)] * known if deformable else [PLACE] * 2
@@ -139,8 +144,9 @@ def _make_smaller(features: nn.Module, last: nn.Module) -> None:
 def _fill(head: nn.Module) -> None:
     draw = torch.Generator().manual_seed(1)
     blank = hasattr(head, 'mask_embed') and not hasattr(head, 'query_feat')
+    ranked = _ranked(head)
     for name, parameter in head.named_parameters():
-        for pattern, deviation, summed in (*BLANK, *SCALES) if blank else SCALES:
+        for pattern, deviation, summed in (*BLANK * blank, *RANKED * ranked, *SCALES):
             if re.fullmatch(pattern, name):
                 scale = deviation / parameter[0].numel() ** 0.5 if summed else deviation
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * scale)
@@ -151,15 +157,20 @@ def _fill(head: nn.Module) -> None:
         head.transformer.pos_trans.weight.unflatten(1, (4, -1))[:, :, VARIED:].mul_(CONSTANT)
 
 
-def _prefer_tokens(layer: nn.Module, run: Callable[[], Any]) -> None:
-    """Raise the first class of tokens that can be proposals over that of the others, whose rows are zero."""
+def _ranked(head: nn.Module) -> bool:
+    """Return whether tokens are judged by their best class, and queries follow the ranks of tokens."""
+    return hasattr(getattr(getattr(head, 'transformer', None), 'decoder', None), 'ref_point_head')
+
+
+def _prefer_tokens(layer: nn.Module, run: Callable[[], Any], classes: int) -> None:
+    """Raise classes of tokens that can be proposals over those of the others, whose rows are zero."""
     kept: list[torch.Tensor] = []
     handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0].flatten(0, -2)))
     run()
     handle.remove()
     mean = torch.cat(kept).mean(0)
-    layer.weight[0] += PREFERENCE * mean / mean.square().sum()
-    layer.bias[0] -= PREFERENCE
+    layer.weight[:classes] += PREFERENCE * mean / mean.square().sum()
+    layer.bias[:classes] -= PREFERENCE
 
 
 def _to_unit(conv: nn.Module, run: Callable[[], Any]) -> None:

@@ -23,6 +23,7 @@ KINDS = (
     'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
     'deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py',
     'detr/detr_r18_8xb2-500e_coco.py',
+    'dino/dino-4scale_r50_8xb2-12e_coco.py',
     'double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py',
     'faster_rcnn/faster-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py',
     'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py',

@@ -52,9 +52,10 @@ def build(config: str, detector: str, weights: dict[str, Any]) -> Any:
         for key in TEACHER:
             cfg.model.pop(key, None)
     model = MODELS.build(cfg.model)
-    renamed = _names().renamed
-    own = {key: renamed(key, detector) for key in model.state_dict()}
-    model.load_state_dict({key: weights[name] for key, name in own.items()})
+    names, state = _names(), model.state_dict()
+    read = (key for key in state if not key.startswith(names.NOT_OF_THE_MODEL))
+    own = {key: names.renamed(key, detector) for key in read}
+    model.load_state_dict({**state, **{key: weights[name] for key, name in own.items()}})
     if left := weights.keys() - own.values():
         raise SystemExit(f'{config}: weights that mmdet 3 has not: {sorted(left)[:5]}')
     head = getattr(model, 'bbox_head', None)

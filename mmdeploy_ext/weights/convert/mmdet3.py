@@ -11,7 +11,7 @@ from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
 from mmdeploy_ext.weights.convert.fitting import Tensors, check_numbers, in_order, model_tensors
 from mmdeploy_ext.weights.convert.mmdet3_config import config2
-from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, renamed
+from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, NOT_OF_THE_MODEL, renamed
 from mmdeploy_ext.weights.convert.mmdet3_read import read_config3
 from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
 
@@ -23,8 +23,6 @@ OTHER_CONFIG = (
     f'. Give the config of the same model with --config; `python {COMMAND} --config CONFIG3.py OUT.py` '
     f"makes it of mmdet 3's"
 )
-NOT_OF_THE_MODEL = ('data_preprocessor.',)
-"""Prefixes of tensors that are no weights: mean and std, where a wrapper made them persistent."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 OWN = {
-    'DINO': 'DINO',
     'ConditionalDETR': 'Conditional DETR',
     'DABDETR': 'DAB-DETR',
     'CondInst': 'CondInst',
@@ -29,7 +28,7 @@ OWN = {
     'SoftTeacher': 'Soft Teacher',
 }
 """Detectors that mmdet 3 alone has, without those that this project has a part for."""
-PLUGINS = {'RTMDet': 'projects.mmdet_plugin'}
+PLUGINS = {'RTMDet': 'projects.mmdet_plugin', 'DINO': 'projects.mmdet_plugin'}
 """Detector that mmdet 2.28 lacks -> module of this project that registers it."""
 COSTS = {
     'HungarianAssigner': ('cls_cost', 'reg_cost', 'iou_cost'),
@@ -170,6 +169,7 @@ REWRITES: dict[str, Callable[[dict[str, Any]], None]] = {
     'CenterNet': _centernet,
     'DETR': transformers.detr,
     'DeformableDETR': transformers.deformable_detr,
+    'DINO': transformers.dino,
     'PanopticFPN': _panoptic_fpn,
     'RTMDet': _rtmdet,
     'YOLACT': _yolact,

@@ -46,18 +46,20 @@ TRANSFORMER = tuple(
     rule for part in ('encoder.', 'decoder.') for rule in _within(part, f'{INSIDE}{part}', SELF_FIRST)
 )
 QUERIES = (r'^query_embedding\.', 'bbox_head.query_embedding.')
+DEFORMABLE: tuple[Rule, ...] = (
+    *TRANSFORMER,
+    QUERIES,
+    (r'^level_embed$', f'{INSIDE}level_embeds'),
+    (r'^reference_points_fc\.', f'{INSIDE}reference_points.'),
+    (r'^memory_trans_fc\.', f'{INSIDE}enc_output.'),
+    (r'^memory_trans_norm\.', f'{INSIDE}enc_output_norm.'),
+    (r'^pos_trans_fc\.', f'{INSIDE}pos_trans.'),
+    (r'^pos_trans_norm\.', f'{INSIDE}pos_trans_norm.'),
+)
 RENAMED: dict[str, tuple[Rule, ...]] = {
     'DETR': (*TRANSFORMER, QUERIES, (r'^neck\.convs\.0\.conv\.', 'bbox_head.input_proj.')),
-    'DeformableDETR': (
-        *TRANSFORMER,
-        QUERIES,
-        (r'^level_embed$', f'{INSIDE}level_embeds'),
-        (r'^reference_points_fc\.', f'{INSIDE}reference_points.'),
-        (r'^memory_trans_fc\.', f'{INSIDE}enc_output.'),
-        (r'^memory_trans_norm\.', f'{INSIDE}enc_output_norm.'),
-        (r'^pos_trans_fc\.', f'{INSIDE}pos_trans.'),
-        (r'^pos_trans_norm\.', f'{INSIDE}pos_trans_norm.'),
-    ),
+    'DeformableDETR': DEFORMABLE,
+    'DINO': DEFORMABLE,
     'MaskFormer': (*_within(PIXELS, PIXELS, SELF_FIRST), *_within(MASKS, MASKS, SELF_FIRST)),
     'Mask2Former': (*_within(PIXELS, PIXELS, SELF_FIRST), *_within(MASKS, MASKS, CROSS_FIRST)),
     'RPN': ((r'^bbox_head\.', 'rpn_head.'),),
@@ -70,6 +72,10 @@ OWN_NAMES = re.compile(
     r'mask_head\.segm_branch\.|memory_trans_fc\.)'
 )
 """Names that mmdet 3 alone has."""
+
+NOT_OF_THE_MODEL = ('data_preprocessor.', 'dn_query_generator.')
+"""Prefixes of tensors that no result depends on: mean and std, where a wrapper made them persistent; classes
+of the boxes that DINO learns from noise by."""
 
 
 def renamed(key: str, detector: str) -> str:

@@ -149,6 +149,20 @@ def deformable_detr(model: dict[str, Any]) -> None:
     )
 
 
+def dino(model: dict[str, Any]) -> None:
+    """Bring the transformer of DINO into its head, in place; its denoising is of training.
+
+    Raises:
+        ConfigError: one stage, or no refinement; no file named.
+    """
+    model.pop('dn_cfg', None)
+    model['train_cfg'] = None
+    deformable_detr(model)
+    own = model['bbox_head']['transformer']
+    own['type'], own['decoder']['type'] = 'DinoTransformer', 'DinoTransformerDecoder'
+    model['bbox_head'].pop('sync_cls_avg_factor', None)
+
+
 def mask_former(model: dict[str, Any]) -> None:
     """Rewrite the layers of MaskFormer and Mask2Former, in place."""
     head, of_masks = model['panoptic_head'], model['type'] == 'Mask2Former'

@@ -20,6 +20,7 @@ from mmdet.models.utils import positional_encoding, transformer
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.plain import chosen_coder
+from projects.mmdet_plugin.query import dino
 from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, same_methods, stages_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-DETECTORS = (detectors.DETR, detectors.DeformableDETR)
+DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
 MASKFORMER = detectors.MaskFormer
 """What detectors of masks by queries are derived from."""
 MASK_DETECTORS = (detectors.Mask2Former, detectors.MaskFormer)
@@ -44,14 +45,17 @@ REGION_PARTS = dict(
     mask_head=DynamicMaskHead,
 )
 """Of detectors whose queries have regions."""
-HEADS = (heads.DETRHead, heads.DeformableDETRHead)
+HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
 TRANSFORMERS = dict(
-    DETRHead=transformer.Transformer, DeformableDETRHead=transformer.DeformableDetrTransformer
+    DETRHead=transformer.Transformer,
+    DeformableDETRHead=transformer.DeformableDetrTransformer,
+    DINOHead=dino.DinoTransformer,
 )
 PARTS = (
     transformer.DetrTransformerEncoder,
     transformer.DetrTransformerDecoder,
     transformer.DeformableDetrTransformerDecoder,
+    dino.DinoTransformerDecoder,
     transformer.DetrTransformerDecoderLayer,
     bricks.BaseTransformerLayer,
     bricks.MultiheadAttention,

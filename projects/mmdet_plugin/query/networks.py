@@ -1,4 +1,4 @@
-"""DETR and Deformable DETR as modules whose graphs take any size, batch and padding.
+"""DETR, Deformable DETR and DINO as modules whose graphs take any size, batch and padding.
 
 They run the layers of mmdet's own heads. What decoders give after each layer is for training: here the last
 layer speaks alone. Source of the algorithm: mmdet 2.28.2 `dense_heads/{detr,deformable_detr}_head.py` and
@@ -19,7 +19,13 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.deformable_attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.sizes import hw
-from projects.mmdet_plugin.query.layers import among_themselves, decode_queries, encode_tokens, run_layer
+from projects.mmdet_plugin.query.layers import (
+    among_themselves,
+    decode_queries,
+    encode_tokens,
+    for_every_image,
+    run_layer,
+)
 from projects.mmdet_plugin.query.padding import Level, SinePositions, periods, tokens_of, waves
 from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
 
@@ -33,6 +39,10 @@ BORDER = 0.01
 """Proposals nearer to 0 or 1 than this are none."""
 PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
 """Of the encoding of proposals."""
+HEIGHT_FIRST = [1, 0, 2, 3]
+"""In which DINO encodes the numbers of a box: y before x, but width before height."""
+BETWEEN_LAYERS = 1e-3
+"""Least odds of a box that DINO's decoder moves."""
 
 
 def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
@@ -168,10 +178,8 @@ class DeformableNetwork(QueryNetwork):
         places, query = head.query_embedding.weight[None].expand(batch, -1, -1).chunk(2, 2)
         return query, places, head.transformer.reference_points(places).sigmoid()
 
-    def _proposals(
-        self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return queries, their places (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
+    def _best_tokens(self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor) -> torch.Tensor:
+        """Return the boxes (B, Q, 4) of the best tokens."""
         head = self.model.bbox_head
         transformer, last = head.transformer, head.transformer.decoder.num_layers
         proposals = []
@@ -183,11 +191,23 @@ class DeformableNetwork(QueryNetwork):
         valid = (boxes.amin(2, True) > BORDER) & (boxes.amax(2, True) < 1 - BORDER) & (keep > 0.5)
         unact = torch.where(valid, torch.log(boxes / (1 - boxes)), torch.full_like(boxes, math.inf))
         rows = transformer.enc_output_norm(transformer.enc_output(memory * valid.to(memory.dtype)))
-        scores = head.cls_branches[last](rows)[..., 0]
-        best = scores.topk(transformer.two_stage_num_proposals, 1)[1][..., None]
+        best = self.judged(head.cls_branches[last](rows)).topk(transformer.two_stage_num_proposals, 1)[1][
+            ..., None
+        ]
         chosen = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
         logits = head.reg_branches[last](chosen) + unact.gather(1, best.expand(-1, -1, 4))
-        reference = logits.sigmoid()
+        return logits.sigmoid()
+
+    def judged(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what tokens are chosen by, (B, S), of their class logits: those of the first class."""
+        return logits[..., 0]
+
+    def _proposals(
+        self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries, their places (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
+        transformer = self.model.bbox_head.transformer
+        reference = self._best_tokens(memory, levels, keep)
         encoded = waves(reference * (2 * math.pi), self.waves).flatten(2)
         encoded = transformer.pos_trans_norm(transformer.pos_trans(encoded))
         places, query = encoded.chunk(2, 2)
@@ -222,12 +242,63 @@ class DeformableNetwork(QueryNetwork):
         return head.cls_branches[len(layers) - 1](query), boxes
 
 
-def _moved(reference: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+class DinoNetwork(DeformableNetwork):
+    """`DINOHead`: queries are learned, their boxes are those of the best tokens, their places follow boxes.
+
+    Source of the algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`.
+    """
+
+    def judged(self, logits: torch.Tensor) -> torch.Tensor:
+        """See `DeformableNetwork`: by the best class."""
+        return logits.amax(-1)
+
+    def _proposals(
+        self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `DeformableNetwork`; there are no places before there are boxes."""
+        query = for_every_image(self.model.bbox_head.query_embedding.weight[None], memory.shape[0])
+        return query, query, self._best_tokens(memory, levels, keep)
+
+    def _decode(
+        self,
+        query: torch.Tensor,
+        places: torch.Tensor,
+        reference: torch.Tensor,
+        memory: torch.Tensor,
+        ratios: torch.Tensor,
+        look: functools.partial,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `DeformableNetwork`; the last boxes are those before, moved by the normalised queries."""
+        head = self.model.bbox_head
+        decoder = head.transformer.decoder
+        first, second = decoder.ref_point_head.layers
+        scale, last = ratios.repeat(1, 1, 2)[:, None], len(decoder.layers) - 1
+        for index, layer in enumerate(decoder.layers):
+            points = reference[:, :, None] * scale
+            encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., HEIGHT_FIRST, :].flatten(2)
+            places = second(first(encoded).relu())
+
+            def attend(
+                attention: nn.Module,
+                own: torch.Tensor,
+                points: torch.Tensor = points,
+                places: torch.Tensor = places,
+            ) -> torch.Tensor:
+                return look(attention, own + places, memory, reference_points=points)
+
+            query = run_layer(layer, query, dict(self_attn=among_themselves(places), cross_attn=attend))
+            if index < last:
+                reference = _moved(reference, head.reg_branches[index](query), BETWEEN_LAYERS)
+        found = decoder.norm(query)
+        return head.cls_branches[last](found), _moved(reference, head.reg_branches[last](found))
+
+
+def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """Return boxes (B, Q, 4): points or boxes (B, Q, 2 or 4), moved by steps (B, Q, 4) as logits."""
     known = reference.shape[-1]
-    placed = steps[..., :known] + inverse_sigmoid(reference)
+    placed = steps[..., :known] + inverse_sigmoid(reference, eps)
     return torch.cat([placed, steps[..., known:]], -1).sigmoid()
 
 
-NETWORKS = dict(DETRHead=DetrNetwork, DeformableDETRHead=DeformableNetwork)
+NETWORKS = dict(DETRHead=DetrNetwork, DeformableDETRHead=DeformableNetwork, DINOHead=DinoNetwork)
 """Class of mmdet's head -> the module that runs its detector."""

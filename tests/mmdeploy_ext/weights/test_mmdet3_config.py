@@ -121,7 +121,7 @@ def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
 
 @pytest.mark.parametrize(('key', 'value', 'message'), [
     ('type', 'RTMDet', r"model\.bbox_head\.type='ATSSHead': of RTMDet the detectors of boxes are exported"),
-    ('type', 'DINO', r"model\.type='DINO': DINO came with mmdet 3"),
+    ('type', 'DDQDETR', r"model\.type='DDQDETR': DDQ came with mmdet 3"),
     ('type', 'ConditionalDETR', r"model\.type='ConditionalDETR': Conditional DETR came with mmdet 3"),
     ('backbone.type', 'mmpretrain.ConvNeXt', r"model\.backbone\.type='mmpretrain\.ConvNeXt' is of another"),
     ('rpn_head', dict(type='FCOSHead'), r"model\.rpn_head\.type='FCOSHead': mmdet 2\.28 takes no"),
