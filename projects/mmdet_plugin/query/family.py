@@ -41,7 +41,7 @@ class QueryFamily(ImageFamily):
     """mmdet's detectors whose decoder asks the same queries of every image."""
 
     name = 'query'
-    exports = 'DETR and Deformable DETR (projects/mmdet_plugin/query/README.md)'
+    exports = 'DETR, Deformable DETR and DINO (projects/mmdet_plugin/query/README.md)'
     near = ('DETRHead', 'DeformableDETR', 'DINO', 'Transformer')
     task = 'bbox2d'
     forms = ('full',)
