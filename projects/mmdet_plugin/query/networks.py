@@ -41,8 +41,6 @@ PROPOSAL_FEATURES, TEMPERATURE = 128, 10000
 """Of the encoding of proposals."""
 HEIGHT_FIRST = [1, 0, 2, 3]
 """In which DINO encodes the numbers of a box: y before x, but width before height."""
-BETWEEN_LAYERS = 1e-3
-"""Least odds of a box that DINO's decoder moves."""
 
 
 def reference_points(levels: Sequence[Level], ratios: torch.Tensor) -> torch.Tensor:
@@ -141,7 +139,13 @@ class DetrNetwork(QueryNetwork):
 
 
 class DeformableNetwork(QueryNetwork):
-    """`DeformableDETRHead`: tokens and queries look at a few points of every map."""
+    """`DeformableDETRHead`: tokens and queries look at a few points of every map.
+
+    Attributes:
+        least_odds: of a box that a layer moves, before the last one.
+    """
+
+    least_odds = 1e-5
 
     def __init__(self, model: nn.Module) -> None:
         """See `QueryNetwork`."""
@@ -227,19 +231,32 @@ class DeformableNetwork(QueryNetwork):
         scale = ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, 1, L, 2 or 4)
         for index, layer in enumerate(layers):
             points = reference[:, :, None] * scale
+            placed = self.placed(places, points)
 
             def attend(
-                attention: nn.Module, own: torch.Tensor, points: torch.Tensor = points
+                attention: nn.Module,
+                own: torch.Tensor,
+                points: torch.Tensor = points,
+                placed: torch.Tensor = placed,
             ) -> torch.Tensor:
-                return look(attention, own + places, memory, reference_points=points)
+                return look(attention, own + placed, memory, reference_points=points)
 
-            attends = dict(self_attn=among_themselves(places), cross_attn=attend)
+            attends = dict(self_attn=among_themselves(placed), cross_attn=attend)
             query = run_layer(layer, query, attends)
             if index < len(layers) - 1 and head.with_box_refine:
-                reference = _moved(reference, head.reg_branches[index](query))
+                reference = _moved(reference, head.reg_branches[index](query), self.least_odds)
                 scale = ratios.repeat(1, 1, 2)[:, None]
-        boxes = _moved(reference, head.reg_branches[len(layers) - 1](query))
-        return head.cls_branches[len(layers) - 1](query), boxes
+        found = self.found(query)
+        boxes = _moved(reference, head.reg_branches[len(layers) - 1](found))
+        return head.cls_branches[len(layers) - 1](found), boxes
+
+    def placed(self, places: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """Return the places (B, Q, D) of queries in a layer that looks at `points` (B, Q, L, 2 or 4)."""
+        return places
+
+    def found(self, query: torch.Tensor) -> torch.Tensor:
+        """Return what the last layer's queries (B, Q, D) are read as."""
+        return query
 
 
 class DinoNetwork(DeformableNetwork):
@@ -247,6 +264,8 @@ class DinoNetwork(DeformableNetwork):
 
     Source of the algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`.
     """
+
+    least_odds = 1e-3
 
     def judged(self, logits: torch.Tensor) -> torch.Tensor:
         """See `DeformableNetwork`: by the best class."""
@@ -259,38 +278,15 @@ class DinoNetwork(DeformableNetwork):
         query = for_every_image(self.model.bbox_head.query_embedding.weight[None], memory.shape[0])
         return query, query, self._best_tokens(memory, levels, keep)
 
-    def _decode(
-        self,
-        query: torch.Tensor,
-        places: torch.Tensor,
-        reference: torch.Tensor,
-        memory: torch.Tensor,
-        ratios: torch.Tensor,
-        look: functools.partial,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `DeformableNetwork`; the last boxes are those before, moved by the normalised queries."""
-        head = self.model.bbox_head
-        decoder = head.transformer.decoder
-        first, second = decoder.ref_point_head.layers
-        scale, last = ratios.repeat(1, 1, 2)[:, None], len(decoder.layers) - 1
-        for index, layer in enumerate(decoder.layers):
-            points = reference[:, :, None] * scale
-            encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., HEIGHT_FIRST, :].flatten(2)
-            places = second(first(encoded).relu())
+    def placed(self, places: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """See `DeformableNetwork`: they follow the boxes, as the finest map has them."""
+        first, second = self.model.bbox_head.transformer.decoder.ref_point_head.layers
+        encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., HEIGHT_FIRST, :].flatten(2)
+        return second(first(encoded).relu())
 
-            def attend(
-                attention: nn.Module,
-                own: torch.Tensor,
-                points: torch.Tensor = points,
-                places: torch.Tensor = places,
-            ) -> torch.Tensor:
-                return look(attention, own + places, memory, reference_points=points)
-
-            query = run_layer(layer, query, dict(self_attn=among_themselves(places), cross_attn=attend))
-            if index < last:
-                reference = _moved(reference, head.reg_branches[index](query), BETWEEN_LAYERS)
-        found = decoder.norm(query)
-        return head.cls_branches[last](found), _moved(reference, head.reg_branches[last](found))
+    def found(self, query: torch.Tensor) -> torch.Tensor:
+        """See `DeformableNetwork`."""
+        return self.model.bbox_head.transformer.decoder.norm(query)
 
 
 def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
