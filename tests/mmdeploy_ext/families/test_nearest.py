@@ -11,7 +11,7 @@ from mmdeploy_ext.families.nearest import part_types
 
 CASES = {
     'detr/detr_r50_8x2_150e_coco.py': ('ConditionalDETR', ['bbox_head', 'bbox_head.transformer'], 'query'),
-    'deformable_detr/deformable_detr_r50_16x2_50e_coco.py': ('DINO', ['bbox_head'], 'query'),
+    'deformable_detr/deformable_detr_r50_16x2_50e_coco.py': ('DABDETR', ['bbox_head'], 'query'),
     'mask2former/mask2former_r50_lsj_8x2_50e_coco.py': ('KMaXDeepLab', ['panoptic_head'], 'query_masks'),
 }
 
