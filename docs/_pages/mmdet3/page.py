@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / 'docs/mmdet3.json'
 PAGES = {'en': ROOT / 'docs/mmdet3.md', 'zh': ROOT / 'docs/zh-CN/mmdet3.md'}
 TEMPLATES = {'en': 'page.md.j2', 'zh': 'page_zh.md.j2'}
-RENAMED = ('deformable_detr/', 'detr/', 'mask2former/', 'maskformer/', 'rpn/', 'yolact/')
+RENAMED = ('deformable_detr/', 'detr/', 'dino/', 'mask2former/', 'maskformer/', 'rpn/', 'yolact/')
 """Folders of configs whose detectors have other names of weights in mmdet 2.28."""
 
 
