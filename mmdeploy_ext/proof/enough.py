@@ -25,8 +25,8 @@ LOW_ALONE_LEAST = 2
 TIES = 0.01
 """Results that may be excused since rounding decides of them, of all in a proof: more are a fault.
 
-Those of both sides are counted, of the reference's. Measured: 2 of 1000 in one of 130 proofs of mmdet's
-configs with seeded weights.
+Those of both sides are counted, of the reference's. Measured of mmdet's configs with seeded weights: 2 of
+1000 in one of 130 proofs; of Mask R-CNN with HRNet-W32 6 of 500 in five pictures, 6 of 1479 in fifteen.
 """
 TIES_LEAST = 4
 """As many may always: two decisions, each with one on either side."""

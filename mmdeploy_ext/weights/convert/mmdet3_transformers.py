@@ -150,11 +150,7 @@ def deformable_detr(model: dict[str, Any]) -> None:
 
 
 def dino(model: dict[str, Any]) -> None:
-    """Bring the transformer of DINO into its head, in place; its denoising is of training.
-
-    Raises:
-        ConfigError: one stage, or no refinement; no file named.
-    """
+    """Bring the transformer of DINO into its head, in place; its denoising is of training."""
     model.pop('dn_cfg', None)
     model['train_cfg'] = None
     deformable_detr(model)

@@ -1,6 +1,7 @@
 """DINO: the parts of mmdet 3 that mmdet 2.28 lacks, around its Deformable DETR, with their names inside it.
 
-A result needs the last layer alone, in PyTorch as in the graph: both run `DinoNetwork`. Source of names,
+A result needs the last layer alone, in PyTorch as in the graph: both run `DinoNetwork`, so that a proof does
+not see its faults; tests hold it to what mmdet 3 gave (`tests/dino_golden.py`). Source of names,
 shapes and algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`.
 """
 

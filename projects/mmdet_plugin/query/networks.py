@@ -195,9 +195,8 @@ class DeformableNetwork(QueryNetwork):
         valid = (boxes.amin(2, True) > BORDER) & (boxes.amax(2, True) < 1 - BORDER) & (keep > 0.5)
         unact = torch.where(valid, torch.log(boxes / (1 - boxes)), torch.full_like(boxes, math.inf))
         rows = transformer.enc_output_norm(transformer.enc_output(memory * valid.to(memory.dtype)))
-        best = self.judged(head.cls_branches[last](rows)).topk(transformer.two_stage_num_proposals, 1)[1][
-            ..., None
-        ]
+        scores = self.judged(head.cls_branches[last](rows))
+        best = scores.topk(transformer.two_stage_num_proposals, 1)[1][..., None]
         chosen = rows.gather(1, best.expand(-1, -1, rows.shape[2]))
         logits = head.reg_branches[last](chosen) + unact.gather(1, best.expand(-1, -1, 4))
         return logits.sigmoid()

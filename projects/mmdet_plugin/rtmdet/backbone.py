@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.rtmdet.csp import NORM, CSPNeXtLayer, parts_of
+from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +35,6 @@ ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
     ),
 )
 """Channels in, channels out, blocks, whether blocks add their input, whether the stage begins with SPP."""
-SWISH = dict(type='SiLU')
 
 
 @BACKBONES.register_module()
@@ -54,7 +53,7 @@ class CSPNeXt(BaseModule):
         spp_kernel_sizes: Sequence[int] = (5, 9, 13),
         channel_attention: bool = True,
         norm_cfg: Mapping[str, Any] = NORM,
-        act_cfg: Mapping[str, Any] = SWISH,
+        act_cfg: Mapping[str, Any] = SILU,
         norm_eval: bool = False,
         init_cfg: Any = None,
     ) -> None:
@@ -85,8 +84,8 @@ class CSPNeXt(BaseModule):
         wrong = [index for index in out_indices if not 0 <= index <= len(stages)]
         if wrong:
             raise ConfigError(f'model.backbone.out_indices has {wrong[0]}; expected 0 to {len(stages)}')
-        layers = dict(norm_cfg=norm_cfg, act_cfg=act_cfg)
-        conv, first = parts_of(**layers), int(stages[0][0] * widen_factor)
+        layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
+        conv, first = convolution(**layers), int(stages[0][0] * widen_factor)
         half = int(stages[0][0] * widen_factor // 2)
         self.stem = nn.Sequential(
             conv(3, half, 3, stride=2, padding=1),
@@ -94,12 +93,12 @@ class CSPNeXt(BaseModule):
             conv(half, first, 3, padding=1),
         )
         self.layers = ['stem']
-        down = parts_of(**layers, use_depthwise=use_depthwise)
+        down = convolution(**layers, use_depthwise=use_depthwise)
         for place, (before, after, blocks, identity, pools) in enumerate(stages, 1):
             before, after = int(before * widen_factor), int(after * widen_factor)
             stage = [down(before, after, 3, stride=2, padding=1)]
             if pools:
-                stage.append(SPPBottleneck(after, after, tuple(spp_kernel_sizes), **_plain(layers)))
+                stage.append(SPPBottleneck(after, after, tuple(spp_kernel_sizes), **layers))
             stage.append(
                 CSPNeXtLayer(
                     after,
@@ -109,7 +108,7 @@ class CSPNeXt(BaseModule):
                     identity,
                     channel_attention,
                     use_depthwise,
-                    **_plain(layers),
+                    **layers,
                 )
             )
             self.add_module(f'stage{place}', nn.Sequential(*stage))
@@ -136,7 +135,3 @@ class CSPNeXt(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
-
-
-def _plain(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: dict(settings) for name, settings in layers.items()}

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NORM = dict(type='BN', momentum=0.03, eps=0.001)
+SILU = dict(type='SiLU')
 KERNEL = 5
 """Of the depth-wise convolution of a block."""
 
 
-def parts_of(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_depthwise: bool = False) -> Any:
+def convolution(norm_cfg: Mapping[str, Any], act_cfg: Mapping[str, Any], use_depthwise: bool = False) -> Any:
     """Return what makes a convolution with its normalisation and activation."""
     kind = DepthwiseSeparableConvModule if use_depthwise else ConvModule
     return functools.partial(kind, norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
@@ -33,8 +34,8 @@ class CSPNeXtBlock(nn.Module):
     def __init__(self, channels: int, add_identity: bool, use_depthwise: bool, **layers: Any) -> None:
         """Build it: as many channels outside as inside."""
         super().__init__()
-        self.conv1 = parts_of(**layers, use_depthwise=use_depthwise)(channels, channels, 3, padding=1)
-        separable = parts_of(**layers, use_depthwise=True)
+        self.conv1 = convolution(**layers, use_depthwise=use_depthwise)(channels, channels, 3, padding=1)
+        separable = convolution(**layers, use_depthwise=True)
         self.conv2 = separable(channels, channels, KERNEL, padding=KERNEL // 2)
         self.add_identity = add_identity
 

@@ -17,14 +17,13 @@ from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.rtmdet.csp import NORM, parts_of
+from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, convolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import torch
 
-SWISH = dict(type='SiLU')
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')
 TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
@@ -57,7 +56,7 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         anchor_generator: Mapping[str, Any] = POINTS,
         bbox_coder: Mapping[str, Any] = DISTANCES,
         norm_cfg: Mapping[str, Any] = NORM,
-        act_cfg: Mapping[str, Any] = SWISH,
+        act_cfg: Mapping[str, Any] = SILU,
         train_cfg: Any = None,
         test_cfg: Any = None,
         init_cfg: Any = None,
@@ -98,7 +97,7 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         self.use_sigmoid_cls, self.exp_on_reg, self.test_cfg = True, exp_on_reg, test_cfg
         self.prior_generator = build_prior_generator(dict(anchor_generator))
         self.bbox_coder = build_bbox_coder(dict(bbox_coder))
-        conv = parts_of(norm_cfg, act_cfg, use_depthwise)
+        conv = convolution(norm_cfg, act_cfg, use_depthwise)
         levels, priors = len(self.prior_generator.strides), self.prior_generator.num_base_priors[0]
 
         def branch() -> nn.ModuleList:

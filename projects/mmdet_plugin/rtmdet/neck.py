@@ -9,12 +9,11 @@ from mmdet.models.builder import NECKS
 from mmdet.models.necks import YOLOXPAFPN
 from torch import nn
 
-from projects.mmdet_plugin.rtmdet.csp import NORM, CSPNeXtLayer, parts_of
+from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SWISH = dict(type='Swish')
 NEAREST = dict(scale_factor=2, mode='nearest')
 
 
@@ -31,7 +30,7 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
         expand_ratio: float = 0.5,
         upsample_cfg: Mapping[str, Any] = NEAREST,
         norm_cfg: Mapping[str, Any] = NORM,
-        act_cfg: Mapping[str, Any] = SWISH,
+        act_cfg: Mapping[str, Any] = SILU,
         init_cfg: Any = None,
     ) -> None:
         """Build it.
@@ -51,7 +50,7 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
         super().__init__(
             list(in_channels), out_channels, 0, use_depthwise, dict(upsample_cfg), **layers, init_cfg=init_cfg
         )
-        conv = parts_of(**layers, use_depthwise=use_depthwise)
+        conv = convolution(**layers, use_depthwise=use_depthwise)
         pairs = list(itertools.pairwise(in_channels))
 
         def layer(before: int, after: int) -> CSPNeXtLayer:
