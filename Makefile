@@ -190,22 +190,32 @@ env-mmdet3: $(ENV)
 TENSORRT := work_dirs/tensorrt
 TENSORRT_SM := 75 80 86 89 120 121
 SITES := $(foreach level,0 1 2 3,M$(level)=100/3000/20000)
+# name:forms:options of full
+TENSORRT_TOYS := \
+    "atss:raw decode full:--max-candidates 1000" \
+    "retinanet:raw full:--max-candidates 1000" \
+    "yolox:raw full:--max-candidates 1000" \
+    "decoupled_solo:raw full:--max-candidates 100" \
+    "solov2:raw full:--max-candidates 100" \
+    "rtdetr:raw full:" \
+    "deformable_detr:full:" \
+    "mask_rcnn:full:--max-candidates 500 --max-proposals 500"
 tensorrt-table: $(ENV)
-	@for model in atss decoupled_solo solov2 rtdetr; do
-	    config=configs/demo/$${model}_toy.py; checkpoint=demo/checkpoints/$${model}_toy.pth
+	@for model in $(TENSORRT_TOYS); do
+	    IFS=: read -r name forms extra <<<"$$model"
+	    checkpoint=demo/checkpoints/$${name}_toy.pth
 	    [ -f $$checkpoint ] || { echo "$$checkpoint: not there, left out"; continue; }
-	    extra=; case $$model in *solo*) extra='--max-candidates 100';; atss) extra='--max-candidates 1000';; esac
-	    $(RUN) tools/deployment/pytorch2onnx.py $$config $$checkpoint --skip-postprocess \
-	        --output-file $(TENSORRT)/$$model/raw.onnx
-	    $(RUN) tools/deployment/pytorch2onnx.py $$config $$checkpoint $$extra --output-file $(TENSORRT)/$$model/full.onnx
+	    for form in $$forms; do
+	        options=; case $$form in full) options=$$extra;; esac
+	        $(RUN) tools/deployment/pytorch2onnx.py configs/demo/$${name}_toy.py $$checkpoint --postprocess $$form \
+	            $$options --output-file $(TENSORRT)/$$name/$$form.onnx
+	    done
 	done
-	$(RUN) tools/deployment/pytorch2onnx.py configs/demo/atss_toy.py demo/checkpoints/atss_toy.pth \
-	    --postprocess decode --output-file $(TENSORRT)/atss/decode.onnx
 	$(RUN) tools/deployment/pytorch2onnx.py $(STREAM).py $(STREAM_CKPT) --output-file $(TENSORRT)/stream_petr
-	for form in tables buckets; do
-	    $(RUN) tools/deployment/export_scn.py $(LIDAR).py $(LIDAR_CKPT) --target portable --form $$form \
-	        --output-file $(TENSORRT)/centerpoint/scn_$$form.onnx
-	done
+	$(RUN) tools/deployment/pytorch2onnx.py $(FUSION).py $(FUSION_CKPT) --output-file $(TENSORRT)/bevfusion
+	$(RUN) tools/deployment/pytorch2onnx.py $(LIDAR).py $(LIDAR_CKPT) --output-file $(TENSORRT)/centerpoint
+	$(RUN) tools/deployment/export_scn.py $(LIDAR).py $(LIDAR_CKPT) --target portable --form tables \
+	    --output-file $(TENSORRT)/centerpoint/scn_tables.onnx
 	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT)/*/*.onnx --sm $(TENSORRT_SM) --table docs/tensorrt.md \
 	    --shapes N=100/3000/20000 $(SITES) --constant img_shape ori_shape
 

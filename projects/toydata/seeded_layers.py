@@ -15,7 +15,11 @@ OFFSET_SCALE = 0.1
 an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
 
 GATES = 0.1
-"""Weight of the gates of channels. They take the mean of a map, which ONNX Runtime gives to five digits."""
+"""Weight of what a whole map gives to its channels: gates of their means, and the context of GCNet.
+
+Such a sum is right to five digits, in PyTorch as in ONNX Runtime. Measured: with a whole weight and GCNet's
+layers off from float64 by no more than PyTorch's own are, PyTorch keeps 87 to 92 of its own 100 boxes.
+"""
 
 
 def fill_weights(model: nn.Module, generator: torch.Generator) -> None:
@@ -40,6 +44,7 @@ def fill_rest(model: nn.Module, generator: torch.Generator) -> None:
 
     mmdet leaves the weight of an L2 norm as the memory was, for a checkpoint or `init_weights` to fill.
     """
+    from mmcv.cnn import ContextBlock
     from mmdet.models.necks.ssd_neck import L2Norm
     from mmdet.models.utils import SELayer
 
@@ -48,6 +53,10 @@ def fill_rest(model: nn.Module, generator: torch.Generator) -> None:
             module.weight.fill_(float(module.scale))
         elif isinstance(module, SELayer):
             module.conv2.conv.weight.mul_(GATES)
+        elif isinstance(module, ContextBlock):
+            for gate in (module.channel_add_conv, module.channel_mul_conv):
+                if gate is not None:
+                    gate[-1].weight.mul_(GATES)
     for name, parameter in model.named_parameters():
         if name.endswith('in_proj_weight'):
             drawn = torch.randn(parameter.shape, generator=generator)
