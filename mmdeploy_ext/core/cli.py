@@ -232,4 +232,6 @@ def _words(value: Any) -> list[str]:
     """Return the strings of an argument, and their words: 'differs other.onnx' names a file."""
     if isinstance(value, list | tuple):
         return [word for item in value for word in _words(item)]
-    return [value, *value.split()] if isinstance(value, str) else [value] if isinstance(value, Path) else []
+    if isinstance(value, str):
+        return [value, *value.split()] if value else []  # '' is no file, and Path('') the working directory
+    return [value] if isinstance(value, Path) else []

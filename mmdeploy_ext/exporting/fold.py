@@ -20,6 +20,8 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+PROBE = 8
+"""Pixels that a convolution is tried on, beside those of its kernel."""
 BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm is one
 
 
@@ -67,8 +69,10 @@ def fuse(model: nn.Module) -> nn.Module:
     """Return an evaluation copy of the model with batch normalisation folded into convolutions.
 
     Folded is what mmcv's `fuse_conv_bn` folds: a batch normalisation into the `nn.Conv2d` before it among the
-    children of one module. It becomes an `nn.Identity`. `Summed` modules fold themselves. A convolution that
-    several modules share, each with a normalisation of its own (RetinaSepBNHead), becomes one of each.
+    children of one module, where the convolution is linear in its weight: one that standardises its weight
+    (DetectoRS) would take the factors out again. The normalisation becomes an `nn.Identity`. `Summed` modules
+    fold themselves. A convolution that several modules share, each with a normalisation of its own
+    (RetinaSepBNHead), becomes one of each.
     """
     fused = copy.deepcopy(model).eval()
     for module in list(fused.modules()):
@@ -133,7 +137,7 @@ def _pairs(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module
     last = None
     for name, child in module.named_children():
         if isinstance(child, BatchNorm):
-            if last is not None and _adjacent(module):
+            if last is not None and _adjacent(module) and _is_linear(getattr(module, last)):
                 yield prefix, module, last, name
             last = None
         elif isinstance(child, nn.Conv2d):
@@ -150,6 +154,22 @@ def _adjacent(module: nn.Module) -> bool:
     """
     order = getattr(module, 'order', None)
     return not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
+
+
+def _is_linear(conv: nn.Conv2d) -> bool:
+    """Return whether twice the weight and bias give twice the output; of a subclass it is tried."""
+    if type(conv) is nn.Conv2d:
+        return True
+    twice = copy.deepcopy(conv).eval()
+    sides = [rate * (size - 1) + PROBE for rate, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+    drawn = torch.rand(1, conv.in_channels, *sides, generator=torch.Generator().manual_seed(0))
+    image = drawn.to(conv.weight)
+    with torch.no_grad():
+        wanted = 2 * twice(image)
+        for parameter in (twice.weight, twice.bias):
+            if parameter is not None:
+                parameter.mul_(2)
+        return bool((twice(image) - wanted).abs().max() <= 1e-4 * wanted.abs().max())
 
 
 def _double(tensor: torch.Tensor) -> np.ndarray:

@@ -20,6 +20,7 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
 from mmdeploy_ext.graph.io.index import all_graphs
 from mmdeploy_ext.graph.io.static import fold_shapes
+from mmdeploy_ext.graph.passes.roi_align import is_average
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -216,6 +217,8 @@ def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool) -> str:
         return RTX_OPERATORS[node.op_type].format(form=facts.form)
     if node.op_type in UNSUPPORTED:
         return UNSUPPORTED[node.op_type]
+    if rtx and node.op_type == 'RoiAlign' and not is_average(node):
+        return "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone"
     for rule in (_top_k, _split, _scatter, _elements, _types):
         reason = rule(node, facts)
         if reason:

@@ -20,6 +20,7 @@ from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record, write_engine
 from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.passes import for_tensorrt
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
 from mmdeploy_ext.graph.passes.select import matching_nodes
 from mmdeploy_ext.graph.tensorrt_limits import check_limits, check_turing
 
@@ -115,6 +116,7 @@ def prepare(
     if fp16:
         ready = to_fp16(ready, spec, kept)
     if rtx:
+        ready, _ = replace_roi_align(ready)
         check_turing(ready, architectures, str(source))
     return Job(
         Path(source),

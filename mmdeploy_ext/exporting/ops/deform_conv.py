@@ -26,11 +26,10 @@ def has_deform_conv(module: torch.nn.Module) -> bool:
     """Return whether the module contains one of mmcv's deformable convolutions, or calls it as a function."""
     if MODULE not in sys.modules:
         return False
-    from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+    from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, SAConv2d
 
-    return any(
-        isinstance(child, (DeformConv2d, ModulatedDeformConv2d, *CALLERS)) for child in module.modules()
-    )
+    kinds = DeformConv2d, ModulatedDeformConv2d, SAConv2d, *CALLERS
+    return any(isinstance(child, kinds) for child in module.modules())
 
 
 class LeadingOffsets(torch.nn.Module):

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 ALWAYS = 'always'
 """Name of the condition."""
-STAGES = ('decode/*', 'postprocess/*')
-"""Names of the nodes that turn outputs of the network into boxes; in float16 a pixel near 608 is 0.5 wide."""
+STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*')
+"""Names of the nodes that make and read boxes; in float16 a pixel near 608 is 0.5 wide."""
 
 
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:

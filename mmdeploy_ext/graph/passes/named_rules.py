@@ -10,6 +10,7 @@ from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
 from mmdeploy_ext.graph.passes.replace import Replacements, replace
+from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ NAMED = {
 PASSES = {
     'grid-sample': (replace_grid_sample, 'GridSample', 'another mode, padding or alignment'),
     'group-norm': (replace_group_norm, 'InstanceNormalization', 'a scale or bias of its own, or no groups'),
+    'roi-align': (replace_roi_align, 'RoiAlign', "mode 'max', an opset before 16, or a sub-graph"),
 }
 """Replacements that are code, not a rule: the function, the operator that it replaces, and why some stay."""
 

@@ -318,3 +318,15 @@ def test_json_is_never_written_over_a_file_that_the_command_names(tmp_path, caps
     assert cli.run(lambda args: bodies.append(args) or 0, made, [*words, words[0]]) == 2
     assert len(bodies) == 1
     assert 'm.onnx: is the model; it is never overwritten' in capsys.readouterr().err
+
+
+def test_an_argument_left_empty_names_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'points.bin').write_bytes(b'0')
+    (tmp_path / 'm.json').write_text('{}')
+    (tmp_path / 'm.onnx').write_bytes(b'0')
+    made = parser()
+    made.add_argument('--data-root', default='')
+    cli.writes(made.add_argument('--output-file'))
+    assert cli.run(lambda args: 0, made, ['--output-file', 'm.onnx']) == 0
+    assert cli.run(lambda args: 0, made, ['--output-file', 'm.onnx', '--data-root', '.']) == 2

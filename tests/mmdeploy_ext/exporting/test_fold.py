@@ -1,8 +1,10 @@
 """Folded weights: what mmcv folds, rounded once, so that no CPU, kernel or device has bytes of its own."""
 
 import hashlib
+import importlib
 from decimal import Decimal, localcontext
 
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -157,3 +159,16 @@ def test_a_normalisation_that_does_not_follow_its_convolution_stays(order):
     with torch.no_grad():
         torch.testing.assert_close(fuse(model)(maps), model(maps))
     assert not any(name.endswith('conv.bias') for name in folded_bias_magnitudes(model))
+
+
+@pytest.mark.parametrize('kind', ['Conv2d', 'Conv2dAdaptivePadding', 'ConvWS', 'ConvAWS', 'SAC'])
+def test_a_convolution_that_changes_its_weight_keeps_its_normalisation(kind):
+    importlib.import_module('mmcv.ops')  # registers SAC
+    conv = mmcv.cnn.build_conv_layer(dict(type=kind), 4, 8, 3, padding=1, bias=kind != 'SAC')
+    model = fill(nn.Sequential(conv, nn.BatchNorm2d(8)))
+    image = numbers(4 * 12 * 12, 3).reshape(1, 4, 12, 12)
+    folded = fuse(model)
+    assert isinstance(folded[1], nn.Identity) == kind.startswith('Conv2d')
+    assert folded_bias_magnitudes(model).keys() == ({'0.bias'} if kind.startswith('Conv2d') else set())
+    with torch.no_grad():
+        torch.testing.assert_close(folded(image), model(image), rtol=1e-4, atol=1e-4)

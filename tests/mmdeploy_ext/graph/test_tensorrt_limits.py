@@ -31,6 +31,15 @@ REFUSED = {
         ),
         r'dcn \(DeformConv\): is not parsed by TensorRT-RTX',
     ),
+    'roi align': (
+        parse(
+            '[pool] y = RoiAlign<mode = "max">(x, b, i)',
+            'float[1,3,8,8] x, float[2,4] b, int64[2] i',
+            'float[2,3,1,1] y',
+            opset=16,
+        ),
+        r"pool \(RoiAlign\): has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone",
+    ),
     'topk': (
         parse(K, 'float[1,5000] x', 'float[1,3841] y', constants='<int64[1] k = {3841}>'),
         r'best \(TopK\): K=3841, and TensorRT sorts 3840 at most',
@@ -100,7 +109,7 @@ def test_what_can_be_taken_is_not_refused(case):
     assert not find_refusals(BUILT[case], rtx=True)
 
 
-@pytest.mark.parametrize('case', ['nms', 'nonzero', 'deform'])
+@pytest.mark.parametrize('case', ['nms', 'nonzero', 'deform', 'roi align'])
 def test_tensorrt_proper_has_these(case):
     assert not find_refusals(REFUSED[case][0], rtx=False)
 

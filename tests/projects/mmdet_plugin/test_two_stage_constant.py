@@ -13,6 +13,7 @@ import torch
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.proof.full_form import count_rows
 from mmdeploy_ext.proof.tasks import task_module
@@ -87,6 +88,18 @@ def test_a_file_with_constant_shapes_gives_the_results_of_simple_test_for_each_i
     bounds = family.candidate_bounds(seeded(kind), family.feeds(prepared, True), 1e-4, **CAPS)
     assert bounds.keys() == {'candidates', 'proposal_candidates'} and not count_rows(outputs, bounds)
     assert not (bounds['candidates'][1] > 600).any()
+
+
+def test_the_regions_of_a_file_for_tensorrt_are_the_same():
+    graph, spec, run = exported('mask', **CAPS)
+    gathered, changed = replace_roi_align(graph)
+    assert changed and all(node.op_type != 'RoiAlign' for node in gathered.graph.node)
+    session = onnxruntime.InferenceSession(gathered.SerializeToString(), providers=['CPUExecutionProvider'])
+    prepared = images(2, seed=9)
+    feeds = family_of('mask').feeds(prepared, True)
+    found = session.run(None, {name: feeds[name] for name in spec.input_names})
+    for (name, one), other in zip(run(prepared).items(), found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
 def test_rows_that_an_image_does_not_have_are_zero_with_label_minus_one():
