@@ -75,7 +75,7 @@ REASONS = {
     ),
     'data set': (
         'it goes over a whole generated data set',
-        r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|centerpoint_toy|\$LOOP)',
+        r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|centerpoint_toy|autoware_toy|\$LOOP)',
     ),
     'zoo': ('it goes through many configs for hours, or takes what that found', r'.*zoo'),
     'mmdet 3': (
@@ -260,6 +260,17 @@ ENTRIES = (
         why='placeholder',
         test=PROJECTS + 'mmdet3d_plugin/test_streampetr_autoware.py::'
         'test_the_files_are_proven_frame_by_frame_with_a_reset',
+    ),
+    Entry(
+        r'python tools/deployment/pytorch2onnx.py .*work_dirs/autoware_toy',
+        why='data set',
+        test=TOOLS + 'test_lidar_loop.py::test_the_toy_for_autoware_is_proven_through_the_nodes_loop',
+    ),
+    Entry(
+        r'python tools/deployment/check_autoware.py work_dirs/autoware_toy',
+        why='data set',
+        test=SELF + 'runtime/test_autoware_contract.py::'
+        'test_the_command_ends_with_its_verdict_and_graph_py_knows_the_folder',
     ),
     Entry(
         r'python tools/deployment/pytorch2onnx.py .*--contract autoware',
@@ -533,7 +544,7 @@ ENTRIES = (
         + 'mmdet3d_plugin/test_nuscenes_infos.py::test_files_are_named_as_the_configs_name_them',
     ),
     Entry(
-        r'python tools/train.py (configs/demo|projects/configs/BEVFusion)',
+        r'python tools/train.py (configs/demo|projects/configs/(BEVFusion|Autoware))',
         why='minutes',
         test=TOOLS + 'test_train.py::test_a_run_leaves_log_config_and_checkpoint_and_evaluates',
     ),

@@ -49,9 +49,13 @@ def train_pipeline(
 def test_pipeline(
     classes: Sequence[str] = CLASS_NAMES, loads: Sequence[dict[str, Any]] = (LOAD_POINTS,)
 ) -> list[dict[str, Any]]:
-    """Return the steps of tests; the voxel layer drops the points out of range."""
+    """Return the steps of tests; the voxel layer drops the points out of range.
+
+    The nearest past sweeps are taken: without `test_mode` mmdet3d draws them, in tests as well.
+    """
+    drawn = dict(LoadPointsFromMultiSweeps=dict(test_mode=True))
     return [
-        *loads,
+        *(dict(step, **drawn.get(step['type'], {})) for step in loads),
         dict(
             type='MultiScaleFlipAug3D',
             img_scale=(1333, 800),

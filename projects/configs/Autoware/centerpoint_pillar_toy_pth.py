@@ -1,0 +1,1 @@
+_base_ = ['./centerpoint_pillar_toy.py', '../_base_/backends/torch.py']

@@ -1,0 +1,1 @@
+_base_ = ['./pointpillars_toy.py', '../_base_/backends/onnxruntime.py']
