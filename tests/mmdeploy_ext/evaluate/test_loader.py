@@ -1,0 +1,39 @@
+"""The test loader: a sample is the same one, whatever its pipeline draws and whoever reads it."""
+
+import random
+
+import numpy as np
+
+from mmdeploy_ext.evaluate.evaluation import build_loader
+
+
+class Drawing:
+    """A data set whose pipeline draws, as mmdet3d's choice of past sweeps does."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return dict(img=np.float64([index, np.random.rand(), random.random()]))
+
+
+def read(indices, workers):
+    batches = build_loader(Drawing(), indices, workers_per_gpu=workers)
+    return {int(batch['img'][0][0]): batch['img'][0].tolist() for batch in batches}
+
+
+def test_what_a_pipeline_draws_follows_from_the_sample_alone():
+    whole = read(range(6), 0)
+    assert len({tuple(row) for row in whole.values()}) == 6 and whole[1][1] != whole[2][1]
+    assert read([4, 1], 0) == {index: whole[index] for index in (4, 1)}
+    assert read(range(6), 2) == whole
+
+
+def test_the_generators_of_the_process_stay_as_they_are():
+    random.seed(5)
+    np.random.seed(5)
+    wanted = random.random(), np.random.rand()
+    random.seed(5)
+    np.random.seed(5)
+    read(range(3), 0)
+    assert (random.random(), np.random.rand()) == wanted
