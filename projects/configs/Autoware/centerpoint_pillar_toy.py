@@ -1,6 +1,6 @@
 from projects.configs.nuscenes_lidar import LOAD_POINTS, lidar_data
 
-_base_ = ['../_base_/models/centerpoint_pillar_toy.py', '../_base_/stream_runtime.py']
+_base_ = ['../_base_/models/centerpoint_pillar_toy.py', '../_base_/schedules/lidar_toy.py']
 data = lidar_data(
     [-22.4, -22.4, -4.0, 22.4, 22.4, 6.0],
     root='data/toy_nuscenes/',
@@ -11,9 +11,3 @@ data = lidar_data(
     classes=['car', 'truck', 'bus', 'bicycle', 'pedestrian'],
     loads=[LOAD_POINTS, dict(type='LoadPointsFromMultiSweeps', sweeps_num=1, use_dim=[0, 1, 2, 4])],
 )
-optimizer = dict(lr=2e-3)
-lr_config = dict(warmup_iters=200)
-runner = dict(type='EpochBasedRunner', max_epochs=4)
-checkpoint_config = dict(interval=1, max_keep_ckpts=3)
-evaluation = dict(interval=4, metric='bbox')
-log_config = dict(interval=24)

@@ -1,6 +1,6 @@
 from projects.configs.nuscenes_fusion import fusion_data
 
-_base_ = ['../_base_/models/bevfusion_toy.py', '../_base_/stream_runtime.py']
+_base_ = ['../_base_/models/bevfusion_toy.py', '../_base_/schedules/lidar_toy.py']
 data = fusion_data(
     dict(final_dim=[96, 256], resize_lim=[256 / 352, 256 / 352], source=[198, 352]),
     [-22.4, -22.4, -2.4, 22.4, 22.4, 2.4],
@@ -11,9 +11,3 @@ data = fusion_data(
     samples_per_gpu=4,
     workers_per_gpu=1,
 )
-optimizer = dict(lr=2e-3)
-lr_config = dict(warmup_iters=200)
-runner = dict(type='EpochBasedRunner', max_epochs=4)
-checkpoint_config = dict(interval=1, max_keep_ckpts=3)
-evaluation = dict(interval=4, metric='bbox')
-log_config = dict(interval=24)
