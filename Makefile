@@ -186,7 +186,7 @@ env-mmdet3: $(ENV)
 	$(call pip,--no-deps --target "$$packages" -r requirements-mmdet3.txt --find-links "$$dir")
 	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' >"$$packages/mm2onnx.pth"
 
-# Exports every toy whose checkpoint is there, builds it in float32 and float16 for each architecture.
+# Exports the toys whose checkpoints are there, builds them in float32 and float16 for each architecture.
 TENSORRT := work_dirs/tensorrt
 TENSORRT_SM := 75 80 86 89 120 121
 SITES := $(foreach level,0 1 2 3,M$(level)=100/3000/20000)

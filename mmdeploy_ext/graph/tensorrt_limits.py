@@ -19,8 +19,9 @@ from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
 from mmdeploy_ext.graph.io.index import all_graphs
+from mmdeploy_ext.graph.io.schemas import opsets_of
 from mmdeploy_ext.graph.io.static import fold_shapes
-from mmdeploy_ext.graph.passes.roi_align import is_average
+from mmdeploy_ext.graph.passes.roi_align import is_replaced
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -90,10 +91,19 @@ class Refusal:
 
 
 class _Facts:
-    """Types and small constants of a graph, and how its family exports it with constant shapes."""
+    """Types and small constants of a graph, and how its family exports it with constant shapes.
+
+    Attributes:
+        form: what to do for constant shapes.
+        pooled: outputs of the RoiAlign that a build writes as gathers.
+        kinds: type of each tensor.
+        constants: small ones, by name.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.form = _constant_shapes(model)
+        opset = opsets_of(model).get('', 0)
+        self.pooled = {node.output[0] for node in model.graph.node if is_replaced(node, opset)}
         self.kinds = types.infer(model)
         slim = types.skeleton(model)
         fold_shapes(slim, self.kinds)
@@ -217,8 +227,11 @@ def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool) -> str:
         return RTX_OPERATORS[node.op_type].format(form=facts.form)
     if node.op_type in UNSUPPORTED:
         return UNSUPPORTED[node.op_type]
-    if rtx and node.op_type == 'RoiAlign' and not is_average(node):
-        return "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone"
+    if rtx and node.op_type == 'RoiAlign' and node.output[0] not in facts.pooled:
+        return (
+            "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone, from opset 16 on and "
+            'outside of sub-graphs'
+        )
     for rule in (_top_k, _split, _scatter, _elements, _types):
         reason = rule(node, facts)
         if reason:

@@ -53,9 +53,9 @@ def test_pipeline(
 
     The nearest past sweeps are taken: without `test_mode` mmdet3d draws them, in tests as well.
     """
-    drawn = dict(LoadPointsFromMultiSweeps=dict(test_mode=True))
+    past = 'LoadPointsFromMultiSweeps'
     return [
-        *(dict(step, **drawn.get(step['type'], {})) for step in loads),
+        *(dict(step, test_mode=True) if step['type'] == past else step for step in loads),
         dict(
             type='MultiScaleFlipAug3D',
             img_scale=(1333, 800),

@@ -13,6 +13,7 @@ from mmdeploy_ext.exporting.ops.exporters import translations
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, current_form, operator_of
 from mmdeploy_ext.exporting.ops.python_nodes import python_body
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import refill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,9 +89,7 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
     if not model.functions:
         return model
     inlined = inliner.inline_local_functions(model)
-    kept = [entry for entry in inlined.opset_import if entry.domain != DOMAIN]
-    inlined.ClearField('opset_import')
-    inlined.opset_import.extend(kept)
+    refill(inlined, opset_import=[entry for entry in inlined.opset_import if entry.domain != DOMAIN])
     return inlined
 
 

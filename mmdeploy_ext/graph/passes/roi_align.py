@@ -14,7 +14,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from mmdeploy_ext.graph.io.index import refill
+from mmdeploy_ext.graph.io.index import operator, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ DEFAULTS = dict(
 )
 """Of RoiAlign, opset 16."""
 FIRST_OPSET = 16
-"""Before it RoiAlign has another default."""
+"""Before it RoiAlign has no alignment of half a pixel, and another default."""
+# What holds of y and x alike, and of the low and high neighbour of each, is in the three texts below it.
 TEXT = """
 <opset_import: ["": {opset}], domain: "{domain}">
 {name} (maps, boxes, images) => (pooled) {{
@@ -168,7 +169,7 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     result.CopyFrom(model)
     nodes, functions = [], []
     for node in model.graph.node:
-        if opset < FIRST_OPSET or node.op_type != 'RoiAlign' or not is_average(node):
+        if not is_replaced(node, opset):
             nodes.append(node)
             continue
         name = f'Gathered{len(functions)}'
@@ -181,15 +182,13 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     result.functions.extend(functions)
     result.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     result = onnx.inliner.inline_selected_functions(result, [(DOMAIN, one.name) for one in functions])
-    kept = [entry for entry in result.opset_import if entry.domain != DOMAIN]
-    result.ClearField('opset_import')
-    result.opset_import.extend(kept)
+    refill(result, opset_import=[entry for entry in result.opset_import if entry.domain != DOMAIN])
     return result, True
 
 
-def is_average(node: onnx.NodeProto) -> bool:
-    """Return whether a RoiAlign takes the mean of its samples, as far as its mode says."""
-    return _settings(node)['mode'] == 'avg'
+def is_replaced(node: onnx.NodeProto, opset: int) -> bool:
+    """Return whether a node, not of a sub-graph, is a RoiAlign that `replace_roi_align` writes otherwise."""
+    return operator(node) == 'RoiAlign' and opset >= FIRST_OPSET and _settings(node)['mode'] == 'avg'
 
 
 def _settings(node: onnx.NodeProto) -> dict[str, object]:
@@ -204,8 +203,8 @@ def _samples(a: str, ratio: int) -> str:
         return f'    samples_{a} = Ceil (cell_{a})'
     return f"""
     ratio_{a} = Constant <value = float {{{ratio}}}> ()
-    none_{a} = Mul (cell_{a}, zero)
-    samples_{a} = Add (none_{a}, ratio_{a})"""
+    regions_{a} = Shape (cell_{a})
+    samples_{a} = Expand (ratio_{a}, regions_{a})"""
 
 
 def _function(name: str, settings: Mapping[str, object], opset: int) -> onnx.FunctionProto:

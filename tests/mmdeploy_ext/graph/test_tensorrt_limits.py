@@ -40,6 +40,27 @@ REFUSED = {
         ),
         r"pool \(RoiAlign\): has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone",
     ),
+    'early roi align': (
+        parse(
+            '[pool] y = RoiAlign(x, b, i)',
+            'float[1,3,8,8] x, float[2,4] b, int64[2] i',
+            'float[2,3,1,1] y',
+            opset=15,
+        ),
+        r'pool \(RoiAlign\): has no plugin in TensorRT-RTX, and becomes gathers .* from opset 16',
+    ),
+    'roi align of a branch': (
+        parse(
+            """y = If (c) <
+                then_branch = one () => (float[2,3,1,1] z) { [pool] z = RoiAlign(x, b, i) },
+                else_branch = other () => (float[2,3,1,1] w) { [rest] w = RoiAlign(x, b, i) }
+            >""",
+            'float[1,3,8,8] x, float[2,4] b, int64[2] i, bool c',
+            'float[2,3,1,1] y',
+            opset=16,
+        ),
+        r'(pool, rest|rest, pool) \(RoiAlign\): .* outside of sub-graphs',
+    ),
     'topk': (
         parse(K, 'float[1,5000] x', 'float[1,3841] y', constants='<int64[1] k = {3841}>'),
         r'best \(TopK\): K=3841, and TensorRT sorts 3840 at most',
