@@ -44,6 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='DIR',
         help='of frames: folder of the data set, where the infos say another one',
     )
+    parser.add_argument(
+        '--black-if-missing',
+        action='store_true',
+        help='of frames: a black picture for a camera whose picture is not there, instead of an error',
+    )
     return parser
 
 
@@ -84,10 +89,10 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
         fits = samples in OF_INFOS if kind == 'frames' else kind == samples
         if not fits and not (path.is_dir() and samples not in OF_INFOS):
             raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
-    if args.data_root is not None and samples not in OF_INFOS:
-        raise UsageError(
-            f'--data-root {args.data_root}: goes with frames; {args.model} takes {TAKES[samples]}'
-        )
+    of_frames = {f'--data-root {args.data_root}': args.data_root, '--black-if-missing': args.black_if_missing}
+    for words, given in of_frames.items():
+        if given and samples not in OF_INFOS:
+            raise UsageError(f'{words}: goes with frames; {args.model} takes {TAKES[samples]}')
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
@@ -152,7 +157,6 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw the boxes of each frame into the cameras and from above; a memory goes from frame to frame."""
     from mmdeploy_ext.apps import demo
-    from mmdeploy_ext.inputs.pictures import read_image
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw3d import compare_picture
     from mmdeploy_ext.runtime.infos import read_frames
@@ -165,13 +169,17 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
         raise ModelFileError(
             f'{args.model}: is of LiDAR alone; use it in a program (its step() takes points)'
         )
-    frames = [frame for path in args.images for frame in read_frames(path, rule, args.data_root)]
+    frames = [
+        frame
+        for path in args.images
+        for frame in read_frames(path, rule, args.data_root, args.black_if_missing)
+    ]
     targets = [args.out if video else args.out / f'{number:04d}.png' for number in range(len(frames))]
     run_images.check_targets(args, dict.fromkeys(targets))
     entries, begun = [], time.perf_counter()
     with opened(args, metadata) as model, demo.open_writer(args.out, FPS) as draw:
         for frame, target in zip(frames, targets, strict=True):
-            images = [read_image(path) for path in frame.pictures]
+            images = frame.read_pictures()
             points = None
             if metadata.samples == 'fused':
                 given: tuple[Any, ...] = (images, frame, args.data_root)
@@ -181,11 +189,15 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 given = images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token
             start = time.perf_counter()
             found = model.detect(*given)
-            facts = dict(frame=frame.name, scene=frame.scene_token)
+            facts: dict[str, Any] = dict(frame=frame.name, scene=frame.scene_token)
+            cameras = rule.cameras or map(str, range(rule.num_cameras))
+            if black := [name for name, path in zip(cameras, frame.pictures, strict=True) if path is None]:
+                facts['black'] = black
             entries.append(entry_of(facts, target, start, found, args, model.classes))
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
             draw(compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points))
-            print(run_images.result_line(frame.name, entries[-1]), flush=True)
+            name = f'{frame.name} ({", ".join(black)} black)' if black else frame.name
+            print(run_images.result_line(name, entries[-1]), flush=True)
     run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
     return 0
 

@@ -1,6 +1,6 @@
 """Infos of a data set as mmdet3d writes them, read without running what a pickle names; their files.
 
-Needs numpy only. Glossary: N cameras.
+Needs numpy only; `RigFrame.read_pictures` needs OpenCV. Glossary: N cameras.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class RigFrame:
 
     Attributes:
         name: token of the info, or its number.
-        pictures: files, in the order of the cameras of the rule.
+        pictures: files, in the order of the cameras of the rule; None for one that is not there.
         intrinsics: (N, 3, 3) float64 of these pictures.
         lidar2cam: (N, 4, 4) float64, LiDAR frame to camera frame.
         ego_pose: (4, 4) float64, LiDAR frame to global frame.
@@ -160,7 +160,7 @@ class RigFrame:
     """
 
     name: str
-    pictures: tuple[Path, ...]
+    pictures: tuple[Path | None, ...]
     intrinsics: np.ndarray
     lidar2cam: np.ndarray
     ego_pose: np.ndarray
@@ -176,14 +176,31 @@ class RigFrame:
         full[:, :3, :3] = self.intrinsics
         return full @ self.lidar2cam
 
+    def read_pictures(self) -> list[np.ndarray]:
+        """Return N pictures (h, w, 3) uint8, BGR; of a camera whose picture is not there a black one.
 
-def read_frames(path: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[RigFrame]:
+        Raises:
+            DataError: a file that is no picture, or none is there at all.
+        """
+        from mmdeploy_ext.inputs.pictures import read_image
+
+        found = [path and read_image(path) for path in self.pictures]
+        there = next((picture for picture in found if picture is not None), None)
+        if there is None:
+            raise DataError(f'{self.source}: {self.name} has the picture of no camera; expected one at least')
+        return [np.zeros_like(there) if picture is None else picture for picture in found]
+
+
+def read_frames(
+    path: str | Path, rule: MultiViewRule, root: str | Path | None = None, missing: bool = False
+) -> list[RigFrame]:
     """Return the frames of infos, scene by scene, each in the order of time.
 
     Args:
         path: infos of mmdet3d's kind (.pkl, .json) with `cams`.
         rule: of the model; says the cameras and their order.
         root: folder of the data set, where the pictures are not where the infos say.
+        missing: take frames in which the picture of a camera is not there.
 
     Raises:
         DataError: infos that lack a camera, a calibration or a pose, or whose pictures are not there.
@@ -192,7 +209,7 @@ def read_frames(path: str | Path, rule: MultiViewRule, root: str | Path | None =
     frames = []
     for number, info in enumerate(read_infos(source)):
         try:
-            frames.append(_frame(info, number, rule, source, root))
+            frames.append(_frame(info, number, rule, source, root, missing))
         except Mm2OnnxError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -207,8 +224,21 @@ def read_frames(path: str | Path, rule: MultiViewRule, root: str | Path | None =
 
 
 def _frame(
-    info: Mapping[str, Any], number: int, rule: MultiViewRule, source: Path, root: str | Path | None
+    info: Mapping[str, Any],
+    number: int,
+    rule: MultiViewRule,
+    source: Path,
+    root: str | Path | None,
+    missing: bool,
 ) -> RigFrame:
+    def picture(camera: Mapping[str, Any]) -> Path | None:
+        try:
+            return find_file(camera['data_path'], source, root, 'picture')
+        except DataError:
+            if missing:
+                return None
+            raise
+
     cameras = [info['cams'][name] for name in camera_names(info, rule, source)]
     lidar_to_ego, ego_to_global = (
         _pose(info[f'{name}_rotation'], info[f'{name}_translation']) for name in ('lidar2ego', 'ego2global')
@@ -216,7 +246,7 @@ def _frame(
     to_lidar = [_pose(c['sensor2lidar_rotation'], c['sensor2lidar_translation']) for c in cameras]
     return RigFrame(
         str(info.get('token', number)),
-        tuple(find_file(camera['data_path'], source, root, 'picture') for camera in cameras),
+        tuple(map(picture, cameras)),
         np.array([camera['cam_intrinsic'] for camera in cameras], np.float64),
         invert_pose(np.stack(to_lidar)),
         ego_to_global @ lidar_to_ego,

@@ -102,7 +102,7 @@ def moment(
         rig.name,
         images=images,
         calibration={name: matrix.astype(np.float32) for name, matrix in calibration.items()},
-        image_files=tuple(map(str, rig.pictures)),
+        image_files=tuple(str(path or '') for path in rig.pictures),
     )
 
 

@@ -64,6 +64,22 @@ def test_what_a_frame_lacks_is_told_with_the_file(tmp_path, change, expected):
         read_frames(write(tmp_path, lambda infos: change(infos[0])), RULE)
 
 
+def test_a_picture_that_is_not_there_is_black_where_that_is_asked_for(tmp_path):
+    def lose(infos):
+        infos[0]['cams']['CAM_BACK'].update(data_path='x.png')
+        for camera in infos[1]['cams'].values():
+            camera['data_path'] = 'x.png'
+
+    first, second, third = read_frames(write(tmp_path, lose), RULE, missing=True)[:3]
+    found, place = first.read_pictures(), CAMERAS.index('CAM_BACK')
+    assert first.pictures[place] is None and not found[place].any()
+    assert [picture.any() for picture in found].count(False) == 1
+    assert {picture.shape for picture in found} == {found[0].shape} and found[0].dtype == np.uint8
+    assert None not in third.pictures
+    with pytest.raises(DataError, match=f'{second.name} has the picture of no camera'):
+        second.read_pictures()
+
+
 def test_a_plain_pickle_of_infos_without_scenes_is_one_drive(tmp_path):
     path = write(tmp_path, lambda infos: [info.pop('scene_token') for info in infos])
     infos = pickle.loads(path.read_bytes())['infos']

@@ -302,6 +302,37 @@ def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, c
     assert 'frames of several cameras and a LiDAR' in capsys.readouterr().err
 
 
+def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, options, tmp_path, capsys):
+    """What it finds then is what it finds with a black file in its place."""
+    import pickle
+
+    import cv2
+
+    from mmdeploy_ext.apps import run_app
+
+    with open(options['data.test.ann_file'], 'rb') as stream:
+        content = pickle.load(stream)
+    content['infos'] = content['infos'][:1]
+    cameras = content['infos'][0]['cams']
+    black, given, told = (str(tmp_path / name) for name in ('black.png', 'infos.pkl', 'found.json'))
+    cv2.imwrite(black, np.zeros_like(cv2.imread(cameras['CAM_FRONT']['data_path'])))
+    folder, found = str(runs / 'bevfusion_toy_portable'), {}
+    for name in (black, 'x.png'):
+        cameras['CAM_FRONT']['data_path'] = name
+        with open(given, 'wb') as stream:
+            pickle.dump(content, stream)
+        words = [folder, given, '--out', str(tmp_path / 'out'), '--json', told]
+        if name == 'x.png':
+            assert run_app.main(words) == 2
+            assert 'picture x.png is not there' in capsys.readouterr().err
+            words.append('--black-if-missing')
+        assert run_app.main(words) == 0, capsys.readouterr()
+        (found[name],) = read_json(told)['frames']
+    assert '(CAM_FRONT black)' in capsys.readouterr().out
+    assert found['x.png']['black'] == ['CAM_FRONT'] and 'black' not in found[black]
+    assert found['x.png']['detections'] == found[black]['detections']
+
+
 def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, options, capsys):
     from mmdeploy_ext.apps import verify_app
 
