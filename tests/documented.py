@@ -256,6 +256,12 @@ ENTRIES = (
         'test_the_files_are_proven_on_frames_of_other_rigs',
     ),
     Entry(
+        r'python tools/deployment/pytorch2onnx.py .*BEVFusion/.*--contract autoware',
+        why='placeholder',
+        test=PROJECTS + 'mmdet3d_plugin/test_bevfusion_autoware.py::'
+        'test_the_file_is_proven_through_the_plug_ins_in_numpy',
+    ),
+    Entry(
         r'python tools/deployment/pytorch2onnx.py .*StreamPETR/.*--contract autoware',
         why='placeholder',
         test=PROJECTS + 'mmdet3d_plugin/test_streampetr_autoware.py::'

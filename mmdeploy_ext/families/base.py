@@ -58,7 +58,7 @@ class Family(abc.ABC):
         of_config: what configs of the family fix, for the message about an option that it does not have.
         export_tool: that writes its files.
         used_by: form -> command that uses a proven file where its runtime names none (see `runner_of`), with
-            {file}, {config} and {checkpoint}; '' for other forms.
+            {file}, {folder} of it, {config} and {checkpoint}; '' for other forms.
         exports: what it takes, and its page, for the message about a detector of no family.
         near: words in the names of detectors and heads that are of its kind.
     """

@@ -132,15 +132,27 @@ def convolve(
     Returns:
         (M, O) float32.
     """
-    kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0)
-    kernels = kernels.reshape(-1, node.in_channels, node.out_channels)
-    result = np.zeros((table.shape[1], node.out_channels), np.float32)
-    for rows_in, kernel in zip(table, kernels, strict=True):
-        rows_out = np.flatnonzero(rows_in < len(features))
-        result[rows_out] += features[rows_in[rows_out]] @ kernel
+    result = gathered(features, weight, table)
     if node.bias is not None:
         result += np.asarray(node.bias, np.float32)
     return np.maximum(result, np.float32(0), out=result) if node.activation == 'ReLU' else result
+
+
+def gathered(features: np.ndarray, weight: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return (M, O) float32: for each row the sum over offsets of features times the weight of the offset.
+
+    Args:
+        features: (N, I) float32.
+        weight: (O, k0, k1, k2, I).
+        table: (K, M) rows of the features; N and above stand for none.
+    """
+    kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0)
+    kernels = kernels.reshape(-1, weight.shape[4], weight.shape[0])
+    result = np.zeros((table.shape[1], weight.shape[0]), np.float32)
+    for rows_in, kernel in zip(table, kernels, strict=True):
+        rows_out = np.flatnonzero(rows_in < len(features))
+        result[rows_out] += features[rows_in[rows_out]] @ kernel
+    return result
 
 
 def _scatter(node: ir.ScatterDense, features: np.ndarray, rulebook: Rulebook) -> np.ndarray:

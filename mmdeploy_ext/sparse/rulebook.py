@@ -1,8 +1,7 @@
 """Which site meets which weight: the rulebook of a sparse network, from coordinates alone. Needs no torch.
 
 Glossary: N input sites, M output sites, K = k0*k1*k2 kernel offsets in row-major order. A table says for
-    every
-offset and output row which input row, times the weight of that offset, is added to it.
+every offset and output row which input row, times the weight of that offset, is added to it.
 """
 
 from __future__ import annotations
@@ -225,6 +224,38 @@ def _strided(
     geometry = zip(level.spatial_shape, shape, kernel_size, stride, padding, dilation, strict=True)
     axes = tuple(_axis_targets(*axis) for axis in geometry)
     return _Strided(level, _reached_level(level, shape, axes), axes)
+
+
+def pairs(
+    coordinates: np.ndarray,
+    spatial_shape: Sequence[int],
+    subm: bool,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sites (M, 4) int32 that one convolution writes, and its table (K, M) int32.
+
+    Args:
+        coordinates: (N, 4) integers: sample and the axes.
+        spatial_shape: grid size per axis.
+        subm: submanifold; it centres its kernel and ignores stride and padding.
+        kernel_size: per axis, as are those that follow.
+        stride: of the sites that are written.
+        padding: at both ends.
+        dilation: of the kernel.
+
+    Raises:
+        PointsError: coordinates outside the grid, or duplicates.
+    """
+    level = Level(coordinates, spatial_shape)
+    if subm:
+        (table,) = _find([_Submanifold(level, kernel_size, dilation)], 1)
+        return level.coordinates, table
+    search = _strided(level, kernel_size, stride, padding, dilation)
+    (table,) = _find([search], 1)
+    return search.reached.coordinates, table
 
 
 @dataclasses.dataclass(frozen=True)

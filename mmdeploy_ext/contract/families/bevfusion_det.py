@@ -8,14 +8,15 @@ from mmdeploy_ext.contract.options import CONTRACT as DECLARED
 from mmdeploy_ext.contract.schema import exactly, items, maybe, number, one_of, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, RANGE
 
-PORTABLE, CUDA = 'portable', 'cuda-bevfusion'
+PORTABLE, CUDA, AUTOWARE = 'portable', 'cuda-bevfusion', 'autoware'
 CONTRACT = dataclasses.replace(
     DECLARED,
     default=PORTABLE,
     help='portable: three graphs of standard operators, points to boxes (default); cuda-bevfusion: the files '
-    "that NVIDIA's CUDA-BEVFusion loads, by its names and shapes",
-    choices=(PORTABLE, CUDA),
-    fixes={CUDA: dict(opset=13, exporter='torchscript', precision='fp32')},
+    "that NVIDIA's CUDA-BEVFusion loads, by its names and shapes; autoware: the file that Autoware's "
+    'bevfusion loads, of models of LiDAR alone',
+    choices=(PORTABLE, CUDA, AUTOWARE),
+    fixes={CUDA: dict(opset=13, exporter='torchscript', precision='fp32'), AUTOWARE: dict(precision='fp32')},
 )
 OPTIONS = (CONTRACT,)
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())

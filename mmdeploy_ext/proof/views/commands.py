@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.families import DETECTOR
@@ -26,10 +27,13 @@ def _next_script(verdict: Verdict) -> str:
     subject = verdict.subject
     known = _model_of(subject) | dict(file=subject.get('file', 'MODEL.onnx'))
     if verdict.passed:
-        form, tool = subject.get('form', ''), runner_of(subject.get('family', ''), subject.get('form', ''))
+        form = subject.get('form') or Path(list(subject.get('files', ['']))[-1]).stem
+        tool = runner_of(subject.get('family', ''), form)
         used_by = getattr(FAMILIES.get(subject.get('family')), 'used_by', Family.used_by)
         command = f'{tool} {{file}} IMAGE_OR_FOLDER' if tool else used_by.get(form) or used_by['']
-        quoted = {name: shlex.quote(str(value)) for name, value in known.items()}
+        place = Path(known['file'])
+        given = known | dict(folder=place.parent if place.suffix == '.onnx' else place)
+        quoted = {name: shlex.quote(str(value)) for name, value in given.items()}
         return f'python {command.format(**quoted)}'
     if not all(check.passed for check in (*verdict.structure, *verdict.graphs)):
         return f'{export_command(subject, known["file"])}   # export it again'

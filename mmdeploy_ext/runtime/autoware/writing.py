@@ -49,12 +49,19 @@ def class_words(names: Sequence[str], known: Sequence[str], where: str) -> list[
     Raises:
         ConfigError: a class that the node would publish as UNKNOWN.
     """
-    other = {'MOTORCYCLE': 'MOTORBIKE', 'MOTORBIKE': 'MOTORCYCLE'}
-    words = [name.upper() for name in names]
-    words = [word if word in known else other.get(word, word) for word in words]
-    if lost := [name for name, word in zip(names, words, strict=True) if word not in known]:
+    words, lost = known_words(names, known)
+    if lost:
         raise ConfigError(
             f'{where} has {", ".join(lost)}, which the node publishes as UNKNOWN; it knows {", ".join(known)}'
             f': rename or leave out the classes'
         )
     return words
+
+
+def known_words(names: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return class names in a node's words, see `class_words`, and those that it does not know."""
+    other = {'MOTORCYCLE': 'MOTORBIKE', 'MOTORBIKE': 'MOTORCYCLE'}
+    words = [name.upper() for name in names]
+    words = [word if word in known else other.get(word, word) for word in words]
+    words = [word if word in known else name.upper() for name, word in zip(names, words, strict=True)]
+    return words, [name for name, word in zip(names, words, strict=True) if word not in known]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.families.bevfusion_det import CUDA, OPTIONS
+from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.fusion import FusionRule
+from mmdeploy_ext.runtime.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
+from mmdeploy_ext.runtime.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.runtime.bevfusion_det.cuda import GRAPHS as CUDA_FILES
-from projects.mmdet3d_plugin.bevfusion import cuda_graphs
+from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
@@ -44,7 +47,10 @@ class BEVFusionFamily(SequenceFamily):
     near = ('TransFusion', 'BEVFusion', 'LSS')
     of_config = "the grid and the cameras are the config's"
     task = 'points3d'
-    used_by: ClassVar[Mapping[str, str]] = {'': '-m mmdeploy_ext run {file} INFOS.pkl'}
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': '-m mmdeploy_ext run {file} INFOS.pkl',
+        AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
+    }
     options = (*OPTIONS, *DRIVE)
     files = ('rig', 'lidar', 'frame')
     samples = 'fused'
@@ -65,14 +71,22 @@ class BEVFusionFamily(SequenceFamily):
         check_model(cfg)
         if options.contract == CUDA:
             check_cuda(cfg)
+        if options.contract == AUTOWARE:
+            autoware.check(cfg)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""
+        if options.contract == AUTOWARE:
+            return autoware.graphs(model)
         return cuda_graphs.graphs(model, CAMERAS) if options.contract == CUDA else graphs(model, options)
 
     def names_of(self, options: Options) -> tuple[str, ...]:
         """See `Family.names_of`."""
-        return CUDA_FILES if options.contract == CUDA else self.files
+        return {CUDA: CUDA_FILES, AUTOWARE: AUTOWARE_FILES}.get(options.contract, self.files)
+
+    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
+        """See `Family.companions`."""
+        return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         """See `SequenceFamily.reference_of`."""
@@ -80,6 +94,8 @@ class BEVFusionFamily(SequenceFamily):
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         """See `SequenceFamily.between_files`."""
+        if options.contract == AUTOWARE:
+            return autoware.between()
         return cuda_graphs.between() if options.contract == CUDA else ()
 
     def build(self, cfg: Any) -> nn.Module:
@@ -115,6 +131,8 @@ class BEVFusionFamily(SequenceFamily):
         """See `SequenceFamily.runner`."""
         from mmdeploy_ext.runtime.bevfusion_det.model import is_cuda, opened
 
+        if tuple(Path(path).stem for path in paths) == AUTOWARE_FILES:
+            return AutowareBEVFusion(paths, **engine)
         more = dict(to_compare=True) if is_cuda(paths) else {}
         return opened(paths, **more, **engine)
 

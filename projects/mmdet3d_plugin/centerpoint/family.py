@@ -63,7 +63,7 @@ class CenterPointFamily(SequenceFamily):
     task = 'points3d'
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}',
-        AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {file}',
+        AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
     }
     options = tuple(OWN.get(one.name, one) for one in (*OPTIONS, *DRIVE))
     files = ('backbone', 'head')

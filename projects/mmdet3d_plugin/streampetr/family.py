@@ -45,7 +45,7 @@ class StreamPetrFamily(SequenceFamily):
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
-        NODE_FILES[-1]: 'tools/deployment/check_autoware.py {file}',
+        NODE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
         '': 'tools/demo/streampetr_video.py {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
     samples = 'frames'

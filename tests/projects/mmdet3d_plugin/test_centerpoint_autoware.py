@@ -12,6 +12,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, PointsError, UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.proof.views.commands import next_command
 from mmdeploy_ext.runtime.autoware import boxes
 from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS, AutowareCenterPoint
 from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
@@ -60,6 +61,7 @@ def test_the_folder_is_proven_through_the_nodes_loop(toy):
     deployment, folder, *_ = toy
     verdict, _ = prove(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons
+    assert next_command(verdict) == f'python tools/deployment/check_autoware.py {folder}'
     assert sum(row.matched for case in verdict.cases for row in case.detections) >= 10
     assert {row.tensor for row in verdict.cases[0].tensors} == {
         *('pillar_features', 'spatial_features'),

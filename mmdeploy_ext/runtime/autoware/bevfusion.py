@@ -1,0 +1,234 @@
+"""bevfusion's path from points to objects, LiDAR alone, without Autoware: its file in numpy and ONNX Runtime.
+
+    runtime = AutowareBEVFusion('work_dirs/autoware')      # written with --contract autoware
+    found = runtime.step(FusedFrame(points)).detections
+
+What is in the node's plug-ins runs in numpy, what follows in ONNX Runtime. Needs numpy, numba, onnx and ONNX
+Runtime. No node was run here; see docs/autoware.md.
+
+Source: autoware_universe 5e12a711, autoware_bevfusion, lib/preprocess/preprocess_kernel.cu and
+lib/postprocess/postprocess_kernel.cu:50-121 (formulas and defaults, no code).
+
+Glossary: V voxels, A points of a voxel, F values of a point, Q queries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.inputs.points import pillars
+from mmdeploy_ext.runtime.autoware.bevfusion_rules import LIDAR
+from mmdeploy_ext.runtime.autoware.boxes import Objects, best_first, overlap_nms
+from mmdeploy_ext.runtime.autoware.implicit_gemm import evaluator
+from mmdeploy_ext.runtime.bev_nms import circle_nms
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, spread_out
+from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.exported import export_files
+from mmdeploy_ext.runtime.frames import StepResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import onnx
+
+    from mmdeploy_ext.runtime.frames import FusedFrame
+
+ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
+GRAPHS = (LIDAR,)
+"""Files of one export, by their `form`."""
+BEV = 'bev'
+"""The tensor between the sparse encoder and what is standard ONNX."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeSettings:
+    """What decides which boxes are published; of the node's own parameters.
+
+    Attributes:
+        limits: of the bins of distance, m; what is further is dropped.
+        scores: least score, for all classes and bins.
+        yaw_norm: least length of (sine, cosine), but of pedestrians.
+        circle_m: boxes nearer to a better one are dropped, whatever their class.
+        iou: so are those that overlap one by more.
+        iou_search_m: boxes further apart are not compared.
+    """
+
+    limits: tuple[float, ...] = (50.0, 90.0, 121.0, 200.0)
+    scores: float = 0.1
+    yaw_norm: float = 0.3
+    circle_m: float = 0.5
+    iou: float = 0.1
+    iou_search_m: float = 10.0
+
+
+class AutowareBEVFusion(Detecting):
+    """A folder of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory.
+
+    Attributes:
+        metadata: of the file.
+        seconds: spent so far by part.
+    """
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        engine: str = ENGINE,
+        providers: Sequence[str] = PROVIDERS,
+        threads: int = 0,
+        graph_optimization: str = 'all',
+    ) -> None:
+        """Open the file.
+
+        Args:
+            paths: the folder, or its file.
+            engine: of what is standard ONNX: ONNX Runtime.
+            providers: of it: the CPU's alone.
+            threads: within an operator; 0 leaves the choice to it.
+            graph_optimization: see `engines.onnxruntime`.
+
+        Raises:
+            ModelFileError: it is missing, of another model family, or does not begin as the node's.
+            EngineError: another engine.
+        """
+        import onnx
+
+        from mmdeploy_ext.contract.metadata import Metadata, read_props
+        from mmdeploy_ext.graph.run import Runner
+
+        if engine != ENGINE or tuple(providers) != PROVIDERS:
+            raise EngineError(f"{engine}: Autoware's plug-ins run in numpy here, what follows in {ENGINE}")
+        (path,) = export_files(paths, GRAPHS)
+        self.metadata = Metadata.from_props(read_props(path), path)
+        self.metadata.require(path, FAMILY, GRAPHS)
+        encoder, head = halves(onnx.load(path), BEV, str(path))
+        self.encoder = evaluator(encoder)
+        self.head = Runner(head, optimization=graph_optimization, threads=threads)
+        self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
+
+    def step(self, frame: FusedFrame) -> StepResult:
+        """Detect in one sweep; gives all queries of the model, not what the node publishes of them.
+
+        Raises:
+            DataError: points that cannot be.
+            InferenceError: the engine failed or gave NaN.
+        """
+        points, _ = checked(frame, self.rule)
+        start = time.perf_counter()
+        voxels, counts, cells = pillars(points, self.rule.voxels)
+        zyx = cells[:, 1:] if self.rule.voxels.order == 'zyx' else cells[:, :0:-1]
+        given = dict(voxels=voxels, num_points_per_voxel=counts, coors=np.ascontiguousarray(zyx))
+        (bev,) = self.encoder.run([BEV], given)
+        start = self.passed('encoder', start)
+        outputs = self.head.run({BEV: bev})
+        if not all(np.isfinite(values).all() for values in outputs.values()):
+            raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
+        self.passed('head', start)
+        facts = self.metadata.postprocess
+        boxes = spread_out(detections(outputs, facts['coder']), facts['nms'])
+        return StepResult({BEV: bev, **outputs}, boxes)
+
+    def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
+        """Return what the node publishes of one cloud (P, F); raises what `step` raises."""
+        from mmdeploy_ext.runtime.frames import FusedFrame
+
+        outputs = self.step(FusedFrame(points)).outputs
+        return published(
+            outputs, self.metadata.postprocess['coder'], settings or NodeSettings(), self.classes
+        )
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return what makes a tensor, and what is made of it.
+
+    Raises:
+        ModelFileError: no node makes it, or what follows it reads the inputs, too; names the file.
+    """
+    from onnx import ValueInfoProto
+
+    from mmdeploy_ext.graph.io.index import Index
+    from mmdeploy_ext.graph.part import part
+
+    index = Index(model)
+    later = index.ancestors(index.outputs, [tensor])
+    if index.producer(tensor) is None or index.leaves(later, [tensor]):
+        raise ModelFileError(
+            f'{name}: is not cut in two by {tensor!r}, the map of the sparse encoder; export it again'
+        )
+    typed = [value for value in model.graph.value_info if value.name == tensor]
+    first = part(index, index.ancestors([tensor]), model.graph.input, [ValueInfoProto(name=tensor)])
+    return first, part(index, later, typed, model.graph.output)
+
+
+def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
+    """Return centres (Q, 3) in m of `bbox_pred` (10, Q); `coder` is that of the file's facts."""
+    step = np.float32(coder['voxel_size'][:2]) * np.float32(coder['out_size_factor'])
+    flat = boxes[:2] * step[:, None] + np.float32(coder['pc_range'][:2])[:, None]
+    return np.concatenate([flat, boxes[2:3]]).T
+
+
+def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
+    """Return the boxes that the file's outputs stand for by the model's own limits, best first.
+
+    Args:
+        outputs: `bbox_pred` (10, Q), `score` (Q,), `label_pred` (Q,).
+        coder: `coder` of the file's facts.
+    """
+    values, scores = outputs['bbox_pred'], outputs['score']
+    centres, sizes = places(values, coder), np.exp(values[3:6]).T
+    bottom = centres - sizes * np.float32([0, 0, 0.5])
+    yaws = np.arctan2(values[6], values[7])[:, None]
+    kept = np.ones(len(scores), bool)
+    if coder['post_center_range'] is not None:
+        limits = np.float32(coder['post_center_range'])
+        kept = ((bottom >= limits[:3]) & (bottom <= limits[3:])).all(1)
+    if coder['score_threshold']:
+        kept &= scores > coder['score_threshold']
+    rows = np.flatnonzero(kept)
+    rows = rows[np.argsort(-scores[rows], kind='stable')]
+    boxes = np.concatenate([bottom, sizes, yaws, values[8:].T], 1).astype(np.float32)
+    return Detections3D(boxes[rows], scores[rows], outputs['label_pred'][rows].astype(np.int64))
+
+
+def published(
+    outputs: Mapping[str, np.ndarray],
+    coder: Mapping[str, Any],
+    settings: NodeSettings,
+    classes: Sequence[str],
+) -> Objects:
+    """Return what the node publishes, best first, before its remapper.
+
+    Args:
+        outputs: of the file, see `detections`.
+        coder: of the file's facts; the manifest has the same numbers.
+        settings: of the node.
+        classes: names by label.
+    """
+    values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
+    walker = [index for index, name in enumerate(classes) if name.upper() == 'PEDESTRIAN']
+    centres, turn = places(values, coder), np.hypot(values[6], values[7])
+    turned = (turn >= np.float32(settings.yaw_norm)) | np.isin(labels, walker)
+    scores = np.where(turned, outputs['score'], np.float32(0))
+    inside = (centres[:, :2] ** 2).sum(1) < np.float32(max(settings.limits)) ** 2
+    found = Objects(
+        places=centres,
+        sizes=np.exp(values[3:6]).T,
+        yaws=np.arctan2(values[6], values[7]),
+        twists=np.zeros((len(scores), 2), np.float32),  # the message has none
+        scores=scores,
+        labels=labels,
+    )
+    found = best_first(found.take(np.flatnonzero(inside & (scores >= np.float32(settings.scores)))))
+    near = np.nextafter(np.float64(settings.circle_m) ** 2, 0)
+    found = found.take(circle_nms(found.places[:, :2].astype(np.float64), near))
+    return found.take(overlap_nms(found, set(walker), settings.iou, settings.iou_search_m))

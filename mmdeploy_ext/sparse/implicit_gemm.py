@@ -1,0 +1,141 @@
+"""Writer of the sparse graph in Autoware's plug-ins of spconv: pairs of sites, and products over them.
+
+Two operators of the domain `autoware`, whose inputs are ordinary tensors, so that a file holds them beside
+standard operators, from voxels to boxes. Weights stay (O, k0, k1, k2, I) float32.
+
+Source: autoware_universe 5e12a711, autoware_tensorrt_plugins (names, inputs, outputs, attributes; facts, no
+code); spconv 2.3.8, `core.ConvAlgo` (number of the algorithm that has one mask for each site).
+
+Glossary: V sites that a convolution reads, W that it writes, K offsets of its kernel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import TensorProto
+
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.sparse.ir import Add, Relu, Reshape, ScatterDense, SparseConvolution, Transpose
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.sparse.node_writer import NodeWriter
+
+DOMAIN, VERSION = 'autoware', 1
+PAIRS, PRODUCTS = 'GetIndicePairsImplicitGemm', 'ImplicitGemm'
+ONE_MASK = 1
+"""`ConvAlgo.MaskImplicitGemm`: the plug-in gives one mask for each site."""
+
+
+class ImplicitGemm:
+    """Writes the nodes of one graph; the tensors of its sites have the suffix `.sites`."""
+
+    def __init__(self, graph: SparseGraph, writer: NodeWriter, prefix: str = 'sparse/') -> None:
+        """Keep a folded graph, and what takes its nodes; `prefix` is that of their names."""
+        self.graph, self.writer, self.prefix = graph, writer, prefix
+        self._values: dict[str, str] = {}
+        self._sites: dict[str, str] = {}
+        self._pairs: dict[tuple[str, str], list[str]] = {}
+
+    def write(self, sites: str, features: str) -> str:
+        """Add all nodes; return the name of the result, (1, C, H, W) float32.
+
+        Args:
+            sites: name of (V, 4) int32: sample 0 and the axes in the graph's order.
+            features: name of (V, C) float32.
+
+        Raises:
+            ExportError: a node that the plug-ins have not; it and its module are named.
+        """
+        self._values['0'], self._sites['0'] = features, sites
+        for node in self.graph.nodes:
+            given = [self._values[name] for name in node.inputs]
+            self._sites[node.output] = self._sites[node.inputs[0]]
+            name, op = f'{self.prefix}{node.name}', self.writer.op
+            if isinstance(node, SparseConvolution):
+                found = self._convolution(node, given[0], name)
+            elif isinstance(node, Add | Relu):
+                found = op(node.op_type, given, name)
+            elif isinstance(node, ScatterDense):
+                found = self._scatter(node, given[0], name)
+            elif isinstance(node, Transpose):
+                found = op('Transpose', given, name, perm=list(node.dims))
+            elif isinstance(node, Reshape):
+                found = op('Reshape', [*given, self.writer.integers(*node.dims)], name)
+            else:
+                raise ExportError(
+                    f'{node.name} ({node.module}): {node.op_type} is not folded; fold the graph'
+                )
+            self._values[node.output] = found
+        return self._values[self.graph.output]
+
+    def _convolution(self, node: SparseConvolution, features: str, name: str) -> str:
+        if node.inverse or node.transposed or node.groups != 1:
+            raise ExportError(
+                f'{node.name} ({node.module}): an inverse, transposed or grouped convolution, which the '
+                f'plug-ins of Autoware have not'
+            )
+        sites, *pairs = self._pairs_of(node, name)
+        self._sites[node.output] = sites
+        weight = self.writer.constant(f'{name}.weight', np.float32(node.weight))
+        done = node.bias is None and node.activation == 'None'
+        found = self.writer.op(
+            PRODUCTS,
+            [features, weight, *pairs],
+            name if done else f'{name}.product',
+            domain=DOMAIN,
+            act_alpha=0.0,
+            act_beta=0.0,
+            output_add_scale=0.0,
+            output_scale=1.0,
+            is_subm=int(node.subm),
+            is_train=0,
+        )
+        if node.bias is not None:
+            bias = self.writer.constant(f'{name}.bias', np.float32(node.bias))
+            found = self.writer.op('Add', [found, bias], name if node.activation == 'None' else f'{name}.sum')
+        return found if node.activation == 'None' else self.writer.op('Relu', [found], name)
+
+    def _pairs_of(self, node: SparseConvolution, name: str) -> list[str]:
+        """Return the sites that a convolution writes, its pairs, masks and their order; equal ones once."""
+        sites = self._sites[node.inputs[0]]
+        key = sites, (node.rulebook or name) if node.subm else name
+        if key not in self._pairs:
+            triples = dict(
+                ksize=node.kernel_size,
+                stride=node.stride,
+                padding=node.padding,
+                dilation=node.dilation,
+                out_padding=node.output_padding,
+                spatial_shape=node.input_spatial_shape,
+            )
+            outputs = [f'{name}.{part}' for part in ('sites', 'pairs', 'masks', 'order', 'count')]
+            self.writer.op(
+                PAIRS,
+                [sites],
+                outputs,
+                domain=DOMAIN,
+                algo=ONE_MASK,
+                batch_size=1,
+                is_train=0,
+                subm=int(node.subm),
+                transpose=0,
+                **{key: [int(value) for value in triple] for key, triple in triples.items()},
+            )
+            self._pairs[key] = outputs[:4]
+        found = self._pairs[key]
+        return [sites, *found[1:]] if node.subm else found
+
+    def _scatter(self, node: ScatterDense, features: str, name: str) -> str:
+        """Put rows into zeros (d0, d1, d2, C), then channels first, (1, C, d0, d1, d2)."""
+        op, integers = self.writer.op, self.writer.integers
+        channels = node.output_shape[1]
+        shape = integers(*node.spatial_shape, channels)
+        zeros = op('ConstantOfShape', [shape], f'{name}.zeros')
+        wide = op('Cast', [self._sites[node.inputs[0]]], f'{name}.wide', to=TensorProto.INT64)
+        places = op('Slice', [wide, integers(1), integers(4), integers(1)], f'{name}.places')
+        filled = op('ScatterND', [zeros, places, features], f'{name}.filled')
+        first = op('Transpose', [filled], f'{name}.first', perm=[3, 0, 1, 2])
+        return op('Reshape', [first, integers(*node.output_shape)], name)

@@ -1,0 +1,212 @@
+"""BEVFusion of LiDAR alone for Autoware: its file is proven, faults in each part are refused."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+import toy_bevfusion
+from mmdeploy_ext.apps.check_autoware_app import main
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, PointsError
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.proof.views.commands import next_command
+from mmdeploy_ext.runtime.autoware import bevfusion, bevfusion_rules
+from mmdeploy_ext.runtime.frames import FusedFrame
+from planting import arguments, replaced, result
+from proofs import check_files
+
+AUTOWARE = dict(contract='autoware')
+HERE = 'projects.mmdet3d_plugin.bevfusion.autoware'
+NODE, GEMM = 'mmdeploy_ext.runtime.autoware.bevfusion', 'mmdeploy_ext.sparse.implicit_gemm'
+CLASSES = ('car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 'motorcycle', 'bicycle')
+
+
+@pytest.fixture(scope='module')
+def known(tmp_path_factory):
+    found = toy_bevfusion.toy(tmp_path_factory.mktemp('lidar'), **toy_bevfusion.alone('lidar'))
+    found.model.CLASSES = (*CLASSES, 'pedestrian', 'traffic_cone')
+    return found
+
+
+@pytest.fixture(scope='module')
+def folder(known, tmp_path_factory):
+    place = tmp_path_factory.mktemp('autoware')
+    toy_bevfusion.export(known, place, **AUTOWARE)
+    return place
+
+
+@pytest.fixture(scope='module')
+def frames(known):
+    return list(known.family.generated_sweeps(known.rule, 2))
+
+
+def file(folder):
+    return str(folder / f'{bevfusion_rules.LIDAR}.onnx')
+
+
+def test_the_file_is_proven_through_the_plug_ins_in_numpy(known, folder, frames):
+    verdict, _ = prove(known, [file(folder)], frames)
+    assert verdict.proven, verdict.reasons
+    assert verdict.summary()['matched'] >= 60
+    assert {row.tensor for row in verdict.cases[0].tensors} == {bevfusion.BEV}
+    assert next_command(verdict) == f'python tools/deployment/check_autoware.py {folder}'
+
+
+@pytest.mark.matrix
+def test_a_file_of_the_other_exporter_is_proven(known, frames, tmp_path):
+    paths = toy_bevfusion.export(known, tmp_path, exporter='dynamo', **AUTOWARE)
+    assert prove(known, paths, frames)[0].proven
+
+
+def test_the_node_would_take_the_folder(known, folder, tmp_path, caplog, capsys):
+    assert main([str(folder)]) == 0
+    assert '3 files, 0 errors, 1 warnings' in capsys.readouterr().out  # three classes of nuScenes
+    with caplog.at_level(logging.WARNING):
+        known.family.companions(known.model, known.family.choose(**AUTOWARE))
+    assert 'construction_vehicle, barrier, traffic_cone: the node publishes' in caplog.text
+    model = onnx.load(file(folder))
+    graph, plugins = model.graph, [node for node in model.graph.node if node.domain == 'autoware']
+    assert [one.name for one in graph.input] == ['voxels', 'num_points_per_voxel', 'coors']
+    assert [one.name for one in graph.output] == ['bbox_pred', 'score', 'label_pred']
+    assert {node.op_type for node in plugins} == {'GetIndicePairsImplicitGemm', 'ImplicitGemm'}
+    for node in plugins:
+        assert {entry.name for entry in node.attribute} == set(bevfusion_rules.PLUGINS[node.op_type])
+    pairs = [node for node in plugins if len(node.output) == 5]
+    assert len(pairs) == 8 and len(plugins) == 8 + 21  # four levels share theirs, four strides have their own
+
+
+FAULTS = {
+    'width before length': (
+        f'{HERE}:node_boxes',
+        result(lambda boxes, *_: boxes[:, [0, 1, 2, 4, 3, *range(5, 10)]]),
+    ),
+    'the heading of mmdet3d 0.x': (
+        f'{HERE}:node_boxes',
+        result(lambda boxes, found: torch.cat([boxes[:, :6], found['rot'], boxes[:, 8:]], 1)),
+    ),
+    'axes of the voxels': (f'{HERE}:_sites', arguments(lambda writer, order: (writer, 'zyx'))),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_fault_in_what_is_exported_is_refused(known, frames, tmp_path, fault):
+    own = dataclasses.replace(known)  # with exports of its own
+    with replaced(*FAULTS[fault]):
+        verdict, _ = prove(own, toy_bevfusion.export(own, tmp_path, **AUTOWARE), frames[:1])
+    assert verdict.graphs[0].passed and not verdict.cases[0].passed
+
+
+AROUND = {
+    'x, y, z cells': (f'{NODE}:pillars', result(lambda made, *_: (*made[:2], made[2][:, [0, 3, 2, 1]]))),
+    'a point of each voxel': (f'{NODE}:pillars', result(lambda made, *_: (made[0][:, :1], made[1], made[2]))),
+    'z of the bottom': (
+        f'{NODE}:places',
+        result(lambda found, boxes, _: found - np.exp(boxes[5])[:, None] * np.float32([0, 0, 0.5])),
+    ),
+    'the first half of the kernel': (
+        'mmdeploy_ext.runtime.autoware.implicit_gemm:pairs',
+        result(lambda made, *_: (made[0], np.where(np.arange(len(made[1]))[:, None] < 14, made[1], 1 << 30))),
+    ),
+}
+
+
+@pytest.mark.parametrize('fault', AROUND)
+def test_a_fault_around_the_file_is_refused(known, folder, frames, fault):
+    with replaced(*AROUND[fault]):
+        verdict, _ = prove(known, [file(folder)], frames[:1])
+    assert verdict.graphs[0].passed and not verdict.cases[0].passed
+
+
+def moved(model, name):
+    tensor = next(one for one in model.graph.initializer if one.name == name)
+    values = numpy_helper.to_array(tensor).copy()
+    values.reshape(-1)[-1] = np.nextafter(values.reshape(-1)[-1], np.float32(9))
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def padded(model, _):
+    node = next(node for node in model.graph.node if node.output[0] == 'sparse/conv5.sites')
+    next(entry for entry in node.attribute if entry.name == 'padding').ints[:] = [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ('change', 'name'),
+    [(moved, 'sparse/conv0.weight'), (moved, 'sparse/conv20.bias'), (padded, 'sparse/conv5.sites')],
+)
+def test_a_changed_file_is_refused_by_name(known, folder, frames, tmp_path, change, name):
+    model = onnx.load(file(folder))
+    change(model, name)
+    onnx.save(model, file(tmp_path))
+    (graph,) = check_files(known, file(tmp_path), frames).graphs
+    assert not graph.passed and name in graph.text
+
+
+def test_what_is_published_follows_the_rules_of_the_node(folder, known):
+    coder = dict(voxel_size=[0.2, 0.2], out_size_factor=8, pc_range=[-19.2, -19.2])
+    boxes = np.zeros((10, 6), np.float32)
+    boxes[0], boxes[1], boxes[2] = [12, 12.1, 2, 4, 20, 22], 12, 1
+    boxes[3:6] = np.log([[4.0], [2.0], [1.5]])
+    boxes[6], boxes[7] = [1, 1, 1, 0.1, 0.1, 1], [0, 0, 0, 0, 0, 0]
+    given = dict(
+        bbox_pred=boxes,
+        score=np.float32([0.9, 0.8, 0.09, 0.7, 0.6, 0.5]),
+        label_pred=np.array([0, 1, 0, 0, 8, 0]),
+    )
+    settings = bevfusion.NodeSettings(limits=(5.0, 15.0), circle_m=0.5)
+    found = bevfusion.published(given, coder, settings, (*CLASSES, 'pedestrian'))
+    # 1 is 16 cm from the better 0; 2 is below the score; 3 has no heading; 5 is further than 15 m
+    np.testing.assert_allclose(found.scores, [0.9, 0.6])
+    np.testing.assert_allclose(found.places, [[0, 0, 1], [12.8, 0, 1]], atol=1e-5)
+    np.testing.assert_allclose(found.sizes, [[4, 2, 1.5]] * 2, rtol=1e-5)
+    np.testing.assert_allclose(found.yaws, [np.pi / 2] * 2, rtol=1e-6)
+
+
+def test_all_queries_come_out_of_a_sweep_and_the_node_publishes_some(folder, frames):
+    with bevfusion.AutowareBEVFusion(folder) as runtime:
+        found, some = runtime.step(frames[0]).detections, runtime.objects(frames[0].points)
+        assert 0 < len(some.scores) <= len(found)
+        with pytest.raises(PointsError, match='none of 1 is in the range'):
+            runtime.step(FusedFrame(np.full((1, 5), 15, np.float32) * [1, 1, 9, 1, 0]))
+        assert set(runtime.seconds) == {'encoder', 'head'}
+
+
+def test_what_cannot_be_opened_is_refused(folder, tmp_path):
+    with pytest.raises(EngineError, match='plug-ins run in numpy'):
+        bevfusion.AutowareBEVFusion(folder, engine='OpenVINOBackend')
+    model = onnx.load(file(folder))
+    for node in model.graph.node:
+        names = [node.input, node.output]
+        for values in names:
+            values[:] = ['map' if value == bevfusion.BEV else value for value in values]
+    onnx.save(model, file(tmp_path))
+    with pytest.raises(ModelFileError, match="is not cut in two by 'bev'"):
+        bevfusion.AutowareBEVFusion(file(tmp_path))
+
+
+def test_models_that_the_node_has_no_place_for_are_refused(tmp_path):
+    def refused(match, **more):
+        cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **more))
+        family = find_family(cfg)
+        with pytest.raises(ConfigError, match=match):
+            family.check(cfg, family.choose(opset=17, **AUTOWARE))
+
+    alone = toy_bevfusion.alone('lidar')
+    refused('encoders.camera: the files of LiDAR alone')
+    three = dict(encoders=dict(lidar=dict(backbone=dict(in_channels=3))))
+    refused('in_channels=3, expected 4', **toy_bevfusion.merged(alone, three))
+    many = dict(encoders=dict(lidar=dict(voxelize=dict(max_voxels=[1, 300000]))))
+    refused('max_voxels=300000: the plug-in has room', **toy_bevfusion.merged(alone, many))
+    still = dict(
+        heads=dict(
+            object=dict(
+                common_heads=dict(_delete_=True, center=[2, 2], height=[1, 2], dim=[3, 2], rot=[2, 2])
+            )
+        )
+    )
+    refused('has no vel', **toy_bevfusion.merged(alone, still))
