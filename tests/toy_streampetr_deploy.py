@@ -22,6 +22,7 @@ def deployment() -> Deployment:
 
     model = exported.model()
     model.input_sizes = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH)
+    model.image_norm = exported.RULE.mean, exported.RULE.std, exported.RULE.to_rgb
     cfg = Config(dict(model=toy.model_cfg(), test_pipeline=[dict(type='LoadMultiViewImageFromFiles')]))
     classes = tuple(f'class {label}' for label in range(toy.NUM_CLASSES))
     return Deployment(

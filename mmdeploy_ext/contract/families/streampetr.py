@@ -49,7 +49,17 @@ LAYERS = Option(
     stated=True,
     group=GROUP,
 )
-OPTIONS = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS)
+NODE_IMAGES = Option(
+    'node_images',
+    'bgr',
+    'planes of the pictures that the node feeds: bgr up to 0.51.0 (default), rgb after pull request 13167',
+    ('bgr', 'rgb'),
+    key='node_images',
+    only_with=('contract', AUTOWARE),
+    kept='set',
+    group=GROUP,
+)
+OPTIONS = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS, NODE_IMAGES)
 POSTPROCESS = record(
     dict(
         max_num=COUNT,

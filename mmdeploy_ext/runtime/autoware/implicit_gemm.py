@@ -11,20 +11,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
 from mmdeploy_ext.sparse.engine import gathered
-from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
 from mmdeploy_ext.sparse.rulebook import pairs
 
 if TYPE_CHECKING:
     import onnx
+    from onnx.reference import ReferenceEvaluator
 
 NOTHING = -1
 
 
-def _indice_pairs(self: OpRun, indices: np.ndarray, **given: Any) -> tuple[np.ndarray, ...]:
+def _indice_pairs(self: Any, indices: np.ndarray, **given: Any) -> tuple[np.ndarray, ...]:
     """Return sites (W, 4), pairs (K, W), masks (W, 1), their order (W,), and how many sites there are."""
     geometry = (given[name] for name in ('ksize', 'stride', 'padding', 'dilation'))
     reached, table = pairs(indices, given['spatial_shape'], bool(given['subm']), *geometry)
@@ -34,7 +32,7 @@ def _indice_pairs(self: OpRun, indices: np.ndarray, **given: Any) -> tuple[np.nd
 
 
 def _products(
-    self: OpRun,
+    self: Any,
     features: np.ndarray,
     filters: np.ndarray,
     table: np.ndarray,
@@ -46,12 +44,15 @@ def _products(
     return (gathered(features, filters, np.where(table < 0, len(features), table)),)
 
 
-OPERATORS = [
-    type(name, (OpRun,), dict(op_domain=DOMAIN, _run=run))
-    for name, run in ((PAIRS, _indice_pairs), (PRODUCTS, _products))
-]
-
-
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     """Return what runs a graph of standard operators and these two."""
-    return ReferenceEvaluator(model, new_ops=OPERATORS)
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
+
+    kernels = {PAIRS: _indice_pairs, PRODUCTS: _products}
+    operators = [
+        type(name, (OpRun,), dict(op_domain=DOMAIN, _run=kernel)) for name, kernel in kernels.items()
+    ]
+    return ReferenceEvaluator(model, new_ops=operators)

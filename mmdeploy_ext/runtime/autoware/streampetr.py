@@ -2,7 +2,7 @@
 
 Differs from the node in: memories begin as zeros (there they are whatever the device memory held; open pull
 requests 13161, 13267); another calibration is embedded again (there the first one stays for good); pictures
-come prepared as the model was trained, not by the node's own resize.
+come prepared as the model was trained, not by the node's own resize, and get the node's planes and norm.
 
 Source: autoware_universe 5e12a711, autoware_camera_streampetr, lib/network/{network.cpp:212-300,memory.cu},
 src/node.cpp:252-258,501-580, lib/network/camera_data_store.cpp:462-470 (formulas, no code).
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES
+from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES, from_node
 from mmdeploy_ext.runtime.frames import invert_pose
 from mmdeploy_ext.runtime.streampetr.state import FIELDS, to_global, to_local
 
@@ -58,6 +58,9 @@ class NodeContract:
         self.started_s: float | None = None
         self.rig: dict[str, np.ndarray] = {}
         self.calibration_key = b''
+        planes, rule = self.metadata.options.get('node_images', 'bgr'), self.metadata.preprocess
+        self.turned, scale, shift = from_node(planes, rule.mean, rule.std, rule.to_rgb)
+        self.scale, self.shift = (values.reshape(-1, 1, 1) for values in (scale, shift))
 
     @property
     def graphs(self) -> dict[str, Backend]:
@@ -75,7 +78,8 @@ class NodeContract:
         Returns:
             `all_cls_scores` (1, 1, Q, K), `all_bbox_preds` (1, 1, Q, 10) of the last decoder layer.
         """
-        features = self.backbone.infer(dict(img=np.ascontiguousarray(images, np.float32)[None]))
+        planes = self.fed(images)
+        features = self.backbone.infer(dict(img=np.ascontiguousarray(planes, np.float32)[None]))
         self._calibrate(calibration)
         pose, time = self._place(moment.ego_pose), self._clock(moment.timestamp_s)
         if time > RESTART_S:  # what is in the memory is then dated wrongly, as there
@@ -96,6 +100,14 @@ class NodeContract:
         self.memory = {field: np.array(found[f'post_memory_{field}']) for field in FIELDS}
         self.memory['timestamp'] = self.memory['timestamp'] - time
         return {name: found[name].transpose(0, 2, 1)[None] for name in PREDICTIONS}
+
+    def fed(self, images: np.ndarray) -> np.ndarray:
+        """Return pictures (N, 3, H, W), normalised as the model was trained, as the node normalises them."""
+        if (self.scale == 1).all() and not self.shift.any():
+            found = images  # to the bit
+        else:
+            found = (images - self.shift) / self.scale
+        return found[:, ::-1] if self.turned else found
 
     def reset(self) -> None:
         """Zero the memories, poses too, and leave the times, as the node does."""

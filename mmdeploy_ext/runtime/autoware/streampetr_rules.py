@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmdeploy_ext.contract.schema import items, number
 from mmdeploy_ext.contract.values import COUNT, NAME, PIXELS
 from mmdeploy_ext.runtime.autoware.manifest import class_rules, cuboid, key_rules, read_parameters, usable
@@ -27,7 +29,7 @@ from mmdeploy_ext.runtime.contract_files import Ends, ends_of, shape_text
 from mmdeploy_ext.sparse.contract_fields import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 MANIFEST = 'ml_package_camera_streampetr.param.yaml'
@@ -53,7 +55,34 @@ MEMORY: dict[str, tuple[int | None, ...]] = dict(
     embedding=(None,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
 )
 """What each row of the memory holds."""
+NORMS = dict(
+    bgr=((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
+    rgb=((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+)
+"""Planes that a node feeds -> what it takes off each, and divides it by: constants of the node.
+
+Source of 'bgr': lib/network/camera_data_store.cpp:122-126; of 'rgb': pull request 13167.
+"""
 LOST = 'which the node dereferences without looking'
+
+
+def from_node(
+    planes: str, mean: Sequence[float], std: Sequence[float], to_rgb: bool
+) -> tuple[bool, np.ndarray, np.ndarray]:
+    """Return how a node's pictures become those that a model was trained with.
+
+    Args:
+        planes: key of `NORMS`.
+        mean: of the training, in the order after `to_rgb`.
+        std: of the training.
+        to_rgb: of the training.
+
+    Returns:
+        Whether the planes are turned round, then scale and shift (3,) float64 of each plane.
+    """
+    turned = to_rgb != (planes == 'rgb')
+    node_mean, node_std = (np.array(values)[:: -1 if turned else 1] for values in NORMS[planes])
+    return turned, node_std / np.array(std), (node_mean - np.array(mean)) / np.array(std)
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:

@@ -15,6 +15,8 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.autoware import streampetr_rules as node
@@ -34,11 +36,27 @@ logger = logging.getLogger(__name__)
 
 
 class NodeImages(ExtractImgFeat):
-    """Backbone and neck, with the batch axis of the node."""
+    """Backbone and neck, with the batch axis, the planes and the norm of the node."""
+
+    def __init__(self, model: nn.Module, planes: str) -> None:
+        """Keep the detector; `planes` are those that the node feeds, see `streampetr_rules.NORMS`."""
+        super().__init__(model)
+        self.turned, *change = node.from_node(planes, *model.image_norm)
+        for name, values in zip(('scale', 'shift'), change, strict=True):
+            self.register_buffer(
+                name, torch.tensor(values.reshape(3, 1, 1), dtype=torch.float32), persistent=False
+            )
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         """Return img_feats (1, N, C, h, w) of img (1, N, 3, H, W)."""
-        return super().forward(img[0])
+        planes = img[0]
+        if self.turned:
+            planes = planes.index_select(1, torch.tensor([2, 1, 0], device=img.device))
+        if (self.scale != 1).any():
+            planes = planes * self.scale
+        if self.shift.any():
+            planes = planes + self.shift
+        return super().forward(planes)
 
 
 class NodePositions(PositionEmbedding):
@@ -87,7 +105,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     """Return the three graphs, in the order of `streampetr_rules.FILES`."""
     size, folded = spec.sizes(model, *model.input_sizes, 'last'), fuse(model)
     positions = NodePositions(folded, size.cameras, size.height, size.width)
-    modules = NodeImages(folded), positions, NodeHead(folded, False)
+    modules = NodeImages(folded, options.node_images), positions, NodeHead(folded, False)
     return made(model, list(zip(node.FILES, modules, specs(size, options), strict=True)))
 
 
@@ -95,7 +113,8 @@ def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
     """Return the contracts, made of those of the deploy contract."""
     image, position = spec.extract_img_feat(size, options), spec.position_embedding(size, options)
     head = spec.pts_head_memory(size, options)
-    one = dataclasses.replace(image.inputs[0], axes=(1, *image.inputs[0].axes))
+    meaning = f'pictures as the node normalises them, planes in the order {", ".join(options.node_images)}'
+    one = dataclasses.replace(image.inputs[0], axes=(1, *image.inputs[0].axes), meaning=meaning)
     pad = TensorSpec('img_metas_pad', 'float32', (3,), 'H, W, 3; a constant of the graph', 'pixel')
     lidar, intrinsics = position.inputs
     poses = [

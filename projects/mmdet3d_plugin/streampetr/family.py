@@ -86,13 +86,14 @@ class StreamPetrFamily(SequenceFamily):
             )
 
     def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`. The model keeps N, H and W of the config as `input_sizes`."""
+        """See `Family.build`; the model keeps N, H, W of the config (`input_sizes`), and its `image_norm`."""
         from mmdet3d.models import build_model
 
         _check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         rule = self.preprocess_rule(cfg)
         model.input_sizes = (rule.num_cameras, *rule.input_size)
+        model.image_norm = rule.mean, rule.std, rule.to_rgb
         return model
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:

@@ -9,10 +9,11 @@ import pytest
 import toy_streampetr_deploy as deployed
 from mmdeploy_ext.apps.check_autoware_app import main
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.runtime.autoware.stream_boxes import StreamSettings, objects_of
 from mmdeploy_ext.runtime.autoware.streampetr import NodeContract
-from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES
+from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES, NORMS, from_node
 from mmdeploy_ext.runtime.streampetr.boxes import boxes
 from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 from planting import replaced
@@ -136,6 +137,62 @@ def test_a_fault_in_the_graph_is_refused(toy, tmp_path, fault, drive):
         verdict = check_files(toy, paths(tmp_path / 'deploy'))
         assert main([str(tmp_path / 'deploy')]) == 1  # the probe of the memory needs no PyTorch
     assert [graph.name for graph in verdict.graphs if not graph.passed] == ['simplify_pts_head_memory']
+
+
+def planes_as_they_come(original):
+    from projects.mmdet3d_plugin.streampetr.graphs import ExtractImgFeat
+
+    return lambda self, img: ExtractImgFeat.forward(self, img[0])
+
+
+def test_pictures_in_the_order_of_another_node_are_refused(toy, tmp_path):
+    """The toy is trained with RGB: what the graph takes from a node that feeds BGR has to be turned round."""
+    with replaced(f'{HERE}:NodeImages.forward', planes_as_they_come):
+        deployed.export(tmp_path, contract='autoware', opset=17)
+        verdict, _ = prove(toy, paths(tmp_path / 'deploy'), deployed.drive(6))
+    toy.exports.clear()
+    assert all(graph.passed for graph in verdict.graphs) and not all(row.passed for row in verdict.sequence)
+
+
+def test_a_file_for_nodes_that_feed_rgb_is_proven_and_turns_nothing(toy, folder, tmp_path):
+    deployed.export(tmp_path, contract='autoware', opset=17, node_images='rgb')
+    verdict, _ = prove(toy, paths(tmp_path / 'deploy'), deployed.drive(6))
+    assert verdict.proven, verdict.reasons
+    ours, other = (len(onnx.load(paths(place)[0]).graph.node) for place in (tmp_path / 'deploy', folder))
+    assert ours < other
+    with pytest.raises(UsageError, match='--node-images rgb goes with --contract autoware, got deploy'):
+        toy.family.choose(opset=17, node_images='rgb').check()
+
+
+@pytest.mark.parametrize('planes', NORMS)
+@pytest.mark.parametrize(
+    ('mean', 'std', 'to_rgb'),
+    [
+        ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), False),
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True),
+        ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), False),
+        ((0.0, 1.0, 2.0), (255.0, 254.0, 253.0), True),
+    ],
+)
+def test_what_a_node_makes_of_the_bytes_becomes_what_the_model_was_trained_with(planes, mean, std, to_rgb):
+    bgr = np.random.default_rng(0).integers(0, 256, (8, 9, 3))
+    fed = (bgr[..., :: -1 if planes == 'rgb' else 1] - np.array(NORMS[planes][0])) / NORMS[planes][1]
+    trained = (bgr[..., :: -1 if to_rgb else 1] - np.array(mean)) / std
+    turned, scale, shift = from_node(planes, mean, std, to_rgb)
+    np.testing.assert_allclose(fed[..., :: -1 if turned else 1] * scale + shift, trained, atol=1e-9)
+
+
+def test_another_norm_is_changed_in_the_graph(toy, folder, tmp_path, monkeypatch):
+    rule = dataclasses.replace(toy.rule, mean=(0.0, 1.0, 2.0), std=(255.0, 254.0, 253.0))
+    monkeypatch.setattr(toy.model, 'image_norm', (rule.mean, rule.std, rule.to_rgb))
+    own = dataclasses.replace(toy, rule=rule)
+    target = tmp_path / 'files'
+    export_files(own, own.family.choose(contract='autoware', opset=17), str(target))
+    ours, other = (onnx.load(paths(place)[0]).graph.node for place in (target, folder))
+    added = [sum(node.op_type == kind for node in ours) for kind in ('Mul', 'Add')]
+    assert added == [1 + sum(node.op_type == kind for node in other) for kind in ('Mul', 'Add')]
+    verdict, _ = prove(own, paths(target), deployed.drive(6))
+    assert verdict.proven, verdict.reasons
 
 
 def test_the_first_frame_and_a_frame_after_a_reset_are_alike(folder, drive):
