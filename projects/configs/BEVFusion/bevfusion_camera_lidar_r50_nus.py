@@ -141,7 +141,7 @@ model = dict(
 data = fusion_data(
     dict(final_dim=[256, 704], resize_lim=[0.48, 0.48]),
     point_cloud_range,
-    train_image=dict(final_dim=[256, 704], resize_lim=[0.38, 0.55], rand_flip=True),
+    train_image=dict(final_dim=[256, 704], resize_lim=[0.38, 0.55], rot_lim=[-5.4, 5.4], rand_flip=True),
     rotation=0.78539816,
     scale=(0.9, 1.1),
 )

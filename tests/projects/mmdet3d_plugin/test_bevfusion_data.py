@@ -74,21 +74,25 @@ def test_one_matrix_moves_the_points_as_all_steps_of_training_did(dataset, seed)
     assert not np.allclose(matrix, np.eye(4), atol=0.01)
 
 
-def test_a_point_of_a_picture_is_where_its_matrix_says(dataset):
+@pytest.mark.parametrize('turns', [(0.0, 0.0), (-20.0, 20.0)])
+def test_a_point_of_a_picture_is_where_its_matrix_says(dataset, turns):
     """A picture whose values are its columns (or rows), so that a value says where it came from."""
     from projects.mmdet3d_plugin.datasets.pipelines import ImageAug3D
 
     rows, columns = np.mgrid[:198, :250].astype(np.float32)
     image = np.stack([rows, columns, 0 * rows], -1)
     np.random.seed(3)
-    step = ImageAug3D([96, 128], [0.7, 0.8], (0.0, 0.1), rand_flip=True, is_train=True, source=[198, 250])
+    limits = [96, 128], [0.7, 0.8], (0.0, 0.1), turns
+    step = ImageAug3D(*limits, rand_flip=True, is_train=True, source=[198, 250])
     found = step(dict(img=[image] * 4))
     flips = 0
     for changed, matrix in zip(found['img'], found['img_aug_matrix'], strict=True):
         y, x = 40, 50
         was = np.linalg.inv(matrix[:2, :2]) @ (np.array([x + 0.5, y + 0.5]) - matrix[:2, 3])
-        assert abs(changed[y, x, 1] + 0.5 - was[0]) < 1.5 and abs(changed[y, x, 0] + 0.5 - was[1]) < 1.5
-        flips += matrix[0, 0] < 0
+        gap = np.abs(changed[y, x, [1, 0]] + 0.5 - was)
+        assert gap.max() < (2.5 if any(turns) else 1.5)  # it is turned by the nearest pixel, of 1.4 px each
+        flips += np.linalg.det(matrix[:2, :2]) < 0
+        assert (abs(matrix[0, 1]) > 0.01) == any(turns)
     assert 0 < flips < 4
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import mmcv
 import numpy as np
 from mmdet.datasets.builder import PIPELINES
+from PIL import Image
 
-from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.errors import DataError
 
 from .augmentation import ImageTransform
 
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
 
 @PIPELINES.register_module()
 class ImageAug3D:
-    """Resize, crop and mirror each camera's picture, and say so in `img_aug_matrix` (N, 4, 4).
+    """Resize, crop, mirror and turn each camera's picture, and say so in `img_aug_matrix` (N, 4, 4).
 
     Args:
         final_dim: (H, W) of the result, px.
         resize_lim: factor, from and to; at test time the mean.
         bot_pct_lim: part that is cut off at the bottom, the same.
-        rot_lim: degrees; (0, 0) alone.
+        rot_lim: degrees, from and to, counter-clockwise about the middle, in training.
         rand_flip: mirror half of the pictures, in training.
         is_train: random values, of each camera its own.
         source: (h, w) of the pictures as they were taken, px.
 
     Source: mit-han-lab/bevfusion db75150, mmdet3d/datasets/pipelines/transforms_3d.py:45-150. Differs in: the
-    size of what comes in is checked; a picture is not turned.
+    size of what comes in is checked.
     """
 
     def __init__(
@@ -43,10 +44,7 @@ class ImageAug3D:
         is_train: bool = False,
         source: Sequence[int] = (900, 1600),
     ) -> None:
-        if any(rot_lim):
-            raise ConfigError(
-                f'ImageAug3D: rot_lim={tuple(rot_lim)}: pictures are not turned; expected (0, 0)'
-            )
+        self.rot_lim = tuple(rot_lim)
         self.final_dim, self.source = tuple(final_dim), tuple(source)
         self.resize_lim, self.bot_pct_lim = tuple(resize_lim), tuple(bot_pct_lim)
         self.rand_flip, self.is_train = rand_flip, is_train
@@ -65,9 +63,10 @@ class ImageAug3D:
                     f'ImageAug3D has source={self.source}; intrinsics and pictures have to be of that size'
                 )
             change = self._change()
-            images.append(change.image(image))
+            picture, moved = self._turned(change.image(image), change.matrix())
+            images.append(picture)
             matrix = np.eye(4, dtype=np.float32)
-            matrix[:2, :2], matrix[:2, 3] = change.matrix()[:2, :2], change.matrix()[:2, 2]
+            matrix[:2, :2], matrix[:2, 3] = moved[:2, :2], moved[:2, 2]
             matrices.append(matrix)
         results.update(img=images, img_aug_matrix=np.stack(matrices))
         return results
@@ -84,6 +83,20 @@ class ImageAug3D:
         flip = bool(self.is_train and self.rand_flip and np.random.choice([0, 1]))
         box = left, top, left + self.final_dim[1], top + self.final_dim[0]
         return ImageTransform(scale, size, box, flip)
+
+
+    def _turned(self, picture: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a changed picture and its 3x3 matrix, turned by a random angle; what comes in is black."""
+        if not (self.is_train and any(self.rot_lim)):
+            return picture, matrix
+        angle = float(np.random.uniform(*self.rot_lim))
+        turned = np.array(Image.fromarray(np.uint8(picture)).rotate(angle), np.float32)
+        cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        turn = np.eye(3, dtype=np.float32)
+        turn[:2, :2] = [[cosine, sine], [-sine, cosine]]  # y points down
+        middle = np.float32(self.final_dim[::-1]) / 2
+        turn[:2, 2] = middle - turn[:2, :2] @ middle
+        return turned, turn @ matrix
 
 
 @PIPELINES.register_module()
