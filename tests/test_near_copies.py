@@ -63,11 +63,18 @@ def common_in_order(left: list[str], right: list[str]) -> int:
 
 def near_copies(found: dict[str, list[str]]) -> list[tuple[str, str]]:
     """Return the pairs that share at least `SHARE` of the lines of the shorter one, in order."""
-    counts = {name: collections.Counter(lines) for name, lines in found.items()}
+    places, shared = collections.defaultdict(list), collections.Counter()
+    for name, lines in found.items():
+        for line, count in collections.Counter(lines).items():
+            places[line].append((name, count))
+    for functions_with_it in places.values():
+        for (left, ours), (right, theirs) in itertools.combinations(functions_with_it, 2):
+            shared[left, right] += min(ours, theirs)
     pairs = []
-    for (left, ours), (right, theirs) in itertools.combinations(found.items(), 2):
+    for (left, right), lines in shared.items():
+        ours, theirs = found[left], found[right]
         least = SHARE * min(len(ours), len(theirs))
-        if (counts[left] & counts[right]).total() >= least and common_in_order(ours, theirs) >= least:
+        if lines >= least and common_in_order(ours, theirs) >= least:
             pairs.append((left, right))
     return pairs
 
