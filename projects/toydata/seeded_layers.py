@@ -44,25 +44,35 @@ def fill_rest(model: nn.Module, generator: torch.Generator) -> None:
 
     mmdet leaves the weight of an L2 norm as the memory was, for a checkpoint or `init_weights` to fill.
     """
-    from mmcv.cnn import ContextBlock
     from mmdet.models.necks.ssd_neck import L2Norm
-    from mmdet.models.utils import SELayer
 
     for module in model.modules():
         if isinstance(module, L2Norm):
             module.weight.fill_(float(module.scale))
-        elif isinstance(module, SELayer):
-            module.conv2.conv.weight.mul_(GATES)
-        elif isinstance(module, ContextBlock):
-            for gate in (module.channel_add_conv, module.channel_mul_conv):
-                if gate is not None:
-                    gate[-1].weight.mul_(GATES)
+        for gate in gates_of(module):
+            gate.weight.mul_(GATES)
     for name, parameter in model.named_parameters():
         if name.endswith('in_proj_weight'):
             drawn = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(drawn * (1.0 / parameter.shape[1]) ** 0.5)
         elif name.endswith('pos_embed'):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def gates_of(module: nn.Module) -> list[nn.Module]:
+    """Return the last layers of what a module computes of whole maps for their channels."""
+    from mmcv.cnn import ContextBlock
+    from mmdet.models.backbones.resnest import SplitAttentionConv2d
+    from mmdet.models.utils import SELayer
+
+    if isinstance(module, SELayer):
+        return [module.conv2.conv]
+    if isinstance(module, SplitAttentionConv2d):
+        return [module.fc2]
+    if isinstance(module, ContextBlock):
+        both = (module.channel_add_conv, module.channel_mul_conv)
+        return [layers[-1] for layers in both if layers is not None]
+    return []
 
 
 def residual_ends(model: nn.Module) -> Iterator[nn.Module]:
