@@ -1,4 +1,4 @@
-"""BEVFusion at full size on a real key frame of nuScenes: both contracts are proven."""
+"""BEVFusion at full size on a real key frame of nuScenes: all three contracts are proven."""
 
 import pickle
 
@@ -8,11 +8,13 @@ import torch
 
 import bevfusion_golden
 import toy_bevfusion
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.runtime.bevfusion_det.moments import moment
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
 from mmdeploy_ext.runtime.infos import RigFrame
 from real_nuscenes import NUSCENES
 
@@ -52,3 +54,21 @@ def test_a_real_key_frame_is_proven_with_seeded_weights(tmp_path, contract):
         print(*case.tensors, *case.detections, sep='\n')
     assert all(graph.passed for graph in verdict.graphs)
     assert all(case.passed for case in verdict.cases) and verdict.summary()['matched'] >= 10
+
+
+@pytest.mark.matrix
+def test_its_lidar_alone_is_proven_for_autoware(tmp_path):
+    model, _ = bevfusion_golden.model()
+    camera = ('encoders.camera.', 'fuser.')
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(camera)}
+    torch.save(dict(state_dict=state), tmp_path / 'seeded.pth')
+    both = load_config(str(bevfusion_golden.CONFIG))
+    points = real(find_family(both).preprocess_rule(both)).points
+    config = bevfusion_golden.CONFIG.with_name('bevfusion_lidar_transfusion_nus.py')
+    deployment = deploy.load(str(config), str(tmp_path / 'seeded.pth'))
+    paths = toy_bevfusion.export(deployment, tmp_path / 'files', contract='autoware')
+    verdict, _ = prove(deployment, paths, [FusedFrame(points, 'scene-0061')])
+    print(verdict.summary())
+    (case,) = verdict.cases
+    print(*case.tensors, *case.detections, sep='\n')
+    assert verdict.graphs[0].passed and case.passed and verdict.summary()['matched'] >= 10
