@@ -147,6 +147,15 @@ def test_a_changed_file_is_refused_by_name(known, folder, frames, tmp_path, chan
     assert not graph.passed and name in graph.text
 
 
+def test_a_manifest_of_another_model_is_refused(known, folder, frames, tmp_path):
+    for path in folder.iterdir():
+        text = path.read_bytes()
+        (tmp_path / path.name).write_bytes(text.replace(b'out_size_factor: 8', b'out_size_factor: 4'))
+    checks = check_files(known, [file(tmp_path)], frames).structure
+    (failed,) = [check for check in checks if not check.passed]
+    assert 'ml_package_bevfusion_lidar.param.yaml' in f'{failed.name} {failed.detail}'
+
+
 def test_what_is_published_follows_the_rules_of_the_node(folder, known):
     coder = dict(voxel_size=[0.2, 0.2], out_size_factor=8, pc_range=[-19.2, -19.2])
     boxes = np.zeros((10, 6), np.float32)
