@@ -23,10 +23,9 @@ import numpy as np
 from mmdeploy_ext.core.errors import EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.inputs.points import pillars
 from mmdeploy_ext.runtime.autoware.bevfusion_rules import LIDAR
-from mmdeploy_ext.runtime.autoware.boxes import Objects, best_first, overlap_nms
+from mmdeploy_ext.runtime.autoware.boxes import Objects, best_first, suppressed
 from mmdeploy_ext.runtime.autoware.implicit_gemm import evaluator
-from mmdeploy_ext.runtime.bev_nms import circle_nms
-from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, spread_out
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, kept_rows, spread_out
 from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import export_files
@@ -49,9 +48,10 @@ BEV = 'bev'
 
 @dataclasses.dataclass(frozen=True)
 class NodeSettings:
-    """What decides which boxes are published; of the node's own parameters.
+    """What decides which boxes are published.
 
     Attributes:
+        class_names: by label, in the node's words; of the manifest. What follows is of the node's own file.
         limits: of the bins of distance, m; what is further is dropped.
         scores: least score, for all classes and bins.
         yaw_norm: least length of (sine, cosine), but of pedestrians.
@@ -60,6 +60,7 @@ class NodeSettings:
         iou_search_m: boxes further apart are not compared.
     """
 
+    class_names: tuple[str, ...]
     limits: tuple[float, ...] = (50.0, 90.0, 121.0, 200.0)
     scores: float = 0.1
     yaw_norm: float = 0.3
@@ -140,9 +141,8 @@ class AutowareBEVFusion(Detecting):
         from mmdeploy_ext.runtime.frames import FusedFrame
 
         outputs = self.step(FusedFrame(points)).outputs
-        return published(
-            outputs, self.metadata.postprocess['coder'], settings or NodeSettings(), self.classes
-        )
+        chosen = settings or NodeSettings(tuple(name.upper() for name in self.classes))
+        return published(outputs, self.metadata.postprocess['coder'], chosen)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -188,14 +188,7 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     centres, sizes = places(values, coder), np.exp(values[3:6]).T
     bottom = centres - sizes * np.float32([0, 0, 0.5])
     yaws = np.arctan2(values[6], values[7])[:, None]
-    kept = np.ones(len(scores), bool)
-    if coder['post_center_range'] is not None:
-        limits = np.float32(coder['post_center_range'])
-        kept = ((bottom >= limits[:3]) & (bottom <= limits[3:])).all(1)
-    if coder['score_threshold']:
-        kept &= scores > coder['score_threshold']
-    rows = np.flatnonzero(kept)
-    rows = rows[np.argsort(-scores[rows], kind='stable')]
+    rows = kept_rows(bottom, scores, coder)
     boxes = np.concatenate([bottom, sizes, yaws, values[8:].T], 1).astype(np.float32)
     return Detections3D(boxes[rows], scores[rows], outputs['label_pred'][rows].astype(np.int64))
 
@@ -204,7 +197,6 @@ def published(
     outputs: Mapping[str, np.ndarray],
     coder: Mapping[str, Any],
     settings: NodeSettings,
-    classes: Sequence[str],
 ) -> Objects:
     """Return what the node publishes, best first, before its remapper.
 
@@ -212,10 +204,9 @@ def published(
         outputs: of the file, see `detections`.
         coder: of the file's facts; the manifest has the same numbers.
         settings: of the node.
-        classes: names by label.
     """
     values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
-    walker = [index for index, name in enumerate(classes) if name.upper() == 'PEDESTRIAN']
+    walker = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']
     centres, turn = places(values, coder), np.hypot(values[6], values[7])
     turned = (turn >= np.float32(settings.yaw_norm)) | np.isin(labels, walker)
     scores = np.where(turned, outputs['score'], np.float32(0))
@@ -229,6 +220,4 @@ def published(
         labels=labels,
     )
     found = best_first(found.take(np.flatnonzero(inside & (scores >= np.float32(settings.scores)))))
-    near = np.nextafter(np.float64(settings.circle_m) ** 2, 0)
-    found = found.take(circle_nms(found.places[:, :2].astype(np.float64), near))
-    return found.take(overlap_nms(found, set(walker), settings.iou, settings.iou_search_m))
+    return suppressed(found, settings)

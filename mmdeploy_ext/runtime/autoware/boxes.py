@@ -9,7 +9,7 @@ Glossary: n objects, K classes, H, W cells of the head.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -119,8 +119,13 @@ def best_first(found: Objects) -> Objects:
     return found.take(np.argsort(-found.scores, kind='stable'))
 
 
-def suppressed(found: Objects, settings: Settings) -> Objects:
-    """Return objects, best first, without those that the node's two suppressions drop."""
+def suppressed(found: Objects, settings: Any) -> Objects:
+    """Return objects, best first, without those that a node's two suppressions drop.
+
+    Args:
+        found: best first.
+        settings: of the node, with `class_names`, `circle_m`, `iou` and `iou_search_m`.
+    """
     near = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far
     if settings.circle_m > 0:
         found = found.take(circle_nms(found.places[:, :2].astype(np.float64), near))

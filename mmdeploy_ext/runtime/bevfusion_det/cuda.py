@@ -21,7 +21,14 @@ from mmdeploy_ext.core.errors import InferenceError, PointsError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.inputs.points import voxelise
 from mmdeploy_ext.runtime.bevfusion_det import geometry
-from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, MATRICES, checked, in_lidar_columns, spread_out
+from mmdeploy_ext.runtime.bevfusion_det.frames import (
+    FAMILY,
+    MATRICES,
+    checked,
+    in_lidar_columns,
+    kept_rows,
+    spread_out,
+)
 from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
 from mmdeploy_ext.runtime.bevfusion_det.pooling import pooled, tables_of
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -174,14 +181,7 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     bottom = outputs['height'][0] - size[2:] * np.float32(0.5)
     yaw = np.arctan2(outputs['rot'][0, :1], outputs['rot'][0, 1:])
     boxes = np.concatenate([place, bottom, size, yaw, outputs['vel'][0]]).T
-    kept = np.ones(len(boxes), bool)
-    if coder['post_center_range'] is not None:
-        limits = np.float32(coder['post_center_range'])
-        kept = ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(1)
-    if coder['score_threshold']:
-        kept &= scores > coder['score_threshold']
-    rows = np.flatnonzero(kept)
-    rows = rows[np.argsort(-scores[rows], kind='stable')]
+    rows = kept_rows(boxes[:, :3], scores, coder)
     return Detections3D(
         in_lidar_columns(boxes[rows].astype(np.float32)), scores[rows], labels[rows].astype(np.int64)
     )

@@ -58,6 +58,24 @@ def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
     return turned
 
 
+def kept_rows(places: np.ndarray, scores: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
+    """Return the rows that a coder keeps, best first.
+
+    Args:
+        places: (Q, 3) bottom centres, m.
+        scores: (Q,).
+        coder: `coder` of the file's facts.
+    """
+    kept = np.ones(len(scores), bool)
+    if coder['post_center_range'] is not None:
+        limits = np.float32(coder['post_center_range'])
+        kept = ((places >= limits[:3]) & (places <= limits[3:])).all(1)
+    if coder['score_threshold']:
+        kept &= scores > coder['score_threshold']
+    rows = np.flatnonzero(kept)
+    return rows[np.argsort(-scores[rows], kind='stable')]
+
+
 def spread_out(found: Detections3D, nms: Mapping[str, Any] | None) -> Detections3D:
     """Return detections, best first, without those too near to a better one of their class.
 
