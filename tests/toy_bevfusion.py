@@ -69,6 +69,44 @@ ALONE = dict(
     lidar=dict(encoders=dict(camera=None), fuser=None, decoder=dict(backbone=dict(in_channels=64))),
 )
 """Sensor -> what makes a model of it alone."""
+CENTERS = dict(
+    decoder=dict(
+        backbone=dict(
+            _delete_=True, type='GeneralizedResNet', in_channels=32,
+            blocks=[[1, 16, 2], [1, 32, 2], [1, 32, 1]],
+        ),
+        neck=dict(
+            _delete_=True, type='LSSFPN', in_indices=[-1, 0], in_channels=[32, 16], out_channels=32,
+            scale_factor=2,
+        ),
+    ),
+    heads=dict(
+        object=dict(
+            _delete_=True, type='CenterHead', in_channels=32, share_conv_channel=16,
+            tasks=[['car'], ['truck', 'construction_vehicle'], ['bus', 'trailer'], ['barrier'],
+                   ['motorcycle', 'bicycle'], ['pedestrian', 'traffic_cone']],
+            common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
+            bbox_coder=dict(
+                type='CenterPointBBoxCoder', pc_range=RANGE, voxel_size=VOXEL[:2], out_size_factor=8,
+                post_center_range=[-20.0, -20.0, -9.0, 20.0, 20.0, 9.0], max_num=400, score_threshold=0.1,
+            ),
+            separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3),
+            loss_cls=dict(type='GaussianFocalLoss', reduction='mean'),
+            loss_bbox=dict(type='L1Loss', reduction='mean', loss_weight=0.25),
+            train_cfg=dict(
+                point_cloud_range=RANGE, grid_size=[192, 192, 1], voxel_size=VOXEL, out_size_factor=8,
+                dense_reg=1, gaussian_overlap=0.1, max_objs=50, min_radius=2, code_weights=[1.0] * 10,
+            ),
+            test_cfg=dict(
+                post_center_limit_range=[-20.0, -20.0, -9.0, 20.0, 20.0, 9.0], score_threshold=0.3,
+                min_radius=[4, 12, 10, 4, 0.85, 0.175], pre_max_size=300, post_max_size=200, nms_thr=0.2,
+                nms_type=['circle', 'rotate', 'rotate', 'circle', 'rotate', 'rotate'],
+                nms_scale=[[1.0], [1.0, 1.5], [1.0, 1.0], [1.0], [1.0, 1.0], [2.5, 4.0]],
+            ),
+        )
+    ),
+)  # fmt: skip
+"""What makes a model with CenterPoint's head of one with cameras alone."""
 
 
 def merged(one, other):
@@ -81,7 +119,9 @@ def merged(one, other):
 
 
 def alone(sensor):
-    """Return the changes of the model for one sensor."""
+    """Return the changes of the model for one sensor; 'centers' is of cameras with CenterPoint's head."""
+    if sensor == 'centers':
+        return merged(alone('camera'), CENTERS)
     return merged(CHANGES, ALONE[sensor])
 
 
@@ -106,6 +146,8 @@ def seeded(cfg):
             transform.downsample[7].weight.mul_(20)  # the cameras count as much as the LiDAR
             if transform.uses_points:
                 transform.dtransform[6].weight.mul_(5)
+        if hasattr(head, 'task_heads'):
+            return _with_centers(model)
         if model.fuser is None:
             head.prediction_heads[0]['heatmap'][1].bias.add_(3)
         else:
@@ -115,6 +157,22 @@ def seeded(cfg):
         for layers in head.prediction_heads[0].values():
             layers[1].weight.mul_(4)
     return model
+
+
+def _with_centers(model):
+    """Return a model with CenterPoint's head whose boxes are of many places, sizes and classes."""
+    head = model.heads['object']
+    for module in [*model.decoder.modules(), *head.modules()]:
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()  # what follows the cameras gets the statistics of a map, or all cells are alike
+    head(model.joined([2 * torch.randn(2, 32, 24, 24).relu()]))
+    for task in head.task_heads:
+        for layers in (task.heatmap, task.reg, task.height, task.dim, task.rot, task.vel):
+            layers[1].weight.mul_(2)
+        task.dim[1].weight.mul_(0.2)
+        task.dim[1].bias.add_(0.7)
+    return model.eval()
 
 
 def toy(folder, **more):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from mmdeploy_ext.contract.options import CONTRACT as DECLARED
-from mmdeploy_ext.contract.schema import exactly, items, maybe, number, one_of, record
+from mmdeploy_ext.contract.schema import either, exactly, items, maybe, number, one_of, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, RANGE
 
 PORTABLE, CUDA, AUTOWARE = 'portable', 'cuda-bevfusion', 'autoware'
@@ -20,6 +21,19 @@ CONTRACT = dataclasses.replace(
 )
 OPTIONS = (CONTRACT,)
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
+CLASSES = items(number(0, 1000, whole=True), 1)
+CIRCLE = record(dict(classes=CLASSES, radius=number(0), most=COUNT), ('classes', 'radius', 'most'))
+ROTATED = record(
+    dict(classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)),
+    ('classes', 'most', 'overlap', 'first', 'scales'),
+)
+
+
+def either_group(value: Any, where: str) -> None:
+    """Check what suppresses a group of classes: by distance, or by overlap."""
+    (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, where)
+
+
 POSTPROCESS = record(
     dict(
         sensors=items(one_of('camera', 'lidar'), 1, 2),
@@ -36,7 +50,7 @@ POSTPROCESS = record(
                 count=exactly(3, COUNT),
             )
         ),
-        nms=maybe(record(dict(classes=items(number(0, 1000, whole=True), 1), radius=number(0), most=COUNT))),
+        nms=maybe(either(CIRCLE, items(either_group, 1))),
         coder=record(
             dict(
                 pc_range=items(number(), 2, 6),

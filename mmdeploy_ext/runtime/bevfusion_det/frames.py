@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
-from mmdeploy_ext.runtime.bev_nms import circle_nms
+from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.inputs.fusion import FusionRule
     from mmdeploy_ext.runtime.frames import FusedFrame
@@ -76,21 +76,42 @@ def kept_rows(places: np.ndarray, scores: np.ndarray, coder: Mapping[str, Any]) 
     return rows[np.argsort(-scores[rows], kind='stable')]
 
 
-def spread_out(found: Detections3D, nms: Mapping[str, Any] | None) -> Detections3D:
-    """Return detections, best first, without those too near to a better one of their class.
+def spread_out(
+    found: Detections3D, nms: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+) -> Detections3D:
+    """Return detections, best first, without those too near to a better one of their group.
 
     Args:
         found: of a frame.
-        nms: `nms` of the file's facts: classes, the squared distance in m2, and the most that stay of a
-            class; None keeps all.
+        nms: `nms` of the file's facts: groups of classes, see `_kept_of`; one dict stands for a group of each
+            of its classes; None keeps all.
     """
     if nms is None:
         return found
-    keep = ~np.isin(found.labels, nms['classes'])
-    for label in nms['classes']:
-        rows = np.flatnonzero(found.labels == label)
-        keep[rows[circle_nms(found.boxes[rows, :2], nms['radius'])[: nms['most']]]] = True
+    each = isinstance(nms, dict)
+    groups = [dict(nms, classes=[label]) for label in nms['classes']] if each else nms
+    keep = ~np.isin(found.labels, [label for group in groups for label in group['classes']])
+    for group in groups:
+        rows = np.flatnonzero(np.isin(found.labels, group['classes']))
+        keep[rows[_kept_of(found.boxes[rows], found.labels[rows], group)]] = True
     return Detections3D(found.boxes[keep], found.scores[keep], found.labels[keep])
+
+
+def _kept_of(boxes: np.ndarray, labels: np.ndarray, group: Mapping[str, Any]) -> np.ndarray:
+    """Return the rows of a group's boxes, best first, that stay.
+
+    Args:
+        boxes: (n, 9).
+        labels: (n,).
+        group: `classes`, ascending; `most` that stay; `radius`, a squared distance in m2, or `overlap`, an
+            IoU from above, with `scales` of the sizes of each class and the `first` boxes that are looked at.
+    """
+    if 'radius' in group:
+        return circle_nms(boxes[:, :2], group['radius'])[: group['most']]
+    seen = boxes[: group['first'], [0, 1, 3, 4, 6]]
+    scales = np.float32(group['scales'])[np.searchsorted(group['classes'], labels[: group['first']])]
+    seen[:, 2:4] *= scales[:, None]
+    return rotated_nms(seen, group['overlap'])[: group['most']]
 
 
 def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> np.ndarray:

@@ -1,7 +1,9 @@
 """BEVFusion of cameras and LiDAR."""
 
 from projects.mmdet3d_plugin.bevfusion import (  # noqa: F401
+    center_head,
     coder,
+    decoder,
     family,
     fusion,
     head,

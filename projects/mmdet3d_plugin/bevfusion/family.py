@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS
+from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS, PORTABLE
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
@@ -40,7 +40,7 @@ DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 
 
 class BEVFusionFamily(SequenceFamily):
-    """`BEVFusion` of cameras and LiDAR with TransFusion's head; it has no memory."""
+    """`BEVFusion` of cameras, LiDAR or both with TransFusion's head or CenterPoint's; it has no memory."""
 
     name = 'bevfusion_det'
     exports = 'BEVFusion of cameras and LiDAR (projects/mmdet3d_plugin/bevfusion/README.md)'
@@ -69,6 +69,8 @@ class BEVFusionFamily(SequenceFamily):
         if options.precision != 'fp32':
             raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
         check_model(cfg)
+        if options.contract != PORTABLE:
+            check_head(cfg, options.contract)
         if options.contract == CUDA:
             check_cuda(cfg)
         if options.contract == AUTOWARE:
@@ -149,6 +151,18 @@ class BEVFusionFamily(SequenceFamily):
     def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """See `SequenceFamily.dump_tensors`."""
         return {name: value.detach().cpu().numpy() for name, value in taps.items()}
+
+
+def check_head(cfg: Any, contract: str) -> None:
+    """Refuse heads that a contract has no place for.
+
+    Raises:
+        ConfigError: names the file and the key.
+    """
+    if (kind := cfg.model.heads.object.type) != 'TransFusionHead':
+        raise ConfigError(
+            f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} takes TransFusionHead'
+        )
 
 
 def check_cuda(cfg: Any) -> None:

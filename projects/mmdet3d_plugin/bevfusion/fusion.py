@@ -1,4 +1,4 @@
-"""BEVFusion whole: cameras and LiDAR to the bird's-eye view, joined, and read by TransFusion's head.
+"""BEVFusion whole: cameras and LiDAR to the bird's-eye view, joined, and read by a head.
 
 Glossary: B samples, N cameras, P points, C channels, X, Y cells of the bird's-eye view.
 """
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SENSORS = ('camera', 'lidar')
 """In the order of the joined channels."""
+HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')
+"""Type of a config -> what is built: mmdet3d's own CenterHead reads maps whose rows are y."""
 
 
 @FUSION_LAYERS.register_module()
@@ -104,7 +106,8 @@ class BEVFusion(BaseModule):
         self.decoder = nn.ModuleDict(
             dict(backbone=build_backbone(decoder['backbone']), neck=build_neck(decoder['neck']))
         )
-        self.heads = nn.ModuleDict(dict(object=build_head(heads['object'])))
+        head = heads['object']
+        self.heads = nn.ModuleDict(dict(object=build_head(dict(head, type=HEADS[head['type']]))))
 
     def init_weights(self) -> None:
         """Initialise the parts; mmcv's own takes the mean of every parameter, and the cells' are integers."""
@@ -161,8 +164,8 @@ class BEVFusion(BaseModule):
 
     def predictions(
         self, img: Tensor | None, points: Sequence[Tensor], metas: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Tensor]:
-        """Return what the head gives, see `TransFusionHead.forward`.
+    ) -> Any:
+        """Return what the head gives, see its `forward`.
 
         Args:
             img: (B, N, 3, H, W); None without cameras.
@@ -200,9 +203,9 @@ class BEVFusion(BaseModule):
     ) -> dict[str, Tensor]:
         """Return the losses of a batch, see `HeadLosses`; boxes in mmdet3d's columns."""
         head = self.heads['object']
-        found = self.predictions(img, points, img_metas)
-        boxes = [in_lidar_columns(one.tensor.to(found['center'])) for one in gt_bboxes_3d]
-        return head.loss(found, boxes, [one.to(found['center'].device) for one in gt_labels_3d])
+        found, like = self.predictions(img, points, img_metas), next(head.parameters())
+        boxes = [in_lidar_columns(one.tensor.to(like)) for one in gt_bboxes_3d]
+        return head.loss(found, boxes, [one.to(like.device) for one in gt_labels_3d])
 
     def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
         """Return what mmcv's runners take: the sum of the losses, figures for the log, samples."""
@@ -250,3 +253,5 @@ def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any
     wrong = [name for name, head in heads.items() if head and name != 'object']
     if wrong or not heads.get('object'):
         raise ConfigError(f'BEVFusion: heads has {", ".join(wrong) or "no object"}; expected object alone')
+    if (kind := heads['object'].get('type')) not in HEADS:
+        raise ConfigError(f'BEVFusion: heads.object.type={kind!r}; expected {" or ".join(HEADS)}')

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from projects.mmdet3d_plugin.bevfusion.head import PREDICTED
 from projects.mmdet3d_plugin.bevfusion.rig import Rig
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
 
@@ -55,14 +54,18 @@ class FusedFrame(nn.Module):
         self.model, self.sensors = model, model.sensors
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,), see `decoded`; inputs as `frame_inputs`."""
+        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the head's `candidates`.
+
+        Inputs are those of `frame_inputs`.
+        """
         given = dict(zip(frame_inputs(self.model), inputs, strict=True))
         maps = dict(lidar=given.get('bev'))
         if 'camera' in self.sensors:
             maps['camera'] = self.camera_view(given)
         joint = self.model.joined([maps[name] for name in self.sensors])
         head = self.model.heads['object']
-        return decoded(head, head(joint))
+        boxes, scores, labels = head.candidates(head(joint))
+        return boxes[0], scores[0], labels[0]
 
     def camera_view(self, given: dict[str, Tensor]) -> Tensor:
         """Return (1, C, X, Y) of the cameras."""
@@ -71,15 +74,6 @@ class FusedFrame(nn.Module):
             rig = Rig(**{name: given[name][None] for name in FRAME_MATRICES})
             depth = transform.depth_maps([given['points']], rig)[0]
         return self.model.lifted(given['img'], depth, given['cells'][None])
-
-
-def decoded(head: nn.Module, found: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return boxes (Q, 9), scores (Q,) and labels (Q,) of one sample; -1 where the coder drops a box."""
-    coder = head.bbox_coder
-    boxes = coder.boxes(*(found[name] for name in PREDICTED if name in found))
-    scores = head.scores(found).amax(1)
-    labels = torch.where(coder.kept(boxes, scores), found['query_labels'], -1)
-    return boxes[0], scores[0], labels[0]
 
 
 def frame_inputs(model: nn.Module) -> tuple[str, ...]:

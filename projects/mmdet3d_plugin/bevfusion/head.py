@@ -267,6 +267,12 @@ class TransFusionHead(nn.Module):
         own = nn.functional.one_hot(found['query_labels'], self.num_classes).transpose(1, 2)
         return found['heatmap'].sigmoid() * found['query_heatmap_score'] * own
 
+    def candidates(self, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes (B, Q, 9), scores (B, Q) and labels (B, Q), -1 where the coder drops a box."""
+        boxes = self.bbox_coder.boxes(*(found[name] for name in PREDICTED if name in found))
+        scores = self.scores(found).amax(1)
+        return boxes, scores, torch.where(self.bbox_coder.kept(boxes, scores), found['query_labels'], -1)
+
     def loss(
         self, found: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:

@@ -1,18 +1,21 @@
-"""BEVFusion with cameras alone, and with LiDAR alone."""
+"""BEVFusion with cameras alone, of both heads, and with LiDAR alone."""
 
 import dataclasses
+import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.runtime.bevfusion_det.model import OPENS
-from planting import replaced, result, when_traced
+from planting import arguments, replaced, result, when_traced
 
-FILES = dict(camera=['rig', 'frame'], lidar=['lidar', 'frame'])
+FILES = dict(camera=['rig', 'frame'], lidar=['lidar', 'frame'], centers=['rig', 'frame'])
 SENSORS = pytest.mark.parametrize('sensor', FILES)
 
 
@@ -24,19 +27,27 @@ def toys(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope='module')
+def files(toys, tmp_path_factory):
+    @functools.cache
+    def exported(sensor):
+        return toy_bevfusion.export(toys[sensor], tmp_path_factory.mktemp(f'{sensor}_files'))
+
+    return exported
+
+
 @SENSORS
-def test_one_sensor_is_exported_in_its_files_and_proven(toys, tmp_path, sensor):
-    toy = toys[sensor]
-    paths = toy_bevfusion.export(toy, tmp_path)
+def test_one_sensor_is_exported_in_its_files_and_proven(toys, files, sensor):
+    toy, paths = toys[sensor], files(sensor)
     assert [path.rsplit('/', 1)[1] for path in paths] == [f'{name}.onnx' for name in FILES[sensor]]
     frames = list(toy.family.generated_sweeps(toy.rule, 3))
     verdict, _ = prove(toy, paths, frames)
     assert verdict.passed, verdict.reasons
     assert verdict.summary()['matched'] >= 30
-    with OPENS(tmp_path) as runtime:
+    with OPENS(Path(paths[0]).parent) as runtime:
         found = runtime.step(frames[0])
         assert len(found.detections) and set(runtime.seconds) == set(FILES[sensor])
-        if sensor == 'camera':
+        if sensor != 'lidar':
             with pytest.raises(ShapeError, match='there are none'):
                 runtime.step(dataclasses.replace(frames[0], images=None))
         else:
@@ -44,18 +55,65 @@ def test_one_sensor_is_exported_in_its_files_and_proven(toys, tmp_path, sensor):
                 runtime.step(dataclasses.replace(frames[0], points=np.zeros((0, 5), np.float32)))
 
 
-@pytest.mark.matrix
-def test_a_fault_of_cameras_alone_is_refused(toys, tmp_path):
-    toy, place = toys['camera'], 'projects.mmdet3d_plugin.bevfusion.view_transform:ViewTransform.pool'
-    make = result(lambda seen, *_: seen.transpose(2, 3))
-    with replaced(place, lambda original: when_traced(lambda _, *args: make(original)(*args))(original)):
-        verdict, _ = prove(
-            toy, toy_bevfusion.export(toy, tmp_path), list(toy.family.generated_sweeps(toy.rule, 1))
-        )
-    assert not verdict.passed
+def column(boxes, index, values):
+    return torch.cat([boxes[..., :index], values[..., None], boxes[..., index + 1 :]], -1)
 
 
-@SENSORS
+CANDIDATES = 'projects.mmdet3d_plugin.bevfusion.center_head:BEVFusionCenterHead.candidates'
+SEEN = 'mmdeploy_ext.runtime.bevfusion_det.frames:_kept_of'
+FAULTS = {
+    'x and y of the pooled map': (
+        'camera',
+        'projects.mmdet3d_plugin.bevfusion.view_transform:ViewTransform.pool',
+        result(lambda seen, *_: seen.transpose(2, 3)),
+    ),
+    'x and y of the boxes': (
+        'centers', CANDIDATES, result(lambda found, *_: (found[0][..., [1, 0, *range(2, 9)]], *found[1:])),
+    ),
+    'z of the centre': (
+        'centers', CANDIDATES,
+        result(lambda found, *_: (
+            column(found[0], 2, found[0][..., 2] + found[0][..., 5] / 2), *found[1:])),
+    ),
+    'labels of each task from 0': (
+        'centers', CANDIDATES, result(lambda found, *_: (*found[:2], found[2].clamp(max=1))),
+    ),
+    'boxes below the threshold': (
+        'centers', CANDIDATES, result(lambda found, *_: (*found[:2], found[2].clamp(min=0))),
+    ),
+    'sizes as they are when boxes are compared': (
+        'centers', SEEN,
+        arguments(lambda boxes, labels, group: (
+            boxes, labels, dict(group, scales=[1.0] * len(group['classes'])))),
+    ),
+    'a distance instead of its square': (
+        'centers', SEEN,
+        arguments(lambda boxes, labels, group: (
+            boxes, labels, dict(group, radius=group['radius'] ** 2) if 'radius' in group else group)),
+    ),
+}  # fmt: skip
+IN_SUITE = 'x and y of the boxes', 'sizes as they are when boxes are compared'
+
+
+@pytest.mark.parametrize(
+    'fault', [pytest.param(one, marks=[] if one in IN_SUITE else [pytest.mark.matrix]) for one in FAULTS]
+)
+def test_a_fault_of_one_sensor_is_refused(toys, files, tmp_path, fault):
+    sensor, place, make = FAULTS[fault]
+    toy, traced = toys[sensor], place != SEEN
+
+    def planted(original):
+        wrong = make(original)
+        return when_traced(lambda _, *args: wrong(*args))(original) if traced else wrong
+
+    with replaced(place, planted):
+        frames = list(toy.family.generated_sweeps(toy.rule, 1))
+        paths = toy_bevfusion.export(toy, tmp_path) if traced else files(sensor)
+        verdict, _ = prove(toy, paths, frames)
+    assert not all(case.passed for case in verdict.cases)
+
+
+@pytest.mark.parametrize('sensor', ['camera', 'lidar'])
 def test_the_files_of_the_engine_take_both(toys, sensor):
     toy = toys[sensor]
     with pytest.raises(ConfigError, match=r'model.encoders has no \w+: --contract cuda-bevfusion takes both'):

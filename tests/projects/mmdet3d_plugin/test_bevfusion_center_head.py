@@ -1,0 +1,162 @@
+"""CenterPoint's head on BEVFusion's map: boxes there and back, the published names, what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.models.builder import build_head
+
+import toy_bevfusion
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.runtime.bevfusion_det.frames import spread_out
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from projects.mmdet3d_plugin.bevfusion.fusion import HEADS
+from toy_atss import REPO
+
+HEAD = toy_bevfusion.CENTERS['heads']['object']
+CELLS, STEP, ORIGIN = 24, 1.6, -19.2
+CONFIGS = f'{REPO}/projects/configs/BEVFusion'
+
+
+def head(**changes):
+    """Return the head of the toy; changes of `test_cfg` and others."""
+    changes['test_cfg'] = dict(HEAD['test_cfg'], **changes.get('test_cfg', {}))
+    config = {key: value for key, value in HEAD.items() if key != '_delete_'}
+    return build_head(dict(config, **dict(changes, type=HEADS['CenterHead'])))
+
+
+def maps_of(model, boxes, labels):
+    """Return the maps that stand for boxes (n, 9), bottom centres, in the model's columns."""
+    found = [
+        {name: torch.zeros(1, count, CELLS, CELLS) for name, (count, _) in HEAD['common_heads'].items()}
+        | dict(heatmap=torch.full((1, count, CELLS, CELLS), -20.0))
+        for count in model.counts
+    ]
+    firsts = np.cumsum([0, *model.counts])
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        task = int(np.searchsorted(firsts, label, side='right')) - 1
+        place = (box[:2] - ORIGIN) / STEP
+        row, column = (int(value) for value in place)
+        values = dict(
+            reg=place - place.floor(),
+            height=box[2:3] + box[5:6] / 2,
+            dim=box[3:6].log(),
+            rot=torch.stack([box[6].sin(), box[6].cos()]),
+            vel=box[7:9],
+        )
+        for name, value in values.items():
+            found[task][name][0, :, row, column] = value
+        found[task]['heatmap'][0, label - firsts[task], row, column] = 5.0 - index
+    return found
+
+
+BOXES = torch.tensor(
+    [
+        [-10.3, 4.1, -1.0, 1.9, 4.5, 1.6, 0.4, 1.0, -2.0],
+        [12.7, -15.2, -0.5, 2.5, 8.0, 3.0, -2.0, 0.0, 0.5],
+        [3.3, 17.9, -1.5, 0.6, 0.7, 1.8, 3.0, 0.3, 0.2],
+    ]
+)
+LABELS = torch.tensor([0, 4, 8])
+
+
+def test_boxes_there_and_back_by_both_ways():
+    model = head().eval()
+    found = maps_of(model, BOXES, LABELS)
+    (own,) = model.get_bboxes(found)
+    order = own['scores'].argsort(descending=True)
+    torch.testing.assert_close(own['bboxes'][order], BOXES, rtol=1e-5, atol=1e-5)
+    assert own['labels'][order].tolist() == LABELS.tolist()
+    boxes, scores, labels = (values[0] for values in model.candidates(found))
+    rows = torch.nonzero(labels >= 0)[:, 0]
+    rows = rows[scores[rows].argsort(descending=True)]
+    torch.testing.assert_close(boxes[rows], BOXES, rtol=1e-5, atol=1e-5)
+    assert labels[rows].tolist() == LABELS.tolist()
+
+
+def test_what_it_learns_from_is_where_the_boxes_are():
+    model = head()
+    found = maps_of(model, BOXES, LABELS)
+    right = model.loss(found, [BOXES], [LABELS])
+    boxes = {name: float(value) for name, value in right.items() if 'bbox' in name}
+    assert len(boxes) == 6 and max(boxes.values()) < 1e-5
+    turned = [{name: value.transpose(2, 3) for name, value in maps.items()} for maps in found]
+    wrong = model.loss(turned, [BOXES], [LABELS])
+    assert sum(float(value) for value in wrong.values()) > 1 + sum(float(value) for value in right.values())
+
+
+def test_groups_of_classes_are_thinned_out_by_their_own_rule():
+    boxes = np.float32([[0, 0, 0, 2, 1, 1, 0, 0, 0], [1.9, 0, 0, 2, 1, 1, 0, 0, 0]] * 2)
+    scores, labels = np.float32([0.9, 0.8, 0.7, 0.6]), np.array([0, 0, 1, 2])
+    given = Detections3D(boxes, scores, labels)
+    circle = dict(classes=[0], most=9, radius=4.0)
+    rotated = dict(classes=[1, 2], most=9, overlap=0.1, first=9, scales=[1.0, 1.0])
+    assert spread_out(given, [circle]).scores.tolist() == scores[[0, 2, 3]].tolist()
+    assert len(spread_out(given, [rotated])) == 4
+    wide = dict(rotated, scales=[1.0, 2.0])
+    assert spread_out(given, [circle, wide]).scores.tolist() == scores[[0, 2]].tolist()
+    assert spread_out(given, [dict(wide, first=1)]).scores.tolist() == scores[:3].tolist()
+    one_for_each = dict(classes=[1, 2], most=9, radius=9.0)  # as files of TransFusion's head have it
+    assert len(spread_out(given, one_for_each)) == 4
+    assert len(spread_out(given, [one_for_each])) == 3
+
+
+REFUSED = {
+    'a third kind': (dict(nms_type='soft'), r'nms_type=\[.soft.*expected circle or rotate'),
+    'kinds of two tasks': (dict(nms_type=['circle', 'rotate']), r'nms_type=.*, or 6'),
+    'scales of no class': (dict(nms_scale=[[1.0]] * 6), 'nms_scale=.*expected one for each class'),
+    'radii of two tasks': (dict(min_radius=[1, 2]), r'min_radius=\[1, 2\]; expected 6'),
+    'a range that cuts': (
+        dict(post_center_limit_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0]), 'leaves out a part of',
+    ),
+    'peaks by pooling': (dict(max_pool_nms=True), 'max_pool_nms=True; expected False'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_what_there_is_no_place_for_is_refused_by_name(case):
+    changes, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=message):
+        head(test_cfg=changes)
+
+
+def test_velocities_are_needed():
+    common = {name: value for name, value in HEAD['common_heads'].items() if name != 'vel'}
+    with pytest.raises(ConfigError, match='common_heads has no vel'):
+        head(common_heads=common)
+
+
+@pytest.mark.parametrize('contract', ['cuda-bevfusion', 'autoware'])
+def test_nodes_and_engines_take_the_other_head(tmp_path, contract):
+    config = toy_bevfusion.write_config(tmp_path / 'm.py', **toy_bevfusion.alone('centers'))
+    cfg = load_config(config)
+    family = find_family(cfg)
+    with pytest.raises(ConfigError, match=f"type='CenterHead': --contract {contract} takes TransFusionHead"):
+        family.check(cfg, family.choose(contract=contract))
+
+
+def test_an_unknown_head_is_refused_by_name(tmp_path):
+    changes = toy_bevfusion.merged(toy_bevfusion.CHANGES, dict(heads=dict(object=dict(type='BBoxHead'))))
+    cfg = load_config(toy_bevfusion.write_config(tmp_path / 'm.py', **changes))
+    family = find_family(cfg)
+    with pytest.raises(ConfigError, match="type='BBoxHead'; expected TransFusionHead or CenterHead"):
+        family.check(cfg, family.choose())
+
+
+@pytest.mark.parametrize(('name', 'count', 'cells'), [('swint', 637, (256, 256)), ('r50', 750, (128, 128))])
+def test_the_published_configs_have_the_names_of_the_original(name, count, cells):
+    cfg = load_config(f'{CONFIGS}/bevfusion_camera_{name}_nus.py')
+    model = find_family(cfg).build(cfg)
+    keys = model.state_dict()
+    assert len(keys) == count and model.encoders['camera']['vtransform'].shape == cells
+    for key, shape in {
+        'decoder.backbone.1.0.downsample.0.weight': (256, 128, 1, 1),
+        'decoder.neck.fuse.0.weight': (256, 640, 1, 1),
+        'decoder.neck.upsample.1.weight': (256, 256, 3, 3),
+        'heads.object.shared_conv.conv.weight': (64, 256, 3, 3),
+        'heads.object.task_heads.5.heatmap.0.conv.weight': (64, 64, 3, 3),
+        'heads.object.task_heads.5.heatmap.1.bias': (2,),
+        'heads.object.task_heads.0.vel.1.weight': (2, 64, 3, 3),
+    }.items():
+        assert keys[key].shape == shape, key
