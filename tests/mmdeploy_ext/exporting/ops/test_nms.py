@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.nms import BELOW_ALL, batched_nms, class_offsets
+from mmdeploy_ext.exporting.ops.nms import AT_ONCE, BELOW_ALL, batched_nms, class_offsets
 from mmdeploy_ext.runtime.detections import nms as numpy_nms
 
 MANY = 2**31 - 1
@@ -146,3 +146,15 @@ def test_rows_that_are_no_candidate_do_not_move_the_classes_apart():
     nothing = class_offsets(bboxes, labels * 1000, torch.zeros(1, 2, dtype=torch.bool))
     assert torch.isfinite(nothing).all()
     assert nothing.min() < BELOW_ALL
+
+
+@pytest.mark.parametrize('most', [5, 300, 10**6])
+def test_the_best_boxes_of_many_are_enough(most):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(AT_ONCE + 3000, 2, generator=generator) * 300
+    boxes = torch.cat([corner, corner + 20 + torch.rand(len(corner), 2, generator=generator) * 20], 1)
+    scores = torch.randperm(len(boxes), generator=generator) / len(boxes)
+    found = batched_nms(boxes[None], scores[None, None], 0.5, most)[:, 2]
+    wanted = ops.nms(boxes, scores, 0.5)[1]
+    assert found.tolist() == wanted[:most].tolist()
+    assert len(wanted) > 300
