@@ -1,4 +1,4 @@
-"""Seeded weights of heads of regions with as many classes as LVIS has: something is over the proof's score."""
+"""Seeded weights of heads of regions with as many classes as LVIS: some are over the score of a proof."""
 
 import pytest
 
