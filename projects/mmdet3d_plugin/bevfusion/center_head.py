@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.runtime.bevfusion_det.frames import in_lidar_columns
+from projects.mmdet3d_plugin.bevfusion.coder import boxes_of_cells
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,18 +127,13 @@ class BEVFusionCenterHead(CenterHead):
             maps[name].flatten(2).gather(2, places[:, None].expand(-1, maps[name].shape[1], -1))
             for name in VALUES
         )
-        step = reg.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
-        centre = (torch.stack([places // width, places % width], 1) + reg) * step
-        centre = torch.cat([centre + reg.new_tensor(coder.pc_range[:2])[:, None], height], 1)
-        limits = reg.new_tensor(self.limits)[:, None]
-        kept = ((centre >= limits[:3]) & (centre <= limits[3:])).all(1)
+        cell = torch.stack([places // width, places % width], 1) + reg
+        boxes = boxes_of_cells(coder, cell, height, dim, rot, vel, self.norm_bbox)
+        centre, limits = torch.cat([boxes[..., :2], height.transpose(1, 2)], 2), reg.new_tensor(self.limits)
+        kept = ((centre >= limits[:3]) & (centre <= limits[3:])).all(2)
         kept = kept & (scores >= self.least_score(group))
         if coder.score_threshold:
             kept = kept & (scores > coder.score_threshold)
-        sizes = dim.exp() if self.norm_bbox else dim
-        bottom = height - sizes[:, 2:] * 0.5
-        yaw = torch.atan2(rot[:, :1], rot[:, 1:])
-        boxes = torch.cat([centre[:, :2], bottom, sizes, yaw, vel], 1).transpose(1, 2)
         return boxes, scores, torch.where(kept, labels + group['classes'][0], -1)
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmdet.core.bbox import BaseBBoxCoder
@@ -56,14 +56,8 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     def boxes(
         self, center: Tensor, height: Tensor, dim: Tensor, rot: Tensor, vel: Tensor | None = None
     ) -> Tensor:
-        """Return (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s; see the head."""
-        cell = center.new_tensor([size * self.out_size_factor for size in self.voxel_size[:2]])[:, None]
-        place = center * cell + center.new_tensor(self.pc_range[:2])[:, None]
-        size = dim.exp()
-        bottom = height - size[:, 2:] * 0.5
-        yaw = torch.atan2(rot[:, :1], rot[:, 1:])
-        parts = [place, bottom, size, yaw, *([] if vel is None else [vel])]
-        return torch.cat(parts, 1).transpose(1, 2)
+        """Return boxes (B, Q, 7 or 9), see `boxes_of_cells`."""
+        return boxes_of_cells(self, center, height, dim, rot, vel)
 
     def kept(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """Return which boxes (B, Q, .) with scores (B, Q) are not dropped, (B, Q)."""
@@ -86,3 +80,32 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         return [
             dict(bboxes=box[own], scores=score[own], labels=label[own]) for box, score, label, own in rows
         ]
+
+
+def boxes_of_cells(
+    coder: Any,
+    center: Tensor,
+    height: Tensor,
+    dim: Tensor,
+    rot: Tensor,
+    vel: Tensor | None = None,
+    logarithms: bool = True,
+) -> Tensor:
+    """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
+
+    Args:
+        coder: with `pc_range`, `voxel_size` and `out_size_factor`.
+        center: (B, 2, Q) cells, x first.
+        height: (B, 1, Q) of the centre, m.
+        dim: (B, 3, Q) w, l, h.
+        rot: (B, 2, Q) sine and cosine.
+        vel: (B, 2, Q) m/s.
+        logarithms: whether `dim` holds those of metres.
+    """
+    cell = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
+    place = center * cell + center.new_tensor(coder.pc_range[:2])[:, None]
+    size = dim.exp() if logarithms else dim
+    bottom = height - size[:, 2:] * 0.5
+    yaw = torch.atan2(rot[:, :1], rot[:, 1:])
+    parts = [place, bottom, size, yaw, *([] if vel is None else [vel])]
+    return torch.cat(parts, 1).transpose(1, 2)
