@@ -241,9 +241,9 @@ def run_files(
     """Run exported files in a process of their own; see `memory.measure`."""
     source.prepare(ENGINES[engine].package)
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import FAMILIES
+    from mmdeploy_ext.families.base import FAMILIES, find_family
 
-    load_config(source.config, source.cfg_options)  # its plugin registers the family
+    find_family(load_config(source.config, source.cfg_options))  # registers it, if the config names no plugin
     files = read_files(path)
     before = memory.start()
     family = FAMILIES[files.metadata.family]
