@@ -81,7 +81,7 @@ class BEVFusionCenterHead(CenterHead):
             scales = [[scales] * count for count in self.counts]
         if [kind for kind in kinds if kind not in KINDS] or len(kinds) != tasks:
             raise ConfigError(f'CenterHead: test_cfg.nms_type={kinds}; expected circle or rotate, or {tasks}')
-        if [len(one) for one in scales] != list(self.counts):
+        if [len(one) if isinstance(one, list | tuple) else 0 for one in scales] != list(self.counts):
             raise ConfigError(f'CenterHead: test_cfg.nms_scale={scales}; expected one for each class')
         if 'circle' in kinds and len(test['min_radius']) != tasks:
             raise ConfigError(f'CenterHead: test_cfg.min_radius={test["min_radius"]}; expected {tasks}')

@@ -106,6 +106,7 @@ REFUSED = {
     'a third kind': (dict(nms_type='soft'), r'nms_type=\[.soft.*expected circle or rotate'),
     'kinds of two tasks': (dict(nms_type=['circle', 'rotate']), r'nms_type=.*, or 6'),
     'scales of no class': (dict(nms_scale=[[1.0]] * 6), 'nms_scale=.*expected one for each class'),
+    'scales of tasks': (dict(nms_scale=[1.0] * 6), 'nms_scale=.*expected one for each class'),
     'radii of two tasks': (dict(min_radius=[1, 2]), r'min_radius=\[1, 2\]; expected 6'),
     'a range that cuts': (
         dict(post_center_limit_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0]), 'leaves out a part of',
