@@ -241,12 +241,11 @@ def run_files(
     """Run exported files in a process of their own; see `memory.measure`."""
     source.prepare(ENGINES[engine].package)
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import FAMILIES, find_family
+    from mmdeploy_ext.families.base import DETECTOR, find_family
 
-    find_family(load_config(source.config, source.cfg_options))  # registers it, if the config names no plugin
+    family = find_family(load_config(source.config, source.cfg_options), DETECTOR)
     files = read_files(path)
     before = memory.start()
-    family = FAMILIES[files.metadata.family]
     return before, _drive(family.runner(files.paths, ENGINES[engine].runner_options(source.threads)), samples)
 
 

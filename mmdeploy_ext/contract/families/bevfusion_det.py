@@ -29,7 +29,7 @@ ROTATED = record(
 )
 
 
-def either_group(value: Any, where: str) -> None:
+def _group(value: Any, where: str) -> None:
     """Check what suppresses a group of classes: by distance, or by overlap."""
     (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, where)
 
@@ -50,7 +50,7 @@ POSTPROCESS = record(
                 count=exactly(3, COUNT),
             )
         ),
-        nms=maybe(either(CIRCLE, items(either_group, 1))),
+        nms=maybe(either(CIRCLE, items(_group, 1))),
         coder=record(
             dict(
                 pc_range=items(number(), 2, 6),

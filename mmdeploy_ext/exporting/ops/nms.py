@@ -25,10 +25,14 @@ def _kept(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, most:
     from mmcv.ops import nms
 
     count = len(scores)
-    order = scores.argsort(descending=True, stable=True) if count > AT_ONCE else torch.arange(count)
+    order = (
+        scores.argsort(descending=True, stable=True)
+        if count > AT_ONCE
+        else torch.arange(count, device=scores.device)
+    )
     looked = min(AT_ONCE, count)
     while True:
-        rows = order[:looked].to(scores.device)
+        rows = order[:looked]
         keep = rows[nms(boxes[rows], scores[rows], iou_threshold)[1]][:most]
         if len(keep) >= most or looked == count:
             return keep

@@ -52,11 +52,10 @@ class BEVFusionCenterHead(CenterHead):
         self.num_classes = sum(self.counts)
         self.num_proposals = int(self.bbox_coder.max_num) * len(self.counts)
         self.limits = tuple(float(value) for value in self.bbox_coder.post_center_range or ())
-        self.nms = self._groups()
         self._check()
 
     def _check(self) -> None:
-        test = self.test_cfg
+        test, _ = self.test_cfg, self.nms  # which refuses its own keys
         if not self.with_velocity:
             raise ConfigError('CenterHead: common_heads has no vel; BEVFusion has velocities')
         if test.get('max_pool_nms'):
@@ -72,24 +71,28 @@ class BEVFusionCenterHead(CenterHead):
                 f'bbox_coder.post_center_range={list(self.limits)}; expected the same range'
             )
 
-    def _groups(self) -> list[dict[str, Any]]:
-        """Return what suppresses the boxes of each task, see `frames.spread_out`."""
+    @property
+    def nms(self) -> list[dict[str, Any]]:
+        """What suppresses the boxes of each task, see `frames.spread_out`; the proof moves its thresholds."""
         test, tasks = self.test_cfg, len(self.counts)
         kinds, scales = test.get('nms_type'), test.get('nms_scale', 1.0)
         kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds] * tasks
         if not isinstance(scales, list | tuple):
             scales = [[scales] * count for count in self.counts]
         if [kind for kind in kinds if kind not in KINDS] or len(kinds) != tasks:
-            raise ConfigError(f'CenterHead: test_cfg.nms_type={kinds}; expected circle or rotate, or {tasks}')
+            raise ConfigError(
+                f'CenterHead: test_cfg.nms_type={kinds}; expected circle or rotate, or {tasks} of them'
+            )
         if [len(one) if isinstance(one, list | tuple) else 0 for one in scales] != list(self.counts):
             raise ConfigError(f'CenterHead: test_cfg.nms_scale={scales}; expected one for each class')
-        if 'circle' in kinds and len(test['min_radius']) != tasks:
-            raise ConfigError(f'CenterHead: test_cfg.min_radius={test["min_radius"]}; expected {tasks}')
+        radii = test.get('min_radius') or ()
+        if 'circle' in kinds and len(radii) != tasks:
+            raise ConfigError(f'CenterHead: test_cfg.min_radius={list(radii)}; expected {tasks} numbers')
         groups, first = [], 0
         for task, (kind, count) in enumerate(zip(kinds, self.counts, strict=True)):
             group = dict(classes=list(range(first, first + count)), most=int(test['post_max_size']))
             if kind == 'circle':
-                group |= dict(radius=float(test['min_radius'][task]))
+                group |= dict(radius=float(radii[task]))
             else:
                 first_of, sizes = test.get('pre_max_size'), [float(value) for value in scales[task]]
                 group |= dict(overlap=float(test['nms_thr']), first=first_of, scales=sizes)

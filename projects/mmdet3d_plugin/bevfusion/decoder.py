@@ -12,6 +12,8 @@ from mmcv.cnn.resnet import BasicBlock, make_res_layer
 from mmdet.models.builder import BACKBONES, NECKS
 from torch import Tensor, nn
 
+from projects.mmdet3d_plugin.bevfusion.view_transform import conv_block
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,11 +45,6 @@ class GeneralizedResNet(nn.ModuleList):
         return found
 
 
-def _block(inside: int, outside: int, kernel: int) -> list[nn.Module]:
-    conv = nn.Conv2d(inside, outside, kernel, padding=kernel // 2, bias=False)
-    return [conv, nn.BatchNorm2d(outside), nn.ReLU(True)]
-
-
 @NECKS.register_module()
 class LSSFPN(nn.Module):
     """A coarse map enlarged to a fine one, both joined and convolved; the result enlarged once more.
@@ -71,12 +68,14 @@ class LSSFPN(nn.Module):
         super().__init__()
         self.in_indices = tuple(in_indices)
         self.fuse = nn.Sequential(
-            *_block(sum(in_channels), out_channels, 1), *_block(out_channels, out_channels, 3)
+            *conv_block(sum(in_channels), out_channels, 1, 1, bias=False),
+            *conv_block(out_channels, out_channels, 3, 1, bias=False),
         )
         self.upsample: nn.Module = nn.Identity()
         if scale_factor > 1:
             enlarged = nn.Upsample(scale_factor=scale_factor, mode='bilinear', align_corners=True)
-            self.upsample = nn.Sequential(enlarged, *_block(out_channels, out_channels, 3))
+            last = conv_block(out_channels, out_channels, 3, 1, bias=False)
+            self.upsample = nn.Sequential(enlarged, *last)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return one map (B, C, X, Y)."""

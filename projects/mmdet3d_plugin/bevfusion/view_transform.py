@@ -34,7 +34,8 @@ def _constant(value: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=False)
 
 
-def _block(inside: int, outside: int, kernel: int, stride: int, bias: bool) -> list[nn.Module]:
+def conv_block(inside: int, outside: int, kernel: int, stride: int, bias: bool) -> list[nn.Module]:
+    """Return a convolution that keeps the size but for its stride, its batch normalisation and ReLU."""
     conv = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=bias)
     return [conv, nn.BatchNorm2d(outside), nn.ReLU(True)]
 
@@ -88,7 +89,7 @@ class ViewTransform(nn.Module):
         if stride == 1:
             return nn.Identity()
         channels = self.C
-        blocks = [_block(channels, channels, 3, step, bias=False) for step in (1, stride, 1)]
+        blocks = [conv_block(channels, channels, 3, step, bias=False) for step in (1, stride, 1)]
         return nn.Sequential(*(layer for block in blocks for layer in block))
 
     def split(self, joint: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,11 +157,13 @@ class DepthLSSTransform(ViewTransform):
     def __init__(self, in_channels: int, out_channels: int, **options: Any) -> None:
         super().__init__(in_channels, out_channels, **options)
         self.dtransform = nn.Sequential(
-            *_block(1, 8, 1, 1, bias=True), *_block(8, 32, 5, 4, bias=True), *_block(32, 64, 5, 2, bias=True)
+            *conv_block(1, 8, 1, 1, bias=True),
+            *conv_block(8, 32, 5, 4, bias=True),
+            *conv_block(32, 64, 5, 2, bias=True),
         )
         self.depthnet = nn.Sequential(
-            *_block(in_channels + 64, in_channels, 3, 1, bias=True),
-            *_block(in_channels, in_channels, 3, 1, bias=True),
+            *conv_block(in_channels + 64, in_channels, 3, 1, bias=True),
+            *conv_block(in_channels, in_channels, 3, 1, bias=True),
             nn.Conv2d(in_channels, self.D + self.C, 1),
         )
 

@@ -9,6 +9,7 @@ import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proof import near_ties
 from mmdeploy_ext.runtime.bevfusion_det.frames import spread_out
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from projects.mmdet3d_plugin.bevfusion.fusion import HEADS
@@ -100,6 +101,15 @@ def test_groups_of_classes_are_thinned_out_by_their_own_rule():
     one_for_each = dict(classes=[1, 2], most=9, radius=9.0)  # as files of TransFusion's head have it
     assert len(spread_out(given, one_for_each)) == 4
     assert len(spread_out(given, [one_for_each])) == 3
+
+
+def test_a_threshold_that_the_proof_moves_is_another_one():
+    model = head()
+    moved = dict(near_ties._thresholds_of(torch.nn.ModuleList([model]), near_ties.KEYS)[0][0])
+    assert moved['nms_thr'] == model.nms[1]['overlap'] == 0.2
+    with near_ties.replaced_entry(model.test_cfg, 'nms_thr', 0.2 + near_ties.TIE_IOU):
+        assert model.nms[1]['overlap'] > 0.2
+    assert model.nms[1]['overlap'] == 0.2
 
 
 REFUSED = {
