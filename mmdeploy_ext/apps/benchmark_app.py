@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.benchmark.plan import Plan
     from mmdeploy_ext.families.base import Family
 
+WITH_POINTS = ('sweeps', 'fused')
+"""Kinds of samples."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser; where mmdet 2.28's benchmark.py has an option, name and meaning are the same."""
@@ -128,8 +131,8 @@ def _add_point_options(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='FILE',
-        help='real sweeps: points (.bin); of a backbone also voxels (.npz: features and coordinates, '
-        'coors_bxyz, coors_bzyx)',
+        help='real sweeps: points (.bin), of models with cameras in place of those of generated frames; of a '
+        'backbone also voxels (.npz: features and coordinates, coors_bxyz, coors_bzyx)',
     )
     group.add_argument(
         '--voxels',
@@ -254,7 +257,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)
     family = find_family(load_config(args.config, args.cfg_options))
     kind = plan_of(family, args)
-    foreign = kind.foreign if family.samples == 'sweeps' else (*kind.foreign, 'sweep')
+    foreign = kind.foreign if family.samples in WITH_POINTS else (*kind.foreign, 'sweep')
     refuse_given(args, build_parser(), foreign, f'{kind.models} do not have it')
     with distributed.join(args.launcher, args.local_rank) as ranks:
         plan = kind(args, engines, register, ranks)

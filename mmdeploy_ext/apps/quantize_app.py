@@ -34,8 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         'model',
-        help='float32 ONNX file written by tools/deployment/pytorch2onnx.py, or the folder of a '
-        'streaming model: its image backbone is quantised, the other graphs are copied unchanged',
+        help='float32 ONNX file written by tools/deployment/pytorch2onnx.py, or the folder of a model of '
+        'several graphs, one of which is quantised: of cameras the image backbone, of LiDAR sweeps the one '
+        'behind the points, of both that of the frame; the others are copied unchanged',
     )
     cli.writes(
         parser.add_argument(
@@ -64,7 +65,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
         required=True,
         metavar='IMAGES|DATASET',
         help="folder of images, one image, or annotations in COCO's format (.json); of several cameras "
-        'infos (.pkl) or a folder with one folder per camera',
+        'infos (.pkl) or a folder with one folder per camera; of LiDAR sweeps (.bin) or infos',
     )
     group.add_argument(
         '--data-root',
@@ -194,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
     _check_reports(args, target)
     model = files.load(target.model)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, target.model)
-    images = calibration_set(metadata, args.calibrate, args.data_root, args.images)
+    images = calibration_set(target.model, metadata, args.calibrate, args.data_root, args.images)
     graph = DenseGraph(model, target.model)
     check_weights(graph, target.model)
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)

@@ -17,6 +17,7 @@ from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, bar_rows, short_labels
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files, read_files
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES
@@ -40,7 +41,7 @@ SWEEPS = 4
 
 
 class StreamPlan(Plan):
-    """Frames of a synthetic drive, or sweeps."""
+    """Frames of a synthetic drive, or sweeps; real ones stand in for those of generated frames."""
 
     kind = 'stream'
     models = 'streaming models'
@@ -60,14 +61,17 @@ class StreamPlan(Plan):
 
     def _samples(self) -> list[Frame | Sweep]:
         """Return one sample per round, in the order of `measure.interleave`: the warm-up is at the end."""
-        args, rule, cfg = self.args, self.deployment.rule, self.deployment.cfg
-        if self.deployment.family.memory:
+        args, rule, family = self.args, self.deployment.rule, self.deployment.family
+        if family.memory:
             drive = list(synthetic_drive(DRIVE_FRAMES, rule, scenes=1))
-        elif args.sweep:
-            given = (found for path in args.sweep for found in points_of(path, cfg, rule, 1))
-            drive = [Sweep(points, name) for name, points in given]
         else:
-            drive = list(self.deployment.family.generated_sweeps(rule, SWEEPS))
+            drive = list(family.generated_sweeps(rule, len(args.sweep) or SWEEPS))
+        voxels = getattr(rule, 'voxels', rule)
+        if args.sweep and voxels is None:
+            raise UsageError(f'--sweep {args.sweep[0]}: {args.config} takes pictures alone')
+        for index, path in enumerate(args.sweep):  # in place of the points of a generated frame
+            ((name, points),) = points_of(path, self.deployment.cfg, voxels, 1)
+            drive[index] = dataclasses.replace(drive[index], points=points, name=name)
         count = args.warmup + args.max_iter * args.repeat_num + args.spare_rounds
         samples = [
             dataclasses.replace(drive[index % len(drive)], scene_token=f'drive {index // len(drive)}')

@@ -47,7 +47,8 @@ class HalfBars:
     Attributes:
         cosine: least cosine of every output.
         iou: smallest IoU of a matched pair, boxes or masks in images.
-        distance_m: largest distance of the centres of a matched pair, boxes in 3D.
+        distance_m: largest distance of the centres and of the corners of a matched pair, boxes in 3D; and, in
+            m/s, largest difference of their velocities.
         score: largest score difference of a matched pair.
         match_rate: smallest share of all results of a proof that are matched.
         metric: largest difference of a data-set metric.
@@ -62,12 +63,14 @@ class HalfBars:
 
     def of_task(self, task: str) -> dict[str, float]:
         """Return the arguments of the task's `match_detections`."""
-        place = dict(iou_bar=self.iou) if task in IN_IMAGES else dict(distance_bar=self.distance_m)
+        place = dict(iou_bar=self.iou)
+        if task not in IN_IMAGES:
+            place = dict(distance_bar=self.distance_m, corner_bar=self.distance_m)
         return dict(place, score_bar=self.score)
 
     def text(self, task: str) -> str:
         """Return the bars in one sentence."""
-        place = f'IoU {self.iou}' if task in IN_IMAGES else f'{self.distance_m} m'
+        place = f'IoU {self.iou}' if task in IN_IMAGES else f'{self.distance_m} m (corners, too)'
         return (
             f'cosine of every output at least {self.cosine}, {100 * self.match_rate:g} % of the results '
             f'matched within {place} and score {self.score}'

@@ -13,6 +13,7 @@ from mmdeploy_ext.core.errors import ImageError, ModelFileError
 from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.inputs.pictures import list_images, read_image
 from mmdeploy_ext.quantize.images import CalibrationSet, calibration_images, evenly, image_files
+from mmdeploy_ext.quantize.runs import calibration_runs, quantised_graph
 from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_infos
 
 if TYPE_CHECKING:
@@ -90,21 +91,24 @@ def _folders(source: Path, rule: MultiViewRule) -> list[Path]:
 
 
 def calibration_set(
-    metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
+    path: Path, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
 ) -> CalibrationSet:
-    """Return what calibrates a model: single images, or frames of its cameras.
+    """Return what calibrates a graph: single images, frames of cameras, or what other graphs make of sensors.
 
     Args:
-        metadata: of the model file.
-        source: see `image_files` and `camera_frames`.
-        root: folder of the pictures that annotations or infos name.
+        path: of the model file.
+        metadata: of it.
+        source: see `image_files`, `camera_frames` and `calibration_runs`.
+        root: folder of the files that annotations or infos name.
         limit: at most so many, evenly; 0 takes all.
 
     Raises:
-        ModelFileError: the model takes neither.
+        ModelFileError: the model takes none of these.
         ImageError: no such source, or no picture in it.
-        DataError: pictures that annotations or infos name are not there.
+        DataError: files that annotations or infos name are not there.
     """
+    if metadata.form == quantised_graph(metadata.family):
+        return calibration_runs(path, metadata, source, root, limit)
     if isinstance(metadata.preprocess, MultiViewRule):
         calibration_frames(metadata, [])  # refuses the graph before files are looked for
         frames = evenly(camera_frames(source, metadata.preprocess, root), limit)

@@ -1,4 +1,4 @@
-"""What is quantised and where it goes: one file, or the image backbone of a folder of graphs."""
+"""What is quantised and where it goes: one file, or one graph of a folder of several."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.quantize.cameras import IMAGES
 from mmdeploy_ext.quantize.dense_layers import is_quantised
+from mmdeploy_ext.quantize.runs import quantised_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -67,7 +68,8 @@ def find_target(model: str, output: str | None) -> Target:
         output: file or folder like it; None: the same name with `.int8`.
 
     Raises:
-        ModelFileError: a folder without exactly one graph that takes pictures alone.
+        ModelFileError: a folder without the graph that its family has quantised, and without exactly one that
+            takes pictures alone.
         UsageError: the output is the input, or cannot be written.
     """
     source = Path(model)
@@ -81,17 +83,25 @@ def find_target(model: str, output: str | None) -> Target:
     if folder.resolve() == source.resolve():
         raise UsageError(f'--output {folder}: is the input; it is never overwritten, give another name')
     found = sorted(source.glob('*.onnx'))
-    backbones = [path for path in found if read_metadata(str(path)).spec.input_names == [IMAGES]]
-    if len(backbones) != 1 or len(found) == 1:
+    graph = _graph_of(found)
+    if graph is None:
         held = ', '.join(path.name for path in found) or 'no .onnx file'
         raise ModelFileError(
-            f'{model}: holds {held}; expected the folder of a deploy export, where one graph of several '
-            f'takes {IMAGES!r} alone'
+            f'{model}: holds {held}; expected the folder of an export of several graphs, one of which takes '
+            f'{IMAGES!r} alone or is the dense one of a LiDAR model'
         )
-    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path != backbones[0]]
-    beside = [path for path in beside if path.name != f'{backbones[0].name}.data']
-    check_writable(folder / backbones[0].name)
-    return Target(backbones[0], folder / backbones[0].name, tuple(beside))
+    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path != graph]
+    beside = [path for path in beside if path.name != f'{graph.name}.data']
+    check_writable(folder / graph.name)
+    return Target(graph, folder / graph.name, tuple(beside))
+
+
+def _graph_of(files: list[Path]) -> Path | None:
+    """Return the graph of several that is quantised, as the family says, or the one of pictures alone."""
+    known = {path: read_metadata(str(path)) for path in files}
+    chosen = [path for path, metadata in known.items() if metadata.form == quantised_graph(metadata.family)]
+    chosen = chosen or [path for path, one in known.items() if one.spec.input_names == [IMAGES]]
+    return chosen[0] if len(chosen) == 1 and len(files) > 1 else None
 
 
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:

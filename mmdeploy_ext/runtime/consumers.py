@@ -2,7 +2,8 @@
 
 `runtime/<family>/model.py` of a family of images has `detections(metadata, outputs, feeds)`, which returns
 results per image, and `RUNNERS`: form of a file -> the tool that draws its results. That of a family of
-frames or sweeps has `OPENS`: the class that runs the files of an export.
+frames or sweeps has `OPENS`, the class that runs the files of an export; and `QUANTISED`, the one of them
+whose layers `quantize.py` puts in INT8, where what that one takes (`feeds` of the class) comes of the others.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def test_a_file_without_a_layer_in_int8_is_never_called_int8(data):
     with pytest.raises(ExportError, match='none of the 2 layers is in INT8'):
         layers_in_int8(graph, graph.network, names)
     quantiser = DenseQuantiser(graph)
-    quantiser.calibrate(calibration_set(read_metadata(str(DEMO)), data / 'train2017', None, 1))
+    quantiser.calibrate(calibration_set(DEMO, read_metadata(str(DEMO)), data / 'train2017', None, 1))
     assert layers_in_int8(graph, quantiser.network(names[:1]), names) == names[:1]
 
 

@@ -41,6 +41,7 @@ def match_detections(
     score_thr: float = SCORE_THR,
     distance_bar: float = DISTANCE_BAR,
     score_bar: float = SCORE_BAR,
+    corner_bar: float | None = None,
     capacity: int | None = None,
     near_ties: Callable[[], Iterable[Detections3D]] | None = None,
 ) -> DetectionRow:
@@ -58,6 +59,7 @@ def match_detections(
         score_thr: see above.
         distance_bar: metres; largest distance of the centres of a matched pair.
         score_bar: largest score difference of a matched pair.
+        corner_bar: see `pair_up`.
         capacity: detections that both engines keep at most per frame (`max_num`).
         near_ties: see `bbox2d.match_detections`.
 
@@ -67,14 +69,16 @@ def match_detections(
     problem = _broken('reference', reference) or _broken('candidate', candidate)
     if problem:
         return DetectionRow(name, len(reference), 0, len(reference), len(candidate), 1.0, 1.0, False, problem)
-    pair = functools.partial(pair_up, distance_bar=distance_bar, score_bar=score_bar)
+    bars = dict(distance_bar=distance_bar, score_bar=score_bar, corner_bar=corner_bar)
+    pair = functools.partial(pair_up, **bars)
     pairing = pair(reference, candidate)
     tied = near_ties and (lambda: matching.near_ties_of(near_ties(), reference, candidate, pair))
     scores = reference.scores, candidate.scores
     found = matching.tally(pairing, scores, score_thr, score_bar, capacity, None, tied)
     distance = found.worst(-pairing.nearness, 0.0)
     score = found.worst(pairing.score_gap, 0.0)
-    others = [f'{title} {found.worst(gap, 0.0):.2g}' for title, gap, _ in _other_gaps(reference, candidate)]
+    gaps = _other_gaps(reference, candidate, corner_bar)
+    others = [f'{title} {found.worst(gap, 0.0):.2g}' for title, gap, _ in gaps]
     reason = matching.reason(
         found, f'worst: distance {distance:.2g} m, score {score:.2g}, {", ".join(others)}'
     )
@@ -99,15 +103,25 @@ def pair_up(
     candidate: Detections3D,
     distance_bar: float = DISTANCE_BAR,
     score_bar: float = SCORE_BAR,
+    corner_bar: float | None = None,
 ) -> Pairing:
-    """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance."""
+    """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
+
+    Args:
+        reference: R boxes.
+        candidate: C boxes.
+        distance_bar: metres; largest distance of the centres of a pair.
+        score_bar: largest score difference of a pair.
+        corner_bar: metres; largest distance of corners, and in m/s of velocities, in place of the bars of
+            float32 for sizes, yaw and velocity.
+    """
     nearness = -np.linalg.norm(
         boxes_centre(reference.boxes)[:, None] - boxes_centre(candidate.boxes)[None], axis=-1
     )
     nearness[reference.labels[:, None] != candidate.labels[None]] = -np.inf
     score_gap = matching.score_gaps(reference.scores, candidate.scores)
     allowed = (nearness >= -distance_bar) & (score_gap <= score_bar)
-    for _, gap, bar in _other_gaps(reference, candidate):
+    for _, gap, bar in _other_gaps(reference, candidate, corner_bar):
         allowed &= gap <= bar
     return matching.pair_lists(allowed, nearness, score_gap, reference.scores, -PAIR_DISTANCE)
 
@@ -119,16 +133,32 @@ def boxes_centre(boxes: np.ndarray) -> np.ndarray:
     return centre
 
 
-def _other_gaps(reference: Detections3D, candidate: Detections3D) -> list[tuple[str, np.ndarray, float]]:
-    """Return title, largest absolute difference (R, C) and bar of sizes, yaw and velocity."""
+def _other_gaps(
+    reference: Detections3D, candidate: Detections3D, corner_bar: float | None = None
+) -> list[tuple[str, np.ndarray, float]]:
+    """Return title, largest absolute difference (R, C) and bar of sizes, yaw and velocity, or of corners."""
     one, two = reference.boxes[:, None].astype(np.float64), candidate.boxes[None].astype(np.float64)
     gap = np.abs(one - two)
     turns = np.abs((one[..., 6] - two[..., 6] + np.pi) % (2 * np.pi) - np.pi)
+    if corner_bar is not None:
+        here, there = (_corners(boxes.boxes) for boxes in (reference, candidate))
+        far = np.linalg.norm(here[:, None] - there[None], axis=-1).max(axis=-1)
+        return [('corner', far, corner_bar), ('velocity', gap[..., 7:9].max(axis=-1), corner_bar)]
     return [
         ('size', gap[..., 3:6].max(axis=-1), SIZE_BAR),
         ('yaw', turns, YAW_BAR),
         ('velocity', gap[..., 7:9].max(axis=-1), VELOCITY_BAR),
     ]
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """Return the corners (n, 8, 3) float64 of boxes (n, 9), in an order that turns with the box."""
+    signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing='ij'), -1).reshape(8, 3)
+    length, width, height = boxes[:, None, 3:6].astype(np.float64).transpose(2, 0, 1)
+    x, y, z = length * signs[:, 0], width * signs[:, 1], height * signs[:, 2]
+    cos, sin = np.cos(boxes[:, None, 6], dtype=np.float64), np.sin(boxes[:, None, 6], dtype=np.float64)
+    turned = np.stack([cos * x - sin * y, sin * x + cos * y, z], -1)
+    return boxes_centre(boxes)[:, None] + turned
 
 
 def _broken(side: str, detections: Detections3D) -> str:

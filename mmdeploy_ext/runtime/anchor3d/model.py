@@ -20,4 +20,4 @@ class AnchorOnnx(CenterPointOnnx):
     decode = staticmethod(decode)
 
 
-OPENS = AnchorOnnx
+OPENS, QUANTISED = AnchorOnnx, 'head'

@@ -98,22 +98,27 @@ class BEVFusionOnnx(Detecting):
             DataError: points or matrices that cannot be.
             InferenceError: the engine failed or gave NaN.
         """
-        points, images = checked(frame, self.rule)
-        found, start = {}, time.perf_counter()
-        if images is not None:
-            found['cells'] = self._cells_of(frame.calibration)
-            start = self.passed('rig', start)
-        if points is not None:
-            found['bev'] = self.lidar.step(points=points)
-            start = self.passed('lidar', start)
-        given = dict(frame.calibration, **found, img=images, points=frame.points[:, :3])
-        names = self.metadata.spec.input_names
-        outputs = self.sessions['frame'].infer({name: given[name] for name in names})
+        fed = self.feeds(frame)
+        start = time.perf_counter()
+        outputs = self.sessions['frame'].infer(fed)
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
         self.passed('frame', start)
         boxes = spread_out(detections(outputs), self.metadata.postprocess['nms'])
-        return StepResult({**found, **outputs}, boxes)
+        kept = {name: fed[name] for name in ('cells', 'bev') if name in fed}
+        return StepResult({**kept, **outputs}, boxes)
+
+    def feeds(self, frame: FusedFrame) -> dict[str, np.ndarray]:
+        """Return what the frame's graph takes of a frame; raises what `step` raises."""
+        points, images = checked(frame, self.rule)
+        given, start = dict(frame.calibration, img=images, points=frame.points[:, :3]), time.perf_counter()
+        if images is not None:
+            given['cells'] = self._cells_of(frame.calibration)
+            start = self.passed('rig', start)
+        if points is not None:
+            given['bev'] = self.lidar.step(points=points)
+            self.passed('lidar', start)
+        return {name: given[name] for name in self.metadata.spec.input_names}
 
     def _cells_of(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
         rig = self.sessions['rig']
@@ -153,4 +158,4 @@ def opened(paths: str | Path | Sequence[str | Path], **options: Any) -> BEVFusio
     return (CudaBEVFusion if is_cuda(paths) else BEVFusionOnnx)(paths, **options)
 
 
-OPENS = opened
+OPENS, QUANTISED = opened, 'frame'

@@ -65,7 +65,13 @@ class Detecting(Memoryless):
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> Detections3D:
         """Detect in one frame of a data set's infos; see `moment`."""
-        return self.step(moment(images_bgr, rig, self.rule, root)).detections
+        return self.step(self.moment(images_bgr, rig, root)).detections
+
+    def moment(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> FusedFrame:
+        """Return one frame of a data set's infos as the model takes it; see the function of this name."""
+        return moment(images_bgr, rig, self.rule, root)
 
     def points(self, rig: RigFrame, root: str | Path | None = None) -> np.ndarray:
         """Return the points (P, V) of a frame as the model takes them; none without LiDAR. See `moment`."""

@@ -116,18 +116,24 @@ class CenterPointOnnx(Memoryless):
 
     def step(self, sweep: Sweep) -> StepResult:
         """Detect, and keep the bird's-eye view and the head's raw outputs; raises what `detect` raises."""
-        points = check_points(sweep.points, self.width, sweep.name)
-        check_in_range(points, self.rule.point_cloud_range, sweep.name)
+        fed = self.feeds(sweep)
         start = time.perf_counter()
-        bev = self.backbone.step(points=points)
-        start = self.passed('backbone', start)
-        outputs = self.head.infer(dict(bev=bev))
+        outputs = self.head.infer(fed)
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise InferenceError(f'{sweep.name or "sweep"}: the network gave NaN or infinity')
         start = self.passed('head', start)
         detections = self.decode(outputs, self.box_rule)
         self.passed('boxes', start)
-        return StepResult(dict(bev=bev, **outputs), detections)
+        return StepResult(dict(**fed, **outputs), detections)
+
+    def feeds(self, sweep: Sweep) -> dict[str, np.ndarray]:
+        """Return what the head's graph takes of a sweep, `bev` (1, C, H, W); raises what `detect` raises."""
+        points = check_points(sweep.points, self.width, sweep.name)
+        check_in_range(points, self.rule.point_cloud_range, sweep.name)
+        start = time.perf_counter()
+        bev = self.backbone.step(points=points)
+        self.passed('backbone', start)
+        return dict(bev=bev)
 
     def close(self) -> None:
         """Close the sessions."""
@@ -135,4 +141,4 @@ class CenterPointOnnx(Memoryless):
         self.head.deactivate()
 
 
-OPENS = CenterPointOnnx
+OPENS, QUANTISED = CenterPointOnnx, 'head'

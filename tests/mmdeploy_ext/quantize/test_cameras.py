@@ -186,7 +186,7 @@ def test_a_folder_is_never_written_over_nor_written_to_a_file(folder, tmp_path):
     with pytest.raises(UsageError, match='give a folder'):
         find_target(str(folder), str(tmp_path / 'x.onnx'))
     (folder / 'extract_img_feat.onnx').unlink()
-    with pytest.raises(ModelFileError, match=r'holds pts_head_memory\.onnx; expected the folder of a deploy'):
+    with pytest.raises(ModelFileError, match=r'holds pts_head_memory\.onnx; expected the folder of'):
         find_target(str(folder), None)
 
 

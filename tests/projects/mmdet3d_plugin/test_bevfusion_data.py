@@ -347,3 +347,34 @@ def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, optio
     )
     said = capsys.readouterr().out
     assert 'PROVEN' in said and f'python -m mmdeploy_ext run {files} INFOS.pkl' in said.replace('\n', '')
+
+
+def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options, tmp_path):
+    """Its other graphs give what it takes; heads and the heat map, which is sorted, stay float."""
+    from mmdeploy_ext.apps import quantize_app
+    from mmdeploy_ext.runtime.bevfusion_det.model import BEVFusionOnnx
+
+    words = [f'{runs}/bevfusion_toy_portable', '--calibrate', options['data.test.ann_file'], '--rounds', '0']
+    report, target = tmp_path / 'r.json', tmp_path / 'int8'
+    assert quantize_app.main([*words, '--output', str(target), '--json', str(report), '--reduce-range']) == 0
+    found = read_json(report)
+    assert (found['images'], found['images_are']) == (2, 'fused')
+    assert found['layers'] > 50 and any('heatmap_head' in name for name in found['float_layers'])
+    assert all(figures['cosine'] > 0.99 for figures in found['outputs'].values())
+    assert sorted(path.name for path in target.iterdir()) == ['frame.onnx', 'lidar.onnx', 'rig.onnx']
+    with BEVFusionOnnx(target) as runtime:
+        assert runtime.metadata.precision == 'int8'
+
+
+def test_a_real_sweep_stands_in_for_that_of_a_generated_frame(runs, checkpoint, cfg, options, tmp_path):
+    from mmdeploy_ext.apps import benchmark_app
+    from mmdeploy_ext.runtime.infos import read_infos
+
+    sweep = read_infos(options['data.test.ann_file'])[0]['lidar_path']
+    words = [CONFIG, checkpoint, '--onnx', f'{runs}/bevfusion_toy_portable', '--engines', 'onnxruntime']
+    words += ['--sweep', sweep, '--max-iter', '1', '--warmup', '1', '--no-memory', '--threads', '1']
+    assert benchmark_app.main(register, [*words, '--json', str(tmp_path / 'b.json')]) == 0
+    result = read_json(tmp_path / 'b.json')
+    assert result['input_shape'] == f'{len(np.fromfile(sweep, np.float32)) // 5}x5'
+    (row,) = result['contenders']
+    assert row['parts_ms']['rig'] < 0.1 * row['parts_ms']['frame'], 'the calibration is that of the warm-up'
