@@ -3,8 +3,8 @@
 The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norm
 gets the statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits
 spread around -4.6, box deltas around 0 and centerness around 0.5 (`seeded_dense.py` has it for each head of
-mmdet, `seeded_lidar.py` for LiDAR detectors of mmdet3d). Scores are spread, boxes differ between anchors, and
-a few per cent of the anchors pass the threshold.
+mmdet, `seeded_lidar.py` for LiDAR detectors of mmdet3d, `seeded_fusion.py` for BEVFusion). Scores are spread,
+boxes differ between anchors, and a few per cent of the anchors pass the threshold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proof.inputs.pictures import bright, dark
-from projects.toydata import seeded_lidar
+from projects.toydata import seeded_fusion, seeded_lidar
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_corners import is_cornered, scale_corners
 from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 NAMED_RULES = dict(rtdetr='seeded_rtdetr', streampetr='seeded_streampetr', solo='seeded_solo')
 """Families whose weights depend on names and shapes alone: family -> module beside this one."""
+
+OF_SENSORS = {
+    **dict.fromkeys(seeded_lidar.FAMILIES, seeded_lidar.fill_lidar),
+    **dict.fromkeys(seeded_fusion.FAMILIES, seeded_fusion.fill_fusion),
+}
+"""Families of sweeps and fused frames -> what fills their whole detectors."""
 
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
 """Families of sparse backbones -> prefix of their published keys; the rule draws by full names."""
@@ -193,8 +199,8 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     Raises:
         ConfigError: the rule does not know the head.
     """
-    if family is not None and family.name in seeded_lidar.FAMILIES:
-        return seeded_lidar.fill_lidar(family.build(cfg), cfg, family, seed)
+    if family is not None and family.name in OF_SENSORS:
+        return OF_SENSORS[family.name](family.build(cfg), cfg, family, seed)
     model = build_student(cfg) if family is None else family.build(cfg)
     if family is not None and family.name in NAMED_RULES:
         rule = importlib.import_module(f'projects.toydata.{NAMED_RULES[family.name]}')
@@ -238,7 +244,7 @@ def write_seeded(config: str, out: Path, seed: int = 0) -> None:
 
     cfg = load_config(config)
     names = [family.name for family in FAMILIES.values() if family.claims(cfg)]
-    weights = None if set(names) & set(seeded_lidar.FAMILIES) else sparse_weights(cfg, seed)
+    weights = None if OF_SENSORS.keys() & names else sparse_weights(cfg, seed)
     if weights is None:
         family = find_family(cfg, DETECTOR) if names or 'bbox_head' not in cfg.get('model', ()) else None
         weights = seeded_model(cfg, family, seed).state_dict()

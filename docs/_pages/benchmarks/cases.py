@@ -86,6 +86,22 @@ PLAIN_STEPS = (CHECKPOINT, RAW, FULL)
 """Of a detector of one stage of which float files are measured."""
 STREAM_STEPS = (CHECKPOINT, FRAMES, DEPLOY, FORK, DEPLOY_INT8, DEPLOY_HALF)
 SPARSE_STEPS = (CHECKPOINT, PORTABLE)
+INFOS = Step(
+    'infos',
+    'infos',
+    'tools/create_data.py nuscenes --root-path {frames} --out-dir {out}',
+    shared=True,
+)
+FUSION = Step('fusion', 'portable', EXPORT, 'portable')
+FUSION_INT8 = Step(
+    'fusion_int8',
+    'portable.int8',
+    'tools/deployment/quantize.py {fusion} --calibrate {infos}/nuscenes_infos_train.pkl --images 4 '
+    '--rounds 0 --output {out}',
+    'portable, INT8',
+    'int8',
+)
+FUSION_STEPS = (CHECKPOINT, FRAMES, INFOS, FUSION, FUSION_INT8)
 REGION_STEPS = (CHECKPOINT, PICTURES, FULL, FULL_INT8)
 """Of a detector of two stages, whose one form has its results."""
 
@@ -103,6 +119,7 @@ class Case:
         shape: height and width of the input, where the kind has them.
         checkpoint: path of trained weights; '' takes those of the step `checkpoint`.
         options: more words for `benchmark.py`.
+        sweeps: whether real sweeps stand in for generated ones where they are given.
     """
 
     name: str
@@ -113,6 +130,7 @@ class Case:
     shape: tuple[int, int] | None = None
     checkpoint: str = ''
     options: tuple[str, ...] = ()
+    sweeps: bool = False
 
     @property
     def files(self) -> tuple[Step, ...]:
@@ -187,12 +205,21 @@ CASES = (
     ),
     Case('streampetr_r50', 'StreamPETR R50, six cameras of 704x256', STREAM_R50, 'stream', STREAM_STEPS),
     Case(
+        'bevfusion_r50',
+        'BEVFusion R50, six cameras of 704x256 and a sweep',
+        f'{BEV}/bevfusion_camera_lidar_r50_nus.py',
+        'stream',
+        FUSION_STEPS,
+        sweeps=True,
+    ),
+    Case(
         'bevfusion',
         'BEVFusion, sparse LiDAR backbone',
         f'{BEV}/bevfusion_lidar_0075voxel_nus.py',
         'sparse',
         SPARSE_STEPS,
         options=VOXELS,
+        sweeps=True,
     ),
     Case(
         'centerpoint',
@@ -201,6 +228,7 @@ CASES = (
         'sparse',
         SPARSE_STEPS,
         options=VOXELS,
+        sweeps=True,
     ),
 )
 """All families at full size, weights by a seeded rule."""

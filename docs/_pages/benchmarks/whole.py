@@ -80,7 +80,7 @@ def command(
     words += ['--max-seconds', f'{settings.seconds:g}', '--skip-refused']
     if case.kind == 'images':
         words += ['--shape', *map(str, case.shape)] if case.shape and not files else []
-    if case.kind == 'sparse' and settings.sweeps:
+    if case.sweeps and settings.sweeps:
         words += ['--sweep', *settings.sweeps]
     words += ['--device', 'cuda:0'] if gpu else []
     return [*words, *case.options]

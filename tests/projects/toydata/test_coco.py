@@ -24,8 +24,11 @@ SMALL = dict(seed=3, train_images=24, val_images=40, quiet=True)
 
 
 def file_hashes(root: Path) -> dict[str, str]:
-    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(root.rglob('*')) if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob('*'))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -139,11 +142,14 @@ def test_of_two_at_once_one_makes_the_set(tmp_path):
     assert sorted(job.result() for job in jobs) == [False, True]
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (['--seed', '-1'], '--seed: got -1'),
-    (['--val-images', '0'], '--val-images: got 0'),
-    (['--size', '32', '256'], '--size: got 32 256'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--seed', '-1'], '--seed: got -1'),
+        (['--val-images', '0'], '--val-images: got 0'),
+        (['--size', '32', '256'], '--size: got 32 256'),
+    ],
+)
 def test_bad_options_end_with_one_line_and_status_2(tmp_path, capsys, options, message):
     assert coco.main(['--out', str(tmp_path / 'set'), *options]) == 2
     captured = capsys.readouterr()
@@ -230,9 +236,14 @@ def test_a_single_picture_can_be_asked_for(tmp_path):
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
 def test_pycocotools_gives_the_ground_truth_itself_ap_1(small_set, kind):
     truth = COCO(annotation_file(small_set, 'val'))
-    detections = [{**{key: annotation[key] for key in ('image_id', 'category_id', 'bbox')}, 'score': 0.9,
-                   **({'segmentation': annotation['segmentation']} if kind == 'segm' else {})}
-                  for annotation in truth.dataset['annotations']]
+    detections = [
+        {
+            **{key: annotation[key] for key in ('image_id', 'category_id', 'bbox')},
+            'score': 0.9,
+            **({'segmentation': annotation['segmentation']} if kind == 'segm' else {}),
+        }
+        for annotation in truth.dataset['annotations']
+    ]
     evaluation = COCOeval(truth, truth.loadRes(detections), kind)
     evaluation.evaluate()
     evaluation.accumulate()
@@ -243,10 +254,12 @@ def test_pycocotools_gives_the_ground_truth_itself_ap_1(small_set, kind):
 @pytest.fixture(scope='module')
 def val_dataset(small_set):
     from mmdeploy_ext.stack import compat
+
     compat.apply()
     from mmdet.datasets import build_dataset
 
     from mmdeploy_ext.core.config import load_config
+
     data = load_config(str(REPOSITORY / 'configs/_base_/datasets/toy_coco.py')).data.val
     assert tuple(data.classes) == shapes.CLASSES
     data.ann_file, data.img_prefix = annotation_file(small_set, 'val'), str(small_set / 'val2017')
@@ -260,8 +273,9 @@ def test_mmdet_reads_the_set_and_gives_the_ground_truth_ap_1(val_dataset):
         boxes = np.concatenate([truth['bboxes'], np.full((len(truth['bboxes']), 1), 0.9)], axis=1)
         per_class = [np.flatnonzero(truth['labels'] == label) for label in range(len(shapes.CLASSES))]
         masks = [mask_codec.encode(np.asfortranarray(mask_codec.decode(rle))) for rle in truth['masks']]
-        results.append(([boxes[chosen] for chosen in per_class],
-                        [[masks[i] for i in chosen] for chosen in per_class]))
+        results.append(
+            ([boxes[chosen] for chosen in per_class], [[masks[i] for i in chosen] for chosen in per_class])
+        )
     metrics = val_dataset.evaluate(results, metric=['bbox', 'segm'])
     assert metrics['bbox_mAP'] == pytest.approx(1.0)
     assert metrics['segm_mAP'] == pytest.approx(1.0)
