@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.families.base import Family
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import torch
@@ -60,6 +62,30 @@ class SequenceFamily(Family):
             count: how many.
         """
         raise NotImplementedError(f'{self.name}: takes no sweeps')
+
+    def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
+        """Return sweeps that reach the limits of a rule; of what they give the tensors alone are compared.
+
+        Args:
+            rule: of `preprocess_rule`.
+            options: of the export.
+        """
+        return ()
+
+    def with_limit(
+        self, model: torch.nn.Module, runner: Stepper, found: Detections3D
+    ) -> AbstractContextManager[int]:
+        """Lower the number of results that a model and its files keep, while the context lasts.
+
+        Args:
+            model: of the reference.
+            runner: of `runner`.
+            found: results of a sample, of the reference.
+
+        Returns:
+            What gives the limit, so that some of these results are cut off; 0 where it stays.
+        """
+        return contextlib.nullcontext(0)
 
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:

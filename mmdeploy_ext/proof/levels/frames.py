@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
-from mmdeploy_ext.proof.levels.run_twice import Clock, nothing_found, run_twice
+from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, run_twice
 from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
 from mmdeploy_ext.proof.provenance import companion_checks
 from mmdeploy_ext.proof.results import Case, Pair
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Iterator, Sequence
 
+    from mmdeploy_ext.compare.rows import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.proof.results import Check
+    from mmdeploy_ext.proof.results import Check, DetectionRow
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
@@ -120,6 +122,8 @@ class SweepProof(FramesProof):
     """A proof on sweeps, none of which was traced: the exporter sees random numbers."""
 
     unit = found_in = 'sweep'
+    most: tuple[int, Sweep | None] = (0, None)
+    """Most results of a sample so far, and the sample."""
     advice = (
         'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
     )
@@ -140,19 +144,62 @@ class SweepProof(FramesProof):
         self, sweep: Sweep, expected: StepResult, found: StepResult | Exception
     ) -> tuple[Case, list[Pair]]:
         """Compare tensors and detections of one sweep; an engine that fails is a failed case."""
-        shape, task = 'x'.join(map(str, sweep.points.shape)), self.deployment.family.task
         if isinstance(found, Exception):
-            row = nothing_found(sweep.name, expected.detections, found)
-            return Case(sweep.name, shape, False, (), (row,)), []
-        rows, bars = compare_tensors(expected.outputs, found.outputs, self.spec), {}
-        if low := half.bars_of(self.verdict.precision):
-            rows, bars = half.judge(rows, low.cosine), low.of_task(task)
-        match = task_module(task).match_detections
-        sides = expected.detections, found.detections
-        detections = match('boxes', *sides, near_ties=lambda: self.near_ties(sweep), **bars)
+            return self._failed(sweep, expected, found), []
+        row = self.match('boxes', sweep, expected, found)
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
-        pair = Pair(title, sweep.points, *sides)
-        return Case(sweep.name, shape, False, tuple(rows), (detections,)), [pair]
+        pair = Pair(title, sweep.points, expected.detections, found.detections)
+        if len(expected.detections) > self.most[0]:
+            self.most = len(expected.detections), sweep
+        return Case(sweep.name, shape_of(sweep), False, self.tensors(expected, found), (row,)), [pair]
+
+    def _failed(self, sweep: Sweep, expected: StepResult, found: Exception) -> Case:
+        row = nothing_found(sweep.name, expected.detections, found)
+        return Case(sweep.name, shape_of(sweep), False, (), (row,))
+
+    def tensors(self, expected: StepResult, found: StepResult) -> tuple[TensorRow, ...]:
+        """Return level 2 of one sweep."""
+        rows, low = compare_tensors(expected.outputs, found.outputs, self.spec), self.low
+        return tuple(half.judge(rows, low.cosine) if low else rows)
+
+    def match(self, name: str, sweep: Sweep, expected: StepResult, found: StepResult) -> DetectionRow:
+        """Return level 3 of one sweep."""
+        task = self.deployment.family.task
+        bars = self.low.of_task(task) if self.low else {}
+        sides = expected.detections, found.detections
+        ties = functools.partial(self.near_ties, sweep)
+        return task_module(task).match_detections(name, *sides, near_ties=ties, **bars)
+
+    @property
+    def low(self) -> half.HalfBars | None:
+        """Bars of half precision or INT8; None for float32."""
+        return half.bars_of(self.verdict.precision)
+
+    def conclude(self) -> None:
+        """See `Proof.conclude`; then both engines are brought to limits that samples do not reach."""
+        super().conclude()
+        self.verdict.cases += self.at_limits()
+
+    def at_limits(self) -> Iterator[Case]:
+        """Yield tensors of crowded sweeps, and the results of a sample of which a lower limit drops some.
+
+        What a crowded sweep shows is like nothing that a model was trained on: its results may all be alike.
+        """
+        family, (_, chosen) = self.deployment.family, self.most
+        for sweep in family.crowded_sweeps(self.deployment.rule, self.asked_for):
+            expected, found = self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
+            if isinstance(found, Exception):
+                yield self._failed(sweep, expected, found)
+            else:
+                yield Case(sweep.name, shape_of(sweep), False, self.tensors(expected, found))
+        if chosen is None or self.low:  # which results are left depends on their order
+            return
+        seen = self.reference.step(chosen).detections
+        with family.with_limit(self.deployment.model, self.runner, seen) as limit:
+            if limit:
+                found = attempt(functools.partial(self.runner.step, chosen))
+                named = dataclasses.replace(chosen, name=f'{chosen.name or "sweep"}, at most {limit} results')
+                yield self.judge(named, self.reference.step(chosen), found)[0]
 
     def near_ties(self, sweep: Sweep) -> Iterator[Detections3D]:
         """Return PyTorch's results with thresholds moved by rounding, and with other rounding of layers."""
@@ -163,6 +210,11 @@ class SweepProof(FramesProof):
 
         runs = itertools.chain(with_moved_thresholds(model, run), with_other_rounding(model, run))
         return (detections for (detections,) in runs)
+
+
+def shape_of(sweep: Sweep) -> str:
+    """Return the shape of a sweep's points, for a case."""
+    return 'x'.join(map(str, sweep.points.shape))
 
 
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:

@@ -9,7 +9,7 @@ Glossary: L levels, A anchors of a cell, C classes, D values of a box (7, or 9 w
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -52,6 +52,9 @@ class AnchorRule(Plain):
             head, whose outputs hold all anchors, range by range); empty: all have the map of their level.
     """
 
+    limit: ClassVar[str] = 'max_num'
+    """Name of the number of results that are kept at most."""
+
     num_classes: int
     code_size: int
     levels: int
@@ -75,6 +78,10 @@ class AnchorRule(Plain):
     def output_names(self) -> tuple[str, ...]:
         """Names of the head's outputs."""
         return tuple(f'{name}_{level}' for level in range(self.levels) for name in OUTPUTS)
+
+    def groups(self, labels: np.ndarray) -> np.ndarray:
+        """Return (n,) zeros: `limit` is for the results of all labels (n,) together."""
+        return np.zeros(len(labels), np.int64)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> AnchorRule:

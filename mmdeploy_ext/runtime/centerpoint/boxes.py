@@ -6,7 +6,7 @@ Glossary: T tasks, K classes of a task, H, W heat map, n boxes of a task.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -47,6 +47,9 @@ class BoxRule(Plain):
         post_center_limit_range: metres, inclusive, after NMS ('rotate'); empty keeps all.
     """
 
+    limit: ClassVar[str] = 'post_max_size'
+    """Name of the number of results that are kept at most."""
+
     num_classes: tuple[int, ...]
     voxel_size: tuple[float, float]
     pc_origin: tuple[float, float]
@@ -71,6 +74,10 @@ class BoxRule(Plain):
         return tuple(
             f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
         )
+
+    def groups(self, labels: np.ndarray) -> np.ndarray:
+        """Return the task of each label (n,): `limit` is for the results of each."""
+        return np.searchsorted(np.cumsum(self.num_classes), labels, side='right')
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> BoxRule:

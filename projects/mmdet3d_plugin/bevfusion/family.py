@@ -20,11 +20,11 @@ from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
-from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
+from projects.mmdet3d_plugin.bevfusion.samples import crowded, dumped, frame, fusion_rule, generated, result
 from projects.mmdet3d_plugin.common.weights import load_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
     from torch import nn
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.inputs.fusion import FusionRule
+    from mmdeploy_ext.runtime.frames import FusedFrame, Stepper
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
@@ -63,6 +64,10 @@ class BEVFusionFamily(SequenceFamily):
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
+
+    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[FusedFrame]:
+        """See `SequenceFamily.crowded_sweeps`."""
+        return crowded(rule)
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, find_family, register_family
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.proof.levels.limits import limit_between
 from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
@@ -26,13 +28,14 @@ from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.centerpoint.pillars import ENCODERS, SCATTER, has_pillars
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
+from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 from projects.mmdet3d_plugin.common.weights import load_whole
 from projects.mmdet3d_plugin.sparse_backbone.grid import grid_size
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -40,7 +43,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.runtime.frames import Stepper
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import Stepper, Sweep
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
@@ -113,6 +117,26 @@ class CenterPointFamily(SequenceFamily):
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         """See `SequenceFamily.between_files`."""
         return autoware.between() if options.contract == AUTOWARE else ()
+
+    def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
+        """See `SequenceFamily.crowded_sweeps`; the node leaves other points out than mmdet3d."""
+        return () if options.contract == AUTOWARE else crowded(rule)
+
+    @contextlib.contextmanager
+    def with_limit(self, model: nn.Module, runner: Stepper, found: Detections3D) -> Iterator[int]:
+        """See `SequenceFamily.with_limit`; nodes have settings of their own."""
+        rule, settings = getattr(runner, 'box_rule', None), parts_of(model).head.test_cfg
+        limit = limit_between(found, rule.groups(found.labels)) if rule is not None else 0
+        if not limit:
+            yield 0
+            return
+        known = settings[rule.limit]
+        try:
+            settings[rule.limit] = limit
+            runner.box_rule = dataclasses.replace(rule, **{rule.limit: limit})
+            yield limit
+        finally:
+            settings[rule.limit], runner.box_rule = known, rule
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""

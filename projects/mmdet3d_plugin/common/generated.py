@@ -37,3 +37,36 @@ def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
         width = min(points.shape[1], measured.shape[1])
         points[:, :width] = measured[:, :width]
         yield Sweep(points, f'generated sweep {index}')
+
+
+FEW, MANY = 5_000, 60_000
+"""Voxels of a crowded sweep at most: where the grid has several layers, and of pillars."""
+FULL = 0.02
+"""Share of its voxels that have more points than count."""
+
+
+def crowded(rule: VoxelRule) -> Iterator[Sweep]:
+    """Yield a sweep of more voxels than a model takes, and of more points in some than count.
+
+    Some points are on the edge of the range; all others are away from the faces of voxels, where float32
+    decides. Without a limit, and where one is over `FEW` or `MANY`, so many voxels have points.
+
+    Args:
+        rule: of the model.
+    """
+    rng, grid = np.random.default_rng(0), np.array(rule.grid_size)
+    room = FEW if grid[2] > 1 else MANY
+    count = min(rule.max_voxels + rule.max_voxels // 20 + 10, room) if rule.max_voxels > 0 else FEW
+    cells = np.unique(rng.integers(0, int(np.prod(grid)), 2 * count))
+    cells = rng.permutation(cells)[:count]
+    full = np.repeat(cells[: int(FULL * count) + 1], 2 * max(rule.max_points, 1))
+    cells = rng.permutation(np.concatenate([cells, full]))
+    places = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
+    low, high = np.array(rule.point_cloud_range).reshape(2, 3)
+    points = np.zeros((len(cells) + 6, rule.in_channels), np.float32)
+    points[:-6, :3] = places * rule.voxel_size + low
+    points[-6:, :3] = (low + high) / 2 + 0.3 * np.array(rule.voxel_size)
+    for axis in range(3):
+        points[-6 + 2 * axis, axis], points[-5 + 2 * axis, axis] = low[axis], high[axis]
+    points[:, 3:4] = rng.random((len(points), 1))
+    yield Sweep(points, 'more voxels and points than count')

@@ -20,7 +20,9 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.inputs.points import VoxelRule, assigned
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.runtime.anchor3d import boxes
+from mmdeploy_ext.runtime.anchor3d import model as anchor_model
 from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
+from mmdeploy_ext.runtime.centerpoint import pillars as pillars_model
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.zoo import configs
 from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import DynamicPillars
@@ -141,6 +143,36 @@ def test_a_fault_in_our_own_post_processing_is_not_proven(monkeypatch, name):
     monkeypatch.setattr(boxes, name, changed(name))
     verdict, _ = prove(deployment, paths_of(folder), sweeps(1), ENGINE)
     assert not all(row.passed for case in verdict.cases for row in case.detections)
+
+
+def inside(points):
+    """Return points of which those on the far edge of the range are a little nearer."""
+    high = np.array([6.4, 6.4, 1.6, np.inf, np.inf], np.float32)
+    return np.where(points == high, np.nextafter(high, np.float32(0)), points).astype(np.float32)
+
+
+LIMITS = {
+    'all results': (anchor_model.AnchorOnnx, 'decode', dict(max_num=10**6)),
+    'all voxels': (pillars_model, 'pillars', dict(max_voxels=10**5)),
+    'points on the far edge': (pillars_model, 'pillars', inside),
+}
+"""Faults that no sweep of these tests sets off: whose function, and what is changed of its rule or points."""
+
+
+@pytest.mark.parametrize('name', LIMITS)
+def test_a_fault_at_a_limit_that_samples_do_not_reach_is_not_proven(monkeypatch, name):
+    owner, function, fault = LIMITS[name]
+    original = getattr(owner, function)
+
+    def changed(given, rule):
+        if callable(fault):
+            return original(fault(given), rule)
+        return original(given, dataclasses.replace(rule, **fault))
+
+    monkeypatch.setattr(owner, function, staticmethod(changed) if isinstance(owner, type) else changed)
+    deployment, folder, *_ = toy_anchor3d.exported()
+    verdict, _ = prove(deployment, paths_of(folder), sweeps(3), ENGINE)
+    assert not verdict.passed and all(case.passed for case in verdict.cases[:3])
 
 
 def test_a_changed_weight_is_refused_and_the_file_named(tmp_path):
