@@ -64,7 +64,7 @@ class SequenceFamily(Family):
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
-        """Return sweeps that reach the limits of a rule; of what they give the tensors alone are compared.
+        """Return sweeps, as points alone, that reach the limits of a rule; only the tensors are compared.
 
         Args:
             rule: of `preprocess_rule`.

@@ -122,6 +122,8 @@ class SweepProof(FramesProof):
     """A proof on sweeps, none of which was traced: the exporter sees random numbers."""
 
     unit = found_in = 'sweep'
+    first: Sweep | None = None
+    """Sample, whose cameras a crowded sweep is seen by."""
     most: tuple[int, Sweep | None] = (0, None)
     """Most results of a sample so far, and the sample."""
     advice = (
@@ -131,6 +133,7 @@ class SweepProof(FramesProof):
     def cases(self, one: Sweep) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`."""
         expected = self.clock.run(self.who[0], lambda: self.reference.step(one))
+        self.first = self.first or one
 
         def judge(found: StepResult | Exception) -> tuple[Case, list[Pair]]:
             return self.judge(one, expected, found)
@@ -186,7 +189,8 @@ class SweepProof(FramesProof):
         What a crowded sweep shows is like nothing that a model was trained on: its results may all be alike.
         """
         family, (_, chosen) = self.deployment.family, self.most
-        for sweep in family.crowded_sweeps(self.deployment.rule, self.asked_for):
+        for crowd in family.crowded_sweeps(self.deployment.rule, self.asked_for):
+            sweep = dataclasses.replace(self.first or crowd, points=crowd.points, name=crowd.name)
             expected, found = self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
             if isinstance(found, Exception):
                 yield self._failed(sweep, expected, found)

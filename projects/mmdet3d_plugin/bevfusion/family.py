@@ -20,7 +20,8 @@ from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
-from projects.mmdet3d_plugin.bevfusion.samples import crowded, dumped, frame, fusion_rule, generated, result
+from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
+from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.weights import load_whole
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.inputs.fusion import FusionRule
-    from mmdeploy_ext.runtime.frames import FusedFrame, Stepper
+    from mmdeploy_ext.runtime.frames import Stepper, Sweep
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
@@ -65,9 +66,9 @@ class BEVFusionFamily(SequenceFamily):
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
 
-    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[FusedFrame]:
+    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
         """See `SequenceFamily.crowded_sweeps`."""
-        return crowded(rule)
+        return crowded(rule.voxels) if rule.voxels is not None else ()
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""

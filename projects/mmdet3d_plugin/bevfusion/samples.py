@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ['crowded', 'dumped', 'frame', 'fusion_rule', 'generated', 'result']
+__all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'result']
 SOURCE = 900, 1600
 """Height and width of nuScenes' pictures, pixels; `source` of ImageAug3D says another one."""
 NO_POINTS = np.zeros((0, 5), np.float32)
@@ -142,13 +141,6 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
         yield FusedFrame(
             points.astype(np.float32), f'generated frame {index}', images=seen.images, calibration=calibration
         )
-
-
-def crowded(rule: FusionRule) -> Iterator[FusedFrame]:
-    """Yield a generated frame with the points of a crowded sweep; nothing without a LiDAR."""
-    if rule.voxels is not None:
-        (frame,), (sweep,) = generated(rule, 1), sweeps.crowded(rule.voxels)
-        yield dataclasses.replace(frame, points=sweep.points, name=sweep.name)
 
 
 def _with_hidden(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -152,7 +152,7 @@ def inside(points):
 
 
 LIMITS = {
-    'all results': (anchor_model.AnchorOnnx, 'decode', dict(max_num=10**6)),
+    'all results': (anchor_model.AnchorOnnx, 'decode', dict(max_num=40)),
     'all voxels': (pillars_model, 'pillars', dict(max_voxels=10**5)),
     'points on the far edge': (pillars_model, 'pillars', inside),
 }
