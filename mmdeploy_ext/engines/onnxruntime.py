@@ -41,6 +41,7 @@ class OnnxRuntimeBackend(Backend):
         graph_optimization: str = 'all',
         profile_prefix: str = '',
         spinning: str = 'always',
+        plan_memory: bool = True,
         round_fp16: bool = False,
     ) -> None:
         """Keep the options.
@@ -53,6 +54,8 @@ class OnnxRuntimeBackend(Backend):
             profile_prefix: write a profile to a file that begins like this.
             spinning: when threads that wait keep their cores busy: 'always' (also for some milliseconds after
                 a run, at the cost of whoever runs next), only during a 'run', or 'never'.
+            plan_memory: from the second run on have one block for all tensors of a run, beside what the
+                first one took. Without it BEVFusion's frame takes 2.0 GB instead of 3.3, and 1 % more time.
             round_fp16: round every value that a float16 graph stores, as a GPU does and ONNX Runtime's CPU
                 does not (see `graph/passes/round_half.py`); for proofs, it is slower.
         """
@@ -68,6 +71,7 @@ class OnnxRuntimeBackend(Backend):
         self.graph_optimization = graph_optimization
         self.profile_prefix = profile_prefix
         self.spinning = spinning
+        self.plan_memory = plan_memory
         self.round_fp16 = round_fp16
         self.session: onnxruntime.InferenceSession | None = None
         self.seconds = 0.0
@@ -78,6 +82,7 @@ class OnnxRuntimeBackend(Backend):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
+        options.enable_mem_pattern = self.plan_memory
         options.graph_optimization_level = getattr(
             onnxruntime.GraphOptimizationLevel, GRAPH_OPTIMIZATION[self.graph_optimization]
         )

@@ -108,8 +108,9 @@ _HERE = 'mmdeploy_ext.engines.'
 _ONNXRUNTIME = EngineInfo(
     'onnxruntime', 'ONNX Runtime', 'OnnxRuntimeBackend', f'{_HERE}onnxruntime', ('onnxruntime',),
     'pip install onnxruntime', suffix='onnx', quantised=True,
-    keys=('providers', 'threads', 'graph_optimization', 'spinning', 'round_fp16'),
-    shared=dict(spinning='run'),  # threads that wait keep their cores busy, and would slow who shares them
+    keys=('providers', 'threads', 'graph_optimization', 'spinning', 'plan_memory', 'round_fp16'),
+    # threads that wait keep their cores busy, and would slow who shares them
+    shared=dict(spinning='run', plan_memory=False),
 )  # fmt: skip
 _OPENVINO = EngineInfo(
     'openvino', 'OpenVINO', 'OpenVinoBackend', f'{_HERE}openvino', ('openvino',), 'pip install openvino',

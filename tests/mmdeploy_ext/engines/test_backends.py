@@ -210,6 +210,12 @@ def test_an_execution_provider_that_did_not_start_is_an_error_and_no_fallback():
         check_active(['CUDAExecutionProvider', 'CPUExecutionProvider'], ['CPUExecutionProvider'])
 
 
+@pytest.mark.parametrize('plan_memory', [True, False])
+def test_a_second_run_may_do_without_a_block_of_its_own(files, plan_memory):
+    with OnnxRuntimeBackend(files['dynamic'], plan_memory=plan_memory) as backend:
+        assert backend.session.get_session_options().enable_mem_pattern == plan_memory
+
+
 @pytest.mark.parametrize('spinning', SPINNING)
 def test_threads_that_wait_may_give_their_cores_away(files, spinning):
     with OnnxRuntimeBackend(files['dynamic'], spinning=spinning) as backend:
