@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 WITH_POINTS = ('sweeps', 'fused')
-"""Kinds of samples."""
+"""Kinds of samples that hold points of a LiDAR."""
 
 
 def build_parser() -> argparse.ArgumentParser:

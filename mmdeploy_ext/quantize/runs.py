@@ -15,11 +15,7 @@ from mmdeploy_ext.runtime.infos import read_frames
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-
     from mmdeploy_ext.contract.metadata import Metadata
-
-    Feeds = Callable[[Any], dict[str, np.ndarray]]
 
 
 def quantised_graph(family: str) -> str:
@@ -40,7 +36,7 @@ def calibration_runs(
         limit: at most so many samples, evenly; 0 takes all.
 
     Raises:
-        ModelFileError: a graph of the export is missing, or takes no pictures where infos have them.
+        ModelFileError: a graph of the export is missing, or a model of fused frames has no cameras.
         DataError: no such source, or nothing in it that the model takes.
     """
     model = runtime_of(metadata.family).OPENS(path.parent)
@@ -64,7 +60,8 @@ def _frames(
     rule = metadata.preprocess.views
     if rule is None:
         raise ModelFileError(
-            f'a model of family {metadata.family!r} without cameras has no infos to calibrate on here'
+            f'a model of family {metadata.family!r} of LiDAR alone: frames to calibrate on are read with their '
+            f'pictures, so that only models with cameras are quantised'
         )
     frames = evenly(read_frames(source, rule, root), limit)
     return frames, lambda frame: model.moment(frame.read_pictures(), frame, root)

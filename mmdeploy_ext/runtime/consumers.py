@@ -2,8 +2,9 @@
 
 `runtime/<family>/model.py` of a family of images has `detections(metadata, outputs, feeds)`, which returns
 results per image, and `RUNNERS`: form of a file -> the tool that draws its results. That of a family of
-frames or sweeps has `OPENS`, the class that runs the files of an export; and `QUANTISED`, the one of them
-whose layers `quantize.py` puts in INT8, where what that one takes (`feeds` of the class) comes of the others.
+frames or sweeps has `OPENS`, the class that runs the files of an export. Where one of these graphs is fed by
+the others and has the layers that `quantize.py` puts in INT8, `QUANTISED` is its name, and `feeds` of the class
+returns its inputs for a sample.
 """
 
 from __future__ import annotations

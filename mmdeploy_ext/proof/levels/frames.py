@@ -124,8 +124,8 @@ class SweepProof(FramesProof):
     unit = found_in = 'sweep'
     first: Sweep | None = None
     """Sample, whose cameras a crowded sweep is seen by."""
-    most: tuple[int, Sweep | None] = (0, None)
-    """Most results of a sample so far, and the sample."""
+    most: tuple[Sweep, Detections3D] | None = None
+    """Sample with the most results so far, and those of the reference."""
     advice = (
         'use sweeps with objects that this model finds, more of them (--frames), and a trained checkpoint'
     )
@@ -152,8 +152,8 @@ class SweepProof(FramesProof):
         row = self.match('boxes', sweep, expected, found)
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
         pair = Pair(title, sweep.points, expected.detections, found.detections)
-        if len(expected.detections) > self.most[0]:
-            self.most = len(expected.detections), sweep
+        if not self.most or len(expected.detections) > len(self.most[1]):
+            self.most = sweep, expected.detections
         return Case(sweep.name, shape_of(sweep), False, self.tensors(expected, found), (row,)), [pair]
 
     def _failed(self, sweep: Sweep, expected: StepResult, found: Exception) -> Case:
@@ -188,7 +188,7 @@ class SweepProof(FramesProof):
 
         What a crowded sweep shows is like nothing that a model was trained on: its results may all be alike.
         """
-        family, (_, chosen) = self.deployment.family, self.most
+        family = self.deployment.family
         for crowd in family.crowded_sweeps(self.deployment.rule, self.asked_for):
             sweep = dataclasses.replace(self.first or crowd, points=crowd.points, name=crowd.name)
             expected, found = self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
@@ -196,9 +196,9 @@ class SweepProof(FramesProof):
                 yield self._failed(sweep, expected, found)
             else:
                 yield Case(sweep.name, shape_of(sweep), False, self.tensors(expected, found))
-        if chosen is None or self.low:  # which results are left depends on their order
+        if not self.most or self.low:  # which results are left depends on their order
             return
-        seen = self.reference.step(chosen).detections
+        chosen, seen = self.most
         with family.with_limit(self.deployment.model, self.runner, seen) as limit:
             if limit:
                 found = attempt(functools.partial(self.runner.step, chosen))
