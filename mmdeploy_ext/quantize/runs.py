@@ -60,7 +60,7 @@ def _frames(
     rule = metadata.preprocess.views
     if rule is None:
         raise ModelFileError(
-            f'a model of family {metadata.family!r} of LiDAR alone: frames to calibrate on are read with their '
+            f'a model of family {metadata.family!r} of LiDAR alone: frames to calibrate on come with '
             f'pictures, so that only models with cameras are quantised'
         )
     frames = evenly(read_frames(source, rule, root), limit)
