@@ -109,7 +109,7 @@ def without_operators_of_torchvision() -> None:
 
 
 def masked_convolutions_without_a_gpu() -> None:
-    """Let guided anchoring run where mmcv 2.1.0 has no kernel: convolve everywhere, take what a mask covers."""
+    """Let guided anchoring run where mmcv has no kernel: convolve everywhere, take what a mask covers."""
     import torch
     from mmcv.ops import masked_conv
 
