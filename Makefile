@@ -309,8 +309,8 @@ demo-fusion: $(ENV)
 	$(RUN) tools/test.py $(FUSION)_onnx.py $(FUSION_CKPT) --eval bbox
 	$(RUN) tools/deployment/pytorch2onnx.py $(FUSION).py $(FUSION_CKPT) --output-file work_dirs/demo_fusion/graphs \
 	    --verify --frames 24 --report work_dirs/demo_fusion
-	$(RUN) -m mmdeploy_ext run work_dirs/demo_fusion/graphs data/toy_nuscenes/toy_nuscenes_infos_val.pkl \
-	    --out work_dirs/demo_fusion/frames.mp4
+	$(RUN) tools/demo/fusion_video.py $(FUSION).py $(FUSION_CKPT) --onnx work_dirs/demo_fusion/graphs \
+	    --engine both --out work_dirs/demo_fusion/drive.mp4
 
 # All families at full size on every engine that is here: docs/benchmarks.md. See `benchmark_all.py --help`.
 BENCHMARK_ARGS ?=

@@ -75,7 +75,7 @@ REASONS = {
     ),
     'data set': (
         'it goes over a whole generated data set',
-        r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|centerpoint_toy|autoware_toy|\$LOOP)',
+        r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|_video|centerpoint_toy|autoware_toy|\$LOOP)',
     ),
     'zoo': ('it goes through many configs for hours, or takes what that found', r'.*zoo'),
     'mmdet 3': (
@@ -388,6 +388,12 @@ ENTRIES = (
         r'python tools/demo/streampetr_video.py',
         why='data set',
         test=TOOLS + 'test_streampetr_video.py::test_both_engines_are_side_by_side_and_agree',
+    ),
+    Entry(
+        r'python tools/demo/fusion_video.py',
+        why='data set',
+        test=PROJECTS + 'mmdet3d_plugin/test_bevfusion_data.py'
+        '::test_a_film_shows_both_engines_in_all_cameras_and_over_the_points',
     ),
     Entry(
         r'python -m mmdeploy_ext.apps.dump_app (list|show|compare)',

@@ -49,6 +49,7 @@ PARSERS = {
     'tools/train.py': 'tools/train.py',
     'tools/create_data.py': 'tools/create_data.py',
     'tools/demo/lidar_demo.py': 'mmdeploy_ext.apps.lidar_demo_app',
+    'tools/demo/fusion_video.py': 'mmdeploy_ext.apps.video_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
     'mmdeploy_ext.apps.dump_app compare': 'mmdeploy_ext.apps.dump_app',
     **{f'mm2onnx {name}': tool.module for name, tool in TOOLS.items()},

@@ -158,7 +158,7 @@ def show(
     """
     from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.proof.results import Pair
-    from mmdeploy_ext.proof.tasks import points3d
+    from mmdeploy_ext.proof.tasks import bbox3d
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
     from mmdeploy_ext.runtime.draw3d import sweep_picture
@@ -166,15 +166,15 @@ def show(
     title = f'{Path(args.sweep).name}, {len(points)} points'
     equal = True
     if len(found) == 2:
-        row = points3d.match_detections(title, found['torch'], found['onnx'])
+        row = bbox3d.match_detections(title, found['torch'], found['onnx'])
         equal = row.passed
         verdict = 'equal' if equal else f'DIFFERENT: {row.reason}'
         print(
-            f'boxes of at least {points3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
+            f'boxes of at least {bbox3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
             f'distance {row.worst_distance:.2g} m, worst score difference {row.worst_score:.2g}: {verdict}'
         )
         pair = Pair(title, points, found['torch'], found['onnx'])
-        picture = points3d.draw_pair(pair, classes, args.score_thr)
+        picture = bbox3d.draw_pair(pair, classes, args.score_thr)
     else:
         layers = [Layer(demo.ENGINES[name], boxes.above(args.score_thr)) for name, boxes in found.items()]
         picture = sweep_picture(title, points, layers, classes)

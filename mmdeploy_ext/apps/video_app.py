@@ -1,4 +1,4 @@
-"""`streampetr_video.py`: a scene of a data set through a streaming model, as a video of boxes."""
+"""`streampetr_video.py`, `fusion_video.py`: a scene of a data set through a model, as a video of boxes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(
-        description='Run a scene of data.test through a streaming model and draw its boxes into all cameras '
-        'and from above, by PyTorch, by ONNX Runtime, or by both side by side.'
+        description='Run a scene of data.test through a model of cameras, LiDAR or both and draw its boxes '
+        'into all cameras and from above, by PyTorch, by ONNX Runtime, or by both side by side.'
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file; PyTorch needs it')
@@ -121,9 +121,9 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
-    family = streaming_family(args.config, cfg)
+    family = drawn_family(args.config, cfg)
     dataset = evaluation.build_dataset(cfg)
-    indices = scene_indices(scene_tokens(dataset), args.scene, args.frames)
+    indices = scene_indices(scene_tokens(dataset, family.memory), args.scene, args.frames)
     models = load(args, engines, cfg, family)
     with after_weights():
         summary = draw_scene(models, dataset, indices, args)
@@ -145,19 +145,19 @@ def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list
     return [index for index, token in enumerate(tokens) if token == scenes[scene]][:frames]
 
 
-def streaming_family(config: str, cfg: Any) -> SequenceFamily:
+def drawn_family(config: str, cfg: Any) -> SequenceFamily:
     """Return the family of a config.
 
     Raises:
-        ConfigError: its models have no memory.
+        ConfigError: its models take single pictures.
     """
     from mmdeploy_ext.families.base import DETECTOR, find_family
 
     family = find_family(cfg, DETECTOR)
-    if not family.memory:
+    if family.samples == 'images':
         raise ConfigError(
-            f'{config}: family {family.name!r} has no memory; expected a streaming model (LiDAR sweeps are '
-            f'drawn by tools/demo/lidar_demo.py)'
+            f'{config}: family {family.name!r} takes single pictures; expected a model of all cameras, of '
+            f'LiDAR or of both (pictures are drawn by `mm2onnx run`)'
         )
     return family
 
@@ -222,19 +222,14 @@ def picture(
         title: of the frame.
         score_thr: boxes below are left out.
     """
-    from mmdeploy_ext.proof.levels.sequence import pictures_bgr
-    from mmdeploy_ext.proof.results import Pair
-    from mmdeploy_ext.proof.tasks.bbox3d import draw_pair
+    from mmdeploy_ext.proof.tasks import bbox3d
     from mmdeploy_ext.runtime.bird_eye import Layer
-    from mmdeploy_ext.runtime.draw3d import compare_picture
 
-    images = pictures_bgr(frame.images, rule)
+    pair = bbox3d.pair_of(frame, rule, title, *map(found.get, demo.ENGINES), demo.ENGINES['onnx'])
     if len(found) == 2:
-        pair = Pair(title, images, found['torch'], found['onnx'], demo.ENGINES['onnx'], frame.lidar2img)
-        return draw_pair(pair, classes, score_thr)
+        return bbox3d.draw_pair(pair, classes, score_thr)
     ((name, detections),) = found.items()
-    layer = Layer(demo.ENGINES[name], detections.above(score_thr))
-    return compare_picture(images, frame.lidar2img, [layer], classes, title)
+    return bbox3d.draw_layers(pair, [Layer(demo.ENGINES[name], detections.above(score_thr))], classes)
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -253,6 +253,7 @@ class Pair:
         candidate: the other engine's.
         engine: what people call that engine.
         lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras.
+        points: (P, D) float32 of the same moment, LiDAR frame, where `shown` is pictures.
     """
 
     title: str
@@ -261,3 +262,4 @@ class Pair:
     candidate: Any
     engine: str = 'ONNX Runtime'
     lidar2img: np.ndarray | None = None
+    points: np.ndarray | None = None

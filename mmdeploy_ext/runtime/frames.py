@@ -78,6 +78,13 @@ class FusedFrame(Sweep):
     calibration: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     image_files: tuple[str, ...] = ()
 
+    @property
+    def lidar2img(self) -> np.ndarray:
+        """(N, 4, 4) float64: the frame that the points are in, to pixels of the network input."""
+        names = 'img_aug_matrix', 'lidar2image', 'lidar_aug_matrix'
+        cut, seen, moved = (np.asarray(self.calibration[name], np.float64) for name in names)
+        return of_rays(cut) @ seen @ np.linalg.inv(moved)
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamState:
@@ -125,6 +132,14 @@ class Stepper(Protocol):
 
     def step(self, frame: Frame | Sweep) -> StepResult:
         """Run one frame and keep the memory for the next."""
+
+
+def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
+    """Return matrices that move pixels (N, 4, 4) as they act on pixels times their depth."""
+    matrix = np.array(img_aug_matrix, np.float64)
+    matrix[:, :2, 2] = matrix[:, :2, 3]
+    matrix[:, :2, 3] = 0.0
+    return matrix
 
 
 def invert_pose(pose: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, r
 from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
 from mmdeploy_ext.proof.provenance import companion_checks
 from mmdeploy_ext.proof.results import Case, Pair
-from mmdeploy_ext.proof.tasks import task_module
+from mmdeploy_ext.proof.tasks import bbox3d, task_module
 
 if TYPE_CHECKING:
     import contextlib
@@ -151,7 +151,8 @@ class SweepProof(FramesProof):
             return self._failed(sweep, expected, found), []
         row = self.match('boxes', sweep, expected, found)
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
-        pair = Pair(title, sweep.points, expected.detections, found.detections)
+        rule = self.deployment.rule
+        pair = bbox3d.pair_of(sweep, rule, title, expected.detections, found.detections)
         if not self.most or len(expected.detections) > len(self.most[1]):
             self.most = sweep, expected.detections
         return Case(sweep.name, shape_of(sweep), False, self.tensors(expected, found), (row,)), [pair]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.enough import too_few
 from mmdeploy_ext.proof.levels.frames import FramesProof
@@ -14,7 +12,7 @@ from mmdeploy_ext.proof.levels.sequence_pair import Modes
 from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.results import Case, DetectionRow, Pair
-from mmdeploy_ext.proof.tasks import task_module
+from mmdeploy_ext.proof.tasks import bbox3d, task_module
 
 if TYPE_CHECKING:
     import contextlib
@@ -131,8 +129,7 @@ class DriveProof(FramesProof):
 
     def _picture(self, frame: Frame, expected: StepResult, found: StepResult) -> Pair:
         title = f'{frame.name or f"frame {self.count}"}, free-running, frame {self.count + 1} of the drive'
-        pictures = pictures_bgr(frame.images, self.deployment.rule)
-        return Pair(title, pictures, expected.detections, found.detections, lidar2img=frame.lidar2img)
+        return bbox3d.pair_of(frame, self.deployment.rule, title, expected.detections, found.detections)
 
 
 def _case(row: SequenceRow, shape: str) -> Case:
@@ -153,10 +150,3 @@ def _case(row: SequenceRow, shape: str) -> Case:
         row.worst_distance,
     )
     return Case(f'{row.title}, {row.frames} frames', shape, False, row.tensors, (detections,))
-
-
-def pictures_bgr(images: np.ndarray, rule: Any) -> np.ndarray:
-    """Undo the normalisation of (N, 3, H, W) float32; returns (N, H, W, 3) uint8 BGR."""
-    values = images.transpose(0, 2, 3, 1) * np.float32(rule.std) + np.float32(rule.mean)
-    pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels[..., ::-1] if rule.to_rgb else pixels)

@@ -1,4 +1,4 @@
-"""Level 3 of a proof for boxes in 3D: match by class and place, draw both engines side by side.
+"""Level 3 of a proof for boxes in 3D: match by class and place, draw both engines.
 
 Glossary: R reference detections (rows), C candidate detections (columns), N cameras.
 """
@@ -6,20 +6,20 @@ Glossary: R reference detections (rows), C candidate detections (columns), N cam
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proof.results import DetectionRow
+from mmdeploy_ext.proof.results import DetectionRow, Pair
 from mmdeploy_ext.proof.tasks import matching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import Frame, Sweep
 
 SCORE_THR = 0.1
 DISTANCE_BAR = 0.01
@@ -165,27 +165,66 @@ def _broken(side: str, detections: Detections3D) -> str:
     return matching.broken(side, detections.boxes, detections.scores, detections.labels, COLUMNS)
 
 
+def pair_of(
+    frame: Frame | Sweep, rule: Any, title: str, reference: Any, candidate: Any, engine: str = 'ONNX Runtime'
+) -> Pair:
+    """Return what is drawn of a frame: pictures of its cameras, as the network saw them, or its points.
+
+    Args:
+        frame: what both engines saw.
+        rule: how it was prepared.
+        title: of the picture.
+        reference: detections of PyTorch.
+        candidate: of the other engine.
+        engine: its name.
+    """
+    points, images = getattr(frame, 'points', None), getattr(frame, 'images', None)
+    if images is None:
+        return Pair(title, points, reference, candidate, engine)
+    seen = getattr(rule, 'views', rule)
+    pixels = images.transpose(0, 2, 3, 1) * np.float32(seen.std) + np.float32(seen.mean)
+    pictures = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    pictures = np.ascontiguousarray(pictures[..., ::-1] if seen.to_rgb else pictures)
+    return Pair(title, pictures, reference, candidate, engine, frame.lidar2img, points)
+
+
 def fit_pair(pair: Pair) -> Pair:
     """Return the pair as it is: the mosaic scales its cameras itself."""
     return pair
 
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' boxes: camera mosaics side by side, and one bird's-eye view with both.
+    """Draw both engines' boxes; see `draw_layers`.
 
     Boxes without an equal on the other side, by the bars of `match_detections`, are drawn in white.
 
     Args:
-        pair: images, calibration and both lists.
+        pair: images and calibration, or points, and both lists.
         classes: names by label.
         score_thr: boxes below are left out.
 
     Returns:
         (h, w, 3) uint8 BGR.
     """
-    from mmdeploy_ext.runtime.draw3d import compare_picture
+    return draw_layers(pair, layers_of(pair, score_thr), classes)
 
-    return compare_picture(pair.shown, pair.lidar2img, layers_of(pair, score_thr), classes, pair.title)
+
+def draw_layers(pair: Pair, layers: Sequence[Layer], classes: Sequence[str]) -> np.ndarray:
+    """Draw lists of boxes over what a pair shows, (h, w, 3) uint8 BGR.
+
+    Of cameras: a mosaic for each list, and one view from above with all. Of points alone: the view from
+    above for each list, side by side.
+
+    Args:
+        pair: what is shown; its own detections are not drawn.
+        layers: lists of boxes.
+        classes: names by label.
+    """
+    from mmdeploy_ext.runtime.draw3d import compare_picture, sweep_picture
+
+    if pair.lidar2img is None:
+        return sweep_picture(pair.title, pair.shown, layers, classes)
+    return compare_picture(pair.shown, pair.lidar2img, layers, classes, pair.title, pair.points)
 
 
 def layers_of(pair: Pair, score_thr: float) -> list[Layer]:

@@ -48,7 +48,7 @@ class BEVFusionFamily(SequenceFamily):
     exports = 'BEVFusion of cameras and LiDAR (projects/mmdet3d_plugin/bevfusion/README.md)'
     near = ('TransFusion', 'BEVFusion', 'LSS')
     of_config = "the grid and the cameras are the config's"
-    task = 'points3d'
+    task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
         '': '-m mmdeploy_ext run {file} INFOS.pkl',
         AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',

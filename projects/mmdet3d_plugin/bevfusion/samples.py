@@ -13,7 +13,7 @@ from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES
-from mmdeploy_ext.runtime.frames import FusedFrame
+from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
 from projects.mmdet3d_plugin.common import generated as sweeps
 from projects.mmdet3d_plugin.common.samples import only, result
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
@@ -117,8 +117,8 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
         if index % 2:
             taken[:, [0, 1], [0, 1]] *= rng.uniform(0.9, 1.1, (len(taken), 1))
             taken[:, :2, 3] += rng.uniform(-0.05, 0.05, (len(taken), 2)) * rule.views.input_size
-        lidar2image = np.linalg.inv(taken) @ seen.lidar2img
-        intrinsics = np.linalg.inv(taken) @ seen.intrinsics
+        cut_back = np.linalg.inv(of_rays(taken))
+        lidar2image, intrinsics = cut_back @ seen.lidar2img, cut_back @ seen.intrinsics
         camera2lidar = np.linalg.inv(lidar2image) @ intrinsics
         points = NO_POINTS
         if sweep is not None:

@@ -64,7 +64,7 @@ class CenterPointFamily(SequenceFamily):
     exports = 'CenterPoint of points with CenterHead (projects/mmdet3d_plugin/centerpoint/README.md)'
     near = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
     of_config = "the grid is the config's"
-    task = 'points3d'
+    task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
         '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}',
         AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',

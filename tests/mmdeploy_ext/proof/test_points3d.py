@@ -3,7 +3,7 @@
 import numpy as np
 
 from mmdeploy_ext.proof.results import Pair
-from mmdeploy_ext.proof.tasks import points3d, task_module
+from mmdeploy_ext.proof.tasks import bbox3d, task_module
 from mmdeploy_ext.runtime.bird_eye import DARK, bird_eye
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw3d import SWEEP_SIDE
@@ -39,26 +39,26 @@ def test_of_two_points_in_a_pixel_the_higher_one_is_seen():
 
 
 def test_equal_sides_give_equal_halves():
-    drawn = points3d.draw_pair(pair(boxes((6, 3)), boxes((6, 3))), CLASSES)
+    drawn = bbox3d.draw_pair(pair(boxes((6, 3)), boxes((6, 3))), CLASSES)
     left, right = drawn[80:, :SWEEP_SIDE], drawn[80:, -SWEEP_SIDE:]
     np.testing.assert_array_equal(left, right)
 
 
 def test_a_box_of_one_side_alone_is_ringed_and_both_sides_keep_one_scale():
     same, more = boxes((6, 3)), boxes((6, 3), (40, 2))
-    drawn = points3d.draw_pair(pair(same, more), CLASSES)
+    drawn = bbox3d.draw_pair(pair(same, more), CLASSES)
     left, right = drawn[80:, :SWEEP_SIDE], drawn[80:, -SWEEP_SIDE:]
     white = (right == 255).all(-1) & ~(left == 255).all(-1)
     assert white.sum() > 20
     # the box that both have is at the same pixels
     assert (left == right).all(-1).mean() > 0.97
-    assert points3d.draw_pair(points3d.fit_pair(pair(more, same)), CLASSES).shape == drawn.shape
+    assert bbox3d.draw_pair(bbox3d.fit_pair(pair(more, same)), CLASSES).shape == drawn.shape
 
 
 def test_nothing_found_and_no_points_are_drawn_too():
-    drawn = points3d.draw_pair(pair(boxes(), boxes(), np.zeros((0, 5), np.float32)), CLASSES)
+    drawn = bbox3d.draw_pair(pair(boxes(), boxes(), np.zeros((0, 5), np.float32)), CLASSES)
     assert drawn.shape == (588, 1124, 3)
 
 
 def test_the_task_is_found_by_name():
-    assert task_module('points3d') is points3d
+    assert task_module('bbox3d') is bbox3d

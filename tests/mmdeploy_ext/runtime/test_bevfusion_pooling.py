@@ -9,6 +9,7 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.bevfusion_det import geometry
 from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES
 from mmdeploy_ext.runtime.bevfusion_det.pooling import engine_tables, pooled, tables_of
+from mmdeploy_ext.runtime.frames import FusedFrame
 
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion'
 STEP = np.float32([0.3, 0.3, 20])
@@ -52,6 +53,27 @@ def test_cells_and_depth_maps_are_those_of_the_original(stored, rig, wanted):
     depth[camera['depth.idx']] = camera['depth.val']
     clear = np.setdiff1d(np.arange(len(found)), camera['depth_amb'])
     assert np.abs(found - depth)[clear].max() < 1e-4
+
+
+def test_boxes_are_drawn_where_the_depth_map_has_their_points():
+    """`FusedFrame.lidar2img` of a rig whose pictures are cut and whose points are turned."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-30, 30, (40, 5)).astype(np.float32)
+    cut, moved = np.tile(np.eye(4), (2, 1, 1)), np.eye(4)
+    cut[:, [0, 1], [0, 1]], cut[:, :2, 3] = [[0.5, 0.5], [0.6, 0.6]], [[-20, -60], [10, -90]]
+    moved[:2, :2], moved[:3, 3] = 1.1 * np.array([[0.8, -0.6], [0.6, 0.8]]), (1, 2, 0.5)
+    seen = np.tile(np.array([[200.0, 0, 400, 0], [0, 200, 225, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), (2, 1, 1))
+    seen = seen @ np.array([[0, -1.0, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    seen[1, :, :2] *= -1  # looks back
+    frame = FusedFrame(points, calibration=dict(img_aug_matrix=cut, lidar2image=seen, lidar_aug_matrix=moved))
+    depth = geometry.depth_maps(points, frame.calibration, (256, 400))
+    spots = frame.lidar2img @ np.append(points[:, :3], np.ones((40, 1)), 1).T
+    x, y = (spots[:, :2] / spots[:, 2:3].clip(1e-5)).swapaxes(0, 1)
+    inside = (spots[:, 2] > 1) & (x >= 0) & (x < 400) & (y >= 0) & (y < 256)
+    camera, index = np.nonzero(inside)
+    assert min(inside.sum(1)) >= 3
+    found = depth[camera, 0, y[camera, index].astype(int), x[camera, index].astype(int)]
+    np.testing.assert_allclose(found, spots[camera, 2, index], rtol=1e-5)
 
 
 def test_the_tables_of_the_engine_are_repeated_to_the_last_number(stored, rig, wanted):

@@ -306,6 +306,27 @@ def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, c
     assert 'frames of several cameras and a LiDAR' in capsys.readouterr().err
 
 
+def test_a_film_shows_both_engines_in_all_cameras_and_over_the_points(
+    runs, checkpoint, options, tmp_path, capsys
+):
+    """`fusion_video.py`: the upper half is PyTorch's, the lower one that of the files."""
+    import cv2
+
+    from mmdeploy_ext.apps import video_app
+
+    words = [f'{key}={value}' for key, value in options.items()]
+    files = ['--onnx', str(runs / 'bevfusion_toy_portable'), '--cfg-options', *words]
+    assert video_app.main(register, [CONFIG, checkpoint, '--out', str(tmp_path), *files]) == 0
+    assert '2 frames of scene 0; PyTorch' in capsys.readouterr().out
+    first, second = (cv2.imread(str(tmp_path / f'{number:04d}.png')) for number in range(2))
+    assert first.shape == second.shape and (first != second).any()
+    left = first[:, : first.shape[1] - first.shape[0]]
+    upper, lower = (part[28:] for part in np.split(left[: len(left) // 2 * 2], 2))
+    assert len(np.unique(upper)) > 100 and np.abs(upper.astype(int) - lower.astype(int)).mean() < 1
+    above = first[:, -first.shape[0] :]
+    assert (above.max(axis=2) > 60).mean() > 0.01  # points
+
+
 def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, options, tmp_path, capsys):
     """What it finds then is what it finds with a black file in its place."""
     import pickle
