@@ -104,8 +104,10 @@ class OpenVinoBackend(Backend):
         compiled = {name for port in self.compiled.inputs for name in port.get_names()}
         unused = {tensor.name for tensor in self.spec.inputs if tensor.unused} - compiled
         complete = self.spec.with_defaults(feeds)
+        # another engine's int64 may be numpy's `longlong`, which OpenVINO does not know
+        known = {name: value.view(value.dtype.str) for name, value in complete.items() if name not in unused}
         try:
-            results = self.compiled({name: complete[name] for name in complete.keys() - unused})
+            results = self.compiled(known)
         except RuntimeError as error:
             raise InferenceError(f'{self.path}: OpenVINO failed to run it: {error}') from error
         return {name: np.array(results[name]) for name in self.spec.output_names}

@@ -43,6 +43,7 @@ class EngineInfo:
         preset: options of the backend that make the row another one than that of its backend.
         shared: options where it shares its cores with other work of the same process.
         quantised: whether `quantize.py` makes INT8 files for it.
+        float64: whether it computes in float64 where a file does; others take float32 in silence.
         doctor: of an optional engine: distribution, extra of `pip install '.[EXTRA]'`, and title and code of
             what the doctor tries.
     """
@@ -61,6 +62,7 @@ class EngineInfo:
     preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     quantised: bool = False
+    float64: bool = True
     doctor: tuple[str, str, str, str] | None = None
 
     @property
@@ -114,7 +116,7 @@ _ONNXRUNTIME = EngineInfo(
 )  # fmt: skip
 _OPENVINO = EngineInfo(
     'openvino', 'OpenVINO', 'OpenVinoBackend', f'{_HERE}openvino', ('openvino',), 'pip install openvino',
-    suffix='openvino', quantised=True, keys=('threads', 'device', 'inference_precision'),
+    suffix='openvino', quantised=True, float64=False, keys=('threads', 'device', 'inference_precision'),
     doctor=('openvino', 'openvino', 'OpenVINO devices',
             'import openvino; print(", ".join(openvino.Core().available_devices))'),
 )  # fmt: skip
@@ -137,7 +139,7 @@ ROWS = (
     EngineInfo(
         'tensorrt', 'TensorRT', 'TensorRtBackend', f'{_HERE}tensorrt.backend', ('tensorrt', 'tensorrt_rtx'),
         'pip install tensorrt, or make env-tensorrt', suffix='tensorrt', runs=('images',), gpu=True,
-        keys=('device', 'shapes', 'constants'),
+        float64=False, keys=('device', 'shapes', 'constants'),
         doctor=('tensorrt-rtx', 'tensorrt', 'TensorRT-RTX',
                 'import tensorrt_rtx; print(tensorrt_rtx.__version__)'),
     ),
@@ -178,6 +180,19 @@ def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
         return cls(*args, **options)
     except TypeError as error:
         raise ConfigError(f'backend_config: {kind}: {error}') from error
+
+
+def build_exact(kind: str, path: str, **options: Any) -> Backend:
+    """Make a backend for a file that computes in float64: ONNX Runtime's where this one does not.
+
+    Args:
+        kind: registered name.
+        path: of the file.
+        options: of the backend; of ONNX Runtime's those that both have.
+    """
+    if not BACKENDS[kind].float64:
+        kind, options = DEFAULT.backend, {key: options[key] for key in options.keys() & set(DEFAULT.keys)}
+    return build_backend(kind, path, **options)
 
 
 def title_of(name: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact
 from mmdeploy_ext.runtime.bevfusion_det.cuda import DENSE, CudaBEVFusion
 from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, in_lidar_columns, spread_out
 from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
@@ -61,7 +61,7 @@ class BEVFusionOnnx(Detecting):
         files = {path.stem: path for path in self._files(paths)}
         shared = {**BACKENDS[engine].shared, **options}
         self.sessions = {
-            name: build_backend(engine, str(path), **shared)
+            name: (build_exact if name == 'rig' else build_backend)(engine, str(path), **shared)
             for name, path in files.items()
             if name != 'lidar'
         }

@@ -23,7 +23,7 @@ from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError, UsageError
-from mmdeploy_ext.engines import BACKENDS, build_backend, title_of
+from mmdeploy_ext.engines import BACKENDS, build_backend, build_exact, title_of
 from mmdeploy_ext.engines.onnxruntime import SPINNING, OnnxRuntimeBackend, check_active
 from mmdeploy_ext.engines.openvino import OpenVinoBackend
 from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
@@ -326,6 +326,35 @@ class Compiled:
     def __call__(self, feeds):
         assert set(feeds) == {'input'}, feeds
         return dict(total=feeds['input'].sum(1))
+
+
+def test_what_is_in_float64_runs_where_float64_is(files):
+    """Matrices of a rig: OpenVINO and TensorRT would compute them in float32 in silence."""
+    path = files['dynamic']
+    with build_exact('OpenVinoBackend', path, threads=1, device='CPU', inference_precision='fp32') as backend:
+        assert isinstance(backend, OnnxRuntimeBackend)
+    with build_exact('OnnxRuntimeBackend', path, spinning='run') as backend:
+        assert isinstance(backend, OnnxRuntimeBackend)
+    others = {name for name, row in BACKENDS.items() if not row.float64}
+    assert others == {'OpenVinoBackend', 'TensorRtBackend'}
+
+
+def test_openvino_takes_integers_of_another_engine():
+    """numpy has two types of 64 bits, `long` and `longlong`; OpenVINO knows the first."""
+    backend = OpenVinoBackend('toy.onnx')
+    cells = TensorSpec('cells', 'int64', (2,))
+    backend.spec, backend.compiled = GraphSpec('toy', (cells,), (cells,)), Echo()
+    found = backend.run(dict(cells=np.zeros(2, np.longlong)))['cells']
+    assert found.dtype.char == np.dtype(np.int64).char
+
+
+class Echo:
+    """A compiled model that gives what it is fed."""
+
+    inputs = ()
+
+    def __call__(self, feeds):
+        return feeds
 
 
 def test_openvino_is_not_fed_an_input_that_it_dropped():
