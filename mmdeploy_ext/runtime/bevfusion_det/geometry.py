@@ -83,8 +83,9 @@ def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
 
 
 def _numbers(points: np.ndarray, view: View, corner: np.ndarray) -> np.ndarray:
-    """Return the cells of points (..., 3) float64; towards zero, so that cell 0 is wider than others."""
+    """Return the cells of points (..., 3), rounded to float32; towards zero: cell 0 is wider than others."""
     x, y = view.shape
+    points = points.astype(np.float32).astype(np.float64)
     cell = np.trunc((points - corner.astype(np.float64)) / view.step.astype(np.float64))
     inside = ((cell >= 0) & (cell < (x, y, 1))).all(-1)
     return np.where(inside, cell[..., 0] * y + cell[..., 1], x * y).astype(np.int64)
@@ -152,7 +153,7 @@ def depth_maps(
     for map_of_camera, pose, cut in zip(found[:, 0], lidar2image, img_aug, strict=True):
         seen = pose[:3, :3] @ plain + pose[:3, 3:]
         depth = seen[2].clip(NEAREST, FARTHEST)
-        x, y, _ = cut[:3, :3] @ np.stack([*(seen[:2] / depth), depth]) + cut[:3, 3:]
+        x, y, _ = (cut[:3, :3] @ np.stack([*(seen[:2] / depth), depth]) + cut[:3, 3:]).astype(np.float32)
         inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
         # numpy assigns in order, so that the last point of a pixel stays
         map_of_camera[y[inside].astype(np.int64), x[inside].astype(np.int64)] = depth[inside]

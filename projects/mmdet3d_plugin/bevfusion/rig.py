@@ -1,8 +1,8 @@
 """Where cameras are: the matrices of a frame, points in pictures, and cells of what a picture sees.
 
-Everything is computed in float64 and rounded once: which pixel or cell a point falls into then depends on no
-engine, device or order of operations. Upstream computes in float32, and differs in what is within rounding
-of a border.
+Everything is computed in float64 and places are rounded to float32 once: which pixel or cell a point falls
+into then depends on no engine, device or order of operations, also where a rig puts points on a border.
+Upstream computes in float32, and differs in what is within rounding of a border.
 
 Glossary: B samples, N cameras, D depth bins, h, w cells of a feature map, X, Y cells of the bird's-eye view.
 Frames: LiDAR (x right, y forward, z up, metres; augmented where it says so), camera, image (pixels).
@@ -119,7 +119,7 @@ def _depth_of_cameras(
     seen = lidar2image[:, :3, :3] @ plain + lidar2image[:, :3, 3:]
     depth = seen[:, 2:].clamp(NEAREST, FARTHEST)
     pixels = img_aug[:, :3, :3] @ torch.cat([seen[:, :2] / depth, depth], 1) + img_aug[:, :3, 3:]
-    x, y = pixels[:, 0], pixels[:, 1]
+    x, y = pixels[:, 0].float(), pixels[:, 1].float()
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     cell = torch.where(inside, y.long() * width + x.long(), height * width)
     return last(cell, depth[:, 0].float()).unflatten(1, (1, height, width))
@@ -168,6 +168,6 @@ def cells_of(points: Tensor, first: Tensor, step: Tensor, count: Tensor) -> Tens
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:136-146.
     """
-    cell = ((points - first.double()) / step.double()).long()
+    cell = ((points.float().double() - first.double()) / step.double()).long()
     inside = ((cell >= 0) & (cell < count)).all(-1)
     return torch.where(inside, cell[..., 0] * count[1] + cell[..., 1], count[0] * count[1])
