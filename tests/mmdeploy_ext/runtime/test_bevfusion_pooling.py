@@ -55,6 +55,24 @@ def test_cells_and_depth_maps_are_those_of_the_original(stored, rig, wanted):
     assert np.abs(found - depth)[clear].max() < 1e-4
 
 
+@pytest.mark.parametrize('noise', [1e-15, 1e-13, -1e-13])
+def test_a_point_on_a_border_is_in_one_cell_whatever_the_rounding(noise):
+    """A camera that looks along an axis puts whole planes of points there."""
+    import torch
+
+    from projects.mmdet3d_plugin.bevfusion.rig import cells_of
+
+    corner = VIEW.centre - VIEW.step / np.float32(2)
+    border = corner.astype(np.float64) + np.arange(361)[:, None] * np.array([0.3, 0.3, 0])
+    border[:, 2] = 0.5
+    wanted = geometry._numbers(border, VIEW, corner)
+    assert len(np.unique(wanted)) > 300
+    np.testing.assert_array_equal(geometry._numbers(border * (1 + noise), VIEW, corner), wanted)
+    given = (torch.from_numpy(values) for values in (border * (1 + noise), corner, VIEW.step))
+    found = cells_of(*given, torch.tensor(VIEW.count))
+    np.testing.assert_array_equal(found.numpy(), wanted)
+
+
 def test_boxes_are_drawn_where_the_depth_map_has_their_points():
     """`FusedFrame.lidar2img` of a rig whose pictures are cut and whose points are turned."""
     rng = np.random.default_rng(0)
