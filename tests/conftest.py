@@ -34,7 +34,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return one worker per core, no more than memory holds."""
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return one worker per core and one for cores whose worker waits for a process, as memory allows.
+
+    Matrices of full size need more memory each, and start few processes: they get no other one.
+    """
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES))
+    spare = int(config.option.markexpr != 'matrix')
+    return max(1, min(len(os.sched_getaffinity(0)) + spare, memory // WORKER_BYTES))
