@@ -161,9 +161,9 @@ def show(
     from mmdeploy_ext.proof.tasks import bbox3d
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
-    from mmdeploy_ext.runtime.draw3d import sweep_picture
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
+    pair = Pair(title, points, found.get('torch'), found.get('onnx'))
     equal = True
     if len(found) == 2:
         row = bbox3d.match_detections(title, found['torch'], found['onnx'])
@@ -173,11 +173,10 @@ def show(
             f'boxes of at least {bbox3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
             f'distance {row.worst_distance:.2g} m, worst score difference {row.worst_score:.2g}: {verdict}'
         )
-        pair = Pair(title, points, found['torch'], found['onnx'])
         picture = bbox3d.draw_pair(pair, classes, args.score_thr)
     else:
         layers = [Layer(demo.ENGINES[name], boxes.above(args.score_thr)) for name, boxes in found.items()]
-        picture = sweep_picture(title, points, layers, classes)
+        picture = bbox3d.draw_layers(pair, layers, classes)
     with atomic_path(args.out) as temporary:
         temporary.write_bytes(encode_png(picture))
     print(f'picture: {args.out}')

@@ -135,7 +135,11 @@ class Stepper(Protocol):
 
 
 def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
-    """Return matrices that move pixels (N, 4, 4) as they act on pixels times their depth."""
+    """Return matrices (N, 4, 4) float64 that do to pixels times their depth what these do to pixels.
+
+    Args:
+        img_aug_matrix: (N, 4, 4), see `FusedFrame`; it moves pixels after the division by their depth.
+    """
     matrix = np.array(img_aug_matrix, np.float64)
     matrix[:, :2, 2] = matrix[:, :2, 3]
     matrix[:, :2, 3] = 0.0

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mmdeploy_ext.proof.results import Pair
-from mmdeploy_ext.proof.tasks import bbox3d, task_module
+from mmdeploy_ext.proof.tasks import bbox3d
 from mmdeploy_ext.runtime.bird_eye import DARK, bird_eye
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw3d import SWEEP_SIDE
@@ -58,7 +58,3 @@ def test_a_box_of_one_side_alone_is_ringed_and_both_sides_keep_one_scale():
 def test_nothing_found_and_no_points_are_drawn_too():
     drawn = bbox3d.draw_pair(pair(boxes(), boxes(), np.zeros((0, 5), np.float32)), CLASSES)
     assert drawn.shape == (588, 1124, 3)
-
-
-def test_the_task_is_found_by_name():
-    assert task_module('bbox3d') is bbox3d
