@@ -13,7 +13,7 @@ PORTABLE, CUDA, AUTOWARE = 'portable', 'cuda-bevfusion', 'autoware'
 CONTRACT = dataclasses.replace(
     DECLARED,
     default=PORTABLE,
-    help='portable: three graphs of standard operators, points to boxes (default); cuda-bevfusion: the files '
+    help='portable: graphs of standard operators, points to boxes (default); cuda-bevfusion: the files '
     "that NVIDIA's CUDA-BEVFusion loads, by its names and shapes; autoware: the file that Autoware's "
     'bevfusion loads, of models of LiDAR alone',
     choices=(PORTABLE, CUDA, AUTOWARE),

@@ -3,19 +3,22 @@
 What the exporters of torch write for `index_put(accumulate=True)` keeps one of several points of a cell, and
 for `scatter_reduce` ONNX Runtime refuses the shapes.
 
-Glossary: N images, P points, K cells, C channels.
+Glossary: N images, P points, K cells, C channels, M, M2, M3 rows of tables, W the width of the third.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FIRST_OPSET = 18
 """Before it ScatterElements knows no largest."""
@@ -64,50 +67,161 @@ LAST_IN_CELL = register(
 )
 
 
-def _sum(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
-    grid = values.new_zeros((count + 1, values.shape[1]))
-    return grid.index_put((cells,), values, accumulate=True)[:count]
+def _tables(
+    cells: torch.Tensor, count: int, first: int, second: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    counts = torch.bincount(cells, minlength=count + 1)[:count]
+    found, order = torch.sort(cells, stable=True)
+    inside = int(counts.sum())
+    found, values = found[:inside], order[:inside] + 1
+    rank = torch.arange(inside, device=cells.device) - (counts.cumsum(0) - counts)[found]
+    slots, base, tables = torch.zeros_like(counts), 0, []
+    for least, width in enumerate((first, second, 0)):
+        width = width or max(1, int(counts.max()))
+        rows = torch.where(counts > min(least, 1), (counts + width - 1) // width, 0)
+        at = rows.cumsum(0) - rows + 1
+        table = counts.new_zeros(int(rows.sum()) + 1, width)
+        row, kept = at[found] + rank // width, rows[found] > 0
+        table[row[kept], (rank % width)[kept]] = values[kept]
+        slots = torch.where(rows > 0, at + base, slots)
+        counts, rank, values, base = rows, rank // width, row, base + len(table)
+        tables.append(table)
+    return tables[0], tables[1], tables[2], slots
 
 
-sum_in_cell = register(
+def _level(number: int, last: str, width: str) -> str:
+    """Return the text of one table.
+
+    Args:
+        number: of the table, 0 to 2.
+        last: name of the slots so far.
+        width: name of its width.
+    """
+    i, after = number, number + 1
+    return f"""
+            less{i} = Sub ({width}, one)
+            wide{i} = Add (counts{i}, less{i})
+            all{i} = Div (wide{i}, {width})
+            many{i} = Greater (counts{i}, {'one' if number else 'zero'})
+            counts{after} = Where (many{i}, all{i}, zero)
+            before{i} = CumSum <exclusive = 1> (counts{after}, start)
+            at{i} = Add (before{i}, one)
+            total{i} = ReduceSum (counts{after})
+            lines{i} = Add (total{i}, one)
+            area{i} = Mul (lines{i}, {width})
+            rank{after} = Div (rank{i}, {width})
+            column{i} = Mod (rank{i}, {width})
+            from{i} = Gather (at{i}, found)
+            values{after} = Add (from{i}, rank{after})
+            corner{i} = Mul (values{after}, {width})
+            flat{i} = Add (corner{i}, column{i})
+            rows{i} = Gather (counts{after}, found)
+            in{i} = Greater (rows{i}, zero)
+            place{i} = Where (in{i}, flat{i}, area{i})
+            room{i} = Add (area{i}, one)
+            blank{i} = Expand (zero, room{i})
+            full{i} = ScatterElements <axis = 0, reduction = "max"> (blank{i}, place{i}, values{i})
+            cut{i} = Slice (full{i}, zero, area{i})
+            shape{i} = Concat <axis = 0> (lines{i}, {width})
+            table{i} = Reshape (cut{i}, shape{i})
+            base{after} = Add (base{i}, lines{i})
+            own{i} = Add (at{i}, base{i})
+            ends{i} = Greater (counts{after}, zero)
+            slots{i} = Where (ends{i}, own{i}, {last})"""
+
+
+def _table_shapes(cells: torch.Tensor, count: int, first: int, second: int) -> tuple[torch.Tensor, ...]:
+    lines = [torch.library.get_ctx().new_dynamic_size() for _ in range(4)]
+    shapes = (lines[0], first), (lines[1], second), (lines[2], lines[3]), (count,)
+    return tuple(cells.new_empty(shape) for shape in shapes)
+
+
+CELL_TABLES = register(
     Operator(
-        'SumInCell',
-        _sum,
-        inputs=dict(cells='P', values='P C'),
-        outputs=('found',),
-        example=lambda: (torch.tensor([0, 2, 2, 4]), torch.rand(4, 3), 4),
-        shapes=lambda cells, values, count: values.new_empty((count, values.shape[1])),
-        body="""
-        SumInCell <count> (cells, values) => (found) {
-            zero = Constant <value = int64[1] {0}> ()
-            one = Constant <value = int64[1] {1}> ()
-            last = Constant <value = int64[1] {-1}> ()
-            single = Constant <value_int: int = @count> ()
-            size = Reshape (single, one)
+        'CellTables',
+        _tables,
+        inputs=dict(cells='P'),
+        outputs=('table0', 'table1', 'table2', 'slots2'),
+        example=lambda: (torch.tensor([0, 2, 2, 4, 2, 2, 2, 2]), 4, 2, 2),
+        shapes=_table_shapes,
+        body=f"""
+        CellTables <count, first, second> (cells) => (table0, table1, table2, slots2) {{
+            start = Constant <value = int64 {{0}}> ()
+            step = Constant <value = int64 {{1}}> ()
+            zero = Constant <value = int64[1] {{0}}> ()
+            one = Constant <value = int64[1] {{1}}> ()
+            counted = Constant <value_int: int = @count> ()
+            size = Reshape (counted, one)
+            first_width = Constant <value_int: int = @first> ()
+            width0 = Reshape (first_width, one)
+            second_width = Constant <value_int: int = @second> ()
+            width1 = Reshape (second_width, one)
             more = Add (size, one)
-            channels = Shape <start = 1, end = 2> (values)
-            shape = Concat <axis = 0> (more, channels)
-            table = ConstantOfShape <value = float[1] {0}> (shape)
-            places = Unsqueeze (cells, last)
-            every = ScatterND <reduction = "add"> (table, places, values)
-            found = Slice (every, zero, size, zero)
-        }""",
+            points = Shape (cells)
+            ones = Expand (one, points)
+            none = Expand (zero, more)
+            all_counts = ScatterElements <axis = 0, reduction = "add"> (none, cells, ones)
+            counts0 = Slice (all_counts, zero, size)
+            inside = ReduceSum (counts0)
+            sorted, order = TopK <axis = 0, largest = 0, sorted = 1> (cells, points)
+            found = Slice (sorted, zero, inside)
+            chosen = Slice (order, zero, inside)
+            values0 = Add (chosen, one)
+            before = CumSum <exclusive = 1> (counts0, start)
+            begins = Gather (before, found)
+            stop = Squeeze (inside, zero)
+            numbers = Range (start, stop, step)
+            rank0 = Sub (numbers, begins)
+            base0 = Identity (zero)
+            empty = Expand (zero, size){_level(0, 'empty', 'width0')}{_level(1, 'slots0', 'width1')}
+            most = ReduceMax (counts2)
+            width2 = Max (most, one){_level(2, 'slots1', 'width2')}
+        }}""",
     )
 )
-"""cells (P,) int64, K for points in none, values (P, C) -> (K, C) sums, added in the order of the points."""
 
 
-def _keep_cells(context: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    context.save_for_backward(inputs[0])
+class CellTables(torch.nn.Module):
+    """Which points fall into which cell, as tables that a sum per cell is gathered by: see `sum_by_tables`.
+
+    A cell's points are cut into rows of the first table, in their order; the rows of a cell that has several
+    into rows of the second table, and those into one row of the third. So a sum per cell takes no scatter,
+    which engines have no exact one of, and is the same on any number of threads.
+
+    Args:
+        count: K.
+    """
+
+    WIDTHS = 16, 8
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the tables (M, 16), (M2, 8), (M3, W), and the slots (K,), all int64.
+
+        Entries of the first are points, from 1; of the others rows of the table before; 0 is none, and so is
+        row 0 of each. Slots are rows of the three tables one behind the other.
+
+        Args:
+            cells: (P,) int64, K for points in none.
+        """
+        return CELL_TABLES(cells, self.count, *self.WIDTHS)
 
 
-def _gradient(context: Any, gradient: torch.Tensor) -> tuple[None, torch.Tensor, None]:
-    """Return that of the values: that of their cell; 0 for points in none."""
-    (cells,) = context.saved_tensors
-    return None, torch.nn.functional.pad(gradient, (0, 0, 0, 1))[cells], None
+def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: torch.Tensor) -> torch.Tensor:
+    """Return (K, C) sums per cell.
 
-
-torch.library.register_autograd(sum_in_cell.qualified, _gradient, setup_context=_keep_cells)
+    Args:
+        sums: (M, C) of the rows of the first table.
+        tables: the second and the third.
+        slots: (K,).
+    """
+    found = [sums]
+    for table in tables:
+        found.append(found[-1][table].sum(1))
+    return torch.cat(found)[slots]
 
 
 class LastInCell(torch.nn.Module):
@@ -133,9 +247,9 @@ class LastInCell(torch.nn.Module):
 
 LIBRARY_OPERATORS.append(
     LibraryOperator(
-        title=('points of which the last in a cell counts', "ScatterElements with reduction 'max'"),
+        title=('points in cells', "ScatterElements with reduction 'max'"),
         patch=contextlib.nullcontext,
         opset=FIRST_OPSET,
-        inside=lambda module: any(isinstance(one, LastInCell) for one in module.modules()),
+        inside=lambda module: any(isinstance(one, LastInCell | CellTables) for one in module.modules()),
     )
 )

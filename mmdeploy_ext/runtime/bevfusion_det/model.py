@@ -1,4 +1,4 @@
-"""BEVFusion from pictures and points to boxes: cells of the rig, the sparse backbone, and the frame.
+"""BEVFusion from pictures and points to boxes: cells of the rig, depth maps, sparse backbone, and frame.
 
     runtime = BEVFusionOnnx('work_dirs/bevfusion')         # the folder that pytorch2onnx.py wrote
     found = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
@@ -24,14 +24,17 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import check_same_export, export_files
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
+from mmdeploy_ext.sparse.portable_feeds import BEV
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.runtime.frames import FusedFrame
 
-GRAPHS = ('rig', 'lidar', 'frame')
+GRAPHS = ('rig', 'depth', 'lidar', 'frame')
 """Files of one export, by their `form`."""
+EXACT = ('rig', 'depth')
+"""Of them those that compute in float64, and what falls into a cell or pixel."""
 
 
 class BEVFusionOnnx(Detecting):
@@ -41,7 +44,7 @@ class BEVFusionOnnx(Detecting):
 
     Attributes:
         metadata: of the frame's file.
-        seconds: spent so far by part: `rig`, `lidar` (voxels, rulebook and network), `frame`.
+        seconds: spent so far by part: `rig`, `depth`, `lidar` (voxels, rulebook and network), `frame`.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class BEVFusionOnnx(Detecting):
         """Open the files.
 
         Args:
-            paths: the folder of an export, or its files: `rig` with cameras, `lidar` with one, `frame`.
+            paths: the folder of an export, or its files: `rig` with cameras, `depth` where they have depth
+                maps, `lidar` with one, `frame`.
             engine: registered name of the backend.
             options: of the backend, for example `providers`, `threads`.
 
@@ -61,7 +65,7 @@ class BEVFusionOnnx(Detecting):
         files = {path.stem: path for path in self._files(paths)}
         shared = {**BACKENDS[engine].shared, **options}
         self.sessions = {
-            name: (build_exact if name == 'rig' else build_backend)(engine, str(path), **shared)
+            name: (build_exact if name in EXACT else build_backend)(engine, str(path), **shared)
             for name, path in files.items()
             if name != 'lidar'
         }
@@ -77,7 +81,9 @@ class BEVFusionOnnx(Detecting):
             metadata.require(files[name], FAMILY, (name,))
         check_same_export({files[name]: metadata for name, metadata in known.items()})
         self.seconds = dict.fromkeys(files, 0.0)
-        self._cells: tuple[bytes, np.ndarray] | None = None
+        exact = [name for file in EXACT if file in known for name in known[file].spec.output_names]
+        self._between = (*exact, BEV)
+        self._rig: tuple[bytes, dict[str, np.ndarray]] | None = None
 
     @staticmethod
     def _files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -87,8 +93,10 @@ class BEVFusionOnnx(Detecting):
         (last,) = export_files(paths, GRAPHS[-1:])
         metadata = Metadata.from_props(read_props(last), last)
         metadata.require(last, FAMILY, GRAPHS[-1:])
-        needed = dict(camera='rig', lidar='lidar')
-        return export_files(paths, (*(needed[name] for name in metadata.postprocess['sensors']), GRAPHS[-1]))
+        facts = metadata.postprocess
+        needed = dict(rig='camera' in facts['sensors'], depth=facts['uses_points'])
+        needed |= dict(lidar='lidar' in facts['sensors'], frame=True)
+        return export_files(paths, [name for name in GRAPHS if needed[name]])
 
     def step(self, frame: FusedFrame) -> StepResult:
         """Detect in one moment of all sensors.
@@ -98,35 +106,46 @@ class BEVFusionOnnx(Detecting):
             DataError: points or matrices that cannot be.
             InferenceError: the engine failed or gave NaN.
         """
-        fed = self.feeds(frame)
+        given = self._before_frame(frame)
         start = time.perf_counter()
-        outputs = self.sessions['frame'].infer(fed)
+        outputs = self._infer('frame', given)
         if not all(np.isfinite(values).all() for values in outputs.values()):
             raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
         self.passed('frame', start)
         boxes = spread_out(detections(outputs), self.metadata.postprocess['nms'])
-        kept = {name: fed[name] for name in ('cells', 'bev') if name in fed}
+        kept = {name: given[name] for name in self._between if name in given}
         return StepResult({**kept, **outputs}, boxes)
 
     def feeds(self, frame: FusedFrame) -> dict[str, np.ndarray]:
         """Return what the frame's graph takes of a frame; raises what `step` raises."""
+        given = self._before_frame(frame)
+        return {name: given[name] for name in self.metadata.spec.input_names}
+
+    def _before_frame(self, frame: FusedFrame) -> dict[str, np.ndarray]:
+        """Return the frame's tensors, and what the other files give of them."""
         points, images = checked(frame, self.rule)
         given, start = dict(frame.calibration, img=images, points=frame.points[:, :3]), time.perf_counter()
         if images is not None:
-            given['cells'] = self._cells_of(frame.calibration)
+            given |= self._tables_of(frame.calibration)
             start = self.passed('rig', start)
+        if 'depth' in self.sessions:
+            given |= self._infer('depth', given)
+            start = self.passed('depth', start)
         if points is not None:
-            given['bev'] = self.lidar.step(points=points)
+            given[BEV] = self.lidar.step(points=points)
             self.passed('lidar', start)
-        return {name: given[name] for name in self.metadata.spec.input_names}
+        return given
 
-    def _cells_of(self, given: Mapping[str, np.ndarray]) -> np.ndarray:
-        rig = self.sessions['rig']
-        feeds = {name: given[name] for name in rig.metadata.spec.input_names}
-        key = b''.join(np.ascontiguousarray(feeds[name], np.float32).tobytes() for name in sorted(feeds))
-        if self._cells is None or self._cells[0] != key:
-            self._cells = key, rig.infer(feeds)['cells']
-        return self._cells[1]
+    def _infer(self, name: str, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = self.sessions[name]
+        return session.infer({key: given[key] for key in session.metadata.spec.input_names})
+
+    def _tables_of(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = self.sessions['rig'].metadata.spec.input_names
+        key = b''.join(np.ascontiguousarray(given[name], np.float32).tobytes() for name in names)
+        if self._rig is None or self._rig[0] != key:
+            self._rig = key, self._infer('rig', given)
+        return self._rig[1]
 
     def close(self) -> None:
         """Close the sessions."""

@@ -54,13 +54,13 @@ class BEVFusionFamily(SequenceFamily):
         AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
     }
     options = (*OPTIONS, *DRIVE)
-    files = ('rig', 'lidar', 'frame')
+    files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
     postprocess_facts = staticmethod(postprocess_facts)
     frame, result = staticmethod(frame), staticmethod(result)
     dumped_frame = staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
-    compared = ('cells', 'bev')
+    compared = ('cells', 'depth', 'bev')
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
@@ -148,7 +148,8 @@ class BEVFusionFamily(SequenceFamily):
         """See `SequenceFamily.timed_methods`."""
         found: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
         if 'camera' in model.sensors:
-            found['rig'] = [(model.encoders['camera']['vtransform'], 'cells')]
+            transform = model.encoders['camera']['vtransform']
+            found |= dict(rig=[(transform, 'cells')], depth=[(transform, 'depth_maps')])
             found['frame'].append((model, 'camera_maps'))
         if 'lidar' in model.sensors:
             found['lidar'] = [(model, 'lidar_view')]

@@ -139,19 +139,17 @@ class BEVFusion(BaseModule):
         """
         transform = self.encoders['camera']['vtransform']
         depth = transform.depth_maps(points, rig).flatten(0, 1) if transform.uses_points else None
-        return self.lifted(img.flatten(0, 1), depth, transform.cells(rig))
+        weights, features = self.lifted(img.flatten(0, 1), depth)
+        return transform.downsample(transform.pool(weights, features, transform.cells(rig)))
 
-    def lifted(self, pictures: Tensor, depth: Tensor | None, cells: Tensor) -> Tensor:
-        """Return what the cameras see, (B, C, X, Y).
+    def lifted(self, pictures: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what `ViewTransform.pool` adds up: weights (S, D, h, w) and features (S, C, h, w).
 
         Args:
             pictures: (S, 3, H, W) normalised, S = B N.
             depth: (S, 1, H, W) metres; None where the view transform looks at pictures alone.
-            cells: (B, N, D, h, w), see `ViewTransform.cells`.
         """
-        transform = self.encoders['camera']['vtransform']
-        pooled = transform.pool(*transform.lift(self.camera_maps(pictures), depth), cells)
-        return transform.downsample(pooled)
+        return self.encoders['camera']['vtransform'].lift(self.camera_maps(pictures), depth)
 
     def lidar_view(self, points: Sequence[Tensor]) -> Tensor:
         """Return the LiDAR's map, (B, C, X, Y), of points (P, in_channels) per sample."""

@@ -1,7 +1,7 @@
-"""BEVFusion's graphs: cells of a rig, the sparse backbone, and pictures, points and its map to boxes.
+"""BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and from all of them to boxes.
 
 Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, V values per point, C channels,
-X, Y cells of the bird's-eye view, Q queries.
+X, Y cells of the bird's-eye view, Q queries, M, M2, M3, W sizes of tables.
 """
 
 from __future__ import annotations
@@ -20,8 +20,18 @@ from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_sp
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
 
-FRAME_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
+DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
 RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
+TABLES = ('first', 'pixels', 'second', 'third', 'slots')
+"""Of the rig's graph, inputs of the frame's: see `ViewTransform.pool_tables`."""
+TABLE_MEANINGS = dict(
+    cells='cell of each point of the frustum, x * Y + y; X * Y for none',
+    first='points of the frustum in one cell, numbered from 1; 0 for none',
+    pixels='cell of a feature map that each of them stands for',
+    second='rows of `first` in one cell; 0 for none',
+    third='rows of `second` in one cell; 0 for none',
+    slots='row of a cell in the sums of `first`, `second` and `third`, one behind the other',
+)
 MEANINGS = dict(
     camera_intrinsics='camera to picture as it was taken, pixels',
     camera2lidar='camera to LiDAR, before the augmentation of points',
@@ -31,22 +41,42 @@ MEANINGS = dict(
 )
 
 
-class RigCells(nn.Module):
-    """The cell of each point of the frustum, for one calibration."""
+class RigTables(nn.Module):
+    """The cell of each point of the frustum, and who falls into each cell, for one calibration."""
 
     def __init__(self, model: nn.Module) -> None:
         """Keep the view transform of a `BEVFusion`."""
         super().__init__()
         self.transform = model.encoders['camera']['vtransform']
 
-    def forward(self, intrinsics: Tensor, camera2lidar: Tensor, img_aug: Tensor, lidar_aug: Tensor) -> Tensor:
-        """Return (N, D, h, w) int64, see `ViewTransform.cells`; matrices (N, 4, 4), and (4, 4) of points."""
+    def forward(
+        self, intrinsics: Tensor, camera2lidar: Tensor, img_aug: Tensor, lidar_aug: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the cells (N, D, h, w) int64, see `ViewTransform.cells`, and their `pool_tables`.
+
+        Matrices are (N, 4, 4), and (4, 4) of points.
+        """
         rig = Rig(img_aug[None], lidar_aug[None], intrinsics[None], camera2lidar[None])
-        return self.transform.cells(rig)[0]
+        cells = self.transform.cells(rig)[0]
+        return cells, *self.transform.pool_tables(cells)
+
+
+class DepthMaps(nn.Module):
+    """What the LiDAR measured in each pixel."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep the view transform of a `BEVFusion`."""
+        super().__init__()
+        self.transform = model.encoders['camera']['vtransform']
+
+    def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
+        """Return (N, 1, H, W) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`."""
+        rig = Rig(**{name: given[None] for name, given in zip(DEPTH_MATRICES, matrices, strict=True)})
+        return self.transform.depth_maps([points], rig)[0]
 
 
 class FusedFrame(nn.Module):
-    """Pictures, points and the LiDAR's map to boxes: all of a frame but the sparse backbone."""
+    """Pictures, their depth maps and the LiDAR's map to boxes: what is computed in float32 and dense."""
 
     def __init__(self, model: nn.Module) -> None:
         """Keep the parts of a `BEVFusion` with batch normalisation folded."""
@@ -69,28 +99,31 @@ class FusedFrame(nn.Module):
 
     def camera_view(self, given: dict[str, Tensor]) -> Tensor:
         """Return (1, C, X, Y) of the cameras."""
-        transform, depth = self.model.encoders['camera']['vtransform'], None
-        if transform.uses_points:
-            rig = Rig(**{name: given[name][None] for name in FRAME_MATRICES})
-            depth = transform.depth_maps([given['points']], rig)[0]
-        return self.model.lifted(given['img'], depth, given['cells'][None])
+        transform = self.model.encoders['camera']['vtransform']
+        lifted = self.model.lifted(given['img'], given.get('depth'))
+        return transform.downsample(transform.pool_by_tables(*lifted, [given[name] for name in TABLES]))
 
 
 def frame_inputs(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the inputs of `FusedFrame`."""
     names: list[str] = []
     if 'camera' in model.sensors:
-        names += ['img', 'cells']
-        if model.encoders['camera']['vtransform'].uses_points:
-            names += ['points', *FRAME_MATRICES]
+        names += ['img', *TABLES, *(['depth'] if uses_points(model) else [])]
     return (*names, *(['bev'] if 'lidar' in model.sensors else []))
 
 
+def uses_points(model: nn.Module) -> bool:
+    """Return whether a `BEVFusion` looks at depth maps."""
+    return 'camera' in model.sensors and bool(model.encoders['camera']['vtransform'].uses_points)
+
+
 def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
-    """Return the rig's graph, the sparse backbone, and the frame's; those of sensors that there are."""
+    """Return the graphs of rig, depth maps, sparse backbone and frame; those of sensors that there are."""
     found = []
     if 'camera' in model.sensors:
         found.append(rig_graph(model, cameras))
+    if uses_points(model):
+        found.append(depth_graph(model, cameras))
     shape = None
     if 'lidar' in model.sensors:
         from mmdeploy_ext.sparse import portable
@@ -105,12 +138,18 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
 def rig_graph(model: nn.Module, cameras: int) -> Graph:
     """Return the graph that is run once for a calibration."""
     inputs = tuple(_matrix(name, cameras) for name in RIG_MATRICES)
-    shape = (cameras, *model.encoders['camera']['vtransform'].frustum.shape[:3])
-    meaning = 'cell of each point of the frustum, x * Y + y; X * Y for none'
-    cells = TensorSpec('cells', 'int64', shape, meaning, groups=(ColumnGroup(rtol=0.0),))
-    eye = torch.eye(4)
-    example = {one.name: eye.expand(*one.axes).clone() for one in inputs}
-    return Graph('rig', RigCells(model).eval(), GraphSpec('bevfusion/rig', inputs, (cells,)), example)
+    found = tuple(_table_specs(model, cameras).values())
+    example = {one.name: torch.eye(4).expand(*one.axes).clone() for one in inputs}
+    return Graph('rig', RigTables(model).eval(), GraphSpec('bevfusion/rig', inputs, found), example)
+
+
+def depth_graph(model: nn.Module, cameras: int) -> Graph:
+    """Return the graph that puts the points of a frame into its pictures."""
+    points = TensorSpec('points', 'float32', ('P', 3), 'augmented LiDAR frame', 'm', single=True)
+    inputs = (points, *(_matrix(name, cameras) for name in DEPTH_MATRICES))
+    example = {one.name: _example(one) for one in inputs}
+    spec = GraphSpec('bevfusion/depth', inputs, (_depth_spec(model, cameras),))
+    return Graph('depth', DepthMaps(model).eval(), spec, example)
 
 
 def frame_graph(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> Graph:
@@ -142,18 +181,39 @@ def _matrix(name: str, cameras: int) -> TensorSpec:
 
 
 def _frame_specs(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> dict[str, TensorSpec]:
-    found = {name: _matrix(name, cameras) for name in FRAME_MATRICES}
+    found = {}
     if bev is not None:
         found['bev'] = TensorSpec('bev', 'float32', tuple(bev), "bird's-eye view of the sparse backbone")
     if 'camera' in model.sensors:
-        transform = model.encoders['camera']['vtransform']
-        size = (cameras, 3, *transform.image_size)
-        cells = (cameras, *transform.frustum.shape[:3])
+        size = (cameras, 3, *model.encoders['camera']['vtransform'].image_size)
         found['img'] = TensorSpec('img', 'float32', size, 'pictures, normalised')
-        found['cells'] = TensorSpec('cells', 'int64', cells, "of the rig's graph")
-        meaning = 'augmented LiDAR frame'
-        found['points'] = TensorSpec('points', 'float32', ('P', 3), meaning, 'm', single=True)
+        found |= _table_specs(model, cameras)
+    if uses_points(model):
+        found['depth'] = _depth_spec(model, cameras)
     return found
+
+
+def _depth_spec(model: nn.Module, cameras: int) -> TensorSpec:
+    size = (cameras, 1, *model.encoders['camera']['vtransform'].image_size)
+    return TensorSpec('depth', 'float32', size, 'what the LiDAR measured in a pixel; 0 where nothing', 'm')
+
+
+def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
+    transform = model.encoders['camera']['vtransform']
+    first, second = transform.tables.WIDTHS
+    axes = dict(
+        cells=(cameras, *transform.frustum.shape[:3]),
+        first=('M', first),
+        pixels=('M', first),
+        second=('M2', second),
+        third=('M3', 'W'),
+        slots=(transform.tables.count,),
+    )
+    exact = (ColumnGroup(rtol=0.0),)
+    return {
+        name: TensorSpec(name, 'int64', sizes, TABLE_MEANINGS[name], groups=exact)
+        for name, sizes in axes.items()
+    }
 
 
 def _example(spec: TensorSpec) -> Tensor:

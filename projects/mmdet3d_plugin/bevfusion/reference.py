@@ -22,6 +22,7 @@ from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
 from projects.mmdet3d_plugin.bevfusion.cuda_graphs import HEAD, transform_of
+from projects.mmdet3d_plugin.bevfusion.graphs import TABLES
 from projects.mmdet3d_plugin.bevfusion.rig import read_rig
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph
 from projects.mmdet3d_plugin.sparse_backbone.rounded import half_encoder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from mmdeploy_ext.runtime.frames import FusedFrame
+    from projects.mmdet3d_plugin.bevfusion.rig import Rig
 
     Watch = Callable[[tuple[torch.Tensor, ...], torch.Tensor], dict[str, torch.Tensor]]
 
@@ -60,7 +62,7 @@ class Reference:
             (boxes,) = self.model.heads['object'].get_bboxes(found)
             if images is not None:
                 rig = read_rig([frame.calibration], self.device, images.shape[1])
-                kept['cells'] = transform_of(self.model).cells(rig)[0]
+                kept |= self.of_rig(rig)
             kept |= self.more(found, cloud)
         outputs = {name: value.cpu().numpy() for name, value in kept.items()}
         given = {name: frame.calibration[name] for name in MATRICES if name in frame.calibration}
@@ -86,10 +88,18 @@ class Reference:
     @contextlib.contextmanager
     def watched(self) -> Iterator[dict[str, torch.Tensor]]:
         """Watch the model; the dict fills while it runs."""
-        lidar = self.model.encoders['lidar'] if 'lidar' in self.model.sensors else None
-        hooks = {} if lidar is None else {lidar.encoder: lambda _, given: dict(bev=given)}
+        hooks: dict[torch.nn.Module, Watch] = {}
+        if 'lidar' in self.model.sensors:
+            hooks[self.model.encoders['lidar'].encoder] = lambda _, given: dict(bev=given)
+        if 'camera' in self.model.sensors and transform_of(self.model).uses_points:
+            hooks[transform_of(self.model).dtransform] = lambda given, _: {DEPTH: given[0]}
         with watching(hooks) as kept:
             yield kept
+
+    def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
+        """Return what the rig's graph gives."""
+        cells = transform_of(self.model).cells(rig)[0]
+        return dict(cells=cells) | dict(zip(TABLES, transform_of(self.model).pool_tables(cells), strict=True))
 
     def more(self, found: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
         """Return what is compared besides; `found` is of the head, `cloud` one of points (P, V)."""
@@ -130,6 +140,10 @@ class PartsReference(Reference):
         }
         with watching(hooks) as kept:
             yield kept
+
+    def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
+        """See `Reference`; no graph gives it, the runtime computes it."""
+        return dict(cells=transform_of(self.model).cells(rig)[0])
 
     def more(self, found: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
         """See `Reference`."""

@@ -13,7 +13,7 @@ from mmcv.utils import Registry, build_from_cfg
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
-from mmdeploy_ext.exporting.ops.cells import LastInCell, sum_in_cell
+from mmdeploy_ext.exporting.ops.cells import CellTables, LastInCell, sum_by_tables
 from projects.mmdet3d_plugin.bevfusion import rig as rigs
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class ViewTransform(nn.Module):
         self.frustum = _constant(rigs.frustum(self.image_size, self.feature_size, tuple(dbound)))
         self.D = len(self.frustum)
         self.last_in_pixel = LastInCell(self.image_size[0] * self.image_size[1])
+        self.tables = CellTables(count[0] * count[1])
         self.downsample = self._downsample(downsample)
 
     def _downsample(self, stride: int) -> nn.Module:
@@ -121,10 +122,28 @@ class ViewTransform(nn.Module):
         """
         lifted = weights[..., None] * features.permute(0, 2, 3, 1)[:, None]
         lifted = lifted.reshape(cells.shape[0], -1, self.C)
-        count = self.shape[0] * self.shape[1]
+        grid = lifted.new_zeros((self.tables.count + 1, self.C))
         pairs = zip(cells.flatten(1), lifted, strict=True)
-        sums = [sum_in_cell(slots, points, count) for slots, points in pairs]
+        sums = [grid.index_put((slots,), points, accumulate=True)[:-1] for slots, points in pairs]
         return torch.stack(sums).transpose(1, 2).unflatten(2, self.shape)
+
+    def pool_tables(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """Return what `pool_by_tables` takes of the cells (N, D, h, w) of a sample.
+
+        That is its `CellTables`, the first of them followed by the row of the features of each of its points.
+        """
+        first, *others = self.tables(cells.flatten())
+        depths, pixels = cells[0].numel(), cells[0, 0].numel()
+        points = (first - 1).clamp(min=0)
+        return first, points // depths * pixels + points % pixels, *others
+
+    def pool_by_tables(self, weights: Tensor, features: Tensor, tables: Sequence[Tensor]) -> Tensor:
+        """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone; see `pool_tables`."""
+        first, pixels, second, third, slots = tables
+        factors = torch.nn.functional.pad(weights.flatten(), (1, 0))[first]
+        seen = features.permute(0, 2, 3, 1).reshape(-1, self.C)[pixels]
+        sums = sum_by_tables((factors[:, None] @ seen)[:, 0], (second, third), slots)
+        return sums.T.unflatten(1, self.shape)[None]
 
 
 @VIEW_TRANSFORMS.register_module()

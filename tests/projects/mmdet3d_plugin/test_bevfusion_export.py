@@ -38,7 +38,7 @@ FAULTS = {
         f'{VIEW}.cells',
         arguments(lambda self, rig: (self, first_camera(rig))),
     ),
-    'x and y of the pooled map': (f'{VIEW}.pool', result(lambda pooled, *_: pooled.transpose(2, 3))),
+    'x and y of the pooled map': (f'{VIEW}.pool_by_tables', result(lambda pooled, *_: pooled.transpose(2, 3))),
     'the LiDAR first in the fuser': (
         f'{HERE}.fusion:ConvFuser.forward',
         arguments(lambda self, maps: (self, maps[::-1])),
