@@ -164,6 +164,16 @@ CONTRACT = Option(
 )  # fmt: skip
 """Of families that write one of several sets of files; each has its own choices."""
 
+SPARSE_FORM = Option(
+    'sparse_form',
+    'buckets',
+    'of a sparse backbone: buckets multiplies existing pairs only (default); tables takes plain neighbour '
+    'tables, two to five times slower, for engines that cannot split at run time (TensorRT)',
+    ('buckets', 'tables'),
+    key='sparse_form',
+    kept='set',
+    group='models of cameras and sweeps',
+)
 SPARSE = (
     Option(
         'target',
@@ -211,13 +221,8 @@ SPARSE = (
         least=0,
         only_with=('target', 'libspconv'),
     ),
-    Option(
-        'form',
-        'buckets',
-        'of a portable file: buckets multiplies existing pairs only (default); tables takes plain neighbour '
-        'tables, two to five times slower, for engines that cannot split at run time (TensorRT)',
-        ('buckets', 'tables'),
-        only_with=('target', 'portable'),
+    dataclasses.replace(
+        SPARSE_FORM, name='form', key=None, kept='always', only_with=('target', 'portable'), group=''
     ),
 )
 """How a sparse backbone is written."""

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from mmdeploy_ext.contract.options import CONTRACT as DECLARED
+from mmdeploy_ext.contract.options import SPARSE_FORM
 from mmdeploy_ext.contract.schema import either, exactly, items, maybe, number, one_of, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, RANGE
 
@@ -19,7 +20,7 @@ CONTRACT = dataclasses.replace(
     choices=(PORTABLE, CUDA, AUTOWARE),
     fixes={CUDA: dict(opset=13, exporter='torchscript', precision='fp32'), AUTOWARE: dict(precision='fp32')},
 )
-OPTIONS = (CONTRACT,)
+OPTIONS = (CONTRACT, dataclasses.replace(SPARSE_FORM, only_with=('contract', PORTABLE)))
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
 CLASSES = items(number(0, 1000, whole=True), 1)
 CIRCLE = record(dict(classes=CLASSES, radius=number(0), most=COUNT), ('classes', 'radius', 'most'))

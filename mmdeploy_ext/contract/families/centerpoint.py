@@ -23,7 +23,8 @@ CONTRACTS = dataclasses.replace(
     hint='export_scn.py writes the sparse backbone for other engines',
     fixes={AUTOWARE: dict(precision='fp32')},
 )
-OPTIONS = (CONTRACTS,)
+SPARSE_FORM = dataclasses.replace(options.SPARSE_FORM, only_with=('contract', 'deploy'))
+OPTIONS = (CONTRACTS, SPARSE_FORM)
 
 
 def _circles(facts: Mapping[str, Any], where: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
-from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.engines.tensorrt.file import read_record
@@ -25,7 +26,8 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
     Args:
         source: the ONNX file.
         device: index of the GPU.
-        shapes: as `tensorrt_engine.prepare` takes them.
+        shapes: as `tensorrt_engine.prepare` takes them; without any, those of an engine of this file that
+            lies beside it.
         constants: likewise.
 
     Raises:
@@ -39,18 +41,38 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
         raise EngineError(f'{package.name}: there is no GPU {device} here; an engine needs a GPU')
     if not Path(source).is_file():
         raise ModelFileError(f'{source}: no such ONNX file, and no engine (.engine)')
-    job = tensorrt_engine.prepare(
-        source, shapes=shapes, constants=constants, package=package.name, device=device
-    )
     stem = source.removesuffix('.onnx')
     target = Path(f'{stem}.sm{gpu.architecture}.engine')
-    found = next((path for path in (Path(f'{stem}.engine'), target) if is_engine_of(job, path)), None)
+    places = Path(f'{stem}.engine'), target
+    job = tensorrt_engine.prepare(
+        source,
+        shapes=shapes or _recorded_shapes(source, places),
+        constants=constants,
+        package=package.name,
+        device=device,
+    )
+    found = next((path for path in places if is_engine_of(job, path)), None)
     if found is not None:
         return found
     check_writable(target)
     print(f'{target}: building with {package.name} {package.version}', file=sys.stderr, flush=True)
     tensorrt_engine.build_file(job, target)
     return target
+
+
+def _recorded_shapes(source: str, places: Sequence[Path]) -> list[str]:
+    """Return the sizes that the first engine of this file was built with, as `--shapes` takes them."""
+    for path in filter(Path.is_file, places):
+        with contextlib.suppress(ModelFileError):
+            record = read_record(path)
+            if record.onnx_sha256 == sha256_file(source):
+                given = {port.name: record.profiles[port.name] for port in record.inputs if -1 in port.shape}
+                return [f'{name}={_sizes(shapes)}' for name, shapes in given.items()]
+    return []
+
+
+def _sizes(shapes: Sequence[Sequence[int]]) -> str:
+    return '/'.join('x'.join(map(str, shape)) for shape in shapes)
 
 
 def is_engine_of(job: Job, path: Path) -> bool:

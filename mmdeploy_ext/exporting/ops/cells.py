@@ -192,14 +192,14 @@ class CellTables(torch.nn.Module):
         count: K.
     """
 
-    WIDTHS = 16, 8
+    WIDTHS = 16, 4
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
 
     def forward(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the tables (M, 16), (M2, 8), (M3, W), and the slots (K,), all int64.
+        """Return the tables (M, 16), (M2, 4), (M3, W), and the slots (K,), all int64.
 
         Entries of the first are points, from 1; of the others rows of the table before; 0 is none, and so is
         row 0 of each. Slots are rows of the three tables one behind the other.

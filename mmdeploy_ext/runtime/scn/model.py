@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.metadata import read_props
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, damaged, read_entry
 from mmdeploy_ext.contract.metadata_schema import rule_of_points
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError
-from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
 from mmdeploy_ext.runtime.exported import Opened
@@ -89,7 +89,9 @@ class ScnOnnx(Opened):
             self.session.open_session()
             self.props = self.session.session.get_modelmeta().custom_metadata_map
         else:
-            self.session = build_backend(engine, str(path), threads=self.threads, **options)
+            if 'threads' in BACKENDS[engine].keys:
+                options = dict(threads=self.threads, **options)
+            self.session = build_backend(engine, str(path), **options)
             self.session.activate()
             self.props = read_props(path)
         facts = _facts(self.props, path)

@@ -22,6 +22,7 @@ from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
 from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
 from projects.mmdet3d_plugin.common.generated import crowded
+from projects.mmdet3d_plugin.common.sparse_graph import check_form
 from projects.mmdet3d_plugin.common.weights import load_whole
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class BEVFusionFamily(SequenceFamily):
         if options.precision != 'fp32':
             raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
         check_model(cfg)
+        check_form(cfg.filename, options, bool(cfg.model.encoders.get('lidar')))
         if options.contract != PORTABLE:
             check_head(cfg, options.contract)
         if options.contract == CUDA:

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from projects.mmdet3d_plugin.bevfusion.rig import Rig
-from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
+from projects.mmdet3d_plugin.common.sparse_graph import portable_graph
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
@@ -126,12 +126,9 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
         found.append(depth_graph(model, cameras))
     shape = None
     if 'lidar' in model.sensors:
-        from mmdeploy_ext.sparse import portable
-
-        sparse = backbone_graph(model.encoders['lidar'].encoder)
-        backbone, shape = portable.to_onnx(sparse, opset=options.opset), sparse.output_shape
-        spec = starts_single(model_spec(backbone, 'bevfusion/lidar'))
-        found.append(Graph('lidar', None, spec, {}, backbone))
+        found.append(portable_graph(model.encoders['lidar'].encoder, 'lidar', 'bevfusion', options))
+        (bev,) = found[-1].spec.outputs
+        shape = bev.axes
     return [*found, frame_graph(model, shape, cameras)]
 
 

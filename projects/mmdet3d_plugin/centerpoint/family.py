@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from mmdeploy_ext.contract.families.centerpoint import AUTOWARE, CONTRACTS
+from mmdeploy_ext.contract.families.centerpoint import AUTOWARE, CONTRACTS, SPARSE_FORM
 from mmdeploy_ext.contract.families.streampetr import LAYERS, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.config import test_pipeline
@@ -30,6 +30,7 @@ from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
 from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
+from projects.mmdet3d_plugin.common.sparse_graph import check_form
 from projects.mmdet3d_plugin.common.weights import load_whole
 from projects.mmdet3d_plugin.sparse_backbone.grid import grid_size
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
@@ -69,7 +70,7 @@ class CenterPointFamily(SequenceFamily):
         '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}',
         AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
     }
-    options = tuple(OWN.get(one.name, one) for one in (*OPTIONS, *DRIVE))
+    options = tuple(OWN.get(one.name, one) for one in (*OPTIONS, SPARSE_FORM, *DRIVE))
     files = ('backbone', 'head')
     samples = 'sweeps'
     frame, result = staticmethod(sweep), staticmethod(result)
@@ -95,6 +96,8 @@ class CenterPointFamily(SequenceFamily):
             raise UsageError(f'--fp16-io: points and the map between both graphs of {self.name} stay float32')
         self.check_parts(cfg.filename, cfg.model)
         check_points_loaded(cfg)
+        encoder = cfg.model[f'{prefix_of(cfg.model)}middle_encoder']
+        check_form(cfg.filename, options, encoder.type != SCATTER)
         if options.contract == AUTOWARE:
             autoware.check(cfg.filename, cfg.model)
 

@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
 from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, pillars_graph, points_facts
 from projects.mmdet3d_plugin.common.parts import parts_of
-from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec, starts_single
+from projects.mmdet3d_plugin.common.sparse_graph import portable_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
     parts = parts_of(model)
     if has_pillars(model):
         return pillars_graph(parts, family)
-    return _sparse_graph(parts.middle_encoder, options.opset, family)
+    return portable_graph(parts.middle_encoder, 'backbone', family, options)
 
 
 def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
@@ -82,15 +82,6 @@ def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
     device = next(module.parameters()).device
     bev = torch.rand(spec.inputs[0].axes, generator=torch.Generator().manual_seed(0)).to(device)
     return Graph('head', module.eval().to(device), spec, dict(bev=bev))
-
-
-def _sparse_graph(encoder: nn.Module, opset: int, family: str) -> Graph:
-    from mmdeploy_ext.sparse import portable
-
-    sparse = backbone_graph(encoder)
-    model = portable.to_onnx(sparse, opset=opset)
-    spec = starts_single(model_spec(model, f'{family}/backbone'))
-    return Graph('backbone', None, spec, {}, model)
 
 
 def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:

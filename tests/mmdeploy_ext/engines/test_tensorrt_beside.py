@@ -75,6 +75,7 @@ def test_the_engine_of_onnx2tensorrt_is_taken_where_it_fits(gpu, net, tmp_path):
     job = tensorrt_engine.prepare(net, shapes=SHAPES, architectures=[86, 89])
     tensorrt_engine.build_file(job, tmp_path / 'm.engine')
     assert beside(net).name == 'm.engine'
+    assert beside(net, ()).name == 'm.engine', 'its own sizes, where none are given'
     half = tensorrt_engine.prepare(net, shapes=SHAPES, architectures=[86], fp16=True)
     tensorrt_engine.build_file(half, tmp_path / 'm.engine')
     assert beside(net).name == 'm.sm86.engine'
