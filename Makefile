@@ -212,10 +212,10 @@ tensorrt-table: $(ENV)
 	    done
 	done
 	$(RUN) tools/deployment/pytorch2onnx.py $(STREAM).py $(STREAM_CKPT) --output-file $(TENSORRT)/stream_petr
-	$(RUN) tools/deployment/pytorch2onnx.py $(FUSION).py $(FUSION_CKPT) --output-file $(TENSORRT)/bevfusion
-	$(RUN) tools/deployment/pytorch2onnx.py $(LIDAR).py $(LIDAR_CKPT) --output-file $(TENSORRT)/centerpoint
-	$(RUN) tools/deployment/export_scn.py $(LIDAR).py $(LIDAR_CKPT) --target portable --form tables \
-	    --output-file $(TENSORRT)/centerpoint/scn_tables.onnx
+	$(RUN) tools/deployment/pytorch2onnx.py $(FUSION).py $(FUSION_CKPT) --sparse-form tables \
+	    --output-file $(TENSORRT)/bevfusion
+	$(RUN) tools/deployment/pytorch2onnx.py $(LIDAR).py $(LIDAR_CKPT) --sparse-form tables \
+	    --output-file $(TENSORRT)/centerpoint
 	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT)/*/*.onnx --sm $(TENSORRT_SM) --table docs/tensorrt.md \
 	    --shapes N=100/3000/20000 $(SITES) --constant img_shape ori_shape
 

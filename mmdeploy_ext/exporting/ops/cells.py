@@ -3,7 +3,7 @@
 What the exporters of torch write for `index_put(accumulate=True)` keeps one of several points of a cell, and
 for `scatter_reduce` ONNX Runtime refuses the shapes.
 
-Glossary: N images, P points, K cells, C channels, M, M2, M3 rows of tables, W the width of the third.
+Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of tables, W the width of the third.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class CellTables(torch.nn.Module):
         self.count = count
 
     def forward(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the tables (M, 16), (M2, 4), (M3, W), and the slots (K,), all int64.
+        """Return the tables (R, 16), (R2, 4), (R3, W), and the slots (K,), all int64.
 
         Entries of the first are points, from 1; of the others rows of the table before; 0 is none, and so is
         row 0 of each. Slots are rows of the three tables one behind the other.
@@ -214,7 +214,7 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
     """Return (K, C) sums per cell.
 
     Args:
-        sums: (M, C) of the rows of the first table.
+        sums: (R, C) of the rows of the first table.
         tables: the second and the third.
         slots: (K,).
     """
@@ -222,6 +222,22 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
     for table in tables:
         found.append(found[-1][table].sum(1))
     return torch.cat(found)[slots]
+
+
+def sum_in_order(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    """Return (K, C) sums per cell, added in the order of the points; it has a gradient and is not exported.
+
+    On CPUs `index_add` alone keeps the order on several threads, on GPUs `index_put`.
+
+    Args:
+        cells: (P,) int64, K for points in none.
+        values: (P, C).
+        count: K.
+    """
+    grid = values.new_zeros((count + 1, values.shape[1]))
+    if values.is_cuda:
+        return grid.index_put((cells,), values, accumulate=True)[:count]
+    return grid.index_add(0, cells, values)[:count]
 
 
 class LastInCell(torch.nn.Module):

@@ -94,7 +94,7 @@ class BEVFusionOnnx(Detecting):
         metadata = Metadata.from_props(read_props(last), last)
         metadata.require(last, FAMILY, GRAPHS[-1:])
         facts = metadata.postprocess
-        needed = dict(rig='camera' in facts['sensors'], depth=facts['uses_points'])
+        needed = dict(rig='camera' in facts['sensors'], depth='depth' in metadata.spec.input_names)
         needed |= dict(lidar='lidar' in facts['sensors'], frame=True)
         return export_files(paths, [name for name in GRAPHS if needed[name]])
 

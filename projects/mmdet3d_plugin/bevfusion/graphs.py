@@ -1,7 +1,7 @@
 """BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and from all of them to boxes.
 
 Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, V values per point, C channels,
-X, Y cells of the bird's-eye view, Q queries, M, M2, M3, W sizes of tables.
+X, Y cells of the bird's-eye view, Q queries, R, R2, R3 rows of tables, W the width of the third.
 """
 
 from __future__ import annotations
@@ -200,10 +200,10 @@ def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
     first, second = transform.tables.WIDTHS
     axes = dict(
         cells=(cameras, *transform.frustum.shape[:3]),
-        first=('M', first),
-        pixels=('M', first),
-        second=('M2', second),
-        third=('M3', 'W'),
+        first=('R', first),
+        pixels=('R', first),
+        second=('R2', second),
+        third=('R3', 'W'),
         slots=(transform.tables.count,),
     )
     exact = (ColumnGroup(rtol=0.0),)

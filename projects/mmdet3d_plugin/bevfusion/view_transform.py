@@ -13,7 +13,7 @@ from mmcv.utils import Registry, build_from_cfg
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
-from mmdeploy_ext.exporting.ops.cells import CellTables, LastInCell, sum_by_tables
+from mmdeploy_ext.exporting.ops.cells import CellTables, LastInCell, sum_by_tables, sum_in_order
 from projects.mmdet3d_plugin.bevfusion import rig as rigs
 
 if TYPE_CHECKING:
@@ -122,9 +122,8 @@ class ViewTransform(nn.Module):
         """
         lifted = weights[..., None] * features.permute(0, 2, 3, 1)[:, None]
         lifted = lifted.reshape(cells.shape[0], -1, self.C)
-        grid = lifted.new_zeros((self.tables.count + 1, self.C))
         pairs = zip(cells.flatten(1), lifted, strict=True)
-        sums = [grid.index_put((slots,), points, accumulate=True)[:-1] for slots, points in pairs]
+        sums = [sum_in_order(slots, points, self.tables.count) for slots, points in pairs]
         return torch.stack(sums).transpose(1, 2).unflatten(2, self.shape)
 
     def pool_tables(self, cells: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""BEVFusion whole: three files, proven on generated frames; faults that somebody could make are refused."""
+"""BEVFusion whole: four files, proven on generated frames; faults that somebody could make are refused."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,24 @@ FAULTS = {
         f'{VIEW}.cells',
         arguments(lambda self, rig: (self, first_camera(rig))),
     ),
-    'x and y of the pooled map': (f'{VIEW}.pool_by_tables', result(lambda pooled, *_: pooled.transpose(2, 3))),
+    'x and y of the pooled map': (
+        f'{VIEW}.pool_by_tables',
+        result(lambda pooled, *_: pooled.transpose(2, 3)),
+    ),
+    'of the rows of a cell the first alone': (
+        f'{HERE}.view_transform:sum_by_tables',
+        arguments(lambda sums, tables, slots: (sums, (tables[0][:, :1], tables[1]), slots)),
+    ),
+    'the sums of the third table are those of the second': (
+        f'{HERE}.view_transform:sum_by_tables',
+        arguments(
+            lambda sums, tables, slots: (sums, tables, slots.clamp(max=len(sums) + len(tables[0]) - 1))
+        ),
+    ),
+    'features of the cell beside': (
+        f'{VIEW}.pool_tables',
+        result(lambda found, *_: (found[0], (found[1] - 1).clamp(min=0), *found[2:])),
+    ),
     'the LiDAR first in the fuser': (
         f'{HERE}.fusion:ConvFuser.forward',
         arguments(lambda self, maps: (self, maps[::-1])),

@@ -10,7 +10,7 @@ import torch
 
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.runtime.bevfusion_det.model import OPENS
 from planting import arguments, replaced, result, when_traced
@@ -64,7 +64,7 @@ SEEN = 'mmdeploy_ext.runtime.bevfusion_det.frames:_kept_of'
 FAULTS = {
     'x and y of the pooled map': (
         'camera',
-        'projects.mmdet3d_plugin.bevfusion.view_transform:ViewTransform.pool',
+        'projects.mmdet3d_plugin.bevfusion.view_transform:ViewTransform.pool_by_tables',
         result(lambda seen, *_: seen.transpose(2, 3)),
     ),
     'x and y of the boxes': (
@@ -127,3 +127,13 @@ def test_depth_of_points_without_points_is_refused_by_name(tmp_path):
     toy = toy_bevfusion.find_family(cfg)
     with pytest.raises(ConfigError, match="'DepthLSSTransform' looks at points, and there is no LiDAR"):
         toy.check(cfg, toy.choose())
+
+
+def test_the_form_of_a_sparse_backbone_is_refused_without_lidar_and_with_files_of_another_engine(toys):
+    camera, lidar = (toys[sensor].family for sensor in ('camera', 'lidar'))
+    with pytest.raises(
+        UsageError, match=r'--sparse-form tables: .*m\.py has no sparse backbone; leave it out'
+    ):
+        camera.check(toys['camera'].cfg, camera.choose(sparse_form='tables'))
+    with pytest.raises(UsageError, match='--sparse-form tables goes with --contract portable, got autoware'):
+        lidar.choose(sparse_form='tables', contract='autoware').check()

@@ -288,3 +288,22 @@ def test_the_page_states_the_contract_of_pillars():
     ]
     assert [line.split('`')[1] for line in lines] == [*spec.input_names, *spec.output_names]
     assert [line.split('|')[3].strip() for line in lines] == ['float32', 'int32', 'int32', 'float32']
+
+
+def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(toy, tmp_path):
+    """TensorRT splits by constants alone: the tables need no split."""
+    deployment = toy[0]
+    options = deployment.family.choose(sparse_form='tables')
+    export_files(deployment, options, str(tmp_path))
+    backbone = onnx.load(paths_of(tmp_path)[0])
+    assert not any(node.op_type == 'Split' for node in backbone.graph.node)
+    verdict, _ = prove(deployment, paths_of(tmp_path), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    assert verdict.proven, verdict.reasons
+    assert sum(row.matched for case in verdict.cases for row in case.detections) > 10
+
+
+def test_a_form_of_a_sparse_backbone_is_refused_where_there_is_none():
+    deployment = toy_centerpoint.exported('pillars')[0]
+    with pytest.raises(UsageError, match=r'--sparse-form tables: .*tiny_centerpoint\.py has no sparse'):
+        options = deployment.family.choose(sparse_form='tables')
+        check_options(options, deployment.cfg, deployment.family, deployment.model)
