@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import abc
 import enum
-import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract import families as declared
 from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
+from mmdeploy_ext.families.building import head_of
 from mmdeploy_ext.families.later import imported_more
 from mmdeploy_ext.families.nearest import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import torch
@@ -37,7 +37,6 @@ class Claim(enum.IntEnum):
 
 
 DETECTOR, BACKBONE = 'detector', 'backbone'
-HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
 
 
 class Family(abc.ABC):
@@ -217,38 +216,6 @@ class Family(abc.ABC):
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about what comes after the graphs: decoding, memory."""
         return {}
-
-
-def head_of(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the head that gives the results; mmdet's SOLO has a `bbox_head` of None beside it."""
-    heads = (getattr(model, key, None) for key in HEAD_KEYS)
-    return next(head for head in heads if head is not None)
-
-
-def build_without_weights(
-    cfg: Any, build: Callable[..., torch.nn.Module], backbone: str = ''
-) -> torch.nn.Module:
-    """Return the model of a config in evaluation mode, without the weights that training would start from.
-
-    Args:
-        cfg: with `model`, and `test_cfg` where the model has none of its own.
-        build: `build_detector` of a library.
-        backbone: key of a part that would load pretrained weights of its own.
-
-    Raises:
-        ConfigError: it cannot be built; the message names the file and the reason.
-    """
-    model_cfg = cfg.model.copy()
-    model_cfg.pop('pretrained', None)
-    if model_cfg.get(backbone, {}).get('init_cfg'):
-        model_cfg[backbone].init_cfg = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-            return build(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
-    except Exception as error:
-        why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
-        raise ConfigError(f'{cfg.filename}: the model cannot be built: {why}') from error
 
 
 FAMILIES: dict[str, Family] = {}

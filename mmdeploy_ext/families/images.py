@@ -15,7 +15,8 @@ from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
-from mmdeploy_ext.families.base import Family, build_without_weights, head_of
+from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.building import build_without_weights, head_of
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.consumers import runtime_of
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from projects.toydata.seeded_dense import CLASS_TARGET, Target, bring, outputs_of_all
+from projects.toydata.seeded_dense import CLASS_TARGET
+from projects.toydata.seeded_layers import Target, bring, outputs_of_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

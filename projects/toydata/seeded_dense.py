@@ -15,17 +15,11 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import build_without_weights
+from mmdeploy_ext.families.building import build_without_weights
+from projects.toydata.seeded_layers import Target, bring, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-
-class Target(NamedTuple):
-    """Mean and standard deviation of the outputs of a layer."""
-
-    mean: float
-    deviation: float
 
 
 class Calibration(NamedTuple):
@@ -97,8 +91,6 @@ BACKGROUND = 1.5
 HIGHEST = 6.0
 """Of class logits. From about 12 on, sigmoid has no numbers in float32 to tell what is the better one."""
 
-LEAST_SPREAD = 0.3
-"""Of a channel, of the mean of all: what is less is rounding more than picture."""
 
 BOXES_OF_HEADS = {
     'FSAFHead': {'retina_reg': Target(0.5, 0.25)},
@@ -172,42 +164,10 @@ def _outputs(head: nn.Module, features: Sequence[torch.Tensor], layer: nn.Module
     return outputs_of(layer, lambda: head(for_head(head, features)))
 
 
-def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> list[torch.Tensor]:
-    """Return what a layer gives during a run, of each call, (channels, all positions)."""
-    return outputs_of_all([layer], run)[0]
-
-
-def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[list[torch.Tensor]]:
-    """Return what each of several layers gives during one run; see `outputs_of`."""
-    kept: list[list[torch.Tensor]] = [[] for _ in layers]
-
-    def hook(place: int) -> Callable[..., None]:
-        return lambda module, inputs, output: kept[place].append(output.transpose(0, 1).flatten(1))
-
-    handles = [layer.register_forward_hook(hook(place)) for place, layer in enumerate(layers)]
-    run()
-    for handle in handles:
-        handle.remove()
-    return kept
-
-
 def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """Return the features that a head takes at once: those of guided anchors take one image."""
     masked = any(type(module).__name__ == 'MaskedConv2d' for module in head.modules())
     return [one[:1] for one in features] if masked else features
-
-
-def bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Give every channel its mean and spread; one that hardly differs is not blown up to it."""
-    centre = outputs.mean(1)
-    spread = (outputs - centre[:, None]).square().mean(1).sqrt()
-    gain = deviation / spread.clamp(min=LEAST_SPREAD * float(spread.mean()))
-    if hasattr(layer, 'tempearture'):  # mmdet's name; it norms its weight
-        gain = torch.ones_like(gain)
-    bias = torch.zeros_like(centre) if layer.bias is None else layer.bias
-    rows = gain.repeat_interleave(len(layer.weight) // len(gain))  # transposed ones in groups have more
-    layer.weight.mul_(rows.view(-1, *[1] * (layer.weight.dim() - 1)))
-    layer.bias.copy_(mean - gain * (centre - bias))
 
 
 def _bound(layer: nn.Module, logits: torch.Tensor, mean: torch.Tensor) -> None:

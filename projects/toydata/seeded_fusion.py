@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from projects.toydata.seeded_dense import Target, bring, outputs_of_all
-from projects.toydata.seeded_layers import calibrate_norms, fill_rest, fill_weights, norms_of, residual_ends
+from projects.toydata.seeded_layers import (
+    Target,
+    bring,
+    calibrate_norms,
+    fill_rest,
+    fill_weights,
+    norms_of,
+    outputs_of_all,
+    residual_ends,
+)
 from projects.toydata.seeded_lidar import BOX_TARGETS, RESIDUAL
 from projects.toydata.seeded_sparse import fill_module
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 OFFSET_SCALE = 0.1
 """Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
 an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
+
+LEAST_SPREAD = 0.3
+"""Of a channel, of the mean of all: what is less is rounding more than picture."""
 
 GATES = 0.1
 """Weight of what a whole map gives to its channels: gates of their means, and the context of GCNet.
@@ -119,3 +122,42 @@ def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
     for handle in handles:
         handle.remove()
     return found
+
+
+class Target(NamedTuple):
+    """Mean and standard deviation of the outputs of a layer."""
+
+    mean: float
+    deviation: float
+
+
+def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> list[torch.Tensor]:
+    """Return what a layer gives during a run, of each call, (channels, all positions)."""
+    return outputs_of_all([layer], run)[0]
+
+
+def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[list[torch.Tensor]]:
+    """Return what each of several layers gives during one run; see `outputs_of`."""
+    kept: list[list[torch.Tensor]] = [[] for _ in layers]
+
+    def hook(place: int) -> Callable[..., None]:
+        return lambda module, inputs, output: kept[place].append(output.transpose(0, 1).flatten(1))
+
+    handles = [layer.register_forward_hook(hook(place)) for place, layer in enumerate(layers)]
+    run()
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Give every channel its mean and spread; one that hardly differs is not blown up to it."""
+    centre = outputs.mean(1)
+    spread = (outputs - centre[:, None]).square().mean(1).sqrt()
+    gain = deviation / spread.clamp(min=LEAST_SPREAD * float(spread.mean()))
+    if hasattr(layer, 'tempearture'):  # mmdet's name; it norms its weight
+        gain = torch.ones_like(gain)
+    bias = torch.zeros_like(centre) if layer.bias is None else layer.bias
+    rows = gain.repeat_interleave(len(layer.weight) // len(gain))  # transposed ones in groups have more
+    layer.weight.mul_(rows.view(-1, *[1] * (layer.weight.dim() - 1)))
+    layer.bias.copy_(mean - gain * (centre - bias))

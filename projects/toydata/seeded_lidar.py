@@ -15,8 +15,17 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.stack.compat import single_thread
-from projects.toydata.seeded_dense import DELTA_TARGET, Target, bring, outputs_of_all
-from projects.toydata.seeded_layers import calibrate_norms, fill_rest, fill_weights, norms_of, residual_ends
+from projects.toydata.seeded_dense import DELTA_TARGET
+from projects.toydata.seeded_layers import (
+    Target,
+    bring,
+    calibrate_norms,
+    fill_rest,
+    fill_weights,
+    norms_of,
+    outputs_of_all,
+    residual_ends,
+)
 from projects.toydata.seeded_sparse import fill_module
 
 if TYPE_CHECKING:

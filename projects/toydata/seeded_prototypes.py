@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from projects.toydata.seeded_dense import bring, outputs_of
+from projects.toydata.seeded_layers import bring, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from projects.toydata.seeded_dense import BACKGROUND, CLASS_TARGET, Target, bring, outputs_of
+from projects.toydata.seeded_dense import BACKGROUND, CLASS_TARGET
+from projects.toydata.seeded_layers import Target, bring, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from projects.mmdet_plugin.query.regions import RegionsFullForm, RegionsNetwork
-from projects.toydata.seeded_dense import CLASS_TARGET, Target, bring
+from projects.toydata.seeded_dense import CLASS_TARGET
+from projects.toydata.seeded_layers import Target, bring
 from projects.toydata.seeded_regions import BACKGROUND, SPARSER, TARGETS
 
 if TYPE_CHECKING:

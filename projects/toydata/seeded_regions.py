@@ -23,8 +23,9 @@ from projects.mmdet_plugin.two_stage.points import points_of
 from projects.mmdet_plugin.two_stage.proposals import generator_of
 from projects.mmdet_plugin.two_stage.proposals import outputs_of as outputs_of_proposals
 from projects.mmdet_plugin.two_stage.regions import Branch, stages_of
-from projects.toydata.seeded_dense import BACKGROUND, Target, bring, for_head, outputs_of_all, scale_outputs
+from projects.toydata.seeded_dense import BACKGROUND, for_head, scale_outputs
 from projects.toydata.seeded_dense import stages_of as stages_of_proposals
+from projects.toydata.seeded_layers import Target, bring, outputs_of_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -40,9 +40,7 @@ PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 """Operators whose operand of this index is a weight when it is constant."""
 SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
 """Squares overflow float16 and an epsilon of 1e-5 is one of its smallest numbers; these stay float32."""
-TYPED_OPS = frozenset(
-    {'Cast', 'ConstantOfShape', 'EyeLike', 'CastLike', 'RandomNormal', 'RandomUniform', 'Constant'}
-)
+TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
 """Operators that say themselves what they give; they are left as they are."""
 SINGLE_OPERANDS = {'Resize': frozenset({1, 2})}
 """Operands that the operator takes in float32 alone."""

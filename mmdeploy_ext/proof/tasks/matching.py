@@ -13,6 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.proof.enough import ASKED, ASKED_LEAST
 from mmdeploy_ext.proof.results import DetectionRow
+from mmdeploy_ext.proof.tasks.assignment import maximum_matching, nearest_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -149,7 +150,7 @@ def pair_lists(
 ) -> Pairing:
     """Match the allowed pairs, as many as possible; then pair what is left by nearness down to `floor`."""
     matched = maximum_matching(allowed, nearness, scores)
-    return Pairing(nearness, score_gap, matched, _nearest_pairs(nearness, matched, floor))
+    return Pairing(nearness, score_gap, matched, nearest_pairs(nearness, matched, floor))
 
 
 def tally(
@@ -258,50 +259,6 @@ def alone(
         lonely[0][list(matched.keys())] = False
         lonely[1][list(matched.values())] = False
     return lonely
-
-
-def maximum_matching(allowed: np.ndarray, preference: np.ndarray, scores: np.ndarray) -> dict[int, int]:
-    """Return row -> column of a largest one-to-one matching of the allowed pairs (augmenting paths).
-
-    Args:
-        allowed: (R, C) bool.
-        preference: (R, C); each row tries its larger values first.
-        scores: (R,); rows of higher score come first, and a row once matched stays matched.
-    """
-    choices = [
-        sorted(np.flatnonzero(row).tolist(), key=lambda column, values=values: -values[column])
-        for row, values in zip(allowed, preference, strict=True)
-    ]
-    owner: dict[int, int] = {}
-
-    def augment(row: int, seen: set[int]) -> bool:
-        for column in choices[row]:
-            if column not in seen:
-                seen.add(column)
-                if column not in owner or augment(owner[column], seen):
-                    owner[column] = row
-                    return True
-        return False
-
-    for row in np.argsort(-scores, kind='stable').tolist():
-        augment(row, set())
-    return {row: column for column, row in owner.items()}
-
-
-def _nearest_pairs(nearness: np.ndarray, matched: dict[int, int], floor: float) -> dict[int, int]:
-    """Pair what is left by descending nearness down to `floor`: row -> column."""
-    free = nearness >= floor
-    free[list(matched.keys())] = False
-    free[:, list(matched.values())] = False
-    rows, columns = np.nonzero(free)
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
-    for place in np.argsort(-nearness[rows, columns], kind='stable'):
-        row, column = int(rows[place]), int(columns[place])
-        if row not in pairs and column not in taken:
-            pairs[row] = column
-            taken.add(column)
-    return pairs
 
 
 def _without_ties(

@@ -10,7 +10,8 @@ import numpy as np
 from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS, PORTABLE
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.runtime.autoware.bevfusion import GRAPHS as AUTOWARE_FILES

@@ -15,7 +15,8 @@ from mmdeploy_ext.contract.families.streampetr import LAYERS, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.base import BACKBONE, Claim, build_without_weights, find_family, register_family
+from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
+from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.proof.levels.limits import limit_between
 from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS as AUTOWARE_FILES

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
 from mmdeploy_ext.weights.sparse_checkpoint import load_model
 from projects.mmdet3d_plugin.sparse_backbone import graphs

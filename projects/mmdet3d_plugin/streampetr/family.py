@@ -11,7 +11,8 @@ from mmdeploy_ext.contract.families.streampetr import AUTOWARE, OPTIONS
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim, build_without_weights, register_family
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES as NODE_FILES

@@ -7,8 +7,8 @@ import pytest
 
 from mmdeploy_ext.proof.results import Pair
 from mmdeploy_ext.proof.tasks import task_module
+from mmdeploy_ext.proof.tasks.assignment import maximum_matching
 from mmdeploy_ext.proof.tasks.bbox3d import draw_pair, match_detections
-from mmdeploy_ext.proof.tasks.matching import maximum_matching
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 

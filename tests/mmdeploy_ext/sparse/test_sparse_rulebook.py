@@ -10,8 +10,9 @@ import pytest
 import toy_sparse
 from mmdeploy_ext.core.errors import ExportError, PointsError
 from mmdeploy_ext.sparse import buckets, ir
+from mmdeploy_ext.sparse.level import Level
 from mmdeploy_ext.sparse.plan import Plan, dense_output_shape, plan_of
-from mmdeploy_ext.sparse.rulebook import Level, build
+from mmdeploy_ext.sparse.rulebook import build
 from toy_rulebook import strided_level, submanifold_table
 
 GRID = (13, 11, 9)

@@ -1,0 +1,47 @@
+"""The model of a config, and its head."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
+
+
+def head_of(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the head that gives the results; mmdet's SOLO has a `bbox_head` of None beside it."""
+    heads = (getattr(model, key, None) for key in HEAD_KEYS)
+    return next(head for head in heads if head is not None)
+
+
+def build_without_weights(
+    cfg: Any, build: Callable[..., torch.nn.Module], backbone: str = ''
+) -> torch.nn.Module:
+    """Return the model of a config in evaluation mode, without the weights that training would start from.
+
+    Args:
+        cfg: with `model`, and `test_cfg` where the model has none of its own.
+        build: `build_detector` of a library.
+        backbone: key of a part that would load pretrained weights of its own.
+
+    Raises:
+        ConfigError: it cannot be built; the message names the file and the reason.
+    """
+    model_cfg = cfg.model.copy()
+    model_cfg.pop('pretrained', None)
+    if model_cfg.get(backbone, {}).get('init_cfg'):
+        model_cfg[backbone].init_cfg = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+            return build(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+    except Exception as error:
+        why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
+        raise ConfigError(f'{cfg.filename}: the model cannot be built: {why}') from error
