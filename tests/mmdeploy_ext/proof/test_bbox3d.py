@@ -60,6 +60,44 @@ def test_a_higher_box_with_the_same_bottom_has_another_centre():
     assert match_detections('f', reference, candidate).worst_distance == pytest.approx(0.0, abs=1e-5)
 
 
+def moved(detections, count, by=0.02):
+    for row in range(count):
+        detections = changed(detections, row, 0, by)
+    return detections
+
+
+def test_one_decision_of_rounding_that_moves_others_is_one():
+    """The engine's list is what PyTorch gives in one of its runs with other rounding."""
+    reference, candidate = make(), moved(make(), 4)
+    row = match_detections('f', reference, candidate, near_ties=lambda: [reference, moved(make(), 4)])
+    assert row.passed and row.ties == 2
+
+
+@pytest.mark.parametrize(
+    ('runs', 'passed', 'ties'),
+    [
+        ([moved(make(), 4, -0.02)], False, 0),  # to the other side
+        (
+            [moved(make(), 2), changed(changed(make(), 2, 0, 0.02), 3, 0, 0.02)],
+            True,
+            8,
+        ),  # decisions of two runs
+        ([rows(moved(make(), 4), slice(11))], True, 8),  # a box less
+    ],
+)
+def test_what_no_single_run_gives_in_whole_counts_by_results(runs, passed, ties):
+    row = match_detections('f', make(), moved(make(), 4), near_ties=lambda: runs)
+    assert (row.passed, row.ties) == (passed, ties)
+
+
+def test_more_lost_than_one_decision_loses_counts_by_results():
+    reference = make()
+    row = match_detections(
+        'f', reference, rows(reference, slice(3, 12)), near_ties=lambda: [rows(reference, slice(3, 12))]
+    )
+    assert row.passed and row.ties == 3
+
+
 def test_a_box_elsewhere_is_missing_and_extra():
     reference = make()
     row = match_detections('f', reference, changed(reference, 4, 0, 5.0))
