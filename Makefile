@@ -190,6 +190,8 @@ env-mmdet3: $(ENV)
 TENSORRT := work_dirs/tensorrt
 TENSORRT_SM := 75 80 86 89 120 121
 SITES := $(foreach level,0 1 2 3,M$(level)=100/3000/20000)
+# Points of a cloud, and rows of the tables that the cells of a rig are gathered by.
+CELLS := P=1000/10000/40000 R=1000/4500/9000 R2=100/600/3000 R3=1/20/600 W=1/3/8
 # name:forms:options of full
 TENSORRT_TOYS := \
     "atss:raw decode full:--max-candidates 1000" \
@@ -217,7 +219,7 @@ tensorrt-table: $(ENV)
 	$(RUN) tools/deployment/pytorch2onnx.py $(LIDAR).py $(LIDAR_CKPT) --sparse-form tables \
 	    --output-file $(TENSORRT)/centerpoint
 	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT)/*/*.onnx --sm $(TENSORRT_SM) --table docs/tensorrt.md \
-	    --shapes N=100/3000/20000 $(SITES) --constant img_shape ori_shape
+	    --shapes N=100/3000/20000 $(SITES) $(CELLS) --constant img_shape ori_shape
 
 # The same of full-size models with seeded weights, on one architecture.
 TENSORRT_FULL := work_dirs/tensorrt_full
@@ -231,6 +233,7 @@ FULL_SIZE := \
     rtdetr_r50vd:configs/rtdetr/rtdetr_r50vd.py:640:640:raw,full:
 FULL_STREAM := projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py
 FULL_LIDAR := projects/configs/BEVFusion/centerpoint_0075voxel_second_secfpn_nus.py
+FULL_FUSION := projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py
 tensorrt-table-full: $(ENV)
 	@seeded() { mkdir -p $(TENSORRT_FULL)/$$1; [ -f $(TENSORRT_FULL)/$$1/seeded.pth ] || \
 	    $(RUN) -m projects.toydata.seeded $$2 $(TENSORRT_FULL)/$$1/seeded.pth; }
@@ -250,8 +253,13 @@ tensorrt-table-full: $(ENV)
 	seeded centerpoint $(FULL_LIDAR)
 	$(RUN) tools/deployment/export_scn.py $(FULL_LIDAR) $(TENSORRT_FULL)/centerpoint/seeded.pth --target portable \
 	    --form tables --output-file $(TENSORRT_FULL)/centerpoint/scn_tables.onnx
+	seeded bevfusion_r50 $(FULL_FUSION)
+	$(RUN) tools/deployment/pytorch2onnx.py $(FULL_FUSION) $(TENSORRT_FULL)/bevfusion_r50/seeded.pth \
+	    --sparse-form tables --output-file $(TENSORRT_FULL)/bevfusion_r50
+	rm $(TENSORRT_FULL)/bevfusion_r50/{rig,depth}.onnx # of float64
 	$(RUN) tools/deployment/onnx2tensorrt.py $(TENSORRT_FULL)/*/*.onnx --sm 86 --table docs/tensorrt.md --mark 'full size' \
-	    --shapes N=5000/20000/120000 $(foreach level,0 1 2 3 4,M$(level)=1000/20000/120000) --constant img_shape ori_shape
+	    --shapes N=1000/40000/120000 $(foreach level,0 1 2 3 4,M$(level)=1000/20000/200000) \
+	    R=40000/115000/250000 R2=10000/50000/125000 R3=100/2000/4000 W=1/13/64 --constant img_shape ori_shape
 
 # Files are not split: what a file's tests share is made once. The number of processes: tests/conftest.py.
 # Every process of the tests reads what the first has compiled, also where the shell asks for no .pyc files.

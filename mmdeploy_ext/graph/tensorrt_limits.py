@@ -261,7 +261,7 @@ def _split(node: onnx.NodeProto, facts: _Facts) -> str:
         return ''
     return (
         'splits by lengths that are known at run time only, and the builder wants their values; split by '
-        'constants (a sparse backbone: export_scn.py --target portable --form tables)'
+        'constants (a sparse backbone: pytorch2onnx.py --sparse-form tables, export_scn.py --form tables)'
     )
 
 
