@@ -116,6 +116,14 @@ OF_PAGES = {
         ),
         Entry(EXPORT + TOY + r'.*half.onnx --precision fp16', run=True, matrix=True),
     ),
+    'docs/tensorrt.md': (
+        Entry(
+            r'python tools/deployment/verify.py .*/bevfusion_.* --engine tensorrt',
+            why='full size',
+            test=PROJECTS + 'mmdet3d_plugin/test_centerpoint_export.py::'
+            'test_the_folder_is_taken_to_tensorrt_which_wants_a_gpu',
+        ),
+    ),
     'docs/benchmarks.md': (
         Entry(r'make benchmark$', why='quiet'),
         Entry(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,12 +17,14 @@ from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, Usa
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.deployment import check_options
 from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof import enough
 from mmdeploy_ext.proof.enough import AGAIN
 from mmdeploy_ext.proof.ladder import open_proof, prove
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_atss import REPO
+from toy_engines import package
 
 
 @pytest.fixture(scope='module')
@@ -290,16 +293,30 @@ def test_the_page_states_the_contract_of_pillars():
     assert [line.split('|')[3].strip() for line in lines] == ['float32', 'int32', 'int32', 'float32']
 
 
-def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(toy, tmp_path):
+@pytest.fixture(scope='module')
+def tables(toy, tmp_path_factory):
+    """Return the files of the form that needs no split."""
+    folder, family = tmp_path_factory.mktemp('tables'), toy[0].family
+    export_files(toy[0], family.choose(sparse_form='tables'), str(folder))
+    return paths_of(folder)
+
+
+def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(toy, tables):
     """TensorRT splits by constants alone: the tables need no split."""
-    deployment = toy[0]
-    options = deployment.family.choose(sparse_form='tables')
-    export_files(deployment, options, str(tmp_path))
-    backbone = onnx.load(paths_of(tmp_path)[0])
-    assert not any(node.op_type == 'Split' for node in backbone.graph.node)
-    verdict, _ = prove(deployment, paths_of(tmp_path), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    assert not any(node.op_type == 'Split' for node in onnx.load(tables[0]).graph.node)
+    verdict, _ = prove(toy[0], tables, sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert verdict.proven, verdict.reasons
     assert sum(row.matched for case in verdict.cases for row in case.detections) > 10
+
+
+@pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
+def test_the_folder_is_taken_to_tensorrt_which_wants_a_gpu(toy, tables, capsys):
+    from mmdeploy_ext.apps import verify_app
+
+    package()
+    words = [toy[2], toy[3], str(Path(tables[0]).parent), '--engine', 'tensorrt']
+    assert verify_app.main(toy_centerpoint.register, words) == 2
+    assert 'there is no GPU 0 here; an engine needs a GPU' in capsys.readouterr().err
 
 
 def test_a_form_of_a_sparse_backbone_is_refused_where_there_is_none():
