@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from docs._pages.lint.example import OUTCOMES
+from docs._pages.lint.examples import EXAMPLES
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.lint.rule import EXPORTERS, OUTCOMES, RIGHT
+from mmdeploy_ext.lint.rule import EXPORTERS, RIGHT
 from mmdeploy_ext.lint.rules import RULES, THEMES
 
 if TYPE_CHECKING:
@@ -55,7 +57,6 @@ class PageWords:
         brackets: how an addition is put in brackets; `{}` stands for it.
         colon: between two parts.
         semicolon: between two outcomes.
-        comma: between two outcomes in brackets.
         stop: at the end of a title.
         themes: heading in English -> here; empty where the page is English.
         rules: id -> texts; empty where the page is English.
@@ -77,7 +78,6 @@ class PageWords:
     brackets: str = ' ({})'
     colon: str = ': '
     semicolon: str = '; '
-    comma: str = ', '
     stop: str = '.'
     themes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     rules: Mapping[str, RuleWords] = dataclasses.field(default_factory=dict)
@@ -127,26 +127,22 @@ def _shown(outcome: str, words: PageWords) -> str:
     return name if outcome == RIGHT else f'**{name}**'
 
 
-def _met(rule: Rule, which: str, words: PageWords) -> list[str]:
-    """Return what each exporter does with the failing or the passing module."""
-    return [f'{name}{words.colon}{_shown(rule.expected(which, name), words)}' for name in EXPORTERS]
-
-
 def _section(rule: Rule, words: PageWords) -> str:
     text = words.rules.get(rule.id, rule)
-    passing = {rule.expected('passing', name) for name in EXPORTERS}
-    better = words.right if passing == {RIGHT} else words.comma.join(_met(rule, 'passing', words))
-    same = rule.failing.module is rule.passing.module
-    second = (words.same_module if same else words.instead) + words.brackets.format(better)
+    failing, passing = EXAMPLES[rule.id].failing.module, EXAMPLES[rule.id].passing.module
+    about_sizes = words.about_sizes if EXAMPLES[rule.id].about_sizes else ''
+    met = (f'{name}{words.colon}{_shown(rule.outcomes[name], words)}' for name in EXPORTERS)
+    same = failing is passing
+    second = (words.same_module if same else words.instead) + words.brackets.format(words.right)
     return '\n'.join([
         f'### {rule.id}\n',
         f'{text.title}{words.stop}\n',
-        f'{text.why}{words.about_sizes if rule.about_sizes else ""}\n',
-        f'{words.semicolon.join(_met(rule, "failing", words))}\n',
-        f'```python\n{_source(rule.failing.module)}```\n',
+        f'{text.why}{about_sizes}\n',
+        f'{words.semicolon.join(met)}\n',
+        f'```python\n{_source(failing)}```\n',
         f'{words.fix}{text.fix}\n',
         f'{second}{words.colon.rstrip()}\n',
-        *([] if same else [f'```python\n{_source(rule.passing.module)}```\n']),
+        *([] if same else [f'```python\n{_source(passing)}```\n']),
     ])  # fmt: skip
 
 

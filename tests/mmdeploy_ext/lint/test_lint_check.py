@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from docs._pages.export_pitfalls import CHINESE, DOCS, LANGUAGES, main, page
+from docs._pages.lint.example import OUTCOMES
+from docs._pages.lint.examples import EXAMPLES
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import RULES, check
 from mmdeploy_ext.lint.report import print_report, summary
-from mmdeploy_ext.lint.rule import EXPORTERS, OUTCOMES, SEVERITIES
+from mmdeploy_ext.lint.rule import EXPORTERS, SEVERITIES
 from mmdeploy_ext.lint.rules import THEMES
 from mmdeploy_ext.lint.trial import unknown_to_torchscript
 
@@ -275,6 +277,7 @@ def test_reports_print_and_write_what_is_in_them():
 
 
 def test_rules_are_whole():
+    assert list(EXAMPLES) == list(RULES)
     for rule in RULES.values():
         assert set(rule.outcomes) == set(EXPORTERS) and set(rule.outcomes.values()) <= set(OUTCOMES)
         assert rule.otherwise in SEVERITIES and rule.why.endswith('.') and rule.fix.endswith(('.', ')'))

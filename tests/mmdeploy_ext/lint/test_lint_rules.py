@@ -1,12 +1,13 @@
 """Every rule finds its failing example and not its passing one, and the exporters do what the rule says."""
 
 import pytest
-from exporter_outcome import measure
+from exporter_outcome import expected, measure
 
+from docs._pages.lint.examples import EXAMPLES
 from mmdeploy_ext.lint import RULES, check
 
 CASES = [(rule, which) for rule in RULES for which in ('failing', 'passing')]
-MORE = [(rule.id, index) for rule in RULES.values() for index in range(len(rule.more_failing))]
+MORE = [(rule, index) for rule in RULES for index in range(len(EXAMPLES[rule].more_failing))]
 NEED_EXPORT = ('unsupported-operator',)
 
 
@@ -18,30 +19,30 @@ def found(example, **options):
 
 @pytest.mark.parametrize('rule', [rule for rule in RULES if rule not in NEED_EXPORT])
 def test_a_rule_flags_its_failing_example_at_its_line(rule):
-    report = found(RULES[rule].failing)
+    report = found(EXAMPLES[rule].failing)
     (first, *_) = [finding for finding in report if finding.rule == rule]
     if first.site is not None:
-        assert first.site.file.startswith('mmdeploy_ext/lint/rules/') and first.site.code
+        assert first.site.file.startswith('docs/_pages/lint/') and first.site.code
         assert first.site.function == 'forward'
 
 
 @pytest.mark.parametrize('rule', RULES)
 def test_a_rule_is_silent_on_its_passing_example(rule):
-    assert not found(RULES[rule].passing).rules
+    assert not found(EXAMPLES[rule].passing).rules
 
 
 @pytest.mark.parametrize(('rule', 'index'), MORE)
 def test_a_rule_flags_other_forms_of_the_pitfall(rule, index):
     if rule not in NEED_EXPORT:
-        assert rule in found(RULES[rule].more_failing[index]).rules
+        assert rule in found(EXAMPLES[rule].more_failing[index]).rules
 
 
 @pytest.mark.parametrize(('rule', 'which'), CASES)
 def test_the_torchscript_exporter_does_what_the_rule_says(rule, which):
-    assert measure(RULES[rule], which, 'torchscript') == RULES[rule].expected(which, 'torchscript')
+    assert measure(RULES[rule], which, 'torchscript') == expected(RULES[rule], which, 'torchscript')
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize(('rule', 'which'), CASES)
 def test_the_dynamo_exporter_does_what_the_rule_says(rule, which):
-    assert measure(RULES[rule], which, 'dynamo') == RULES[rule].expected(which, 'dynamo')
+    assert measure(RULES[rule], which, 'dynamo') == expected(RULES[rule], which, 'dynamo')

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG_AT_ONCE, Example, Rule
-from mmdeploy_ext.lint.rules.data import falling, one, other, rows
+from docs._pages.lint.data import falling, one, other, rows
+from docs._pages.lint.example import Example, Examples
 
 
 class InvertsMatrix(nn.Module):
@@ -83,55 +83,26 @@ def _matrix(scale: float) -> Tensor:
     return torch.eye(3) * scale + 0.1
 
 
-RULES = (
-    Rule(
-        id='matrix-inverse',
-        title='`torch.inverse`, `torch.linalg.inv`',
-        why='ONNX has no such operator; both exporters refuse.',
-        fix='Invert outside the graph and feed the inverse; 4x4 matrices of a camera rig are inverted once.',
+EXAMPLES = {
+    'matrix-inverse': Examples(
         failing=Example(InvertsMatrix, lambda: (rows(), _matrix(1)), lambda: (falling(), _matrix(2))),
         passing=Example(AppliesInverse, lambda: (rows(), _matrix(1)), lambda: (falling(), _matrix(2))),
-        outcomes=dict(torchscript=REFUSED, dynamo=REFUSED),
     ),
-    Rule(
-        id='random',
-        title='Random numbers drawn in `forward`; dropout that is on',
-        why='The file draws numbers of its own: it cannot be compared with anything.',
-        fix='Noise is an input; `module.eval()` switches dropout off.',
+    'random': Examples(
         failing=Example(DrawsNoise, one, other),
         passing=Example(TakesNoise, lambda: (rows(), falling()), lambda: (falling(), rows())),
-        outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG_AT_ONCE),
     ),
-    Rule(
-        id='unsupported-operator',
-        title='An operator that the exporter does not know at this opset',
-        why='The export ends with its name. The report gives the line.',
-        fix='A higher opset where one has it; a form of standard operators; a custom operator.',
+    'unsupported-operator': Examples(
         failing=Example(Bessel, one, other),
         passing=Example(BesselBySeries, one, one),
         more_failing=(Example(UpperTriangle, one, other, opset=13),),
-        outcomes=dict(torchscript=REFUSED, dynamo=REFUSED),
     ),
-    Rule(
-        id='function-without-symbolic',
-        title='A `torch.autograd.Function` without `symbolic`',
-        why='The TorchScript exporter has nothing to write for it. The dynamo exporter follows its Python '
-        'code.',
-        fix='A `symbolic` beside `forward`; or functions of torch.',
+    'function-without-symbolic': Examples(
         failing=Example(CallsFunction, one, other),
         passing=Example(CallsTorch, one, other),
-        outcomes=dict(torchscript=REFUSED, dynamo=RIGHT),
     ),
-    Rule(
-        id='function-with-symbolic',
-        title='A `torch.autograd.Function` with `symbolic`',
-        why='The TorchScript exporter writes what `symbolic` says. The dynamo exporter does not look at it:'
-        ' it follows the Python code of `forward`, so a node that an engine has a kernel for is not in '
-        'its file.',
-        fix='Nothing for TorchScript. For the node in a file of the dynamo exporter, '
-        '`torch.onnx.ops.symbolic`.',
+    'function-with-symbolic': Examples(
         failing=Example(CallsFunctionWithNode, one, other),
         passing=Example(CallsTorch, one, other),
-        outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
     ),
-)
+}

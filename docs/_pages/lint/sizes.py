@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.lint.rule import FAILS, REFUSED, RIGHT, WRONG, Example, Rule
-from mmdeploy_ext.lint.rules.data import BATCH, more, one, rows
+from docs._pages.lint.data import BATCH, more, one, rows
+from docs._pages.lint.example import Example, Examples
 
 
 class MeanByLen(nn.Module):
@@ -86,63 +86,33 @@ class BestOfAll(nn.Module):
         return x[:, 0].sort(descending=True)[0][:5]
 
 
-RULES = (
-    Rule(
-        id='size-to-python',
-        title='A size as a plain number: `len(t)`, `int(t.shape[0])`, `math.ceil(t.shape[0] / 2)`',
-        why='`t.shape[0]` stays dynamic in both exporters; `len`, `int`, `float`, `round` and `math` make '
-        'it the number of the example in the TorchScript exporter.',
-        fix='Use `t.shape[0]` as it is; divide with `//`; round tensors, not sizes.',
+EXAMPLES = {
+    'size-to-python': Examples(
         failing=Example(MeanByLen, one, more, BATCH),
         passing=Example(MeanByShape, one, more, BATCH),
         more_failing=(Example(HalfTheRows, one, more, BATCH),),
-        outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
         about_sizes=True,
     ),
-    Rule(
-        id='size-in-branch',
-        title='An `if` that depends on a size',
-        why='Both exporters write the branch that the example took; the dynamo exporter too gives no error.',
-        fix='Make both branches one expression; or fix the axis; or export one graph per branch.',
+    'size-in-branch': Examples(
         failing=Example(DoubledWhenMany, one, more, BATCH),
         passing=Example(DoubledByWhere, one, more, BATCH),
-        outcomes=dict(torchscript=WRONG, dynamo=WRONG),
         about_sizes=True,
     ),
-    Rule(
-        id='size-in-loop',
-        title='A loop over the rows of a tensor: `for row in t`, `range(t.shape[0])`',
-        why='The TorchScript exporter writes one copy of the body per row of the example. torch.export '
-        'refuses.',
-        fix='One operation over the whole axis.',
+    'size-in-loop': Examples(
         failing=Example(RowByRow, one, more, BATCH),
         passing=Example(AllRows, one, more, BATCH),
         more_failing=(Example(RowByNumber, one, more, BATCH), Example(RowByCount, one, more, BATCH)),
-        outcomes=dict(torchscript=FAILS, dynamo=REFUSED),
         about_sizes=True,
     ),
-    Rule(
-        id='size-changed-in-place',
-        title='A size changed in place: `n, c = t.shape; n += 2`',
-        why="Sizes are tensors while TorchScript traces, and torch's documentation warns that `+=` changes "
-        'them for everyone who reads them later.',
-        fix='A new name: `grown = n + 2`.',
+    'size-changed-in-place': Examples(
         failing=Example(GrownInPlace, one, more, BATCH),
         passing=Example(Grown, one, more, BATCH),
-        outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
         about_sizes=True,
     ),
-    Rule(
-        id='topk-from-size',
-        title='The K of a top-k taken from a size: `t.topk(min(k, t.shape[0]))`',
-        why='The TorchScript exporter writes the K of the example: too few candidates on larger inputs, an '
-        'error of the engine on smaller ones.',
-        fix='A constant K on an axis that is padded to at least K; or sort and slice. TensorRT wants a '
-        'constant K.',
+    'topk-from-size': Examples(
         failing=Example(BestOfAtMostFive, lambda: (rows(6),), one, BATCH),
         passing=Example(BestOfAll, lambda: (rows(6),), one, BATCH),
         more_failing=(Example(BestOfAtMostFive, one, more, BATCH),),
-        outcomes=dict(torchscript=FAILS, dynamo=RIGHT),
         about_sizes=True,
     ),
-)
+}

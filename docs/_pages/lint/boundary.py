@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG, WRONG_AT_ONCE, Example, Rule
-from mmdeploy_ext.lint.rules.data import falling, one, other, rows
+from docs._pages.lint.data import falling, one, other, rows
+from docs._pages.lint.example import Example, Examples
 
 
 class UsesOneOfTwo(nn.Module):
@@ -109,93 +109,41 @@ def _two_others() -> tuple[Tensor, Tensor]:
     return falling(), rows() + 1
 
 
-RULES = (
-    Rule(
-        id='unused-input',
-        title='An input that no output depends on',
-        why='The TorchScript exporter drops it from the file: feeding it is then an error.',
-        fix='Take it out of the signature. (This project puts dropped inputs back, as its spec says.)',
+EXAMPLES = {
+    'unused-input': Examples(
         failing=Example(UsesOneOfTwo, _two, _two_others),
         passing=Example(UsesBoth, _two, _two_others),
-        outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
-        otherwise='warning',
     ),
-    Rule(
-        id='frozen-input',
-        title='An input that the outputs depend on, but not through tensors',
-        why='The outputs change with it in PyTorch; in the file of the TorchScript exporter they do not: '
-        'its value was fixed when it was traced.',
-        fix='Follow the other reports of the same input: somewhere it becomes a Python number or a numpy '
-        'array.',
+    'frozen-input': Examples(
         failing=Example(ScaledByNumberOfInput, _two, _two_others),
         passing=Example(ScaledByInput, _two, _two_others),
-        outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
     ),
-    Rule(
-        id='input-by-attribute',
-        title='An input that is read from an attribute of the module instead of the argument',
-        why='TorchScript knows tensors by identity, so it works there. torch.export takes the attribute for'
-        ' a constant: the input is in the file, and its values are not used.',
-        fix='Use the argument.',
+    'input-by-attribute': Examples(
         failing=Example(ReadsAttribute, one, other, prepare=set_features),
         passing=Example(ReadsArgument, one, other),
-        outcomes=dict(torchscript=RIGHT, dynamo=WRONG),
-        otherwise='warning',
     ),
-    Rule(
-        id='state-written',
-        title='State of the module that is written in `forward`',
-        why='A graph has no state. The file starts from what the module held when it was exported, every '
-        'time.',
-        fix='State is an argument and a result; the caller feeds it back.',
+    'state-written': Examples(
         failing=Example(KeepsMemory, one, other),
         passing=Example(PassesMemory, _two, _two_others),
-        outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG),
     ),
-    Rule(
-        id='dict-output',
-        title='Outputs in a dict',
-        why='They become outputs by position; the keys are lost.',
-        fix='A tuple in an order that you choose, and names for the outputs.',
+    'dict-output': Examples(
         failing=Example(GivesDict, one, other),
         passing=Example(GivesTuple, one, other),
-        outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
     ),
-    Rule(
-        id='nested-output',
-        title='Outputs in lists or tuples inside a tuple',
-        why='They are flattened in order; how they were grouped is lost.',
-        fix='A flat tuple.',
+    'nested-output': Examples(
         failing=Example(GivesLists, one, other),
         passing=Example(GivesFlat, one, other),
-        outcomes=dict(torchscript=RIGHT, dynamo=RIGHT),
     ),
-    Rule(
-        id='number-output',
-        title='A Python number or a numpy array among the outputs',
-        why='Both exporters refuse it.',
-        fix='Leave it out: it is a constant.',
+    'number-output': Examples(
         failing=Example(GivesNumber, one, other),
         passing=Example(ReadsArgument, one, other),
-        outcomes=dict(torchscript=REFUSED, dynamo=REFUSED),
     ),
-    Rule(
-        id='text-output',
-        title='A string among the outputs',
-        why='The TorchScript exporter leaves it out; the dynamo exporter refuses.',
-        fix='Leave it out; names belong in the metadata of the file.',
+    'text-output': Examples(
         failing=Example(GivesText, one, other),
         passing=Example(ReadsArgument, one, other),
-        outcomes=dict(torchscript=RIGHT, dynamo=REFUSED),
     ),
-    Rule(
-        id='training-mode',
-        title='A module in training mode',
-        why='The TorchScript exporter switches to evaluation mode, the dynamo exporter does not: batch '
-        'normalisation uses the statistics of the batch.',
-        fix='`module.eval()` before the export.',
+    'training-mode': Examples(
         failing=Example(NormalisesByBatch, one, other, training=True),
         passing=Example(NormalisesByBatch, one, other),
-        outcomes=dict(torchscript=WRONG_AT_ONCE, dynamo=WRONG_AT_ONCE),
     ),
-)
+}

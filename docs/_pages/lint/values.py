@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmdeploy_ext.lint.rule import REFUSED, RIGHT, WRONG, Example, Rule
-from mmdeploy_ext.lint.rules.data import falling, one, other, rows
+from docs._pages.lint.data import falling, one, other, rows
+from docs._pages.lint.example import Example, Examples
 
 
 class ScaledByItem(nn.Module):
@@ -67,44 +67,21 @@ class StackedMaxima(nn.Module):
         return x[:, :2] / torch.tensor([x[:, 0].max(), x[:, 1].max()])
 
 
-RULES = (
-    Rule(
-        id='value-to-python',
-        title='A Python number taken from a tensor: `.item()`, `int(t)`, `float(t)`, `.tolist()`, '
-        '`torch.tensor([t])`',
-        why='The TorchScript exporter writes the number that it met as a constant. The dynamo exporter '
-        'follows `.item()`.',
-        fix='Keep it a tensor: a tensor of one element takes part in arithmetic, comparisons and indexing.',
+EXAMPLES = {
+    'value-to-python': Examples(
         failing=Example(ScaledByItem, one, other),
         passing=Example(ScaledByTensor, one, other),
         more_failing=(Example(StackedMaxima, one, other),),
-        outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
     ),
-    Rule(
-        id='value-to-numpy',
-        title='Values that go through numpy: `.numpy()`, `np.f(t)`',
-        why='What numpy computes is a constant in a trace. torch.export replaces the numpy functions that '
-        'it knows by its own, and refuses the others.',
-        fix='Use the function of torch with the same name.',
+    'value-to-numpy': Examples(
         failing=Example(ClippedByNumpy, one, other),
         passing=Example(ClippedByTorch, one, other),
-        outcomes=dict(torchscript=WRONG, dynamo=RIGHT),
     ),
-    Rule(
-        id='value-in-branch',
-        title='An `if` that depends on values',
-        why='The TorchScript exporter writes the branch that the example took. torch.export refuses.',
-        fix='`torch.where` of both branches; a mask; or two graphs and the `if` outside.',
+    'value-in-branch': Examples(
         failing=Example(IfPositive, one, other),
         passing=Example(WherePositive, one, other),
-        outcomes=dict(torchscript=WRONG, dynamo=REFUSED),
     ),
-    Rule(
-        id='value-in-loop',
-        title='A loop whose length depends on values: `range(int(t))`, `while t`',
-        why='The TorchScript exporter writes as many steps as the example took. torch.export refuses.',
-        fix='Arithmetic over all elements (cumulative sums, masks, powers), or a fixed number of steps with'
-        ' a mask.',
+    'value-in-loop': Examples(
         failing=Example(
             RepeatedByLoop, lambda: (rows(), torch.tensor(2)), lambda: (falling(), torch.tensor(3))
         ),
@@ -112,6 +89,5 @@ RULES = (
             RepeatedByPower, lambda: (rows(), torch.tensor(2)), lambda: (falling(), torch.tensor(3))
         ),
         more_failing=(Example(DoubledUntilLarge, one, other),),
-        outcomes=dict(torchscript=WRONG, dynamo=REFUSED),
     ),
-)
+}
