@@ -32,39 +32,20 @@ def _body(args: argparse.Namespace) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser; names are those of mmdet3d's create_data.py."""
     parser = cli.ArgumentParser(prog='create_data.py', description=__doc__.split(';')[0])
-    parser.add_argument('dataset', choices=['nuscenes'])
-    root = parser.add_argument(
-        '--root-path',
-        default='data/nuscenes',
-        metavar='DIR',
-        help='folder with the tables and samples/ (default: %(default)s)',
+    add = cli.adder(parser)
+    add('dataset', choices=['nuscenes'])
+    root = add(
+        '--root-path DIR', 'folder with the tables and samples/ (default: %(default)s)', 'data/nuscenes'
     )
     cli.writes(root, '')  # the info files of an earlier run are made again
-    cli.writes(
-        parser.add_argument(
-            '--out-dir', metavar='DIR', help='folder of the info files (default: that of the data)'
-        ),
-        '',
+    add('--out-dir DIR', 'folder of the info files (default: that of the data)', writes='')
+    add(
+        '--extra-tag TAG',
+        'writes TAG2d_temporal_infos_*.pkl and TAG_infos_*.pkl (default: %(default)s)',
+        'nuscenes',
     )
-    parser.add_argument(
-        '--extra-tag',
-        default='nuscenes',
-        metavar='TAG',
-        help='writes TAG2d_temporal_infos_*.pkl and TAG_infos_*.pkl (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--version',
-        default='v1.0-trainval',
-        metavar='VERSION',
-        help='v1.0-trainval, v1.0-mini or v1.0-test (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--max-sweeps',
-        type=int,
-        default=10,
-        metavar='N',
-        help='LiDAR sweeps before a key frame to list (default: %(default)s)',
-    )
+    add('--version VERSION', 'v1.0-trainval, v1.0-mini or v1.0-test (default: %(default)s)', 'v1.0-trainval')
+    add('--max-sweeps N', 'LiDAR sweeps before a key frame to list (default: %(default)s)', 10)
     cli.add_debug_option(parser)
     return parser
 

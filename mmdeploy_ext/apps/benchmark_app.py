@@ -29,12 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
         'process, from prepared images to detections.'
     )
     shared.add_model_arguments(parser)
-    parser.add_argument(
-        '--onnx',
-        nargs='+',
-        default=[],
-        metavar='m.onnx',
-        help='exported files (default: `full` and `raw` are exported to a temporary folder)',
+    cli.add(
+        parser,
+        '--onnx m.onnx...',
+        'exported files (default: `full` and `raw` are exported to a temporary folder)',
+        [],
     )
     _add_round_options(parser)
     _add_input_options(parser)
@@ -45,120 +44,73 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_round_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--engines',
-        default='torch,onnxruntime',
-        metavar='A,B',
-        help=f'of {",".join(ENGINES)} (default: torch,onnxruntime)',
-    )
-    parser.add_argument(
-        '--max-iter', type=int, default=20, metavar='N', help='rounds that count (default: 20)'
-    )
-    parser.add_argument(
-        '--repeat-num', type=int, default=1, metavar='N', help='repeat all rounds (default: 1)'
-    )
-    parser.add_argument(
-        '--warmup', type=int, default=3, metavar='N', help='rounds before, not counted (default: 3)'
-    )
-    parser.add_argument(
-        '--spare-rounds',
-        type=int,
-        default=0,
-        metavar='N',
-        help='run up to N rounds again that other processes disturbed (default: 0)',
-    )
-    parser.add_argument(
-        '--max-seconds',
+    add = cli.adder(parser)
+    add('--engines A,B', f'of {",".join(ENGINES)} (default: torch,onnxruntime)', 'torch,onnxruntime')
+    add('--max-iter N', 'rounds that count (default: 20)', 20)
+    add('--repeat-num N', 'repeat all rounds (default: 1)', 1)
+    add('--warmup N', 'rounds before, not counted (default: 3)', 3)
+    add('--spare-rounds N', 'run up to N rounds again that other processes disturbed (default: 0)', 0)
+    add(
+        '--max-seconds S',
+        'begin no round after S seconds, once three count (default: run all rounds)',
+        0,
         type=float,
-        default=0,
-        metavar='S',
-        help='begin no round after S seconds, once three count (default: run all rounds)',
     )
-    parser.add_argument(
+    add(
         '--skip-refused',
-        action='store_true',
-        help='leave out files that an engine cannot load or run, and say why (default: that is an error)',
+        'leave out files that an engine cannot load or run, and say why (default: that is an error)',
     )
-    parser.add_argument(
-        '--log-interval', type=int, default=10, metavar='N', help='print medians every N rounds (default: 10)'
-    )
-    parser.add_argument(
-        '--fuse-conv-bn', action='store_true', help='also measure PyTorch with convolution and BN fused'
-    )
+    add('--log-interval N', 'print medians every N rounds (default: 10)', 10)
+    add('--fuse-conv-bn', 'also measure PyTorch with convolution and BN fused')
 
 
 def _add_input_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--shape',
+    add = cli.adder(parser)
+    add(
+        '--shape N...',
+        'height and width, or one number for both (default: of the files, else from the test pipeline)',
         type=int,
-        nargs='+',
-        metavar='N',
-        help='height and width, or one number for both (default: of the files, else from the test pipeline)',
     )
-    parser.add_argument(
-        '--samples-per-gpu',
-        '--batch-size',
-        type=int,
-        default=0,
-        metavar='N',
-        help='images per batch (default: of the files, else 1)',
+    add('--samples-per-gpu --batch-size N', 'images per batch (default: of the files, else 1)', 0)
+    add('--threads N', 'of every engine (default: the cores)', 0)
+    add('--images PATH...', 'images or folders (default: demo/toy.jpg)')
+    add(
+        '--prepared FILE.npz',
+        'a network input instead of images: arrays input (3, H, W), img_shape, ori_shape',
     )
-    parser.add_argument(
-        '--threads', type=int, default=0, metavar='N', help='of every engine (default: the cores)'
-    )
-    parser.add_argument(
-        '--images', nargs='+', metavar='PATH', help='images or folders (default: demo/toy.jpg)'
-    )
-    parser.add_argument(
-        '--prepared',
-        metavar='FILE.npz',
-        help='a network input instead of images: arrays input (3, H, W), img_shape, ori_shape',
-    )
-    parser.add_argument(
-        '--profile',
-        action='store_true',
-        help="operators by ONNX Runtime's profiler, in sessions of their own",
-    )
-    parser.add_argument(
-        '--no-memory', action='store_true', help='do not measure memory (a process per contender)'
-    )
+    add('--profile', "operators by ONNX Runtime's profiler, in sessions of their own")
+    add('--no-memory', 'do not measure memory (a process per contender)')
 
 
 def _add_point_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('models of LiDAR sweeps, and their sparse backbones')
-    group.add_argument(
-        '--sweep',
-        nargs='+',
-        default=[],
-        metavar='FILE',
-        help='real sweeps: points (.bin), of models with cameras in place of those of generated frames; of a '
+    add = cli.adder(group)
+    add(
+        '--sweep FILE...',
+        'real sweeps: points (.bin), of models with cameras in place of those of generated frames; of a '
         'backbone also voxels (.npz: features and coordinates, coors_bxyz, coors_bzyx)',
+        [],
     )
-    group.add_argument(
-        '--voxels',
-        type=int,
-        nargs='+',
-        metavar='N',
-        help='measure the sparse backbone alone, on synthetic scenes of these sizes (default, where no more '
+    add(
+        '--voxels N...',
+        'measure the sparse backbone alone, on synthetic scenes of these sizes (default, where no more '
         'of the model is exported: 5000 20000 60000 120000)',
+        type=int,
     )
-    group.add_argument(
-        '--no-racing', action='store_true', help='leave out spconv with all threads, which is wrong'
-    )
+    add('--no-racing', 'leave out spconv with all threads, which is wrong')
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--json', metavar='FILE', help='write all figures as JSON')
-    cli.writes(parser.add_argument('--chart', metavar='FILE.png', help='draw a bar chart'))
-    parser.add_argument(
+    add = cli.adder(parser)
+    add('--json FILE', 'write all figures as JSON')
+    add('--chart FILE.png', 'draw a bar chart', writes='{}')
+    add(
         '--launcher',
+        'processes of one machine share the rounds, in step; rank 0 reports',
+        'none',
         choices=('none', 'pytorch', 'slurm', 'mpi'),
-        default='none',
-        help='processes of one machine share the rounds, in step; rank 0 reports',
     )
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch'
-    )
+    add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
 
 
 def _check(args: argparse.Namespace) -> list[str]:

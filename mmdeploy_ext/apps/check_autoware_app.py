@@ -18,9 +18,10 @@ def build_parser() -> argparse.ArgumentParser:
         description='Say what a perception node of Autoware would reject or read wrongly in a folder of ONNX '
         'files and manifests. Exit status 1 with findings.'
     )
-    parser.add_argument('folder', metavar='FOLDER', help='of ONNX files and manifests, whoever wrote them')
-    parser.add_argument('--strict', action='store_true', help='warnings fail, too')
-    parser.add_argument('--json', metavar='FILE', help='also write what was found as JSON')
+    add = cli.adder(parser)
+    add('folder FOLDER', 'of ONNX files and manifests, whoever wrote them')
+    add('--strict', 'warnings fail, too')
+    add('--json FILE', 'also write what was found as JSON')
     cli.add_debug_option(parser)
     parser.set_defaults(contract='autoware')
     return parser

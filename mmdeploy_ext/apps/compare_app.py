@@ -18,10 +18,10 @@ def build_parser() -> argparse.ArgumentParser:
         description='Find the first tensor in which the second file differs from the first: exit status 0 '
         'equal, 1 different, 2 usage.'
     )
-    parser.add_argument('models', nargs=2, metavar='MODEL', help='ONNX file; the first is the reference')
+    cli.add(parser, 'models MODEL', 'ONNX file; the first is the reference', nargs=2)
     comparison.add_pair_arguments(parser)
     parser.set_defaults(**dict.fromkeys(comparison.CHECKPOINT_OPTIONS))
-    parser.add_argument('--json', metavar='FILE', help='also write what was found as JSON')
+    cli.add(parser, '--json FILE', 'also write what was found as JSON')
     cli.add_debug_option(parser)
     return parser
 

@@ -32,18 +32,11 @@ def add_options(parser: argparse.ArgumentParser, engine: str | None, said: str) 
         engine: that runs when none is named.
         said: the same in words.
     """
-    parser.add_argument(
-        '--engine', choices=(*ENGINES, 'both'), default=engine, help=f'engine to run (default: {said})'
-    )
-    parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
-        metavar='S',
-        help='draw boxes of at least this score, 0..1 (default: %(default)s)',
-    )
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
-    parser.add_argument('--threads', type=int, default=0, metavar='N', help='threads of ONNX Runtime')
+    add = cli.adder(parser)
+    add('--engine', f'engine to run (default: {said})', engine, choices=(*ENGINES, 'both'))
+    add('--score-thr S', 'draw boxes of at least this score, 0..1 (default: %(default)s)', 0.3)
+    add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
+    add('--threads N', 'threads of ONNX Runtime', 0)
 
 
 def check_options(args: argparse.Namespace) -> None:

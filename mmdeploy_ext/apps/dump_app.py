@@ -30,24 +30,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest='command', required=True)
     listing = commands.add_parser('list', help='the samples of a dump')
-    listing.add_argument('folder')
+    cli.add(listing, 'folder')
     show = commands.add_parser('show', help='the tensors of one sample')
-    show.add_argument('folder')
+    cli.add(show, 'folder')
     compare = commands.add_parser(
         'compare', help='two dumps, tensor by tensor; exit status 1 when they differ'
     )
-    compare.add_argument('first')
-    compare.add_argument('second')
-    compare.add_argument(
-        '--rtol',
-        type=float,
-        default=RTOL,
-        help=f"of the largest value of the first's tensor (default: {RTOL}); float64 tensors, which are "
+    add = cli.adder(compare)
+    add('first')
+    add('second')
+    add(
+        '--rtol RTOL',
+        f"of the largest value of the first's tensor (default: {RTOL}); float64 tensors, which are "
         f'times in seconds, have --atol or {TIME_ATOL} instead',
+        RTOL,
+        type=float,
     )
-    compare.add_argument('--atol', type=float, default=0.0, help='absolute; the larger of both counts')
-    compare.add_argument('--tensors', nargs='+', metavar='NAME', help='only these')
-    compare.add_argument('--json', metavar='FILE', help='write the rows as JSON')
+    add('--atol ATOL', 'absolute; the larger of both counts', 0.0)
+    add('--tensors NAME...', 'only these')
+    add('--json FILE', 'write the rows as JSON')
     cli.add_debug_option(parser)
     return parser
 

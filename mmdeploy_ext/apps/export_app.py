@@ -40,36 +40,28 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
     )
     shared.add_model_arguments(parser, needs_checkpoint=not only_check)
-    parser.add_argument(
-        '--check',
-        action='store_true',
-        help='say what would be exported, how, and what would be refused; takes no CHECKPOINT',
+    add = cli.adder(parser)
+    add('--check', 'say what would be exported, how, and what would be refused; takes no CHECKPOINT')
+    add(
+        '--output-file OUTPUT_FILE',
+        'where the graph is written (default: tmp.onnx); three graphs go to a folder '
+        "(default: the config's name)",
+        writes='{}',
     )
-    cli.writes(
-        parser.add_argument(
-            '--output-file',
-            help='where the graph is written (default: tmp.onnx); three graphs go to a folder '
-            "(default: the config's name)",
-        )
-    )
-    parser.add_argument('--input-img', help='image that is traced (default: demo/toy.jpg)')
-    parser.add_argument(
-        '--test-img',
-        nargs='+',
-        help='samples that --verify adds, as --images of verify.py: images or folders (default: the '
+    add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
+    add(
+        '--test-img TEST_IMG...',
+        'samples that --verify adds, as --images of verify.py: images or folders (default: the '
         'mirrored --input-img), LiDAR sweeps or an info file (default: of the data set, else generated)',
     )
     shared.add_graph_arguments(parser)
     shared.add_normalisation_arguments(parser)
-    parser.add_argument(
-        '--dataset', help='accepted for old command lines; class names come from the checkpoint or the config'
+    add(
+        '--dataset DATASET',
+        'accepted for old command lines; class names come from the checkpoint or the config',
     )
-    parser.add_argument('--verify', action='store_true', help='prove the file; exit status 1 when it is not')
-    parser.add_argument(
-        '--show',
-        action='store_true',
-        help="draw both engines' detections to OUTPUT_FILE.png and print the graph",
-    )
+    add('--verify', 'prove the file; exit status 1 when it is not')
+    add('--show', "draw both engines' detections to OUTPUT_FILE.png and print the graph")
     shared.add_frames_argument(parser)
     shared.add_engine_arguments(parser)
     shared.add_report_arguments(parser)

@@ -32,11 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         'or to ONNX of standard operators. No GPU is needed, neither to export nor to prove.'
     )
     ranges.add_backbone_arguments(parser)
-    cli.writes(
-        parser.add_argument(
-            '--output-file', metavar='F', help='file to write (default: lidar.backbone.ORDER.onnx)'
-        )
-    )
+    cli.add(parser, '--output-file F', 'file to write (default: lidar.backbone.ORDER.onnx)', writes='{}')
     shared.add_declared(parser, choices.SPARSE)
     ranges.add_arguments(
         parser.add_argument_group('ranges of int8', 'measured ones are kept in OUTPUT_FILE.ranges.json')
@@ -50,31 +46,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_proof_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('proof')
-    group.add_argument('--verify', action='store_true', help='prove the file; exit status 1 when it is not')
-    group.add_argument(
-        '--verify-only', action='store_true', help='prove OUTPUT_FILE as it is there, write nothing'
-    )
-    group.add_argument(
-        '--edited',
-        action='store_true',
-        help='with --verify-only: the file was edited on purpose, inputs alone decide about its graph',
-    )
-    group.add_argument(
-        '--input',
-        dest='test_img',
-        nargs='+',
-        default=[],
-        metavar='SWEEP',
-        help='real sweeps that the proof adds: points (.bin, .npy), voxels (.npz: features and coordinates, '
+    add = cli.adder(group)
+    add('--verify', 'prove the file; exit status 1 when it is not')
+    add('--verify-only', 'prove OUTPUT_FILE as it is there, write nothing')
+    add('--edited', 'with --verify-only: the file was edited on purpose, inputs alone decide about its graph')
+    add(
+        '--input SWEEP...',
+        'real sweeps that the proof adds: points (.bin, .npy), voxels (.npz: features and coordinates, '
         'coors_bxyz or coors_bzyx), folders of them, or info files (.pkl)',
+        [],
+        dest='test_img',
     )
-    group.add_argument('--max-voxels', type=int, metavar='N', help='most voxels of a sweep, for the contract')
-    group.add_argument(
-        '--node-list', metavar='JSON', help='stored node list of another exporter that the file has to equal'
-    )
-    group.add_argument(
-        '--threads', type=int, default=0, metavar='N', help='of ONNX Runtime (default: it decides)'
-    )
+    add('--max-voxels N', 'most voxels of a sweep, for the contract', type=int)
+    add('--node-list JSON', 'stored node list of another exporter that the file has to equal')
+    add('--threads N', 'of ONNX Runtime (default: it decides)', 0)
     shared.add_report_arguments(parser)
 
 

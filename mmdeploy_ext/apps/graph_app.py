@@ -45,9 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=f'{command.help}.')
         if command.takes_file:
-            sub.add_argument('file', metavar='FILE', help='ONNX file')
+            cli.add(sub, 'file FILE', 'ONNX file')
         command.add_arguments(sub)
-        sub.add_argument('--json', metavar='FILE', help='also write what was found as JSON')
+        cli.add(sub, '--json FILE', 'also write what was found as JSON')
         cli.add_debug_option(sub)
     return parser
 

@@ -31,13 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
         description='Show what an exported file, or a folder of graphs, says of itself: what goes in and '
         'comes out, classes, preprocessing, what it was made from; and with --report whether it is proven.'
     )
-    parser.add_argument('model', help='ONNX file, or folder of graphs, that mm2onnx exported')
-    parser.add_argument(
-        '--report',
-        metavar='PATH',
-        help='verdict of the proof: the folder of `verify.py --report`, or the file of its --json',
+    add = cli.adder(parser)
+    add('model', 'ONNX file, or folder of graphs, that mm2onnx exported')
+    add(
+        '--report PATH', 'verdict of the proof: the folder of `verify.py --report`, or the file of its --json'
     )
-    parser.add_argument('--json', metavar='FILE', help='write everything as JSON')
+    add('--json FILE', 'write everything as JSON')
     cli.add_debug_option(parser)
     return parser
 

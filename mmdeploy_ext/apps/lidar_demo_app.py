@@ -33,26 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
         description='Run a LiDAR detector on one sweep and draw its boxes from above, by PyTorch, by ONNX '
         'Runtime, or by both side by side.'
     )
-    parser.add_argument(
-        'sweep', help="raw float32 points: nuScenes' .pcd.bin, or .bin of as many values per point"
-    )
-    parser.add_argument('--config', default=CONFIG, help='default: %(default)s')
-    parser.add_argument('--checkpoint', default=CHECKPOINT, help='default: %(default)s')
-    parser.add_argument(
-        '--onnx',
-        metavar='FOLDER',
-        help=f'what pytorch2onnx.py wrote (default: exported to {GRAPHS} from config and checkpoint)',
+    add = cli.adder(parser)
+    add('sweep', "raw float32 points: nuScenes' .pcd.bin, or .bin of as many values per point")
+    add('--config CONFIG', 'default: %(default)s', CONFIG)
+    add('--checkpoint CHECKPOINT', 'default: %(default)s', CHECKPOINT)
+    add(
+        '--onnx FOLDER',
+        f'what pytorch2onnx.py wrote (default: exported to {GRAPHS} from config and checkpoint)',
     )
     demo.add_options(parser, 'both', 'both')
-    cli.writes(
-        parser.add_argument(
-            '--out',
-            type=Path,
-            default=Path('work_dirs/lidar_demo/sweep.png'),
-            metavar='PNG',
-            help='default: %(default)s',
-        )
-    )
+    add('--out PNG', 'default: %(default)s', Path('work_dirs/lidar_demo/sweep.png'), writes='{}')
     cli.add_debug_option(parser)
     return parser
 

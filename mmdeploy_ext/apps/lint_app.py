@@ -29,33 +29,28 @@ def build_parser() -> argparse.ArgumentParser:
         'will get wrong and what to write instead. Exit status 1 when there is an error among it.'
     )
     shared.add_model_arguments(parser)
-    parser.add_argument('--input-img', help='image that is run (default: demo/toy.jpg)')
-    parser.add_argument(
-        '--shape', type=int, nargs='+', metavar='N', help='height and width (default: from the test pipeline)'
-    )
-    parser.add_argument(
+    add = cli.adder(parser)
+    add('--input-img INPUT_IMG', 'image that is run (default: demo/toy.jpg)')
+    add('--shape N...', 'height and width (default: from the test pipeline)', type=int)
+    add(
         '--dynamic-export',
-        action='store_true',
-        help='sizes will differ: pitfalls of sizes count (default: sizes stay those of the example)',
+        'sizes will differ: pitfalls of sizes count (default: sizes stay those of the example)',
     )
-    parser.add_argument(
-        '--postprocess', choices=('full', 'decode', 'raw'), default='full', help='form (default: full)'
-    )
-    parser.add_argument(
+    add('--postprocess', 'form (default: full)', 'full', choices=('full', 'decode', 'raw'))
+    add(
         '--exporter',
+        'exporter that severities are for, and that is tried (default: torchscript)',
+        'torchscript',
         choices=('torchscript', 'dynamo', BOTH),
-        default='torchscript',
-        help='exporter that severities are for, and that is tried (default: torchscript)',
     )
-    parser.add_argument('--opset-version', type=int, metavar='N', help='opset of the trial export')
-    parser.add_argument(
+    add('--opset-version N', 'opset of the trial export', type=int)
+    add(
         '--upstream',
-        action='store_true',
-        help="observe the detector's own simple_test instead, with its post-processing; tries no export",
+        "observe the detector's own simple_test instead, with its post-processing; tries no export",
     )
-    parser.add_argument('--no-export', action='store_true', help='observe only; try no export')
-    parser.add_argument('--notes', action='store_true', help='show what the exporter gets right, too')
-    parser.add_argument('--json', metavar='FILE', help='also write what was found as JSON')
+    add('--no-export', 'observe only; try no export')
+    add('--notes', 'show what the exporter gets right, too')
+    add('--json FILE', 'also write what was found as JSON')
     cli.add_debug_option(parser)
     return parser
 

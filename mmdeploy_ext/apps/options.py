@@ -60,19 +60,18 @@ def add_model_arguments(
     parser: argparse.ArgumentParser, device: str = 'cpu', needs_checkpoint: bool = True
 ) -> None:
     """Add CONFIG, CHECKPOINT, --cfg-options and --device with its default."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', nargs=None if needs_checkpoint else '?', help='checkpoint file')
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
-    parser.add_argument(
-        '--device', default=device, help=f"where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: {device})"
-    )
+    add = cli.adder(parser)
+    add('config', 'config file')
+    add('checkpoint', 'checkpoint file', nargs=None if needs_checkpoint else '?')
+    add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
+    add('--device DEVICE', f"where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: {device})", device)
 
 
 def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --mean and --std."""
-    parser.add_argument('--mean', type=float, nargs=3, help='per-channel mean (default: from the config)')
-    parser.add_argument(
-        '--std', type=float, nargs=3, help='per-channel standard deviation (default: from the config)'
+    cli.add(parser, '--mean MEAN', 'per-channel mean (default: from the config)', type=float, nargs=3)
+    cli.add(
+        parser, '--std STD', 'per-channel standard deviation (default: from the config)', type=float, nargs=3
     )
 
 
@@ -101,7 +100,7 @@ def given_words(args: argparse.Namespace) -> list[str]:
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen about the graphs of detectors; None where it was not given."""
     add_declared(parser, DETECTOR)
-    parser.add_argument('--skip-postprocess', action='store_true', help='the same as --postprocess raw')
+    cli.add(parser, '--skip-postprocess', 'the same as --postprocess raw')
 
 
 def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) -> None:
@@ -146,26 +145,20 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the engine that proves the file."""
-    parser.add_argument(
+    add = cli.adder(parser)
+    add(
         '--engine',
-        choices=tuple(file_engines()),
-        default='onnxruntime',
-        help='engine that runs the ONNX file (default: onnxruntime); tensorrt builds one for the GPU at hand '
+        'engine that runs the ONNX file (default: onnxruntime); tensorrt builds one for the GPU at hand '
         'beside the file',
+        'onnxruntime',
+        choices=tuple(file_engines()),
     )
-    parser.add_argument(
-        '--providers',
-        nargs='+',
-        metavar='EP',
-        help='ONNX Runtime execution providers, in order; one that is not there is an error',
-    )
-    parser.add_argument(
-        '--threads', type=int, default=0, help='threads within an operator (default: the engine decides)'
-    )
-    parser.add_argument(
+    add('--providers EP...', 'ONNX Runtime execution providers, in order; one that is not there is an error')
+    add('--threads THREADS', 'threads within an operator (default: the engine decides)', 0)
+    add(
         '--inference-precision',
+        'what OpenVINO computes in, whatever the file holds (default: fp32)',
         choices=PRECISIONS,
-        help='what OpenVINO computes in, whatever the file holds (default: fp32)',
     )
 
 
@@ -228,27 +221,27 @@ def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --report and --json."""
-    cli.writes(
-        parser.add_argument(
-            '--report',
-            metavar='DIR',
-            help='write DIR/report.html, one self-contained page, and DIR/verdict.json',
+    cli.add(
+        parser,
+        '--report DIR',
+        'write DIR/report.html, one self-contained page, and DIR/verdict.json',
+        writes=(
+            '{}/report.html',
+            '{}/verdict.json',
+            '{}/detections.png',
         ),
-        '{}/report.html',
-        '{}/verdict.json',
-        '{}/detections.png',
     )
-    parser.add_argument('--json', metavar='FILE', help='write the verdict as JSON')
+    cli.add(parser, '--json FILE', 'write the verdict as JSON')
 
 
 def add_frames_argument(parser: Any) -> None:
     """Add --frames."""
-    parser.add_argument(
-        '--frames',
-        type=int,
-        metavar='N',
-        help="frames or sweeps of a proof: of the config's data.test when it is there, else a synthetic "
+    cli.add(
+        parser,
+        '--frames N',
+        "frames or sweeps of a proof: of the config's data.test when it is there, else a synthetic "
         'drive or generated sweeps (default: 12)',
+        type=int,
     )
 
 

@@ -32,25 +32,24 @@ def build_parser() -> argparse.ArgumentParser:
         description='Quantise an ONNX file of this project to INT8 (uint8 activations, int8 weights per '
         'channel, Q/DQ) and say what it costs: size, time, outputs, layer by layer where asked for.'
     )
-    parser.add_argument(
+    add = cli.adder(parser)
+    add(
         'model',
-        help='float32 ONNX file written by tools/deployment/pytorch2onnx.py, or the folder of a model of '
+        'float32 ONNX file written by tools/deployment/pytorch2onnx.py, or the folder of a model of '
         'several graphs, one of which is quantised: of cameras the image backbone, of LiDAR sweeps the one '
         'behind the points, of both that of the frame; the others are copied unchanged',
     )
-    cli.writes(
-        parser.add_argument(
-            '--output',
-            metavar='F',
-            help='file to write (default: MODEL with .int8.onnx), of a folder a folder (default: MODEL.int8)',
-        )
+    add(
+        '--output F',
+        'file to write (default: MODEL with .int8.onnx), of a folder a folder (default: MODEL.int8)',
+        writes='{}',
     )
-    parser.add_argument(
+    add(
         '--engine',
-        choices=QUANTISED,
-        default=QUANTISED[0],
-        help="whose quantiser: ONNX Runtime's own, or NNCF for OpenVINO (default: onnxruntime); outputs and "
+        "whose quantiser: ONNX Runtime's own, or NNCF for OpenVINO (default: onnxruntime); outputs and "
         'times are then of that engine',
+        QUANTISED[0],
+        choices=QUANTISED,
     )
     _add_calibration(parser.add_argument_group('calibration'))
     _add_layers(parser.add_argument_group('layers'))
@@ -60,99 +59,56 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_calibration(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        '--calibrate',
-        required=True,
-        metavar='IMAGES|DATASET',
-        help="folder of images, one image, or annotations in COCO's format (.json); of several cameras "
+    add = cli.adder(group)
+    add(
+        '--calibrate IMAGES|DATASET',
+        "folder of images, one image, or annotations in COCO's format (.json); of several cameras "
         'infos (.pkl) or a folder with one folder per camera; of LiDAR sweeps (.bin) or infos',
+        required=True,
     )
-    group.add_argument(
-        '--data-root',
-        metavar='DIR',
-        help='where the images of annotations or infos are (default: beside them)',
-    )
-    group.add_argument(
-        '--images',
-        type=int,
-        default=100,
-        metavar='N',
-        help='images or frames, evenly; 0 takes all (default: 100)',
-    )
-    group.add_argument(
+    add('--data-root DIR', 'where the images of annotations or infos are (default: beside them)')
+    add('--images N', 'images or frames, evenly; 0 takes all (default: 100)', 100)
+    add(
         '--method',
-        choices=DENSE_METHODS,
-        default=DENSE_METHODS[0],
-        help='range of activations: least and largest value, or clipped by a histogram (default: minmax); '
+        'range of activations: least and largest value, or clipped by a histogram (default: minmax); '
         'NNCF has its own',
+        DENSE_METHODS[0],
+        choices=DENSE_METHODS,
     )
-    group.add_argument(
-        '--percentile',
-        type=float,
-        metavar='P',
-        help=f'for --method percentile (default: {PERCENTILE})',
-    )
-    group.add_argument('--reduce-range', action='store_true', help='7-bit weights, for CPUs without VNNI')
+    add('--percentile P', f'for --method percentile (default: {PERCENTILE})', type=float)
+    add('--reduce-range', '7-bit weights, for CPUs without VNNI')
 
 
 def _add_layers(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        '--keep-float',
-        nargs='+',
-        default=[],
-        metavar='PATTERN',
-        help="layers that stay float, by name ('*', '?'), e.g. '*bbox_head*'; besides the last ones",
+    add = cli.adder(group)
+    add(
+        '--keep-float PATTERN...',
+        "layers that stay float, by name ('*', '?'), e.g. '*bbox_head*'; besides the last ones",
+        [],
     )
-    group.add_argument(
+    add(
         '--int8-last',
-        action='store_true',
-        help='quantise also the last layers (those that give logits, deltas, kernels, masks); a backbone has '
+        'quantise also the last layers (those that give logits, deltas, kernels, masks); a backbone has '
         'none of these, and all its layers are quantised',
     )
-    group.add_argument(
-        '--sensitivity', action='store_true', help='quantise one layer at a time and say what each does'
-    )
-    group.add_argument(
-        '--max-error',
-        type=float,
-        metavar='E',
-        help='keep the most sensitive layers float until no output of the network has a larger error (norm '
+    add('--sensitivity', 'quantise one layer at a time and say what each does')
+    add(
+        '--max-error E',
+        'keep the most sensitive layers float until no output of the network has a larger error (norm '
         'of the difference over the norm); exit status 1 when that is not reached',
+        type=float,
     )
-    group.add_argument(
-        '--budget',
-        type=int,
-        default=BUDGET,
-        metavar='N',
-        help=f'layers that --max-error may keep float at most (default: {BUDGET})',
-    )
-    group.add_argument(
-        '--probe-images',
-        type=int,
-        default=4,
-        metavar='N',
-        help='images that outputs are compared on (default: 4)',
-    )
+    add('--budget N', f'layers that --max-error may keep float at most (default: {BUDGET})', BUDGET)
+    add('--probe-images N', 'images that outputs are compared on (default: 4)', 4)
 
 
 def _add_report(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        '--rounds', type=int, default=10, metavar='N', help='of the time ratio; 0 measures none (default: 10)'
-    )
-    group.add_argument(
-        '--threads',
-        type=int,
-        default=0,
-        metavar='N',
-        help="within an operator (default: the engine's choice)",
-    )
-    group.add_argument('--all', action='store_true', help=f'show all layers, not only the {WORST} worst')
-    cli.writes(
-        group.add_argument(
-            '--draw', metavar='PNG', help='draw the layers (with --sensitivity or --max-error)'
-        )
-    )
-    group.add_argument('--json', metavar='FILE', help='write what was found as JSON')
+    add = cli.adder(group)
+    add('--rounds N', 'of the time ratio; 0 measures none (default: 10)', 10)
+    add('--threads N', "within an operator (default: the engine's choice)", 0)
+    add('--all', f'show all layers, not only the {WORST} worst')
+    add('--draw PNG', 'draw the layers (with --sensitivity or --max-error)', writes='{}')
+    add('--json FILE', 'write what was found as JSON')
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

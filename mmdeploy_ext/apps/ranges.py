@@ -19,39 +19,36 @@ LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
 
 def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
     """Add CONFIG, CHECKPOINT, --cfg-options and --weight-layout."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file, in any published form')
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=CFG_OPTIONS_HELP)
-    parser.add_argument(
+    add = cli.adder(parser)
+    add('config', 'config file')
+    add('checkpoint', 'checkpoint file, in any published form')
+    add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
+    add(
         '--weight-layout',
+        "of the checkpoint's kernels (default: auto, which refuses what cannot be told)",
+        'auto',
         choices=LAYOUTS,
-        default='auto',
-        help="of the checkpoint's kernels (default: auto, which refuses what cannot be told)",
     )
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Add --calibrate, how it is done, and --ranges."""
-    group.add_argument(
-        '--calibrate',
-        metavar='DIR|INFOS',
-        help='measure them on a folder of sweeps (.bin, .npy, .npz) or infos of mmdet3d (.pkl, .json)',
+    add = cli.adder(group)
+    add(
+        '--calibrate DIR|INFOS',
+        'measure them on a folder of sweeps (.bin, .npy, .npz) or infos of mmdet3d (.pkl, .json)',
     )
-    group.add_argument(
-        '--ranges',
-        metavar='FILE',
-        help='of an earlier calibration, edited or not (default: those in the checkpoint, if any)',
+    add(
+        '--ranges FILE', 'of an earlier calibration, edited or not (default: those in the checkpoint, if any)'
     )
-    group.add_argument('--method', choices=METHODS, default=METHODS[0], help='of inputs (default: mse)')
-    group.add_argument(
-        '--batches', type=int, default=100, metavar='N', help='sweeps, evenly; 0 takes all (default: 100)'
-    )
-    group.add_argument(
+    add('--method', 'of inputs (default: mse)', METHODS[0], choices=METHODS)
+    add('--batches N', 'sweeps, evenly; 0 takes all (default: 100)', 100)
+    add(
         '--fp16-ranges',
+        'round ranges to fp16 (default: as the reference, which does for BEVFusion)',
         action=argparse.BooleanOptionalAction,
-        help='round ranges to fp16 (default: as the reference, which does for BEVFusion)',
     )
-    group.add_argument('--data-root', default='', metavar='DIR', help='where the sweeps of infos are')
+    add('--data-root DIR', 'where the sweeps of infos are', '')
 
 
 def check(args: argparse.Namespace) -> None:

@@ -39,15 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
         'ONNX file, or folder of graphs, that mm2onnx exported',
         f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, to be drawn to a folder or an .mp4',
     )
-    parser.add_argument(
-        '--data-root',
-        metavar='DIR',
-        help='of frames: folder of the data set, where the infos say another one',
-    )
-    parser.add_argument(
+    cli.add(parser, '--data-root DIR', 'of frames: folder of the data set, where the infos say another one')
+    cli.add(
+        parser,
         '--black-if-missing',
-        action='store_true',
-        help='of frames: a black picture for a camera whose picture is not there, instead of an error',
+        'of frames: a black picture for a camera whose picture is not there, instead of an error',
     )
     return parser
 

@@ -38,69 +38,38 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_calibration(group: argparse._ArgumentGroup) -> None:
     ranges.add_arguments(group)
-    group.add_argument(
-        '--percentile',
-        type=float,
-        default=PERCENTILE,
-        metavar='P',
-        help='for --method percentile (default: 99.99)',
-    )
-    group.add_argument(
+    add = cli.adder(group)
+    add('--percentile P', 'for --method percentile (default: 99.99)', PERCENTILE)
+    add(
         '--add-method',
+        'of residual additions (default: as the reference, max for CenterPoint, else as --method)',
         choices=METHODS,
-        help='of residual additions (default: as the reference, max for CenterPoint, else as --method)',
     )
-    group.add_argument(
-        '--unfolded',
-        nargs='+',
-        metavar='MODULE',
-        help='weight ranges of the kernel before batch normalisation is folded (default: as the reference, '
+    add(
+        '--unfolded MODULE...',
+        'weight ranges of the kernel before batch normalisation is folded (default: as the reference, '
         'conv_input.0 of CenterPoint, with --int8-fp16-input-output)',
     )
-    cli.writes(
-        group.add_argument(
-            '--output', metavar='FILE', help=f'where ranges are written (default: {DEFAULT_OUTPUT})'
-        )
-    )
+    add('--output FILE', f'where ranges are written (default: {DEFAULT_OUTPUT})', writes='{}')
 
 
 def _add_fidelity(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        '--fidelity',
+    add = cli.adder(group)
+    add(
+        '--fidelity DIR|INFOS',
+        'compare int8 and fp16 with fp32 (default: on the sweeps of --calibrate)',
         nargs='?',
         const='',
-        metavar='DIR|INFOS',
-        help='compare int8 and fp16 with fp32 (default: on the sweeps of --calibrate)',
     )
-    group.add_argument(
-        '--fidelity-batches',
-        type=int,
-        default=4,
-        metavar='N',
-        help='sweeps, evenly; 0 takes all (default: 4)',
-    )
-    group.add_argument(
-        '--int8-fp16-input-output',
-        action='store_true',
-        help="the first and last layer as in the reference's INT8 file",
-    )
-    group.add_argument(
-        '--fp16-layers',
-        nargs='+',
-        default=[],
-        metavar='PATTERN',
-        help='layers that stay fp16, by name or module path',
-    )
-    group.add_argument(
-        '--target', type=float, default=0.999, help='cosine that advice aims at (default: 0.999)'
-    )
-    group.add_argument('--no-advice', action='store_true', help='skip the runs that advice needs')
-    group.add_argument(
-        '--assumptions', action='store_true', help='also: how far int8 depends on what files do not say'
-    )
-    group.add_argument('--all', action='store_true', help=f'show all layers, not only the {WORST} worst')
-    cli.writes(group.add_argument('--draw', metavar='PNG', help='draw the layers'))
-    group.add_argument('--json', metavar='FILE', help='write what was found as JSON')
+    add('--fidelity-batches N', 'sweeps, evenly; 0 takes all (default: 4)', 4)
+    add('--int8-fp16-input-output', "the first and last layer as in the reference's INT8 file")
+    add('--fp16-layers PATTERN...', 'layers that stay fp16, by name or module path', [])
+    add('--target TARGET', 'cosine that advice aims at (default: 0.999)', 0.999)
+    add('--no-advice', 'skip the runs that advice needs')
+    add('--assumptions', 'also: how far int8 depends on what files do not say')
+    add('--all', f'show all layers, not only the {WORST} worst')
+    add('--draw PNG', 'draw the layers', writes='{}')
+    add('--json FILE', 'write what was found as JSON')
 
 
 def check(args: argparse.Namespace) -> None:

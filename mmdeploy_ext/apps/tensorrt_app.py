@@ -29,77 +29,58 @@ def build_parser() -> argparse.ArgumentParser:
         'architecture on a machine without a GPU. Dtypes are those of the file; --fp16 writes float16 into '
         'it first.'
     )
-    parser.add_argument(
-        'onnx',
-        nargs='+',
-        help='ONNX file, or an engine (.engine), which is checked and described; several for --table',
+    add = cli.adder(parser)
+    add(
+        'onnx onnx...',
+        'ONNX file, or an engine (.engine), which is checked and described; several for --table',
     )
-    cli.writes(
-        parser.add_argument('--output', metavar='F', help='engine to write (default: ONNX with .engine)'),
-        '{}',
-        '{}.json',
+    add(
+        '--output F',
+        'engine to write (default: ONNX with .engine)',
+        writes=(
+            '{}',
+            '{}.json',
+        ),
     )
-    parser.add_argument(
-        '--sm',
+    add(
+        '--sm N...',
+        'architectures of one engine, e.g. 86 for SM 8.6 (default: the GPU at hand)',
+        [],
         type=int,
-        nargs='+',
-        default=[],
-        metavar='N',
-        help='architectures of one engine, e.g. 86 for SM 8.6 (default: the GPU at hand)',
     )
-    parser.add_argument(
+    add(
         '--package',
+        'auto: tensorrt-rtx with --sm, else the one that is installed (default)',
+        'auto',
         choices=('auto', 'tensorrt', 'tensorrt-rtx'),
-        default='auto',
-        help='auto: tensorrt-rtx with --sm, else the one that is installed (default)',
     )
-    parser.add_argument(
-        '--fp16', action='store_true', help='mixed precision; inputs and outputs stay as they are'
-    )
-    parser.add_argument(
-        '--keep-fp32',
-        nargs='+',
-        metavar='PATTERN',
-        help="with --fp16: nodes that stay float32, by name, operator, module or output ('*', '?'; default: "
+    add('--fp16', 'mixed precision; inputs and outputs stay as they are')
+    add(
+        '--keep-fp32 PATTERN...',
+        "with --fp16: nodes that stay float32, by name, operator, module or output ('*', '?'; default: "
         'decoding and post-processing)',
     )
-    parser.add_argument(
-        '--shapes',
-        nargs='+',
-        default=[],
-        metavar='NAME=MIN/OPT/MAX',
-        help='sizes of inputs or axes that are open, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344',
+    add(
+        '--shapes NAME=MIN/OPT/MAX...',
+        'sizes of inputs or axes that are open, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344',
+        [],
     )
-    parser.add_argument(
-        '--constant',
-        nargs='+',
-        default=[],
-        metavar='NAME[=VALUES]',
-        help='inputs that become constants, of their default or of VALUES (1,2,...), where sizes inside '
+    add(
+        '--constant NAME[=VALUES]...',
+        'inputs that become constants, of their default or of VALUES (1,2,...), where sizes inside '
         'follow from them (masks, form full: img_shape ori_shape)',
+        [],
     )
-    parser.add_argument('--tf32', action='store_true', help='let float32 products round to 10 bits')
-    cli.writes(
-        parser.add_argument(
-            '--table',
-            metavar='MD',
-            help='build all files in float32 and float16 for each of --sm, write a table between the '
-            'marks of MD',
-        )
+    add('--tf32', 'let float32 products round to 10 bits')
+    add(
+        '--table MD',
+        'build all files in float32 and float16 for each of --sm, write a table between the marks of MD',
+        writes='{}',
     )
-    parser.add_argument(
-        '--mark',
-        default='table',
-        metavar='NAME',
-        help='the marks of --table: <!-- NAME --> and <!-- /NAME --> (default: table)',
-    )
-    cli.writes(parser.add_argument('--layers', metavar='JSON', help='write the dtype of every layer'))
-    parser.add_argument('--check', action='store_true', help='only say what TensorRT cannot take; no build')
-    parser.add_argument(
-        '--verify',
-        action='store_true',
-        help='run it beside ONNX Runtime, where there is a GPU; 1 if unproven',
-    )
+    add('--mark NAME', 'the marks of --table: <!-- NAME --> and <!-- /NAME --> (default: table)', 'table')
+    add('--layers JSON', 'write the dtype of every layer', writes='{}')
+    add('--check', 'only say what TensorRT cannot take; no build')
+    add('--verify', 'run it beside ONNX Runtime, where there is a GPU; 1 if unproven')
     cli.add_debug_option(parser)
     return parser
 

@@ -31,32 +31,21 @@ def build_parser() -> argparse.ArgumentParser:
         description='Evaluate a detector with PyTorch (X_pth.py) or an ONNX engine (X_onnx.py).'
     )
     shared.add_model_arguments(parser, device='auto')
-    parser.add_argument('--eval', nargs='+', metavar='METRIC', help='metrics of the data set, e.g. bbox')
-    parser.add_argument(
-        '--eval-options', nargs='+', metavar='KEY=VALUE', help='arguments of dataset.evaluate()'
-    )
-    cli.writes(parser.add_argument('--out', metavar='FILE', help='write the results, .pkl or .pickle'))
-    parser.add_argument(
-        '--format-only', action='store_true', help="write the results in the data set's format, no evaluation"
-    )
-    parser.add_argument(
-        '--fuse-conv-bn', action='store_true', help='fold batch normalisation into the convolutions (PyTorch)'
-    )
-    work = parser.add_argument('--work-dir', help='default: work_dirs/<config without _pth or _onnx>')
-    show = parser.add_argument('--show-dir', help='draw the detections into this folder')
-    parser.add_argument(
-        '--show-score-thr', type=float, default=0.3, help='drawn from this score on (default: 0.3)'
-    )
-    parts = parser.add_argument(
-        '--tmpdir', help='where ranks leave their part of the results (default: they are sent)'
-    )
+    add = cli.adder(parser)
+    add('--eval METRIC...', 'metrics of the data set, e.g. bbox')
+    add('--eval-options KEY=VALUE...', 'arguments of dataset.evaluate()')
+    add('--out FILE', 'write the results, .pkl or .pickle', writes='{}')
+    add('--format-only', "write the results in the data set's format, no evaluation")
+    add('--fuse-conv-bn', 'fold batch normalisation into the convolutions (PyTorch)')
+    work = add('--work-dir WORK_DIR', 'default: work_dirs/<config without _pth or _onnx>')
+    show = add('--show-dir SHOW_DIR', 'draw the detections into this folder')
+    add('--show-score-thr SHOW_SCORE_THR', 'drawn from this score on (default: 0.3)', 0.3)
+    parts = add('--tmpdir TMPDIR', 'where ranks leave their part of the results (default: they are sent)')
     for folder in (work, show, parts):
         cli.writes(folder, '')
-    parser.add_argument('--gpu-collect', action='store_true', help='collect results through the GPUs')
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch'
-    )
+    add('--gpu-collect', 'collect results through the GPUs')
+    add('--launcher', '', 'none', choices=('none', 'pytorch', 'slurm', 'mpi'))
+    add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
     cli.add_debug_option(parser)
     return parser
 

@@ -40,27 +40,17 @@ def build_parser() -> argparse.ArgumentParser:
         'exit status 0 proven, 1 not, 2 usage.'
     )
     shared.add_model_arguments(parser)
-    parser.add_argument(
-        'onnx_file', metavar='m.onnx', help='file, or folder of graphs, that mm2onnx exported'
-    )
-    parser.add_argument(
-        '--images',
-        '--input',
-        nargs='+',
-        metavar='PATH',
-        help='samples to compare on. Images or folders: dynamic files get them at the size that the rule of '
+    add = cli.adder(parser)
+    add('onnx_file m.onnx', 'file, or folder of graphs, that mm2onnx exported')
+    add(
+        '--images --input PATH...',
+        'samples to compare on. Images or folders: dynamic files get them at the size that the rule of '
         'the config gives each, views of the first are the other inputs (default: demo/toy.jpg). LiDAR: '
         'sweeps (.bin, .npy; of sparse backbones voxels in .npz too), folders of them, or info files (.pkl). '
         'Models with a memory: an info file (.pkl)',
     )
-    parser.add_argument(
-        '--eval', nargs='+', metavar='METRIC', help='also compare data-set metrics by both engines, e.g. bbox'
-    )
-    parser.add_argument(
-        '--edited',
-        action='store_true',
-        help='the file was edited on purpose: inputs alone decide, its graph is not compared',
-    )
+    add('--eval METRIC...', 'also compare data-set metrics by both engines, e.g. bbox')
+    add('--edited', 'the file was edited on purpose: inputs alone decide, its graph is not compared')
     group = parser.add_argument_group(
         'what the export was asked for',
         'as at the export, 0 for all candidates; a file that says something else is not proven',

@@ -30,32 +30,23 @@ def build_parser() -> argparse.ArgumentParser:
         description='Run a scene of data.test through a model of cameras, LiDAR or both and draw its boxes '
         'into all cameras and from above, by PyTorch, by ONNX Runtime, or by both side by side.'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint file; PyTorch needs it')
-    parser.add_argument(
-        '--onnx', metavar='PATH', help='folder or file that pytorch2onnx.py wrote; ONNX Runtime needs it'
-    )
+    add = cli.adder(parser)
+    add('config', 'config file')
+    add('checkpoint', 'checkpoint file; PyTorch needs it', nargs='?')
+    add('--onnx PATH', 'folder or file that pytorch2onnx.py wrote; ONNX Runtime needs it')
     demo.add_options(parser, None, 'both where a checkpoint and --onnx are given, else the one that is')
-    parser.add_argument(
-        '--scene', type=int, default=0, metavar='N', help='number of the scene, from 0 (default: %(default)s)'
+    add('--scene N', 'number of the scene, from 0 (default: %(default)s)', 0)
+    add('--frames N', 'only the first N frames (default: all)', type=int)
+    add(
+        '--out PATH',
+        'a video in .mp4, or a folder for one PNG file per frame',
+        type=Path,
+        required=True,
+        writes='{}',
     )
-    parser.add_argument('--frames', type=int, metavar='N', help='only the first N frames (default: all)')
-    cli.writes(
-        parser.add_argument(
-            '--out',
-            type=Path,
-            required=True,
-            metavar='PATH',
-            help='a video in .mp4, or a folder for one PNG file per frame',
-        )
-    )
-    parser.add_argument(
-        '--fps', type=float, default=4.0, metavar='F', help='of the video (default: %(default)s)'
-    )
-    parser.add_argument('--device', default='cpu', help='where PyTorch runs (default: %(default)s)')
-    parser.add_argument(
-        '--providers', nargs='+', metavar='EP', help='ONNX Runtime execution providers, in order'
-    )
+    add('--fps F', 'of the video (default: %(default)s)', 4.0)
+    add('--device DEVICE', 'where PyTorch runs (default: %(default)s)', 'cpu')
+    add('--providers EP...', 'ONNX Runtime execution providers, in order')
     cli.add_debug_option(parser)
     return parser
 

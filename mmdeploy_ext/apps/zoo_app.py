@@ -34,37 +34,29 @@ def build_parser() -> argparse.ArgumentParser:
         'files against PyTorch. What was proven once is not proven again until its graph or the code of the '
         'proof changes. Exit status 1 when a config of a known family is not proven.'
     )
-    parser.add_argument(
-        'configs', nargs='*', metavar='CONFIG',
-        help='files, folders and globs, also below the configs of the installed mmdet (default: all of them) '
+    add = cli.adder(parser)
+    add(
+        'configs CONFIG',
+        'files, folders and globs, also below the configs of the installed mmdet (default: all of them) '
         "or, as 'mmdet3d/second/*.py', of mmdet3d",
-    )  # fmt: skip
-    cli.writes(parser.add_argument('--out', type=Path, default=Path('work_dirs/zoo'), metavar='FOLDER'))
-    parser.add_argument(
-        '--heads', nargs='+', default=(), metavar='CLASS', help='only configs with these heads'
+        nargs='*',
     )
-    parser.add_argument('--height', type=int, default=320, help='of the traced input, pixels (default: 320)')
-    parser.add_argument('--width', type=int, default=448, help='of the traced input, pixels (default: 448)')
-    parser.add_argument(
-        '--sweeps', type=int, default=SWEEPS,
-        help=f'generated ones that LiDAR models are proven on (default: {SWEEPS})',
-    )  # fmt: skip
-    parser.add_argument(
-        '--files', nargs='+', choices=FILES, default=FILES,
-        help='of one size, and of any size and batch, which takes twice the time (default: both)',
-    )  # fmt: skip
-    parser.add_argument(
-        '--jobs', type=int, default=0, help='processes (default: one per core, as memory holds)'
+    add('--out FOLDER', '', Path('work_dirs/zoo'), writes='{}')
+    add('--heads CLASS...', 'only configs with these heads', ())
+    add('--height HEIGHT', 'of the traced input, pixels (default: 320)', 320)
+    add('--width WIDTH', 'of the traced input, pixels (default: 448)', 448)
+    add('--sweeps SWEEPS', f'generated ones that LiDAR models are proven on (default: {SWEEPS})', SWEEPS)
+    add(
+        '--files',
+        'of one size, and of any size and batch, which takes twice the time (default: both)',
+        FILES,
+        nargs='+',
+        choices=FILES,
     )
-    parser.add_argument(
-        '--timeout', type=float, default=SECONDS, help=f'of a config, s (default: {SECONDS:g})'
-    )
-    parser.add_argument(
-        '--memory', type=float, default=GIGABYTES, help=f'of a process, GB (default: {GIGABYTES:g})'
-    )
-    parser.add_argument(
-        '--list', action='store_true', help='print the configs and their parts; export nothing'
-    )
+    add('--jobs JOBS', 'processes (default: one per core, as memory holds)', 0)
+    add('--timeout TIMEOUT', f'of a config, s (default: {SECONDS:g})', SECONDS)
+    add('--memory MEMORY', f'of a process, GB (default: {GIGABYTES:g})', GIGABYTES)
+    add('--list', 'print the configs and their parts; export nothing')
     cli.add_debug_option(parser)
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import sys
@@ -182,6 +183,39 @@ def tracked(items: Iterable[Item], total: int | None, what: str, shown: bool = T
     hidden = not (shown and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         yield from bar.track(items, total=total, description=what)
+
+
+def add(parser: Any, names: str, text: str = '', default: Any = None, **more: Any) -> argparse.Action:
+    """Add an argument: '--max-iter N' has a value, '--images PATH...' several, '--all' is a flag.
+
+    Args:
+        parser: or a group of one.
+        names: of an option or of a positional argument; what help shows in place of its values comes last.
+        text: help.
+        default: its type is that of the values, where it is a number or a path.
+        more: arguments of `add_argument`; `writes` has those of the function of that name, one or several.
+    """
+    words = names.split()
+    flags = [word for word in words if word.startswith('-')] or words[:1]
+    titles = tuple(word.removesuffix('...') for word in words[len(flags) :])
+    files = more.pop('writes', None)
+    if titles:
+        more['metavar'] = titles if len(titles) > 1 else titles[0]
+    elif flags[0].startswith('-') and not more:
+        more['action'] = 'store_true'
+    if names.endswith('...') or len(titles) > 1:
+        more['nargs'] = '+' if names.endswith('...') else len(titles)
+    if default is not None:
+        more['default'] = default
+    if isinstance(default, int | float | Path):
+        more.setdefault('type', Path if isinstance(default, Path) else type(default))
+    action = parser.add_argument(*flags, help=text or None, **more)
+    return action if files is None else writes(action, *([files] if isinstance(files, str) else files))
+
+
+def adder(parser: Any) -> Callable[..., argparse.Action]:
+    """Return `add` of a parser or group."""
+    return functools.partial(add, parser)
 
 
 def writes(action: argparse.Action, *files: str) -> argparse.Action:

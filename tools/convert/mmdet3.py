@@ -56,16 +56,13 @@ def convert(args: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = Parser(prog='mmdet3.py', description=__doc__.splitlines()[0])
-    parser.add_argument(
-        'in_file', nargs='?', help='checkpoint of mmdet 3; left out where a config is translated'
-    )
-    cli.writes(
-        parser.add_argument('out_file', nargs='?', help='checkpoint, or config ending in .py, to write')
-    )
-    parser.add_argument(
-        '--config',
+    add = cli.adder(parser)
+    add('in_file', 'checkpoint of mmdet 3; left out where a config is translated', nargs='?')
+    add('out_file', 'checkpoint, or config ending in .py, to write', nargs='?', writes='{}')
+    add(
+        '--config CONFIG',
+        "of a checkpoint mmdet 2.28's config of the same model; else mmdet 3's, also as a checkpoint",
         required=True,
-        help="of a checkpoint mmdet 2.28's config of the same model; else mmdet 3's, also as a checkpoint",
     )
     cli.add_debug_option(parser)
     return parser

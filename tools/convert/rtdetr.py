@@ -43,15 +43,16 @@ def convert(args: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(prog='rtdetr.py', description=__doc__.splitlines()[0])
-    parser.add_argument('in_file', help='checkpoint of the original repository or of transformers')
-    cli.writes(parser.add_argument('out_file', help='checkpoint to write'))
-    parser.add_argument('--config', required=True, help='config of the same model, configs/rtdetr/*.py')
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help=shared.CFG_OPTIONS_HELP)
-    parser.add_argument(
+    add = cli.adder(parser)
+    add('in_file', 'checkpoint of the original repository or of transformers')
+    add('out_file', 'checkpoint to write', writes='{}')
+    add('--config CONFIG', 'config of the same model, configs/rtdetr/*.py', required=True)
+    add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
+    add(
         '--weights',
+        'of an original file: EMA weights where it holds them (auto, default), or one of both kinds',
+        'auto',
         choices=('auto', 'ema', 'model'),
-        default='auto',
-        help='of an original file: EMA weights where it holds them (auto, default), or one of both kinds',
     )
     cli.add_debug_option(parser)
     return parser

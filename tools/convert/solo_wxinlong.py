@@ -42,9 +42,10 @@ def convert(args: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(prog='solo_wxinlong.py', description=__doc__.splitlines()[0])
-    parser.add_argument('in_file', help='checkpoint of the original repository')
-    cli.writes(parser.add_argument('out_file', help='checkpoint to write'))
-    parser.add_argument('--config', required=True, help="mmdet's config of the same model")
+    add = cli.adder(parser)
+    add('in_file', 'checkpoint of the original repository')
+    add('out_file', 'checkpoint to write', writes='{}')
+    add('--config CONFIG', "mmdet's config of the same model", required=True)
     cli.add_debug_option(parser)
     return parser
 

@@ -50,9 +50,10 @@ def publish(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; 0 done, 1 failed, 2 usage."""
     parser = cli.ArgumentParser(prog='publish_model.py', description=__doc__.splitlines()[0])
-    parser.add_argument('in_file', help='checkpoint as the training saved it')
-    cli.writes(parser.add_argument('out_file', help='checkpoint to write'))
-    parser.add_argument('--half', action='store_true', help='store weights as float16, half of the size')
+    add = cli.adder(parser)
+    add('in_file', 'checkpoint as the training saved it')
+    add('out_file', 'checkpoint to write', writes='{}')
+    add('--half', 'store weights as float16, half of the size')
     cli.add_debug_option(parser)
     return cli.run(publish, parser, argv)
 

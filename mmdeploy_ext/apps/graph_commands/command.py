@@ -18,7 +18,7 @@ def no_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, text: str, *files: str) -> None:
     """Add --output; `files` are what is written of it, see `cli.writes`."""
-    cli.writes(parser.add_argument('--output', required=True, metavar=metavar, help=text), *files)
+    cli.add(parser, '--output', text, required=True, metavar=metavar, writes=(*files,))
 
 
 @dataclasses.dataclass(frozen=True)

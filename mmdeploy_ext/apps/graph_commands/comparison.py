@@ -20,47 +20,39 @@ DEFAULT_SEED = 0
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        'models',
-        nargs='+',
-        metavar='MODEL',
-        help='CONFIG CHECKPOINT m.onnx: a file against PyTorch; or a.onnx b.onnx: b against a, without torch',
+    add = cli.adder(parser)
+    add(
+        'models MODEL...',
+        'CONFIG CHECKPOINT m.onnx: a file against PyTorch; or a.onnx b.onnx: b against a, without torch',
     )
-    parser.add_argument(
-        '--images', nargs='+', metavar='PATH', help='pictures for PyTorch (default: demo/toy.jpg)'
-    )
-    parser.add_argument(
+    add('--images PATH...', 'pictures for PyTorch (default: demo/toy.jpg)')
+    add(
         '--no-fresh',
-        action='store_true',
-        help='do not export again to tell which tensor is which: pair by names, values and places alone',
+        'do not export again to tell which tensor is which: pair by names, values and places alone',
     )
-    parser.add_argument('--cfg-options', nargs='+', metavar='KEY=VALUE', help='override the config')
+    add('--cfg-options KEY=VALUE...', 'override the config')
     add_pair_arguments(parser)
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that two files have, too."""
-    parser.add_argument(
-        '--input', metavar='PATH', help='inputs by name: .npz, a folder of .npy, or a dump of a _pth run'
-    )
-    parser.add_argument('--seed', type=int, help='of random inputs for two files (default: 0)')
-    parser.add_argument(
-        '--rtol',
-        type=float,
-        help='an error is born where one node differs by more than this share of the largest value '
+    add = cli.adder(parser)
+    add('--input PATH', 'inputs by name: .npz, a folder of .npy, or a dump of a _pth run')
+    add('--seed SEED', 'of random inputs for two files (default: 0)', type=int)
+    add(
+        '--rtol RTOL',
+        'an error is born where one node differs by more than this share of the largest value '
         '(default: 1e-5; 3e-3 for float16)',
+        type=float,
     )
-    parser.add_argument(
-        '--all', action='store_true', help='print every tensor, not only those near the difference'
-    )
-    cli.writes(
-        parser.add_argument(
-            '--report',
-            metavar='DIR',
-            help='write DIR/report.html: errors along the depth of the graph, all tensors',
+    add('--all', 'print every tensor, not only those near the difference')
+    add(
+        '--report DIR',
+        'write DIR/report.html: errors along the depth of the graph, all tensors',
+        writes=(
+            '{}/report.html',
+            '{}/diff.json',
         ),
-        '{}/report.html',
-        '{}/diff.json',
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
 
 def _output_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser, 'y.onnx', 'file to write; never the input')
-    parser.add_argument(
-        '--prove', action='store_true', help='run both on random inputs: unequal numbers are exit status 1'
-    )
-    parser.add_argument('--seed', type=int, default=0, help='of the random inputs of --prove (default: 0)')
+    cli.add(parser, '--prove', 'run both on random inputs: unequal numbers are exit status 1')
+    cli.add(parser, '--seed SEED', 'of the random inputs of --prove (default: 0)', 0)
 
 
 def _load(args: argparse.Namespace) -> onnx.ModelProto:
@@ -74,20 +73,8 @@ def _write(
 
 
 def _extract_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--nodes',
-        nargs='+',
-        default=[],
-        metavar='NODE',
-        help="names, patterns ('/backbone/*') or positions ('#12')",
-    )
-    parser.add_argument(
-        '--tensors',
-        nargs='+',
-        default=[],
-        metavar='TENSOR',
-        help='names or patterns: the nodes that make them',
-    )
+    cli.add(parser, '--nodes NODE...', "names, patterns ('/backbone/*') or positions ('#12')", [])
+    cli.add(parser, '--tensors TENSOR...', 'names or patterns: the nodes that make them', [])
     _output_arguments(parser)
 
 
@@ -109,18 +96,8 @@ def run_extract(args: argparse.Namespace) -> int:
 
 
 def _cut_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--inputs',
-        nargs='+',
-        metavar='TENSOR',
-        help='tensors that become inputs (default: the inputs that are needed)',
-    )
-    parser.add_argument(
-        '--outputs',
-        nargs='+',
-        metavar='TENSOR',
-        help="tensors that become outputs (default: the graph's outputs)",
-    )
+    cli.add(parser, '--inputs TENSOR...', 'tensors that become inputs (default: the inputs that are needed)')
+    cli.add(parser, '--outputs TENSOR...', "tensors that become outputs (default: the graph's outputs)")
     _output_arguments(parser)
 
 
@@ -136,9 +113,7 @@ def run_cut(args: argparse.Namespace) -> int:
 
 
 def _insert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        'tensors', nargs='+', metavar='TENSOR', help="names or patterns ('/head/*') of inner tensors"
-    )
+    cli.add(parser, 'tensors TENSOR...', "names or patterns ('/head/*') of inner tensors")
     _output_arguments(parser)
 
 
@@ -163,12 +138,8 @@ def _rename_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=('OLD', 'NEW'),
             help=f'another name for a {what}; can be given again',
         )
-    parser.add_argument(
-        '--prefix', default='', metavar='P', help='before the names of all nodes and inner tensors, e.g. net/'
-    )
-    parser.add_argument(
-        '--name-nodes', action='store_true', help='name the nodes without a name, e.g. Conv_12'
-    )
+    cli.add(parser, '--prefix P', 'before the names of all nodes and inner tensors, e.g. net/', '')
+    cli.add(parser, '--name-nodes', 'name the nodes without a name, e.g. Conv_12')
     _output_arguments(parser)
 
 
@@ -193,17 +164,12 @@ def run_rename(args: argparse.Namespace) -> int:
 
 
 def _shape_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        'shapes',
-        nargs='+',
-        metavar='NAME=SIZES',
-        help='images=1x3x640x640 (fix), images=batch,3,h,w (open by name; ? without one), batch=1 (an axis)',
+    cli.add(
+        parser,
+        'shapes NAME=SIZES...',
+        'images=1x3x640x640 (fix), images=batch,3,h,w (open by name; ? without one), batch=1 (an axis)',
     )
-    parser.add_argument(
-        '--no-trial',
-        action='store_true',
-        help='do not run the result once at a size that the file did not have before',
-    )
+    cli.add(parser, '--no-trial', 'do not run the result once at a size that the file did not have before')
     _output_arguments(parser)
 
 
@@ -227,27 +193,16 @@ def run_set_shape(args: argparse.Namespace) -> int:
 
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('files', nargs='+', metavar='FILE', help='ONNX files, in the order of execution')
-    parser.add_argument(
-        '--connect',
-        nargs=2,
+    add = cli.adder(parser)
+    add('files FILE...', 'ONNX files, in the order of execution')
+    add(
+        '--connect OUT IN',
+        'an output of an earlier file feeds this input of a later one; equal names need none',
         action='append',
         default=[],
-        metavar=('OUT', 'IN'),
-        help='an output of an earlier file feeds this input of a later one; equal names need none',
     )
-    parser.add_argument(
-        '--names',
-        nargs='+',
-        metavar='NAME',
-        help="one per file, before its names (default: the files' names)",
-    )
-    parser.add_argument(
-        '--outputs',
-        nargs='+',
-        metavar='TENSOR',
-        help='outputs to keep (default: those that no later file takes)',
-    )
+    add('--names NAME...', "one per file, before its names (default: the files' names)")
+    add('--outputs TENSOR...', 'outputs to keep (default: those that no later file takes)')
     _output_arguments(parser)
 
 

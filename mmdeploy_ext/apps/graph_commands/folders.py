@@ -61,13 +61,13 @@ def _recognised(folder: str) -> str:
 
 
 def _folder(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument('folder', metavar='FOLDER', help=text)
-    parser.add_argument('--contract', metavar='NAME', help='which one (default: by the files that are there)')
+    cli.add(parser, 'folder FOLDER', text)
+    cli.add(parser, '--contract NAME', 'which one (default: by the files that are there)')
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
     _folder(parser, 'of ONNX files, whoever wrote them')
-    parser.add_argument('--strict', action='store_true', help='warnings fail, too')
+    cli.add(parser, '--strict', 'warnings fail, too')
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -91,7 +91,7 @@ def run_check(args: argparse.Namespace) -> int:
 
 def _tables_arguments(parser: argparse.ArgumentParser) -> None:
     _folder(parser, 'of an export')
-    parser.add_argument('calibration', metavar='CALIBRATION', help='.npz file of the matrices of a rig')
+    cli.add(parser, 'calibration CALIBRATION', '.npz file of the matrices of a rig')
     add_output(parser, 'FILE', 'the tables, .npz')
 
 

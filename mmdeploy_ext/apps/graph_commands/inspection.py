@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 
 def _shape_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--shape',
-        nargs='+',
-        default=[],
-        metavar='NAME=SIZES',
-        help='count at these sizes, e.g. images=1x3x640x640 or batch=1; the file stays as it is',
+    cli.add(
+        parser,
+        '--shape NAME=SIZES...',
+        'count at these sizes, e.g. images=1x3x640x640 or batch=1; the file stays as it is',
+        [],
     )
 
 
@@ -33,12 +32,12 @@ def _read(args: argparse.Namespace) -> onnx.ModelProto:
 
 
 def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--nodes',
+    cli.add(
+        parser,
+        '--nodes PATTERN',
+        "also list the nodes, or those whose name, operator or output fits, e.g. Conv or '/head/*'",
         nargs='?',
         const='*',
-        metavar='PATTERN',
-        help="also list the nodes, or those whose name, operator or output fits, e.g. Conv or '/head/*'",
     )
     _shape_argument(parser)
 
@@ -75,7 +74,7 @@ def _describe(model: onnx.ModelProto) -> dict[str, Any]:
 
 
 def _tree_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--depth', type=int, metavar='N', help='levels to print (default: all)')
+    cli.add(parser, '--depth N', 'levels to print (default: all)', type=int)
     _shape_argument(parser)
 
 
@@ -99,10 +98,8 @@ def run_tree(args: argparse.Namespace) -> int:
 
 def _draw_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser, 'x.svg', 'picture to write: .svg, .png or .pdf')
-    parser.add_argument('--node', metavar='NAME', help="draw what is around this node: its name, or '#12'")
-    parser.add_argument(
-        '--depth', type=int, metavar='N', help='steps up and down from --node that are drawn (default: 3)'
-    )
+    cli.add(parser, '--node NAME', "draw what is around this node: its name, or '#12'")
+    cli.add(parser, '--depth N', 'steps up and down from --node that are drawn (default: 3)', type=int)
 
 
 def run_draw(args: argparse.Namespace) -> int:

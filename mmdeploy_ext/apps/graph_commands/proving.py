@@ -24,19 +24,15 @@ HINT = 'accept it with a larger --tolerance, give other --inputs, or write it wi
 
 def add_feeds(parser: argparse.ArgumentParser) -> None:
     """Add where inputs come from."""
-    parser.add_argument(
-        '--inputs',
-        metavar='FILE',
-        help='inputs to run on: .npz, or a folder of .npy (default: random values)',
-    )
-    parser.add_argument('--seed', type=int, default=0, metavar='N', help='seed of random inputs (default: 0)')
-    parser.add_argument(
-        '--size',
+    add = cli.adder(parser)
+    add('--inputs FILE', 'inputs to run on: .npz, or a folder of .npy (default: random values)')
+    add('--seed N', 'seed of random inputs (default: 0)', 0)
+    add(
+        '--size AXIS=N',
+        'size of a symbolic axis for random inputs; may be repeated (default: 1 for the first axis of '
+        'an input, else 64)',
         action='append',
         default=[],
-        metavar='AXIS=N',
-        help='size of a symbolic axis for random inputs; may be repeated (default: 1 for the first axis of '
-        'an input, else 64)',
     )
 
 
@@ -44,14 +40,14 @@ def add_proof(parser: argparse.ArgumentParser, tolerance: float) -> None:
     """Add how the result is compared with the input file."""
     add_output(parser, 'OUT.onnx', 'file to write; the input file is never touched')
     add_feeds(parser)
-    parser.add_argument(
-        '--tolerance',
+    cli.add(
+        parser,
+        '--tolerance T',
+        'largest difference of an output, relative to its largest value (default: %(default)g)',
+        tolerance,
         type=float,
-        default=tolerance,
-        metavar='T',
-        help='largest difference of an output, relative to its largest value (default: %(default)g)',
     )
-    parser.add_argument('--no-proof', action='store_true', help='write the file without running it')
+    cli.add(parser, '--no-proof', 'write the file without running it')
 
 
 def check_tolerance(tolerance: float) -> float:

@@ -29,26 +29,19 @@ CHECK_HELP = (
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--check', required=True, metavar='CHECK', help=CHECK_HELP)
+    add = cli.adder(parser)
+    add('--check CHECK', CHECK_HELP, required=True)
     written = ('{}/model.onnx', '{}/README.md', '{}/case.json')
     add_output(parser, 'DIR', 'new folder for the reduced graph', *written)
     proving.add_feeds(parser)
-    parser.add_argument(
-        '--good', metavar='GOOD.onnx', help='model without the fault: the check has to say no to it'
+    add('--good GOOD.onnx', 'model without the fault: the check has to say no to it')
+    add(
+        '--tolerance T',
+        'difference that is no fault, as a part of the largest value (default: %(default)g)',
+        1e-4,
     )
-    parser.add_argument(
-        '--tolerance',
-        type=float,
-        default=1e-4,
-        metavar='T',
-        help='difference that is no fault, as a part of the largest value (default: %(default)g)',
-    )
-    parser.add_argument(
-        '--timeout', type=float, default=60, metavar='S', help='seconds for one check (default: %(default)g)'
-    )
-    parser.add_argument(
-        '--max-checks', type=int, default=400, metavar='N', help='most checks in all (default: %(default)s)'
-    )
+    add('--timeout S', 'seconds for one check (default: %(default)g)', 60, type=float)
+    add('--max-checks N', 'most checks in all (default: %(default)s)', 400)
 
 
 def run_reduce(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.apps.graph_commands import proving
 from mmdeploy_ext.apps.graph_commands.command import Command
+from mmdeploy_ext.core import cli
 
 if TYPE_CHECKING:
     import argparse
@@ -16,20 +17,20 @@ FP16_TOLERANCE = 1e-2
 
 
 def _replace_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = cli.adder(parser)
+    add(
         '--rule',
+        "what to replace, e.g. 's = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)'; may be repeated",
         action='append',
         default=[],
         metavar="'PATTERN -> NODES'",
-        help="what to replace, e.g. 's = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)'; may be repeated",
     )
-    parser.add_argument('--rules', metavar='FILE', help='file of rules, one per line, # begins a comment')
-    parser.add_argument(
-        '--named',
+    add('--rules FILE', 'file of rules, one per line, # begins a comment')
+    add(
+        '--named NAME',
+        'a rule that is there already (grid-sample, group-norm, ...); a wrong name lists them all',
         action='append',
         default=[],
-        metavar='NAME',
-        help='a rule that is there already (grid-sample, group-norm, ...); a wrong name lists them all',
     )
     proving.add_proof(parser, TOLERANCE)
 
@@ -101,7 +102,7 @@ def _shrink(args: argparse.Namespace, command: str, change: object, *packages: s
 
 
 def _opset_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--opset', type=int, required=True, metavar='N', help='opset to write')
+    cli.add(parser, '--opset N', 'opset to write', type=int, required=True)
     proving.add_proof(parser, TOLERANCE)
 
 
@@ -120,18 +121,19 @@ def run_opset(args: argparse.Namespace) -> int:
 
 
 def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--keep-fp32',
+    cli.add(
+        parser,
+        '--keep-fp32 PATTERN',
+        "nodes that stay float32 by name, operator, module or output: '/decoder/*', Softmax; repeatable",
         action='append',
         default=[],
-        metavar='PATTERN',
-        help="nodes that stay float32 by name, operator, module or output: '/decoder/*', Softmax; repeatable",
     )
-    parser.add_argument(
+    cli.add(
+        parser,
         '--io',
+        'floats of inputs and outputs (default: %(default)s)',
+        'fp32',
         choices=('fp32', 'fp16'),
-        default='fp32',
-        help='floats of inputs and outputs (default: %(default)s)',
     )
     proving.add_proof(parser, FP16_TOLERANCE)
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--max-voxels',
+    cli.add(
+        parser,
+        '--max-voxels N',
+        'most voxels of one sweep: an output bound below it is an error (default: 160000, a warning)',
         type=int,
-        metavar='N',
-        help='most voxels of one sweep: an output bound below it is an error (default: 160000, a warning)',
     )
-    parser.add_argument('--strict', action='store_true', help='warnings fail, too')
+    cli.add(parser, '--strict', 'warnings fail, too')
 
 
 def run_check(args: argparse.Namespace) -> int:
