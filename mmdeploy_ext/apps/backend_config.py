@@ -29,10 +29,6 @@ def graph_keys(family: Family) -> tuple[str, ...]:
 def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
     """Return the `backend_config` of a config; without one PyTorch runs.
 
-    Args:
-        cfg: the config.
-        family: of its model.
-
     Raises:
         ConfigError: unknown type or key, or a value of the wrong kind.
         EngineError: an engine or execution provider that is not here.
@@ -138,11 +134,7 @@ def precision(settings: dict[str, Any]) -> str:
 
 
 def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
-    """Refuse output paths that cannot be written; where the exported model goes is checked with its contract.
-
-    Raises:
-        UsageError: names the path.
-    """
+    """Refuse output paths that cannot be written; that of the exported model is checked with its contract."""
     check_writable(work_dir / 'metrics.json')
     if settings['dump'] and settings['dump']['dir']:
         check_writable(Path(settings['dump']['dir']) / 'manifest.json')

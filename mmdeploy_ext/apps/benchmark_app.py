@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.apps.options import refuse_given
+from mmdeploy_ext.core import cli, distributed
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import check_writable, write_json
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES, check_names
+from mmdeploy_ext.families.base import BACKBONE, Family, find_family
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.benchmark.plan import Plan
-    from mmdeploy_ext.families.base import Family
 
 WITH_POINTS = ('sweeps', 'fused')
 """Kinds of samples that hold points of a LiDAR."""
@@ -115,8 +119,6 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def _check(args: argparse.Namespace) -> list[str]:
     """Refuse what can be refused before anything is loaded; returns the engines."""
-    from mmdeploy_ext.core.files import check_writable
-
     cli.check_least(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
     cli.check_least(args, samples_per_gpu=0, threads=0, max_seconds=0)
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
@@ -156,14 +158,11 @@ def _check_engines_used(args: argparse.Namespace, engines: Sequence[str]) -> Non
 def plan_of(family: Family, args: argparse.Namespace) -> type[Plan]:
     """Return how the models of a family are measured: whole, or the sparse backbone of a LiDAR model alone.
 
-    Args:
-        family: that knows the model most closely.
-        args: `voxels`, `no_racing` and a portable file in `onnx` ask for the backbone of a detector.
+    `voxels`, `no_racing` and a portable file in `onnx` ask for the backbone of a detector.
     """
     from mmdeploy_ext.benchmark.images import ImagePlan
     from mmdeploy_ext.benchmark.sparse import SparsePlan
     from mmdeploy_ext.benchmark.streams import StreamPlan
-    from mmdeploy_ext.families.base import BACKBONE
 
     if family.samples == 'images':
         return ImagePlan
@@ -180,7 +179,6 @@ def is_portable(path: str) -> bool:
 
 def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
     from mmdeploy_ext.benchmark import report
-    from mmdeploy_ext.core.files import write_json
 
     if args.json:
         write_json(args.json, result)
@@ -194,16 +192,10 @@ def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Measure and report."""
     engines = _check(args)
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
     import cv2
     import torch
-
-    from mmdeploy_ext.apps.options import refuse_given
-    from mmdeploy_ext.core import distributed
-    from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import find_family
 
     register()
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)

@@ -18,16 +18,8 @@ DYNAMIC = {False: 'fixed', True: 'dynamic'}
 def print_exports(cfg: Any, family: Family, options: Options) -> int:
     """Print a table of the exports of a config, form by form; needs no weights.
 
-    Args:
-        cfg: the config.
-        family: that claims it.
-        options: of the export that is asked for.
-
     Returns:
-        0: the export that is asked for can be made.
-
-    Raises:
-        UsageError: it cannot; the same message as from the export.
+        0: the export that is asked for can be made; where it cannot, the error is that of the export.
     """
     from rich.console import Console
     from rich.table import Table

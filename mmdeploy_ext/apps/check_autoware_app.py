@@ -28,9 +28,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool.
-
-    Returns:
-        0 nothing was found, 1 something was, 2 usage.
-    """
+    """Run the tool: 0 nothing was found, 1 something was, 2 usage."""
     return cli.run(run_check, build_parser(), argv)

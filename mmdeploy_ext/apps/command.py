@@ -55,11 +55,7 @@ class Tool:
         return [name for name in STACK if self.exports and importlib.util.find_spec(name) is None]
 
     def register(self) -> None:
-        """Import the model families of the checkout that this is part of.
-
-        Raises:
-            ConfigError: it is part of none.
-        """
+        """Import the model families of the checkout that this is part of, or raise a ConfigError."""
         if not (ROOT / self.script).is_file():
             raise ConfigError(
                 f'{Path.cwd()}: is not a checkout of the repository, which has the model families and '
@@ -151,11 +147,7 @@ def as_program(name: str) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command.
-
-    Returns:
-        Its exit status; 2 where it needs what is not here.
-    """
+    """Run a sub-command and return its exit status; 2 where it needs what is not here."""
     words = sys.argv[1:] if argv is None else list(argv)
     if '_ARGCOMPLETE' in os.environ:
         complete()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
 
 if TYPE_CHECKING:
@@ -25,13 +26,7 @@ OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 
 
 def add_options(parser: argparse.ArgumentParser, engine: str | None, said: str) -> None:
-    """Add --engine, --score-thr, --cfg-options and --threads.
-
-    Args:
-        parser: of the tool.
-        engine: that runs when none is named.
-        said: the same in words.
-    """
+    """Add --engine, --score-thr, --cfg-options and --threads; `said` is the default engine in words."""
     add = cli.adder(parser)
     add('--engine', f'engine to run (default: {said})', engine, choices=(*ENGINES, 'both'))
     add('--score-thr S', 'draw boxes of at least this score, 0..1 (default: %(default)s)', 0.3)
@@ -53,12 +48,7 @@ def is_video(out: Path) -> bool:
 
 @contextlib.contextmanager
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield what takes one picture after the other; a video appears when it is complete.
-
-    Raises:
-        UsageError: this OpenCV cannot write mp4.
-    """
-    from mmdeploy_ext.core.files import atomic_path
+    """Yield what takes one picture after the other; a video appears when it is complete."""
     from mmdeploy_ext.runtime.draw import encode_png
 
     if is_video(out):

@@ -54,11 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def samples_of(folder: str) -> dict[str, Path]:
-    """Return sample name -> folder of a dump; a folder of one sample is a dump of that sample.
-
-    Raises:
-        DataError: there is no dump.
-    """
+    """Return sample name -> folder of a dump; a folder of one sample is a dump of that sample."""
     root = Path(folder)
     if (root / MANIFEST).is_file():
         return {root.name: root}

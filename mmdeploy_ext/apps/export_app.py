@@ -13,7 +13,11 @@ from mmdeploy_ext.apps import proof
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError, after_weights
-from mmdeploy_ext.families.base import DETECTOR, find_family
+from mmdeploy_ext.core.files import atomic_path, will_write
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.proof.tasks import task_module
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +26,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
 
 
 IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
@@ -33,8 +36,7 @@ ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's pytorch2onnx.py.
 
-    Args:
-        only_check: of a command line with --check, which needs no checkpoint.
+    `only_check` is of a command line with --check, which needs no checkpoint.
     """
     parser = cli.ArgumentParser(
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
@@ -115,7 +117,6 @@ class Export:
     def run(self, register: Callable[[], None]) -> int:
         """Export, and prove when asked to; returns the exit status."""
         cli.wait_passively()
-        from mmdeploy_ext.stack import compat
 
         compat.apply()
         args, values = self.args, self.values()
@@ -171,7 +172,6 @@ class Export:
 
     def check(self, cfg: Any, family: Family, model: Any) -> None:
         """Refuse, before the weights load, what cannot be exported or written."""
-        from mmdeploy_ext.core.files import will_write
         from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.deploy.files import check_output
 
@@ -222,12 +222,9 @@ def _show(
     import onnx
     import onnx.printer
 
-    from mmdeploy_ext.core.files import atomic_path
-    from mmdeploy_ext.engines import build_backend
     from mmdeploy_ext.proof.levels.cases import run_case
     from mmdeploy_ext.proof.levels.exported import open_file
     from mmdeploy_ext.proof.references import references
-    from mmdeploy_ext.proof.tasks import task_module
     from mmdeploy_ext.runtime.draw import encode_png
 
     file = open_file(path)

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.apps import ranges
+from mmdeploy_ext.apps import proof, ranges
 from mmdeploy_ext.apps.export_app import Export
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.core.files import will_write
+from mmdeploy_ext.families.base import BACKBONE, Family
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Collection, Sequence
 
-    from mmdeploy_ext.apps import proof
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
@@ -64,11 +63,7 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Read PATTERN=P or PATTERN=P:Q.
-
-    Raises:
-        UsageError: another form, or a precision that does not exist.
-    """
+    """Read PATTERN=P or PATTERN=P:Q; a UsageError of another form, or of an unknown precision."""
     found = []
     for entry in entries:
         pattern, _, value = entry.rpartition('=')
@@ -121,7 +116,6 @@ class BackboneExport(Export):
 
     def check(self, cfg: Any, family: Family, model: Any) -> None:
         """See `Export`; the name of the file has to say the right order, if any."""
-        from mmdeploy_ext.core.files import will_write
         from mmdeploy_ext.sparse.contract import order_of_name
 
         path = self.args.output_file
@@ -149,11 +143,7 @@ class BackboneExport(Export):
         return [path]
 
     def ranges(self, deployment: Deployment) -> Ranges | None:
-        """Return the ranges to write: of a file, measured, or of the checkpoint; None where none are needed.
-
-        Raises:
-            UsageError: int8 is asked for, and there are none.
-        """
+        """Return the ranges to write: of a file, measured, or of the checkpoint; None without need."""
         from mmdeploy_ext.deploy.sparse import has_int8, has_precision
 
         args = self.args

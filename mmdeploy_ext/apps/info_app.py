@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError
+from mmdeploy_ext.core.files import read_json, sha256_file, write_json
+from mmdeploy_ext.runtime.exported import model_files
 
 if TYPE_CHECKING:
     import argparse
@@ -43,9 +46,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Read, print and write."""
-    from mmdeploy_ext.core.files import write_json
-    from mmdeploy_ext.runtime.exported import model_files
-
     files = [describe(path) for path in model_files(args.model)]
     for file in files[1:]:
         if other := [key for key in SHARED if file.get(key) != files[0].get(key)]:
@@ -64,15 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what one file says, as plain JSON types: its metadata beside path, bytes and hash.
-
-    Raises:
-        ModelFileError: missing, damaged, or without metadata of mm2onnx.
-    """
+    """Return what one file says, as plain JSON types: its metadata beside path, bytes and hash."""
     from mmdeploy_ext.contract.metadata import Metadata, read_props
-    from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries
     from mmdeploy_ext.contract.metadata_schema import FIELDS
-    from mmdeploy_ext.core.files import sha256_file
 
     props = read_props(path)
     names = [name for name in FIELDS if PREFIX + name in props]
@@ -90,13 +84,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a verdict says of these files.
-
-    Raises:
-        DataError: no verdict, or one about other files.
-    """
-    from mmdeploy_ext.core.files import read_json, sha256_file
-
+    """Return what a verdict says of these files; a DataError where it is none, or about other files."""
     path = Path(report) / 'verdict.json' if Path(report).is_dir() else Path(report)
     content = read_json(path)
     try:

@@ -11,6 +11,11 @@ from mmdeploy_ext.apps import demo
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ConfigError, after_weights
+from mmdeploy_ext.core.files import atomic_path, check_writable
+from mmdeploy_ext.proof.tasks import bbox3d
+from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.exported import export_files as files_of
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     import argparse
@@ -49,8 +54,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Detect, compare and draw."""
-    from mmdeploy_ext.core.files import check_writable
-
     cli.wait_passively()
     demo.check_options(args)
     check_writable(args.out)
@@ -70,13 +73,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
 
 def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
-    """Return the deployment of config and checkpoint.
-
-    Raises:
-        ConfigError: no detector of LiDAR sweeps.
-    """
-    from mmdeploy_ext.stack import compat
-
+    """Return the deployment of config and checkpoint, a detector of LiDAR sweeps."""
     compat.apply()
     from mmdeploy_ext.deploy import deployment as deploy
 
@@ -93,8 +90,6 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
     """Return the exported files on ONNX Runtime, exported first where none are given."""
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.runtime.centerpoint.model import GRAPHS as NAMES
-    from mmdeploy_ext.runtime.consumers import runtime_of
-    from mmdeploy_ext.runtime.exported import export_files as files_of
 
     folder = args.onnx
     if folder is None:
@@ -141,14 +136,8 @@ def timed(engine: str, step: Callable[[np.ndarray], Detections3D], points: np.nd
 def show(
     args: argparse.Namespace, points: np.ndarray, found: dict[str, Detections3D], classes: Sequence[str]
 ) -> int:
-    """Write the picture; with two engines say whether their boxes are equal.
-
-    Returns:
-        0, or 1 when they are not.
-    """
-    from mmdeploy_ext.core.files import atomic_path
+    """Write the picture; with two engines say whether their boxes are equal: then 0, else 1."""
     from mmdeploy_ext.proof.results import Pair
-    from mmdeploy_ext.proof.tasks import bbox3d
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
 

@@ -9,6 +9,8 @@ from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.options import refuse_given
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import after_weights
+from mmdeploy_ext.core.files import write_json
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -58,10 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Observe every stage or graph of a model, print, write."""
     cli.wait_passively()
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.core.files import write_json
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.lint.report import print_report
@@ -119,9 +119,5 @@ def lint(
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
-    """Run the tool.
-
-    Returns:
-        0 clean, 1 findings of severity error or an export that is refused, 2 usage.
-    """
+    """Run the tool: 0 clean, 1 findings of severity error or an export that is refused, 2 usage."""
     return cli.run(lambda args: run(args, register), build_parser(), argv)

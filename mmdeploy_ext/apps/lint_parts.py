@@ -70,10 +70,7 @@ def parts_of(
         deployment: the trained model.
         options: form, shape and whether sizes are dynamic.
         picture: that is run; by default the demo's.
-        upstream: the detector's own `simple_test` instead of what is exported.
-
-    Raises:
-        UsageError: a family that has none of it.
+        upstream: the detector's own `simple_test` instead of what is exported, where the family has one.
     """
     family, images = deployment.family, deployment.family.samples == 'images'
     if upstream and not images:

@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.families import DETECTOR
 from mmdeploy_ext.contract.precision import PRECISIONS
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
-from mmdeploy_ext.engines import BACKENDS
+from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.registry import ENGINES, file_engines
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ CFG_OPTIONS_HELP = (
 
 def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') -> dict[str, Any]:
     """Parse key=value pairs with mmcv's own rules: lists as a,b or [a,b], nested `[(a,b),(c,d)]`.
-
-    Args:
-        pairs: of the command line.
-        option: its name, for the message.
 
     Raises:
         UsageError: a pair without '=', or a value that mmcv cannot read.
@@ -76,11 +72,7 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_normalisation(args: argparse.Namespace) -> None:
-    """Refuse --mean and --std that no picture can be normalised with.
-
-    Raises:
-        UsageError: not finite, or a standard deviation that is not positive.
-    """
+    """Refuse --mean and --std that are not finite, and standard deviations that are not positive."""
     for name in ('mean', 'std'):
         given = getattr(args, name)
         if given and not all(math.isfinite(value) and (value > 0 or name == 'mean') for value in given):
@@ -120,11 +112,7 @@ def given_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[s
 
 
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Return name -> value of what `add_graph_arguments` was given.
-
-    Raises:
-        UsageError: sizes that are none, or arguments that contradict each other.
-    """
+    """Return name -> value of what `add_graph_arguments` was given; refuses what contradicts each other."""
     from mmdeploy_ext.exporting.exporter import check_opset
 
     given = given_values(args, DETECTOR)
@@ -163,11 +151,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return backend name and options for `build_backend(engine, path, **options)`.
-
-    Raises:
-        UsageError: options that the engine does not have.
-    """
+    """Return backend name and options for `build_backend(engine, path, **options)`."""
     info = ENGINES[args.engine]
     if args.threads < 0:
         raise UsageError(f'--threads {args.threads}: expected 0 (the engine decides) or more')
@@ -185,15 +169,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_engine(kind: str, options: Mapping[str, Any]) -> None:
-    """Refuse an engine, a provider or an option that is not here, before a model is exported for it.
-
-    Raises:
-        EngineError: the engine or the provider is not here.
-        ConfigError: an option that the engine does not have.
-        UsageError: a number of threads that is none.
-    """
-    from mmdeploy_ext.engines import build_backend
-
+    """Refuse an engine, a provider or an option that is not here, before a model is exported for it."""
     threads = options.get('threads', 0)
     if not isinstance(threads, int) or threads < 0:
         raise UsageError(f'threads={threads!r}: expected 0 (the engine decides) or more')
@@ -203,11 +179,7 @@ def check_engine(kind: str, options: Mapping[str, Any]) -> None:
 
 
 def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
-    """Return height and width of one or two numbers; None is 0, 0, which means the default.
-
-    Raises:
-        UsageError: other than one or two positive numbers.
-    """
+    """Return height and width of one or two numbers; None is 0, 0, which means the default."""
     if shape is None:
         return 0, 0
     sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
@@ -248,12 +220,8 @@ def add_frames_argument(parser: Any) -> None:
 def check_engine_kind(kind: str, inference_precision: str | None = None) -> None:
     """Refuse an engine that streaming and LiDAR models do not run on, before anything is exported for it.
 
-    Args:
-        kind: registered name of the backend.
-        inference_precision: of OpenVINO, where it was given.
-
     Raises:
-        EngineError: the message says which one can.
+        EngineError: `kind`, a registered name, cannot; the message says which one can.
         UsageError: bfloat16 or float16 of the engine, by which no sequence is judged.
     """
     if 'stream' not in BACKENDS[kind].runs:
@@ -269,11 +237,7 @@ def check_engine_kind(kind: str, inference_precision: str | None = None) -> None
 def refuse_given(
     args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str], why: str
 ) -> None:
-    """Refuse options that were given and that this kind of model does not have.
-
-    Raises:
-        UsageError: names the first one.
-    """
+    """Refuse options that were given and that this kind of model does not have, by name."""
     for name in names:
         value = getattr(args, name, None)
         if value != parser.get_default(name):

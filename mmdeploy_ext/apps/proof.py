@@ -6,8 +6,12 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.metadata_entries import read_entry
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
+from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
+from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
     import argparse
@@ -16,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.results import Pair
 
 DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
@@ -25,11 +28,7 @@ PICTURE_WIDTH = 1100
 
 
 def read_images(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
-    """Read images and folders of images: (file name, BGR picture), at most `most`.
-
-    Raises:
-        ImageError: a path that is no image.
-    """
+    """Read images and folders of images: (file name, BGR picture), at most `most`."""
     from mmdeploy_ext.inputs.pictures import list_images, read_image
 
     found = list_images(paths)
@@ -111,9 +110,6 @@ def run_proof(
 
 def family_of(cfg: Any, path: str) -> Family:
     """Return the family of a file: that which it names, where it knows the config, else the closest one."""
-    from mmdeploy_ext.contract.metadata_entries import read_entry
-    from mmdeploy_ext.core.errors import ModelFileError
-    from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family
     from mmdeploy_ext.graph.io.files import read
 
     named = None
@@ -143,18 +139,10 @@ def write_proof(
 
 
 def write_picture(pictures: Sequence[Pair], deployment: Deployment, path: Path) -> Path:
-    """Draw both engines' detections of up to four images, one image per row.
-
-    Args:
-        pictures: of the proof.
-        deployment: the model, for its task and class names.
-        path: PNG file to write.
-    """
+    """Draw both engines' detections of up to four images, one image per row, and return the PNG file."""
     import cv2
     import numpy as np
 
-    from mmdeploy_ext.core.files import atomic_path
-    from mmdeploy_ext.proof.tasks import task_module
     from mmdeploy_ext.runtime.draw import encode_png
 
     chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]

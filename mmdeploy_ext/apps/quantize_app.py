@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.apps.quantize_report import WORST
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import check_outputs, check_writable
 from mmdeploy_ext.engines.registry import QUANTISED
 from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
 
@@ -128,11 +129,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantise.
-
-    Returns:
-        0 done, 1 when `--max-error` was not reached within `--budget`.
-    """
+    """Quantise; 1 where `--max-error` was not reached within `--budget`."""
     from mmdeploy_ext.apps import quantize_report
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files
@@ -174,8 +171,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
     """Refuse a picture or report that would replace what is read or made, or cannot be written."""
-    from mmdeploy_ext.core.files import check_outputs, check_writable
-
     reports = {option: [path] for option, path in (('--draw', args.draw), ('--json', args.json)) if path}
     made = [target.output, *(target.output.parent / path.name for path in target.beside)]
     read = [target.model, *target.beside]
@@ -209,16 +204,7 @@ def _quantisers(
 
 
 def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> list[str]:
-    """Return the layers to quantise.
-
-    Args:
-        graph: the float graph.
-        keep_float: patterns of layers that stay float.
-        last: quantise also the last layers.
-
-    Raises:
-        UsageError: a pattern fits no layer, or nothing is left.
-    """
+    """Return the layers to quantise: none that fits `keep_float`; the last ones only with `last`."""
     kept = set(graph.matching(keep_float)) | (set() if last else set(graph.last))
     layers = [layer.name for layer in graph.layers if layer.name not in kept]
     if not layers:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.files import write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -66,14 +67,9 @@ def _quantiser(args: argparse.Namespace) -> tuple[str, str]:
 def measure(
     args: argparse.Namespace, target: Target, probe: Probe, network: onnx.ModelProto, images: CalibrationSet
 ) -> dict[str, Any]:
-    """Return sizes, the outputs' errors, and the ratio of times where it is asked for.
+    """Return sizes, the outputs' errors, and the ratio of times of the first image where it is asked for.
 
-    Args:
-        args: of the command line.
-        target: both files.
-        probe: the float network's outputs.
-        network: the part of the INT8 file whose outputs are compared.
-        images: the first one is timed.
+    `network` is the part of the INT8 file whose outputs are compared with the float ones of `probe`.
     """
     from mmdeploy_ext.benchmark.dense_time import time_ratio
 
@@ -102,7 +98,6 @@ def show(
     exclusion: Exclusion | None,
 ) -> None:
     """Draw, write the JSON, and print the tables."""
-    from mmdeploy_ext.core.files import write_json
     from mmdeploy_ext.quantize import dense_views
 
     console = cli.stdout()

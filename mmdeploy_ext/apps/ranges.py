@@ -52,11 +52,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse sweeps and ranges that are none; `args.known` are those of `--ranges`.
-
-    Raises:
-        UsageError: both are given, or what they name is of another kind.
-    """
+    """Refuse sweeps and ranges that are none, or both of them; `args.known` are those of `--ranges`."""
     from mmdeploy_ext.quantize.sweeps import sweep_items
     from mmdeploy_ext.sparse.ranges import Ranges
 

@@ -6,9 +6,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.apps import demo
+from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
+from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.runtime.consumers import runner_of, runtime_of
+from mmdeploy_ext.runtime.exported import Opened, model_files
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.exported import Opened
 
 TAKES = dict(
     images='pictures, or folders of them',
@@ -51,9 +55,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Do what the options say."""
     from mmdeploy_ext.contract.metadata import Metadata, read_props
-    from mmdeploy_ext.contract.metadata_entries import PREFIX
-    from mmdeploy_ext.runtime.consumers import runner_of
-    from mmdeploy_ext.runtime.exported import model_files
 
     run_images.check_options(args)
     files = model_files(args.model)
@@ -74,11 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_inputs(args: argparse.Namespace, samples: str) -> None:
-    """Refuse files of another kind than the model takes.
-
-    Raises:
-        UsageError: names the file and what the model takes.
-    """
+    """Refuse files of another kind than the model takes."""
     for path in map(Path, args.images):
         suffix = path.suffix.lower()
         kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
@@ -92,13 +89,7 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
-    """Open the files of a model of sweeps or frames.
-
-    Raises:
-        ModelFileError: nothing here makes boxes of its outputs.
-    """
-    from mmdeploy_ext.runtime.consumers import runtime_of
-
+    """Open the files of a model of sweeps or frames, where something here makes boxes of its outputs."""
     cls = getattr(runtime_of(metadata.family), 'OPENS', None)
     if cls is None:
         raise ModelFileError(
@@ -109,11 +100,7 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Return sweeps, folders replaced by those in them, sorted.
-
-    Raises:
-        DataError: a folder without any.
-    """
+    """Return sweeps, folders replaced by those in them, sorted; a folder without any is a DataError."""
     found: list[Path] = []
     for path in paths:
         inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
@@ -152,7 +139,6 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw the boxes of each frame into the cameras and from above; a memory goes from frame to frame."""
-    from mmdeploy_ext.apps import demo
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw3d import compare_picture
     from mmdeploy_ext.runtime.infos import read_frames
@@ -222,7 +208,6 @@ def entry_of(
 
 def write(target: Path, picture: np.ndarray) -> None:
     """Write a picture atomically."""
-    from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 
     with atomic_path(target) as temporary:

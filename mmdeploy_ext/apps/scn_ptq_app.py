@@ -9,7 +9,10 @@ from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import ranges
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +77,6 @@ def _add_fidelity(group: argparse._ArgumentGroup) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, sources without sweeps and targets that cannot be written."""
-    from mmdeploy_ext.core.files import check_writable
     from mmdeploy_ext.quantize.calibrators import calibrator
     from mmdeploy_ext.quantize.sweeps import sweep_items
 
@@ -104,12 +106,10 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Calibrate, or read ranges; then compare where that is asked for."""
     check(args)
     cli.wait_passively()
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
     register()
     from mmdeploy_ext.deploy.deployment import load
-    from mmdeploy_ext.families.base import BACKBONE
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     deployment = load(
@@ -162,7 +162,6 @@ def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -
 
 
 def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]) -> None:
-    from mmdeploy_ext.core.files import write_json
     from mmdeploy_ext.quantize import assumptions, fidelity_views
 
     if args.draw:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps.options import refuse_given
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,11 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, or describe an engine.
-
-    Returns:
-        0 built (and proven when asked), 1 not proven.
-    """
+    """Build (and prove when asked), or describe an engine; 1 is not proven."""
     from mmdeploy_ext.engines.tensorrt import engine
 
     _refuse_idle(args)
@@ -136,7 +133,6 @@ def _refuse_idle(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace, job: Job, output: str) -> int:
-    from mmdeploy_ext.core.files import check_writable, write_json
     from mmdeploy_ext.engines.tensorrt import engine
 
     for target in filter(None, (output, args.layers)):
@@ -207,7 +203,6 @@ def _table(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from mmdeploy_ext.apps import tensorrt_table
-    from mmdeploy_ext.core.files import atomic_path, check_writable
     from mmdeploy_ext.engines.tensorrt.package import find_package
 
     if not args.sm:
@@ -258,12 +253,5 @@ def _verify(engine: str, onnx: str | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool.
-
-    Args:
-        argv: command line; None reads sys.argv.
-
-    Returns:
-        0 built (and proven when asked), 1 built and not proven, 2 usage.
-    """
+    """Run the tool: 0 built (and proven when asked), 1 built and not proven, 2 usage."""
     return cli.run(run, build_parser(), argv)

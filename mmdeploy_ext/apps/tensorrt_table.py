@@ -67,12 +67,8 @@ def measure(
 ) -> list[Row]:
     """Build every file in both precisions for all architectures; what one refuses, others may take.
 
-    Args:
-        paths: ONNX files.
-        architectures: one engine for all that take the file.
-        shapes: sizes of open axes; each file takes those that it has.
-        constants: likewise.
-        progress: told the file, how many are done and how many there are.
+    Of `shapes` and `constants` each file takes those that it has; `progress` is told the file, how many are
+    done and how many there are.
     """
     rows = []
     for done, path in enumerate(paths):

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps import backend_config
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps.test_models import FrameModel, ImageModel, TestedModel, check_dataset
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.core import cli, distributed
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
+from mmdeploy_ext.core.files import atomic_path, check_writable
 from mmdeploy_ext.engines import BACKENDS
+from mmdeploy_ext.families.base import DETECTOR, find_family
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     import argparse
@@ -51,11 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device of this process; 'auto' is its own GPU where there is one.
-
-    Args:
-        device: 'auto', or what the user chose.
-    """
+    """Return the device of this process; 'auto' is its own GPU where there is one."""
     import torch
 
     if device != 'auto':
@@ -77,10 +77,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Evaluate."""
     cli.wait_passively()
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.core import distributed
 
     _check_arguments(args)
     with distributed.join(args.launcher, args.local_rank) as ranks:
@@ -89,12 +87,9 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
 def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -> int:
     """Evaluate on the processes of the run, which end with one exit status."""
-    from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.core.files import check_writable
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import run_dataset
-    from mmdeploy_ext.families.base import DETECTOR, find_family
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
@@ -180,10 +175,7 @@ def threads_per_process() -> int:
 
 
 def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
-    """Export unless the files are there and were made from this config, checkpoint and these options.
-
-    Returns:
-        Whether they were exported.
+    """Export unless the files were made from this config, checkpoint and these options; says whether it did.
 
     Raises:
         ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
@@ -242,7 +234,6 @@ def finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> i
     """Write results, evaluate, keep the metrics and print the difference of the engines."""
     import pickle
 
-    from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.proof.levels.metrics import keep_metrics
 

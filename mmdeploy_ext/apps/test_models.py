@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.apps import backend_config
 from mmdeploy_ext.apps.options import check_engine_kind
+from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
 from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.engines import Backend, build_backend
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.core.dump import DumpWriter
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.evaluate.loop import Network
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.inputs.pictures import PreparedImage
@@ -43,11 +44,7 @@ class TestedModel(abc.ABC):
     def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
         """Read the settings; refuses what this kind of model does not have.
 
-        Args:
-            cfg: the config.
-            family: that claims it.
-            args: the command line.
-            work_dir: shared by the `_pth` and the `_onnx` run.
+        `work_dir` is shared by the `_pth` and the `_onnx` run.
         """
         self.args, self.settings = args, backend_config.read_settings(cfg, family)
         self.options = backend_config.graph_options(cfg, self.settings, family)
@@ -120,7 +117,6 @@ class ImageModel(TestedModel):
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
         """See `TestedModel`; precision is of the file."""
         from mmdeploy_ext.deploy.files import make_metadata
-        from mmdeploy_ext.engines import build_backend
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
         metadata = make_metadata(deployment, options)
@@ -140,7 +136,6 @@ class ImageModel(TestedModel):
 
     def traced(self, deployment: Deployment) -> list[PreparedImage]:
         """See `TestedModel`: the demo's picture."""
-        from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
         from mmdeploy_ext.deploy import deployment as deploy
         from mmdeploy_ext.inputs.pictures import read_image
 
@@ -153,7 +148,6 @@ class ImageModel(TestedModel):
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, Dumped]]:
         """See `TestedModel`."""
-        from mmdeploy_ext.engines import build_backend
         from mmdeploy_ext.proof.against_dump import DumpedImages
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
@@ -198,18 +192,7 @@ class FrameModel(TestedModel):
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
-    """Refuse a data set that lacks what its models need, and a dump that cannot be written.
-
-    Args:
-        cfg: the config.
-        tested: for its settings.
-        family: for the names of the tensors, where it knows them.
-        dataset: built by `evaluation.build_dataset`.
-
-    Raises:
-        ConfigError: names the key.
-        DataError: see `scene_tokens`.
-    """
+    """Refuse a data set that lacks what its models need, and a dump that cannot be written."""
     from mmdeploy_ext.evaluate.loop import scene_tokens
 
     if family.memory:

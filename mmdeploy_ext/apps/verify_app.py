@@ -10,7 +10,11 @@ from mmdeploy_ext.apps import proof
 from mmdeploy_ext.apps.options import add_frames_argument, check_engine_kind, refuse_given
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import after_weights
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families.base import BACKBONE, Family
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     import argparse
@@ -18,7 +22,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.results import MetricRow
 
 
@@ -67,10 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Load both sides and run the ladder."""
     cli.wait_passively()
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.core.config import load_config
 
     shared.check_normalisation(args)
     engine = shared.engine_options(args)
@@ -86,8 +87,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
 def refuse_others(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
     """Refuse options that this kind of model does not have."""
-    from mmdeploy_ext.families.base import BACKBONE
-
     if family.samples == 'images':
         refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
         return
@@ -116,9 +115,6 @@ def prove_files(
         engine: options of `build_backend`.
         weight_layout: see `Family.load`.
         claims: see `ladder.prove`.
-
-    Returns:
-        0 proven, 1 not.
     """
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.evaluate import evaluation
@@ -147,11 +143,9 @@ def prove_files(
 def _read(family: Family, path: str) -> tuple[list[str], dict[str, Any], Metadata | None]:
     """Return the files, their options, and their metadata: None for backbones, which keep less of it.
 
-    Raises:
-        ModelFileError: damaged; better now than after the weights have loaded.
+    What is damaged is refused now, not after the weights have loaded.
     """
     from mmdeploy_ext.deploy.files import read_files
-    from mmdeploy_ext.families.base import BACKBONE
     from mmdeploy_ext.graph.io.files import load, read
     from mmdeploy_ext.proof.levels.sparse_subject import file_options
 
@@ -171,7 +165,6 @@ def _metrics(
     engine: dict[str, Any],
 ) -> list[MetricRow]:
     """Evaluate the config's test set by both engines."""
-    from mmdeploy_ext.engines import build_backend
     from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
     from mmdeploy_ext.proof.half import precision_of
     from mmdeploy_ext.proof.levels.metrics import compare_metrics

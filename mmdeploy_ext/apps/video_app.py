@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps import demo
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.families.base import DETECTOR, find_family
+from mmdeploy_ext.proof.tasks import bbox3d
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     import argparse
@@ -52,11 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def chosen_engines(args: argparse.Namespace) -> list[str]:
-    """Return the keys of `demo.ENGINES` to run, PyTorch first.
-
-    Raises:
-        UsageError: an engine without its model.
-    """
+    """Return the keys of `demo.ENGINES` to run, PyTorch first; refuses an engine without its model."""
     given = [name for name, model in (('torch', args.checkpoint), ('onnx', args.onnx)) if model]
     if not given:
         raise UsageError('got neither a checkpoint nor --onnx; expected at least one of them')
@@ -70,8 +71,6 @@ def chosen_engines(args: argparse.Namespace) -> list[str]:
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse invalid numbers, and an output that cannot be written, before anything is loaded."""
-    from mmdeploy_ext.core.files import check_writable
-
     demo.check_options(args)
     cli.check_least(args, scene=0, frames=1)
     if not args.fps > 0:
@@ -103,10 +102,8 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     cli.wait_passively()
     engines = chosen_engines(args)
     check_options(args)
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import scene_tokens
 
@@ -123,11 +120,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
 
 def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list[int]:
-    """Return the sample indices of a scene in order.
-
-    Raises:
-        UsageError: there is no such scene.
-    """
+    """Return the sample indices of a scene in order."""
     scenes = list(dict.fromkeys(tokens))
     if scene >= len(scenes):
         raise UsageError(
@@ -137,13 +130,7 @@ def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list
 
 
 def drawn_family(config: str, cfg: Any) -> SequenceFamily:
-    """Return the family of a config.
-
-    Raises:
-        ConfigError: its models take single pictures.
-    """
-    from mmdeploy_ext.families.base import DETECTOR, find_family
-
+    """Return the family of a config, whose models do not take single pictures."""
     family = find_family(cfg, DETECTOR)
     if family.samples == 'images':
         raise ConfigError(
@@ -213,7 +200,6 @@ def picture(
         title: of the frame.
         score_thr: boxes below are left out.
     """
-    from mmdeploy_ext.proof.tasks import bbox3d
     from mmdeploy_ext.runtime.bird_eye import Layer
 
     pair = bbox3d.pair_of(frame, rule, title, *map(found.get, demo.ENGINES), demo.ENGINES['onnx'])

@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, write_json
-from mmdeploy_ext.zoo.record import FILES
+from mmdeploy_ext.stack import compat
+from mmdeploy_ext.zoo.record import FILES, Outcome, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.zoo.record import Outcome, Record
 
     Seeded = Callable[[Any, Family], torch.nn.Module]
 
@@ -62,15 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(register: Callable[[], None], seeded: Seeded, argv: Sequence[str] | None = None) -> int:
-    """Run the tool.
+    """Run the tool: 0 every config of a known family is proven, 1 one is not, 2 usage.
 
-    Args:
-        register: imports the projects whose families can be exported.
-        seeded: (cfg, family) -> the detector with seeded weights.
-        argv: command line; None reads sys.argv.
-
-    Returns:
-        0 every config of a known family is proven, 1 one is not, 2 usage.
+    `register` imports the projects whose families can be exported; `seeded` gives (cfg, family) -> the
+    detector with seeded weights.
     """
     return cli.run(lambda args: _body(args, register, seeded), build_parser(), argv)
 
@@ -83,7 +79,6 @@ def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded
         raise UsageError(f'--jobs {args.jobs}: expected 0 (one per core) or more')
     check_writable(args.out / 'zoo.json')
     cli.wait_passively()
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
     register()
@@ -112,7 +107,6 @@ def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded
 
 
 def _records(chosen: Sequence[Any], args: argparse.Namespace, seeded: Seeded) -> Any:
-    from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
     from mmdeploy_ext.engines.registry import DEFAULT
     from mmdeploy_ext.zoo.processes import Limits, run_all
     from mmdeploy_ext.zoo.subject import Settings

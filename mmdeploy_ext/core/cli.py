@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
-from mmdeploy_ext.core.files import check_writable, watched_run
+from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
 from mmdeploy_ext.core.outputs import outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rich.console import Console
-
-    from mmdeploy_ext.core.files import RunFiles
 
 
 Item = TypeVar('Item')
@@ -58,11 +56,7 @@ def wait_passively() -> None:
 
 
 def check_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers that are smaller than what makes sense, by the names of their arguments.
-
-    Raises:
-        UsageError: names the option.
-    """
+    """Refuse numbers that are smaller than what makes sense, by the names of their arguments."""
     for name, smallest in least.items():
         value = getattr(args, name)
         if value is not None and value < smallest:
@@ -170,11 +164,7 @@ def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
 def tracked(items: Iterable[Item], total: int | None, what: str, shown: bool = True) -> Iterator[Item]:
     """Yield the items, with a bar on stderr where that is a terminal: how many are done, and the time left.
 
-    Args:
-        items: one step each.
-        total: how many; None where that is not known.
-        what: stands before the bar.
-        shown: False shows none.
+    `total` is None where it is not known; `what` stands before the bar, which is there if `shown`.
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -231,11 +221,7 @@ def writes(action: argparse.Action, *files: str) -> argparse.Action:
 
 
 def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse a command line on which an output is one of its other files, or has no name.
-
-    Raises:
-        UsageError: names the option, the path and what it is.
-    """
+    """Refuse a command line on which an output is one of its other files, or has no name."""
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)

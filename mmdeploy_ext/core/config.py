@@ -25,9 +25,6 @@ def mmdet_config(relative: str) -> str:
 
     Args:
         relative: path below mmdet's `configs/`, e.g. 'atss/atss_r50_fpn_1x_coco.py'.
-
-    Raises:
-        ConfigError: mmdet is not installed, or has no such config.
     """
     return _package_config('mmdet', relative)
 
@@ -39,11 +36,7 @@ def mmdet3d_config(relative: str) -> str:
 
 @contextlib.contextmanager
 def refused_by_name(cfg: Any) -> Iterator[None]:
-    """Put the file of a config before what is refused inside of this block.
-
-    Raises:
-        ConfigError: that of the block, with the name of the file.
-    """
+    """Put the file of a config before the ConfigErrors of this block."""
     try:
         yield
     except ConfigError as error:
@@ -63,9 +56,6 @@ def _package_config(name: str, relative: str) -> str:
 
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     """Read an mmcv config, import its plugins and apply `--cfg-options`.
-
-    Returns:
-        An mmcv `Config`.
 
     Raises:
         ConfigError: missing file, syntax error, failing import, or an override that does not fit.

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 def check_distinct(names: Iterable[tuple[object, str]]) -> None:
     """Refuse two keys that become the same name, since it is not known which of them is meant.
 
-    Args:
-        names: key of the file, and what it becomes.
-
-    Raises:
-        CheckpointError: names both keys and the name; no file named.
+    `names` are a key of the file, and what it becomes; the CheckpointError names no file.
     """
     taken: dict[str, object] = {}
     for key, name in names:

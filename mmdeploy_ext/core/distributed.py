@@ -46,11 +46,7 @@ class Ranks:
             self._group = dist.new_group(backend='gloo', timeout=WORK_TIMEOUT)
 
     def gather(self, value: Any = None) -> list[Any]:
-        """Return every rank's value, on every rank; it waits for all of them.
-
-        Raises:
-            RankError: another process has failed, or ended.
-        """
+        """Return every rank's value, on every rank; a RankError where another one has failed, or ended."""
         if self.size == 1:
             return [value]
         told = self._exchange((value, None))
@@ -123,9 +119,6 @@ def join(launcher: str, local_rank: int = 0, timeout: datetime.timedelta = JOIN_
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         local_rank: number of this process on its machine, where the launcher has not set LOCAL_RANK.
         timeout: how long to wait for the others to come; that of Slurm is PyTorch's own.
-
-    Yields:
-        The processes.
 
     Raises:
         UsageError: the launcher's variables are not set.

@@ -21,10 +21,7 @@ MANIFEST = 'manifest.json'
 def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
     """Return 'NAME_1x3x256x256.bin'; a scalar is 'NAME_scalar.bin'.
 
-    Args:
-        name: of the tensor.
-        array: for its shape.
-        suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'.
+    `suffixes`: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'.
     """
     suffix = next((end for prefix, end in (suffixes or {}).items() if name.startswith(prefix)), '')
     return f'{name}_{"x".join(map(str, array.shape)) or "scalar"}{suffix}.bin'
@@ -66,10 +63,7 @@ def save_dump(
 
 
 def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a dump.
-
-    Returns:
-        name -> array, and the manifest.
+    """Read a dump: name -> array, and the manifest.
 
     Raises:
         DataError: a file is missing, or its content is not what the manifest says.
@@ -146,14 +140,7 @@ class DumpWriter:
         meanings: Mapping[str, str] | None = None,
         suffixes: Mapping[str, str] | None = None,
     ) -> None:
-        """Write one sample.
-
-        Args:
-            index: of the sample.
-            tensors: everything that there is.
-            facts: about this sample.
-            meanings: see `save_dump`.
-            suffixes: see `file_name`.
+        """Write one sample: of `tensors` those that the config asks for; the others are as in `save_dump`.
 
         Raises:
             ConfigError: `tensors` of the config names an unknown one.

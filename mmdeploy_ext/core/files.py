@@ -40,12 +40,7 @@ class RunFiles:
     def reads(self, what: str, paths: Iterable[AnyPath]) -> None:
         """Register files that are read; of a folder its data, of an ONNX file its external data too.
 
-        Args:
-            what: they are, for the message: 'the checkpoint'.
-            paths: need not exist.
-
-        Raises:
-            UsageError: one of them is to be written.
+        `what` they are, 'the checkpoint', is for the UsageError where one of them is to be written.
         """
         for path in map(Path, paths):
             key = _key(path)
@@ -57,11 +52,7 @@ class RunFiles:
             self._open()
 
     def writes(self, option: str, paths: Iterable[AnyPath]) -> None:
-        """Register files that are going to be written.
-
-        Args:
-            option: that names them.
-            paths: need not exist.
+        """Register files that an option is going to write; they need not exist.
 
         Raises:
             UsageError: a name is empty, of a file that is read, or of what another option writes.
@@ -76,11 +67,7 @@ class RunFiles:
             self.refuse_read(path, option)
 
     def refuse_read(self, path: AnyPath, option: str = '') -> None:
-        """Refuse to write a file that is read.
-
-        Raises:
-            UsageError: names the option, the path and what it is.
-        """
+        """Refuse to write a file that is read, by option, path and what it is."""
         if not os.path.isdir(path):
             if os.path.exists(path):
                 self._open()
@@ -173,9 +160,6 @@ def check_outputs(outputs: Mapping[str, Iterable[AnyPath]], inputs: Mapping[str,
     Args:
         outputs: option -> files that it names.
         inputs: what they are -> files that are read.
-
-    Raises:
-        UsageError: see `RunFiles.writes`.
     """
     run = RunFiles()
     for what, paths in inputs.items():
@@ -211,8 +195,7 @@ def _refuse_read(target: Path) -> None:
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target` that is renamed to it on success and removed on failure.
 
-    Args:
-        target: file to write. Its folder is made when it is missing.
+    The folder of the target is made when it is missing.
 
     Raises:
         UsageError: `target` is a file that this run reads.
@@ -264,9 +247,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def check_writable(target: str | os.PathLike[str]) -> None:
     """Refuse an output path that cannot be written, before hours are spent on making its content.
 
-    Raises:
-        UsageError: the folder is read-only, a folder or device stands where the file should be, or the run
-            of this tool reads the file.
+    The folder is read-only, a folder or device stands where the file should be, or this run reads the file.
     """
     if not str(target).strip():
         raise UsageError("'': is not the name of a file to write")

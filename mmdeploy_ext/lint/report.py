@@ -108,15 +108,7 @@ def make_report(
     trials: Sequence[Trial],
     names: Sequence[str],
 ) -> Report:
-    """Group events by rule and line.
-
-    Args:
-        name: of the module.
-        events: of the observed run.
-        exporters: that were asked for.
-        trials: of them.
-        names: of the inputs, to put in place of their numbers.
-    """
+    """Group events by rule and line; `names` are of the inputs, to put in place of their numbers."""
     groups: dict[tuple[str, str], list[Event]] = collections.defaultdict(list)
     for event in events:
         groups[event.rule, '' if event.site is None else event.site.text].append(event)
@@ -154,13 +146,7 @@ MAX_DETAILS = 2
 
 
 def print_report(report: Report, console: Console, notes: bool = False) -> None:
-    """Print a report.
-
-    Args:
-        report: of one module.
-        console: where to.
-        notes: print each note too, not only how many there are.
-    """
+    """Print a report, with each note or only how many there are."""
     from rich.markup import escape
 
     console.print(f'[bold]{escape(report.name)}[/bold]')

@@ -65,11 +65,7 @@ class Site:
 def caller(through_torch: bool = False) -> Site | None:
     """Return the innermost line outside of torch and of this package's machinery.
 
-    Args:
-        through_torch: take the user's line also where a module of torch stands between it and the operator.
-
-    Returns:
-        None when torch made the call for itself and `through_torch` is off.
+    None where torch made the call for itself; with `through_torch` it is then the user's line that led there.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and (_is_machinery(frame) or _file(frame) in THIN):

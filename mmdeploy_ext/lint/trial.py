@@ -64,12 +64,7 @@ def try_export(
 ) -> Trial:
     """Export a copy of a module, with the sizes of the example.
 
-    Args:
-        module: that was observed.
-        args: of its forward.
-        exporter: 'torchscript' or 'dynamo'.
-        opset: see `trial_opset`.
-        kills: the module has what ends the process under the dynamo exporter (`tensor-data`).
+    `kills`: the module has what ends the process under the dynamo exporter (`tensor-data`).
     """
     chosen = trial_opset(module, exporter, opset)
     if kills and exporter == 'dynamo':

@@ -49,11 +49,7 @@ class Config:
 
 
 def installed(library: str = LIBRARIES[0]) -> Path:
-    """Return the folder of configs of an installed library.
-
-    Raises:
-        UsageError: it is not installed, or without its configs.
-    """
+    """Return the folder of configs of an installed library."""
     found = importlib.util.find_spec(library)
     folder = Path(found.submodule_search_locations[0]) / '.mim' / 'configs' if found else None
     if folder is None or not folder.is_dir():
@@ -67,9 +63,6 @@ def paths(given: Sequence[str]) -> list[Path]:
     Args:
         given: files, folders and globs, also below the folder of the installed mmdet, and with 'mmdet3d/'
             before them below that of mmdet3d; none takes all of mmdet's.
-
-    Raises:
-        UsageError: one that fits no file.
     """
     if not given:
         return _files(installed())

@@ -48,16 +48,10 @@ class _Running:
 def run_all(
     configs: Sequence[Config], settings: Settings, out: Path, jobs: int, limits: Limits
 ) -> Iterator[Record]:
-    """Yield the record of each config as it ends; all of them are written below `out`.
+    """Yield the record of each config as it ends.
 
-    Of configs that are the same model when they are tested, the first is looked at for all of them.
-
-    Args:
-        configs: to look at.
-        settings: of the run.
-        out: folder: `records/` has a JSON file for each config, `logs/` what its process printed.
-        jobs: processes at a time.
-        limits: of each.
+    Of configs that are the same model when they are tested, the first is looked at for all of them. Below
+    `out`, `records/` has a JSON file for each config, `logs/` what its process printed.
     """
     for name in ('records', 'logs'):
         (out / name).mkdir(parents=True, exist_ok=True)

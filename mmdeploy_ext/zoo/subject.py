@@ -16,9 +16,9 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.families.base import DETECTOR, find_family
+from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.zoo.configs import without_augmentation
+from mmdeploy_ext.zoo.configs import Config, without_augmentation
 from mmdeploy_ext.zoo.record import FILES, NOT_PROVEN, Outcome, Record, failure
 from mmdeploy_ext.zoo.rules import files_digest, proof_rules
 
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.verdict import Verdict
-    from mmdeploy_ext.zoo.configs import Config
 
 WEIGHTS = 'seeded weights'
 """What stands for the path of a checkpoint."""

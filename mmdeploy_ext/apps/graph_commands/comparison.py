@@ -6,8 +6,12 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.apps.options import parse_cfg_options
+from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     import argparse
@@ -57,14 +61,8 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_diff(args: argparse.Namespace) -> int:
-    """Compare, write and print.
-
-    Returns:
-        0 equal, 1 not.
-    """
+    """Compare, write and print: 0 equal, 1 not."""
     from pathlib import Path
-
-    from mmdeploy_ext.core.files import check_writable
 
     if len(args.models) not in (2, 3):
         raise UsageError(
@@ -113,11 +111,8 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     if args.input and args.images:
         raise UsageError('--input and --images: give one of them')
     cli.wait_passively()
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    from mmdeploy_ext.apps.options import parse_cfg_options
-    from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.graph.diff.findings import HALF, Bars

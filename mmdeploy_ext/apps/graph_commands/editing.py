@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -80,7 +81,6 @@ def _extract_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_extract(args: argparse.Namespace) -> int:
     """Write some nodes as a model of their own."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes.extract import extract
     from mmdeploy_ext.graph.passes.select import matching, select
@@ -103,7 +103,6 @@ def _cut_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_cut(args: argparse.Namespace) -> int:
     """Write what lies between tensors."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.passes.extract import cut
 
     if not args.inputs and not args.outputs:
@@ -145,7 +144,6 @@ def _rename_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_rename(args: argparse.Namespace) -> int:
     """Write the graph with other names."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.rename import rename
 
@@ -208,7 +206,6 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_merge(args: argparse.Namespace) -> int:
     """Write several files as one."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph import proof
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.passes.merge import merge

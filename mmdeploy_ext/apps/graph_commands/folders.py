@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 from mmdeploy_ext.apps.graph_commands.sparse import print_violations
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -36,13 +38,7 @@ def known(attribute: str) -> dict[str, Any]:
 
 
 def chosen(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
-    """Return the name of the contract that is asked for, or that the folder's files are of, and its function.
-
-    Raises:
-        UsageError: no such contract.
-    """
-    from mmdeploy_ext.core.errors import UsageError
-
+    """Return the contract that is asked for, or that the folder's files are of, and its function."""
     found = known(attribute)
     name = args.contract or (next(iter(found)) if len(found) == 1 else _recognised(args.folder))
     if name not in found:
@@ -97,8 +93,6 @@ def _tables_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_tables(args: argparse.Namespace) -> int:
     """Write the tables of a rig and print how large they are."""
-    from mmdeploy_ext.core.files import check_writable
-
     name, write = chosen(args, 'TABLES')
     check_writable(args.output)
     facts = write(args.folder, args.calibration, args.output)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +46,6 @@ def _show_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_show(args: argparse.Namespace) -> int:
     """Print what is in a file."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.show import summary
     from mmdeploy_ext.sparse.show import trace_lines
 
@@ -106,8 +107,6 @@ def run_draw(args: argparse.Namespace) -> int:
     """Draw a graph, sparse or ordinary."""
     from pathlib import Path
 
-    from mmdeploy_ext.core.errors import UsageError
-    from mmdeploy_ext.core.files import check_writable
     from mmdeploy_ext.graph.io import checks, files
     from mmdeploy_ext.graph.show.draw import draw
     from mmdeploy_ext.sparse.draw import draw_sparse

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import add_output, write_json
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -51,26 +52,14 @@ def add_proof(parser: argparse.ArgumentParser, tolerance: float) -> None:
 
 
 def check_tolerance(tolerance: float) -> float:
-    """Return a tolerance that makes sense.
-
-    Raises:
-        UsageError: negative, or no number.
-    """
-    from mmdeploy_ext.core.errors import UsageError
-
+    """Refuse a tolerance that makes no sense."""
     if not 0 <= tolerance < 1:
         raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
     return tolerance
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
-    """Read `AXIS=N`.
-
-    Raises:
-        UsageError: not of that form.
-    """
-    from mmdeploy_ext.core.errors import UsageError
-
+    """Read `AXIS=N`."""
     sizes = {}
     for text in texts:
         name, _, number = text.rpartition('=')
@@ -84,7 +73,6 @@ def read_feeds(
     args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
 ) -> list[dict[str, np.ndarray]]:
     """Return the inputs that were asked for: the given ones, or `count` sets of random ones."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.feeds import random_feeds
     from mmdeploy_ext.graph.io.tensors import load_tensors
 
@@ -105,7 +93,7 @@ def finish(
     any_float: bool = False,
     hint: str = HINT,
 ) -> int:
-    """Compare the result with the model that it was made from, write it when they agree, and say so.
+    """Compare the result with the model of `args.file`, write it when they agree, and say so.
 
     Args:
         args: with what `add_proof` added.
@@ -118,7 +106,6 @@ def finish(
     Returns:
         0 written; 1 the numbers differ and nothing was written.
     """
-    from mmdeploy_ext.core.errors import ModelFileError
     from mmdeploy_ext.graph.equality import compare_models, is_exact
     from mmdeploy_ext.graph.io import files
 
@@ -157,11 +144,7 @@ def finish(
 
 
 def load(path: str) -> onnx.ModelProto:
-    """Read a file of operators that ONNX Runtime knows.
-
-    Raises:
-        ModelFileError: see `graph.io.files.load`; or a graph of the libspconv dialect.
-    """
+    """Read a file of operators that ONNX Runtime knows; no graph of the libspconv dialect."""
     from mmdeploy_ext.graph.io import checks, files
 
     model = files.load(path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps.graph_commands import proving
 from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ShapeError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -67,7 +68,6 @@ def run_reduce(args: argparse.Namespace) -> int:
 
 def _checked(args: argparse.Namespace) -> CheckText:
     """Look at all options before any work."""
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph.reduce.checks import parse_check
     from mmdeploy_ext.graph.reduce.folder import check_folder
 
@@ -121,7 +121,6 @@ def _good(
 
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
     """Load another model that is to run on the same inputs."""
-    from mmdeploy_ext.core.errors import ShapeError, UsageError
     from mmdeploy_ext.graph.feeds import check_feeds
     from mmdeploy_ext.graph.io.index import Index
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.apps.graph_commands import proving
 from mmdeploy_ext.apps.graph_commands.command import Command
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +40,6 @@ def run_replace(args: argparse.Namespace) -> int:
     """Replace patterns of nodes."""
     from pathlib import Path
 
-    from mmdeploy_ext.core.errors import UsageError
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.named_rules import PASSES, named_rule, replace_all
     from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
