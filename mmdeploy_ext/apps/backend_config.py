@@ -33,58 +33,45 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         ConfigError: unknown type or key, or a value of the wrong kind.
         EngineError: an engine or execution provider that is not here.
     """
+    where = f'{cfg.filename}: backend_config'
     settings = cfg.get('backend_config') or dict(type='TorchBackend')
     if not isinstance(settings, dict):
-        raise ConfigError(f'{cfg.filename}: backend_config={settings!r}, expected a dict with `type`')
+        raise ConfigError(f'{where}={settings!r}, expected a dict with `type`')
     settings = dict(settings)
     kind = settings.get('type')
     if kind not in BACKENDS:
-        raise ConfigError(
-            f'{cfg.filename}: backend_config.type={kind!r}, expected one of {", ".join(BACKENDS)}'
-        )
+        raise ConfigError(f'{where}.type={kind!r}, expected one of {", ".join(BACKENDS)}')
     known = {*graph_keys(family), *BACKENDS[kind].keys}
-    unknown = settings.keys() - {'type', *known}
-    if unknown:
-        raise ConfigError(
-            f'{cfg.filename}: backend_config has unknown keys {sorted(unknown)}; {kind} takes {sorted(known)}'
-        )
+    if unknown := settings.keys() - {'type', *known}:
+        raise ConfigError(f'{where} has unknown keys {sorted(unknown)}; {kind} takes {sorted(known)}')
     if isinstance(settings.get('providers'), str):
         settings['providers'] = [settings['providers']]
-    settings['dump'] = _read_dump(cfg, settings.get('dump'), family)
+    settings['dump'] = _read_dump(f'{where}.dump', settings.get('dump'), family)
     if kind != 'TorchBackend':
         shared.check_engine(kind, engine_options(settings))
     return settings
 
 
-def _read_dump(cfg: Any, dump: Any, family: Family) -> dict[str, Any] | None:
+def _read_dump(where: str, dump: Any, family: Family) -> dict[str, Any] | None:
     """Return how much, tensors and dir of a dump, or None when none is asked for."""
     keys = ('samples' if family.samples == 'images' else 'frames', 'tensors', 'dir')
     if dump is None or dump is False:
         return None
     if not isinstance(dump, dict):
-        raise ConfigError(
-            f'{cfg.filename}: backend_config.dump={dump!r}, expected a dict of {", ".join(keys)}'
-        )
-    unknown = dump.keys() - set(keys)
-    if unknown:
-        raise ConfigError(
-            f'{cfg.filename}: backend_config.dump has unknown keys {sorted(unknown)}; expected '
-            f'{", ".join(keys)}'
-        )
+        raise ConfigError(f'{where}={dump!r}, expected a dict of {", ".join(keys)}')
+    if unknown := dump.keys() - set(keys):
+        raise ConfigError(f'{where} has unknown keys {sorted(unknown)}; expected {", ".join(keys)}')
     amount, tensors = dump.get(keys[0], 4), dump.get('tensors')
     listed = isinstance(amount, list | tuple) and keys[0] == 'frames'
     if not all(type(number) is int and number >= 0 for number in (amount if listed else [amount])):
-        raise ConfigError(f'{cfg.filename}: backend_config.dump.{keys[0]}={amount!r}, expected 0 or more')
+        raise ConfigError(f'{where}.{keys[0]}={amount!r}, expected 0 or more')
     tensors = [tensors] if isinstance(tensors, str) else tensors
-    if tensors is not None and not (
-        isinstance(tensors, list | tuple) and tensors and all(isinstance(name, str) for name in tensors)
-    ):
-        raise ConfigError(
-            f'{cfg.filename}: backend_config.dump.tensors={tensors!r}, expected names, or None for all'
-        )
+    names = isinstance(tensors, list | tuple) and tensors and all(isinstance(name, str) for name in tensors)
+    if tensors is not None and not names:
+        raise ConfigError(f'{where}.tensors={tensors!r}, expected names, or None for all')
     folder = dump.get('dir')
     if not isinstance(folder, str | Path | None):
-        raise ConfigError(f'{cfg.filename}: backend_config.dump.dir={folder!r}, expected a folder')
+        raise ConfigError(f'{where}.dir={folder!r}, expected a folder')
     return {keys[0]: amount, 'tensors': tensors, 'dir': folder}
 
 

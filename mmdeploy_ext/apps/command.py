@@ -33,7 +33,7 @@ class Tool:
     """One sub-command.
 
     Attributes:
-        module: its `main(argv)` runs it, its `build_parser()` gives its options.
+        module: of this package; its `main(argv)` runs it, its `build_parser()` gives its options.
         help: one line, without a full stop.
         script: of a checkout; its `register` imports the model families. '' where none are needed.
         exports: whether it does nothing without PyTorch and OpenMMLab.
@@ -48,7 +48,7 @@ class Tool:
 
     def load(self) -> Any:
         """Return the module."""
-        return importlib.import_module(self.module)
+        return importlib.import_module(f'mmdeploy_ext.{self.module}')
 
     def absent(self) -> list[str]:
         """Return the modules that it needs and that are not here."""
@@ -71,35 +71,30 @@ class Tool:
 
 TOOLS = {
     'run': Tool(
-        'mmdeploy_ext.apps.run_app',
-        'Run an exported file and draw what it finds',
-        named=r'tools/onnx/onnx_\w+\.py',
+        'apps.run_app', 'Run an exported file and draw what it finds', named=r'tools/onnx/onnx_\w+\.py'
     ),
-    'info': Tool('mmdeploy_ext.apps.info_app', 'Show the metadata of an exported file'),
+    'info': Tool('apps.info_app', 'Show the metadata of an exported file'),
     'graph': Tool(
-        'mmdeploy_ext.apps.graph_app',
+        'apps.graph_app',
         'Look at any ONNX file: show, draw, compare, cut, rewrite, reduce',
         'tools/onnx/graph.py',
     ),
-    'compare': Tool('mmdeploy_ext.apps.compare_app', 'Find the first tensor in which two files differ'),
-    'doctor': Tool('mmdeploy_ext.stack.doctor', 'Check what is installed; each problem with its fix'),
+    'compare': Tool('apps.compare_app', 'Find the first tensor in which two files differ'),
+    'doctor': Tool('stack.doctor', 'Check what is installed; each problem with its fix'),
     'export': Tool(
-        'mmdeploy_ext.apps.export_app',
+        'apps.export_app',
         'Export a detector, and prove the file with --verify',
         'tools/deployment/pytorch2onnx.py',
         exports=True,
     ),
     'verify': Tool(
-        'mmdeploy_ext.apps.verify_app',
+        'apps.verify_app',
         'Prove a file that was exported earlier',
         'tools/deployment/verify.py',
         exports=True,
     ),
     'lint': Tool(
-        'mmdeploy_ext.apps.lint_app',
-        'Find what an export of a model will get wrong',
-        'tools/onnx/lint.py',
-        exports=True,
+        'apps.lint_app', 'Find what an export of a model will get wrong', 'tools/onnx/lint.py', exports=True
     ),
 }
 """Name of a sub-command -> what it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
 
 if TYPE_CHECKING:
@@ -49,21 +49,14 @@ def is_video(out: Path) -> bool:
 @contextlib.contextmanager
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield what takes one picture after the other; a video appears when it is complete."""
-    from mmdeploy_ext.runtime.draw import encode_png
+    from mmdeploy_ext.runtime.picture_files import write_picture
 
     if is_video(out):
         with _open_video(out, fps) as write:
             yield write
         return
-    count = 0
-
-    def write_png(image: np.ndarray) -> None:
-        nonlocal count
-        with atomic_path(out / f'{count:04d}.png') as temporary:
-            temporary.write_bytes(encode_png(image))
-        count += 1
-
-    yield write_png
+    numbers = itertools.count()
+    yield lambda image: write_picture(out / f'{next(numbers):04d}.png', image)
 
 
 @contextlib.contextmanager
@@ -73,22 +66,16 @@ def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
         # OpenCV chooses the container by the suffix, so the unfinished file needs a folder, not a suffix
-        unfinished = Path(folder) / 'video.mp4'
-        video: list[cv2.VideoWriter] = []
+        unfinished, video = Path(folder) / 'video.mp4', cv2.VideoWriter()
+        code = cv2.VideoWriter_fourcc(*'mp4v')
 
         def write(image: np.ndarray) -> None:
-            if not video:
-                code = cv2.VideoWriter_fourcc(*'mp4v')
-                video.append(cv2.VideoWriter(str(unfinished), code, fps, image.shape[1::-1]))
-                if not video[0].isOpened():
-                    raise UsageError(
-                        f'--out {out}: this OpenCV cannot write mp4; name a folder for PNG files'
-                    )
-            video[0].write(image)
+            if not video.isOpened() and not video.open(str(unfinished), code, fps, image.shape[1::-1]):
+                raise UsageError(f'--out {out}: this OpenCV cannot write mp4; name a folder for PNG files')
+            video.write(image)
 
         try:
             yield write
         finally:
-            for writer in video:
-                writer.release()
+            video.release()
         unfinished.replace(out)

@@ -13,7 +13,7 @@ from mmdeploy_ext.apps import proof
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError, after_weights
-from mmdeploy_ext.core.files import atomic_path, will_write
+from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.proof.tasks import task_module
@@ -225,7 +225,7 @@ def _show(
     from mmdeploy_ext.proof.levels.cases import run_case
     from mmdeploy_ext.proof.levels.exported import open_file
     from mmdeploy_ext.proof.references import references
-    from mmdeploy_ext.runtime.draw import encode_png
+    from mmdeploy_ext.runtime.picture_files import write_picture
 
     file = open_file(path)
     shown = onnx.GraphProto()
@@ -238,9 +238,8 @@ def _show(
         _, pairs = run_case(traced, backend)
     task = task_module(deployment.family.task)
     for pair in pairs[:1]:
-        picture = f'{path}.png'
-        with atomic_path(picture) as temporary:
-            temporary.write_bytes(encode_png(task.draw_pair(task.fit_pair(pair), deployment.classes)))
+        picture = Path(f'{path}.png')
+        write_picture(picture, task.draw_pair(task.fit_pair(pair), deployment.classes))
         print(f'detections side by side: {picture}')
 
 

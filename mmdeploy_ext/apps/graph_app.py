@@ -16,7 +16,6 @@ from mmdeploy_ext.apps.graph_commands import (
     inspection,
     reduction,
     rewriting,
-    sparse,
 )
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import Mm2OnnxError
@@ -33,7 +32,6 @@ COMMANDS: dict[str, Command] = {
     **reduction.COMMANDS,
     **editing.COMMANDS,
     **rewriting.COMMANDS,
-    **sparse.COMMANDS,
     **folders.COMMANDS,
 }
 

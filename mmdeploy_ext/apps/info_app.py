@@ -97,14 +97,11 @@ def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any
         raise DataError(f'{path}: is not a verdict of verify.py ({type(error).__name__}: {error})') from error
     folder = Path(files[0]['file']).parent
     others = [file['file'] for file in files if file['sha256'][:16] not in known]
-    others += [str(folder / name) for name, digest in data if _other(folder / name, digest, sha256_file)]
+    beside = {folder / name: digest for name, digest in data}
+    others += [str(one) for one in beside if not one.is_file() or sha256_file(one) != beside[one]]
     if others:
         raise DataError(f'{path}: is about other files than {", ".join(others)}: their sha256 differ')
     return dict(verdict=verdict, summary=summary, engine=engine, versions=versions, report=str(path))
-
-
-def _other(path: Path, digest: str, sha256_file: Any) -> bool:
-    return not path.is_file() or sha256_file(path) != digest
 
 
 def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str, Any] | None) -> Table:
@@ -172,17 +169,13 @@ def class_text(classes: Sequence[str]) -> str:
 
 def plain_text(facts: Mapping[str, Any]) -> str:
     """Return facts as words: 'size_divisor 32'; None and lists of lists, which --json has, are left out."""
-    return ', '.join(f'{key} {_words(value)}' for key, value in facts.items() if _is_short(value))
-
-
-def _is_short(value: Any) -> bool:
-    several = value if isinstance(value, list) else [value]
-    return value is not None and bool(several) and not any(isinstance(item, list | dict) for item in several)
-
-
-def _words(value: Any) -> str:
-    several = value if isinstance(value, list) else [value]
-    return ' '.join(f'{item:.7g}' if isinstance(item, float) else str(item) for item in several)
+    texts = []
+    for key, value in facts.items():
+        several = value if isinstance(value, list) else [value]
+        words = [f'{item:.7g}' if isinstance(item, float) else str(item) for item in several]
+        if value is not None and words and not any(isinstance(item, list | dict) for item in several):
+            texts.append(f'{key} {" ".join(words)}')
+    return ', '.join(texts)
 
 
 def proof_text(proof: Mapping[str, Any] | None) -> str:

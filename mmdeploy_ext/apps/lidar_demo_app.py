@@ -108,9 +108,8 @@ def read_sweep(path: str, deployment: Any, runtime: Any) -> tuple[np.ndarray, tu
     """Return the points and the class names."""
     from mmdeploy_ext.runtime.points import read_points
 
-    rule = runtime.rule if runtime is not None else deployment.rule
-    classes = runtime.classes if runtime is not None else deployment.classes
-    return read_points(path, int(rule.in_channels)), classes
+    model = deployment if runtime is None else runtime
+    return read_points(path, int(model.rule.in_channels)), model.classes
 
 
 def reference_of(deployment: Any, name: str) -> Callable[[np.ndarray], Detections3D]:

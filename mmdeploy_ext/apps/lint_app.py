@@ -60,7 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Observe every stage or graph of a model, print, write."""
     cli.wait_passively()
-
     compat.apply()
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.exporting.exporter import check_opset

@@ -197,11 +197,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         '--report DIR',
         'write DIR/report.html, one self-contained page, and DIR/verdict.json',
-        writes=(
-            '{}/report.html',
-            '{}/verdict.json',
-            '{}/detections.png',
-        ),
+        writes=('{}/report.html', '{}/verdict.json', '{}/detections.png'),
     )
     cli.add(parser, '--json FILE', 'write the verdict as JSON')
 

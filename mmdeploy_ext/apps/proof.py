@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.metadata_entries import read_entry
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
+from mmdeploy_ext.core.files import check_writable, write_json
 from mmdeploy_ext.families.base import DETECTOR, FAMILIES, Family, find_family
 from mmdeploy_ext.proof.tasks import task_module
 
@@ -129,33 +129,26 @@ def write_proof(
     if not args.report:
         return []
     from mmdeploy_ext.proof.views.report import write_report
+    from mmdeploy_ext.runtime.picture_files import write_picture
 
     classes = getattr(deployment, 'classes', ())
     lines = [f'report: {write_report(verdict, pictures, classes, Path(args.report))}']
     if pictures and deployment.family.task != 'bev':
-        picture = write_picture(pictures, deployment, Path(args.report) / 'detections.png')
+        picture = Path(args.report, 'detections.png')
+        write_picture(picture, draw_pairs(pictures, deployment))
         lines.append(f'picture: {picture}')
     return lines
 
 
-def write_picture(pictures: Sequence[Pair], deployment: Deployment, path: Path) -> Path:
-    """Draw both engines' detections of up to four images, one image per row, and return the PNG file."""
+def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
+    """Draw both engines' detections of up to four images, one image per row."""
     import cv2
     import numpy as np
 
-    from mmdeploy_ext.runtime.draw import encode_png
-
     chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]
-    task = task_module(deployment.family.task)
-    rows = [task.draw_pair(task.fit_pair(pair), deployment.classes) for pair in chosen]
-    rows = [
-        cv2.resize(
-            row,
-            (PICTURE_WIDTH, round(row.shape[0] * PICTURE_WIDTH / row.shape[1])),
-            interpolation=cv2.INTER_AREA,
-        )
-        for row in rows
-    ]
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encode_png(np.concatenate(rows)))
-    return path
+    task, rows = task_module(deployment.family.task), []
+    for pair in chosen:
+        row = task.draw_pair(task.fit_pair(pair), deployment.classes)
+        size = PICTURE_WIDTH, round(row.shape[0] * PICTURE_WIDTH / row.shape[1])
+        rows.append(cv2.resize(row, size, interpolation=cv2.INTER_AREA))
+    return np.concatenate(rows)

@@ -101,10 +101,6 @@ def show(
     from mmdeploy_ext.quantize import dense_views
 
     console = cli.stdout()
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     kept = exclusion.kept if exclusion else ()
     if args.draw:
         title = f'{target.model.name}, {facts["images"]} {facts["images_are"]}, ranges by {facts["method"]}'
@@ -119,9 +115,9 @@ def show(
         console.print(dense_views.layer_table(ranked, kept, None if args.all else WORST))
     console.print(dense_views.output_table(found['outputs']))
     if exclusion:
-        say(_exclusion_text(exclusion, args.max_error))
+        cli.say(console, _exclusion_text(exclusion, args.max_error))
     for line in _lines(target, facts, found):
-        say(line)
+        cli.say(console, line)
 
 
 def _lines(target: Target, facts: dict[str, Any], found: dict[str, Any]) -> list[str]:

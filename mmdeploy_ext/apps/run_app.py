@@ -10,7 +10,6 @@ from mmdeploy_ext.apps import demo
 from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
-from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.consumers import runner_of, runtime_of
 from mmdeploy_ext.runtime.exported import Opened, model_files
@@ -18,8 +17,6 @@ from mmdeploy_ext.runtime.exported import Opened, model_files
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
-
-    import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
 
@@ -114,7 +111,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw the boxes of each sweep from above."""
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw3d import sweep_picture
-    from mmdeploy_ext.runtime.picture_files import plan_pictures
+    from mmdeploy_ext.runtime.picture_files import plan_pictures, write_picture
     from mmdeploy_ext.runtime.points import read_points
 
     targets = plan_pictures(args.images, args.out, list_sweeps, 'sweep')
@@ -128,7 +125,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
             entry = entry_of(dict(sweep=str(source)), target, start, found, args, model.classes)
             title = f'{len(points)} points, {source.name}'  # a long name is cut at its end
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
-            write(target, sweep_picture(title, points, [layer], model.classes))
+            write_picture(target, sweep_picture(title, points, [layer], model.classes))
             return entry
 
         start = time.perf_counter()
@@ -204,14 +201,6 @@ def entry_of(
         drawn=len(found.above(args.score_thr)),
         detections=found.to_json(classes),
     )
-
-
-def write(target: Path, picture: np.ndarray) -> None:
-    """Write a picture atomically."""
-    from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
-
-    with atomic_path(target) as temporary:
-        temporary.write_bytes((encode_png if target.suffix.lower() == '.png' else encode_jpeg)(picture))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -106,7 +106,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Calibrate, or read ranges; then compare where that is asked for."""
     check(args)
     cli.wait_passively()
-
     compat.apply()
     register()
     from mmdeploy_ext.deploy.deployment import load
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     deployment = load(
         args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=args.weight_layout
     )
-    cli.stderr().print(deployment.report.summary(), markup=False, highlight=False, soft_wrap=True)
+    cli.say(cli.stderr(), deployment.report.summary())
     with after_weights():
         found = _ranges(args, deployment)
         if args.fidelity is not None:
@@ -171,7 +170,7 @@ def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]
         write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
     console = cli.stdout()
     console.print(fidelity_views.table(found, None if args.all else WORST))
-    console.print(found.advice_text(), markup=False, highlight=False, soft_wrap=True)
+    cli.say(console, found.advice_text())
     if findings:
         console.print(assumptions.table(findings))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mmdeploy_ext.engines.tensorrt.engine import Job
+    from mmdeploy_ext.engines.tensorrt.file import Record
 
 PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that multiply with weights."""
@@ -35,14 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         'onnx onnx...',
         'ONNX file, or an engine (.engine), which is checked and described; several for --table',
     )
-    add(
-        '--output F',
-        'engine to write (default: ONNX with .engine)',
-        writes=(
-            '{}',
-            '{}.json',
-        ),
-    )
+    add('--output F', 'engine to write (default: ONNX with .engine)', writes=('{}', '{}.json'))
     add(
         '--sm N...',
         'architectures of one engine, e.g. 86 for SM 8.6 (default: the GPU at hand)',
@@ -141,17 +136,19 @@ def _build(args: argparse.Namespace, job: Job, output: str) -> int:
         record, built = engine.build_file(job, output, progress)
     if args.layers:
         write_json(args.layers, dict(network=built.layers_json(), inspector=_inspected(output)))
-    built_for = ', '.join(f'SM {number}' for number in record.architectures)
-    print(
-        f'{output}: {record.package} {record.version}, {built_for}, {record.nbytes / 1e6:.1f} MB, '
-        f'{record.precision}, {len(built.layers)} layers, built in {built.seconds:.1f} s'
-    )
+    layers = f'{len(built.layers)} layers, built in {built.seconds:.1f} s'
+    print(f'{output}: {_title(record)}, {record.precision}, {layers}')
     _print_layers(record.layers)
     for warning in built.warnings[:5]:
         print(f'  TensorRT: {cli.one_line(warning)[:200]}')
     if args.verify:
         return _verify(output, args.onnx)
     return 0
+
+
+def _title(record: Record) -> str:
+    built_for = ', '.join(f'SM {number}' for number in record.architectures)
+    return f'{record.package} {record.version}, {built_for}, {record.nbytes / 1e6:.1f} MB'
 
 
 def _inspected(engine: str) -> Any:
@@ -173,10 +170,7 @@ def _inspected(engine: str) -> Any:
 def _print_layers(layers: dict[str, dict[str, int]]) -> None:
     """Print the dtypes of the layers that multiply, and of all."""
     products = {kind: layers[kind] for kind in PRODUCTS if kind in layers}
-    total: dict[str, int] = {}
-    for counts in layers.values():
-        for dtype, count in counts.items():
-            total[dtype] = total.get(dtype, 0) + count
+    total = sum(map(collections.Counter, layers.values()), collections.Counter())
     for kind, counts in {**products, 'all layers': total}.items():
         words = ', '.join(f'{count} {dtype}' for dtype, count in sorted(counts.items(), key=lambda x: -x[1]))
         print(f'  {kind.lower().replace("_", " ")}: {words}')
@@ -185,17 +179,8 @@ def _print_layers(layers: dict[str, dict[str, int]]) -> None:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """Show the phase that TensorRT is in; yield the function that sets it."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = cli.stderr()
-    columns = (TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task('building', total=None)
-
-        def report(phase: str, done: int, steps: int) -> None:
-            bar.update(task, description=phase, completed=done, total=steps or None)
-
-        yield report
+    with cli.progress('building') as update:
+        yield lambda phase, done, steps: update(description=phase, completed=done, total=steps or None)
 
 
 def _table(args: argparse.Namespace) -> int:
@@ -225,8 +210,7 @@ def _describe(args: argparse.Namespace) -> int:
     from mmdeploy_ext.engines.tensorrt.file import read_record
 
     record = read_record(args.onnx)
-    built_for = ', '.join(f'SM {number}' for number in record.architectures)
-    print(f'{args.onnx}: {record.package} {record.version}, {built_for}, {record.nbytes / 1e6:.1f} MB')
+    print(f'{args.onnx}: {_title(record)}')
     print(f'  of {record.onnx} ({record.onnx_sha256[:12]}), {record.precision}')
     for side, ports in (('input', record.inputs), ('output', record.outputs)):
         for port in ports:

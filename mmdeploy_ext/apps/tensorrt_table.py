@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.build import Built, build
@@ -84,11 +82,7 @@ def _name(path: str) -> str:
 
 
 def _row(
-    path: str,
-    precision: str,
-    architectures: Sequence[int],
-    shapes: Sequence[str],
-    constants: Sequence[str],
+    path: str, precision: str, architectures: Sequence[int], shapes: Sequence[str], constants: Sequence[str]
 ) -> Row:
     name, nodes = _name(path), len(files.read(path).graph.node)
     reasons: dict[str, list[int]] = {}
@@ -134,14 +128,9 @@ def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:
     usual = {name: shapes[1] for name, shapes in job.profiles.items()}
     feeds = random_feeds(single, 0, usual)
     reference, got = Runner(single).run(feeds), Runner(job.model).run(feeds)
-    floats = {name: array for name, array in reference.items() if _says_something(array)}
+    floats = {name: array for name, array in reference.items() if array.dtype.kind == 'f' and array.any()}
     rows = compare_outputs(floats, {name: got[name] for name in floats}, half=True)
     return min((row.cosine or 0.0 for row in rows), default=None)
-
-
-def _says_something(array: np.ndarray) -> bool:
-    array = np.asarray(array)
-    return array.dtype.kind == 'f' and bool(array.any())
 
 
 def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) -> str:
@@ -153,8 +142,7 @@ def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) ->
     refused: dict[str, list[str]] = {}
     for row in rows:
         if row.refused:
-            texts = refused.setdefault(row.refused, [])
-            texts.append(f'`{row.name}` {row.precision}')
+            refused.setdefault(row.refused, []).append(f'`{row.name}` {row.precision}')
         if not row.built:
             continue
         marks = ['builds' if number in row.built else 'refused' for number in architectures]

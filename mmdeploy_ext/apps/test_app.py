@@ -77,7 +77,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Evaluate."""
     cli.wait_passively()
-
     compat.apply()
 
     _check_arguments(args)

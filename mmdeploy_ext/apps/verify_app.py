@@ -70,7 +70,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Load both sides and run the ladder."""
     cli.wait_passively()
-
     compat.apply()
 
     shared.check_normalisation(args)

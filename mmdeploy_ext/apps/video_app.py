@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
 
@@ -80,23 +79,6 @@ def check_options(args: argparse.Namespace) -> None:
     check_writable(args.out if demo.is_video(args.out) else args.out / 'x.png')
 
 
-@dataclasses.dataclass
-class Models:
-    """The models to run, and what drawing their boxes takes.
-
-    Attributes:
-        cfg: the config.
-        family: of the model.
-        steppers: key of `demo.ENGINES` -> model with its memory.
-        classes: names by label.
-    """
-
-    cfg: Any
-    family: SequenceFamily
-    steppers: dict[str, Stepper]
-    classes: tuple[str, ...]
-
-
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Draw a scene."""
     cli.wait_passively()
@@ -105,16 +87,17 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     compat.apply()
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.evaluate.loop import scene_tokens
+    from mmdeploy_ext.evaluate.loop import frames_of, scene_tokens
 
     register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
     family = drawn_family(args.config, cfg)
     dataset = evaluation.build_dataset(cfg)
     indices = scene_indices(scene_tokens(dataset, family.memory), args.scene, args.frames)
-    models = load(args, engines, cfg, family)
+    models = load(args, engines, family)
     with after_weights():
-        summary = draw_scene(models, dataset, indices, args)
+        frames = frames_of(family, dataset, indices, min(cfg.data.get('workers_per_gpu', 2), 2))
+        summary = draw_scene(args, family.preprocess_rule(cfg), frames, len(indices), *models)
     print(f'{args.out}: {len(indices)} frames of scene {args.scene}; {summary}')
     return 0
 
@@ -140,8 +123,10 @@ def drawn_family(config: str, cfg: Any) -> SequenceFamily:
     return family
 
 
-def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: SequenceFamily) -> Models:
-    """Load the models; PyTorch's only where it runs."""
+def load(
+    args: argparse.Namespace, engines: Sequence[str], family: SequenceFamily
+) -> tuple[dict[str, Stepper], tuple[str, ...]]:
+    """Return key of `demo.ENGINES` -> model with its memory, of the engines that run; and class names."""
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
@@ -158,26 +143,28 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: Seq
         if args.providers:
             engine['providers'] = args.providers
         steppers['onnx'], classes = family.runner(files.paths, engine), files.metadata.classes
-    return Models(cfg, family, steppers, classes)
+    return steppers, classes
 
 
-def draw_scene(models: Models, dataset: Any, indices: Sequence[int], args: argparse.Namespace) -> str:
-    """Run the frames and write the pictures; return what to say about it."""
-    from mmdeploy_ext.evaluate.loop import frames_of
-
-    rule = models.family.preprocess_rule(models.cfg)
-    seconds: dict[str, list[float]] = {name: [] for name in models.steppers}
-    workers = min(models.cfg.data.get('workers_per_gpu', 2), 2)
+def draw_scene(
+    args: argparse.Namespace,
+    rule: Any,
+    frames: Iterable[Frame],
+    count: int,
+    steppers: dict[str, Stepper],
+    classes: Sequence[str],
+) -> str:
+    """Run `count` frames and write the pictures; return what to say about it."""
+    seconds: dict[str, list[float]] = {name: [] for name in steppers}
     with demo.open_writer(args.out, args.fps) as write:
-        frames = frames_of(models.family, dataset, indices, workers)
-        for number, frame in enumerate(cli.tracked(frames, len(indices), 'frames')):
+        for number, frame in enumerate(cli.tracked(frames, count, 'frames')):
             found = {}
-            for name, stepper in models.steppers.items():
+            for name, stepper in steppers.items():
                 start = time.perf_counter()
                 found[name] = stepper.step(frame).detections
                 seconds[name].append(time.perf_counter() - start)
-            title = f'scene {args.scene}, frame {number + 1} of {len(indices)}'
-            write(picture(frame, rule, found, models.classes, title, args.score_thr))
+            title = f'scene {args.scene}, frame {number + 1} of {count}'
+            write(picture(frame, rule, found, classes, title, args.score_thr))
     medians = {demo.ENGINES[name]: statistics.median(values) * 1e3 for name, values in seconds.items()}
     return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'
 
@@ -190,15 +177,9 @@ def picture(
     title: str,
     score_thr: float,
 ) -> np.ndarray:
-    """Draw one frame: (h, w, 3) uint8 BGR, the same size for all frames of a run.
+    """Draw one frame: (h, w, 3) uint8 BGR, the same size for all frames of a run; boxes from `score_thr` on.
 
-    Args:
-        frame: what the network saw.
-        rule: how it was prepared.
-        found: key of `demo.ENGINES` -> detections; of two, what differs is marked.
-        classes: names by label.
-        title: of the frame.
-        score_thr: boxes below are left out.
+    `found` is key of `demo.ENGINES` -> detections; of two, what differs is marked.
     """
     from mmdeploy_ext.runtime.bird_eye import Layer
 

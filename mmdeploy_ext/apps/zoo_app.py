@@ -79,7 +79,6 @@ def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded
         raise UsageError(f'--jobs {args.jobs}: expected 0 (one per core) or more')
     check_writable(args.out / 'zoo.json')
     cli.wait_passively()
-
     compat.apply()
     register()
     from mmdeploy_ext.zoo import configs, summary

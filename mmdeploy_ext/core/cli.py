@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import re
@@ -142,9 +143,7 @@ def stdout() -> Console:
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)
-    return console
+    return console if console.is_terminal else Console(width=150)
 
 
 def stderr() -> Console:
@@ -173,6 +172,20 @@ def tracked(items: Iterable[Item], total: int | None, what: str, shown: bool = T
     hidden = not (shown and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         yield from bar.track(items, total=total, description=what)
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None = None, *columns: Any) -> Iterator[Callable[..., None]]:
+    """Yield what updates a bar on stderr, where that is a terminal: `completed`, `total`, `description`.
+
+    `columns` stand between the bar and the time.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    shown = TextColumn('{task.description}'), BarColumn(), *columns, TimeElapsedColumn()
+    console = stderr()
+    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield functools.partial(bar.update, bar.add_task(what, total=total))
 
 
 def add(parser: Any, names: str, text: str = '', default: Any = None, **more: Any) -> argparse.Action:

@@ -237,11 +237,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """Return the hex SHA-256 of a file."""
-    digest = hashlib.sha256()
     with open(path, 'rb') as stream:
-        for block in iter(lambda: stream.read(1 << 20), b''):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances, ScoredMasks
-from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, encode_jpeg, encode_png
+from mmdeploy_ext.runtime.draw import draw_detections, draw_instances
 from mmdeploy_ext.runtime.panoptic import Segments
+from mmdeploy_ext.runtime.picture_files import write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -217,10 +217,8 @@ class Show:
         top, left = _border(meta)
         picture = imresize(picture[top : top + height, left : left + width], meta['ori_shape'][1::-1])
         draw = draw_instances if isinstance(found, Instances) else draw_detections
-        path = self.folder / meta['ori_filename']
-        with atomic_path(path) as temporary:
-            encode = encode_png if path.suffix.lower() == '.png' else encode_jpeg
-            temporary.write_bytes(encode(draw(picture, found, self.classes, self.score_thr)))
+        drawn = draw(picture, found, self.classes, self.score_thr)
+        write_picture(self.folder / meta['ori_filename'], drawn)
 
 
 def _prepared(

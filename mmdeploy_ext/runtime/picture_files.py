@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import atomic_path, check_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import numpy as np
 
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 OTHER_SUFFIXES = (
@@ -36,7 +39,6 @@ def plan_pictures(
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
             written.
     """
-    from mmdeploy_ext.core.files import check_outputs
     from mmdeploy_ext.inputs.pictures import list_images
 
     if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
@@ -65,3 +67,11 @@ def _free(folder: Path, stem: str, suffix: str, taken: set[Path]) -> Path:
     while target in taken:
         target, number = folder / f'{stem}_det_{number}{suffix}', number + 1
     return target
+
+
+def write_picture(path: Path, picture_bgr: np.ndarray) -> None:
+    """Write a picture atomically: PNG where its name says so, else JPEG."""
+    from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
+
+    with atomic_path(path) as temporary:
+        temporary.write_bytes((encode_png if path.suffix.lower() == '.png' else encode_jpeg)(picture_bgr))

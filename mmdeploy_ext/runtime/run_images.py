@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.runtime.consumers import runner_of
-from mmdeploy_ext.runtime.picture_files import plan_pictures
+from mmdeploy_ext.runtime.picture_files import plan_pictures, write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -185,7 +185,6 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
 def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr: float) -> dict[str, Any]:
     """Detect, draw and write one image; return its entry for the JSON file."""
-    from mmdeploy_ext.core.files import atomic_path
     from mmdeploy_ext.inputs.pictures import read_image
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
@@ -201,9 +200,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     classes = backend.metadata.classes
     paint = draw.draw_instances if isinstance(found, Instances) else draw.draw_detections
     picture = paint(*draw.enlarged(image, found), classes, score_thr)
-    encode = draw.encode_png if target.suffix.lower() == '.png' else draw.encode_jpeg
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(encode(picture))
+    write_picture(target, picture)
     return dict(
         image=str(source),
         picture=str(target),

@@ -113,20 +113,17 @@ class Record:
 
 def from_json(content: Mapping[str, Any]) -> Record:
     """Return the record of a JSON file; keys of other versions are left out."""
-    values = {
-        field.name: content[field.name] for field in dataclasses.fields(Record) if field.name in content
-    }
-    for name in ('fixed', 'dynamic'):
+    values = _known(Record, content)
+    for name in FILES:
         if values.get(name) is not None:
-            values[name] = _outcome(values[name])
+            outcome = _known(Outcome, values[name])
+            values[name] = Outcome(**dict(outcome, shape=tuple(outcome.get('shape', (0, 0)))))
     lists = {name: tuple(values.get(name, ())) for name in ('notes', 'own_kernels')}
     return Record(**dict(values, **lists))
 
 
-def _outcome(content: Mapping[str, Any]) -> Outcome:
-    known = {field.name for field in dataclasses.fields(Outcome)}
-    values = {name: value for name, value in content.items() if name in known}
-    return Outcome(**dict(values, shape=tuple(values.get('shape', (0, 0)))))
+def _known(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {one.name: content[one.name] for one in dataclasses.fields(kind) if one.name in content}
 
 
 def read_record(path: Path) -> Record | None:
@@ -139,19 +136,20 @@ def read_record(path: Path) -> Record | None:
 
 def failure(error: Exception) -> Outcome:
     """Return what an error means for an export."""
-    chain = list(_chain(error))
-    text = portable(' '.join(str(error).split()))
+    chain, text = list(_chain(error)), portable(' '.join(str(error).split()))
     if any(CPU.search(str(one)) for one in chain):
-        return Outcome(reason=NO_KERNEL, why=text[:LONGEST])
-    if any(isinstance(one, MemoryError) for one in chain):
-        return Outcome(reason=MEMORY, why=text[:LONGEST])
-    if isinstance(error, UsageError):
+        reason = NO_KERNEL
+    elif any(isinstance(one, MemoryError) for one in chain):
+        reason = MEMORY
+    elif isinstance(error, UsageError):
         kinds = dict.fromkeys(UNREADABLE, NOT_BUILT) | {'belongs to no family': NO_FAMILY}
         reason = next((kind for words, kind in kinds.items() if words in text), REFUSED)
-        return Outcome(reason=reason, why=text[:LONGEST])
-    if isinstance(error, ExportError):
-        return Outcome(reason=NOT_EXPORTED, why=text[:LONGEST])
-    return Outcome(reason=TORCH_FAILS, why=portable(''.join(traceback.format_exception(error)))[-LONGEST:])
+    elif isinstance(error, ExportError):
+        reason = NOT_EXPORTED
+    else:
+        trace = portable(''.join(traceback.format_exception(error)))
+        return Outcome(reason=TORCH_FAILS, why=trace[-LONGEST:])
+    return Outcome(reason=reason, why=text[:LONGEST])
 
 
 def portable(text: str) -> str:

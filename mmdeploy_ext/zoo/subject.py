@@ -63,23 +63,6 @@ class Settings:
     sweeps: int = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """What is exported, and what it is proven on.
-
-    Attributes:
-        options: of the export.
-        output: name of the file or folder.
-        traced: pictures that are traced.
-        samples: see `ladder.prove`.
-    """
-
-    options: Options
-    output: str
-    traced: Sequence[Any]
-    samples: Sequence[Any]
-
-
 def examine(
     config: Config, settings: Settings, before: Record | None, keep: Callable[[Record], None]
 ) -> Record:
@@ -171,14 +154,14 @@ def _outcome(
     """Return what became of one export; its proof is `known` where graph and rules are as they were."""
     start = time.process_time()
     try:
-        export, rules = _export(deployment, settings, dynamic), proof_rules(deployment.family)
-        options = export.options
+        options, name, traced, samples = _export(deployment, settings, dynamic)
+        rules = proof_rules(deployment.family)
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-            paths, _ = export_files(deployment, options, str(Path(folder, export.output)), export.traced)
+            paths, _ = export_files(deployment, options, str(Path(folder, name)), traced)
             digest = files_digest([*deployment.exports.values()][-len(paths) :])
             if known is not None and (known.digest, known.rules) == (digest, rules):
                 return known
-            verdict, _ = prove(deployment, paths, export.samples, settings.engine)
+            verdict, _ = prove(deployment, paths, samples, settings.engine)
     except Exception as error:
         return dataclasses.replace(failure(error), seconds=time.process_time() - start)
     figures = _figures(verdict)
@@ -187,15 +170,17 @@ def _outcome(
     return Outcome(digest=digest, rules=rules, shape=shape, seconds=seconds, **figures)
 
 
-def _export(deployment: deploy.Deployment, settings: Settings, dynamic: bool) -> Export:
-    """Return the export of a picture or of sweeps."""
+def _export(
+    deployment: deploy.Deployment, settings: Settings, dynamic: bool
+) -> tuple[Options, str, Sequence[Any], Sequence[Any]]:
+    """Return options, name, what is traced and what it is proven on: of a picture or of sweeps."""
     family, rule = deployment.family, deployment.rule
     if not _of_pictures(family):
         options = deploy.resolve_opset(family.choose(opset=0), deployment.model)
-        return Export(options, 'model', (), list(family.generated_sweeps(rule, settings.sweeps)))
+        return options, 'model', (), list(family.generated_sweeps(rule, settings.sweeps))
     options = _chosen(deployment, settings, dynamic)
     traced = deploy.prepare_fixed(rule, settings.picture[1], options.height, options.width)
-    return Export(options, 'model.onnx', [traced], [settings.picture])
+    return options, 'model.onnx', [traced], [settings.picture]
 
 
 def _figures(verdict: Verdict) -> dict[str, Any]:
@@ -221,11 +206,9 @@ def _failures(verdict: Verdict) -> list[str]:
     """Return what failed, the graph first."""
     found = [graph.text for graph in verdict.graphs if not graph.passed]
     found += [f'{check.name}: {check.detail}' for check in verdict.structure if not check.passed]
-    for case in verdict.cases:
-        if not case.passed:
-            tensors = [
-                f'{row.tensor} {row.max_rel:.1e}' for row in case.tensors if not row.passed and row.max_rel
-            ]
-            images = sum(not row.passed for row in case.detections)
-            found.append(f'{case.name} {case.input_shape}: {", ".join(tensors)} {images} images differ')
+    for case in (one for one in verdict.cases if not one.passed):
+        bad = (row for row in case.tensors if not row.passed and row.max_rel)
+        tensors = ', '.join(f'{row.tensor} {row.max_rel:.1e}' for row in bad)
+        images = sum(not row.passed for row in case.detections)
+        found.append(f'{case.name} {case.input_shape}: {tensors} {images} images differ')
     return found + list(verdict.reasons)

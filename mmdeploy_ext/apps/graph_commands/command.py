@@ -5,15 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.core import cli, files
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
-
-
-def no_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: for a command that takes a file alone."""
 
 
 def add_output(parser: argparse.ArgumentParser, metavar: str, text: str, *files: str) -> None:
@@ -34,13 +30,11 @@ class Command:
 
     help: str
     run: Callable[[argparse.Namespace], int]
-    add_arguments: Callable[[argparse.ArgumentParser], None] = no_arguments
+    add_arguments: Callable[[argparse.ArgumentParser], None]
     takes_file: bool = True
 
 
 def write_json(args: argparse.Namespace, content: dict[str, Any]) -> None:
     """Write what a command found to the file of --json, when there is one."""
-    from mmdeploy_ext.core import files
-
     if args.json:
         files.write_json(args.json, content)

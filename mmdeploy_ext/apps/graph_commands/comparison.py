@@ -53,10 +53,7 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         '--report DIR',
         'write DIR/report.html: errors along the depth of the graph, all tensors',
-        writes=(
-            '{}/report.html',
-            '{}/diff.json',
-        ),
+        writes=('{}/report.html', '{}/diff.json'),
     )
 
 
@@ -111,7 +108,6 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     if args.input and args.images:
         raise UsageError('--input and --images: give one of them')
     cli.wait_passively()
-
     compat.apply()
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.deploy import deployment as deploy
@@ -147,5 +143,5 @@ COMMANDS = {
         run_diff,
         _arguments,
         takes_file=False,
-    ),
+    )
 }

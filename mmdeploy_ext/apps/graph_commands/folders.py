@@ -1,4 +1,4 @@
-"""`graph.py check-folder`, `write-tables`: folders of files for an engine that computes a part itself."""
+"""`graph.py check-scn`, `check-folder`, `write-tables`: files for engines that compute a part themselves."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
-from mmdeploy_ext.apps.graph_commands.sparse import print_violations
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from mmdeploy_ext.sparse.contract import Violation
 
 
 def known(attribute: str) -> dict[str, Any]:
@@ -68,21 +72,67 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Check a folder against a contract and print what was found."""
-    from mmdeploy_ext.sparse import contract
-
     name, read = chosen(args, 'CONTRACTS')
     found, files = read(args.folder)
-    held = not (found if args.strict else contract.errors(found))
-    violations = [dataclasses.asdict(entry) for entry in found]
     names = {key: str(path) for key, path in files.items()}
-    write_json(args, dict(folder=args.folder, contract=name, kept=held, files=names, violations=violations))
+    facts = dict(folder=args.folder, contract=name, files=names)
+    return _judge(args, found, facts, f'{args.folder}: {name}, {len(files)} files')
+
+
+def _scn_arguments(parser: argparse.ArgumentParser) -> None:
+    cli.add(
+        parser,
+        '--max-voxels N',
+        'most voxels of one sweep: an output bound below it is an error (default: 160000, a warning)',
+        type=int,
+    )
+    cli.add(parser, '--strict', 'warnings fail, too')
+
+
+def run_scn(args: argparse.Namespace) -> int:
+    """Check a file against the engine's contract and print what was found."""
+    from mmdeploy_ext.sparse import contract
+
+    cli.check_least(args, max_voxels=1)
+    model = contract.load_model(args.file)
+    found = contract.check(model, max_voxels=args.max_voxels, name=args.file)
+    nodes = len(model.graph.node)
+    return _judge(args, found, dict(file=args.file, nodes=nodes), f'{args.file}: {nodes} nodes')
+
+
+def _judge(args: argparse.Namespace, found: Sequence[Violation], facts: dict[str, Any], said: str) -> int:
+    """Write and print what was found: 0 the contract is kept, 1 it is not."""
+    from mmdeploy_ext.sparse import contract
+
+    held = not (found if args.strict else contract.errors(found))
+    write_json(args, dict(facts, kept=held, violations=[dataclasses.asdict(entry) for entry in found]))
     console = cli.stdout()
-    print_violations(found, console)
+    _print_violations(found, console)
     counts = [sum(entry.severity == kind for entry in found) for kind in (contract.ERROR, contract.WARNING)]
-    said = f'{args.folder}: {name}, {len(files)} files, {counts[0]} errors, {counts[1]} warnings'
     verdict = ('CONTRACT KEPT', 'bold green') if held else ('CONTRACT BROKEN', 'bold red')
-    cli.say(console, said, *verdict)
+    cli.say(console, f'{said}, {counts[0]} errors, {counts[1]} warnings', *verdict)
     return 0 if held else 1
+
+
+def _print_violations(found: Sequence[Violation], console: Console) -> None:
+    """Print violations as a table; nothing when there are none."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not found:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title, width in (('', None), ('node', 30), ('rule', None), ('what the engine would do', None)):
+        table.add_column(title, overflow='fold', max_width=width)
+    colours = {'error': 'bold red', 'warning': 'yellow'}
+    same: dict[tuple[str, str, str], list[str]] = {}
+    for entry in found:
+        same.setdefault((entry.severity, entry.rule, entry.message), []).append(entry.node or 'file')
+    for (severity, rule, message), nodes in same.items():
+        mark = f'[{colours[severity]}]{severity}[/]'
+        table.add_row(mark, escape(', '.join(nodes)), rule, escape(message))
+    console.print(table)
 
 
 def _tables_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +153,9 @@ def run_tables(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
+    'check-scn': Command(
+        "Check a sparse graph against the rules of NVIDIA's libspconv engine", run_scn, _scn_arguments
+    ),
     'check-folder': Command(
         'Check a folder of graphs against the contract of the engine that loads it',
         run_check,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import add_output, write_json
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.compare.rows import TensorRow
 
 SEEDS = 2
+SHOWN = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
+"""Fields of a row that --json has."""
 HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
 
 
@@ -51,11 +52,10 @@ def add_proof(parser: argparse.ArgumentParser, tolerance: float) -> None:
     cli.add(parser, '--no-proof', 'write the file without running it')
 
 
-def check_tolerance(tolerance: float) -> float:
+def check_tolerance(tolerance: float) -> None:
     """Refuse a tolerance that makes no sense."""
     if not 0 <= tolerance < 1:
         raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
-    return tolerance
 
 
 def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
@@ -115,26 +115,25 @@ def finish(
         try:
             rows = compare_models(before, after, feeds, args.tolerance, any_float=any_float)
         except ModelFileError as error:
-            what = f'{args.file}: {error}; --no-proof writes the file without running it'
-            raise ModelFileError(what) from error
+            raise ModelFileError(
+                f'{args.file}: {error}; --no-proof writes the file without running it'
+            ) from error
     equal = all(row.passed for row in rows)
     content = dict(file=args.file, output=args.output if equal else None, **content)
-    outputs = [_row_json(row) for row in rows]
+    outputs = [{name: getattr(row, name) for name in SHOWN} for row in rows]
     found = dict(equal=equal, exact=is_exact(rows), tolerance=args.tolerance, outputs=outputs)
     content['proof'] = None if args.no_proof else found
-    if not equal:
-        failed = '; '.join(dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed))
-        write_json(args, content)
-        print_rows(rows, console)
-        cli.say(console, f'{args.output} was not written: {failed}; {hint}', 'NOT EQUAL', 'bold red')
-        return 1
-    files.save(after, args.output, inputs=[args.file])
+    if equal:
+        files.save(after, args.output, inputs=[args.file])
     write_json(args, content)
     if args.no_proof:
-        text = f'{args.output}: written, the numbers were not compared'
-        cli.say(console, text, 'NOT PROVEN', 'yellow')
+        cli.say(console, f'{args.output}: written, the numbers were not compared', 'NOT PROVEN', 'yellow')
         return 0
     print_rows(rows, console)
+    if not equal:
+        failed = '; '.join(dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed))
+        cli.say(console, f'{args.output} was not written: {failed}; {hint}', 'NOT EQUAL', 'bold red')
+        return 1
     worst = max(row.max_rel or 0 for row in rows)
     text = f'largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
     if is_exact(rows):
@@ -183,8 +182,3 @@ def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
         figures = (figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine))
         table.add_row(escape(row.tensor), row.shape, *figures, mark)
     console.print(table)
-
-
-def _row_json(row: TensorRow) -> dict[str, Any]:
-    names = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
-    return {name: value for name, value in dataclasses.asdict(row).items() if name in names}

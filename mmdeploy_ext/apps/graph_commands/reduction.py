@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands import proving
@@ -12,7 +11,6 @@ from mmdeploy_ext.core.errors import ShapeError, UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
 
     import numpy as np
     import onnx
@@ -49,6 +47,8 @@ def run_reduce(args: argparse.Namespace) -> int:
     """Reduce a graph."""
     from pathlib import Path
 
+    from rich.progress import MofNCompleteColumn
+
     from mmdeploy_ext.graph.reduce.folder import save_folder
     from mmdeploy_ext.graph.reduce.search import reduce
 
@@ -56,7 +56,11 @@ def run_reduce(args: argparse.Namespace) -> int:
     feeds, case = _case(args, text)
     check = _check(args, text, case, feeds)
     good = _good(args, case, feeds, text)
-    with _progress(args.max_checks) as report:
+    with cli.progress('reducing', args.max_checks, MofNCompleteColumn()) as update:
+
+        def report(checks: int, nodes: int) -> None:
+            update(completed=checks, description=f'{nodes} nodes left, checks')
+
         found = reduce(case, check, most_checks=args.max_checks, good=good, progress=report)
     expected = check.expected(found.candidate, case.values)
     source = Path(args.file).name
@@ -135,22 +139,6 @@ def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
     return model
 
 
-@contextlib.contextmanager
-def _progress(most_checks: int) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar; yield the function that sets its number of checks and of nodes."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = cli.stderr()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task('reducing', total=most_checks)
-
-        def report(checks: int, nodes: int) -> None:
-            bar.update(task, completed=checks, description=f'{nodes} nodes left, checks')
-
-        yield report
-
-
 def _print(args: argparse.Namespace, found: Reduction) -> None:
     candidate = found.candidate
     left = len(candidate.positions)
@@ -176,5 +164,5 @@ def _content(found: Reduction) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Command] = {
-    'reduce': Command('Find the smallest part of a graph that still shows a fault', run_reduce, _arguments),
+    'reduce': Command('Find the smallest part of a graph that still shows a fault', run_reduce, _arguments)
 }
