@@ -52,7 +52,7 @@ PARSERS = {
     'tools/demo/fusion_video.py': 'mmdeploy_ext.apps.video_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
     'mmdeploy_ext.apps.dump_app compare': 'mmdeploy_ext.apps.dump_app',
-    **{f'mm2onnx {name}': tool.module for name, tool in TOOLS.items()},
+    **{f'mm2onnx {name}': f'mmdeploy_ext.{tool.module}' for name, tool in TOOLS.items()},
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
 MADE = ('work_dirs/', 'data/', '$', '-')

@@ -5,17 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmdeploy_ext.apps.test_app import main
+from mmdeploy_ext.core.cli import imports
 from mmdeploy_ext.stack import compat
 
 compat.apply()  # also in loader workers that are spawned
 
-
-def register() -> None:
-    """Import the projects whose families can be evaluated."""
-    import projects.mmdet_plugin  # noqa: F401
-
+register = imports('projects.mmdet_plugin')
 
 if __name__ == '__main__':
-    from mmdeploy_ext.apps.test_app import main
-
     sys.exit(main(register))

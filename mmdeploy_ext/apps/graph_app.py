@@ -44,7 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=command.help, description=f'{command.help}.')
         if command.takes_file:
             cli.add(sub, 'file FILE', 'ONNX file')
-        command.add_arguments(sub)
+        for add in command.arguments:
+            add(sub)
         cli.add(sub, '--json FILE', 'also write what was found as JSON')
         cli.add_debug_option(sub)
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import os
 import re
 import sys
@@ -39,6 +40,16 @@ class ArgumentParser(argparse.ArgumentParser):
         """Print the message and exit."""
         print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
         raise SystemExit(2)
+
+
+def imports(*modules: str) -> Callable[[], None]:
+    """Return the `register` of a tool, which imports the projects whose model families it works with."""
+    return functools.partial(_import, modules)
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from mmdeploy_ext.lint.trial import Trial, try_export
 from mmdeploy_ext.lint.watches import LARGEST_EXACT, WATCHES, largest_finite, step_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def check(
@@ -60,15 +60,14 @@ def check(
     _check_arguments('example_inputs', example_inputs)
     if other_inputs is not None:
         _check_arguments('other_inputs', other_inputs)
-    inputs = list(tensors_in(list(example_inputs)))
-    if not inputs:
+    if not list(tensors_in(list(example_inputs))):
         raise UsageError('lint: example_inputs hold no tensor; expected the arguments of forward')
     names = _tensor_names(module, example_inputs, input_names)
     held = held_tensors(module)
-    by_attribute = {index: held[id(tensor)] for index, tensor in enumerate(inputs) if id(tensor) in held}
-    recorder, observer, outputs = _observe(module, example_inputs)
+    observer, outputs = _observe(module, example_inputs)
+    recorder = observer.recorder
     fixed = _fixed_sizes(module, recorder, other_inputs, dynamic)
-    _add_inputs(recorder, observer, outputs, by_attribute, names, (module, example_inputs))
+    _add_inputs(observer, outputs, held, module, example_inputs)
     _add_outputs(recorder, outputs)
     if any(part.training and _differs_in_training(part) for part in module.modules()):
         recorder.add('training-mode', 'the module is in training mode', None)
@@ -85,7 +84,7 @@ def check(
     return make_report(name or type(module).__name__, events, exporters, trials, names)
 
 
-def _observe(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Recorder, Observer, Any]:
+def _observe(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Observer, Any]:
     """Run a copy of the module on copies of the inputs, watched."""
     try:
         with as_exporting():
@@ -118,9 +117,7 @@ def _check_runs(module: torch.nn.Module, given: Sequence[Any]) -> None:
         ) from error
 
 
-def _observe_as_it_is(
-    module: torch.nn.Module, example_inputs: Sequence[Any]
-) -> tuple[Recorder, Observer, Any]:
+def _observe_as_it_is(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Observer, Any]:
     runs, args = copy_of(module), copies(list(example_inputs))
     observer = Observer(list(tensors_in(args)), runs, WATCHES)
     with (
@@ -132,7 +129,7 @@ def _observe_as_it_is(
     ):
         warnings.simplefilter('ignore')  # of the model's own code
         outputs = runs(*args)
-    return observer.recorder, observer, outputs
+    return observer, outputs
 
 
 def _fixed_sizes(
@@ -143,7 +140,7 @@ def _fixed_sizes(
         return frozenset(recorder.sizes)
     if other_inputs is None:
         return frozenset()
-    return recorder.fixed_sizes(_observe(module, other_inputs)[0])
+    return recorder.fixed_sizes(_observe(module, other_inputs)[0].recorder)
 
 
 # ---- inputs
@@ -165,29 +162,24 @@ def _tensor_names(
 
 
 def _add_inputs(
-    recorder: Recorder,
     observer: Observer,
     outputs: Any,
-    by_attribute: dict[int, str],
-    names: list[str],
-    model: tuple[torch.nn.Module, Sequence[Any]],
+    held: Mapping[int, str],
+    module: torch.nn.Module,
+    example_inputs: Sequence[Any],
 ) -> None:
     """Note inputs that do not reach the outputs through tensors, and times that are float32 already."""
-    reached = observer.marks.of_all(outputs).inputs
-    for index, tensor in enumerate(tensors_in(list(model[1]))):
-        if tensor.dtype == torch.float32 and largest_finite(tensor) >= LARGEST_EXACT:
-            largest = largest_finite(tensor)
-            recorder.add(
-                'absolute-time',
-                f'input {index} holds {largest:.10g} in float32: steps of {step_text(largest)}',
-                None,
-            )
+    recorder, reached = observer.recorder, observer.marks.of_all(outputs).inputs
+    for index, tensor in enumerate(tensors_in(list(example_inputs))):
+        if tensor.dtype == torch.float32 and (largest := largest_finite(tensor)) >= LARGEST_EXACT:
+            detail = f'input {index} holds {largest:.10g} in float32: steps of {step_text(largest)}'
+            recorder.add('absolute-time', detail, None)
         if reached >> index & 1:
             continue
-        if index in by_attribute:
-            held = f'input {index} is read from attribute {by_attribute[index]!r}'
-            recorder.add('input-by-attribute', held, None)
-        elif _decides(*model, index):
+        if id(tensor) in held:
+            detail = f'input {index} is read from attribute {held[id(tensor)]!r}'
+            recorder.add('input-by-attribute', detail, None)
+        elif _decides(module, example_inputs, index):
             recorder.add('frozen-input', f'input {index} changes the outputs, but not through tensors', None)
         else:
             what = 'counts for its sizes alone' if index in observer.sized else 'reaches no output'
@@ -230,23 +222,17 @@ def _add_outputs(recorder: Recorder, outputs: Any) -> None:
     """Note dicts, nests, numbers and strings."""
     flat = list(outputs.values()) if isinstance(outputs, dict) else outputs
     flat = flat if isinstance(flat, list | tuple) else [flat]
-    if isinstance(outputs, dict) or any(isinstance(item, dict) for item in flat):
-        recorder.add('dict-output', f'keys {", ".join(map(str, _keys(outputs)))}', None)
+    dicts = [outputs] if isinstance(outputs, dict) else [item for item in flat if isinstance(item, dict)]
+    if dicts:
+        recorder.add('dict-output', f'keys {", ".join(str(key) for one in dicts for key in one)}', None)
     if any(isinstance(item, list | tuple) for item in flat):
         recorder.add('nested-output', 'lists or tuples among the outputs', None)
     for leaf in leaves(outputs):
         if isinstance(leaf, str):
             recorder.add('text-output', f'{leaf!r} among the outputs', None)
-        elif isinstance(leaf, int | float):
-            recorder.add('number-output', f'{leaf!r} among the outputs', None)
-        elif isinstance(leaf, np.ndarray):
-            recorder.add('number-output', 'numpy arrays among the outputs', None)
-
-
-def _keys(outputs: Any) -> list[Any]:
-    if isinstance(outputs, dict):
-        return list(outputs)
-    return [key for item in outputs if isinstance(item, dict) for key in item]
+        elif isinstance(leaf, int | float | np.ndarray):
+            shown = 'numpy arrays' if isinstance(leaf, np.ndarray) else repr(leaf)
+            recorder.add('number-output', f'{shown} among the outputs', None)
 
 
 def _differs_in_training(part: torch.nn.Module) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.lint.record import is_size, plain
+from mmdeploy_ext.lint.record import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -29,15 +30,21 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+def mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return nested values with every leaf changed."""
+    inner = functools.partial(mapped, change)
+    if isinstance(value, slice):
+        return slice(*map(inner, (value.start, value.stop, value.step)))
+    if isinstance(value, dict):
+        return {key: inner(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, '_fields'):
+        return type(value)(*map(inner, value))
+    return type(value)(map(inner, value)) if type(value) in (list, tuple, torch.Size) else change(value)
+
+
 def without_sizes(value: Any) -> Any:
     """Return nested values with plain numbers in place of watched ones."""
-    if is_size(value):
-        return plain(value)
-    if isinstance(value, slice):
-        return slice(*map(without_sizes, (value.start, value.stop, value.step)))
-    if type(value) in (list, tuple, torch.Size):
-        return type(value)(without_sizes(item) for item in value)
-    return {key: without_sizes(item) for key, item in value.items()} if type(value) is dict else value
+    return mapped(plain, value)
 
 
 def copy_of(module: torch.nn.Module) -> torch.nn.Module:
@@ -50,10 +57,4 @@ def copy_of(module: torch.nn.Module) -> torch.nn.Module:
 
 def copies(value: Any) -> Any:
     """Return nested values with every tensor copied."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: copies(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, '_fields'):
-        return type(value)(*map(copies, value))
-    return type(value)(map(copies, value)) if type(value) in (list, tuple) else value
+    return mapped(lambda one: one.detach().clone() if isinstance(one, torch.Tensor) else one, value)

@@ -15,6 +15,7 @@ from mmdeploy_ext.lint.marks import NOTHING, SHAPE_ONLY, VALUES_FROM_SIZES, Mark
 from mmdeploy_ext.lint.nested import leaves, tensors_in, without_sizes
 from mmdeploy_ext.lint.record import Recorder, mark_size, origins_of
 from mmdeploy_ext.lint.sites import caller
+from mmdeploy_ext.stack.import_hook import patched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +23,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Call:
-    """One call of torch.
+    """One call of torch; `mark` is what its arguments depend on.
 
-    Attributes:
-        name: of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        result: what it returned.
-        mark: what its arguments depend on.
-        observer: the run.
+    `name` is that of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'.
     """
 
     name: str
@@ -92,9 +87,8 @@ class Observer(TorchFunctionMode):
         self.watches = watches
         self.parts = WeakIdKeyDictionary()
         self.sized: set[int] = set()
-        self.state = {
-            id(tensor): name for name, tensor in (*module.named_buffers(), *module.named_parameters())
-        }
+        state = (*module.named_buffers(), *module.named_parameters())
+        self.state = {id(tensor): name for name, tensor in state}
         for index, tensor in enumerate(inputs):
             self.marks.put(tensor, Mark(1 << index))
 
@@ -115,11 +109,14 @@ class Observer(TorchFunctionMode):
         if name in VALUES_FROM_SIZES:
             mark |= Mark(0, origins_of(*leaves(given)))
         result = func(*without_sizes(args), **without_sizes(kwargs))
-        call = Call(name, args, kwargs, result, mark, self)
+        return self.see(Call(name, args, kwargs, result, mark, self))
+
+    def see(self, call: Call) -> Any:
+        """Show a call to the watches, mark its results and return them."""
         for watch in self.watches:
             watch(call)
         self._carry(call)
-        return result
+        return call.result
 
     def _sizes(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -152,9 +149,8 @@ class Observer(TorchFunctionMode):
         if call.in_place and call.args and isinstance(call.args[0], torch.Tensor):
             self.marks.add(call.args[0], mark)
         for tensor in tensors_in(call.result):
-            if call.in_place and call.args and tensor is call.args[0]:
-                continue
-            self.marks.put(tensor, mark)
+            if not (call.in_place and call.args and tensor is call.args[0]):
+                self.marks.put(tensor, mark)
         for tensor in tensors_in(call.kwargs.get('out')):
             self.marks.add(tensor, mark)
 
@@ -165,12 +161,8 @@ def as_exporting() -> Iterator[None]:
 
     Two targets, `torch.onnx.is_in_onnx_export` and `torch.jit.is_tracing`, restored on exit (torch 2.13).
     """
-    originals = torch.onnx.is_in_onnx_export, torch.jit.is_tracing
-    torch.onnx.is_in_onnx_export = torch.jit.is_tracing = lambda: True
-    try:
+    with patched(torch.onnx, is_in_onnx_export=lambda: True), patched(torch.jit, is_tracing=lambda: True):
         yield
-    finally:
-        torch.onnx.is_in_onnx_export, torch.jit.is_tracing = originals
 
 
 @contextlib.contextmanager
@@ -184,13 +176,8 @@ def functions_carry_marks(observer: Observer) -> Iterator[None]:
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         result = original.__get__(None, cls)(*without_sizes(args), **without_sizes(kwargs))
-        call = Call(
-            'Function.apply', (cls, *args), kwargs, result, observer.marks.of_all((args, kwargs)), observer
-        )
-        for watch in observer.watches:
-            watch(call)
-        observer._carry(call)
-        return result
+        mark = observer.marks.of_all((args, kwargs))
+        return observer.see(Call('Function.apply', (cls, *args), kwargs, result, mark, observer))
 
     torch.autograd.Function.apply = classmethod(apply)
     try:

@@ -9,6 +9,7 @@ import torch
 
 from mmdeploy_ext.lint.nested import tensors_in
 from mmdeploy_ext.lint.sites import caller
+from mmdeploy_ext.stack.import_hook import patched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,29 +17,27 @@ if TYPE_CHECKING:
     from mmdeploy_ext.lint.record import Recorder
 
 OWN = {'_buffers', '_parameters', '_modules', '_non_persistent_buffers_set', 'training'}
+HOOKS = ('_forward', '_backward')
 
 
-def attributes(module: torch.nn.Module) -> dict[str, tuple[Any, list[tuple[int, int]]]]:
-    """Return 'module.attribute' -> the value, and identity and version of its tensors."""
-    found = {}
+def held(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield 'module.attribute' and value of what a module holds beside its parameters and buffers."""
     for path, part in module.named_modules():
-        values = {**part.__dict__, **part._buffers}
-        for name, value in values.items():
-            if name not in OWN and not name.startswith('_forward') and not name.startswith('_backward'):
-                tensors = [(id(tensor), tensor._version) for tensor in tensors_in(value)]
-                found[f'{path}.{name}'.lstrip('.')] = (value, tensors)
-    return found
+        for name, value in part.__dict__.items():
+            if name not in OWN:
+                yield f'{path}.{name}'.lstrip('.'), value
+
+
+def versions(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
+    """Return name of an attribute or buffer -> identity and version of its tensors."""
+    values = {name: value for name, value in held(module) if not name.split('.')[-1].startswith(HOOKS)}
+    values.update(module.named_buffers(remove_duplicate=False))
+    return {name: [(id(one), one._version) for one in tensors_in(value)] for name, value in values.items()}
 
 
 def held_tensors(module: torch.nn.Module) -> dict[int, str]:
     """Return id -> name of the tensors that a module holds beside its parameters and buffers."""
-    return {
-        id(tensor): f'{path}.{name}'.lstrip('.')
-        for path, part in module.named_modules()
-        for name, value in part.__dict__.items()
-        if name not in OWN
-        for tensor in tensors_in(value)
-    }
+    return {id(tensor): name for name, value in held(module) for tensor in tensors_in(value)}
 
 
 @contextlib.contextmanager
@@ -50,7 +49,7 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
     One target, `torch.nn.Module.__setattr__`, restored on exit; what is changed in other ways (an item of a
     list or dict) is found by comparing afterwards, and has no line.
     """
-    before = attributes(module)
+    before = versions(module)
     names = {id(part): path for path, part in module.named_modules()}
     original = torch.nn.Module.__setattr__
     seen = set()
@@ -58,18 +57,14 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
     def watched(self: torch.nn.Module, name: str, value: Any) -> None:
         if id(self) in names and (next(tensors_in(value), None) is not None or _counts(self, name, value)):
             full = f'{names[id(self)]}.{name}'.lstrip('.')
-            site = caller(through_torch=False)
-            if site is not None:
+            if (site := caller()) is not None:
                 seen.add(full)
                 recorder.add('state-written', f'attribute {full!r} is set', site)
         original(self, name, value)
 
-    torch.nn.Module.__setattr__ = watched
-    try:
+    with patched(torch.nn.Module, __setattr__=watched):
         yield
-    finally:
-        torch.nn.Module.__setattr__ = original
-    _add_unseen(before, attributes(module), seen, recorder)
+    _add_unseen(before, versions(module), seen, recorder)
 
 
 def _counts(module: torch.nn.Module, name: str, value: Any) -> bool:
@@ -80,7 +75,7 @@ def _counts(module: torch.nn.Module, name: str, value: Any) -> bool:
 
 def _add_unseen(before: dict[str, Any], after: dict[str, Any], seen: set[str], recorder: Recorder) -> None:
     in_place = [event.detail for event in recorder.events if event.rule == 'state-written']
-    for name, (_, tensors) in after.items():
+    for name, tensors in after.items():
         known = name in seen or any(repr(name) in detail for detail in in_place)
-        if tensors and not known and tensors != before.get(name, (None, None))[1]:
+        if tensors and not known and tensors != before.get(name):
             recorder.add('state-written', f'attribute {name!r} changed', None)

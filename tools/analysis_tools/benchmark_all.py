@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from docs._pages.benchmarks.tool import main
 
 if __name__ == '__main__':
-    from docs._pages.benchmarks.tool import main
-
     sys.exit(main())

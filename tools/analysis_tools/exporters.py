@@ -5,14 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from docs._pages.exporters.tool import main
+from mmdeploy_ext.core.cli import imports
 
-def register() -> None:
-    """Import the projects whose families are measured."""
-    import projects.mmdet3d_plugin
-    import projects.mmdet_plugin  # noqa: F401
-
+register = imports('projects.mmdet3d_plugin', 'projects.mmdet_plugin')
 
 if __name__ == '__main__':
-    from docs._pages.exporters.tool import main
-
     sys.exit(main(register))

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mmdeploy_ext.apps.zoo_app import main
+from mmdeploy_ext.core.cli import imports
+
 if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.families.base import Family
 
-
-def register() -> None:
-    """Import the projects whose families can be exported."""
-    import projects.mmdet3d_plugin
-    import projects.mmdet_plugin  # noqa: F401
+register = imports('projects.mmdet3d_plugin', 'projects.mmdet_plugin')
 
 
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
@@ -28,6 +27,4 @@ def seeded(cfg: Any, family: Family) -> torch.nn.Module:
 
 
 if __name__ == '__main__':
-    from mmdeploy_ext.apps.zoo_app import main
-
     sys.exit(main(register, seeded))

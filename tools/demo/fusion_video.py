@@ -5,13 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mmdeploy_ext.apps.video_app import main
+from mmdeploy_ext.core.cli import imports
 
-def register() -> None:
-    """Import the projects whose models take all cameras, LiDAR or both."""
-    import projects.mmdet3d_plugin  # noqa: F401
-
+register = imports('projects.mmdet3d_plugin')
 
 if __name__ == '__main__':
-    from mmdeploy_ext.apps.video_app import main
-
     sys.exit(main(register))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-if __name__ == '__main__':
-    from docs._pages.int8_table import main
+from docs._pages.int8_table import main
 
+if __name__ == '__main__':
     sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import Command, write_json
+from mmdeploy_ext.apps.graph_commands.command import Commands, argument, write_json
 from mmdeploy_ext.apps.options import parse_cfg_options
 from mmdeploy_ext.apps.proof import DEFAULT_IMAGE, read_images
 from mmdeploy_ext.core import cli
@@ -18,24 +18,10 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.graph.diff.findings import Comparison
 
+COMMANDS = Commands()
 CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
 """Options that only a comparison with a checkpoint has."""
 DEFAULT_SEED = 0
-
-
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
-    add(
-        'models MODEL...',
-        'CONFIG CHECKPOINT m.onnx: a file against PyTorch; or a.onnx b.onnx: b against a, without torch',
-    )
-    add('--images PATH...', 'pictures for PyTorch (default: demo/toy.jpg)')
-    add(
-        '--no-fresh',
-        'do not export again to tell which tensor is which: pair by names, values and places alone',
-    )
-    add('--cfg-options KEY=VALUE...', 'override the config')
-    add_pair_arguments(parser)
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +43,22 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@COMMANDS.add(
+    'diff',
+    'Find the first tensor where a file differs from its PyTorch model, or from another file',
+    argument(
+        'models MODEL...',
+        'CONFIG CHECKPOINT m.onnx: a file against PyTorch; or a.onnx b.onnx: b against a, without torch',
+    ),
+    argument('--images PATH...', 'pictures for PyTorch (default: demo/toy.jpg)'),
+    argument(
+        '--no-fresh',
+        'do not export again to tell which tensor is which: pair by names, values and places alone',
+    ),
+    argument('--cfg-options KEY=VALUE...', 'override the config'),
+    add_pair_arguments,
+    takes_file=False,
+)
 def run_diff(args: argparse.Namespace) -> int:
     """Compare, write and print: 0 equal, 1 not."""
     from pathlib import Path
@@ -135,13 +137,3 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
         return first_difference(
             deployment, path, images, feeds, default.at(args.rtol), fresh=not args.no_fresh
         )
-
-
-COMMANDS = {
-    'diff': Command(
-        'Find the first tensor where a file differs from its PyTorch model, or from another file',
-        run_diff,
-        _arguments,
-        takes_file=False,
-    )
-}

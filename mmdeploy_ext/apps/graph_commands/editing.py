@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.apps.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,10 +16,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.proof import Proof
 
 
-def _output_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output(parser, 'y.onnx', 'file to write; never the input')
-    cli.add(parser, '--prove', 'run both on random inputs: unequal numbers are exit status 1')
-    cli.add(parser, '--seed SEED', 'of the random inputs of --prove (default: 0)', 0)
+COMMANDS = Commands()
+OUTPUT = (
+    output('y.onnx', 'file to write; never the input'),
+    argument('--prove', 'run both on random inputs: unequal numbers are exit status 1'),
+    argument('--seed SEED', 'of the random inputs of --prove (default: 0)', 0),
+)
 
 
 def _load(args: argparse.Namespace) -> onnx.ModelProto:
@@ -73,12 +74,13 @@ def _write(
     return 0 if found is None or found.equal else 1
 
 
-def _extract_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(parser, '--nodes NODE...', "names, patterns ('/backbone/*') or positions ('#12')", [])
-    cli.add(parser, '--tensors TENSOR...', 'names or patterns: the nodes that make them', [])
-    _output_arguments(parser)
-
-
+@COMMANDS.add(
+    'extract',
+    'Write some nodes as a model of their own',
+    argument('--nodes NODE...', "names, patterns ('/backbone/*') or positions ('#12')", []),
+    argument('--tensors TENSOR...', 'names or patterns: the nodes that make them', []),
+    *OUTPUT,
+)
 def run_extract(args: argparse.Namespace) -> int:
     """Write some nodes as a model of their own."""
     from mmdeploy_ext.graph.io.index import Index
@@ -95,12 +97,13 @@ def run_extract(args: argparse.Namespace) -> int:
     return _finish(args, model, extract(model, chosen))
 
 
-def _cut_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(parser, '--inputs TENSOR...', 'tensors that become inputs (default: the inputs that are needed)')
-    cli.add(parser, '--outputs TENSOR...', "tensors that become outputs (default: the graph's outputs)")
-    _output_arguments(parser)
-
-
+@COMMANDS.add(
+    'cut',
+    'Write what lies between tensors',
+    argument('--inputs TENSOR...', 'tensors that become inputs (default: the inputs that are needed)'),
+    argument('--outputs TENSOR...', "tensors that become outputs (default: the graph's outputs)"),
+    *OUTPUT,
+)
 def run_cut(args: argparse.Namespace) -> int:
     """Write what lies between tensors."""
     from mmdeploy_ext.graph.passes.extract import cut
@@ -111,11 +114,12 @@ def run_cut(args: argparse.Namespace) -> int:
     return _finish(args, model, cut(model, args.inputs, args.outputs))
 
 
-def _insert_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(parser, 'tensors TENSOR...', "names or patterns ('/head/*') of inner tensors")
-    _output_arguments(parser)
-
-
+@COMMANDS.add(
+    'insert-outputs',
+    'Make inner tensors outputs',
+    argument('tensors TENSOR...', "names or patterns ('/head/*') of inner tensors"),
+    *OUTPUT,
+)
 def run_insert_outputs(args: argparse.Namespace) -> int:
     """Write a file that also gives inner tensors."""
     from mmdeploy_ext.graph import edits
@@ -127,21 +131,17 @@ def run_insert_outputs(args: argparse.Namespace) -> int:
     return _finish(args, model, after)
 
 
-def _rename_arguments(parser: argparse.ArgumentParser) -> None:
-    for what in ('tensor', 'node'):
-        parser.add_argument(
-            f'--{what}',
-            nargs=2,
-            action='append',
-            default=[],
-            metavar=('OLD', 'NEW'),
-            help=f'another name for a {what}; can be given again',
-        )
-    cli.add(parser, '--prefix P', 'before the names of all nodes and inner tensors, e.g. net/', '')
-    cli.add(parser, '--name-nodes', 'name the nodes without a name, e.g. Conv_12')
-    _output_arguments(parser)
-
-
+@COMMANDS.add(
+    'rename',
+    'Give tensors and nodes other names',
+    *(
+        argument(f'--{what} OLD NEW', f'another name for a {what}; can be given again', [], action='append')
+        for what in ('tensor', 'node')
+    ),
+    argument('--prefix P', 'before the names of all nodes and inner tensors, e.g. net/', ''),
+    argument('--name-nodes', 'name the nodes without a name, e.g. Conv_12'),
+    *OUTPUT,
+)
 def run_rename(args: argparse.Namespace) -> int:
     """Write the graph with other names."""
     from mmdeploy_ext.graph import edits
@@ -161,16 +161,16 @@ def run_rename(args: argparse.Namespace) -> int:
     return _finish(args, model, after, renamed=wanted[0])
 
 
-def _shape_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(
-        parser,
+@COMMANDS.add(
+    'set-shape',
+    'Fix or open the shapes of inputs',
+    argument(
         'shapes NAME=SIZES...',
         'images=1x3x640x640 (fix), images=batch,3,h,w (open by name; ? without one), batch=1 (an axis)',
-    )
-    cli.add(parser, '--no-trial', 'do not run the result once at a size that the file did not have before')
-    _output_arguments(parser)
-
-
+    ),
+    argument('--no-trial', 'do not run the result once at a size that the file did not have before'),
+    *OUTPUT,
+)
 def run_set_shape(args: argparse.Namespace) -> int:
     """Write the graph with other input shapes, after a trial that it runs at them."""
     from mmdeploy_ext.graph import batch_trial, edits, proof
@@ -190,20 +190,21 @@ def run_set_shape(args: argparse.Namespace) -> int:
     return _finish(args, model, after, **({'note': note} if note else {}))
 
 
-def _merge_arguments(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
-    add('files FILE...', 'ONNX files, in the order of execution')
-    add(
+@COMMANDS.add(
+    'merge',
+    'Write several files as one: outputs feed inputs',
+    argument('files FILE...', 'ONNX files, in the order of execution'),
+    argument(
         '--connect OUT IN',
         'an output of an earlier file feeds this input of a later one; equal names need none',
         action='append',
         default=[],
-    )
-    add('--names NAME...', "one per file, before its names (default: the files' names)")
-    add('--outputs TENSOR...', 'outputs to keep (default: those that no later file takes)')
-    _output_arguments(parser)
-
-
+    ),
+    argument('--names NAME...', "one per file, before its names (default: the files' names)"),
+    argument('--outputs TENSOR...', 'outputs to keep (default: those that no later file takes)'),
+    *OUTPUT,
+    takes_file=False,
+)
 def run_merge(args: argparse.Namespace) -> int:
     """Write several files as one."""
     from mmdeploy_ext.graph import proof
@@ -221,15 +222,3 @@ def run_merge(args: argparse.Namespace) -> int:
     after = merge(models, names, connections=connections, outputs=args.outputs)
     found = proof.prove_chain(models, after, connections, seed=args.seed) if args.prove else None
     return _write(args, args.files, models, after, found)
-
-
-COMMANDS = {
-    'extract': Command('Write some nodes as a model of their own', run_extract, _extract_arguments),
-    'cut': Command('Write what lies between tensors', run_cut, _cut_arguments),
-    'insert-outputs': Command('Make inner tensors outputs', run_insert_outputs, _insert_arguments),
-    'rename': Command('Give tensors and nodes other names', run_rename, _rename_arguments),
-    'set-shape': Command('Fix or open the shapes of inputs', run_set_shape, _shape_arguments),
-    'merge': Command(
-        'Write several files as one: outputs feed inputs', run_merge, _merge_arguments, takes_file=False
-    ),
-}

@@ -8,7 +8,7 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
+from mmdeploy_ext.apps.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from mmdeploy_ext.apps.graph_commands.command import Adds
     from mmdeploy_ext.sparse.contract import Violation
+
+COMMANDS = Commands()
 
 
 def known(attribute: str) -> dict[str, Any]:
@@ -60,35 +63,21 @@ def _recognised(folder: str) -> str:
     return best if counts[best] else ''
 
 
-def _folder(parser: argparse.ArgumentParser, text: str) -> None:
-    cli.add(parser, 'folder FOLDER', text)
-    cli.add(parser, '--contract NAME', 'which one (default: by the files that are there)')
+def _folder(text: str) -> tuple[Adds, Adds]:
+    named = 'which one (default: by the files that are there)'
+    return argument('folder FOLDER', text), argument('--contract NAME', named)
 
 
-def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    _folder(parser, 'of ONNX files, whoever wrote them')
-    cli.add(parser, '--strict', 'warnings fail, too')
-
-
-def run_check(args: argparse.Namespace) -> int:
-    """Check a folder against a contract and print what was found."""
-    name, read = chosen(args, 'CONTRACTS')
-    found, files = read(args.folder)
-    names = {key: str(path) for key, path in files.items()}
-    facts = dict(folder=args.folder, contract=name, files=names)
-    return _judge(args, found, facts, f'{args.folder}: {name}, {len(files)} files')
-
-
-def _scn_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(
-        parser,
+@COMMANDS.add(
+    'check-scn',
+    "Check a sparse graph against the rules of NVIDIA's libspconv engine",
+    argument(
         '--max-voxels N',
         'most voxels of one sweep: an output bound below it is an error (default: 160000, a warning)',
         type=int,
-    )
-    cli.add(parser, '--strict', 'warnings fail, too')
-
-
+    ),
+    argument('--strict', 'warnings fail, too'),
+)
 def run_scn(args: argparse.Namespace) -> int:
     """Check a file against the engine's contract and print what was found."""
     from mmdeploy_ext.sparse import contract
@@ -98,6 +87,22 @@ def run_scn(args: argparse.Namespace) -> int:
     found = contract.check(model, max_voxels=args.max_voxels, name=args.file)
     nodes = len(model.graph.node)
     return _judge(args, found, dict(file=args.file, nodes=nodes), f'{args.file}: {nodes} nodes')
+
+
+@COMMANDS.add(
+    'check-folder',
+    'Check a folder of graphs against the contract of the engine that loads it',
+    *_folder('of ONNX files, whoever wrote them'),
+    argument('--strict', 'warnings fail, too'),
+    takes_file=False,
+)
+def run_check(args: argparse.Namespace) -> int:
+    """Check a folder against a contract and print what was found."""
+    name, read = chosen(args, 'CONTRACTS')
+    found, files = read(args.folder)
+    names = {key: str(path) for key, path in files.items()}
+    facts = dict(folder=args.folder, contract=name, files=names)
+    return _judge(args, found, facts, f'{args.folder}: {name}, {len(files)} files')
 
 
 def _judge(args: argparse.Namespace, found: Sequence[Violation], facts: dict[str, Any], said: str) -> int:
@@ -135,12 +140,14 @@ def _print_violations(found: Sequence[Violation], console: Console) -> None:
     console.print(table)
 
 
-def _tables_arguments(parser: argparse.ArgumentParser) -> None:
-    _folder(parser, 'of an export')
-    cli.add(parser, 'calibration CALIBRATION', '.npz file of the matrices of a rig')
-    add_output(parser, 'FILE', 'the tables, .npz')
-
-
+@COMMANDS.add(
+    'write-tables',
+    'Write the tables of a rig that the engine of a folder computes itself',
+    *_folder('of an export'),
+    argument('calibration CALIBRATION', '.npz file of the matrices of a rig'),
+    output('FILE', 'the tables, .npz'),
+    takes_file=False,
+)
 def run_tables(args: argparse.Namespace) -> int:
     """Write the tables of a rig and print how large they are."""
     name, write = chosen(args, 'TABLES')
@@ -150,22 +157,3 @@ def run_tables(args: argparse.Namespace) -> int:
     said = ', '.join(f'{count} {fact.replace("_", " ")}' for fact, count in facts.items())
     cli.stdout().print(f'{args.output}: {said}', highlight=False)
     return 0
-
-
-COMMANDS = {
-    'check-scn': Command(
-        "Check a sparse graph against the rules of NVIDIA's libspconv engine", run_scn, _scn_arguments
-    ),
-    'check-folder': Command(
-        'Check a folder of graphs against the contract of the engine that loads it',
-        run_check,
-        _check_arguments,
-        takes_file=False,
-    ),
-    'write-tables': Command(
-        'Write the tables of a rig that the engine of a folder computes itself',
-        run_tables,
-        _tables_arguments,
-        takes_file=False,
-    ),
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
+from mmdeploy_ext.apps.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     import onnx
 
 
-def _shape_argument(parser: argparse.ArgumentParser) -> None:
-    cli.add(
-        parser,
-        '--shape NAME=SIZES...',
-        'count at these sizes, e.g. images=1x3x640x640 or batch=1; the file stays as it is',
-        [],
-    )
+COMMANDS = Commands()
+SHAPE = argument(
+    '--shape NAME=SIZES...',
+    'count at these sizes, e.g. images=1x3x640x640 or batch=1; the file stays as it is',
+    [],
+)
 
 
 def _read(args: argparse.Namespace) -> onnx.ModelProto:
@@ -33,17 +32,17 @@ def _read(args: argparse.Namespace) -> onnx.ModelProto:
     return shapes.set_by_text(model, args.shape) if args.shape else model
 
 
-def _show_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(
-        parser,
+@COMMANDS.add(
+    'show',
+    'Print what is in a file: sparse graphs node by node',
+    argument(
         '--nodes PATTERN',
         "also list the nodes, or those whose name, operator or output fits, e.g. Conv or '/head/*'",
         nargs='?',
         const='*',
-    )
-    _shape_argument(parser)
-
-
+    ),
+    SHAPE,
+)
 def run_show(args: argparse.Namespace) -> int:
     """Print what is in a file."""
     from mmdeploy_ext.graph.show import summary
@@ -74,11 +73,12 @@ def _describe(model: onnx.ModelProto) -> dict[str, Any]:
     return {**content, 'layers': sparse_layers(model)} if content['kind'] == 'sparse' else content
 
 
-def _tree_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(parser, '--depth N', 'levels to print (default: all)', type=int)
-    _shape_argument(parser)
-
-
+@COMMANDS.add(
+    'tree',
+    'Print the graph as a tree of modules, with parameters and FLOPs',
+    argument('--depth N', 'levels to print (default: all)', type=int),
+    SHAPE,
+)
 def run_tree(args: argparse.Namespace) -> int:
     """Print the graph as a tree of modules."""
     from mmdeploy_ext.graph.io import modules
@@ -97,12 +97,13 @@ def run_tree(args: argparse.Namespace) -> int:
     return 0
 
 
-def _draw_arguments(parser: argparse.ArgumentParser) -> None:
-    add_output(parser, 'x.svg', 'picture to write: .svg, .png or .pdf')
-    cli.add(parser, '--node NAME', "draw what is around this node: its name, or '#12'")
-    cli.add(parser, '--depth N', 'steps up and down from --node that are drawn (default: 3)', type=int)
-
-
+@COMMANDS.add(
+    'draw',
+    'Draw a graph, or what is around a node',
+    output('x.svg', 'picture to write: .svg, .png or .pdf'),
+    argument('--node NAME', "draw what is around this node: its name, or '#12'"),
+    argument('--depth N', 'steps up and down from --node that are drawn (default: 3)', type=int),
+)
 def run_draw(args: argparse.Namespace) -> int:
     """Draw a graph, sparse or ordinary."""
     from pathlib import Path
@@ -129,12 +130,3 @@ def run_draw(args: argparse.Namespace) -> int:
     write_json(args, dict(file=args.file, picture=args.output, drawn=drawn, **_describe(model)))
     print(f'{args.output}: {drawn} nodes drawn' + (f', {left_out} left out' if left_out else ''))
     return 0
-
-
-COMMANDS = {
-    'show': Command('Print what is in a file: sparse graphs node by node', run_show, _show_arguments),
-    'tree': Command(
-        'Print the graph as a tree of modules, with parameters and FLOPs', run_tree, _tree_arguments
-    ),
-    'draw': Command('Draw a graph, or what is around a node', run_draw, _draw_arguments),
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.apps.graph_commands.command import add_output, write_json
+from mmdeploy_ext.apps.graph_commands.command import argument, output, write_json
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
     from rich.console import Console
 
+    from mmdeploy_ext.apps.graph_commands.command import Adds
     from mmdeploy_ext.compare.rows import TensorRow
 
 SEEDS = 2
@@ -24,32 +25,32 @@ SHOWN = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
 HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
 
 
-def add_feeds(parser: argparse.ArgumentParser) -> None:
-    """Add where inputs come from."""
-    add = cli.adder(parser)
-    add('--inputs FILE', 'inputs to run on: .npz, or a folder of .npy (default: random values)')
-    add('--seed N', 'seed of random inputs (default: 0)', 0)
-    add(
+FEEDS = (
+    argument('--inputs FILE', 'inputs to run on: .npz, or a folder of .npy (default: random values)'),
+    argument('--seed N', 'seed of random inputs (default: 0)', 0),
+    argument(
         '--size AXIS=N',
         'size of a symbolic axis for random inputs; may be repeated (default: 1 for the first axis of '
         'an input, else 64)',
+        [],
         action='append',
-        default=[],
-    )
+    ),
+)
+"""Where inputs come from."""
 
 
-def add_proof(parser: argparse.ArgumentParser, tolerance: float) -> None:
-    """Add how the result is compared with the input file."""
-    add_output(parser, 'OUT.onnx', 'file to write; the input file is never touched')
-    add_feeds(parser)
-    cli.add(
-        parser,
-        '--tolerance T',
-        'largest difference of an output, relative to its largest value (default: %(default)g)',
-        tolerance,
-        type=float,
+def proof(tolerance: float) -> tuple[Adds, ...]:
+    """Return the arguments of how the result is compared with the input file."""
+    return (
+        output('OUT.onnx', 'file to write; the input file is never touched'),
+        *FEEDS,
+        argument(
+            '--tolerance T',
+            'largest difference of an output, relative to its largest value (default: %(default)g)',
+            tolerance,
+        ),
+        argument('--no-proof', 'write the file without running it'),
     )
-    cli.add(parser, '--no-proof', 'write the file without running it')
 
 
 def check_tolerance(tolerance: float) -> None:
@@ -96,7 +97,7 @@ def finish(
     """Compare the result with the model of `args.file`, write it when they agree, and say so.
 
     Args:
-        args: with what `add_proof` added.
+        args: of `proof`.
         before: the model of `args.file`.
         after: the result.
         content: what the command found, for --json.
@@ -151,12 +152,13 @@ def load(path: str) -> onnx.ModelProto:
     return model
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Refuse an output that cannot be written, and a bad tolerance, before any work."""
+def begin(args: argparse.Namespace) -> onnx.ModelProto:
+    """Read `args.file`, after a look at the tolerance and at where the output goes."""
     from mmdeploy_ext.graph.io import files
 
     check_tolerance(args.tolerance)
     files.check_targets([args.output], [args.file])
+    return load(args.file)
 
 
 def print_rows(rows: Sequence[TensorRow], console: Console) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands import proving
-from mmdeploy_ext.apps.graph_commands.command import Command, add_output, write_json
+from mmdeploy_ext.apps.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ShapeError, UsageError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graph.reduce.checks import Check, CheckText
     from mmdeploy_ext.graph.reduce.search import Reduction
 
+COMMANDS = Commands()
 CHECK_HELP = (
     "how to see the fault: 'nan' (not finite), 'engines' (ONNX Runtime's optimisations change the result), "
     "'reference' (ONNX Runtime against the reference implementation), 'differs OTHER.onnx', 'crash', or a "
@@ -27,22 +28,21 @@ CHECK_HELP = (
 )
 
 
-def _arguments(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
-    add('--check CHECK', CHECK_HELP, required=True)
-    written = ('{}/model.onnx', '{}/README.md', '{}/case.json')
-    add_output(parser, 'DIR', 'new folder for the reduced graph', *written)
-    proving.add_feeds(parser)
-    add('--good GOOD.onnx', 'model without the fault: the check has to say no to it')
-    add(
+@COMMANDS.add(
+    'reduce',
+    'Find the smallest part of a graph that still shows a fault',
+    argument('--check CHECK', CHECK_HELP, required=True),
+    output('DIR', 'new folder for the reduced graph', '{}/model.onnx', '{}/README.md', '{}/case.json'),
+    *proving.FEEDS,
+    argument('--good GOOD.onnx', 'model without the fault: the check has to say no to it'),
+    argument(
         '--tolerance T',
         'difference that is no fault, as a part of the largest value (default: %(default)g)',
         1e-4,
-    )
-    add('--timeout S', 'seconds for one check (default: %(default)g)', 60, type=float)
-    add('--max-checks N', 'most checks in all (default: %(default)s)', 400)
-
-
+    ),
+    argument('--timeout S', 'seconds for one check (default: %(default)g)', 60, type=float),
+    argument('--max-checks N', 'most checks in all (default: %(default)s)', 400),
+)
 def run_reduce(args: argparse.Namespace) -> int:
     """Reduce a graph."""
     from pathlib import Path
@@ -161,8 +161,3 @@ def _content(found: Reduction) -> dict[str, Any]:
         checks=found.checks,
         stopped=found.stopped or None,
     )
-
-
-COMMANDS: dict[str, Command] = {
-    'reduce': Command('Find the smallest part of a graph that still shows a fault', run_reduce, _arguments)
-}

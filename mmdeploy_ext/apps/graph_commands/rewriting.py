@@ -5,37 +5,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.apps.graph_commands import proving
-from mmdeploy_ext.apps.graph_commands.command import Command
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.apps.graph_commands.command import Commands, argument
 from mmdeploy_ext.core.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
 
 
+COMMANDS = Commands()
 TOLERANCE = 1e-4
 FP16_TOLERANCE = 1e-2
 
 
-def _replace_arguments(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
-    add(
+@COMMANDS.add(
+    'replace',
+    'Replace patterns of nodes by other nodes',
+    argument(
         '--rule',
         "what to replace, e.g. 's = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)'; may be repeated",
+        [],
         action='append',
-        default=[],
         metavar="'PATTERN -> NODES'",
-    )
-    add('--rules FILE', 'file of rules, one per line, # begins a comment')
-    add(
+    ),
+    argument('--rules FILE', 'file of rules, one per line, # begins a comment'),
+    argument(
         '--named NAME',
         'a rule that is there already (grid-sample, group-norm, ...); a wrong name lists them all',
+        [],
         action='append',
-        default=[],
-    )
-    proving.add_proof(parser, TOLERANCE)
-
-
+    ),
+    *proving.proof(TOLERANCE),
+)
 def run_replace(args: argparse.Namespace) -> int:
     """Replace patterns of nodes."""
     from pathlib import Path
@@ -53,8 +53,7 @@ def run_replace(args: argparse.Namespace) -> int:
     checked += [name for name in args.named if name in PASSES or named_rule(name)]
     if not checked:
         raise UsageError('nothing to replace: give --rule, --rules or --named')
-    proving.check_output(args)
-    before = proving.load(args.file)
+    before = proving.begin(args)
     model, reports = replace_all(before, texts, args.named)
     for report in reports:
         print(f'{report.count} places replaced by {report.rule}')
@@ -65,10 +64,7 @@ def run_replace(args: argparse.Namespace) -> int:
     return proving.finish(args, before, model, dict(rules=content))
 
 
-def _fold_arguments(parser: argparse.ArgumentParser) -> None:
-    proving.add_proof(parser, TOLERANCE)
-
-
+@COMMANDS.add('fold', 'Compute what depends on constants alone', *proving.proof(TOLERANCE))
 def run_fold(args: argparse.Namespace) -> int:
     """Fold constants."""
     from mmdeploy_ext.graph.passes.fold import fold
@@ -76,6 +72,7 @@ def run_fold(args: argparse.Namespace) -> int:
     return _shrink(args, 'fold', fold)
 
 
+@COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
 def run_simplify(args: argparse.Namespace) -> int:
     """Run onnxslim."""
     from mmdeploy_ext.graph.passes.simplify import simplify
@@ -86,8 +83,7 @@ def run_simplify(args: argparse.Namespace) -> int:
 def _shrink(args: argparse.Namespace, command: str, change: object, *packages: str) -> int:
     from mmdeploy_ext.graph import edits
 
-    proving.check_output(args)
-    model = proving.load(args.file)
+    model = proving.begin(args)
     result, counts = change(model)
     edits.record(result, command, {}, *packages)
     print(f'{args.file}: {counts.before} nodes, {counts.after} are left')
@@ -101,18 +97,18 @@ def _shrink(args: argparse.Namespace, command: str, change: object, *packages: s
     return proving.finish(args, model, result, content)
 
 
-def _opset_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(parser, '--opset N', 'opset to write', type=int, required=True)
-    proving.add_proof(parser, TOLERANCE)
-
-
+@COMMANDS.add(
+    'convert-opset',
+    'Write a graph in another opset',
+    argument('--opset N', 'opset to write', type=int, required=True),
+    *proving.proof(TOLERANCE),
+)
 def run_opset(args: argparse.Namespace) -> int:
     """Convert to another opset."""
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
-    proving.check_output(args)
-    model = proving.load(args.file)
+    model = proving.begin(args)
     result, before = convert_opset(model, args.opset)
     edits.record(result, 'convert-opset', dict(opset=args.opset), 'onnx')
     sizes = [len(one.graph.node) for one in (model, result)]
@@ -120,32 +116,25 @@ def run_opset(args: argparse.Namespace) -> int:
     return proving.finish(args, model, result, dict(opset_before=before, opset_after=args.opset))
 
 
-def _fp16_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(
-        parser,
+@COMMANDS.add(
+    'fp16',
+    'Write float16 into a graph, but for what has to stay float32',
+    argument(
         '--keep-fp32 PATTERN',
         "nodes that stay float32 by name, operator, module or output: '/decoder/*', Softmax; repeatable",
+        [],
         action='append',
-        default=[],
-    )
-    cli.add(
-        parser,
-        '--io',
-        'floats of inputs and outputs (default: %(default)s)',
-        'fp32',
-        choices=('fp32', 'fp16'),
-    )
-    proving.add_proof(parser, FP16_TOLERANCE)
-
-
+    ),
+    argument('--io', 'floats of inputs and outputs (default: %(default)s)', 'fp32', choices=('fp32', 'fp16')),
+    *proving.proof(FP16_TOLERANCE),
+)
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
     from mmdeploy_ext.graph import edits
     from mmdeploy_ext.graph.passes.precision import recorded
     from mmdeploy_ext.graph.passes.select import matching_nodes
 
-    proving.check_output(args)
-    model = proving.load(args.file)
+    model = proving.begin(args)
     matching_nodes(model.graph.node, args.keep_fp32)
     result, kept = edits.half(model, args.io, args.keep_fp32)
     result = recorded(result, args.io == 'fp16', args.keep_fp32)
@@ -155,14 +144,3 @@ def run_fp16(args: argparse.Namespace) -> int:
     hint = f'keep nodes with --keep-fp32, {proving.HINT}'
     content = dict(kept=kept, casts=casts[1] - casts[0])
     return proving.finish(args, model, result, content, any_float=True, hint=hint)
-
-
-COMMANDS: dict[str, Command] = {
-    'replace': Command('Replace patterns of nodes by other nodes', run_replace, _replace_arguments),
-    'fold': Command('Compute what depends on constants alone', run_fold, _fold_arguments),
-    'simplify': Command('Simplify a graph with onnxslim', run_simplify, _fold_arguments),
-    'convert-opset': Command('Write a graph in another opset', run_opset, _opset_arguments),
-    'fp16': Command(
-        'Write float16 into a graph, but for what has to stay float32', run_fp16, _fp16_arguments
-    ),
-}
