@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdeploy_ext.core import cli
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from mmdeploy_ext.stack import compat
 
 
 def _body(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.stack import compat
-
     compat.apply()
     from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
 

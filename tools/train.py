@@ -11,15 +11,17 @@ import functools
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmdeploy_ext.apps.options import parse_cfg_options
 from mmdeploy_ext.core import cli
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.stack import compat
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,15 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
 def load_train_config(args: argparse.Namespace) -> Any:
     """Read the config, apply what the command line says, and prepare this process for it.
 
-    Returns:
-        The mmcv `Config`, with work_dir, seed, device and gpu_ids filled in.
+    It returns the mmcv `Config` with work_dir, seed, device and gpu_ids filled in.
     """
     from mmcv.runner import get_dist_info, init_dist
     from mmdet.apis import init_random_seed, set_random_seed
     from mmdet.utils import get_device, replace_cfg_vals, setup_multi_processes, update_data_root
-
-    from mmdeploy_ext.apps.options import parse_cfg_options
-    from mmdeploy_ext.core.config import load_config
 
     cfg = replace_cfg_vals(load_config(args.config, parse_cfg_options(args.cfg_options)))
     update_data_root(cfg)
@@ -79,13 +77,12 @@ def load_train_config(args: argparse.Namespace) -> Any:
 
 def build_model(cfg: Any) -> Any:
     """Build `cfg.model` with the library that knows its type: mmdet, or mmdet3d and its plugins."""
-    from mmdet.models import DETECTORS, build_detector
+    from mmdet.models import DETECTORS
+    from mmdet.models import build_detector as build
 
-    if cfg.model.type in DETECTORS and 'mmdet3d' not in sys.modules:
-        return build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
-    from mmdet3d.models import build_model as build_model_3d
-
-    return build_model_3d(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
+    if cfg.model.type not in DETECTORS or 'mmdet3d' in sys.modules:
+        from mmdet3d.models import build_model as build
+    return build(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
 
 
 def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
@@ -97,62 +94,44 @@ def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
     from mmdeploy_ext.evaluate.evaluation import dataset_builder
     from mmdeploy_ext.stack.import_hook import patched
 
-    if not samplers:
-        return patched(mmdet.apis.train, build_dataset=dataset_builder())
-    from projects.mmdet3d_plugin.datasets.builder import build_dataloader
+    builders = dict(build_dataset=dataset_builder())
+    if samplers:
+        from projects.mmdet3d_plugin.datasets.builder import build_dataloader
 
-    return patched(
-        mmdet.apis.train,
-        build_dataset=dataset_builder(),
-        build_dataloader=functools.partial(build_dataloader, **samplers),
-    )
+        builders['build_dataloader'] = functools.partial(build_dataloader, **samplers)
+    return patched(mmdet.apis.train, **builders)
 
 
 def train(args: argparse.Namespace) -> int:
     """Build the model and its data from the config and run mmdet's training loop."""
-    from mmdeploy_ext.stack import compat
-
     compat.apply()
     import mmdet
     from mmdet.apis import train_detector
     from mmdet.utils import collect_env, get_root_logger
 
-    from mmdeploy_ext.core.files import check_writable
     from mmdeploy_ext.evaluate.evaluation import dataset_builder
 
     cfg = load_train_config(args)
     folder = Path(cfg.work_dir)
-    check_writable(folder / Path(args.config).name)
+    copy = folder / Path(args.config).name
+    check_writable(copy)
     folder.mkdir(parents=True, exist_ok=True)
-    text, copy = cfg.pretty_text, folder / Path(args.config).name  # seconds of a long config: once
+    text = cfg.pretty_text  # seconds of a long config: once; before the build, which writes into it
     copy.write_text(text, encoding='utf-8') if copy.suffix == '.py' else cfg.dump(str(copy))
     timestamp = time.strftime('%Y%m%d_%H%M%S')
     logger = get_root_logger(log_file=str(folder / f'{timestamp}.log'), log_level=cfg.log_level)
     environment = '\n'.join(f'{key}: {value}' for key, value in collect_env().items())
     logger.info('environment:\n%s\nconfig:\n%s\nseed: %s', environment, text, cfg.seed)
-    meta = {
-        'env_info': environment,
-        'config': text,
-        'seed': cfg.seed,
-        'exp_name': Path(args.config).name,
-    }  # before the build, which writes into the config
-
+    meta = dict(env_info=environment, config=text, seed=cfg.seed, exp_name=copy.name)
     model = build_model(cfg)
     model.init_weights()
     dataset = dataset_builder()(cfg.data.train)
     model.CLASSES = dataset.CLASSES
     if cfg.get('checkpoint_config') is not None:
         cfg.checkpoint_config.meta = {'mmdet_version': mmdet.__version__, 'CLASSES': dataset.CLASSES}
+    how = dict(distributed=args.launcher != 'none', validate=not args.no_validate)
     with configured_loaders(cfg):
-        train_detector(
-            model,
-            [dataset],
-            cfg,
-            distributed=args.launcher != 'none',
-            validate=not args.no_validate,
-            timestamp=timestamp,
-            meta=meta,
-        )
+        train_detector(model, [dataset], cfg, timestamp=timestamp, meta=meta, **how)
     return 0
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.apps.options import refuse_given
 from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError, after_weights
@@ -134,8 +133,7 @@ def _check(args: argparse.Namespace) -> list[str]:
                 f'--{name.replace("_", "-")} and --launcher: processes that measure in step run all rounds '
                 f'once'
             )
-    missing = [path for path in args.sweep if not Path(path).is_file()]
-    if missing:
+    if missing := [path for path in args.sweep if not Path(path).is_file()]:
         raise UsageError(f'--sweep {missing[0]}: no such file')
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
@@ -202,7 +200,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     family = find_family(load_config(args.config, args.cfg_options))
     kind = plan_of(family, args)
     foreign = kind.foreign if family.samples in WITH_POINTS else (*kind.foreign, 'sweep')
-    refuse_given(args, build_parser(), foreign, f'{kind.models} do not have it')
+    shared.refuse_given(args, build_parser(), foreign, f'{kind.models} do not have it')
     with distributed.join(args.launcher, args.local_rank) as ranks:
         plan = kind(args, engines, register, ranks)
         torch.set_num_threads(plan.threads[0])

@@ -30,7 +30,8 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
     options = deploy.check_options(options, cfg, family, model)
     console = Console(width=150)
     console.print(f'{cfg.filename}: family {family.name}', highlight=False)
-    for title, value in {**_parts(cfg), 'preprocessing': _rule(family.preprocess_rule(cfg))}.items():
+    rule = ', '.join(f'{key} {value}' for key, value in family.preprocess_rule(cfg).to_json().items())
+    for title, value in {**_parts(cfg), 'preprocessing': rule}.items():
         console.print(f'  {title:14} {value}', highlight=False)
     table = Table(title='exports')
     for title in ('form', 'size', 'opset', 'inputs', 'outputs, or why it is refused'):
@@ -49,11 +50,6 @@ def _parts(cfg: Any) -> dict[str, str]:
         if names := [str(one['type']) for one in named if 'type' in one]:
             found[key] = ' + '.join(names)
     return found
-
-
-def _rule(rule: Any) -> str:
-    """Return the preprocessing in one line."""
-    return ', '.join(f'{key} {value}' for key, value in rule.to_json().items())
 
 
 def _variants(options: Options) -> Iterator[Options]:
@@ -78,8 +74,10 @@ def _row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, .
         return *title, '', '', str(error)
     described = [
         '\n'.join(
-            f'{one.name} {"x".join(map(str, one.axes))}' for graph in graphs for one in tensors(graph.spec)
+            f'{one.name} {"x".join(map(str, one.axes))}'
+            for graph in graphs
+            for one in getattr(graph.spec, side)
         )
-        for tensors in (lambda spec: spec.inputs, lambda spec: spec.outputs)
+        for side in ('inputs', 'outputs')
     ]
     return *title, str(options.get('opset', '')), *described

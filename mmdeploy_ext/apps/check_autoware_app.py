@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
+from collections.abc import Sequence
 
 from mmdeploy_ext.apps.graph_commands.folders import run_check
 from mmdeploy_ext.core import cli
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
@@ -11,16 +12,13 @@ import os
 import re
 import runpy
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext import __version__
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, where this package is part of one."""

@@ -15,9 +15,12 @@ from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
+
+    from mmdeploy_ext.proof.results import Pair
+    from mmdeploy_ext.runtime.detections3d import Detections3D
 
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
 """--engine -> its title."""
@@ -39,6 +42,19 @@ def check_options(args: argparse.Namespace) -> None:
     if not 0 <= args.score_thr <= 1:
         raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
     cli.check_least(args, threads=0)
+
+
+def draw_found(
+    pair: Pair, found: Mapping[str, Detections3D], classes: Sequence[str], score_thr: float
+) -> np.ndarray:
+    """Draw the boxes of one or both engines (key of `ENGINES` -> boxes); of two, what differs is marked."""
+    from mmdeploy_ext.proof.tasks import bbox3d
+    from mmdeploy_ext.runtime.bird_eye import Layer
+
+    if len(found) == 2:
+        return bbox3d.draw_pair(pair, classes, score_thr)
+    layers = [Layer(ENGINES[name], boxes.above(score_thr)) for name, boxes in found.items()]
+    return bbox3d.draw_layers(pair, layers, classes)
 
 
 def is_video(out: Path) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,10 +13,6 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.dump import MANIFEST, list_samples, load_dump, load_manifest
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import write_json
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
 
 RTOL = 1e-4
 """Of the largest value of the first dump's tensor."""
@@ -125,8 +122,7 @@ def _compare(args: argparse.Namespace) -> int:
     rows = []
     for name, one, two in _pairs(args):
         reference, candidate = load_dump(one)[0], load_dump(two)[0]
-        absent = set(args.tensors or ()) - reference.keys()
-        if absent:
+        if absent := set(args.tensors or ()) - reference.keys():
             raise DataError(f'{one}: has no {sorted(absent)}; there are {sorted(reference)}')
         reference, candidate = (
             {key: array for key, array in side.items() if key in (args.tensors or side)}

@@ -64,8 +64,7 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
     )
     add('--verify', 'prove the file; exit status 1 when it is not')
     add('--show', "draw both engines' detections to OUTPUT_FILE.png and print the graph")
-    shared.add_frames_argument(parser)
-    shared.add_engine_arguments(parser)
+    shared.add_proof_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
     return parser
@@ -74,17 +73,8 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
 class Export:
     """One export from the command line, and its proof.
 
-    Attributes:
-        product: see `Family.product`.
-        given_by: option that names samples of the proof.
-        weight_layout: see `Family.load`.
-        claims: about the files, see `ladder.prove`.
-        args: of the command line.
-        engine: options of `build_backend`.
-        cfg_options: overrides of the config.
-        cfg: the config, with them.
-        family: that claims it.
-        options: of the export.
+    `given_by` is the option that names samples of the proof; `claims` are about files, see `ladder.prove`;
+    `product` and `weight_layout` are those of `Family`.
     """
 
     product: ClassVar[str] = DETECTOR

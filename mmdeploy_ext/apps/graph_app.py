@@ -6,34 +6,16 @@ A subcommand is an entry of the `COMMANDS` of a module of `graph_commands`.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
-from mmdeploy_ext.apps.graph_commands import (
-    comparison,
-    editing,
-    folders,
-    inspection,
-    reduction,
-    rewriting,
-)
+from mmdeploy_ext.apps.graph_commands import comparison, editing, folders, inspection, reduction, rewriting
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import Mm2OnnxError
 
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Iterator, Sequence
-
-    from mmdeploy_ext.apps.graph_commands.command import Command
-
-COMMANDS: dict[str, Command] = {
-    **inspection.COMMANDS,
-    **comparison.COMMANDS,
-    **reduction.COMMANDS,
-    **editing.COMMANDS,
-    **rewriting.COMMANDS,
-    **folders.COMMANDS,
-}
+MODULES = (inspection, comparison, reduction, editing, rewriting, folders)
+COMMANDS = {name: command for module in MODULES for name, command in module.COMMANDS.items()}
 
 
 def build_parser() -> argparse.ArgumentParser:

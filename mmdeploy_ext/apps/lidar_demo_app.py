@@ -137,7 +137,6 @@ def show(
 ) -> int:
     """Write the picture; with two engines say whether their boxes are equal: then 0, else 1."""
     from mmdeploy_ext.proof.results import Pair
-    from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.draw import encode_png
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
@@ -151,10 +150,7 @@ def show(
             f'boxes of at least {bbox3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
             f'distance {row.worst_distance:.2g} m, worst score difference {row.worst_score:.2g}: {verdict}'
         )
-        picture = bbox3d.draw_pair(pair, classes, args.score_thr)
-    else:
-        layers = [Layer(demo.ENGINES[name], boxes.above(args.score_thr)) for name, boxes in found.items()]
-        picture = bbox3d.draw_layers(pair, layers, classes)
+    picture = demo.draw_found(pair, found, classes, args.score_thr)
     with atomic_path(args.out) as temporary:
         temporary.write_bytes(encode_png(picture))
     print(f'picture: {args.out}')

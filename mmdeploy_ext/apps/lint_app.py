@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.apps import options as shared
-from mmdeploy_ext.apps.options import refuse_given
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import after_weights
 from mmdeploy_ext.core.files import write_json
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     def check(_cfg: object, family: Family, _model: object) -> None:
         if family.samples != 'images':
             why = "streaming and LiDAR models do not have it; graphs and sizes are the config's"
-            refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
+            shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     reports: list[Report] = []

@@ -42,13 +42,9 @@ class Upstream(torch.nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is observed alone: a stage or a graph.
+    """What is observed alone: a stage or a graph, which takes its inputs by position.
 
     Attributes:
-        name: in the report.
-        module: takes its inputs by position.
-        input_names: of them.
-        inputs: of the observed run.
         other_inputs: that it meets later; None where sizes are fixed.
         exporters: that it is pinned to; empty follows the option.
     """

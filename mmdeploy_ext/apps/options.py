@@ -6,19 +6,16 @@ import argparse
 import ast
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mmdeploy_ext.contract.families import DETECTOR
+from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.precision import PRECISIONS
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.registry import ENGINES, file_engines
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from mmdeploy_ext.contract.option import Option
 
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
@@ -131,9 +128,15 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the engine that proves the file."""
+def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --frames, and the options of the engine that proves the file."""
     add = cli.adder(parser)
+    add(
+        '--frames N',
+        "frames or sweeps of a proof: of the config's data.test when it is there, else a synthetic "
+        'drive or generated sweeps (default: 12)',
+        type=int,
+    )
     add(
         '--engine',
         'engine that runs the ONNX file (default: onnxruntime); tensorrt builds one for the GPU at hand '
@@ -200,17 +203,6 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         writes=('{}/report.html', '{}/verdict.json', '{}/detections.png'),
     )
     cli.add(parser, '--json FILE', 'write the verdict as JSON')
-
-
-def add_frames_argument(parser: Any) -> None:
-    """Add --frames."""
-    cli.add(
-        parser,
-        '--frames N',
-        "frames or sweeps of a proof: of the config's data.test when it is there, else a synthetic "
-        'drive or generated sweeps (default: 12)',
-        type=int,
-    )
 
 
 def check_engine_kind(kind: str, inference_precision: str | None = None) -> None:

@@ -7,7 +7,7 @@ import importlib.util
 import math
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.apps.quantize_report import WORST
+from mmdeploy_ext.apps import quantize_report
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import check_outputs, check_writable
@@ -107,7 +107,7 @@ def _add_report(group: argparse._ArgumentGroup) -> None:
     add = cli.adder(group)
     add('--rounds N', 'of the time ratio; 0 measures none (default: 10)', 10)
     add('--threads N', "within an operator (default: the engine's choice)", 0)
-    add('--all', f'show all layers, not only the {WORST} worst')
+    add('--all', f'show all layers, not only the {quantize_report.WORST} worst')
     add('--draw PNG', 'draw the layers (with --sensitivity or --max-error)', writes='{}')
     add('--json FILE', 'write what was found as JSON')
 
@@ -130,7 +130,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Quantise; 1 where `--max-error` was not reached within `--budget`."""
-    from mmdeploy_ext.apps import quantize_report
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibrators import calibrator

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
@@ -14,9 +14,6 @@ from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import spec_of
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proof.tensorrt import compare_outputs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 PRECISIONS = ('fp32', 'fp16')
 

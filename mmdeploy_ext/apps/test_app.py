@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +77,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Evaluate."""
     cli.wait_passively()
     compat.apply()
-
     _check_arguments(args)
     with distributed.join(args.launcher, args.local_rank) as ranks:
         return _run(args, register, ranks)
@@ -111,35 +109,17 @@ def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -
         evaluation.check_tables(cfg, dataset)
     device = resolve_device(args.device)
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, device, tested.check)
-    this = Run(deployment, tested, work_dir, ranks)
     with after_weights():
-        with open_network(this) as network:
+        with open_network(deployment, tested, ranks) as network:
             if network is None:
                 return 1
             results = run_dataset(network, cfg, dataset, ranks, args.tmpdir, args.gpu_collect)
-        status = finish(this, args, dataset, results) if ranks.rank == 0 else 0
+        status = finish(deployment, tested, args, dataset, results, ranks.size) if ranks.rank == 0 else 0
         return ranks.gather(status)[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What is the same for all steps of one run.
-
-    Attributes:
-        deployment: model, config, checkpoint.
-        tested: what the config says about it.
-        work_dir: shared by the `_pth` and the `_onnx` run.
-        ranks: the processes that share the samples.
-    """
-
-    deployment: Deployment
-    tested: TestedModel
-    work_dir: Path
-    ranks: Ranks
-
-
 @contextlib.contextmanager
-def open_network(this: Run) -> Iterator[Network | None]:
+def open_network(deployment: Deployment, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
     """Yield the model on the engine of its config; None when the engine disagrees with the dump.
 
     Files that are missing, or were made from another config or checkpoint, are exported first, by rank 0.
@@ -147,24 +127,23 @@ def open_network(this: Run) -> Iterator[Network | None]:
     """
     from mmdeploy_ext.proof.against_dump import check_dump
 
-    tested, ranks = this.tested, this.ranks
     if tested.settings['type'] == 'TorchBackend':
-        with tested.in_torch(this.deployment, _dump(this)) as network:
+        with tested.in_torch(deployment, _dump(deployment, tested, ranks.rank == 0)) as network:
             yield network
         return
     if ranks.rank == 0:
-        export_if_stale(this.deployment, tested)
+        export_if_stale(deployment, tested)
     ranks.gather()
     engine = backend_config.engine_options(tested.settings)
     if ranks.size > 1 and 'threads' in BACKENDS[tested.settings['type']].keys:
         engine.setdefault('threads', threads_per_process())
-    with tested.on_engine(this.deployment, engine) as (network, dumped):
+    with tested.on_engine(deployment, engine) as (network, dumped):
         agrees = True
         if ranks.rank == 0 and tested.settings.get('check_dump', True):
-            folder = tested.settings.get('dump_dir') or this.work_dir / 'dump'
-            agrees = check_dump(dumped, this.deployment, Path(folder))
+            folder = tested.settings.get('dump_dir') or tested.work_dir / 'dump'
+            agrees = check_dump(dumped, deployment, Path(folder))
         agrees = all(ranks.gather(agrees))
-        this.deployment.model = None
+        deployment.model = None
         yield network if agrees else None
 
 
@@ -173,8 +152,8 @@ def threads_per_process() -> int:
     return max(len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
 
 
-def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
-    """Export unless the files were made from this config, checkpoint and these options; says whether it did.
+def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
+    """Export unless the files were made from this config, checkpoint and these options.
 
     Raises:
         ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
@@ -197,39 +176,45 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> bool:
             reason = f'incomplete: {len(found.paths)} of {len(wanted)} graphs'
         if not reason:
             print(f'{target}: up to date', flush=True)
-            return False
+            return
         for path in found.paths:
             refuse_stale(path, reason)
     seconds = tested.export(deployment)
     print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
-    return True
 
 
-def _dump(this: Run) -> DumpWriter | None:
-    """Return what the config wants dumped; rank 0 prints it."""
+def _dump(deployment: Deployment, tested: TestedModel, first: bool) -> DumpWriter | None:
+    """Return what the config wants dumped; the first rank prints it."""
     from mmdeploy_ext.core.dump import DumpWriter
 
-    dump, unit = this.tested.settings['dump'], this.tested.unit
+    dump, unit = tested.settings['dump'], tested.unit
     if dump is None:
         return None
-    folder, chosen = Path(dump['dir'] or this.work_dir / 'dump'), dump[unit]
-    if this.ranks.rank == 0:
+    folder, chosen = Path(dump['dir'] or tested.work_dir / 'dump'), dump[unit]
+    if first:
         which = f'the first {chosen} {unit}' if isinstance(chosen, int) else f'{unit} {list(chosen)}'
         print(f'dumping the tensors of {which} to {folder}', flush=True)
-    facts = dict(model_facts(this), **this.tested.dump_facts())
+    facts = dict(model_facts(deployment), **tested.dump_facts())
     return DumpWriter(folder, facts, chosen, dump['tensors'])
 
 
-def model_facts(this: Run) -> dict[str, str]:
+def model_facts(deployment: Deployment) -> dict[str, str]:
     """Return what a dump and a metrics file say about the model that they are of."""
     return dict(
-        config=Path(this.deployment.config).name,
-        config_sha256=this.deployment.config_sha256,
-        checkpoint_sha256=this.deployment.checkpoint_sha256,
+        config=Path(deployment.config).name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
     )
 
 
-def finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> int:
+def finish(
+    deployment: Deployment,
+    tested: TestedModel,
+    args: argparse.Namespace,
+    dataset: Any,
+    results: Any,
+    processes: int,
+) -> int:
     """Write results, evaluate, keep the metrics and print the difference of the engines."""
     import pickle
 
@@ -242,21 +227,17 @@ def finish(this: Run, args: argparse.Namespace, dataset: Any, results: Any) -> i
         print(f'results: {args.out}')
     eval_options = shared.parse_cfg_options(args.eval_options, '--eval-options')
     if args.format_only:
-        eval_options.setdefault('jsonfile_prefix', str(this.work_dir / 'results'))
+        eval_options.setdefault('jsonfile_prefix', str(tested.work_dir / 'results'))
         dataset.format_results(results, **eval_options)
         print(f'formatted results: {eval_options["jsonfile_prefix"]}*')
     if not args.eval:
         return 0
-    settings = this.tested.settings
-    facts = dict(
-        model_facts(this),
-        samples=len(dataset),
-        processes=this.ranks.size,
-        memory=settings.get('memory', 'keep'),
-    )
-    metrics = evaluation.evaluate(this.deployment.cfg, dataset, results, args.eval, eval_options)
+    settings = tested.settings
+    facts = dict(model_facts(deployment), samples=len(dataset), processes=processes)
+    facts['memory'] = settings.get('memory', 'keep')
+    metrics = evaluation.evaluate(deployment.cfg, dataset, results, args.eval, eval_options)
     precision = backend_config.precision(settings)
-    return 0 if keep_metrics(this.work_dir, settings['type'], metrics, facts, precision) else 1
+    return 0 if keep_metrics(tested.work_dir, settings['type'], metrics, facts, precision) else 1
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -46,7 +46,8 @@ class TestedModel(abc.ABC):
 
         `work_dir` is shared by the `_pth` and the `_onnx` run.
         """
-        self.args, self.settings = args, backend_config.read_settings(cfg, family)
+        self.args, self.work_dir = args, work_dir
+        self.settings = backend_config.read_settings(cfg, family)
         self.options = backend_config.graph_options(cfg, self.settings, family)
         backend_config.check_targets(self.settings, work_dir)
         own = work_dir / f'{work_dir.name}_{self.own_name()}'
@@ -202,8 +203,7 @@ def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Datase
     if dump is None:
         return
     asked = [] if isinstance(dump[unit], int) else dump[unit]
-    beyond = [index for index in asked if index >= len(dataset)]
-    if beyond:
+    if beyond := [index for index in asked if index >= len(dataset)]:
         raise ConfigError(
             f'{cfg.filename}: backend_config.dump.{unit} names {beyond}; data.test has {len(dataset)} '
             f'{unit}, counted from 0'

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.apps import proof
-from mmdeploy_ext.apps.options import add_frames_argument, check_engine_kind, refuse_given
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
@@ -60,8 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shared.add_normalisation_arguments(group)
     shared.add_declared(group, ASKED)
-    add_frames_argument(parser)
-    shared.add_engine_arguments(parser)
+    shared.add_proof_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
     return parser
@@ -87,12 +85,12 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 def refuse_others(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
     """Refuse options that this kind of model does not have."""
     if family.samples == 'images':
-        refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
+        shared.refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
         return
-    refuse_given(args, build_parser(), IMAGE_ASKED, 'goes with models of single pictures only')
+    shared.refuse_given(args, build_parser(), IMAGE_ASKED, 'goes with models of single pictures only')
     if family.product == BACKBONE:
-        refuse_given(args, build_parser(), DETECTOR_ASKED, 'sparse backbones do not have it')
-    check_engine_kind(engine['engine'], engine.get('inference_precision'))
+        shared.refuse_given(args, build_parser(), DETECTOR_ASKED, 'sparse backbones do not have it')
+    shared.check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
 
 def prove_files(

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Sequence
 
-    import numpy as np
-
     from mmdeploy_ext.families.sequence import SequenceFamily
-    from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 
@@ -164,30 +161,11 @@ def draw_scene(
                 found[name] = stepper.step(frame).detections
                 seconds[name].append(time.perf_counter() - start)
             title = f'scene {args.scene}, frame {number + 1} of {count}'
-            write(picture(frame, rule, found, classes, title, args.score_thr))
+            both = map(found.get, demo.ENGINES)
+            pair = bbox3d.pair_of(frame, rule, title, *both, demo.ENGINES['onnx'])
+            write(demo.draw_found(pair, found, classes, args.score_thr))  # of one size for all frames
     medians = {demo.ENGINES[name]: statistics.median(values) * 1e3 for name, values in seconds.items()}
     return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'
-
-
-def picture(
-    frame: Frame,
-    rule: Any,
-    found: dict[str, Detections3D],
-    classes: Sequence[str],
-    title: str,
-    score_thr: float,
-) -> np.ndarray:
-    """Draw one frame: (h, w, 3) uint8 BGR, the same size for all frames of a run; boxes from `score_thr` on.
-
-    `found` is key of `demo.ENGINES` -> detections; of two, what differs is marked.
-    """
-    from mmdeploy_ext.runtime.bird_eye import Layer
-
-    pair = bbox3d.pair_of(frame, rule, title, *map(found.get, demo.ENGINES), demo.ENGINES['onnx'])
-    if len(found) == 2:
-        return bbox3d.draw_pair(pair, classes, score_thr)
-    ((name, detections),) = found.items()
-    return bbox3d.draw_layers(pair, [Layer(demo.ENGINES[name], detections.above(score_thr))], classes)
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

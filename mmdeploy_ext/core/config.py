@@ -10,28 +10,34 @@ import importlib
 import importlib.util
 import shlex
 import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import will_read
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
+def mmdet_config(relative: str, library: str = 'mmdet') -> str:
+    """Return the absolute path of a config of an installed library, for use in `_base_`.
 
-def mmdet_config(relative: str) -> str:
-    """Return the absolute path of a config of the installed mmdet, for use in `_base_`.
-
-    Args:
-        relative: path below mmdet's `configs/`, e.g. 'atss/atss_r50_fpn_1x_coco.py'.
+    `relative` is below its `configs/`, e.g. 'atss/atss_r50_fpn_1x_coco.py'.
     """
-    return _package_config('mmdet', relative)
+    package = importlib.util.find_spec(library)
+    if package is None or package.origin is None:
+        raise ConfigError(
+            f'{library} is not installed: run `make env`, or install requirements-openmmlab.txt'
+        )
+    root = Path(package.origin).parent
+    for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
+        if (folder / relative).is_file():
+            return str(folder / relative)
+    raise ConfigError(f'configs/{relative} is not in the installed {library} ({root})')
 
 
 def mmdet3d_config(relative: str) -> str:
     """Return the absolute path of a config of the installed mmdet3d, like `mmdet_config`."""
-    return _package_config('mmdet3d', relative)
+    return mmdet_config(relative, 'mmdet3d')
 
 
 @contextlib.contextmanager
@@ -41,17 +47,6 @@ def refused_by_name(cfg: Any) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f'{cfg.filename}: {error}') from error
-
-
-def _package_config(name: str, relative: str) -> str:
-    package = importlib.util.find_spec(name)
-    if package is None or package.origin is None:
-        raise ConfigError(f'{name} is not installed: run `make env`, or install requirements-openmmlab.txt')
-    root = Path(package.origin).parent
-    for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
-        if (folder / relative).is_file():
-            return str(folder / relative)
-    raise ConfigError(f'configs/{relative} is not in the installed {name} ({root})')
 
 
 def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from mmdeploy_ext.core.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 def check_distinct(names: Iterable[tuple[object, str]]) -> None:

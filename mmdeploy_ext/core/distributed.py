@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError, RankError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 JOIN_TIMEOUT = datetime.timedelta(minutes=10)
 """How long processes wait for each other at the start: what can fail on one of them comes after it."""
@@ -30,10 +28,6 @@ class Ranks:
     """The processes of a run, one alone without a launcher; made by `join`.
 
     They exchange objects through gloo, beside the group that the launcher's backend has.
-
-    Attributes:
-        rank: of this process.
-        size: number of processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -141,8 +135,7 @@ def _start(launcher: str, local_rank: int, timeout: datetime.timedelta) -> Ranks
     Loader workers are forked, as mmdet's own tools have it: mmcv's `init_dist` would choose to spawn them,
     and spawned ones hung under a launcher.
     """
-    missing = [name for name in ENVIRONMENT[launcher] if not os.environ.get(name)]
-    if missing:
+    if missing := [name for name in ENVIRONMENT[launcher] if not os.environ.get(name)]:
         raise UsageError(
             f'--launcher {launcher}: {", ".join(missing)} not set; start the processes with '
             f'{STARTERS[launcher]}, or leave --launcher out for one process'

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 MANIFEST = 'manifest.json'
 
@@ -146,8 +144,7 @@ class DumpWriter:
             ConfigError: `tensors` of the config names an unknown one.
         """
         chosen = tensors if self.tensors is None else self.tensors
-        unknown = sorted(set(chosen) - tensors.keys())
-        if unknown:
+        if unknown := sorted(set(chosen) - tensors.keys()):
             raise ConfigError(
                 f'backend_config.dump.tensors names {unknown}, which this model does not have; there are '
                 f'{sorted(tensors)}'

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
 
 
 class Mm2OnnxError(ValueError):
     """Base of all errors that the command line prints as one `error:` line.
 
-    Attributes:
-        exit_code: 2 when the input was refused before the weights were loaded, 1 afterwards.
+    `exit_code` is 2 when the input was refused before the weights were loaded, 1 afterwards.
     """
 
     exit_code = 1

@@ -8,15 +8,13 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    AnyPath = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 
 DATA_SUFFIXES = (
     *('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.onnx', '.data'),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
+from typing import Any
 
 _collector: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
     'mm2onnx_taps', default=None
@@ -16,8 +14,7 @@ _collector: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextV
 
 def tap(name: str, tensor: Any) -> Any:
     """Give `tensor` the name `name` and return it unchanged."""
-    collected = _collector.get()
-    if collected is not None:
+    if (collected := _collector.get()) is not None:
         collected[name] = tensor
     return tensor
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,6 @@ from mmdeploy_ext.lint.rule import EXPORTERS, check_exporters
 from mmdeploy_ext.lint.state import held_tensors, watch_attributes
 from mmdeploy_ext.lint.trial import Trial, try_export
 from mmdeploy_ext.lint.watches import LARGEST_EXACT, WATCHES, largest_finite, step_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 def check(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.lint.record import plain
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -16,9 +17,6 @@ from mmdeploy_ext.lint.nested import leaves, tensors_in, without_sizes
 from mmdeploy_ext.lint.record import Recorder, mark_size, origins_of
 from mmdeploy_ext.lint.sites import caller
 from mmdeploy_ext.stack.import_hook import patched
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 
 @dataclasses.dataclass
@@ -46,8 +44,7 @@ class Call:
 
     def add(self, rule: str, detail: str, through_torch: bool = False, sizes: bool = False) -> None:
         """Write an event down at the line that made the call; not when torch made it for itself."""
-        site = caller(through_torch)
-        if site is not None:
+        if (site := caller(through_torch)) is not None:
             self.observer.recorder.add(rule, detail, site, self.mark.origins if sizes else None)
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from mmdeploy_ext.lint.sites import Site, caller
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Origins = frozenset[tuple[str, int, int]]
 """(line, how many times it ran before, axis) of every size that a number was computed from."""
@@ -25,14 +23,7 @@ CONVERSIONS = ('__int__', '__float__', '__ceil__', '__floor__', '__round__', '__
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One rule met at one line, once.
-
-    Attributes:
-        rule: its id.
-        site: the line; None where the fault is of the model as a whole.
-        detail: what was seen: names, numbers.
-        origins: the sizes that it depends on; None where it does not depend on sizes.
-    """
+    """One rule met at one line, once; `site` and `origins` are None where no line or no sizes decide."""
 
     rule: str
     site: Site | None
@@ -41,12 +32,10 @@ class Event:
 
 
 class Recorder:
-    """Events of one run, and the sizes that were read in it.
+    """Events of one run, in their order, and the sizes that were read in it (`sizes`: origin -> size).
 
     Attributes:
-        events: in the order in which they happened.
-        sizes: origin -> size.
-        comparisons: (function, numbers) of comparisons of sizes with numbers, for top-k.
+        comparisons: (function, numbers, origins) of comparisons of sizes with numbers, for top-k.
         handled: sizes that a function took which has another form for tensors.
     """
 
@@ -69,7 +58,7 @@ class Recorder:
         self.sizes.update(zip(keys, shape, strict=True))
         return [frozenset([key]) for key in keys]
 
-    def compared(self, origins: Origins, values: list[Any], name: str) -> None:
+    def compared(self, origins: Origins, values: list[Any]) -> None:
         """Note that a size decided something: `SizeInt` calls it for every comparison."""
         site = caller()
         if site is None:
@@ -80,10 +69,8 @@ class Recorder:
             self.comparisons.append((f'{site.file} {site.function}', values, origins))
         if site.waiting in ('branch', 'loop', 'counted'):
             rule = 'size-in-branch' if site.waiting == 'branch' else 'size-in-loop'
-            shown = ' and '.join(map(str, values[:2]))
-            self.add(
-                rule, f'size {shown} compared' if len(values) > 1 else f'size {shown} tested', site, origins
-            )
+            shown, done = ' and '.join(map(str, values[:2])), 'compared' if len(values) > 1 else 'tested'
+            self.add(rule, f'size {shown} {done}', site, origins)
 
     def converted(self, origins: Origins, name: str) -> None:
         """Note that a size became a plain Python number."""
@@ -156,7 +143,7 @@ def _arithmetic(kind: type, name: str) -> Callable[..., Any]:
 def _comparison(kind: type, name: str) -> Callable[..., Any]:
     def method(self: Any, *others: Any) -> Any:
         values = [plain(self), *map(plain, others)]
-        self.recorder.compared(origins_of(self, *others), values, name)
+        self.recorder.compared(origins_of(self, *others), values)
         result = getattr(kind, name)(*values)
         return getattr(float, name)(*map(float, values)) if result is NotImplemented and all(
             isinstance(value, int | float) for value in values) else result  # fmt: skip

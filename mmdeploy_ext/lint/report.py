@@ -24,14 +24,9 @@ COLOURS = dict(error='bold red', warning='yellow', note='dim')
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One pitfall at one line.
+    """One pitfall at one line (`site`), or of the model as a whole (None); `count` is of one run.
 
-    Attributes:
-        rule: its id.
-        severity: 'error', 'warning' or 'note', for the exporters that were asked for.
-        site: the line; None where the fault is of the model as a whole.
-        details: what was seen there, each once.
-        count: how often it happened in one run.
+    `severity` is for the exporters that were asked for; each of `details` is there once.
     """
 
     rule: str
@@ -60,14 +55,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found in one module.
-
-    Attributes:
-        name: of the module.
-        findings: the worst first, then by file and line.
-        trials: what the exporters said.
-        exporters: that severities are for.
-    """
+    """What was found in one module: the worst first, then by file and line."""
 
     name: str
     findings: tuple[Finding, ...]

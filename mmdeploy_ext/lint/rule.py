@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from mmdeploy_ext.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 RIGHT = 'right'
 WRONG = 'wrong on other inputs'
@@ -23,13 +20,9 @@ SEVERITIES = ('note', 'warning', 'error')
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One known pitfall.
+    """One known pitfall: what is done, what goes wrong, what to write instead.
 
     Attributes:
-        id: its name in reports.
-        title: what is done, in a few words.
-        why: what goes wrong.
-        fix: what to write instead.
         outcomes: exporter -> what happens on this stack.
         otherwise: severity where the exporter does the right thing: 'note' or 'warning'.
     """

@@ -9,12 +9,9 @@ import linecache
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import CodeType, FrameType
 
 import torch
-
-if TYPE_CHECKING:
-    from types import CodeType, FrameType
 
 MACHINERY = str(Path(__file__).parent)
 TORCH = str(Path(torch.__file__).parent)
@@ -34,9 +31,6 @@ class Site:
 
     Attributes:
         file: as shown: relative to the working directory, or from the package on in libraries.
-        line: from 1.
-        function: name of the function.
-        code: the line itself.
         library: the file belongs to an installed package.
         via: the user's line that led there, of a line in a library; None where there is none.
         waiting: what takes the value: 'branch', 'guard' (an assert, an if that raises), 'loop', 'counted' (a

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.lint.nested import tensors_in
+from mmdeploy_ext.lint.record import Recorder
 from mmdeploy_ext.lint.sites import caller
 from mmdeploy_ext.stack.import_hook import patched
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.lint.record import Recorder
 
 OWN = {'_buffers', '_parameters', '_modules', '_non_persistent_buffers_set', 'training'}
 HOOKS = ('_forward', '_backward')

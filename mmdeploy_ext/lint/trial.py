@@ -7,7 +7,8 @@ import dataclasses
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -19,9 +20,6 @@ from mmdeploy_ext.lint.nested import copies, copy_of, tensors_in
 from mmdeploy_ext.lint.record import Event
 from mmdeploy_ext.lint.sites import TORCH, Site, site_at
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
 RANGE = re.compile(r'^(.+\.py)\((\d+)\): (\S+)$', re.M)
 SYMBOLIC_OPSETS = range(7, 21)
@@ -30,16 +28,7 @@ LONGEST = 200
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What an exporter said.
-
-    Attributes:
-        exporter: its name.
-        opset: that was asked for.
-        refused: whether it raised.
-        skipped: it was not tried.
-        text: its error in one line, with the line of the user's code where that is known.
-        events: operators that it does not know.
-    """
+    """What an exporter said at an opset; `events` are the operators that it does not know."""
 
     exporter: str
     opset: int
@@ -77,7 +66,10 @@ def try_export(
         find = unknown_to_torchscript if exporter == 'torchscript' else unknown_to_dynamo
         cause = root_cause(error) if error.__cause__ is None else _innermost(error.__cause__)
         unknown = find(copy_of(module), tuple(copies(list(args))), chosen)
-        events = tuple(_event(operator, site, exporter, chosen) for operator, site in unknown)
+        events = tuple(
+            Event('unsupported-operator', site, f'{operator} is unknown to {exporter} at opset {chosen}')
+            for operator, site in unknown
+        )
         return Trial(exporter, chosen, refused=True, text=_text(cause, error), events=events)
     return Trial(exporter, chosen)
 
@@ -95,10 +87,6 @@ def _text(cause: BaseException, error: BaseException) -> str:
     mine = [frame for frame in frames if not frame[0].startswith(TORCH)]
     where = f'{site_at(mine[-1][0], int(mine[-1][1])).text}: ' if mine else ''
     return where + one_line(first)[:LONGEST]
-
-
-def _event(operator: str, site: Site | None, exporter: str, opset: int) -> Event:
-    return Event('unsupported-operator', site, f'{operator} is unknown to {exporter} at opset {opset}')
 
 
 def unknown_to_torchscript(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.lint.nested import tensors_in
+from mmdeploy_ext.lint.observe import Call
 from mmdeploy_ext.lint.record import is_size, origins_of, plain
 from mmdeploy_ext.lint.sites import caller
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.lint.observe import Call
 
 TO_BOOL = {'__bool__', 'is_nonzero', 'equal', 'allclose'}
 TO_NUMBER = {'item', '__int__', '__float__', '__complex__', '__index__', 'tolist'}
@@ -59,11 +57,9 @@ def values_to_numpy(call: Call) -> None:
 
 def values_to_new_tensor(call: Call) -> None:
     """`torch.tensor([a.max(), b.max()])`: takes numbers out of tensors on its way."""
-    if (
-        call.name in ('tensor', 'as_tensor')
-        and call.mark.inputs
-        and not isinstance(call.args[0], torch.Tensor)
-    ):
+    if call.name not in ('tensor', 'as_tensor') or isinstance(call.args[0], torch.Tensor):
+        return
+    if call.mark.inputs:
         call.add('value-to-python', f'torch.{call.name}() of values that depend on {inputs_text(call)}')
 
 

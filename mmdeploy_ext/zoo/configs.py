@@ -7,13 +7,12 @@ import glob
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
 """Keys that only training reads. Not losses: heads take their number of outputs from them."""
@@ -104,8 +103,6 @@ def found(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config |
 
     These have no model, none of the heads that are asked for, or a `backend_config`: the model is another's.
     """
-    from mmdeploy_ext.core.config import load_config
-
     for path in files:
         try:
             cfg = load_config(str(path))

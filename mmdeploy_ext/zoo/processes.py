@@ -9,17 +9,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mmdeploy_ext.zoo.configs import Config
 from mmdeploy_ext.zoo.record import CRASH, LONGEST, MEMORY, TIME, Outcome, Record, portable, read_record
 from mmdeploy_ext.zoo.rules import read_code
 from mmdeploy_ext.zoo.subject import Settings, examine
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from mmdeploy_ext.zoo.configs import Config
 
 POLL_S = 0.2
 LOG_LINES = 12
@@ -27,12 +23,7 @@ LOG_LINES = 12
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of one process.
-
-    Attributes:
-        seconds: wall time.
-        gigabytes: of memory that is its own.
-    """
+    """Of one process: wall time, and memory that is its own."""
 
     seconds: float = 1800.0
     gigabytes: float = 6.0

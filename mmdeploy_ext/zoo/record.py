@@ -6,14 +6,12 @@ import dataclasses
 import re
 import sysconfig
 import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.core.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 NO_FAMILY = 'no family'
 NOT_BUILT = 'cannot be built'

@@ -49,10 +49,10 @@ class Settings:
     Attributes:
         size: of the traced input, (H, W) pixels; the next larger one that the network takes.
         picture: title and BGR picture that the proof begins with.
-        sweeps: how many generated ones models of sweeps are proven on.
         seeded: (cfg, family) -> the detector with seeded weights.
         engine: options of `build_backend`.
         files: of `FILES`, those to export and to prove.
+        sweeps: how many generated ones models of sweeps are proven on.
     """
 
     size: tuple[int, int]

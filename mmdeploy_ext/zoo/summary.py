@@ -1,18 +1,14 @@
-"""What a zoo says all together: counts by head and by part, and one JSON file."""
+"""What a zoo says all together: counts, and one JSON file."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.zoo.record import NO_KERNEL, REASONS, Record, from_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-PARTS = ('head', 'backbone', 'neck', 'detector')
 
 
 def content(records: Sequence[Record]) -> dict[str, Any]:
@@ -50,32 +46,16 @@ class Count:
 def count(chosen: Sequence[Record]) -> Count:
     """Count records."""
     reasons = collections.Counter(one.fixed.reason for one in chosen if one.fixed and not one.proven)
-    referenced = [one for one in chosen if not one.own_kernels and not _without_kernel(one)]
+    on_cpu = [one for one in chosen if not one.own_kernels]
+    referenced = [one for one in on_cpu if one.fixed is None or one.fixed.reason != NO_KERNEL]
     return Count(
         len(chosen),
         len(referenced),
         sum(one.proven for one in referenced),
-        sum(_dynamic(one) for one in referenced),
+        sum(one.dynamic is not None and one.dynamic.proven for one in referenced),
         sum(one.proven for one in chosen if one.own_kernels),
         {reason: reasons[reason] for reason in REASONS if reasons[reason]},
     )
-
-
-def _without_kernel(record: Record) -> bool:
-    return record.fixed is not None and record.fixed.reason == NO_KERNEL
-
-
-def _dynamic(record: Record) -> bool:
-    return record.dynamic is not None and record.dynamic.proven
-
-
-def by_part(chosen: Sequence[Record], part: str) -> dict[str, Count]:
-    """Return class name of a part -> counts, in the order of the names; several parts count each."""
-    groups: dict[str, list[Record]] = collections.defaultdict(list)
-    for record in chosen:
-        for name in sorted(set(record.parts.get(part, '').split('+')) - {''}):
-            groups[name].append(record)
-    return {name: count(groups[name]) for name in sorted(groups)}
 
 
 def line(chosen: Sequence[Record]) -> str:

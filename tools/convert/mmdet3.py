@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdeploy_ext.core import cli
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.stack import compat
 
 
 class Parser(cli.ArgumentParser):
@@ -32,11 +32,8 @@ class Parser(cli.ArgumentParser):
 
 def convert(args: argparse.Namespace) -> int:
     """Convert the checkpoint or the config."""
-    from mmdeploy_ext.stack import compat
-
     compat.apply()
     import projects.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
 
     target = args.out_file

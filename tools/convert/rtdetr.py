@@ -9,25 +9,21 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.stack import compat
 
 
 def convert(args: argparse.Namespace) -> int:
     """Read, rename, account for every key, write."""
-    from mmdeploy_ext.stack import compat
-
     compat.apply()
     import projects.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.weights.convert.rtdetr import convert_file
 
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))

@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdeploy_ext.core import cli
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.stack import compat
 
 
 def convert(args: argparse.Namespace) -> int:
     """Read, rename, account for every key, write."""
-    from mmdeploy_ext.stack import compat
-
     compat.apply()
-    from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.weights.convert.solo_wxinlong import convert_file
 
     converted, config = convert_file(args.in_file, args.out_file, load_config(args.config))

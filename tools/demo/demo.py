@@ -18,43 +18,23 @@ def steps(out: str) -> list[tuple[str, list[str]]]:
     """Return what each step is for and its command."""
     model = 'work_dirs/atss_toy/atss_toy_full.onnx'
     images = ['demo/toy.jpg', *(f'{DATA}/val2017/{name}' for name in val_images())]
+    proof = f'python tools/deployment/verify.py {CONFIG}.py {CHECKPOINT} {model} --images'.split()
+    runner = f'python tools/onnx/onnx_with_postprocess.py {model} demo/toy.jpg --out'.split()
     return [
-        ('generate a COCO-format data set', ['python', '-m', 'projects.toydata.coco', '--out', DATA]),
+        ('generate a COCO-format data set', f'python -m projects.toydata.coco --out {DATA}'.split()),
         (
             'evaluate the PyTorch model; dump its tensors',
-            ['tools/dist_test_pth.sh', f'{CONFIG}_pth.py', CHECKPOINT, '1', '--eval=bbox'],
+            f'tools/dist_test_pth.sh {CONFIG}_pth.py {CHECKPOINT} 1 --eval=bbox'.split(),
         ),
         (
             'export it, check it against the dump, evaluate it on ONNX Runtime',
-            ['tools/dist_test_onnx.sh', f'{CONFIG}_onnx.py', CHECKPOINT, '1', '--eval=bbox'],
+            f'tools/dist_test_onnx.sh {CONFIG}_onnx.py {CHECKPOINT} 1 --eval=bbox'.split(),
         ),
         (
             'prove the file on images that the export never saw, and on the data set',
-            [
-                'python',
-                'tools/deployment/verify.py',
-                f'{CONFIG}.py',
-                CHECKPOINT,
-                model,
-                '--images',
-                *images,
-                '--eval',
-                'bbox',
-                '--report',
-                out,
-            ],
+            [*proof, *images, '--eval', 'bbox', '--report', out],
         ),
-        (
-            'use the file without PyTorch',
-            [
-                'python',
-                'tools/onnx/onnx_with_postprocess.py',
-                model,
-                'demo/toy.jpg',
-                '--out',
-                f'{out}/toy_det.png',
-            ],
-        ),
+        ('use the file without PyTorch', [*runner, f'{out}/toy_det.png']),
     ]
 
 

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdeploy_ext.core import cli
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 KEPT = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_version', 'mmdet_version')
 

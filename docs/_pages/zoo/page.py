@@ -9,6 +9,7 @@ stays. Without FOUND the pages are written again from these two.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import re
 from pathlib import Path
@@ -65,17 +66,26 @@ def page(name: str, content: Mapping[str, Any]) -> str:
     return texts.render(
         versions=content['versions'],
         whole=summary.count(records),
-        parts={part: counts(summary.by_part(records, part)) for part in ('head', 'backbone', 'neck')},
+        parts={part: counts(by_part(records, part)) for part in ('head', 'backbone', 'neck')},
         heads={head: rows(group) for head, group in _by_head(records).items()},
         lidar=summary.count(lidar),
         lidar_parts=[
             f'| {name} | {one.configs} | {one.fixed} |'
             for part in ('head', 'encoder', 'backbone')
-            for name, one in summary.by_part(lidar, part).items()
+            for name, one in by_part(lidar, part).items()
         ],
         lidar_heads={head: lidar_rows(group) for head, group in _by_head(lidar).items()},
         reasons=reasons([*records, *lidar]),
     )
+
+
+def by_part(chosen: Sequence[Record], part: str) -> dict[str, summary.Count]:
+    """Return class name of a part -> counts, in the order of the names; several parts count each."""
+    groups: dict[str, list[Record]] = collections.defaultdict(list)
+    for record in chosen:
+        for name in sorted(set(record.parts.get(part, '').split('+')) - {''}):
+            groups[name].append(record)
+    return {name: summary.count(groups[name]) for name in sorted(groups)}
 
 
 def split(content: Mapping[str, Any]) -> tuple[list[Record], list[Record]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from mmdeploy_ext.core import cli, files
 
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
-    Adds = Callable[[argparse.ArgumentParser], object]
-    Runs = Callable[[argparse.Namespace], int]
+Adds = Callable[[argparse.ArgumentParser], object]
+Runs = Callable[[argparse.Namespace], int]
 
 
 def argument(*given: Any, **more: Any) -> Adds:

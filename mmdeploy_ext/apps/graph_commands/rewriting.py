@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
 
 from mmdeploy_ext.apps.graph_commands import proving
 from mmdeploy_ext.apps.graph_commands.command import Commands, argument
 from mmdeploy_ext.core.errors import UsageError
-
-if TYPE_CHECKING:
-    import argparse
-
 
 COMMANDS = Commands()
 TOLERANCE = 1e-4

@@ -303,7 +303,7 @@ def test_an_engine_is_one_row(monkeypatch):
     monkeypatch.setitem(ENGINE_ROWS, 'other', row)
     monkeypatch.setitem(BACKENDS, 'Other', row)
     parser = argparse.ArgumentParser()
-    options.add_engine_arguments(parser)
+    options.add_proof_arguments(parser)
     assert parser.parse_args(['--engine', 'other']).engine == 'other'
     assert title_of('Other') == title_of('other') == 'OpenVINO' and row.metrics == 'metrics_other.json'
     with pytest.raises(UsageError, match='--providers goes with --engine onnxruntime, got --engine other'):
