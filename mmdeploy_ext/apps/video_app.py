@@ -14,7 +14,6 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from mmdeploy_ext.proof.tasks import bbox3d
 from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
@@ -152,6 +151,8 @@ def draw_scene(
     classes: Sequence[str],
 ) -> str:
     """Run `count` frames and write the pictures; return what to say about it."""
+    from mmdeploy_ext.proof.tasks import bbox3d
+
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     with demo.open_writer(args.out, args.fps) as write:
         for number, frame in enumerate(cli.tracked(frames, count, 'frames')):

@@ -67,7 +67,8 @@ def iteration(call: Call) -> None:
     """`for row in t`, `len(t)`: the number of rows is fixed when it is traced."""
     if call.name == '__len__':
         note_size(call, 'size-to-python', 'len() of a tensor')
-    if call.name == 'unbind' and sys._getframe(2).f_code.co_name == '__iter__':
+    # frames: this, Observer.see, Observer.__torch_function__, who called unbind
+    if call.name == 'unbind' and sys._getframe(3).f_code.co_name == '__iter__':
         note_size(call, 'size-in-loop', 'a loop over a tensor', unpacks=False)
 
 

@@ -77,6 +77,31 @@ def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(
         cli.run(raising(ModuleNotFoundError("No module named 'projects.x'", name='projects.x')), parser(), [])
 
 
+def test_the_words_of_an_argument_say_how_many_values_it_has():
+    made = cli.ArgumentParser()
+    cli.add(made, 'model')
+    add = cli.adder(made.add_argument_group('more'))
+    add('--rounds -r N', 'how often', 3)
+    add('--share S', '', 0.5)
+    add('--images PATH...', 'pictures', [])
+    add('--rename OLD NEW', '', [], action='append')
+    add('--all', 'everything')
+    add('--engine', '', 'torch', choices=('torch', 'onnx'))
+    written = add('--out FILE', '', Path('x'), writes=('{}', '{}.json'))
+    given = vars(made.parse_args(['m.onnx']))
+    assert given == dict(
+        model='m.onnx', rounds=3, share=0.5, images=[], rename=[], all=False, engine='torch', out=Path('x')
+    )
+    words = ['m.onnx', '-r', '4', '--share', '1', '--images', 'a', 'b', '--rename', 'p', 'q']
+    words += ['--rename', 'r', 's', '--all', '--engine', 'onnx', '--out', 'y']
+    assert vars(made.parse_args(words)) == dict(
+        model='m.onnx', rounds=4, share=1.0, images=['a', 'b'], rename=[['p', 'q'], ['r', 's']], all=True,
+        engine='onnx', out=Path('y'),
+    )  # fmt: skip
+    assert written.writes == ('{}', '{}.json')
+    assert '--rounds N, -r N' in made.format_help() and '--rename OLD NEW' in made.format_help()
+
+
 @pytest.mark.parametrize('words', [
     ['tools/deployment/solo2onnx.py', 'c.py', 'c.pth'],
     ['tools/deployment/verify.py', 'c.py', 'c.pth', 'm.onnx'],
