@@ -100,7 +100,7 @@ class Observer(TorchFunctionMode):
         kwargs = kwargs or {}
         name = name_of(func)
         if name in ('shape.__get__', 'size'):
-            return self._sizes(name, func, args, kwargs)
+            return self._sizes(func, args, kwargs)
         given = (args, kwargs)
         mark = self.marks.of_all(given)
         if name in VALUES_FROM_SIZES:
@@ -115,9 +115,7 @@ class Observer(TorchFunctionMode):
         self._carry(call)
         return call.result
 
-    def _sizes(
-        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _sizes(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return a shape whose numbers are watched, unless torch itself asks."""
         result = func(*without_sizes(args), **kwargs)
         site = caller()
