@@ -17,8 +17,27 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
 
 
-class Scored(abc.ABC):
-    """Results of one image or frame in descending score order: a data class with a row per result.
+class Rows:
+    """A data class of arrays with a row per result, of which some may be None; `scores` is one of them."""
+
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of results."""
+        return len(self.scores)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Self:
+        """Return some rows, by their indices or a mask."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return type(self)(*(None if value is None else value[rows] for value in values))
+
+    def best_first(self) -> Self:
+        """Return all in descending order of score; of equal ones the first."""
+        return self[np.argsort(-self.scores, kind='stable')]
+
+
+class Scored(Rows, abc.ABC):
+    """Results of one image or frame in descending score order, see `Rows`.
 
     Attributes:
         scores: (n,) float32 in 0..1.
@@ -27,16 +46,7 @@ class Scored(abc.ABC):
     """
 
     scored: ClassVar[bool] = True
-    scores: np.ndarray
     labels: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of results."""
-        return len(self.scores)
-
-    def __getitem__(self, rows: np.ndarray) -> Self:
-        """Return some rows, by their indices or a mask."""
-        return type(self)(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
     def above(self, score_thr: float) -> Self:
         """Return those with at least `score_thr`."""
@@ -150,19 +160,10 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     return [int(length) for length in (lengths[:-1] if lengths[-1] == 0 else lengths)]
 
 
-def from_padded(dets: np.ndarray, labels: np.ndarray) -> list[Detections]:
-    """Split padded graph outputs into images.
-
-    Args:
-        dets: (B, n, 5) x1 y1 x2 y2 score.
-        labels: (B, n); -1 marks padding.
-    """
-    return _unpadded(Detections, dets[..., :4], dets[..., 4], labels)
-
-
-def _unpadded(kind: type, *columns: np.ndarray) -> list[Any]:
-    """Return `kind` of the rows of every image whose label, the last column, is 0 or more."""
-    return [kind(*(rows[image[-1] >= 0] for rows in image)) for image in zip(*columns, strict=True)]
+def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
+    """Return `kind` of each image's rows whose label is 0 or more; columns are its fields, (B, n, ...)."""
+    found = (kind(**dict(zip(columns, image, strict=True))) for image in zip(*columns.values(), strict=True))
+    return [one[one.labels >= 0] for one in found]
 
 
 def results_from_padded(outputs: Mapping[str, np.ndarray]) -> list[Detections] | list[Instances]:
@@ -172,22 +173,18 @@ def results_from_padded(outputs: Mapping[str, np.ndarray]) -> list[Detections] |
         outputs: `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes`
             (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
     """
-    for name, kind in (('boxes', Detections), ('masks', Instances)):
-        if {'labels', name, 'scores'} <= outputs.keys():
-            return _unpadded(kind, outputs[name], outputs['scores'], outputs['labels'])
-    return from_padded(outputs['dets'], outputs['labels'])
+    labels = outputs['labels']
+    for name, kind, field in (('boxes', Detections, 'bboxes_xyxy'), ('masks', Instances, 'masks')):
+        if {name, 'scores'} <= outputs.keys():
+            return unpadded(kind, scores=outputs['scores'], labels=labels, **{field: outputs[name]})
+    dets = outputs['dets']
+    return unpadded(Detections, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], labels=labels)
 
 
 def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """Greedy NMS.
+    """Return the indices of boxes (n, 4) that greedy NMS keeps, in descending score order.
 
-    Args:
-        bboxes_xyxy: (n, 4) float32.
-        scores: (n,) float32.
-        iou_threshold: a box is dropped when its IoU with a kept one exceeds this.
-
-    Returns:
-        Indices of the kept boxes, in descending score order.
+    A box is dropped when its IoU with a kept one exceeds the threshold.
     """
     order = np.argsort(-scores, kind='stable')
     x1, y1, x2, y2 = bboxes_xyxy[order].T
@@ -220,13 +217,7 @@ def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np
 
 
 def candidates_lost(most: int, cap: int, option: str = '--max-candidates') -> ModelFileError:
-    """Return the error of a file with a limit of candidates that may have left results out.
-
-    Args:
-        most: candidates that an image has.
-        cap: that the file looks at.
-        option: that gave the limit.
-    """
+    """Return the error of a file that looks at `cap` candidates by an option, where an image has `most`."""
     return ModelFileError(
         f'candidates: an image has {most} of them, the file was exported with {option} {cap} and '
         f'left some out; export it with {option} {most} or more, or without'
@@ -240,12 +231,9 @@ def candidates_needed(reason: str) -> dict[str, int]:
 
 
 def check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequence[Scored]) -> None:
-    """Refuse results of a file with `--max-candidates` that may lack some.
+    """Refuse results of a file with `--max-candidates` that may lack some: ModelFileError.
 
     Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
-
-    Raises:
-        ModelFileError: candidates were cut off before the list was full.
     """
     cap = metadata.options.get('max_candidates', 0)
     if not cap:

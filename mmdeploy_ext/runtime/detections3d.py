@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmdeploy_ext.runtime.detections import Scored
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,3 +29,9 @@ class Detections3D(Scored):
     def place(self, index: int) -> dict[str, Any]:
         """See `Scored.place`: the nine columns."""
         return dict(box=[round(float(value), 4) for value in self.boxes[index]])
+
+
+def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
+    """Return whether the places of boxes (n, 3 or more) are in a range of six numbers, ends included."""
+    low, high = np.float32(limits[:3]), np.float32(limits[3:])
+    return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)

@@ -20,24 +20,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.inputs.points import pillars
 from mmdeploy_ext.runtime.autoware.bevfusion_rules import LIDAR
-from mmdeploy_ext.runtime.autoware.boxes import Objects, best_first, suppressed
+from mmdeploy_ext.runtime.autoware.boxes import Objects, suppressed
 from mmdeploy_ext.runtime.autoware.implicit_gemm import evaluator
-from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, kept_rows, spread_out
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, kept, spread_out
 from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
-from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.exported import export_files
-from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.exported import check_finite, export_files
+from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import onnx
 
-    from mmdeploy_ext.runtime.frames import FusedFrame
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.exported import Paths
 
 ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 GRAPHS = (LIDAR,)
@@ -70,40 +69,29 @@ class NodeSettings:
 
 
 class AutowareBEVFusion(Detecting):
-    """A folder of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory.
-
-    Attributes:
-        metadata: of the file.
-        seconds: spent so far by part.
-    """
+    """A folder of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory."""
 
     def __init__(
         self,
-        paths: str | Path | Sequence[str | Path],
+        paths: Paths,
         *,
         engine: str = ENGINE,
         providers: Sequence[str] = PROVIDERS,
         threads: int = 0,
         graph_optimization: str = 'all',
     ) -> None:
-        """Open the file.
-
-        Args:
-            paths: the folder, or its file.
-            engine: of what is standard ONNX: ONNX Runtime.
-            providers: of it: the CPU's alone.
-            threads: within an operator; 0 leaves the choice to it.
-            graph_optimization: see `engines.onnxruntime`.
+        """Open the folder, or its file; options of what is standard ONNX, see `engines.onnxruntime`.
 
         Raises:
             ModelFileError: it is missing, of another model family, or does not begin as the node's.
-            EngineError: another engine.
+            EngineError: another engine or provider than ONNX Runtime and the CPU's.
         """
         import onnx
 
         from mmdeploy_ext.contract.metadata import Metadata, read_props
         from mmdeploy_ext.graph.run import Runner
 
+        super().__init__()
         if engine != ENGINE or tuple(providers) != PROVIDERS:
             raise EngineError(f"{engine}: Autoware's plug-ins run in numpy here, what follows in {ENGINE}")
         (path,) = export_files(paths, GRAPHS)
@@ -129,8 +117,7 @@ class AutowareBEVFusion(Detecting):
         (bev,) = self.encoder.run([BEV], given)
         start = self.passed('encoder', start)
         outputs = self.head.run({BEV: bev})
-        if not all(np.isfinite(values).all() for values in outputs.values()):
-            raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
+        check_finite(outputs, frame.name or 'frame')
         self.passed('head', start)
         facts = self.metadata.postprocess
         boxes = spread_out(detections(outputs, facts['coder']), facts['nms'])
@@ -138,14 +125,9 @@ class AutowareBEVFusion(Detecting):
 
     def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
         """Return what the node publishes of one cloud (P, F); raises what `step` raises."""
-        from mmdeploy_ext.runtime.frames import FusedFrame
-
         outputs = self.step(FusedFrame(points)).outputs
         chosen = settings or NodeSettings(tuple(name.upper() for name in self.classes))
         return published(outputs, self.metadata.postprocess['coder'], chosen)
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -180,30 +162,18 @@ def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
     """Return the boxes that the file's outputs stand for by the model's own limits, best first.
 
-    Args:
-        outputs: `bbox_pred` (10, Q), `score` (Q,), `label_pred` (Q,).
-        coder: `coder` of the file's facts.
+    These are `bbox_pred` (10, Q), `score` (Q,), `label_pred` (Q,); `coder` is that of the file's facts.
     """
-    values, scores = outputs['bbox_pred'], outputs['score']
-    centres, sizes = places(values, coder), np.exp(values[3:6]).T
-    bottom = centres - sizes * np.float32([0, 0, 0.5])
-    yaws = np.arctan2(values[6], values[7])[:, None]
-    rows = kept_rows(bottom, scores, coder)
-    boxes = np.concatenate([bottom, sizes, yaws, values[8:].T], 1).astype(np.float32)
-    return Detections3D(boxes[rows], scores[rows], outputs['label_pred'][rows].astype(np.int64))
+    values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T
+    bottom = places(values, coder) - sizes * np.float32([0, 0, 0.5])
+    boxes = np.concatenate([bottom, sizes, np.arctan2(values[6], values[7])[:, None], values[8:].T], 1)
+    return kept(boxes, outputs['score'], outputs['label_pred'], coder)
 
 
-def published(
-    outputs: Mapping[str, np.ndarray],
-    coder: Mapping[str, Any],
-    settings: NodeSettings,
-) -> Objects:
-    """Return what the node publishes, best first, before its remapper.
+def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], settings: NodeSettings) -> Objects:
+    """Return what the node publishes of a file's outputs, see `detections`, best first, before its remapper.
 
-    Args:
-        outputs: of the file, see `detections`.
-        coder: of the file's facts; the manifest has the same numbers.
-        settings: of the node.
+    `coder` is of the file's facts; the manifest has the same numbers.
     """
     values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
     walker = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']
@@ -219,5 +189,4 @@ def published(
         scores=scores,
         labels=labels,
     )
-    found = best_first(found.take(np.flatnonzero(inside & (scores >= np.float32(settings.scores)))))
-    return suppressed(found, settings)
+    return suppressed(found[inside & (scores >= np.float32(settings.scores))].best_first(), settings)

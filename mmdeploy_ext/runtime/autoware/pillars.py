@@ -57,7 +57,7 @@ def decorated(points: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.nd
     """Return what the encoder takes of one cloud, and the places of its pillars.
 
     Args:
-        points: (P, D) float32, metres, intensity 0..255 where D is 5, time lag last.
+        points: (P, D) float32, see `AutowareCenterPoint.objects`.
         settings: of the folder.
 
     Returns:

@@ -9,16 +9,14 @@ Glossary: K classes, P columns.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.runtime.autoware.boxes import Objects, best_first, overlap_nms
+from mmdeploy_ext.runtime.autoware.boxes import Objects, suppressed
+from mmdeploy_ext.runtime.detections3d import in_range
 from mmdeploy_ext.runtime.streampetr.boxes import sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SURE = 8.0
 """Logits further from 0 are taken for 1 and 0."""
@@ -43,13 +41,11 @@ class StreamSettings:
     yaw_norms: tuple[float, ...]
     iou: float = 0.5
     iou_search_m: float = 10.0
+    circle_m: ClassVar[float] = 0.0
+    """There is no suppression by distance."""
 
     def __post_init__(self) -> None:
-        """Refuse thresholds that are not one for each class.
-
-        Raises:
-            ModelFileError: names the parameter.
-        """
+        """Refuse thresholds that are not one for each class: ModelFileError."""
         for name in ('confidence', 'yaw_norms'):
             if len(getattr(self, name)) != len(self.class_names):
                 raise ModelFileError(
@@ -70,11 +66,8 @@ def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) 
     logits, codes = scores[0].astype(np.float32), boxes[0].astype(np.float32)
     each = np.where(logits > SURE, np.float32(1), np.where(logits < -SURE, np.float32(0), sigmoid(logits)))
     labels, best = each.argmax(0), each.max(0)
-    low, high = np.float32(settings.limits[:3])[:, None], np.float32(settings.limits[3:])[:, None]
-    good = (best > _of(settings.confidence, labels)) & (
-        np.hypot(codes[6], codes[7]) >= _of(settings.yaw_norms, labels)
-    )
-    good &= ((codes[:3] >= low) & (codes[:3] <= high)).all(0)
+    good = in_range(codes.T, settings.limits) & (best > np.float32(settings.confidence)[labels])
+    good &= np.hypot(codes[6], codes[7]) >= np.float32(settings.yaw_norms)[labels]
     found = Objects(
         places=codes[:3].T,
         sizes=np.exp(codes[3:6]).T,
@@ -83,10 +76,4 @@ def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) 
         scores=best,
         labels=labels,
     )
-    found = best_first(found.take(np.flatnonzero(good)))
-    walker = {index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN'}
-    return found.take(overlap_nms(found, walker, settings.iou, settings.iou_search_m))
-
-
-def _of(values: Sequence[float], labels: np.ndarray) -> np.ndarray:
-    return np.float32(values)[labels]
+    return suppressed(found[good].best_first(), settings)

@@ -39,9 +39,6 @@ class NodeContract:
     """The three files and the node's buffers; see `DeployContract` for what the methods mean.
 
     Attributes:
-        metadata: of the head's file.
-        image_shape: (N, 3, H, W).
-        fed_bytes: fed for the last frame, besides the pictures.
         memory: rows after the last frame, places relative to the first pose, times as the node has them.
         origin: (3,) metres, translation of the first pose; None before it.
         started_s: time of the first frame, or of the last restart of the clock; None before.

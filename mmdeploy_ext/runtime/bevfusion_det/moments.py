@@ -17,10 +17,9 @@ from mmdeploy_ext.runtime.infos import find_file
 from mmdeploy_ext.runtime.points import read_points
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.inputs.fusion import FusionRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import StepResult
@@ -34,28 +33,23 @@ CLOSE = 1.0
 
 
 class Detecting(Memoryless):
-    """What the runtimes of both contracts share: a moment as a camera and a LiDAR gave it, to its boxes.
+    """What the runtimes of all contracts share: a moment as a camera and a LiDAR gave it, to its boxes."""
 
-    Attributes:
-        metadata: of the file that gives the boxes.
-    """
-
-    metadata: Metadata
-
-    @property
-    def rule(self) -> FusionRule:
-        """How pictures and points become the input."""
-        return self.metadata.preprocess
+    _rig: tuple[bytes, Any] = b'', None
 
     @property
     def width(self) -> int:
         """V, values per point; 0 without LiDAR."""
         return int(self.rule.voxels.in_channels) if self.rule.voxels is not None else 0
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
-        return self.metadata.classes
+    def of_rig(
+        self, matrices: Mapping[str, np.ndarray], names: Sequence[str], make: Callable[..., Any]
+    ) -> Any:
+        """Return what `make` gives of a calibration, or gave where these matrices are those of last time."""
+        key = b''.join(np.ascontiguousarray(matrices[name], np.float32).tobytes() for name in names)
+        if self._rig[0] != key:
+            self._rig = key, make(matrices)
+        return self._rig[1]
 
     @abc.abstractmethod
     def step(self, frame: FusedFrame) -> StepResult:
@@ -70,11 +64,11 @@ class Detecting(Memoryless):
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> FusedFrame:
-        """Return one frame of a data set's infos as the model takes it; see the function of this name."""
+        """See the function of this name."""
         return moment(images_bgr, rig, self.rule, root)
 
     def points(self, rig: RigFrame, root: str | Path | None = None) -> np.ndarray:
-        """Return the points (P, V) of a frame as the model takes them; none without LiDAR. See `moment`."""
+        """See `points_of`."""
         return points_of(rig, self.rule, root)
 
 
@@ -113,31 +107,25 @@ def moment(
 
 
 def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
-    """Return the points (P, V) of a frame, LiDAR frame; none without LiDAR. See `moment`."""
-    if rule.voxels is None:
-        return NO_POINTS
-    if 'lidar_path' not in rig.info:
-        raise DataError(f'{rig.source}: the info of {rig.name} has no lidar_path; expected that of a sweep')
-    return joint_points(rig.info, rule, rig.source, root)
-
-
-def joint_points(
-    info: Mapping[str, Any], rule: FusionRule, source: Path, root: str | Path | None = None
-) -> np.ndarray:
     """Return the points (P, V) of a key frame and of `rule.sweeps` before it, in the key frame's coordinates.
 
-    Without sweeps in the info the key frame's own points, but for the car's, stand for each of them.
+    Without sweeps in the info the key frame's own points, but for the car's, stand for each of them. None
+    without LiDAR; see `moment`.
     """
-    width = rule.voxels.in_channels
+    if rule.voxels is None:
+        return NO_POINTS
+    info = rig.info
+    if 'lidar_path' not in info:
+        raise DataError(f'{rig.source}: the info of {rig.name} has no lidar_path; expected that of a sweep')
 
     def read(name: str) -> np.ndarray:
-        return read_points(find_file(name, source, root, 'sweep'), width)
+        return read_points(find_file(name, rig.source, root, 'sweep'), rule.voxels.in_channels)
 
     points = read(info['lidar_path'])
     if not rule.sweeps:
         return points
     points[:, AGE] = 0
-    before: Sequence[Mapping[str, Any]] = info.get('sweeps', ())[: rule.sweeps]
+    before = info.get('sweeps', ())[: rule.sweeps]
     parts = [points] + ([] if before else [_without_car(points)] * rule.sweeps)
     for sweep in before:
         found = _without_car(read(sweep['data_path']))

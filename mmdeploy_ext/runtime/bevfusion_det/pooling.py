@@ -45,20 +45,10 @@ class Tables:
 
 
 def tables_of(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
-    """Return the tables of a rig.
-
-    Args:
-        cells: (N, D, h, w) of `geometry.cells`.
-        shape: (X, Y).
-    """
+    """Return the tables of a rig, of cells (N, D, h, w) of `geometry.cells` on a grid of (X, Y)."""
     geometry = cells.reshape(-1).astype(np.int32)
     ranks = np.where(geometry < shape[0] * shape[1], geometry, np.int32(-1))
-    indices = np.argsort(ranks, kind='stable')
-    ordered = ranks[indices]
-    starts = np.flatnonzero(np.diff(ordered, prepend=np.int32(-1)))
-    ends = np.append(starts[1:], len(ordered))[: len(starts)]
-    intervals = np.stack([starts, ends, ordered[starts]], 1).astype(np.int32)
-    return Tables(geometry, ranks, indices.astype(np.uint32), intervals, tuple(shape))
+    return _tables(geometry, ranks, shape, 0, len(geometry))
 
 
 def engine_tables(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
@@ -70,11 +60,14 @@ def engine_tables(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
     geometry = cells.reshape(-1).astype(np.int32)
     kept = geometry < shape[0] * shape[1]
     ranks = np.where(kept, geometry, np.int32(0))
+    return _tables(geometry, ranks, shape, len(geometry) - int(kept.sum()), len(geometry) - 1)
+
+
+def _tables(geometry: np.ndarray, ranks: np.ndarray, shape: tuple[int, int], first: int, end: int) -> Tables:
+    """Return the tables of points by their ranks; intervals are of those from `first` to `end`."""
     indices = np.argsort(ranks, kind='stable')
-    remain = len(geometry) - int(kept.sum())
-    ordered = ranks[indices][remain:]
-    starts = np.flatnonzero(np.diff(ordered, prepend=np.int32(-1))) + remain
-    ends = np.append(starts[1:], len(geometry) - 1)[: len(starts)]
+    starts = np.flatnonzero(np.diff(ranks[indices][first:], prepend=np.int32(-1))) + first
+    ends = np.append(starts[1:], end)[: len(starts)]
     intervals = np.stack([starts, ends, geometry[indices[starts]]], 1).astype(np.int32)
     return Tables(geometry, ranks, indices.astype(np.uint32), intervals, tuple(shape))
 
@@ -85,10 +78,7 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
     Args:
         features: (N, h, w, C), `camera_feature`.
         weights: (N, D, h, w), `camera_depth_weights`.
-        tables: of the rig.
-
-    Raises:
-        DataError: tables of another model or rig.
+        tables: of the rig; DataError where they are of another.
     """
     from mmdeploy_ext.runtime.bevfusion_det.pooling_loops import add_up
 

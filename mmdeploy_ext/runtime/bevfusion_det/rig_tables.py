@@ -15,11 +15,7 @@ from mmdeploy_ext.runtime.exported import model_files
 
 
 def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the matrices of an .npz file, float32; see `FusedFrame`.
-
-    Raises:
-        DataError: no such file, or none of matrices.
-    """
+    """Return the matrices of an .npz file, float32, see `FusedFrame`; DataError where it is none."""
     try:
         with np.load(path) as stored:
             found = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}

@@ -28,7 +28,6 @@ class DeployContract:
     that a frame wrote is what the next one reads: two sets of buffers take turns.
 
     Attributes:
-        metadata: of the head's file.
         image_shape: (N, 3, H, W).
         fed_bytes: copied to the engine for the last frame, besides the images.
     """
@@ -46,10 +45,9 @@ class DeployContract:
         self.motion = {name: self.head.allocate(name) for name in MOTION}
         outputs = [name for name in self.head.spec.output_names if not name.startswith('post_memory_')]
         self.results = {name: self.head.allocate(name, 'cpu') for name in outputs}
-        self.memories = [
-            {field: self.head.allocate(f'pre_memory_{field}') for field in FIELDS} for _ in range(2)
-        ]
-        self.nothing = {field: self.head.allocate(f'pre_memory_{field}') for field in FIELDS}
+        self.nothing, *self.memories = (
+            {field: self.head.allocate(f'pre_memory_{field}') for field in FIELDS} for _ in range(3)
+        )
         self.current = 0
 
     @property
@@ -63,15 +61,10 @@ class DeployContract:
         return {field: tuple(self.head.spec.tensor(f'pre_memory_{field}').axes) for field in FIELDS}
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
-        """Run one frame and keep the memory.
+        """Run one frame of images (N, 3, H, W), contiguous, which are read in place, and keep the memory.
 
-        Args:
-            images: (N, 3, H, W) float32, contiguous; read in place.
-            calibration: checked.
-            moment: of the frame; the memory is ignored where `prev_exists` is False.
-
-        Returns:
-            `all_cls_scores` (L, 1, Q, K), `all_bbox_preds` (L, 1, Q, 10).
+        The memory is ignored where `prev_exists` of the moment is False. Gives `all_cls_scores` (L, 1, Q, K),
+        `all_bbox_preds` (L, 1, Q, 10).
         """
         self.fed_bytes = self._calibrate(calibration)
         images = np.ascontiguousarray(images, self.image_dtype)

@@ -34,9 +34,6 @@ class ForkContract:
     """The one graph and the memory between its runs; see `DeployContract` for what the methods mean.
 
     Attributes:
-        metadata: of the file.
-        image_shape: (N, 3, H, W).
-        fed_bytes: fed for the last frame, besides the images.
         memory: after the last frame, in its LiDAR frame, ages in seconds; float32.
         last: pose (4, 4) float64 and time in seconds of the last frame.
     """
@@ -130,11 +127,7 @@ def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, n
     """Return `img2lidar` per token (or per token and depth bin) and `intrinsic` per token.
 
     Token t belongs to camera t // (T / N), but carries the focal lengths of camera t mod N: what the
-    published weights were trained with.
-
-    Args:
-        calibration: of the N cameras.
-        spec: of the file; the shapes of both inputs are read from it.
+    published weights were trained with. The shapes of both inputs are those of the spec.
     """
     shape = spec.tensor('img2lidar').axes
     num_cameras, tokens = len(calibration.lidar2img), shape[1]
@@ -150,12 +143,9 @@ def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, n
 def post_update(
     outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray], num_new: int
 ) -> dict[str, np.ndarray]:
-    """Return the memory after a frame: its best rows before the memory that it used, float32.
+    """Return the memory after a frame: its `num_new` best rows before the memory that it used, float32.
 
-    Args:
-        outputs: `all_cls_scores`, `all_bbox_preds`, `outs_dec` of the frame.
-        memory: that the frame used, in its LiDAR frame, ages in seconds; so is what is returned.
-        num_new: rows to keep of this frame.
+    Both are in the frame's LiDAR frame, ages in seconds.
     """
     best = top_rows(sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
     boxes = outputs['all_bbox_preds'][-1, 0][best]

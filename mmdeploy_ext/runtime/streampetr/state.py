@@ -81,11 +81,7 @@ def _moved(
 
 
 def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a memory that is not this model's.
-
-    Raises:
-        ShapeError: a tensor is missing, has another shape, or is not finite.
-    """
+    """Refuse a memory that is not this model's: ShapeError names the tensor."""
     for field in FIELDS:
         if field not in tensors:
             raise ShapeError(f'state: has no tensor {field!r}; expected {", ".join(FIELDS)}')
