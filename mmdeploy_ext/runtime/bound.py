@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     Buffer = OrtValue | np.ndarray
 
-DEVICES = {'CUDAExecutionProvider': 'cuda', 'TensorrtExecutionProvider': 'cuda'}
+DEVICES = dict.fromkeys(('CUDAExecutionProvider', 'TensorrtExecutionProvider'), 'cuda')
+ELEMENTS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}
 
 
 class BoundGraph:
@@ -55,12 +56,7 @@ class BoundGraph:
         return buffer
 
     def run(self, inputs: Mapping[str, OrtValue | np.ndarray], outputs: Mapping[str, OrtValue]) -> None:
-        """Run the graph from and into buffers.
-
-        Args:
-            inputs: input name -> buffer, or an array on the CPU that is read in place (images).
-            outputs: output name -> buffer; it may be an input of another graph.
-        """
+        """Run the graph from and into buffers by name; an input may be an array on the CPU, read in place."""
         self.binding.clear_binding_inputs()
         self.binding.clear_binding_outputs()
         for name, value in inputs.items():
@@ -121,6 +117,3 @@ def fetch(buffer: Buffer) -> np.ndarray:
     """Return a copy of a buffer on the CPU; float16 becomes float32."""
     array = np.array(buffer if isinstance(buffer, np.ndarray) else buffer.numpy())
     return array.astype(np.float32) if array.dtype == np.float16 else array
-
-
-ELEMENTS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
 
+    Arrays = Mapping[str, np.ndarray]
+
 
 class Rows:
     """A data class of arrays with a row per result, of which some may be None; `scores` is one of them."""
@@ -71,11 +73,7 @@ class Scored(Rows, abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Detections(Scored):
-    """Boxes of one image, see `Scored`.
-
-    Attributes:
-        bboxes_xyxy: (n, 4) float32, pixels of the network input or of the original image.
-    """
+    """Boxes of one image, (n, 4) float32, in pixels of the network input or of the original image."""
 
     bboxes_xyxy: np.ndarray
     scores: np.ndarray
@@ -92,11 +90,7 @@ class Detections(Scored):
 
 @dataclasses.dataclass(frozen=True)
 class Instances(Scored):
-    """Instance masks of one image, see `Scored`; there are no boxes but in `BoxedInstances`.
-
-    Attributes:
-        masks: (n, h, w) bool, pixels of the original image.
-    """
+    """Masks (n, h, w) bool of one image, of its original size; there are boxes in `BoxedInstances` alone."""
 
     masks: np.ndarray
     scores: np.ndarray
@@ -118,11 +112,7 @@ class Instances(Scored):
 
 @dataclasses.dataclass(frozen=True)
 class BoxedInstances(Instances):
-    """Instances of a detector that finds boxes first, see `Instances`.
-
-    Attributes:
-        bboxes_xyxy: (n, 4) float32, pixels of the image that the masks have.
-    """
+    """Instances of a detector that finds boxes (n, 4) float32 first, pixels of the image of the masks."""
 
     bboxes_xyxy: np.ndarray
 
@@ -134,11 +124,7 @@ class BoxedInstances(Instances):
 
 @dataclasses.dataclass(frozen=True)
 class ScoredMasks(BoxedInstances):
-    """Instances whose masks have scores besides those of the boxes, see `BoxedInstances`.
-
-    Attributes:
-        mask_scores: (n,) float32; masks are evaluated by them.
-    """
+    """Instances whose masks have scores (n,) float32, by which they are evaluated, besides the boxes'."""
 
     mask_scores: np.ndarray
 
@@ -166,12 +152,11 @@ def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
     return [one[one.labels >= 0] for one in found]
 
 
-def results_from_padded(outputs: Mapping[str, np.ndarray]) -> list[Detections] | list[Instances]:
+def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     """Return the results per image of a `full` graph.
 
-    Args:
-        outputs: `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes`
-            (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
+    That gives `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes` (B, n, 4)
+    and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
     """
     labels = outputs['labels']
     for name, kind, field in (('boxes', Detections, 'bboxes_xyxy'), ('masks', Instances, 'masks')):
@@ -216,8 +201,9 @@ def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np
     return (flat > threshold + slack).sum(1), (flat > threshold - slack).sum(1)
 
 
-def candidates_lost(most: int, cap: int, option: str = '--max-candidates') -> ModelFileError:
+def candidates_lost(most: int, cap: int, option: str) -> ModelFileError:
     """Return the error of a file that looks at `cap` candidates by an option, where an image has `most`."""
+    option = f'--{option.replace("_", "-")}'
     return ModelFileError(
         f'candidates: an image has {most} of them, the file was exported with {option} {cap} and '
         f'left some out; export it with {option} {most} or more, or without'
@@ -230,7 +216,7 @@ def candidates_needed(reason: str) -> dict[str, int]:
     return {found[1].replace('-', '_'): int(found[2])} if found else {}
 
 
-def check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequence[Scored]) -> None:
+def check_cap(metadata: Metadata, outputs: Arrays, found: Sequence[Scored]) -> None:
     """Refuse results of a file with `--max-candidates` that may lack some: ModelFileError.
 
     Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
@@ -245,4 +231,12 @@ def check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequ
         if count > cap and (most < 0 or len(image) < most)
     ]
     if lacking:
-        raise candidates_lost(max(lacking), cap)
+        raise candidates_lost(max(lacking), cap, 'max_candidates')
+
+
+def check_all_seen(metadata: Metadata, outputs: Arrays, option: str, counts: str) -> None:
+    """Refuse results of a file whose option limits the candidates that are looked at, where one has more."""
+    cap = metadata.options.get(option, 0)
+    most = int(np.max(outputs[counts])) if cap else 0
+    if most > cap:
+        raise candidates_lost(most, cap, option)

@@ -123,14 +123,9 @@ def camera_mosaic(
     classes: Sequence[str],
     cell_width: int = 440,
 ) -> np.ndarray:
-    """Draw boxes into all cameras, ordered as one sees them from the car, each with its name.
+    """Draw boxes into N images in the order of nuScenes' info files, ordered as one sees them from the car.
 
-    Args:
-        images_bgr: N images (h, w, 3) uint8 in the order of nuScenes' info files.
-        lidar2img: (N, 4, 4) for their pixels.
-        layer: what is drawn.
-        classes: names by label.
-        cell_width: of one camera, pixels; the picture has three and gaps.
+    Each gets its name; the picture is three of `cell_width` pixels wide, and gaps. See `compare_picture`.
     """
     cells = []
     for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):

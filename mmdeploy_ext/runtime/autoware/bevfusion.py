@@ -9,7 +9,8 @@ Runtime. No node was run here; see docs/autoware.md.
 Source: autoware_universe 5e12a711, autoware_bevfusion, lib/preprocess/preprocess_kernel.cu and
 lib/postprocess/postprocess_kernel.cu:50-121 (formulas and defaults, no code).
 
-Glossary: V voxels, A points of a voxel, F values of a point, Q queries.
+Glossary: V voxels, A points of a voxel, F values of a point, Q queries; in the plug-ins V sites that a
+convolution reads, W that it writes, K offsets of its kernel, I, O channels.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.inputs.points import pillars
 from mmdeploy_ext.runtime.autoware.bevfusion_rules import LIDAR
 from mmdeploy_ext.runtime.autoware.boxes import Objects, suppressed
-from mmdeploy_ext.runtime.autoware.implicit_gemm import evaluator
 from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, kept, spread_out
 from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
 from mmdeploy_ext.runtime.exported import check_finite, export_files
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
+from mmdeploy_ext.sparse.engine import gathered
+from mmdeploy_ext.sparse.rulebook import pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import onnx
+    from onnx.reference import ReferenceEvaluator
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
@@ -103,12 +106,7 @@ class AutowareBEVFusion(Detecting):
         self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one sweep; gives all queries of the model, not what the node publishes of them.
-
-        Raises:
-            DataError: points that cannot be.
-            InferenceError: the engine failed or gave NaN.
-        """
+        """See `Detecting.step`; gives all queries of the model, not what the node publishes of them."""
         points, _ = checked(frame, self.rule)
         start = time.perf_counter()
         voxels, counts, cells = pillars(points, self.rule.voxels)
@@ -190,3 +188,43 @@ def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], setti
         labels=labels,
     )
     return suppressed(found[inside & (scores >= np.float32(settings.scores))].best_first(), settings)
+
+
+# The plug-ins of spconv: pairs are (K, W) rows of the input, -1 for none. Masks and their order, which the
+# plug-in of the engine needs to be quick, are zeros here: nothing else reads them.
+
+
+def _indice_pairs(self: Any, indices: np.ndarray, **given: Any) -> tuple[np.ndarray, ...]:
+    """Return sites (W, 4), pairs (K, W), masks (W, 1), their order (W,), and how many sites there are."""
+    geometry = (given[name] for name in ('ksize', 'stride', 'padding', 'dilation'))
+    reached, table = pairs(indices, given['spatial_shape'], bool(given['subm']), *geometry)
+    table = np.where(table < len(indices), table, -1).astype(np.int32)
+    unread = np.zeros(len(reached), np.int32)
+    return reached, table, unread[:, None], unread, np.array(len(reached), np.int32)
+
+
+def _products(
+    self: Any,
+    features: np.ndarray,
+    filters: np.ndarray,
+    table: np.ndarray,
+    masks: np.ndarray,
+    order: np.ndarray,
+    **_: Any,
+) -> tuple[np.ndarray]:
+    """Return (W, O): for each site the sum over its pairs of features times the filters of the offset."""
+    return (gathered(features, filters, np.where(table < 0, len(features), table)),)
+
+
+def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
+    """Return what runs a graph of standard operators and these two."""
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
+
+    kernels = {PAIRS: _indice_pairs, PRODUCTS: _products}
+    operators = [
+        type(name, (OpRun,), dict(op_domain=DOMAIN, _run=kernel)) for name, kernel in kernels.items()
+    ]
+    return ReferenceEvaluator(model, new_ops=operators)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmdeploy_ext.contract.schema import exactly, items, number
 from mmdeploy_ext.contract.values import COUNT, FLAG, NAME, PIXELS, POSITIVE
 from mmdeploy_ext.runtime.autoware.manifest import (
@@ -108,8 +106,9 @@ def _parameters(file: str, values: Mapping[str, Any]) -> list[Violation]:
     found += _cells(file, known)
     modes = [f'image_backbone_{name}' for name in ('onnx_path', 'engine_path', 'trt_precision')]
     given = [name for name in modes if values.get(name)]
-    if given and len(given) < len(modes):
-        said = f'{", ".join(given)} without {", ".join(set(modes) - set(given))}: the node throws'
+    lacking = [name for name in modes if name not in given]
+    if given and lacking:
+        said = f'{", ".join(given)} without {", ".join(lacking)}: the node throws'
         found.append(Violation(file, given[0], 'value', said))
     return found
 
@@ -118,7 +117,7 @@ def _cells(file: str, known: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield counts that are not those of the node's float32 quotients."""
     if {'d_bound', 'num_depth_features'} <= set(known):
         low, high, step = known['d_bound']
-        bins = int(np.floor((np.float32(high) - np.float32(low)) / np.float32(step)))
+        bins = node_cells(low, high, step)
         if bins != known['num_depth_features']:
             said = (
                 f'num_depth_features is {known["num_depth_features"]}, and d_bound {known["d_bound"]} gives '

@@ -19,9 +19,8 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.streampetr.boxes import sigmoid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.runtime.autoware.settings import Settings
+    from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
 LEAST_UNION_M2 = 0.01
@@ -60,14 +59,12 @@ class Objects(Rows):
         return Detections3D(boxes.astype(np.float32), self.scores, self.labels)
 
 
-def decode(outputs: Mapping[str, np.ndarray], settings: Settings) -> Objects:
+def decode(outputs: Arrays, settings: Settings) -> Objects:
     """Return one object for each cell that passes the thresholds, best first; nothing is suppressed.
 
-    Args:
-        outputs: by `OUTPUTS`: (1, K, H, W) logits, (1, 2, H, W) cells, (1, 1, H, W) m, (1, 3, H, W)
-            logarithms of width, length, height in m, (1, 2, H, W) sine and cosine of the older yaw,
-            (1, 2, H, W) m/s; with has_variance twice the channels but of the heat map.
-        settings: of the folder.
+    `OUTPUTS` are (1, K, H, W) logits, (1, 2, H, W) cells, (1, 1, H, W) m, (1, 3, H, W) logarithms of width,
+    length, height in m, (1, 2, H, W) sine and cosine of the older yaw, (1, 2, H, W) m/s; with has_variance
+    twice the channels but of the heat map.
     """
     heat = sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
@@ -105,9 +102,7 @@ def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Se
 def suppressed(found: Objects, settings: Any) -> Objects:
     """Return objects, best first, without those that a node's two suppressions drop.
 
-    Args:
-        found: best first.
-        settings: of the node, with `class_names`, `circle_m`, `iou` and `iou_search_m`.
+    Its settings have `class_names`, `circle_m`, `iou` and `iou_search_m`.
     """
     near = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far
     if settings.circle_m > 0:
@@ -142,7 +137,7 @@ def _overlap(corners: np.ndarray, areas: np.ndarray, one: int, other: int) -> fl
     return 0.0 if union < LEAST_UNION_M2 else shared / union
 
 
-def _variances(values: Mapping[str, np.ndarray], settings: Settings) -> np.ndarray:
+def _variances(values: Arrays, settings: Settings) -> np.ndarray:
     """Return (cells, 9) of x, y, z, width, length, height, yaw, vx, vy; y by the voxel of x, as there."""
     step = np.float32(settings.voxel[0]) * np.float32(settings.stride)
     sine, cosine = values['rot'][:2]

@@ -69,13 +69,8 @@ def key_rules(
 ) -> Iterator[Violation]:
     """Yield keys that are missing or that a node would refuse.
 
-    Args:
-        file: name, for messages.
-        values: parameters as they were read.
-        fields: key -> check of its value; all are required.
-        reals: keys that the node declares as floating point, so that ROS 2, where parameters keep their type,
-            refuses whole numbers without a point.
-        at: what stands above the keys, such as 'model_params.'.
+    All of `fields`, key -> check, are required; `reals` the node declares as floating point, so that ROS 2,
+    where parameters keep their type, refuses whole numbers without a point. `at` stands above the keys.
     """
     for key, check in fields.items():
         name = f'{at}{key}'

@@ -62,11 +62,8 @@ def _what_of_dim(model: onnx.ModelProto, name: str) -> str:
     order = [int(np.abs(given - value).argmin()) for value in found]
     if not np.allclose(given[order], found, atol=1e-5):
         return f'comes out as {found.tolist()} of {given[: len(found)].tolist()}: no order of the same sizes'
-    known = {KEPT: [0, 1, 2, 3, 4, 5], TURNED: [1, 0, 2, 4, 3, 5]}
-    for what, wanted in known.items():
-        if order == wanted[: len(order)]:
-            return what
-    return f'comes out in the order {order}, expected [0, 1, 2] or, of mmdet3d 1.0, [1, 0, 2]'
+    said = f'comes out in the order {order}, expected [0, 1, 2] or, of mmdet3d 1.0, [1, 0, 2]'
+    return _known(found, given, given[[1, 0, 2, 4, 3, 5]]) or said
 
 
 def _what_of_rot(model: onnx.ModelProto, name: str) -> str:
@@ -74,14 +71,16 @@ def _what_of_rot(model: onnx.ModelProto, name: str) -> str:
     found = _through(model, name, given)
     if found is None:
         return ''
-    wanted = {KEPT: given, TURNED: np.float32([-COSINE, -SINE, -1.2, -1.1])}
-    for what, values in wanted.items():
-        if np.allclose(values[: len(found)], found, atol=1e-5):
-            return what
-    return (
+    said = (
         f'comes out as {found.tolist()} of sine {SINE}, cosine {COSINE} and variances -1.1, -1.2; expected '
         f'them unchanged or, of mmdet3d 1.0, -cosine, -sine and the variances swapped'
     )
+    return _known(found, given, np.float32([-COSINE, -SINE, -1.2, -1.1])) or said
+
+
+def _known(found: np.ndarray, kept: np.ndarray, turned: np.ndarray) -> str:
+    known = ((KEPT, kept), (TURNED, turned))
+    return next((what for what, one in known if np.allclose(one[: len(found)], found, atol=1e-5)), '')
 
 
 def _through(model: onnx.ModelProto, name: str, values: np.ndarray) -> np.ndarray | None:

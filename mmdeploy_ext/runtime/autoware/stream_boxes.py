@@ -57,11 +57,8 @@ class StreamSettings:
 def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) -> Objects:
     """Return what the node publishes of one frame, best first; it knows no velocities.
 
-    Args:
-        scores: (1, K, P) logits.
-        boxes: (1, 10, P): x, y, z of the centre in metres, logarithms of length, width, height in m, sine and
-            cosine of the yaw, velocities.
-        settings: of the folder and the node.
+    Scores are (1, K, P) logits, boxes (1, 10, P): x, y, z of the centre in metres, logarithms of length,
+    width, height in m, sine and cosine of the yaw, velocities.
     """
     logits, codes = scores[0].astype(np.float32), boxes[0].astype(np.float32)
     each = np.where(logits > SURE, np.float32(1), np.where(logits < -SURE, np.float32(0), sigmoid(logits)))

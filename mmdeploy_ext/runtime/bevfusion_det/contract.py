@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.runtime.bevfusion_det.contract_sizes import size_rules
-from mmdeploy_ext.runtime.bevfusion_det.rig_tables import write_tables
+from mmdeploy_ext.runtime.bevfusion_det.pooling import write_tables
 from mmdeploy_ext.runtime.contract_files import ends_of, given_inputs, shape_of
 from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
@@ -51,11 +51,8 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
         raise ModelFileError(f'{folder}: no such folder; expected one with {", ".join(BOUND)} as .onnx')
     paths = {name: Path(folder) / f'{name}.onnx' for name in (*BOUND, *SPARSE)}
     there = {name: path for name, path in paths.items() if path.is_file()}
-    found = [
-        Violation(f'{name}.onnx', '', 'missing-file', 'is not there; the engine cannot be built')
-        for name in BOUND
-        if name not in there
-    ]
+    absent, said = [name for name in BOUND if name not in there], 'is not there; the engine cannot be built'
+    found = [Violation(f'{name}.onnx', '', 'missing-file', said) for name in absent]
     if not set(SPARSE) & set(there):
         found.append(Violation('', '', 'missing-file', f'neither {" nor ".join(SPARSE)} is there'))
     ends = {}

@@ -63,13 +63,9 @@ class CudaBEVFusion(Detecting):
     def __init__(
         self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', to_compare: bool = False, **options: Any
     ) -> None:
-        """Open the files; see `BEVFusionOnnx`.
+        """Open the files, see `BEVFusionOnnx`; the engine is of the graphs that are ordinary ONNX.
 
-        Args:
-            paths: the folder of an export, or its files.
-            engine: registered name of the backend of the graphs that are ordinary ONNX.
-            to_compare: run the second sparse file, too, and give all maps of the LiDAR.
-            options: of the backend.
+        `to_compare` runs the second sparse file, too, and gives all maps of the LiDAR.
         """
         from mmdeploy_ext.sparse.libspconv import read
 
@@ -86,13 +82,7 @@ class CudaBEVFusion(Detecting):
         self.tables: Tables | None = None
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one moment of all sensors.
-
-        Raises:
-            ShapeError: pictures or matrices of other shapes.
-            DataError: points or matrices that cannot be.
-            InferenceError: the engine failed or gave NaN.
-        """
+        """See `Detecting.step`."""
         points, images = checked(frame, self.rule)
         start = time.perf_counter()
         depth = geometry.depth_maps(points, frame.calibration, self.view.image_size)
@@ -136,12 +126,10 @@ class CudaBEVFusion(Detecting):
 
 
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
-    """Return the boxes that the head's outputs stand for, best first.
+    """Return the boxes that the head's outputs stand for, best first; `coder` is that of the file's facts.
 
-    Args:
-        outputs: `score` (1, K, Q), `rot` (1, 2, Q), `dim` (1, 3, Q), `reg` (1, 2, Q), `height` (1, 1, Q),
-            `vel` (1, 2, Q), as the contract has them.
-        coder: `coder` of the file's facts.
+    These are `score` (1, K, Q), `rot` (1, 2, Q), `dim` (1, 3, Q), `reg` (1, 2, Q), `height` (1, 1, Q), `vel`
+    (1, 2, Q), as the contract has them.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
     """

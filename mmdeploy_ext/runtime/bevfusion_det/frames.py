@@ -130,16 +130,12 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
         singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
         if key in INVERTED and len(singular):
             raise DataError(f'{where}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
-    _check_agreement(matrices, where)
-
-
-def _check_agreement(matrices: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuse matrices of different cameras: both ways from the LiDAR to a picture have to be one."""
-    intrinsics, camera2lidar, lidar2image = (
+    # both ways from the LiDAR to a picture have to be one
+    ways = (
         matrices[name].astype(np.float64) for name in ('camera_intrinsics', 'camera2lidar', 'lidar2image')
     )
-    for index, (pose, seen) in enumerate(zip(camera2lidar, lidar2image, strict=True)):
-        gap = np.abs(intrinsics[index] @ np.linalg.inv(pose) - seen)[:3].max()
+    for index, (intrinsics, pose, seen) in enumerate(zip(*ways, strict=True)):
+        gap = np.abs(intrinsics @ np.linalg.inv(pose) - seen)[:3].max()
         if not gap <= AGREES * np.abs(seen[:3]).max():
             raise DataError(
                 f'{where}: matrices of camera {index} disagree: lidar2image is not camera_intrinsics times '

@@ -53,11 +53,6 @@ class View:
         """(X, Y)."""
         return self.count[:2]
 
-    def frustum(self) -> np.ndarray:
-        """Return the points that a feature map stands for: (D, h, w, 3) float32, pixels x, y and metres."""
-        depth, y, x = np.meshgrid(self.depths, self.rows, self.columns, indexing='ij')
-        return np.stack([x, y, depth], -1)
-
 
 def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
     """Return the cell `x * Y + y` of each point of the frustum, X * Y for none: (N, D, h, w) int64."""
@@ -65,7 +60,8 @@ def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
         calibration[name].astype(np.float64)
         for name in ('img_aug_matrix', 'camera2lidar', 'lidar_aug_matrix', 'camera_intrinsics')
     )
-    points = view.frustum().astype(np.float64)
+    depth, y, x = np.meshgrid(view.depths, view.rows, view.columns, indexing='ij')
+    points = np.stack([x, y, depth], -1).astype(np.float64)
     turns = camera[:, :3, :3] @ np.linalg.inv(intrinsics[:, :3, :3])
     corner = view.centre - view.step / np.float32(2)
     found = np.empty((len(aug), *points.shape[:3]), np.int64)

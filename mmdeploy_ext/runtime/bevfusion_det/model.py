@@ -26,8 +26,7 @@ from mmdeploy_ext.runtime.scn.model import ScnOnnx
 from mmdeploy_ext.sparse.portable_feeds import BEV
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.frames import FusedFrame
 
@@ -90,13 +89,7 @@ class BEVFusionOnnx(Detecting):
         return export_files(paths, [name for name in GRAPHS if needed[name]])
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one moment of all sensors.
-
-        Raises:
-            ShapeError: pictures or matrices of other shapes.
-            DataError: points or matrices that cannot be.
-            InferenceError: the engine failed or gave NaN.
-        """
+        """See `Detecting.step`."""
         given = self._before_frame(frame)
         start = time.perf_counter()
         outputs = self._infer('frame', given)
@@ -127,12 +120,12 @@ class BEVFusionOnnx(Detecting):
             self.passed('lidar', start)
         return given
 
-    def _infer(self, name: str, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _infer(self, name: str, given: Arrays) -> dict[str, np.ndarray]:
         session = self.sessions[name]
         return session.infer({key: given[key] for key in session.metadata.spec.input_names})
 
 
-def detections(outputs: Mapping[str, np.ndarray]) -> Detections3D:
+def detections(outputs: Arrays) -> Detections3D:
     """Return what the frame's file found, best first; boxes out of range have no label."""
     boxes, labels = in_lidar_columns(outputs['boxes']), outputs['labels'].astype(np.int64)
     return Detections3D(boxes, outputs['scores'], labels)[labels >= 0].best_first()

@@ -17,10 +17,11 @@ from mmdeploy_ext.runtime.infos import find_file
 from mmdeploy_ext.runtime.points import read_points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.inputs.fusion import FusionRule
+    from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import StepResult
     from mmdeploy_ext.runtime.infos import RigFrame
@@ -37,14 +38,7 @@ class Detecting(Memoryless):
 
     _rig: tuple[bytes, Any] = b'', None
 
-    @property
-    def width(self) -> int:
-        """V, values per point; 0 without LiDAR."""
-        return int(self.rule.voxels.in_channels) if self.rule.voxels is not None else 0
-
-    def of_rig(
-        self, matrices: Mapping[str, np.ndarray], names: Sequence[str], make: Callable[..., Any]
-    ) -> Any:
+    def of_rig(self, matrices: Arrays, names: Sequence[str], make: Callable[..., Any]) -> Any:
         """Return what `make` gives of a calibration, or gave where these matrices are those of last time."""
         key = b''.join(np.ascontiguousarray(matrices[name], np.float32).tobytes() for name in names)
         if self._rig[0] != key:
@@ -53,7 +47,13 @@ class Detecting(Memoryless):
 
     @abc.abstractmethod
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one moment of all sensors."""
+        """Detect in one moment of all sensors.
+
+        Raises:
+            ShapeError: pictures or matrices of other shapes.
+            DataError: points or matrices that cannot be.
+            InferenceError: the engine failed or gave NaN.
+        """
 
     def detect(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
@@ -75,13 +75,9 @@ class Detecting(Memoryless):
 def moment(
     images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
 ) -> FusedFrame:
-    """Return one frame as the model takes it.
+    """Return one frame of `read_frames`, and its N pictures (h, w, 3) uint8, as the model takes it.
 
-    Args:
-        images_bgr: N pictures (h, w, 3) uint8, as they were taken.
-        rig: of `read_frames`.
-        rule: of the model.
-        root: folder of the data set, where its files are not where the info says.
+    `root` is the folder of the data set, where its files are not where the info says.
 
     Raises:
         DataError: a sweep that lacks, or does not fit.
@@ -93,7 +89,7 @@ def moment(
     calibration = dict(
         camera_intrinsics=intrinsics,
         camera2lidar=invert_pose(rig.lidar2cam),
-        lidar2image=intrinsics @ rig.lidar2cam,
+        lidar2image=rig.lidar2img,
         img_aug_matrix=rule.img_aug_matrix(),
         lidar_aug_matrix=np.eye(4),
     )

@@ -6,14 +6,12 @@ Glossary: T tasks, K classes of a task, H, W heat map, n boxes of a task.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
-from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
+from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule, in_range
 from mmdeploy_ext.runtime.streampetr.boxes import sigmoid, top_rows
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
 
 
 @dataclasses.dataclass(frozen=True)
-class BoxRule(Plain):
+class BoxRule(HeadRule):
     """What turns the head's outputs into boxes.
 
     Attributes:
@@ -79,29 +77,12 @@ class BoxRule(Plain):
         """Return the task of each label (n,): `limit` is for the results of each."""
         return np.searchsorted(np.cumsum(self.num_classes), labels, side='right')
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> BoxRule:
-        """Rebuild from `to_json`; ModelFileError where an entry is missing."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in content]
-        if missing:
-            raise ModelFileError(
-                f'{path}: its post-processing has no {", ".join(missing)}; export it again with '
-                f'tools/deployment/pytorch2onnx.py'
-            )
-        return super().from_json({name: content[name] for name in names})
-
 
 def decode(outputs: Mapping[str, np.ndarray], rule: BoxRule) -> Detections3D:
-    """Decode the head's outputs of one sweep.
+    """Decode the head's outputs of one sweep, best first; of equal scores the earlier task first.
 
-    Args:
-        outputs: by name; `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t` (1, 1, H, W)
-            m, `dim_t` (1, 3, H, W), `rot_t` (1, 2, H, W) sine and cosine, `vel_t` (1, 2, H, W) m/s.
-        rule: of the file.
-
-    Returns:
-        Detections in descending score order, z at the bottom; of equal scores the earlier task first.
+    These are `heatmap_t` (1, K, H, W) logits, `reg_t` (1, 2, H, W) cells, `height_t` (1, 1, H, W) m, `dim_t`
+    (1, 3, H, W), `rot_t` (1, 2, H, W) sine and cosine, `vel_t` (1, 2, H, W) m/s.
 
     Source: mmdet3d 1.0.0rc6, models/dense_heads/centerpoint_head.py `get_bboxes` and
     core/bbox/coders/centerpoint_bbox_coders.py.

@@ -35,10 +35,7 @@ class CenterPointOnnx(Memoryless):
     """An exported CenterPoint on ONNX Runtime or OpenVINO: a `Stepper` of sweeps, without a memory.
 
     Attributes:
-        family: of the files.
-        rules: what reads how outputs become boxes.
-        decode: what makes boxes of outputs.
-        box_rule: how its outputs become boxes.
+        rules: what reads how outputs become boxes, `box_rule`, which `decode` follows.
         seconds: spent so far by part: `backbone` (voxels, rulebook or pillars, and network), `head`, `boxes`.
     """
 

@@ -101,16 +101,13 @@ class ScnOnnx(Opened):
     def step(
         self, points: np.ndarray | None = None, voxels: tuple[np.ndarray, np.ndarray] | None = None
     ) -> np.ndarray:
-        """Run one sweep, given either way.
+        """Return the map (1, C, H, W) float32 of one sweep, given either way.
 
         Args:
             points: (P, D) in metres, LiDAR frame; those outside the range are left out, and voxels beyond the
                 rule's `max_voxels` too, the last ones first, as in training.
             voxels: features (N, C) and coordinates (N, 4) integers, sample 0 and the axes in `order`, every
                 voxel once. N = 0 gives the map of an empty scene, all zeros.
-
-        Returns:
-            (1, C, H, W) float32.
 
         Raises:
             PointsError: points of another width, not finite, or none in range (an empty sweep is a broken

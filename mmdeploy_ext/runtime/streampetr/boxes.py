@@ -26,16 +26,13 @@ def top_rows(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
-    """Decode the outputs of one frame.
+    """Decode the outputs of one frame, best first; z is that of the bottom.
 
     Args:
         cls_scores: (L, 1, Q, K) logits; the last layer counts.
         bbox_preds: (L, 1, Q, 10): x, y, z centre in metres, three log sizes, sin and cos of the yaw, vx, vy.
         facts: the `postprocess` entry of the file's metadata: `max_num`, `post_center_range` (metres,
             inclusive, for the centre) and `score_threshold` (None or 0 keeps all).
-
-    Returns:
-        At most `max_num` detections in descending score order; z is that of the bottom.
 
     Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and streampetr_head.py
     `get_bboxes`.
