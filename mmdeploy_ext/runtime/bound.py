@@ -31,18 +31,15 @@ class BoundGraph:
 
     Attributes:
         spec: contract of the graph; all axes are fixed.
-        metadata: of the file.
         device: where its buffers are, 'cpu' or 'cuda'.
         seconds: that all runs took so far.
     """
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
-        self.backend = backend
-        self.spec, self.metadata = backend.spec, backend.metadata
+        self.backend, self.spec, self.metadata = backend, backend.spec, backend.metadata
         self.device = DEVICES.get(backend.session.get_providers()[0], 'cpu')
         self.used = {node.name for node in backend.session.get_inputs()}
-        self.binding = backend.session.io_binding()
-        self.seconds = 0.0
+        self.binding, self.seconds = backend.session.io_binding(), 0.0
 
     def allocate(self, name: str, device: str | None = None) -> OrtValue:
         """Return a buffer of zeros for an input or output, on the engine's device unless told otherwise."""
@@ -77,12 +74,11 @@ class BoundGraph:
 
 
 class FedGraph:
-    """A graph on any engine between buffers in the memory of the CPU; attributes as those of `BoundGraph`."""
+    """A graph on any engine between buffers in the memory of the CPU; see `BoundGraph`."""
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.spec, self.metadata = backend.spec, backend.metadata
-        self.device, self.seconds = 'cpu', 0.0
+        self.backend, self.spec, self.metadata = backend, backend.spec, backend.metadata
+        self.seconds = 0.0
 
     def allocate(self, name: str, device: str | None = None) -> np.ndarray:
         """Return a buffer of zeros for an input or output."""

@@ -50,16 +50,13 @@ BEV = 'bev'
 
 @dataclasses.dataclass(frozen=True)
 class NodeSettings:
-    """What decides which boxes are published.
+    """What decides which boxes are published; the last three are as those of `settings.Settings`.
 
     Attributes:
         class_names: by label, in the node's words; of the manifest. What follows is of the node's own file.
         limits: of the bins of distance, m; what is further is dropped.
         scores: least score, for all classes and bins.
         yaw_norm: least length of (sine, cosine), but of pedestrians.
-        circle_m: boxes nearer to a better one are dropped, whatever their class.
-        iou: so are those that overlap one by more.
-        iou_search_m: boxes further apart are not compared.
     """
 
     class_names: tuple[str, ...]

@@ -51,17 +51,10 @@ class AutowareCenterPoint(Memoryless):
         node: dict[str, float] | None = None,
         **options: Any,
     ) -> None:
-        """Open the files.
+        """Open the folder, or its two files; see `CenterPointOnnx`.
 
-        Args:
-            paths: the folder, or its two files.
-            engine: registered name of the backend.
-            node: `circle_m`, `iou` or `iou_search_m`, where they are not the node's defaults.
-            options: of the backend, for example `providers`, `threads`.
-
-        Raises:
-            ModelFileError: the node would reject the folder, or read it wrongly.
-            EngineError: the engine is not here.
+        `node` gives `circle_m`, `iou` or `iou_search_m`, where they are not the node's defaults.
+        ModelFileError: the node would reject the folder, or read it wrongly.
         """
         super().__init__()
         files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))

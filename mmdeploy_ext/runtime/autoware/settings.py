@@ -39,8 +39,9 @@ class Settings:
         yaw_norms: (K,) least length of (sine, cosine).
         limits: (B,) upper bounds of distance, metres, ascending.
         scores: (B, K) least scores.
-        circle_m: of the circle NMS; of the node's own file, as are those below.
-        iou: of the NMS by overlap; above 1 it is off.
+        circle_m: boxes nearer to a better one are dropped, whatever their class; of the node's own file, as
+            are those below.
+        iou: so are those that overlap one by more; above 1 it is off.
         iou_search_m: boxes further apart are not compared.
     """
 

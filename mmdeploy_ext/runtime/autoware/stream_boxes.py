@@ -24,15 +24,13 @@ SURE = 8.0
 
 @dataclasses.dataclass(frozen=True)
 class StreamSettings:
-    """What decides which boxes are published.
+    """What decides which boxes are published; the last two are as those of `settings.Settings`.
 
     Attributes:
         class_names: K, in Autoware's words; of the manifest.
         limits: detection_range, metres: lower, then upper; of the manifest.
         confidence: (K,) scores have to be above; of the node's own file, as are those below.
         yaw_norms: (K,) least length of (sine, cosine).
-        iou: of the suppression by overlap.
-        iou_search_m: boxes further apart are not compared.
     """
 
     class_names: tuple[str, ...]

@@ -46,17 +46,9 @@ class BEVFusionOnnx(Detecting):
     """
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the files.
+        """Open the folder of an export, or its files; see `CenterPointOnnx`.
 
-        Args:
-            paths: the folder of an export, or its files: `rig` with cameras, `depth` where they have depth
-                maps, `lidar` with one, `frame`.
-            engine: registered name of the backend.
-            options: of the backend, for example `providers`, `threads`.
-
-        Raises:
-            ModelFileError: a file is missing, of another model family, or not of the same export.
-            EngineError: the engine is not here.
+        They are `rig` with cameras, `depth` where they have depth maps, `lidar` with one, `frame`.
         """
         super().__init__()
         files = {path.stem: path for path in self._files(paths)}
