@@ -139,11 +139,9 @@ def bounding_box(mask: np.ndarray) -> list[int]:
 
 def run_lengths(mask: np.ndarray) -> list[int]:
     """Return COCO's uncompressed run lengths: column by column, beginning with zeros."""
-    flat = np.concatenate([[False], mask.astype(bool).ravel(order='F'), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    ends = np.concatenate([[0], edges, [mask.size]]) if len(edges) % 2 == 0 else np.concatenate([[0], edges])
-    lengths = np.diff(ends)
-    return [int(length) for length in (lengths[:-1] if lengths[-1] == 0 else lengths)]
+    flat = mask.astype(bool).ravel(order='F')
+    edges = np.flatnonzero(np.diff(flat, prepend=False))
+    return np.diff([0, *edges, flat.size]).tolist()
 
 
 def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
