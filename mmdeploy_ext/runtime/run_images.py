@@ -99,11 +99,8 @@ def plan_pictures(
 ) -> dict[Path, Path]:
     """Return image -> picture to write; no two pictures and no picture and image share a name.
 
-    Args:
-        inputs: files and folders.
-        out: folder, or file for one image.
-        list_files: returns the files of one input; None: images.
-        kind: what one of them is called.
+    Inputs are files and folders, `out` a folder, or a file for one image; `list_files` returns the files of
+    one input, which are images where it is None.
 
     Raises:
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
