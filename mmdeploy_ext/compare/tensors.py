@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 
 from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 
 HISTOGRAM_DECADES = (-12, 0)
 """Decades of |difference| / scale in a row's histogram; the first count is all that is equal or below."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,9 +18,6 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.shapes import UNKNOWN, set_shapes
 from mmdeploy_ext.graph.proof import ROUNDING, difference, trial_sizes
 from mmdeploy_ext.graph.run import Runner
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 SHAPE_READERS = ('Shape', 'Size')
 """Operators whose outputs depend on how many images there are, not on what is in them."""

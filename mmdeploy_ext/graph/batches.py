@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import onnx
+import onnx
 
 FOLDING = ('Reshape', 'Flatten')
 """Operators that can fold the batch into another axis."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
 
 from mmdeploy_ext.contract.metadata import NEWER, PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
@@ -23,11 +26,6 @@ from mmdeploy_ext.graph.passes.rename import rename
 from mmdeploy_ext.graph.passes.select import matching_nodes
 from mmdeploy_ext.graph.passes.shapes import set_by_text
 from mmdeploy_ext.graph.passes.simplify import simplify
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import onnx
 
 KEY = f'{PREFIX}edits'
 

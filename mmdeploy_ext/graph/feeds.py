@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -10,9 +10,6 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import ShapeError, UsageError
 from mmdeploy_ext.graph.io.index import Index, near
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT_SIZE = 64
 """Size of a symbolic axis that was given none, except for the first, which gets 1."""

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+
+import onnx
 
 from mmdeploy_ext.graph.io import types
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import onnx
 
 Shape = list[int | str]
 UNFIXED = None

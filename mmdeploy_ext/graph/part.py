@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.graph.io.index import all_graphs, reads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.io.index import Index, all_graphs, reads
 
 
 def part(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import onnx
 
 from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
 from mmdeploy_ext.graph.io.index import all_graphs
-
-if TYPE_CHECKING:
-    import onnx
 
 RANDOM = (
     'Bernoulli',

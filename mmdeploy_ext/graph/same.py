@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -22,9 +22,6 @@ from mmdeploy_ext.graph.diff.structure import Change, attributes, changes, exact
 from mmdeploy_ext.graph.io.constants import constant_value, dense_values, tensor_values
 from mmdeploy_ext.graph.io.index import label
 from mmdeploy_ext.graph.io.modules import module_path
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 KEPT_OUT = ('metadata',)
 """Kinds of changes that are none of the graph."""

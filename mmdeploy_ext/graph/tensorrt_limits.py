@@ -7,7 +7,7 @@ with an axis of size 0, int64 and bool inputs and outputs, ScatterND, GridSample
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -22,9 +22,6 @@ from mmdeploy_ext.graph.io.index import all_graphs
 from mmdeploy_ext.graph.io.schemas import opsets_of
 from mmdeploy_ext.graph.io.static import fold_shapes
 from mmdeploy_ext.graph.passes.roi_align import is_replaced
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
 
 TURING = 75
 NO_TURING = (

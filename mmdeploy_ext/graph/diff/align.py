@@ -8,18 +8,13 @@ What is left, the differences themselves, is found from its neighbours.
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from mmdeploy_ext.graph.diff.nodes import Alignment
+from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 from mmdeploy_ext.graph.diff.structure import attributes, exact_text
 from mmdeploy_ext.graph.io.index import bodies
 
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
-
-    from mmdeploy_ext.graph.diff.nodes import Program
-
-    Keys = dict[int, Hashable]
+Keys = dict[int, Hashable]
 
 
 def align(left: Program, right: Program) -> Alignment:

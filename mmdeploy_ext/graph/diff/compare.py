@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
 
 from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
@@ -23,17 +27,9 @@ from mmdeploy_ext.graph.diff.findings import (
 )
 from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import Reference, compare, walk
+from mmdeploy_ext.graph.diff.walk import Reference, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    import onnx
-
-    from mmdeploy_ext.graph.diff.walk import Walk
 
 
 def engine_notes(

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from mmdeploy_ext.compare.tensors import shape_text
-from mmdeploy_ext.graph.diff.region import regions
-from mmdeploy_ext.graph.diff.structure import ONLY_HERE
-from mmdeploy_ext.graph.diff.walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN
+from mmdeploy_ext.graph.diff.nodes import Program
+from mmdeploy_ext.graph.diff.region import Region, regions
+from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
+from mmdeploy_ext.graph.diff.walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN, Walk
 from mmdeploy_ext.graph.io.modules import module_path
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import numpy as np
-
-    from mmdeploy_ext.graph.diff.nodes import Program
-    from mmdeploy_ext.graph.diff.region import Region
-    from mmdeploy_ext.graph.diff.structure import Change
-    from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_EVIDENCE = 6
 STRUCTURE = ('node', 'wiring', 'function')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,9 +15,6 @@ from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.index import Index, bodies
 from mmdeploy_ext.graph.run import open_session
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 SHAPE_READERS = ('Shape', 'Size')
 """Their outputs depend on the shape of what they read, not on its values."""

@@ -8,17 +8,12 @@ tensors that are right and the first that is wrong is a region; its first node i
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
 from mmdeploy_ext.graph.diff.nodes import SHAPE_READERS
-from mmdeploy_ext.graph.diff.walk import BORN, BORN_RTOL, informative
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.graph.diff.walk import Row, Walk
+from mmdeploy_ext.graph.diff.walk import BORN, BORN_RTOL, Row, Walk, informative
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, operator
 from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 
 SHOWN = 60
 """Characters of a value in a text."""

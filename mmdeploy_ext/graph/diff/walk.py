@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.graph.diff.nodes import OUTPUT_TIES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from mmdeploy_ext.graph.diff.nodes import NodeRunner, Program
+from mmdeploy_ext.graph.diff.nodes import OUTPUT_TIES, NodeRunner, Program
 
 BORN_RTOL = 1e-5
 """One node on the same inputs: float32 rounding stays below it, a wrong epsilon or weight does not."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.graph.io import types
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import onnx
 
 LONGEST = 12
 """Names of a list that are printed."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import graphlib
 import math
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import onnx
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io.index import all_tensors, label, reads, writes
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 AGAIN = 'export it again, or download it again if it came from elsewhere'
 _FIRST, _LAST = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16

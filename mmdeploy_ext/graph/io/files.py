@@ -9,8 +9,8 @@ import contextlib
 import math
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -33,9 +33,6 @@ from mmdeploy_ext.graph.io.checks import (
     without_shape,
 )
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold."""

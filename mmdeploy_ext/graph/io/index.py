@@ -12,15 +12,12 @@ from __future__ import annotations
 import collections
 import copy
 import difflib
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import onnx
+from google.protobuf.message import Message
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-
-    import onnx
-    from google.protobuf.message import Message
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -13,12 +13,9 @@ import ast
 import collections
 import functools
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-
-    import onnx
+import onnx
 
 SCOPES = 'pkg.torch.onnx.name_scopes'
 SOURCES = {

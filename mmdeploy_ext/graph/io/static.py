@@ -10,7 +10,7 @@ onnxscript's folding with shape inference does less of it in more time (RT-DETR 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -18,9 +18,6 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mmdeploy_ext.graph.io.constants import constant_value
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 LARGEST = 1024
 """Elements: longer tensors are no shapes."""

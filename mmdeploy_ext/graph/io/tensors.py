@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import atomic_path
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.index import refill
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 
 def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -11,9 +12,6 @@ from onnx import helper
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import all_graphs, free_name, writes
 from mmdeploy_ext.graph.passes.rename import rename_tensors
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 def name_ends(

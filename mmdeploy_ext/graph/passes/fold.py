@@ -6,12 +6,9 @@ import contextlib
 import dataclasses
 import io
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import onnx
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LARGEST_INPUT = 8192
 LARGEST_OUTPUT = 512 * 512

@@ -11,24 +11,20 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import equality
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, near, refill
 from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 ALWAYS = 'always'
 """Name of the condition."""

@@ -7,16 +7,13 @@ Glossary: N batch, C channels, H, W of the sampled map, h, w of the grid.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io.index import refill
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 SUPPORTED = dict(mode=('linear', 'bilinear'), padding_mode=('zeros',), align_corners=(0,))
 

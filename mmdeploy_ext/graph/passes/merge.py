@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -16,9 +16,6 @@ from mmdeploy_ext.graph.io.schemas import opsets_of
 from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: frozenset[str]) -> None:

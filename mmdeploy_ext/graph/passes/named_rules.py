@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+
+import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import near
@@ -11,11 +13,6 @@ from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
 from mmdeploy_ext.graph.passes.replace import Replacements, replace
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import onnx
 
 NAMED = {
     'hard-swish': 'h = HardSigmoid<alpha = 0.16666667, beta = 0.5>(a); y = Mul(a, h) -> y = HardSwish(a)',

@@ -13,7 +13,7 @@ is 100 times the deviation, and later ones are exact for one scale value alone, 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -22,9 +22,6 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
 from mmdeploy_ext.graph.io.index import free_name, operator, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 AXES_ARE_FED = 18
 """The first opset in which the axes of ReduceMean are an input."""

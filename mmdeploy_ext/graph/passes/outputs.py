@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import onnx
 
@@ -10,9 +10,6 @@ from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.select import matching
 from mmdeploy_ext.graph.run import typed_values
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,6 @@ from onnx import helper
 from mmdeploy_ext.graph.io.schemas import defaults_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from onnx_ir import Node, Value
 
 TOLERANCE = 1e-6

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import onnx
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.equality import with_half_ends
 from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.select import fitting, matching_nodes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from mmdeploy_ext.contract.spec import GraphSpec
 
 FACTS = 'fp16.'
 """What was done is kept under this prefix in `metadata_props`."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index, all_graphs, bodies, writes
 from mmdeploy_ext.graph.part import drop_metadata
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 def rename(

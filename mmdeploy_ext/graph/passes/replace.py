@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +22,10 @@ from mmdeploy_ext.graph.io.index import near
 from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.pattern_match import attribute_check, number_check
-from mmdeploy_ext.graph.passes.pattern_text import Rule
+from mmdeploy_ext.graph.passes.pattern_text import Rule, Side
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
     from onnx_ir import Model, Node, Value
-
-    from mmdeploy_ext.graph.passes.pattern_text import Side
 
 LARGEST_PATTERN = 8
 """Commutative operators in a pattern: each doubles the forms that are looked for."""

@@ -8,7 +8,7 @@ Glossary: B batch, C channels, H, W of the map, R regions, h, w cells of a regio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import onnx
 import onnx.inliner
@@ -16,9 +16,6 @@ from onnx import helper
 
 from mmdeploy_ext.graph.io.index import operator, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DOMAIN = 'mm2onnx.roi_align'
 DEFAULTS = dict(

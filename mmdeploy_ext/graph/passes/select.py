@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+
+import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index, near
 from mmdeploy_ext.graph.io.modules import module_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    import onnx
 
 
 def select(index: Index, patterns: Iterable[str]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -10,9 +10,6 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, bodies, near
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 UNKNOWN = '?'
 

@@ -6,8 +6,9 @@ import dataclasses
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,9 +21,6 @@ from mmdeploy_ext.graph.io.index import Index, refill
 from mmdeploy_ext.graph.io.tensors import load_tensors, save_tensors
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import Runner
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
 
 MAX_CRASHES = 8
 """Nodes that may crash the recording process before recording is given up."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from onnx import numpy_helper
@@ -12,11 +13,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import near
 from mmdeploy_ext.graph.reduce import run
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.graph.reduce.case import Candidate
+from mmdeploy_ext.graph.reduce.case import Candidate
 
 DEFAULT_TOLERANCE = 1e-4
 

@@ -6,19 +6,16 @@ import contextlib
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from mmdeploy_ext.graph.reduce.case import Candidate
-    from mmdeploy_ext.graph.reduce.search import Reduction
+from mmdeploy_ext.graph.reduce.case import Candidate
+from mmdeploy_ext.graph.reduce.search import Reduction
 
 README = """# A reduced graph
 

@@ -10,19 +10,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.reduce import run
+from mmdeploy_ext.graph.reduce.case import Candidate
 from mmdeploy_ext.graph.reduce.checks import Check, Stopped
 from mmdeploy_ext.graph.reduce.folder import save_npz
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.graph.reduce.case import Candidate
 
 DEFAULT_TIMEOUT_S = 60.0
 MOST_TIMEOUTS = 3

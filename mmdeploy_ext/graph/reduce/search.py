@@ -13,16 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.reduce.checks import Stopped
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from mmdeploy_ext.graph.reduce.case import Candidate, Case
-    from mmdeploy_ext.graph.reduce.checks import Check
+from mmdeploy_ext.graph.reduce.case import Candidate, Case
+from mmdeploy_ext.graph.reduce.checks import Check, Stopped
 
 MOST_CHECKS = 400
 Part = tuple[int, ...]

@@ -10,6 +10,7 @@ import contextlib
 import html
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,6 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from pygraphviz import AGraph
 
 FORMATS = ('.svg', '.png', '.pdf')

@@ -8,7 +8,8 @@ from __future__ import annotations
 import collections
 import fnmatch
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import onnx
 
@@ -17,10 +18,6 @@ from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.index import all_graphs, operator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
 LONGEST_VALUE = 120

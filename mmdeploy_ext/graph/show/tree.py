@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
 
 from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import modules, types
 from mmdeploy_ext.graph.show.summary import parameter_sizes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import onnx
 
 
 @dataclasses.dataclass
