@@ -16,13 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """Where values go.
-
-    Attributes:
-        frames: on the x axis.
-        low: lowest decade.
-        high: highest decade.
-    """
+    """Where values go: `frames` across, decades from `low` to `high` up."""
 
     frames: int
     low: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -28,7 +29,6 @@ class Trial:
     """A graph with an open batch, and what to feed it.
 
     Attributes:
-        model: the graph.
         index: of the graph.
         inputs: input -> shape with the new batch, for all inputs.
         images: inputs whose first axis is the batch.
@@ -36,7 +36,6 @@ class Trial:
         seed: of the random inputs.
     """
 
-    model: onnx.ModelProto
     index: Index
     inputs: Mapping[str, Sequence[int]]
     images: Sequence[str]
@@ -49,26 +48,22 @@ class Trial:
             name: [batch, *shape[1:]] if name in self.images else list(shape)
             for name, shape in self.inputs.items()
         }
-        return random_feeds(self.model, seed, shapes)
+        return random_feeds(self.index.model, seed, shapes)
 
     def shapes(self) -> Batches:
         """Run the graph with both batches, and read the shape of every tensor that depends on them.
 
         Every such tensor gets a Shape node, so that no more of them are in memory than in any other run.
         """
-        typed = {value.name: value.type for value in (*self.model.graph.value_info, *self.model.graph.output)}
-        needed = {name for at in self.index.ancestors(self.index.outputs) for name in self.index.writes(at)}
-        made = [
-            name
-            for position in self.index.descendants(self.images)
-            for name in self.index.writes(position)
-            if name in needed and name in typed and typed[name].HasField('tensor_type')
-        ]
+        index = self.index
+        values = (*index.graph.value_info, *index.graph.output)
+        tensors = {value.name for value in values if value.type.HasField('tensor_type')}
+        tensors &= {name for at in index.ancestors(index.outputs) for name in index.writes(at)}
+        made = [name for at in index.descendants(self.images) for name in index.writes(at) if name in tensors]
         prefix = 'shape_of/'
-        while any(name.startswith(prefix) for name in self.index.tensors):
+        while any(name.startswith(prefix) for name in index.tensors):
             prefix += '/'
-        measured = onnx.ModelProto()
-        measured.CopyFrom(self.model)
+        measured = copy.deepcopy(index.model)
         names = {prefix + name: name for name in (*self.images, *made)}
         measured.graph.node.extend(helper.make_node('Shape', [name], [new]) for new, name in names.items())
         runner = Runner(measured, list(names), shapes_first=True)
@@ -92,7 +87,7 @@ class Trial:
         if many < 2 or not names:
             return set()
         feeds, others = (self.feeds(many, seed) for seed in (self.seed, self.seed + 1))
-        runner, changing = Runner(self.model, names), set()
+        runner, changing = Runner(self.index.model, names), set()
         base = runner.run(feeds)
         for image in (0, many - 1):
             changed = dict(feeds)
@@ -100,9 +95,7 @@ class Trial:
                 changed[name] = feeds[name].copy()
                 changed[name][image] = others[name][image]
             result = runner.run(changed)
-            for name in names:
-                if result[name].shape == base[name].shape and _reaches(result[name], base[name], image, many):
-                    changing.add(name)
+            changing |= {name for name in names if _reaches(result[name], base[name], image, many)}
         again = runner.run(feeds) if changing else base
         return {name for name in changing if not difference(again[name], base[name])}
 
@@ -130,18 +123,17 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
     shapes = {value.name: types.shape(value.type) for value in after.graph.input}
     whole = onnx.inliner.inline_local_functions(after) if after.functions else after
     model = set_shapes(whole, {name: [UNKNOWN, *(shapes[name] or [])[1:]] for name in batches})
-    trial = Trial(model, Index(model), sizes, list(batches), next(iter(batches.values())), seed)
+    one, new = next(iter(batches.values()))
     try:
-        problem, note = _judge(trial)
+        problem, note = _judge(Trial(Index(model), sizes, list(batches), (one, new), seed))
     except (InferenceError, ModelFileError) as error:
-        one, new = trial.sizes
         return (
             f'not checked whether {new} images are kept apart: that takes a run with {one} and one with '
             f'{new}, and one of them fails: {str(error).splitlines()[0]}'
         )
     if problem:
         raise InferenceError(
-            f'with {trial.sizes[1]} images instead of {trial.sizes[0]} the graph runs, but {problem} '
+            f'with {new} images instead of {one} the graph runs, but {problem} '
             f'(--no-trial writes the file all the same)'
         )
     return note
@@ -156,12 +148,9 @@ def _batches(
     found = {}
     for name, sizes in trial.items():
         had, gets = old[name], new[name]
-        if not had or not gets or had[0] == gets[0]:
-            continue
-        first = had[0] if isinstance(had[0], int) else 1
-        if first != sizes[0]:
-            found[name] = (first, sizes[0])
-    return found
+        if had and gets and had[0] != gets[0]:
+            found[name] = (had[0] if isinstance(had[0], int) else 1, sizes[0])
+    return {name: (one, new) for name, (one, new) in found.items() if one != new}
 
 
 def _judge(trial: Trial) -> tuple[str, str]:
@@ -171,12 +160,10 @@ def _judge(trial: Trial) -> tuple[str, str]:
     reach = {at: _flow(index, [index.nodes[at].output[0]], apart) for at in _nodes_at_fault(trial, found)}
     empty = []
     for name in index.outputs:
-        at_fault = [at for at, names in reach.items() if name in names]
-        if not at_fault or name in apart:
-            continue
-        if name not in found.shapes or 0 in found.shapes[name][1]:
+        at_fault = [at for at, names in reach.items() if name in names and name not in apart]
+        if at_fault and (name not in found.shapes or 0 in found.shapes[name][1]):
             empty.append(name)
-        elif found.lost(name):
+        elif at_fault and found.lost(name):
             return _message(index, found, at_fault, reach, name), ''
     later = _flow(index, [index.nodes[at].output[0] for at in reach])
     mixed = trial.mixed([name for name in index.outputs if name in later], found)
@@ -194,17 +181,16 @@ def _nodes_at_fault(trial: Trial, found: Batches) -> list[int]:
     index = trial.index
     images, fed = _flow(index, trial.images), index.descendants(index.inputs)
     computed = {*index.inputs, *(name for at in fed for name in index.writes(at))}
-    nodes = [(at, index.nodes[at]) for at in fed if images.intersection(index.nodes[at].input[:1])]
-    return [
-        at
-        for at, node in nodes
-        if found.folds(node) or (found.picks(node) and not computed & set(node.input[1:]))
-    ]
+
+    def loses(node: onnx.NodeProto) -> bool:
+        return found.folds(node) or (found.picks(node) and not computed & set(node.input[1:]))
+
+    return [at for at in fed if images.intersection(index.nodes[at].input[:1]) and loses(index.nodes[at])]
 
 
 def _reaches(result: np.ndarray, base: np.ndarray, image: int, many: int) -> bool:
     """Return whether two arrays differ beyond one image, whichever axis of that size holds the images."""
-    axes = [axis for axis, size in enumerate(base.shape) if size == many]
+    axes = [axis for axis, size in enumerate(base.shape) if size == many and result.shape == base.shape]
     rests = ([np.delete(value, image, axis) for value in (result, base)] for axis in axes)
     return bool(axes) and all(difference(*rest) > ROUNDING for rest in rests)
 

@@ -16,21 +16,15 @@ PICKING = ('Gather', 'Slice')
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Shapes of tensors in a run with as many images as before, and in one with the new number.
-
-    Attributes:
-        sizes: both numbers.
-        shapes: tensor -> shape in each of the runs; of tensors that are needed for an output.
-    """
+    """Shapes of tensors that an output needs, in runs with two numbers of images, `sizes`: before and now."""
 
     sizes: tuple[int, int]
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
     def axis(self, name: str) -> int | None:
         """Return which axis is the batch: the first, or the only one that changes with it; else None."""
-        one, new = self.shapes.get(name, ((), ()))
         changed = self._changed(name)
-        if not changed or (one[changed[0]], new[changed[0]]) != self.sizes:
+        if not changed or tuple(shape[changed[0]] for shape in self.shapes[name]) != self.sizes:
             return None
         return changed[0] if changed[0] == 0 or len(changed) == 1 else None
 
@@ -61,15 +55,14 @@ class Batches:
         before, after = self.axis(source), self.axis(made)
         if node.op_type not in FOLDING or before is None or made not in self.shapes:
             return False
-        if after is None:
-            return True
-        return math.prod(self.shapes[source][0][:before]) != math.prod(self.shapes[made][0][:after])
+        parts = ((source, before), (made, after))
+        return after is None or len({math.prod(self.shapes[name][0][:axis]) for name, axis in parts}) == 2
 
     def picks(self, node: onnx.NodeProto) -> bool:
         """Return whether a node takes some of the images out of a batch."""
-        if node.op_type not in PICKING or self.axis(node.input[0]) is None:
-            return False
-        return node.output[0] in self.shapes and self.axis(node.output[0]) is None
+        source, made = node.input[0], node.output[0]
+        kept = made not in self.shapes or self.axis(made) is not None
+        return node.op_type in PICKING and self.axis(source) is not None and not kept
 
     def text(self, name: str) -> tuple[str, str]:
         """Return both shapes of a tensor as text."""
@@ -78,6 +71,4 @@ class Batches:
 
     def _changed(self, name: str) -> list[int]:
         one, new = self.shapes.get(name, ((), ()))
-        if len(one) != len(new):
-            return []
-        return [axis for axis, (old, size) in enumerate(zip(one, new, strict=True)) if old != size]
+        return [axis for axis, size in enumerate(one) if size != new[axis]] if len(one) == len(new) else []

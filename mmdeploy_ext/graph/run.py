@@ -22,12 +22,7 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """A model in one ONNX Runtime session that gives any of its tensors.
-
-    Attributes:
-        names: the tensors that it can give, in the order asked for.
-        index: of the model.
-    """
+    """A model in one ONNX Runtime session that gives any of its tensors, `names`, in the order asked for."""
 
     def __init__(
         self,
@@ -55,9 +50,8 @@ class Runner:
             ConfigError: no such optimisation.
         """
         if optimization not in GRAPH_OPTIMIZATION:
-            raise ConfigError(
-                f'optimization={optimization!r}: expected one of {", ".join(GRAPH_OPTIMIZATION)}'
-            )
+            expected = ', '.join(GRAPH_OPTIMIZATION)
+            raise ConfigError(f'optimization={optimization!r}: expected one of {expected}')
         self.index = Index(model)
         self.names = list(dict.fromkeys(self.index.outputs if names is None else names))
         for name in self.names:
@@ -85,11 +79,10 @@ class Runner:
             except Exception as error:
                 raise InferenceError(f'ONNX Runtime failed to run the model: {error}') from error
             found.update(zip(self._computed, computed, strict=True))
-        constants = self.index.constants
-        return {
-            name: found[name] if name in found else numpy_helper.to_array(constants[name])
-            for name in self.names
-        }
+        for name in self.names:
+            if name not in found:
+                found[name] = numpy_helper.to_array(self.index.constants[name])
+        return {name: found[name] for name in self.names}
 
     def types(self) -> dict[str, onnx.TypeProto]:
         """Return name -> type as ONNX Runtime infers it, of computed tensors."""
@@ -130,11 +123,7 @@ def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
 def open_session(
     model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU; see `Runner`.
-
-    Raises:
-        ModelFileError: ONNX Runtime cannot load the model.
-    """
+    """Return a session on the CPU; see `Runner` for the options and errors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -164,9 +153,8 @@ def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto
     if computed:
         with contextlib.suppress(ModelFileError):
             known.update(Runner(index.model, computed).types())
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f'the type of {name!r} cannot be inferred; does ONNX Runtime know all operators above it?'
-            )
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(
+            f'the type of {unknown[0]!r} cannot be inferred; does ONNX Runtime know all operators above it?'
+        )
     return [onnx.ValueInfoProto(name=name, type=known[name]) for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -191,8 +192,7 @@ def _open(
 
 def _definition(node: onnx.NodeProto) -> bytes:
     """Return what a node does, without the names of its tensors; with them where it has bodies."""
-    plain = onnx.NodeProto()
-    plain.CopyFrom(node)
+    plain = copy.deepcopy(node)
     for field in ('name', 'doc_string', 'metadata_props'):
         plain.ClearField(field)
     if not any(True for _ in bodies(node)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -32,8 +34,7 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     Raises:
         ExportError: the graph takes or gives a tensor that the spec does not have.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     extra = [value.name for value in graph.input if value.name not in spec.input_names]
     produced = {name for node in graph.node for name in node.output} | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +32,7 @@ def name_ends(
     Raises:
         UsageError: a name or an axis that the graph lacks, more names than outputs, or one name twice.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     if len(output_names) > len(graph.output):
         raise UsageError(

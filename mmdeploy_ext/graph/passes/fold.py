@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import logging
@@ -39,8 +40,7 @@ def fold(
     """
     from onnxscript import optimizer
 
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     for _ in range(len(model.graph.node)):
         before = len(result.graph.node)
         with suppress_output():

@@ -8,6 +8,7 @@ become constants.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import glob
 import math
@@ -39,8 +40,7 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     - A Loop without a condition gets a constant one, true; a Loop that has one stays.
     A second run changes nothing.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     fed = {value.name for value in result.graph.input}
     refill(result.graph, initializer=[entry for entry in result.graph.initializer if entry.name not in fed])
     loops = [node for node in result.graph.node if node.op_type == 'Loop' and not node.input[1]]
@@ -66,8 +66,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
     """
     if not values:
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     inputs = {value.name: value for value in graph.input}
     defaults = {tensor.name: tensor for tensor in graph.initializer}

@@ -16,6 +16,7 @@ and so do nodes with sub-graphs and what gives the values that their sub-graphs 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 
@@ -120,8 +121,7 @@ class _Graph:
 
 
 def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
+    copied = copy.deepcopy(model)
     graph = copied.graph
     inside = {name for node in graph.node for name in captured(node)}
     if inside & half_io:
@@ -255,8 +255,7 @@ def _rewrite(graph: _Graph, islands: set[int], half_io: set[str]) -> None:
         wanted = SINGLE if index in islands else HALF
         fixed = node.op_type in TYPED_OPS or not floats or is_half
         single = SINGLE_OPERANDS.get(node.op_type, frozenset())
-        written = onnx.NodeProto()
-        written.CopyFrom(node)
+        written = copy.deepcopy(node)
         for place, name in enumerate(node.input):
             kind = graph.types.get(name, 0) if fixed else SINGLE if place in single else wanted
             written.input[place] = writer.operand(natives.get(name, name), kind)

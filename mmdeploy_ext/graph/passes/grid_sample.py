@@ -7,6 +7,7 @@ Glossary: N batch, C channels, H, W of the sampled map, h, w of the grid.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import numpy as np
@@ -27,8 +28,7 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
     Any shape works, also a dynamic one. The result is the same up to rounding (float32).
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     nodes, changed = [], False
     for index, node in enumerate(model.graph.node):
         if node.op_type == 'GridSample' and _supported(node):

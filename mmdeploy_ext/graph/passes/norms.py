@@ -12,6 +12,7 @@ is 100 times the deviation, and later ones are exact for one scale value alone, 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -43,8 +44,7 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     found = [_group_norm(node, known, made) for node in model.graph.node]
     if not any(found):
         return model, False
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     writer = _Writer({*made, *known}, opsets_of(model).get('', 0) >= AXES_ARE_FED)
     nodes = []
     for node, norm in zip(model.graph.node, found, strict=True):

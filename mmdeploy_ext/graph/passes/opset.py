@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import onnx
@@ -41,8 +42,7 @@ def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto
     if before is None:
         raise ModelFileError('the model imports no opset of ONNX, so there is nothing to convert')
     if before == version:
-        result = onnx.ModelProto()
-        result.CopyFrom(model)
+        result = copy.deepcopy(model)
         return result, before
     _check_bodies(model, before, version)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import onnx
@@ -28,7 +29,6 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     index = Index(model)
     wanted = [name for pattern in names for name in matching(index, pattern)]
     new = [name for name in dict.fromkeys(wanted) if name not in index.outputs]
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     result.graph.output.extend(typed_values(index, new))
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
@@ -69,8 +70,7 @@ def recorded(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) ->
     options = dict(metadata.options, precision='fp16', fp16_io=fp16_io, keep_fp32=list(keep_fp32))
     spec = with_half_ends(metadata.spec) if fp16_io else metadata.spec
     told = dataclasses.replace(metadata, options=options, spec=spec)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     onnx.helper.set_model_props(result, {**props, **told.to_props()})
     return result
 

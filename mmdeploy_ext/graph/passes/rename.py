@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 from collections.abc import Callable, Mapping
 
 import onnx
@@ -33,8 +34,7 @@ def rename(
     Raises:
         UsageError: an unknown name, or a new name that another tensor or node has.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     index = Index(result)
     known = {node.name for node in index.nodes} | {f'#{at}' for at, _ in enumerate(index.nodes)}
     new_nodes = {index.find_node(old): new for old, new in _open(nodes, known, prefix).items()}

@@ -7,6 +7,7 @@ touched, a number matches any constant of one value, and a place that cannot be 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -76,8 +77,7 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     count = _apply(graph, rule, opsets, types)
     kept = tuple(_why_kept(match.nodes, match.outputs, node) for node, match in _matches(graph, rule, opsets))
     if not count:
-        unchanged = onnx.ModelProto()
-        unchanged.CopyFrom(model)
+        unchanged = copy.deepcopy(model)
         return unchanged, Replacements(str(rule), 0, kept)
     RemoveUnusedNodesPass()(graph)
     return ir.serde.serialize_model(graph), Replacements(str(rule), count, kept)
@@ -246,8 +246,7 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
 
     side, nodes = rule.replacement, []
     for node in side.nodes:
-        copied = onnx.NodeProto()
-        copied.CopyFrom(node)
+        copied = copy.deepcopy(node)
         for item in copied.attribute:
             if item.ref_attr_name:
                 item.ref_attr_name = ''

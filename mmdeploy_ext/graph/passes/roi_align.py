@@ -8,6 +8,7 @@ Glossary: B batch, C channels, H, W of the map, R regions, h, w cells of a regio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import onnx
@@ -162,8 +163,7 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
         model: stays as it is.
     """
     opset = opsets_of(model).get('', 0)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     nodes, functions = [], []
     for node in model.graph.node:
         if not is_replaced(node, opset):

@@ -8,6 +8,8 @@ what the graph made here does. It is for proofs; it is slower.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -30,8 +32,7 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     types = {name: kind.tensor_type.elem_type for name, kind in infer(model).items()}
     if HALF not in types.values():
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     _check_sub_graphs(graph)
     constants = [_single(tensor) for tensor in graph.initializer]
@@ -63,8 +64,7 @@ def _single(tensor: TensorProto) -> TensorProto:
 
 def _rounded(node: onnx.NodeProto, types: dict[str, int], renamed: dict[str, str]) -> list[onnx.NodeProto]:
     """Return a node in float32, and after it the rounding of each float16 value that it writes."""
-    written = onnx.NodeProto()
-    written.CopyFrom(node)
+    written = copy.deepcopy(node)
     written.input[:] = [renamed.get(name, name) for name in node.input]
     written.output[:] = [renamed.get(name, name) for name in node.output]
     if not any(types.get(name) == HALF for name in node.output):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import onnx
@@ -34,8 +35,7 @@ def set_shapes(
     """
     check_ordinary(model)
     shapes, axes, index = dict(shapes or {}), dict(axes or {}), Index(model)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     inputs = {value.name: value for value in result.graph.input if value.name in index.inputs}
     _check_names(inputs, shapes, axes)
     before = [types.shape(value.type) or [] for value in inputs.values()]

@@ -6,6 +6,8 @@ it, and drops inputs that nothing uses. What could be lost is set aside before a
 
 from __future__ import annotations
 
+import copy
+
 import onnx
 from onnx import helper
 
@@ -50,8 +52,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
 
 def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which defaults are gone and draws of random numbers are inputs."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     inputs = {value.name for value in graph.input}
     draws = _draws(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -146,8 +147,7 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
 
     Inputs with a default become constants: what `feeds` has for them, or the default.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph, kept = result.graph, []
     for initializer in graph.initializer:
         if initializer.name in feeds:

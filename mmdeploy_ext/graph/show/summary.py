@@ -55,8 +55,8 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
     if content['kind'] == 'onnx':
-        cost = flops.count(model)
-        content.update(flops=cost.total, flops_unknown=cost.unknown)
+        costs = list(flops.count(model).values())
+        content.update(flops=sum(filter(None, costs)), flops_unknown=costs.count(None))
     return content
 
 
@@ -110,7 +110,7 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
                     outputs=list(node.output),
                     shapes=[types.text(kinds.get(name)) for name in node.output],
                     parameters=sum(sizes.get(name, 0) for name in set(node.input)),
-                    flops=cost.nodes.get(position, 0),
+                    flops=cost.get(position, 0),
                 )
             )
     return rows
