@@ -40,17 +40,13 @@ def engine_notes(
         outputs = run.run(model, feeds, optimization='all')
     except Mm2OnnxError as error:
         return [f'ONNX Runtime cannot run the whole model: {error}']
-    notes = []
-    for name, array in outputs.items():
-        if name not in found.free:
-            continue
-        error = compare(array, found.free[name])[0]
-        if error is not None and error > bars.free:
-            notes.append(
-                f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by '
-                f'one (relative error {error:.2e}): ties, or an optimisation of the engine'
-            )
-    return notes
+    errors = {name: compare(array, found.free.get(name))[0] or 0.0 for name, array in outputs.items()}
+    return [
+        f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by one '
+        f'(relative error {error:.2e}): ties, or an optimisation of the engine'
+        for name, error in errors.items()
+        if error > bars.free
+    ]
 
 
 def diff_files(
@@ -60,12 +56,12 @@ def diff_files(
     seed: int = 0,
     rtol: float | None = None,
 ) -> Comparison:
-    """Compare two files: their structure, and their tensors on the same inputs.
+    """Compare two files, of which the left one is the reference: structure, and tensors on the same inputs.
 
     Args:
         left_path: the reference.
         right_path: the graph on trial.
-        feeds: by the left graph's names; None takes random ones.
+        feeds: by the left graph's names; None takes random ones, from `seed`.
         seed: of the random ones.
         rtol: above it an error is born; None takes `Bars`, and `HALF` where a file computes in float16.
 
@@ -87,7 +83,11 @@ def diff_files(
             f'{", ".join(left.index.inputs)}'
         )
     first = walk(left, feeds, {}, runner)
-    references = _references(right, pairs.tensors, first)
+    references = {
+        name: Reference(first.free[mate], mate, how='structure')
+        for name, mate in pairs.tensors.items()
+        if mate in first.free and right.index.producer(name) is not None
+    }
     theirs = {name: right.fitting(name, feeds[pairs.tensors[name]]) for name in right.index.inputs}
     theirs.update((name, value) for name, value in feeds.items() if name in right.defaults)
     second = walk(right, theirs, references, runner)
@@ -121,14 +121,6 @@ def _interface(left: Sequence[str], right: Sequence[str], tensors: Mapping[str, 
     )
 
 
-def _references(program: Program, tensors: Mapping[str, str], other: Walk) -> dict[str, Reference]:
-    return {
-        name: Reference(other.free[mate], mate, how='structure')
-        for name, mate in tensors.items()
-        if mate in other.free and program.index.producer(name) is not None
-    }
-
-
 def _stepless_outputs(
     found: Walk, tensors: Mapping[str, str], other: Walk, bars: Bars, depth: int
 ) -> list[Entry]:
@@ -143,20 +135,9 @@ def _stepless_outputs(
         kind = 'input' if name in index.inputs else 'Constant'
         shape = shape_text(found.free[name].shape)
         position = index.producer(name)
-        entries.append(
-            Entry(
-                depth + len(entries),
-                name if position is None else index.label(position),
-                kind,
-                '',
-                name,
-                shape,
-                mate,
-                'structure',
-                finite(error),
-                finite(error),
-                'born here' if wrong else 'equal',
-                reason or ('is a constant in this file' if wrong and kind == 'Constant' else ''),
-            )
-        )
+        node = name if position is None else index.label(position)
+        if not reason and wrong and kind == 'Constant':
+            reason = 'is a constant in this file'
+        figures = (finite(error), finite(error), 'born here' if wrong else 'equal', reason)
+        entries.append(Entry(depth + len(entries), node, kind, '', name, shape, mate, 'structure', *figures))
     return entries
