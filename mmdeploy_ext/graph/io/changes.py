@@ -22,26 +22,24 @@ def describe(before: Sequence[onnx.ModelProto], after: onnx.ModelProto) -> dict[
         `nodes` [before, after], `operators` (name -> difference), `inputs` and `outputs` (`added`,
         `removed` and `changed`: name -> type), `metadata_removed` (keys), `changed`.
     """
+    old = [node.op_type for model in before for node in model.graph.node]
     counts = collections.Counter(node.op_type for node in after.graph.node)
-    counts.subtract(collections.Counter(node.op_type for model in before for node in model.graph.node))
-    content: dict[str, Any] = dict(
-        nodes=[sum(len(model.graph.node) for model in before), len(after.graph.node)],
+    counts.subtract(old)
+    keys = {entry.key for model in before for entry in model.metadata_props}
+    return dict(
+        nodes=[len(old), len(after.graph.node)],
         operators={name: many for name, many in sorted(counts.items()) if many},
-        inputs=_values([value for model in before for value in model.graph.input], after.graph.input),
-        outputs=_values([value for model in before for value in model.graph.output], after.graph.output),
-        metadata_removed=sorted(
-            {entry.key for model in before for entry in model.metadata_props}
-            - {entry.key for entry in after.metadata_props}
-        ),
+        inputs=_values([model.graph.input for model in before], after.graph.input),
+        outputs=_values([model.graph.output for model in before], after.graph.output),
+        metadata_removed=sorted(keys.difference(entry.key for entry in after.metadata_props)),
+        changed=len(before) != 1 or before[0] != after,
     )
-    content['changed'] = len(before) != 1 or before[0] != after
-    return content
 
 
 def _values(
-    before: Sequence[onnx.ValueInfoProto], after: Sequence[onnx.ValueInfoProto]
+    before: Sequence[Sequence[onnx.ValueInfoProto]], after: Sequence[onnx.ValueInfoProto]
 ) -> dict[str, dict[str, str]]:
-    old = {value.name: types.text(value.type) for value in before}
+    old = {value.name: types.text(value.type) for values in before for value in values}
     new = {value.name: types.text(value.type) for value in after}
     return dict(
         added={name: text for name, text in new.items() if name not in old},

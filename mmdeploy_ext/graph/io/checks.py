@@ -10,14 +10,15 @@ from pathlib import Path
 
 import onnx
 
+from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io.index import all_tensors, label, reads, writes
 
+Name = str | os.PathLike[str]
 AGAIN = 'export it again, or download it again if it came from elsewhere'
-_FIRST, _LAST = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
-WHOLE_BYTES = frozenset(range(_FIRST, _LAST + 1)) - {
-    *(onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
-}
+_KINDS = onnx.TensorProto
+WHOLE_BYTES = frozenset(range(_KINDS.FLOAT, _KINDS.BFLOAT16 + 1))
+WHOLE_BYTES -= {_KINDS.STRING, _KINDS.COMPLEX64, _KINDS.COMPLEX128}
 """Kinds of which every element is one number of whole bytes."""
 DEFAULT_DOMAINS = ('', 'ai.onnx')
 SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')
@@ -41,7 +42,7 @@ def check_ordinary(model: onnx.ModelProto) -> None:
         )
 
 
-def check_opsets(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the model') -> None:
+def check_opsets(model: onnx.ModelProto, name: Name = 'the model') -> None:
     """Refuse a model of an opset that the installed onnx does not know.
 
     Raises:
@@ -63,7 +64,7 @@ def check_opsets(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the mod
         )
 
 
-def check_bytes(model: onnx.ModelProto, name: str | os.PathLike[str]) -> None:
+def check_bytes(model: onnx.ModelProto, name: Name) -> None:
     """Refuse weights that were cut short, or that are another tensor's.
 
     Raises:
@@ -77,14 +78,14 @@ def check_bytes(model: onnx.ModelProto, name: str | os.PathLike[str]) -> None:
         if not tensor.HasField('raw_data'):
             held = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))) * each
         if held != wanted:
-            shape = 'x'.join(map(str, tensor.dims)) or 'scalar'
             raise ModelFileError(
-                f'{name}: the weights of {tensor.name!r} are {held} bytes, and its shape {shape} '
-                f'takes {wanted}; they were cut short, or are of another model: {AGAIN}'
+                f'{name}: the weights of {tensor.name!r} are {held} bytes, and its shape '
+                f'{shape_text(tensor.dims)} takes {wanted}; they were cut short, or are of another model: '
+                f'{AGAIN}'
             )
 
 
-def check_order(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the model') -> None:
+def check_order(model: onnx.ModelProto, name: Name = 'the model') -> None:
     """Refuse a graph whose nodes are in a cycle, out of order, or read what nothing makes.
 
     Raises:
@@ -98,15 +99,15 @@ def check_order(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the mode
         for tensor in reads(node):
             if tensor in made:
                 continue
-            who = f'{name}: node {label(graph.node, position)} ({node.op_type}) reads {tensor!r}'
             if tensor not in later:
-                raise ModelFileError(f'{who}, which no node, input or initializer gives')
-            if cycle := _cycle(graph, later):
-                raise ModelFileError(f'{who}, which depends on itself: {" -> ".join(cycle)} is a cycle')
-            raise ModelFileError(
-                f'{who} before node {label(graph.node, later[tensor])} has written it: nodes must be in '
-                f'topological order'
-            )
+                why = ', which no node, input or initializer gives'
+            elif cycle := _cycle(graph, later):
+                why = f', which depends on itself: {" -> ".join(cycle)} is a cycle'
+            else:
+                maker = label(graph.node, later[tensor])
+                why = f' before node {maker} has written it: nodes must be in topological order'
+            who = f'{name}: node {label(graph.node, position)} ({node.op_type})'
+            raise ModelFileError(f'{who} reads {tensor!r}{why}')
         made.update(writes(node))
     missing = [value.name for value in graph.output if value.name not in made]
     if missing:
@@ -128,15 +129,14 @@ def _cycle(graph: onnx.GraphProto, producers: Mapping[str, int]) -> list[str]:
 
 def without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
     """Return the tensors whose shape is not even stated as open."""
-    kinds = {value.name: value.type for value in values}
     return [
-        name
-        for name, kind in kinds.items()
-        if kind.HasField('tensor_type') and not kind.tensor_type.HasField('shape')
+        value.name
+        for value in values
+        if value.type.HasField('tensor_type') and not value.type.tensor_type.HasField('shape')
     ]
 
 
-def check(model: onnx.ModelProto | Path, name: str | os.PathLike[str]) -> None:
+def check(model: onnx.ModelProto | Path, name: Name) -> None:
     """Let onnx.checker look at a model, or at a file when it is too large.
 
     Raises:

@@ -9,10 +9,8 @@ import onnx
 from onnx import AttributeProto, helper, numpy_helper
 
 VALUE_TYPES = {
-    AttributeProto.FLOAT: np.float32,
-    AttributeProto.FLOATS: np.float32,
-    AttributeProto.INT: np.int64,
-    AttributeProto.INTS: np.int64,
+    **dict.fromkeys((AttributeProto.FLOAT, AttributeProto.FLOATS), np.float32),
+    **dict.fromkeys((AttributeProto.INT, AttributeProto.INTS), np.int64),
 }
 """Types of a Constant node's attribute that is no tensor -> type of the values."""
 
@@ -54,7 +52,6 @@ def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     if value is None or value.dtype == object:
         return None
     (entry,) = node.attribute
-    found = entry.t if entry.type == AttributeProto.TENSOR else numpy_helper.from_array(value)
-    tensor = copy.copy(found)
+    tensor = copy.copy(entry.t if entry.type == AttributeProto.TENSOR else numpy_helper.from_array(value))
     tensor.name = node.output[0]
     return tensor

@@ -6,6 +6,7 @@ Needs onnx and numpy only.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import tempfile
@@ -25,6 +26,7 @@ from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import (
     AGAIN,
+    Name,
     check,
     check_bytes,
     check_opsets,
@@ -34,6 +36,8 @@ from mmdeploy_ext.graph.io.checks import (
 )
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
 
+CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
+"""What onnx raises where external data are not as the file says."""
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold."""
 ALIGNMENT = 4096
@@ -42,7 +46,7 @@ SMALLEST_EXTERNAL = 1024
 """Bytes: smaller tensors (shapes, axes) stay in the model file, where shape inference sees them."""
 
 
-def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
+def read(path: Name) -> onnx.ModelProto:
     """Read an ONNX file as it is, broken graphs too, without looking for external data.
 
     Raises:
@@ -66,7 +70,7 @@ def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def read_shapes(path: str | os.PathLike[str]) -> onnx.ModelProto:
+def read_shapes(path: Name) -> onnx.ModelProto:
     """Read an ONNX file as it is, and of its external data what is small: shapes and axes, not weights.
 
     Raises:
@@ -75,18 +79,15 @@ def read_shapes(path: str | os.PathLike[str]) -> onnx.ModelProto:
     model = read(path)
     for tensor in all_tensors(model):
         if uses_external_data(tensor) and math.prod(tensor.dims) <= SMALLEST_EXTERNAL:
-            with contextlib.suppress(ValueError, OSError, onnx.checker.ValidationError):
+            with contextlib.suppress(*CANNOT_READ):
                 load_external_data_for_tensor(tensor, os.fspath(Path(path).parent))
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 tensor.ClearField('external_data')
     return model
 
 
-def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an ONNX file with its external data and make sure that it can be worked on.
-
-    Returns:
-        The model, all weights in it.
+def load(path: Name) -> onnx.ModelProto:
+    """Read an ONNX file with all its weights and make sure that it can be worked on.
 
     Raises:
         ModelFileError: missing, empty, corrupt; external data missing; a tensor with more or fewer bytes than
@@ -103,12 +104,11 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
 def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
     """Return tensor name -> file of all tensors of a model that are stored outside of it."""
-    found = {}
-    for tensor in all_tensors(model):
-        if uses_external_data(tensor):
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            found[tensor.name] = folder / entries.get('location', '')
-    return found
+    return {
+        tensor.name: folder / next((one.value for one in tensor.external_data if one.key == 'location'), '')
+        for tensor in all_tensors(model)
+        if uses_external_data(tensor)
+    }
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
@@ -123,7 +123,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
         return
     try:
         load_external_data_for_model(model, os.fspath(path.parent))
-    except (ValueError, OSError, onnx.checker.ValidationError) as error:
+    except CANNOT_READ as error:
         found = ', '.join(sorted({file.name for file in files.values()}))
         raise ModelFileError(
             f'{path}: its external data ({found}) cannot be read; was it cut short, or is it of another '
@@ -132,11 +132,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 
 
 def save(
-    model: onnx.ModelProto,
-    path: str | os.PathLike[str],
-    *,
-    inputs: Sequence[str | os.PathLike[str]] = (),
-    limit: int = PROTOBUF_LIMIT,
+    model: onnx.ModelProto, path: Name, *, inputs: Sequence[Name] = (), limit: int = PROTOBUF_LIMIT
 ) -> list[Path]:
     """Check a model and write it; what was there stays as it is until the new file is whole.
 
@@ -178,17 +174,14 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if is_sparse(model) or not (missing := without_shape(model.graph.output)):
         return model
-    result, found = onnx.ModelProto(), types.infer(model)
-    result.CopyFrom(model)
+    result, found = copy.deepcopy(model), types.infer(model)
     for value in result.graph.output:
         if value.name in missing and types.shape(found.get(value.name)) is not None:
             value.type.CopyFrom(found[value.name])
     return result
 
 
-def check_targets(
-    targets: Sequence[str | os.PathLike[str]], inputs: Sequence[str | os.PathLike[str]]
-) -> None:
+def check_targets(targets: Sequence[Name], inputs: Sequence[Name]) -> None:
     """Refuse to write over an input or its external data, and where nothing can be written.
 
     Raises:
@@ -201,13 +194,9 @@ def check_targets(
 
 def serialised_size(model: onnx.ModelProto) -> int:
     """Return about how many bytes a model takes; counted in parts, because one message ends at 2 GiB."""
-    tensors = sum(_tensor_bytes(tensor) for tensor in all_tensors(model))
+    tensors = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in all_tensors(model))
     nodes = sum(len(node.input) + len(node.output) for node in all_nodes(model)) * 64
     return tensors + nodes + sum(value.ByteSize() for value in model.graph.value_info)
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    return len(tensor.raw_data) if tensor.HasField('raw_data') else tensor.ByteSize()
 
 
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
@@ -251,5 +240,6 @@ def openable(model: onnx.ModelProto) -> Iterator[str | bytes]:
         yield model.SerializeToString()
         return
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-        write(model, Path(folder, 'model.onnx'))
-        yield os.path.join(folder, 'model.onnx')
+        path = Path(folder, 'model.onnx')
+        write(model, path)
+        yield str(path)

@@ -56,14 +56,13 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def captured(node: onnx.NodeProto) -> list[str]:
     """Return the outer tensors that a node's bodies read, in order, each once."""
-    found: dict[str, None] = {}
+    found: list[str] = []
     for body in bodies(node):
-        own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        own = {'', *(value.name for value in (*body.input, *body.initializer))}
         own.update(name for inner in body.node for name in inner.output)
         read = [name for inner in body.node for name in reads(inner)]
-        read += [value.name for value in body.output]
-        found.update(dict.fromkeys(name for name in read if name and name not in own))
-    return list(found)
+        found += [name for name in (*read, *(value.name for value in body.output)) if name not in own]
+    return list(dict.fromkeys(found))
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
@@ -107,10 +106,8 @@ def near(name: str, known: Iterable[str]) -> str:
     """Return '; did you mean a, b?' or ''."""
     known = list(known)
     similar = difflib.get_close_matches(name, known, 3, 0.6)
-    similar += [other for other in known if name and name in other and other not in similar][
-        : 3 - len(similar)
-    ]
-    return f'; did you mean {", ".join(similar)}?' if similar else ''
+    similar += [other for other in known if name and name in other and other not in similar]
+    return f'; did you mean {", ".join(similar[:3])}?' if similar else ''
 
 
 class Index:
@@ -119,20 +116,16 @@ class Index:
     Sub-graphs belong to their node: what their bodies read from outside counts as read by the node.
 
     Attributes:
-        model: the model; it must not change while the index is used.
-        graph: its main graph.
+        model: it must not change while the index is used; `graph` is its main graph.
         nodes: nodes of the main graph; a node's position in it is its handle.
         inputs: graph inputs that have to be fed, i.e. have no initializer.
-        outputs: graph outputs.
         constants: initializers by name.
+
+    Raises:
+        ModelFileError: two nodes write the same tensor.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        """Index a model.
-
-        Raises:
-            ModelFileError: two nodes write the same tensor.
-        """
         self.model, self.graph = model, model.graph
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
@@ -141,17 +134,16 @@ class Index:
         self._reads = [reads(node) for node in self.nodes]
         self._producers: dict[str, int] = {}
         self._consumers: dict[str, list[int]] = collections.defaultdict(list)
+        self._names: dict[str, list[int]] = collections.defaultdict(list)
         for position, node in enumerate(self.nodes):
+            self._names[node.name].append(position)
             for name in writes(node):
                 if name in self._producers:
-                    first = label(self.nodes, self._producers[name])
+                    first = self.label(self._producers[name])
                     raise ModelFileError(f'nodes {first} and {self.label(position)} both write {name!r}')
                 self._producers[name] = position
             for name in self._reads[position]:
                 self._consumers[name].append(position)
-        self._names: dict[str, list[int]] = collections.defaultdict(list)
-        for position, node in enumerate(self.nodes):
-            self._names[node.name].append(position)
         self._names.pop('', None)
 
     def producer(self, tensor: str) -> int | None:
@@ -223,14 +215,9 @@ class Index:
         raise UsageError(f'there is no node {name!r} in the graph{hint}')
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
-        """Return the nodes that are needed to make `outputs` from `stops`, graph inputs and constants.
+        """Return the nodes, ascending, that are needed to make `outputs` from graph inputs and constants.
 
-        Args:
-            outputs: tensors to make; one that is in `stops` needs nothing.
-            stops: tensors that are there already: the walk up ends at them.
-
-        Returns:
-            Positions, ascending.
+        The walk up ends at `stops`, tensors that are there already; an output that is one needs nothing.
         """
         stops, found = set(stops), set()
         waiting = [name for name in outputs if name not in stops]
@@ -243,13 +230,11 @@ class Index:
 
     def descendants(self, inputs: Iterable[str]) -> list[int]:
         """Return the positions of all nodes that depend on `inputs`, ascending."""
-        found: set[int] = set()
-        waiting = list(inputs)
+        found, waiting = set(), list(inputs)
         while waiting:
-            for position in self.consumers(waiting.pop()):
-                if position not in found:
-                    found.add(position)
-                    waiting.extend(self.writes(position))
+            new = set(self.consumers(waiting.pop())) - found
+            found |= new
+            waiting.extend(name for position in new for name in self.writes(position))
         return sorted(found)
 
     def leaves(self, positions: Iterable[int], stops: Iterable[str] = ()) -> list[str]:
@@ -259,9 +244,8 @@ class Index:
 
     def constant_nodes(self) -> set[int]:
         """Return the nodes that depend on no graph input; random operators do not count as constant."""
-        random = [
-            at for at, node in enumerate(self.nodes) if node.op_type.startswith(('Random', 'Multinomial'))
-        ]
+        kinds = ('Random', 'Multinomial')
+        random = [at for at, node in enumerate(self.nodes) if node.op_type.startswith(kinds)]
         starts = [value.name for value in self.graph.input]
         starts += [name for at in random for name in self.writes(at)]
         return set(range(len(self.nodes))) - {*random, *self.descendants(starts)}
