@@ -107,9 +107,9 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
 
 
 REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
-    'fold': lambda model: fold(model)[0],
-    'simplify': lambda model: simplify(model)[0],
-    'convert-opset': lambda model, opset: convert_opset(model, opset)[0],
+    'fold': fold,
+    'simplify': simplify,
+    'convert-opset': lambda model, opset: convert_opset(model, opset),
     'replace': lambda model, rules, named: replace_all(model, rules, named)[0],
     'rename': rename,
     'set-shape': lambda model, shapes: set_by_text(model, shapes),

@@ -37,23 +37,18 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     result = copy.deepcopy(model)
     graph = result.graph
     extra = [value.name for value in graph.input if value.name not in spec.input_names]
-    produced = {name for node in graph.node for name in node.output} | {
-        value.name for value in graph.initializer
-    }
+    produced = {name for node in graph.node for name in node.output}
+    produced.update(value.name for value in graph.initializer)
     absent = [name for name in spec.output_names if name not in produced]
     if extra or absent:
         raise ExportError(
             f'{spec.name}: the graph and its spec differ: inputs that the spec lacks {extra}, outputs '
             f'that the graph lacks {absent}'
         )
-    defaults = [tensor for tensor in spec.inputs if tensor.default is not None]
-    names = {tensor.name for tensor in defaults}
-    kept = [value for value in graph.initializer if value.name not in names]
-    refill(
-        graph,
-        input=map(_value_info, spec.inputs),
-        output=map(_value_info, spec.outputs),
-        initializer=[*kept, *map(_default, defaults)],
-    )
+    defaults = {tensor.name: _default(tensor) for tensor in spec.inputs if tensor.default is not None}
+    constants = [value for value in graph.initializer if value.name not in defaults]
+    constants += defaults.values()
+    ends = dict(input=map(_value_info, spec.inputs), output=map(_value_info, spec.outputs))
+    refill(graph, **ends, initializer=constants)
     result.ir_version = max(result.ir_version, 4)
     return result

@@ -81,7 +81,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             tensor = _constant(inputs[name], array)
             refill(graph, initializer=[*(other for other in graph.initializer if other.name != name), tensor])
     refill(graph, input=[value for value in graph.input if value.name not in values])
-    return fold(result)[0]
+    return fold(result)
 
 
 def _constant(value: onnx.ValueInfoProto, array: np.ndarray) -> onnx.TensorProto:
