@@ -54,12 +54,9 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
     """Return a model in which inputs are constants, with all that depends on constants alone computed.
 
-    Fires on the inputs that are named. Where sizes inside depend on the values of an input, this is what
-    makes them known: the frame of SOLO's masks follows from `img_shape`.
-
-    Args:
-        model: stays as it is.
-        values: input -> its value; None for the default that the file states.
+    Fires on the inputs that `values` names; None there is the default that the file states. Where sizes
+    inside depend on the values of an input, this is what makes them known: the frame of SOLO's masks follows
+    from `img_shape`.
 
     Raises:
         UsageError: no such input, no default, or a value of another number of elements.
@@ -114,9 +111,7 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
 def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
     """Return the spec that a file of this project states; of another file, its inputs and outputs.
 
-    Args:
-        model: with metadata or without.
-        fixed: inputs that became constants.
+    Inputs that became constants, `fixed`, are not in it.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}spec' in props and f'{PREFIX}family' in props:
@@ -127,13 +122,12 @@ def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
         except ValueError:
             pass  # a file that states less: what its graph says is enough here
     spec = equality.spec_of(for_tensorrt(model))
-    return dataclasses.replace(spec, inputs=tuple(map(_with_names, spec.inputs)))
 
+    def named(tensor: TensorSpec) -> TensorSpec:  # no axis without a name is taken for another
+        axes = (f'{tensor.name}.{place}' if axis == '?' else axis for place, axis in enumerate(tensor.axes))
+        return dataclasses.replace(tensor, axes=tuple(axes))
 
-def _with_names(tensor: TensorSpec) -> TensorSpec:
-    """Give each axis without a name one of its own, so that none is taken for another."""
-    axes = (f'{tensor.name}.{place}' if axis == '?' else axis for place, axis in enumerate(tensor.axes))
-    return dataclasses.replace(tensor, axes=tuple(axes))
+    return dataclasses.replace(spec, inputs=tuple(map(named, spec.inputs)))
 
 
 def fp32_patterns(model: onnx.ModelProto) -> list[str]:
@@ -147,21 +141,14 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     names = [node.name for node in model.graph.node]
     stages = [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
     index, kinds = Index(model), types.infer(model)
-    waiting = [
-        place
-        for place, node in enumerate(model.graph.node)
-        if node.op_type == 'Equal' and _is_float(kinds, node.input[0])
-    ]
+    floats = {name for name, kind in kinds.items() if kind.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    nodes = enumerate(index.nodes)
+    waiting = [at for at, node in nodes if node.op_type == 'Equal' and node.input[0] in floats]
     found: set[int] = set()
     while waiting:
         place = waiting.pop()
-        if place in found or index.nodes[place].op_type in PRODUCTS:
-            continue
-        found.add(place)
-        above = (index.producer(name) for name in index.reads(place) if _is_float(kinds, name))
-        waiting.extend(position for position in above if position is not None)
+        if place not in found and index.nodes[place].op_type not in PRODUCTS:
+            found.add(place)
+            above = {index.producer(name) for name in floats.intersection(index.reads(place))}
+            waiting.extend(above - {None})
     return stages + [glob.escape(index.writes(place)[0]) for place in sorted(found)]
-
-
-def _is_float(kinds: Mapping[str, onnx.TypeProto], name: str) -> bool:
-    return name in kinds and kinds[name].tensor_type.elem_type == onnx.TensorProto.FLOAT

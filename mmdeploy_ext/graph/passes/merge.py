@@ -81,7 +81,7 @@ def merge(
     """Merge models of any origin: outputs of one feed the inputs of later ones.
 
     Args:
-        models: in the order of execution; they stay as they are.
+        models: in the order of execution.
         names: one per model, put before the names of its nodes and inner tensors; all different.
         connections: output of an earlier model -> input of a later one. Equal names connect by themselves.
         outputs: of the merged graph; None: every output that no later model takes.
@@ -146,32 +146,28 @@ def _renamed(model: onnx.ModelProto, inputs: Mapping[str, str]) -> onnx.ModelPro
 
 def _check_interface(model: onnx.ModelProto, name: str, given: Mapping[str, onnx.TypeProto]) -> set[str]:
     """Return the inputs of a model that earlier ones give, after a look at their types."""
-    taken = set()
-    for value in model.graph.input:
-        if value.name not in given:
-            continue
+    taken = [value for value in model.graph.input if value.name in given]
+    for value in taken:
         before = given[value.name]
-        here, there = value.type.tensor_type.elem_type, before.tensor_type.elem_type
-        if (here != there and here and there) or not _fit(shape(value.type), shape(before)):
+        if not _fit(value.type, before):
             raise UsageError(
                 f'{name} takes {value.name!r} as {text(value.type)}, but what an earlier model gives is '
                 f'{text(before)}'
             )
-        taken.add(value.name)
-    twice = [value.name for value in model.graph.output if value.name in given]
-    if twice:
+    if twice := [value.name for value in model.graph.output if value.name in given]:
         raise UsageError(
             f'{name} and an earlier model both give {", ".join(twice)}; rename one first (graph.py rename)'
         )
-    return taken
+    return {value.name for value in taken}
 
 
-def _fit(left: list[int | str] | None, right: list[int | str] | None) -> bool:
+def _fit(here: onnx.TypeProto, there: onnx.TypeProto) -> bool:
+    kinds = {kind.tensor_type.elem_type for kind in (here, there)} - {0}
+    left, right = shape(here), shape(there)
     if left is None or right is None:
-        return True
-    return len(left) == len(right) and all(
-        a == b for a, b in zip(left, right, strict=True) if isinstance(a, int) and isinstance(b, int)
-    )
+        return len(kinds) < 2
+    fixed = [pair for pair in zip(left, right, strict=False) if all(isinstance(size, int) for size in pair)]
+    return len(kinds) < 2 and len(left) == len(right) and all(one == other for one, other in fixed)
 
 
 def _same_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:

@@ -41,12 +41,10 @@ def named_rule(name: str) -> Rule:
     Raises:
         UsageError: there is none; the message has the names.
     """
-    if name not in NAMED:
-        names = [*NAMED, *PASSES]
-        raise UsageError(
-            f'no replacement is called {name!r}{near(name, names)}; there are {", ".join(names)}'
-        )
-    return parse_rule(NAMED[name], name)
+    if name in NAMED:
+        return parse_rule(NAMED[name], name)
+    names = [*NAMED, *PASSES]
+    raise UsageError(f'no replacement is called {name!r}{near(name, names)}; there are {", ".join(names)}')
 
 
 def replace_all(

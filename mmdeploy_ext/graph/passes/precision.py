@@ -43,24 +43,20 @@ def in_precision(
         return model
     kept = fp32_patterns(model) + fitting(model.graph.node, (*defaults, *options.keep_fp32))
     result = to_fp16(model, spec, kept)
-    facts = dict(
-        keep_fp32=json.dumps(list(options.keep_fp32)),
-        kept_nodes=len(matching_nodes(model.graph.node, kept)),
-        nodes=len(model.graph.node),
-    )
+    told = {
+        f'{FACTS}keep_fp32': json.dumps(list(options.keep_fp32)),
+        f'{FACTS}kept_nodes': str(len(matching_nodes(model.graph.node, kept))),
+        f'{FACTS}nodes': str(len(model.graph.node)),
+    }
     known = {entry.key: entry.value for entry in result.metadata_props}
-    told = {FACTS + name: str(value) for name, value in facts.items()}
     onnx.helper.set_model_props(result, {**known, **told, **known})
     return result
 
 
 def recorded(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:
-    """Return a float16 model whose metadata says so, where it has metadata of this project.
+    """Return a model that became float16 after its export with metadata of this project, if any, that say so.
 
-    Args:
-        model: float16 was written into it after its export.
-        fp16_io: its inputs and outputs became float16, too.
-        keep_fp32: patterns that stayed float32.
+    `fp16_io`: its inputs and outputs became float16, too; `keep_fp32` are patterns that stayed float32.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     try:

@@ -34,13 +34,7 @@ LARGEST_PATTERN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Replacements:
-    """What a rule did.
-
-    Attributes:
-        rule: the rule, as text or by name.
-        count: places that were replaced.
-        kept: places that match and were left as they are, each with the reason.
-    """
+    """How many places a rule replaced, and which it left as they are although they match, and why."""
 
     rule: str
     count: int
@@ -54,10 +48,6 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
       operators may be swapped.
     - Not fired where an inner result is read elsewhere or is an output of the graph (the report says so), and
       where operators of the pattern lie in different graphs (an If's branch and the graph around it).
-
-    Args:
-        model: stays as it is.
-        rule: see `pattern_text.parse_rule`.
 
     Returns:
         The new model, or an equal copy when there was nothing to do; and the report.
@@ -77,8 +67,7 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     count = _apply(graph, rule, opsets, types)
     kept = tuple(_why_kept(match.nodes, match.outputs, node) for node, match in _matches(graph, rule, opsets))
     if not count:
-        unchanged = copy.deepcopy(model)
-        return unchanged, Replacements(str(rule), 0, kept)
+        return copy.deepcopy(model), Replacements(str(rule), 0, kept)
     RemoveUnusedNodesPass()(graph)
     return ir.serde.serialize_model(graph), Replacements(str(rule), count, kept)
 
@@ -99,13 +88,10 @@ class _Budget:
 
 def _apply(graph: Model, rule: Rule, opsets: dict[str, int], types: dict[str, int]) -> int:
     """Replace in place until nothing matches; a replaced place can complete the pattern of the next one."""
-    total = 0
-    budget = _Budget(rule, 2 * sum(1 for _ in graph.graph.all_nodes()))
-    while True:
-        count = _rule_set(rule, opsets, types, budget).apply_to_model(graph)
+    total, budget = 0, _Budget(rule, 2 * sum(1 for _ in graph.graph.all_nodes()))
+    while count := _rule_set(rule, opsets, types, budget).apply_to_model(graph):
         total += count
-        if not count:
-            return total
+    return total
 
 
 def _rule_set(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Any:
@@ -131,10 +117,8 @@ def _matches(model: Model, rule: Rule, opsets: dict[str, int]) -> Iterator[tuple
 def _target(side: Side, opsets: dict[str, int]) -> Callable:
     """Return the function from which the rewriter makes its pattern; its parameters are the variables."""
     build = functools.partial(_build_target, side, opsets)
-    build.__signature__ = inspect.Signature(
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for name in ('__builder__', *side.variables)
-    )
+    names, kind = ('__builder__', *side.variables), inspect.Parameter.POSITIONAL_OR_KEYWORD
+    build.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
     return build
 
 
@@ -227,11 +211,8 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
             continue
         version = opsets.get('', 1)
         known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
-        hint = (
-            near(node.op_type, known)
-            if node.op_type not in known
-            else '; convert the model with convert-opset'
-        )
+        later = '; convert the model with convert-opset'
+        hint = later if node.op_type in known else near(node.op_type, known)
         raise UsageError(f'rule {rule}: opset {version} of the model has no operator {node.op_type!r}{hint}')
     commutative = sum(len(node.input) == 2 for node in rule.pattern.nodes)
     if commutative > LARGEST_PATTERN:
@@ -244,13 +225,9 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
     """Refuse a replacement in which the pattern is found again."""
     import onnx_ir as ir
 
-    side, nodes = rule.replacement, []
-    for node in side.nodes:
-        copied = copy.deepcopy(node)
-        for item in copied.attribute:
-            if item.ref_attr_name:
-                item.ref_attr_name = ''
-        nodes.append(copied)
+    side, nodes = rule.replacement, copy.deepcopy(rule.replacement.nodes)
+    for item in (item for node in nodes for item in node.attribute if item.ref_attr_name):
+        item.ref_attr_name = ''
     numbers = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in side.numbers.items()]
     ends = [[onnx.ValueInfoProto(name=name) for name in names] for names in (side.variables, [side.output])]
     imports = [helper.make_opsetid(*entry) for entry in opsets.items()]
@@ -264,15 +241,10 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
 
 def _why_kept(nodes: Sequence[Node], results: Iterable[Value], last: Node) -> str:
     outside, results = [], list(results)
-    for node in nodes:
-        for value in node.outputs:
-            if value in results:
-                continue
-            if value.is_graph_output():
-                outside.append(f'{value.name!r} is an output of the graph')
-            readers = [user.name or user.op_type for user, _ in value.uses() if user not in nodes]
-            if readers:
-                outside.append(f'{value.name!r} is read by {", ".join(map(repr, readers))}')
-    return (
-        f'the place that ends in {last.name or last.op_type!r} is kept: its inner result {"; ".join(outside)}'
-    )
+    for value in (value for node in nodes for value in node.outputs if value not in results):
+        if value.is_graph_output():
+            outside.append(f'{value.name!r} is an output of the graph')
+        if readers := [user.name or user.op_type for user, _ in value.uses() if user not in nodes]:
+            outside.append(f'{value.name!r} is read by {", ".join(map(repr, readers))}')
+    place = f'the place that ends in {last.name or last.op_type!r} is kept'
+    return f'{place}: its inner result {"; ".join(outside)}'

@@ -74,11 +74,10 @@ def fitting(nodes: Sequence[onnx.NodeProto], patterns: Iterable[str]) -> list[st
 def matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
     """Return pattern -> positions of the nodes that it fits; see `matching_nodes`."""
     names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
-    return {
-        pattern: [
-            place
-            for place, some in enumerate(names)
-            if any(fnmatch.fnmatchcase(name, pattern) for name in some)
+
+    def places(pattern: str) -> list[int]:
+        return [
+            at for at, some in enumerate(names) if any(fnmatch.fnmatchcase(name, pattern) for name in some)
         ]
-        for pattern in patterns
-    }
+
+    return {pattern: places(pattern) for pattern in patterns}
