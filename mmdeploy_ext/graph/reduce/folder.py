@@ -14,6 +14,8 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.case import Candidate
 from mmdeploy_ext.graph.reduce.search import Reduction
 
@@ -93,16 +95,13 @@ def save_folder(
     """Write the case atomically.
 
     Args:
-        reduction: see `reduce.reduce`.
+        reduction: of `search.reduce`.
         target: a new folder.
         facts: of the check, for run.py.
         expected: outputs that are right.
         meaning: what the fault is.
         source: name of the file that was reduced.
     """
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.reduce import run
-
     target, candidate = Path(target), reduction.candidate
     check_folder(target)
     text = README.format(
@@ -128,7 +127,6 @@ def save_folder(
 
 def _rows(candidate: Candidate) -> Iterator[str]:
     for position, node in zip(candidate.positions, candidate.model.graph.node, strict=True):
-        reads, writes = (
-            ', '.join(f'`{name}`' for name in names if name) for names in (node.input, node.output)
-        )
+        ends = [[f'`{name}`' for name in names if name] for names in (node.input, node.output)]
+        reads, writes = map(', '.join, ends)
         yield f'| {node.name or f"#{position}"} | {node.op_type} | {reads} | {writes} |'

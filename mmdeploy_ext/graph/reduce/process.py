@@ -50,14 +50,12 @@ class Crash(Check):
 
     def _outcome(self, candidate: Candidate) -> str:
         with _stored(candidate) as model:
-            shutil.copyfile(run.__file__, model.with_name('run.py'))
-            command = [sys.executable, str(model.with_name('run.py')), '--child']
-            status, output = run_limited(command, self.timeout_s)
+            script = shutil.copyfile(run.__file__, model.with_name('run.py'))
+            status, output = run_limited([sys.executable, str(script), '--child'], self.timeout_s)
         if status is None:
             return 'does not end'
-        if status < 0:
-            return f'signal {-status}'
-        return output.strip().splitlines()[-1] if output.strip() else 'dies'
+        last = output.strip().splitlines()[-1:] or ['dies']
+        return f'signal {-status}' if status < 0 else last[0]
 
     def check_whole(self, whole: Candidate) -> bool:
         """Remember how it ends."""
@@ -124,11 +122,7 @@ class Command(Check):
 
 
 def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:
-    """Run a command with a time limit, after which it is killed with its child processes.
-
-    Args:
-        command: text for the shell, or words.
-        seconds: time limit.
+    """Run a text for the shell, or words; after a time limit it is killed with its child processes.
 
     Returns:
         Exit status, negative for a signal, None when it was stopped; and what it printed.

@@ -42,24 +42,22 @@ class Reduction:
 
 class _Search:
     def __init__(
-        self, case: Case, check: Check, most_checks: int, progress: Callable[[int, int], None] | None
+        self, case: Case, check: Check, whole: Candidate, most: int, progress: Callable[[int, int], None]
     ) -> None:
-        self.case, self.check, self.left = case, check, most_checks
-        self.asked = 0
-        self.known: dict[tuple[Part, tuple[str, ...] | None], bool] = {}
-        self.best: Candidate | None = None
-        self._progress = progress or (lambda checks, nodes: None)
+        self.case, self.check, self.best, self.most, self.progress = case, check, whole, most, progress
+        self.asked = 1  # of the whole graph
+        self.known: dict[tuple[Part, tuple[str, ...] | None], bool] = {(case.everything, None): True}
 
     def ask(self, candidate: Candidate | None) -> bool:
         if candidate is None:
             return False
-        if self.asked >= self.left:
-            raise Stopped(f'the limit of {self.left} checks was reached')
+        if self.asked >= self.most:
+            raise Stopped(f'the limit of {self.most} checks was reached')
         self.asked += 1
         shown = self.check.shows(candidate)
         if shown:
             self.best = candidate
-        self._progress(self.asked, len(self.best.positions) if self.best else len(candidate.positions))
+        self.progress(self.asked, len(self.best.positions))
         return shown
 
     def shown(self, part: Part, outputs: tuple[str, ...] | None = None) -> bool:
@@ -73,10 +71,7 @@ class _Search:
         low, high = 0, len(part)
         while high - low > 1:
             middle = (low + high) // 2
-            if self.shown(cut(part, middle)):
-                high = middle
-            else:
-                low = middle
+            low, high = (low, middle) if self.shown(cut(part, middle)) else (middle, high)
         return cut(part, high)
 
     def without_unneeded(self, part: Part) -> Part:
@@ -100,21 +95,22 @@ class _Search:
 
     def _without_a_chunk(self, part: Part, chunks: int) -> Part | None:
         bounds = [len(part) * step // chunks for step in range(chunks + 1)]
-        for low, high in itertools.pairwise(bounds):
-            smaller = part[:low] + part[high:]
-            if self.shown(smaller):
-                return smaller
-        return None
+        parts = (part[:low] + part[high:] for low, high in itertools.pairwise(bounds))
+        return next(filter(self.shown, parts), None)
 
     def narrow(self, part: Part) -> None:
         """Reduce once more, when the check can be narrowed to what is left."""
         if len(part) > 1 and self.check.narrow():
             self.known = {}
-            if not self.shown(part):
+            if self.shown(part):
+                self.one_output(self.smallest(part))
+            else:
                 self.check.widen()
-                return
-            part = self.bisect(self.bisect(part, _prefix), _suffix)
-            self.one_output(self.leave_out_chunks(self.without_unneeded(part)))
+
+    def smallest(self, part: Part) -> Part:
+        """Bisect both ends, then leave out whatever is not needed."""
+        part = self.bisect(self.bisect(part, _prefix), _suffix)
+        return self.leave_out_chunks(self.without_unneeded(part))
 
     def one_output(self, part: Part) -> None:
         """Give only one output where one shows the fault."""
@@ -156,17 +152,13 @@ def reduce(
     whole = case.candidate(case.everything)
     if whole is None:
         raise UsageError('the graph has no output that is a tensor, or an input without a value')
-    search = _Search(case, check, most_checks, progress)
-    search.asked += 1
     if not check.check_whole(whole):
         raise UsageError(f'--check: {check.why_not()}; there is nothing to reduce')
-    search.best, search.known[case.everything, None] = whole, True
     _check_on_good(check, good)
+    search = _Search(case, check, whole, most_checks, progress or (lambda checks, nodes: None))
     stopped = ''
     try:
-        part = search.bisect(case.everything, _prefix)
-        part = search.bisect(part, _suffix)
-        part = search.leave_out_chunks(search.without_unneeded(part))
+        part = search.smallest(case.everything)
         search.one_output(part)
         search.narrow(part)
     except Stopped as reason:
@@ -179,14 +171,9 @@ def reduce(
 
 
 def _check_on_good(check: Check, good: Sequence[Candidate]) -> None:
-    for candidate in good:
-        if check.shows(candidate):
-            what = (
-                'a graph that computes nothing (its outputs are zeros)'
-                if not candidate.positions
-                else 'the good model'
-            )
-            raise UsageError(
-                f'--check: says yes to {what}, too, so it does not look at the fault; it has to say yes '
-                f'(exit with 0) only when the fault is there'
-            )
+    for candidate in filter(check.shows, good):
+        nothing = 'a graph that computes nothing (its outputs are zeros)'
+        raise UsageError(
+            f'--check: says yes to {"the good model" if candidate.positions else nothing}, too, so it does '
+            f'not look at the fault; it has to say yes (exit with 0) only when the fault is there'
+        )
