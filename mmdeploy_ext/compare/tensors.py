@@ -160,9 +160,8 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
         reason = 'the candidate is all zero, the reference is not'
     elif max_abs > tolerance:
         over = int((difference > tolerance).sum())
-        reason = (
-            f'{over} of {difference.size} values differ by more than {tolerance:.3g} {group.unit}'.strip()
-        )
+        reason = f'{over} of {difference.size} values differ by more than {tolerance:.3g}'
+        reason += f' {group.unit}' if group.unit else ''
     max_rel = None if max_abs > scale == 0 else max_abs / (scale or 1.0)
     figures = (max_abs, max_rel, _cosine(expected, got), tolerance)
     histogram = _histogram(difference, scale)

@@ -29,11 +29,9 @@ class Trial:
     """A graph with an open batch, and what to feed it.
 
     Attributes:
-        index: of the graph.
         inputs: input -> shape with the new batch, for all inputs.
         images: inputs whose first axis is the batch.
         sizes: the old batch and the new one.
-        seed: of the random inputs.
     """
 
     index: Index

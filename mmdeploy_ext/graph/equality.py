@@ -49,8 +49,7 @@ def compare_models(
         any_float: outputs may be floats of another width; inputs are cast to what `after` takes.
 
     Returns:
-        Per set of feeds one row per output. An output that only one of the models has fails; so does one in
-        which nothing is finite.
+        Per set one row per output. An output that only one model has, or with nothing finite in it, fails.
 
     Raises:
         UsageError: an output is no tensor.

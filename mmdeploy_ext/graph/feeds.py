@@ -22,11 +22,7 @@ LARGEST_INTEGER = 8
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
-    """Compare feeds with the graph's inputs.
-
-    Raises:
-        ShapeError: one is missing, unknown, or of another dtype, rank or fixed size.
-    """
+    """Raise ShapeError for an input that is missing, unknown, or of another dtype, rank or fixed size."""
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
     if missing:

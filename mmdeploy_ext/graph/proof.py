@@ -113,9 +113,6 @@ def prove_chain(
     """Run models in the order of execution and compare the outputs of the one that was made from them.
 
     `connections` are output -> input that it feeds, where the names differ.
-
-    Raises:
-        InferenceError: ONNX Runtime failed on one of them.
     """
     feeds = random_feeds(merged, seed)
     known: dict[str, Any] = dict(feeds)
@@ -145,10 +142,7 @@ def difference(ours: Any, theirs: Any) -> float:
 def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
     """Run a graph at sizes that the graph before did not take, and return these as text; '' where all were.
 
-    A size that was opened is tried at twice what it was before.
-
-    Raises:
-        InferenceError: it does not run there: a size is baked into its constants.
+    A size that was opened is tried at twice what it was. An InferenceError says that a size is baked in.
     """
     own, sizes = _shapes(before), trial_sizes(before, after)
     pairs = [pair for name, shape in sizes.items() for pair in zip(shape, own[name], strict=True)]

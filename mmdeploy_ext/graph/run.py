@@ -141,12 +141,9 @@ def open_session(
 
 
 def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Return graph inputs or outputs of the names, typed.
+    """Return graph inputs or outputs of the names, typed; UsageError where the type of one is not known.
 
     onnx infers the types; what it cannot tell, because of operators of other domains, ONNX Runtime is asked.
-
-    Raises:
-        UsageError: neither knows the type of one.
     """
     known = types.infer(index.model)
     computed = [name for name in names if name not in known and index.producer(name) is not None]

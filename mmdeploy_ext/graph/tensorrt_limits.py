@@ -18,7 +18,7 @@ from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
-from mmdeploy_ext.graph.io.index import all_graphs
+from mmdeploy_ext.graph.io.index import all_graphs, listed
 from mmdeploy_ext.graph.io.schemas import opsets_of
 from mmdeploy_ext.graph.io.static import fold_shapes
 from mmdeploy_ext.graph.passes.roi_align import is_replaced
@@ -116,12 +116,8 @@ class _Facts:
 def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
     """Return everything in a graph that TensorRT cannot take, inputs first, then nodes in file order.
 
-    Args:
-        model: with or without its weights.
-        rtx: judge by TensorRT-RTX, which has fewer operators.
-
-    Raises:
-        ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone.
+    `rtx` judges by TensorRT-RTX, which has fewer operators. A graph of the libspconv dialect, which TensorRT
+    reads through libspconv alone, is a ModelFileError.
     """
     check_ordinary(model)
     facts = _Facts(model)
@@ -134,10 +130,9 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
 
 
 def check_limits(model: onnx.ModelProto, *, rtx: bool, what: str = '') -> None:
-    """Refuse a graph that TensorRT cannot take.
+    """Raise EngineError for a graph that TensorRT cannot take.
 
-    Raises:
-        EngineError: names the nodes, up to three of each kind, and what to change.
+    It names the nodes, up to three of each kind, and what to change.
     """
     found = find_refusals(model, rtx=rtx)
     if not found:
@@ -148,12 +143,9 @@ def check_limits(model: onnx.ModelProto, *, rtx: bool, what: str = '') -> None:
 
 
 def check_turing(model: onnx.ModelProto, architectures: Collection[int], what: str = '') -> None:
-    """Refuse float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile there.
+    """Raise EngineError for float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile.
 
     Convolutions of float32, and matrix products of float16, build.
-
-    Raises:
-        EngineError: names the nodes.
     """
     if TURING not in architectures:
         return
@@ -184,12 +176,10 @@ def _grouped(found: Sequence[Refusal]) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for refusal in found:
         groups.setdefault((refusal.operator, refusal.reason), []).append(refusal.node)
-    texts = []
-    for (operator, reason), nodes in groups.items():
-        more = f' and {len(nodes) - 3} more' if len(nodes) > 3 else ''
-        kind = f' ({operator})' if operator else ''
-        texts.append(f'{", ".join(nodes[:3])}{more}{kind}: {reason}')
-    return texts
+    return [
+        f'{listed(nodes, 3)}{f" ({operator})" if operator else ""}: {reason}'
+        for (operator, reason), nodes in groups.items()
+    ]
 
 
 def _boundary(graph: onnx.GraphProto) -> list[Refusal]:

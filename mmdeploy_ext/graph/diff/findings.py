@@ -24,12 +24,7 @@ NOTHING = Reference(np.empty(0), how='')
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-    """What counts as a difference.
-
-    Attributes:
-        born: of a node that is fed with the reference's values, relative to the largest value.
-        free: of a tensor of the whole model.
-    """
+    """What counts as a difference, relative to the largest value: `born` in one node, `free` in the whole."""
 
     born: float = BORN_RTOL
     free: float = FREE_RTOL

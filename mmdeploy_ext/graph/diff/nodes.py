@@ -101,9 +101,7 @@ class NodeRunner:
         self._session: tuple[tuple, object, list[str]] | None = None
 
     def run(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Return the outputs of one node, those that it leaves out excluded.
-
-        `values` has everything that it reads, constants included.
+        """Return the outputs that one node has, from `values` of all that it reads, constants included.
 
         Raises:
             InferenceError: ONNX Runtime refuses the node, or fails to run it on these arrays.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
 from mmdeploy_ext.graph.diff.findings import Comparison, Difference, Entry
+from mmdeploy_ext.graph.io.index import listed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,7 @@ def _other_outputs(found: Comparison) -> Iterator[str]:
             yield f'{what.format(", ".join(names))} {where}'
     if found.renamed:
         pairs = [f'{mate} is called {name}' for mate, name in found.renamed.items()]
-        yield f'output {listed(pairs)} in {file}'
+        yield f'output {listed(pairs, LISTED)} in {file}'
 
 
 def _numbers(found: Comparison) -> str:
@@ -58,7 +59,8 @@ def _numbers(found: Comparison) -> str:
     if found.agreeing and found.restructured:
         return _other_structure(found)
     if first is not None and not first.exact:
-        return f'the first difference is at one of {listed(first.nodes)}; they cannot be told apart'
+        nodes = listed(first.nodes, LISTED)
+        return f'the first difference is at one of {nodes}; they cannot be told apart'
     if first is not None:
         where = f' in {first.module}' if first.module else ''
         return f'the first difference is at node {_called(first)}{where}'
@@ -95,12 +97,6 @@ def _other_structure(found: Comparison) -> str:
     outputs = f'the output{shared} agrees' if number == 1 else f'all {number} outputs{shared} agree'
     inside = f'; inside, the files part at {_called(found.first)}' if found.first is not None else ''
     return f'equal numbers, other structure: {outputs}{inside}'
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names for a sentence; of many the first ones and how many more."""
-    more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
-    return ', '.join(names[:LISTED]) + more
 
 
 def print_comparison(found: Comparison, console: Console, everything: bool = False) -> None:

@@ -10,6 +10,7 @@ import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.index import listed
 
 LONGEST = 12
 """Names of a list that are printed."""
@@ -56,18 +57,12 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
     old, new = content['nodes']
     if content['operators']:
         counts = [f'{name} {many:+d}' for name, many in content['operators'].items()]
-        yield f'nodes: {old} -> {new} ({_some(counts)})'
+        yield f'nodes: {old} -> {new} ({listed(counts, LONGEST)})'
     for side in ('inputs', 'outputs'):
         for what, entries in content[side].items():
             if entries:
-                yield f'{side} {what}: {_some([f"{name} {text}" for name, text in entries.items()])}'
+                yield f'{side} {what}: {listed([*map(" ".join, entries.items())], LONGEST)}'
     if content['metadata_removed']:
         keys = [key for key in content['metadata_removed'] if not key.startswith(PREFIX)]
         keys += [f'{PREFIX}*'] if len(keys) < len(content['metadata_removed']) else []
-        yield f'metadata removed: {_some(keys)}: it describes the whole graph that was exported'
-
-
-def _some(words: list[str]) -> str:
-    """Join words; of a long list the first ones."""
-    more = f' and {len(words) - LONGEST} more' if len(words) > LONGEST else ''
-    return ', '.join(words[:LONGEST]) + more
+        yield f'metadata removed: {listed(keys, LONGEST)}: it describes the whole graph that was exported'

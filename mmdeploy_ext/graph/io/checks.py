@@ -30,11 +30,7 @@ def is_sparse(model: onnx.ModelProto) -> bool:
 
 
 def check_ordinary(model: onnx.ModelProto) -> None:
-    """Refuse a graph of the libspconv dialect where types or numbers are needed.
-
-    Raises:
-        ModelFileError: it is one.
-    """
+    """Raise ModelFileError for a libspconv graph where types or numbers are needed."""
     if is_sparse(model):
         raise ModelFileError(
             'the model is a sparse graph of the libspconv dialect, which has no types and runs in no ONNX '
@@ -43,11 +39,7 @@ def check_ordinary(model: onnx.ModelProto) -> None:
 
 
 def check_opsets(model: onnx.ModelProto, name: Name = 'the model') -> None:
-    """Refuse a model of an opset that the installed onnx does not know.
-
-    Raises:
-        ModelFileError: it states none, or a newer one.
-    """
+    """Raise ModelFileError for a model that states no opset, or one that the installed onnx does not know."""
     if not model.opset_import:
         raise ModelFileError(f'{name}: states no opset; it was cut short, or is not an ONNX file: {AGAIN}')
     newest = onnx.defs.onnx_opset_version()
@@ -65,11 +57,7 @@ def check_opsets(model: onnx.ModelProto, name: Name = 'the model') -> None:
 
 
 def check_bytes(model: onnx.ModelProto, name: Name) -> None:
-    """Refuse weights that were cut short, or that are another tensor's.
-
-    Raises:
-        ModelFileError: names the tensor.
-    """
+    """Raise ModelFileError, with the tensor, for weights that were cut short or are another tensor's."""
     for tensor in all_tensors(model):
         if tensor.data_type not in WHOLE_BYTES:
             continue
@@ -86,11 +74,7 @@ def check_bytes(model: onnx.ModelProto, name: Name) -> None:
 
 
 def check_order(model: onnx.ModelProto, name: Name = 'the model') -> None:
-    """Refuse a graph whose nodes are in a cycle, out of order, or read what nothing makes.
-
-    Raises:
-        ModelFileError: names the node and the tensor.
-    """
+    """Raise ModelFileError for nodes in a cycle, out of order, or that read what nothing makes."""
     graph = model.graph
     made = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     made.update(entry.values.name for entry in graph.sparse_initializer)
@@ -137,11 +121,7 @@ def without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
 
 
 def check(model: onnx.ModelProto | Path, name: Name) -> None:
-    """Let onnx.checker look at a model, or at a file when it is too large.
-
-    Raises:
-        ModelFileError: its message.
-    """
+    """Let onnx.checker look at a model, or a file when it is too large; a ModelFileError has its message."""
     if isinstance(model, onnx.ModelProto) and is_sparse(model):
         return
     try:

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
 
+from mmdeploy_ext.graph.io.index import refill
+
 VALUE_TYPES = {
     **dict.fromkeys((AttributeProto.FLOAT, AttributeProto.FLOATS), np.float32),
     **dict.fromkeys((AttributeProto.INT, AttributeProto.INTS), np.int64),
@@ -44,6 +46,14 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
     if entry.type == AttributeProto.SPARSE_TENSOR:
         return dense_values(value)
     return np.asarray(value, VALUE_TYPES.get(entry.type, object))
+
+
+def constants_to_initializers(graph: onnx.GraphProto, kind: int | None = None) -> None:
+    """Make initializers of what Constant nodes hold, in place; of one data type alone where it is given."""
+    tensors = [constant_tensor(node) for node in graph.node]
+    made = {one.name: one for one in tensors if one is not None and kind in (None, one.data_type)}
+    graph.initializer.extend(made.values())
+    refill(graph, node=[node for node in graph.node if made.keys().isdisjoint(node.output)])
 
 
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:

@@ -47,11 +47,7 @@ SMALLEST_EXTERNAL = 1024
 
 
 def read(path: Name) -> onnx.ModelProto:
-    """Read an ONNX file as it is, broken graphs too, without looking for external data.
-
-    Raises:
-        ModelFileError: missing, empty or corrupt.
-    """
+    """Read an ONNX file as it is, broken graphs too, without external data; else raise ModelFileError."""
     try:
         model = onnx.load(os.fspath(path), load_external_data=False)
     except FileNotFoundError as error:
@@ -71,11 +67,7 @@ def read(path: Name) -> onnx.ModelProto:
 
 
 def read_shapes(path: Name) -> onnx.ModelProto:
-    """Read an ONNX file as it is, and of its external data what is small: shapes and axes, not weights.
-
-    Raises:
-        ModelFileError: see `read`; external data that are not there are left out.
-    """
+    """Do as `read`, and read what is small of the external data that are there: shapes, not weights."""
     model = read(path)
     for tensor in all_tensors(model):
         if uses_external_data(tensor) and math.prod(tensor.dims) <= SMALLEST_EXTERNAL:
@@ -182,11 +174,7 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_targets(targets: Sequence[Name], inputs: Sequence[Name]) -> None:
-    """Refuse to write over an input or its external data, and where nothing can be written.
-
-    Raises:
-        UsageError: the message names the file.
-    """
+    """Raise UsageError to write over an input or its external data, and where nothing can be written."""
     check_outputs({'--output': targets}, {'the input': inputs})
     for target in targets:
         check_writable(target)

@@ -102,6 +102,11 @@ def free_name(name: str, taken: Collection[str]) -> str:
     return name
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """Return names for a sentence; of many the first ones and how many more."""
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Return '; did you mean a, b?' or ''."""
     known = list(known)
@@ -177,11 +182,7 @@ class Index:
         return name in self._producers or name in self.constants or name in self.inputs
 
     def check_tensor(self, name: str) -> str:
-        """Return `name` when the graph has such a tensor.
-
-        Raises:
-            UsageError: it has none; the message names similar ones.
-        """
+        """Return `name` when the graph has such a tensor; else a UsageError has similar names."""
         if self.has_tensor(name):
             return name
         if name in self._names:

@@ -59,11 +59,7 @@ def name_ends(
 
 
 def check_axes(given: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
-    """Refuse axes that the example inputs lack, before an exporter meets them.
-
-    Raises:
-        UsageError: names the axis.
-    """
+    """Raise UsageError for axes that the example inputs lack, before an exporter meets them."""
     for name, axes in dynamic.items():
         if hasattr(given.get(name), 'shape'):
             _check_axes(name, axes, len(given[name].shape))

@@ -93,11 +93,7 @@ def _constant(value: onnx.ValueInfoProto, array: np.ndarray) -> onnx.TensorProto
 
 
 def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
-    """Read NAME or NAME=VALUE,VALUE,...
-
-    Raises:
-        UsageError: a value that is no number.
-    """
+    """Read NAME or NAME=VALUE,VALUE,...; a value that is no number is a UsageError."""
     found: dict[str, np.ndarray | None] = {}
     for text in texts:
         name, sign, written = text.partition('=')

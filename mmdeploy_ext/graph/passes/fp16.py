@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.io.constants import constant_tensor
+from mmdeploy_ext.graph.io.constants import constants_to_initializers
 from mmdeploy_ext.graph.io.index import bodies, captured, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
@@ -128,7 +128,7 @@ def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
             f'float16: input {sorted(inside & half_io)[0]!r} is read inside a sub-graph, which stays '
             f'float32; keep the inputs float32'
         )
-    _constants_to_initializers(graph)
+    constants_to_initializers(graph, SINGLE)
     if not any(value.data_type == HALF for value in graph.initializer):
         # the spec was applied to a float32 graph: its float16 inputs and outputs are not written yet
         for value in (*graph.input, *graph.output):
@@ -152,17 +152,6 @@ def _around_sub_graphs(graph: _Graph) -> set[int]:
         for place, node in enumerate(graph.nodes)
         if graph.captured.intersection(node.output) or next(bodies(node), None) is not None
     }
-
-
-def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """Make initializers of the constants in float32."""
-    tensors = [(node, constant_tensor(node)) for node in graph.node]
-    tensors = [
-        (node, tensor) for node, tensor in tensors if tensor is not None and tensor.data_type == SINGLE
-    ]
-    graph.initializer.extend(tensor for _, tensor in tensors)
-    gone = {node.output[0] for node, _ in tensors}
-    refill(graph, node=[node for node in graph.node if gone.isdisjoint(node.output)])
 
 
 def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:

@@ -36,11 +36,7 @@ PASSES = {
 
 
 def named_rule(name: str) -> Rule:
-    """Return the rule called `name`.
-
-    Raises:
-        UsageError: there is none; the message has the names.
-    """
+    """Return the rule called `name`; where there is none a UsageError has the names."""
     if name in NAMED:
         return parse_rule(NAMED[name], name)
     names = [*NAMED, *PASSES]

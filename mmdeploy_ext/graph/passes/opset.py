@@ -10,7 +10,7 @@ from onnx import version_converter
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import bodies, label
+from mmdeploy_ext.graph.io.index import bodies, label, listed
 from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import skeleton
 
@@ -86,10 +86,9 @@ def _explain(model: onnx.ModelProto, before: int, version: int, message: str) ->
     nodes = [label(graph.node, at) for at, node in enumerate(graph.node) if node.op_type == operator]
     if not nodes:
         return f'{what} {reason}; export again with the opset you need'
-    more = f' and {len(nodes) - SHOWN} more' if len(nodes) > SHOWN else ''
     return (
-        f'{what} {operator} cannot be converted ({reason}): nodes {", ".join(nodes[:SHOWN])}{more}; remove '
-        f'them (fold, simplify, replace) or export again'
+        f'{what} {operator} cannot be converted ({reason}): nodes {listed(nodes, SHOWN)}; remove them (fold, '
+        f'simplify, replace) or export again'
     )
 
 
@@ -101,8 +100,10 @@ def _keep_parts(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
     for field in ('producer_name', 'producer_version', 'doc_string', 'domain'):
         if not getattr(result, field):
             setattr(result, field, getattr(model, field))
-    result.model_version = model.model_version or result.model_version
-    result.graph.doc_string = model.graph.doc_string or result.graph.doc_string
+    if model.model_version:
+        result.model_version = model.model_version
+    if model.graph.doc_string:
+        result.graph.doc_string = model.graph.doc_string
 
 
 def _check(result: onnx.ModelProto, version: int) -> None:

@@ -104,11 +104,7 @@ def parse_rule(text: str, name: str = '') -> Rule:
 
 
 def rule_lines(text: str) -> list[str]:
-    """Return the rules of a file: one per line, empty lines and lines that begin with # are skipped.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the rules of a file, one per line, without empty lines and those with #; UsageError for none."""
     lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith('#')]
     if not found:

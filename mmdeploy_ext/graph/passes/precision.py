@@ -72,10 +72,6 @@ def recorded(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) ->
 
 
 def check_patterns(models: Iterable[onnx.ModelProto], patterns: Sequence[str]) -> None:
-    """Refuse patterns that fit no node of any graph of an export.
-
-    Raises:
-        UsageError: the message has similar names.
-    """
+    """Raise UsageError, with similar names, for patterns that fit no node of any graph of an export."""
     if patterns:
         matching_nodes([node for model in models for node in model.graph.node], patterns)

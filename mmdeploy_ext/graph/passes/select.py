@@ -13,11 +13,7 @@ from mmdeploy_ext.graph.io.modules import module_of
 
 
 def select(index: Index, patterns: Iterable[str]) -> list[int]:
-    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'.
-
-    Raises:
-        UsageError: a pattern that no node fits.
-    """
+    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'; UsageError where none fits."""
     found: set[int] = set()
     for pattern in patterns:
         if not any(sign in pattern for sign in '*?['):
@@ -32,11 +28,7 @@ def select(index: Index, patterns: Iterable[str]) -> list[int]:
 
 
 def matching(index: Index, pattern: str) -> list[str]:
-    """Return the tensors that a name or pattern means, of those that nodes make.
-
-    Raises:
-        UsageError: none does.
-    """
+    """Return the tensors that nodes make and a name or pattern means; UsageError where there is none."""
     if index.producer(pattern) is not None:
         return [pattern]
     if not any(sign in pattern for sign in '*?['):

@@ -147,22 +147,14 @@ def _kept(size: int | str, axes: Mapping[str, int | str]) -> int | str:
 
 
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
-    """Return `set_shapes` of shapes as text; a name is an input's, or an axis's.
-
-    Raises:
-        UsageError: see `parse` and `set_shapes`.
-    """
+    """Return `set_shapes` of shapes as `parse` reads them; a name is an input's, or an axis's."""
     found, inputs = dict(map(parse, texts)), Index(model).inputs
     axes = {name: sizes[0] for name, sizes in found.items() if name not in inputs and len(sizes) == 1}
     return set_shapes(model, {name: sizes for name, sizes in found.items() if name not in axes}, axes)
 
 
 def parse(text: str) -> tuple[str, list[int | str]]:
-    """Return the name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'.
-
-    Raises:
-        UsageError: another form.
-    """
+    """Return name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'; else UsageError."""
     name, sign, written = text.rpartition('=')
     if not sign or not name or not written:
         raise UsageError(

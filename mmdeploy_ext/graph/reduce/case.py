@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph.io import files, types
-from mmdeploy_ext.graph.io.constants import constant_tensor
+from mmdeploy_ext.graph.io.constants import constants_to_initializers
 from mmdeploy_ext.graph.io.index import Index, refill
 from mmdeploy_ext.graph.io.tensors import load_tensors, save_tensors
 from mmdeploy_ext.graph.part import part
@@ -139,19 +139,15 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
     Inputs with a default become constants: what `feeds` has for them, or the default.
     """
     result = copy.deepcopy(model)
-    graph, kept = result.graph, []
+    graph = result.graph
     for initializer in graph.initializer:
         if initializer.name in feeds:
             initializer.CopyFrom(numpy_helper.from_array(feeds[initializer.name], initializer.name))
     constants = {initializer.name for initializer in graph.initializer}
     inputs, index = [value for value in graph.input if value.name not in constants], Index(model)
-    for node in (index.nodes[position] for position in index.ancestors(index.outputs)):
-        tensor = constant_tensor(node)
-        if tensor is None:
-            kept.append(node)
-        else:
-            graph.initializer.append(tensor)
-    refill(graph, node=kept, input=inputs, value_info=())
+    needed = (index.nodes[position] for position in index.ancestors(index.outputs))
+    refill(graph, node=needed, input=inputs, value_info=())
+    constants_to_initializers(graph)
     return result
 
 

@@ -217,11 +217,7 @@ NUMERIC = {entry.kind: entry for entry in (NotFinite, Engines, Reference)}
 
 
 def parse_check(text: str) -> CheckText:
-    """Read the text of --check.
-
-    Raises:
-        UsageError: empty; a built-in check with a wrong number of files; one word that is no command.
-    """
+    """Read the text of --check; UsageError for no text, too few or many files, a word that is no command."""
     import shutil
 
     words = text.split()

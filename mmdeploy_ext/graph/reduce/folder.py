@@ -57,11 +57,7 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def check_folder(target: str | os.PathLike[str]) -> None:
-    """Refuse a folder that is there already, or cannot be made.
-
-    Raises:
-        UsageError: the message names it.
-    """
+    """Raise UsageError for a folder that is there already, or cannot be made."""
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f'--output {target}: is there already; give the name of a new folder')

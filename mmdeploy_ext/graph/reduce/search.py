@@ -25,10 +25,9 @@ Part = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """What was found.
+    """The smallest part of a graph that shows the fault.
 
     Attributes:
-        candidate: the smallest part that shows the fault.
         nodes_before: nodes of the whole graph, constants not counted.
         checks: how often the check was asked.
         stopped: why it ended before no node could be left out; '' when none can.

@@ -36,19 +36,8 @@ FACES = {
     'more': 'white',
 }
 FACE, MARKED, INK, SOFT, EDGE = '#e9eef3', '#b3541e', '#1b2330', '#6a7684', '#44505f'
-SHOWN = (
-    'kernel_shape',
-    'strides',
-    'pads',
-    'dilations',
-    'group',
-    'axis',
-    'axes',
-    'perm',
-    'to',
-    'mode',
-    'epsilon',
-)
+_OF_WINDOWS = ('kernel_shape', 'strides', 'pads', 'dilations', 'group')
+SHOWN = (*_OF_WINDOWS, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
 """Attributes that a box shows; where they have their default they are left out."""
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
@@ -89,11 +78,7 @@ def save_picture(picture: AGraph, target: str | os.PathLike[str]) -> None:
 
 
 def check_suffix(target: str | os.PathLike[str]) -> str:
-    """Return the format that a file's suffix says.
-
-    Raises:
-        UsageError: another one than `FORMATS`.
-    """
+    """Return the format that a file's suffix says; another one than `FORMATS` is a UsageError."""
     suffix = Path(target).suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(f'--output {target}: expected a name that ends in {", ".join(FORMATS)}')
@@ -148,14 +133,12 @@ def draw(
     check_suffix(target)
     if depth < 0:
         raise UsageError(f'--depth {depth}: expected 0 or more')
-    index, marked = Index(model), None
-    if node is None:
-        constant = index.constant_nodes()
-        positions = [at for at in range(len(index.nodes)) if at not in constant] or list(
-            range(len(index.nodes))
-        )
+    index = Index(model)
+    everything = set(range(len(index.nodes)))
+    marked = None if node is None else index.find_node(node)
+    if marked is None:
+        positions = sorted(everything - index.constant_nodes() or everything)
     else:
-        marked = index.find_node(node)
         positions = neighbourhood(index, marked, depth)
     picture = new_picture(title)
     picture.graph_attr.update(SPEED)
@@ -184,19 +167,18 @@ def _add_box(picture: AGraph, key: str, kind: str, lines: list[str], tip: str, *
 
 
 def _attributes(node: onnx.NodeProto) -> Iterable[tuple[str, str]]:
-    for entry in node.attribute:
-        if entry.name in SHOWN:
-            value = onnx.helper.get_attribute_value(entry)
-            if isinstance(value, bytes):
-                value = value.decode(errors='replace')
-            elif entry.name == 'to':
-                value = types.dtype(value)
-            elif entry.type == onnx.AttributeProto.INTS:
-                value = 'x'.join(map(str, value))
-            elif isinstance(value, float):
-                value = f'{value:g}'
-            if DEFAULTS.get(entry.name) != str(value):
-                yield entry.name, str(value)[:LONGEST]
+    for entry in (entry for entry in node.attribute if entry.name in SHOWN):
+        value = onnx.helper.get_attribute_value(entry)
+        if isinstance(value, bytes):
+            value = value.decode(errors='replace')
+        elif entry.name == 'to':
+            value = types.dtype(value)
+        elif entry.type == onnx.AttributeProto.INTS:
+            value = 'x'.join(map(str, value))
+        elif isinstance(value, float):
+            value = f'{value:g}'
+        if DEFAULTS.get(entry.name) != str(value):
+            yield entry.name, str(value)[:LONGEST]
 
 
 def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[str, onnx.TypeProto]) -> None:
@@ -211,11 +193,9 @@ def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[
 
     for at in positions:
         for name in index.reads(at):
-            maker = index.producer(name)
-            if name not in sources and (
-                name in index.inputs or (maker is not None and maker not in constant)
-            ):
-                sources[name] = _add_end(picture, name, 'input' if name in index.inputs else 'more')
+            fed, maker = name in index.inputs, index.producer(name)
+            if name not in sources and (fed or (maker is not None and maker not in constant)):
+                sources[name] = _add_end(picture, name, 'input' if fed else 'more')
             if name in sources:
                 join(name, f'node {at}')
     for name in [name for at in positions for name in index.writes(at)]:
@@ -225,12 +205,11 @@ def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[
 
 
 def _add_end(picture: AGraph, name: str, kind: str, outside: int = 0) -> str:
-    key = f'{kind} {len(picture.nodes())}'
+    key, lines, style = f'{kind} {len(picture.nodes())}', [kind, _short(name)], {}
     if kind == 'more':
+        lines = [f'... {outside} more' if outside > 1 else '...']
         style = dict(color=SOFT, style='rounded,filled,dashed')
-        _add_box(picture, key, kind, [f'... {outside} more' if outside > 1 else '...'], name, **style)
-    else:
-        _add_box(picture, key, kind, [kind, _short(name)], name)
+    _add_box(picture, key, kind, lines, name, **style)
     return key
 
 

@@ -15,16 +15,12 @@ from mmdeploy_ext.graph.show.summary import parameter_sizes
 
 @dataclasses.dataclass
 class Branch:
-    """A module, or a part of a module's name: what it and its children hold.
+    """A module, or a part of a module's name, '' for the whole model: what it and its children hold.
 
     Attributes:
-        name: last part of the module's name; '' for the whole model.
-        nodes: nodes in it, its children's included.
         own: nodes that are in none of its children, by operator.
         parameters: elements of the weights that its nodes read, counted where they are read first.
-        flops: 2 per multiply-add.
         unknown: nodes whose FLOPs are not known because their shapes are open.
-        children: by name, in the order of the graph.
     """
 
     name: str
