@@ -19,12 +19,8 @@ def compare_tensors(
     """Compare the outputs that the spec compares by value, column group by column group.
 
     Nothing passes by being absent: a name that one side lacks, a name that the spec does not know, an empty
-    tensor and columns that no group covers are failing rows.
-
-    Args:
-        reference: output name -> array, of the unpatched model.
-        candidate: the same of the engine on trial.
-        spec: names, tolerances.
+    tensor and columns that no group covers are failing rows. The reference is the unpatched model, the
+    candidate the engine on trial.
 
     Returns:
         One row per column group in spec order, then one per unknown name.
@@ -96,12 +92,8 @@ def without_ties(
 ) -> dict[str, np.ndarray]:
     """Return the outputs with the reference's value where a tie made one side zero and not the other.
 
-    Args:
-        reference: name -> array.
-        outputs: the same of the engine on trial.
-        ties: name -> the other value that a zero may have there, or NaN; see
-            `ImageFamily.interchangeable_zeros`. The side that is not zero has to have this value.
-        rtol: how near it has to be, of the largest reference value.
+    `ties` are the other values that zeros may have there, or NaN; see `ImageFamily.interchangeable_zeros`.
+    The side that is not zero has to be as near to it as `rtol` times the largest reference value.
     """
     result = dict(outputs)
     for name, value in ties.items():

@@ -28,10 +28,8 @@ SHAPE_READERS = ('Shape', 'Size')
 class Trial:
     """A graph with an open batch, and what to feed it.
 
-    Attributes:
-        inputs: input -> shape with the new batch, for all inputs.
-        images: inputs whose first axis is the batch.
-        sizes: the old batch and the new one.
+    `inputs` are the shapes of all inputs with the new batch, `images` those whose first axis is the batch;
+    `sizes` are the old batch and the new one.
     """
 
     index: Index
@@ -125,15 +123,11 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
     try:
         problem, note = _judge(Trial(Index(model), sizes, list(batches), (one, new), seed))
     except (InferenceError, ModelFileError) as error:
-        return (
-            f'not checked whether {new} images are kept apart: that takes a run with {one} and one with '
-            f'{new}, and one of them fails: {str(error).splitlines()[0]}'
-        )
+        runs = f'a run with {one} and one with {new}, and one of them fails: {str(error).splitlines()[0]}'
+        return f'not checked whether {new} images are kept apart: that takes {runs}'
     if problem:
-        raise InferenceError(
-            f'with {new} images instead of {one} the graph runs, but {problem} '
-            f'(--no-trial writes the file all the same)'
-        )
+        what = f'with {new} images instead of {one} the graph runs, but {problem}'
+        raise InferenceError(f'{what} (--no-trial writes the file all the same)')
     return note
 
 

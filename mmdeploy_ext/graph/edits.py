@@ -33,11 +33,8 @@ KEY = f'{PREFIX}edits'
 def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *packages: str) -> None:
     """Append a command to the record of a model, in place; a file that this project did not export has none.
 
-    Args:
-        model: the result of the command.
-        command: of `REPEATED`, or of a family that knows how to do it again.
-        arguments: plain JSON types.
-        packages: that decide about the result; their versions are kept.
+    It is one of `REPEATED`, or a family knows how to do it again; its arguments are plain JSON types. Of the
+    packages that decide about the result the versions are kept.
     """
     props = {entry.key: entry for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:

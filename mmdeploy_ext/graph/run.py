@@ -67,7 +67,7 @@ class Runner:
         """Return name -> array of all `names` (a list of arrays where the graph has a sequence).
 
         Raises:
-            ShapeError: a feed is missing, unknown, or of another dtype or shape than the graph's.
+            ShapeError: see `check_feeds`.
             InferenceError: ONNX Runtime failed.
         """
         check_feeds(self.index, feeds)

@@ -12,19 +12,9 @@ import onnx
 from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graph import run
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.findings import (
-    HALF,
-    Bars,
-    Comparison,
-    Entry,
-    differences_of,
-    entries_of,
-    explain_by,
-    finite,
-    outputs_of,
-    shapes,
-)
+from mmdeploy_ext.graph.diff.findings import Bars, Comparison, Entry, finite
 from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import Reference, Walk, compare, walk
@@ -70,7 +60,7 @@ def diff_files(
     """
     constants, runner = Constants(), NodeRunner()
     left, right = (Program(files.load(path), constants) for path in (left_path, right_path))
-    bars = (HALF if left.is_half() or right.is_half() else Bars()).at(rtol)
+    bars = (findings.HALF if left.is_half() or right.is_half() else Bars()).at(rtol)
     pairs = align(right, left)
     found = changes(right, left, pairs)
     random = feeds is None
@@ -91,7 +81,7 @@ def diff_files(
     theirs = {name: right.fitting(name, feeds[pairs.tensors[name]]) for name in right.index.inputs}
     theirs.update((name, value) for name, value in feeds.items() if name in right.defaults)
     second = walk(right, theirs, references, runner)
-    entries = entries_of(second, bars)
+    entries = findings.entries_of(second, bars)
     entries += _stepless_outputs(second, pairs.tensors, first, bars, len(entries))
     notes = engine_notes(right.index.model, theirs, second, bars)
     if random:
@@ -100,10 +90,10 @@ def diff_files(
     if broken:
         raise InferenceError(f'{left_path}: {broken[0]}')
     return Comparison(
-        dict(kind='files', reference=str(left_path), file=str(right_path), inputs=shapes(feeds)),
+        dict(kind='files', reference=str(left_path), file=str(right_path), inputs=findings.shapes(feeds)),
         entries,
-        differences_of(second, bars, explain_by(found)),
-        outputs_of(right, entries),
+        findings.differences_of(second, bars, findings.explain_by(found)),
+        findings.outputs_of(right, entries),
         [dataclasses.asdict(change) for change in found],
         notes,
         bars,

@@ -87,12 +87,9 @@ class Row:
 
 @dataclasses.dataclass
 class Walk:
-    """A graph, walked.
+    """A graph, walked: its rows by tensor, in topological order.
 
-    Attributes:
-        rows: tensor -> row, in topological order.
-        free: tensor -> what the graph computes.
-        good: tensor -> the reference, or where there is none what the reference's values give.
+    `free` is what the graph computes; `good` the reference, or where there is none what its values give.
     """
 
     program: Program

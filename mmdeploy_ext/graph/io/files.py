@@ -15,25 +15,12 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import (
-    load_external_data_for_model,
-    load_external_data_for_tensor,
-    uses_external_data,
-)
+from onnx import external_data_helper as external_data
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.checks import (
-    AGAIN,
-    Name,
-    check,
-    check_bytes,
-    check_opsets,
-    check_order,
-    is_sparse,
-    without_shape,
-)
+from mmdeploy_ext.graph.io import checks, types
+from mmdeploy_ext.graph.io.checks import AGAIN, Name, is_sparse
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
@@ -70,9 +57,9 @@ def read_shapes(path: Name) -> onnx.ModelProto:
     """Do as `read`, and read what is small of the external data that are there: shapes, not weights."""
     model = read(path)
     for tensor in all_tensors(model):
-        if uses_external_data(tensor) and math.prod(tensor.dims) <= SMALLEST_EXTERNAL:
+        if external_data.uses_external_data(tensor) and math.prod(tensor.dims) <= SMALLEST_EXTERNAL:
             with contextlib.suppress(*CANNOT_READ):
-                load_external_data_for_tensor(tensor, os.fspath(Path(path).parent))
+                external_data.load_external_data_for_tensor(tensor, os.fspath(Path(path).parent))
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 tensor.ClearField('external_data')
     return model
@@ -87,10 +74,10 @@ def load(path: Name) -> onnx.ModelProto:
             order; a tensor that nothing makes.
     """
     model = read(path)
-    check_opsets(model, path)
+    checks.check_opsets(model, path)
     _load_external(model, Path(path))
-    check_bytes(model, path)
-    check_order(model, path)
+    checks.check_bytes(model, path)
+    checks.check_order(model, path)
     return model
 
 
@@ -99,7 +86,7 @@ def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
     return {
         tensor.name: folder / next((one.value for one in tensor.external_data if one.key == 'location'), '')
         for tensor in all_tensors(model)
-        if uses_external_data(tensor)
+        if external_data.uses_external_data(tensor)
     }
 
 
@@ -114,7 +101,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     if not files:
         return
     try:
-        load_external_data_for_model(model, os.fspath(path.parent))
+        external_data.load_external_data_for_model(model, os.fspath(path.parent))
     except CANNOT_READ as error:
         found = ', '.join(sorted({file.name for file in files.values()}))
         raise ModelFileError(
@@ -128,32 +115,26 @@ def save(
 ) -> list[Path]:
     """Check a model and write it; what was there stays as it is until the new file is whole.
 
-    A model that one protobuf message cannot hold gets its large tensors in `NAME.data` beside it. Graphs
-    of the libspconv dialect are no valid ONNX and are written unchecked.
-
-    Args:
-        model: stays as it is.
-        path: file to write.
-        inputs: files that the model was made from; they are never overwritten.
-        limit: bytes that the file may have before weights go beside it.
+    A model of more than `limit` bytes, by default what one protobuf message can hold, gets its large tensors
+    in `NAME.data` beside it. Graphs of the libspconv dialect are no valid ONNX and are written unchecked.
 
     Returns:
         The files that were written, the model first.
 
     Raises:
-        UsageError: `path` is one of `inputs`, or cannot be written.
+        UsageError: `path` is one of `inputs`, which the model was made from, or cannot be written.
         ModelFileError: the model is not valid: the checker's message.
     """
     path = Path(path)
     external = serialised_size(model) > limit
     targets = [path, path.with_name(f'{path.name}.data')] if external else [path]
     check_targets(targets, inputs)
-    check_order(model, path)
+    checks.check_order(model, path)
     model = with_output_shapes(model)
     if external:
         save_external(model, *targets)
         return targets
-    check(model, path)
+    checks.check(model, path)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return targets
@@ -164,7 +145,7 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime runs files without them, and some exporters write such; onnx calls them not valid.
     """
-    if is_sparse(model) or not (missing := without_shape(model.graph.output)):
+    if is_sparse(model) or not (missing := checks.without_shape(model.graph.output)):
         return model
     result, found = copy.deepcopy(model), types.infer(model)
     for value in result.graph.output:
@@ -201,7 +182,7 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
         layout = dict(size_threshold_bytes=SMALLEST_EXTERNAL, alignment=ALIGNMENT, align_threshold=0)
         onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
         if checked and not is_sparse(model):
-            check(new, path)
+            checks.check(new, path)
         new.replace(temporary)
         new_data.replace(temporary_data)
         if data.exists():

@@ -22,12 +22,9 @@ def name_ends(
 
     - Outputs take `output_names` in order; further ones are output_<place>. An inner tensor that has such a
       name gets another one.
-    - The axes of `dynamic` take their letters, and what the exporter called the same size changes with them.
-
-    Args:
-        model: stays as it is; a second run changes nothing.
-        output_names: of as many outputs as are to be named.
-        dynamic: input or output name -> axis -> letter.
+    - The axes of `dynamic`, input or output name -> axis -> letter, take their letters, and what the exporter
+      called the same size changes with them.
+    A second run changes nothing.
 
     Raises:
         UsageError: a name or an axis that the graph lacks, more names than outputs, or one name twice.

@@ -20,17 +20,13 @@ from mmdeploy_ext.graph.run import typed_values
 def cut(
     model: onnx.ModelProto, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
 ) -> onnx.ModelProto:
-    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`.
+    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`, which nodes make.
 
     - Nodes that the outputs do not need go, and so do their weights.
     - A tensor in `inputs` that a node made, or that was a constant, becomes an input.
     - Metadata of this project goes when anything went, since it describes the whole graph.
-    Does not fire when the graph has these inputs and outputs already.
-
-    Args:
-        model: stays as it is.
-        inputs: tensors; None: the graph's inputs that the outputs need.
-        outputs: tensors that nodes make; None: the graph's outputs.
+    Without `inputs` it takes the graph's that the outputs need, without `outputs` it gives the graph's. Does
+    not fire when the graph has these inputs and outputs already.
 
     Raises:
         UsageError: an unknown tensor; an output that is also an input or that no node makes; outputs that

@@ -69,9 +69,8 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
     defaults = {tensor.name: tensor for tensor in graph.initializer}
     for name, array in values.items():
         if name not in inputs:
-            raise UsageError(
-                f'--constant {name}: is not an input{near(name, inputs)}; it has {", ".join(inputs)}'
-            )
+            known = f'{near(name, inputs)}; it has {", ".join(inputs)}'
+            raise UsageError(f'--constant {name}: is not an input{known}')
         if array is None and name not in defaults:
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
         if array is not None:
@@ -85,9 +84,8 @@ def _constant(value: onnx.ValueInfoProto, array: np.ndarray) -> onnx.TensorProto
     kind = value.type.tensor_type
     sizes = [size.dim_value if size.HasField('dim_value') else 1 for size in kind.shape.dim]
     if array.size != math.prod(sizes):
-        raise UsageError(
-            f'--constant {value.name}: {array.size} values, the input has {"x".join(map(str, sizes))}'
-        )
+        wanted = 'x'.join(map(str, sizes))
+        raise UsageError(f'--constant {value.name}: {array.size} values, the input has {wanted}')
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
     return numpy_helper.from_array(array.astype(dtype).reshape(sizes), value.name)
 

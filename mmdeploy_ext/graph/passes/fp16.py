@@ -89,14 +89,10 @@ def _not_defined_for_half(graph: _Graph) -> set[int]:
 
 @dataclasses.dataclass
 class _Graph:
-    """A copy of the model with what the rules ask about it.
+    """A copy of the model, its constants as initializers, with what the rules ask about it.
 
-    Attributes:
-        model: the copy; constants are initializers.
-        types: element type by value name.
-        ranks: rank by value name, where inference knows it.
-        constants: values that depend on no input.
-        captured: values that sub-graphs read by their names.
+    `types` and, where inference knows them, `ranks` are by the names of values; `constants` depend on no
+    input, and sub-graphs read what is `captured` by its name.
     """
 
     model: onnx.ModelProto

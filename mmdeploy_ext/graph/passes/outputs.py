@@ -16,11 +16,8 @@ from mmdeploy_ext.graph.run import typed_values
 def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """Return a model that also gives inner tensors, after the outputs that it has.
 
-    Does not fire on tensors that are outputs already. The outputs that were there keep their values.
-
-    Args:
-        model: stays as it is.
-        names: tensors that nodes make, or patterns such as '/head/*'.
+    The names are of tensors that nodes make, or patterns such as '/head/*'. Does not fire on tensors that are
+    outputs already. The outputs that were there keep their values.
 
     Raises:
         UsageError: an unknown tensor, a pattern that no tensor fits, an input or a constant.

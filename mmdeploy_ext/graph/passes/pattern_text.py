@@ -25,12 +25,9 @@ TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|->|[;\n]|.', re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of a rule.
+    """One side of a rule: statements in order, and what the user wrote.
 
-    Attributes:
-        nodes: the statements in order; an attribute variable is an attribute with `ref_attr_name`.
-        numbers: value by the name that stands for a number among the operands.
-        text: what the user wrote.
+    An attribute variable is an attribute with `ref_attr_name`; `numbers` are by names that stand for them.
     """
 
     nodes: tuple[onnx.NodeProto, ...]

@@ -79,7 +79,7 @@ def _check_new(renamed: Mapping[str, str], present: set[str], what: str) -> None
 
 def _all_tensor_names(model: onnx.ModelProto) -> list[str]:
     """Return the names of every tensor of the main graph and of the bodies in it."""
-    graphs = [*all_graphs(onnx.ModelProto(graph=model.graph))]
+    graphs = [*all_graphs(model.graph)]
     names = [value.name for graph in graphs for value in (*graph.input, *graph.initializer)]
     return names + [name for graph in graphs for node in graph.node for name in writes(node)]
 

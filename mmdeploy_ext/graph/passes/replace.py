@@ -72,29 +72,15 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     return ir.serde.serialize_model(graph), Replacements(str(rule), count, kept)
 
 
-class _Budget:
-    """Counts replacements; a rule that matches its own results would never end."""
-
-    def __init__(self, rule: Rule, left: int) -> None:
-        self.rule, self.left = rule, left
-
-    def spend(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise UsageError(
-                f'rule {self.rule}: each replacement makes a new place; replacing would never end'
-            )
-
-
 def _apply(graph: Model, rule: Rule, opsets: dict[str, int], types: dict[str, int]) -> int:
     """Replace in place until nothing matches; a replaced place can complete the pattern of the next one."""
-    total, budget = 0, _Budget(rule, 2 * sum(1 for _ in graph.graph.all_nodes()))
+    total, budget = 0, iter(range(2 * sum(1 for _ in graph.graph.all_nodes())))
     while count := _rule_set(rule, opsets, types, budget).apply_to_model(graph):
         total += count
     return total
 
 
-def _rule_set(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Any:
+def _rule_set(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: Iterator[int]) -> Any:
     """Return the rewriter's form of a rule, with all orders of commutative operands."""
     from onnxscript.rewriter import pattern
 
@@ -105,7 +91,7 @@ def _rule_set(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget:
 
 def _matches(model: Model, rule: Rule, opsets: dict[str, int]) -> Iterator[tuple[Node, Any]]:
     """Yield (last node, match) of every place that has the pattern's structure, replaceable or not."""
-    forms = list(_rule_set(rule, opsets, {}, _Budget(rule, 0)))
+    forms = list(_rule_set(rule, opsets, {}, iter(())))
     for scope in [model.graph, *model.graph.subgraphs()]:
         for node in scope:
             found = (form.match(model, scope, node, check_nodes_are_removable=False) for form in forms)
@@ -140,7 +126,9 @@ def _build_target(side: Side, opsets: dict[str, int], op: Any, *variables: Any) 
     return values[side.output]
 
 
-def _replacement(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Callable:
+def _replacement(
+    rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: Iterator[int]
+) -> Callable:
     """Return the function that makes the new nodes of a place."""
     defaults = {
         item.ref_attr_name: defaults_of(node, opsets).get(item.name)
@@ -152,11 +140,18 @@ def _replacement(rule: Rule, opsets: dict[str, int], types: dict[str, int], budg
 
 
 def _build_replacement(
-    rule: Rule, defaults: dict[str, Any], types: dict[str, int], budget: _Budget, op: Any, /, **bound: Any
+    rule: Rule,
+    defaults: dict[str, Any],
+    types: dict[str, int],
+    budget: Iterator[int],
+    op: Any,
+    /,
+    **bound: Any,
 ) -> Any:
     import onnx_ir as ir
 
-    budget.spend()
+    if next(budget, None) is None:  # a rule that matches its own results
+        raise UsageError(f'rule {rule}: each replacement makes a new place; replacing would never end')
     side, result = rule.replacement, bound[rule.pattern.output].name
     kind = types.get(result, onnx.TensorProto.FLOAT)
     values: dict[str, Any] = {'': None, **{name: bound[name] for name in side.variables}}

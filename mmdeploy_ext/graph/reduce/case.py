@@ -30,13 +30,9 @@ MAX_CRASHES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A part of a graph that runs alone.
+    """A part of a graph that runs alone, with the recorded values of its inputs.
 
-    Attributes:
-        positions: of its nodes in the whole graph.
-        model: the part; its inputs have the recorded shapes.
-        feeds: input name -> recorded array.
-        outputs: what later nodes read, in order; the model's first outputs.
+    `positions` are of its nodes in the whole graph; `outputs`, what later nodes read, are the model's first.
     """
 
     positions: tuple[int, ...]

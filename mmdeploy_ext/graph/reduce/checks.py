@@ -32,13 +32,11 @@ class Check:
         rounding: see `case.Case`.
     """
 
-    kind = ''
-    meaning = ''
+    kind = meaning = outcome = ''
     rounding = False
 
     def __init__(self, tolerance: float = DEFAULT_TOLERANCE) -> None:
         self.tolerance = tolerance
-        self.outcome = ''
 
     def shows(self, candidate: Candidate) -> bool:
         """Return whether a candidate shows the fault."""
@@ -88,10 +86,7 @@ class NotFinite(Check):
     kind = 'nan'
     meaning = 'an output is not finite although all inputs are'
     rounding = True
-
-    def __init__(self, tolerance: float = DEFAULT_TOLERANCE) -> None:
-        super().__init__(tolerance)
-        self._narrowed = False
+    _narrowed = False
 
     def _outcome(self, candidate: Candidate) -> str:
         tensors = candidate.model.graph.initializer if self._narrowed else ()
@@ -125,11 +120,9 @@ class NotFinite(Check):
 
 
 class Compared(Check):
-    """Base of the checks that compare what ONNX Runtime gives with what is right.
+    """Base of the checks that compare what ONNX Runtime, `optimized` or not, gives with what is right.
 
-    Attributes:
-        optimized: whether ONNX Runtime optimises.
-        refusal: whether it is the fault, too, that it refuses the model then.
+    `refusal` says whether it is the fault, too, that it then refuses the model.
     """
 
     optimized = True

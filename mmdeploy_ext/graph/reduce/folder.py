@@ -88,15 +88,10 @@ def save_folder(
     meaning: str,
     source: str,
 ) -> Path:
-    """Write the case atomically.
+    """Write the case atomically, into a new folder.
 
-    Args:
-        reduction: of `search.reduce`.
-        target: a new folder.
-        facts: of the check, for run.py.
-        expected: outputs that are right.
-        meaning: what the fault is.
-        source: name of the file that was reduced.
+    `facts` of the check are for run.py; `expected` are outputs that are right; `meaning` says what the fault
+    is, and `source` is the name of the file that was reduced.
     """
     target, candidate = Path(target), reduction.candidate
     check_folder(target)

@@ -75,12 +75,12 @@ class Command(Check):
     """A shell command, called with the file of the candidate: exit status 0 says that the fault is there."""
 
     kind = 'command'
+    timeouts, last = 0, ''
 
     def __init__(self, command: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         super().__init__()
         self.command, self.timeout_s = command, timeout_s
         self.meaning = f'the command {command!r} exits with 0'
-        self.timeouts, self.last = 0, ''
 
     def _status(self, candidate: Candidate) -> int | None:
         with _stored(candidate) as model:
@@ -94,13 +94,12 @@ class Command(Check):
     def check_whole(self, whole: Candidate) -> bool:
         """Refuse a command that cannot be run or does not end."""
         status = self._status(whole)
+        what = f'--check {self.command!r}:'
         if status is None:
-            raise UsageError(
-                f'--check {self.command!r}: did not end within {self.timeout_s:g} s on the whole model and '
-                f'was stopped; give it more time with --timeout'
-            )
+            many = f'{self.timeout_s:g} s on the whole model and was stopped'
+            raise UsageError(f'{what} did not end within {many}; give it more time with --timeout')
         if status in NOT_RUNNABLE:
-            raise UsageError(f'--check {self.command!r}: the shell cannot run it: {self.last}')
+            raise UsageError(f'{what} the shell cannot run it: {self.last}')
         return status == 0
 
     def shows(self, candidate: Candidate) -> bool:

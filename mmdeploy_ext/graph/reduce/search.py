@@ -144,8 +144,7 @@ def reduce(
         progress: called with the number of checks and of nodes that are left.
 
     Raises:
-        UsageError: the whole graph does not show the fault, or the check says yes to a good graph or when
-            asked again no.
+        UsageError: the whole graph does not show the fault, the check says yes to a good graph, or later no.
     """
     case.rounding = check.rounding
     whole = case.candidate(case.everything)
@@ -163,9 +162,8 @@ def reduce(
     except Stopped as reason:
         stopped = str(reason)
     if not stopped and not check.shows(search.best):
-        raise UsageError(
-            '--check: says yes and then no to the same graph; make it deterministic (seeds, threads)'
-        )
+        yes_and_no = 'says yes and then no to the same graph'
+        raise UsageError(f'--check: {yes_and_no}; make it deterministic (seeds, threads)')
     return Reduction(search.best, len(case.everything), search.asked, stopped)
 
 

@@ -19,6 +19,7 @@ import onnx
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.checks import Name
 from mmdeploy_ext.graph.io.index import Index
 
 if TYPE_CHECKING:
@@ -71,13 +72,13 @@ def tooltip(text: str) -> str:
     return text.replace('\\', '\\\\')
 
 
-def save_picture(picture: AGraph, target: str | os.PathLike[str]) -> None:
+def save_picture(picture: AGraph, target: Name) -> None:
     """Let Graphviz lay out a picture and write it atomically; the suffix decides the format."""
     with atomic_path(target) as temporary, _without_font_warnings():
         picture.draw(str(temporary), format=check_suffix(target), prog='dot')
 
 
-def check_suffix(target: str | os.PathLike[str]) -> str:
+def check_suffix(target: Name) -> str:
     """Return the format that a file's suffix says; another one than `FORMATS` is a UsageError."""
     suffix = Path(target).suffix.lower()
     if suffix not in FORMATS:
@@ -111,24 +112,12 @@ def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
 
 
 def draw(
-    model: onnx.ModelProto,
-    target: str | os.PathLike[str],
-    *,
-    title: str = '',
-    node: str | None = None,
-    depth: int = 3,
+    model: onnx.ModelProto, target: Name, *, title: str = '', node: str | None = None, depth: int = 3
 ) -> int:
-    """Draw a graph, or what is around a node, and return how many nodes are in the picture.
-
-    Args:
-        model: of any origin.
-        target: .svg, .png or .pdf file.
-        title: above the picture.
-        node: name of a node, or '#12'; None: the whole graph.
-        depth: steps from the node that are drawn.
+    """Draw a graph, or what is at most `depth` steps around a node; return how many nodes are in the picture.
 
     Raises:
-        UsageError: another suffix, a negative depth, or a node that is not there.
+        UsageError: another suffix than `FORMATS`, a negative depth, or a node that is not there.
     """
     check_suffix(target)
     if depth < 0:

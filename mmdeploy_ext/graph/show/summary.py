@@ -30,14 +30,14 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
 
     Returns:
         `kind` ('sparse' or 'onnx'), `inputs`, `defaults` (inputs that need not be fed), `outputs`, `opsets`,
-        `producer`, `nodes`, `operators` (name -> count), `functions`, `parameters`, `bytes`, `metadata`; of a
-        sparse graph also `layers`, of others `flops` and `flops_unknown` (nodes whose shapes are open).
+        `producer`, `nodes`, `operators` (name -> count), `functions`, `parameters`, `bytes`, `metadata`; but
+        of a sparse graph also `flops` and `flops_unknown` (nodes whose shapes are open).
     """
     graph = model.graph
     weights = list(parameters(graph))
     fixed = {tensor.name for tensor in graph.initializer}  # up to IR 3 each weight is an input, too
     sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in weights]
-    nodes = [node for body in all_graphs(onnx.ModelProto(graph=graph)) for node in body.node]
+    nodes = [node for body in all_graphs(graph) for node in body.node]
     content = dict(
         kind='sparse' if is_sparse(model) else 'onnx',
         producer=f'{model.producer_name} {model.producer_version}'.strip(),
@@ -62,7 +62,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
 
 def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes."""
-    graphs = list(all_graphs(onnx.ModelProto(graph=graph)))
+    graphs = list(all_graphs(graph))
     stored = [tensor for body in graphs for tensor in body.initializer]
     yield from stored or (tensor for body in graphs for _, tensor in _constants(body))
 
