@@ -40,11 +40,8 @@ class Trial:
 
     def feeds(self, batch: int, seed: int) -> dict[str, np.ndarray]:
         """Return random inputs with as many images."""
-        shapes = {
-            name: [batch, *shape[1:]] if name in self.images else list(shape)
-            for name, shape in self.inputs.items()
-        }
-        return random_feeds(self.index.model, seed, shapes)
+        changed = {name: [batch, *self.inputs[name][1:]] for name in self.images}
+        return random_feeds(self.index.model, seed, {**self.inputs, **changed})
 
     def shapes(self) -> Batches:
         """Run the graph with both batches, and read the shape of every tensor that depends on them.
@@ -116,7 +113,7 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
     if len(set(batches.values())) > 1:
         several = ', '.join(f'{name} from {one} to {new}' for name, (one, new) in batches.items())
         return f'not checked whether images are kept apart: the first axes change unalike ({several})'
-    shapes = {value.name: types.shape(value.type) for value in after.graph.input}
+    shapes = types.shapes(after.graph.input)
     whole = onnx.inliner.inline_local_functions(after) if after.functions else after
     model = set_shapes(whole, {name: [UNKNOWN, *(shapes[name] or [])[1:]] for name in batches})
     one, new = next(iter(batches.values()))
@@ -135,9 +132,7 @@ def _batches(
     before: onnx.ModelProto, after: onnx.ModelProto, trial: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[int, int]]:
     """Return input -> its batch before and in the trial, where the edit changes it; 1 where it was open."""
-    old = {value.name: types.shape(value.type) for value in before.graph.input}
-    new = {value.name: types.shape(value.type) for value in after.graph.input}
-    found = {}
+    old, new, found = types.shapes(before.graph.input), types.shapes(after.graph.input), {}
     for name, sizes in trial.items():
         had, gets = old[name], new[name]
         if had and gets and had[0] != gets[0]:
@@ -206,25 +201,22 @@ def _message(
 
     Where one writes the old batch down, among those that are at_fault and the ones behind them, it is named.
     """
-    behind = {name for at in at_fault for name in reach[at]}
-    pinned = [
-        at
-        for at, node in enumerate(index.nodes)
-        if node.op_type in FOLDING and node.output[0] in behind and found.pinned(node.output[0])
-    ]
-    folding = [at for at in at_fault if index.nodes[at].op_type in FOLDING]
+    behind = {name for at in at_fault for name in reach[at] if found.pinned(name)}
+    nodes = [at for at, node in enumerate(index.nodes) if node.op_type in FOLDING]
+    pinned = [at for at in nodes if index.nodes[at].output[0] in behind]
+    folding = [at for at in at_fault if at in nodes]
     named = pinned or folding or at_fault
     node = index.nodes[named[0]]
-    one, new = found.text(node.output[0])
+    who, (one, new) = f'{index.label(named[0])} ({node.op_type})', found.text(node.output[0])
     if not folding:
         return (
-            f'{index.label(named[0])} ({node.op_type}) still makes {new} of them: it takes images by a '
-            f'constant; output {output} leaves out the others, or mixes the images. Export it without that'
+            f'{who} still makes {new} of them: it takes images by a constant; output {output} leaves out the '
+            f'others, or mixes the images. Export it without that'
         )
     others = f', as {len(named) - 1} others do' if len(named) > 1 else ''
-    hint = ', or let the first number of these constants be 0, which keeps the axis'
+    keeps = pinned and node.op_type == 'Reshape' and found.axis(node.input[0]) == 0
+    hint = ', or let the first number of these constants be 0, which keeps the axis' if keeps else ''
     return (
-        f'{index.label(named[0])} ({node.op_type}) makes {new} of what was {one}: its shape folds the batch '
-        f'into another axis{others}; output {output} mixes the images. Export it with that axis open'
-        f'{hint if pinned and node.op_type == "Reshape" and found.axis(node.input[0]) == 0 else ""}'
+        f'{who} makes {new} of what was {one}: its shape folds the batch into another axis{others}; output '
+        f'{output} mixes the images. Export it with that axis open{hint}'
     )

@@ -88,13 +88,11 @@ def _common_feeds(
     before: onnx.ModelProto, after: onnx.ModelProto, new: Mapping[str, str], seed: int
 ) -> dict[str, np.ndarray]:
     """Return feeds of `before` that `after`, where tensors have `new` names, takes as well."""
-    index, theirs = Index(before), _shapes(after)
-    sizes = {}
-    for name, own in _shapes(before).items():
+    index, theirs, sizes = Index(before), types.shapes(after.graph.input), {}
+    for name, own in types.shapes(before.graph.input).items():
         wanted = theirs.get(new.get(name, name))
         if name in index.inputs and wanted is not None and own is not None:
-            pairs = zip(own, wanted, strict=True)
-            sizes[name] = [size if isinstance(size, int) else there for size, there in pairs]
+            sizes[name] = _filled(own, wanted)
     feeds = random_feeds(before, seed, _numbers(before, sizes))
     try:
         check_feeds(index, feeds)
@@ -144,7 +142,7 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
 
     A size that was opened is tried at twice what it was. An InferenceError says that a size is baked in.
     """
-    own, sizes = _shapes(before), trial_sizes(before, after)
+    own, sizes = types.shapes(before.graph.input), trial_sizes(before, after)
     pairs = [pair for name, shape in sizes.items() for pair in zip(shape, own[name], strict=True)]
     if not any(isinstance(there, int) and there != size for size, there in pairs):
         return ''
@@ -166,7 +164,7 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
     A stated size is taken, an axis that was opened gets twice what it was, one that was open before gets the
     size that `random_feeds` takes.
     """
-    fed, own = Index(after).inputs, _shapes(before)
+    fed, own = Index(after).inputs, types.shapes(before.graph.input)
     doubled: dict[str, int] = {}
 
     def size(new: int | str, old: int | str) -> int | str:
@@ -176,23 +174,18 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
 
     wanted = {
         name: [size(*pair) for pair in zip(new, own[name], strict=True)]
-        for name, new in _shapes(after).items()
+        for name, new in types.shapes(after.graph.input).items()
         if name in fed and new is not None and own.get(name) is not None
     }
     return _numbers(after, wanted)
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int | str] | None]:
-    return {value.name: types.shape(value.type) for value in model.graph.input}
-
-
 def _numbers(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> dict[str, list[int]]:
     """Replace the names in shapes by the sizes that `random_feeds` would take for them."""
-    defaults = {name: array.shape for name, array in random_feeds(model).items()}
-    return {
-        name: [
-            size if isinstance(size, int) else usual
-            for size, usual in zip(shape, defaults[name], strict=True)
-        ]
-        for name, shape in shapes.items()
-    }
+    usual = random_feeds(model)
+    return {name: _filled(shape, usual[name].shape) for name, shape in shapes.items()}
+
+
+def _filled(shape: Sequence[int | str], other: Sequence[int | str]) -> list[int | str]:
+    """Return a shape with the sizes of another one where it has names."""
+    return [size if isinstance(size, int) else there for size, there in zip(shape, other, strict=True)]

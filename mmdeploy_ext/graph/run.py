@@ -114,9 +114,8 @@ def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
     inputs = [value for value in index.graph.input if value.name in used]
     known = {value.name: value for value in index.graph.output}
     outputs = [known.get(name) or onnx.ValueInfoProto(name=name) for name in names]
-    kept = {tensor.name for tensor in index.graph.initializer}
-    model = part(index, positions, [value for value in inputs if value.name not in kept], outputs)
-    model.graph.input.extend(value for value in inputs if value.name in kept)
+    model = part(index, positions, [value for value in inputs if value.name not in index.constants], outputs)
+    model.graph.input.extend(value for value in inputs if value.name in index.constants)
     return model
 
 

@@ -191,10 +191,7 @@ def finite(value: float | None) -> float | None:
 
 
 def differences_of(
-    found: Walk,
-    bars: Bars,
-    explain: Callable[[int], list[str]],
-    module: Callable[[int], str] | None = None,
+    found: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
 ) -> list[Difference]:
     """Return where errors are born.
 

@@ -28,9 +28,7 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def all_graphs(
-    model: onnx.ModelProto | onnx.GraphProto,
-) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+def all_graphs(model: onnx.ModelProto | onnx.GraphProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
     """Yield the main graph, or a graph that is given, the functions and every body in them."""
     waiting = [model.graph, *model.functions] if isinstance(model, onnx.ModelProto) else [model]
     while waiting:

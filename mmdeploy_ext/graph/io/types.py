@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import onnx
 
@@ -71,6 +72,11 @@ def shape(kind: onnx.TypeProto | None) -> list[int | str] | None:
         name = '' if size.dim_param.startswith(INVENTED) else size.dim_param
         found.append(size.dim_value if size.HasField('dim_value') else name or '?')
     return found
+
+
+def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] | None]:
+    """Return name -> `shape` of inputs or outputs."""
+    return {value.name: shape(value.type) for value in values}
 
 
 def dtype(kind: int) -> str:

@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.equality import with_half_ends
 from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.select import fitting, matching_nodes
+from mmdeploy_ext.graph.passes.select import matches, matching_nodes
 
 FACTS = 'fp16.'
 """What was done is kept under this prefix in `metadata_props`."""
@@ -41,7 +41,8 @@ def in_precision(
     """
     if options.precision == 'fp32':
         return model
-    kept = fp32_patterns(model) + fitting(model.graph.node, (*defaults, *options.keep_fp32))
+    asked = matches(model.graph.node, (*defaults, *options.keep_fp32))
+    kept = [*fp32_patterns(model), *(pattern for pattern, places in asked.items() if places)]
     result = to_fp16(model, spec, kept)
     told = {
         f'{FACTS}keep_fp32': json.dumps(list(options.keep_fp32)),

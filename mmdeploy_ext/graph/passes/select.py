@@ -58,11 +58,6 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
     return sorted({place for places in found.values() for place in places})
 
 
-def fitting(nodes: Sequence[onnx.NodeProto], patterns: Iterable[str]) -> list[str]:
-    """Return the patterns that fit a node."""
-    return [pattern for pattern, places in matches(nodes, list(patterns)).items() if places]
-
-
 def matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
     """Return pattern -> positions of the nodes that it fits; see `matching_nodes`."""
     names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]

@@ -13,6 +13,7 @@ from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, bodies, near
 
 UNKNOWN = '?'
+Shapes = Mapping[str, Sequence[int | str] | None]
 
 
 def set_shapes(
@@ -38,26 +39,24 @@ def set_shapes(
     result = copy.deepcopy(model)
     inputs = {value.name: value for value in result.graph.input if value.name in index.inputs}
     _check_names(inputs, shapes, axes)
-    before = [types.shape(value.type) or [] for value in inputs.values()]
+    before = types.shapes(inputs.values())
     for value in inputs.values():
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param in axes:
                 _set(size, axes[size.dim_param])
         if value.name in shapes:
             _set_all(value, shapes[value.name])
-    after = [types.shape(value.type) or [] for value in inputs.values()]
+    after = types.shapes(inputs.values())
     if before != after:
         _propagate(result, {**_renamed(before, after), **axes})
     return result
 
 
-def _renamed(
-    before: Sequence[Sequence[int | str]], after: Sequence[Sequence[int | str]]
-) -> dict[str, int | str]:
+def _renamed(before: Shapes, after: Shapes) -> dict[str, int | str]:
     """Return name of an axis -> what stands there now; nothing for a name that became several things."""
     found: dict[str, set[int | str]] = {}
-    for shapes in zip(before, after, strict=True):
-        for old, new in zip(*shapes, strict=False):
+    for name, shape in before.items():
+        for old, new in zip(shape or (), after[name] or (), strict=False):
             if isinstance(old, str) and old != UNKNOWN:
                 found.setdefault(old, set()).add(new)
     return {name: next(iter(new)) if len(new) == 1 else UNKNOWN for name, new in found.items()}
@@ -110,7 +109,7 @@ def _set(dim: onnx.TensorShapeProto.Dimension, size: int | str) -> None:
 def _propagate(model: onnx.ModelProto, axes: Mapping[str, int | str]) -> None:
     """Infer all types anew; outputs keep the names of axes whose size cannot be told."""
     graph = model.graph
-    stated = {value.name: types.shape(value.type) for value in graph.output}
+    stated = types.shapes(graph.output)
     for outdated in (graph, *(body for node in graph.node for body in bodies(node))):
         outdated.ClearField('value_info')
     for value in graph.output:

@@ -108,7 +108,8 @@ class _Search:
 
     def smallest(self, part: Part) -> Part:
         """Bisect both ends, then leave out whatever is not needed."""
-        part = self.bisect(self.bisect(part, _prefix), _suffix)
+        part = self.bisect(part, lambda part, length: part[:length])
+        part = self.bisect(part, lambda part, length: part[-length:])
         return self.leave_out_chunks(self.without_unneeded(part))
 
     def one_output(self, part: Part) -> None:
@@ -116,14 +117,6 @@ class _Search:
         names = self.case.outputs_of(part)
         if len(names) > 1:
             any(self.shown(part, (name,)) for name in names)
-
-
-def _prefix(part: Part, length: int) -> Part:
-    return part[:length]
-
-
-def _suffix(part: Part, length: int) -> Part:
-    return part[-length:]
 
 
 def reduce(
