@@ -71,16 +71,13 @@ def size(model: onnx.ModelProto) -> int:
     return sum(node.op_type != 'Constant' for node in model.graph.node)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Scope:
     """Digests of the nodes of one graph, body or function."""
 
-    def __init__(
-        self,
-        opsets: onnx.ModelProto | onnx.FunctionProto,
-        functions: Mapping[tuple[str, str, str], onnx.FunctionProto],
-        depth: int = 0,
-    ) -> None:
-        self.opsets, self.functions, self.depth = opsets, functions, depth
+    opsets: onnx.ModelProto | onnx.FunctionProto
+    functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
+    depth: int = 0
 
     def enter(self, graph: onnx.GraphProto | onnx.FunctionProto, known: dict[str, str]) -> list[str]:
         """Digest the nodes of a graph, and what they write into `known`; returns a digest per node."""

@@ -143,7 +143,7 @@ def walk(
                 same = tied and np.array_equal(free[place], value)
                 row.error = 0.0 if same else compare(free[place], want)[0]
             if value is None and failed:
-                row.born = math.inf if _inputs_known(program, position, result.good) else None
+                row.born = math.inf
     return result
 
 
@@ -182,16 +182,13 @@ def informative(value: np.ndarray) -> bool:
 def _run(
     program: Program, position: int, values: Mapping[str, np.ndarray], runner: NodeRunner
 ) -> tuple[list[np.ndarray] | None, str]:
-    if not _inputs_known(program, position, values):
+    """Return what a node gives, and why it fails; neither where its inputs are not known."""
+    if not values.keys() >= set(program.index.reads(position)):
         return None, ''
     try:
         return runner.run(program, position, values), ''
     except InferenceError as error:
         return None, f'the node fails: {error}'
-
-
-def _inputs_known(program: Program, position: int, values: Mapping[str, np.ndarray]) -> bool:
-    return all(name in values for name in program.index.reads(position))
 
 
 def _comparable(value: Any) -> bool:

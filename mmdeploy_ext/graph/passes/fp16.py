@@ -99,7 +99,7 @@ class _Graph:
     types: dict[str, int]
     ranks: dict[str, int]
     constants: set[str]
-    captured: set[str] = dataclasses.field(default_factory=set)
+    captured: set[str]
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -183,7 +183,6 @@ class _Writer:
     """Hands each node its operands in the type it wants; one cast per value and type."""
 
     def __init__(self, graph: _Graph) -> None:
-        self.graph = graph
         self.types = dict(graph.types)
         fed = {value.name for value in graph.model.graph.input}  # others may be fed in their place
         stored = graph.model.graph.initializer
