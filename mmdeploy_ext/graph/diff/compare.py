@@ -66,8 +66,7 @@ def diff_files(
     random = feeds is None
     feeds = dict(random_feeds(left.index.model, seed) if feeds is None else feeds)
     check_feeds(left.index, feeds)
-    missing = [name for name in right.index.inputs if pairs.tensors.get(name) not in feeds]
-    if missing:
+    if missing := [name for name in right.index.inputs if pairs.tensors.get(name) not in feeds]:
         raise UsageError(
             f'{right_path}: its inputs {", ".join(missing)} have no counterpart in {left_path}, which has '
             f'{", ".join(left.index.inputs)}'
@@ -86,8 +85,7 @@ def diff_files(
     notes = engine_notes(right.index.model, theirs, second, bars)
     if random:
         notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
-    broken = [row.reason for row in first.rows.values() if row.reason]
-    if broken:
+    if broken := [row.reason for row in first.rows.values() if row.reason]:
         raise InferenceError(f'{left_path}: {broken[0]}')
     return Comparison(
         dict(kind='files', reference=str(left_path), file=str(right_path), inputs=findings.shapes(feeds)),
