@@ -47,12 +47,8 @@ class Network(abc.ABC):
 def scene_tokens(dataset: Dataset, needed: bool = True) -> list[str]:
     """Return the scene token of every sample of an mmdet3d nuScenes data set.
 
-    Args:
-        dataset: built by `evaluation.build_dataset`.
-        needed: False takes all samples for one scene where its info file, as mmdet3d's own, has none.
-
-    Raises:
-        DataError: its info file has none.
+    Where its info file has none, as mmdet3d's own, a DataError says so; all samples are of one scene where
+    the tokens are not `needed`.
     """
     infos = getattr(dataset, 'data_infos', [])
     if not infos or not all('scene_token' in info for info in infos):
@@ -65,36 +61,23 @@ def scene_tokens(dataset: Dataset, needed: bool = True) -> list[str]:
     return [str(info['scene_token']) for info in infos]
 
 
-def frames_of(
-    family: SequenceFamily, dataset: Dataset, indices: Sequence[int], workers: int = 2
-) -> Iterator[Frame | Sweep]:
-    """Yield samples of a data set as frames."""
-    with loader_errors():
-        for data in build_loader(dataset, indices, workers_per_gpu=workers):
-            yield family.frame(data)
-
-
 @dataclasses.dataclass(frozen=True)
 class DatasetFrames:
-    """Samples of a data set as frames, read one by one: a hundred of them would not fit beside a model.
-
-    Attributes:
-        family: makes frames of samples.
-        dataset: built by `evaluation.build_dataset`.
-        indices: of the samples, in order.
-    """
+    """Samples of a data set as frames, read one by one: a hundred of them would not fit beside a model."""
 
     family: SequenceFamily
     dataset: Dataset
     indices: Sequence[int]
+    workers: int = 0
 
     def __len__(self) -> int:
-        """Return the number of frames."""
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Frame | Sweep]:
         """Read the frames anew."""
-        return frames_of(self.family, self.dataset, self.indices, workers=0)
+        with loader_errors():
+            for data in build_loader(self.dataset, self.indices, workers_per_gpu=self.workers):
+                yield self.family.frame(data)
 
 
 def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
@@ -128,7 +111,7 @@ def run_dataset(
     tmpdir: str | None = None,
     gpu_collect: bool = False,
 ) -> list[Any] | None:
-    """Run a model over a data set.
+    """Run a model over a data set; a DataError names a sample that cannot be read.
 
     Args:
         network: the model on an engine.
@@ -140,9 +123,6 @@ def run_dataset(
 
     Returns:
         One result per sample in data-set order on rank 0, None elsewhere.
-
-    Raises:
-        DataError: a sample that cannot be read.
     """
     ranks = ranks or Ranks()
     scenes = network.start(dataset) or range(len(dataset))

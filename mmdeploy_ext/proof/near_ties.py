@@ -42,12 +42,9 @@ explained by two draws, the last one by the sixth.
 def with_moved_thresholds(
     model: torch.nn.Module, run: Callable[[], list[Any]], keys: Sequence[str] = KEYS
 ) -> Iterator[list[Any]]:
-    """Yield what a run gives with each threshold of a detector lower, and higher.
+    """Yield what a run gives with each threshold (of `keys`) of a detector lower, and higher.
 
-    Args:
-        model: the detector; its heads' `test_cfg` is as before after each run.
-        run: returns the results of some images.
-        keys: of thresholds.
+    The `test_cfg` of its heads is as before after each run.
     """
     for config, key in _thresholds_of(model, keys):
         for move in (-TIE_IOU, TIE_IOU):
@@ -59,9 +56,7 @@ def with_moved_thresholds(
 def with_other_rounding(model: torch.nn.Module, run: Callable[[], list[Any]]) -> Iterator[list[Any]]:
     """Yield what runs give where convolutions and linear layers round otherwise, twice `DRAWS` times.
 
-    Args:
-        model: the detector; it is as before after each run.
-        run: returns the results of some images.
+    The model is as before after each run.
     """
     for seed in range(DRAWS):
         for size in (ROUNDING, -ROUNDING):
@@ -78,13 +73,11 @@ def _other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[
         noise = torch.rand(output.shape, generator=generator).mul_(2 * size).sub_(size)
         return output + output * noise.to(output)
 
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
-    handles = [layer.register_forward_hook(change) for layer in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                hooks.enter_context(layer.register_forward_hook(change))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _thresholds_of(model: torch.nn.Module, keys: Sequence[str]) -> list[tuple[dict[str, Any], str]]:

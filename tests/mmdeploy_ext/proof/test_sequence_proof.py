@@ -18,7 +18,7 @@ import toy_streampetr
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.evaluate.loop import frames_of
+from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.inputs.cameras import rule_from_pipeline
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.levels.frames import output_spec
@@ -245,7 +245,7 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     assert test['ann_file'] == str(infos)
     deployment = dataclasses.replace(toy.deployment(), rule=rule_from_pipeline(test['pipeline']))
     written = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
-    drive = list(frames_of(deployment.family, build_dataset(test), range(frames), workers=0))
+    drive = list(DatasetFrames(deployment.family, build_dataset(test), range(frames)))
     assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'
     verdict, _ = prove(deployment, written, drive, bars=Bars(frames=frames, resets=resets))
     assert verdict.proven, said(verdict)
