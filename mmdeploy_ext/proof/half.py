@@ -114,6 +114,16 @@ def compare(
     return tuple(judge(rows, bars.cosine) if bars else rows)
 
 
+def compare_named(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float, what: str
+) -> list[TensorRow]:
+    """Compare tensors by name, each relative to its own largest value."""
+    groups = (ColumnGroup(rtol=rtol),)
+    named = reference.items()
+    specs = tuple(TensorSpec(name, array.dtype.name, array.shape, groups=groups) for name, array in named)
+    return compare_tensors(reference, candidate, GraphSpec(what, (), specs))
+
+
 def judge(rows: Sequence[TensorRow], least: float = COSINE) -> list[TensorRow]:
     """Judge rows that could be compared by their cosine instead of by a tolerance.
 
@@ -146,8 +156,7 @@ def matched_rows(reference: Any, candidate: Any, pairs: Mapping[int, int], cosin
         }
         for found, order in ((reference, pairs.keys()), (candidate, pairs.values()))
     ]
-    specs = tuple(TensorSpec(name, 'float32', (), groups=(ColumnGroup(rtol=RTOL),)) for name in sides[0])
-    return judge(compare_tensors(*sides, GraphSpec('matched results', (), specs)), cosine)
+    return judge(compare_named(*sides, RTOL, 'matched results'), cosine)
 
 
 def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]:

@@ -44,9 +44,10 @@ class VoxelSet:
     coordinates: np.ndarray
     traced: bool = False
 
-    def in_order(self, same: bool) -> np.ndarray:
-        """Return the coordinates, with the three axes reversed unless the order is the `same`."""
-        return self.coordinates if same else np.ascontiguousarray(self.coordinates[:, [0, 3, 2, 1]])
+
+def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
+    """Return coordinates (N, 4), with the three axes reversed unless the order is the `same`."""
+    return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
 
 
 def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[VoxelSet]:

@@ -25,14 +25,7 @@ if TYPE_CHECKING:
 
 
 def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name: str = '') -> GraphResult:
-    """Compare the graph of a file with a fresh export.
-
-    Args:
-        model: the file.
-        metadata: of the file.
-        reference: what it is compared with.
-        name: of the graph, where a model has several.
-    """
+    """Compare the graph of a file with a fresh export; it has a name where a model has several."""
     try:
         fresh = reference.fresh()
     except Mm2OnnxError as error:

@@ -13,24 +13,12 @@ from mmdeploy_ext.compare.tensors import failed_row
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.deploy.sparse import has_precision
-from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
+from mmdeploy_ext.proof.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proof.levels import sparse_structure
 from mmdeploy_ext.proof.levels.base import Proof
 from mmdeploy_ext.proof.levels.run_twice import attempt
-from mmdeploy_ext.proof.levels.sparse_files import (
-    DialectFile,
-    PortableFile,
-    Reference,
-    compare,
-    run_reference,
-)
-from mmdeploy_ext.proof.levels.sparse_subject import (
-    Subject,
-    compare_graph,
-    precision_of,
-    says_check,
-    subject_of,
-)
+from mmdeploy_ext.proof.levels.sparse_files import DialectFile, PortableFile, compare, run_reference
+from mmdeploy_ext.proof.levels.sparse_subject import Subject, compare_graph, says_check, subject_of
 from mmdeploy_ext.proof.provenance import settings_check
 from mmdeploy_ext.proof.results import Case, Check, Pair
 from mmdeploy_ext.sparse.libspconv import to_node_list
@@ -40,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.proof.levels.sparse_files import Reference
     from mmdeploy_ext.proof.results import GraphResult
     from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -58,11 +47,7 @@ class SparseProof(Proof):
     most_pictures = 16
 
     def __init__(
-        self,
-        *given: Any,
-        ranges: Ranges | None = None,
-        max_voxels: int | None = None,
-        node_list: str = '',
+        self, *given: Any, ranges: Ranges | None = None, max_voxels: int | None = None, node_list: str = ''
     ) -> None:
         """Read the file.
 
@@ -92,7 +77,7 @@ class SparseProof(Proof):
             form=options.target,
             options=dict(options.to_json(), cfg_options=self.deployment.cfg_options),
             order=options.order,
-            precision=precision_of(subject.model, options),
+            precision=subject.precision,
             grid='x'.join(map(str, subject.expected.spatial_shape)),
             output='x'.join(map(str, subject.expected.output_shape)),
         )
@@ -140,7 +125,7 @@ class SparseProof(Proof):
     def cases(self, one: VoxelSet) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`: every layer and the dense map."""
         reference = run_reference(self.subject, one)
-        coordinates = one.in_order(self.subject.same_order)
+        coordinates = in_order(one.coordinates, self.subject.same_order)
         start = time.perf_counter()
         rows = dense = attempt(lambda: self.candidate.run(one.features, coordinates))
         milliseconds = (time.perf_counter() - start) * 1e3
@@ -151,7 +136,8 @@ class SparseProof(Proof):
             return [_case(one, [failed_row('dense map', reason, reference.dense)])], []
         if len(one.features) < DRAWN_VOXELS:
             return [_case(one, rows)], []
-        pair = Pair(_title(one), None, reference.dense[0], dense[0], self.candidate.title)
+        title = f'{one.name}, {len(one.features)} voxels'
+        pair = Pair(title, None, reference.dense[0], dense[0], self.candidate.title)
         self.milliseconds = {'spconv, one thread': reference.milliseconds, self.candidate.timed: milliseconds}
         return [_case(one, rows)], [pair]
 
@@ -173,7 +159,3 @@ class SparseProof(Proof):
 def _case(voxels: VoxelSet, rows: Sequence[TensorRow]) -> Case:
     shape = 'x'.join(map(str, voxels.features.shape))
     return Case(voxels.name, shape, voxels.traced, tuple(rows))
-
-
-def _title(voxels: VoxelSet) -> str:
-    return f'{voxels.name}, {len(voxels.features)} voxels'

@@ -9,6 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mmdeploy_ext.proof.levels.sequence_rows import of_tolerance
 from mmdeploy_ext.proof.views.commands import next_command
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ def sequence_table(rows: Sequence[SequenceRow]) -> Table:
         for title, group in (('outputs', False), ('memory', True)):
             tensors = [tensor for tensor in row.tensors if tensor.tensor.startswith('memory ') == group]
             if tensors:
-                worst = max(tensors, key=_of_tolerance)
-                share = _of_tolerance(worst)
+                worst = max(tensors, key=of_tolerance)
+                share = of_tolerance(worst)
                 table.add_row(
                     f'  {title}: {escape(worst.tensor.removeprefix("memory "))}',
                     '',
@@ -140,11 +141,6 @@ def sequence_table(rows: Sequence[SequenceRow]) -> Table:
                 )
         table.add_section()
     return table
-
-
-def _of_tolerance(row: TensorRow) -> float:
-    known = row.max_abs is not None and row.tolerance
-    return row.max_abs / row.tolerance if known else float('inf') if row.max_abs is None else row.max_abs
 
 
 def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:

@@ -22,9 +22,8 @@ from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.inputs.cameras import rule_from_pipeline
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.levels.frames import output_spec
-from mmdeploy_ext.proof.levels.sequence import default_bars
+from mmdeploy_ext.proof.levels.sequence import NearOrigin, default_bars
 from mmdeploy_ext.proof.levels.sequence_run import Bars
-from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.views.table import failure_reasons, last_line, print_verdict
 from mmdeploy_ext.runtime.streampetr.state import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
