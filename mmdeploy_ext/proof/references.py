@@ -36,7 +36,6 @@ class Reference:
     """
 
     def __init__(self, deployment: Deployment, proof_input: ProofInput) -> None:
-        """Keep the model and make the feeds; nothing runs yet."""
         self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
         self.engine_seconds: list[float] = []
         family, left_out = deployment.family, proof_input.left_out

@@ -55,7 +55,7 @@ def stored_fact(model: onnx.ModelProto, path: str, name: str, default: str = '')
 
 
 def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
-    """Return the options that a file was exported with, and `cfg_options`, after a look at all its entries."""
+    """Return the options, `cfg_options` among them, that a file was exported with; check all entries."""
     check_entries({entry.key: entry.value for entry in model.metadata_props}, path)
     return stored_fact(model, path, 'options')
 
