@@ -120,12 +120,6 @@ def build_loader(
     return build_dataloader(samples, samples_per_gpu, workers_per_gpu, dist=False, shuffle=False, **rest)
 
 
-def loader_settings(cfg: Any, one_by_one: bool = False) -> dict[str, Any]:
-    """Return what a config tells `build_loader`; `one_by_one`: batches of one sample, whatever it says."""
-    settings = {'workers_per_gpu': cfg.data.get('workers_per_gpu', 2), **cfg.data.get('test_dataloader', {})}
-    return {**settings, 'samples_per_gpu': 1} if one_by_one else settings
-
-
 @contextlib.contextmanager
 def loader_errors() -> Iterator[None]:
     """Give the message of a sample that cannot be read; a loader process puts its traceback before it."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors, loader_settings
+from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -84,12 +84,7 @@ def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -
     """Return the sample indices of one process, scene after scene, each scene in data-set order.
 
     Scenes stay whole, because a memory runs from frame to frame. They go, longest first, to the process that
-    has the fewest frames; every process computes the same plan.
-
-    Args:
-        scene_tokens: of each sample, in data-set order.
-        rank: of the process.
-        world_size: number of processes; there may be more of them than scenes.
+    has the fewest frames; every process computes the same plan. There may be more of them than scenes.
     """
     scenes: dict[Hashable, list[int]] = {}
     for index, token in enumerate(scene_tokens):
@@ -127,7 +122,10 @@ def run_dataset(
     ranks = ranks or Ranks()
     scenes = network.start(dataset) or range(len(dataset))
     indices = shard_scenes(scenes, ranks.rank, ranks.size)
-    loader = build_loader(dataset, indices, **loader_settings(cfg, network.one_by_one))
+    settings = {'workers_per_gpu': cfg.data.get('workers_per_gpu', 2), **cfg.data.get('test_dataloader', {})}
+    if network.one_by_one:
+        settings['samples_per_gpu'] = 1
+    loader = build_loader(dataset, indices, **settings)
     results: dict[int, Any] = {}
     with loader_errors():
         for data in tracked(loader, len(loader), 'batches', ranks.rank == 0):
@@ -158,7 +156,7 @@ def collect(
     tmpdir: str | None = None,
     gpu_collect: bool = False,
 ) -> list[Any] | None:
-    """Bring the results of all processes into data-set order.
+    """Return one result per sample of the data set on rank 0, None elsewhere.
 
     Args:
         results: of this process, by sample index.
@@ -166,9 +164,6 @@ def collect(
         ranks: the processes.
         tmpdir: a folder that all of them see, for their parts; None sends the parts.
         gpu_collect: send them from GPU to GPU.
-
-    Returns:
-        One result per sample on rank 0, None elsewhere.
 
     Raises:
         DataError: a sample was run by no process, or by two; or a part is not in `tmpdir`.

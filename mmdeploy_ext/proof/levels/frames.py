@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, run_twice
-from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
+from mmdeploy_ext.proof.near_ties import near_ties
 from mmdeploy_ext.proof.provenance import companion_checks
 from mmdeploy_ext.proof.results import Case, Pair
 from mmdeploy_ext.proof.tasks import bbox3d
@@ -139,7 +138,8 @@ class SweepProof(FramesProof):
         case = self.judge_tensors(sweep, expected, found)
         if isinstance(found, Exception):
             return case, []
-        sides, ties = (expected.detections, found.detections), functools.partial(self.near_ties, sweep)
+        sides, model = (expected.detections, found.detections), self.deployment.model
+        ties = functools.partial(near_ties, model, lambda: self.reference.step(sweep).detections)
         row = half.match(self.deployment.family.task, self.low, 'boxes', *sides, near_ties=ties)
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
         if not self.most or len(expected.detections) > len(self.most[1]):
@@ -184,16 +184,6 @@ class SweepProof(FramesProof):
                 found = attempt(functools.partial(self.runner.step, chosen))
                 named = dataclasses.replace(chosen, name=f'{chosen.name or "sweep"}, at most {limit} results')
                 yield self.judge(named, self.reference.step(chosen), found)[0]
-
-    def near_ties(self, sweep: Sweep) -> Iterator[Detections3D]:
-        """Return PyTorch's results with thresholds moved by rounding, and with other rounding of layers."""
-        model = self.deployment.model
-
-        def run() -> list[Detections3D]:
-            return [self.reference.step(sweep).detections]
-
-        runs = itertools.chain(with_moved_thresholds(model, run), with_other_rounding(model, run))
-        return (detections for (detections,) in runs)
 
 
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:

@@ -24,7 +24,7 @@ from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proof.levels.sparse_subject import Subject
@@ -33,6 +33,8 @@ EXACT_RTOL = 1e-4
 """Of the largest reference value: float32 against float32."""
 HALF_RTOL = 5e-3
 """The same for the file's fp16 weights against the model's float32 ones."""
+Layer = tuple[str, str, np.ndarray, np.ndarray | None]
+"""Convolution's name in the file, its path in the module, sites (M, 4) in the file's order, values (M, C)."""
 compare = functools.partial(compare_named, what='scn')
 """See `compare_named`."""
 
@@ -74,14 +76,11 @@ class DialectFile:
         keep = self.found.__setitem__
         return engine.run(self.graph, coordinates, features, keep, rulebook=self.rulebook)
 
-    def layer_rows(self, reference: Reference, coordinates: np.ndarray) -> list[TensorRow]:
-        """Compare every layer."""
-        rows = []
+    def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
+        """Yield every layer."""
         for node, wanted in zip(self.graph.convolutions(), self.subject.expected.convolutions(), strict=True):
-            name, expected = f'{node.name} {wanted.module}', reference.layers.get(wanted.module)
-            sites = in_order(self.rulebook.level(node.output).coordinates, self.subject.same_order)
-            rows.extend(layer_rows(name, expected, sites, self.found[node.name], HALF_RTOL))
-        return rows
+            sites = self.rulebook.level(node.output).coordinates
+            yield node.name, wanted.module, sites, self.found[node.name]
 
     def more_rows(self, reference: Reference) -> list[TensorRow]:
         """Compare what the file would give with its weights in float32."""
@@ -90,20 +89,15 @@ class DialectFile:
         return compare({name: reference.dense}, {name: engine.run(exact, coordinates, features)}, EXACT_RTOL)
 
 
-def layer_rows(
-    name: str, expected: LayerOutput | None, sites: np.ndarray, features: np.ndarray, rtol: float
-) -> list[TensorRow]:
-    """Compare one layer, site by site; the order of the rows is each engine's own.
-
-    Args:
-        name: of the layer.
-        expected: of spconv; None when its convolution did not run.
-        sites: (M, 4) of the candidate, in the module's order.
-        features: (M, C) of the candidate.
-        rtol: of the largest reference value.
-    """
+def layer_rows(reference: Reference, layer: Layer, same_order: bool, rtol: float) -> list[TensorRow]:
+    """Compare one layer, site by site; the order of the rows is each engine's own."""
+    node, module, sites, features = layer
+    name, expected = f'{node} {module}', reference.layers.get(module)
+    if features is None:
+        return [failed_row(name, 'the file has no such layer')]
     if expected is None:
         return [failed_row(name, 'missing in the reference: its convolution did not run')]
+    sites = in_order(sites, same_order)
     left, right = (np.lexsort(array.T[::-1]) for array in (expected.coordinates, sites))
     if not np.array_equal(expected.coordinates[left], sites[right]):
         only = len({*map(tuple, expected.coordinates.tolist())} ^ {*map(tuple, sites.tolist())})
@@ -143,28 +137,24 @@ class PortableFile:
         self.subject = subject
         self.engine = ScnOnnx(subject.path, threads=threads)
         nodes = (node.name for node in subject.expected.convolutions())
-        self.layers = with_layers(subject.model, nodes, self.engine.threads)
+        self.shown = with_layers(subject.model, nodes, self.engine.threads)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         """Return the dense map."""
         self.features = features
         return self.engine.step(voxels=(features, coordinates))
 
-    def layer_rows(self, reference: Reference, coordinates: np.ndarray) -> list[TensorRow]:
-        """Compare every layer: (M, C), or (M + 1, C) with its row of zeros (`sparse.portable`)."""
-        found = self.layers.session.run(self.engine.feeds(self.features, coordinates))
-        plan, rows = self.engine.plan, []
-        levels = build(plan, coordinates).levels
+    def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
+        """Yield every layer, without the row of zeros that it may have (`sparse.portable`)."""
+        found = self.shown.session.run(self.engine.feeds(self.features, coordinates))
+        known, levels = self.engine.plan.level_of, build(self.engine.plan, coordinates).levels
         for node in self.subject.expected.convolutions():
-            name, expected = f'{node.name} {node.module}', reference.layers.get(node.module)
             values = found.get(f'{node.name}.out')
-            if values is None or node.output not in plan.level_of:
-                rows.append(failed_row(name, 'the file has no such layer'))
+            if values is None or node.output not in known:
+                yield node.name, node.module, coordinates, None
                 continue
-            sites = in_order(levels[plan.level_of[node.output]].coordinates, self.subject.same_order)
             values = values[:-1] if self.engine.form == 'buckets' else values
-            rows.extend(layer_rows(name, expected, sites, values, EXACT_RTOL))
-        return rows
+            yield node.name, node.module, levels[known[node.output]].coordinates, values
 
     def more_rows(self, reference: Reference) -> list[TensorRow]:
         """Compare nothing else: the file has the weights in float32."""

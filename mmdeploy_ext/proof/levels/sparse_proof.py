@@ -14,10 +14,9 @@ from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.deploy.sparse import has_precision
 from mmdeploy_ext.proof.inputs.voxel_sets import in_order, proof_sets
-from mmdeploy_ext.proof.levels import sparse_structure
+from mmdeploy_ext.proof.levels import sparse_files, sparse_structure
 from mmdeploy_ext.proof.levels.base import Proof
 from mmdeploy_ext.proof.levels.run_twice import attempt
-from mmdeploy_ext.proof.levels.sparse_files import DialectFile, PortableFile, compare, run_reference
 from mmdeploy_ext.proof.levels.sparse_subject import Subject, compare_graph, says_check, subject_of
 from mmdeploy_ext.proof.provenance import settings_check
 from mmdeploy_ext.proof.results import Case, Check, Pair
@@ -109,7 +108,8 @@ class SparseProof(Proof):
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`; a file that cannot be run is a reason, and nothing is."""
         self.candidate, self.milliseconds = None, {}
-        kind = DialectFile if self.subject.asked_for.target == 'libspconv' else PortableFile
+        dialect = self.subject.asked_for.target == 'libspconv'
+        kind = sparse_files.DialectFile if dialect else sparse_files.PortableFile
         found = attempt(lambda: kind(self.subject, int(self.engine.get('threads', 0))))
         if isinstance(found, Exception):
             self.verdict.reasons.append(f'the file cannot be run: {one_line(found)[:300]}')
@@ -124,7 +124,7 @@ class SparseProof(Proof):
 
     def cases(self, one: VoxelSet) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`: every layer and the dense map."""
-        reference = run_reference(self.subject, one)
+        reference = sparse_files.run_reference(self.subject, one)
         coordinates = in_order(one.coordinates, self.subject.same_order)
         start = time.perf_counter()
         rows = dense = attempt(lambda: self.candidate.run(one.features, coordinates))
@@ -142,8 +142,11 @@ class SparseProof(Proof):
         return [_case(one, rows)], [pair]
 
     def _rows(self, reference: Reference, dense: np.ndarray, coordinates: np.ndarray) -> list[TensorRow]:
-        rows = self.candidate.layer_rows(reference, coordinates) if len(coordinates) else []
-        rows += compare({'dense map': reference.dense}, {'dense map': dense}, self.candidate.rtol)
+        rows, given = [], (self.subject.same_order, self.candidate.rtol)
+        for layer in self.candidate.layers(coordinates) if len(coordinates) else ():
+            rows += sparse_files.layer_rows(reference, layer, *given)
+        maps = {'dense map': reference.dense}, {'dense map': dense}
+        rows += sparse_files.compare(*maps, self.candidate.rtol)
         return rows + self.candidate.more_rows(reference)
 
     def timing(self) -> dict[str, float]:
