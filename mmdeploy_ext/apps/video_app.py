@@ -185,13 +185,13 @@ def load(args: argparse.Namespace, engines: Sequence[str], cfg: Any, family: Seq
 
 def draw_scene(models: Models, dataset: Any, indices: Sequence[int], args: argparse.Namespace) -> str:
     """Run the frames and write the pictures; return what to say about it."""
-    from mmdeploy_ext.evaluate.loop import frames_of
+    from mmdeploy_ext.evaluate.loop import DatasetFrames
 
     rule = models.family.preprocess_rule(models.cfg)
     seconds: dict[str, list[float]] = {name: [] for name in models.steppers}
     workers = min(models.cfg.data.get('workers_per_gpu', 2), 2)
     with demo.open_writer(args.out, args.fps) as write:
-        frames = frames_of(models.family, dataset, indices, workers)
+        frames = DatasetFrames(models.family, dataset, indices, workers)
         for number, frame in enumerate(cli.tracked(frames, len(indices), 'frames')):
             found = {}
             for name, stepper in models.steppers.items():
