@@ -15,7 +15,7 @@ from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof import ladder
 from mmdeploy_ext.proof.enough import whole_reasons
 from mmdeploy_ext.proof.levels.run_twice import attempt
-from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
+from mmdeploy_ext.proof.levels.sequence import NearOrigin
 from mmdeploy_ext.proof.references import references
 from mutation_toys import IMAGES, Frames, Pictures, Toy
 from proofs import check_files, run_cases

@@ -65,7 +65,7 @@ def is_video(out: Path) -> bool:
 @contextlib.contextmanager
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield what takes one picture after the other; a video appears when it is complete."""
-    from mmdeploy_ext.runtime.picture_files import write_picture
+    from mmdeploy_ext.runtime.draw import write_picture
 
     if is_video(out):
         with _open_video(out, fps) as write:

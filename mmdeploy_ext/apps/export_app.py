@@ -215,7 +215,7 @@ def _show(
     from mmdeploy_ext.proof.levels.cases import run_case
     from mmdeploy_ext.proof.levels.exported import open_file
     from mmdeploy_ext.proof.references import references
-    from mmdeploy_ext.runtime.picture_files import write_picture
+    from mmdeploy_ext.runtime.draw import write_picture
 
     file = open_file(path)
     shown = onnx.GraphProto()

@@ -129,7 +129,7 @@ def write_proof(
     if not args.report:
         return []
     from mmdeploy_ext.proof.views.report import write_report
-    from mmdeploy_ext.runtime.picture_files import write_picture
+    from mmdeploy_ext.runtime.draw import write_picture
 
     classes = getattr(deployment, 'classes', ())
     lines = [f'report: {write_report(verdict, pictures, classes, Path(args.report))}']

@@ -110,11 +110,11 @@ def list_sweeps(paths: Iterable[Path]) -> list[Path]:
 def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw the boxes of each sweep from above."""
     from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import sweep_picture
-    from mmdeploy_ext.runtime.picture_files import plan_pictures, write_picture
     from mmdeploy_ext.runtime.points import read_points
 
-    targets = plan_pictures(args.images, args.out, list_sweeps, 'sweep')
+    targets = run_images.plan_pictures(args.images, args.out, list_sweeps, 'sweep')
     run_images.check_targets(args, targets.values())
     with opened(args, metadata) as model:
 

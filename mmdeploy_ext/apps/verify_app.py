@@ -163,18 +163,17 @@ def _metrics(
 ) -> list[MetricRow]:
     """Evaluate the config's test set by both engines."""
     from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
-    from mmdeploy_ext.proof.half import precision_of
     from mmdeploy_ext.proof.levels.metrics import compare_metrics
 
     family = deployment.family
     if family.samples != 'images':
         networks = (family.reference(deployment.model), family.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
-        return compare_metrics(deployment.cfg, *detectors, metrics, precision_of(metadata))
+        return compare_metrics(deployment.cfg, *detectors, metrics, metadata.precision)
     named = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
     with build_backend(path=paths[0], **named) as backend:
         detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
-        precision = precision_of(metadata, backend.computes_in)
+        precision = backend.computes_in or metadata.precision
         return compare_metrics(deployment.cfg, *detectors, metrics, precision)
 
 

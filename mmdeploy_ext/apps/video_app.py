@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
 
     compat.apply()
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.evaluate.loop import frames_of, scene_tokens
+    from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
 
     register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     indices = scene_indices(scene_tokens(dataset, family.memory), args.scene, args.frames)
     models = load(args, engines, family)
     with after_weights():
-        frames = frames_of(family, dataset, indices, min(cfg.data.get('workers_per_gpu', 2), 2))
+        frames = DatasetFrames(family, dataset, indices, min(cfg.data.get('workers_per_gpu', 2), 2))
         summary = draw_scene(args, family.preprocess_rule(cfg), frames, len(indices), *models)
     print(f'{args.out}: {len(indices)} frames of scene {args.scene}; {summary}')
     return 0

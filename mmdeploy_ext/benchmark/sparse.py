@@ -28,7 +28,7 @@ from mmdeploy_ext.deploy import sparse as deploy
 from mmdeploy_ext.deploy.deployment import load
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, sweep_sets
+from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.contract import load_model
@@ -210,7 +210,7 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
-        engine.step(voxels=(voxels.features, voxels.in_order(engine.order == order)))
+        engine.step(voxels=(voxels.features, in_order(voxels.coordinates, engine.order == order)))
         total = time.perf_counter() - start
         return _run(voxels, total, *(engine.milliseconds[part] / 1e3 for part in ('rulebook', 'network')))
 
@@ -229,7 +229,7 @@ def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], R
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
-        rulebook = build(plan, voxels.in_order(same), threads)
+        rulebook = build(plan, in_order(voxels.coordinates, same), threads)
         feeds = portable.feeds(plan, rulebook, facts['form'], threads)
         feeds = {portable.VOXELS: voxels.features, **feeds}
         middle = time.perf_counter()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 780, 230
@@ -17,13 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """Where values go.
-
-    Attributes:
-        frames: on the x axis.
-        low: lowest decade.
-        high: highest decade.
-    """
+    """Where values go: `frames` across, decades from `low` to `high` up."""
 
     frames: int
     low: int

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 
 from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 
 HISTOGRAM_DECADES = (-12, 0)
 """Decades of |difference| / scale in a row's histogram; the first count is all that is equal or below."""
@@ -24,12 +19,8 @@ def compare_tensors(
     """Compare the outputs that the spec compares by value, column group by column group.
 
     Nothing passes by being absent: a name that one side lacks, a name that the spec does not know, an empty
-    tensor and columns that no group covers are failing rows.
-
-    Args:
-        reference: output name -> array, of the unpatched model.
-        candidate: output name -> array, of the engine on trial.
-        spec: names, tolerances.
+    tensor and columns that no group covers are failing rows. The reference is the unpatched model, the
+    candidate the engine on trial.
 
     Returns:
         One row per column group in spec order, then one per unknown name.
@@ -38,16 +29,11 @@ def compare_tensors(
     for tensor in spec.outputs:
         if tensor.compare == 'values':
             rows.extend(_compare_output(tensor, reference.get(tensor.name), candidate.get(tensor.name)))
+    outputs = ', '.join(spec.output_names)
     for side, tensors in (('the reference', reference), ('the candidate', candidate)):
+        reason = f'extra: only {side} has it; outputs of {spec.name} are {outputs}'
         unknown = [name for name in tensors if name not in spec.output_names]
-        rows.extend(
-            failed_row(
-                name,
-                f'extra: only {side} has it; outputs of {spec.name} are {", ".join(spec.output_names)}',
-                tensors[name],
-            )
-            for name in unknown
-        )
+        rows.extend(failed_row(name, reason, tensors[name]) for name in unknown)
     return rows
 
 
@@ -83,8 +69,7 @@ def _compare_output(
     reason = _incomparable(reference, candidate)
     if reason:
         return [failed_row(tensor.name, reason, reference)]
-    groups = tensor.column_groups
-    rows = []
+    groups, rows = tensor.column_groups, []
     last_axis = reference.shape[-1] if reference.ndim else 1
     for group in groups:
         name = f'{tensor.name} [{group.name}]' if len(groups) > 1 and group.name else tensor.name
@@ -93,8 +78,7 @@ def _compare_output(
             rows.append(failed_row(name, reason, reference))
         else:
             rows.append(_compare_group(name, group, reference, candidate))
-    uncovered = _uncovered(groups, last_axis)
-    if uncovered:
+    if uncovered := _uncovered(groups, last_axis):
         reason = f'columns {uncovered} belong to no column group of the spec, so nothing compares them'
         rows.append(failed_row(tensor.name, reason, reference))
     return rows
@@ -108,12 +92,8 @@ def without_ties(
 ) -> dict[str, np.ndarray]:
     """Return the outputs with the reference's value where a tie made one side zero and not the other.
 
-    Args:
-        reference: name -> array.
-        outputs: name -> array, of the engine on trial.
-        ties: name -> the other value that a zero may have there, or NaN; see
-            `ImageFamily.interchangeable_zeros`. The side that is not zero has to have this value.
-        rtol: how near it has to be, of the largest reference value.
+    `ties` are the other values that zeros may have there, or NaN; see `ImageFamily.interchangeable_zeros`.
+    The side that is not zero has to be as near to it as `rtol` times the largest reference value.
     """
     result = dict(outputs)
     for name, value in ties.items():
@@ -128,10 +108,10 @@ def without_ties(
 
 def _incomparable(reference: np.ndarray | None, candidate: np.ndarray | None) -> str:
     """Return why two arrays cannot be compared at all; '' when they can."""
-    if reference is None or candidate is None:
-        both = reference is None and candidate is None
-        side = 'both sides' if both else 'the reference' if reference is None else 'the candidate'
-        return f'missing in {side}'
+    if reference is None:
+        return f'missing in {"both sides" if candidate is None else "the reference"}'
+    if candidate is None:
+        return 'missing in the candidate'
     if reference.shape != candidate.shape:
         return f'shape: got {shape_text(candidate.shape)}, expected {shape_text(reference.shape)}'
     if reference.dtype != candidate.dtype:
@@ -163,8 +143,8 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
     expected, got = reference.astype(np.float64).ravel(), candidate.astype(np.float64).ravel()
     odd = [_not_finite('candidate', got), _not_finite('reference', expected)]
     if any(odd):
-        hint = ['the reference is no better, so there is nothing to prove'] if all(odd) else []
-        return failed_row(name, '; '.join(filter(None, [*odd, *hint])), reference)
+        hint = 'the reference is no better, so there is nothing to prove' if all(odd) else ''
+        return failed_row(name, '; '.join(filter(None, [*odd, hint])), reference)
     difference = np.abs(got - expected)
     scale, max_abs, reason = float(np.abs(expected).max()), float(difference.max()), ''
     tolerance = max(group.rtol * scale, group.atol)
@@ -172,22 +152,12 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
         reason = 'the candidate is all zero, the reference is not'
     elif max_abs > tolerance:
         over = int((difference > tolerance).sum())
-        reason = f'{over} of {difference.size} values differ by more than {tolerance:.3g}' + _of_unit(group)
-    return TensorRow(
-        name,
-        shape_text(reference.shape),
-        max_abs,
-        _ratio(max_abs, scale),
-        _cosine(expected, got),
-        tolerance,
-        not reason,
-        reason,
-        _histogram(difference, scale),
-    )
-
-
-def _of_unit(group: ColumnGroup) -> str:
-    return f' {group.unit}' if group.unit else ''
+        reason = f'{over} of {difference.size} values differ by more than {tolerance:.3g}'
+        reason += f' {group.unit}' if group.unit else ''
+    max_rel = None if max_abs > scale == 0 else max_abs / (scale or 1.0)
+    figures = (max_abs, max_rel, _cosine(expected, got), tolerance)
+    histogram = _histogram(difference, scale)
+    return TensorRow(name, shape_text(reference.shape), *figures, not reason, reason, histogram)
 
 
 def _not_finite(side: str, values: np.ndarray) -> str:
@@ -195,12 +165,6 @@ def _not_finite(side: str, values: np.ndarray) -> str:
     if not nans and not infinities:
         return ''
     return f'{side}: {nans} NaN and {infinities} infinite of {values.size} values'
-
-
-def _ratio(max_abs: float, scale: float) -> float | None:
-    if scale > 0:
-        return max_abs / scale
-    return 0.0 if max_abs == 0 else None
 
 
 def _cosine(expected: np.ndarray, got: np.ndarray) -> float:
@@ -220,4 +184,4 @@ def _histogram(difference: np.ndarray, scale: float) -> tuple[int, ...]:
     with np.errstate(divide='ignore'):
         decades = np.ceil(np.log10(relative))
     index = np.clip(decades, low, high).astype(np.int64) - low
-    return tuple(int(count) for count in np.bincount(index, minlength=high - low + 1))
+    return tuple(np.bincount(index, minlength=high - low + 1).tolist())

@@ -14,9 +14,8 @@ from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances, ScoredMasks
-from mmdeploy_ext.runtime.draw import draw_detections, draw_instances
+from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, write_picture
 from mmdeploy_ext.runtime.panoptic import Segments
-from mmdeploy_ext.runtime.picture_files import write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,10 +32,9 @@ if TYPE_CHECKING:
 
 
 class PublishedDetector(Network):
-    """mmdet's own detector, called as mmdet's test loop calls it; see `loop.Network`."""
+    """mmdet's own detector, in evaluation mode, called as mmdet's test loop calls it; see `loop.Network`."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep a model in evaluation mode, on its device."""
         from mmcv.parallel import MMDataParallel
 
         device = next(model.parameters()).device
@@ -51,37 +49,26 @@ class PublishedDetector(Network):
             return self.model(return_loss=False, rescale=True, **data)
 
 
+@dataclasses.dataclass
 class BackendDetector(Network):
-    """A detector of images whose network is a backend: PyTorch or an ONNX engine; see `loop.Network`."""
+    """A detector of images whose network is a backend: PyTorch or an ONNX engine; see `loop.Network`.
 
-    def __init__(
-        self,
-        backend: Backend,
-        family: ImageFamily,
-        metadata: Metadata,
-        dump: DumpWriter | None = None,
-        show: Show | None = None,
-    ) -> None:
-        """Keep the parts.
+    Attributes:
+        backend: an active backend.
+        family: makes feeds, turns outputs into detections.
+        metadata: of the graph: form, spec, post-processing facts, classes.
+        dump: what to write while it runs.
+        show: what to draw while it runs.
+    """
 
-        Args:
-            backend: an active backend.
-            family: makes feeds, turns outputs into detections.
-            metadata: of the graph: form, spec, post-processing facts, classes.
-            dump: what to write while it runs.
-            show: what to draw while it runs.
-        """
-        self.backend = backend
-        self.family = family
-        self.metadata = metadata
-        self.dump = dump
-        self.show = show
+    backend: Backend
+    family: ImageFamily
+    metadata: Metadata
+    dump: DumpWriter | None = None
+    show: Show | None = None
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
         """Run one batch: `img`, a (B, 3, H, W) tensor per test-time augmentation, and `img_metas`.
-
-        Returns:
-            Per image mmdet's result, see `to_mmdet_result`.
 
         Raises:
             ShapeError: test-time augmentation.
@@ -126,10 +113,9 @@ class BackendDetector(Network):
         axes = self.backend.spec.inputs[0].axes
         if not all(isinstance(axis, int) for axis in axes[2:]):
             return image
-        padding = [
-            (0, max(axis - size, 0)) for axis, size in zip(axes[2:], image.tensor.shape[1:], strict=True)
-        ]
-        return dataclasses.replace(image, tensor=np.pad(image.tensor, [(0, 0), *padding]))
+        more = [max(axis - size, 0) for axis, size in zip(axes[2:], image.tensor.shape[1:], strict=True)]
+        padding = [(0, count) for count in (0, *more)]
+        return dataclasses.replace(image, tensor=np.pad(image.tensor, padding))
 
     def _write(self, indices: Sequence[int], tensors: Mapping[str, np.ndarray]) -> None:
         spec = self.metadata.spec
@@ -137,41 +123,30 @@ class BackendDetector(Network):
         # inputs of one axis are of the whole batch (`ori_shape`)
         whole = {tensor.name for tensor in spec.inputs if len(tensor.axes) == 1}
         for place, index in enumerate(indices):
+            rows = slice(place, place + 1)
             if self.dump.wants(index):
-                own = {
-                    name: array if name in whole else array[place : place + 1]
-                    for name, array in tensors.items()
-                }
+                own = {name: array if name in whole else array[rows] for name, array in tensors.items()}
                 self.dump.write(index, own, meanings=meanings)
 
 
+@dataclasses.dataclass
 class FrameDetector(Network):
-    """A model of frames on any engine; see `loop.Network`."""
+    """A model of frames on any engine; see `loop.Network`.
+
+    Attributes:
+        stepper: the model on an engine.
+        family: makes frames of samples, and results of detections.
+        dump: what to write while it runs; needs `model`.
+        model: the PyTorch model whose taps are written.
+        keep_memory: False empties the memory before every frame.
+    """
 
     one_by_one = True
-
-    def __init__(
-        self,
-        stepper: Stepper,
-        family: SequenceFamily,
-        dump: DumpWriter | None = None,
-        model: nn.Module | None = None,
-        keep_memory: bool = True,
-    ) -> None:
-        """Keep the parts.
-
-        Args:
-            stepper: the model on an engine.
-            family: makes frames of samples, and results of detections.
-            dump: what to write while it runs; needs `model`.
-            model: the PyTorch model whose taps are written.
-            keep_memory: False empties the memory before every frame.
-        """
-        self.stepper = stepper
-        self.family = family
-        self.dump = dump
-        self.model = model
-        self.keep_memory = keep_memory
+    stepper: Stepper
+    family: SequenceFamily
+    dump: DumpWriter | None = None
+    model: nn.Module | None = None
+    keep_memory: bool = True
 
     def start(self, dataset: Dataset) -> list[str] | None:
         """See `loop.Network`."""
@@ -226,11 +201,10 @@ def _prepared(
 ) -> PreparedImage:
     """Return what mmdet's pipeline made, in our terms."""
     scale = np.asarray(meta.get('scale_factor', 1.0), np.float32)
-    scale = np.broadcast_to(scale, (4,)).copy()
     return PreparedImage(
         tensor=np.ascontiguousarray(tensor),
         img_shape=tuple(meta['img_shape'][:2]),
-        scale_factor=scale,
+        scale_factor=np.broadcast_to(scale, (4,)).copy(),
         ori_shape=tuple(meta['ori_shape'][:2]),
         border=_border(meta),
         proposals=None if proposals is None else proposals.cpu().numpy(),

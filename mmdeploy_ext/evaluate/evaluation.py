@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import random
 import sys
@@ -25,11 +27,7 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
     for key, exists in (('ann_file', os.path.isfile), ('img_prefix', os.path.isdir)):
         value = dataset_cfg.get(key)
         if isinstance(value, str) and value:
-            path = (
-                value
-                if os.path.isabs(value) or not root or value.startswith(root)
-                else os.path.join(root, value)
-            )
+            path = value if value.startswith(root) else os.path.join(root, value)
             if not (exists(path) or exists(value)):
                 raise DataError(
                     f'{config}: data.test.{key}={path}: no such {"file" if key == "ann_file" else "folder"}; '
@@ -37,22 +35,15 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
                 )
 
 
-class NamedPipeline:
-    """A test pipeline whose errors name the image."""
-
-    def __init__(self, pipeline: Callable[[dict[str, Any]], Any]) -> None:
-        """Keep the data set's own pipeline."""
-        self.pipeline = pipeline
-
-    def __call__(self, results: dict[str, Any]) -> Any:
-        """Prepare one sample; DataError names its file."""
-        name = (results.get('img_info') or {}).get('filename') or f'sample {results.get("sample_idx", "")}'
-        path = os.path.join(results.get('img_prefix') or '', name).strip()
-        try:
-            return self.pipeline(results)
-        except Exception as error:
-            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            raise DataError(f'{path}: cannot be prepared ({reason}); expected an image') from error
+def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]) -> Any:
+    """Prepare one sample by a data set's own pipeline; DataError names its file."""
+    name = (results.get('img_info') or {}).get('filename') or f'sample {results.get("sample_idx", "")}'
+    path = os.path.join(results.get('img_prefix') or '', name).strip()
+    try:
+        return pipeline(results)
+    except Exception as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise DataError(f'{path}: cannot be prepared ({reason}); expected an image') from error
 
 
 def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
@@ -88,10 +79,11 @@ def build_dataset(cfg: Any) -> Dataset:
     if len(dataset) == 0:
         raise DataError(f'{cfg.filename}: data.test has no sample ({dataset_cfg.get("ann_file")})')
     if hasattr(dataset, 'pipeline'):
-        dataset.pipeline = NamedPipeline(dataset.pipeline)
+        dataset.pipeline = functools.partial(_prepared, dataset.pipeline)
     return dataset
 
 
+@dataclasses.dataclass
 class _Samples:
     """Samples of a data set; what numpy and `random` draw in its pipeline follows from the index alone.
 
@@ -99,12 +91,10 @@ class _Samples:
     past in tests as well, unless it has `test_mode`. Measured: mAP 0.152 and 0.156 of one model.
     """
 
-    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
-        """Keep the data set and which of its samples these are."""
-        self.dataset, self.indices = dataset, indices
+    dataset: Dataset
+    indices: Sequence[int]
 
     def __len__(self) -> int:
-        """Return how many samples there are."""
         return len(self.indices)
 
     def __getitem__(self, place: int) -> Any:
@@ -130,12 +120,6 @@ def build_loader(
     return build_dataloader(samples, samples_per_gpu, workers_per_gpu, dist=False, shuffle=False, **rest)
 
 
-def loader_settings(cfg: Any, one_by_one: bool = False) -> dict[str, Any]:
-    """Return what a config tells `build_loader`; `one_by_one`: batches of one sample, whatever it says."""
-    settings = {'workers_per_gpu': cfg.data.get('workers_per_gpu', 2), **cfg.data.get('test_dataloader', {})}
-    return {**settings, 'samples_per_gpu': 1} if one_by_one else settings
-
-
 @contextlib.contextmanager
 def loader_errors() -> Iterator[None]:
     """Give the message of a sample that cannot be read; a loader process puts its traceback before it."""
@@ -158,9 +142,8 @@ def evaluate(
         ConfigError: a metric that the data set does not have.
         DataError: results or tables that the evaluator does not take.
     """
-    settings = dict(cfg.get('evaluation') or {})
-    for key in ('interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'):
-        settings.pop(key, None)
+    hook = 'interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'
+    settings = {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in hook}
     settings.update(metric=list(metrics), **dict(options or {}))
     try:
         values = dataset.evaluate(results, **settings)
@@ -189,7 +172,4 @@ def check_tables(cfg: Any, dataset: Dataset) -> None:
 
 def work_dir_name(config: str) -> str:
     """Return the config's name without `_pth` or `_onnx`: both runs of a model share one folder."""
-    stem = Path(config).stem
-    for suffix in ('_pth', '_onnx'):
-        stem = stem.removesuffix(suffix)
-    return stem
+    return Path(config).stem.removesuffix('_pth').removesuffix('_onnx')

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.core.cli import tracked
 from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors, loader_settings
+from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -47,12 +47,8 @@ class Network(abc.ABC):
 def scene_tokens(dataset: Dataset, needed: bool = True) -> list[str]:
     """Return the scene token of every sample of an mmdet3d nuScenes data set.
 
-    Args:
-        dataset: built by `evaluation.build_dataset`.
-        needed: False takes all samples for one scene where its info file, as mmdet3d's own, has none.
-
-    Raises:
-        DataError: its info file has none.
+    Where its info file has none, as mmdet3d's own, a DataError says so; all samples are of one scene where
+    the tokens are not `needed`.
     """
     infos = getattr(dataset, 'data_infos', [])
     if not infos or not all('scene_token' in info for info in infos):
@@ -65,48 +61,30 @@ def scene_tokens(dataset: Dataset, needed: bool = True) -> list[str]:
     return [str(info['scene_token']) for info in infos]
 
 
-def frames_of(
-    family: SequenceFamily, dataset: Dataset, indices: Sequence[int], workers: int = 2
-) -> Iterator[Frame | Sweep]:
-    """Yield samples of a data set as frames."""
-    with loader_errors():
-        for data in build_loader(dataset, indices, workers_per_gpu=workers):
-            yield family.frame(data)
-
-
 @dataclasses.dataclass(frozen=True)
 class DatasetFrames:
-    """Samples of a data set as frames, read one by one: a hundred of them would not fit beside a model.
-
-    Attributes:
-        family: makes frames of samples.
-        dataset: built by `evaluation.build_dataset`.
-        indices: of the samples, in order.
-    """
+    """Samples of a data set as frames, read one by one: a hundred of them would not fit beside a model."""
 
     family: SequenceFamily
     dataset: Dataset
     indices: Sequence[int]
+    workers: int = 0
 
     def __len__(self) -> int:
-        """Return the number of frames."""
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Frame | Sweep]:
         """Read the frames anew."""
-        return frames_of(self.family, self.dataset, self.indices, workers=0)
+        with loader_errors():
+            for data in build_loader(self.dataset, self.indices, workers_per_gpu=self.workers):
+                yield self.family.frame(data)
 
 
 def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
     """Return the sample indices of one process, scene after scene, each scene in data-set order.
 
     Scenes stay whole, because a memory runs from frame to frame. They go, longest first, to the process that
-    has the fewest frames; every process computes the same plan.
-
-    Args:
-        scene_tokens: of each sample, in data-set order.
-        rank: of the process.
-        world_size: number of processes; there may be more of them than scenes.
+    has the fewest frames; every process computes the same plan. There may be more of them than scenes.
     """
     scenes: dict[Hashable, list[int]] = {}
     for index, token in enumerate(scene_tokens):
@@ -128,7 +106,7 @@ def run_dataset(
     tmpdir: str | None = None,
     gpu_collect: bool = False,
 ) -> list[Any] | None:
-    """Run a model over a data set.
+    """Run a model over a data set; a DataError names a sample that cannot be read.
 
     Args:
         network: the model on an engine.
@@ -140,14 +118,14 @@ def run_dataset(
 
     Returns:
         One result per sample in data-set order on rank 0, None elsewhere.
-
-    Raises:
-        DataError: a sample that cannot be read.
     """
     ranks = ranks or Ranks()
     scenes = network.start(dataset) or range(len(dataset))
     indices = shard_scenes(scenes, ranks.rank, ranks.size)
-    loader = build_loader(dataset, indices, **loader_settings(cfg, network.one_by_one))
+    settings = {'workers_per_gpu': cfg.data.get('workers_per_gpu', 2), **cfg.data.get('test_dataloader', {})}
+    if network.one_by_one:
+        settings['samples_per_gpu'] = 1
+    loader = build_loader(dataset, indices, **settings)
     results: dict[int, Any] = {}
     with loader_errors():
         for data in tracked(loader, len(loader), 'batches', ranks.rank == 0):
@@ -178,7 +156,7 @@ def collect(
     tmpdir: str | None = None,
     gpu_collect: bool = False,
 ) -> list[Any] | None:
-    """Bring the results of all processes into data-set order.
+    """Return one result per sample of the data set on rank 0, None elsewhere.
 
     Args:
         results: of this process, by sample index.
@@ -186,9 +164,6 @@ def collect(
         ranks: the processes.
         tmpdir: a folder that all of them see, for their parts; None sends the parts.
         gpu_collect: send them from GPU to GPU.
-
-    Returns:
-        One result per sample on rank 0, None elsewhere.
 
     Raises:
         DataError: a sample was run by no process, or by two; or a part is not in `tmpdir`.

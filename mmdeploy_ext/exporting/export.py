@@ -75,7 +75,7 @@ def export_stages(
     if options.get('group_norm') == 'exact':
         model, _ = replace_group_norm(model)
     if options.simplify:
-        model, _ = simplify(model)
+        model = simplify(model)
     model = apply_spec(model, spec)
     exporter.check_written(model, options.opset)
     return model

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -11,7 +13,7 @@ import onnx.inliner
 from onnx import helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
-from mmdeploy_ext.graph.batches import FOLDING, Batches
+from mmdeploy_ext.graph.diff.nodes import SHAPE_READERS
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
@@ -19,27 +21,80 @@ from mmdeploy_ext.graph.passes.shapes import UNKNOWN, set_shapes
 from mmdeploy_ext.graph.proof import ROUNDING, difference, trial_sizes
 from mmdeploy_ext.graph.run import Runner
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+FOLDING = ('Reshape', 'Flatten')
+"""Operators that can fold the batch into another axis."""
+PICKING = ('Gather', 'Slice')
+"""Operators that can take one of the images by a constant."""
 
-SHAPE_READERS = ('Shape', 'Size')
-"""Operators whose outputs depend on how many images there are, not on what is in them."""
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Shapes of tensors that an output needs, in runs with two numbers of images, `sizes`: before and now."""
+
+    sizes: tuple[int, int]
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def axis(self, name: str) -> int | None:
+        """Return which axis is the batch: the first, or the only one that changes with it; else None."""
+        changed = self._changed(name)
+        if not changed or tuple(shape[changed[0]] for shape in self.shapes[name]) != self.sizes:
+            return None
+        return changed[0] if changed[0] == 0 or len(changed) == 1 else None
+
+    def plain(self, name: str) -> bool:
+        """Return whether the batch is an axis and nothing else changes with it."""
+        return self.axis(name) is not None and len(self._changed(name)) == 1
+
+    def lost(self, name: str) -> bool:
+        """Return whether a tensor that held one batch before has no axis that grows with it."""
+        if name not in self.shapes or self.axis(name) is not None:
+            return False
+        one, new = self.shapes[name]
+        return one[:1] == new[:1] and (self.sizes[0] == 1 or one[:1] == self.sizes[:1])
+
+    def pinned(self, name: str) -> bool:
+        """Return whether a tensor holds more for more images while its first axis stays the old batch."""
+        if not self.lost(name) or self.shapes[name][0][:1] != self.sizes[:1]:
+            return False
+        one, new = (math.prod(shape) for shape in self.shapes[name])
+        return new * self.sizes[0] == one * self.sizes[1] > 0
+
+    def folds(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node that keeps the order of the values folds the batch into another axis.
+
+        It does keep it where equally many numbers lie before it: [B, 8] may become [1, B, 8].
+        """
+        source, made = node.input[0], node.output[0]
+        before, after = self.axis(source), self.axis(made)
+        if node.op_type not in FOLDING or before is None or made not in self.shapes:
+            return False
+        parts = ((source, before), (made, after))
+        return after is None or len({math.prod(self.shapes[name][0][:axis]) for name, axis in parts}) == 2
+
+    def picks(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node takes some of the images out of a batch."""
+        source, made = node.input[0], node.output[0]
+        kept = made not in self.shapes or self.axis(made) is not None
+        return node.op_type in PICKING and self.axis(source) is not None and not kept
+
+    def text(self, name: str) -> tuple[str, str]:
+        """Return both shapes of a tensor as text."""
+        one, new = ('x'.join(map(str, shape)) or 'a scalar' for shape in self.shapes[name])
+        return one, new
+
+    def _changed(self, name: str) -> list[int]:
+        one, new = self.shapes.get(name, ((), ()))
+        return [axis for axis, size in enumerate(one) if size != new[axis]] if len(one) == len(new) else []
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """A graph with an open batch, and what to feed it.
 
-    Attributes:
-        model: the graph.
-        index: of the graph.
-        inputs: input -> shape with the new batch, for all inputs.
-        images: inputs whose first axis is the batch.
-        sizes: the old batch and the new one.
-        seed: of the random inputs.
+    `inputs` are the shapes of all inputs with the new batch, `images` those whose first axis is the batch;
+    `sizes` are the old batch and the new one.
     """
 
-    model: onnx.ModelProto
     index: Index
     inputs: Mapping[str, Sequence[int]]
     images: Sequence[str]
@@ -48,30 +103,23 @@ class Trial:
 
     def feeds(self, batch: int, seed: int) -> dict[str, np.ndarray]:
         """Return random inputs with as many images."""
-        shapes = {
-            name: [batch, *shape[1:]] if name in self.images else list(shape)
-            for name, shape in self.inputs.items()
-        }
-        return random_feeds(self.model, seed, shapes)
+        changed = {name: [batch, *self.inputs[name][1:]] for name in self.images}
+        return random_feeds(self.index.model, seed, {**self.inputs, **changed})
 
     def shapes(self) -> Batches:
         """Run the graph with both batches, and read the shape of every tensor that depends on them.
 
         Every such tensor gets a Shape node, so that no more of them are in memory than in any other run.
         """
-        typed = {value.name: value.type for value in (*self.model.graph.value_info, *self.model.graph.output)}
-        needed = {name for at in self.index.ancestors(self.index.outputs) for name in self.index.writes(at)}
-        made = [
-            name
-            for position in self.index.descendants(self.images)
-            for name in self.index.writes(position)
-            if name in needed and name in typed and typed[name].HasField('tensor_type')
-        ]
+        index = self.index
+        values = (*index.graph.value_info, *index.graph.output)
+        tensors = {value.name for value in values if value.type.HasField('tensor_type')}
+        tensors &= {name for at in index.ancestors(index.outputs) for name in index.writes(at)}
+        made = [name for at in index.descendants(self.images) for name in index.writes(at) if name in tensors]
         prefix = 'shape_of/'
-        while any(name.startswith(prefix) for name in self.index.tensors):
+        while any(name.startswith(prefix) for name in index.tensors):
             prefix += '/'
-        measured = onnx.ModelProto()
-        measured.CopyFrom(self.model)
+        measured = copy.deepcopy(index.model)
         names = {prefix + name: name for name in (*self.images, *made)}
         measured.graph.node.extend(helper.make_node('Shape', [name], [new]) for new, name in names.items())
         runner = Runner(measured, list(names), shapes_first=True)
@@ -95,7 +143,7 @@ class Trial:
         if many < 2 or not names:
             return set()
         feeds, others = (self.feeds(many, seed) for seed in (self.seed, self.seed + 1))
-        runner, changing = Runner(self.model, names), set()
+        runner, changing = Runner(self.index.model, names), set()
         base = runner.run(feeds)
         for image in (0, many - 1):
             changed = dict(feeds)
@@ -103,9 +151,7 @@ class Trial:
                 changed[name] = feeds[name].copy()
                 changed[name][image] = others[name][image]
             result = runner.run(changed)
-            for name in names:
-                if result[name].shape == base[name].shape and _reaches(result[name], base[name], image, many):
-                    changing.add(name)
+            changing |= {name for name in names if _reaches(result[name], base[name], image, many)}
         again = runner.run(feeds) if changing else base
         return {name for name in changing if not difference(again[name], base[name])}
 
@@ -130,23 +176,18 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
     if len(set(batches.values())) > 1:
         several = ', '.join(f'{name} from {one} to {new}' for name, (one, new) in batches.items())
         return f'not checked whether images are kept apart: the first axes change unalike ({several})'
-    shapes = {value.name: types.shape(value.type) for value in after.graph.input}
+    shapes = types.shapes(after.graph.input)
     whole = onnx.inliner.inline_local_functions(after) if after.functions else after
     model = set_shapes(whole, {name: [UNKNOWN, *(shapes[name] or [])[1:]] for name in batches})
-    trial = Trial(model, Index(model), sizes, list(batches), next(iter(batches.values())), seed)
+    one, new = next(iter(batches.values()))
     try:
-        problem, note = _judge(trial)
+        problem, note = _judge(Trial(Index(model), sizes, list(batches), (one, new), seed))
     except (InferenceError, ModelFileError) as error:
-        one, new = trial.sizes
-        return (
-            f'not checked whether {new} images are kept apart: that takes a run with {one} and one with '
-            f'{new}, and one of them fails: {str(error).splitlines()[0]}'
-        )
+        runs = f'a run with {one} and one with {new}, and one of them fails: {str(error).splitlines()[0]}'
+        return f'not checked whether {new} images are kept apart: that takes {runs}'
     if problem:
-        raise InferenceError(
-            f'with {trial.sizes[1]} images instead of {trial.sizes[0]} the graph runs, but {problem} '
-            f'(--no-trial writes the file all the same)'
-        )
+        what = f'with {new} images instead of {one} the graph runs, but {problem}'
+        raise InferenceError(f'{what} (--no-trial writes the file all the same)')
     return note
 
 
@@ -154,17 +195,12 @@ def _batches(
     before: onnx.ModelProto, after: onnx.ModelProto, trial: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[int, int]]:
     """Return input -> its batch before and in the trial, where the edit changes it; 1 where it was open."""
-    old = {value.name: types.shape(value.type) for value in before.graph.input}
-    new = {value.name: types.shape(value.type) for value in after.graph.input}
-    found = {}
+    old, new, found = types.shapes(before.graph.input), types.shapes(after.graph.input), {}
     for name, sizes in trial.items():
         had, gets = old[name], new[name]
-        if not had or not gets or had[0] == gets[0]:
-            continue
-        first = had[0] if isinstance(had[0], int) else 1
-        if first != sizes[0]:
-            found[name] = (first, sizes[0])
-    return found
+        if had and gets and had[0] != gets[0]:
+            found[name] = (had[0] if isinstance(had[0], int) else 1, sizes[0])
+    return {name: (one, new) for name, (one, new) in found.items() if one != new}
 
 
 def _judge(trial: Trial) -> tuple[str, str]:
@@ -174,12 +210,10 @@ def _judge(trial: Trial) -> tuple[str, str]:
     reach = {at: _flow(index, [index.nodes[at].output[0]], apart) for at in _nodes_at_fault(trial, found)}
     empty = []
     for name in index.outputs:
-        at_fault = [at for at, names in reach.items() if name in names]
-        if not at_fault or name in apart:
-            continue
-        if name not in found.shapes or 0 in found.shapes[name][1]:
+        at_fault = [at for at, names in reach.items() if name in names and name not in apart]
+        if at_fault and (name not in found.shapes or 0 in found.shapes[name][1]):
             empty.append(name)
-        elif found.lost(name):
+        elif at_fault and found.lost(name):
             return _message(index, found, at_fault, reach, name), ''
     later = _flow(index, [index.nodes[at].output[0] for at in reach])
     mixed = trial.mixed([name for name in index.outputs if name in later], found)
@@ -197,17 +231,16 @@ def _nodes_at_fault(trial: Trial, found: Batches) -> list[int]:
     index = trial.index
     images, fed = _flow(index, trial.images), index.descendants(index.inputs)
     computed = {*index.inputs, *(name for at in fed for name in index.writes(at))}
-    nodes = [(at, index.nodes[at]) for at in fed if images.intersection(index.nodes[at].input[:1])]
-    return [
-        at
-        for at, node in nodes
-        if found.folds(node) or (found.picks(node) and not computed & set(node.input[1:]))
-    ]
+
+    def loses(node: onnx.NodeProto) -> bool:
+        return found.folds(node) or (found.picks(node) and not computed & set(node.input[1:]))
+
+    return [at for at in fed if images.intersection(index.nodes[at].input[:1]) and loses(index.nodes[at])]
 
 
 def _reaches(result: np.ndarray, base: np.ndarray, image: int, many: int) -> bool:
     """Return whether two arrays differ beyond one image, whichever axis of that size holds the images."""
-    axes = [axis for axis, size in enumerate(base.shape) if size == many]
+    axes = [axis for axis, size in enumerate(base.shape) if size == many and result.shape == base.shape]
     rests = ([np.delete(value, image, axis) for value in (result, base)] for axis in axes)
     return bool(axes) and all(difference(*rest) > ROUNDING for rest in rests)
 
@@ -231,25 +264,22 @@ def _message(
 
     Where one writes the old batch down, among those that are at_fault and the ones behind them, it is named.
     """
-    behind = {name for at in at_fault for name in reach[at]}
-    pinned = [
-        at
-        for at, node in enumerate(index.nodes)
-        if node.op_type in FOLDING and node.output[0] in behind and found.pinned(node.output[0])
-    ]
-    folding = [at for at in at_fault if index.nodes[at].op_type in FOLDING]
+    behind = {name for at in at_fault for name in reach[at] if found.pinned(name)}
+    nodes = [at for at, node in enumerate(index.nodes) if node.op_type in FOLDING]
+    pinned = [at for at in nodes if index.nodes[at].output[0] in behind]
+    folding = [at for at in at_fault if at in nodes]
     named = pinned or folding or at_fault
     node = index.nodes[named[0]]
-    one, new = found.text(node.output[0])
+    who, (one, new) = f'{index.label(named[0])} ({node.op_type})', found.text(node.output[0])
     if not folding:
         return (
-            f'{index.label(named[0])} ({node.op_type}) still makes {new} of them: it takes images by a '
-            f'constant; output {output} leaves out the others, or mixes the images. Export it without that'
+            f'{who} still makes {new} of them: it takes images by a constant; output {output} leaves out the '
+            f'others, or mixes the images. Export it without that'
         )
     others = f', as {len(named) - 1} others do' if len(named) > 1 else ''
-    hint = ', or let the first number of these constants be 0, which keeps the axis'
+    keeps = pinned and node.op_type == 'Reshape' and found.axis(node.input[0]) == 0
+    hint = ', or let the first number of these constants be 0, which keeps the axis' if keeps else ''
     return (
-        f'{index.label(named[0])} ({node.op_type}) makes {new} of what was {one}: its shape folds the batch '
-        f'into another axis{others}; output {output} mixes the images. Export it with that axis open'
-        f'{hint if pinned and node.op_type == "Reshape" and found.axis(node.input[0]) == 0 else ""}'
+        f'{who} makes {new} of what was {one}: its shape folds the batch into another axis{others}; output '
+        f'{output} mixes the images. Export it with that axis open{hint}'
     )

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
 
 from mmdeploy_ext.contract.metadata import NEWER, PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
@@ -24,22 +27,14 @@ from mmdeploy_ext.graph.passes.select import matching_nodes
 from mmdeploy_ext.graph.passes.shapes import set_by_text
 from mmdeploy_ext.graph.passes.simplify import simplify
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import onnx
-
 KEY = f'{PREFIX}edits'
 
 
 def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *packages: str) -> None:
     """Append a command to the record of a model, in place; a file that this project did not export has none.
 
-    Args:
-        model: the result of the command.
-        command: of `REPEATED`, or of the families that know how to do it again.
-        arguments: plain JSON types.
-        packages: that decide about the result; their versions are kept.
+    It is one of `REPEATED`, or a family knows how to do it again; its arguments are plain JSON types. Of the
+    packages that decide about the result the versions are kept.
     """
     props = {entry.key: entry for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
@@ -57,12 +52,9 @@ def repeat(
     edits: Sequence[Mapping[str, Any]],
     more: Mapping[str, Callable[..., onnx.ModelProto]] | None = None,
 ) -> onnx.ModelProto:
-    """Return what recorded commands make of a model.
+    """Return what recorded commands make of a fresh export.
 
-    Args:
-        model: a fresh export.
-        edits: of the metadata.
-        more: commands that packages above this one know: name -> function of a model and the arguments.
+    `more` are commands that packages above this one know: name -> function of a model and the arguments.
 
     Raises:
         ModelFileError: a command or argument that is not known, or one that fails on the model.
@@ -84,25 +76,27 @@ def repeat(
 
 def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return packages that decided about an edited graph and are of another version here."""
-    found = []
-    for edit in edits:
-        for package, version in edit['versions'].items():
-            try:
-                here = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                here = 'not installed'
-            if here != version:
-                found.append(f'{edit["command"]} was done by {package} {version}, here is {here}')
-    return found
+    done = [(edit['command'], *entry) for edit in edits for entry in edit['versions'].items()]
+    here = {package: _version(package) for _, package, _ in done}
+    return [
+        f'{command} was done by {package} {version}, here is {here[package]}'
+        for command, package, version in done
+        if here[package] != version
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return 'not installed'
 
 
 def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onnx.ModelProto, int]:
-    """Return a model with float16 written into it, and how many nodes stay float32 by name.
+    """Return a float32 model with float16 written into it, and how many nodes stay float32 by name.
 
-    Args:
-        model: float32.
-        io: 'fp16' makes floats of inputs and outputs float16, 'fp32' leaves them.
-        keep_fp32: patterns of nodes that stay, besides those that have to.
+    `io` 'fp16' makes floats of inputs and outputs float16, too, 'fp32' leaves them; `keep_fp32` are patterns
+    of nodes that stay, besides those that have to.
     """
     spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
     kept = len(matching_nodes(model.graph.node, patterns))
@@ -110,9 +104,9 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
 
 
 REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
-    'fold': lambda model: fold(model)[0],
-    'simplify': lambda model: simplify(model)[0],
-    'convert-opset': lambda model, opset: convert_opset(model, opset)[0],
+    'fold': fold,
+    'simplify': simplify,
+    'convert-opset': lambda model, opset: convert_opset(model, opset),
     'replace': lambda model, rules, named: replace_all(model, rules, named)[0],
     'rename': rename,
     'set-shape': lambda model, shapes: set_by_text(model, shapes),

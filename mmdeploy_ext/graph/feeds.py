@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -11,32 +11,18 @@ from onnx import helper
 from mmdeploy_ext.core.errors import ShapeError, UsageError
 from mmdeploy_ext.graph.io.index import Index, near
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
 DEFAULT_SIZE = 64
 """Size of a symbolic axis that was given none, except for the first, which gets 1."""
 INDEX_INPUTS = {'Gather': 1, 'GatherElements': 1, 'GatherND': 1}
 """Operators whose input at this position holds indices into their first."""
-SIZE_INPUTS = {
-    'Reshape': (1,),
-    'Expand': (1,),
-    'Resize': (2, 3),
-    'TopK': (1,),
-    'Tile': (1,),
-    'ConstantOfShape': (0,),
-    'Range': (0, 1, 2),
-}
+SIZE_INPUTS = dict.fromkeys(('Reshape', 'Expand', 'TopK', 'Tile'), (1,))
+SIZE_INPUTS |= {'Resize': (2, 3), 'ConstantOfShape': (0,), 'Range': (0, 1, 2)}
 """Operators whose inputs at these positions are sizes: ones are always allowed."""
 LARGEST_INTEGER = 8
 
 
 def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
-    """Compare feeds with the graph's inputs.
-
-    Raises:
-        ShapeError: one is missing, unknown, or of another dtype, rank or fixed size.
-    """
+    """Raise ShapeError for an input that is missing, unknown, or of another dtype, rank or fixed size."""
     values = {value.name: value for value in index.graph.input}
     missing = [name for name in index.inputs if name not in feeds]
     if missing:
@@ -52,13 +38,11 @@ def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
             raise ShapeError(f'feed {name!r}: is {array.dtype}, the graph takes {expected}')
         if not kind.HasField('shape'):
             continue
-        sizes = [size.dim_value if size.HasField('dim_value') else None for size in kind.shape.dim]
-        fits = len(sizes) == array.ndim and all(
-            size in (None, got) for size, got in zip(sizes, array.shape, strict=True)
-        )
-        if not fits:
-            wanted = 'x'.join('?' if size is None else str(size) for size in sizes)
-            raise ShapeError(f'feed {name!r}: is {"x".join(map(str, array.shape))}, the graph takes {wanted}')
+        sizes = [size.dim_value if size.HasField('dim_value') else '?' for size in kind.shape.dim]
+        pairs = zip(sizes, array.shape, strict=False)
+        if len(sizes) != array.ndim or not all(size in ('?', got) for size, got in pairs):
+            shapes = ['x'.join(map(str, shape)) for shape in (array.shape, sizes)]
+            raise ShapeError(f'feed {name!r}: is {shapes[0]}, the graph takes {shapes[1]}')
 
 
 def random_feeds(
@@ -70,7 +54,7 @@ def random_feeds(
     stay below the size of what they index, those that are sizes are 1, others are 0..7.
 
     Args:
-        model: whose inputs are fed.
+        model: its inputs with a default need no values.
         seed: of the generator; each input has a stream of its own, so a cut graph keeps its values.
         sizes: name of a symbolic axis -> size, or name of an input -> its whole shape. An axis without one
             is 1 when it comes first, else 64.
@@ -101,13 +85,12 @@ def random_feeds(
 def _shape(value: onnx.ValueInfoProto, sizes: Mapping[str, int | Sequence[int]]) -> list[int]:
     if value.name in sizes and not isinstance(sizes[value.name], int):
         return [int(size) for size in sizes[value.name]]
-    shape = []
-    for axis, size in enumerate(value.type.tensor_type.shape.dim):
-        if size.HasField('dim_value'):
-            shape.append(size.dim_value)
-        else:
-            shape.append(int(sizes.get(size.dim_param, DEFAULT_SIZE if axis else 1)))
-    return shape
+    return [
+        size.dim_value
+        if size.HasField('dim_value')
+        else int(sizes.get(size.dim_param, DEFAULT_SIZE if axis else 1))
+        for axis, size in enumerate(value.type.tensor_type.shape.dim)
+    ]
 
 
 def _random(index: Index, name: str, kind: int, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -145,6 +128,4 @@ def _indexed_sizes(index: Index, node: onnx.NodeProto) -> Iterable[int]:
     if constant is None:
         return [LARGEST_INTEGER]
     axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
-    if node.op_type == 'GatherND':
-        return list(constant.dims)
-    return [constant.dims[axis]]
+    return list(constant.dims) if node.op_type == 'GatherND' else [constant.dims[axis]]

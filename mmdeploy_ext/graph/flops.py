@@ -6,62 +6,32 @@ Counted are convolutions and matrix products, which is where the time of these n
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+
+import onnx
 
 from mmdeploy_ext.graph.io import types
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import onnx
-
 Shape = list[int | str]
-UNFIXED = None
-"""What a node costs whose shapes are not fixed numbers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """FLOPs of a graph.
+def count(model: onnx.ModelProto, kinds: Mapping[str, onnx.TypeProto] | None = None) -> dict[int, int | None]:
+    """Return position -> FLOPs of the nodes of the main graph that count; None where shapes are open.
 
-    Attributes:
-        total: of the nodes that could be counted.
-        nodes: position -> FLOPs; None where the operator counts and the shapes are not known.
-        unknown: how many of these there are.
-    """
-
-    total: int
-    nodes: dict[int, int | None]
-    unknown: int
-
-
-def count(model: onnx.ModelProto, kinds: Mapping[str, onnx.TypeProto] | None = None) -> Cost:
-    """Count the FLOPs of the nodes of the main graph.
-
-    Args:
-        model: with fixed input shapes; open axes make the nodes behind them unknown.
-        kinds: tensor -> type, when they were inferred already.
+    `kinds` are the types of its tensors, when they were inferred already.
     """
     kinds = types.infer(model) if kinds is None else kinds
     found = {}
     for position, node in enumerate(model.graph.node):
-        rule = RULES.get(node.op_type)
-        if rule is not None:
+        if node.op_type in RULES:
             inputs = [types.shape(kinds.get(name)) for name in node.input]
-            found[position] = _counted(rule, node, inputs, types.shape(kinds.get(node.output[0])))
-    known = [flops for flops in found.values() if flops is not None]
-    return Cost(sum(known), found, len(found) - len(known))
-
-
-def _counted(
-    rule: Callable, node: onnx.NodeProto, inputs: list[Shape | None], output: Shape | None
-) -> int | None:
-    try:
-        return rule(node, inputs, output)
-    except (TypeError, IndexError):  # a shape that is not known, or whose sizes are names
-        return UNFIXED
+            found[position] = None
+            with contextlib.suppress(TypeError, IndexError):  # a shape that is not known, or with names
+                output = types.shape(kinds.get(node.output[0]))
+                found[position] = RULES[node.op_type](node, inputs, output)
+    return found
 
 
 def _product(shape: Shape) -> int:
@@ -72,19 +42,18 @@ def _product(shape: Shape) -> int:
 
 def _conv(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     """Every output element: the weights of one filter, and its bias."""
-    weight = inputs[1]
-    return _product(output) * (2 * _product(weight[1:]) + _has(node, 2))
+    return _product(output) * (2 * _product(inputs[1][1:]) + _has_bias(node))
 
 
 def _conv_transpose(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     """Every input element is spread with the weights of its channel; then the bias."""
-    return 2 * _product(inputs[0]) * _product(inputs[1][1:]) + _has(node, 2) * _product(output)
+    return 2 * _product(inputs[0]) * _product(inputs[1][1:]) + _has_bias(node) * _product(output)
 
 
 def _gemm(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     transposed = next((entry.i for entry in node.attribute if entry.name == 'transA'), 0)
     inner = inputs[0][0 if transposed else 1]
-    return _product(output) * (2 * _product([inner]) + _has(node, 2))
+    return _product(output) * (2 * _product([inner]) + _has_bias(node))
 
 
 def _matmul(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
@@ -94,33 +63,23 @@ def _matmul(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
 def _einsum(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
     """Every combination of the letters, a multiply-add per operand beyond the first."""
     equation = next(entry.s for entry in node.attribute if entry.name == 'equation').decode().replace(' ', '')
-    terms = equation.split('->')[0].split(',')
-    sizes = {
-        letter: size for term, shape in zip(terms, inputs, strict=True) for letter, size in _axes(term, shape)
-    }
+    terms, sizes = equation.split('->')[0].split(','), {}
+    for term, shape in zip(terms, inputs, strict=True):
+        if '.' in term or len(term) != len(shape):
+            raise TypeError('ellipsis')
+        sizes.update(zip(term, shape, strict=True))
     return 2 * (len(terms) - 1) * _product(list(sizes.values()))
 
 
-def _axes(term: str, shape: Shape) -> list[tuple[str, int | str]]:
-    if '.' in term or len(term) != len(shape):
-        raise TypeError('ellipsis')
-    return list(zip(term, shape, strict=True))
-
-
-def _has(node: onnx.NodeProto, position: int) -> bool:
-    return len(node.input) > position and bool(node.input[position])
+def _has_bias(node: onnx.NodeProto) -> bool:
+    return any(node.input[2:3])
 
 
 RULES: dict[str, Callable] = {
-    'Conv': _conv,
-    'ConvInteger': _conv,
+    **dict.fromkeys(('Conv', 'ConvInteger', 'DeformConv'), _conv),
+    **dict.fromkeys(('MatMul', 'MatMulInteger'), _matmul),
+    **dict(ConvTranspose=_conv_transpose, Gemm=_gemm, Einsum=_einsum),
     'QLinearConv': lambda node, inputs, output: _product(output) * 2 * _product(inputs[3][1:]),
-    'DeformConv': _conv,
-    'ConvTranspose': _conv_transpose,
-    'Gemm': _gemm,
-    'MatMul': _matmul,
-    'MatMulInteger': _matmul,
-    'Einsum': _einsum,
 }
 """Operator -> FLOPs from the node, the shapes of its inputs and of its first output."""
 

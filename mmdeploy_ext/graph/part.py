@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import onnx
 
 from mmdeploy_ext.contract.metadata import PREFIX
-from mmdeploy_ext.graph.io.index import all_graphs, reads
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.io.index import Index, bodies, reads, refill
 
 
 def part(
@@ -21,20 +16,16 @@ def part(
     inputs: Iterable[onnx.ValueInfoProto],
     outputs: Iterable[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """Return a model of some nodes of a graph and of the constants and functions that they use.
+    """Return a model of some nodes of a graph, ascending, and of the constants and functions that they use.
 
-    Args:
-        index: of the whole graph.
-        positions: nodes to keep, ascending.
-        inputs: inputs of the new graph; a constant of that name becomes an input.
-        outputs: its outputs.
+    A constant of the name of one of the `inputs` becomes an input.
     """
     source, model = index.model, onnx.ModelProto()
     for name in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string'):
         if source.HasField(name):
             setattr(model, name, getattr(source, name))
-    model.opset_import.extend(source.opset_import)
-    model.metadata_props.extend(source.metadata_props)
+    for name in ('opset_import', 'metadata_props', 'functions'):
+        getattr(model, name).extend(getattr(source, name))
     graph = model.graph
     graph.name = source.graph.name or 'graph'
     if source.graph.HasField('doc_string'):
@@ -43,7 +34,6 @@ def part(
     graph.node.extend(index.nodes[position] for position in positions)
     graph.input.extend(inputs)
     graph.output.extend(outputs)
-    model.functions.extend(source.functions)
     drop_functions(model)
     _copy_values(source.graph, graph)
     return model
@@ -67,23 +57,17 @@ def _copy_values(source: onnx.GraphProto, graph: onnx.GraphProto) -> None:
 
 def drop_functions(model: onnx.ModelProto) -> None:
     """Remove the functions that no node calls, directly or through another function."""
-    by_name = {(function.domain, function.name): function for function in model.functions}
-    kept, waiting = set(), [model.graph]
+    unused = {(function.domain, function.name): function for function in model.functions}
+    waiting = list(model.graph.node)
     while waiting:
-        body = waiting.pop()
-        holder = onnx.ModelProto(graph=body) if isinstance(body, onnx.GraphProto) else None
-        graphs = all_graphs(holder) if holder else [body]
-        for name in {(node.domain, node.op_type) for graph in graphs for node in graph.node}:
-            if name in by_name and name not in kept:
-                kept.add(name)
-                waiting.append(by_name[name])
-    for function in [function for name, function in by_name.items() if name not in kept]:
+        node = waiting.pop()
+        called = unused.pop((node.domain, node.op_type), None)
+        waiting.extend(inner for body in bodies(node) for inner in body.node)
+        waiting.extend(called.node if called is not None else ())
+    for function in unused.values():
         model.functions.remove(function)
 
 
-def drop_metadata(model: onnx.ModelProto) -> list[str]:
-    """Remove what this project's metadata says of the whole graph; returns the keys."""
-    removed = [entry for entry in model.metadata_props if entry.key.startswith(PREFIX)]
-    for entry in removed:
-        model.metadata_props.remove(entry)
-    return [entry.key for entry in removed]
+def drop_metadata(model: onnx.ModelProto) -> None:
+    """Remove what this project's metadata says of the whole graph."""
+    refill(model, metadata_props=[one for one in model.metadata_props if not one.key.startswith(PREFIX)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import onnx
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.graph.diff.walk import compare
@@ -13,11 +15,6 @@ from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import Runner
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import onnx
 
 ROUNDING = 1e-5
 """Relative to an output's largest value: a kernel may sum in another order once a constant is an input."""
@@ -27,9 +24,8 @@ ROUNDING = 1e-5
 class Proof:
     """Outputs of an edited graph beside those of the graphs that it was made from.
 
-    Attributes:
-        tensors: output -> largest absolute difference, relative to the largest absolute value of the output;
-            inf where shapes, dtypes, NaNs or integers differ.
+    `tensors` says of each output the largest absolute difference, relative to its largest absolute value;
+    inf where shapes, dtypes, NaNs or integers differ.
     """
 
     tensors: dict[str, float]
@@ -72,41 +68,31 @@ def prove(
 ) -> Proof:
     """Run a graph and one that was edited from it, and compare every output of the edited one.
 
-    The edited graph gets its inputs from the same tensors of the first, so that cuts are compared too. The
-    shapes are those of the graph whose inputs are fixed.
-
-    Args:
-        before: the graph.
-        after: the edited one.
-        seed: of the random inputs.
-        renamed: tensor of `before` -> its name in `after`.
+    The edited graph gets its inputs from the same tensors of the first, so that cuts are compared too; their
+    names may differ (`renamed`: old -> new). The shapes are those of the graph whose inputs are fixed.
 
     Raises:
         ShapeError: no inputs suit both.
         InferenceError: ONNX Runtime failed on one of them.
     """
-    old = {new: name for name, new in (renamed or {}).items()}
-    index, edited = Index(before), Index(after)
-    feeds = _common_feeds(before, after, index, old, seed)
-    names = [old.get(name, name) for name in (*edited.inputs, *edited.outputs)]
-    found = Runner(before, names).run(feeds)
-    result = Runner(after).run({name: found[old.get(name, name)] for name in edited.inputs})
-    return Proof({name: difference(result[name], found[old.get(name, name)]) for name in edited.outputs})
+    new = renamed or {}
+    old = {name: other for other, name in new.items()}
+    edited, feeds = Index(after), _common_feeds(before, after, new, seed)
+    names = {name: old.get(name, name) for name in (*edited.inputs, *edited.outputs)}
+    found = Runner(before, list(names.values())).run(feeds)
+    result = Runner(after).run({name: found[names[name]] for name in edited.inputs})
+    return Proof({name: difference(result[name], found[names[name]]) for name in edited.outputs})
 
 
 def _common_feeds(
-    before: onnx.ModelProto, after: onnx.ModelProto, index: Index, old: Mapping[str, str], seed: int
+    before: onnx.ModelProto, after: onnx.ModelProto, new: Mapping[str, str], seed: int
 ) -> dict[str, np.ndarray]:
-    """Return feeds of `before` that `after` takes as well."""
-    new = {name: new for new, name in old.items()}
-    theirs = {value.name: types.shape(value.type) for value in after.graph.input}
-    sizes = {}
-    for value in before.graph.input:
-        wanted, own = theirs.get(new.get(value.name, value.name)), types.shape(value.type)
-        if value.name in index.inputs and wanted is not None and own is not None:
-            sizes[value.name] = [
-                size if isinstance(size, int) else there for size, there in zip(own, wanted, strict=True)
-            ]
+    """Return feeds of `before` that `after`, where tensors have `new` names, takes as well."""
+    index, theirs, sizes = Index(before), types.shapes(after.graph.input), {}
+    for name, own in types.shapes(before.graph.input).items():
+        wanted = theirs.get(new.get(name, name))
+        if name in index.inputs and wanted is not None and own is not None:
+            sizes[name] = _filled(own, wanted)
     feeds = random_feeds(before, seed, _numbers(before, sizes))
     try:
         check_feeds(index, feeds)
@@ -122,16 +108,9 @@ def prove_chain(
     *,
     seed: int = 0,
 ) -> Proof:
-    """Run models one after the other and compare the outputs of the merged one.
+    """Run models in the order of execution and compare the outputs of the one that was made from them.
 
-    Args:
-        models: in the order of execution.
-        merged: made from them.
-        connections: output -> input that it feeds, where the names differ.
-        seed: of the random inputs.
-
-    Raises:
-        InferenceError: ONNX Runtime failed on one of them.
+    `connections` are output -> input that it feeds, where the names differ.
     """
     feeds = random_feeds(merged, seed)
     known: dict[str, Any] = dict(feeds)
@@ -150,33 +129,22 @@ def difference(ours: Any, theirs: Any) -> float:
     Returns inf where they cannot be subtracted: other shapes, dtypes, integers, NaNs or infinities.
     """
     if isinstance(ours, list) and isinstance(theirs, list):
-        if len(ours) != len(theirs):
-            return np.inf
-        return max((difference(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+        pairs = zip(ours, theirs, strict=False)
+        return max((difference(*pair) for pair in pairs), default=0.0) if len(ours) == len(theirs) else np.inf
     ours, theirs = np.asarray(ours), np.asarray(theirs)
-    if ours.dtype != theirs.dtype:
-        return np.inf
     error, _ = compare(ours, theirs)
-    return error if ours.dtype.kind in 'fc' or not error else np.inf
+    same = ours.dtype == theirs.dtype and (ours.dtype.kind in 'fc' or not error)
+    return error if same else np.inf
 
 
 def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
-    """Run a graph at sizes that the graph before did not take, and return these as text.
+    """Run a graph at sizes that the graph before did not take, and return these as text; '' where all were.
 
-    A size that was opened is tried at twice what it was before. Returns '' when all of
-    them were allowed before.
-
-    Raises:
-        InferenceError: it does not run there: a size is baked into its constants.
+    A size that was opened is tried at twice what it was. An InferenceError says that a size is baked in.
     """
-    own = {value.name: types.shape(value.type) for value in before.graph.input}
-    sizes = trial_sizes(before, after)
-    new_sizes = {
-        name: shape
-        for name, shape in sizes.items()
-        if any(isinstance(there, int) and there != size for size, there in zip(shape, own[name], strict=True))
-    }
-    if not new_sizes:
+    own, sizes = types.shapes(before.graph.input), trial_sizes(before, after)
+    pairs = [pair for name, shape in sizes.items() for pair in zip(shape, own[name], strict=True)]
+    if not any(isinstance(there, int) and there != size for size, there in pairs):
         return ''
     text = ', '.join(f'{name}={"x".join(map(str, shape))}' for name, shape in sizes.items())
     try:
@@ -196,35 +164,28 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
     A stated size is taken, an axis that was opened gets twice what it was, one that was open before gets the
     size that `random_feeds` takes.
     """
-    index = Index(after)
-    own = {value.name: types.shape(value.type) for value in before.graph.input}
-    wanted: dict[str, list[int | str]] = {}
+    fed, own = Index(after).inputs, types.shapes(before.graph.input)
     doubled: dict[str, int] = {}
-    for value in after.graph.input:
-        new, old = types.shape(value.type), own.get(value.name)
-        if value.name in index.inputs and new is not None and old is not None:
-            wanted[value.name] = [
-                _trial_size(here, there, doubled) for here, there in zip(new, old, strict=True)
-            ]
+
+    def size(new: int | str, old: int | str) -> int | str:
+        if isinstance(new, int) or not isinstance(old, int):
+            return new
+        return 2 * old if new == '?' else doubled.setdefault(new, 2 * old)
+
+    wanted = {
+        name: [size(*pair) for pair in zip(new, own[name], strict=True)]
+        for name, new in types.shapes(after.graph.input).items()
+        if name in fed and new is not None and own.get(name) is not None
+    }
     return _numbers(after, wanted)
-
-
-def _trial_size(new: int | str, old: int | str, doubled: dict[str, int]) -> int | str:
-    """Return the size to try: what is stated, or twice what was fixed; a name where it was open before."""
-    if isinstance(new, int) or not isinstance(old, int):
-        return new
-    if new == '?':
-        return 2 * old
-    return doubled.setdefault(new, 2 * old)
 
 
 def _numbers(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> dict[str, list[int]]:
     """Replace the names in shapes by the sizes that `random_feeds` would take for them."""
-    defaults = {name: array.shape for name, array in random_feeds(model).items()}
-    return {
-        name: [
-            size if isinstance(size, int) else usual
-            for size, usual in zip(shape, defaults[name], strict=True)
-        ]
-        for name, shape in shapes.items()
-    }
+    usual = random_feeds(model)
+    return {name: _filled(shape, usual[name].shape) for name, shape in shapes.items()}
+
+
+def _filled(shape: Sequence[int | str], other: Sequence[int | str]) -> list[int | str]:
+    """Return a shape with the sizes of another one where it has names."""
+    return [size if isinstance(size, int) else there for size, there in zip(shape, other, strict=True)]

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import onnx
 
 from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
 from mmdeploy_ext.graph.io.index import all_graphs
 
-if TYPE_CHECKING:
-    import onnx
-
-RANDOM = (
-    'Bernoulli',
-    'Multinomial',
-    'RandomNormal',
-    'RandomNormalLike',
-    'RandomUniform',
-    'RandomUniformLike',
-)
+_DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
+RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
 """Operators of ONNX that draw; with a seed too, for engines need not agree on what follows from it."""
 
 
 def random_nodes(model: onnx.ModelProto) -> list[str]:
     """Return the nodes whose results are random, also of bodies and functions, as 'name (operator)'.
 
-    Args:
-        model: any ONNX model. Dropout counts where it can be in training mode: its third input is there and
-            is not a constant false (before opset 12 it has none, and never draws).
+    Dropout counts where it can be in training mode: its third input is there and is not a constant false
+    (before opset 12 it has none, and never draws).
     """
     return [
         f'{node.name or f"#{position}"} ({node.op_type})'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,18 +18,11 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import part
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import onnxruntime
 
 
 class Runner:
-    """A model in one ONNX Runtime session that gives any of its tensors.
-
-    Attributes:
-        names: the tensors that it can give, in the order asked for.
-        index: of the model.
-    """
+    """A model in one ONNX Runtime session that gives any of its tensors, `names`, in the order asked for."""
 
     def __init__(
         self,
@@ -56,9 +50,8 @@ class Runner:
             ConfigError: no such optimisation.
         """
         if optimization not in GRAPH_OPTIMIZATION:
-            raise ConfigError(
-                f'optimization={optimization!r}: expected one of {", ".join(GRAPH_OPTIMIZATION)}'
-            )
+            expected = ', '.join(GRAPH_OPTIMIZATION)
+            raise ConfigError(f'optimization={optimization!r}: expected one of {expected}')
         self.index = Index(model)
         self.names = list(dict.fromkeys(self.index.outputs if names is None else names))
         for name in self.names:
@@ -74,7 +67,7 @@ class Runner:
         """Return name -> array of all `names` (a list of arrays where the graph has a sequence).
 
         Raises:
-            ShapeError: a feed is missing, unknown, or of another dtype or shape than the graph's.
+            ShapeError: see `check_feeds`.
             InferenceError: ONNX Runtime failed.
         """
         check_feeds(self.index, feeds)
@@ -86,11 +79,10 @@ class Runner:
             except Exception as error:
                 raise InferenceError(f'ONNX Runtime failed to run the model: {error}') from error
             found.update(zip(self._computed, computed, strict=True))
-        constants = self.index.constants
-        return {
-            name: found[name] if name in found else numpy_helper.to_array(constants[name])
-            for name in self.names
-        }
+        for name in self.names:
+            if name not in found:
+                found[name] = numpy_helper.to_array(self.index.constants[name])
+        return {name: found[name] for name in self.names}
 
     def types(self) -> dict[str, onnx.TypeProto]:
         """Return name -> type as ONNX Runtime infers it, of computed tensors."""
@@ -122,20 +114,15 @@ def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
     inputs = [value for value in index.graph.input if value.name in used]
     known = {value.name: value for value in index.graph.output}
     outputs = [known.get(name) or onnx.ValueInfoProto(name=name) for name in names]
-    kept = {tensor.name for tensor in index.graph.initializer}
-    model = part(index, positions, [value for value in inputs if value.name not in kept], outputs)
-    model.graph.input.extend(value for value in inputs if value.name in kept)
+    model = part(index, positions, [value for value in inputs if value.name not in index.constants], outputs)
+    model.graph.input.extend(value for value in inputs if value.name in index.constants)
     return model
 
 
 def open_session(
     model: onnx.ModelProto, optimization: str, threads: int, shapes_first: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU; see `Runner`.
-
-    Raises:
-        ModelFileError: ONNX Runtime cannot load the model.
-    """
+    """Return a session on the CPU; see `Runner` for the options and errors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -153,21 +140,17 @@ def open_session(
 
 
 def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Return graph inputs or outputs of the names, typed.
+    """Return graph inputs or outputs of the names, typed; UsageError where the type of one is not known.
 
     onnx infers the types; what it cannot tell, because of operators of other domains, ONNX Runtime is asked.
-
-    Raises:
-        UsageError: neither knows the type of one.
     """
     known = types.infer(index.model)
     computed = [name for name in names if name not in known and index.producer(name) is not None]
     if computed:
         with contextlib.suppress(ModelFileError):
             known.update(Runner(index.model, computed).types())
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f'the type of {name!r} cannot be inferred; does ONNX Runtime know all operators above it?'
-            )
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(
+            f'the type of {unknown[0]!r} cannot be inferred; does ONNX Runtime know all operators above it?'
+        )
     return [onnx.ValueInfoProto(name=name, type=known[name]) for name in names]

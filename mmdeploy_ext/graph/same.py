@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -20,11 +20,8 @@ from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.nodes import Constants, Program
 from mmdeploy_ext.graph.diff.structure import Change, attributes, changes, exact_text
 from mmdeploy_ext.graph.io.constants import constant_value, dense_values, tensor_values
-from mmdeploy_ext.graph.io.index import label
+from mmdeploy_ext.graph.io.index import bodies, label
 from mmdeploy_ext.graph.io.modules import module_path
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 KEPT_OUT = ('metadata',)
 """Kinds of changes that are none of the graph."""
@@ -58,17 +55,13 @@ class Signature:
 
 def signature(model: onnx.ModelProto) -> Signature:
     """Return the signature of a model."""
-    defaults = {tensor.name: tensor for tensor in model.graph.initializer}
-    tensors = {value.name: _digest('input', value.name) for value in model.graph.input}
+    graph = model.graph
+    defaults = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = {value.name: _digest('input', value.name) for value in graph.input}
     scope = _Scope(model, {(f.domain, f.name, f.overload): f for f in model.functions})
-    made = scope.enter(model.graph, tensors)
-    interface = [
-        f'input {value.name} {_type(value)} {_default(defaults.get(value.name))}'
-        for value in model.graph.input
-    ]
-    interface += [
-        f'output {value.name} {_type(value)} {tensors.get(value.name)}' for value in model.graph.output
-    ]
+    made = scope.enter(graph, tensors)
+    interface = [f'input {_typed(value)} {_default(defaults.get(value.name))}' for value in graph.input]
+    interface += [f'output {_typed(value)} {tensors.get(value.name)}' for value in graph.output]
     interface += sorted(f'opset {entry.domain or "ai.onnx"} {entry.version}' for entry in model.opset_import)
     return Signature(collections.Counter(filter(None, made)), tuple(interface), tensors, tuple(made))
 
@@ -78,20 +71,17 @@ def size(model: onnx.ModelProto) -> int:
     return sum(node.op_type != 'Constant' for node in model.graph.node)
 
 
+@dataclasses.dataclass(frozen=True)
 class _Scope:
     """Digests of the nodes of one graph, body or function."""
 
-    def __init__(
-        self,
-        opsets: onnx.ModelProto | onnx.FunctionProto,
-        functions: Mapping[tuple[str, str, str], onnx.FunctionProto],
-        depth: int = 0,
-    ) -> None:
-        self.opsets, self.functions, self.depth = opsets, functions, depth
+    opsets: onnx.ModelProto | onnx.FunctionProto
+    functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
+    depth: int = 0
 
     def enter(self, graph: onnx.GraphProto | onnx.FunctionProto, known: dict[str, str]) -> list[str]:
         """Digest the nodes of a graph, and what they write into `known`; returns a digest per node."""
-        inputs = {value if isinstance(value, str) else value.name for value in graph.input}
+        inputs = set(_names(graph.input))
         for tensor in getattr(graph, 'initializer', ()):
             if tensor.name not in inputs:
                 known[tensor.name] = _constant(tensor_values(tensor))
@@ -121,13 +111,12 @@ class _Scope:
 
     def _bodies(self, node: onnx.NodeProto, known: Mapping[str, str]) -> list[str]:
         """Return a digest per body: the branches of If, the bodies of Loop and Scan."""
-        found = []
-        for attribute in sorted(node.attribute, key=lambda entry: entry.name):
-            graphs = [attribute.g] if attribute.HasField('g') else []
-            for body in (*graphs, *attribute.graphs):
-                inner = _Scope(self.opsets, self.functions, self.depth + 1)
-                found.append(f'{attribute.name}={inner.whole(body, dict(known))}')
-        return found
+        inner = _Scope(self.opsets, self.functions, self.depth + 1)
+        return [
+            f'{attribute.name}={inner.whole(body, dict(known))}'
+            for attribute in sorted(node.attribute, key=lambda entry: entry.name)
+            for body in bodies(onnx.NodeProto(attribute=[attribute]))
+        ]
 
     def _function(self, node: onnx.NodeProto) -> str:
         """Return the digest of the local function that a node calls, '' where it calls none."""
@@ -141,16 +130,11 @@ class _Scope:
 
     def whole(self, graph: onnx.GraphProto | onnx.FunctionProto, known: dict[str, str]) -> str:
         """Return the digest of a body or function: what it takes by place, does, and gives."""
-        named = [
-            [value if isinstance(value, str) else value.name for value in values]
-            for values in (graph.input, graph.output)
-        ]
-        for place, name in enumerate(named[0]):
+        for place, name in enumerate(_names(graph.input)):
             known[name] = _digest('argument', str(self.depth), str(place))
         nodes = sorted(filter(None, self.enter(graph, known)))
-        return _digest(
-            *nodes, 'gives', str(len(named[0])), *(known.get(name, f'? {name}') for name in named[1])
-        )
+        given = [known.get(name, f'? {name}') for name in _names(graph.output)]
+        return _digest(*nodes, 'gives', str(len(graph.input)), *given)
 
 
 def _stripped(names: Sequence[str]) -> list[str]:
@@ -171,19 +155,21 @@ def _digest(*parts: str) -> str:
 
 def _constant(array: np.ndarray) -> str:
     """Return the digest of a constant: its type, shape and bytes."""
-    values = array if array.dtype == object else np.ascontiguousarray(array)
-    raw = repr(values.tolist()).encode() if array.dtype == object else values.tobytes()
-    return _digest(
-        'constant', str(array.dtype), str(array.shape), hashlib.blake2b(raw, digest_size=16).hexdigest()
-    )
+    raw = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+    values = hashlib.blake2b(raw, digest_size=16).hexdigest()
+    return _digest('constant', str(array.dtype), str(array.shape), values)
 
 
 def _default(tensor: onnx.TensorProto | None) -> str:
     return 'needed' if tensor is None else _constant(tensor_values(tensor))
 
 
-def _type(value: onnx.ValueInfoProto) -> str:
-    return value.type.SerializeToString(deterministic=True).hex()
+def _typed(value: onnx.ValueInfoProto) -> str:
+    return f'{value.name} {value.type.SerializeToString(deterministic=True).hex()}'
+
+
+def _names(values: Iterable[str | onnx.ValueInfoProto]) -> list[str]:
+    return [value if isinstance(value, str) else value.name for value in values]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +177,9 @@ class Difference:
     """One place where a file is another graph than its reference.
 
     Attributes:
-        kind: see `diff.structure.Change`.
+        kind: see `diff.structure.Change`, as the next one and `detail`.
         where: node, tensor, or name of an input, output or opset.
         module: PyTorch module that the node was exported from, '' where that is not known.
-        detail: what differs, with both values.
         more: other nodes that differ in the same: they read the same constant.
     """
 
@@ -207,9 +192,9 @@ class Difference:
     @property
     def text(self) -> str:
         """All in one line."""
-        place = f'{self.where} (module {self.module})' if self.module else self.where
-        more = f'{place} and {self.more} more' if self.more else place
-        return f'{more}: {self.detail}'
+        module = f' (module {self.module})' if self.module else ''
+        more = f' and {self.more} more' if self.more else ''
+        return f'{self.where}{module}{more}: {self.detail}'
 
 
 def differences(
@@ -217,31 +202,24 @@ def differences(
 ) -> list[Difference]:
     """Return where two models are different graphs, in topological order; empty when they are the same.
 
-    Args:
-        model: the one.
-        reference: the other.
-        known: their signatures, where they are known already.
+    `known` are their signatures, where they are known already.
     """
     mine, other = known or (signature(model), signature(reference))
     if mine.equals(other):
         return []
-    known = Constants()
-    left, right = Program(model, known), Program(reference, known)
-    found = [
-        _difference(change, left, right)
-        for change in changes(left, right, align(left, right))
-        if change.kind not in KEPT_OUT
-    ]
-    return _grouped(found) or _unexplained(model, mine, other)
+    constants = Constants()
+    left, right = Program(model, constants), Program(reference, constants)
+    found = changes(left, right, align(left, right))
+    kept = [_difference(change, left, right) for change in found if change.kind not in KEPT_OUT]
+    return _grouped(kept) or _unexplained(model, mine, other)
 
 
 def _grouped(found: Sequence[Difference]) -> list[Difference]:
     """Return one difference of those in one constant, which several nodes may read."""
     groups: dict[tuple[str, ...], list[Difference]] = {}
     for entry in found:
-        shared = entry.kind == 'initializer'
-        key = (entry.kind, entry.detail) if shared else (entry.kind, entry.detail, entry.where)
-        groups.setdefault(key, []).append(entry)
+        where = '' if entry.kind == 'initializer' else entry.where
+        groups.setdefault((entry.kind, entry.detail, where), []).append(entry)
     return [dataclasses.replace(group[0], more=len(group) - 1) for group in groups.values()]
 
 
@@ -253,26 +231,15 @@ def _difference(change: Change, left: Program, right: Program) -> Difference:
 
 def _unexplained(model: onnx.ModelProto, mine: Signature, other: Signature) -> list[Difference]:
     """Return what the alignment does not tell: nodes without a counterpart whose inputs all have one."""
-    nodes, theirs = model.graph.node, {*other.tensors.values()}
+    nodes, theirs, unlike = model.graph.node, {*other.tensors.values()}, 'is not the same as in the reference'
     found = [
-        Difference(
-            'node',
-            label(nodes, place),
-            module_path(node),
-            f'{node.op_type} is not the same as in the reference',
-        )
+        Difference('node', label(nodes, place), module_path(node), f'{node.op_type} {unlike}')
         for place, (node, digest) in enumerate(zip(nodes, mine.made, strict=True))
         if digest
         and digest not in other.nodes
         and all(mine.tensors.get(name) in theirs for name in node.input if name)
     ]
-    found += [
-        Difference('interface', entry.split()[1], '', 'is not the same as in the reference')
-        for entry in mine.interface
-        if entry not in other.interface
-    ]
-    return found or [
-        Difference(
-            'node', 'graph', '', 'nodes are there another number of times, or in another order of outputs'
-        )
-    ]
+    changed = [entry for entry in mine.interface if entry not in other.interface]
+    found += [Difference('interface', entry.split()[1], '', unlike) for entry in changed]
+    last = 'nodes are there another number of times, or in another order of outputs'
+    return found or [Difference('node', 'graph', '', last)]

@@ -7,7 +7,7 @@ with an axis of size 0, int64 and bool inputs and outputs, ScatterND, GridSample
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -18,13 +18,10 @@ from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
-from mmdeploy_ext.graph.io.index import all_graphs
+from mmdeploy_ext.graph.io.index import all_graphs, listed
 from mmdeploy_ext.graph.io.schemas import opsets_of
 from mmdeploy_ext.graph.io.static import fold_shapes
 from mmdeploy_ext.graph.passes.roi_align import is_replaced
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
 
 TURING = 75
 NO_TURING = (
@@ -33,14 +30,9 @@ NO_TURING = (
 )
 LARGEST_K = 3840
 """Of TopK."""
-INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.UINT8})
-TAKEN = frozenset(
-    {
-        *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT8, TensorProto.UINT8),
-        *(TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.INT4),
-        *(TensorProto.FLOAT8E4M3FN, TensorProto.DOUBLE),
-    }
-)
+INTEGERS = frozenset(map(TensorProto.DataType.Value, ('INT32', 'INT64', 'BOOL', 'UINT8')))
+_OTHERS = ('FLOAT', 'FLOAT16', 'BFLOAT16', 'INT8', 'INT4', 'FLOAT8E4M3FN', 'DOUBLE')
+TAKEN = INTEGERS.union(map(TensorProto.DataType.Value, _OTHERS))
 """Element types that tensors may have; DOUBLE is computed in float32, and refused as input or output."""
 CONSTANT_SHAPES = (
     'export full with --max-candidates K and a fixed --shape (--max-proposals K, too, where proposals are '
@@ -52,8 +44,7 @@ RTX_OPERATORS = {
     'DeformConv': 'is not parsed by TensorRT-RTX; build with --package tensorrt, or take a model without DCN',
 }
 FLOAT_ONLY = {
-    'MatMul': 'multiplies only floats; cast its operands to float32',
-    'Gemm': 'multiplies only floats; cast its operands to float32',
+    **dict.fromkeys(('MatMul', 'Gemm'), 'multiplies only floats; cast its operands to float32'),
     'Conv': 'takes only floats; cast its operands to float32',
     'Resize': 'resizes only floats; cast its input to float32',
     'GridSample': 'samples only floats; cast its input to float32',
@@ -77,12 +68,9 @@ UNSUPPORTED['MatMulInteger'] = (
 
 @dataclasses.dataclass(frozen=True)
 class Refusal:
-    """One node or tensor that TensorRT cannot take.
+    """One node that TensorRT cannot take, or an input or output, which has no operator.
 
-    Attributes:
-        node: name of the node, '#12' where it has none, or of the input or output.
-        operator: its operator; '' for an input or output.
-        reason: what is wrong and what to change.
+    `node` is its name, '#12' where it has none; `reason` says what is wrong and what to change.
     """
 
     node: str
@@ -91,13 +79,9 @@ class Refusal:
 
 
 class _Facts:
-    """Types and small constants of a graph, and how its family exports it with constant shapes.
+    """Types and small constants of a graph, and how its family exports it with constant shapes, `form`.
 
-    Attributes:
-        form: what to do for constant shapes.
-        pooled: outputs of the RoiAlign that a build writes as gathers.
-        kinds: type of each tensor.
-        constants: small ones, by name.
+    `pooled` are the outputs of each RoiAlign that a build writes as gathers.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -121,6 +105,9 @@ class _Facts:
         kind = self.kinds.get(name)
         return kind.tensor_type.elem_type if kind is not None and kind.HasField('tensor_type') else 0
 
+    def first(self, node: onnx.NodeProto) -> int:
+        return self.element(next(iter(node.input), ''))
+
     def number(self, name: str) -> int | None:
         tensor = self.constants.get(name)
         return int(numpy_helper.to_array(tensor).ravel()[0]) if tensor is not None else None
@@ -129,29 +116,23 @@ class _Facts:
 def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
     """Return everything in a graph that TensorRT cannot take, inputs first, then nodes in file order.
 
-    Args:
-        model: with or without its weights.
-        rtx: judge by TensorRT-RTX, which has fewer operators.
-
-    Raises:
-        ModelFileError: a graph of the libspconv dialect, which TensorRT reads through libspconv alone.
+    `rtx` judges by TensorRT-RTX, which has fewer operators. A graph of the libspconv dialect, which TensorRT
+    reads through libspconv alone, is a ModelFileError.
     """
     check_ordinary(model)
     facts = _Facts(model)
-    found = _boundary(model.graph)
-    for graph in all_graphs(model):
-        for place, node in enumerate(graph.node):
-            reason = _reason(node, facts, rtx)
-            if reason:
-                found.append(Refusal(node.name or f'#{place}', node.op_type, reason))
-    return found
+    return _boundary(model.graph) + [
+        Refusal(node.name or f'#{place}', node.op_type, reason)
+        for graph in all_graphs(model)
+        for place, node in enumerate(graph.node)
+        if (reason := _reason(node, facts, rtx))
+    ]
 
 
 def check_limits(model: onnx.ModelProto, *, rtx: bool, what: str = '') -> None:
-    """Refuse a graph that TensorRT cannot take.
+    """Raise EngineError for a graph that TensorRT cannot take.
 
-    Raises:
-        EngineError: names the nodes, up to three of each kind, and what to change.
+    It names the nodes, up to three of each kind, and what to change.
     """
     found = find_refusals(model, rtx=rtx)
     if not found:
@@ -162,22 +143,18 @@ def check_limits(model: onnx.ModelProto, *, rtx: bool, what: str = '') -> None:
 
 
 def check_turing(model: onnx.ModelProto, architectures: Collection[int], what: str = '') -> None:
-    """Refuse float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile there.
+    """Raise EngineError for float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile.
 
     Convolutions of float32, and matrix products of float16, build.
-
-    Raises:
-        EngineError: names the nodes.
     """
     if TURING not in architectures:
         return
     kinds = types.infer(model)
+    floats = {name for name, kind in kinds.items() if kind.tensor_type.elem_type == TensorProto.FLOAT}
     single = [
         Refusal(node.name or f'#{place}', node.op_type, NO_TURING)
         for place, node in enumerate(model.graph.node)
-        if node.op_type in ('MatMul', 'Gemm', 'Einsum')
-        and kinds.get(node.input[0]) is not None
-        and kinds[node.input[0]].tensor_type.elem_type == TensorProto.FLOAT
+        if node.op_type in ('MatMul', 'Gemm', 'Einsum') and node.input[0] in floats
     ]
     if single:
         raise EngineError(f'{what or "the file"}: SM {TURING} is asked for: {"; ".join(_grouped(single))}')
@@ -186,13 +163,12 @@ def check_turing(model: onnx.ModelProto, architectures: Collection[int], what: s
 def _constant_shapes(model: onnx.ModelProto) -> str:
     """Return what to do for a file without sizes that depend on the data, as far as its family has that."""
     props = {entry.key: entry.value for entry in model.metadata_props}
-    if f'{PREFIX}family' not in props:
-        return CONSTANT_SHAPES
-    family = read_entry(props, 'family', 'the file')
-    family, _ = FORMER.get(family, (family, None))
-    if any(option.name in LIMITS for option in OPTIONS.get(family, ())):
-        return CONSTANT_SHAPES
-    return f'the family {family} has no form with constant shapes'
+    if f'{PREFIX}family' in props:
+        family = read_entry(props, 'family', 'the file')
+        family, _ = FORMER.get(family, (family, None))
+        if not any(option.name in LIMITS for option in OPTIONS.get(family, ())):
+            return f'the family {family} has no form with constant shapes'
+    return CONSTANT_SHAPES
 
 
 def _grouped(found: Sequence[Refusal]) -> list[str]:
@@ -200,12 +176,10 @@ def _grouped(found: Sequence[Refusal]) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for refusal in found:
         groups.setdefault((refusal.operator, refusal.reason), []).append(refusal.node)
-    texts = []
-    for (operator, reason), nodes in groups.items():
-        more = f' and {len(nodes) - 3} more' if len(nodes) > 3 else ''
-        kind = f' ({operator})' if operator else ''
-        texts.append(f'{", ".join(nodes[:3])}{more}{kind}: {reason}')
-    return texts
+    return [
+        f'{listed(nodes, 3)}{f" ({operator})" if operator else ""}: {reason}'
+        for (operator, reason), nodes in groups.items()
+    ]
 
 
 def _boundary(graph: onnx.GraphProto) -> list[Refusal]:
@@ -232,16 +206,11 @@ def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool) -> str:
             "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone, from opset 16 on and "
             'outside of sub-graphs'
         )
-    for rule in (_top_k, _split, _scatter, _elements, _types):
-        reason = rule(node, facts)
-        if reason:
-            return reason
-    return ''
+    rule = RULES.get(node.op_type)
+    return (rule(node, facts) if rule else '') or _elements(node, facts)
 
 
 def _top_k(node: onnx.NodeProto, facts: _Facts) -> str:
-    if node.op_type != 'TopK':
-        return ''
     k = facts.number(node.input[1])
     if k is not None and k > LARGEST_K:
         return (
@@ -252,12 +221,7 @@ def _top_k(node: onnx.NodeProto, facts: _Facts) -> str:
 
 
 def _split(node: onnx.NodeProto, facts: _Facts) -> str:
-    if (
-        node.op_type != 'Split'
-        or len(node.input) < 2
-        or not node.input[1]
-        or node.input[1] in facts.constants
-    ):
+    if not any(node.input[1:]) or node.input[1] in facts.constants:
         return ''
     return (
         'splits by lengths that are known at run time only, and the builder wants their values; split by '
@@ -266,29 +230,29 @@ def _split(node: onnx.NodeProto, facts: _Facts) -> str:
 
 
 def _scatter(node: onnx.NodeProto, facts: _Facts) -> str:
-    if node.op_type not in ('ScatterElements', 'ScatterND'):
-        return ''
     reduction = next((entry.s.decode() for entry in node.attribute if entry.name == 'reduction'), 'none')
-    if reduction != 'none':
-        return f'reduction={reduction!r} is not taken; scatter without a reduction'
-    return ''
+    return f'reduction={reduction!r} is not taken; scatter without a reduction' if reduction != 'none' else ''
+
+
+def _reduce(node: onnx.NodeProto, facts: _Facts) -> str:
+    return 'reduces bool; cast its input to int32' if facts.first(node) == TensorProto.BOOL else ''
+
+
+RULES = {
+    **dict(TopK=_top_k, Split=_split, ReduceMax=_reduce, ReduceMin=_reduce),
+    **dict(ScatterElements=_scatter, ScatterND=_scatter),
+}
+"""Operator -> what a node and the facts say is wrong with it, '' when nothing is."""
 
 
 def _elements(node: onnx.NodeProto, facts: _Facts) -> str:
-    if node.op_type in FLOAT_ONLY and facts.element(node.input[0]) in INTEGERS:
+    if node.op_type in FLOAT_ONLY and facts.first(node) in INTEGERS:
         return FLOAT_ONLY[node.op_type]
-    reduces = node.op_type in ('ReduceMax', 'ReduceMin')
-    if reduces and facts.element(node.input[0]) == TensorProto.BOOL:
-        return 'reduces bool; cast its input to int32'
-    return ''
-
-
-def _types(node: onnx.NodeProto, facts: _Facts) -> str:
     for name in node.output:
         element = facts.element(name)
         if element and element not in TAKEN:
             kind = TensorProto.DataType.Name(element).lower()
             return f'gives {name!r} of type {kind}, which TensorRT does not have; cast to another type'
-    if node.op_type != 'Cast' and facts.element(next(iter(node.input), '')) == TensorProto.UINT8:
+    if node.op_type != 'Cast' and facts.first(node) == TensorProto.UINT8:
         return 'computes on uint8, which TensorRT can only cast; cast the input to float32 first'
     return ''

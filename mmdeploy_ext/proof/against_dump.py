@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proof import half
 from mmdeploy_ext.proof.results import Case
-from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.runtime.frames import Stepper
@@ -38,23 +36,13 @@ class Dumped(Protocol):
     """An engine that runs the samples of a dump, in their order."""
 
     def compare(self, name: str, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Case:
-        """Run one sample and compare what comes out.
-
-        Raises:
-            DataError: the sample cannot be compared; why.
-        """
+        """Run one sample and compare what comes out; a DataError says why it cannot be compared."""
 
 
 def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
-    """Run an engine over the samples of a dump and compare; prints one line per sample.
+    """Run an engine over the samples of a dump; print one line per sample, and return whether none differs.
 
-    Args:
-        engine: with the exported model.
-        deployment: config and checkpoint, which the dump has to be of.
-        folder: of the dump; a missing dump is reported, but is no failure.
-
-    Returns:
-        False when a sample differs.
+    A dump of another config or checkpoint is not compared, and says so; a missing dump is no failure either.
     """
     agrees, samples = True, list_samples(folder)
     if not samples:
@@ -109,15 +97,15 @@ class DumpedImages:
         needed = [tensor.name for tensor in backend.spec.inputs if tensor.default is None]
         _require(tensors, needed + backend.spec.output_names)
         feeds = {key: tensors[key] for key in backend.spec.input_names if key in tensors}
-        bars = half.bars_of(half.precision_of(backend.metadata, backend.computes_in))
+        bars = half.bars_of(backend.computes_in or backend.metadata.precision)
         outputs = backend.infer(feeds)
         dumped = {key: tensors[key] for key in outputs}
         both = (dumped, outputs) if backend.metadata.form == 'full' else ()
         results = [family.detections(backend.metadata, side, {**tensors, **feeds}) for side in both]
         pairs = zip(*results, strict=True)
         capacity = backend.metadata.postprocess.get('max_per_img')
-        match, judged = task_module(family.task).match_detections, bars.of_task(family.task) if bars else {}
-        detections = tuple(match(name, wanted, found, capacity=capacity, **judged) for wanted, found in pairs)
+        match = functools.partial(half.match, family.task, bars, name, capacity=capacity)
+        detections = tuple(match(*pair) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
         case = Case(name, shape, False, self._tensors(feeds, dumped, outputs, bars), detections)
         return half.accept_rate([case], bars)[0][0] if bars else case
@@ -133,14 +121,9 @@ class DumpedImages:
         valued = [tensor.name for tensor in spec.outputs if tensor.compare == 'values']
         if not valued:
             return ()
-        ties = dict(ties_rtol=half.CHOICE_RTOL) if bars else {}
-        reference = family.choose_as(model, feeds, outputs, {key: dumped[key] for key in valued}, **ties)
-        slack = half.RTOL if bars else DEFAULT_RTOL
-        found = {key: outputs[key] for key in valued}
-        rows = compare_tensors(
-            reference, without_ties(reference, found, family.interchangeable_zeros(model, feeds), slack), spec
-        )
-        return tuple(half.judge(rows, bars.cosine) if bars else rows)
+        expected, found = ({key: side[key] for key in valued} for side in (dumped, outputs))
+        reference = family.choose_as(model, feeds, outputs, expected, half.choice_rtol(bars))
+        return half.compare(reference, found, spec, bars, family.interchangeable_zeros(model, feeds))
 
 
 class DumpedFrames:
@@ -150,19 +133,12 @@ class DumpedFrames:
     """
 
     def __init__(self, stepper: Stepper, metadata: Sequence[Metadata], deployment: Deployment) -> None:
-        """Keep the engine.
-
-        Args:
-            stepper: the engine.
-            metadata: of the files, the one that gives the outputs last, for the tolerances.
-            deployment: for the family.
-        """
-        self.stepper, self.family = stepper, deployment.family
-        last = metadata[-1]
-        self.names = self.family.compared or tuple(last.spec.output_names)
-        self.bars = half.bars_of(half.precision_of(last))
+        """Keep the engine, and the metadata of its files for the bars; the last one gives the outputs."""
+        self.stepper, self.family, last = stepper, deployment.family, metadata[-1]
+        self.bars = half.bars_of(last.precision)
         known = {tensor.name: tensor for one in metadata for tensor in one.spec.outputs}
-        self.names = tuple(name for name in self.names if name in known)
+        wanted = self.family.compared or last.spec.output_names
+        self.names = tuple(name for name in wanted if name in known)
         outputs = tuple(known[name] for name in self.names)
         self.spec = dataclasses.replace(last.spec, outputs=outputs, state=())
         self.previous: int | None = None
@@ -188,28 +164,23 @@ class DumpedFrames:
         self.previous = manifest['sample']
         outputs = self.stepper.step(frame).outputs
         reference = {key: tensors[key][-outputs[key].shape[0] :] for key in self.names}
-        rows = compare_tensors(
-            reference, {key: outputs[key] for key in self.names}, far_spec(self.spec, distance)
-        )
-        rows = half.judge(rows, self.bars.cosine) if self.bars else rows
-        return Case(name, '', False, tuple(rows), ())
+        found = {key: outputs[key] for key in self.names}
+        rows = half.compare(reference, found, far_spec(self.spec, distance), self.bars)
+        return Case(name, '', False, rows, ())
 
 
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
     """Allow what PyTorch's own memory loses so far from the origin of the map.
 
     The dumped model keeps global positions in float32. Measured on the toy at 980 m: 7.4 mm in x y z, 0.04 mm
-    with the same frames moved to the origin; so 1e-5 of the distance is added where the unit is metres.
-
-    Args:
-        spec: tolerances near the origin.
-        distance_m: of the ego from the origin.
+    with the same frames moved to the origin; so 1e-5 of the ego's distance is added where the unit is metres.
     """
-    outputs = []
-    for tensor in spec.outputs:
-        groups = tuple(
-            dataclasses.replace(group, atol=group.atol + FAR * distance_m) if group.unit == 'm' else group
-            for group in tensor.column_groups
-        )
-        outputs.append(dataclasses.replace(tensor, groups=groups))
+
+    def allowed(group: ColumnGroup) -> ColumnGroup:
+        return dataclasses.replace(group, atol=group.atol + FAR * distance_m * (group.unit == 'm'))
+
+    outputs = (
+        dataclasses.replace(tensor, groups=tuple(map(allowed, tensor.column_groups)))
+        for tensor in spec.outputs
+    )
     return dataclasses.replace(spec, outputs=tuple(outputs))

@@ -45,12 +45,9 @@ IMAGES = (
 
 
 def too_few(matched: Sequence[int], what: str, advice: str) -> list[str]:
-    """Return why the matched results are no proof, or nothing.
+    """Return why so many matched results per input are no proof, or nothing.
 
-    Args:
-        matched: results that were matched, per input.
-        what: what an input is called: 'input', 'frame', 'sweep'.
-        advice: what to do.
+    `what` is what an input is called: 'input', 'frame', 'sweep'; `advice` is what to do.
     """
     total, places = sum(matched), sum(count > 0 for count in matched)
     wanted = min(MATCHED_IN, len(matched))
@@ -83,12 +80,7 @@ def whole_reasons(
 ) -> list[str]:
     """Return why a proof fails beyond single rows: nothing compared, too little matched.
 
-    Args:
-        cases: of all inputs.
-        precision: 'fp32', or that whose bars the cases were judged by.
-        unit: what an input is called.
-        found_in: what results are found in.
-        advice: what to do.
+    The precision is that whose bars the cases were judged by; the words are those of `Proof`.
     """
     detections = [row for case in cases for row in case.detections]
     if not detections and not any(case.tensors for case in cases):
@@ -101,14 +93,10 @@ def whole_reasons(
     reasons = too_few([sum(row.matched for row in case.detections) for case in first], unit, advice)
     ties, total = ties_of(cases)
     if too_many_ties(cases):
-        reasons.append(
-            f'{ties} results have no partner but a suppression near its threshold, which is more than '
-            f'{100 * TIES:g} % of {total}'
-        )
+        why = 'results have no partner but a suppression near its threshold, which is more than'
+        reasons.append(f'{ties} {why} {100 * TIES:g} % of {total}')
     low, alone = (sum(getattr(row, name) for row in detections) for name in ('low', 'low_alone'))
     if precision == 'fp32' and alone > max(LOW_ALONE_LEAST, LOW_ALONE * low):
-        reasons.append(
-            f'{alone} of {low} results below the score threshold have no partner on the other side, which is '
-            f'more than {100 * LOW_ALONE:g} %'
-        )
+        why = 'results below the score threshold have no partner on the other side, which is more than'
+        reasons.append(f'{alone} of {low} {why} {100 * LOW_ALONE:g} %')
     return reasons

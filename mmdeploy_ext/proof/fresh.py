@@ -69,14 +69,7 @@ class Reference:
 def of_images(
     deployment: Deployment, options: Options, metadata: Metadata, image_bgr: np.ndarray
 ) -> Reference:
-    """Return what the graph of a file of single pictures is compared with.
-
-    Args:
-        deployment: the model.
-        options: of the file.
-        metadata: of the file, for the commands that changed it.
-        image_bgr: what is traced; no constant depends on it.
-    """
+    """Return what a file of single pictures is compared with; no constant depends on the image."""
     chosen = exported_with(options, metadata)
     stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
 
@@ -84,23 +77,12 @@ def of_images(
         traced = deploy.prepare_fixed(deployment.rule, image_bgr, chosen.height, chosen.width)
         return files.export_graphs(deployment, chosen, [traced])[0][0]
 
-    return Reference(
-        lambda: _kept(deployment, (metadata.form, chosen), metadata, export),
-        metadata.edits,
-        lambda: rounding_of(deployment.model),
-        lambda: stages()[0].outputs if len(stages()) > 1 else (),
-    )
+    reference = _reference(deployment, chosen, metadata, export)
+    return dataclasses.replace(reference, network=lambda: stages()[0].outputs if len(stages()) > 1 else ())
 
 
 def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph: Graph | None) -> Reference:
-    """Return what one file of a sequence family is compared with.
-
-    Args:
-        deployment: the model.
-        options: of the file.
-        metadata: of the file.
-        graph: that it holds; None where the family has no such graph.
-    """
+    """Return what one file of a sequence family is compared with; None is no graph of the family."""
     chosen = exported_with(options, metadata)
 
     def export() -> onnx.ModelProto:
@@ -108,23 +90,23 @@ def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph
             raise ModelFileError(f'the model has no graph {metadata.form!r} with the options in the file')
         return files.export_graph(graph, chosen, deployment.family.keep_fp32)
 
-    return Reference(
-        lambda: _kept(deployment, (metadata.form, chosen), metadata, export),
-        metadata.edits,
-        lambda: rounding_of(deployment.model),
-    )
+    return _reference(deployment, chosen, metadata, export)
 
 
-def _kept(
-    deployment: Deployment, key: tuple[Any, ...], metadata: Metadata, export: Callable[[], onnx.ModelProto]
-) -> onnx.ModelProto:
-    """Return an export by the graph rules of a file; made once."""
+def _reference(
+    deployment: Deployment, options: Options, metadata: Metadata, export: Callable[[], onnx.ModelProto]
+) -> Reference:
+    """Return a reference whose export, by the graph rules of a file, is made once."""
     older = metadata.rules < FEW_DECOMPOSED_RULES
-    key = (*key, 'older') if older else key
-    if key not in deployment.exports:
-        with all_decomposed(older):
-            deployment.keep(key, export())
-    return deployment.exports[key]
+    key = metadata.form, options, *['older'] * older
+
+    def kept() -> onnx.ModelProto:
+        if key not in deployment.exports:
+            with all_decomposed(older):
+                deployment.keep(key, export())
+        return deployment.exports[key]
+
+    return Reference(kept, metadata.edits, lambda: rounding_of(deployment.model))
 
 
 def exported_with(options: Options, metadata: Metadata) -> Options:

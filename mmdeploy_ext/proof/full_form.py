@@ -22,27 +22,24 @@ def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[Tens
     """Return a failing row for every promise about scores and labels that an output breaks.
 
     Scores descend, so that padding comes last; a row of score 0 is padding and has label -1, and no other
-    has; labels are classes of the model.
-
-    Args:
-        outputs: of a `full` graph: `dets` (B, n, 5) or `scores` (B, n), and `labels` (B, n).
-        num_classes: of the model.
+    has; labels are classes of the model. The outputs are `dets` (B, n, 5) or `scores` (B, n), and `labels`
+    (B, n).
     """
     name, scores = ('dets', outputs['dets'][..., 4]) if 'dets' in outputs else ('scores', outputs['scores'])
     labels, rows = outputs['labels'], []
     if labels.shape != scores.shape:
         return [failed_row('labels', f'shape: got {labels.shape}, expected {scores.shape}', labels)]
-    rising = np.diff(scores, axis=1) > 0
-    if rising.any():
-        where = tuple(int(place) for place in np.argwhere(rising)[0])
-        rows.append(failed_row(name, f'scores do not descend: image {where[0]}, row {where[1] + 1}', scores))
+    rising = np.argwhere(np.diff(scores, axis=1) > 0)
+    if len(rising):
+        image, row = rising[0]
+        rows.append(failed_row(name, f'scores do not descend: image {image}, row {row + 1}', scores))
     padding = scores == 0
     for title, wrong in (
         ('padding without label -1', padding & (labels != -1)),
         (f'a label outside of 0..{num_classes - 1}', ~padding & ((labels < 0) | (labels >= num_classes))),
     ):
         if wrong.any():
-            image, row = (int(place) for place in np.argwhere(wrong)[0])
+            image, row = np.argwhere(wrong)[0]
             reason = f'{title}: image {image}, row {row}: {labels[image, row]}'
             rows.append(failed_row('labels', reason, labels))
     return rows
@@ -60,17 +57,14 @@ def count_rows(
         bounds: name of such an output -> least and largest right value (B,): of what is clearly above a
             threshold, and of that and what is at it, within the tolerance of scores.
     """
-    return [row for name, pair in bounds.items() for row in _count_row(name, outputs.get(name), *pair)]
-
-
-def _count_row(name: str, output: np.ndarray | None, least: np.ndarray, most: np.ndarray) -> list[TensorRow]:
-    if output is None:
-        return [failed_row(name, 'is not an output of the graph')]
-    found = np.asarray(output)
-    wrong = np.ones(1, bool) if found.shape != least.shape else (found < least) | (found > most)
-    if not wrong.any():
-        return []
-    expected = ', '.join(
-        str(low) if low == high else f'{low} to {high}' for low, high in zip(least, most, strict=True)
-    )
-    return [failed_row(name, f'got {found.tolist()}, expected {expected}', found)]
+    rows = []
+    for name, (least, most) in bounds.items():
+        if name not in outputs:
+            rows.append(failed_row(name, 'is not an output of the graph'))
+            continue
+        found = np.asarray(outputs[name])
+        if found.shape != least.shape or ((found < least) | (found > most)).any():
+            limits = zip(least, most, strict=True)
+            expected = ', '.join(f'{low}' if low == high else f'{low} to {high}' for low, high in limits)
+            rows.append(failed_row(name, f'got {found.tolist()}, expected {expected}', found))
+    return rows

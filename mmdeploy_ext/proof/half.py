@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.compare.tensors import compare_tensors
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.engines import BACKENDS
+from mmdeploy_ext.proof.tasks import task_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,10 +33,6 @@ METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
 RTOL, ATOL = 3e-2, 3e-2
 """What is shown as tolerance of single values, of the largest one and absolute; the cosine decides."""
-CHOICE_RTOL = 1e-2
-"""Of the largest score: top-k choices whose scores are this close may be in another order."""
-
-
 IN_IMAGES = ('bbox2d', 'mask', 'boxed_mask', 'panoptic')
 """Tasks whose results are matched by IoU."""
 
@@ -64,10 +61,9 @@ class HalfBars:
 
     def of_task(self, task: str) -> dict[str, float]:
         """Return the arguments of the task's `match_detections`."""
-        place = dict(iou_bar=self.iou)
-        if task not in IN_IMAGES:
-            place = dict(distance_bar=self.distance_m, corner_bar=self.distance_m)
-        return dict(place, score_bar=self.score)
+        if task in IN_IMAGES:
+            return dict(iou_bar=self.iou, score_bar=self.score)
+        return dict(distance_bar=self.distance_m, corner_bar=self.distance_m, score_bar=self.score)
 
     def text(self, task: str) -> str:
         """Return the bars in one sentence."""
@@ -88,74 +84,82 @@ ROUNDED = (
 )
 
 
-def precision_of(metadata: Metadata, computes_in: str = '') -> str:
-    """Return what a file is judged as: 'fp32', 'int8', or the half precision that it holds or is computed in.
-
-    Args:
-        metadata: of the file.
-        computes_in: `Backend.computes_in`.
-    """
-    return computes_in or metadata.precision
-
-
 def bars_of(precision: str) -> HalfBars | None:
     """Return the bars of a precision; None for float32, which has tolerances."""
     return None if precision == 'fp32' else INT8_BARS if precision == 'int8' else BARS
 
 
-def proof_engine(metadata: Metadata, kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of an engine that shows what float16 does to a file.
+def choice_rtol(bars: HalfBars | None) -> float:
+    """Return how close scores of a top-k are, of the largest, whose choices may be in another order."""
+    return 1e-2 if bars else DEFAULT_RTOL
 
-    Args:
-        metadata: of the file.
-        kind: registered name of the engine.
-        engine: its options.
-    """
+
+def proof_engine(metadata: Metadata, kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of an engine, with which one of a registered name shows what float16 does to a file."""
     on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
-    hides = 'round_fp16' in BACKENDS[kind].keys and on_cpu and precision_of(metadata) == 'fp16'
+    hides = 'round_fp16' in BACKENDS[kind].keys and on_cpu and metadata.precision == 'fp16'
     return {'round_fp16': True, **engine} if hides else dict(engine)
 
 
-def judge(rows: Sequence[TensorRow], cosine: float = COSINE) -> list[TensorRow]:
+def compare(
+    reference: Mapping[str, np.ndarray],
+    candidate: Mapping[str, np.ndarray],
+    spec: GraphSpec,
+    bars: HalfBars | None,
+    ties: Mapping[str, np.ndarray] | None = None,
+) -> tuple[TensorRow, ...]:
+    """Compare tensors by the tolerances of a spec, in less than float32 by the cosine; see `without_ties`."""
+    candidate = without_ties(reference, candidate, ties or {}, RTOL if bars else DEFAULT_RTOL)
+    rows = compare_tensors(reference, candidate, spec)
+    return tuple(judge(rows, bars.cosine) if bars else rows)
+
+
+def compare_named(
+    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float, what: str
+) -> list[TensorRow]:
+    """Compare tensors by name, each relative to its own largest value."""
+    groups = (ColumnGroup(rtol=rtol),)
+    named = reference.items()
+    specs = tuple(TensorSpec(name, array.dtype.name, array.shape, groups=groups) for name, array in named)
+    return compare_tensors(reference, candidate, GraphSpec(what, (), specs))
+
+
+def judge(rows: Sequence[TensorRow], least: float = COSINE) -> list[TensorRow]:
     """Judge rows that could be compared by their cosine instead of by a tolerance.
 
     Indices have no cosine: a row of whole numbers keeps its own verdict (see `compare_tensors`).
     """
-    return [_judged(row, cosine) for row in rows]
+    judged = []
+    for row in rows:
+        if row.cosine is not None and row.max_abs is not None and row.tolerance != 0:
+            passed = row.cosine >= least
+            reason = '' if passed else f'cosine {row.cosine:.6f} below {least}'
+            row = dataclasses.replace(row, passed=passed, reason=reason, tolerance=None)
+        judged.append(row)
+    return judged
 
 
-def _judged(row: TensorRow, least: float) -> TensorRow:
-    if row.cosine is None or row.max_abs is None or row.tolerance == 0:
-        return row
-    passed = row.cosine >= least
-    reason = '' if passed else f'cosine {row.cosine:.6f} below {least}'
-    return dataclasses.replace(row, passed=passed, reason=reason, tolerance=None)
+def match(task: str, bars: HalfBars | None, *given: Any, **settings: Any) -> DetectionRow:
+    """Return `match_detections` of a task, by the bars of half precision where there are any."""
+    return task_module(task).match_detections(*given, **settings, **(bars.of_task(task) if bars else {}))
 
 
-def matched_rows(
-    reference: Any, candidate: Any, pairs: Mapping[int, int], cosine: float = COSINE
-) -> list[TensorRow]:
-    """Compare results of two engines pair by pair: what a cosine of detections means, whose order may differ.
-
-    Args:
-        reference: Detections or Instances of an image.
-        candidate: the other engine's.
-        pairs: row of the reference -> row of the candidate.
-        cosine: least one that passes.
-    """
-    rows, columns = np.array(list(pairs), int), np.array(list(pairs.values()), int)
-    if not len(rows):
+def matched_rows(reference: Any, candidate: Any, pairs: Mapping[int, int], cosine: float) -> list[TensorRow]:
+    """Compare results of an image pair by pair: what a cosine of detections means, whose order may differ."""
+    if not pairs:
         return []
-    sides = []
-    for found, order in ((reference, rows), (candidate, columns)):
-        names = [name for name in ('bboxes_xyxy', 'masks', 'scores') if hasattr(found, name)]
-        arrays = {f'matched {name}': np.asarray(getattr(found, name), np.float32) for name in names}
-        sides.append({name: array[order] for name, array in arrays.items()})
-    specs = tuple(TensorSpec(name, 'float32', (), groups=(ColumnGroup(rtol=RTOL),)) for name in sides[0])
-    return judge(compare_tensors(*sides, GraphSpec('matched results', (), specs)), cosine)
+    sides = [
+        {
+            f'matched {name}': np.asarray(getattr(found, name), np.float32)[list(order)]
+            for name in ('bboxes_xyxy', 'masks', 'scores')
+            if hasattr(found, name)
+        }
+        for found, order in ((reference, pairs.keys()), (candidate, pairs.values()))
+    ]
+    return judge(compare_named(*sides, RTOL, 'matched results'), cosine)
 
 
-def accept_rate(cases: Sequence[Case], bars: HalfBars = BARS) -> tuple[list[Case], str]:
+def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]:
     """Judge the results of all cases together.
 
     Returns:
@@ -170,22 +174,15 @@ def accept_rate(cases: Sequence[Case], bars: HalfBars = BARS) -> tuple[list[Case
             f'{matched} of {counted} results matched ({100 * matched / counted:.1f} %, wanted '
             f'{100 * bars.match_rate:g} %)'
         )
-    return [
-        dataclasses.replace(case, detections=tuple(map(_accepted, case.detections))) for case in cases
-    ], ''
 
+    def accepted(row: DetectionRow) -> DetectionRow:
+        return row if row.broken else dataclasses.replace(row, passed=True)
 
-def _accepted(row: DetectionRow) -> DetectionRow:
-    return row if row.broken else dataclasses.replace(row, passed=True)
+    return [dataclasses.replace(case, detections=tuple(map(accepted, case.detections))) for case in cases], ''
 
 
 def judge_whole(verdict: Verdict, rounded: bool) -> None:
-    """Judge the results of all inputs of a proof together, and say by what bars.
-
-    Args:
-        verdict: of all inputs.
-        rounded: the engine showed the rounding by `proof_engine`.
-    """
+    """Judge the results of all inputs together, say by what bars, and whether `proof_engine` rounded."""
     bars = bars_of(verdict.precision) or BARS
     verdict.cases, reason = accept_rate(verdict.cases, bars)
     verdict.reasons += [reason] * bool(reason)

@@ -16,19 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.proof.levels.base import Proof
     from mmdeploy_ext.proof.verdict import Verdict
 
 PROOFS = dict(images=ImageProof, drive=DriveProof, sweeps=SweepProof, fused=SweepProof, voxels=SparseProof)
 """What a model takes -> how its files are proven."""
-
-
-def kind_of(family: Family) -> str:
-    """Return the key of `PROOFS` of a family."""
-    if family.product == BACKBONE:
-        return 'voxels'
-    return 'drive' if family.memory else family.samples
 
 
 def open_proof(
@@ -40,7 +32,9 @@ def open_proof(
 ) -> Proof:
     """Return the proof of files before anything was judged; see `prove`."""
     listed = [str(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
-    return PROOFS[kind_of(deployment.family)](deployment, listed, samples, engine or {}, **settings)
+    family = deployment.family
+    kind = 'voxels' if family.product == BACKBONE else 'drive' if family.memory else family.samples
+    return PROOFS[kind](deployment, listed, samples, engine or {}, **settings)
 
 
 def prove(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,9 @@ import torch
 from mmdeploy_ext.core.config import replaced_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    Contexts = Iterable[contextlib.AbstractContextManager[None]]
 
 TIE_IOU = 1e-4
 """IoU that a threshold is moved by.
@@ -39,35 +42,35 @@ explained by two draws, the last one by the sixth.
 """
 
 
+def near_ties(
+    model: torch.nn.Module, run: Callable[[], Any], keys: Sequence[str] = KEYS, choices: Contexts = ()
+) -> Iterator[Any]:
+    """Yield what runs give with moved thresholds, in contexts of the detector's own, with other rounding."""
+    yield from with_moved_thresholds(model, run, keys)
+    yield from _in_each(choices, run)
+    yield from with_other_rounding(model, run)
+
+
 def with_moved_thresholds(
-    model: torch.nn.Module, run: Callable[[], list[Any]], keys: Sequence[str] = KEYS
-) -> Iterator[list[Any]]:
-    """Yield what a run gives with each threshold of a detector lower, and higher.
-
-    Args:
-        model: the detector; its heads' `test_cfg` is as before after each run.
-        run: returns the results of some images.
-        keys: of thresholds.
-    """
-    for config, key in _thresholds_of(model, keys):
-        for move in (-TIE_IOU, TIE_IOU):
-            with replaced_entry(config, key, config[key] + move):
-                found = run()
-            yield found
+    model: torch.nn.Module, run: Callable[[], Any], keys: Sequence[str] = KEYS
+) -> Iterator[Any]:
+    """Yield what a run gives with each threshold (of `keys`) of a detector's heads lower, and higher."""
+    moves = itertools.product(_thresholds_of(model, keys), (-TIE_IOU, TIE_IOU))
+    yield from _in_each((replaced_entry(at, key, at[key] + move) for (at, key), move in moves), run)
 
 
-def with_other_rounding(model: torch.nn.Module, run: Callable[[], list[Any]]) -> Iterator[list[Any]]:
-    """Yield what runs give where convolutions and linear layers round otherwise, twice `DRAWS` times.
+def with_other_rounding(model: torch.nn.Module, run: Callable[[], Any]) -> Iterator[Any]:
+    """Yield what runs give where convolutions and linear layers round otherwise, twice `DRAWS` times."""
+    changes = itertools.product(range(DRAWS), (ROUNDING, -ROUNDING))
+    yield from _in_each((_other_rounding(model, *change) for change in changes), run)
 
-    Args:
-        model: the detector; it is as before after each run.
-        run: returns the results of some images.
-    """
-    for seed in range(DRAWS):
-        for size in (ROUNDING, -ROUNDING):
-            with _other_rounding(model, seed, size):
-                found = run()
-            yield found
+
+def _in_each(contexts: Contexts, run: Callable[[], Any]) -> Iterator[Any]:
+    """Yield what a run gives in each context, after which the model is as before."""
+    for context in contexts:
+        with context:
+            found = run()
+        yield found
 
 
 @contextlib.contextmanager
@@ -78,13 +81,11 @@ def _other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[
         noise = torch.rand(output.shape, generator=generator).mul_(2 * size).sub_(size)
         return output + output * noise.to(output)
 
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
-    handles = [layer.register_forward_hook(change) for layer in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                hooks.enter_context(layer.register_forward_hook(change))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _thresholds_of(model: torch.nn.Module, keys: Sequence[str]) -> list[tuple[dict[str, Any], str]]:

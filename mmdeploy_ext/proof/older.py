@@ -30,27 +30,6 @@ folded bias: of |beta| + |mean * scale|; of what is computed from parameters: of
 queries of StreamPETR go through matrix products and normalisations: measured 3.5.)"""
 
 
-@dataclasses.dataclass
-class RoundingDifference:
-    """How the constants of an older file differ from today's.
-
-    Attributes:
-        count: constants that differ within the bars.
-        ulps: the most that a value differs by, in units of what it is judged by.
-    """
-
-    count: int = 0
-    ulps: float = 0.0
-
-    @property
-    def text(self) -> str:
-        """What the verdict says."""
-        if not self.count:
-            return ''
-        most = f'{self.ulps:.2g} at most'
-        return f'{self.count} constants differ by rounding ({most}, allowed {ULPS} units in the last place)'
-
-
 @dataclasses.dataclass(frozen=True)
 class Rounding:
     """What the rounding of a constant is judged by.
@@ -73,23 +52,17 @@ class Rounding:
 
 def with_rounding_undone(
     model: onnx.ModelProto, fresh: onnx.ModelProto, rounding: Rounding
-) -> tuple[onnx.ModelProto, RoundingDifference]:
+) -> tuple[onnx.ModelProto, str]:
     """Return a copy of a file in which constants that differ by rounding alone are a fresh export's.
 
-    Args:
-        model: the file.
-        fresh: an export by the rules of today.
-        rounding: what constants are judged by.
-
-    Returns:
-        The copy, and what differed.
+    What the verdict says of those that differed is returned, too; '' for none.
     """
     pool: dict[tuple[str, tuple[int, ...]], dict[str, np.ndarray]] = collections.defaultdict(dict)
     for tensor in all_tensors(fresh):
         array = tensor_values(tensor)
         if array.dtype.kind == 'f':
             pool[str(array.dtype), array.shape][content(array)] = array
-    result, found = onnx.ModelProto(), RoundingDifference()
+    result, found = onnx.ModelProto(), []
     result.CopyFrom(model)
     for tensor in all_tensors(result):
         array = tensor_values(tensor)
@@ -99,8 +72,11 @@ def with_rounding_undone(
         near = _nearest(array, candidates.values(), rounding)
         if near is not None:
             tensor.CopyFrom(numpy_helper.from_array(near[0], tensor.name))
-            found.count, found.ulps = found.count + 1, max(found.ulps, near[1])
-    return result, found
+            found.append(near[1])
+    if not found:
+        return result, ''
+    most = f'{max(found):.2g} at most, allowed {ULPS} units in the last place'
+    return result, f'{len(found)} constants differ by rounding ({most})'
 
 
 def _nearest(

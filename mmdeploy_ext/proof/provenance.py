@@ -37,30 +37,23 @@ def provenance(
         deployment: the config and checkpoint.
         metadata: of the file.
         rule: how pictures become the input, by the config, `--mean` and `--std`.
-        contract: what the family states for a file with these options; None where it has no such graph.
+        contract: see `differing_contract`.
     """
     facts = deployment.family.postprocess_facts(deployment.model)
-    told = (
-        ('preprocessing', metadata.preprocess.to_json(), rule.to_json()),
-        ('classes', dict(classes=metadata.classes), dict(classes=deployment.classes)),
-        ('post-processing', metadata.postprocess, facts),
-    )
-    checks = [
-        Check(f'{title} as in the config', not (found := _differing(written, here)), found)
-        for title, written, here in told
-    ]
-    checks.append(settings_check(deployment.cfg, metadata.options.get('cfg_options') or {}))
-    differing = differing_contract(metadata.spec, contract)
-    return [*checks, Check('tolerances as the family states them', not differing, differing)]
+    classes = dict(classes=metadata.classes), dict(classes=deployment.classes)
+    differing = {
+        'preprocessing as in the config': _differing(metadata.preprocess.to_json(), rule.to_json()),
+        'classes as in the config': _differing(*classes),
+        'post-processing as in the config': _differing(metadata.postprocess, facts),
+        'tolerances as the family states them': differing_contract(metadata.spec, contract),
+    }
+    checks = [Check(title, not found, found) for title, found in differing.items()]
+    checks.insert(-1, settings_check(deployment.cfg, metadata.options.get('cfg_options') or {}))
+    return checks
 
 
 def companion_checks(folder: Path, wanted: Mapping[str, str]) -> list[Check]:
-    """Compare the texts beside the graphs with those that an export writes.
-
-    Args:
-        folder: of the graphs.
-        wanted: name -> text, see `Family.companions`.
-    """
+    """Compare the texts beside the graphs with those that an export writes, see `Family.companions`."""
     found = []
     for name, text in wanted.items():
         there = (folder / name).read_text(encoding='utf-8') if (folder / name).is_file() else None
@@ -72,15 +65,9 @@ def companion_checks(folder: Path, wanted: Mapping[str, str]) -> list[Check]:
 
 
 def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> tuple[list[Check], list[str]]:
-    """Compare the hashes of config and checkpoint.
+    """Compare the hashes of checkpoint and config that are written in a file; return checks, and notes.
 
-    Args:
-        deployment: the config and checkpoint.
-        written: 'checkpoint' and 'config' -> hash in the file.
-        is_same: the graph is that of a fresh export: then another hash is worth a note, and no failure.
-
-    Returns:
-        Checks, and notes.
+    Where the graph `is_same` as that of a fresh export another hash is worth a note, and no failure.
     """
     checks, notes = [], []
     for title, said in written.items():
@@ -95,14 +82,12 @@ def hash_checks(deployment: Any, written: Mapping[str, str], is_same: bool) -> t
 
 def asked_checks(options: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Check]:
     """Return a check per option of the export that the command line of the proof says."""
-    return [
-        Check(
-            f'{name} as asked for',
-            (written := options.get(name)) == value,
-            f'asked for {value}, the file says {written}',
-        )
-        for name, value in asked.items()
-    ]
+    checks = []
+    for name, value in asked.items():
+        written = options.get(name)
+        said = f'asked for {value}, the file says {written}'
+        checks.append(Check(f'{name} as asked for', written == value, said))
+    return checks
 
 
 def missing_overrides(cfg: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,22 +148,16 @@ def _plain(value: Any) -> Any:
 
 
 def differing_contract(written: GraphSpec, here: GraphSpec | None) -> str:
-    """Return how the contract in a file differs from the family's, in what a proof judges by.
+    """Return how the contract in a file differs from the family's, in what a proof judges by; '' for nothing.
 
-    Args:
-        written: in the metadata of the file.
-        here: what the family states for a file with these options; None where it has no such graph.
-
-    Returns:
-        '' when they agree.
+    The family's is what it states for a file with these options; None where it has no such graph.
     """
     if here is None:
         return f'the family has no graph {written.name!r} with the options in the file'
     found = []
     for title in ('inputs', 'outputs'):
-        ours, theirs = (
-            {tensor.name: _judged(tensor) for tensor in getattr(spec, title)} for spec in (here, written)
-        )
+        sides = (getattr(spec, title) for spec in (here, written))
+        ours, theirs = ({tensor.name: _judged(tensor) for tensor in tensors} for tensors in sides)
         for name in dict.fromkeys([*ours, *theirs]):
             if name not in ours or name not in theirs:
                 found.append(f'{name}: only {"the file" if name in theirs else "the family"} has it')
@@ -217,13 +196,10 @@ def normalisation_notes(deployment: Deployment) -> list[str]:
 
 def override_notes(deployment: Deployment, metadata: Metadata, files: str = 'the file was') -> list[str]:
     """Say which overrides of the config a file was exported with."""
-    written = metadata.options.get('cfg_options') or {}
-    if not written and not deployment.cfg_options:
+    both = metadata.options.get('cfg_options') or {}, deployment.cfg_options
+    if not any(both):
         return []
-    listed = [
-        ', '.join(f'{key}={value}' for key, value in overrides.items()) or 'none'
-        for overrides in (written, deployment.cfg_options)
-    ]
+    listed = [', '.join(f'{key}={value}' for key, value in one.items()) or 'none' for one in both]
     return [f'{files} exported with --cfg-options {listed[0]}; PyTorch ran with {listed[1]}']
 
 
@@ -233,16 +209,13 @@ def stale_reason(found: Metadata, wanted: Metadata) -> str:
     Overrides of the config are left out: those that decide the graph are in the config's hash.
     """
     mine, theirs = ({**metadata.options, 'cfg_options': None} for metadata in (wanted, found))
-    differing = [
-        title
-        for title, differs in (
-            ('config', found.config_sha256 != wanted.config_sha256),
-            ('checkpoint', found.checkpoint_sha256 != wanted.checkpoint_sha256),
-            ('export options', mine != theirs),
-            ('versions', found.versions != wanted.versions),
-            ('tolerances', differing_contract(found.spec, wanted.spec)),
-            ('number of graph rules', found.rules != wanted.rules),
-        )
-        if differs
-    ]
+    facts = {
+        'config': found.config_sha256 != wanted.config_sha256,
+        'checkpoint': found.checkpoint_sha256 != wanted.checkpoint_sha256,
+        'export options': mine != theirs,
+        'versions': found.versions != wanted.versions,
+        'tolerances': differing_contract(found.spec, wanted.spec),
+        'number of graph rules': found.rules != wanted.rules,
+    }
+    differing = [title for title, differs in facts.items() if differs]
     return f'stale: another {" and ".join(differing)}' if differing else ''

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.proof.inputs.inputs import proof_inputs
-from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
+from mmdeploy_ext.proof.near_ties import near_ties
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Sequence
@@ -36,7 +36,6 @@ class Reference:
     """
 
     def __init__(self, deployment: Deployment, proof_input: ProofInput) -> None:
-        """Keep the model and make the feeds; nothing runs yet."""
         self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
         self.engine_seconds: list[float] = []
         family, left_out = deployment.family, proof_input.left_out
@@ -44,7 +43,8 @@ class Reference:
         feeds = family.feeds(self.images, proof_input.rescale)
         self.feeds = {name: array for name, array in feeds.items() if name not in left_out}
         self._known: dict[Hashable, Any] = {}
-        self._ties = self._near_ties()
+        choices, model = family.rounded_choices(deployment.model), deployment.model
+        self._ties = near_ties(model, self._results, family.tie_keys, choices)
 
     @functools.cached_property
     def results(self) -> list[Any]:
@@ -68,15 +68,6 @@ class Reference:
         """
         self._ties, found = itertools.tee(self._ties)
         return found
-
-    def _near_ties(self) -> Iterator[list[Any]]:
-        family, model = self.deployment.family, self.deployment.model
-        yield from with_moved_thresholds(model, self._results, family.tie_keys)
-        for choice in family.rounded_choices(model):
-            with choice:
-                found = self._results()
-            yield found
-        yield from with_other_rounding(model, self._results)
 
     def _results(self) -> list[Any]:
         family, model = self.deployment.family, self.deployment.model

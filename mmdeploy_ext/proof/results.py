@@ -67,9 +67,8 @@ class GraphResult:
 
 def _differing_text(differences: Sequence[Difference]) -> str:
     count = len({entry.where for entry in differences}) + sum(entry.more for entry in differences)
-    places = 'place differs' if count == 1 else 'places differ'
-    if all(entry.kind in NODE_KINDS for entry in differences):
-        places = 'node differs' if count == 1 else 'nodes differ'
+    kind = 'node' if all(entry.kind in NODE_KINDS for entry in differences) else 'place'
+    places = f'{kind} differs' if count == 1 else f'{kind}s differ'
     shown = '; '.join(entry.text for entry in differences[:SHOWN])
     more = f'; and {len(differences) - SHOWN} more' if len(differences) > SHOWN else ''
     return f'{count} {places} from a fresh export: {shown}{more}'
@@ -77,13 +76,7 @@ def _differing_text(differences: Sequence[Difference]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One statement about the file that is true or not (level 1).
-
-    Attributes:
-        name: what was checked.
-        passed: whether it holds.
-        detail: got and expected, in one line.
-    """
+    """One statement about the file that is true or not (level 1); the detail is got and expected."""
 
     name: str
     passed: bool
@@ -156,14 +149,9 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class MetricRow:
-    """One metric of one data set by both engines (level 5).
+    """One metric of one data set, e.g. 'bbox_mAP', by PyTorch and by the ONNX engine (level 5).
 
-    Attributes:
-        name: e.g. 'bbox_mAP'.
-        reference: by PyTorch.
-        candidate: by the ONNX engine.
-        bar: allowed absolute difference.
-        passed: whether the difference is within the bar.
+    The bar is the absolute difference that is allowed.
     """
 
     name: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +25,10 @@ class LayerSource:
     """Where the output of a folded convolution stands in the module.
 
     Attributes:
-        convolution: path of the convolution: its sites.
-        norm: path of the BatchNorm behind it, '' when there is none: its values.
+        norm: path of the BatchNorm behind the convolution, '' when there is none: its values.
         relu: whether a ReLU alone follows.
     """
 
-    convolution: str
     norm: str = ''
     relu: bool = False
 
@@ -47,23 +47,17 @@ class LayerOutput:
 
 
 def layer_sources(traced: SparseGraph) -> dict[str, LayerSource]:
-    """Return module path of a convolution -> where its folded output stands.
-
-    Args:
-        traced: before folding.
-    """
-    users: dict[str, list[Node]] = {}
+    """Return module path of a convolution -> where its folded output stands, of a graph before folding."""
+    users: dict[str, list[Node]] = collections.defaultdict(list)
     for node in traced.nodes:
         for name in node.inputs:
-            users.setdefault(name, []).append(node)
+            users[name].append(node)
     sources = {}
     for node in traced.convolutions():
-        norm, behind = '', users.get(node.output, [])
+        norm, behind = '', users[node.output]
         while len(behind) == 1 and isinstance(behind[0], BatchNorm):
-            norm, behind = behind[0].module, users.get(behind[0].output, [])
-        sources[node.module] = LayerSource(
-            node.module, norm, len(behind) == 1 and isinstance(behind[0], Relu)
-        )
+            norm, behind = behind[0].module, users[behind[0].output]
+        sources[node.module] = LayerSource(norm, len(behind) == 1 and isinstance(behind[0], Relu))
     return sources
 
 
@@ -74,37 +68,27 @@ def watched(encoder: torch.nn.Module, sources: dict[str, LayerSource]) -> Iterat
     Nothing of the module changes, and the hooks are gone afterwards. Values are complete (ReLUs applied) once
     the body has ended.
     """
-    modules = dict(encoder.named_modules())
     found: dict[str, LayerOutput] = {}
-    handles = []
 
-    def on_convolution(path: str) -> Any:
-        def hook(_module: object, _args: object, result: Any) -> None:
-            # values are copied: an in-place ReLU may follow
-            coordinates = result.indices.detach().cpu().numpy().astype(np.int32)
-            found[path] = LayerOutput(coordinates, _copy(result.features))
+    def on_convolution(path: str, _module: object, _args: object, result: Any) -> None:
+        coordinates = result.indices.detach().cpu().numpy().astype(np.int32)
+        found[path] = LayerOutput(coordinates, _copy(result.features))
 
-        return hook
+    def on_norm(path: str, _module: object, _args: object, result: torch.Tensor) -> None:
+        found[path].features = _copy(result)
 
-    def on_norm(path: str) -> Any:
-        def hook(_module: object, _args: object, result: torch.Tensor) -> None:
-            found[path].features = _copy(result)
-
-        return hook
-
-    try:
+    with contextlib.ExitStack() as hooks:
         for path, source in sources.items():
-            handles.append(modules[source.convolution].register_forward_hook(on_convolution(path)))
-            if source.norm:
-                handles.append(modules[source.norm].register_forward_hook(on_norm(path)))
+            for name, hook in ((path, on_convolution), (source.norm, on_norm)):
+                if name:
+                    module = encoder.get_submodule(name)
+                    hooks.enter_context(module.register_forward_hook(functools.partial(hook, path)))
         yield found
         for path, output in found.items():
             if sources[path].relu:
                 np.maximum(output.features, 0, out=output.features)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _copy(tensor: torch.Tensor) -> np.ndarray:
+    """Return the values, copied: an in-place ReLU may follow."""
     return tensor.detach().cpu().float().numpy().copy()

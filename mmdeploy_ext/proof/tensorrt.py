@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import numpy_helper
 
-from mmdeploy_ext.compare.tensors import compare_tensors
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
@@ -16,7 +14,7 @@ from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proof.half import judge
+from mmdeploy_ext.proof.half import compare_named, judge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,12 +29,7 @@ LARGEST_DIFFERENCE = 1e-3
 
 
 def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
-    """Run an engine and its ONNX file on the same random feeds.
-
-    Args:
-        engine: path.
-        source: the ONNX file that it was built from.
-        seed: of the feeds.
+    """Run an engine and the ONNX file that it was built from on the same random feeds.
 
     Raises:
         ModelFileError: the engine was built from another file.
@@ -72,22 +65,12 @@ def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[s
 def compare_outputs(
     reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
 ) -> list[TensorRow]:
-    """Compare outputs by name; a name that one side lacks fails.
+    """Compare outputs by name, as float16 or not; a name that one side lacks fails.
 
-    Args:
-        reference: of ONNX Runtime.
-        got: of the engine; whole numbers may have another width.
-        half: judge by cosine, as float16 is.
+    Whole numbers of the engine may have another width than ONNX Runtime's.
     """
-    bar = (ColumnGroup('', None, rtol=LARGEST_DIFFERENCE),)
-    outputs = [
-        TensorSpec(name, array.dtype.name, array.shape, groups=bar) for name, array in reference.items()
-    ]
-    found = {
-        name: array.astype(reference[name].dtype) if name in reference else array
-        for name, array in got.items()
-    }
-    rows = compare_tensors(reference, found, GraphSpec('the ONNX file', (), tuple(outputs)))
+    found = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
+    rows = compare_named(reference, found, LARGEST_DIFFERENCE, 'the ONNX file')
     return judge(rows) if half else rows
 
 

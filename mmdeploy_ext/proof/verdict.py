@@ -82,26 +82,17 @@ class Verdict:
     @property
     def passed(self) -> bool:
         """Whether everything passed, and something was compared at all, on an input that was not traced."""
-        return (
-            not self.reasons
-            and bool(self.graphs)
-            and all(graph.passed for graph in self.graphs)
-            and bool(self.structure)
-            and any(not case.traced for case in self.cases)
-            and all(check.passed for check in self.structure)
-            and all(case.passed for case in self.cases)
-            and all(row.passed for row in self.sequence)
-            and all(row.passed for row in self.metrics)
-        )
+        unseen = any(not case.traced for case in self.cases)
+        found = [*self.graphs, *self.structure, *self.cases, *self.sequence, *self.metrics]
+        judged = bool(self.graphs and self.structure and unseen) and not self.reasons
+        return judged and all(one.passed for one in found)
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of all cases together: counts, worst values, one histogram of all tensors."""
         tensors = [row for case in self.cases for row in case.tensors]
         images = [row for case in self.cases for row in case.detections]
-        counts = {
-            name: sum(getattr(row, name) for row in images)
-            for name in ('reference', 'matched', 'missing', 'extra', 'ties')
-        }
+        names = 'reference', 'matched', 'missing', 'extra', 'ties'
+        histograms = (row.histogram for row in tensors if row.histogram)
         return dict(
             inputs=len(self.cases),
             sequence_frames=max((row.frames for row in self.sequence), default=0),
@@ -113,28 +104,20 @@ class Verdict:
             worst_rel=max((row.max_rel for row in tensors if row.max_rel is not None), default=None),
             images=len(images),
             images_failed=sum(not row.passed for row in images),
-            **counts,
+            **{name: sum(getattr(row, name) for row in images) for name in names},
             worst_iou=min((row.worst_iou for row in images), default=None),
             worst_score=max((row.worst_score for row in images), default=None),
-            histogram=[
-                sum(column)
-                for column in zip(*(row.histogram for row in tensors if row.histogram), strict=True)
-            ],
+            histogram=[sum(column) for column in zip(*histograms, strict=True)],
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
-        content = dict(
-            verdict=self.title.lower(),
-            by_inputs=self.by_inputs,
-            summary=self.summary(),
-            **dataclasses.asdict(self),
-        )
+        first = dict(verdict=self.title.lower(), by_inputs=self.by_inputs, summary=self.summary())
+        content = first | dataclasses.asdict(self)
         for case, entry in zip(self.cases, content['cases'], strict=True):
             entry['passed'] = case.passed
         for row, entry in zip(self.sequence, content['sequence'], strict=True):
-            entry['passed'] = row.passed
-            entry['title'] = row.title
+            entry.update(passed=row.passed, title=row.title)
         for graph, entry in zip(self.graphs, content['graphs'], strict=True):
             entry.update(text=graph.text, passed=graph.passed)
             for difference, plain in zip(graph.differences, entry['differences'], strict=True):

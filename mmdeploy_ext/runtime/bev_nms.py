@@ -9,16 +9,10 @@ import numpy as np
 
 
 def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
-    """Keep a box unless a better one that is kept is near.
+    """Return which boxes are kept, indices ascending: none is near a better one that is kept.
 
-    Args:
-        centres: (n, 2) float32 metres, best box first.
-        threshold: compared with the *squared* distance, as mmdet3d's `min_radius` is.
-
-    Returns:
-        Indices that are kept, ascending.
-
-    Source: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `circle_nms`.
+    Centres (n, 2) are in metres, best box first; the threshold is compared with the *squared* distance, as
+    mmdet3d's `min_radius` is. Source: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `circle_nms`.
     """
     keep: list[int] = []
     for index, centre in enumerate(centres):
@@ -29,14 +23,10 @@ def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
-    """Keep a box unless it overlaps a better one that is kept by `threshold` or more.
+    """Return which boxes are kept, indices ascending: none overlaps a better one that is by `threshold`.
 
-    Args:
-        boxes: (n, 5) x, y, sizes along and across, yaw counter-clockwise in radians; best box first.
-        threshold: IoU that two kept boxes stay below; with 0 the first box alone is kept.
-
-    Returns:
-        Indices that are kept, ascending.
+    Boxes (n, 5), best first, are x, y, sizes along and across, yaw counter-clockwise in radians; with a
+    threshold of 0 the first box alone is kept.
 
     Source: mmcv 1.7.2 `nms_rotated` on the CPU, which mmdet3d's `nms_bev` calls (on a GPU an IoU of exactly
     `threshold` is kept).
@@ -47,10 +37,8 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
 
     boxes = boxes.astype(np.float64)
     areas, reach = np.prod(boxes[:, 2:4], axis=1), np.linalg.norm(boxes[:, 2:4], axis=1) / 2
-    kept = bev_loops.keep_best(
-        bev_corners(boxes), areas, np.ascontiguousarray(boxes[:, :2]), reach, threshold
-    )
-    return np.flatnonzero(kept).astype(np.int64)
+    centres = np.ascontiguousarray(boxes[:, :2])
+    return np.flatnonzero(bev_loops.keep_best(bev_corners(boxes), areas, centres, reach, threshold))
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:
@@ -66,11 +54,3 @@ def common_area(one: np.ndarray, two: np.ndarray) -> float:
     from mmdeploy_ext.runtime import bev_loops
 
     return float(bev_loops.common_area(one, two, *np.empty((2, bev_loops.MOST, 2))))
-
-
-def rotated_iou(one: np.ndarray, two: np.ndarray, area_one: float, area_two: float) -> float:
-    """Return the intersection over union of two convex counter-clockwise quadrilaterals (4, 2) float64."""
-    from mmdeploy_ext.runtime import bev_loops
-
-    room = np.empty((2, bev_loops.MOST, 2))
-    return float(bev_loops.iou(one, two, float(area_one), float(area_two), *room))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from mmdeploy_ext.runtime.bev_nms import bev_corners
 from mmdeploy_ext.runtime.draw import class_colour, class_name, write
 
 if TYPE_CHECKING:
@@ -28,13 +29,7 @@ POINT_HEIGHTS = -2.0, 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One list of boxes in a picture.
-
-    Attributes:
-        title: whose they are.
-        detections: LiDAR frame; all of them are drawn.
-        marked: (n,) bool; these are ringed in white. None marks nothing.
-    """
+    """One list of boxes in a picture, all of which are drawn; those of `marked` (n,) bool ringed in white."""
 
     title: str
     detections: Detections3D
@@ -44,6 +39,11 @@ class Layer:
         """Return whether a box is marked."""
         return self.marked is not None and bool(self.marked[index])
 
+    def caption(self) -> str:
+        """Return whose boxes these are, and how many."""
+        count = len(self.detections)
+        return f'{self.title}: {count} box{"es" * (count != 1)}'
+
 
 def box_corners(boxes: np.ndarray) -> np.ndarray:
     """Return the corners (n, 8, 3) of boxes (n, 9), z at the bottom: four below, then four above.
@@ -51,13 +51,9 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
     The first two of each four are the front, in the direction of the yaw; the first size lies along it.
     """
     boxes = np.asarray(boxes, np.float64)
-    front, left = np.array([1, 1, -1, -1]) / 2, np.array([1, -1, -1, 1]) / 2
-    along, across = boxes[:, 3:4] * front, boxes[:, 4:5] * left
-    cos, sin = np.cos(boxes[:, 6:7]), np.sin(boxes[:, 6:7])
-    flat = np.stack([cos * along - sin * across, sin * along + cos * across], -1) + boxes[:, None, :2]
-    heights = np.stack([boxes[:, 2], boxes[:, 2] + boxes[:, 5]], -1)
-    levels = [np.concatenate([flat, np.tile(height[:, None, None], (1, 4, 1))], -1) for height in heights.T]
-    return np.concatenate(levels, axis=1)
+    flat = bev_corners(boxes[:, [0, 1, 3, 4, 6]])[:, [0, 3, 2, 1]]
+    heights = np.repeat([boxes[:, 2], boxes[:, 2] + boxes[:, 5]], 4, axis=0).T
+    return np.concatenate([np.tile(flat, (1, 2, 1)), heights[..., None]], -1)
 
 
 def bird_eye(
@@ -68,7 +64,7 @@ def bird_eye(
     forward: np.ndarray | None = None,
     points: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes from above: range rings, ego, heading, where moving ones are a second later.
+    """Draw boxes from above, (side, side, 3) uint8 BGR: rings, ego, heading, where they are a second later.
 
     The first layer is drawn in class colours, a second one over it as thin pale lines: where both agree, the
     pale line lies in the middle of the coloured one.
@@ -80,12 +76,9 @@ def bird_eye(
         extent: metres from the ego to the edge.
         forward: (2,) direction in the LiDAR frame that points up; nuScenes' y where None.
         points: (P, 3 or more) of the sweep, metres, drawn below the boxes, higher ones brighter.
-
-    Returns:
-        (side, side, 3) uint8 BGR.
     """
     canvas = np.full((side, side, 3), DARK, np.uint8)
-    view = _View(side, extent, np.array([0.0, 1.0]) if forward is None else np.asarray(forward, np.float64))
+    view = _View(side, extent, np.array([0.0, 1.0] if forward is None else forward))
     _rings(canvas, view)
     if points is not None:
         _draw_points(canvas, view, points)
@@ -104,30 +97,29 @@ class _View:
     extent: float
     forward: np.ndarray
 
+    @property
+    def scale(self) -> float:
+        """Pixels of a metre."""
+        return self.side / (2 * self.extent)
+
     def pixels(self, points: np.ndarray) -> np.ndarray:
         """Return (n, 2) int pixels of (n, 2) metres."""
         up = points @ self.forward
         right = points @ np.array([self.forward[1], -self.forward[0]])
-        scale = self.side / (2 * self.extent)
-        return np.round(np.stack([right, -up], -1) * scale + self.side / 2).astype(int)
+        return np.round(np.stack([right, -up], -1) * self.scale + self.side / 2).astype(int)
 
 
 def _rings(canvas: np.ndarray, view: _View) -> None:
-    centre, scale = (view.side // 2, view.side // 2), view.side / (2 * view.extent)
+    middle, scale = view.side // 2, view.scale
+    centre = middle, middle
     for metres in range(20, int(view.extent * 1.4), 20):
-        cv2.circle(canvas, centre, round(metres * scale), GREY, 1, cv2.LINE_AA)
+        radius = round(metres * scale)
+        cv2.circle(canvas, centre, radius, GREY, 1, cv2.LINE_AA)
         if metres < view.extent:
-            write(
-                canvas,
-                f'{metres} m',
-                (centre[0] + 4, centre[1] - round(metres * scale) + 14),
-                0.42,
-                (170, 165, 160),
-            )
-    half = np.array([1.0, 2.3]) * scale
-    low, high = (tuple(np.round(np.array(centre) + sign * half).astype(int).tolist()) for sign in (-1, 1))
+            write(canvas, f'{metres} m', (middle + 4, middle - radius + 14), 0.42, (170, 165, 160))
+    low, high = np.round(middle + np.outer([-1, 1], [1.0, 2.3]) * scale).astype(int).tolist()
     cv2.rectangle(canvas, low, high, (200, 200, 200), 1, cv2.LINE_AA)
-    tip = centre[0], round(centre[1] - 6 * scale)
+    tip = middle, round(middle - 6 * scale)
     cv2.arrowedLine(canvas, centre, tip, (200, 200, 200), 1, cv2.LINE_AA, tipLength=0.3)
 
 
@@ -143,32 +135,22 @@ def _draw_points(canvas: np.ndarray, view: _View, points: np.ndarray) -> None:
 def _draw_from_above(canvas: np.ndarray, view: _View, layer: Layer, index: int, number: int) -> None:
     box = layer.detections.boxes[index]
     corners = box_corners(box[None])[0, :4, :2]
-    outline, centre = view.pixels(corners), view.pixels(box[None, :2])[0]
-    nose = view.pixels(corners[:2].mean(axis=0, keepdims=True))[0]
+    outline, centre = view.pixels(corners), view.pixels(box[:2])
     colour, width = (PALE, 1) if number else (class_colour(int(layer.detections.labels[index])), 3)
     cv2.polylines(canvas, [outline], True, colour, width, cv2.LINE_AA)
-    cv2.line(canvas, tuple(centre.tolist()), tuple(nose.tolist()), colour, width, cv2.LINE_AA)
+    cv2.line(canvas, centre.tolist(), view.pixels(corners[:2].mean(0)).tolist(), colour, width, cv2.LINE_AA)
     if np.hypot(*box[7:9]) >= MIN_SPEED:
-        later = view.pixels(box[None, :2] + box[None, 7:9])[0]
-        cv2.arrowedLine(
-            canvas,
-            tuple(centre.tolist()),
-            tuple(later.tolist()),
-            colour,
-            max(width - 1, 1),
-            cv2.LINE_AA,
-            tipLength=0.25,
-        )
+        ends, line = (centre.tolist(), view.pixels(box[:2] + box[7:9]).tolist()), max(width - 1, 1)
+        cv2.arrowedLine(canvas, *ends, colour, line, cv2.LINE_AA, tipLength=0.25)
     if layer.is_marked(index):
         radius = int(np.hypot(*(outline - centre).T).max()) + 6
-        cv2.circle(canvas, tuple(centre.tolist()), radius, WHITE, 2, cv2.LINE_AA)
+        cv2.circle(canvas, centre.tolist(), radius, WHITE, 2, cv2.LINE_AA)
 
 
 def _legend(canvas: np.ndarray, layers: Sequence[Layer], classes: Sequence[str]) -> None:
     """Write whose boxes these are, how many, and the colours of the classes that are there."""
     for number, layer in enumerate(layers):
-        count = len(layer.detections)
-        text = f'{layer.title}: {count} box{"es" * (count != 1)}' + (', pale lines' if number else '')
+        text = layer.caption() + (', pale lines' if number else '')
         write(canvas, text, (8, 18 + 18 * number), 0.5)
     if any(layer.marked is not None and layer.marked.any() for layer in layers):
         write(canvas, 'white ring: no equal on the other side', (8, 18 + 18 * len(layers)), 0.45)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     Buffer = OrtValue | np.ndarray
 
-DEVICES = {'CUDAExecutionProvider': 'cuda', 'TensorrtExecutionProvider': 'cuda'}
+DEVICES = dict.fromkeys(('CUDAExecutionProvider', 'TensorrtExecutionProvider'), 'cuda')
+ELEMENTS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}
 
 
 class BoundGraph:
@@ -30,18 +31,15 @@ class BoundGraph:
 
     Attributes:
         spec: contract of the graph; all axes are fixed.
-        metadata: of the file.
         device: where its buffers are, 'cpu' or 'cuda'.
         seconds: that all runs took so far.
     """
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
-        self.backend = backend
-        self.spec, self.metadata = backend.spec, backend.metadata
+        self.backend, self.spec, self.metadata = backend, backend.spec, backend.metadata
         self.device = DEVICES.get(backend.session.get_providers()[0], 'cpu')
         self.used = {node.name for node in backend.session.get_inputs()}
-        self.binding = backend.session.io_binding()
-        self.seconds = 0.0
+        self.binding, self.seconds = backend.session.io_binding(), 0.0
 
     def allocate(self, name: str, device: str | None = None) -> OrtValue:
         """Return a buffer of zeros for an input or output, on the engine's device unless told otherwise."""
@@ -55,12 +53,7 @@ class BoundGraph:
         return buffer
 
     def run(self, inputs: Mapping[str, OrtValue | np.ndarray], outputs: Mapping[str, OrtValue]) -> None:
-        """Run the graph from and into buffers.
-
-        Args:
-            inputs: input name -> buffer, or an array on the CPU that is read in place (images).
-            outputs: output name -> buffer; it may be an input of another graph.
-        """
+        """Run the graph from and into buffers by name; an input may be an array on the CPU, read in place."""
         self.binding.clear_binding_inputs()
         self.binding.clear_binding_outputs()
         for name, value in inputs.items():
@@ -81,12 +74,11 @@ class BoundGraph:
 
 
 class FedGraph:
-    """A graph on any engine between buffers in the memory of the CPU; attributes as those of `BoundGraph`."""
+    """A graph on any engine between buffers in the memory of the CPU; see `BoundGraph`."""
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.spec, self.metadata = backend.spec, backend.metadata
-        self.device, self.seconds = 'cpu', 0.0
+        self.backend, self.spec, self.metadata = backend, backend.spec, backend.metadata
+        self.seconds = 0.0
 
     def allocate(self, name: str, device: str | None = None) -> np.ndarray:
         """Return a buffer of zeros for an input or output."""
@@ -121,6 +113,3 @@ def fetch(buffer: Buffer) -> np.ndarray:
     """Return a copy of a buffer on the CPU; float16 becomes float32."""
     array = np.array(buffer if isinstance(buffer, np.ndarray) else buffer.numpy())
     return array.astype(np.float32) if array.dtype == np.float16 else array
-
-
-ELEMENTS = {'tensor(float)': np.float32, 'tensor(float16)': np.float16, 'tensor(double)': np.float64}

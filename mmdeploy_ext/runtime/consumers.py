@@ -1,10 +1,10 @@
 """The post-processing of a family outside of its graphs: its package of `runtime`, and the tool that runs it.
 
 `runtime/<family>/model.py` of a family of images has `detections(metadata, outputs, feeds)`, which returns
-results per image, and `RUNNERS`: form of a file -> the tool that draws its results. That of a family of
-frames or sweeps has `OPENS`, the class that runs the files of an export. Where one of these graphs is fed by
-the others and has the layers that `quantize.py` puts in INT8, `QUANTISED` is its name, and `feeds` of the
-class returns its inputs for a sample.
+results per image of what a file gave by name and was fed, and `RUNNERS`: form of a file -> the tool that
+draws its results. That of a family of frames or sweeps has `OPENS`, the class that runs the files of an
+export. Where one of these graphs is fed by the others and has the layers that `quantize.py` puts in INT8,
+`QUANTISED` is its name, and `feeds` of the class returns its inputs for a sample.
 """
 
 from __future__ import annotations

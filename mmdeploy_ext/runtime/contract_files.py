@@ -1,9 +1,4 @@
-"""What readers of folders share: the inputs and outputs of a file as a consumer binds them.
-
-Needs numpy only; `onnx` where a model is given.
-
-Glossary: see the contract that uses it.
-"""
+"""What readers of folders share: the inputs and outputs of a file as a consumer binds them. Needs onnx."""
 
 from __future__ import annotations
 
@@ -14,21 +9,16 @@ if TYPE_CHECKING:
     import onnx
 
 Shape = tuple[int | None, ...]
+"""None for axes that are not fixed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-    """Inputs and outputs of one file, in its order.
-
-    Attributes:
-        inputs: name -> shape, with None for axes that are not fixed.
-        outputs: likewise.
-        kinds: name -> type in ONNX's words, such as 'FLOAT'.
-    """
+    """Inputs and outputs of one file, in its order, and their types in ONNX's words, such as 'FLOAT'."""
 
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
-    kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+    kinds: dict[str, str]
 
     @property
     def shapes(self) -> dict[str, Shape]:

@@ -18,21 +18,15 @@ if TYPE_CHECKING:
 
 
 def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | Instances:
-    """Run one image through a file of any form.
+    """Return what a file of any form finds in an image (h, w, 3) uint8, in its pixels, best first.
 
-    Args:
-        backend: an active session.
-        image_bgr: (h, w, 3) uint8.
-
-    Returns:
-        Detections in pixels of `image_bgr`, in descending score order.
+    The backend is an active session.
     """
     metadata = backend.metadata
-    runtime = runtime_of(metadata.family)
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)
     found = backend.infer(backend.known(feeds))
     outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
-    return runtime.detections(metadata, outputs, feeds)[0]
+    return runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
 
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
@@ -51,16 +45,15 @@ BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
     """Return what graphs may take of one image, repeated where the batch is fixed."""
     image = metadata.spec.inputs[0]
-    batch = image.axes[0]
-    repeats = batch if isinstance(batch, int) else 1
+    repeats = image.axes[0] if isinstance(image.axes[0], int) else 1
+    size = np.asarray(prepared.ori_shape, np.int64)
     feeds = {
         image.name: prepared.tensor,
         'img_shape': np.asarray(prepared.img_shape, np.float32),
         'scale_factor': prepared.scale_factor,
         'border': np.asarray(prepared.border, np.float32),
-        'orig_target_sizes': np.asarray(prepared.ori_shape[::-1], np.int64),
+        'orig_target_sizes': size[::-1],
     }
     feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
-    size = np.asarray(prepared.ori_shape, np.int64)
     each = any(tensor.name == 'ori_shape' and len(tensor.axes) > 1 for tensor in metadata.spec.inputs)
     return dict(feeds, ori_shape=np.stack([size] * repeats) if each else size)

@@ -16,9 +16,30 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
 
+    Arrays = Mapping[str, np.ndarray]
 
-class Scored(abc.ABC):
-    """Results of one image or frame in descending score order: a data class with a row per result.
+
+class Rows:
+    """A data class of arrays with a row per result, of which some may be None; `scores` is one of them."""
+
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of results."""
+        return len(self.scores)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> Self:
+        """Return some rows, by their indices or a mask."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return type(self)(*(None if value is None else value[rows] for value in values))
+
+    def best_first(self) -> Self:
+        """Return all in descending order of score; of equal ones the first."""
+        return self[np.argsort(-self.scores, kind='stable')]
+
+
+class Scored(Rows, abc.ABC):
+    """Results of one image or frame in descending score order, see `Rows`.
 
     Attributes:
         scores: (n,) float32 in 0..1.
@@ -27,16 +48,7 @@ class Scored(abc.ABC):
     """
 
     scored: ClassVar[bool] = True
-    scores: np.ndarray
     labels: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of results."""
-        return len(self.scores)
-
-    def __getitem__(self, rows: np.ndarray) -> Self:
-        """Return some rows, by their indices or a mask."""
-        return type(self)(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
     def above(self, score_thr: float) -> Self:
         """Return those with at least `score_thr`."""
@@ -61,11 +73,7 @@ class Scored(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Detections(Scored):
-    """Boxes of one image, see `Scored`.
-
-    Attributes:
-        bboxes_xyxy: (n, 4) float32, pixels of the network input or of the original image.
-    """
+    """Boxes of one image, (n, 4) float32, in pixels of the network input or of the original image."""
 
     bboxes_xyxy: np.ndarray
     scores: np.ndarray
@@ -82,11 +90,7 @@ class Detections(Scored):
 
 @dataclasses.dataclass(frozen=True)
 class Instances(Scored):
-    """Instance masks of one image, see `Scored`; there are no boxes but in `BoxedInstances`.
-
-    Attributes:
-        masks: (n, h, w) bool, pixels of the original image.
-    """
+    """Masks (n, h, w) bool of one image, of its original size; there are boxes in `BoxedInstances` alone."""
 
     masks: np.ndarray
     scores: np.ndarray
@@ -108,11 +112,7 @@ class Instances(Scored):
 
 @dataclasses.dataclass(frozen=True)
 class BoxedInstances(Instances):
-    """Instances of a detector that finds boxes first, see `Instances`.
-
-    Attributes:
-        bboxes_xyxy: (n, 4) float32, pixels of the image that the masks have.
-    """
+    """Instances of a detector that finds boxes (n, 4) float32 first, pixels of the image of the masks."""
 
     bboxes_xyxy: np.ndarray
 
@@ -124,11 +124,7 @@ class BoxedInstances(Instances):
 
 @dataclasses.dataclass(frozen=True)
 class ScoredMasks(BoxedInstances):
-    """Instances whose masks have scores besides those of the boxes, see `BoxedInstances`.
-
-    Attributes:
-        mask_scores: (n,) float32; masks are evaluated by them.
-    """
+    """Instances whose masks have scores (n,) float32, by which they are evaluated, besides the boxes'."""
 
     mask_scores: np.ndarray
 
@@ -143,51 +139,35 @@ def bounding_box(mask: np.ndarray) -> list[int]:
 
 def run_lengths(mask: np.ndarray) -> list[int]:
     """Return COCO's uncompressed run lengths: column by column, beginning with zeros."""
-    flat = np.concatenate([[False], mask.astype(bool).ravel(order='F'), [False]])
-    edges = np.flatnonzero(flat[1:] != flat[:-1])
-    ends = np.concatenate([[0], edges, [mask.size]]) if len(edges) % 2 == 0 else np.concatenate([[0], edges])
-    lengths = np.diff(ends)
-    return [int(length) for length in (lengths[:-1] if lengths[-1] == 0 else lengths)]
+    flat = mask.astype(bool).ravel(order='F')
+    edges = np.flatnonzero(np.diff(flat, prepend=False))
+    return np.diff([0, *edges, flat.size]).tolist()
 
 
-def from_padded(dets: np.ndarray, labels: np.ndarray) -> list[Detections]:
-    """Split padded graph outputs into images.
-
-    Args:
-        dets: (B, n, 5) x1 y1 x2 y2 score.
-        labels: (B, n); -1 marks padding.
-    """
-    return _unpadded(Detections, dets[..., :4], dets[..., 4], labels)
+def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
+    """Return `kind` of each image's rows whose label is 0 or more; columns are its fields, (B, n, ...)."""
+    found = (kind(**dict(zip(columns, image, strict=True))) for image in zip(*columns.values(), strict=True))
+    return [one[one.labels >= 0] for one in found]
 
 
-def _unpadded(kind: type, *columns: np.ndarray) -> list[Any]:
-    """Return `kind` of the rows of every image whose label, the last column, is 0 or more."""
-    return [kind(*(rows[image[-1] >= 0] for rows in image)) for image in zip(*columns, strict=True)]
-
-
-def results_from_padded(outputs: Mapping[str, np.ndarray]) -> list[Detections] | list[Instances]:
+def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     """Return the results per image of a `full` graph.
 
-    Args:
-        outputs: `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes`
-            (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
+    That gives `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes` (B, n, 4)
+    and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
     """
-    for name, kind in (('boxes', Detections), ('masks', Instances)):
-        if {'labels', name, 'scores'} <= outputs.keys():
-            return _unpadded(kind, outputs[name], outputs['scores'], outputs['labels'])
-    return from_padded(outputs['dets'], outputs['labels'])
+    labels = outputs['labels']
+    for name, kind, field in (('boxes', Detections, 'bboxes_xyxy'), ('masks', Instances, 'masks')):
+        if {name, 'scores'} <= outputs.keys():
+            return unpadded(kind, scores=outputs['scores'], labels=labels, **{field: outputs[name]})
+    dets = outputs['dets']
+    return unpadded(Detections, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], labels=labels)
 
 
 def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """Greedy NMS.
+    """Return the indices of boxes (n, 4) that greedy NMS keeps, in descending score order.
 
-    Args:
-        bboxes_xyxy: (n, 4) float32.
-        scores: (n,) float32.
-        iou_threshold: a box is dropped when its IoU with a kept one exceeds this.
-
-    Returns:
-        Indices of the kept boxes, in descending score order.
+    A box is dropped when its IoU with a kept one exceeds the threshold.
     """
     order = np.argsort(-scores, kind='stable')
     x1, y1, x2, y2 = bboxes_xyxy[order].T
@@ -219,14 +199,9 @@ def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np
     return (flat > threshold + slack).sum(1), (flat > threshold - slack).sum(1)
 
 
-def candidates_lost(most: int, cap: int, option: str = '--max-candidates') -> ModelFileError:
-    """Return the error of a file with a limit of candidates that may have left results out.
-
-    Args:
-        most: candidates that an image has.
-        cap: that the file looks at.
-        option: that gave the limit.
-    """
+def candidates_lost(most: int, cap: int, option: str) -> ModelFileError:
+    """Return the error of a file that looks at `cap` candidates by an option, where an image has `most`."""
+    option = f'--{option.replace("_", "-")}'
     return ModelFileError(
         f'candidates: an image has {most} of them, the file was exported with {option} {cap} and '
         f'left some out; export it with {option} {most} or more, or without'
@@ -239,13 +214,10 @@ def candidates_needed(reason: str) -> dict[str, int]:
     return {found[1].replace('-', '_'): int(found[2])} if found else {}
 
 
-def check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequence[Scored]) -> None:
-    """Refuse results of a file with `--max-candidates` that may lack some.
+def check_cap(metadata: Metadata, outputs: Arrays, found: Sequence[Scored]) -> None:
+    """Refuse results of a file with `--max-candidates` that may lack some: ModelFileError.
 
     Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
-
-    Raises:
-        ModelFileError: candidates were cut off before the list was full.
     """
     cap = metadata.options.get('max_candidates', 0)
     if not cap:
@@ -257,4 +229,12 @@ def check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray], found: Sequ
         if count > cap and (most < 0 or len(image) < most)
     ]
     if lacking:
-        raise candidates_lost(max(lacking), cap)
+        raise candidates_lost(max(lacking), cap, 'max_candidates')
+
+
+def check_all_seen(metadata: Metadata, outputs: Arrays, option: str, counts: str) -> None:
+    """Refuse results of a file whose option limits the candidates that are looked at, where one has more."""
+    cap = metadata.options.get(option, 0)
+    most = int(np.max(outputs[counts])) if cap else 0
+    if most > cap:
+        raise candidates_lost(most, cap, option)

@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.runtime.detections import Scored
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Mapping, Sequence
+
+
+class HeadRule(Plain):
+    """The base class of what turns a head's outputs into boxes; a dataclass."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> Self:
+        """Rebuild from `to_json`; other entries are left out, ModelFileError names those that are missing."""
+        fields = dataclasses.fields(cls)
+        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in content]:
+            raise ModelFileError(
+                f'{path}: its post-processing has no {", ".join(missing)}; export it again with '
+                f'tools/deployment/pytorch2onnx.py'
+            )
+        names = [field.name for field in fields if field.name in content]
+        return super().from_json({name: content[name] for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,3 +48,9 @@ class Detections3D(Scored):
     def place(self, index: int) -> dict[str, Any]:
         """See `Scored.place`: the nine columns."""
         return dict(box=[round(float(value), 4) for value in self.boxes[index]])
+
+
+def in_range(boxes: np.ndarray, limits: Sequence[float]) -> np.ndarray:
+    """Return whether the places of boxes (n, 3 or more) are in a range of six numbers, ends included."""
+    low, high = np.float32(limits[:3]), np.float32(limits[3:])
+    return ((boxes[:, :3] >= low) & (boxes[:, :3] <= high)).all(1)

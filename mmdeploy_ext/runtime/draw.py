@@ -9,27 +9,21 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError
+from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.runtime.detections import Detections, bounding_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from mmdeploy_ext.runtime.detections import Instances
 
 FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
-PALETTE_BGR = (
-    (56, 56, 255),
-    (255, 144, 30),
-    (60, 180, 20),
-    (0, 200, 255),
-    (230, 60, 200),
-    (210, 200, 0),
-    (30, 110, 245),
-    (150, 60, 120),
-    (90, 230, 150),
-    (180, 130, 250),
-    (40, 80, 140),
-    (255, 220, 130),
+Box, Colour = tuple[int, int, int, int], tuple[int, int, int]
+"""x1, y1, x2, y2 in pixels; blue, green, red."""
+PALETTE_BGR: tuple[Colour, ...] = (
+    *((56, 56, 255), (255, 144, 30), (60, 180, 20), (0, 200, 255), (230, 60, 200), (210, 200, 0)),
+    *((30, 110, 245), (150, 60, 120), (90, 230, 150), (180, 130, 250), (40, 80, 140), (255, 220, 130)),
 )
 """Colours of the first classes; later ones walk round the hue circle by the golden angle."""
 TINT = 0.45
@@ -40,13 +34,9 @@ LEGIBLE_SIDE = 900
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """Sizes that fit an image.
+    """Sizes that fit an image: pixels, but `font_scale` of OpenCV's Hershey font.
 
-    Attributes:
-        thickness: of box lines, pixels.
-        font_scale: of OpenCV's Hershey font.
-        font_thickness: of its strokes, pixels.
-        pad: room round a label's text, pixels.
+    `thickness` is of box lines, `font_thickness` of strokes, `pad` the room round a label's text.
     """
 
     thickness: int
@@ -58,25 +48,21 @@ class Style:
     def for_image(cls, height: int, width: int) -> Style:
         """Return sizes that stay legible when the picture is looked at as a whole."""
         side = max(height, width)
-        return cls(
-            thickness=max(1, round(side / 320)),
-            font_scale=max(0.38, side / 1400),
-            font_thickness=max(1, round(side / 900)),
-            pad=max(2, round(side / 320)),
-        )
+        line = round(side / 320)
+        return cls(max(1, line), max(0.38, side / 1400), max(1, round(side / 900)), max(2, line))
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
+def class_colour(label: int) -> Colour:
     """Return the BGR colour of a class index; equal in every picture."""
     if 0 <= label < len(PALETTE_BGR):
         return PALETTE_BGR[label]
     hue = int(label * 111.246) % 180
     value = (255, 215, 170)[label % 3]
     pixel = cv2.cvtColor(np.array([[[hue, 200, value]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
-    return tuple(int(channel) for channel in pixel)
+    return tuple(pixel.tolist())
 
 
-def text_colour(background_bgr: tuple[int, int, int]) -> tuple[int, int, int]:
+def text_colour(background_bgr: Colour) -> Colour:
     """Return black or white, whichever is legible on the background."""
     blue, green, red = background_bgr
     return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
@@ -100,14 +86,11 @@ def draw_detections(
     box.
 
     Args:
-        image_bgr: (h, w, 3) uint8; left as it is.
+        image_bgr: (h, w, 3) uint8; left as it is, as the picture that is returned.
         detections: in pixels of the image.
         classes: names by label.
         score_thr: boxes below are left out.
         marked: (n,) bool; these get a white frame and an exclamation mark.
-
-    Returns:
-        (h, w, 3) uint8 BGR.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     style = Style.for_image(*canvas.shape[:2])
@@ -128,15 +111,7 @@ def draw_instances(
 ) -> np.ndarray:
     """Draw masks, tinted and outlined, with class names and scores, if any; better ones lie on top.
 
-    Args:
-        image_bgr: (H, W, 3) uint8; left as it is. Masks of another size are brought to it.
-        instances: of the image.
-        classes: names by label.
-        score_thr: masks below are left out.
-        marked: (n,) bool; these get a white outline and an exclamation mark.
-
-    Returns:
-        (H, W, 3) uint8 BGR.
+    See `draw_detections`. Masks of another size are brought to that of the image.
     """
     canvas = np.ascontiguousarray(image_bgr).copy()
     height, width = canvas.shape[:2]
@@ -164,12 +139,12 @@ def draw_instances(
 
 @dataclasses.dataclass(frozen=True)
 class _Label:
-    """What is written at a box, and where: x1, y1, x2, y2 in pixels."""
+    """What is written at a box, and where."""
 
-    box: tuple[int, int, int, int]
+    box: Box
     text: str
-    place: tuple[int, int, int, int]
-    colour: tuple[int, int, int]
+    place: Box
+    colour: Colour
     mark: bool
 
 
@@ -183,7 +158,7 @@ def _labels(
     scored: bool = True,
 ) -> Iterator[_Label]:
     """Yield the labels of boxes, the best first, clear of those before where possible; `scored`: with it."""
-    placed: list[tuple[int, int, int, int]] = []
+    placed: list[Box] = []
     order = np.argsort(-found.scores, kind='stable')
     for index in order[found.scores[order] >= score_thr]:
         label, mark = int(found.labels[index]), marked is not None and bool(marked[index])
@@ -193,33 +168,21 @@ def _labels(
         yield _Label(box, text, placed[-1], class_colour(label), mark)
 
 
-def _draw_box(
-    canvas: np.ndarray,
-    box: tuple[int, int, int, int],
-    colour: tuple[int, int, int],
-    style: Style,
-    mark: bool,
-) -> None:
+def _draw_box(canvas: np.ndarray, box: Box, colour: Colour, style: Style, mark: bool) -> None:
+    width = style.thickness
+    under: list[tuple[Colour, int]] = [((0, 0, 0), width + 2)] if width > 1 else []
     if mark:
-        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), 2 * style.thickness + 5)
-        cv2.rectangle(canvas, box[:2], box[2:], (255, 255, 255), 2 * style.thickness + 3)
-    elif style.thickness > 1:
-        cv2.rectangle(canvas, box[:2], box[2:], (0, 0, 0), style.thickness + 2)
-    cv2.rectangle(canvas, box[:2], box[2:], colour, style.thickness)
+        under = [((0, 0, 0), 2 * width + 5), ((255, 255, 255), 2 * width + 3)]
+    for shade, thickness in (*under, (colour, width)):
+        cv2.rectangle(canvas, box[:2], box[2:], shade, thickness)
 
 
 def enlarged(
     image_bgr: np.ndarray, detections: Detections, side: int = LEGIBLE_SIDE
 ) -> tuple[np.ndarray, Detections]:
-    """Enlarge a small image by a whole factor, so that labels do not cover what they name.
+    """Enlarge a small image, and what is in its pixels, by a whole factor, so that labels cover little.
 
-    Args:
-        image_bgr: (h, w, 3) uint8.
-        detections: in pixels of the image.
-        side: the longer side of the result is below this where it is enlarged; larger images stay.
-
-    Returns:
-        The image and the detections in its pixels.
+    The longer side is then `side` at most; larger images stay as they are.
     """
     factor = side // max(image_bgr.shape[:2])
     if factor < 2:
@@ -228,45 +191,34 @@ def enlarged(
     return image_bgr, detections.scaled(np.full(4, 1 / factor))
 
 
-def _pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+def _pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
     """Round a box to pixels inside the image."""
     upper = np.array([shape[1] - 1, shape[0] - 1] * 2)
     return tuple(np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int).tolist())
 
 
-def _place_label(
-    text: str,
-    box: tuple[int, int, int, int],
-    shape: tuple[int, ...],
-    style: Style,
-    taken: Sequence[tuple[int, int, int, int]],
-) -> tuple[int, int, int, int]:
-    """Return a label's (x1, y1, x2, y2), inside the image and clear of earlier ones where possible."""
+def _place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, taken: Sequence[Box]) -> Box:
+    """Return a label's place, inside the image and clear of earlier ones where possible."""
     (text_w, text_h), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
     width, height = text_w + 2 * style.pad, text_h + baseline + 2 * style.pad
-    places = []
-    for y in (box[1] - height, box[1], box[3], box[3] - height):
-        for x in (box[0], box[2] - width):
-            x = int(np.clip(x, 0, max(shape[1] - width, 0)))
-            if 0 <= y <= shape[0] - height:
-                places.append((x, y, x + width, y + height))
-    if not places:
-        y = int(np.clip(box[1], 0, max(shape[0] - height, 0)))
-        x = int(np.clip(box[0], 0, max(shape[1] - width, 0)))
-        places.append((x, y, x + width, y + height))
+    right, low = max(shape[1] - width, 0), shape[0] - height
+    tops = [y for y in (box[1] - height, box[1], box[3], box[3] - height) if 0 <= y <= low]
+    corners = [(min(max(x, 0), right), y) for y in tops for x in (box[0], box[2] - width)]
+    corners = corners or [(min(max(box[0], 0), right), min(max(box[1], 0), max(low, 0)))]
+    places = [(x, y, x + width, y + height) for x, y in corners]
     return next((place for place in places if not any(overlap(place, other) for other in taken)), places[0])
 
 
-def overlap(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> bool:
-    """Return whether two boxes x1, y1, x2, y2 share pixels."""
+def overlap(one: Box, two: Box) -> bool:
+    """Return whether two boxes share pixels."""
     return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
 def _draw_label(canvas: np.ndarray, label: _Label, style: Style) -> None:
-    (_, y2), colour = label.place[2:], label.colour
-    cv2.rectangle(canvas, label.place[:2], label.place[2:], colour, cv2.FILLED)
-    (_, _), baseline = cv2.getTextSize(label.text, FONT, style.font_scale, style.font_thickness)
-    at = label.place[0] + style.pad, y2 - baseline - style.pad + 1
+    place, colour = label.place, label.colour
+    cv2.rectangle(canvas, place[:2], place[2:], colour, cv2.FILLED)
+    _, baseline = cv2.getTextSize(label.text, FONT, style.font_scale, style.font_thickness)
+    at = place[0] + style.pad, place[3] - baseline - style.pad + 1
     write(canvas, label.text, at, style.font_scale, text_colour(colour), style.font_thickness)
 
 
@@ -275,7 +227,7 @@ def write(
     text: str,
     at: tuple[int, int],
     scale: float,
-    colour: tuple[int, int, int] = (255, 255, 255),
+    colour: Colour = (255, 255, 255),
     thickness: int = 1,
 ) -> None:
     """Write a line of text with its lower left corner at a pixel."""
@@ -285,16 +237,22 @@ def write(
 
 def encode_png(image_bgr: np.ndarray) -> bytes:
     """Return the bytes of a PNG file."""
-    return _encode('.png', image_bgr, [])
+    return _encode('.png', image_bgr)
 
 
-def encode_jpeg(image_bgr: np.ndarray, quality: int = 88) -> bytes:
-    """Return the bytes of a JPEG file; `quality` is 0..100."""
-    return _encode('.jpg', image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+def encode_jpeg(image_bgr: np.ndarray) -> bytes:
+    """Return the bytes of a JPEG file."""
+    return _encode('.jpg', image_bgr, cv2.IMWRITE_JPEG_QUALITY, 88)
 
 
-def _encode(suffix: str, image_bgr: np.ndarray, options: list[int]) -> bytes:
+def _encode(suffix: str, image_bgr: np.ndarray, *options: int) -> bytes:
     done, data = cv2.imencode(suffix, image_bgr, options)
     if not done:
         raise ImageError(f'an image of shape {image_bgr.shape} could not be encoded as {suffix[1:]}')
     return data.tobytes()
+
+
+def write_picture(path: Path, image_bgr: np.ndarray) -> None:
+    """Write a picture atomically: PNG where its name says so, else JPEG."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes((encode_png if path.suffix.lower() == '.png' else encode_jpeg)(image_bgr))

@@ -16,6 +16,8 @@ from mmdeploy_ext.runtime.draw import FONT, class_colour, class_name, overlap, t
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmdeploy_ext.runtime.draw import Box, Colour
+
 NEAR = 0.5
 """Metres; what is nearer to a camera is cut off."""
 BOTTOM, TOP, PILLARS = (
@@ -35,15 +37,10 @@ SWEEP_SIDE, MARGIN_M, LEAST_EXTENT_M = 560, 4.0, 12.0
 
 
 def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
-    """Project line segments, cut at the near plane.
+    """Project line segments between points (n, 3) of the LiDAR frame, cut at the near plane.
 
-    Args:
-        starts: (n, 3) LiDAR frame.
-        ends: (n, 3).
-        lidar2img: (4, 4), to pixels times depth.
-
-    Returns:
-        (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments that are behind the camera are left out.
+    Gives (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments that are behind the camera are left out.
+    `lidar2img` (4, 4) goes to pixels times depth.
     """
     one, two = (
         np.concatenate([points, np.ones((len(points), 1))], 1) @ lidar2img.T for points in (starts, ends)
@@ -64,33 +61,23 @@ def _cut(points: np.ndarray, others: np.ndarray) -> np.ndarray:
 def draw_camera(
     image_bgr: np.ndarray, lidar2img: np.ndarray, layer: Layer, classes: Sequence[str]
 ) -> np.ndarray:
-    """Draw boxes into one camera's image, far ones first.
-
-    Args:
-        image_bgr: (h, w, 3) uint8; left as it is.
-        lidar2img: (4, 4) float64 for its pixels.
-        layer: what is drawn.
-        classes: names by label.
-
-    Returns:
-        (h, w, 3) uint8 BGR.
-    """
+    """Draw boxes into a copy of one camera's image (h, w, 3), far ones first; `lidar2img` is (4, 4)."""
     canvas = np.ascontiguousarray(image_bgr).copy()
     corners = box_corners(layer.detections.boxes)
     depth = (corners.mean(axis=1) @ lidar2img[2, :3]) + lidar2img[2, 3]
-    placed: list[tuple[int, int, int, int]] = []
+    placed: list[Box] = []
     shown = []
     for index in np.argsort(-depth, kind='stable').tolist():
-        lines = _box_lines(corners[index], lidar2img, canvas.shape)
+        lines, label = (
+            _box_lines(corners[index], lidar2img, canvas.shape),
+            int(layer.detections.labels[index]),
+        )
         if len(lines):
-            _draw_lines(
-                canvas, lines, class_colour(int(layer.detections.labels[index])), layer.is_marked(index)
-            )
-            shown.append((index, lines))
-    for index, lines in reversed(shown):
-        label = int(layer.detections.labels[index])
-        text = f'{class_name(label, classes)} {float(layer.detections.scores[index]):.2f}'
-        _label(canvas, text, lines, class_colour(label), placed)
+            _draw_lines(canvas, lines, class_colour(label), layer.is_marked(index))
+            text = f'{class_name(label, classes)} {float(layer.detections.scores[index]):.2f}'
+            shown.append((text, lines, class_colour(label)))
+    for text, lines, colour in reversed(shown):
+        _label(canvas, text, lines, colour, placed)
     return canvas
 
 
@@ -105,21 +92,15 @@ def _box_lines(corners: np.ndarray, lidar2img: np.ndarray, shape: tuple[int, ...
     return lines[:0] if outside else np.clip(lines, -1e4, 1e4)
 
 
-def _draw_lines(canvas: np.ndarray, lines: np.ndarray, colour: tuple[int, int, int], marked: bool) -> None:
+def _draw_lines(canvas: np.ndarray, lines: np.ndarray, colour: Colour, marked: bool) -> None:
     width = 2 if canvas.shape[1] >= 300 else 1
     under = WHITE if marked else (0, 0, 0)
     for shade, thickness in ((under, width + (4 if marked else 2)), (colour, width)):
         for line in np.round(lines).astype(int).tolist():
-            cv2.line(canvas, tuple(line[:2]), tuple(line[2:]), shade, thickness, cv2.LINE_AA)
+            cv2.line(canvas, line[:2], line[2:], shade, thickness, cv2.LINE_AA)
 
 
-def _label(
-    canvas: np.ndarray,
-    text: str,
-    lines: np.ndarray,
-    colour: tuple[int, int, int],
-    placed: list[tuple[int, int, int, int]],
-) -> None:
+def _label(canvas: np.ndarray, text: str, lines: np.ndarray, colour: Colour, placed: list[Box]) -> None:
     """Write above a box; not where the box is tiny or an earlier (nearer) label is."""
     x, y = lines[:, 0::2], lines[:, 1::2]
     if y.max() - y.min() < 14:
@@ -142,17 +123,9 @@ def camera_mosaic(
     classes: Sequence[str],
     cell_width: int = 440,
 ) -> np.ndarray:
-    """Draw boxes into all cameras, ordered as one sees them from the car, each with its name.
+    """Draw boxes into N images in the order of nuScenes' info files, ordered as one sees them from the car.
 
-    Args:
-        images_bgr: N images (h, w, 3) uint8 in the order of nuScenes' info files.
-        lidar2img: (N, 4, 4) for their pixels.
-        layer: what is drawn.
-        classes: names by label.
-        cell_width: of one camera, pixels.
-
-    Returns:
-        (h, 3 * cell_width + gaps, 3) uint8 BGR.
+    Each gets its name; the picture is three of `cell_width` pixels wide, and gaps. See `compare_picture`.
     """
     cells = []
     for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):
@@ -165,12 +138,9 @@ def camera_mosaic(
         cv2.rectangle(cell, (0, size[1] - 19), (12 + 8 * len(title), size[1]), DARK, cv2.FILLED)
         write(cell, title, (5, size[1] - 6), 0.45)
         cells.append(cell)
-    order = LAYOUT if len(cells) == len(CAMERA_TITLES) else _rows_of_three(len(cells))
-    return _grid([[cells[index] for index in row] for row in order])
-
-
-def _rows_of_three(count: int) -> list[list[int]]:
-    return [list(range(first, min(first + 3, count))) for first in range(0, count, 3)]
+    if len(cells) == len(CAMERA_TITLES):
+        return _grid([[cells[index] for index in row] for row in LAYOUT])
+    return _grid([cells[first : first + 3] for first in range(0, len(cells), 3)])
 
 
 def _grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
@@ -219,10 +189,8 @@ def compare_picture(
     cell_width = 440 if len(layers) > 1 else 600
     parts = []
     for layer in layers:
-        count = len(layer.detections)
-        text = f'{layer.title}: {count} box{"es" * (count != 1)}'
         mosaic = camera_mosaic(images_bgr, lidar2img, layer, classes, cell_width)
-        parts.append(_titled(f'{title}   {text}' if title else text, mosaic))
+        parts.append(_titled(f'{title}   {layer.caption()}' if title else layer.caption(), mosaic))
     left = np.vstack(parts)
     side = max(left.shape[0], 440)
     above = bird_eye(layers, classes, side, forward=forward_direction(lidar2img), points=points)
@@ -236,25 +204,11 @@ def compare_picture(
 def sweep_picture(
     title: str, points: np.ndarray, layers: Sequence[Layer], classes: Sequence[str]
 ) -> np.ndarray:
-    """Draw the points once per list of boxes, side by side, on one scale.
-
-    Args:
-        title: of the sweep.
-        points: (P, 3 or more), LiDAR frame.
-        layers: lists of boxes.
-        classes: names by label.
-
-    Returns:
-        (h, w, 3) uint8 BGR.
-    """
+    """Draw points (P, 3 or more) of the LiDAR frame once per list of boxes, side by side, on one scale."""
     far = [float(np.abs(layer.detections.boxes[:, :2]).max(initial=0.0)) for layer in layers]
     extent = max(LEAST_EXTENT_M, *far) + MARGIN_M
-    gap = np.full((SWEEP_SIDE, GAP, 3), DARK, np.uint8)
-    views: list[np.ndarray] = []
-    for layer in layers:
-        views += [gap] * bool(views) + [bird_eye([layer], classes, SWEEP_SIDE, extent, points=points)]
-    row = np.hstack(views)
-    return _titled(title, row, 0.55)
+    views = [bird_eye([layer], classes, SWEEP_SIDE, extent, points=points) for layer in layers]
+    return _titled(title, _grid([views]), 0.55)
 
 
 def _titled(text: str, picture: np.ndarray, size: float = 0.6) -> np.ndarray:

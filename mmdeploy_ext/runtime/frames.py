@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
@@ -26,7 +25,7 @@ class Frame:
         intrinsics: (N, 4, 4) float64 of the network input.
         ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
         timestamp_s: seconds, absolute.
-        scene_token: a change means a new scene.
+        scene_token: a change means a new scene; None says nothing.
         name: of the frame, for display and for file names.
         image_files: one path per camera, for pictures; empty when there are none.
         ego_pose_inv: (4, 4) float64, what the data set gave as the inverse; None computes it.
@@ -37,7 +36,7 @@ class Frame:
     intrinsics: np.ndarray
     ego_pose: np.ndarray
     timestamp_s: float
-    scene_token: str
+    scene_token: str | None
     name: str = ''
     image_files: tuple[str, ...] = ()
     ego_pose_inv: np.ndarray | None = None
@@ -50,8 +49,8 @@ class Sweep:
     Attributes:
         points: (P, D) float32: x, y, z in metres in the LiDAR frame, then what else the sensor measures.
         name: of the sweep, for display and for file names.
-        scene_token: where it is from; a model without a memory does not look at it.
-        timestamp_s: seconds, absolute; neither.
+        scene_token, timestamp_s: where it is from, and seconds, absolute; a model without a memory looks at
+            neither.
         points_file: path of the sweep; '' when there is none.
     """
 
@@ -75,7 +74,7 @@ class FusedFrame(Sweep):
     """
 
     images: np.ndarray | None = None
-    calibration: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    calibration: Arrays = dataclasses.field(default_factory=dict)
     image_files: tuple[str, ...] = ()
 
     @property
@@ -135,10 +134,9 @@ class Stepper(Protocol):
 
 
 def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
-    """Return matrices (N, 4, 4) float64 that do to pixels times their depth what these do to pixels.
+    """Return matrices (N, 4, 4) float64 that do to pixels times their depth what `img_aug_matrix` does after.
 
-    Args:
-        img_aug_matrix: (N, 4, 4), see `FusedFrame`; it moves pixels after the division by their depth.
+    See `FusedFrame`: it moves pixels after the division by their depth.
     """
     matrix = np.array(img_aug_matrix, np.float64)
     matrix[:, :2, 2] = matrix[:, :2, 3]

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pickle
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
 from mmdeploy_ext.runtime.frames import invert_pose
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from mmdeploy_ext.inputs.cameras import MultiViewRule
 
@@ -25,18 +25,13 @@ INFOS = ('.pkl', '.json')
 PARTS = ('samples', 'sweeps')
 """nuScenes' folders: what a path has from there on stays when the data set moves."""
 PLAIN = {
-    ('collections', 'OrderedDict'),
+    *(('collections', 'OrderedDict'), ('numpy', 'ndarray'), ('numpy', 'dtype')),
     *(
-        (f'numpy.{core}.{module}', name)
+        (f'numpy.{core}.multiarray', name)
         for core in ('core', '_core')
-        for module, name in (
-            ('multiarray', '_reconstruct'),
-            ('multiarray', 'scalar'),
-            ('numeric', '_frombuffer'),
-        )
+        for name in ('_reconstruct', 'scalar')
     ),
-    ('numpy', 'ndarray'),
-    ('numpy', 'dtype'),
+    *((f'numpy.{core}.numeric', '_frombuffer') for core in ('core', '_core')),
 }
 """What an infos file may name: numbers and arrays."""
 
@@ -54,16 +49,15 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
         raise DataError(f'{path}: no such file or folder; expected a folder of sweeps or infos (.pkl, .json)')
     try:
         with open(path, 'rb') as stream:
-            content = json.load(stream) if path.suffix == '.json' else _PlainUnpickler(stream).load()
+            pickled = _PlainUnpickler(stream, encoding='latin1')
+            content = json.load(stream) if path.suffix == '.json' else pickled.load()
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
     except Exception as error:  # a damaged pickle raises almost anything
         raise DataError(
             f'{path}: cannot be read ({error}); expected infos of mmdet3d, .pkl or .json'
         ) from error
-    infos = content
-    if isinstance(content, dict):
-        infos = content.get('infos', content.get('data_list'))
+    infos = content.get('infos', content.get('data_list')) if isinstance(content, dict) else content
     if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
         raise DataError(f"{path}: has no list of infos; expected what mmdet3d's create_data.py writes")
     if not infos:
@@ -74,18 +68,13 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
 class _PlainUnpickler(pickle.Unpickler):
     """Reads numbers, texts, containers and arrays."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(stream, encoding='latin1')
-
     def find_class(self, module: str, name: str) -> Any:
         """Return what may be named."""
         if (module, name) == ('_codecs', 'encode'):
             return _latin1
-        if (module, name) not in PLAIN:
-            raise DataError(
-                f'names {module}.{name}, which is not read: it could run code; expected plain infos'
-            )
-        return super().find_class(module, name)
+        if (module, name) in PLAIN:
+            return super().find_class(module, name)
+        raise DataError(f'names {module}.{name}, which is not read: it could run code; expected plain infos')
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -104,11 +93,8 @@ def find_file(
         name: path in the infos.
         source: the infos' file.
         root: folder of the data set; the infos' own folder is tried after it.
-        what: the file is, for the message.
+        what: the file is, for the message, DataError, where it is nowhere.
         alone: folder below that of the data set where names without a folder are.
-
-    Raises:
-        DataError: it is nowhere.
     """
     path = Path(name)
     parts = path.parts
@@ -125,11 +111,7 @@ def find_file(
 
 
 def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[str]:
-    """Return the cameras of a rule in its order, whose pictures an info names.
-
-    Raises:
-        DataError: it lacks one.
-    """
+    """Return the cameras of a rule in its order; DataError where an info names no picture of one."""
     cameras = info.get('cams')
     cameras = cameras if isinstance(cameras, dict) else {}
     wanted = rule.cameras or tuple(cameras)[: rule.num_cameras]
@@ -207,30 +189,7 @@ def read_frames(
     """
     source = Path(path)
     frames = []
-    for number, info in enumerate(read_infos(source)):
-        try:
-            frames.append(_frame(info, number, rule, source, root, missing))
-        except Mm2OnnxError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f'{source}: info {number} does not fit ({type(error).__name__}: {error}); expected what '
-                f"mmdet3d's create_data.py writes, with calibrations and poses"
-            ) from error
-    scenes = {
-        scene: place for place, scene in enumerate(dict.fromkeys(frame.scene_token for frame in frames))
-    }
-    return sorted(frames, key=lambda frame: (scenes[frame.scene_token], frame.timestamp_s))
 
-
-def _frame(
-    info: Mapping[str, Any],
-    number: int,
-    rule: MultiViewRule,
-    source: Path,
-    root: str | Path | None,
-    missing: bool,
-) -> RigFrame:
     def picture(camera: Mapping[str, Any]) -> Path | None:
         try:
             return find_file(camera['data_path'], source, root, 'picture')
@@ -239,6 +198,24 @@ def _frame(
                 return None
             raise
 
+    for number, info in enumerate(read_infos(source)):
+        try:
+            frames.append(_frame(info, number, rule, source, picture))
+        except Mm2OnnxError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f'{source}: info {number} does not fit ({type(error).__name__}: {error}); expected what '
+                f"mmdet3d's create_data.py writes, with calibrations and poses"
+            ) from error
+    tokens = dict.fromkeys(frame.scene_token for frame in frames)
+    scenes = {scene: place for place, scene in enumerate(tokens)}
+    return sorted(frames, key=lambda frame: (scenes[frame.scene_token], frame.timestamp_s))
+
+
+def _frame(
+    info: Mapping[str, Any], number: int, rule: MultiViewRule, source: Path, picture: Callable
+) -> RigFrame:
     cameras = [info['cams'][name] for name in camera_names(info, rule, source)]
     lidar_to_ego, ego_to_global = (
         _pose(info[f'{name}_rotation'], info[f'{name}_translation']) for name in ('lidar2ego', 'ego2global')

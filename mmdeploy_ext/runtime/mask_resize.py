@@ -37,8 +37,9 @@ def resizing(
         ori_shape: height and width of the results; 0 means those of the input.
         ratio: pixels of the input per pixel of the masks.
     """
-    padded = [side * ratio for side in size]
-    crop = [min(int(side), most) if side > 0 else most for side, most in zip(img_shape, padded, strict=True)]
-    target = [int(side) if side > 0 else most for side, most in zip(ori_shape, padded, strict=True)]
-    rows, columns = (composed(*sizes, ratio) for sizes in zip(size, crop, target, strict=True))
-    return rows, columns
+    weights = []
+    for side, before, after in zip(size, img_shape, ori_shape, strict=True):
+        padded = side * ratio
+        crop = min(int(before), padded) if before > 0 else padded
+        weights.append(composed(side, crop, int(after) if after > 0 else padded, ratio))
+    return tuple(weights)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.runtime.dense.coders import softmax
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.runtime.mask_resize import resizing
 
@@ -64,14 +65,10 @@ class Segments(Instances):
 
 
 def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segments]:
-    """Return the segments per image of a `full` graph.
-
-    Args:
-        outputs: `panoptic` (B, h, w) int32.
-        classes: of the model, of things and of stuff.
+    """Return the segments per image of a `full` graph, which gives `panoptic` (B, h, w) int32.
 
     Raises:
-        ModelFileError: the map holds a class that the model does not have.
+        ModelFileError: the map holds a class that the model, of things and of stuff, does not have.
     """
     panoptic = outputs['panoptic']
     wrong = (panoptic < 0) | (panoptic % OFFSET > classes)
@@ -84,31 +81,20 @@ def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segment
 
 
 def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[int]) -> np.ndarray:
-    """Return logits (n, h, w) float32: resized to the input, cut to the image, resized to the original.
+    """Return logits (n, h, w) of (n, H4, W4) resized to the input, cut to the image, resized to the original.
 
-    Args:
-        logits: (n, H4, W4) float32.
-        img_shape: height and width before padding; 0 means the input's.
-        ori_shape: height and width of the result; 0 means the input's.
+    See `mask_resize.resizing` for the sizes.
     """
     rows, columns = resizing(logits.shape[1:], img_shape, ori_shape, RATIO)
     return rows @ (logits @ columns.T)
 
 
 def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
-    """Give every pixel to the query that is surest of it.
+    """Return a map (h, w) int32 in which every pixel belongs to the query that is surest of it.
 
-    Args:
-        logits: (Q, C + 1), the last column is no class.
-        values: (Q, h, w) logits of masks.
-        facts: the `postprocess` entry of the file's metadata.
-
-    Returns:
-        The map (h, w) int32.
+    Of logits (Q, C + 1) the last column is no class; `values` are logits of masks (Q, h, w).
     """
-    classes = facts['num_classes']
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    chances = shifted / shifted.sum(1, keepdims=True)
+    classes, chances = facts['num_classes'], softmax(logits)
     scores, labels = chances.max(1), chances.argmax(1)
     kept = (labels != classes) & (scores > np.float32(facts['object_mask_thr']))
     panoptic = np.full(values.shape[1:], classes, np.int32)
@@ -131,25 +117,16 @@ def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any
 def fuse_instances(
     masks: np.ndarray, labels: np.ndarray, semantic: np.ndarray, facts: Mapping[str, Any]
 ) -> np.ndarray:
-    """Lay instances, the best first, over a semantic map.
+    """Return a map (h, w) int32 of instances, the best first, over a semantic map.
 
-    Args:
-        masks: (n, h, w) bool, in descending order of scores.
-        labels: (n,).
-        semantic: (S + 1, h, w) logits of stuff; the last class is no stuff.
-        facts: the `postprocess` entry of the file's metadata.
-
-    Returns:
-        The map (h, w) int32.
+    These are masks (n, h, w) bool; of logits of stuff (S + 1, h, w) the last class is no stuff.
     """
     classes, things = facts['num_classes'], facts['num_things']
     panoptic = (semantic.argmax(0) + things).astype(np.int32)
-    taken, number = np.zeros(panoptic.shape, bool), 0
+    taken, number, most = np.zeros(panoptic.shape, bool), 0, np.float32(facts['mask_overlap'])
     for mask, label in zip(masks, labels, strict=True):
-        area = np.float32(mask.sum())
-        if not area or np.float32((mask & taken).sum()) / (area + np.float32(1e-5)) > np.float32(
-            facts['mask_overlap']
-        ):
+        area, shared = np.float32(mask.sum()), np.float32((mask & taken).sum())
+        if not area or shared / (area + np.float32(1e-5)) > most:
             continue
         number += 1
         panoptic[mask & ~taken] = label + OFFSET * number

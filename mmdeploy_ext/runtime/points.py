@@ -21,14 +21,7 @@ above the second."""
 
 
 def read_points(path: str | Path, width: int) -> np.ndarray:
-    """Read a sweep of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
-
-    Args:
-        path: of the file.
-        width: values per point.
-
-    Returns:
-        (P, width) float32.
+    """Return a sweep (P, width) of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
 
     Raises:
         DataError: no such file, a size that is not a multiple of a point, or values that fall into place with
@@ -44,8 +37,7 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
             f'of {width} float32 values'
         )
     values = np.frombuffer(content, '<f4').copy()  # a buffer's view cannot be written to, torch warns of it
-    other = _likelier_width(values, width)
-    if other:
+    if other := _likelier_width(values, width):
         raise DataError(
             f'{path}: its {len(values)} values are points of {other} values by their look, the model takes '
             f'points of {width}: add or leave out the columns that differ'
@@ -80,28 +72,18 @@ def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
     Raises:
         PointsError: another shape or kind, values that are not finite, or no point at all.
     """
+    where = f'{name}: ' if name else ''
     try:
         points = checked(points, width)
     except PointsError as error:
-        raise PointsError(f'{name}: {error}' if name else str(error)) from error
+        raise PointsError(f'{where}{error}') from error
     if not len(points):
-        raise PointsError(
-            f'{name + ": " if name else ""}points: the sweep is empty, expected at least one point'
-        )
+        raise PointsError(f'{where}points: the sweep is empty, expected at least one point')
     return points
 
 
 def check_in_range(points: np.ndarray, point_cloud_range: Sequence[float], name: str = '') -> None:
-    """Refuse a sweep none of whose points is in range.
-
-    Args:
-        points: (P, 3 or more).
-        point_cloud_range: lower x, y, z, then upper, in metres.
-        name: of the sweep.
-
-    Raises:
-        PointsError: the message says where the points are.
-    """
+    """Refuse a sweep none of whose points (P, 3 or more) is in range: PointsError says where they are."""
     low, high = np.float32(point_cloud_range[:3]), np.float32(point_cloud_range[3:])
     if not ((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1).any():
         where = f'{name}: points' if name else 'points'

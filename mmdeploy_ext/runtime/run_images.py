@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
 from mmdeploy_ext.runtime.consumers import runner_of
-from mmdeploy_ext.runtime.picture_files import plan_pictures, write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 BAR_WIDTH = 30
+PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+OTHER_SUFFIXES = (
+    *('.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg', '.pdf'),
+    *('.mp4', '.avi', '.mkv', '.mov', '.json'),
+)
+"""Names of files, not of folders, that are not written here."""
 
 
 def main(argv: Sequence[str] | None = None, tool: str = '', description: str = '') -> int:
-    """Run a detector file on images.
+    """Run a detector file on images; return the exit status.
 
-    Args:
-        argv: the command line; None means that of the process.
-        tool: path of the script in the repository; a file that the `RUNNERS` of its family give to another
-            one is refused with the name of that one.
-        description: for `--help`.
-
-    Returns:
-        The exit status.
+    `tool` is the path of the script in the repository; a file that the `RUNNERS` of its family give to
+    another one is refused with the name of that one.
     """
     return cli.run(lambda args: run_files(args, tool), make_parser(description), argv)
 
@@ -51,39 +51,21 @@ def make_parser(
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help=model)
     parser.add_argument('images', nargs='+', help=images)
-    cli.writes(
-        parser.add_argument(
-            '--out',
-            type=Path,
-            default=DEFAULT_OUT,
-            metavar='PATH',
-            help='folder for the pictures, which are named like the image with _det; or, for one '
-            'image, a .jpg or .png file (default: %(default)s). Small images are enlarged '
-            'by a whole factor to be legible; --json is in pixels of the image',
-        ),
-        '',
+    said = (
+        'folder for the pictures, which are named like the image with _det; or, for one image, a .jpg or '
+        '.png file (default: %(default)s). Small images are enlarged by a whole factor to be legible; --json '
+        'is in pixels of the image'
     )
-    parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
-        metavar='S',
-        help='draw and count boxes of at least this score, 0..1 (default: %(default)s)',
-    )
+    out = parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='PATH', help=said)
+    cli.writes(out, '')
+    said = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
+    parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=said)
     parser.add_argument('--json', metavar='FILE', help='write all detections, also those that are not drawn')
-    parser.add_argument(
-        '--providers',
-        nargs='+',
-        default=['CPUExecutionProvider'],
-        metavar='NAME',
-        help='execution providers in order of preference; one that is not there is an error',
-    )
-    parser.add_argument(
-        '--threads',
-        type=int,
-        metavar='N',
-        help="threads within an operator, 1 or more (default: ONNX Runtime's choice)",
-    )
+    said = 'execution providers in order of preference; one that is not there is an error'
+    providers = ['CPUExecutionProvider']
+    parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=said)
+    said = "threads within an operator, 1 or more (default: ONNX Runtime's choice)"
+    parser.add_argument('--threads', type=int, metavar='N', help=said)
     cli.add_debug_option(parser)
     return parser
 
@@ -109,6 +91,47 @@ def run_files(args: argparse.Namespace, tool: str) -> int:
     return 0
 
 
+def plan_pictures(
+    inputs: Sequence[str],
+    out: Path,
+    list_files: Callable[[Sequence[Path]], list[Path]] | None = None,
+    kind: str = 'picture',
+) -> dict[Path, Path]:
+    """Return image -> picture to write; no two pictures and no picture and image share a name.
+
+    Inputs are files and folders, `out` a folder, or a file for one image; `list_files` returns the files of
+    one input, which are images where it is None.
+
+    Raises:
+        UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
+            written.
+    """
+    from mmdeploy_ext.inputs.pictures import list_images
+
+    if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
+        raise UsageError(f'--out {out}: expected a folder, or a .jpg or .png file for one image')
+
+    relative = {
+        file: file.relative_to(path) if path.is_dir() else Path(file.name)
+        for path in map(Path, inputs)
+        for file in (list_files or list_images)([path])
+    }
+    one = out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir()
+    if one and len(relative) > 1:
+        raise UsageError(f'--out {out}: is one file, for {len(relative)} {kind}s; give a folder')
+    targets: dict[Path, Path] = {}
+    taken: set[Path] = set()
+    for file, name in relative.items():
+        suffix = file.suffix.lower() if file.suffix.lower() in PICTURE_SUFFIXES else '.png'
+        target, number = out / name.parent / f'{name.stem}_det{suffix}', 2
+        while target in taken:
+            target, number = target.with_name(f'{name.stem}_det_{number}{suffix}'), number + 1
+        targets[file] = out if one else target
+        taken.add(target)
+    check_outputs({'--out': targets.values()}, {f'a {kind}': targets})
+    return targets
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Refuse invalid numbers."""
     if not 0 <= args.score_thr <= 1:
@@ -119,8 +142,6 @@ def check_options(args: argparse.Namespace) -> None:
 
 def check_targets(args: argparse.Namespace, targets: Collection[Path]) -> None:
     """Refuse pictures and a JSON file that cannot be written, or are read."""
-    from mmdeploy_ext.core.files import check_writable, will_write
-
     will_write('--out', targets)
     for target in (*targets, *([args.json] if args.json else [])):
         check_writable(target)
@@ -134,22 +155,17 @@ def finish(
     kind: str = '',
 ) -> None:
     """Write what was found to --json, and of several samples (`kind`, or as the file names them) how many."""
-    from mmdeploy_ext.core.files import write_json
-
+    kind = kind or metadata.samples
     if args.json:
         facts = dict(model=args.model, family=metadata.family, form=metadata.form)
-        write_json(args.json, {**facts, 'classes': list(metadata.classes), kind or metadata.samples: entries})
+        write_json(args.json, {**facts, 'classes': list(metadata.classes), kind: entries})
     if len(entries) > 1:
         drawn = sum(entry['drawn'] for entry in entries)
-        print(f'{len(entries)} {kind or metadata.samples}, {drawn} detections, {seconds:.1f} s')
+        print(f'{len(entries)} {kind}, {drawn} detections, {seconds:.1f} s')
 
 
 def check_file(path: str, metadata: Metadata, tool: str) -> None:
-    """Refuse a file that this tool cannot finish.
-
-    Raises:
-        ModelFileError: another tool takes it, or none does.
-    """
+    """Refuse a file that this tool cannot finish: ModelFileError names the tool that takes it."""
     right = runner_of(metadata.family, metadata.form)
     if not right or right != tool:
         raise ModelFileError(
@@ -167,11 +183,7 @@ def check_file(path: str, metadata: Metadata, tool: str) -> None:
 
 
 def check_picture_graph(path: str, metadata: Metadata) -> None:
-    """Refuse a file whose graph does not take one picture, or whose rule is not of one.
-
-    Raises:
-        ModelFileError: names the key.
-    """
+    """Refuse a file whose graph does not take one picture, or whose rule is not of one, by the key."""
     from mmdeploy_ext.contract.metadata_entries import damaged
     from mmdeploy_ext.inputs.pictures import PreprocessRule
 
@@ -200,7 +212,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     classes = backend.metadata.classes
     paint = draw.draw_instances if isinstance(found, Instances) else draw.draw_detections
     picture = paint(*draw.enlarged(image, found), classes, score_thr)
-    write_picture(target, picture)
+    draw.write_picture(target, picture)
     return dict(
         image=str(source),
         picture=str(target),
@@ -215,11 +227,9 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
 def run_all(
     targets: Mapping[Path, Path], run_one: Callable[[Path, Path], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Run the samples, one printed line each, above a bar on stderr where that is a terminal.
+    """Run samples, by the picture to write, one printed line each, above a bar on stderr if a terminal.
 
-    Args:
-        targets: sample -> picture to write.
-        run_one: does one, and returns its entry for the JSON file.
+    `run_one` does one, and returns its entry for the JSON file.
     """
     total, entries = len(targets), []
     visible = total > 1 and sys.stderr.isatty()

@@ -21,31 +21,24 @@ EXPECTED = (
 
 
 def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the voxels of one sweep.
+    """Return features (N, C) float32 and coordinates (N, 4) int32, sample, then the axes, of one sweep.
 
     Features are under `features`, `features_f16` or `features_f32`. Coordinates are under `coordinates`,
-    `coors` or `coords`, then already in the order of the model; or with `_bxyz` or `_bzyx` behind, which says
-    their order; a type may follow (`coords_bxyz_i16`).
-
-    Args:
-        path: of the file.
-        order: 'xyz' or 'zyx': of the axes to return.
-
-    Returns:
-        Features (N, C) float32 and coordinates (N, 4) int32: sample, then the axes.
+    `coors` or `coords`, then already in the order of the model, 'xyz' or 'zyx'; or with `_bxyz` or `_bzyx`
+    behind, which says their order; a type may follow (`coords_bxyz_i16`).
 
     Raises:
         DataError: no such file, no such arrays, more than one of them, or other shapes.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files if _is_known(name)}
+            known = [name for name in stored.files if FEATURES.fullmatch(name) or COORDINATES.fullmatch(name)]
+            arrays = {name: stored[name] for name in known}
     except Exception as error:  # a damaged archive raises almost anything
         raise DataError(f'{path}: cannot be read ({error}); {EXPECTED}') from error
-    features = _one(path, arrays, FEATURES, 'features')
-    coordinates = _one(path, arrays, COORDINATES, 'coordinates')
-    said = COORDINATES.fullmatch(coordinates)[1]
-    features, coordinates = arrays[features], arrays[coordinates]
+    features = arrays[_one(path, arrays, FEATURES, 'features')]
+    name = _one(path, arrays, COORDINATES, 'coordinates')
+    coordinates = arrays[name]
     fits = features.ndim == coordinates.ndim == 2 and len(features) == len(coordinates)
     kinds = features.dtype.kind in 'fiu' and coordinates.dtype.kind in 'iu'
     if not fits or not kinds or coordinates.shape[1] != 4:
@@ -53,13 +46,9 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
             f'{path}: features {features.dtype} {features.shape} and coordinates {coordinates.dtype} '
             f'{coordinates.shape}; {EXPECTED}'
         )
-    if said and said != order:
+    if COORDINATES.fullmatch(name)[1] not in (None, order):
         coordinates = coordinates[:, [0, 3, 2, 1]]
     return features.astype(np.float32), np.ascontiguousarray(coordinates, np.int32)
-
-
-def _is_known(name: str) -> bool:
-    return bool(FEATURES.fullmatch(name) or COORDINATES.fullmatch(name))
 
 
 def _one(path: str | Path, arrays: dict[str, np.ndarray], names: re.Pattern[str], what: str) -> str:

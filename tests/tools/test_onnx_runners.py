@@ -21,7 +21,7 @@ from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from mmdeploy_ext.runtime import picture_files
+from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detections import Detections
 from projects import mmdet_plugin  # noqa: F401  (registers the families)
 from projects.toydata import coco
@@ -189,7 +189,7 @@ def test_equal_stems_get_different_pictures(tmp_path):
     for name in ('a/x.png', 'b/x.png', 'b/x.tif'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b'1')
-    targets = picture_files.plan_pictures([str(tmp_path / 'a'), str(tmp_path / 'b')], tmp_path / 'out')
+    targets = run_images.plan_pictures([str(tmp_path / 'a'), str(tmp_path / 'b')], tmp_path / 'out')
     assert [path.name for path in targets.values()] == ['x_det.png', 'x_det_2.png', 'x_det_3.png']
 
 
@@ -197,7 +197,7 @@ def test_a_folder_may_have_a_dot_in_its_name_or_be_there_already(tmp_path):
     (tmp_path / 'x.png').write_bytes(b'1')
     (tmp_path / 'old.gif').mkdir()
     for folder in ('run.v2', 'old.gif'):
-        targets = picture_files.plan_pictures([str(tmp_path / 'x.png')], tmp_path / folder)
+        targets = run_images.plan_pictures([str(tmp_path / 'x.png')], tmp_path / folder)
         assert [*targets.values()] == [tmp_path / folder / 'x_det.png']
 
 

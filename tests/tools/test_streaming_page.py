@@ -14,7 +14,7 @@ import toy_streampetr
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.apps import command
 from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.evaluate.loop import frames_of
+from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.inputs.cameras import rule_from_pipeline
 from mmdeploy_ext.proof.tasks.bbox3d import match_detections
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
@@ -51,7 +51,7 @@ def test_the_program_on_the_page_gives_what_the_data_set_gives(drive, capsys):
 
     dataset, family = build_dataset(test), toy.deployment().family
     stepper = family.runner(files, dict(threads=1))
-    frames = list(frames_of(family, dataset, range(len(dataset)), workers=0))
+    frames = list(DatasetFrames(family, dataset, range(len(dataset))))
     expected = [stepper.step(frame).detections for frame in frames]
     assert len(printed) == len(expected) >= 4
     row = match_detections('last frame', expected[-1], names['boxes'], score_thr=0.0)

@@ -80,16 +80,17 @@ def _shrink(args: argparse.Namespace, command: str, change: object, *packages: s
     from mmdeploy_ext.graph import edits
 
     model = proving.begin(args)
-    result, counts = change(model)
+    result = change(model)
     edits.record(result, command, {}, *packages)
-    print(f'{args.file}: {counts.before} nodes, {counts.after} are left')
+    sizes = [len(one.graph.node) for one in (model, result)]
+    print(f'{args.file}: {sizes[0]} nodes, {sizes[1]} are left')
     before, after = (
         {f'{function.domain}.{function.name}' for function in one.functions} for one in (model, result)
     )
     inlined = sorted(before - after)
     if inlined:
         print(f'local functions written out in place of the nodes that called them: {", ".join(inlined)}')
-    content = dict(nodes_before=counts.before, nodes_after=counts.after, functions_written_out=inlined)
+    content = dict(nodes_before=sizes[0], nodes_after=sizes[1], functions_written_out=inlined)
     return proving.finish(args, model, result, content)
 
 
@@ -102,10 +103,11 @@ def _shrink(args: argparse.Namespace, command: str, change: object, *packages: s
 def run_opset(args: argparse.Namespace) -> int:
     """Convert to another opset."""
     from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.io.schemas import opsets_of
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
     model = proving.begin(args)
-    result, before = convert_opset(model, args.opset)
+    result, before = convert_opset(model, args.opset), opsets_of(model)['']
     edits.record(result, 'convert-opset', dict(opset=args.opset), 'onnx')
     sizes = [len(one.graph.node) for one in (model, result)]
     print(f'{args.file}: opset {before} to {args.opset}, {sizes[0]} nodes to {sizes[1]}')

@@ -8,18 +8,13 @@ What is left, the differences themselves, is found from its neighbours.
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from mmdeploy_ext.graph.diff.nodes import Alignment
+from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 from mmdeploy_ext.graph.diff.structure import attributes, exact_text
 from mmdeploy_ext.graph.io.index import bodies
 
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
-
-    from mmdeploy_ext.graph.diff.nodes import Program
-
-    Keys = dict[int, Hashable]
+Keys = dict[int, Hashable]
 
 
 def align(left: Program, right: Program) -> Alignment:
@@ -31,7 +26,7 @@ class _Aligner:
     """Two graphs and the nodes that were paired so far."""
 
     def __init__(self, left: Program, right: Program) -> None:
-        self.left, self.right = left, right
+        self.left, self.right, self.programs = left, right, (left, right)
         self.tensors = dict(_interface(left.index.inputs, right.index.inputs))
         self.tensors.update(_interface(list(left.defaults), list(right.defaults)))
         self.nodes: dict[int, int] = {}
@@ -42,8 +37,9 @@ class _Aligner:
         left, right = self.left, self.right
         outputs = dict(_interface(left.index.outputs, right.index.outputs))
         self.tensors.update(outputs)  # whatever writes them: what the file promises is compared with its like
-        forward = _forward(left, self.tensors), _forward(right, _names(self.tensors))
-        backward = _backward(left, outputs), _backward(right, _names(outputs))
+        own = {name: name for name in self.tensors.values()}
+        forward = _forward(left, self.tensors), _forward(right, own)
+        backward = _backward(left, outputs), _backward(right, {name: name for name in outputs.values()})
         self.pair_equal(*map(_both, forward, backward))  # a copy elsewhere is not taken for it
         self.pair_equal(*forward)
         self.pair_equal(*backward)
@@ -67,10 +63,10 @@ class _Aligner:
         """Pair two nodes of one operator that are not paired yet; return whether that was done."""
         if ours is None or theirs is None or ours in self.nodes or theirs in self.taken:
             return False
-        if self.left.index.nodes[ours].op_type != self.right.index.nodes[theirs].op_type:
-            return False
-        self.pair(ours, theirs)
-        return True
+        same = self.left.index.nodes[ours].op_type == self.right.index.nodes[theirs].op_type
+        if same:
+            self.pair(ours, theirs)
+        return same
 
     def pair_equal(self, ours: Keys, theirs: Keys) -> None:
         """Pair nodes with the same key, in order."""
@@ -95,23 +91,20 @@ class _Aligner:
         for name, second in zip(mine.output, other.output, strict=False):
             if not name or not second:
                 continue
-            by_kind = _readers(self.left, name), _readers(self.right, second)
-            if len(by_kind[0]['Cast']) != len(by_kind[1]['Cast']):
-                by_kind = _readers(self.left, name, True), _readers(self.right, second, True)
-            for kind, readers in by_kind[0].items():
-                if len(readers) == len(by_kind[1][kind]):
-                    yield from zip(readers, by_kind[1][kind], strict=True)
+            ours, theirs = _readers(self.left, name), _readers(self.right, second)
+            if len(ours['Cast']) != len(theirs['Cast']):
+                ours, theirs = _readers(self.left, name, True), _readers(self.right, second, True)
+            for kind, readers in ours.items():
+                if len(readers) == len(theirs[kind]):
+                    yield from zip(readers, theirs[kind], strict=True)
 
     def producers(self, name: str, other: str) -> tuple[int | None, int | None]:
         """Return what makes two tensors, through a Cast that only one graph has (half precision)."""
-        programs = self.left, self.right
-        found = [
-            program.index.producer(tensor) for program, tensor in zip(programs, (name, other), strict=True)
-        ]
-        casts = [_is_cast(program, at) for program, at in zip(programs, found, strict=True)]
+        found = [self.left.index.producer(name), self.right.index.producer(other)]
+        casts = [_is_cast(program, at) for program, at in zip(self.programs, found, strict=True)]
         if casts[0] != casts[1]:
             side = casts.index(True)
-            index = programs[side].index
+            index = self.programs[side].index
             found[side] = index.producer(index.nodes[found[side]].input[0])
         return found[0], found[1]
 
@@ -130,11 +123,10 @@ class _Aligner:
                 waiting[_computed_inputs(self.right, position)].append(position)
         for position in [position for position in self.left.steps if position not in self.nodes]:
             key = tuple(self.tensors.get(name) for name in _computed_inputs(self.left, position))
-            mates = waiting[key] if key else []
-            mate = next((other for other in mates if self.read_alike(position, other)), None)
+            mates = [mate for mate in (waiting[key] if key else ()) if mate not in self.taken]
+            mate = next((mate for mate in mates if self.read_alike(position, mate)), None)
             if mate is not None:
                 self.pair(position, mate)
-                mates.remove(mate)
 
     def read_alike(self, ours: int, theirs: int) -> bool:
         """Return whether two first outputs are one graph output, or read at one place of a pair."""
@@ -142,13 +134,10 @@ class _Aligner:
         pair = next(iter(left.writes(ours)), ''), next(iter(right.writes(theirs)), '')
         if not all(pair):
             return False
-        if self.tensors.get(pair[0]) == pair[1]:
-            return True
-        mates = ((reader, self.nodes.get(reader)) for reader in left.consumers(pair[0]))
-        return any(
-            pair in zip(left.nodes[reader].input, right.nodes[mate].input, strict=False)
-            for reader, mate in mates
-            if mate is not None
+        readers = [reader for reader in left.consumers(pair[0]) if reader in self.nodes]
+        return self.tensors.get(pair[0]) == pair[1] or any(
+            pair in zip(left.nodes[at].input, right.nodes[self.nodes[at]].input, strict=False)
+            for at in readers
         )
 
 
@@ -161,17 +150,15 @@ def _interface(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str,
         yield from zip(*rest, strict=True)
 
 
-def _names(pairs: Mapping[str, str]) -> dict[str, str]:
-    """Return the names on the right as they are called in keys of both sides."""
-    return {name: name for name in pairs.values()}
-
-
 def _both(forward: Keys, backward: Keys) -> Keys:
     return {position: (key, backward[position]) for position, key in forward.items()}
 
 
 def _forward(program: Program, shared: Mapping[str, str]) -> Keys:
-    """Return position -> key of what a node computes from the inputs; `shared` are those of both graphs."""
+    """Return position -> key of what a node computes from the inputs.
+
+    `shared` are the inputs of both graphs, as the right one calls them.
+    """
     keys: Keys = {}
 
     def of_tensor(name: str) -> Hashable:
@@ -191,22 +178,18 @@ def _forward(program: Program, shared: Mapping[str, str]) -> Keys:
 def _backward(program: Program, shared: Mapping[str, str]) -> Keys:
     """Return position -> key of what is computed from a node, its own constants included."""
     keys: Keys = {}
+    index, constants = program.index, program.constants
+
+    def readers(name: str) -> tuple[tuple[Hashable, int], ...]:
+        known = [reader for reader in index.consumers(name) if reader in keys]
+        return tuple(sorted((keys[reader], index.reads(reader).index(name)) for reader in known))
+
     for position in reversed(program.steps):
-        uses = []
-        for place, name in enumerate(program.index.nodes[position].output):
-            readers = [
-                (keys[reader], spot)
-                for reader in program.index.consumers(name)
-                for spot, read in enumerate(program.index.reads(reader))
-                if read == name and reader in keys
-            ]
-            uses.append((place, shared.get(name), tuple(sorted(readers))))
-        own = tuple(
-            (place, id(program.constants[name]))
-            for place, name in enumerate(program.index.reads(position))
-            if name in program.constants
-        )
-        keys[position] = hash((*_plain(program, position), own, tuple(uses)))
+        outputs = index.nodes[position].output
+        uses = tuple((place, shared.get(name), readers(name)) for place, name in enumerate(outputs))
+        read = enumerate(index.reads(position))
+        own = tuple((place, id(constants[name])) for place, name in read if name in constants)
+        keys[position] = hash((*_plain(program, position), own, uses))
     return keys
 
 
@@ -214,12 +197,8 @@ def _plain(program: Program, position: int) -> tuple[Hashable, ...]:
     node = program.index.nodes[position]
     inner = tuple(tuple(entry.op_type for entry in body.node) for body in bodies(node))
     values = attributes(node, program.index.model).items()
-    return (
-        node.domain,
-        node.op_type,
-        tuple(sorted((name, exact_text(value)) for name, value in values)),
-        inner,
-    )
+    texts = tuple(sorted((name, exact_text(value)) for name, value in values))
+    return node.domain, node.op_type, texts, inner
 
 
 def _readers(program: Program, name: str, through_casts: bool = False) -> dict[str, list[int]]:

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
 
 from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graph import run
+from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.findings import (
-    HALF,
-    Bars,
-    Comparison,
-    Entry,
-    differences_of,
-    entries_of,
-    explain_by,
-    finite,
-    outputs_of,
-    shapes,
-)
+from mmdeploy_ext.graph.diff.findings import Bars, Comparison, Entry, finite
 from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import Reference, compare, walk
+from mmdeploy_ext.graph.diff.walk import Reference, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    import onnx
-
-    from mmdeploy_ext.graph.diff.walk import Walk
 
 
 def engine_notes(
@@ -44,17 +30,13 @@ def engine_notes(
         outputs = run.run(model, feeds, optimization='all')
     except Mm2OnnxError as error:
         return [f'ONNX Runtime cannot run the whole model: {error}']
-    notes = []
-    for name, array in outputs.items():
-        if name not in found.free:
-            continue
-        error = compare(array, found.free[name])[0]
-        if error is not None and error > bars.free:
-            notes.append(
-                f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by '
-                f'one (relative error {error:.2e}): ties, or an optimisation of the engine'
-            )
-    return notes
+    errors = {name: compare(array, found.free.get(name))[0] or 0.0 for name, array in outputs.items()}
+    return [
+        f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by one '
+        f'(relative error {error:.2e}): ties, or an optimisation of the engine'
+        for name, error in errors.items()
+        if error > bars.free
+    ]
 
 
 def diff_files(
@@ -64,12 +46,12 @@ def diff_files(
     seed: int = 0,
     rtol: float | None = None,
 ) -> Comparison:
-    """Compare two files: their structure, and their tensors on the same inputs.
+    """Compare two files, of which the left one is the reference: structure, and tensors on the same inputs.
 
     Args:
         left_path: the reference.
         right_path: the graph on trial.
-        feeds: by the left graph's names; None takes random ones.
+        feeds: by the left graph's names; None takes random ones, from `seed`.
         seed: of the random ones.
         rtol: above it an error is born; None takes `Bars`, and `HALF` where a file computes in float16.
 
@@ -78,36 +60,38 @@ def diff_files(
     """
     constants, runner = Constants(), NodeRunner()
     left, right = (Program(files.load(path), constants) for path in (left_path, right_path))
-    bars = (HALF if left.is_half() or right.is_half() else Bars()).at(rtol)
+    bars = (findings.HALF if left.is_half() or right.is_half() else Bars()).at(rtol)
     pairs = align(right, left)
     found = changes(right, left, pairs)
     random = feeds is None
     feeds = dict(random_feeds(left.index.model, seed) if feeds is None else feeds)
     check_feeds(left.index, feeds)
-    missing = [name for name in right.index.inputs if pairs.tensors.get(name) not in feeds]
-    if missing:
+    if missing := [name for name in right.index.inputs if pairs.tensors.get(name) not in feeds]:
         raise UsageError(
             f'{right_path}: its inputs {", ".join(missing)} have no counterpart in {left_path}, which has '
             f'{", ".join(left.index.inputs)}'
         )
     first = walk(left, feeds, {}, runner)
-    references = _references(right, pairs.tensors, first)
+    references = {
+        name: Reference(first.free[mate], mate, how='structure')
+        for name, mate in pairs.tensors.items()
+        if mate in first.free and right.index.producer(name) is not None
+    }
     theirs = {name: right.fitting(name, feeds[pairs.tensors[name]]) for name in right.index.inputs}
     theirs.update((name, value) for name, value in feeds.items() if name in right.defaults)
     second = walk(right, theirs, references, runner)
-    entries = entries_of(second, bars)
+    entries = findings.entries_of(second, bars)
     entries += _stepless_outputs(second, pairs.tensors, first, bars, len(entries))
     notes = engine_notes(right.index.model, theirs, second, bars)
     if random:
         notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
-    broken = [row.reason for row in first.rows.values() if row.reason]
-    if broken:
+    if broken := [row.reason for row in first.rows.values() if row.reason]:
         raise InferenceError(f'{left_path}: {broken[0]}')
     return Comparison(
-        dict(kind='files', reference=str(left_path), file=str(right_path), inputs=shapes(feeds)),
+        dict(kind='files', reference=str(left_path), file=str(right_path), inputs=findings.shapes(feeds)),
         entries,
-        differences_of(second, bars, explain_by(found)),
-        outputs_of(right, entries),
+        findings.differences_of(second, bars, findings.explain_by(found)),
+        findings.outputs_of(right, entries),
         [dataclasses.asdict(change) for change in found],
         notes,
         bars,
@@ -125,14 +109,6 @@ def _interface(left: Sequence[str], right: Sequence[str], tensors: Mapping[str, 
     )
 
 
-def _references(program: Program, tensors: Mapping[str, str], other: Walk) -> dict[str, Reference]:
-    return {
-        name: Reference(other.free[mate], mate, how='structure')
-        for name, mate in tensors.items()
-        if mate in other.free and program.index.producer(name) is not None
-    }
-
-
 def _stepless_outputs(
     found: Walk, tensors: Mapping[str, str], other: Walk, bars: Bars, depth: int
 ) -> list[Entry]:
@@ -147,20 +123,9 @@ def _stepless_outputs(
         kind = 'input' if name in index.inputs else 'Constant'
         shape = shape_text(found.free[name].shape)
         position = index.producer(name)
-        entries.append(
-            Entry(
-                depth + len(entries),
-                name if position is None else index.label(position),
-                kind,
-                '',
-                name,
-                shape,
-                mate,
-                'structure',
-                finite(error),
-                finite(error),
-                'born here' if wrong else 'equal',
-                reason or ('is a constant in this file' if wrong and kind == 'Constant' else ''),
-            )
-        )
+        node = name if position is None else index.label(position)
+        if not reason and wrong and kind == 'Constant':
+            reason = 'is a constant in this file'
+        figures = (finite(error), finite(error), 'born here' if wrong else 'equal', reason)
+        entries.append(Entry(depth + len(entries), node, kind, '', name, shape, mate, 'structure', *figures))
     return entries

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from mmdeploy_ext.compare.tensors import shape_text
-from mmdeploy_ext.graph.diff.region import regions
-from mmdeploy_ext.graph.diff.structure import ONLY_HERE
-from mmdeploy_ext.graph.diff.walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN
+from mmdeploy_ext.graph.diff.nodes import Program
+from mmdeploy_ext.graph.diff.region import Region, regions
+from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
+from mmdeploy_ext.graph.diff.walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN, Reference, Walk
 from mmdeploy_ext.graph.io.modules import module_path
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import numpy as np
-
-    from mmdeploy_ext.graph.diff.nodes import Program
-    from mmdeploy_ext.graph.diff.region import Region
-    from mmdeploy_ext.graph.diff.structure import Change
-    from mmdeploy_ext.graph.diff.walk import Walk
 
 MAX_EVIDENCE = 6
 STRUCTURE = ('node', 'wiring', 'function')
 """Kinds of changes after which other inner tensors need not be an error."""
+NOTHING = Reference(np.empty(0), how='')
 
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-    """What counts as a difference.
-
-    Attributes:
-        born: of a node that is fed with the reference's values, relative to the largest value.
-        free: of a tensor of the whole model.
-    """
+    """What counts as a difference, relative to the largest value: `born` in one node, `free` in the whole."""
 
     born: float = BORN_RTOL
     free: float = FREE_RTOL
@@ -54,16 +44,13 @@ class Entry:
 
     Attributes:
         depth: place in topological order.
-        node: name of the node that writes it.
-        op_type: of the node.
+        node: name of the node that writes it; the next two are of the node, too.
         module: PyTorch module that it was exported from, '' where that is not known.
-        tensor: its name.
         shape: as text, '-' where the graph could not be run so far.
-        paired: what it was compared with, '' when with nothing.
-        how: by what it was paired.
+        paired: what it was compared with, '' when with nothing; `how` says by what.
         error: of the whole model, relative; None when there is none or it is infinite (see `state`).
         born: of the node alone.
-        state: 'equal', 'born here', 'passed on', 'inner' or 'unknown'.
+        state: see `walk.Row.state`.
         reason: why numbers do not tell.
     """
 
@@ -86,10 +73,7 @@ class Difference:
     """A place where an error is born.
 
     Attributes:
-        node: the first node that may be at fault.
-        op_type: of the node.
-        module: PyTorch module that it was exported from.
-        tensor: what the node writes.
+        node: the first node that may be at fault, with its operator, PyTorch module and output.
         paired: what PyTorch, or the other file, has there.
         born: error of the first tensor that is known to be wrong, None when infinite.
         error: the same tensor's in the whole model.
@@ -116,12 +100,10 @@ class Comparison:
 
     Attributes:
         subject: what was compared with what.
-        entries: tensors of the graph on trial in topological order.
+        entries: tensors of the graph on trial in topological order; `outputs` are those of its outputs.
         differences: where errors are born, in topological order.
-        outputs: the entries of the graph's outputs.
         changes: differences of structure, to the other file or to a fresh export.
         notes: what else there is to know.
-        bars: what counted.
         guessed: whether tensors were paired by names, values and places alone, without a fresh export.
         missing: outputs of the reference that the graph on trial lacks.
         additional: outputs of the graph on trial that the reference does not have.
@@ -146,7 +128,7 @@ class Comparison:
     @property
     def first(self) -> Difference | None:
         """The first difference."""
-        return self.differences[0] if self.differences else None
+        return next(iter(self.differences), None)
 
     @property
     def first_depth(self) -> int:
@@ -161,9 +143,8 @@ class Comparison:
     @property
     def restructured(self) -> bool:
         """Whether two files have other nodes, or nodes that are joined in another way."""
-        return self.subject.get('kind') == 'files' and any(
-            change['kind'] in STRUCTURE for change in self.changes
-        )
+        kinds = {change['kind'] for change in self.changes}
+        return self.subject.get('kind') == 'files' and not kinds.isdisjoint(STRUCTURE)
 
     @property
     def equal(self) -> bool:
@@ -183,42 +164,24 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        content = dataclasses.asdict(self)
         first = dataclasses.asdict(self.first) if self.first else None
-        return dict(
-            equal=self.equal, restructured=self.restructured, compared=self.compared, first=first, **content
-        )
+        facts = dict(equal=self.equal, restructured=self.restructured, compared=self.compared, first=first)
+        return facts | dataclasses.asdict(self)
 
 
 def entries_of(found: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
     """Return the rows of a walk for tables.
 
-    Args:
-        found: the walk.
-        bars: what counts.
-        module: position -> module path; None reads the names of nodes.
+    `module` is position -> module path; None reads the names of nodes.
     """
     index, entries = found.program.index, []
     for depth, row in enumerate(found.rows.values()):
-        node, reference = index.nodes[row.position], row.reference
-        path = module(row.position) if module else module_path(node)
-        state = row.state(bars.born, bars.free)
-        entries.append(
-            Entry(
-                depth,
-                index.label(row.position),
-                node.op_type,
-                (reference.module if reference else '') or path,
-                row.tensor,
-                '-' if row.shape is None else shape_text(row.shape),
-                reference.label if reference else '',
-                reference.how if reference else '',
-                finite(row.error),
-                finite(row.born),
-                state,
-                row.reason,
-            )
-        )
+        node, reference = index.nodes[row.position], row.reference or NOTHING
+        path = reference.module or (module(row.position) if module else module_path(node))
+        shape = '-' if row.shape is None else shape_text(row.shape)
+        names = (index.label(row.position), node.op_type, path, row.tensor, shape)
+        figures = (finite(row.error), finite(row.born), row.state(bars.born, bars.free), row.reason)
+        entries.append(Entry(depth, *names, reference.label, reference.how, *figures))
     return entries
 
 
@@ -228,18 +191,11 @@ def finite(value: float | None) -> float | None:
 
 
 def differences_of(
-    found: Walk,
-    bars: Bars,
-    explain: Callable[[int], list[str]],
-    module: Callable[[int], str] | None = None,
+    found: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
 ) -> list[Difference]:
     """Return where errors are born.
 
-    Args:
-        found: the walk.
-        bars: what counts.
-        explain: position of a node -> what is known about it.
-        module: position -> module path; None reads the names of nodes.
+    `explain` is position of a node -> what is known about it; for `module` see `entries_of`.
     """
     return [_difference(found, region, explain, module) for region in regions(found, bars.born)]
 
@@ -255,26 +211,17 @@ def _difference(
     at_fault = (causes or explained or positions)[0]
     exact = len(positions) == 1 or bool(causes) or len(explained) == 1
     first, last = next(row for row in rows if row.position == at_fault), rows[-1]
-    reference = last.reference
-    path = module(at_fault) if module else module_path(index.nodes[at_fault])
+    node, reference = index.nodes[at_fault], last.reference or NOTHING
+    path = (module(at_fault) if module else module_path(node)) or reference.module
     known = evidence[at_fault] if exact else []  # that one of them is new says nothing about the others
     lines = list(dict.fromkeys([*known, *filter(None, (row.reason for row in rows))]))
-    return Difference(
-        index.label(at_fault),
-        index.nodes[at_fault].op_type,
-        path or (reference.module if reference else ''),
-        first.tensor,
-        reference.label if reference else '',
-        finite(last.born),
-        finite(last.error),
-        [index.label(position) for position in positions],
-        exact,
-        lines[:MAX_EVIDENCE],
-    )
+    names = (index.label(at_fault), node.op_type, path, first.tensor, reference.label)
+    nodes = [index.label(position) for position in positions]
+    return Difference(*names, finite(last.born), finite(last.error), nodes, exact, lines[:MAX_EVIDENCE])
 
 
 def explain_by(found: Sequence[Change]) -> Callable[[int], list[str]]:
-    """Return a function: position of a node of the left graph -> how it differs from its counterpart."""
+    """Return position of a node of the left graph -> how it differs from its counterpart."""
     return lambda position: [change.detail for change in found if change.left == position]
 
 

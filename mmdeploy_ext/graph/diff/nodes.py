@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -16,9 +17,6 @@ from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.graph.io.index import Index, bodies
 from mmdeploy_ext.graph.run import open_session
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 SHAPE_READERS = ('Shape', 'Size')
 """Their outputs depend on the shape of what they read, not on its values."""
 OUTPUT_TIES = {'TopK': 1}
@@ -29,7 +27,6 @@ class Constants:
     """Arrays that are equal bit for bit become one object, so that results can be looked up by identity."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._known: dict[tuple[str, tuple[int, ...], bytes], np.ndarray] = {}
 
     def one(self, array: np.ndarray) -> np.ndarray:
@@ -39,64 +36,43 @@ class Constants:
 
 
 class Program:
-    """A graph as a list of steps over named arrays.
+    """A graph, which must not change meanwhile, as a list of steps over named arrays.
 
     Attributes:
-        index: of the model.
         constants: initializers, and what Constant and Identity nodes make of them.
+        defaults: initializers that are inputs, too.
         steps: positions of all other nodes.
         static: tensors that depend on no value of an input, at most on its shape.
     """
 
     def __init__(self, model: onnx.ModelProto, constants: Constants) -> None:
-        """Read the constants of a model.
-
-        Args:
-            model: must not change while the program is used.
-            constants: shared by all programs whose results are compared.
-        """
+        """Read the constants of a model; all programs whose results are compared share `constants`."""
         self.index = Index(model)
         fed = {value.name for value in model.graph.input}
-        self.constants = {
+        arrays = {
             name: constants.one(numpy_helper.to_array(tensor))
             for name, tensor in self.index.constants.items()
-            if name not in fed
         }
-        self.defaults = {
-            name: constants.one(numpy_helper.to_array(tensor))
-            for name, tensor in self.index.constants.items()
-            if name in fed
-        }
+        self.constants = {name: array for name, array in arrays.items() if name not in fed}
+        self.defaults = {name: array for name, array in arrays.items() if name in fed}
         self.steps: list[int] = []
         self.static: set[str] = set()
         for position, node in enumerate(self.index.nodes):
-            value = self._constant(node)
-            if value is None:
-                self.steps.append(position)
-                self._note_static(position, node)
-            else:
+            identity = node.op_type == 'Identity'
+            value = self.constants.get(node.input[0]) if identity else constant_value(node)
+            if value is not None:
                 self.constants[node.output[0]] = constants.one(value)
-
-    def _constant(self, node: onnx.NodeProto) -> np.ndarray | None:
-        if node.op_type == 'Identity':
-            return self.constants.get(node.input[0])
-        return constant_value(node)
-
-    def _note_static(self, position: int, node: onnx.NodeProto) -> None:
-        read = self.index.reads(position)
-        random = node.op_type.startswith('Random')
-        if node.op_type in SHAPE_READERS or (
-            not random and all(name in self.constants or name in self.static for name in read)
-        ):
-            self.static.update(self.index.writes(position))
+                continue
+            self.steps.append(position)
+            fixed = all(name in self.constants or name in self.static for name in self.index.reads(position))
+            if node.op_type in SHAPE_READERS or (fixed and not node.op_type.startswith('Random')):
+                self.static.update(self.index.writes(position))
 
     def is_half(self) -> bool:
         """Return whether anything is computed in float16."""
         arrays = (*self.constants.values(), *self.defaults.values())
-        kinds = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
-        return onnx.TensorProto.FLOAT16 in kinds.values() or any(
-            array.dtype == np.float16 for array in arrays
-        )
+        fed = [value.type.tensor_type.elem_type for value in self.index.graph.input]
+        return onnx.TensorProto.FLOAT16 in fed or any(array.dtype == np.float16 for array in arrays)
 
     def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
         """Return a float feed in the width that an input takes."""
@@ -104,19 +80,10 @@ class Program:
         wanted = helper.tensor_dtype_to_np_dtype(kind) if kind else feed.dtype
         return feed.astype(wanted) if {wanted.kind, feed.dtype.kind} == {'f'} else feed
 
-    def label(self, position: int) -> str:
-        """Return the label of a node."""
-        return self.index.label(position)
-
 
 @dataclasses.dataclass
 class Alignment:
-    """Which is which.
-
-    Attributes:
-        nodes: position in the left graph -> position in the right one.
-        tensors: tensor of the left graph -> tensor of the right one; constants are not among them.
-    """
+    """Which position and tensor of the left graph is which of the right one; constants are not among them."""
 
     nodes: dict[int, int]
     tensors: dict[str, str]
@@ -129,18 +96,12 @@ class NodeRunner:
     """
 
     def __init__(self) -> None:
-        """Begin with nothing remembered."""
         self._results: dict[tuple, list[np.ndarray] | InferenceError] = {}
         self._kept: list[Sequence[np.ndarray]] = []
         self._session: tuple[tuple, object, list[str]] | None = None
 
     def run(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Return the outputs of one node, those that it leaves out excluded.
-
-        Args:
-            program: of the node.
-            position: of the node.
-            values: name -> array of everything that it reads, constants included.
+        """Return the outputs that one node has, from `values` of all that it reads, constants included.
 
         Raises:
             InferenceError: ONNX Runtime refuses the node, or fails to run it on these arrays.
@@ -156,7 +117,7 @@ class NodeRunner:
             try:
                 self._results[key] = self._compute(program, position, dict(zip(names, arrays, strict=True)))
             except Exception as error:
-                what = f'{program.label(position)} ({node.op_type}): {one_line(error)[:300]}'
+                what = f'{program.index.label(position)} ({node.op_type}): {one_line(error)[:300]}'
                 self._results[key] = InferenceError(what)
         result = self._results[key]
         if isinstance(result, InferenceError):
@@ -164,8 +125,7 @@ class NodeRunner:
         return result
 
     def _compute(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        constants = program.constants
-        fed = {name: array for name, array in values.items() if name not in constants}
+        fed = {name: array for name, array in values.items() if name not in program.constants}
         key = (id(program), position, tuple((name, str(array.dtype)) for name, array in fed.items()))
         if self._session is None or self._session[0] != key:
             self._session = (key, _open(program, position, values, fed), program.index.writes(position))
@@ -177,25 +137,20 @@ def _open(
     program: Program, position: int, values: Mapping[str, np.ndarray], fed: Mapping[str, np.ndarray]
 ) -> object:
     source, node = program.index.model, program.index.nodes[position]
-    model = onnx.ModelProto(ir_version=source.ir_version)
-    model.opset_import.extend(source.opset_import)
-    model.functions.extend(source.functions)
-    model.graph.name = 'node'
-    model.graph.node.append(node)
-    for name, array in values.items():
-        if name not in fed:
-            model.graph.initializer.append(numpy_helper.from_array(array, name))
-            continue
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        model.graph.input.append(helper.make_tensor_value_info(name, kind, None))
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in program.index.writes(position))
-    return open_session(model, 'none', 1)
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
+        for name, array in fed.items()
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in program.index.writes(position)]
+    rest = [numpy_helper.from_array(array, name) for name, array in values.items() if name not in fed]
+    graph = helper.make_graph([node], 'node', inputs, outputs, rest)
+    parts = dict(opset_import=source.opset_import, functions=source.functions)
+    return open_session(onnx.ModelProto(ir_version=source.ir_version, graph=graph, **parts), 'none', 1)
 
 
 def _definition(node: onnx.NodeProto) -> bytes:
     """Return what a node does, without the names of its tensors; with them where it has bodies."""
-    plain = onnx.NodeProto()
-    plain.CopyFrom(node)
+    plain = copy.deepcopy(node)
     for field in ('name', 'doc_string', 'metadata_props'):
         plain.ClearField(field)
     if not any(True for _ in bodies(node)):

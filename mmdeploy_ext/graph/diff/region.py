@@ -8,27 +8,17 @@ tensors that are right and the first that is wrong is a region; its first node i
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
 from mmdeploy_ext.graph.diff.nodes import SHAPE_READERS
-from mmdeploy_ext.graph.diff.walk import BORN, BORN_RTOL, informative
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.graph.diff.walk import Row, Walk
+from mmdeploy_ext.graph.diff.walk import BORN, BORN_RTOL, Row, Walk, informative
 
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Where an error is born.
-
-    Attributes:
-        tensors: suspects in topological order; the last is the one that is known to be wrong, if one is.
-        ends: whether one is.
-    """
+    """Suspects in topological order; the last one is known to be wrong where the region `ends`."""
 
     tensors: tuple[str, ...]
     ends: bool
@@ -46,9 +36,8 @@ def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
         above = sorted(_above(walk, row, suspects), key=place.__getitem__)
         seen.update(above)
         region = Region((*above, tensor), True)
-        kept = found.setdefault(region.tensors[0], region)
-        if len(region.tensors) < len(kept.tensors):
-            found[region.tensors[0]] = region
+        kept = found.get(region.tensors[0], region)
+        found[region.tensors[0]] = min(kept, region, key=lambda one: len(one.tensors))
     rest = [tensor for tensor in walk.rows if tensor in suspects and tensor not in seen]
     if rest:
         found.setdefault(rest[0], Region(tuple(rest), False))

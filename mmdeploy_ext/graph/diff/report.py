@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,11 @@ from mmdeploy_ext.compare.axes import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, tex
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
+from mmdeploy_ext.graph.diff.findings import Comparison, Difference, Entry
+from mmdeploy_ext.graph.io.index import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from rich.console import Console
-
-    from mmdeploy_ext.graph.diff.findings import Comparison, Difference, Entry
 
 TEMPLATE = 'diff_report.html.j2'
 AROUND = 6
@@ -52,23 +51,23 @@ def _other_outputs(found: Comparison) -> Iterator[str]:
             yield f'{what.format(", ".join(names))} {where}'
     if found.renamed:
         pairs = [f'{mate} is called {name}' for mate, name in found.renamed.items()]
-        yield f'output {listed(pairs)} in {file}'
+        yield f'output {listed(pairs, LISTED)} in {file}'
 
 
 def _numbers(found: Comparison) -> str:
     first = found.first
     if found.agreeing and found.restructured:
         return _other_structure(found)
+    if first is not None and not first.exact:
+        nodes = listed(first.nodes, LISTED)
+        return f'the first difference is at one of {nodes}; they cannot be told apart'
     if first is not None:
         where = f' in {first.module}' if first.module else ''
-        if not first.exact:
-            return f'the first difference is at one of {listed(first.nodes)}; they cannot be told apart'
         return f'the first difference is at node {_called(first)}{where}'
     wrong = [entry for entry in found.outputs if entry.state != 'equal']
     if wrong:
         names = ', '.join(entry.tensor for entry in wrong)
-        reasons = [f'{entry.tensor}: {entry.reason}' for entry in wrong if entry.reason]
-        if reasons:
+        if reasons := [f'{entry.tensor}: {entry.reason}' for entry in wrong if entry.reason]:
             return f'{names} differ: {"; ".join(reasons)}'
         if found.guessed:
             return (
@@ -96,16 +95,8 @@ def _called(place: Difference) -> str:
 def _other_structure(found: Comparison) -> str:
     number, shared = len(found.outputs), ' that both have' if found.missing or found.additional else ''
     outputs = f'the output{shared} agrees' if number == 1 else f'all {number} outputs{shared} agree'
-    text = f'equal numbers, other structure: {outputs}'
-    if found.first is not None:
-        text += f'; inside, the files part at {_called(found.first)}'
-    return text
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names for a sentence; of many the first ones and how many more."""
-    text = ', '.join(names[:LISTED])
-    return text if len(names) <= LISTED else f'{text} and {len(names) - LISTED} more'
+    inside = f'; inside, the files part at {_called(found.first)}' if found.first is not None else ''
+    return f'equal numbers, other structure: {outputs}{inside}'
 
 
 def print_comparison(found: Comparison, console: Console, everything: bool = False) -> None:
@@ -119,9 +110,8 @@ def print_comparison(found: Comparison, console: Console, everything: bool = Fal
         cli.say(console, f'  {line}')
     if first is not None and not first.exact and len(first.nodes) > LISTED:
         cli.say(console, f'  all of them: {", ".join(first.nodes)}')
-    others = [] if first is None else list(dict.fromkeys(other.node for other in found.differences[1:]))
-    others = [node for node in others if node != first.node]  # its other outputs
-    if others:
+    others = [] if first is None else list(dict.fromkeys(other.node for other in found.differences))
+    if others := others[1:]:  # the first one may have other outputs
         cli.say(console, f'{len(others)} more: {", ".join(others[:5])}')
     changes = [change for change in found.changes if change['detail'] not in said]
     for change in changes[:SHOWN_CHANGES]:
@@ -155,30 +145,19 @@ def _table(found: Comparison, everything: bool) -> Any:
 
 def shown(found: Comparison) -> list[Entry]:
     """Return the entries around the first difference, where other errors are born, and the outputs."""
-    chosen = {entry.depth for entry in found.outputs}
     born = [entry.depth for entry in found.entries if entry.state == 'born here']
-    chosen.update(born[:AROUND])
-    if found.first is not None:
-        chosen.update(range(found.first_depth - AROUND, found.first_depth + AROUND + 1))
-    else:
-        chosen.update(range(AROUND))
+    chosen = {entry.depth for entry in found.outputs}.union(born[:AROUND])
+    middle = found.first_depth if found.first is not None else -1
+    chosen.update(range(middle - AROUND, middle + AROUND + 1))
     return [entry for entry in found.entries if entry.depth in chosen]
 
 
 def write_report(found: Comparison, folder: Path) -> Path:
-    """Write `report.html` and `diff.json`; other files in the folder stay.
-
-    Returns:
-        The path of the page.
-    """
-    page = template(__file__, TEMPLATE, autoescape=True).render(
-        found=found,
-        headline=headline(found),
-        figure=figure,
-        plot=depth_plot(found),
-        embedded=embedded_json(found.to_json()),
-    )
-    write_json(folder / 'diff.json', found.to_json())
+    """Write `report.html`, which is returned, and `diff.json`; other files in the folder stay."""
+    content = found.to_json()
+    facts = dict(headline=headline(found), plot=depth_plot(found), embedded=embedded_json(content))
+    page = template(__file__, TEMPLATE, autoescape=True).render(found=found, figure=figure, **facts)
+    write_json(folder / 'diff.json', content)
     with atomic_path(folder / 'report.html') as temporary:
         temporary.write_text(page, encoding='utf-8')
     return folder / 'report.html'
@@ -207,12 +186,8 @@ def _drawn(entry: Entry, value: float | None) -> float:
 
 
 def _dot(axes: Axes, entry: Entry) -> str:
-    wrong = entry.state == 'born here'
-    value = _drawn(entry, entry.born)
-    title = Markup('{}: born here {}, whole model {}').format(
-        entry.tensor, figure(entry.born, entry), figure(entry.error, entry)
-    )
-    return (
-        f'<circle class="{"wrong" if wrong else "right"}" cx="{axes.x(entry.depth)}" cy="{axes.y(value)}" '
-        f'r="{4.5 if wrong else 1.8}"><title>{title}</title></circle>'
-    )
+    kind, radius = ('wrong', 4.5) if entry.state == 'born here' else ('right', 1.8)
+    place = f'cx="{axes.x(entry.depth)}" cy="{axes.y(_drawn(entry, entry.born))}"'
+    words = (entry.tensor, figure(entry.born, entry), figure(entry.error, entry))
+    title = Markup('{}: born here {}, whole model {}').format(*words)
+    return f'<circle class="{kind}" {place} r="{radius}"><title>{title}</title></circle>'

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.compare.tensors import shape_text
+from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, operator
 from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 
 SHOWN = 60
 """Characters of a value in a text."""
@@ -30,10 +28,9 @@ class Change:
     Attributes:
         kind: 'attribute', 'initializer', 'wiring', 'node', 'input', 'output', 'opset', 'metadata',
             'function' or 'domain'.
-        left: position of the node in the left graph, None when only the right one has it.
-        right: the other way round.
         where: node, tensor or key, by the left graph's name when it has one.
         detail: what differs; the left graph is the one on trial, the right one the reference.
+        left: position of the node in the left graph, None when only the right one has it; so is `right`.
         size: of a changed initializer, the largest change over the largest value on the right.
     """
 
@@ -52,36 +49,31 @@ def changes(left: Program, right: Program, pairs: Alignment) -> list[Change]:
         other = pairs.nodes.get(position)
         kind = left.index.nodes[position].op_type
         if other is None:
-            found.append(Change('node', left.label(position), f'{kind} {ONLY_HERE}', position))
+            found.append(Change('node', left.index.label(position), f'{kind} {ONLY_HERE}', position))
         else:
             found.extend(_node_changes(left, right, pairs, position, other))
-    mates = set(pairs.nodes.values())
-    for position in right.steps:
-        if position not in mates:
-            kind = right.index.nodes[position].op_type
-            where = right.label(position)
-            found.append(Change('node', where, f'{kind} is only in the reference', right=position))
+    for position in sorted(set(right.steps).difference(pairs.nodes.values())):
+        detail = f'{right.index.nodes[position].op_type} is only in the reference'
+        found.append(Change('node', right.index.label(position), detail, right=position))
     return found + _interface_changes(left.index.model, right.index.model)
 
 
 def _node_changes(
     left: Program, right: Program, pairs: Alignment, ours: int, theirs: int
 ) -> Iterator[Change]:
-    where, node, other = left.label(ours), left.index.nodes[ours], right.index.nodes[theirs]
+    where, node, other = left.index.label(ours), left.index.nodes[ours], right.index.nodes[theirs]
+    mine, his = attributes(node, left.index.model), attributes(other, right.index.model)
     if (node.domain, node.op_type) != (other.domain, other.op_type):
         detail = f'is {operator(node)}, in the reference {operator(other)}'
         yield Change('node', where, detail, ours, theirs)
         mine, his = {}, {}
-    else:
-        mine, his = attributes(node, left.index.model), attributes(other, right.index.model)
     for name in sorted(mine.keys() | his.keys()):
         if exact_text(mine.get(name)) != exact_text(his.get(name)):
             detail = f'{node.op_type} {name}: {_short(mine.get(name))}, reference {_short(his.get(name))}'
             yield Change('attribute', where, detail, ours, theirs)
     for place in range(max(len(node.input), len(other.input))):
         names = [entry.input[place] if place < len(entry.input) else '' for entry in (node, other)]
-        change = _input_change(left, right, pairs, *names)
-        if change:
+        if change := _input_change(left, right, pairs, *names):
             kind, detail, size = change
             yield Change(kind, where, f'{node.op_type} input {place}: {detail}', ours, theirs, size)
 
@@ -95,16 +87,15 @@ def _input_change(
             return None
         detail, size = constant_change(ours, theirs)
         return 'initializer', f'{name}: {detail}', size
-    if ours is None and theirs is None:
-        same = pairs.tensors.get(name) == other if name else not other
-        sides = name or 'nothing', other or 'nothing'
-        if sides[0] == sides[1]:
-            sides = _with_origin(left, name), _with_origin(right, other)
-        return None if same else ('wiring', f'reads {sides[0]}, reference {sides[1]}', None)
     sides = [
         f'the constant {tensor} {_short(value)}' if value is not None else (tensor or 'nothing')
         for tensor, value in ((name, ours), (other, theirs))
     ]
+    if ours is None and theirs is None:
+        if (pairs.tensors.get(name) == other) if name else not other:
+            return None
+        if name == other:
+            sides = [_with_origin(left, name), _with_origin(right, other)]
     return 'wiring', f'reads {sides[0]}, reference {sides[1]}', None
 
 
@@ -113,21 +104,21 @@ def _with_origin(program: Program, name: str) -> str:
     position = program.index.producer(name)
     if position is None:
         return f'{name} (an input)'
-    node, label = program.index.nodes[position], program.label(position)
-    return f'{name} of {label} ({node.op_type})' if node.name else f'{name} of {label}'
+    node, text = program.index.nodes[position], f'{name} of {program.index.label(position)}'
+    return f'{text} ({node.op_type})' if node.name else text
 
 
 def constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | None]:
     """Return how two constants differ, and the largest change over the largest value on the right."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        sides = [f'{array.dtype} {"x".join(map(str, array.shape)) or "scalar"}' for array in (ours, theirs)]
+        sides = [f'{array.dtype} {shape_text(array.shape)}' for array in (ours, theirs)]
         return f'is {sides[0]}, reference {sides[1]}', None
+    detail = f'{int((ours != theirs).sum())} of {ours.size} values differ'
     if ours.dtype.kind not in 'fiu':
-        return f'{int((ours != theirs).sum())} of {ours.size} values differ', None
-    differs = ours != theirs
+        return detail, None
     largest = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0))
     scale = float(np.abs(theirs.astype(np.float64)).max(initial=0))
-    detail = f'{int(differs.sum())} of {ours.size} values differ, by {largest:.3g} at most'
+    detail += f', by {largest:.3g} at most'
     if ours.size <= 4:
         detail += f' ({_short(ours)}, reference {_short(theirs)})'
     elif np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
@@ -139,10 +130,9 @@ def attributes(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, Any]:
     """Return name -> value of a node's attributes, defaults of the operator included."""
     found = defaults_of(node, opsets_of(model))
     for entry in node.attribute:
-        if entry.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
-            continue
-        value = helper.get_attribute_value(entry)
-        found[entry.name] = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+        if entry.type not in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            value = helper.get_attribute_value(entry)
+            found[entry.name] = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
     return found
 
 
@@ -155,8 +145,7 @@ def exact_text(value: Any) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, np.ndarray):
-        shape = 'x'.join(map(str, value.shape)) or 'scalar'
-        return f'({value.dtype} {shape})' if value.size > 8 else str(value.tolist())
+        return f'({value.dtype} {shape_text(value.shape)})' if value.size > 8 else str(value.tolist())
     if isinstance(value, bytes):
         value = value.decode(errors='replace')
     text = str(list(value) if isinstance(value, list | tuple) else value)
@@ -165,35 +154,30 @@ def _short(value: Any) -> str:
 
 def _interface_changes(left: onnx.ModelProto, right: onnx.ModelProto) -> list[Change]:
     """Return differences in inputs, outputs, opsets, metadata and functions."""
-    initial = {tensor.name for tensor in left.graph.initializer}, {t.name for t in right.graph.initializer}
-    tables = [
-        (
-            'input',
-            *(_values(model.graph.input, known) for model, known in zip((left, right), initial, strict=True)),
-        ),
-        ('output', *(_values(model.graph.output, set()) for model in (left, right))),
-        ('opset', *({e.domain or 'ai.onnx': str(e.version) for e in m.opset_import} for m in (left, right))),
-        ('metadata', *({e.key: e.value for e in m.metadata_props} for m in (left, right))),
-        ('function', *({f.name: f'{len(f.node)} nodes' for f in m.functions} for m in (left, right))),
-        ('domain', *(dict.fromkeys(_domains(m), 'used') for m in (left, right))),
-    ]
+    ours, theirs = _tables(left), _tables(right)
     found = []
-    for kind, mine, other in tables:
-        for name in dict.fromkeys([*mine, *other]):
-            if mine.get(name) != other.get(name):
-                sides = [_short(side.get(name, 'not there')) for side in (mine, other)]
+    for kind, mine in ours.items():
+        for name in dict.fromkeys([*mine, *theirs[kind]]):
+            sides = [_short(side.get(name, 'not there')) for side in (mine, theirs[kind])]
+            if mine.get(name) != theirs[kind].get(name):
                 found.append(Change(kind, name, f'{sides[0]}, reference {sides[1]}'))
     return found
 
 
-def _domains(model: onnx.ModelProto) -> set[str]:
-    return {node.domain or 'ai.onnx' for node in all_nodes(model)}
+def _tables(model: onnx.ModelProto) -> dict[str, dict[str, str]]:
+    """Return kind of change -> name -> text of what a model has there."""
+    graph = model.graph
+    defaults = {tensor.name: ' with a default' for tensor in graph.initializer}
+    return dict(
+        input={value.name: _typed(value) + defaults.get(value.name, '') for value in graph.input},
+        output={value.name: _typed(value) for value in graph.output},
+        opset={entry.domain or 'ai.onnx': str(entry.version) for entry in model.opset_import},
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        function={function.name: f'{len(function.node)} nodes' for function in model.functions},
+        domain={node.domain or 'ai.onnx': 'used' for node in all_nodes(model)},
+    )
 
 
-def _values(values: Sequence[onnx.ValueInfoProto], optional: set[str]) -> dict[str, str]:
-    texts = {}
-    for value in values:
-        default = ' with a default' if value.name in optional else ''
-        name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-        texts[value.name] = f'{name} {types.sizes(value.type)}{default}'
-    return texts
+def _typed(value: onnx.ValueInfoProto) -> str:
+    name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    return f'{name} {types.sizes(value.type)}'

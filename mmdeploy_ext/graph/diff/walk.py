@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import onnx
 
+from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.graph.diff.nodes import OUTPUT_TIES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from mmdeploy_ext.graph.diff.nodes import NodeRunner, Program
+from mmdeploy_ext.graph.diff.nodes import OUTPUT_TIES, NodeRunner, Program
 
 BORN_RTOL = 1e-5
 """One node on the same inputs: float32 rounding stays below it, a wrong epsilon or weight does not."""
@@ -41,7 +39,7 @@ class Reference:
     """What a tensor should be.
 
     Attributes:
-        value: the array; of the same shape, unless it was found by value.
+        value: of the same shape, unless it was found by value.
         label: what it is on the other side: a module, a tap, a tensor.
         module: path of the module it was made in, '' when there is none.
         how: by what it was paired: 'name', 'value', 'export', 'module', 'weights', 'order', 'structure'.
@@ -61,9 +59,7 @@ class Row:
 
     Attributes:
         position: of its node.
-        tensor: its name.
         shape: of the free value; None where the graph could not be run so far.
-        reference: what it was compared with, or None.
         error: of the free value, relative to the largest value of the reference; inf when shapes differ or
             one is not finite; None when there is nothing to compare.
         born: of the fed value.
@@ -91,13 +87,9 @@ class Row:
 
 @dataclasses.dataclass
 class Walk:
-    """A graph, walked.
+    """A graph, walked: its rows by tensor, in topological order.
 
-    Attributes:
-        program: of the graph.
-        rows: tensor -> row, in topological order.
-        free: tensor -> what the graph computes.
-        good: tensor -> the reference, or where there is none what the reference's values give.
+    `free` is what the graph computes; `good` the reference, or where there is none what its values give.
     """
 
     program: Program
@@ -118,14 +110,10 @@ def walk(
     runner: NodeRunner,
     lookup: Callable[[Walk, str, int, np.ndarray], Reference | None] | None = None,
 ) -> Walk:
-    """Walk a graph.
+    """Walk a graph, whose tensors should be what `references` say.
 
-    Args:
-        program: the graph.
-        feeds: input name -> array.
-        references: tensor -> what it should be.
-        runner: of nodes; sharing one between walks saves work.
-        lookup: finds a reference for (walk so far, tensor, position, fed value) of tensors that have none.
+    Sharing a runner between walks saves work. `lookup` finds a reference for (walk so far, tensor, position,
+    fed value) of tensors that have none.
     """
     base = {**program.constants, **program.defaults, **feeds}
     result = Walk(program, {}, dict(base), dict(base))
@@ -136,7 +124,7 @@ def walk(
             row = Row(position, tensor, reason=failed or failure)
             result.rows[tensor] = row
             if free is not None:
-                result.free[tensor], row.shape = free[place], _shape(free[place])
+                result.free[tensor], row.shape = free[place], getattr(free[place], 'shape', ())
             value = None if fed is None else fed[place]
             reference = references.get(tensor)
             if reference is None and lookup is not None and _comparable(value):
@@ -147,14 +135,15 @@ def walk(
                 continue
             want = _like(reference, value)  # as it is: what float16 cannot hold is an error of the graph
             row.reference, result.good[tensor] = reference, in_dtype_of(want, value)
-            tied = value is not None and _tied(program, position, place, fed, result.good, want)
+            node = program.index.nodes[position]
+            tied = value is not None and _tied(node, place, value, result.good, want)
             row.born, reason = (0.0, '') if tied else compare(value, want)
             row.reason = row.reason or reason
             if free is not None:
                 same = tied and np.array_equal(free[place], value)
                 row.error = 0.0 if same else compare(free[place], want)[0]
             if value is None and failed:
-                row.born = math.inf if _inputs_known(program, position, result.good) else None
+                row.born = math.inf
     return result
 
 
@@ -163,10 +152,10 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
 
     Integers, booleans and texts are equal or not: the error is the share of values that differ.
     """
-    if got is None or not _comparable(got) or not _comparable(want):
+    if not _comparable(got) or not _comparable(want):
         return None, ''
     if got.shape != want.shape:
-        return math.inf, f'shape {_text(got.shape)}, expected {_text(want.shape)}'
+        return math.inf, f'shape {shape_text(got.shape)}, expected {shape_text(want.shape)}'
     if got.size == 0 or got is want:
         return 0.0, ''
     kinds = {got.dtype.kind, want.dtype.kind}
@@ -177,16 +166,12 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
     wide = np.float64 if kinds == {'f'} else np.complex128
     left, right = got.astype(wide), want.astype(wide)
     finite = np.isfinite(right)
-    if (
-        not np.array_equal(left[~finite], right[~finite], equal_nan=True)
-        or not np.isfinite(left[finite]).all()
-    ):
+    same = np.array_equal(left[~finite], right[~finite], equal_nan=True)
+    if not same or not np.isfinite(left[finite]).all():
         return math.inf, 'NaN or infinity where the reference has a number, or the other way round'
-    if not finite.any():
-        return 0.0, ''
-    scale = float(np.abs(right[finite]).max())
-    difference = float(np.abs(left[finite] - right[finite]).max())
-    return (difference / scale if scale else (0.0 if difference == 0 else math.inf)), ''
+    scale = float(np.abs(right[finite]).max(initial=0))
+    difference = float(np.abs(left[finite] - right[finite]).max(initial=0))
+    return (math.inf if difference > scale == 0 else difference / (scale or 1.0)), ''
 
 
 def informative(value: np.ndarray) -> bool:
@@ -197,7 +182,8 @@ def informative(value: np.ndarray) -> bool:
 def _run(
     program: Program, position: int, values: Mapping[str, np.ndarray], runner: NodeRunner
 ) -> tuple[list[np.ndarray] | None, str]:
-    if not _inputs_known(program, position, values):
+    """Return what a node gives, and why it fails; neither where its inputs are not known."""
+    if not values.keys() >= set(program.index.reads(position)):
         return None, ''
     try:
         return runner.run(program, position, values), ''
@@ -205,20 +191,8 @@ def _run(
         return None, f'the node fails: {error}'
 
 
-def _inputs_known(program: Program, position: int, values: Mapping[str, np.ndarray]) -> bool:
-    return all(name in values for name in program.index.reads(position))
-
-
 def _comparable(value: Any) -> bool:
     return isinstance(value, np.ndarray)
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return value.shape if _comparable(value) else ()
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return 'x'.join(map(str, shape)) or 'scalar'
 
 
 def _like(reference: Reference, value: np.ndarray | None) -> np.ndarray:
@@ -227,11 +201,11 @@ def _like(reference: Reference, value: np.ndarray | None) -> np.ndarray:
     Also when it was found by place with another number of axes: PyTorch flattens the leading ones before a
     matrix product, and the graph does not.
     """
-    want = reference.value
+    want, how = reference.value, reference.how
     if value is None:
         return want
-    flattened = reference.how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
-    return want.reshape(value.shape) if reference.how == 'value' or flattened else want
+    flattened = how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
+    return want.reshape(value.shape) if how == 'value' or flattened else want
 
 
 def in_dtype_of(array: np.ndarray, other: np.ndarray | None) -> np.ndarray:
@@ -243,20 +217,14 @@ def in_dtype_of(array: np.ndarray, other: np.ndarray | None) -> np.ndarray:
 
 
 def _tied(
-    program: Program,
-    position: int,
-    place: int,
-    fed: list[np.ndarray],
-    good: Mapping[str, np.ndarray],
-    want: np.ndarray,
+    node: onnx.NodeProto, place: int, value: np.ndarray, good: Mapping[str, np.ndarray], want: np.ndarray
 ) -> bool:
     """Return whether indices differ from the reference's only where the values that were sorted are equal."""
-    node = program.index.nodes[position]
-    if OUTPUT_TIES.get(node.op_type) != place or fed[place].shape != want.shape:
+    if OUTPUT_TIES.get(node.op_type) != place or value.shape != want.shape:
         return False
     axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), -1)
     sorted_from = good[node.input[0]]
     if want.dtype.kind not in 'iu' or want.max(initial=0) >= sorted_from.shape[axis]:
         return False
-    ours = np.take_along_axis(sorted_from, fed[place], axis)
+    ours = np.take_along_axis(sorted_from, value, axis)
     return bool(np.allclose(ours, np.take_along_axis(sorted_from, want, axis), rtol=1e-6, atol=0))

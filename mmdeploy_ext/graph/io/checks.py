@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import graphlib
 import math
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import onnx
 
+from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.io.index import all_tensors, label, reads, writes
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
+Name = str | os.PathLike[str]
 AGAIN = 'export it again, or download it again if it came from elsewhere'
-_FIRST, _LAST = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
-WHOLE_BYTES = frozenset(range(_FIRST, _LAST + 1)) - {
-    *(onnx.TensorProto.STRING, onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
-}
+_KINDS = onnx.TensorProto
+WHOLE_BYTES = frozenset(range(_KINDS.FLOAT, _KINDS.BFLOAT16 + 1))
+WHOLE_BYTES -= {_KINDS.STRING, _KINDS.COMPLEX64, _KINDS.COMPLEX128}
 """Kinds of which every element is one number of whole bytes."""
 DEFAULT_DOMAINS = ('', 'ai.onnx')
 SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')
@@ -32,11 +30,7 @@ def is_sparse(model: onnx.ModelProto) -> bool:
 
 
 def check_ordinary(model: onnx.ModelProto) -> None:
-    """Refuse a graph of the libspconv dialect where types or numbers are needed.
-
-    Raises:
-        ModelFileError: it is one.
-    """
+    """Raise ModelFileError for a libspconv graph where types or numbers are needed."""
     if is_sparse(model):
         raise ModelFileError(
             'the model is a sparse graph of the libspconv dialect, which has no types and runs in no ONNX '
@@ -44,12 +38,8 @@ def check_ordinary(model: onnx.ModelProto) -> None:
         )
 
 
-def check_opsets(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the model') -> None:
-    """Refuse a model of an opset that the installed onnx does not know.
-
-    Raises:
-        ModelFileError: it states none, or a newer one.
-    """
+def check_opsets(model: onnx.ModelProto, name: Name = 'the model') -> None:
+    """Raise ModelFileError for a model that states no opset, or one that the installed onnx does not know."""
     if not model.opset_import:
         raise ModelFileError(f'{name}: states no opset; it was cut short, or is not an ONNX file: {AGAIN}')
     newest = onnx.defs.onnx_opset_version()
@@ -66,12 +56,8 @@ def check_opsets(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the mod
         )
 
 
-def check_bytes(model: onnx.ModelProto, name: str | os.PathLike[str]) -> None:
-    """Refuse weights that were cut short, or that are another tensor's.
-
-    Raises:
-        ModelFileError: names the tensor.
-    """
+def check_bytes(model: onnx.ModelProto, name: Name) -> None:
+    """Raise ModelFileError, with the tensor, for weights that were cut short or are another tensor's."""
     for tensor in all_tensors(model):
         if tensor.data_type not in WHOLE_BYTES:
             continue
@@ -80,19 +66,15 @@ def check_bytes(model: onnx.ModelProto, name: str | os.PathLike[str]) -> None:
         if not tensor.HasField('raw_data'):
             held = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))) * each
         if held != wanted:
-            shape = 'x'.join(map(str, tensor.dims)) or 'scalar'
             raise ModelFileError(
-                f'{name}: the weights of {tensor.name!r} are {held} bytes, and its shape {shape} '
-                f'takes {wanted}; they were cut short, or are of another model: {AGAIN}'
+                f'{name}: the weights of {tensor.name!r} are {held} bytes, and its shape '
+                f'{shape_text(tensor.dims)} takes {wanted}; they were cut short, or are of another model: '
+                f'{AGAIN}'
             )
 
 
-def check_order(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the model') -> None:
-    """Refuse a graph whose nodes are in a cycle, out of order, or read what nothing makes.
-
-    Raises:
-        ModelFileError: names the node and the tensor.
-    """
+def check_order(model: onnx.ModelProto, name: Name = 'the model') -> None:
+    """Raise ModelFileError for nodes in a cycle, out of order, or that read what nothing makes."""
     graph = model.graph
     made = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
     made.update(entry.values.name for entry in graph.sparse_initializer)
@@ -101,15 +83,15 @@ def check_order(model: onnx.ModelProto, name: str | os.PathLike[str] = 'the mode
         for tensor in reads(node):
             if tensor in made:
                 continue
-            who = f'{name}: node {label(graph.node, position)} ({node.op_type}) reads {tensor!r}'
             if tensor not in later:
-                raise ModelFileError(f'{who}, which no node, input or initializer gives')
-            if cycle := _cycle(graph, later):
-                raise ModelFileError(f'{who}, which depends on itself: {" -> ".join(cycle)} is a cycle')
-            raise ModelFileError(
-                f'{who} before node {label(graph.node, later[tensor])} has written it: nodes must be in '
-                f'topological order'
-            )
+                why = ', which no node, input or initializer gives'
+            elif cycle := _cycle(graph, later):
+                why = f', which depends on itself: {" -> ".join(cycle)} is a cycle'
+            else:
+                maker = label(graph.node, later[tensor])
+                why = f' before node {maker} has written it: nodes must be in topological order'
+            who = f'{name}: node {label(graph.node, position)} ({node.op_type})'
+            raise ModelFileError(f'{who} reads {tensor!r}{why}')
         made.update(writes(node))
     missing = [value.name for value in graph.output if value.name not in made]
     if missing:
@@ -131,20 +113,15 @@ def _cycle(graph: onnx.GraphProto, producers: Mapping[str, int]) -> list[str]:
 
 def without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
     """Return the tensors whose shape is not even stated as open."""
-    kinds = {value.name: value.type for value in values}
     return [
-        name
-        for name, kind in kinds.items()
-        if kind.HasField('tensor_type') and not kind.tensor_type.HasField('shape')
+        value.name
+        for value in values
+        if value.type.HasField('tensor_type') and not value.type.tensor_type.HasField('shape')
     ]
 
 
-def check(model: onnx.ModelProto | Path, name: str | os.PathLike[str]) -> None:
-    """Let onnx.checker look at a model, or at a file when it is too large.
-
-    Raises:
-        ModelFileError: its message.
-    """
+def check(model: onnx.ModelProto | Path, name: Name) -> None:
+    """Let onnx.checker look at a model, or a file when it is too large; a ModelFileError has its message."""
     if isinstance(model, onnx.ModelProto) and is_sparse(model):
         return
     try:

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
 
+from mmdeploy_ext.graph.io.index import refill
+
 VALUE_TYPES = {
-    AttributeProto.FLOAT: np.float32,
-    AttributeProto.FLOATS: np.float32,
-    AttributeProto.INT: np.int64,
-    AttributeProto.INTS: np.int64,
+    **dict.fromkeys((AttributeProto.FLOAT, AttributeProto.FLOATS), np.float32),
+    **dict.fromkeys((AttributeProto.INT, AttributeProto.INTS), np.int64),
 }
 """Types of a Constant node's attribute that is no tensor -> type of the values."""
 
@@ -48,13 +48,20 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
     return np.asarray(value, VALUE_TYPES.get(entry.type, object))
 
 
+def constants_to_initializers(graph: onnx.GraphProto, kind: int | None = None) -> None:
+    """Make initializers of what Constant nodes hold, in place; of one data type alone where it is given."""
+    tensors = [constant_tensor(node) for node in graph.node]
+    made = {one.name: one for one in tensors if one is not None and kind in (None, one.data_type)}
+    graph.initializer.extend(made.values())
+    refill(graph, node=[node for node in graph.node if made.keys().isdisjoint(node.output)])
+
+
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
     """Return what a Constant node holds as an initializer, None for another node and for text."""
     value = constant_value(node)
     if value is None or value.dtype == object:
         return None
     (entry,) = node.attribute
-    found = entry.t if entry.type == AttributeProto.TENSOR else numpy_helper.from_array(value)
-    tensor = copy.copy(found)
+    tensor = copy.copy(entry.t if entry.type == AttributeProto.TENSOR else numpy_helper.from_array(value))
     tensor.name = node.output[0]
     return tensor

@@ -6,37 +6,25 @@ Needs onnx and numpy only.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import (
-    load_external_data_for_model,
-    load_external_data_for_tensor,
-    uses_external_data,
-)
+from onnx import external_data_helper as external_data
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.checks import (
-    AGAIN,
-    check,
-    check_bytes,
-    check_opsets,
-    check_order,
-    is_sparse,
-    without_shape,
-)
+from mmdeploy_ext.graph.io import checks, types
+from mmdeploy_ext.graph.io.checks import AGAIN, Name, is_sparse
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
+CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
+"""What onnx raises where external data are not as the file says."""
 PROTOBUF_LIMIT = 2**31 - 1
 """Bytes that one protobuf message can hold."""
 ALIGNMENT = 4096
@@ -45,12 +33,8 @@ SMALLEST_EXTERNAL = 1024
 """Bytes: smaller tensors (shapes, axes) stay in the model file, where shape inference sees them."""
 
 
-def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an ONNX file as it is, broken graphs too, without looking for external data.
-
-    Raises:
-        ModelFileError: missing, empty or corrupt.
-    """
+def read(path: Name) -> onnx.ModelProto:
+    """Read an ONNX file as it is, broken graphs too, without external data; else raise ModelFileError."""
     try:
         model = onnx.load(os.fspath(path), load_external_data=False)
     except FileNotFoundError as error:
@@ -69,27 +53,20 @@ def read(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def read_shapes(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an ONNX file as it is, and of its external data what is small: shapes and axes, not weights.
-
-    Raises:
-        ModelFileError: see `read`; external data that are not there are left out.
-    """
+def read_shapes(path: Name) -> onnx.ModelProto:
+    """Do as `read`, and read what is small of the external data that are there: shapes, not weights."""
     model = read(path)
     for tensor in all_tensors(model):
-        if uses_external_data(tensor) and math.prod(tensor.dims) <= SMALLEST_EXTERNAL:
-            with contextlib.suppress(ValueError, OSError, onnx.checker.ValidationError):
-                load_external_data_for_tensor(tensor, os.fspath(Path(path).parent))
+        if external_data.uses_external_data(tensor) and math.prod(tensor.dims) <= SMALLEST_EXTERNAL:
+            with contextlib.suppress(*CANNOT_READ):
+                external_data.load_external_data_for_tensor(tensor, os.fspath(Path(path).parent))
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 tensor.ClearField('external_data')
     return model
 
 
-def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an ONNX file with its external data and make sure that it can be worked on.
-
-    Returns:
-        The model, all weights in it.
+def load(path: Name) -> onnx.ModelProto:
+    """Read an ONNX file with all its weights and make sure that it can be worked on.
 
     Raises:
         ModelFileError: missing, empty, corrupt; external data missing; a tensor with more or fewer bytes than
@@ -97,21 +74,20 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
             order; a tensor that nothing makes.
     """
     model = read(path)
-    check_opsets(model, path)
+    checks.check_opsets(model, path)
     _load_external(model, Path(path))
-    check_bytes(model, path)
-    check_order(model, path)
+    checks.check_bytes(model, path)
+    checks.check_order(model, path)
     return model
 
 
 def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
     """Return tensor name -> file of all tensors of a model that are stored outside of it."""
-    found = {}
-    for tensor in all_tensors(model):
-        if uses_external_data(tensor):
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            found[tensor.name] = folder / entries.get('location', '')
-    return found
+    return {
+        tensor.name: folder / next((one.value for one in tensor.external_data if one.key == 'location'), '')
+        for tensor in all_tensors(model)
+        if external_data.uses_external_data(tensor)
+    }
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
@@ -125,8 +101,8 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     if not files:
         return
     try:
-        load_external_data_for_model(model, os.fspath(path.parent))
-    except (ValueError, OSError, onnx.checker.ValidationError) as error:
+        external_data.load_external_data_for_model(model, os.fspath(path.parent))
+    except CANNOT_READ as error:
         found = ', '.join(sorted({file.name for file in files.values()}))
         raise ModelFileError(
             f'{path}: its external data ({found}) cannot be read; was it cut short, or is it of another '
@@ -135,40 +111,30 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 
 
 def save(
-    model: onnx.ModelProto,
-    path: str | os.PathLike[str],
-    *,
-    inputs: Sequence[str | os.PathLike[str]] = (),
-    limit: int = PROTOBUF_LIMIT,
+    model: onnx.ModelProto, path: Name, *, inputs: Sequence[Name] = (), limit: int = PROTOBUF_LIMIT
 ) -> list[Path]:
     """Check a model and write it; what was there stays as it is until the new file is whole.
 
-    A model that one protobuf message cannot hold gets its large tensors in `NAME.data` beside it. Graphs
-    of the libspconv dialect are no valid ONNX and are written unchecked.
-
-    Args:
-        model: stays as it is.
-        path: file to write.
-        inputs: files that the model was made from; they are never overwritten.
-        limit: bytes that the file may have before weights go beside it.
+    A model of more than `limit` bytes, by default what one protobuf message can hold, gets its large tensors
+    in `NAME.data` beside it. Graphs of the libspconv dialect are no valid ONNX and are written unchecked.
 
     Returns:
         The files that were written, the model first.
 
     Raises:
-        UsageError: `path` is one of `inputs`, or cannot be written.
+        UsageError: `path` is one of `inputs`, which the model was made from, or cannot be written.
         ModelFileError: the model is not valid: the checker's message.
     """
     path = Path(path)
     external = serialised_size(model) > limit
     targets = [path, path.with_name(f'{path.name}.data')] if external else [path]
     check_targets(targets, inputs)
-    check_order(model, path)
+    checks.check_order(model, path)
     model = with_output_shapes(model)
     if external:
         save_external(model, *targets)
         return targets
-    check(model, path)
+    checks.check(model, path)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return targets
@@ -179,24 +145,17 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime runs files without them, and some exporters write such; onnx calls them not valid.
     """
-    if is_sparse(model) or not (missing := without_shape(model.graph.output)):
+    if is_sparse(model) or not (missing := checks.without_shape(model.graph.output)):
         return model
-    result, found = onnx.ModelProto(), types.infer(model)
-    result.CopyFrom(model)
+    result, found = copy.deepcopy(model), types.infer(model)
     for value in result.graph.output:
         if value.name in missing and types.shape(found.get(value.name)) is not None:
             value.type.CopyFrom(found[value.name])
     return result
 
 
-def check_targets(
-    targets: Sequence[str | os.PathLike[str]], inputs: Sequence[str | os.PathLike[str]]
-) -> None:
-    """Refuse to write over an input or its external data, and where nothing can be written.
-
-    Raises:
-        UsageError: the message names the file.
-    """
+def check_targets(targets: Sequence[Name], inputs: Sequence[Name]) -> None:
+    """Raise UsageError to write over an input or its external data, and where nothing can be written."""
     check_outputs({'--output': targets}, {'the input': inputs})
     for target in targets:
         check_writable(target)
@@ -204,13 +163,9 @@ def check_targets(
 
 def serialised_size(model: onnx.ModelProto) -> int:
     """Return about how many bytes a model takes; counted in parts, because one message ends at 2 GiB."""
-    tensors = sum(_tensor_bytes(tensor) for tensor in all_tensors(model))
+    tensors = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in all_tensors(model))
     nodes = sum(len(node.input) + len(node.output) for node in all_nodes(model)) * 64
     return tensors + nodes + sum(value.ByteSize() for value in model.graph.value_info)
-
-
-def _tensor_bytes(tensor: onnx.TensorProto) -> int:
-    return len(tensor.raw_data) if tensor.HasField('raw_data') else tensor.ByteSize()
 
 
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
@@ -227,7 +182,7 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
         layout = dict(size_threshold_bytes=SMALLEST_EXTERNAL, alignment=ALIGNMENT, align_threshold=0)
         onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
         if checked and not is_sparse(model):
-            check(new, path)
+            checks.check(new, path)
         new.replace(temporary)
         new_data.replace(temporary_data)
         if data.exists():
@@ -254,5 +209,6 @@ def openable(model: onnx.ModelProto) -> Iterator[str | bytes]:
         yield model.SerializeToString()
         return
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-        write(model, Path(folder, 'model.onnx'))
-        yield os.path.join(folder, 'model.onnx')
+        path = Path(folder, 'model.onnx')
+        write(model, path)
+        yield str(path)

@@ -12,15 +12,12 @@ from __future__ import annotations
 import collections
 import copy
 import difflib
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import onnx
+from google.protobuf.message import Message
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-
-    import onnx
-    from google.protobuf.message import Message
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -31,9 +28,9 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def all_graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield the main graph, the functions and every body in them."""
-    waiting = [model.graph, *model.functions]
+def all_graphs(model: onnx.ModelProto | onnx.GraphProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Yield the main graph, or a graph that is given, the functions and every body in them."""
+    waiting = [model.graph, *model.functions] if isinstance(model, onnx.ModelProto) else [model]
     while waiting:
         graph = waiting.pop()
         yield graph
@@ -59,14 +56,13 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def captured(node: onnx.NodeProto) -> list[str]:
     """Return the outer tensors that a node's bodies read, in order, each once."""
-    found: dict[str, None] = {}
+    found: list[str] = []
     for body in bodies(node):
-        own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        own = {'', *(value.name for value in (*body.input, *body.initializer))}
         own.update(name for inner in body.node for name in inner.output)
         read = [name for inner in body.node for name in reads(inner)]
-        read += [value.name for value in body.output]
-        found.update(dict.fromkeys(name for name in read if name and name not in own))
-    return list(found)
+        found += [name for name in (*read, *(value.name for value in body.output)) if name not in own]
+    return list(dict.fromkeys(found))
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
@@ -106,14 +102,17 @@ def free_name(name: str, taken: Collection[str]) -> str:
     return name
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """Return names for a sentence; of many the first ones and how many more."""
+    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """Return '; did you mean a, b?' or ''."""
     known = list(known)
     similar = difflib.get_close_matches(name, known, 3, 0.6)
-    similar += [other for other in known if name and name in other and other not in similar][
-        : 3 - len(similar)
-    ]
-    return f'; did you mean {", ".join(similar)}?' if similar else ''
+    similar += [other for other in known if name and name in other and other not in similar]
+    return f'; did you mean {", ".join(similar[:3])}?' if similar else ''
 
 
 class Index:
@@ -122,20 +121,16 @@ class Index:
     Sub-graphs belong to their node: what their bodies read from outside counts as read by the node.
 
     Attributes:
-        model: the model; it must not change while the index is used.
-        graph: its main graph.
+        model: it must not change while the index is used; `graph` is its main graph.
         nodes: nodes of the main graph; a node's position in it is its handle.
         inputs: graph inputs that have to be fed, i.e. have no initializer.
-        outputs: graph outputs.
         constants: initializers by name.
+
+    Raises:
+        ModelFileError: two nodes write the same tensor.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        """Index a model.
-
-        Raises:
-            ModelFileError: two nodes write the same tensor.
-        """
         self.model, self.graph = model, model.graph
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
@@ -144,17 +139,16 @@ class Index:
         self._reads = [reads(node) for node in self.nodes]
         self._producers: dict[str, int] = {}
         self._consumers: dict[str, list[int]] = collections.defaultdict(list)
+        self._names: dict[str, list[int]] = collections.defaultdict(list)
         for position, node in enumerate(self.nodes):
+            self._names[node.name].append(position)
             for name in writes(node):
                 if name in self._producers:
-                    first = label(self.nodes, self._producers[name])
+                    first = self.label(self._producers[name])
                     raise ModelFileError(f'nodes {first} and {self.label(position)} both write {name!r}')
                 self._producers[name] = position
             for name in self._reads[position]:
                 self._consumers[name].append(position)
-        self._names: dict[str, list[int]] = collections.defaultdict(list)
-        for position, node in enumerate(self.nodes):
-            self._names[node.name].append(position)
         self._names.pop('', None)
 
     def producer(self, tensor: str) -> int | None:
@@ -188,11 +182,7 @@ class Index:
         return name in self._producers or name in self.constants or name in self.inputs
 
     def check_tensor(self, name: str) -> str:
-        """Return `name` when the graph has such a tensor.
-
-        Raises:
-            UsageError: it has none; the message names similar ones.
-        """
+        """Return `name` when the graph has such a tensor; else a UsageError has similar names."""
         if self.has_tensor(name):
             return name
         if name in self._names:
@@ -226,14 +216,9 @@ class Index:
         raise UsageError(f'there is no node {name!r} in the graph{hint}')
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:
-        """Return the nodes that are needed to make `outputs` from `stops`, graph inputs and constants.
+        """Return the nodes, ascending, that are needed to make `outputs` from graph inputs and constants.
 
-        Args:
-            outputs: tensors to make; one that is in `stops` needs nothing.
-            stops: tensors that are there already: the walk up ends at them.
-
-        Returns:
-            Positions, ascending.
+        The walk up ends at `stops`, tensors that are there already; an output that is one needs nothing.
         """
         stops, found = set(stops), set()
         waiting = [name for name in outputs if name not in stops]
@@ -246,13 +231,11 @@ class Index:
 
     def descendants(self, inputs: Iterable[str]) -> list[int]:
         """Return the positions of all nodes that depend on `inputs`, ascending."""
-        found: set[int] = set()
-        waiting = list(inputs)
+        found, waiting = set(), list(inputs)
         while waiting:
-            for position in self.consumers(waiting.pop()):
-                if position not in found:
-                    found.add(position)
-                    waiting.extend(self.writes(position))
+            new = set(self.consumers(waiting.pop())) - found
+            found |= new
+            waiting.extend(name for position in new for name in self.writes(position))
         return sorted(found)
 
     def leaves(self, positions: Iterable[int], stops: Iterable[str] = ()) -> list[str]:
@@ -262,9 +245,8 @@ class Index:
 
     def constant_nodes(self) -> set[int]:
         """Return the nodes that depend on no graph input; random operators do not count as constant."""
-        random = [
-            at for at, node in enumerate(self.nodes) if node.op_type.startswith(('Random', 'Multinomial'))
-        ]
+        kinds = ('Random', 'Multinomial')
+        random = [at for at, node in enumerate(self.nodes) if node.op_type.startswith(kinds)]
         starts = [value.name for value in self.graph.input]
         starts += [name for at in random for name in self.writes(at)]
         return set(range(len(self.nodes))) - {*random, *self.descendants(starts)}

@@ -13,20 +13,15 @@ import ast
 import collections
 import functools
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-
-    import onnx
+import onnx
 
 SCOPES = 'pkg.torch.onnx.name_scopes'
-SOURCES = {
-    'metadata': 'exporter metadata',
-    'names': 'node names',
-    'weights': 'names of weights',
-    '': 'nothing in the file',
-}
+_TEXTS = ('exporter metadata', 'node names', 'names of weights', 'nothing in the file')
+SOURCES = dict(zip(('metadata', 'names', 'weights', ''), _TEXTS, strict=True))
+WEIGHTS = ('weight', 'bias', 'running_mean', 'gamma', 'in_proj_weight')
+"""Last parts of names of weights."""
 WRAPPER = 'model'
 """The attribute of the export wrappers that holds the detector; the paths of checkpoints begin below it."""
 
@@ -51,16 +46,11 @@ def module_of(node: onnx.NodeProto) -> tuple[str, str]:
     if listed is not None:
         return _from_metadata(listed), 'metadata'
     if '/' in node.name:
-        return from_name(node.name), 'names'
+        return '.'.join(without_repetition(node.name.split('/')[:-1])), 'names'
     for name in node.input:
-        if '.' in name and name.rpartition('.')[2] in (
-            'weight',
-            'bias',
-            'running_mean',
-            'gamma',
-            'in_proj_weight',
-        ):
-            return name.rpartition('.')[0], 'weights'
+        module, dot, last = name.rpartition('.')
+        if dot and last in WEIGHTS:
+            return module, 'weights'
     return '', ''
 
 
@@ -70,21 +60,11 @@ def _from_metadata(listed: str) -> str:
         scopes = ast.literal_eval(listed)
     except (ValueError, SyntaxError):
         return ''
-    if not isinstance(scopes, list) or len(scopes) < 2:
-        return ''
-    return str(scopes[-2])
-
-
-def from_name(name: str) -> str:
-    """Return the module that a TorchScript node name says.
-
-    '/layer1/layer1.0/conv1/Conv' -> 'layer1.0.conv1': members of a Sequential repeat its name.
-    """
-    return '.'.join(without_repetition(name.split('/')[:-1]))
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ''
 
 
 def without_repetition(parts: Iterable[str]) -> list[str]:
-    """Drop containers that the next part repeats: layer1/layer1.0 is layer1.0."""
+    """Drop containers that the next part repeats: layer1/layer1.0 is layer1.0, a member of a Sequential."""
     words: list[str] = []
     for part in filter(None, parts):
         if words and part.startswith(f'{words[-1]}.'):
@@ -100,15 +80,11 @@ def plain_path(path: str) -> str:
 
 
 def module_path(node: onnx.NodeProto, known: Collection[str] | None = None) -> str:
-    """Return the path of a module, '' where the node does not tell.
+    """Return the path of a node's module, one of the `known` ones if these are given; '' if it does not tell.
 
     - TorchScript writes it into the name, with a number for repeated calls:
       `network/backbone/layer1/layer1.0/relu_1/Relu` is the second call of `backbone.layer1.0.relu`.
     - dynamo writes it into the metadata of the node.
-
-    Args:
-        node: of the graph.
-        known: paths that there are; None takes what the name says as it is.
     """
     path, source = module_of(node)
     if source == 'metadata':
@@ -116,14 +92,13 @@ def module_path(node: onnx.NodeProto, known: Collection[str] | None = None) -> s
     parts = without_repetition(node.name.split('/')[:-1])
     if known is None:
         return plain_path('.'.join(parts))
-    return _resolve(tuple(parts), known if isinstance(known, frozenset) else frozenset(known))
+    return _resolve(tuple(parts), frozenset(known))
 
 
 @functools.lru_cache(maxsize=4096)
 def _resolve(parts: tuple[str, ...], known: frozenset[str]) -> str:
     """Return the known path that a scope means; it may lack modules whose methods were called, not they."""
-    readings = list(_readings(parts))
-    for path in readings:
+    for path in _readings(parts):
         if path in known:
             return path
         longer = [other for other in known if other.endswith(f'.{path}')]

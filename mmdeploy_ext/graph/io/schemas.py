@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import onnx
 from onnx import helper
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
@@ -34,5 +32,5 @@ def _schema(op_type: str, domain: str, version: int) -> onnx.defs.OpSchema | Non
 def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, Any]:
     """Return attribute name -> default of a node's operator."""
     schema = schema_of(node, opsets)
-    entries = {name: entry.default_value for name, entry in schema.attributes.items()} if schema else {}
-    return {name: helper.get_attribute_value(entry) for name, entry in entries.items() if entry.name}
+    entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
+    return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}

@@ -10,7 +10,7 @@ onnxscript's folding with shape inference does less of it in more time (RT-DETR 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -18,9 +18,6 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from mmdeploy_ext.graph.io.constants import constant_value
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 LARGEST = 1024
 """Elements: longer tensors are no shapes."""
@@ -36,9 +33,7 @@ OPERATORS = frozenset(_NAMES.split())
 def fold_shapes(model: onnx.ModelProto, kinds: Mapping[str, onnx.TypeProto]) -> int:
     """Replace nodes whose values follow from shapes by Constant nodes, in place; returns how many.
 
-    Args:
-        model: without large constants; only types are wanted of it.
-        kinds: tensor -> type, as far as it is known.
+    The model is one without large constants; `kinds` are its types, as far as they are known.
     """
     tensors = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
     known = {name: value for name, value in tensors.items() if value is not None}
@@ -47,7 +42,8 @@ def fold_shapes(model: onnx.ModelProto, kinds: Mapping[str, onnx.TypeProto]) -> 
         values = _values(node, known, kinds, model)
         known.update(values)
         if node.op_type != 'Constant' and values and len(values) == len(node.output) == 1:
-            _become_constant(node, *values.values())
+            value = numpy_helper.from_array(*values.values())
+            node.CopyFrom(onnx.helper.make_node('Constant', [], [node.output[0]], node.name, value=value))
             folded += 1
     return folded
 
@@ -64,8 +60,8 @@ def _values(
     if node.op_type == 'Constant':
         tensors = [entry.t for entry in node.attribute if entry.name == 'value']
         value = _array(tensors[0]) if tensors else constant_value(node)
-        known_value = value is not None and value.dtype != object and value.size <= LARGEST
-        return {node.output[0]: value} if known_value else {}
+        small = value is not None and value.dtype != object and value.size <= LARGEST
+        return {node.output[0]: value} if small else {}
     if node.op_type in ('Shape', 'Size'):
         return _shape(node, kinds)
     if node.op_type not in OPERATORS or not all(name in known for name in node.input if name):
@@ -87,14 +83,12 @@ def _shape(node: onnx.NodeProto, kinds: Mapping[str, onnx.TypeProto]) -> dict[st
     kind = kinds.get(node.input[0])
     if kind is None or not kind.tensor_type.HasField('shape'):
         return {}
-    dims = kind.tensor_type.shape.dim
     bounds = {entry.name: entry.i for entry in node.attribute}
-    chosen = dims[bounds.get('start', 0) : bounds.get('end', len(dims))]
+    chosen = kind.tensor_type.shape.dim[bounds.get('start') : bounds.get('end')]
     if not all(size.HasField('dim_value') for size in chosen):
         return {}
     sizes = [size.dim_value for size in chosen]
-    value = math.prod(sizes) if node.op_type == 'Size' else sizes
-    return {node.output[0]: np.asarray(value, np.int64)}
+    return {node.output[0]: np.asarray(math.prod(sizes) if node.op_type == 'Size' else sizes, np.int64)}
 
 
 def _evaluate(
@@ -112,11 +106,3 @@ def _evaluate(
     if not all(isinstance(value, np.ndarray | np.generic) and np.size(value) <= LARGEST for value in found):
         return {}
     return dict(zip(node.output, map(np.asarray, found), strict=True))
-
-
-def _become_constant(node: onnx.NodeProto, value: np.ndarray) -> None:
-    output, name = node.output[0], node.name
-    node.Clear()
-    node.op_type, node.name = 'Constant', name
-    node.output.append(output)
-    node.attribute.append(onnx.helper.make_attribute('value', numpy_helper.from_array(value)))

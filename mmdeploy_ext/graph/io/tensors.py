@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 import numpy as np
 
+from mmdeploy_ext.core.dump import MANIFEST, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import atomic_path
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -24,16 +24,14 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
         DataError: nothing there, or it cannot be read without running code in it.
     """
-    from mmdeploy_ext.core.dump import MANIFEST, load_dump
-
     path = Path(path)
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return load_dump(path)[0]
-        files = sorted(path.glob('*.npy'))
-        if not files:
+        found = {tensor_name(file): _read_array(file) for file in sorted(path.glob('*.npy'))}
+        if not found:
             raise DataError(f'{path}: holds no tensors: expected .npy files or a {MANIFEST}')
-        return {tensor_name(file): _read_array(file) for file in files}
+        return found
     if not path.is_file():
         raise DataError(f'{path}: no such file or folder of tensors; expected .npz, or a folder of .npy')
     found = _read_array(path)
@@ -47,8 +45,6 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _read_array(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
-    import zipfile
-
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -57,8 +53,6 @@ def _read_array(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
 
 def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> list[Path]:
     """Write one .npy per tensor, for `load_tensors`; returns the files."""
-    from urllib.parse import quote
-
     files = []
     for name, array in tensors.items():
         file = Path(folder) / f'{quote(name, safe=" ")}.npy'
@@ -70,6 +64,4 @@ def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[st
 
 def tensor_name(file: Path) -> str:
     """Return the tensor that a .npy file of `save_tensors` holds."""
-    from urllib.parse import unquote
-
     return unquote(file.stem)

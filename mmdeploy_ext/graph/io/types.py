@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import onnx
 
@@ -18,9 +19,7 @@ INVENTED = 'unk__'
 def infer(model: onnx.ModelProto, *, strict: bool = False) -> dict[str, onnx.TypeProto]:
     """Return tensor name -> type of all tensors of the main graph whose type can be told.
 
-    Args:
-        model: stays as it is; its weights are not copied.
-        strict: raise where nodes and shapes do not fit together.
+    Weights are not copied; `strict` raises where nodes and shapes do not fit together.
 
     Raises:
         ModelFileError: `strict`, and onnx found a node that cannot work; its message names the node.
@@ -75,6 +74,11 @@ def shape(kind: onnx.TypeProto | None) -> list[int | str] | None:
     return found
 
 
+def shapes(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int | str] | None]:
+    """Return name -> `shape` of inputs or outputs."""
+    return {value.name: shape(value.type) for value in values}
+
+
 def dtype(kind: int) -> str:
     """Return the name of an ONNX dtype, e.g. 'float' or 'int64'."""
     names = {number: name for name, number in onnx.TensorProto.DataType.items()}
@@ -87,10 +91,8 @@ def text(kind: onnx.TypeProto | None) -> str:
         return '?'
     if not kind.HasField('tensor_type'):
         return kind.WhichOneof('value').removesuffix('_type')
-    sizes = shape(kind)
-    return dtype(kind.tensor_type.elem_type) + (
-        '[...]' if sizes is None else f'[{",".join(map(str, sizes))}]'
-    )
+    found = shape(kind)
+    return f'{dtype(kind.tensor_type.elem_type)}[{"..." if found is None else ",".join(map(str, found))}]'
 
 
 def sizes(kind: onnx.TypeProto | None) -> str:

@@ -1,1 +1,1 @@
-"""One pass per file; each takes a model and returns one."""
+"""One pass per file; each takes a model, which stays as it is, and returns one."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.index import refill
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 
 def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
@@ -36,27 +34,21 @@ def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
     Raises:
         ExportError: the graph takes or gives a tensor that the spec does not have.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     extra = [value.name for value in graph.input if value.name not in spec.input_names]
-    produced = {name for node in graph.node for name in node.output} | {
-        value.name for value in graph.initializer
-    }
+    produced = {name for node in graph.node for name in node.output}
+    produced.update(value.name for value in graph.initializer)
     absent = [name for name in spec.output_names if name not in produced]
     if extra or absent:
         raise ExportError(
             f'{spec.name}: the graph and its spec differ: inputs that the spec lacks {extra}, outputs '
             f'that the graph lacks {absent}'
         )
-    defaults = [tensor for tensor in spec.inputs if tensor.default is not None]
-    names = {tensor.name for tensor in defaults}
-    kept = [value for value in graph.initializer if value.name not in names]
-    refill(
-        graph,
-        input=map(_value_info, spec.inputs),
-        output=map(_value_info, spec.outputs),
-        initializer=[*kept, *map(_default, defaults)],
-    )
+    defaults = {tensor.name: _default(tensor) for tensor in spec.inputs if tensor.default is not None}
+    constants = [value for value in graph.initializer if value.name not in defaults]
+    constants += defaults.values()
+    ends = dict(input=map(_value_info, spec.inputs), output=map(_value_info, spec.outputs))
+    refill(graph, **ends, initializer=constants)
     result.ir_version = max(result.ir_version, 4)
     return result

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 from onnx import helper
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import all_graphs, free_name, writes
+from mmdeploy_ext.graph.io.index import all_graphs, all_nodes, free_name, writes
 from mmdeploy_ext.graph.passes.rename import rename_tensors
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 def name_ends(
@@ -23,31 +22,22 @@ def name_ends(
 
     - Outputs take `output_names` in order; further ones are output_<place>. An inner tensor that has such a
       name gets another one.
-    - The axes of `dynamic` take their letters, and what the exporter called the same size changes with them.
-
-    Args:
-        model: stays as it is; a second run changes nothing.
-        output_names: of as many outputs as are to be named.
-        dynamic: input or output name -> axis -> letter.
+    - The axes of `dynamic`, input or output name -> axis -> letter, take their letters, and what the exporter
+      called the same size changes with them.
+    A second run changes nothing.
 
     Raises:
         UsageError: a name or an axis that the graph lacks, more names than outputs, or one name twice.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
-    if len(output_names) > len(graph.output):
-        raise UsageError(
-            f'output_names {list(output_names)}: {len(output_names)} names, and the module returns '
-            f'{len(graph.output)} tensors'
-        )
-    names = [*output_names, *(f'output_{place}' for place in range(len(output_names), len(graph.output)))]
+    given, many = f'output_names {list(output_names)}', len(graph.output)
+    if len(output_names) > many:
+        raise UsageError(f'{given}: {len(output_names)} names, and the module returns {many} tensors')
+    names = [*output_names, *(f'output_{place}' for place in range(len(output_names), many))]
     inputs = [value.name for value in graph.input]
-    twice = sorted(name for name in set(names) if (inputs + names).count(name) > 1)
-    if twice:
-        raise UsageError(
-            f'output_names {list(output_names)}: {", ".join(twice)} would be the name of two ends'
-        )
+    if twice := sorted(name for name in set(names) if (inputs + names).count(name) > 1):
+        raise UsageError(f'{given}: {", ".join(twice)} would be the name of two ends')
     _name_outputs(result, names)
     ends = {value.name: value for value in (*graph.input, *graph.output)}
     unknown = sorted(dynamic.keys() - ends.keys())
@@ -66,11 +56,7 @@ def name_ends(
 
 
 def check_axes(given: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
-    """Refuse axes that the example inputs lack, before an exporter meets them.
-
-    Raises:
-        UsageError: names the axis.
-    """
+    """Raise UsageError for axes that the example inputs lack, before an exporter meets them."""
     for name, axes in dynamic.items():
         if hasattr(given.get(name), 'shape'):
             _check_axes(name, axes, len(given[name].shape))
@@ -86,17 +72,13 @@ def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     graph = model.graph
     _part_outputs(graph)
     new = {value.name: name for value, name in zip(graph.output, names, strict=True)}
-    taken = {
-        *new.values(),
-        *(name for one in all_graphs(model) for node in one.node for name in writes(node)),
-    }
+    taken = {name for node in all_nodes(model) for name in writes(node)}.union(new.values())
     taken.update(value.name for value in (*graph.input, *graph.initializer))
     for name in names:
         if name not in new:
             new[name] = free_name(name, taken)
             taken.add(new[name])
-    if any(old != name for old, name in new.items()):
-        rename_tensors(graph, lambda name: new.get(name, name))
+    rename_tensors(graph, lambda name: new.get(name, name))
 
 
 def _part_outputs(graph: onnx.GraphProto) -> None:
@@ -115,10 +97,8 @@ def _name_sizes(model: onnx.ModelProto, letters: Mapping[str, str]) -> None:
     if all(old == new for old, new in letters.items()):
         return
     pattern = re.compile(rf'\b({"|".join(map(re.escape, letters))})\b')
-    for graph in all_graphs(model):
-        for field in ('input', 'output', 'value_info'):
-            for value in getattr(graph, field, ()):
-                if isinstance(value, onnx.ValueInfoProto):
-                    for size in value.type.tensor_type.shape.dim:
-                        if size.dim_param:
-                            size.dim_param = pattern.sub(lambda found: letters[found[1]], size.dim_param)
+    fields = [(*graph.input, *graph.output, *getattr(graph, 'value_info', ())) for graph in all_graphs(model)]
+    values = [value for some in fields for value in some if isinstance(value, onnx.ValueInfoProto)]
+    for size in (size for value in values for size in value.type.tensor_type.shape.dim):
+        if size.dim_param:
+            size.dim_param = pattern.sub(lambda found: letters[found[1]], size.dim_param)

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+
+import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.checks import check_ordinary
@@ -14,26 +16,17 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import drop_metadata, part
 from mmdeploy_ext.graph.run import typed_values
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    import onnx
-
 
 def cut(
     model: onnx.ModelProto, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
 ) -> onnx.ModelProto:
-    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`.
+    """Return what lies between tensors: a model that takes `inputs` and gives `outputs`, which nodes make.
 
     - Nodes that the outputs do not need go, and so do their weights.
     - A tensor in `inputs` that a node made, or that was a constant, becomes an input.
     - Metadata of this project goes when anything went, since it describes the whole graph.
-    Does not fire when the graph has these inputs and outputs already.
-
-    Args:
-        model: stays as it is.
-        inputs: tensors; None: the graph's inputs that the outputs need.
-        outputs: tensors that nodes make; None: the graph's outputs.
+    Without `inputs` it takes the graph's that the outputs need, without `outputs` it gives the graph's. Does
+    not fire when the graph has these inputs and outputs already.
 
     Raises:
         UsageError: an unknown tensor; an output that is also an input or that no node makes; outputs that
@@ -47,11 +40,9 @@ def cut(
         if index.producer(name) is None:
             raise UsageError(f'--outputs {name}: is an input or a constant of the graph; no node makes it')
     starts = list(dict.fromkeys(map(index.check_tensor, inputs or ())))
-    both = [name for name in ends if name in starts]
-    if both:
-        raise UsageError(
-            f'{", ".join(both)} is an input and an output of the cut: nothing would be left of it'
-        )
+    if both := [name for name in ends if name in starts]:
+        which = f'{", ".join(both)} is an input and an output of the cut'
+        raise UsageError(f'{which}: nothing would be left of it')
     positions = index.ancestors(ends, starts)
     if inputs is None:
         starts = index.leaves(positions)
@@ -60,27 +51,21 @@ def cut(
 
 
 def _check_cut(index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]) -> None:
-    missing = index.leaves(positions, starts)
-    if missing:
-        users = [at for at in positions if set(index.reads(at)) & set(missing)]
+    outputs, nothing = f'the outputs {", ".join(ends)}', 'the cut would leave a graph without inputs'
+    if missing := index.leaves(positions, starts):
+        user = next(at for at in positions if not set(index.reads(at)).isdisjoint(missing))
         raise UsageError(
-            f'the outputs {", ".join(ends)} also need the graph inputs {", ".join(missing)}, which node '
-            f'{index.label(users[0])} reads; add them to --inputs, or cut elsewhere'
+            f'{outputs} also need the graph inputs {", ".join(missing)}, which node {index.label(user)} '
+            f'reads; add them to --inputs, or cut elsewhere'
         )
+    if not starts:
+        raise UsageError(f'{outputs} depend on constants alone: {nothing}')
     used = {name for at in positions for name in index.reads(at)}
     idle = [name for name in starts if name not in used]
-    if idle and len(idle) == len(starts):
-        raise UsageError(
-            f'the outputs {", ".join(ends)} depend on none of the inputs {", ".join(starts)}: the cut would '
-            f'leave a graph without inputs'
-        )
+    if idle == list(starts):
+        raise UsageError(f'{outputs} depend on none of the inputs {", ".join(starts)}: {nothing}')
     if idle:
-        raise UsageError(f'the outputs {", ".join(ends)} do not depend on --inputs {", ".join(idle)}')
-    if not starts:
-        raise UsageError(
-            f'the outputs {", ".join(ends)} depend on constants alone: the cut would leave a graph without '
-            f'inputs'
-        )
+        raise UsageError(f'{outputs} do not depend on --inputs {", ".join(idle)}')
 
 
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
@@ -89,10 +74,6 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
     - Nodes that compute constants for them (shapes, axes) are included and are no inputs.
     - Outputs that nothing reads, and graph outputs, are outputs.
     Does not fire when all nodes are chosen.
-
-    Args:
-        model: stays as it is.
-        positions: nodes, by position in the graph.
 
     Raises:
         UsageError: no nodes, or only nodes that depend on constants alone.
@@ -111,21 +92,14 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
     starts = [name for name in read if name not in made and name not in index.constants]
     if not starts:
         raise UsageError('the nodes depend on constants alone: the part would be a graph without inputs')
-    ends = [
-        name for at in sorted(chosen - constant) for name in index.writes(at) if _leaves(index, name, chosen)
-    ]
-    ends += [name for name in index.outputs if name in made and name not in ends]
-    order = {name: place for place, name in enumerate(index.outputs)}
-    ends.sort(key=lambda name: order.get(name, len(order)))
-    inputs = {name: place for place, name in enumerate(index.inputs)}
-    starts.sort(key=lambda name: inputs.get(name, len(inputs)))
-    return _rebuilt(index, sorted(chosen), starts, ends)
-
-
-def _leaves(index: Index, name: str, chosen: set[int]) -> bool:
-    """Return whether a tensor is read outside of the chosen nodes, or nowhere."""
-    readers = index.consumers(name)
-    return not readers or any(at not in chosen for at in readers)
+    ends = [name for at in sorted(chosen - constant) for name in index.writes(at)]
+    read_inside = {
+        name for name in ends if index.consumers(name) and chosen.issuperset(index.consumers(name))
+    }
+    ends = [name for name in ends if name not in read_inside]
+    ends = dict.fromkeys(name for name in (*index.outputs, *ends) if name in made)
+    starts = dict.fromkeys(name for name in (*index.inputs, *starts) if name in starts)
+    return _rebuilt(index, sorted(chosen), list(starts), list(ends))
 
 
 def _rebuilt(

@@ -8,27 +8,24 @@ become constants.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import glob
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import equality
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, near, refill
 from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 
 ALWAYS = 'always'
 """Name of the condition."""
@@ -43,8 +40,7 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     - A Loop without a condition gets a constant one, true; a Loop that has one stays.
     A second run changes nothing.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     fed = {value.name for value in result.graph.input}
     refill(result.graph, initializer=[entry for entry in result.graph.initializer if entry.name not in fed])
     loops = [node for node in result.graph.node if node.op_type == 'Loop' and not node.input[1]]
@@ -58,54 +54,44 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
 def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) -> onnx.ModelProto:
     """Return a model in which inputs are constants, with all that depends on constants alone computed.
 
-    Fires on the inputs that are named. Where sizes inside depend on the values of an input, this is what
-    makes them known: the frame of SOLO's masks follows from `img_shape`.
-
-    Args:
-        model: stays as it is.
-        values: input -> its value; None for the default that the file states.
+    Fires on the inputs that `values` names; None there is the default that the file states. Where sizes
+    inside depend on the values of an input, this is what makes them known: the frame of SOLO's masks follows
+    from `img_shape`.
 
     Raises:
         UsageError: no such input, no default, or a value of another number of elements.
     """
     if not values:
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     inputs = {value.name: value for value in graph.input}
     defaults = {tensor.name: tensor for tensor in graph.initializer}
     for name, array in values.items():
         if name not in inputs:
-            raise UsageError(
-                f'--constant {name}: is not an input{near(name, inputs)}; it has {", ".join(inputs)}'
-            )
+            known = f'{near(name, inputs)}; it has {", ".join(inputs)}'
+            raise UsageError(f'--constant {name}: is not an input{known}')
         if array is None and name not in defaults:
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
         if array is not None:
             tensor = _constant(inputs[name], array)
             refill(graph, initializer=[*(other for other in graph.initializer if other.name != name), tensor])
     refill(graph, input=[value for value in graph.input if value.name not in values])
-    return fold(result)[0]
+    return fold(result)
 
 
 def _constant(value: onnx.ValueInfoProto, array: np.ndarray) -> onnx.TensorProto:
     kind = value.type.tensor_type
     sizes = [size.dim_value if size.HasField('dim_value') else 1 for size in kind.shape.dim]
     if array.size != math.prod(sizes):
-        raise UsageError(
-            f'--constant {value.name}: {array.size} values, the input has {"x".join(map(str, sizes))}'
-        )
+        wanted = 'x'.join(map(str, sizes))
+        raise UsageError(f'--constant {value.name}: {array.size} values, the input has {wanted}')
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
     return numpy_helper.from_array(array.astype(dtype).reshape(sizes), value.name)
 
 
 def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
-    """Read NAME or NAME=VALUE,VALUE,...
-
-    Raises:
-        UsageError: a value that is no number.
-    """
+    """Read NAME or NAME=VALUE,VALUE,...; a value that is no number is a UsageError."""
     found: dict[str, np.ndarray | None] = {}
     for text in texts:
         name, sign, written = text.partition('=')
@@ -119,9 +105,7 @@ def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
 def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
     """Return the spec that a file of this project states; of another file, its inputs and outputs.
 
-    Args:
-        model: with metadata or without.
-        fixed: inputs that became constants.
+    Inputs that became constants, `fixed`, are not in it.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}spec' in props and f'{PREFIX}family' in props:
@@ -132,13 +116,12 @@ def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
         except ValueError:
             pass  # a file that states less: what its graph says is enough here
     spec = equality.spec_of(for_tensorrt(model))
-    return dataclasses.replace(spec, inputs=tuple(map(_with_names, spec.inputs)))
 
+    def named(tensor: TensorSpec) -> TensorSpec:  # no axis without a name is taken for another
+        axes = (f'{tensor.name}.{place}' if axis == '?' else axis for place, axis in enumerate(tensor.axes))
+        return dataclasses.replace(tensor, axes=tuple(axes))
 
-def _with_names(tensor: TensorSpec) -> TensorSpec:
-    """Give each axis without a name one of its own, so that none is taken for another."""
-    axes = (f'{tensor.name}.{place}' if axis == '?' else axis for place, axis in enumerate(tensor.axes))
-    return dataclasses.replace(tensor, axes=tuple(axes))
+    return dataclasses.replace(spec, inputs=tuple(map(named, spec.inputs)))
 
 
 def fp32_patterns(model: onnx.ModelProto) -> list[str]:
@@ -152,21 +135,14 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     names = [node.name for node in model.graph.node]
     stages = [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
     index, kinds = Index(model), types.infer(model)
-    waiting = [
-        place
-        for place, node in enumerate(model.graph.node)
-        if node.op_type == 'Equal' and _is_float(kinds, node.input[0])
-    ]
+    floats = {name for name, kind in kinds.items() if kind.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    nodes = enumerate(index.nodes)
+    waiting = [at for at, node in nodes if node.op_type == 'Equal' and node.input[0] in floats]
     found: set[int] = set()
     while waiting:
         place = waiting.pop()
-        if place in found or index.nodes[place].op_type in PRODUCTS:
-            continue
-        found.add(place)
-        above = (index.producer(name) for name in index.reads(place) if _is_float(kinds, name))
-        waiting.extend(position for position in above if position is not None)
+        if place not in found and index.nodes[place].op_type not in PRODUCTS:
+            found.add(place)
+            above = {index.producer(name) for name in floats.intersection(index.reads(place))}
+            waiting.extend(above - {None})
     return stages + [glob.escape(index.writes(place)[0]) for place in sorted(found)]
-
-
-def _is_float(kinds: Mapping[str, onnx.TypeProto], name: str) -> bool:
-    return name in kinds and kinds[name].tensor_type.elem_type == onnx.TensorProto.FLOAT

@@ -16,24 +16,21 @@ and so do nodes with sub-graphs and what gives the values that their sub-graphs 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.graph.io.constants import constant_tensor
+from mmdeploy_ext.graph.io.constants import constants_to_initializers
 from mmdeploy_ext.graph.io.index import bodies, captured, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import matches, matching_nodes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from mmdeploy_ext.contract.spec import GraphSpec
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
@@ -42,7 +39,7 @@ SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log',
 """Squares overflow float16 and an epsilon of 1e-5 is one of its smallest numbers; these stay float32."""
 TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
 """Operators that say themselves what they give; they are left as they are."""
-SINGLE_OPERANDS = {'Resize': frozenset({1, 2})}
+SINGLE_OPERANDS = {'Resize': (1, 2)}
 """Operands that the operator takes in float32 alone."""
 
 
@@ -50,7 +47,7 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
     """Return the model in mixed precision; a model that is already in it comes back the same.
 
     Args:
-        model: valid; its inputs and outputs are the spec's.
+        model: its inputs and outputs are the spec's.
         spec: `single` inputs start a float32 island and `single` outputs end one; inputs and outputs whose
             dtype is float16 become that, all others keep theirs.
         keep: patterns ('*', '?', '[...]') of node names, operators or tensors that nodes write; these nodes
@@ -74,40 +71,35 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
 def _not_defined_for_half(graph: _Graph) -> set[int]:
     """Return the nodes whose operator takes float32 and not float16, or that ONNX does not know."""
     opsets = opsets_of(graph.model)
-    found = set()
-    for place, node in enumerate(graph.nodes):
-        schema = schema_of(node, opsets)
-        if schema is None:
-            found.add(place)
-            continue
-        single = SINGLE_OPERANDS.get(node.op_type, frozenset())
-        sides = ((node.input, schema.inputs, single), (node.output, schema.outputs, frozenset()))
-        for names, formals, skipped in sides:
-            for at, name in enumerate(names):
-                if at in skipped or graph.types.get(name) != SINGLE:
-                    continue
-                if 'tensor(float16)' not in formals[min(at, len(formals) - 1)].types:
-                    found.add(place)
-    return found
+
+    def defined(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> bool:
+        single = SINGLE_OPERANDS.get(node.op_type, ())
+        ends = [(at, name, schema.inputs) for at, name in enumerate(node.input) if at not in single]
+        ends += [(at, name, schema.outputs) for at, name in enumerate(node.output)]
+        return all(
+            'tensor(float16)' in formals[min(at, len(formals) - 1)].types
+            for at, name, formals in ends
+            if graph.types.get(name) == SINGLE
+        )
+
+    schemas = [schema_of(node, opsets) for node in graph.nodes]
+    nodes = enumerate(zip(graph.nodes, schemas, strict=True))
+    return {place for place, (node, schema) in nodes if schema is None or not defined(node, schema)}
 
 
 @dataclasses.dataclass
 class _Graph:
-    """A copy of the model with what the rules ask about it.
+    """A copy of the model, its constants as initializers, with what the rules ask about it.
 
-    Attributes:
-        model: the copy; constants are initializers.
-        types: element type by value name.
-        ranks: rank by value name, where inference knows it.
-        constants: values that depend on no input.
-        captured: values that sub-graphs read by their names.
+    `types` and, where inference knows them, `ranks` are by the names of values; `constants` depend on no
+    input, and sub-graphs read what is `captured` by its name.
     """
 
     model: onnx.ModelProto
     types: dict[str, int]
     ranks: dict[str, int]
     constants: set[str]
-    captured: set[str] = dataclasses.field(default_factory=set)
+    captured: set[str]
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -124,8 +116,7 @@ class _Graph:
 
 
 def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
+    copied = copy.deepcopy(model)
     graph = copied.graph
     inside = {name for node in graph.node for name in captured(node)}
     if inside & half_io:
@@ -133,7 +124,7 @@ def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
             f'float16: input {sorted(inside & half_io)[0]!r} is read inside a sub-graph, which stays '
             f'float32; keep the inputs float32'
         )
-    _constants_to_initializers(graph)
+    constants_to_initializers(graph, SINGLE)
     if not any(value.data_type == HALF for value in graph.initializer):
         # the spec was applied to a float32 graph: its float16 inputs and outputs are not written yet
         for value in (*graph.input, *graph.output):
@@ -159,30 +150,15 @@ def _around_sub_graphs(graph: _Graph) -> set[int]:
     }
 
 
-def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """Make initializers of the constants in float32."""
-    kept = []
-    for node in graph.node:
-        tensor = constant_tensor(node)
-        if tensor is None or tensor.data_type != SINGLE:
-            kept.append(node)
-        else:
-            graph.initializer.append(tensor)
-    refill(graph, node=kept)
-
-
 def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:
     """Return the indices of the nodes that compute in float32."""
-    nodes, tainted, wanted = graph.nodes, set(inputs), set(outputs)
-    ending = set()
-    for index in reversed(range(len(nodes))):
-        if not wanted.intersection(nodes[index].output):
-            continue
-        ending.add(index)
-        if not graph.is_weighted(nodes[index]):
-            wanted.update(graph.floats(nodes[index].input))
-    islands = set()
-    for index, node in enumerate(nodes):
+    nodes, tainted, wanted = list(enumerate(graph.nodes)), set(inputs), set(outputs)
+    ending, islands = set(), set()
+    for index, node in reversed(nodes):
+        if wanted.intersection(node.output):
+            ending.add(index)
+            wanted.update([] if graph.is_weighted(node) else graph.floats(node.input))
+    for index, node in nodes:
         starts = tainted.intersection(graph.floats(node.input)) and not graph.is_weighted(node)
         if starts or index in ending:
             islands.add(index)
@@ -196,10 +172,10 @@ def _constants_of(graph: _Graph, islands: set[int]) -> set[int]:
     """Return the nodes that compute constants which an island reads, so that none is rounded on its way."""
     nodes, found = graph.nodes, set()
     read = {name for index in islands for name in nodes[index].input}
-    for index in reversed(range(len(nodes))):
-        if graph.constants.issuperset(nodes[index].output) and read.intersection(nodes[index].output):
+    for index, node in reversed([*enumerate(nodes)]):
+        if graph.constants.issuperset(node.output) and read.intersection(node.output):
             found.add(index)
-            read.update(nodes[index].input)
+            read.update(node.input)
     return found
 
 
@@ -207,30 +183,24 @@ class _Writer:
     """Hands each node its operands in the type it wants; one cast per value and type."""
 
     def __init__(self, graph: _Graph) -> None:
-        self.graph = graph
         self.types = dict(graph.types)
         fed = {value.name for value in graph.model.graph.input}  # others may be fed in their place
         stored = graph.model.graph.initializer
         self.initializers = {value.name: value for value in stored if value.name not in fed}
         self.nodes: list[onnx.NodeProto] = []
-        self.made: dict[tuple[str, int], str] = {}
+        self.made: set[str] = set()
         self.extra: list[TensorProto] = []
 
     def operand(self, name: str, wanted: int) -> str:
         """Return the name of `name` in the type `wanted`."""
         if self.types.get(name) not in (HALF, SINGLE) or self.types[name] == wanted:
             return name
-        if (name, wanted) not in self.made:
-            self.made[name, wanted] = self._make(name, wanted)
-        return self.made[name, wanted]
-
-    def _make(self, name: str, wanted: int) -> str:
         made = f'{name}/{"half" if wanted == HALF else "single"}'
-        initializer = self.initializers.get(name)
-        if initializer is not None:
-            self.extra.append(_converted(initializer, made, wanted))
-        else:
+        if made not in self.made and name in self.initializers:
+            self.extra.append(_converted(self.initializers[name], made, wanted))
+        elif made not in self.made:
             self.nodes.append(helper.make_node('Cast', [name], [made], name=f'{made}/Cast', to=wanted))
+        self.made.add(made)
         self.types[made] = wanted
         return made
 
@@ -255,12 +225,10 @@ def _rewrite(graph: _Graph, islands: set[int], half_io: set[str]) -> None:
     natives = _output_names(graph, islands, half_io)
     for index, node in enumerate(graph.nodes):
         floats = graph.floats([*node.input, *node.output])
-        is_half = any(graph.types[name] == HALF for name in floats)
         wanted = SINGLE if index in islands else HALF
-        fixed = node.op_type in TYPED_OPS or not floats or is_half
-        single = SINGLE_OPERANDS.get(node.op_type, frozenset())
-        written = onnx.NodeProto()
-        written.CopyFrom(node)
+        fixed = node.op_type in TYPED_OPS or not floats or any(graph.types[name] == HALF for name in floats)
+        single = SINGLE_OPERANDS.get(node.op_type, ())
+        written = copy.deepcopy(node)
         for place, name in enumerate(node.input):
             kind = graph.types.get(name, 0) if fixed else SINGLE if place in single else wanted
             written.input[place] = writer.operand(natives.get(name, name), kind)

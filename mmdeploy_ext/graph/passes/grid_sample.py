@@ -7,7 +7,8 @@ Glossary: N batch, C channels, H, W of the sampled map, h, w of the grid.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -15,10 +16,8 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io.index import refill
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-SUPPORTED = dict(mode=('linear', 'bilinear'), padding_mode=('zeros',), align_corners=(0,))
+SUPPORTED = dict(mode=(b'linear', b'bilinear'), padding_mode=(b'zeros',), align_corners=(0,))
+"""Attribute -> values that are replaced, the default first."""
 
 
 def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
@@ -30,8 +29,7 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
     Any shape works, also a dynamic one. The result is the same up to rounding (float32).
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     nodes, changed = [], False
     for index, node in enumerate(model.graph.node):
         if node.op_type == 'GridSample' and _supported(node):
@@ -46,12 +44,7 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 def _supported(node: onnx.NodeProto) -> bool:
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    defaults = dict(mode=b'linear', padding_mode=b'zeros', align_corners=0)
-    for name, allowed in SUPPORTED.items():
-        value = values.get(name, defaults[name])
-        if (value.decode() if isinstance(value, bytes) else value) not in allowed:
-            return False
-    return True
+    return all(values.get(name, allowed[0]) in allowed for name, allowed in SUPPORTED.items())
 
 
 class _Gathers:
@@ -76,24 +69,14 @@ class _Gathers:
         )
         low_x, low_y = self._op('Floor', x), self._op('Floor', y)
         part_x, part_y = self._op('Sub', x, low_x), self._op('Sub', y, low_y)
-        corners = [
-            self._corner(
-                flat,
-                (batch, channels),
-                (height, width),
-                self._shift(low_x, dx),
-                self._shift(low_y, dy),
-                self._op('Mul', self._share(part_x, dx), self._share(part_y, dy)),
-            )
-            for dy in (0, 1)
-            for dx in (0, 1)
-        ]
-        total = self._op('Sum', *corners)
-        shape = self._join(batch, channels, rows, columns)
-        self._nodes.append(
-            helper.make_node('Reshape', [total, shape], [self._output], f'{self._prefix}/result')
-        )
-        return self._nodes
+        corners = []
+        for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            place = self._shift(low_x, dx), self._shift(low_y, dy)
+            weight = self._op('Mul', self._share(part_x, dx), self._share(part_y, dy))
+            corners.append(self._corner(flat, (batch, channels), (height, width), place, weight))
+        ends = [self._op('Sum', *corners), self._join(batch, channels, rows, columns)]
+        result = helper.make_node('Reshape', ends, [self._output], f'{self._prefix}/result')
+        return [*self._nodes, result]
 
     def _pixels(self, relative: str, length: str) -> str:
         """Return ((g + 1) * length - 1) / 2: pixel coordinates of -1..1 with corners not aligned."""
@@ -108,12 +91,11 @@ class _Gathers:
         return part if step else self._op('Sub', self._float(1.0), part)
 
     def _corner(
-        self, flat: str, outer: tuple[str, str], size: tuple[str, str], x: str, y: str, weight: str
+        self, flat: str, outer: tuple[str, str], size: tuple[str, str], place: tuple[str, str], weight: str
     ) -> str:
-        """Return (N, C, h * w): values at whole coordinates times their weights."""
-        inside = []
-        clipped = []
-        for position, length in ((x, size[1]), (y, size[0])):
+        """Return (N, C, h * w): values at whole coordinates, x and y, times their weights."""
+        inside, clipped = [], []
+        for position, length in zip(place, reversed(size), strict=True):
             last = self._op('Sub', self._op('Cast', length, to=onnx.TensorProto.FLOAT), self._float(1.0))
             kept = self._op('Max', self._op('Min', position, last), self._float(0.0))
             inside.append(self._op('Equal', kept, position))
@@ -140,8 +122,7 @@ class _Gathers:
         return self._constant(np.asarray(values if scalar else list(values), np.int64))
 
     def _constant(self, value: np.ndarray | np.generic) -> str:
-        tensor = numpy_helper.from_array(np.asarray(value))
-        return self._op('Constant', value=tensor)
+        return self._op('Constant', value=numpy_helper.from_array(np.asarray(value)))
 
     def _op(self, op_type: str, *inputs: str, **attributes: object) -> str:
         name = f'{self._prefix}/{op_type}_{len(self._nodes)}'

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -17,11 +18,8 @@ from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
-
-def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: frozenset[str]) -> None:
+def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: set[str]) -> None:
     """Put `prefix` before every node and value name that is not in `kept`, sub-graphs included."""
 
     def prefixed(name: str) -> str:
@@ -42,26 +40,21 @@ def concatenate(
     Args:
         models: in the order of execution; the same opset and no functions.
         prefixes: one per model, put before the names of its nodes and inner values.
-        outputs: names of the outputs of the merged graph.
+        outputs: of the merged graph.
 
     Raises:
         ExportError: the opsets differ, or an output is given by no model.
     """
-    opsets = {
-        tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models
-    }
+    opsets = {tuple(sorted((one.domain, one.version) for one in model.opset_import)) for model in models}
     if len(opsets) > 1:
         raise ExportError(f'the stages were written with different opsets: {sorted(opsets)}')
-    merged = onnx.ModelProto()
-    merged.CopyFrom(models[0])
+    merged = copy.deepcopy(models[0])
     for field in ('node', 'initializer', 'input', 'output', 'value_info'):
         merged.graph.ClearField(field)
     given: dict[str, onnx.ValueInfoProto] = {}
     for model, prefix in zip(models, prefixes, strict=True):
-        graph = onnx.GraphProto()
-        graph.CopyFrom(model.graph)
-        interface = frozenset(value.name for value in (*graph.input, *graph.output))
-        _rename_graph(graph, prefix, interface)
+        graph = copy.deepcopy(model.graph)
+        _rename_graph(graph, prefix, {value.name for value in (*graph.input, *graph.output)})
         for value in graph.input:
             if value.name not in given:
                 given[value.name] = value
@@ -88,7 +81,7 @@ def merge(
     """Merge models of any origin: outputs of one feed the inputs of later ones.
 
     Args:
-        models: in the order of execution; they stay as they are.
+        models: in the order of execution.
         names: one per model, put before the names of its nodes and inner tensors; all different.
         connections: output of an earlier model -> input of a later one. Equal names connect by themselves.
         outputs: of the merged graph; None: every output that no later model takes.
@@ -108,13 +101,11 @@ def merge(
     for model, name in zip(models, names, strict=True):
         taken |= _check_interface(model, name, given)
         given.update((value.name, value.type) for value in model.graph.output)
-    if outputs is None:
-        outputs = [name for name in given if name not in taken]
-    else:
-        for name in outputs:
-            if name not in given:
-                raise UsageError(f'--outputs {name}: no model gives it{near(name, given)}')
-    merged = concatenate(_same_opsets(models), names, outputs)
+    for name in outputs or ():
+        if name not in given:
+            raise UsageError(f'--outputs {name}: no model gives it{near(name, given)}')
+    ends = [name for name in given if name not in taken] if outputs is None else outputs
+    merged = concatenate(_same_opsets(models), names, ends)
     merged.functions.extend(_functions(models[1:], merged))
     drop_metadata(merged)
     return merged
@@ -133,8 +124,9 @@ def _connected(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]
         given |= {value.name for value in found[-1].graph.output}
     for out, entry in todo.items():
         inputs = {value.name for model in models for value in model.graph.input}
-        missing = f'{out!r} is not an output{near(out, given)}' if out not in given else ''
-        missing = missing or f'no later model has an input {entry!r}{near(entry, inputs)}'
+        missing = f'no later model has an input {entry!r}{near(entry, inputs)}'
+        if out not in given:
+            missing = f'{out!r} is not an output{near(out, given)}'
         raise UsageError(f'--connect {out} {entry}: {missing}')
     return found
 
@@ -147,40 +139,35 @@ def _renamed(model: onnx.ModelProto, inputs: Mapping[str, str]) -> onnx.ModelPro
     clash = next((name for entry, name in inputs.items() if name in ends and name != entry), None)
     if clash is not None:
         raise UsageError(f'a later model has an input or output {clash!r} already; rename one first')
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     rename_tensors(result.graph, lambda name: new.get(name, name))
     return result
 
 
 def _check_interface(model: onnx.ModelProto, name: str, given: Mapping[str, onnx.TypeProto]) -> set[str]:
     """Return the inputs of a model that earlier ones give, after a look at their types."""
-    taken = set()
-    for value in model.graph.input:
-        if value.name not in given:
-            continue
+    taken = [value for value in model.graph.input if value.name in given]
+    for value in taken:
         before = given[value.name]
-        here, there = value.type.tensor_type.elem_type, before.tensor_type.elem_type
-        if (here != there and here and there) or not _fit(shape(value.type), shape(before)):
+        if not _fit(value.type, before):
             raise UsageError(
                 f'{name} takes {value.name!r} as {text(value.type)}, but what an earlier model gives is '
                 f'{text(before)}'
             )
-        taken.add(value.name)
-    twice = [value.name for value in model.graph.output if value.name in given]
-    if twice:
+    if twice := [value.name for value in model.graph.output if value.name in given]:
         raise UsageError(
             f'{name} and an earlier model both give {", ".join(twice)}; rename one first (graph.py rename)'
         )
-    return taken
+    return {value.name for value in taken}
 
 
-def _fit(left: list[int | str] | None, right: list[int | str] | None) -> bool:
+def _fit(here: onnx.TypeProto, there: onnx.TypeProto) -> bool:
+    kinds = {kind.tensor_type.elem_type for kind in (here, there)} - {0}
+    left, right = shape(here), shape(there)
     if left is None or right is None:
-        return True
-    return len(left) == len(right) and all(
-        a == b for a, b in zip(left, right, strict=True) if isinstance(a, int) and isinstance(b, int)
-    )
+        return len(kinds) < 2
+    fixed = [pair for pair in zip(left, right, strict=False) if all(isinstance(size, int) for size in pair)]
+    return len(kinds) < 2 and len(left) == len(right) and all(one == other for one, other in fixed)
 
 
 def _same_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
@@ -188,25 +175,18 @@ def _same_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
     everything: dict[str, int] = {}
     for model in reversed(models):
         everything.update(opsets_of(model))
-    found = []
-    for model in models:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
+    found = [copy.deepcopy(model) for model in models]
+    for model in found:
         imports = sorted({**everything, **opsets_of(model)}.items())
-        refill(copy, opset_import=[onnx.helper.make_opsetid(*entry) for entry in imports])
-        found.append(copy)
+        refill(model, opset_import=[onnx.helper.make_opsetid(*entry) for entry in imports])
     return found
 
 
 def _functions(models: Sequence[onnx.ModelProto], merged: onnx.ModelProto) -> list[onnx.FunctionProto]:
     """Return the functions that the merged model, made of the first, lacks."""
     known = {(entry.domain, entry.name): entry for entry in merged.functions}
-    added = []
+    there = len(known)
     for function in (entry for model in models for entry in model.functions):
-        key = (function.domain, function.name)
-        if key not in known:
-            known[key] = function
-            added.append(function)
-        elif known[key] != function:
+        if known.setdefault((function.domain, function.name), function) != function:
             raise UsageError(f'two models have different functions {function.domain}.{function.name}')
-    return added
+    return list(known.values())[there:]

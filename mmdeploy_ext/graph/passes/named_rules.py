@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+
+import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import near
@@ -11,11 +13,6 @@ from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
 from mmdeploy_ext.graph.passes.replace import Replacements, replace
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import onnx
 
 NAMED = {
     'hard-swish': 'h = HardSigmoid<alpha = 0.16666667, beta = 0.5>(a); y = Mul(a, h) -> y = HardSwish(a)',
@@ -39,17 +36,11 @@ PASSES = {
 
 
 def named_rule(name: str) -> Rule:
-    """Return the rule called `name`.
-
-    Raises:
-        UsageError: there is none; the message has the names.
-    """
-    if name not in NAMED:
-        names = [*NAMED, *PASSES]
-        raise UsageError(
-            f'no replacement is called {name!r}{near(name, names)}; there are {", ".join(names)}'
-        )
-    return parse_rule(NAMED[name], name)
+    """Return the rule called `name`; where there is none a UsageError has the names."""
+    if name in NAMED:
+        return parse_rule(NAMED[name], name)
+    names = [*NAMED, *PASSES]
+    raise UsageError(f'no replacement is called {name!r}{near(name, names)}; there are {", ".join(names)}')
 
 
 def replace_all(

@@ -12,8 +12,8 @@ is 100 times the deviation, and later ones are exact for one scale value alone, 
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -22,9 +22,6 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
 from mmdeploy_ext.graph.io.index import free_name, operator, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 AXES_ARE_FED = 18
 """The first opset in which the axes of ReduceMean are an input."""
@@ -37,42 +34,26 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
       Sqrt(variance + epsilon), R being the reshaped X; both means over W first, then over what is left of
       the group. In float32: squares of values above 255 have no half.
     - Not fired: another scale or bias, one that is no constant, another shape, sub-graphs.
-
-    Args:
-        model: stays as it is.
     """
     known = _constants(model.graph)
     made = {name: node for node in model.graph.node for name in node.output}
     found = [_group_norm(node, known, made) for node in model.graph.node]
     if not any(found):
         return model, False
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     writer = _Writer({*made, *known}, opsets_of(model).get('', 0) >= AXES_ARE_FED)
     nodes = []
     for node, norm in zip(model.graph.node, found, strict=True):
-        nodes.extend([node] if norm is None else writer.write(node, norm))
+        nodes.extend([node] if norm is None else writer.write(node, *norm))
     refill(result.graph, node=nodes)
     result.graph.initializer.extend(writer.constants.values())
     return result, True
 
 
-@dataclasses.dataclass(frozen=True)
-class _GroupNorm:
-    """Attributes: before: the Reshape in front of it. kind: of its numbers."""
-
-    before: onnx.NodeProto
-    kind: np.dtype
-
-
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     """Return what scales and biases of normalisations and shapes of Reshape hold, by name."""
-    read = {
-        name
-        for node in graph.node
-        if node.op_type in ('InstanceNormalization', 'Reshape')
-        for name in node.input[1:]
-    }
+    nodes = [node for node in graph.node if node.op_type in ('InstanceNormalization', 'Reshape')]
+    read = {name for node in nodes for name in node.input[1:]}
     fed = {value.name for value in graph.input}
     found = {tensor.name: tensor_values(tensor) for tensor in graph.initializer if tensor.name in read - fed}
     for node in graph.node:
@@ -83,8 +64,8 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 
 def _group_norm(
     node: onnx.NodeProto, known: Mapping[str, np.ndarray], made: Mapping[str, onnx.NodeProto]
-) -> _GroupNorm | None:
-    """Return what a node is as a group normalisation, if it is one."""
+) -> tuple[onnx.NodeProto, np.dtype] | None:
+    """Return the Reshape before a group normalisation and the type of its numbers, None if a node is none."""
     if operator(node) != 'InstanceNormalization':
         return None
     scale, bias = (known.get(name) for name in node.input[1:])
@@ -96,7 +77,7 @@ def _group_norm(
     shape = known.get(before.input[1])
     if shape is None or shape.size != 3 or (shape[0], shape[2]) != (0, -1):
         return None
-    return _GroupNorm(before, scale.dtype)
+    return before, scale.dtype
 
 
 class _Writer:
@@ -106,24 +87,24 @@ class _Writer:
         self.taken, self.axes_are_fed = taken, axes_are_fed
         self.constants: dict[tuple[str, bytes], onnx.TensorProto] = {}
 
-    def write(self, node: onnx.NodeProto, norm: _GroupNorm) -> list[onnx.NodeProto]:
+    def write(self, node: onnx.NodeProto, before: onnx.NodeProto, kind: np.dtype) -> list[onnx.NodeProto]:
         """Return the nodes that take the place of one; the last has its name and output."""
-        (image, shape), (folded, *_), end = norm.before.input, norm.before.output, node.output[0]
+        (image, shape), (folded, *_), end = before.input, before.output, node.output[0]
         epsilon = next((entry.f for entry in node.attribute if entry.name == 'epsilon'), 1e-5)
         nodes: list[onnx.NodeProto] = []
 
-        def add(kind: str, part: str, *inputs: str, **attributes: int) -> str:
+        def add(op_type: str, part: str, *inputs: str, **attributes: int) -> str:
             name = self._free(f'{node.name or end}/{part}')
-            written = helper.make_node(kind, inputs, [name], name, **attributes)
+            written = helper.make_node(op_type, inputs, [name], name, **attributes)
             written.metadata_props.extend(node.metadata_props)
             nodes.append(written)
             return name
 
         def mean(part: str, of: str, axis: int, keepdims: int) -> str:
-            if not self.axes_are_fed:
-                return add('ReduceMean', part, of, axes=[axis], keepdims=keepdims)
-            axes = self._constant('axes', [axis], np.int64)
-            return add('ReduceMean', part, of, axes, keepdims=keepdims)
+            if self.axes_are_fed:
+                axes = self._constant('axes', [axis], np.int64)
+                return add('ReduceMean', part, of, axes, keepdims=keepdims)
+            return add('ReduceMean', part, of, axes=[axis], keepdims=keepdims)
 
         def mean_of_groups(part: str, of: str) -> str:
             rows = mean(f'{part}_of_rows', of, -1, 0)
@@ -133,7 +114,7 @@ class _Writer:
         square = add('Mul', 'square', centred, centred)
         rows = add('Reshape', 'square_by_rows', square, add('Shape', 'shape', image))
         variance = mean_of_groups('variance', rows)
-        positive = add('Add', 'positive', variance, self._constant('epsilon', epsilon, norm.kind))
+        positive = add('Add', 'positive', variance, self._constant('epsilon', epsilon, kind))
         last = helper.make_node('Div', [centred, add('Sqrt', 'deviation', positive)], [end], node.name)
         last.metadata_props.extend(node.metadata_props)
         return [*nodes, last]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import onnx
@@ -9,7 +10,7 @@ from onnx import version_converter
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import bodies, label
+from mmdeploy_ext.graph.io.index import bodies, label, listed
 from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import skeleton
 
@@ -19,16 +20,12 @@ OPERATOR = re.compile(r'(?:for|of) (\w+)(?: exists)?\s*$')
 SHOWN = 3
 
 
-def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto, int]:
-    """Return the model in opset `version` of the default domain, and the opset it had.
+def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    """Return the model in opset `version` of the default domain.
 
     Other domains stay as they are. A model that is in this opset comes back as it is. The converter knows
     no numbers: Softmax from 13 to 11, for example, comes out with the same axis and another meaning, so
     compare the outputs.
-
-    Args:
-        model: stays as it is.
-        version: opset to write.
 
     Raises:
         UsageError: an opset that the installed onnx does not know.
@@ -41,9 +38,7 @@ def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto
     if before is None:
         raise ModelFileError('the model imports no opset of ONNX, so there is nothing to convert')
     if before == version:
-        result = onnx.ModelProto()
-        result.CopyFrom(model)
-        return result, before
+        return copy.deepcopy(model)
     _check_bodies(model, before, version)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     try:  # without large weights: one message holds 2 GiB
@@ -55,7 +50,7 @@ def convert_opset(model: onnx.ModelProto, version: int) -> tuple[onnx.ModelProto
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
     _check(result, version)
-    return result, before
+    return result
 
 
 def _check_bodies(model: onnx.ModelProto, before: int, version: int) -> None:
@@ -85,20 +80,15 @@ def _signature(node: onnx.NodeProto, version: int) -> tuple | None:
 
 def _explain(model: onnx.ModelProto, before: int, version: int, message: str) -> str:
     message = message.strip().splitlines()[-1]
-    reason = message.split('failed: ')[-1].replace('$', '')
-    found = OPERATOR.search(message)
+    what, reason = f'opset {before} to {version}:', message.split('failed: ')[-1].replace('$', '')
+    found, graph = OPERATOR.search(message), model.graph
     operator = found.group(1) if found else ''
-    nodes = [
-        label(model.graph.node, place)
-        for place, node in enumerate(model.graph.node)
-        if node.op_type == operator
-    ]
+    nodes = [label(graph.node, at) for at, node in enumerate(graph.node) if node.op_type == operator]
     if not nodes:
-        return f'opset {before} to {version}: {reason}; export again with the opset you need'
-    more = f' and {len(nodes) - SHOWN} more' if len(nodes) > SHOWN else ''
+        return f'{what} {reason}; export again with the opset you need'
     return (
-        f'opset {before} to {version}: {operator} cannot be converted ({reason}): nodes '
-        f'{", ".join(nodes[:SHOWN])}{more}; remove them (fold, simplify, replace) or export again'
+        f'{what} {operator} cannot be converted ({reason}): nodes {listed(nodes, SHOWN)}; remove them (fold, '
+        f'simplify, replace) or export again'
     )
 
 
@@ -107,11 +97,11 @@ def _keep_parts(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
     for field in ('metadata_props', 'functions'):
         if not getattr(result, field):
             getattr(result, field).extend(getattr(model, field))
-    if model.model_version:
-        result.model_version = model.model_version
     for field in ('producer_name', 'producer_version', 'doc_string', 'domain'):
         if not getattr(result, field):
             setattr(result, field, getattr(model, field))
+    if model.model_version:
+        result.model_version = model.model_version
     if model.graph.doc_string:
         result.graph.doc_string = model.graph.doc_string
 
@@ -125,7 +115,5 @@ def _check(result: onnx.ModelProto, version: int) -> None:
     try:
         onnx.checker.check_model(result)
     except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(
-            f'the converter wrote a model of opset {version} that is not valid: {reason}'
-        ) from error
+        reason = f'that is not valid: {str(error).strip().splitlines()[0]}'
+        raise ExportError(f'the converter wrote a model of opset {version} {reason}') from error

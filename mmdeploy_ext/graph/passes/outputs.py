@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Iterable
 
 import onnx
 
@@ -11,18 +12,12 @@ from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.select import matching
 from mmdeploy_ext.graph.run import typed_values
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """Return a model that also gives inner tensors, after the outputs that it has.
 
-    Does not fire on tensors that are outputs already. The outputs that were there keep their values.
-
-    Args:
-        model: stays as it is.
-        names: tensors that nodes make, or patterns such as '/head/*'.
+    The names are of tensors that nodes make, or patterns such as '/head/*'. Does not fire on tensors that are
+    outputs already. The outputs that were there keep their values.
 
     Raises:
         UsageError: an unknown tensor, a pattern that no tensor fits, an input or a constant.
@@ -31,7 +26,6 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     index = Index(model)
     wanted = [name for pattern in names for name in matching(index, pattern)]
     new = [name for name in dict.fromkeys(wanted) if name not in index.outputs]
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     result.graph.output.extend(typed_values(index, new))
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,6 @@ from onnx import helper
 from mmdeploy_ext.graph.io.schemas import defaults_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from onnx_ir import Node, Value
 
 TOLERANCE = 1e-6
@@ -37,25 +36,20 @@ def number_check(expected: float) -> Callable:
 
 def attribute_check(node: onnx.NodeProto, opsets: dict[str, int]) -> Callable:
     """Return a check that a node has the pattern's attributes and no other, but for defaults."""
-    wanted = {
-        item.name: helper.get_attribute_value(item) for item in node.attribute if not item.ref_attr_name
-    }
     free = {item.name for item in node.attribute if item.ref_attr_name}
+    given = [item for item in node.attribute if item.name not in free]
+    wanted = {item.name: helper.get_attribute_value(item) for item in given}
     defaults = defaults_of(node, opsets)
 
     def check(context: Any, found: Node) -> bool:
         del context
-        got = {name: _plain(item.value) for name, item in found.attributes.items()}
+        values = {name: item.value for name, item in found.attributes.items()}
+        got = {name: value.numpy() if hasattr(value, 'numpy') else value for name, value in values.items()}
         names = (wanted.keys() | got.keys()) - free
-        return all(
-            _same(got.get(name, defaults.get(name)), wanted.get(name, defaults.get(name))) for name in names
-        )
+        sides = [[side.get(name, defaults.get(name)) for side in (got, wanted)] for name in names]
+        return all(_same(*pair) for pair in sides)
 
     return check
-
-
-def _plain(value: Any) -> Any:
-    return value.numpy() if hasattr(value, 'numpy') else value
 
 
 def _same(left: Any, right: Any) -> bool:

@@ -25,12 +25,9 @@ TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|->|[;\n]|.', re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One side of a rule.
+    """One side of a rule: statements in order, and what the user wrote.
 
-    Attributes:
-        nodes: the statements in order; an attribute variable is an attribute with `ref_attr_name`.
-        numbers: value by the name that stands for a number among the operands.
-        text: what the user wrote.
+    An attribute variable is an attribute with `ref_attr_name`; `numbers` are by names that stand for them.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -78,30 +75,24 @@ def parse_rule(text: str, name: str = '') -> Rule:
     Raises:
         UsageError: bad syntax, a replacement that reads what the pattern does not bind, another result.
     """
-    sides = _split(text, ('->',))
-    if len(sides) != 2:
-        raise UsageError(f'rule {text!r}: got {len(sides) - 1} arrows "->", {SYNTAX}')
-    rule = Rule(_parse_side(sides[0]), _parse_side(sides[1]), name)
-    pattern, replacement = rule.pattern, rule.replacement
+    parts = _split(text, ('->',))
+    if len(parts) != 2:
+        raise UsageError(f'rule {text!r}: got {len(parts) - 1} arrows "->", {SYNTAX}')
+    pattern, replacement = sides = [_parse_side(part) for part in parts]
+    rule = Rule(pattern, replacement, name)
     if pattern.output != replacement.output:
         raise UsageError(
             f'rule {rule}: the pattern ends in {pattern.output!r} and the replacement in '
             f'{replacement.output!r}; give the results one name'
         )
-    unknown = [value for value in replacement.variables if value not in pattern.variables]
-    unknown += [
-        f'@{value}' for value in replacement.attribute_variables if value not in pattern.attribute_variables
-    ]
-    if unknown:
+    bound, read = ([*one.variables, *(f'@{name}' for name in one.attribute_variables)] for one in sides)
+    if unknown := [name for name in read if name not in bound]:
         raise UsageError(
-            f'rule {rule}: the replacement reads {unknown}, which the pattern does not bind; it binds '
-            f'{pattern.variables + ["@" + value for value in pattern.attribute_variables]}'
+            f'rule {rule}: the replacement reads {unknown}, which the pattern does not bind; it binds {bound}'
         )
-    both = sorted({*pattern.variables, *pattern.produced}.intersection(pattern.attribute_variables))
-    if both:
+    if both := sorted({*pattern.variables, *pattern.produced}.intersection(pattern.attribute_variables)):
         raise UsageError(f'rule {rule}: {both} name a tensor and an attribute; give them different names')
-    unused = _not_needed(pattern)
-    if unused:
+    if unused := _not_needed(pattern):
         raise UsageError(
             f'rule {rule}: the result {pattern.output!r} does not depend on {unused}; a pattern has one '
             f'result, the first output of its last statement'
@@ -110,11 +101,7 @@ def parse_rule(text: str, name: str = '') -> Rule:
 
 
 def rule_lines(text: str) -> list[str]:
-    """Return the rules of a file: one per line, empty lines and lines that begin with # are skipped.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the rules of a file, one per line, without empty lines and those with #; UsageError for none."""
     lines = [line.strip() for line in text.splitlines()]
     found = [line for line in lines if line and not line.startswith('#')]
     if not found:
@@ -138,13 +125,11 @@ def _parse_side(text: str) -> Side:
     statements = [_name_numbers(part, numbers) for part in _split(text, (';', '\n')) if part]
     # attribute variables get a type, which the parser wants and nobody uses
     body = '\n'.join(VARIABLE.sub(r'\1 : int = @', statement) for statement in statements)
+    function = f'<opset_import: ["" : 1], domain: "p"> f () => () {{\n{body}\n}}'
     try:
-        function = onnx.parser.parse_function(
-            f'<opset_import: ["" : 1], domain: "p"> f () => () {{\n{body}\n}}'
-        )
+        nodes = tuple(onnx.parser.parse_function(function).node)
     except onnx.parser.ParseError as error:
         raise UsageError(f'rule: {text!r} is not ONNX text ({_parse_message(error)}); {SYNTAX}') from error
-    nodes = tuple(function.node)
     if not nodes:
         raise UsageError(f'rule: an empty side; {SYNTAX}')
     for node in nodes:

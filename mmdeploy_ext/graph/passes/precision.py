@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import onnx
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.graph.equality import with_half_ends
 from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.select import fitting, matching_nodes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.graph.passes.select import matches, matching_nodes
 
 FACTS = 'fp16.'
 """What was done is kept under this prefix in `metadata_props`."""
@@ -43,26 +41,23 @@ def in_precision(
     """
     if options.precision == 'fp32':
         return model
-    kept = fp32_patterns(model) + fitting(model.graph.node, (*defaults, *options.keep_fp32))
+    asked = matches(model.graph.node, (*defaults, *options.keep_fp32))
+    kept = [*fp32_patterns(model), *(pattern for pattern, places in asked.items() if places)]
     result = to_fp16(model, spec, kept)
-    facts = dict(
-        keep_fp32=json.dumps(list(options.keep_fp32)),
-        kept_nodes=len(matching_nodes(model.graph.node, kept)),
-        nodes=len(model.graph.node),
-    )
+    told = {
+        f'{FACTS}keep_fp32': json.dumps(list(options.keep_fp32)),
+        f'{FACTS}kept_nodes': str(len(matching_nodes(model.graph.node, kept))),
+        f'{FACTS}nodes': str(len(model.graph.node)),
+    }
     known = {entry.key: entry.value for entry in result.metadata_props}
-    told = {FACTS + name: str(value) for name, value in facts.items()}
     onnx.helper.set_model_props(result, {**known, **told, **known})
     return result
 
 
 def recorded(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) -> onnx.ModelProto:
-    """Return a float16 model whose metadata says so, where it has metadata of this project.
+    """Return a model that became float16 after its export with metadata of this project, if any, that say so.
 
-    Args:
-        model: float16 was written into it after its export.
-        fp16_io: its inputs and outputs became float16, too.
-        keep_fp32: patterns that stayed float32.
+    `fp16_io`: its inputs and outputs became float16, too; `keep_fp32` are patterns that stayed float32.
     """
     props = {entry.key: entry.value for entry in model.metadata_props}
     try:
@@ -72,17 +67,12 @@ def recorded(model: onnx.ModelProto, fp16_io: bool, keep_fp32: Sequence[str]) ->
     options = dict(metadata.options, precision='fp16', fp16_io=fp16_io, keep_fp32=list(keep_fp32))
     spec = with_half_ends(metadata.spec) if fp16_io else metadata.spec
     told = dataclasses.replace(metadata, options=options, spec=spec)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     onnx.helper.set_model_props(result, {**props, **told.to_props()})
     return result
 
 
 def check_patterns(models: Iterable[onnx.ModelProto], patterns: Sequence[str]) -> None:
-    """Refuse patterns that fit no node of any graph of an export.
-
-    Raises:
-        UsageError: the message has similar names.
-    """
+    """Raise UsageError, with similar names, for patterns that fit no node of any graph of an export."""
     if patterns:
         matching_nodes([node for model in models for node in model.graph.node], patterns)

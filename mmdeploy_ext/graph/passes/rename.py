@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING
+import copy
+import itertools
+from collections.abc import Callable, Mapping
 
 import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index, all_graphs, bodies, writes
 from mmdeploy_ext.graph.part import drop_metadata
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 def rename(
@@ -36,16 +35,15 @@ def rename(
     Raises:
         UsageError: an unknown name, or a new name that another tensor or node has.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     index = Index(result)
-    known = {node.name for node in index.nodes} | {f'#{at}' for at, _ in enumerate(index.nodes)}
+    names = {node.name for node in index.nodes}
+    known = names.union(f'#{at}' for at in range(len(index.nodes)))
     new_nodes = {index.find_node(old): new for old, new in _open(nodes, known, prefix).items()}
     new_tensors = _open(tensors, set(index.tensors), prefix)
     for name in new_tensors:
         index.check_tensor(name)
     _check_new(new_tensors, set(_all_tensor_names(result)), 'tensor')
-    names = {node.name for node in index.nodes}
     _check_new({index.nodes[at].name or f'#{at}': new for at, new in new_nodes.items()}, names, 'node')
     for at, new in new_nodes.items():
         index.nodes[at].name = new
@@ -61,12 +59,13 @@ def rename(
 
 def _open(wanted: Mapping[str, str] | None, present: set[str], prefix: str) -> dict[str, str]:
     """Return the renamings that are not done yet."""
-    wanted = {old: new for old, new in (wanted or {}).items() if old != new}
-    for old, new in wanted.items():
+    found = {}
+    for old, new in (wanted or {}).items():
         if not new:
             raise UsageError(f'new name of {old!r}: is empty')
-    done = {old for old, new in wanted.items() if old not in present and {new, prefix + new} & present}
-    return {old: new for old, new in wanted.items() if old not in done}
+        if old != new and (old in present or present.isdisjoint((new, prefix + new))):
+            found[old] = new
+    return found
 
 
 def _check_new(renamed: Mapping[str, str], present: set[str], what: str) -> None:
@@ -80,20 +79,13 @@ def _check_new(renamed: Mapping[str, str], present: set[str], what: str) -> None
 
 def _all_tensor_names(model: onnx.ModelProto) -> list[str]:
     """Return the names of every tensor of the main graph and of the bodies in it."""
-    names = []
-    for graph in all_graphs(onnx.ModelProto(graph=model.graph)):
-        names += [value.name for value in (*graph.input, *graph.initializer)]
-        names += [name for node in graph.node for name in writes(node)]
-    return names
+    graphs = [*all_graphs(model.graph)]
+    names = [value.name for graph in graphs for value in (*graph.input, *graph.initializer)]
+    return names + [name for graph in graphs for node in graph.node for name in writes(node)]
 
 
 def rename_tensors(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
-    """Give every tensor of a graph and of the bodies in it another name, in place.
-
-    Args:
-        graph: to change.
-        new: from old to new names; '' stays.
-    """
+    """Give every tensor of a graph and of the bodies in it another name, in place; '' stays."""
 
     def renamed(name: str) -> str:
         return new(name) if name else name
@@ -128,8 +120,7 @@ def _prefix(model: onnx.ModelProto, prefix: str) -> None:
     def prefixed(name: str) -> str:
         return name if not name or name.startswith(prefix) else f'{prefix}{name.lstrip("/")}'
 
-    names = set(_all_tensor_names(model))
-    new = {name: prefixed(name) for name in names - kept}
+    new = {name: prefixed(name) for name in {*_all_tensor_names(model)} - kept}
     taken = collections.Counter([*new.values(), *kept])
     clash = next((name for name in sorted(new) if taken[new[name]] > 1), None)
     if clash is not None:
@@ -142,11 +133,7 @@ def _fill(index: Index) -> None:
     """Name nodes that have no name by operator and position."""
     taken = {node.name for node in index.nodes}
     for position, node in enumerate(index.nodes):
-        if node.name:
-            continue
-        name, extra = f'{node.op_type}_{position}', 0
-        while name in taken:
-            extra += 1
-            name = f'{node.op_type}_{position}_{extra}'
-        node.name = name
-        taken.add(name)
+        if not node.name:
+            names = (f'{node.op_type}_{position}' + f'_{more}' * bool(more) for more in itertools.count())
+            node.name = next(name for name in names if name not in taken)
+            taken.add(node.name)

@@ -7,9 +7,11 @@ touched, a number matches any constant of one value, and a place that cannot be 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +26,7 @@ from mmdeploy_ext.graph.passes.pattern_match import attribute_check, number_chec
 from mmdeploy_ext.graph.passes.pattern_text import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
     from onnx_ir import Model, Node, Value
-
-    from mmdeploy_ext.graph.passes.pattern_text import Side
 
 LARGEST_PATTERN = 8
 """Commutative operators in a pattern: each doubles the forms that are looked for."""
@@ -36,13 +34,7 @@ LARGEST_PATTERN = 8
 
 @dataclasses.dataclass(frozen=True)
 class Replacements:
-    """What a rule did.
-
-    Attributes:
-        rule: the rule, as text or by name.
-        count: places that were replaced.
-        kept: places that match and were left as they are, each with the reason.
-    """
+    """How many places a rule replaced, and which it left as they are although they match, and why."""
 
     rule: str
     count: int
@@ -56,10 +48,6 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
       operators may be swapped.
     - Not fired where an inner result is read elsewhere or is an output of the graph (the report says so), and
       where operators of the pattern lie in different graphs (an If's branch and the graph around it).
-
-    Args:
-        model: stays as it is.
-        rule: see `pattern_text.parse_rule`.
 
     Returns:
         The new model, or an equal copy when there was nothing to do; and the report.
@@ -76,124 +64,96 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
     types = {name: kind.tensor_type.elem_type for name, kind in infer(model).items()}
     _check_ends(rule, opsets)
     graph = ir.serde.deserialize_model(model)
-    count = _apply(graph, rule, opsets, types)
-    kept = tuple(_why_kept(match.nodes, match.outputs, node) for node, match in _matches(graph, rule, opsets))
+    rewriter = _Rewriter(rule, opsets, types)
+    count = rewriter.apply(graph)
+    kept = tuple(_why_kept(match.nodes, match.outputs, node) for node, match in rewriter.matches(graph))
     if not count:
-        unchanged = onnx.ModelProto()
-        unchanged.CopyFrom(model)
-        return unchanged, Replacements(str(rule), 0, kept)
+        return copy.deepcopy(model), Replacements(str(rule), 0, kept)
     RemoveUnusedNodesPass()(graph)
     return ir.serde.serialize_model(graph), Replacements(str(rule), count, kept)
 
 
-class _Budget:
-    """Counts replacements; a rule that matches its own results would never end."""
+class _Rewriter:
+    """A rule in the form of onnxscript's rewriter, for models of some opsets.
 
-    def __init__(self, rule: Rule, left: int) -> None:
-        self.rule, self.left = rule, left
+    Numbers of a replacement get their type from `types`, those of a model's tensors.
+    """
 
-    def spend(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise UsageError(
-                f'rule {self.rule}: each replacement makes a new place; replacing would never end'
+    def __init__(self, rule: Rule, opsets: dict[str, int], types: dict[str, int]) -> None:
+        self.rule, self.opsets, self.types, self.left = rule, opsets, types, 0
+        free = [(node, item) for node in rule.pattern.nodes for item in node.attribute if item.ref_attr_name]
+        self.defaults = {item.ref_attr_name: defaults_of(node, opsets).get(item.name) for node, item in free}
+
+    def apply(self, model: Model) -> int:
+        """Replace in place until nothing matches; a replaced place can complete the next one's pattern."""
+        total, self.left = 0, 2 * sum(1 for _ in model.graph.all_nodes())
+        while count := self.rules().apply_to_model(model):
+            total += count
+        return total
+
+    def matches(self, model: Model) -> Iterator[tuple[Node, Any]]:
+        """Yield (last node, match) of every place that has the pattern's structure, replaceable or not."""
+        forms = list(self.rules())
+        for scope in [model.graph, *model.graph.subgraphs()]:
+            for node in scope:
+                found = (form.match(model, scope, node, check_nodes_are_removable=False) for form in forms)
+                if match := next(filter(None, found), None):
+                    yield node, match
+
+    def rules(self) -> Any:
+        """Return the rewriter's rules, with all orders of commutative operands."""
+        from onnxscript.rewriter import pattern
+
+        target = functools.partial(self.target)  # a method takes no signature; the parameters are variables
+        names, kind = ('__builder__', *self.rule.pattern.variables), inspect.Parameter.POSITIONAL_OR_KEYWORD
+        target.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+        return pattern.RewriteRuleSet([pattern.RewriteRule(target, self.replacement)], commute=True)
+
+    def target(self, op: Any, *variables: Any) -> Any:
+        """Make the rewriter's pattern."""
+        from onnxscript.rewriter import pattern
+
+        side = self.rule.pattern
+        values: dict[str, Any] = {'': None, **dict(zip(side.variables, variables, strict=True))}
+        values.update((name, number_check(number)) for name, number in side.numbers.items())
+        for node in side.nodes:
+            free = [item for item in node.attribute if item.ref_attr_name]
+            made = getattr(op, node.op_type)(
+                *(values[name] for name in node.input),
+                _domain=node.domain,
+                _outputs=[name or None for name in node.output],
+                _check=attribute_check(node, self.opsets),
+                **{item.name: pattern.AttrVar(item.ref_attr_name, can_match_none=True) for item in free},
             )
+            values.update(zip(node.output, [made] if len(node.output) == 1 else made, strict=True))
+        return values[side.output]
 
+    def replacement(self, op: Any, /, **bound: Any) -> Any:
+        """Make the new nodes of a place."""
+        import onnx_ir as ir
 
-def _apply(graph: Model, rule: Rule, opsets: dict[str, int], types: dict[str, int]) -> int:
-    """Replace in place until nothing matches; a replaced place can complete the pattern of the next one."""
-    total = 0
-    budget = _Budget(rule, 2 * sum(1 for _ in graph.graph.all_nodes()))
-    while True:
-        count = _rule_set(rule, opsets, types, budget).apply_to_model(graph)
-        total += count
-        if not count:
-            return total
-
-
-def _rule_set(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Any:
-    """Return the rewriter's form of a rule, with all orders of commutative operands."""
-    from onnxscript.rewriter import pattern
-
-    replacement = _replacement(rule, opsets, types, budget)
-    compiled = pattern.RewriteRule(_target(rule.pattern, opsets), replacement)
-    return pattern.RewriteRuleSet([compiled], commute=True)
-
-
-def _matches(model: Model, rule: Rule, opsets: dict[str, int]) -> Iterator[tuple[Node, Any]]:
-    """Yield (last node, match) of every place that has the pattern's structure, replaceable or not."""
-    forms = list(_rule_set(rule, opsets, {}, _Budget(rule, 0)))
-    for scope in [model.graph, *model.graph.subgraphs()]:
-        for node in scope:
-            found = (form.match(model, scope, node, check_nodes_are_removable=False) for form in forms)
-            match = next(filter(None, found), None)
-            if match:
-                yield node, match
-
-
-def _target(side: Side, opsets: dict[str, int]) -> Callable:
-    """Return the function from which the rewriter makes its pattern; its parameters are the variables."""
-    build = functools.partial(_build_target, side, opsets)
-    build.__signature__ = inspect.Signature(
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for name in ('__builder__', *side.variables)
-    )
-    return build
-
-
-def _build_target(side: Side, opsets: dict[str, int], op: Any, *variables: Any) -> Any:
-    from onnxscript.rewriter import pattern
-
-    values: dict[str, Any] = {'': None, **dict(zip(side.variables, variables, strict=True))}
-    values.update((name, number_check(number)) for name, number in side.numbers.items())
-    for node in side.nodes:
-        free = [item for item in node.attribute if item.ref_attr_name]
-        made = getattr(op, node.op_type)(
-            *(values[name] for name in node.input),
-            _domain=node.domain,
-            _outputs=[name or None for name in node.output],
-            _check=attribute_check(node, opsets),
-            **{item.name: pattern.AttrVar(item.ref_attr_name, can_match_none=True) for item in free},
-        )
-        values.update(zip(node.output, [made] if len(node.output) == 1 else made, strict=True))
-    return values[side.output]
-
-
-def _replacement(rule: Rule, opsets: dict[str, int], types: dict[str, int], budget: _Budget) -> Callable:
-    """Return the function that makes the new nodes of a place."""
-    defaults = {
-        item.ref_attr_name: defaults_of(node, opsets).get(item.name)
-        for node in rule.pattern.nodes
-        for item in node.attribute
-        if item.ref_attr_name
-    }
-    return functools.partial(_build_replacement, rule, defaults, types, budget)
-
-
-def _build_replacement(
-    rule: Rule, defaults: dict[str, Any], types: dict[str, int], budget: _Budget, op: Any, /, **bound: Any
-) -> Any:
-    import onnx_ir as ir
-
-    budget.spend()
-    side, result = rule.replacement, bound[rule.pattern.output].name
-    kind = types.get(result, onnx.TensorProto.FLOAT)
-    values: dict[str, Any] = {'': None, **{name: bound[name] for name in side.variables}}
-    for name, number in side.numbers.items():
-        array = np.asarray(number).astype(helper.tensor_dtype_to_np_dtype(kind))
-        values[name] = op.Constant(value=ir.tensor(array))
-        _name(values[name], f'{result}/{name}', f'{result}/Constant_{len(values)}')
-    for node in side.nodes:
-        made = getattr(op, node.op_type)(
-            *(values[name] for name in node.input),
-            _domain=node.domain,
-            _outputs=len(node.output),
-            **_attributes(node, bound, defaults),
-        )
-        for name, value in zip(node.output, [made] if len(node.output) == 1 else made, strict=True):
-            values[name] = value
-            _name(value, f'{result}/{name}', f'{result}/{node.op_type}_{len(values)}')
-    return values[side.output]
+        self.left -= 1
+        if self.left < 0:  # a rule that matches its own results
+            never = 'each replacement makes a new place; replacing would never end'
+            raise UsageError(f'rule {self.rule}: {never}')
+        side, result = self.rule.replacement, bound[self.rule.pattern.output].name
+        kind = self.types.get(result, onnx.TensorProto.FLOAT)
+        values: dict[str, Any] = {'': None, **{name: bound[name] for name in side.variables}}
+        for name, number in side.numbers.items():
+            array = np.asarray(number).astype(helper.tensor_dtype_to_np_dtype(kind))
+            values[name] = op.Constant(value=ir.tensor(array))
+            _name(values[name], f'{result}/{name}', f'{result}/Constant_{len(values)}')
+        for node in side.nodes:
+            made = getattr(op, node.op_type)(
+                *(values[name] for name in node.input),
+                _domain=node.domain,
+                _outputs=len(node.output),
+                **_attributes(node, bound, self.defaults),
+            )
+            for name, value in zip(node.output, [made] if len(node.output) == 1 else made, strict=True):
+                values[name] = value
+                _name(value, f'{result}/{name}', f'{result}/{node.op_type}_{len(values)}')
+        return values[side.output]
 
 
 def _name(value: Value, name: str, node: str) -> None:
@@ -230,11 +190,8 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
             continue
         version = opsets.get('', 1)
         known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
-        hint = (
-            near(node.op_type, known)
-            if node.op_type not in known
-            else '; convert the model with convert-opset'
-        )
+        later = '; convert the model with convert-opset'
+        hint = later if node.op_type in known else near(node.op_type, known)
         raise UsageError(f'rule {rule}: opset {version} of the model has no operator {node.op_type!r}{hint}')
     commutative = sum(len(node.input) == 2 for node in rule.pattern.nodes)
     if commutative > LARGEST_PATTERN:
@@ -247,20 +204,14 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
     """Refuse a replacement in which the pattern is found again."""
     import onnx_ir as ir
 
-    side, nodes = rule.replacement, []
-    for node in side.nodes:
-        copied = onnx.NodeProto()
-        copied.CopyFrom(node)
-        for item in copied.attribute:
-            if item.ref_attr_name:
-                item.ref_attr_name = ''
-        nodes.append(copied)
+    side, nodes = rule.replacement, copy.deepcopy(rule.replacement.nodes)
+    for item in (item for node in nodes for item in node.attribute if item.ref_attr_name):
+        item.ref_attr_name = ''
     numbers = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in side.numbers.items()]
     ends = [[onnx.ValueInfoProto(name=name) for name in names] for names in (side.variables, [side.output])]
     imports = [helper.make_opsetid(*entry) for entry in opsets.items()]
     model = helper.make_model(helper.make_graph(nodes, 'r', *ends, numbers), opset_imports=imports)
-    graph = ir.serde.deserialize_model(model)
-    if any(_matches(graph, rule, opsets)):
+    if any(_Rewriter(rule, opsets, {}).matches(ir.serde.deserialize_model(model))):
         raise UsageError(
             f'rule {rule}: the pattern is found in its own replacement, so replacing would never end'
         )
@@ -268,15 +219,10 @@ def _check_ends(rule: Rule, opsets: dict[str, int]) -> None:
 
 def _why_kept(nodes: Sequence[Node], results: Iterable[Value], last: Node) -> str:
     outside, results = [], list(results)
-    for node in nodes:
-        for value in node.outputs:
-            if value in results:
-                continue
-            if value.is_graph_output():
-                outside.append(f'{value.name!r} is an output of the graph')
-            readers = [user.name or user.op_type for user, _ in value.uses() if user not in nodes]
-            if readers:
-                outside.append(f'{value.name!r} is read by {", ".join(map(repr, readers))}')
-    return (
-        f'the place that ends in {last.name or last.op_type!r} is kept: its inner result {"; ".join(outside)}'
-    )
+    for value in (value for node in nodes for value in node.outputs if value not in results):
+        if value.is_graph_output():
+            outside.append(f'{value.name!r} is an output of the graph')
+        if readers := [user.name or user.op_type for user, _ in value.uses() if user not in nodes]:
+            outside.append(f'{value.name!r} is read by {", ".join(map(repr, readers))}')
+    place = f'the place that ends in {last.name or last.op_type!r} is kept'
+    return f'{place}: its inner result {"; ".join(outside)}'

@@ -8,7 +8,8 @@ Glossary: B batch, C channels, H, W of the map, R regions, h, w cells of a regio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Mapping
 
 import onnx
 import onnx.inliner
@@ -17,18 +18,9 @@ from onnx import helper
 from mmdeploy_ext.graph.io.index import operator, refill
 from mmdeploy_ext.graph.io.schemas import opsets_of
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 DOMAIN = 'mm2onnx.roi_align'
-DEFAULTS = dict(
-    mode='avg',
-    coordinate_transformation_mode='half_pixel',
-    output_height=1,
-    output_width=1,
-    sampling_ratio=0,
-    spatial_scale=1.0,
-)
+_SIZES = dict(output_height=1, output_width=1, sampling_ratio=0, spatial_scale=1.0)
+DEFAULTS = dict(mode='avg', coordinate_transformation_mode='half_pixel', **_SIZES)
 """Of RoiAlign, opset 16."""
 FIRST_OPSET = 16
 """Before it RoiAlign has no alignment of half a pixel, and another default."""
@@ -160,13 +152,9 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
     Any shape works, also a dynamic one. The result is the same up to rounding. In memory at a time:
     some tensors (R, h, w, C), and the map with its channels last.
-
-    Args:
-        model: stays as it is.
     """
     opset = opsets_of(model).get('', 0)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     nodes, functions = [], []
     for node in model.graph.node:
         if not is_replaced(node, opset):
@@ -209,30 +197,20 @@ def _samples(a: str, ratio: int) -> str:
 
 def _function(name: str, settings: Mapping[str, object], opset: int) -> onnx.FunctionProto:
     aligned, ratio = settings['coordinate_transformation_mode'] == 'half_pixel', settings['sampling_ratio']
+    rules = dict(long='Identity', least='') if aligned else dict(long='Max', least=', one')
 
-    def axis(a: str, begin: int, end: int, cells: int, side: str) -> str:
-        return AXIS.format(
-            a=a,
-            begin=begin,
-            end=end,
-            cells=cells,
-            side=side,
-            long='Identity' if aligned else 'Max',
-            least='' if aligned else ', one',
-            samples=_samples(a, ratio),
-            numbers=', '.join(map(str, range(cells))),
-        )
+    def axis(a: str, begin: int, cells: int, side: str) -> str:
+        numbers = ', '.join(map(str, range(cells)))
+        ends = dict(a=a, begin=begin, end=begin + 2, cells=cells, side=side)
+        return AXIS.format(**ends, **rules, samples=_samples(a, ratio), numbers=numbers)
 
     height, width = settings['output_height'], settings['output_width']
+    head = dict(opset=opset, domain=DOMAIN, name=name, height=height, width=width)
     text = TEXT.format(
-        opset=opset,
-        domain=DOMAIN,
-        name=name,
+        **head,
         scale=settings['spatial_scale'],
         shift=0.5 if aligned else 0,
-        height=height,
-        width=width,
-        axes=axis('y', 1, 3, height, 'rows') + axis('x', 0, 2, width, 'columns'),
+        axes=axis('y', 1, height, 'rows') + axis('x', 0, width, 'columns'),
         positions=POSITION.format(a='y') + POSITION.format(a='x'),
         corners=''.join(CORNER.format(y=y, x=x) for y in ('low', 'high') for x in ('low', 'high')),
     )

@@ -8,6 +8,8 @@ what the graph made here does. It is for proofs; it is slower.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -27,32 +29,27 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ExportError: a sub-graph computes in float16.
     """
-    types = {name: kind.tensor_type.elem_type for name, kind in infer(model).items()}
-    if HALF not in types.values():
+    halves = {name for name, kind in infer(model).items() if kind.tensor_type.elem_type == HALF}
+    if not halves:
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
-    _check_sub_graphs(graph)
     constants = [_single(tensor) for tensor in graph.initializer]
-    fed = {value.name for value in graph.input if types.get(value.name) == HALF}
-    given = {value.name for value in graph.output if types.get(value.name) == HALF}
-    nodes = [helper.make_node('Cast', [name], [f'{name}/exact'], to=SINGLE) for name in sorted(fed)]
+    fed, given = (
+        sorted(halves.intersection(value.name for value in side)) for side in (graph.input, graph.output)
+    )
+    nodes = [helper.make_node('Cast', [name], [f'{name}/exact'], to=SINGLE) for name in fed]
     renamed = {name: f'{name}/exact' for name in fed} | {name: f'{name}/single' for name in given}
-    for node in graph.node:
-        nodes += _rounded(node, types, renamed)
-    nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=HALF) for name in sorted(given)]
-    refill(graph, node=nodes, initializer=constants, value_info=())
-    return result
-
-
-def _check_sub_graphs(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if any('float16' in onnx.printer.to_text(body) for body in bodies(node)):
             raise ExportError(
                 f'node {node.name!r} ({node.op_type}) has a sub-graph in float16, whose rounding is not '
                 f'shown; keep it float32'
             )
+        nodes += _rounded(node, halves, renamed)
+    nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=HALF) for name in given]
+    refill(graph, node=nodes, initializer=constants, value_info=())
+    return result
 
 
 def _single(tensor: TensorProto) -> TensorProto:
@@ -61,13 +58,12 @@ def _single(tensor: TensorProto) -> TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
-def _rounded(node: onnx.NodeProto, types: dict[str, int], renamed: dict[str, str]) -> list[onnx.NodeProto]:
+def _rounded(node: onnx.NodeProto, halves: set[str], renamed: dict[str, str]) -> list[onnx.NodeProto]:
     """Return a node in float32, and after it the rounding of each float16 value that it writes."""
-    written = onnx.NodeProto()
-    written.CopyFrom(node)
+    written = copy.deepcopy(node)
     written.input[:] = [renamed.get(name, name) for name in node.input]
     written.output[:] = [renamed.get(name, name) for name in node.output]
-    if not any(types.get(name) == HALF for name in node.output):
+    if halves.isdisjoint(node.output):
         return [written]
     for entry in written.attribute:
         if entry.name == 'to' and node.op_type == 'Cast':
@@ -76,7 +72,7 @@ def _rounded(node: onnx.NodeProto, types: dict[str, int], renamed: dict[str, str
             entry.t.CopyFrom(_single(entry.t))
     after = []
     for place, name in enumerate(node.output):
-        if types.get(name) == HALF:
+        if name in halves:
             final = renamed.get(name, name)
             written.output[place] = f'{name}/unrounded'
             after.append(helper.make_node('Cast', [f'{name}/unrounded'], [f'{name}/rounded'], to=HALF))

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+
+import onnx
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index, near
 from mmdeploy_ext.graph.io.modules import module_of
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    import onnx
-
 
 def select(index: Index, patterns: Iterable[str]) -> list[int]:
-    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'.
-
-    Raises:
-        UsageError: a pattern that no node fits.
-    """
+    """Return the nodes that patterns name: '/backbone/*', a name, or '#12'; UsageError where none fits."""
     found: set[int] = set()
     for pattern in patterns:
         if not any(sign in pattern for sign in '*?['):
@@ -35,11 +28,7 @@ def select(index: Index, patterns: Iterable[str]) -> list[int]:
 
 
 def matching(index: Index, pattern: str) -> list[str]:
-    """Return the tensors that a name or pattern means, of those that nodes make.
-
-    Raises:
-        UsageError: none does.
-    """
+    """Return the tensors that nodes make and a name or pattern means; UsageError where there is none."""
     if index.producer(pattern) is not None:
         return [pattern]
     if not any(sign in pattern for sign in '*?['):
@@ -69,19 +58,13 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
     return sorted({place for places in found.values() for place in places})
 
 
-def fitting(nodes: Sequence[onnx.NodeProto], patterns: Iterable[str]) -> list[str]:
-    """Return the patterns that fit a node."""
-    return [pattern for pattern, places in matches(nodes, list(patterns)).items() if places]
-
-
 def matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
     """Return pattern -> positions of the nodes that it fits; see `matching_nodes`."""
     names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
-    return {
-        pattern: [
-            place
-            for place, some in enumerate(names)
-            if any(fnmatch.fnmatchcase(name, pattern) for name in some)
+
+    def places(pattern: str) -> list[int]:
+        return [
+            at for at, some in enumerate(names) if any(fnmatch.fnmatchcase(name, pattern) for name in some)
         ]
-        for pattern in patterns
-    }
+
+    return {pattern: places(pattern) for pattern in patterns}

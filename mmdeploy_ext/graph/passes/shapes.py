@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -11,10 +12,8 @@ from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index, bodies, near
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 UNKNOWN = '?'
+Shapes = Mapping[str, Sequence[int | str] | None]
 
 
 def set_shapes(
@@ -37,33 +36,29 @@ def set_shapes(
     """
     check_ordinary(model)
     shapes, axes, index = dict(shapes or {}), dict(axes or {}), Index(model)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     inputs = {value.name: value for value in result.graph.input if value.name in index.inputs}
     _check_names(inputs, shapes, axes)
-    before = [types.shape(value.type) or [] for value in inputs.values()]
+    before = types.shapes(inputs.values())
     for value in inputs.values():
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param in axes:
                 _set(size, axes[size.dim_param])
         if value.name in shapes:
             _set_all(value, shapes[value.name])
-    after = [types.shape(value.type) or [] for value in inputs.values()]
+    after = types.shapes(inputs.values())
     if before != after:
         _propagate(result, {**_renamed(before, after), **axes})
     return result
 
 
-def _renamed(
-    before: Sequence[Sequence[int | str]], after: Sequence[Sequence[int | str]]
-) -> dict[str, int | str]:
+def _renamed(before: Shapes, after: Shapes) -> dict[str, int | str]:
     """Return name of an axis -> what stands there now; nothing for a name that became several things."""
     found: dict[str, set[int | str]] = {}
-    for old, new in (
-        (old, new) for a, b in zip(before, after, strict=True) for old, new in zip(a, b, strict=False)
-    ):
-        if isinstance(old, str) and old != UNKNOWN:
-            found.setdefault(old, set()).add(new)
+    for name, shape in before.items():
+        for old, new in zip(shape or (), after[name] or (), strict=False):
+            if isinstance(old, str) and old != UNKNOWN:
+                found.setdefault(old, set()).add(new)
     return {name: next(iter(new)) if len(new) == 1 else UNKNOWN for name, new in found.items()}
 
 
@@ -72,21 +67,15 @@ def _check_names(
     shapes: Mapping[str, Sequence[int | str]],
     axes: Mapping[str, int | str],
 ) -> None:
-    for name in shapes:
-        if name not in inputs:
-            raise UsageError(
-                f'{name!r} is not an input of the graph{near(name, inputs)}; it has {", ".join(inputs)}'
-            )
-    there = {
-        size.dim_param
-        for value in inputs.values()
-        for size in value.type.tensor_type.shape.dim
-        if size.dim_param
-    }
-    for name in axes:
-        if name not in there:
-            have = ', '.join(sorted(there)) or 'none'
-            raise UsageError(f'{name!r} is not a named input axis{near(name, there)}; there are: {have}')
+    for name in (name for name in shapes if name not in inputs):
+        raise UsageError(
+            f'{name!r} is not an input of the graph{near(name, inputs)}; it has {", ".join(inputs)}'
+        )
+    sizes = [size for value in inputs.values() for size in value.type.tensor_type.shape.dim]
+    there = {size.dim_param for size in sizes} - {''}
+    for name in (name for name in axes if name not in there):
+        have = ', '.join(sorted(there)) or 'none'
+        raise UsageError(f'{name!r} is not a named input axis{near(name, there)}; there are: {have}')
     for name, size in [*axes.items(), *((name, size) for name, sizes in shapes.items() for size in sizes)]:
         if isinstance(size, int) and size < 1:
             raise UsageError(f'{name}={size}: a size is at least 1')
@@ -99,9 +88,13 @@ def _set_all(value: onnx.ValueInfoProto, sizes: Sequence[int | str]) -> None:
             f'{value.name}={"x".join(map(str, sizes))}: has {len(sizes)} axes, the input has '
             f'{len(kind.shape.dim)} ({types.text(value.type)})'
         )
-    kind.shape.ClearField('dim')
+    _set_sizes(value, sizes)
+
+
+def _set_sizes(value: onnx.ValueInfoProto, sizes: Sequence[int | str]) -> None:
+    value.type.tensor_type.shape.ClearField('dim')
     for size in sizes:
-        _set(kind.shape.dim.add(), size)
+        _set(value.type.tensor_type.shape.dim.add(), size)
 
 
 def _set(dim: onnx.TensorShapeProto.Dimension, size: int | str) -> None:
@@ -116,32 +109,21 @@ def _set(dim: onnx.TensorShapeProto.Dimension, size: int | str) -> None:
 def _propagate(model: onnx.ModelProto, axes: Mapping[str, int | str]) -> None:
     """Infer all types anew; outputs keep the names of axes whose size cannot be told."""
     graph = model.graph
-    stated = {value.name: types.shape(value.type) for value in graph.output}
-    graph.ClearField('value_info')
-    _forget_shapes(graph)
-    found = types.infer(model, strict=True)
-    made = {name for node in graph.node for name in node.output}
-    for value in graph.output:
-        inferred = types.shape(found.get(value.name))
-        kept = _merged(stated[value.name], inferred, axes)
-        if kept is not None:
-            value.type.tensor_type.shape.ClearField('dim')
-            for size in kept:
-                _set(value.type.tensor_type.shape.dim.add(), size)
-    ends = {value.name for value in graph.output}
-    graph.value_info.extend(
-        onnx.ValueInfoProto(name=name, type=kind) for name, kind in found.items() if name in made - ends
-    )
-
-
-def _forget_shapes(graph: onnx.GraphProto) -> None:
-    """Remove the shapes of the outputs, and of everything in bodies, which may no longer hold."""
+    stated = types.shapes(graph.output)
+    for outdated in (graph, *(body for node in graph.node for body in bodies(node))):
+        outdated.ClearField('value_info')
     for value in graph.output:
         if value.type.HasField('tensor_type'):
             value.type.tensor_type.ClearField('shape')
-    for node in graph.node:
-        for body in bodies(node):
-            body.ClearField('value_info')
+    found = types.infer(model, strict=True)
+    for value in graph.output:
+        kept = _merged(stated[value.name], types.shape(found.get(value.name)), axes)
+        if kept is not None:
+            _set_sizes(value, kept)
+    inner = {name for node in graph.node for name in node.output} - stated.keys()
+    graph.value_info.extend(
+        onnx.ValueInfoProto(name=name, type=kind) for name, kind in found.items() if name in inner
+    )
 
 
 def _merged(
@@ -164,28 +146,14 @@ def _kept(size: int | str, axes: Mapping[str, int | str]) -> int | str:
 
 
 def set_by_text(model: onnx.ModelProto, texts: Sequence[str]) -> onnx.ModelProto:
-    """Return `set_shapes` of shapes as text; a name is an input's, or an axis's.
-
-    Raises:
-        UsageError: see `parse` and `set_shapes`.
-    """
-    shapes, axes = {}, {}
-    inputs = Index(model).inputs
-    for text in texts:
-        name, sizes = parse(text)
-        if name not in inputs and len(sizes) == 1:
-            axes[name] = sizes[0]
-        else:
-            shapes[name] = sizes
-    return set_shapes(model, shapes, axes)
+    """Return `set_shapes` of shapes as `parse` reads them; a name is an input's, or an axis's."""
+    found, inputs = dict(map(parse, texts)), Index(model).inputs
+    axes = {name: sizes[0] for name, sizes in found.items() if name not in inputs and len(sizes) == 1}
+    return set_shapes(model, {name: sizes for name, sizes in found.items() if name not in axes}, axes)
 
 
 def parse(text: str) -> tuple[str, list[int | str]]:
-    """Return the name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'.
-
-    Raises:
-        UsageError: another form.
-    """
+    """Return name and sizes of 'images=1x3x640x640', 'images=batch,3,h,w' or 'batch=1'; else UsageError."""
     name, sign, written = text.rpartition('=')
     if not sign or not name or not written:
         raise UsageError(

@@ -6,26 +6,25 @@ it, and drops inputs that nothing uses. What could be lost is set aside before a
 
 from __future__ import annotations
 
+import copy
+
 import onnx
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import refill
-from mmdeploy_ext.graph.passes.fold import Folded, suppress_output
+from mmdeploy_ext.graph.passes.fold import suppress_output
 from mmdeploy_ext.graph.random_nodes import RANDOM
 
 DRAWS = ('RandomNormal', 'RandomUniform')
 
 
-def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
-    """Return a simplified model, and the number of nodes before and after.
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a simplified model.
 
     Constants are folded, pairs of nodes fused, duplicates merged, unused nodes removed. Inputs,
     outputs, defaults, random operators and metadata stay.
-
-    Args:
-        model: stays as it is.
 
     Raises:
         ExportError: onnxslim failed on the model, or changed what has to stay.
@@ -45,16 +44,14 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Folded]:
         ) from error
     _put_back(slim, model)
     _check(slim, model)
-    return slim, Folded(len(model.graph.node), len(slim.graph.node))
+    return slim
 
 
 def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which defaults are gone and draws of random numbers are inputs."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
+    result = copy.deepcopy(model)
+    graph, draws = result.graph, _draws(result)
     inputs = {value.name for value in graph.input}
-    draws = _draws(result)
     for node in draws:
         settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         kind = settings.get('dtype', onnx.TensorProto.FLOAT)
@@ -80,16 +77,14 @@ def _put_back(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
 
 
 def _check(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    expected, got = (
-        [(value.name, value.type.tensor_type.elem_type) for value in one.graph.output]
-        for one in (model, slim)
-    )
-    if expected != got:
+    graphs = model.graph, slim.graph
+    types = [[value.type.tensor_type.elem_type for value in graph.output] for graph in graphs]
+    names = [[value.name for value in graph.output] for graph in graphs]
+    if names[0] != names[1] or types[0] != types[1]:
         raise ExportError(
-            f'onnxslim changed the outputs: got {[name for name, _ in got]}, expected '
-            f'{[name for name, _ in expected]} of the same types; try fold'
+            f'onnxslim changed the outputs: got {names[1]}, expected {names[0]} of the same types; try fold'
         )
-    random = [sorted(node.name for node in one.graph.node if node.op_type in RANDOM) for one in (model, slim)]
+    random = [sorted(node.name for node in graph.node if node.op_type in RANDOM) for graph in graphs]
     if len(random[1]) < len(random[0]):
         raise ExportError(
             f'onnxslim made a constant of random operators: of {random[0]} are left {random[1]}; try fold'

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,14 +18,11 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph.io import files, types
-from mmdeploy_ext.graph.io.constants import constant_tensor
+from mmdeploy_ext.graph.io.constants import constants_to_initializers
 from mmdeploy_ext.graph.io.index import Index, refill
 from mmdeploy_ext.graph.io.tensors import load_tensors, save_tensors
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.run import Runner
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
 
 MAX_CRASHES = 8
 """Nodes that may crash the recording process before recording is given up."""
@@ -30,13 +30,9 @@ MAX_CRASHES = 8
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A part of a graph that runs alone.
+    """A part of a graph that runs alone, with the recorded values of its inputs.
 
-    Attributes:
-        positions: of its nodes in the whole graph.
-        model: the part; its inputs have the recorded shapes.
-        feeds: input name -> recorded array.
-        outputs: what later nodes read, in order; the model's first outputs.
+    `positions` are of its nodes in the whole graph; `outputs`, what later nodes read, are the model's first.
     """
 
     positions: tuple[int, ...]
@@ -46,10 +42,9 @@ class Candidate:
 
 
 class Case:
-    """A graph with one set of inputs, and every value inside that could be computed.
+    """A graph of `prepare` with one set of inputs, and every value inside that could be computed.
 
     Attributes:
-        index: of the graph: constants are initializers, nodes that no output needs are gone.
         values: tensor name -> array; tensors that could not be computed are missing.
         rounding: candidates have their float16 tensors, and what is cast from them, as further outputs.
             ONNX Runtime on a CPU computes many operators in float32 and leaves the rounding between them
@@ -57,7 +52,6 @@ class Case:
     """
 
     def __init__(self, model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
-        """Take a model of `prepare` and values of `record`."""
         self.index = Index(model)
         self.values = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         self.rounding = False
@@ -82,12 +76,10 @@ class Case:
     def candidate(self, positions: Collection[int], outputs: Sequence[str] | None = None) -> Candidate | None:
         """Return a part as a model; None when it would need a value that could not be computed.
 
-        Args:
-            positions: nodes of the part.
-            outputs: tensors to give; None: all of `outputs_of`.
+        It gives `outputs`; None: all of `outputs_of`.
         """
         chosen = tuple(sorted(positions))
-        names = list(outputs) if outputs is not None else self.outputs_of(chosen)
+        names = self.outputs_of(chosen) if outputs is None else list(outputs)
         made = {name for position in chosen for name in self.index.writes(position)}
         read = dict.fromkeys(name for position in chosen for name in self.index.reads(position))
         fed = [name for name in read if name not in made and name not in self.index.constants]
@@ -116,9 +108,8 @@ class Case:
 
     def trivial(self) -> Candidate:
         """Return a graph with the same inputs and outputs that computes nothing: its outputs are zeros."""
-        outputs = {
-            name: np.zeros_like(self.values[name]) for name in self.index.outputs if name in self.values
-        }
+        known = [name for name in self.index.outputs if name in self.values]
+        outputs = {name: np.zeros_like(self.values[name]) for name in known}
         outputs = outputs or {'nothing': np.zeros(1, np.float32)}
         nodes = [
             helper.make_node('Constant', [], [name], f'zeros_{place}', value=numpy_helper.from_array(array))
@@ -126,20 +117,15 @@ class Case:
         ]
         feeds = {name: self.values[name] for name in self.index.inputs}
         ends = [[value_of(*item) for item in side.items()] for side in (feeds, outputs)]
-        imports = list(self.index.model.opset_import)
-        model = helper.make_model(
-            helper.make_graph(nodes, 'trivial', *ends),
-            opset_imports=imports,
-            ir_version=self.index.model.ir_version,
-        )
+        source, graph = self.index.model, helper.make_graph(nodes, 'trivial', *ends)
+        model = helper.make_model(graph, opset_imports=source.opset_import, ir_version=source.ir_version)
         return Candidate((), model, feeds, tuple(outputs))
 
 
 def value_of(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
     """Return the declaration of a tensor that is like an array."""
-    kind = (
-        onnx.TensorProto.STRING if array.dtype.kind in 'OSU' else helper.np_dtype_to_tensor_dtype(array.dtype)
-    )
+    text = array.dtype.kind in 'OSU'
+    kind = onnx.TensorProto.STRING if text else helper.np_dtype_to_tensor_dtype(array.dtype)
     return helper.make_tensor_value_info(name, kind, list(array.shape))
 
 
@@ -148,32 +134,23 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
 
     Inputs with a default become constants: what `feeds` has for them, or the default.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph, kept = result.graph, []
+    result = copy.deepcopy(model)
+    graph = result.graph
     for initializer in graph.initializer:
         if initializer.name in feeds:
             initializer.CopyFrom(numpy_helper.from_array(feeds[initializer.name], initializer.name))
     constants = {initializer.name for initializer in graph.initializer}
-    index = Index(model)
-    for position in index.ancestors(index.outputs):
-        tensor = constant_tensor(index.nodes[position])
-        if tensor is None:
-            kept.append(index.nodes[position])
-        else:
-            graph.initializer.append(tensor)
-    inputs = [value for value in graph.input if value.name not in constants]
-    refill(graph, node=kept, input=inputs, value_info=())
+    inputs, index = [value for value in graph.input if value.name not in constants], Index(model)
+    needed = (index.nodes[position] for position in index.ancestors(index.outputs))
+    refill(graph, node=needed, input=inputs, value_info=())
+    constants_to_initializers(graph)
     return result
 
 
 def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bool = False) -> dict[str, Any]:
-    """Return tensor name -> array of everything in a graph, computed node by node without optimisations.
+    """Return tensor name -> array of everything in a graph of `prepare`, computed node by node.
 
-    Args:
-        model: of `prepare`.
-        feeds: of the whole model.
-        apart: compute in a process of its own, which a node may crash.
+    `apart` computes in a process of its own, which a node may crash.
 
     Raises:
         InferenceError: not one node could be computed.
@@ -182,10 +159,8 @@ def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bo
     known = {name: np.asarray(array) for name, array in feeds.items() if name in index.inputs}
     names = [name for position in range(len(index.nodes)) for name in index.writes(position)]
     if not apart:
-        try:
-            return {**known, **Runner(model, names, optimization='none').run(known)}
-        except (InferenceError, ModelFileError):
-            pass
+        with contextlib.suppress(InferenceError, ModelFileError):
+            return {**known, **Runner(model, names).run(known)}
     found = _record_apart(model, known)
     if not found:
         raise InferenceError('ONNX Runtime could compute no node of the graph; are the inputs right?')
@@ -198,14 +173,17 @@ def _record_apart(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> di
         folder = Path(name)
         files.write(model, folder / 'model.onnx')
         save_tensors(feeds, folder / 'inputs')
-        (folder / 'values').mkdir()
-        for _ in range(MAX_CRASHES):
-            command = [sys.executable, '-c', CHILD, str(Path(__file__).resolve().parents[3]), name]
-            done = subprocess.run(command, capture_output=True)
-            if done.returncode >= 0:
-                break
         stored = folder / 'values'
-        return load_tensors(stored) if any(stored.iterdir()) else {}
+        stored.mkdir()
+        command = [sys.executable, '-c', CHILD, str(Path(__file__).resolve().parents[3]), name]
+        for _ in range(MAX_CRASHES):
+            if subprocess.run(command, capture_output=True).returncode >= 0:
+                break
+        return _loaded(stored)
+
+
+def _loaded(folder: Path) -> dict[str, np.ndarray]:
+    return load_tensors(folder) if folder.is_dir() and any(folder.iterdir()) else {}
 
 
 CHILD = 'import sys; sys.path.insert(0, sys.argv[1])\n' + (
@@ -216,17 +194,12 @@ CHILD = 'import sys; sys.path.insert(0, sys.argv[1])\n' + (
 def record_into(name: str) -> None:
     """Compute a graph node by node and store each value at once; for a process that may crash.
 
-    Args:
-        name: folder with model.onnx and inputs/; values/ is written, and `begun` lists the nodes that were
-            tried, so that a second run leaves out the one that ended the first.
+    The folder has model.onnx and inputs/; values/ is written, and `begun` lists the nodes that were tried,
+    so that a second run leaves out the one that ended the first.
     """
     folder = Path(name)
-    model = onnx.load(folder / 'model.onnx')
-    stored = load_tensors(folder / 'values') if any((folder / 'values').iterdir()) else {}
-    inputs = folder / 'inputs'
-    feeds = load_tensors(inputs) if inputs.is_dir() else {}
-    case = Case(model, {**feeds, **stored})
-    begun = folder / 'begun'
+    values = {**_loaded(folder / 'inputs'), **_loaded(folder / 'values')}
+    case, begun = Case(onnx.load(folder / 'model.onnx'), values), folder / 'begun'
     tried = set(begun.read_text().split()) if begun.exists() else set()
     with begun.open('a') as log:
         for position in case.everything:
@@ -235,10 +208,8 @@ def record_into(name: str) -> None:
                 continue
             log.write(f'{position}\n')
             log.flush()
-            try:
-                found = Runner(candidate.model, optimization='none').run(candidate.feeds)
-            except (InferenceError, ModelFileError):
-                continue
-            found = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
-            save_tensors(found, folder / 'values')
-            case.values.update(found)
+            with contextlib.suppress(InferenceError, ModelFileError):
+                found = Runner(candidate.model).run(candidate.feeds)
+                found = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
+                save_tensors(found, folder / 'values')
+                case.values.update(found)

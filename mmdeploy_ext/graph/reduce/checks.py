@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import numpy_helper
@@ -12,11 +12,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.index import near
 from mmdeploy_ext.graph.reduce import run
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.graph.reduce.case import Candidate
+from mmdeploy_ext.graph.reduce.case import Candidate
 
 DEFAULT_TOLERANCE = 1e-4
 
@@ -36,13 +32,11 @@ class Check:
         rounding: see `case.Case`.
     """
 
-    kind = ''
-    meaning = ''
+    kind = meaning = outcome = ''
     rounding = False
 
     def __init__(self, tolerance: float = DEFAULT_TOLERANCE) -> None:
         self.tolerance = tolerance
-        self.outcome = ''
 
     def shows(self, candidate: Candidate) -> bool:
         """Return whether a candidate shows the fault."""
@@ -92,17 +86,12 @@ class NotFinite(Check):
     kind = 'nan'
     meaning = 'an output is not finite although all inputs are'
     rounding = True
-
-    def __init__(self, tolerance: float = DEFAULT_TOLERANCE) -> None:
-        super().__init__(tolerance)
-        self._narrowed = False
+    _narrowed = False
 
     def _outcome(self, candidate: Candidate) -> str:
-        given = dict(candidate.feeds)
-        if self._narrowed:
-            tensors = candidate.model.graph.initializer
-            given.update((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
-        if run.not_finite(given):
+        tensors = candidate.model.graph.initializer if self._narrowed else ()
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
+        if run.not_finite({**candidate.feeds, **constants}):
             return ''
         return run.not_finite(_compute(candidate, optimized=False) or {})
 
@@ -130,39 +119,51 @@ class NotFinite(Check):
         self._narrowed = False
 
 
-class Engines(Check):
+class Compared(Check):
+    """Base of the checks that compare what ONNX Runtime, `optimized` or not, gives with what is right.
+
+    `refusal` says whether it is the fault, too, that it then refuses the model.
+    """
+
+    optimized = True
+    refusal = False
+
+    def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
+        """Return the outputs that are right, None or {} where there are none."""
+        raise NotImplementedError
+
+    def shows(self, candidate: Candidate) -> bool:
+        """See `meaning`."""
+        got, right = _compute(candidate, self.optimized), self.right(candidate)
+        if not right or got is None:
+            return bool(right) and self.refusal
+        return run.difference(got, right) > self.tolerance
+
+    def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Return what is right."""
+        return self.right(candidate) or super().expected(candidate, values)
+
+
+class Engines(Compared):
     """ONNX Runtime's optimisations change the result."""
 
     kind = 'engines'
     meaning = 'ONNX Runtime with all optimisations differs from ONNX Runtime without any'
+    refusal = True
 
-    def shows(self, candidate: Candidate) -> bool:
-        """See `meaning`."""
-        plain, fast = _compute(candidate, optimized=False), _compute(candidate, optimized=True)
-        if plain is None or fast is None:
-            return plain is not None and fast is None
-        return run.difference(fast, plain) > self.tolerance
-
-    def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
         """Return what ONNX Runtime gives without optimisations."""
-        return _compute(candidate, optimized=False) or super().expected(candidate, values)
+        return _compute(candidate, optimized=False)
 
 
-class Reference(Check):
+class Reference(Compared):
     """ONNX Runtime and the reference implementation of ONNX differ."""
 
     kind = 'reference'
     meaning = 'ONNX Runtime differs from the reference implementation of ONNX'
 
-    def shows(self, candidate: Candidate) -> bool:
-        """See `meaning`."""
-        got, expected = _compute(candidate, optimized=True), self._evaluate(candidate)
-        if got is None or expected is None:
-            return False
-        return run.difference(got, expected) > self.tolerance
-
-    @staticmethod
-    def _evaluate(candidate: Candidate) -> dict[str, np.ndarray] | None:
+    def right(self, candidate: Candidate) -> dict[str, np.ndarray] | None:
+        """Return what the reference implementation gives."""
         from onnx.reference import ReferenceEvaluator
 
         try:
@@ -172,17 +173,14 @@ class Reference(Check):
             return None
         return dict(zip(candidate.outputs, found, strict=True))
 
-    def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return what the reference implementation gives."""
-        return self._evaluate(candidate) or super().expected(candidate, values)
 
-
-class Differs(Check):
+class Differs(Compared):
     """A part that is fed with another model's values gives other values than that model has there."""
 
     kind = 'differs'
     meaning = 'fed with the values of the other model, the graph gives other ones than it'
     rounding = True
+    optimized = False
 
     def __init__(self, tolerance: float, other: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         """Take the recorded values of both models; tensors are the same that have the same name."""
@@ -194,21 +192,12 @@ class Differs(Check):
                 if isinstance(own.get(name), np.ndarray) and isinstance(value, np.ndarray)
             }
 
-    def shows(self, candidate: Candidate) -> bool:
-        """See `meaning`."""
-        wanted = {name: self.values[name] for name in candidate.outputs if name in self.values}
-        if not wanted:
-            return False
-        got = _compute(candidate, optimized=False)
-        return got is not None and run.difference(got, wanted) > self.tolerance
-
-    def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def right(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Return the other model's values."""
-        return super().expected(candidate, self.values)
+        return {name: self.values[name] for name in candidate.outputs if name in self.values}
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckText:
+class CheckText(NamedTuple):
     """What stands behind --check: a built-in check with its file, or a command."""
 
     kind: str
@@ -221,20 +210,15 @@ NUMERIC = {entry.kind: entry for entry in (NotFinite, Engines, Reference)}
 
 
 def parse_check(text: str) -> CheckText:
-    """Read the text of --check.
-
-    Raises:
-        UsageError: empty; a built-in check with a wrong number of files; one word that is no command.
-    """
+    """Read the text of --check; UsageError for no text, too few or many files, a word that is no command."""
     import shutil
 
     words = text.split()
     if not words:
         raise UsageError(f'--check: is empty; expected a command or one of {", ".join(BUILT_IN)}')
     if words[0] in BUILT_IN:
-        wanted = 2 if words[0] == Differs.kind else 1
-        if len(words) != wanted:
-            example = f'{words[0]} OTHER.onnx' if wanted == 2 else words[0]
+        example = f'{words[0]} OTHER.onnx' if words[0] == Differs.kind else words[0]
+        if len(words) != len(example.split()):
             raise UsageError(f'--check {text!r}: expected {example!r}')
         return CheckText(words[0], ' '.join(words[1:]))
     if len(words) == 1 and not shutil.which(text):

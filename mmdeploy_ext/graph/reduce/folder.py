@@ -6,19 +6,18 @@ import contextlib
 import os
 import shutil
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from mmdeploy_ext.graph.reduce.case import Candidate
-    from mmdeploy_ext.graph.reduce.search import Reduction
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.reduce import run
+from mmdeploy_ext.graph.reduce.case import Candidate
+from mmdeploy_ext.graph.reduce.search import Reduction
 
 README = """# A reduced graph
 
@@ -58,11 +57,7 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def check_folder(target: str | os.PathLike[str]) -> None:
-    """Refuse a folder that is there already, or cannot be made.
-
-    Raises:
-        UsageError: the message names it.
-    """
+    """Raise UsageError for a folder that is there already, or cannot be made."""
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f'--output {target}: is there already; give the name of a new folder')
@@ -93,19 +88,11 @@ def save_folder(
     meaning: str,
     source: str,
 ) -> Path:
-    """Write the case atomically.
+    """Write the case atomically, into a new folder.
 
-    Args:
-        reduction: see `reduce.reduce`.
-        target: a new folder.
-        facts: of the check, for run.py.
-        expected: outputs that are right.
-        meaning: what the fault is.
-        source: name of the file that was reduced.
+    `facts` of the check are for run.py; `expected` are outputs that are right; `meaning` says what the fault
+    is, and `source` is the name of the file that was reduced.
     """
-    from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.graph.reduce import run
-
     target, candidate = Path(target), reduction.candidate
     check_folder(target)
     text = README.format(
@@ -131,7 +118,6 @@ def save_folder(
 
 def _rows(candidate: Candidate) -> Iterator[str]:
     for position, node in zip(candidate.positions, candidate.model.graph.node, strict=True):
-        reads, writes = (
-            ', '.join(f'`{name}`' for name in names if name) for names in (node.input, node.output)
-        )
+        ends = [[f'`{name}`' for name in names if name] for names in (node.input, node.output)]
+        reads, writes = map(', '.join, ends)
         yield f'| {node.name or f"#{position}"} | {node.op_type} | {reads} | {writes} |'

@@ -10,19 +10,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.reduce import run
+from mmdeploy_ext.graph.reduce.case import Candidate
 from mmdeploy_ext.graph.reduce.checks import Check, Stopped
 from mmdeploy_ext.graph.reduce.folder import save_npz
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.graph.reduce.case import Candidate
 
 DEFAULT_TIMEOUT_S = 60.0
 MOST_TIMEOUTS = 3
@@ -53,14 +50,12 @@ class Crash(Check):
 
     def _outcome(self, candidate: Candidate) -> str:
         with _stored(candidate) as model:
-            shutil.copyfile(run.__file__, model.with_name('run.py'))
-            command = [sys.executable, str(model.with_name('run.py')), '--child']
-            status, output = run_limited(command, self.timeout_s)
+            script = shutil.copyfile(run.__file__, model.with_name('run.py'))
+            status, output = run_limited([sys.executable, str(script), '--child'], self.timeout_s)
         if status is None:
             return 'does not end'
-        if status < 0:
-            return f'signal {-status}'
-        return output.strip().splitlines()[-1] if output.strip() else 'dies'
+        last = output.strip().splitlines()[-1:] or ['dies']
+        return f'signal {-status}' if status < 0 else last[0]
 
     def check_whole(self, whole: Candidate) -> bool:
         """Remember how it ends."""
@@ -80,12 +75,12 @@ class Command(Check):
     """A shell command, called with the file of the candidate: exit status 0 says that the fault is there."""
 
     kind = 'command'
+    timeouts, last = 0, ''
 
     def __init__(self, command: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         super().__init__()
         self.command, self.timeout_s = command, timeout_s
         self.meaning = f'the command {command!r} exits with 0'
-        self.timeouts, self.last = 0, ''
 
     def _status(self, candidate: Candidate) -> int | None:
         with _stored(candidate) as model:
@@ -99,13 +94,12 @@ class Command(Check):
     def check_whole(self, whole: Candidate) -> bool:
         """Refuse a command that cannot be run or does not end."""
         status = self._status(whole)
+        what = f'--check {self.command!r}:'
         if status is None:
-            raise UsageError(
-                f'--check {self.command!r}: did not end within {self.timeout_s:g} s on the whole model and '
-                f'was stopped; give it more time with --timeout'
-            )
+            many = f'{self.timeout_s:g} s on the whole model and was stopped'
+            raise UsageError(f'{what} did not end within {many}; give it more time with --timeout')
         if status in NOT_RUNNABLE:
-            raise UsageError(f'--check {self.command!r}: the shell cannot run it: {self.last}')
+            raise UsageError(f'{what} the shell cannot run it: {self.last}')
         return status == 0
 
     def shows(self, candidate: Candidate) -> bool:
@@ -127,11 +121,7 @@ class Command(Check):
 
 
 def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:
-    """Run a command with a time limit, after which it is killed with its child processes.
-
-    Args:
-        command: text for the shell, or words.
-        seconds: time limit.
+    """Run a text for the shell, or words; after a time limit it is killed with its child processes.
 
     Returns:
         Exit status, negative for a signal, None when it was stopped; and what it printed.

@@ -10,25 +10,17 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 
 def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np.ndarray]:
-    """Return output name -> array of a model, with all of ONNX Runtime's optimisations or without any.
-
-    Args:
-        source: path or bytes of an ONNX model.
-        feeds: input name -> array.
-        optimized: all or none.
-    """
+    """Return output name -> array of a model or its file, with all optimisations of ONNX Runtime or none."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -128,11 +120,7 @@ def judge(folder: Path, case: Mapping[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Show the fault.
-
-    Returns:
-        0 shown, 1 not shown.
-    """
+    """Show the fault; return 0 where it is shown, 1 where it is not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--child', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -13,16 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.reduce.checks import Stopped
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from mmdeploy_ext.graph.reduce.case import Candidate, Case
-    from mmdeploy_ext.graph.reduce.checks import Check
+from mmdeploy_ext.graph.reduce.case import Candidate, Case
+from mmdeploy_ext.graph.reduce.checks import Check, Stopped
 
 MOST_CHECKS = 400
 Part = tuple[int, ...]
@@ -30,10 +25,9 @@ Part = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """What was found.
+    """The smallest part of a graph that shows the fault.
 
     Attributes:
-        candidate: the smallest part that shows the fault.
         nodes_before: nodes of the whole graph, constants not counted.
         checks: how often the check was asked.
         stopped: why it ended before no node could be left out; '' when none can.
@@ -47,24 +41,22 @@ class Reduction:
 
 class _Search:
     def __init__(
-        self, case: Case, check: Check, most_checks: int, progress: Callable[[int, int], None] | None
+        self, case: Case, check: Check, whole: Candidate, most: int, progress: Callable[[int, int], None]
     ) -> None:
-        self.case, self.check, self.left = case, check, most_checks
-        self.asked = 0
-        self.known: dict[tuple[Part, tuple[str, ...] | None], bool] = {}
-        self.best: Candidate | None = None
-        self._progress = progress or (lambda checks, nodes: None)
+        self.case, self.check, self.best, self.most, self.progress = case, check, whole, most, progress
+        self.asked = 1  # of the whole graph
+        self.known: dict[tuple[Part, tuple[str, ...] | None], bool] = {(case.everything, None): True}
 
     def ask(self, candidate: Candidate | None) -> bool:
         if candidate is None:
             return False
-        if self.asked >= self.left:
-            raise Stopped(f'the limit of {self.left} checks was reached')
+        if self.asked >= self.most:
+            raise Stopped(f'the limit of {self.most} checks was reached')
         self.asked += 1
         shown = self.check.shows(candidate)
         if shown:
             self.best = candidate
-        self._progress(self.asked, len(self.best.positions) if self.best else len(candidate.positions))
+        self.progress(self.asked, len(self.best.positions))
         return shown
 
     def shown(self, part: Part, outputs: tuple[str, ...] | None = None) -> bool:
@@ -78,10 +70,7 @@ class _Search:
         low, high = 0, len(part)
         while high - low > 1:
             middle = (low + high) // 2
-            if self.shown(cut(part, middle)):
-                high = middle
-            else:
-                low = middle
+            low, high = (low, middle) if self.shown(cut(part, middle)) else (middle, high)
         return cut(part, high)
 
     def without_unneeded(self, part: Part) -> Part:
@@ -105,35 +94,29 @@ class _Search:
 
     def _without_a_chunk(self, part: Part, chunks: int) -> Part | None:
         bounds = [len(part) * step // chunks for step in range(chunks + 1)]
-        for low, high in itertools.pairwise(bounds):
-            smaller = part[:low] + part[high:]
-            if self.shown(smaller):
-                return smaller
-        return None
+        parts = (part[:low] + part[high:] for low, high in itertools.pairwise(bounds))
+        return next(filter(self.shown, parts), None)
 
     def narrow(self, part: Part) -> None:
         """Reduce once more, when the check can be narrowed to what is left."""
         if len(part) > 1 and self.check.narrow():
             self.known = {}
-            if not self.shown(part):
+            if self.shown(part):
+                self.one_output(self.smallest(part))
+            else:
                 self.check.widen()
-                return
-            part = self.bisect(self.bisect(part, _prefix), _suffix)
-            self.one_output(self.leave_out_chunks(self.without_unneeded(part)))
+
+    def smallest(self, part: Part) -> Part:
+        """Bisect both ends, then leave out whatever is not needed."""
+        part = self.bisect(part, lambda part, length: part[:length])
+        part = self.bisect(part, lambda part, length: part[-length:])
+        return self.leave_out_chunks(self.without_unneeded(part))
 
     def one_output(self, part: Part) -> None:
         """Give only one output where one shows the fault."""
         names = self.case.outputs_of(part)
         if len(names) > 1:
             any(self.shown(part, (name,)) for name in names)
-
-
-def _prefix(part: Part, length: int) -> Part:
-    return part[:length]
-
-
-def _suffix(part: Part, length: int) -> Part:
-    return part[-length:]
 
 
 def reduce(
@@ -154,44 +137,33 @@ def reduce(
         progress: called with the number of checks and of nodes that are left.
 
     Raises:
-        UsageError: the whole graph does not show the fault, or the check says yes to a good graph or when
-            asked again no.
+        UsageError: the whole graph does not show the fault, the check says yes to a good graph, or later no.
     """
     case.rounding = check.rounding
     whole = case.candidate(case.everything)
     if whole is None:
         raise UsageError('the graph has no output that is a tensor, or an input without a value')
-    search = _Search(case, check, most_checks, progress)
-    search.asked += 1
     if not check.check_whole(whole):
         raise UsageError(f'--check: {check.why_not()}; there is nothing to reduce')
-    search.best, search.known[case.everything, None] = whole, True
     _check_on_good(check, good)
+    search = _Search(case, check, whole, most_checks, progress or (lambda checks, nodes: None))
     stopped = ''
     try:
-        part = search.bisect(case.everything, _prefix)
-        part = search.bisect(part, _suffix)
-        part = search.leave_out_chunks(search.without_unneeded(part))
+        part = search.smallest(case.everything)
         search.one_output(part)
         search.narrow(part)
     except Stopped as reason:
         stopped = str(reason)
     if not stopped and not check.shows(search.best):
-        raise UsageError(
-            '--check: says yes and then no to the same graph; make it deterministic (seeds, threads)'
-        )
+        yes_and_no = 'says yes and then no to the same graph'
+        raise UsageError(f'--check: {yes_and_no}; make it deterministic (seeds, threads)')
     return Reduction(search.best, len(case.everything), search.asked, stopped)
 
 
 def _check_on_good(check: Check, good: Sequence[Candidate]) -> None:
-    for candidate in good:
-        if check.shows(candidate):
-            what = (
-                'a graph that computes nothing (its outputs are zeros)'
-                if not candidate.positions
-                else 'the good model'
-            )
-            raise UsageError(
-                f'--check: says yes to {what}, too, so it does not look at the fault; it has to say yes '
-                f'(exit with 0) only when the fault is there'
-            )
+    for candidate in filter(check.shows, good):
+        nothing = 'a graph that computes nothing (its outputs are zeros)'
+        raise UsageError(
+            f'--check: says yes to {"the good model" if candidate.positions else nothing}, too, so it does '
+            f'not look at the fault; it has to say yes (exit with 0) only when the fault is there'
+        )

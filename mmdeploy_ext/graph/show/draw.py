@@ -10,6 +10,7 @@ import contextlib
 import html
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,10 @@ import onnx
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.io.checks import Name
 from mmdeploy_ext.graph.io.index import Index
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from pygraphviz import AGraph
 
 FORMATS = ('.svg', '.png', '.pdf')
@@ -37,19 +37,8 @@ FACES = {
     'more': 'white',
 }
 FACE, MARKED, INK, SOFT, EDGE = '#e9eef3', '#b3541e', '#1b2330', '#6a7684', '#44505f'
-SHOWN = (
-    'kernel_shape',
-    'strides',
-    'pads',
-    'dilations',
-    'group',
-    'axis',
-    'axes',
-    'perm',
-    'to',
-    'mode',
-    'epsilon',
-)
+_OF_WINDOWS = ('kernel_shape', 'strides', 'pads', 'dilations', 'group')
+SHOWN = (*_OF_WINDOWS, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
 """Attributes that a box shows; where they have their default they are left out."""
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
@@ -83,18 +72,14 @@ def tooltip(text: str) -> str:
     return text.replace('\\', '\\\\')
 
 
-def save_picture(picture: AGraph, target: str | os.PathLike[str]) -> None:
+def save_picture(picture: AGraph, target: Name) -> None:
     """Let Graphviz lay out a picture and write it atomically; the suffix decides the format."""
     with atomic_path(target) as temporary, _without_font_warnings():
         picture.draw(str(temporary), format=check_suffix(target), prog='dot')
 
 
-def check_suffix(target: str | os.PathLike[str]) -> str:
-    """Return the format that a file's suffix says.
-
-    Raises:
-        UsageError: another one than `FORMATS`.
-    """
+def check_suffix(target: Name) -> str:
+    """Return the format that a file's suffix says; another one than `FORMATS` is a UsageError."""
     suffix = Path(target).suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(f'--output {target}: expected a name that ends in {", ".join(FORMATS)}')
@@ -127,36 +112,22 @@ def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
 
 
 def draw(
-    model: onnx.ModelProto,
-    target: str | os.PathLike[str],
-    *,
-    title: str = '',
-    node: str | None = None,
-    depth: int = 3,
+    model: onnx.ModelProto, target: Name, *, title: str = '', node: str | None = None, depth: int = 3
 ) -> int:
-    """Draw a graph, or what is around a node, and return how many nodes are in the picture.
-
-    Args:
-        model: of any origin.
-        target: .svg, .png or .pdf file.
-        title: above the picture.
-        node: name of a node, or '#12'; None: the whole graph.
-        depth: steps from the node that are drawn.
+    """Draw a graph, or what is at most `depth` steps around a node; return how many nodes are in the picture.
 
     Raises:
-        UsageError: another suffix, a negative depth, or a node that is not there.
+        UsageError: another suffix than `FORMATS`, a negative depth, or a node that is not there.
     """
     check_suffix(target)
     if depth < 0:
         raise UsageError(f'--depth {depth}: expected 0 or more')
-    index, marked = Index(model), None
-    if node is None:
-        constant = index.constant_nodes()
-        positions = [at for at in range(len(index.nodes)) if at not in constant] or list(
-            range(len(index.nodes))
-        )
+    index = Index(model)
+    everything = set(range(len(index.nodes)))
+    marked = None if node is None else index.find_node(node)
+    if marked is None:
+        positions = sorted(everything - index.constant_nodes() or everything)
     else:
-        marked = index.find_node(node)
         positions = neighbourhood(index, marked, depth)
     picture = new_picture(title)
     picture.graph_attr.update(SPEED)
@@ -185,19 +156,18 @@ def _add_box(picture: AGraph, key: str, kind: str, lines: list[str], tip: str, *
 
 
 def _attributes(node: onnx.NodeProto) -> Iterable[tuple[str, str]]:
-    for entry in node.attribute:
-        if entry.name in SHOWN:
-            value = onnx.helper.get_attribute_value(entry)
-            if isinstance(value, bytes):
-                value = value.decode(errors='replace')
-            elif entry.name == 'to':
-                value = types.dtype(value)
-            elif entry.type == onnx.AttributeProto.INTS:
-                value = 'x'.join(map(str, value))
-            elif isinstance(value, float):
-                value = f'{value:g}'
-            if DEFAULTS.get(entry.name) != str(value):
-                yield entry.name, str(value)[:LONGEST]
+    for entry in (entry for entry in node.attribute if entry.name in SHOWN):
+        value = onnx.helper.get_attribute_value(entry)
+        if isinstance(value, bytes):
+            value = value.decode(errors='replace')
+        elif entry.name == 'to':
+            value = types.dtype(value)
+        elif entry.type == onnx.AttributeProto.INTS:
+            value = 'x'.join(map(str, value))
+        elif isinstance(value, float):
+            value = f'{value:g}'
+        if DEFAULTS.get(entry.name) != str(value):
+            yield entry.name, str(value)[:LONGEST]
 
 
 def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[str, onnx.TypeProto]) -> None:
@@ -212,11 +182,9 @@ def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[
 
     for at in positions:
         for name in index.reads(at):
-            maker = index.producer(name)
-            if name not in sources and (
-                name in index.inputs or (maker is not None and maker not in constant)
-            ):
-                sources[name] = _add_end(picture, name, 'input' if name in index.inputs else 'more')
+            fed, maker = name in index.inputs, index.producer(name)
+            if name not in sources and (fed or (maker is not None and maker not in constant)):
+                sources[name] = _add_end(picture, name, 'input' if fed else 'more')
             if name in sources:
                 join(name, f'node {at}')
     for name in [name for at in positions for name in index.writes(at)]:
@@ -226,12 +194,11 @@ def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[
 
 
 def _add_end(picture: AGraph, name: str, kind: str, outside: int = 0) -> str:
-    key = f'{kind} {len(picture.nodes())}'
+    key, lines, style = f'{kind} {len(picture.nodes())}', [kind, _short(name)], {}
     if kind == 'more':
+        lines = [f'... {outside} more' if outside > 1 else '...']
         style = dict(color=SOFT, style='rounded,filled,dashed')
-        _add_box(picture, key, kind, [f'... {outside} more' if outside > 1 else '...'], name, **style)
-    else:
-        _add_box(picture, key, kind, [kind, _short(name)], name)
+    _add_box(picture, key, kind, lines, name, **style)
     return key
 
 

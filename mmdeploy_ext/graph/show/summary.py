@@ -8,7 +8,8 @@ from __future__ import annotations
 import collections
 import fnmatch
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import onnx
 
@@ -17,10 +18,6 @@ from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.index import all_graphs, operator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
 LONGEST_VALUE = 120
@@ -33,14 +30,14 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
 
     Returns:
         `kind` ('sparse' or 'onnx'), `inputs`, `defaults` (inputs that need not be fed), `outputs`, `opsets`,
-        `producer`, `nodes`, `operators` (name -> count), `functions`, `parameters`, `bytes`, `metadata`; of a
-        sparse graph also `layers`, of others `flops` and `flops_unknown` (nodes whose shapes are open).
+        `producer`, `nodes`, `operators` (name -> count), `functions`, `parameters`, `bytes`, `metadata`; but
+        of a sparse graph also `flops` and `flops_unknown` (nodes whose shapes are open).
     """
     graph = model.graph
     weights = list(parameters(graph))
     fixed = {tensor.name for tensor in graph.initializer}  # up to IR 3 each weight is an input, too
     sizes = [(math.prod(tensor.dims), tensor.data_type) for tensor in weights]
-    nodes = [node for body in all_graphs(onnx.ModelProto(graph=graph)) for node in body.node]
+    nodes = [node for body in all_graphs(graph) for node in body.node]
     content = dict(
         kind='sparse' if is_sparse(model) else 'onnx',
         producer=f'{model.producer_name} {model.producer_version}'.strip(),
@@ -58,36 +55,31 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
     if content['kind'] == 'onnx':
-        cost = flops.count(model)
-        content.update(flops=cost.total, flops_unknown=cost.unknown)
+        costs = list(flops.count(model).values())
+        content.update(flops=sum(filter(None, costs)), flops_unknown=costs.count(None))
     return content
 
 
 def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes."""
-    graphs = list(all_graphs(onnx.ModelProto(graph=graph)))
-    if any(body.initializer for body in graphs):
-        for body in graphs:
-            yield from body.initializer
-    else:
-        yield from (tensor for body in graphs for tensor, _ in _constants(body))
+    graphs = list(all_graphs(graph))
+    stored = [tensor for body in graphs for tensor in body.initializer]
+    yield from stored or (tensor for body in graphs for _, tensor in _constants(body))
 
 
 def parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
     """Return tensor name -> elements of the weights of the main graph."""
-    if graph.initializer:
-        return {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
-    return {name: math.prod(tensor.dims) for tensor, name in _constants(graph)}
+    stored = [(tensor.name, tensor) for tensor in graph.initializer]
+    return {name: math.prod(tensor.dims) for name, tensor in stored or _constants(graph)}
 
 
-def _constants(graph: onnx.GraphProto) -> Iterator[tuple[onnx.TensorProto, str]]:
-    """Yield the values and names of the Constant nodes that hold floating-point tensors with an axis."""
-    for node in graph.node:
-        if node.op_type == 'Constant' and node.output:
-            for entry in node.attribute:
-                floating = entry.t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-                if entry.name == 'value' and entry.t.dims and floating:
-                    yield entry.t, node.output[0]
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Yield the names and values of the Constant nodes that hold floating-point tensors with an axis."""
+    for node in (node for node in graph.node if node.op_type == 'Constant' and node.output):
+        for entry in node.attribute:
+            floating = entry.t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+            if entry.name == 'value' and entry.t.dims and floating:
+                yield node.output[0], entry.t
 
 
 def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
@@ -98,39 +90,32 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
         (that it reads) and `flops` (None when not known, 0 when not counted).
     """
     kinds = types.infer(model)
-    cost = flops.count(model, kinds)
-    sizes = parameter_sizes(model.graph)
-    rows = []
-    for position, node in enumerate(model.graph.node):
-        words = (node.name, node.op_type, *node.output)
-        if any(fnmatch.fnmatchcase(word, pattern) for word in words):
-            rows.append(
-                dict(
-                    position=position,
-                    name=node.name,
-                    operator=operator(node),
-                    inputs=list(node.input),
-                    outputs=list(node.output),
-                    shapes=[types.text(kinds.get(name)) for name in node.output],
-                    parameters=sum(sizes.get(name, 0) for name in set(node.input)),
-                    flops=cost.nodes.get(position, 0),
-                )
-            )
-    return rows
+    cost, sizes = flops.count(model, kinds), parameter_sizes(model.graph)
+    return [
+        dict(
+            position=position,
+            name=node.name,
+            operator=operator(node),
+            inputs=list(node.input),
+            outputs=list(node.output),
+            shapes=[types.text(kinds.get(name)) for name in node.output],
+            parameters=sum(sizes.get(name, 0) for name in set(node.input)),
+            flops=cost.get(position, 0),
+        )
+        for position, node in enumerate(model.graph.node)
+        if any(fnmatch.fnmatchcase(word, pattern) for word in (node.name, node.op_type, *node.output))
+    ]
 
 
 def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a line per node: position, operator, name, what it reads, what it writes, what it costs."""
     cells = []
     for row in rows:
-        outputs = ', '.join(
-            f'{name} {text}' for name, text in zip(row['outputs'], row['shapes'], strict=True)
-        )
+        outputs = map(' '.join, zip(row['outputs'], row['shapes'], strict=True))
         costs = [f'{row["parameters"]:,} par'] if row['parameters'] else []
         costs += [flops.text(row['flops'])] if row['flops'] != 0 else []
-        name = row['name'] or '-'
-        text = f'{", ".join(row["inputs"])} -> {outputs}  {", ".join(costs)}'.rstrip()
-        cells.append((f'#{row["position"]}', row['operator'], name, text))
+        text = f'{", ".join(row["inputs"])} -> {", ".join(outputs)}  {", ".join(costs)}'.rstrip()
+        cells.append((f'#{row["position"]}', row['operator'], row['name'] or '-', text))
     widths = [max((len(row[at]) for row in cells), default=0) for at in range(3)]
     for place, kind, name, text in cells:
         yield f'{place:<{widths[0]}}  {kind:<{widths[1]}}  {name:<{widths[2]}}  {text}'
@@ -150,8 +135,8 @@ def lines(content: dict[str, Any]) -> Iterator[str]:
     yield f'parameters: {content["parameters"]:,} in {content["bytes"] / 1e6:.2f} MB ({dtypes})'
     operators = ', '.join(f'{name} {count}' for name, count in content['operators'].items())
     yield f'operators: {content["nodes"]}: {operators}'
-    if content.get('functions'):
-        yield f'functions: {len(content["functions"])}: {", ".join(content["functions"])}'
+    if functions := content.get('functions'):
+        yield f'functions: {len(functions)}: {", ".join(functions)}'
     if 'flops' in content:
         open_ones = content['flops_unknown']
         more = f'; {open_ones} nodes more with open shapes (give sizes with --shape)' if open_ones else ''
@@ -172,13 +157,8 @@ def _metadata_lines(metadata: dict[str, str]) -> Iterator[str]:
 
 
 def _value(entry: onnx.ValueInfoProto) -> dict[str, Any]:
-    kind = entry.type.tensor_type
-    return dict(
-        name=entry.name,
-        dtype=types.dtype(kind.elem_type),
-        shape=types.shape(entry.type) or [],
-        type=types.text(entry.type),
-    )
+    dtype, shape = types.dtype(entry.type.tensor_type.elem_type), types.shape(entry.type) or []
+    return dict(name=entry.name, dtype=dtype, shape=shape, type=types.text(entry.type))
 
 
 def _item_bytes(kind: int) -> float:

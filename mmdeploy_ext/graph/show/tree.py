@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
 
 from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import modules, types
 from mmdeploy_ext.graph.show.summary import parameter_sizes
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import onnx
-
 
 @dataclasses.dataclass
 class Branch:
-    """A module, or a part of a module's name: what it and its children hold.
+    """A module, or a part of a module's name, '' for the whole model: what it and its children hold.
 
     Attributes:
-        name: last part of the module's name; '' for the whole model.
-        nodes: nodes in it, its children's included.
         own: nodes that are in none of its children, by operator.
         parameters: elements of the weights that its nodes read, counted where they are read first.
-        flops: 2 per multiply-add.
         unknown: nodes whose FLOPs are not known because their shapes are open.
-        children: by name, in the order of the graph.
     """
 
     name: str
@@ -50,43 +44,33 @@ def build(model: onnx.ModelProto) -> Branch:
         seen |= new
         amount = sum(sizes[name] for name in new)
         branch = root
-        _add(branch, amount, cost, position)
-        for word in scope.split('.') if scope else ():
+        _add(branch, amount, cost.get(position, 0))
+        for word in filter(None, scope.split('.')):
             branch = branch.children.setdefault(word, Branch(word))
-            _add(branch, amount, cost, position)
+            _add(branch, amount, cost.get(position, 0))
         branch.own[node.op_type] = branch.own.get(node.op_type, 0) + 1
     return root
 
 
-def _add(branch: Branch, parameters: int, cost: flops.Cost, position: int) -> None:
+def _add(branch: Branch, parameters: int, cost: int | None) -> None:
     branch.nodes += 1
     branch.parameters += parameters
-    branch.flops += cost.nodes.get(position) or 0
-    branch.unknown += position in cost.nodes and cost.nodes[position] is None
+    branch.flops += cost or 0
+    branch.unknown += cost is None
 
 
 def lines(root: Branch, depth: int | None = None) -> Iterator[str]:
-    """Yield the tree as text, a module per line.
-
-    Args:
-        root: of the tree.
-        depth: levels below the root to print; None: all.
-    """
+    """Yield the tree as text, a module per line, down to `depth` levels below the root; None: all."""
     rows = list(_rows(root, depth, '', ''))
     width = max((len(title) for title, _ in rows), default=0)
-    numbers = [_numbers(branch) for _, branch in rows]
+    numbers, shown = [_numbers(branch) for _, branch in rows], {id(branch) for _, branch in rows}
     columns = [max(len(row[at]) for row in numbers) for at in range(3)]
     for (title, branch), row in zip(rows, numbers, strict=True):
         cells = '  '.join(f'{cell:>{size}}' for cell, size in zip(row, columns, strict=True))
-        hidden = depth is not None and branch.children and not _shown(branch, rows)
-        operators = {} if hidden else branch.own
+        children = [id(child) for child in branch.children.values()]
+        operators = branch.own if not children or children[0] in shown else {}
         words = ', '.join(f'{name} {many}' if many > 1 else name for name, many in operators.items())
         yield f'{title:<{width}}  {cells}  {words}'.rstrip()
-
-
-def _shown(branch: Branch, rows: list[tuple[str, Branch]]) -> bool:
-    first = next(iter(branch.children.values()))
-    return any(row is first for _, row in rows)
 
 
 def _numbers(branch: Branch) -> tuple[str, str, str]:
@@ -99,11 +83,10 @@ def _rows(branch: Branch, depth: int | None, stem: str, lead: str) -> Iterator[t
     yield lead + (branch.name or 'model'), branch
     if depth == 0:
         return
-    children = list(branch.children.values())
+    deeper, children = None if depth is None else depth - 1, list(branch.children.values())
     for child in children:
-        last = child is children[-1]
-        deeper = None if depth is None else depth - 1
-        yield from _rows(child, deeper, stem + ('   ' if last else '│  '), stem + ('└─ ' if last else '├─ '))
+        line, corner = ('   ', '└─ ') if child is children[-1] else ('│  ', '├─ ')
+        yield from _rows(child, deeper, stem + line, stem + corner)
 
 
 def as_json(branch: Branch) -> dict[str, Any]:

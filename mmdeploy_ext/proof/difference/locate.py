@@ -1,21 +1,20 @@
 """The first tensor where an ONNX file differs from the PyTorch model that it was exported from.
 
-PyTorch runs the modules that the graph is made of under observation (`first_difference_record`), the graph is
-walked node by node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by
-place (`first_difference_pair`). A fresh export of the same modules tells which tensor is which where values
-cannot.
+PyTorch runs the modules that the graph is made of under observation (`record`), the graph is walked node by
+node (`mmdeploy_ext/graph/diff/walk.py`), and tensors are paired by name, by values and by place (`pair`). A
+fresh export of the same modules tells which tensor is which where values cannot.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph.diff import findings
@@ -32,7 +31,7 @@ from mmdeploy_ext.proof.difference.subject import Subject, subject_of
 from mmdeploy_ext.proof.levels.graph_level import judge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx
 
@@ -101,30 +100,21 @@ class Search:
     Attributes:
         subject: what runs.
         bars: what counts.
-        pairing: what PyTorch recorded.
-        outputs: stage output name -> array.
+        pairing: what PyTorch recorded; that of a search with the same modules and feeds saves the run.
+        named: what PyTorch's side knows by name, stage outputs among it.
     """
 
     def __init__(self, subject: Subject, bars: findings.Bars, pairing: Pairing | None = None) -> None:
-        """Run PyTorch under observation.
-
-        Args:
-            subject: what runs.
-            bars: what counts.
-            pairing: of an earlier search with the same modules and feeds, which saves the run.
-        """
         self.subject, self.bars = subject, bars
         self.constants, self.runner = Constants(), NodeRunner()
         self.pairing = pairing or _record(subject, bars)
         self.named = self.pairing.named()
-        self.outputs = {name: self.named[name].value for stage in subject.stages for name in stage.outputs}
-        self._fresh: tuple[Program, Walk, set[str]] | str | None = None
 
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
         """Compare a graph; see `first_difference`."""
         program = Program(model, self.constants)
         references, found, notes = dict(self.named), [], []
-        other = self._export() if fresh else 'not asked for'
+        other = self._export if fresh else 'not asked for'
         inherited: set[str] = set()
         if isinstance(other, str):
             notes.append(f'no fresh export to compare with: {other}')
@@ -135,7 +125,7 @@ class Search:
             references.update(_references_from(pairs.tensors, clean_walk, wrong))
             inherited = {name for name, mate in pairs.tensors.items() if mate in wrong}
         result = self._walk(program, references)
-        module = _module_finder(self.pairing, program)
+        module = functools.cache(functools.partial(self.pairing.module_path, program))
         entries = findings.entries_of(result, self.bars, module)
         differences = findings.differences_of(result, self.bars, findings.explain_by(found), module)
         for difference in differences:
@@ -153,42 +143,36 @@ class Search:
             guessed=isinstance(other, str),
         )
 
+    @functools.cached_property
     def _export(self) -> tuple[Program, Walk, set[str]] | str:
-        """Return a fresh export, walked, and its tensors that are wrong or unproven; or why there is none."""
-        if self._fresh is None:
-            try:
-                program = Program(self.subject.reference.export(), self.constants)
-            except Mm2OnnxError as error:
-                self._fresh = one_line(error)
-                return self._fresh
-            result = self._walk(program, dict(self.named))
-            wrong = {tensor for region in regions(result, self.bars.born) for tensor in region.tensors}
-            self._fresh = program, result, wrong
-        return self._fresh
+        """A fresh export, walked, and its tensors that are wrong or unproven; or why there is none."""
+        try:
+            program = Program(self.subject.reference.export(), self.constants)
+        except Mm2OnnxError as error:
+            return one_line(error)
+        result = self._walk(program, dict(self.named))
+        wrong = {tensor for region in regions(result, self.bars.born) for tensor in region.tensors}
+        return program, result, wrong
 
     def _walk(self, program: Program, references: dict[str, Reference]) -> Walk:
         """Walk a graph; where an error hides what comes after it, pair by place and walk on."""
         for _ in range(MAX_PAIRED_BY_PLACE):
             result = walk(program, self.subject.feeds, references, self.runner, self.pairing.lookup)
-            by_module = self.pairing.by_module(result)
-            references.update(by_module)
-            if by_module:
-                continue
-            paired = None
-            for region in regions(result, self.bars.born):
-                open_ends = region.tensors[:-1] if region.ends else region.tensors
-                paired = self.pairing.pair_by_place(result, open_ends)
-                if paired:
+            found = self.pairing.by_module(result)
+            for region in () if found else regions(result, self.bars.born):
+                found = self.pairing.by_place(result, region.tensors[: -1 if region.ends else None])
+                if found:
                     break
-            if not paired:
+            if not found:
                 break
-            references[paired[0]] = paired[1]
+            references.update(found)
         return result
 
 
 def _record(subject: Subject, bars: findings.Bars) -> Pairing:
     """Run the modules of a subject under observation."""
-    device = _device(subject.stages)
+    parameters = (parameter for stage in subject.stages for parameter in stage.module.parameters())
+    device = next((parameter.device for parameter in parameters), torch.device('cpu'))
     inputs = {name: torch.from_numpy(array).to(device) for name, array in subject.feeds.items()}
     recorder = record_stages(subject.stages, inputs)
     weights = {}
@@ -206,32 +190,12 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
         if row is None:
             continue
         if row.reference is not None:
-            value = row.reference.value
-            if mate in clean.good:
-                value = clean.good[mate]
+            value = clean.good.get(mate, row.reference.value)
             how = {'value': 'values'}.get(row.reference.how, row.reference.how)
             found[name] = dataclasses.replace(row.reference, value=value, how=how)
         elif mate not in wrong and isinstance(clean.good.get(mate), np.ndarray):
             found[name] = Reference(clean.good[mate], '', '', 'export')
     return found
-
-
-def _module_finder(pairing: Pairing, program: Program) -> Callable[[int], str]:
-    known: dict[int, str] = {}
-
-    def module(position: int) -> str:
-        if position not in known:
-            known[position] = pairing.module_path(program, position)
-        return known[position]
-
-    return module
-
-
-def _device(stages: Sequence[Stage]) -> torch.device:
-    for stage in stages:
-        for parameter in stage.module.parameters():
-            return parameter.device
-    return torch.device('cpu')
 
 
 def _upstream_notes(
@@ -245,11 +209,11 @@ def _upstream_notes(
     chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
     feeds = {**subject.beside, **subject.feeds}
     expected = family.reference_tensors(deployment.model, feeds, metadata.form, **chosen)
-    notes = []
+    outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
     for name in valued:
-        if name not in expected or name not in search.outputs:
+        if name not in expected or name not in outputs:
             continue
-        error, reason = compare(search.outputs[name], expected[name])
+        error, reason = compare(search.named[name].value, expected[name])
         if error is not None and error > bars.free:
             notes.append(
                 f'output {name}: the exported modules themselves leave the unpatched model '

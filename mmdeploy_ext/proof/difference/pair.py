@@ -68,20 +68,16 @@ class Pairing:
 
     Attributes:
         recorder: what ran.
+        records: its records.
+        rtol: values are the same that differ by less, relative to the largest.
         modules: paths of all modules that ran.
     """
 
     def __init__(
         self, recorder: Recorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
     ) -> None:
-        """Index the records.
-
-        Args:
-            recorder: what ran.
-            weights: parameter name -> array, of the modules that ran.
-            rtol: values are the same that differ by less, relative to the largest.
-        """
-        self.recorder, self.rtol = recorder, rtol
+        """Index the records; `weights` are those of the modules that ran, by the names of the parameters."""
+        self.recorder, self.records, self.rtol = recorder, recorder.records, rtol
         self.modules = frozenset({record.module for record in recorder.records} | set(recorder.calls))
         groups: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
         for index, record in enumerate(recorder.records):
@@ -94,11 +90,6 @@ class Pairing:
         for name, array in weights.items():
             if array.ndim > 1:
                 self._owners.setdefault(_fingerprint(array), name.rpartition('.')[0])
-
-    @property
-    def records(self) -> list[Record]:
-        """The records."""
-        return self.recorder.records
 
     def named(self) -> dict[str, Reference]:
         """Return references of the tensors whose names PyTorch's side knows: stage outputs and taps."""
@@ -116,8 +107,7 @@ class Pairing:
     def module_path(self, program: Program, position: int) -> str:
         """Return the module of a node: of its scope, else the owner of a weight that it reads."""
         node = program.index.nodes[position]
-        scope = module_path(node, self.modules)
-        if scope:
+        if scope := module_path(node, self.modules):
             return scope
         for name in program.index.reads(position):
             array = program.constants.get(name)
@@ -155,11 +145,8 @@ class Pairing:
         sample = _sample(value)
         bound = 0.0 if value.dtype.kind != 'f' else self.rtol * float(np.nanmax(np.abs(value), initial=0))
         with np.errstate(invalid='ignore'):
-            near = (
-                (np.abs(samples - sample) <= bound)
-                | (samples == sample)
-                | np.isnan(samples) & np.isnan(sample)
-            )
+            near = (np.abs(samples - sample) <= bound) | (samples == sample)
+        near |= np.isnan(samples) & np.isnan(sample)
         flat = value.reshape(-1)
         errors = {
             int(index): compare(flat, self.records[index].value.reshape(-1))[0] or 0.0
@@ -167,45 +154,35 @@ class Pairing:
         }
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
-    def pair_by_place(self, walk: Walk, segment: Sequence[str]) -> tuple[str, Reference] | None:
-        """Choose what the first tensor of a segment that can be paired by its place should have been.
+    def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, Reference]:
+        """Return what the first tensor that can be paired by its place should have been.
 
-        Args:
-            walk: in which the segment has no references.
-            segment: its tensors in topological order.
+        The tensors of the segment are in topological order, and have no references in the walk.
         """
-        claimed = {row.reference.record for row in walk.rows.values() if row.reference is not None}
-        for tensor in segment:
-            index = self._place(walk, tensor, claimed)
-            if index is not None:
-                return tensor, self.reference(index, 'order')
-        return None
+        claimed = _claimed(walk)
+        places = ((tensor, self._place(walk, tensor, claimed)) for tensor in segment)
+        found = next((pair for pair in places if pair[1] is not None), None)
+        return {} if found is None else {found[0]: self.reference(found[1], 'order')}
 
     def by_module(self, walk: Walk) -> dict[str, Reference]:
         """Return references of nodes that PyTorch has as one operator, in a module that is known.
 
         Their values are in no record, and yet what follows is right: an error that a later norm removes.
         """
-        claimed = {row.reference.record for row in walk.rows.values() if row.reference is not None}
-        found = {}
+        claimed, found = _claimed(walk), {}
         for tensor, row in walk.rows.items():
             operators = SINGLE.get(walk.program.index.nodes[row.position].op_type)
             value = walk.good.get(tensor)
             if row.reference is not None or operators is None or value is None:
                 continue
             module, before = self.module_path(walk.program, row.position), walk.latest_input(row.position)
-            near = [
-                index
-                for index, record in enumerate(self.records)
-                if index > before
-                and index not in claimed
-                and record.operator in operators
-                and record.module == module
-                and _distance(value, record.value) < SIMILAR
-            ]
-            if near:
-                found[tensor] = self.reference(near[0], 'module')
-                claimed.add(near[0])
+            for index in range(before + 1, len(self.records)):
+                record = self.records[index]
+                own = index not in claimed and record.operator in operators and record.module == module
+                if own and _distance(value, record.value) < SIMILAR:
+                    found[tensor] = self.reference(index, 'module')
+                    claimed.add(index)
+                    break
         return found
 
     def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
@@ -213,7 +190,7 @@ class Pairing:
         row = walk.rows[tensor]
         node = walk.program.index.nodes[row.position]
         value, module = walk.good.get(tensor), self.module_path(walk.program, row.position)
-        best: tuple[bool, float, int] | None = None
+        ranks = []
         for index in range(walk.latest_input(row.position) + 1, len(self.records)):
             record = self.records[index]
             if index in claimed or not stands_for(record.operator, node.op_type):
@@ -222,11 +199,13 @@ class Pairing:
                 continue  # the indices of a top-k are not its values
             here = bool(module) and _made_in(record, module)
             distance = _distance(value, record.value)
-            if not here and distance > SIMILAR:
-                continue
-            rank = (not here, distance, index)
-            best = rank if best is None else min(best, rank)
-        return None if best is None else best[2]
+            if here or distance <= SIMILAR:
+                ranks.append((not here, distance, index))
+        return min(ranks)[2] if ranks else None
+
+
+def _claimed(walk: Walk) -> set[int]:
+    return {row.reference.record for row in walk.rows.values() if row.reference is not None}
 
 
 def _made_in(record: Record, module: str) -> bool:

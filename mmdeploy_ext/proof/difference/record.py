@@ -24,19 +24,12 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.stages import Stage
 
-SAME_VALUES = (
-    'detach',
-    'alias',
-    'view',
-    '_unsafe_view',
-    'unsqueeze',
-    'squeeze',
-    'lift_fresh',
-    '_reshape_alias',
+NOT_KEPT = (
+    *('detach', 'alias', 'view', '_unsafe_view', 'unsqueeze', 'squeeze', 'lift_fresh', '_reshape_alias'),
+    *('expand', 't'),
 )
-"""Operators that give the values they read, in the same order: not copied again."""
-NOT_KEPT = ('expand', 't')
-"""Expansions may be far larger than what they read, and ONNX broadcasts instead; `t` turns weights."""
+"""Operators that give the values they read, in the same order, are not copied again; nor are expansions,
+which may be far larger than what they read where ONNX broadcasts, and `t`, which turns weights."""
 
 
 @dataclasses.dataclass
@@ -88,11 +81,10 @@ class Recorder(TorchDispatchMode):
         """Run an operator and copy its outputs."""
         result = func(*args, **(kwargs or {}))
         operator = func.overloadpacket.__name__.rstrip('_') or func.overloadpacket.__name__
-        if not self._paused and operator not in (*SAME_VALUES, *NOT_KEPT):
+        if not self._paused and operator not in NOT_KEPT:
             self._keep_parts(operator, args)  # first: what is made of them is looked for behind them
-            for tensor in tree_leaves(result):
-                if isinstance(tensor, torch.Tensor) and tensor.numel():
-                    self._keep(tensor, operator)
+            for tensor in _tensors(result):
+                self._keep(tensor, operator)
         return result
 
     def _keep(self, tensor: torch.Tensor, operator: str) -> int:
@@ -124,12 +116,9 @@ class Recorder(TorchDispatchMode):
         self.records[index].names.append(name)
 
     def left(self, path: str, outputs: Any) -> None:
-        """Note what a call of a module gave."""
-        found = [
-            self._find(leaf)
-            for leaf in tree_leaves(outputs)
-            if isinstance(leaf, torch.Tensor) and leaf.numel()
-        ]
+        """Note what a call of a module gave, which ends with it."""
+        found = [self._find(leaf) for leaf in _tensors(outputs)]
+        self.stack.pop()
         self.calls[path].extend(found)
         for index in found:
             self.records[index].outputs_of.append(f'{path} (call {len(self.calls[path])})')
@@ -140,6 +129,10 @@ class Recorder(TorchDispatchMode):
         if index is not None and self.records[index].value.size == tensor.numel():
             return index
         return self._keep(tensor, 'view')
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor) and leaf.numel()]
 
 
 def _group_norm(
@@ -165,12 +158,7 @@ PARTS: dict[str, Callable[..., list[torch.Tensor]]] = {
 def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -> Recorder:
     """Run the modules that a graph is made of, in order, under observation.
 
-    Args:
-        stages: as for the export.
-        inputs: graph input name -> tensor.
-
-    Returns:
-        What ran; the inputs and outputs of the stages and all taps have their names.
+    The outputs of the stages and all taps have their names in what is returned; inputs are given by theirs.
     """
     recorder, tensors = Recorder(), dict(inputs)
     with torch.no_grad(), collect_taps() as taps:
@@ -182,7 +170,7 @@ def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -
             for name in stage.outputs:
                 recorder.name(name, tensors[name])
     for name, tensor in taps.items():
-        if name not in tensors and isinstance(tensor, torch.Tensor) and tensor.numel():
+        if name not in tensors and _tensors(tensor):
             recorder.name(name, tensor)
     return recorder
 
@@ -190,29 +178,15 @@ def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -
 @contextlib.contextmanager
 def _watched(module: torch.nn.Module, recorder: Recorder) -> Iterator[None]:
     """Hook all modules, so that the recorder knows which one runs."""
-    handles = []
-    for path, inner in module.named_modules():
-        if path:
-            handles.append(inner.register_forward_pre_hook(_enter(recorder, path)))
-            handles.append(inner.register_forward_hook(_leave(recorder, path), always_call=True))
-    try:
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(recorder.stack.clear)
+        for path, inner in module.named_modules():
+            if path:
+                at = plain_path(path)
+                enter = inner.register_forward_pre_hook(lambda *_, at=at: recorder.stack.append(at))
+                leave = inner.register_forward_hook(
+                    lambda _module, _args, outputs, at=at: recorder.left(at, outputs), always_call=True
+                )
+                for handle in (enter, leave):
+                    hooks.enter_context(handle)
         yield
-    finally:
-        recorder.stack.clear()
-        for handle in handles:
-            handle.remove()
-
-
-def _enter(recorder: Recorder, path: str) -> Any:
-    def hook(_module: torch.nn.Module, _args: Any) -> None:
-        recorder.stack.append(plain_path(path))
-
-    return hook
-
-
-def _leave(recorder: Recorder, path: str) -> Any:
-    def hook(_module: torch.nn.Module, _args: Any, outputs: Any) -> None:
-        recorder.left(plain_path(path), outputs)
-        recorder.stack.pop()
-
-    return hook

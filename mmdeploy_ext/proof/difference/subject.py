@@ -59,10 +59,10 @@ def subject_of(
     Raises:
         UsageError: the graph was not made by an exporter of torch, or is not of this contract.
     """
-    if deployment.family.samples != 'images':
-        subject = _of_sequence(deployment, metadata)
-    else:
+    if deployment.family.samples == 'images':
         subject = _of_images(deployment, metadata, images)
+    else:
+        subject = _of_sequence(deployment, metadata)
     if feeds is not None:
         subject = dataclasses.replace(subject, feeds=dict(feeds), title='given inputs')
     metadata.spec.check_feeds(subject.feeds)
@@ -96,10 +96,8 @@ def _of_sequence(deployment: Deployment, metadata: Metadata) -> Subject:
             f'that goes for {", ".join(name for name, one in graphs.items() if one.module) or "none"}'
         )
     stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
-    feeds = {
-        name: unseen(tensor.cpu().numpy(), index)
-        for index, (name, tensor) in enumerate(graph.example.items())
-    }
+    examples = enumerate(graph.example.items())
+    feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
     reference = fresh_export.of_graph(deployment, options, metadata, graph)
     return Subject([stage], feeds, reference, 'seeded numbers like those of the trace')
 
@@ -109,6 +107,4 @@ def unseen(example: np.ndarray, seed: int) -> np.ndarray:
     rng = np.random.default_rng([7, seed])
     spread = float(example.std()) or 1.0
     values = example + JITTER * spread * rng.standard_normal(example.shape)
-    if example.min() >= 0:
-        values = np.abs(values)
-    return values.astype(example.dtype)
+    return (np.abs(values) if example.min() >= 0 else values).astype(example.dtype)

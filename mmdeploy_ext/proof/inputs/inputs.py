@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
+    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 Picture = tuple[str, np.ndarray]
 """Title, (h, w, 3) uint8 BGR."""
@@ -61,13 +61,10 @@ class ProofInput:
 
 
 def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
-    """Return the inputs of a proof, the traced one first.
+    """Return the inputs of a proof, the traced one first, of which the first picture is made.
 
-    Args:
-        deployment: the model.
-        options: the graph's.
-        images: (title, BGR picture); the first is the traced one. A mirrored one is added when it is alone.
-            Where all have one size the second is cut: a graph that knows only that size would pass.
+    A mirrored one is added when it is alone. Where all have one size the second is cut: a graph that knows
+    only that size would pass.
     """
     given = list(images)
     if len(images) == 1:
@@ -85,12 +82,8 @@ def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> l
     """Return other views of a picture at the traced size, for a proof whose own inputs tell too little."""
     title, image = picture
     maker = _Inputs(deployment, options, [picture])
-    return [
-        maker.fixed(
-            'one more image', [(titled(title, change), view)] * options.batch, maker.size, rescale=True
-        )
-        for change, view in more_views(image).items()
-    ]
+    views = [(titled(title, change), view) for change, view in more_views(image).items()]
+    return [maker.fixed('one more image', [view] * options.batch) for view in views]
 
 
 class _Inputs:
@@ -104,14 +97,56 @@ class _Inputs:
         self.optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
 
     def fixed(
-        self, name: str, pictures: Sequence[Picture], size: tuple[int, int], **flags: bool
+        self,
+        name: str,
+        chosen: Sequence[Picture],
+        size: tuple[int, int] | None = None,
+        *,
+        traced: bool = False,
+        rescale: bool = True,
     ) -> ProofInput:
-        """Return pictures as one batch of a size."""
-        return _fixed(self.deployment, name, pictures, size, **flags)
+        """Return pictures as one batch of a size, by default the traced one; neighbours differ in theirs.
+
+        Otherwise a graph that takes the sizes of the first image for all would give the same results.
+        """
+        batches, size = self.deployment.family.batches, size or self.size
+        prepared = self._prepare(chosen, size)
+        if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
+            title, picture = chosen[0]
+            views = (chosen[0], (titled(title, 'mirrored'), other_view(picture)))
+            chosen = [views[index % 2] for index in range(len(chosen))]
+            prepared = self._prepare(chosen, size)
+        if not traced and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
+            varied = [
+                (titled(title, 'cut'), cut(picture, index)) if index else (title, picture)
+                for index, (title, picture) in enumerate(chosen)
+            ]
+            if len(batches(self._prepare(varied, size))) == 1:
+                chosen, prepared = varied, self._prepare(varied, size)
+            else:  # masks of one batch have one size: the content of the input is smaller
+                prepared = tuple(
+                    self._smaller(picture, size, index) if index else prepared[index]
+                    for index, (_, picture) in enumerate(chosen)
+                )
+        return ProofInput(name, prepared, tuple(chosen), traced, rescale)
+
+    def _prepare(self, pictures: Sequence[Picture], size: tuple[int, int]) -> tuple[PreparedImage, ...]:
+        rule = self.deployment.rule
+        return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
+
+    def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
+        """Return an image whose content takes a part of the input, another one at each place of a batch."""
+        rule, inner = self.deployment.rule, part_of(size, place)
+        small = dataclasses.replace(rule, size=inner).apply(image_bgr)
+        tensor = np.empty((len(small.tensor), *size), np.float32)
+        tensor[:] = np.float32(rule.pad_val)[:, None, None]
+        tensor[:, : inner[0], : inner[1]] = small.tensor
+        return dataclasses.replace(small, tensor=tensor)
 
     def traced(self) -> ProofInput:
         """Return what the exporter saw."""
-        return self.fixed('traced input', [self.images[0]] * self.options.batch, self.size, traced=True)
+        chosen = [self.images[0]] * self.options.batch
+        return self.fixed('traced input', chosen, traced=True, rescale=False)
 
     def batches(self) -> list[ProofInput]:
         """Return the traced size with other images in each place of the batch, and other batches."""
@@ -119,28 +154,25 @@ class _Inputs:
         cases = []
         if batch > 1:
             pictures = [self.images[index % count] for index in range(batch)]
-            cases.append(self.fixed(f'batch of {batch} images', pictures, self.size, rescale=True))
+            cases.append(self.fixed(f'batch of {batch} images', pictures))
         for other in BATCHES if self.options.get('dynamic_batch') else ():
             if other != batch:
                 pictures = [self.images[index % count] for index in range(1, other + 1)]
-                cases.append(self.fixed(f'batch of {other}', pictures, self.size, rescale=True))
+                cases.append(self.fixed(f'batch of {other}', pictures))
         return cases
 
     def others(self) -> list[ProofInput]:
         """Return other pictures at the one size of a fixed file: content of a portrait, dark, bright."""
-        (title, picture), height = self.images[0], self.size[0]
-        changed = {
-            'portrait in the input': (titled(title, 'portrait'), filling(picture, (height, height * 2 // 3))),
-            'dark': (titled(title, 'dark'), dark(picture)),
-            'bright': (titled(title, 'bright'), bright(picture)),
-        }
-        batch = self.options.batch
-        cases = [
-            self.fixed(name, [image] * batch, self.size, rescale=True) for name, image in changed.items()
-        ]
-        return cases + [
-            self.fixed('other image', [image] * batch, self.size, rescale=not index % 2)
-            for index, image in enumerate(self.images[1:])
+        (title, picture), height, batch = self.images[0], self.size[0], self.options.batch
+        portrait = filling(picture, (height, height * 2 // 3))
+        return [
+            self.fixed('portrait in the input', [(titled(title, 'portrait'), portrait)] * batch),
+            self.fixed('dark', [(titled(title, 'dark'), dark(picture))] * batch),
+            self.fixed('bright', [(titled(title, 'bright'), bright(picture))] * batch),
+            *(
+                self.fixed('other image', [image] * batch, rescale=not index % 2)
+                for index, image in enumerate(self.images[1:])
+            ),
         ]
 
     def by_rule(self, given: Sequence[Picture]) -> list[ProofInput]:
@@ -150,7 +182,7 @@ class _Inputs:
             image = rule.apply(picture)
             size = image.tensor.shape[1:]
             if not fits(self.deployment, self.options, size):
-                cases.append(self.fixed('other image', [(title, picture)], self.size, rescale=True))
+                cases.append(self.fixed('other image', [(title, picture)]))
             elif index or size != self.size:
                 cases.append(ProofInput("by the config's rule", (image,), ((title, picture),), rescale=True))
         return cases
@@ -165,15 +197,15 @@ class _Inputs:
             return [(titled(name, 'composed'), filling(view, size)) for name, view in views[:count]]
 
         cases = [
-            _unaligned(self.deployment, second, sizes.unaligned, sizes.step),
-            self.fixed('W > 2H, batch 2', views(sizes.wide, 2), sizes.wide, rescale=True),
-            self.fixed('H > 2W', views(sizes.tall, 1), sizes.tall, rescale=True),
-            self.fixed('portrait, batch 3', views(sizes.portrait, 3), sizes.portrait, rescale=True),
-            self.fixed('dark', [(titled(title, 'dark'), dark(picture))], sizes.landscape, rescale=True),
-            self.fixed('bright', [(titled(title, 'bright'), bright(picture))], sizes.landscape, rescale=True),
+            self._unaligned(second, sizes.unaligned, sizes.step),
+            self.fixed('W > 2H, batch 2', views(sizes.wide, 2), sizes.wide),
+            self.fixed('H > 2W', views(sizes.tall, 1), sizes.tall),
+            self.fixed('portrait, batch 3', views(sizes.portrait, 3), sizes.portrait),
+            self.fixed('dark', [(titled(title, 'dark'), dark(picture))], sizes.landscape),
+            self.fixed('bright', [(titled(title, 'bright'), bright(picture))], sizes.landscape),
         ]
         if sizes.fine:
-            cases.append(_unaligned(self.deployment, first, sizes.fine, 1))
+            cases.append(self._unaligned(first, sizes.fine, 1))
         return cases
 
     def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
@@ -181,89 +213,28 @@ class _Inputs:
 
         These are the last ones before the unaligned: any input does, of a size whose masks have its size.
         """
-        combinations = [self.optional, *([name] for name in self.optional)] if self.optional else []
-        if len(self.optional) == 1:
-            combinations = combinations[:1]
+        alone = [(name,) for name in self.optional] if len(self.optional) > 1 else []
         hosts = ('dark', 'bright', 'H > 2W', 'portrait in the input')
         places = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
-        result = list(cases)
-        for index, names in zip(places, combinations, strict=False):
-            host = result[index]
-            result[index] = dataclasses.replace(
-                host, name=f'{host.name}, without {" and ".join(names)}', rescale=True, left_out=tuple(names)
-            )
-        return result
+        for index, names in zip(places, [self.optional, *alone] if self.optional else (), strict=False):
+            name = f'{cases[index].name}, without {" and ".join(names)}'
+            cases[index] = dataclasses.replace(cases[index], name=name, rescale=True, left_out=names)
+        return cases
 
     def larger(self) -> list[ProofInput]:
         """Return two images of a size that is larger than the traced one in both directions."""
         if not self.options.dynamic or not self.sizes.larger:
             return []
-        pictures = [self.images[1], self.images[0]]
-        return [self.fixed('other size, batch 2', pictures, self.sizes.larger, rescale=True)]
+        return [self.fixed('other size, batch 2', [self.images[1], self.images[0]], self.sizes.larger)]
 
-
-def _fixed(
-    deployment: Deployment,
-    name: str,
-    chosen: Sequence[Picture],
-    size: tuple[int, int],
-    **flags: bool,
-) -> ProofInput:
-    """Return pictures as one batch of a size, in which neighbours differ in their sizes.
-
-    Otherwise a graph that takes the sizes of the first image for all would give the same results.
-    """
-    rule, batches = deployment.rule, deployment.family.batches
-
-    def prepare(pictures: Sequence[Picture]) -> tuple[PreparedImage, ...]:
-        return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
-
-    prepared = prepare(chosen)
-    if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
-        title, picture = chosen[0]
-        views = (chosen[0], (titled(title, 'mirrored'), other_view(picture)))
-        chosen = [views[index % 2] for index in range(len(chosen))]
-        prepared = prepare(chosen)
-    if not flags.get('traced') and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
-        varied = [
-            (titled(title, 'cut'), cut(picture, index)) if index else (title, picture)
-            for index, (title, picture) in enumerate(chosen)
-        ]
-        if len(batches(prepare(varied))) == 1:
-            chosen, prepared = varied, prepare(varied)
-        else:  # masks of one batch have one size: the content of the input is smaller
-            prepared = tuple(
-                _smaller(rule, picture, size, index) if index else prepared[index]
-                for index, (_, picture) in enumerate(chosen)
-            )
-    return ProofInput(name, prepared, tuple(chosen), **flags)
-
-
-def _smaller(rule: PreprocessRule, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
-    """Return an image whose content takes a part of the input, another one at each place of a batch."""
-    inner = part_of(size, place)
-    small = dataclasses.replace(rule, size=inner).apply(image_bgr)
-    tensor = np.empty((len(small.tensor), *size), np.float32)
-    tensor[:] = np.float32(rule.pad_val)[:, None, None]
-    tensor[:, : inner[0], : inner[1]] = small.tensor
-    return dataclasses.replace(small, tensor=tensor)
-
-
-def _unaligned(deployment: Deployment, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
-    """Stretch an image to a size that is not a multiple of 32, then pad it to one of `step`; see the name."""
-    rule = dataclasses.replace(
-        deployment.rule,
-        size=None,
-        pad_size=None,
-        pad_or=0,
-        keep_ratio=False,
-        size_divisor=step,
-        img_scale=(max(size[1], STRIDE), max(size[0], STRIDE)),
-    )
-    prepared = rule.apply(image[1])
-    height, width = prepared.img_shape
-    if step == 1:
-        return ProofInput(f'sides that are no multiple of {STRIDE}', (prepared,), (image,), rescale=True)
-    padded = (height, width) != prepared.tensor.shape[1:]
-    name = f'other size, padded from {height}x{width}' if padded else 'other size'
-    return ProofInput(name, (prepared,), (image,))
+    def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
+        """Stretch an image to a size that is no multiple of 32, then pad it to one of `step`."""
+        scale = max(size[1], STRIDE), max(size[0], STRIDE)
+        changes = dict(size=None, pad_size=None, pad_or=0, keep_ratio=False, size_divisor=step)
+        prepared = dataclasses.replace(self.deployment.rule, **changes, img_scale=scale).apply(image[1])
+        height, width = prepared.img_shape
+        if step == 1:
+            return ProofInput(f'sides that are no multiple of {STRIDE}', (prepared,), (image,), rescale=True)
+        padded = (height, width) != prepared.tensor.shape[1:]
+        name = f'other size, padded from {height}x{width}' if padded else 'other size'
+        return ProofInput(name, (prepared,), (image,))

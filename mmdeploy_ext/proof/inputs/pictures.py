@@ -70,14 +70,10 @@ def more_views(image_bgr: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def filling(image_bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a picture with the ratio of sides of an input, so that no part of the input is only padding.
+    """Return a picture with the ratio of sides of an input (H, W), so that no part of it is only padding.
 
     Objects keep their shape: the picture and its mirror image stand in turns side by side, or one above the
     other, and what is too much is cut off.
-
-    Args:
-        image_bgr: (h, w, 3) uint8.
-        size: (H, W) of the input.
     """
     height, width = image_bgr.shape[:2]
     wanted = size[1] * height / (size[0] * width)  # parts side by side; below 1 one above the other

@@ -33,11 +33,7 @@ def check_given(
 ) -> int:
     """Refuse files that are no samples of a family, before its weights load; return how many frames to prove.
 
-    Args:
-        family: of frames or sweeps.
-        paths: that were given.
-        count: of --frames; None takes the default.
-        option: that gave the paths, for the message.
+    The count is that of --frames; the option gave the paths.
 
     Raises:
         UsageError: not there, of another kind, no frame, or too few for a memory.
@@ -102,11 +98,8 @@ def proof_samples(
             return synthetic_drive(count, rule), 'synthetic drive'
         return list(family.generated_sweeps(rule, count)), 'generated sweeps'
     indices = choose_frames(scene_tokens(dataset), count) if family.memory else spread(len(dataset), count)
-    source = names or 'data.test'
-    return (
-        DatasetFrames(family, dataset, indices),
-        f'{len(indices)} of {len(dataset)} frames of {source}',
-    )
+    source = f'{len(indices)} of {len(dataset)} frames of {names or "data.test"}'
+    return DatasetFrames(family, dataset, indices), source
 
 
 def _has_cameras(family: Family) -> bool:
@@ -117,9 +110,7 @@ def _has_cameras(family: Family) -> bool:
 def choose_frames(tokens: Sequence[str], count: int) -> list[int]:
     """Return sample indices for a proof: the first frames of the first scenes, so that a memory is emptied.
 
-    Args:
-        tokens: scene token of every sample.
-        count: frames wanted; spread over `PROOF_SCENES` scenes, or as many as it takes.
+    They are spread over `PROOF_SCENES` scenes, or as many as it takes, by the scene token of every sample.
     """
     scenes: dict[str, list[int]] = {}
     for index, token in enumerate(tokens):

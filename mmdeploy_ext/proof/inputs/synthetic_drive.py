@@ -54,7 +54,6 @@ class Drive:
         scenes: parts of about equal length; each change resets the memory.
         period_s: between frames.
         jump_s: one gap of this length within the first scene, below what resets a memory; 0 has none.
-        long_gap_s: one gap of this length within the last scene, above it; 0 has none.
         origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM. Near 0 by default:
             the published model keeps its memory in float32 and in global coordinates, so that it is itself
             less exact far away (at 1600 m its boxes move by several mm).
@@ -72,7 +71,6 @@ class Drive:
     scenes: int = 3
     period_s: float = 0.5
     jump_s: float = 1.3
-    long_gap_s: float = 0.0
     origin_m: tuple[float, float] = (0.0, 0.0)
     exact_poses: bool = False
     start_s: float = 1.53e9
@@ -84,10 +82,9 @@ class Drive:
         """Give the frames one after the other; none is kept."""
         intrinsics, lidar2img, yaws = rig(self.cameras, self.size)
         poses, times = self.poses(), self.times()
-        surroundings, first = None, 0
         for index in range(self.frames):
             scene = self.scene(index)
-            if surroundings is None or scene != self.scene(index - 1):
+            if scene != self.scene(index - 1):
                 surroundings, first = Surroundings(self.seed * 1009 + scene), index
             pictures = surroundings.pictures(self.size, yaws, poses[index], index - first)
             yield Frame(
@@ -102,24 +99,18 @@ class Drive:
             )
 
     def scene(self, index: int) -> int:
-        """Return the scene of a frame."""
-        return min(index * self.scenes // max(self.frames, 1), self.scenes - 1)
+        """Return the scene of a frame; there is none before the first."""
+        return min(index * self.scenes // max(self.frames, 1), self.scenes - 1) if index >= 0 else -1
 
     def times(self) -> list[float]:
         """Return absolute seconds (frames,)."""
         gaps = np.full(self.frames, self.period_s)
-        firsts = [index for index in range(self.frames) if self.starts_scene(index)]
+        firsts = [index for index in range(self.frames) if self.scene(index) != self.scene(index - 1)]
         gaps[firsts] = SCENE_PAUSE_S
-        ends = [*firsts[1:], self.frames]
-        for gap_s, scene in ((self.jump_s, 0), (self.long_gap_s, -1)):
-            middle = (firsts[scene] + ends[scene] + 1) // 2
-            if gap_s and firsts[scene] < middle < ends[scene]:
-                gaps[middle] = gap_s
+        end = [*firsts[1:], self.frames][0]
+        if self.jump_s and 0 < (end + 1) // 2 < end:
+            gaps[(end + 1) // 2] = self.jump_s
         return (self.start_s + np.cumsum(gaps) - gaps[0]).tolist()
-
-    def starts_scene(self, index: int) -> bool:
-        """Return whether a frame is the first of a scene."""
-        return index == 0 or self.scene(index) != self.scene(index - 1)
 
     def poses(self) -> np.ndarray:
         """Return LiDAR to global (frames, 4, 4) float64: 2 to 10 m/s, turns both ways, a rolling body."""
@@ -137,7 +128,6 @@ class Drive:
         return poses if self.exact_poses else poses.astype(np.float32).astype(np.float64)
 
     def __len__(self) -> int:
-        """Return the number of frames."""
         return self.frames
 
     def normalised(self, pictures_bgr: np.ndarray) -> np.ndarray:
@@ -148,22 +138,9 @@ class Drive:
 
 
 def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> Drive:
-    """Return a drive for the network input of a rule.
-
-    Args:
-        frames: how many.
-        rule: its size, number of cameras and normalisation are taken.
-        options: of `Drive`.
-    """
-    return Drive(
-        frames=frames,
-        size=rule.input_size,
-        cameras=rule.num_cameras,
-        mean=tuple(rule.mean),
-        std=tuple(rule.std),
-        to_rgb=rule.to_rgb,
-        **options,
-    )
+    """Return a drive for the network input of a rule; the options are those of `Drive`."""
+    colours = dict(mean=tuple(rule.mean), std=tuple(rule.std), to_rgb=rule.to_rgb)
+    return Drive(frames, rule.input_size, rule.num_cameras, **colours, **options)
 
 
 class Surroundings:
@@ -214,13 +191,9 @@ class Surroundings:
 
 
 def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a calibrated rig for a network input.
+    """Return a calibrated rig of N cameras for a network input (H, W).
 
     The pictures of nuScenes, resized to cover the input, then cut at the top and evenly at the sides.
-
-    Args:
-        cameras: N.
-        size: (H, W) pixels.
 
     Returns:
         intrinsics (N, 4, 4), lidar2img (N, 4, 4), both float64, and yaws (N,) in radians.
@@ -234,10 +207,8 @@ def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np
     intrinsics = np.tile(np.eye(4), (cameras, 1, 1))
     extrinsics = np.empty((cameras, 4, 4))
     for index, (degrees, focal, x, y) in enumerate(chosen):
-        intrinsics[index, :2, :3] = [
-            [focal * scale, 0, x * scale - left],
-            [0, focal * scale, y * scale - top],
-        ]
+        intrinsics[index, [0, 1], [0, 1]] = focal * scale
+        intrinsics[index, :2, 2] = x * scale - left, y * scale - top
         extrinsics[index] = _camera(math.radians(degrees))
     return intrinsics, intrinsics @ extrinsics, np.radians([camera[0] for camera in chosen])
 

@@ -18,7 +18,7 @@ from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.level import Level
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from mmdeploy_ext.families.sparse import EncoderSettings
     from mmdeploy_ext.inputs.points import VoxelRule
@@ -44,9 +44,10 @@ class VoxelSet:
     coordinates: np.ndarray
     traced: bool = False
 
-    def in_order(self, same: bool) -> np.ndarray:
-        """Return the coordinates, with the three axes reversed unless the order is the `same`."""
-        return self.coordinates if same else np.ascontiguousarray(self.coordinates[:, [0, 3, 2, 1]])
+
+def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
+    """Return coordinates (N, 4), with the three axes reversed unless the order is the `same`."""
+    return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
 
 
 def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[VoxelSet]:
@@ -58,31 +59,18 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
         seed: of the random ones.
     """
     rng, shape = np.random.default_rng(seed), np.array(spatial_shape)
-    places = dict(
-        nothing=np.zeros((0, 3), np.int64),
-        one=np.array([shape // 2]),
-        borders=_borders(shape),
-        random=_clusters(shape, rng),
-        full=_full_block(shape),
-    )
-    names = dict(
-        nothing='no voxel', one='one voxel', borders='borders and corners', random='random clusters',
-        full='a full block',
-    )  # fmt: skip
+    places = {
+        'no voxel': np.zeros((0, 3), np.int64),
+        'one voxel': np.array([shape // 2]),
+        'borders and corners': _borders(shape),
+        'random clusters': _clusters(shape, rng),
+        'a full block': _full_block(shape),
+    }
     sets = [VoxelSet('traced input', np.zeros((1, channels), np.float32), np.zeros((1, 4), np.int32), True)]
-    for key, axes in places.items():
+    for name, axes in places.items():
         features = rng.standard_normal((len(axes), channels)).astype(np.float32)
-        sets.append(VoxelSet(names[key], features, np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)))
+        sets.append(VoxelSet(name, features, np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)))
     return sets
-
-
-def point_rule(cfg: Any, rule: VoxelRule) -> PointRule:
-    """Return how the config's test pipeline reads points from a file; the model's own width without one."""
-    try:
-        steps = test_pipeline(cfg)
-    except ConfigError:
-        steps = []
-    return PointRule.from_pipeline(steps, rule.in_channels)
 
 
 def points_of(source: str, cfg: Any, rule: VoxelRule, most: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -107,14 +95,7 @@ def points_of(source: str, cfg: Any, rule: VoxelRule, most: int) -> Iterator[tup
 def sweep_sets(
     source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, most: int
 ) -> Iterator[VoxelSet]:
-    """Yield the voxels of sweeps, checked; see `points_of`.
-
-    Args:
-        source: as of `points_of`, or voxels (.npz, see `runtime.voxel_files`).
-        rule: how points become voxels.
-        cfg: the config.
-        settings: grid and width of the encoder.
-        most: of a folder or of infos, evenly.
+    """Yield the voxels of sweeps, checked; see `points_of`. The source may be voxels (.npz), too.
 
     Raises:
         DataError: a file that is none, has no points, or voxels that the encoder cannot take.
@@ -135,8 +116,14 @@ def sweep_sets(
 
 
 def _sweeps(source: str, cfg: Any, rule: VoxelRule, most: int) -> Sweeps:
+    """Return sweeps as the config's test pipeline reads points; of the model's own width without one."""
+    try:
+        steps = test_pipeline(cfg)
+    except ConfigError:
+        steps = []
+    points_rule = PointRule.from_pipeline(steps, rule.in_channels)
     root = ((cfg.get('data') or {}).get('test') or {}).get('data_root')
-    return Sweeps(source, lambda points: voxelise(points, rule), point_rule(cfg, rule), root, most)
+    return Sweeps(source, lambda points: voxelise(points, rule), points_rule, root, most)
 
 
 def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSet:
@@ -146,30 +133,21 @@ def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSe
             f'{path}: {len(features)} voxels, the model takes at most {rule.max_voxels} (max_voxels); '
             f'leave some out, or give the points'
         )
-    _check_voxels(path, features, coordinates, settings)
-    return VoxelSet(path.name, features, coordinates)
-
-
-def _check_voxels(
-    path: Path, features: np.ndarray, coordinates: np.ndarray, settings: EncoderSettings
-) -> None:
     try:
         level = Level(coordinates, settings.spatial_shape)
         _ = level.hash  # finds voxels that are there twice
         checked_features(features, len(level), settings.in_channels)
     except PointsError as error:
         raise DataError(f'{path}: {error}') from error
+    return VoxelSet(path.name, features, coordinates)
 
 
 def _borders(shape: np.ndarray) -> np.ndarray:
     """Return corners, middles of edges and faces, and their neighbours inside the grid."""
     values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
-    places = np.array([place for place in itertools.product(*values) if _touches(place, shape)])
+    places = np.array([*itertools.product(*values)])
+    places = places[((places == 0) | (places == shape - 1)).any(1)]
     return np.unique(np.clip(places, 0, shape - 1), axis=0)
-
-
-def _touches(place: Sequence[int], shape: np.ndarray) -> bool:
-    return any(index in (0, size - 1) for index, size in zip(place, shape, strict=True))
 
 
 def _clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.graph.io.files import external_files, read
 from mmdeploy_ext.graph.same import size
 from mmdeploy_ext.proof import half
@@ -83,8 +84,6 @@ class Proof(abc.ABC):
         """Return whether a file is valid, and its metadata agree with contract, config and options."""
 
     def _subject(self) -> dict[str, Any]:
-        from mmdeploy_ext.core.versions import versions
-
         deployment, paths = self.deployment, self.paths
         return dict(
             file=paths[0] if len(paths) == 1 else str(Path(paths[-1]).parent),
@@ -156,9 +155,8 @@ class Proof(abc.ABC):
 
     def reasons(self) -> list[str]:
         """Return why the proof as a whole fails, where nothing said so yet."""
-        words = self.unit, self.found_in, self.advice
-        known = self.verdict.reasons
-        return [] if known else whole_reasons(self.verdict.cases, self.verdict.precision, *words)
+        verdict, words = self.verdict, (self.unit, self.found_in, self.advice)
+        return [] if verdict.reasons else whole_reasons(verdict.cases, verdict.precision, *words)
 
     def notes(self) -> list[str]:
         """Return what the reader should know that is no failure."""
@@ -166,11 +164,7 @@ class Proof(abc.ABC):
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
-    """Return `data_sha256`: name -> hash of every file that ONNX files keep weights in; nothing without any.
-
-    Args:
-        paths: of ONNX files whose data are there.
-    """
+    """Return `data_sha256`: name -> hash of every file that ONNX files keep weights in, if there are any."""
     files = {file for path in paths for file in external_files(read(path), Path(path).parent).values()}
     found = {file.name: sha256_file(file) for file in sorted(files)}
     return {'data_sha256': found} if found else {}

@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.compare.tensors import compare_tensors, without_ties
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.core.errors import ShapeError
@@ -27,10 +26,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.proof.half import HalfBars
     from mmdeploy_ext.proof.references import Reference
-    from mmdeploy_ext.runtime.detections import Detections
 
 TIMED_RUNS = 3
 TIMED_S = 3.0
@@ -55,10 +52,9 @@ def judge_outputs(
 ) -> tuple[Case, list[Pair]]:
     """Compare what an engine gave, or the error that it gave instead, with the reference."""
     deployment, proof_input, metadata = reference.deployment, reference.input, backend.metadata
-    bars = half.bars_of(half.precision_of(metadata, backend.computes_in))
+    bars = half.bars_of(backend.computes_in or metadata.precision)
     shape = 'x'.join(map(str, reference.feeds[metadata.spec.input_names[0]].shape))
-    case = Case(proof_input.name, shape, proof_input.traced)
-    expected = reference.results
+    case, expected = Case(proof_input.name, shape, proof_input.traced), reference.results
     rows: tuple[TensorRow, ...] = ()
     try:
         if isinstance(outputs, Exception):
@@ -74,8 +70,8 @@ def judge_outputs(
         if len(found) != len(expected):
             raise ShapeError(f'got results of {len(found)} images, expected {len(expected)}')
     except FAILURES as error:
-        titles = [title for title, _ in proof_input.sources]
-        failed = tuple(map(nothing_found, titles, expected, [error] * len(titles)))
+        titles = zip(proof_input.sources, expected, strict=True)
+        failed = tuple(nothing_found(title, wanted, error) for (title, _), wanted in titles)
         return dataclasses.replace(case, tensors=rows, detections=failed), []
     detections = match_images(reference, metadata, found, bars)
     if bars and not rows:
@@ -87,30 +83,17 @@ def judge_outputs(
 def match_images(
     reference: Reference, metadata: Metadata, found: Sequence[Any], bars: HalfBars | None
 ) -> tuple[DetectionRow, ...]:
-    """Return level 3 of one case: the results of every image, matched by the bars of its precision.
-
-    Args:
-        reference: of the input.
-        metadata: of the file.
-        found: results of the engine on trial per image.
-        bars: of half precision or INT8; None for float32.
-    """
-    task = reference.deployment.family.task
-    judged = bars.of_task(task) if bars else {}
-    match, capacity = task_module(task).match_detections, metadata.postprocess.get('max_per_img')
+    """Return level 3 of one case: the results of every image, matched by the bars of its precision."""
+    titles = [title for title, _ in reference.input.sources]
+    capacity = metadata.postprocess.get('max_per_img')
+    match = functools.partial(half.match, reference.deployment.family.task, bars, capacity=capacity)
     return tuple(
         match(
-            title,
-            wanted,
-            got,
-            capacity=capacity,
+            *sides,
             beyond=lambda index=index: reference.longer[index],
             near_ties=lambda index=index: (results[index] for results in reference.near_ties),
-            **judged,
         )
-        for index, ((title, _), wanted, got) in enumerate(
-            zip(reference.input.sources, reference.results, found, strict=True)
-        )
+        for index, sides in enumerate(zip(titles, reference.results, found, strict=True))
     )
 
 
@@ -132,13 +115,11 @@ def _half_rows(
     deployment: Deployment, expected: Sequence[Any], found: Sequence[Any], bars: HalfBars
 ) -> tuple[TensorRow, ...]:
     """Return cosines of a form that gives results only: of the matched ones."""
-    task = deployment.family.task
-    pair_up = task_module(task).pair_up
-    rows: list[TensorRow] = []
-    for index, (wanted, got) in enumerate(zip(expected, found, strict=True)):
-        pairs = pair_up(wanted, got, **bars.of_task(task)).matched
-        named = half.matched_rows(wanted, got, pairs, bars.cosine)
+    task, rows = deployment.family.task, []
+    for index, sides in enumerate(zip(expected, found, strict=True)):
+        pairs = task_module(task).pair_up(*sides, **bars.of_task(task)).matched
         several = f' of image {index}' if len(expected) > 1 else ''
+        named = half.matched_rows(*sides, pairs, bars.cosine)
         rows += [dataclasses.replace(row, tensor=row.tensor + several) for row in named]
     return tuple(rows)
 
@@ -151,37 +132,24 @@ def _tensor_rows(
         return ()
     family, model = reference.deployment.family, reference.deployment.model
     chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
-    slack = half.RTOL if bars else DEFAULT_RTOL
     expected = reference.ask('reference_tensors', metadata.form, **chosen)
-    ties_rtol = half.CHOICE_RTOL if bars else DEFAULT_RTOL
-    expected = family.choose_as(model, reference.feeds, outputs, expected, ties_rtol)
-    outputs = without_ties(expected, outputs, reference.ask('interchangeable_zeros', **chosen), slack)
-    rows = compare_tensors(expected, outputs, metadata.spec)
-    return tuple(half.judge(rows, bars.cosine) if bars else rows)
+    expected = family.choose_as(model, reference.feeds, outputs, expected, half.choice_rtol(bars))
+    zeros = reference.ask('interchangeable_zeros', **chosen)
+    return half.compare(expected, outputs, metadata.spec, bars, zeros)
 
 
 def _pictures(reference: Reference, found: Sequence[Any], engine: str) -> list[Pair]:
-    """Return both engines' results for the report, but those at the default of an optional input."""
-    one = reference.input
+    """Return both engines' results in pixels of the picture; not those at an optional input's default."""
+    one, pairs = reference.input, []
     if one.left_out:
         return []
-    matched = zip(one.sources, one.images, reference.results, found, strict=True)
-    return [_picture(*sides, one.rescale, engine) for sides in matched]
-
-
-def _picture(
-    source: tuple[str, np.ndarray],
-    image: PreparedImage,
-    reference: Detections,
-    candidate: Detections,
-    rescaled: bool,
-    engine: str,
-) -> Pair:
-    """Bring both engines' boxes to pixels of the original picture."""
-    if not rescaled:
-        reference, candidate = reference.scaled(image.scale_factor), candidate.scaled(image.scale_factor)
-    title = f'{source[0]}, input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
-    return Pair(title, source[1], reference, candidate, engine)
+    columns = one.sources, one.images, reference.results, found
+    for (title, picture), image, *sides in zip(*columns, strict=True):
+        if not one.rescale:
+            sides = [side.scaled(image.scale_factor) for side in sides]
+        size = f'input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
+        pairs.append(Pair(f'{title}, {size}', picture, *sides, engine))
+    return pairs
 
 
 def timing(reference: Reference, backend: Backend) -> dict[str, float]:
@@ -204,7 +172,5 @@ def timing(reference: Reference, backend: Backend) -> dict[str, float]:
             start = time.perf_counter()
             run()
             seconds.append(time.perf_counter() - start)
-    titles = 'PyTorch (network and post-processing)', f'{backend.engine} (graph)'
-    return {
-        name: round(statistics.median(seconds) * 1e3, 2) for name, seconds in zip(titles, known, strict=True)
-    }
+    medians = [round(statistics.median(seconds) * 1e3, 2) for seconds in known]
+    return {'PyTorch (network and post-processing)': medians[0], f'{backend.engine} (graph)': medians[1]}

@@ -63,12 +63,7 @@ def open_file(path: str) -> ExportedFile:
 
 
 class ExportedProof(Proof):
-    """A proof of files with `Metadata`.
-
-    Attributes:
-        kind: registered name of the engine.
-        metadata: of every file.
-    """
+    """A proof of files with `Metadata`."""
 
     def __init__(self, *given: Any) -> None:
         """See `Proof`; the engine shows what float16 does to the files."""
@@ -77,12 +72,12 @@ class ExportedProof(Proof):
 
     @property
     def kind(self) -> str:
-        """See the class."""
+        """Registered name of the engine."""
         return str(self.engine.get('engine', 'OnnxRuntimeBackend'))
 
     @property
     def metadata(self) -> list[Metadata]:
-        """See the class."""
+        """Of every file."""
         return [file.metadata for file in self.files]
 
     def read(self, path: str) -> ExportedFile:
@@ -98,8 +93,8 @@ class ExportedProof(Proof):
     def facts(self) -> dict[str, Any]:
         """See `Proof.facts`."""
         options, last = self.files[-1].options, self.metadata[-1]
-        names = 'opset', 'exporter'
-        return dict(options=options, **{name: options[name] for name in names}, exported_with=last.versions)
+        named = {name: options[name] for name in ('opset', 'exporter')}
+        return dict(options=options, **named, exported_with=last.versions)
 
     @abc.abstractmethod
     def expected(self, file: ExportedFile) -> tuple[Reference, Any, GraphSpec | None]:
@@ -118,10 +113,7 @@ class ExportedProof(Proof):
             known += [note for note in (*notes, ROUNDED) if note not in known]
         else:
             checks = check_structure(file.model, file.metadata)
-        return [
-            *checks,
-            *provenance(self.deployment, file.metadata, *promised),
-        ]
+        return [*checks, *provenance(self.deployment, file.metadata, *promised)]
 
     def notes(self) -> list[str]:
         """See `Proof.notes`."""

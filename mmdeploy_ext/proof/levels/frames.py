@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, run_twice
-from mmdeploy_ext.proof.near_ties import with_moved_thresholds, with_other_rounding
+from mmdeploy_ext.proof.near_ties import near_ties
 from mmdeploy_ext.proof.provenance import companion_checks
 from mmdeploy_ext.proof.results import Case, Pair
-from mmdeploy_ext.proof.tasks import bbox3d, task_module
+from mmdeploy_ext.proof.tasks import bbox3d
 
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.compare.rows import TensorRow
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.proof.results import Check, DetectionRow
+    from mmdeploy_ext.proof.results import Check
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
@@ -56,7 +53,7 @@ class FramesProof(ExportedProof):
         return dict(
             files={Path(path).name: sha256_file(path)[:16] for path in self.paths},
             contract=options.get('contract', ''),
-            precision=precision_of_all(self.metadata),
+            precision=next((one.precision for one in self.metadata if one.precision != 'fp32'), 'fp32'),
             engine=title_of(self.kind),
             **super().facts(),
         )
@@ -96,13 +93,10 @@ class FramesProof(ExportedProof):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
-        family, more = (
-            self.deployment.family,
-            self.deployment.family.between_files(self.deployment.model, self.asked_for),
-        )
-        self.spec, self.clock = output_spec(self.metadata, more), Clock()
+        family, given = self.deployment.family, (self.deployment.model, self.asked_for)
+        self.spec, self.clock = output_spec(self.metadata, family.between_files(*given)), Clock()
         self.who = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'
-        self.reference: Stepper = family.reference_of(self.deployment.model, self.asked_for)
+        self.reference: Stepper = family.reference_of(*given)
         self.runner = self.open_runner(stack)
 
     def open_runner(self, stack: contextlib.ExitStack) -> Stepper:
@@ -132,47 +126,35 @@ class SweepProof(FramesProof):
 
     def cases(self, one: Sweep) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`."""
+        run = functools.partial(self.clock.run, self.who[1], functools.partial(self.runner.step, one))
         expected = self.clock.run(self.who[0], lambda: self.reference.step(one))
         self.first = self.first or one
-
-        def judge(found: StepResult | Exception) -> tuple[Case, list[Pair]]:
-            return self.judge(one, expected, found)
-
-        def run() -> StepResult:
-            return self.clock.run(self.who[1], lambda: self.runner.step(one))
-
-        return run_twice(run, judge, lambda found: found.outputs)
+        return run_twice(run, functools.partial(self.judge, one, expected), lambda found: found.outputs)
 
     def judge(
         self, sweep: Sweep, expected: StepResult, found: StepResult | Exception
     ) -> tuple[Case, list[Pair]]:
-        """Compare tensors and detections of one sweep; an engine that fails is a failed case."""
+        """Return levels 2 and 3 of one sweep, and its picture."""
+        case = self.judge_tensors(sweep, expected, found)
         if isinstance(found, Exception):
-            return self._failed(sweep, expected, found), []
-        row = self.match('boxes', sweep, expected, found)
+            return case, []
+        sides, model = (expected.detections, found.detections), self.deployment.model
+        ties = functools.partial(near_ties, model, lambda: self.reference.step(sweep).detections)
+        row = half.match(self.deployment.family.task, self.low, 'boxes', *sides, near_ties=ties)
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
-        rule = self.deployment.rule
-        pair = bbox3d.pair_of(sweep, rule, title, expected.detections, found.detections)
         if not self.most or len(expected.detections) > len(self.most[1]):
             self.most = sweep, expected.detections
-        return Case(sweep.name, shape_of(sweep), False, self.tensors(expected, found), (row,)), [pair]
+        pair = bbox3d.pair_of(sweep, self.deployment.rule, title, *sides)
+        return dataclasses.replace(case, detections=(row,)), [pair]
 
-    def _failed(self, sweep: Sweep, expected: StepResult, found: Exception) -> Case:
-        row = nothing_found(sweep.name, expected.detections, found)
-        return Case(sweep.name, shape_of(sweep), False, (), (row,))
-
-    def tensors(self, expected: StepResult, found: StepResult) -> tuple[TensorRow, ...]:
-        """Return level 2 of one sweep."""
-        rows, low = compare_tensors(expected.outputs, found.outputs, self.spec), self.low
-        return tuple(half.judge(rows, low.cosine) if low else rows)
-
-    def match(self, name: str, sweep: Sweep, expected: StepResult, found: StepResult) -> DetectionRow:
-        """Return level 3 of one sweep."""
-        task = self.deployment.family.task
-        bars = self.low.of_task(task) if self.low else {}
-        sides = expected.detections, found.detections
-        ties = functools.partial(self.near_ties, sweep)
-        return task_module(task).match_detections(name, *sides, near_ties=ties, **bars)
+    def judge_tensors(self, sweep: Sweep, expected: StepResult, found: StepResult | Exception) -> Case:
+        """Return level 2 of one sweep; an engine that fails is a failed case."""
+        case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False)
+        if isinstance(found, Exception):
+            row = nothing_found(sweep.name, expected.detections, found)
+            return dataclasses.replace(case, detections=(row,))
+        rows = half.compare(expected.outputs, found.outputs, self.spec, self.low)
+        return dataclasses.replace(case, tensors=rows)
 
     @property
     def low(self) -> half.HalfBars | None:
@@ -193,10 +175,7 @@ class SweepProof(FramesProof):
         for crowd in family.crowded_sweeps(self.deployment.rule, self.asked_for):
             sweep = dataclasses.replace(self.first or crowd, points=crowd.points, name=crowd.name)
             expected, found = self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
-            if isinstance(found, Exception):
-                yield self._failed(sweep, expected, found)
-            else:
-                yield Case(sweep.name, shape_of(sweep), False, self.tensors(expected, found))
+            yield self.judge_tensors(sweep, expected, found)
         if not self.most or self.low:  # which results are left depends on their order
             return
         chosen, seen = self.most
@@ -206,36 +185,11 @@ class SweepProof(FramesProof):
                 named = dataclasses.replace(chosen, name=f'{chosen.name or "sweep"}, at most {limit} results')
                 yield self.judge(named, self.reference.step(chosen), found)[0]
 
-    def near_ties(self, sweep: Sweep) -> Iterator[Detections3D]:
-        """Return PyTorch's results with thresholds moved by rounding, and with other rounding of layers."""
-        model = self.deployment.model
-
-        def run() -> list[Detections3D]:
-            return [self.reference.step(sweep).detections]
-
-        runs = itertools.chain(with_moved_thresholds(model, run), with_other_rounding(model, run))
-        return (detections for (detections,) in runs)
-
-
-def shape_of(sweep: Sweep) -> str:
-    """Return the shape of a sweep's points, for a case."""
-    return 'x'.join(map(str, sweep.points.shape))
-
 
 def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()) -> GraphSpec:
-    """Return the outputs of all files of an export together, and which of them are state.
-
-    Args:
-        metadata: of the files.
-        between: what the runner computes between them.
-    """
+    """Return the outputs of all files of an export, and of the runner between them, and which are state."""
     specs = [entry.spec for entry in metadata]
     outputs = {tensor.name: tensor for spec in specs for tensor in spec.outputs}
     outputs |= {tensor.name: tensor for tensor in between}
     state = tuple(pair for spec in specs for pair in spec.state)
     return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
-
-
-def precision_of_all(metadata: Sequence[Metadata]) -> str:
-    """Return what an export is judged as: one file in less than float32 decides for all."""
-    return next((found for entry in metadata if (found := half.precision_of(entry)) != 'fp32'), 'fp32')

@@ -25,14 +25,7 @@ if TYPE_CHECKING:
 
 
 def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name: str = '') -> GraphResult:
-    """Compare the graph of a file with a fresh export.
-
-    Args:
-        model: the file.
-        metadata: of the file.
-        reference: what it is compared with.
-        name: of the graph, where a model has several.
-    """
+    """Compare the graph of a file with a fresh export; it has a name where a model has several."""
     try:
         fresh = reference.fresh()
     except Mm2OnnxError as error:
@@ -41,7 +34,7 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
     note = ''
     if not mine.equals(other) and metadata.rules < SAME_BYTES_RULES:
         model, near = with_rounding_undone(model, fresh, reference.rounding())
-        mine, note = same.signature(model), near.text and f'graph rules {metadata.rules}: {near.text}'
+        mine, note = same.signature(model), near and f'graph rules {metadata.rules}: {near}'
     if facts := differing_facts(model, fresh):
         return GraphResult(name, mine.size, False, tuple(facts), note=note)
     if mine.equals(other):

@@ -9,7 +9,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import make_metadata
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.proof import fresh, half
+from mmdeploy_ext.proof import fresh
 from mmdeploy_ext.proof.enough import ties_of, too_many_ties
 from mmdeploy_ext.proof.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proof.levels.cases import run_case, timing
@@ -69,8 +69,7 @@ class ImageProof(ExportedProof):
         (file,), self.first = self.files, None
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
-        precision = half.precision_of(file.metadata, self.backend.computes_in)
-        self.verdict.subject['precision'] = precision
+        self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
 
     def inputs(self) -> Sequence[ProofInput]:
         """See `Proof.inputs`: what is made of the pictures."""

@@ -16,12 +16,8 @@ LEAST_GAP = 1e-4
 def limit_between(found: Detections3D, groups: np.ndarray) -> int:
     """Return a limit that cuts some of a sample's results off, between scores that rounding does not mix.
 
-    Args:
-        found: of the reference, as many as the model's own limit lets through.
-        groups: (n,) of each result; a limit holds for each group.
-
-    Returns:
-        The limit; 0 where no number will do.
+    The results are as many as the model's own limit lets through, in groups (n,) for each of which a limit
+    holds. 0 where no number will do.
     """
     ordered = [-np.sort(-found.scores[groups == group]) for group in np.unique(groups)]
     longest = max(map(len, ordered), default=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -40,7 +41,7 @@ def metric_bar(precision: str) -> float:
 
 
 def metric_rows(
-    reference: Mapping[str, float], candidate: Mapping[str, float], bar: float = METRIC_BAR
+    reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
 ) -> list[MetricRow]:
     """Compare metrics by name; one that only one engine has fails.
 
@@ -48,7 +49,7 @@ def metric_rows(
     """
     rows = []
     for name in sorted(reference.keys() | candidate.keys()):
-        left, right = reference.get(name, float('nan')), candidate.get(name, float('nan'))
+        left, right = reference.get(name, math.nan), candidate.get(name, math.nan)
         both_absent = left != left and right != right and name in reference and name in candidate
         rows.append(MetricRow(name, left, right, bar, both_absent or abs(left - right) <= bar))
     return rows
@@ -56,7 +57,7 @@ def metric_rows(
 
 def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
     """Return `metric_rows`; where neither engine has a metric, a row that fails: nothing was compared."""
-    nothing = MetricRow('none: neither engine found anything', float('nan'), float('nan'), bar, False)
+    nothing = MetricRow('none: neither engine found anything', math.nan, math.nan, bar, False)
     return metric_rows(reference, candidate, bar) or [nothing]
 
 
@@ -65,12 +66,7 @@ def compare_metrics(
 ) -> list[MetricRow]:
     """Evaluate the config's test set with the unpatched PyTorch model and with an engine.
 
-    Args:
-        cfg: the config.
-        published: the PyTorch model.
-        candidate: the engine.
-        metrics: e.g. ('bbox',).
-        precision: of the engine's network, see `metric_bar`.
+    The metrics are such as 'bbox'; the precision is that of the engine's network, see `metric_bar`.
     """
     dataset, values = build_dataset(cfg), []
     for network in (published, candidate):
@@ -86,14 +82,8 @@ def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
     for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
         table.add_column(title, justify='left' if title == 'metric' else 'right')
     for row in rows:
-        table.add_row(
-            row.name,
-            f'{row.reference:.4f}',
-            f'{row.candidate:.4f}',
-            f'{row.candidate - row.reference:+.6f}',
-            f'{row.bar:g}',
-            'equal' if row.passed else 'DIFFERS',
-        )
+        values = f'{row.reference:.4f}', f'{row.candidate:.4f}', f'{row.candidate - row.reference:+.6f}'
+        table.add_row(row.name, *values, f'{row.bar:g}', 'equal' if row.passed else 'DIFFERS')
     return table
 
 

@@ -58,13 +58,7 @@ def attempt(run: Callable[[], Any]) -> Any:
 
 
 def nothing_found(title: str, wanted: Any, error: Exception) -> DetectionRow:
-    """Return the row of a sample whose outputs gave no detections at all.
-
-    Args:
-        title: of the image or sweep.
-        wanted: detections of the reference.
-        error: why.
-    """
+    """Return the row of an image or sweep whose outputs gave no detections at all, but an error."""
     reason = f'no detections: {one_line(error)[:200]}'
     return DetectionRow(title, len(wanted), 0, len(wanted), 0, 0.0, 1.0, False, reason, broken=True)
 

@@ -9,7 +9,7 @@ figures are kept per frame, no tensors: a drive may be of any length.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.proof.levels.run_twice import Clock, attempt
 from mmdeploy_ext.proof.levels.sequence_run import Bars, Moment, PairRun
+from mmdeploy_ext.proof.tasks import task_module
 from mmdeploy_ext.runtime.frames import StreamState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from mmdeploy_ext.families.memory import MemorySpec
     from mmdeploy_ext.proof.results import SequenceRow
@@ -31,7 +32,7 @@ MODES = ('teacher', 'free')
 
 
 class Modes:
-    """The reference and, beside it, one candidate per mode, frame by frame.
+    """The reference and, beside it, one candidate per mode, frame by frame; all memories are emptied first.
 
     A candidate that fails at a frame is out, with that as its reason; the others go on.
     """
@@ -44,9 +45,9 @@ class Modes:
         *,
         memory: MemorySpec,
         bars: Bars | None = None,
-        match: Callable[..., Any] | None = None,
+        task: str = 'bbox3d',
     ) -> None:
-        """Empty all memories.
+        """Keep the engines.
 
         Args:
             reference: the unpatched PyTorch model.
@@ -55,15 +56,11 @@ class Modes:
                 that both give.
             memory: what the family says of it.
             bars: what passes.
-            match: `match_detections` of the task; default that of boxes in 3D.
+            task: whose results are matched.
         """
-        unknown = [mode for mode in candidates if mode not in MODES]
-        if unknown:
+        if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
-        if match is None:
-            from mmdeploy_ext.proof.tasks import task_module
-
-            match = task_module('bbox3d').match_detections
+        match = task_module(task).match_detections
         self.reference, self.candidates, self.clock = reference, candidates, Clock()
         self.runs = {mode: PairRun(mode, spec, bars or Bars(), memory, match) for mode in candidates}
         for stepper in (reference, *candidates.values()):
@@ -102,7 +99,7 @@ class Modes:
         found = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
         if not isinstance(found, Exception):
             return found
-        self.runs[mode].stop(f'{frame.name}: the candidate failed: {one_line(found)[:200]}')
+        self.runs[mode].stopped = f'{frame.name}: the candidate failed: {one_line(found)[:200]}'
         return None
 
     def _run_again(self, frame: Frame, known: StepResult) -> None:
@@ -117,12 +114,11 @@ class Modes:
         for row in compare_tensors(*sides, GraphSpec('', (), compared)):
             near = least is not None and row.cosine is not None and row.cosine >= least
             if not row.passed and not near:
-                run.faults.add(f'a second run of the same frame gives another {row.tensor}', frame.name)
+                run.faults[f'a second run of the same frame gives another {row.tensor}'].append(frame.name)
 
 
 def snapshot(state: StreamState | None) -> StreamState | None:
     """Return a copy of a memory that no engine's buffers can change."""
     if state is None:
         return None
-    tensors = {name: np.array(array) for name, array in state.tensors.items()}
-    return dataclasses.replace(state, tensors=tensors)
+    return dataclasses.replace(state, tensors={name: np.array(one) for name, one in state.tensors.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proof.levels.sequence_rows import Faults, WorstRows
+from mmdeploy_ext.proof.levels.sequence_rows import WorstRows
 from mmdeploy_ext.proof.levels.sequence_ties import Followed, RowPairing
 from mmdeploy_ext.proof.results import SequenceRow
 
@@ -59,15 +60,7 @@ class Bars:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """One frame after both engines ran it.
-
-    Attributes:
-        frame: the frame.
-        expected: what the reference gave.
-        got: what the candidate gave.
-        expected_state: the reference's memory afterwards.
-        got_state: the candidate's.
-    """
+    """One frame after both engines ran it: what the reference and the candidate gave, their memories then."""
 
     frame: Frame
     expected: StepResult
@@ -92,20 +85,18 @@ class PairRun:
         self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
         self.pairing = RowPairing(memory) if memory.scores else None
         self.names: set[str] | None = None
-        self.faults, self.stopped = Faults(), ''
+        self.faults: dict[str, list[str]] = collections.defaultdict(list)
+        """What went wrong -> the frames."""
+        self.stopped = ''
         self.tensors = WorstRows(mode == 'free', bars.cosine)
         self.series: dict[str, Any] = dict(
             name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], **self.tensors.series
         )
         self.totals = dict(reference=0, matched=0, missing=0, extra=0, outside=0)
+        self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
         self.worst_distance: float | None = None
-        self.worst_score, self.ties, self.tied, self.affected = 0.0, 0, 0, 0
         self.last: tuple[str, float] | None = None
-        self.taken_over, self.parted = 0, False
-
-    def stop(self, reason: str) -> None:
-        """End the run: the candidate failed."""
-        self.stopped = reason
+        self.worst_score, self.parted = 0.0, False
 
     def add(self, moment: Moment) -> None:
         """Judge one frame."""
@@ -127,34 +118,29 @@ class PairRun:
         It does where a tie alone decided which rows are kept and all results of the frame are equal: a model
         may give other results with the other row, and PyTorch itself would with it. One frame of 20 may.
         """
-        if (
-            self.mode != 'free'
-            or not self.parted
-            or self.taken_over >= max(self.bars.frames // MOST_TAKEN, 1)
-        ):
+        most = max(self.bars.frames // MOST_TAKEN, 1)
+        if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= most:
             return False
-        self.taken_over += 1
+        self.tied['taken_over'] += 1
         self.pairing.forget()
         return True
 
     def _clock(self, frame: Frame) -> None:
-        scene, time_s = self.last or (None, frame.timestamp_s)
-        same = self.last is not None and scene == frame.scene_token
-        self.series['gap_s'].append(round(frame.timestamp_s - time_s, 6) if same else None)
-        self.last = frame.scene_token, frame.timestamp_s
+        last, self.last = self.last, (frame.scene_token, frame.timestamp_s)
+        same = last is not None and last[0] == frame.scene_token
+        self.series['gap_s'].append(round(frame.timestamp_s - last[1], 6) if same else None)
 
     def _check_reset(self, moment: Moment, name: str) -> None:
         sides = 'reference', 'candidate'
         if moment.expected.was_reset != moment.got.was_reset:
             one, other = sides if moment.expected.was_reset else sides[::-1]
-            self.faults.add(f'the {one} emptied its memory and the {other} did not', name)
+            self.faults[f'the {one} emptied its memory and the {other} did not'].append(name)
         for side, state in zip(sides, (moment.expected_state, moment.got_state), strict=True):
             if state is None:
-                self.faults.add(f'the {side} keeps no memory after a frame', name)
+                self.faults[f'the {side} keeps no memory after a frame'].append(name)
             elif _of_another_frame(state, moment.frame):
-                self.faults.add(
-                    f'the {side} says that its memory is of another frame (pose, time or scene)', name
-                )
+                what = f'the {side} says that its memory is of another frame (pose, time or scene)'
+                self.faults[what].append(name)
 
     def _follow(self, moment: Moment, name: str) -> Followed:
         """Pair the queries and the memory rows of both sides."""
@@ -164,10 +150,11 @@ class PairRun:
         results, states = (moment.expected, moment.got), (moment.expected_state, moment.got_state)
         found = self.pairing.follow(results, states, self.bars.tie, most_error)
         if found.fault:
-            self.faults.add('the rows kept in memory differ by more than a tie', f'{name} ({found.fault})')
-        self.ties += found.ties
-        self.tied += bool(found.ties)
-        self.affected += found.rows is not None and self.pairing.affected
+            what = 'the rows kept in memory differ by more than a tie'
+            self.faults[what].append(f'{name} ({found.fault})')
+        self.tied['ties'] += found.ties
+        self.tied['tied_frames'] += bool(found.ties)
+        self.tied['affected_frames'] += found.rows is not None and self.pairing.affected
         return found
 
     def _tensors(self, moment: Moment, followed: Followed, name: str) -> None:
@@ -179,8 +166,8 @@ class PairRun:
         for tensor in specs:  # a graph may give the last layer alone
             if tensor.name in sides[0] and tensor.name in self.memory.needed and tensor.axes[:1] == (1,):
                 sides[0][tensor.name] = sides[0][tensor.name][-1:]
-        aligned = _aligned(*sides, self.memory.per_query, followed.queries)
-        found = compare_tensors(*aligned, GraphSpec('', (), specs)) + self._memory(moment, followed.rows)
+        _align(*sides, self.memory.per_query, followed.queries)
+        found = compare_tensors(*sides, GraphSpec('', (), specs)) + self._memory(moment, followed.rows)
         for row in found:
             self.tensors.keep(row, name, len(self.series['name']))
 
@@ -201,21 +188,15 @@ class PairRun:
 
     def _detections(self, moment: Moment, name: str) -> bool:
         """Count matched results; return whether all are."""
-        bars = self.bars
-        row = self.match(
-            name,
-            moment.expected.detections,
-            moment.got.detections,
-            score_thr=bars.score_thr,
-            distance_bar=bars.distance_m,
-            score_bar=bars.score,
-        )
+        sides, bars = (moment.expected.detections, moment.got.detections), self.bars
+        limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
+        row = self.match(name, *sides, **limits)
         for key in self.totals:
             self.totals[key] += getattr(row, key)
         for key in ('reference', 'matched', 'extra'):
             self.series[key].append(getattr(row, key))
         if not row.passed and not (row.missing or row.extra or row.outside):
-            self.faults.add('the detections cannot be compared', f'{name} ({row.reason})')
+            self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
         self.worst_score = max(self.worst_score, row.worst_score)
         if row.worst_distance is not None:
             self.worst_distance = max(self.worst_distance or 0.0, row.worst_distance)
@@ -223,25 +204,20 @@ class PairRun:
 
     def finish(self) -> SequenceRow:
         """Return what the drive gave."""
-        frames = len(self.series['name'])
         counts = self.totals
         counted = max(counts['reference'], counts['matched'] + counts['outside'] + counts['extra'])
         same = counts['matched'] + (counts['outside'] if self.bars.near_counts else 0)
-        rate = min(same / counted, 1.0) if counted else None
         row = SequenceRow(
             mode=self.mode,
-            frames=frames,
+            frames=len(self.series['name']),
             resets=sum(self.series['reset'][1:]),
             time_jumps=_jumps(self.series['gap_s']),
             **self.totals,
-            match_rate=rate,
+            match_rate=min(same / counted, 1.0) if counted else None,
             match_bar=self.bars.match_rate,
             worst_distance=self.worst_distance,
             worst_score=self.worst_score,
-            ties=self.ties,
-            tied_frames=self.tied,
-            affected_frames=self.affected,
-            taken_over=self.taken_over,
+            **self.tied,
             tensors=tuple(self.tensors.worst.values()),
             series=self.series,
         )
@@ -249,7 +225,10 @@ class PairRun:
 
     def _reasons(self, row: SequenceRow) -> list[str]:
         bars = self.bars
-        reasons = [self.stopped] * bool(self.stopped) + self.faults.reasons()
+        reasons = [self.stopped] * bool(self.stopped)
+        for what, places in self.faults.items():
+            count = f' ({len(places)} frames)' * (len(places) > 1)
+            reasons.append(f'{what}, first at {places[0]}{count}')
         if row.frames < bars.frames:
             reasons.append(f'{row.frames} frames ran, a proof wants {bars.frames}')
         if row.resets < bars.resets:
@@ -274,21 +253,20 @@ def _of_another_frame(state: StreamState, frame: Frame) -> bool:
     )
 
 
-def _aligned(
+def _align(
     expected: dict[str, np.ndarray],
     got: dict[str, np.ndarray],
     names: Sequence[str],
     queries: np.ndarray | None,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> None:
     """Bring the candidate's queries to the reference's order; those without a partner are left out."""
     if queries is None or np.array_equal(queries, np.arange(len(queries))):
-        return expected, got
+        return
     keep = queries >= 0
     for name in names:
         if name in expected and name in got:
             expected[name] = expected[name][..., keep, :]
             got[name] = got[name][..., queries[keep], :]
-    return expected, got
 
 
 def _jumps(gaps_s: list[float | None]) -> int:

@@ -39,14 +39,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class RowDifference:
-    """A new memory row that two engines gave to different queries.
-
-    Attributes:
-        row: of the memory.
-        reference: query that the reference put there.
-        candidate: query that the candidate put there, by its own index.
-        gap: difference of their scores.
-    """
+    """A new memory row that two engines gave to different queries, each by its own index; the scores' gap."""
 
     row: int
     reference: int
@@ -68,12 +61,7 @@ def selection(
 
     The scores say which ones they should be, the places in the memory which ones they are: a row that fits
     another query clearly better is that query's. A row that fits none is taken for the one it should be (its
-    values are compared anyway).
-
-    Args:
-        outputs: of the frame.
-        memory: after the frame; None or without places leaves the scores to decide.
-        spec: what the family says of its memory.
+    values are compared anyway). A memory without places, or None, leaves the scores to decide.
     """
     scores = best_scores(outputs[spec.scores])
     expected = np.argsort(-scores, kind='stable')[: spec.topk]
@@ -81,9 +69,8 @@ def selection(
     if memory is None or any(memory[name].shape[1] < rows for name, _, _ in spec.places):
         return Selection(scores, expected)
     kept = np.concatenate([memory[name][0, :rows] for name, _, _ in spec.places], 1)
-    places = [outputs[name][-1, 0][:, list(columns)] for _, name, columns in spec.places]
-    places = np.concatenate(places, 1).astype(np.float64)
-    distance = np.abs(kept.astype(np.float64)[:, None] - places[None]).max(-1)
+    places = np.concatenate([outputs[name][-1, 0][:, [*columns]] for _, name, columns in spec.places], 1)
+    distance = np.abs(kept.astype(np.float64)[:, None] - places.astype(np.float64)[None]).max(-1)
     distance[~np.isfinite(distance)] = np.inf
     nearest, index = distance.argmin(1), np.arange(rows)
     other = distance[index, nearest] <= SAME_ROW
@@ -128,29 +115,18 @@ class RowPairing:
     def advance(
         self, reference: Selection, candidate: Selection, partners: np.ndarray, num_rows: int
     ) -> list[RowDifference]:
-        """Follow the memory over a frame.
-
-        Args:
-            reference: what the reference put into its memory.
-            candidate: what the candidate did.
-            partners: of `queries`, this frame's.
-            num_rows: n.
-
-        Returns:
-            The new rows that differ.
-        """
+        """Follow the memory of n rows over a frame by the partners of `queries`; return what differs."""
         to_reference = {int(own): query for query, own in enumerate(partners) if own >= 0}
         own_row = {int(query): row for row, query in enumerate(candidate.queries)}
-        pairs = list(zip(reference.queries.tolist(), candidate.queries.tolist(), strict=True))
+        pairs = zip(reference.queries.tolist(), candidate.queries.tolist(), strict=True)
         differences = []
         for row, (wanted, got) in enumerate(pairs):
             same = to_reference.get(got)
             if same != wanted:
                 score = candidate.scores[got] if same is None else reference.scores[same]
-                differences.append(
-                    RowDifference(row, wanted, got, abs(float(reference.scores[wanted] - score)))
-                )
-        new = [own_row.get(int(partners[wanted]), -1) for wanted, _ in pairs]
+                gap = abs(float(reference.scores[wanted] - score))
+                differences.append(RowDifference(row, wanted, got, gap))
+        new = [own_row.get(int(partners[wanted]), -1) for wanted in reference.queries]
         kept = max(num_rows - len(new), 0)
         old = np.arange(kept) if self.rows is None else self.rows[:kept]
         old = np.where((old >= 0) & (old < kept), old + len(new), -1)
@@ -183,12 +159,11 @@ class RowPairing:
         allowed = tie + 2 * min(score_error(*chosen, queries), most_error)
         affected, num_rows = self.affected, tensors[0][self.spec.places[0][0]].shape[1]
         differing = self.advance(*chosen, queries, num_rows)
-        beyond = [row for row in differing if not row.gap <= allowed]
-        fault = ''
+        beyond, fault = [row for row in differing if not row.gap <= allowed], ''
         if beyond and not affected:  # rows of an earlier tie give other queries: the choice may differ
             worst = max(beyond, key=lambda row: row.gap)
-            fault = f'row {worst.row}: queries {worst.reference} and {worst.candidate}, scores '
-            fault += f'{worst.gap:.2g} apart, allowed {allowed:.2g}'
+            places = f'row {worst.row}: queries {worst.reference} and {worst.candidate}'
+            fault = f'{places}, scores {worst.gap:.2g} apart, allowed {allowed:.2g}'
         new = self.rows[: len(chosen[0].queries)]
         parted = not affected and bool((new < 0).any()) and all(row.gap <= tie for row in differing)
         return Followed(queries, self.rows, len(differing) - len(beyond), fault, parted)

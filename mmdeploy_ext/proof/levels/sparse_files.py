@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.compare.tensors import compare_tensors, failed_row
-from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.compare.tensors import failed_row
+from mmdeploy_ext.proof.half import compare_named
+from mmdeploy_ext.proof.inputs.voxel_sets import in_order
 from mmdeploy_ext.proof.spconv_layers import LayerOutput, layer_sources, watched
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 from mmdeploy_ext.sparse import engine
@@ -22,7 +24,7 @@ from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator
 
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proof.levels.sparse_subject import Subject
@@ -31,6 +33,10 @@ EXACT_RTOL = 1e-4
 """Of the largest reference value: float32 against float32."""
 HALF_RTOL = 5e-3
 """The same for the file's fp16 weights against the model's float32 ones."""
+Layer = tuple[str, str, np.ndarray, np.ndarray | None]
+"""Convolution's name in the file, its path in the module, sites (M, 4) in the file's order, values (M, C)."""
+compare = functools.partial(compare_named, what='scn')
+"""See `compare_named`."""
 
 
 @dataclasses.dataclass
@@ -70,14 +76,11 @@ class DialectFile:
         keep = self.found.__setitem__
         return engine.run(self.graph, coordinates, features, keep, rulebook=self.rulebook)
 
-    def layer_rows(self, reference: Reference, coordinates: np.ndarray) -> list[TensorRow]:
-        """Compare every layer."""
-        rows = []
+    def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
+        """Yield every layer."""
         for node, wanted in zip(self.graph.convolutions(), self.subject.expected.convolutions(), strict=True):
-            name, expected = f'{node.name} {wanted.module}', reference.layers.get(wanted.module)
-            sites = _in_own_order(self.subject, self.rulebook.level(node.output).coordinates)
-            rows.extend(layer_rows(name, expected, sites, self.found[node.name], HALF_RTOL))
-        return rows
+            sites = self.rulebook.level(node.output).coordinates
+            yield node.name, wanted.module, sites, self.found[node.name]
 
     def more_rows(self, reference: Reference) -> list[TensorRow]:
         """Compare what the file would give with its weights in float32."""
@@ -86,25 +89,15 @@ class DialectFile:
         return compare({name: reference.dense}, {name: engine.run(exact, coordinates, features)}, EXACT_RTOL)
 
 
-def _in_own_order(subject: Subject, sites: np.ndarray) -> np.ndarray:
-    """Return sites (M, 4) of the file in the module's order."""
-    return sites if subject.same_order else sites[:, [0, 3, 2, 1]]
-
-
-def layer_rows(
-    name: str, expected: LayerOutput | None, sites: np.ndarray, features: np.ndarray, rtol: float
-) -> list[TensorRow]:
-    """Compare one layer, site by site; the order of the rows is each engine's own.
-
-    Args:
-        name: of the layer.
-        expected: of spconv; None when its convolution did not run.
-        sites: (M, 4) of the candidate, in the module's order.
-        features: (M, C) of the candidate.
-        rtol: of the largest reference value.
-    """
+def layer_rows(reference: Reference, layer: Layer, same_order: bool, rtol: float) -> list[TensorRow]:
+    """Compare one layer, site by site; the order of the rows is each engine's own."""
+    node, module, sites, features = layer
+    name, expected = f'{node} {module}', reference.layers.get(module)
+    if features is None:
+        return [failed_row(name, 'the file has no such layer')]
     if expected is None:
         return [failed_row(name, 'missing in the reference: its convolution did not run')]
+    sites = in_order(sites, same_order)
     left, right = (np.lexsort(array.T[::-1]) for array in (expected.coordinates, sites))
     if not np.array_equal(expected.coordinates[left], sites[right]):
         only = len({*map(tuple, expected.coordinates.tolist())} ^ {*map(tuple, sites.tolist())})
@@ -115,42 +108,23 @@ def layer_rows(
     return compare({name: expected.features[left]}, {name: features[right]}, rtol)
 
 
-def layer_tensor(node: str) -> str:
-    """Return the name of a node's output in a portable file."""
-    return f'{node}.out'
-
-
-class PortableLayers:
-    """A second session, of the file with the outputs of its convolutions as outputs of the graph.
+def with_layers(model: onnx.ModelProto, nodes: Iterable[str], threads: int) -> ScnOnnx:
+    """Open a second session, of the file with those outputs of its convolutions that it has as its own, too.
 
     The first one stays as it is: what is shown cannot be fused, so the two may differ in last bits.
     """
-
-    def __init__(self, model: onnx.ModelProto, nodes: list[str], threads: int) -> None:
-        """Open the session.
-
-        Args:
-            model: the file's content.
-            nodes: names of convolutions; those that the file lacks give nothing.
-            threads: of ONNX Runtime.
-        """
-        shown = onnx.ModelProto()
-        shown.CopyFrom(model)
-        there = {name for node in model.graph.node for name in node.output}
-        self.nodes = [node for node in nodes if layer_tensor(node) in there]
-        shown.graph.output.extend(
-            onnx.helper.make_tensor_value_info(layer_tensor(node), onnx.TensorProto.FLOAT, None)
-            for node in self.nodes
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / 'layers.onnx'
-            path.write_bytes(shown.SerializeToString())
-            self.engine = ScnOnnx(path, threads=threads)
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return convolution's name -> (M, C), or (M + 1, C) with its row of zeros (`sparse.portable`)."""
-        found = self.engine.session.run(feeds)
-        return {node: found[layer_tensor(node)] for node in self.nodes}
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    there = {name for node in model.graph.node for name in node.output}
+    shown.graph.output.extend(
+        onnx.helper.make_tensor_value_info(f'{node}.out', onnx.TensorProto.FLOAT, None)
+        for node in nodes
+        if f'{node}.out' in there
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'layers.onnx'
+        path.write_bytes(shown.SerializeToString())
+        return ScnOnnx(path, threads=threads)
 
 
 class PortableFile:
@@ -162,41 +136,26 @@ class PortableFile:
     def __init__(self, subject: Subject, threads: int) -> None:
         self.subject = subject
         self.engine = ScnOnnx(subject.path, threads=threads)
-        nodes = [node.name for node in subject.expected.convolutions()]
-        self.layers = PortableLayers(subject.model, nodes, self.engine.threads)
+        nodes = (node.name for node in subject.expected.convolutions())
+        self.shown = with_layers(subject.model, nodes, self.engine.threads)
 
     def run(self, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
         """Return the dense map."""
         self.features = features
         return self.engine.step(voxels=(features, coordinates))
 
-    def layer_rows(self, reference: Reference, coordinates: np.ndarray) -> list[TensorRow]:
-        """Compare every layer."""
-        found = self.layers.run(self.engine.feeds(self.features, coordinates))
-        plan, rows = self.engine.plan, []
-        levels = build(plan, coordinates).levels
+    def layers(self, coordinates: np.ndarray) -> Iterator[Layer]:
+        """Yield every layer, without the row of zeros that it may have (`sparse.portable`)."""
+        found = self.shown.session.run(self.engine.feeds(self.features, coordinates))
+        known, levels = self.engine.plan.level_of, build(self.engine.plan, coordinates).levels
         for node in self.subject.expected.convolutions():
-            name, expected = f'{node.name} {node.module}', reference.layers.get(node.module)
-            if node.name not in found or node.output not in plan.level_of:
-                rows.append(failed_row(name, 'the file has no such layer'))
+            values = found.get(f'{node.name}.out')
+            if values is None or node.output not in known:
+                yield node.name, node.module, coordinates, None
                 continue
-            sites = levels[plan.level_of[node.output]].coordinates
-            values = found[node.name]
             values = values[:-1] if self.engine.form == 'buckets' else values
-            rows.extend(layer_rows(name, expected, _in_own_order(self.subject, sites), values, EXACT_RTOL))
-        return rows
+            yield node.name, node.module, levels[known[node.output]].coordinates, values
 
     def more_rows(self, reference: Reference) -> list[TensorRow]:
         """Compare nothing else: the file has the weights in float32."""
         return []
-
-
-def compare(
-    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float
-) -> list[TensorRow]:
-    """Compare named tensors, each by its own largest value."""
-    groups = (ColumnGroup(rtol=rtol),)
-    outputs = tuple(
-        TensorSpec(name, 'float32', array.shape, groups=groups) for name, array in reference.items()
-    )
-    return compare_tensors(reference, candidate, GraphSpec('scn', (), outputs))

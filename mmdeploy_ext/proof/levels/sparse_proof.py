@@ -13,24 +13,11 @@ from mmdeploy_ext.compare.tensors import failed_row
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.deploy.sparse import has_precision
-from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
-from mmdeploy_ext.proof.levels import sparse_structure
+from mmdeploy_ext.proof.inputs.voxel_sets import in_order, proof_sets
+from mmdeploy_ext.proof.levels import sparse_files, sparse_structure
 from mmdeploy_ext.proof.levels.base import Proof
 from mmdeploy_ext.proof.levels.run_twice import attempt
-from mmdeploy_ext.proof.levels.sparse_files import (
-    DialectFile,
-    PortableFile,
-    Reference,
-    compare,
-    run_reference,
-)
-from mmdeploy_ext.proof.levels.sparse_subject import (
-    Subject,
-    compare_graph,
-    precision_of,
-    says_check,
-    subject_of,
-)
+from mmdeploy_ext.proof.levels.sparse_subject import Subject, compare_graph, says_check, subject_of
 from mmdeploy_ext.proof.provenance import settings_check
 from mmdeploy_ext.proof.results import Case, Check, Pair
 from mmdeploy_ext.sparse.libspconv import to_node_list
@@ -40,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.proof.levels.sparse_files import Reference
     from mmdeploy_ext.proof.results import GraphResult
     from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -58,11 +46,7 @@ class SparseProof(Proof):
     most_pictures = 16
 
     def __init__(
-        self,
-        *given: Any,
-        ranges: Ranges | None = None,
-        max_voxels: int | None = None,
-        node_list: str = '',
+        self, *given: Any, ranges: Ranges | None = None, max_voxels: int | None = None, node_list: str = ''
     ) -> None:
         """Read the file.
 
@@ -92,7 +76,7 @@ class SparseProof(Proof):
             form=options.target,
             options=dict(options.to_json(), cfg_options=self.deployment.cfg_options),
             order=options.order,
-            precision=precision_of(subject.model, options),
+            precision=subject.precision,
             grid='x'.join(map(str, subject.expected.spatial_shape)),
             output='x'.join(map(str, subject.expected.output_shape)),
         )
@@ -124,7 +108,8 @@ class SparseProof(Proof):
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`; a file that cannot be run is a reason, and nothing is."""
         self.candidate, self.milliseconds = None, {}
-        kind = DialectFile if self.subject.asked_for.target == 'libspconv' else PortableFile
+        dialect = self.subject.asked_for.target == 'libspconv'
+        kind = sparse_files.DialectFile if dialect else sparse_files.PortableFile
         found = attempt(lambda: kind(self.subject, int(self.engine.get('threads', 0))))
         if isinstance(found, Exception):
             self.verdict.reasons.append(f'the file cannot be run: {one_line(found)[:300]}')
@@ -139,8 +124,8 @@ class SparseProof(Proof):
 
     def cases(self, one: VoxelSet) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`: every layer and the dense map."""
-        reference = run_reference(self.subject, one)
-        coordinates = one.in_order(self.subject.same_order)
+        reference = sparse_files.run_reference(self.subject, one)
+        coordinates = in_order(one.coordinates, self.subject.same_order)
         start = time.perf_counter()
         rows = dense = attempt(lambda: self.candidate.run(one.features, coordinates))
         milliseconds = (time.perf_counter() - start) * 1e3
@@ -151,13 +136,17 @@ class SparseProof(Proof):
             return [_case(one, [failed_row('dense map', reason, reference.dense)])], []
         if len(one.features) < DRAWN_VOXELS:
             return [_case(one, rows)], []
-        pair = Pair(_title(one), None, reference.dense[0], dense[0], self.candidate.title)
+        title = f'{one.name}, {len(one.features)} voxels'
+        pair = Pair(title, None, reference.dense[0], dense[0], self.candidate.title)
         self.milliseconds = {'spconv, one thread': reference.milliseconds, self.candidate.timed: milliseconds}
         return [_case(one, rows)], [pair]
 
     def _rows(self, reference: Reference, dense: np.ndarray, coordinates: np.ndarray) -> list[TensorRow]:
-        rows = self.candidate.layer_rows(reference, coordinates) if len(coordinates) else []
-        rows += compare({'dense map': reference.dense}, {'dense map': dense}, self.candidate.rtol)
+        rows, given = [], (self.subject.same_order, self.candidate.rtol)
+        for layer in self.candidate.layers(coordinates) if len(coordinates) else ():
+            rows += sparse_files.layer_rows(reference, layer, *given)
+        maps = {'dense map': reference.dense}, {'dense map': dense}
+        rows += sparse_files.compare(*maps, self.candidate.rtol)
         return rows + self.candidate.more_rows(reference)
 
     def timing(self) -> dict[str, float]:
@@ -173,7 +162,3 @@ class SparseProof(Proof):
 def _case(voxels: VoxelSet, rows: Sequence[TensorRow]) -> Case:
     shape = 'x'.join(map(str, voxels.features.shape))
     return Case(voxels.name, shape, voxels.traced, tuple(rows))
-
-
-def _title(voxels: VoxelSet) -> str:
-    return f'{voxels.name}, {len(voxels.features)} voxels'

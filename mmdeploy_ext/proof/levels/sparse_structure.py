@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from mmdeploy_ext.graph.same import Difference
 from mmdeploy_ext.proof.levels.structure import check_inference, check_valid
 from mmdeploy_ext.proof.results import Check
 from mmdeploy_ext.sparse import contract
-from mmdeploy_ext.sparse.ir import differences
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
 from mmdeploy_ext.sparse.libspconv import read, to_node_list, to_onnx
 
 if TYPE_CHECKING:
@@ -31,63 +31,36 @@ UNCOMPARED = ('about', 'ir_version', 'onnx_package')
 def check_dialect(
     path: str, model: onnx.ModelProto, max_voxels: int | None = None
 ) -> tuple[list[Check], list[str]]:
-    """Check that the engine of the dialect would take a file as it is meant.
-
-    Args:
-        path: of the file.
-        model: its content.
-        max_voxels: see `contract.check`.
-
-    Returns:
-        The checks, and what the contract warns of.
-    """
+    """Check that the engine of the dialect would take a file as it is meant; return what it warns of, too."""
     found = contract.check(model, max_voxels=max_voxels, name=path)
     wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in contract.errors(found)]
-    notes = [
-        f'contract: {entry.node or "file"}: {entry.message}'
-        for entry in found
-        if entry.severity == contract.WARNING
-    ]
+    warnings = [entry for entry in found if entry.severity == contract.WARNING]
+    notes = [f'contract: {entry.node or "file"}: {entry.message}' for entry in warnings[:SHOWN]]
+    if len(warnings) > SHOWN:
+        more = f'{len(warnings) - SHOWN} more warnings'
+        notes.append(f'contract: {more}, see tools/onnx/graph.py check-scn')
     count = f'{len(model.graph.node)} nodes by the rules of the engine'
-    return [Check("contract of NVIDIA's engine", not wrong, _listed(wrong, count))], _brief(notes)
+    return [Check("contract of NVIDIA's engine", not wrong, _listed(wrong, count))], notes
 
 
 def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[Difference]:
     """Return where a libspconv file is not what its model gives: names and order count, as for the engine.
 
-    Args:
-        path: of the file.
-        model: its content.
-        expected: the graph that config, checkpoint and options give.
+    So does where the reader gives another graph than the writer was given (its weights in fp16).
     """
     lists = to_node_list(model), to_node_list(to_onnx(expected))
     keys = [key for key in dict.fromkeys([*lists[0], *lists[1]]) if key not in UNCOMPARED]
     found = [line for key in keys for line in _differing(lists[0].get(key), lists[1].get(key), key)]
-    found += _read_again(path, expected)
-    return [
-        Difference('node', where, '', detail) for where, _, detail in (line.partition(': ') for line in found)
-    ]
-
-
-def _brief(notes: list[str]) -> list[str]:
-    more = [f'contract: {len(notes) - SHOWN} more warnings, see tools/onnx/graph.py check-scn']
-    return notes if len(notes) <= SHOWN else notes[:SHOWN] + more
-
-
-def _read_again(path: str, expected: SparseGraph) -> list[str]:
-    """Return where the reader gives another graph than the writer was given (its weights in fp16)."""
     try:
-        graph = read(path)
+        found += differences(read(path), half(expected))
     except Mm2OnnxError as error:
-        return [f'file: cannot be read: {error}']
-    return differences(graph, half(expected))
+        found.append(f'file: cannot be read: {error}')
+    lines = (line.partition(': ') for line in found)
+    return [Difference('node', where, '', detail) for where, _, detail in lines]
 
 
 def half(graph: SparseGraph) -> SparseGraph:
     """Return the graph as a libspconv file holds it: weights in fp16, ranges as float32 holds them."""
-    import dataclasses
-
-    from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 
     def rounded(node: Any) -> Any:
         changes: dict[str, Any] = {}
@@ -105,16 +78,10 @@ def half(graph: SparseGraph) -> SparseGraph:
 def compare_node_lists(found: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> list[Check]:
     """Compare two node lists: everything but the version of the onnx package that wrote them.
 
-    Args:
-        found: of the file, `to_node_list`.
-        expected: of the model, or a stored one of the reference exporter.
-        what: where the latter comes from, for the titles.
+    `what` says in the titles where the expected one comes from.
     """
-    checks = []
-    for title, keys in (
-        ('nodes', ('meta', 'inputs', 'outputs', 'nodes')),
-        ('initializers', ('initializers',)),
-    ):
+    checks, parts = [], dict(nodes=('meta', 'inputs', 'outputs', 'nodes'), initializers=('initializers',))
+    for title, keys in parts.items():
         wrong = [line for key in keys for line in _differing(found.get(key), expected.get(key), key)]
         size = len(found.get(keys[-1], ()))
         detail = f'{size} {title}' + (' with name, shape and SHA-256' if title == 'initializers' else '')
@@ -138,31 +105,20 @@ def _differing(left: Any, right: Any, where: str) -> Iterator[str]:
         for index, (one, other) in enumerate(zip(left, right, strict=False)):
             name = one.get('name', index) if isinstance(one, dict) else index
             yield from _differing(one, other, f'{where}[{name}]')
-    elif left != right and not _both_nan(left, right):
+    elif left != right and (left == left or right == right):  # NaN on both sides is equal
         yield f'{where}: {left!r}, expected {right!r}'
-
-
-def _both_nan(left: Any, right: Any) -> bool:
-    return isinstance(left, float) and isinstance(right, float) and left != left and right != right
 
 
 def _listed(wrong: Sequence[str], good: str) -> str:
     if not wrong:
         return good
-    shown = '; '.join(itertools.islice(wrong, SHOWN))
-    return shown + (f'; and {len(wrong) - SHOWN} more' if len(wrong) > SHOWN else '')
-
-
-# ---- portable
+    return '; '.join(wrong[:SHOWN]) + (f'; and {len(wrong) - SHOWN} more' if len(wrong) > SHOWN else '')
 
 
 def check_portable(model: onnx.ModelProto) -> list[Check]:
     """Check that a portable file is valid, with standard operators only."""
-    return [check_valid(model), check_inference(model), _domains(model)]
-
-
-def _domains(model: onnx.ModelProto) -> Check:
     foreign = sorted({node.op_type for node in model.graph.node if node.domain not in ('', 'ai.onnx')})
     versions = {entry.domain or 'ai.onnx': entry.version for entry in model.opset_import}
     detail = f'{", ".join(foreign)} are not' if foreign else f'opset {versions.get("ai.onnx")}'
-    return Check('standard operators only', not foreign, detail)
+    standard = Check('standard operators only', not foreign, detail)
+    return [check_valid(model), check_inference(model), standard]

@@ -13,25 +13,21 @@ from mmdeploy_ext.contract.metadata_schema import SPARSE_OPTIONS
 from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.deploy.sparse import (
-    fp16_modules,
-    has_int8,
-    has_precision,
-    make_graph,
-    metadata_props,
-    trace,
-)
+from mmdeploy_ext.deploy import sparse as deploy
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.same import differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
 from mmdeploy_ext.proof.levels.graph_level import differing_facts
 from mmdeploy_ext.proof.results import Check, GraphResult
+from mmdeploy_ext.quantize.calibrators import weight_amax
+from mmdeploy_ext.quantize.deployed import from_checkpoint
 from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.sparse.libspconv import read
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.portable import to_onnx
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
 
 if TYPE_CHECKING:
     import onnx
@@ -39,17 +35,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.deploy.deployment import Deployment
     from mmdeploy_ext.sparse.ir import SparseGraph
-    from mmdeploy_ext.sparse.ranges import Ranges
 
 
 def stored_fact(model: onnx.ModelProto, path: str, name: str, default: str = '') -> Any:
     """Return what a file says about itself under a name, e.g. 'family'.
 
-    Args:
-        model: its content.
-        path: of it, for the message.
-        name: of the entry.
-        default: JSON that stands for one that older files lack; '' where it has to be there.
+    The default is JSON that stands for an entry that older files lack; '' where it has to be there.
 
     Raises:
         ModelFileError: it was not written by mm2onnx, or its metadata is damaged.
@@ -64,23 +55,13 @@ def stored_fact(model: onnx.ModelProto, path: str, name: str, default: str = '')
 
 
 def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
-    """Return the options that a file was exported with, and `cfg_options`, after a look at all its entries.
-
-    Raises:
-        ModelFileError: see `stored_fact`.
-    """
+    """Return the options, `cfg_options` among them, that a file was exported with; check all entries."""
     check_entries({entry.key: entry.value for entry in model.metadata_props}, path)
     return stored_fact(model, path, 'options')
 
 
 def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
-    """Return the ranges that a file was exported with, None where it is too old to say.
-
-    Raises:
-        ModelFileError: damaged.
-    """
-    from mmdeploy_ext.sparse.ranges import Ranges
-
+    """Return the ranges that a file was exported with, None where it is too old to say."""
     if not any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):
         return None
     try:
@@ -90,37 +71,23 @@ def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
 
 
 def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ranges) -> Check:
-    """Compute the ranges of all weights again: of the folded kernels or those before, or of the checkpoint.
-
-    Args:
-        deployment: the config and checkpoint.
-        traced: the model's graph before folding.
-        ranges: of a file.
-    """
-    from mmdeploy_ext.quantize.calibrators import weight_amax
-    from mmdeploy_ext.quantize.deployed import from_checkpoint
-
-    folded = fold(traced, 'fp32')
+    """Compute the ranges of all weights again: of folded kernels or those before, or of the checkpoint."""
     before = {node.module: node.weight for node in traced.convolutions()}
-    stored = from_checkpoint(deployment)
-    wrong = []
-    for node in folded.convolutions():
+    stored, wrong = from_checkpoint(deployment), []
+    for node in fold(traced, 'fp32').convolutions():
         right = [weight_amax(kernel) for kernel in (node.weight, before.get(node.module, node.weight))]
         right += [stored.weight_amax(node.name)] if stored else []
         found = ranges.weight_amax(node.name)
         exact = [np.asarray(one, np.float32) for one in right]
         half = [one.astype(np.float16).astype(np.float32) for one in exact]
         if not any(np.array_equal(found, one) for one in (*exact, *half)):
-            wrong.append(
-                f'{node.name}: {float(found.max()):.6g}, expected {float(exact[0].max()):.6g} at most'
-            )
+            most, wanted = float(found.max()), float(exact[0].max())
+            wrong.append(f'{node.name}: {most:.6g}, expected {wanted:.6g} at most')
     return Check('ranges of the weights follow from the weights', not wrong, '; '.join(wrong)[:300])
 
 
 def stored_ranges(path: str) -> Ranges:
     """Return the ranges that a libspconv file holds, to see that all else in it is the model's."""
-    from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
-
     nodes = {}
     for node in read(path).nodes:
         if isinstance(node, SparseConvolution):
@@ -173,6 +140,16 @@ class Subject:
         """Whether the file's coordinates are in the module's own order."""
         return self.asked_for.order == self.deployment.settings.order
 
+    @property
+    def precision(self) -> str:
+        """What the file is judged as: 'int8', 'fp16' as all other files of the dialect, or 'fp32'.
+
+        The engine takes its weights in float16, and computes in INT8 where ranges say so.
+        """
+        if self.asked_for.target == 'libspconv':
+            return 'int8' if deploy.has_int8(self.asked_for) else 'fp16'
+        return written_precision(self.model)
+
 
 def subject_of(deployment: Deployment, path: str, ranges: Ranges | None) -> Subject:
     """Read a file and make what it has to be.
@@ -189,12 +166,11 @@ def subject_of(deployment: Deployment, path: str, ranges: Ranges | None) -> Subj
         raise ModelFileError(
             f'{path}: is a model of family {said!r}; {deployment.config} is {deployment.family.name!r}'
         )
-    traced = trace(deployment)
-    given = ranges is not None
-    if not given and has_precision(options):
+    traced, given = deploy.trace(deployment), ranges is not None
+    if not given and deploy.has_precision(options):
         ranges = recorded_ranges(model, path) or stored_ranges(path)
-    expected = make_graph(traced, options, deployment.family, ranges)
-    rounded = options.fold == 'fp16' or fp16_modules(options, deployment.family)
+    expected = deploy.make_graph(traced, options, deployment.family, ranges)
+    rounded = options.fold == 'fp16' or deploy.fp16_modules(options, deployment.family)
     exact = reorder(fold(traced, 'fp32'), options.order) if rounded else expected
     derived = None if given or ranges is None else weight_ranges_check(deployment, traced, ranges)
     return Subject(deployment, path, model, options, traced, expected, exact, derived)
@@ -213,22 +189,10 @@ def compare_graph(subject: Subject) -> GraphResult:
 
 def says_check(subject: Subject) -> Check:
     """Check that the metadata of a file agree with config and options; runtimes rely on them for voxels."""
-    facts = metadata_props(subject.deployment, subject.asked_for)
-    wrong = [
-        f'{name}: the file says {said}'
-        for name in ('form', 'voxels')
-        if (said := stored_fact(subject.model, subject.path, name)) != json.loads(facts[PREFIX + name])
-    ]
+    facts = deploy.metadata_props(subject.deployment, subject.asked_for)
+    told = {name: stored_fact(subject.model, subject.path, name) for name in ('form', 'voxels')}
+    here = {name: json.loads(facts[PREFIX + name]) for name in told}
+    wrong = [f'{name}: the file says {said}' for name, said in told.items() if said != here[name]]
     if subject.asked_for.int8_fp16_io and subject.asked_for.precision != 'int8':
         wrong.append('options: int8_fp16_io goes with precision int8')
     return Check('form and voxels as in the config', not wrong, '; '.join(wrong)[:300])
-
-
-def precision_of(model: onnx.ModelProto, options: Options) -> str:
-    """Return what a file is judged as: 'int8', 'fp16' as all other files of the dialect, or 'fp32'.
-
-    The engine takes its weights in float16, and computes in INT8 where ranges say so.
-    """
-    if options.target == 'libspconv':
-        return 'int8' if has_int8(options) else 'fp16'
-    return written_precision(model)

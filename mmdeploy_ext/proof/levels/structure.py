@@ -9,6 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.graph.io.index import reads
 from mmdeploy_ext.graph.random_nodes import random_nodes
 from mmdeploy_ext.proof.results import Check
 
@@ -18,35 +19,23 @@ if TYPE_CHECKING:
 
 
 def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
-    """Run all checks of level 1 but the comparison with a fresh export, see `graph_level`.
-
-    Args:
-        model: the file.
-        metadata: what it says about itself.
-    """
+    """Run all checks of level 1 but the comparison with a fresh export, see `graph_level`."""
+    edits = [edit['arguments'] for edit in metadata.edits if edit['command'] == 'convert-opset']
+    asked = int([metadata.options['opset'], *(given.get('opset') for given in edits)][-1])
+    opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
+    # a file that holds float16 and does not say so would be judged by the bars of float32
+    claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
+    # a graph that draws random numbers may be wrong in any run but those of the proof
+    drawn = random_nodes(model)
     return [
         check_valid(model),
         check_inference(model),
-        _opset(model, _asked_opset(metadata)),
-        _precision(model, metadata.options.get('precision') or 'fp32'),
+        Check('opset', opsets == [asked], f'asked for {asked}, written {opsets}'),
+        Check('precision', precision == claimed, f'asked for {claimed}, written {precision}'),
         *_names(model, metadata.spec),
         _inputs_used(model, metadata.spec),
-        _deterministic(model),
+        Check('no operator is random', not drawn, ', '.join(drawn[:5])),
     ]
-
-
-def _deterministic(model: onnx.ModelProto) -> Check:
-    """A graph that draws random numbers may be wrong in any run but those of the proof."""
-    found = random_nodes(model)
-    return Check('no operator is random', not found, ', '.join(found[:5]))
-
-
-def _asked_opset(metadata: Metadata) -> int:
-    """Return the opset of the export, or of the last command that converted the file."""
-    converted = [
-        edit['arguments'].get('opset') for edit in metadata.edits if edit['command'] == 'convert-opset'
-    ]
-    return int([metadata.options['opset'], *converted][-1])
 
 
 def check_valid(model: onnx.ModelProto) -> Check:
@@ -67,17 +56,6 @@ def check_inference(model: onnx.ModelProto) -> Check:
     return Check('strict shape inference', True)
 
 
-def _opset(model: onnx.ModelProto, asked: int) -> Check:
-    written = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
-    return Check('opset', written == [asked], f'asked for {asked}, written {written}')
-
-
-def _precision(model: onnx.ModelProto, asked: str) -> Check:
-    """A file that holds float16 and does not say so would be judged by the bars of float32."""
-    written = written_precision(model)
-    return Check('precision', written == asked, f'asked for {asked}, written {written}')
-
-
 def _tensor_text(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
     kind = value.type.tensor_type
     axes = tuple(dim.dim_value if dim.HasField('dim_value') else dim.dim_param for dim in kind.shape.dim)
@@ -86,15 +64,11 @@ def _tensor_text(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str,
 
 def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
     checks = []
-    for title, values, tensors in (
-        ('inputs', model.graph.input, spec.inputs),
-        ('outputs', model.graph.output, spec.outputs),
-    ):
-        found = [_tensor_text(value) for value in values]
+    for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):
+        found, tensors = [_tensor_text(value) for value in values], getattr(spec, title)
         expected = [(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
-        differing = [
-            f'got {got}, expected {want}' for got, want in zip(found, expected, strict=False) if got != want
-        ]
+        pairs = zip(found, expected, strict=False)
+        differing = [f'got {got}, expected {want}' for got, want in pairs if got != want]
         if len(found) != len(expected):
             differing.append(f'got {len(found)}, expected {len(expected)}')
         if title == 'inputs':
@@ -135,11 +109,7 @@ def _inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
     reached = set(spec.output_names)
     for node in reversed(model.graph.node):
         if reached.intersection(node.output):
-            reached.update(node.input)
-            for attribute in node.attribute:
-                for graph in ([attribute.g] if attribute.HasField('g') else []) + list(attribute.graphs):
-                    reached.update(name for inner in graph.node for name in inner.input)
+            reached.update(reads(node))
     frozen = [tensor.name for tensor in spec.inputs if tensor.name not in reached and not tensor.unused]
-    return Check(
-        'every input reaches an output', not frozen, f'frozen: {", ".join(frozen)}' if frozen else ''
-    )
+    said = f'frozen: {", ".join(frozen)}' if frozen else ''
+    return Check('every input reaches an output', not frozen, said)

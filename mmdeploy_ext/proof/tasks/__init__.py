@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 
 def task_module(name: str) -> ModuleType:
-    """Return the module of a task.
-
-    Args:
-        name: `Family.task`, e.g. 'bbox2d'.
-
-    Raises:
-        ValueError: there is no such task.
-    """
+    """Return the module of a task, `Family.task`; a ValueError names one that is none."""
     if not name.isidentifier() or importlib.util.find_spec(f'{__name__}.{name}') is None:
         raise ValueError(f'{name!r} is not a task of mmdeploy_ext.proof.tasks')
     return importlib.import_module(f'{__name__}.{name}')

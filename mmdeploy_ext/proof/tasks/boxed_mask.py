@@ -10,14 +10,10 @@ import numpy as np
 from mmdeploy_ext.proof.tasks import bbox2d, mask, matching
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks.matching import Pairing
     from mmdeploy_ext.runtime.detections import BoxedInstances
 
-fit_pair = mask.fit_pair
-
+fit_pair = bbox2d.fit_pair
 SLIVER = 1.0
 """Pixels. The mask of a box that is less wide, or less high, is sampled at one place between two rows."""
 SLIVER_IOU = 0.95
@@ -43,21 +39,18 @@ def pair_up(
     """
     boxes, masks = bbox2d.class_iou(reference, candidate), mask.class_iou(reference, candidate)
     box_bar = bbox2d.IOU_BAR if iou_bar >= mask.IOU_BAR else iou_bar
-    score_gap = matching.score_gaps(reference.scores, candidate.scores)
     sides = reference.bboxes_xyxy[:, 2:] - reference.bboxes_xyxy[:, :2]
     mask_bars = np.where(sides.min(1, initial=np.inf) < SLIVER, min(iou_bar, SLIVER_IOU), iou_bar)
-    allowed = (boxes >= box_bar) & (masks >= mask_bars[:, None]) & (score_gap <= score_bar)
+    near = (boxes >= box_bar) & (masks >= mask_bars[:, None])
     judged = [getattr(one, 'mask_scores', np.zeros(len(one), np.float32)) for one in (reference, candidate)]
-    allowed &= matching.score_gaps(*judged) <= score_bar
-    return matching.pair_lists(allowed, np.minimum(boxes, masks), score_gap, reference.scores, mask.PAIR_IOU)
+    others = [('mask score', matching.score_gaps(*judged), score_bar)]
+    nearness = np.minimum(boxes, masks)
+    return matching.pair_lists(reference, candidate, near, nearness, mask.PAIR_IOU, score_bar, others)
 
 
 match_detections = functools.partial(
     mask.match_detections, score_thr=0.05, score_bar=bbox2d.SCORE_BAR, pair_by=pair_up
 )
 """See `mask.match_detections`; thresholds and bars of scores are those of boxes."""
-
-
-def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
-    """Draw both engines' instances side by side; see `mask.draw_pair`."""
-    return mask.draw_matched(pair, classes, score_thr, pair_up)
+draw_pair = functools.partial(mask.draw_pair, pair_by=pair_up)
+"""See `bbox2d.side_by_side`."""

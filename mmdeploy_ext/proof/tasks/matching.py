@@ -1,11 +1,12 @@
-"""One-to-one matching of two lists of detections, whatever "near" means to the task.
+"""One-to-one matching of two lists of results, whatever "near" means to the task.
 
-Glossary: R reference detections (rows), C candidate detections (columns).
+Glossary: R reference results (rows), C candidate results (columns).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """Which reference box (row) goes with which candidate box (column).
+    """Which reference result (row) goes with which candidate result (column).
 
     Attributes:
         nearness: (R, C) float64, larger is nearer: an IoU, or minus a distance.
-        score_gap: (R, C) float64 absolute differences.
+        gaps: 'score', and what else a task measures -> (R, C) float64 absolute differences.
         matched: row -> column within the bars.
         outside: row -> column of the rest that is near enough to be the same object.
     """
 
     nearness: np.ndarray
-    score_gap: np.ndarray
+    gaps: dict[str, np.ndarray]
     matched: dict[int, int]
     outside: dict[int, int]
 
@@ -50,100 +51,122 @@ PATIENCE = 20
 of ties, and some rounding."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Tally:
-    """What a pairing means for the detections that count.
-
-    Attributes:
-        needed: reference detections at or above the threshold.
-        matched: of those, with a partner within the bars.
-        missing: of those, without any partner.
-        extra: candidates clearly above the threshold without any partner.
-        pairs: row -> column of the pairs that count.
-        outside: of those, outside the bars.
-        low: results of both lists that do not count, since their scores are below the threshold.
-        low_alone: of those, without a partner within the bars.
-        ties: of both lists, excused by `near_ties`.
-    """
-
-    needed: int
-    matched: int
-    missing: int
-    extra: int
-    pairs: dict[int, int]
-    outside: int
-    low: int = 0
-    low_alone: int = 0
-    ties: int = 0
-
-    def worst(self, values: np.ndarray, default: float) -> float:
-        """Return the largest of an (R, C) array over the pairs that count."""
-        return max((float(values[pair]) for pair in self.pairs.items()), default=default)
+def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
+    """Return fields of a `DetectionRow` and a text on the worst pairs, where the nearness is an IoU."""
+    iou = -worst(-pairing.nearness, -1.0)
+    text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
+    return dict(worst_iou=iou), text
 
 
-def match_by_iou(
+def match_lists(
     image: str,
-    problem: str,
-    scores: tuple[np.ndarray, np.ndarray],
-    pair: Callable[[], Pairing],
+    reference: Any,
+    candidate: Any,
+    *,
+    problem: Callable[[Any, Any], str],
+    pair_by: Callable[..., Pairing],
+    figures: Callable[..., tuple[dict[str, float], str]] = iou_figures,
     score_thr: float,
     score_bar: float,
-    capacity: int | None,
-    beyond: Callable[[], Iterable[int]] | None = None,
-    near_ties: Callable[[], NearTies] | None = None,
+    capacity: int | None = None,
+    beyond: Callable[[], Any] | None = None,
+    near_ties: Callable[[], Iterable[Any]] | None = None,
+    **bars: float | None,
 ) -> DetectionRow:
-    """Return the row of one image, whose nearness is an IoU.
+    """Match two lists of results one to one, within a class, whatever their order.
+
+    The matching within the bars is of maximum size, so that equal results without NMS cannot be paired the
+    wrong way round. Every reference result of at least `score_thr` has to be matched, also by a candidate
+    just below it. Every candidate of at least `score_thr + score_bar` needs a partner among all reference
+    results, those below included. So a score that crosses the threshold by rounding is no false alarm, and
+    nothing else is let through.
+
+    A list that was cut off at `capacity` may have swapped results of equal score at the cut. Only where
+    `capacity` is given and both lists are exactly that long, results without a partner whose score is within
+    `score_bar` of the last one of their list, on both sides, are ties: neither missing nor extra. Without
+    `capacity` nothing is excused.
+
+    Results below `score_thr` are only counted (`low`, `low_alone`); the ladder judges them together.
 
     Args:
         image: name for the row.
-        problem: why the lists cannot be compared at all, '' when they can.
-        scores: of the reference (R,) and of the candidate (C,).
-        pair: pairs the lists up; not called where there is a problem.
-        score_thr: lowest score that counts.
+        reference: of the unpatched model, with `scores` (R,).
+        candidate: of the engine on trial, with `scores` (C,).
+        problem: of the task: returns why two lists cannot be compared at all, '' when they can.
+        pair_by: of the task: pairs two lists up by `score_bar` and `bars`.
+        figures: of the task, see `iou_figures`.
+        score_thr: see above.
         score_bar: largest score difference of a matched pair.
-        capacity: results that both engines keep at most.
-        beyond: see `tally`.
-        near_ties: see `tally`.
+        capacity: results that both engines keep at most (`max_per_img`, `max_num`).
+        beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
+            the cut is excused only where the candidate's result is in it, too.
+        near_ties: returns the reference's lists with the thresholds of its suppressions moved by rounding. A
+            result without a partner is excused only where one of these lists loses, or gains, it too.
+        bars: what else `pair_by` takes.
+
+    Returns:
+        The row. No results on both sides pass with `matched` 0; whether anything was matched at all is the
+        ladder's question.
     """
-    if problem:
-        count = len(scores[0])
-        return DetectionRow(image, count, 0, count, len(scores[1]), 0.0, 1.0, False, problem, broken=True)
-    pairing = pair()
-    found = tally(pairing, scores, score_thr, score_bar, capacity, beyond, near_ties)
-    worst_iou, worst_score = -found.worst(-pairing.nearness, -1.0), found.worst(pairing.score_gap, 0.0)
-    why = reason(found, f'worst IoU {worst_iou:.5f}, worst score difference {worst_score:.2g}')
-    return DetectionRow(
-        image=image,
-        reference=found.needed,
-        matched=found.matched,
-        missing=found.missing,
-        extra=found.extra,
-        worst_iou=worst_iou,
-        worst_score=worst_score,
-        passed=not why,
-        reason=why,
-        outside=found.outside,
-        low=found.low,
-        low_alone=found.low_alone,
-        ties=found.ties,
+    if why := problem(reference, candidate):
+        count, other = len(reference.scores), len(candidate.scores)
+        return DetectionRow(image, count, 0, count, other, 0.0, 1.0, False, why, broken=True)
+    pair = functools.partial(pair_by, score_bar=score_bar, **bars)
+    pairing = pair(reference, candidate)
+    counts, pairs = _tally(
+        pairing,
+        (reference.scores, candidate.scores),
+        (score_thr, score_bar, capacity),
+        beyond and (lambda: pair(beyond(), candidate).matched.values()),
+        near_ties and (lambda: _near_ties(near_ties(), reference, candidate, pair)),
     )
 
+    def worst(values: np.ndarray, default: float = 0.0) -> float:
+        return max((float(values[one]) for one in pairs.items()), default=default)
 
-def near_ties_of(
+    measured, text = figures(pairing, worst)
+    reasons = [f'{counts[key]} {key}' for key in ('missing', 'extra') if counts[key]]
+    if outside := counts['outside']:
+        reasons.append(f'{outside} pair{"s" * (outside > 1)} outside the bars ({text})')
+    said = dict(worst_score=worst(pairing.gaps['score']), passed=not reasons, reason=', '.join(reasons))
+    return DetectionRow(image, **{**counts, **measured, **said})
+
+
+def _near_ties(
     lists: Iterable[Any], reference: Any, candidate: Any, pair: Callable[..., Pairing]
 ) -> NearTies:
-    """Yield which results each of other lists of the same engine loses and gains; see `NearTies`.
-
-    Args:
-        lists: of the reference, as it is where its suppression is rounded otherwise.
-        reference: R results.
-        candidate: C results.
-        pair: pairs two lists up within the bars.
-    """
+    """Yield which results each of other lists of the reference loses and gains; see `NearTies`."""
     for other in lists:
         rows = set(range(len(reference.scores))) - set(pair(reference, other).matched)
         columns = set(pair(other, candidate).matched.values())
         yield rows, columns, len(columns) == len(candidate.scores) == len(other.scores)
+
+
+def pair_lists(
+    reference: Any,
+    candidate: Any,
+    near: np.ndarray,
+    nearness: np.ndarray,
+    floor: float,
+    score_bar: float,
+    others: Sequence[tuple[str, np.ndarray, float]] = (),
+) -> Pairing:
+    """Match what is within the bars, as many as possible; then pair what is left by nearness.
+
+    Args:
+        reference: with `scores` (R,).
+        candidate: with `scores` (C,).
+        near: (R, C) bool, what is near enough to match.
+        nearness: see `Pairing`.
+        floor: the least nearness of a pair outside the bars.
+        score_bar: largest score difference of a match.
+        others: title, differences (R, C) and bar of what else the task measures.
+    """
+    gaps = [('score', score_gaps(reference.scores, candidate.scores), score_bar), *others]
+    allowed = np.logical_and.reduce([near, *(gap <= bar for _, gap, bar in gaps)])
+    matched = maximum_matching(allowed, nearness, reference.scores)
+    outside = nearest_pairs(nearness, matched, floor)
+    return Pairing(nearness, {title: gap for title, gap, _ in gaps}, matched, outside)
 
 
 def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
@@ -151,46 +174,37 @@ def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
     return np.abs(np.subtract.outer(reference.astype(np.float64), candidate.astype(np.float64)))
 
 
-def pair_lists(
-    allowed: np.ndarray, nearness: np.ndarray, score_gap: np.ndarray, scores: np.ndarray, floor: float
-) -> Pairing:
-    """Match the allowed pairs, as many as possible; then pair what is left by nearness down to `floor`."""
-    matched = maximum_matching(allowed, nearness, scores)
-    return Pairing(nearness, score_gap, matched, nearest_pairs(nearness, matched, floor))
-
-
-def tally(
+def _tally(
     pairing: Pairing,
     scores: tuple[np.ndarray, np.ndarray],
-    score_thr: float,
-    score_bar: float,
-    capacity: int | None,
-    beyond: Callable[[], Iterable[int]] | None = None,
-    near_ties: Callable[[], NearTies] | None = None,
-) -> Tally:
-    """Count; see `match_detections` of the tasks for what counts and what is excused.
+    limits: tuple[float, float, int | None],
+    beyond: Callable[[], Iterable[int]] | None,
+    near_ties: Callable[[], NearTies] | None,
+) -> tuple[dict[str, int], dict[int, int]]:
+    """Return the counts of a `DetectionRow`, and row -> column of the pairs that count.
 
     Args:
         pairing: of both lists.
         scores: of the reference (R,) and of the candidate (C,).
-        score_thr: lowest score that counts.
-        score_bar: largest score difference of a matched pair.
-        capacity: detections that both engines keep at most.
+        limits: `score_thr`, `score_bar` and `capacity` of `match_lists`.
         beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
             off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
         near_ties: returns what the reference itself loses and gains where its suppression is rounded
             otherwise; asked only where something has no partner, which is then excused, and where that is not
             too much to be (`ASKED`). None: nothing is.
     """
-    reference, candidate = scores
-    partner = {**pairing.matched, **pairing.outside}
+    (reference, candidate), (score_thr, score_bar, capacity) = scores, limits
     needed, surplus = reference >= score_thr, candidate >= score_thr + score_bar
-    missing = [row for row in np.flatnonzero(needed) if row not in partner]
+    partner = {**pairing.matched, **pairing.outside}
     taken = set(partner.values())
+    missing = [row for row in np.flatnonzero(needed) if row not in partner]
     extra = [column for column in np.flatnonzero(surplus) if column not in taken]
     if capacity and len(reference) == len(candidate) == capacity:
-        missing, extra = _without_ties(missing, extra, reference, candidate, score_bar, beyond)
-    outside = {row: column for row, column in pairing.outside.items() if needed[row] or surplus[column]}
+        missing, extra = _without_ties(missing, extra, scores, score_bar, beyond)
+    matched, outside = (
+        {row: column for row, column in pairs.items() if needed[row] or surplus[column]}
+        for pairs in (pairing.matched, pairing.outside)
+    )
     alone, whole = len(missing) + len(extra) + 2 * len(outside), False
     if near_ties and 0 < alone <= max(ASKED_LEAST, ASKED * (needed.sum() + surplus.sum())):
         one = len(missing) + len(extra) <= ONE_DECISION
@@ -199,23 +213,20 @@ def tally(
         missing = [row for row in missing if row in rows]
         extra = [column for column in extra if column in columns]
         outside = {row: column for row, column in outside.items() if row in rows or column in columns}
-    low = int((~needed).sum() + (candidate < score_thr).sum())
-    low_paired = sum(
-        int(not needed[row]) + int(candidate[column] < score_thr) for row, column in pairing.matched.items()
-    )
-    kept = {**pairing.matched, **outside}
-    pairs = {row: column for row, column in kept.items() if needed[row] or surplus[column]}
-    return Tally(
-        needed=int(needed.sum()),
+    left = len(missing) + len(extra) + 2 * len(outside)
+    low, faint = ~needed, candidate < score_thr
+    paired = sum(int(low[row]) + int(faint[column]) for row, column in pairing.matched.items())
+    counts = dict(
+        reference=int(needed.sum()),
         matched=sum(bool(needed[row]) for row in pairing.matched),
         missing=len(missing),
         extra=len(extra),
-        pairs=pairs,
         outside=len(outside),
-        low=low,
-        low_alone=low - low_paired,
-        ties=min(alone, ONE_DECISION) if whole else alone - len(missing) - len(extra) - 2 * len(outside),
+        low=int(low.sum() + faint.sum()),
+        low_alone=int(low.sum() + faint.sum()) - paired,
+        ties=min(alone, ONE_DECISION) if whole else alone - left,
     )
+    return counts, matched | outside
 
 
 def _unexplained(
@@ -237,64 +248,52 @@ def _unexplained(
     return rows, columns, False
 
 
-def reason(found: Tally, worst: str) -> str:
-    """Return why a tally fails in one line, '' when it does not; `worst` describes the worst pair."""
-    parts = [f'{found.missing} missing'] * bool(found.missing) + [f'{found.extra} extra'] * bool(found.extra)
-    if found.outside:
-        parts.append(f'{found.outside} pair{"s" * (found.outside > 1)} outside the bars ({worst})')
-    return ', '.join(parts)
-
-
-def broken(side: str, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, columns: int) -> str:
-    """Return why boxes (n, `columns`), scores (n,) and labels (n,) do not fit; '' when they do."""
-    count = len(scores)
-    if boxes.shape != (count, columns) or labels.shape != (count,):
-        return (
-            f'{side}: boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not belong '
-            f'together'
-        )
-    bad = int((~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))).sum())
-    return f'{side}: {bad} detections have NaN or infinite values' if bad else ''
-
-
-def alone(
-    pair: Pair, broken: Callable[[str, Any], str], pair_up: Callable[..., Pairing]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each side which results (n,) bool have no equal on the other.
-
-    Args:
-        pair: both sides' results.
-        broken: of the task: why a list cannot be compared.
-        pair_up: of the task.
-    """
-    sides = pair.reference, pair.candidate
-    lonely = np.ones(len(sides[0]), bool), np.ones(len(sides[1]), bool)
-    if not any(broken('', side) for side in sides):
-        matched = pair_up(*sides).matched
-        lonely[0][list(matched.keys())] = False
-        lonely[1][list(matched.values())] = False
-    return lonely
-
-
 def _without_ties(
-    missing: Sequence[int],
-    extra: Sequence[int],
-    reference_scores: np.ndarray,
-    candidate_scores: np.ndarray,
+    missing: list[int],
+    extra: list[int],
+    scores: tuple[np.ndarray, np.ndarray],
     score_bar: float,
     beyond: Callable[[], Iterable[int]] | None,
 ) -> tuple[list[int], list[int]]:
-    """Take out boxes without a partner at the cut of two full lists, as many on one side as on the other."""
-    cuts = float(reference_scores.min()), float(candidate_scores.min())
+    """Take out results without a partner at the cut of two full lists, as many on either side."""
+    cuts = [float(side.min()) for side in scores]
     if abs(cuts[0] - cuts[1]) > score_bar:
-        return list(missing), list(extra)
-    tied_missing = [row for row in missing if reference_scores[row] - cuts[0] <= score_bar]
-    tied_extra = [column for column in extra if candidate_scores[column] - cuts[1] <= score_bar]
-    if beyond is not None and tied_missing and tied_extra:
+        return missing, extra
+    tied, tied_extra = (
+        [place for place in places if side[place] - cut <= score_bar]
+        for places, side, cut in zip((missing, extra), scores, cuts, strict=True)
+    )
+    if beyond is not None and tied and tied_extra:
         known = set(beyond())
         tied_extra = [column for column in tied_extra if column in known]
-    excused = min(len(tied_missing), len(tied_extra))
+    excused = min(len(tied), len(tied_extra))
     return (
-        [row for row in missing if row not in tied_missing[:excused]],
+        [row for row in missing if row not in tied[:excused]],
         [column for column in extra if column not in tied_extra[:excused]],
     )
+
+
+def broken_boxes(name: str, columns: int, *sides: Any) -> str:
+    """Return why boxes (n, `columns`), scores (n,) and labels (n,) of a list do not fit; '' when they do."""
+    for side, found in zip(('reference', 'candidate'), sides, strict=True):
+        boxes, scores, labels = getattr(found, name), found.scores, found.labels
+        if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
+            return (
+                f'{side}: boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not belong '
+                f'together'
+            )
+        if bad := int((~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))).sum()):
+            return f'{side}: {bad} detections have NaN or infinite values'
+    return ''
+
+
+def alone(
+    pair: Pair, problem: Callable[[Any, Any], str], pair_by: Callable[..., Pairing]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each side which results (n,) bool have no equal on the other; see `match_lists`."""
+    lonely = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
+    if not problem(pair.reference, pair.candidate):
+        matched = pair_by(pair.reference, pair.candidate).matched
+        lonely[0][list(matched.keys())] = False
+        lonely[1][list(matched.values())] = False
+    return lonely

@@ -49,18 +49,12 @@ def _next_script(verdict: Verdict) -> str:
         command = export_command(subject, raw, form='raw')
         return f'{command}   # is it the network or the post-processing?'
     words = [*known.values(), *_override_words(subject.get('options', {})), '--report', 'work_dirs/report']
-    command = ['python', 'tools/deployment/verify.py', *words]
-    return f'{shlex.join(command)}   # figures and pictures of every comparison'
+    command = shlex.join(['python', 'tools/deployment/verify.py', *words])
+    return f'{command}   # figures and pictures of every comparison'
 
 
 def export_command(subject: Mapping[str, Any], file: str, **changes: Any) -> str:
-    """Return the command that exports a file with the options of the one that was proven.
-
-    Args:
-        subject: of the verdict.
-        file: to write.
-        changes: options that are to be others.
-    """
+    """Return the command that writes a file with the options of the one that was proven, but for changes."""
     family, options = FAMILIES.get(subject.get('family')), {**subject.get('options', {}), **changes}
     tool = 'tools/deployment/pytorch2onnx.py' if family is None else family.export_tool
     words = ['python', tool, *_model_of(subject).values(), '--verify', '--output-file', file]

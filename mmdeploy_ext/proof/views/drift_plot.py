@@ -23,20 +23,17 @@ LINES = 8
 
 
 def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
-    """Draw errors per frame, each over its tolerance, with the bar at 1.
+    """Draw errors per frame of named tensors, each over its tolerance, with the bar at 1.
 
-    Args:
-        series: of a `SequenceRow`.
-        names: of the tensors to draw.
-        label: what the picture shows, for screen readers.
+    The series are those of a `SequenceRow`; the label says what the picture shows, for screen readers.
     """
     values = [series['ratios'].get(name, []) for name in names]
     axes = _axes(values, len(series['name']))
-    parts = [*axes.grid(_decade), *_resets(series['reset'], axes, HEIGHT - BOTTOM)]
-    for index, line in enumerate(values):
-        parts.append(_curve(line, axes, index))
-    parts.append(_frame_numbers(axes))
-    return svg(parts, label, kind='drift')
+    curves = (_curve(line, axes, index) for index, line in enumerate(values))
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if axes.frames <= 12 * step)
+    numbers = [text(axes.x(frame), HEIGHT - 8, str(frame)) for frame in range(0, axes.frames, step)]
+    resets = _resets(series['reset'], axes, HEIGHT - BOTTOM)
+    return svg([*axes.grid(_decade), *resets, *curves, *numbers], label, kind='drift')
 
 
 def match_strip(series: Mapping[str, Any], label: str) -> Markup:
@@ -94,9 +91,3 @@ def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
             pen = 'L'
     marks = ''.join(f'<circle class="lost" cx="{axes.x(frame)}" cy="{TOP}" r="3"/>' for frame in missing)
     return f'<path class="line{index % LINES}" d="{" ".join(path)}"/>{marks}'
-
-
-def _frame_numbers(axes: Axes) -> str:
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if axes.frames <= 12 * step)
-    texts = [text(axes.x(frame), HEIGHT - 8, str(frame)) for frame in range(0, axes.frames, step)]
-    return ''.join(texts)

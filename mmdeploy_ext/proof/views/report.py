@@ -43,22 +43,14 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 """How a value of the JSON is written on the page, by the `data-format` of its element."""
 
 
-def write_report(
-    verdict: Verdict,
-    pictures: Sequence[Pair],
-    classes: Sequence[str],
-    folder: Path,
-) -> Path:
-    """Write `report.html` and `verdict.json`.
+def write_report(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str], folder: Path) -> Path:
+    """Write `report.html` and `verdict.json` of a proof; return the path of the page.
 
     Args:
         verdict: of the proof.
         pictures: images or frames with both engines' detections, or both engines' feature maps.
         classes: names by label.
         folder: made when it is missing; other files in it stay.
-
-    Returns:
-        The path of the page.
     """
     folder = Path(folder)
     page = render(verdict, pictures, classes)
@@ -70,9 +62,8 @@ def write_report(
 
 def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -> str:
     """Return the page."""
-    content = verdict.to_json()
-    task = verdict.subject.get('task', 'bbox2d')
-    brief = sum(len(case.tensors) for case in verdict.cases) > OPEN_ROWS
+    content, task = verdict.to_json(), verdict.subject.get('task', 'bbox2d')
+    gives = f'half precision ({verdict.precision}) can give of the PyTorch model'
     return template(__file__, TEMPLATE, autoescape=True).render(
         number=_number_of(content),
         bars=bars,
@@ -80,13 +71,11 @@ def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -
         verdict=content,
         proven=verdict.passed,
         title=verdict.title,
-        claim='gives what the PyTorch model gives'
-        if verdict.proven
-        else f'gives what half precision ({verdict.precision}) can give of the PyTorch model',
+        claim=f'gives what {"the PyTorch model gives" if verdict.proven else gives}',
         reasons=failure_reasons(verdict),
         next_command=next_command(verdict),
         pictures=[(pair.title, picture_uri(pair, classes, task)) for pair in pictures],
-        brief=brief,
+        brief=sum(len(case.tensors) for case in verdict.cases) > OPEN_ROWS,
         engine=pictures[0].engine if pictures else '',
         subject=subject_rows(content['subject']),
         embedded=embedded_json(content),
@@ -97,11 +86,7 @@ def render(verdict: Verdict, pictures: Sequence[Pair], classes: Sequence[str]) -
 
 
 def sequence_plots(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pictures of one drive: per kind of tensor (title, names, SVG), and the matched detections.
-
-    Args:
-        row: a `SequenceRow` of the JSON.
-    """
+    """Return the pictures of a drive: per kind of tensor (title, names, SVG), and the matched detections."""
     names = list(row['series'].get('ratios', {}))
     memory = [name for name in names if name.startswith('memory ')]
     outputs = [name for name in names if name not in memory]
@@ -141,32 +126,20 @@ def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str
 
 
 def bars(histogram: Sequence[int], width: float, height: float) -> list[dict[str, Any]]:
-    """Return the bars of an error histogram, their heights by the logarithm of the counts.
-
-    Args:
-        histogram: counts per decade.
-        width: of the drawing.
-        height: of the drawing.
-
-    Returns:
-        Per decade x, y, width, height, count and the text of its range.
-    """
-    step = width / max(len(histogram), 1)
-    largest = math.log10(max([*histogram, 1]) + 1)
-    result = []
-    for index, count in enumerate(histogram):
-        tall = height * math.log10(count + 1) / largest
-        result.append(
-            dict(
-                x=round(index * step + step * 0.08, 2),
-                y=round(height - tall, 2),
-                width=round(step * 0.84, 2),
-                height=round(tall, 2),
-                count=count,
-                decade=HISTOGRAM_DECADES[0] + index,
-            )
+    """Return the bars of an error histogram, one per decade, their heights by the logarithm of the counts."""
+    step, largest = width / max(len(histogram), 1), math.log10(max([*histogram, 1]) + 1)
+    heights = [height * math.log10(count + 1) / largest for count in histogram]
+    return [
+        dict(
+            x=round(index * step + step * 0.08, 2),
+            y=round(height - tall, 2),
+            width=round(step * 0.84, 2),
+            height=round(tall, 2),
+            count=count,
+            decade=HISTOGRAM_DECADES[0] + index,
         )
-    return result
+        for index, (count, tall) in enumerate(zip(histogram, heights, strict=True))
+    ]
 
 
 def decade_ticks() -> list[str]:
@@ -177,9 +150,9 @@ def decade_ticks() -> list[str]:
 
 def subject_rows(subject: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (name, text) of what was proven; inner dicts become 'a 1, b 2'."""
-    rows = []
-    for name, value in subject.items():
-        if isinstance(value, dict):
-            value = ', '.join(f'{key} {entry}' for key, entry in value.items())
-        rows.append((name.replace('_', ' '), str(value)))
-    return rows
+
+    def words(value: Any) -> str:
+        inner = value.items() if isinstance(value, dict) else None
+        return str(value) if inner is None else ', '.join(f'{key} {entry}' for key, entry in inner)
+
+    return [(name.replace('_', ' '), words(value)) for name, value in subject.items()]

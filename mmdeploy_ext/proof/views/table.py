@@ -9,6 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mmdeploy_ext.proof.levels.sequence_rows import of_tolerance
 from mmdeploy_ext.proof.views.commands import next_command
 
 if TYPE_CHECKING:
@@ -26,24 +27,17 @@ MAX_LINES = 60
 """So do all cases when the table would be longer than this."""
 MAX_REASONS = 8
 TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
-DETECTION_TITLES = ('boxes', 'matched', 'missing', 'extra', 'worst place', 'worst Δscore')
 
 
 def print_verdict(verdict: Verdict, console: Console) -> None:
-    """Print a verdict.
-
-    Args:
-        verdict: of the ladder.
-        console: where to; a width of 120 columns is enough.
-    """
+    """Print a verdict; a width of 120 columns is enough."""
     if verdict.graphs:
         colour = 'red' if any(not graph.passed for graph in verdict.graphs) else 'green'
         console.print(f'[{colour}]graph:[/{colour}] {escape(verdict.graph_text)}', soft_wrap=True)
     failed = [check for check in verdict.structure if not check.passed]
     for check in failed:
-        console.print(
-            f'[red]FAILED[/red] structure: {escape(check.name)}: {escape(check.detail)}', soft_wrap=True
-        )
+        said = f'structure: {escape(check.name)}: {escape(check.detail)}'
+        console.print(f'[red]FAILED[/red] {said}', soft_wrap=True)
     if verdict.structure and not failed:
         console.print(f'structure: {len(verdict.structure)} checks passed')
     if any(case.tensors or case.detections for case in verdict.cases):
@@ -51,10 +45,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     if verdict.sequence:
         console.print(sequence_table(verdict.sequence))
     for row in verdict.metrics:
-        console.print(
-            f'{_mark(row.passed)} {escape(row.name)}: PyTorch {row.reference:.4f}, ONNX '
-            f'{row.candidate:.4f}, {_metric_difference(row)}'
-        )
+        values = f'PyTorch {row.reference:.4f}, ONNX {row.candidate:.4f}, {_metric_difference(row)}'
+        console.print(f'{_mark(row.passed)} {escape(row.name)}: {values}')
     for note in verdict.notes:
         console.print(f'note: {escape(note)}', soft_wrap=True)
     colour = 'bold green' if verdict.passed else 'bold red'
@@ -66,85 +58,58 @@ def verdict_table(verdict: Verdict) -> Table:
     """Return the table: per case one line per tensor and one per image, each level with its own headings."""
     tensors = any(case.tensors for case in verdict.cases)
     boxes = [row for case in verdict.cases for row in case.detections]
-    images = bool(boxes)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    what = ' or '.join(['tensor'] * tensors + ['image'] * images)
-    table.add_column(f'case\n  {what}', overflow='fold', max_width=44)
-    place = 'worst Δm' if any(row.worst_distance is not None for row in boxes) else 'worst IoU'
-    for titles in zip(
-        TENSOR_TITLES,
-        (what_is_found(verdict), *DETECTION_TITLES[1:4], place, DETECTION_TITLES[5]),
-        strict=True,
-    ):
-        lines = [title for title, used in zip(titles, (tensors, images), strict=True) if used]
+    what = ' or '.join(['tensor'] * tensors + ['image'] * bool(boxes))
+    table = _table(f'case\n  {what}')
+    for titles in zip(TENSOR_TITLES, _detection_titles(verdict, boxes), strict=True):
+        lines = [title for title, used in zip(titles, (tensors, boxes), strict=True) if used]
         if any(lines):
             table.add_column('\n'.join(lines), justify='right', overflow='fold')
     table.add_column('verdict')
     brief = sum(len(case.tensors) + len(case.detections) for case in verdict.cases) > MAX_LINES
     for case in verdict.cases:
-        lines = _case_lines(case, brief)
         table.add_row(f'[bold]{escape(case.name)}[/bold] [dim]{escape(case.input_shape)}[/dim]')
-        for index, line in enumerate(lines):
-            cells = line[: len(table.columns) - 1]
-            table.add_row(
-                *cells,
-                *([''] * (len(table.columns) - 1 - len(cells))),
-                line[-1],
-                end_section=index == len(lines) - 1,
-            )
+        lines, count = _case_lines(case, brief), len(table.columns) - 1
+        for place, line in enumerate(lines, 1):
+            cells = [*line[:count], *[''] * (count - len(line))]
+            table.add_row(*cells, line[-1], end_section=place == len(lines))
     return table
 
 
-def what_is_found(verdict: Verdict) -> str:
-    """Return what the task's results are called."""
+def _table(first: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column(first, overflow='fold', max_width=44)
+    return table
+
+
+def _detection_titles(verdict: Verdict, rows: Sequence[DetectionRow]) -> tuple[str, ...]:
     task = str(verdict.subject.get('task'))
-    if task == 'panoptic':
-        return 'segments'
-    return 'masks' if task.endswith('mask') else DETECTION_TITLES[0]
+    found = 'segments' if task == 'panoptic' else 'masks' if task.endswith('mask') else 'boxes'
+    place = 'worst Δm' if any(row.worst_distance is not None for row in rows) else 'worst IoU'
+    return found, 'matched', 'missing', 'extra', place, 'worst Δscore'
 
 
 def sequence_table(rows: Sequence[SequenceRow]) -> Table:
     """Return one line per mode, and below it the worst frame of the outputs and of the memory."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column('sequence\n  worst of all frames', overflow='fold', max_width=44)
+    table = _table('sequence\n  worst of all frames')
     titles = ('frames\n', 'resets\n', 'matched\nmax abs', 'worst Δm\nof tolerance', 'worst Δscore\nframe')
     for title in (*titles, 'ties\n'):
         table.add_column(title, justify='right', overflow='fold')
     table.add_column('verdict')
     for row in rows:
         rate = '' if row.match_rate is None else f' {100 * row.match_rate:.2f} %'
-        table.add_row(
-            f'[bold]{escape(row.title)}[/bold]',
-            str(row.frames),
-            str(row.resets),
-            f'{row.matched}/{row.reference}{rate}',
-            figure(row.worst_distance),
-            figure(row.worst_score),
-            _ties(row),
-            _mark(row.passed),
-        )
+        counts = str(row.frames), str(row.resets), f'{row.matched}/{row.reference}{rate}'
+        worst = figure(row.worst_distance), figure(row.worst_score)
+        table.add_row(f'[bold]{escape(row.title)}[/bold]', *counts, *worst, _ties(row), _mark(row.passed))
         for title, group in (('outputs', False), ('memory', True)):
             tensors = [tensor for tensor in row.tensors if tensor.tensor.startswith('memory ') == group]
             if tensors:
-                worst = max(tensors, key=_of_tolerance)
-                share = _of_tolerance(worst)
-                table.add_row(
-                    f'  {title}: {escape(worst.tensor.removeprefix("memory "))}',
-                    '',
-                    '',
-                    figure(worst.max_abs),
-                    '-' if share == float('inf') else f'{100 * share:.3g} %',
-                    escape(worst.at),
-                    '',
-                    '',
-                )
+                worst = max(tensors, key=of_tolerance)
+                name = f'  {title}: {escape(worst.tensor.removeprefix("memory "))}'
+                share = of_tolerance(worst)
+                text = '-' if share == float('inf') else f'{100 * share:.3g} %'
+                table.add_row(name, '', '', figure(worst.max_abs), text, escape(worst.at), '', '')
         table.add_section()
     return table
-
-
-def _of_tolerance(row: TensorRow) -> float:
-    known = row.max_abs is not None and row.tolerance
-    return row.max_abs / row.tolerance if known else float('inf') if row.max_abs is None else row.max_abs
 
 
 def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
@@ -152,33 +117,15 @@ def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
     brief = brief or len(case.tensors) + len(case.detections) > MAX_ROWS
     lines = []
     for row, count in _shown(case.tensors, _tensor_badness, brief):
-        lines.append(
-            (
-                _name(row.tensor, count),
-                row.shape,
-                figure(row.max_abs),
-                figure(row.max_rel),
-                cosine_text(row.cosine),
-                figure(row.tolerance),
-                '',
-                _mark(row.passed),
-            )
-        )
+        figures = figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine), figure(row.tolerance)
+        lines.append((_name(row.tensor, count), row.shape, *figures, '', _mark(row.passed)))
     for row, count in _shown(case.detections, _detection_badness, brief):
-        lines.append(
-            (
-                _name(row.image, count),
-                str(row.reference),
-                str(row.matched)
-                + f' +{row.outside} off' * bool(row.outside)
-                + f' ({row.ties} ties)' * bool(row.ties),
-                str(row.missing),
-                str(row.extra),
-                f'{row.worst_iou:.6f}' if row.worst_distance is None else figure(row.worst_distance),
-                figure(row.worst_score),
-                _mark(row.passed),
-            )
-        )
+        matched = f'{row.matched}{f" +{row.outside} off" * bool(row.outside)}'
+        matched += f' ({row.ties} ties)' * bool(row.ties)
+        counts = str(row.reference), matched, str(row.missing), str(row.extra)
+        place = f'{row.worst_iou:.6f}' if row.worst_distance is None else figure(row.worst_distance)
+        cells = _name(row.image, count), *counts, place, figure(row.worst_score)
+        lines.append((*cells, _mark(row.passed)))
     return lines
 
 
@@ -214,15 +161,13 @@ def failure_reasons(verdict: Verdict) -> list[str]:
     """Return every reason why a verdict is not `passed`; empty when it is."""
     reasons = [f'graph: {graph.text}' for graph in verdict.graphs if not graph.passed]
     reasons += [] if verdict.graphs else ['the graph was not compared with a fresh export']
-    reasons += list(verdict.reasons)
+    reasons += verdict.reasons
     reasons += [f'structure: {check.name}' for check in verdict.structure if not check.passed]
     if not verdict.structure:
         reasons.append('structure was not checked')
     if not any(not case.traced for case in verdict.cases):
         reasons.append('no input that the exporter did not see was compared')
-    for case in (
-        [] if verdict.sequence else verdict.cases
-    ):  # a sequence gives its own reasons, with the frames
+    for case in () if verdict.sequence else verdict.cases:  # a sequence says why itself, with the frames
         reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
         reasons += [f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed]
     for row in verdict.sequence:

@@ -9,17 +9,16 @@ Glossary: L levels, A anchors of a cell, C classes, D values of a box (7, or 9 w
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.runtime.bev_nms import rotated_nms
 from mmdeploy_ext.runtime.detections import nms, sigmoid
-from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('cls_score', 'bbox_pred', 'dir_cls_pred')
 """Of each level: `cls_score_0`, `bbox_pred_0`, `dir_cls_pred_0`, `cls_score_1`, ..."""
@@ -27,13 +26,10 @@ PI = np.float32(np.pi)
 
 
 @dataclasses.dataclass(frozen=True)
-class AnchorRule(Plain):
-    """What turns the head's outputs into boxes.
+class AnchorRule(HeadRule):
+    """What turns the head's outputs into boxes; `num_classes` is C, `code_size` D, `levels` L.
 
     Attributes:
-        num_classes: C.
-        code_size: D.
-        levels: L.
         aligned: anchors lie in the middle of cells, not from edge to edge of their range.
         align_corner: aligned anchors lie at the corner of cells.
         ranges: six numbers of each range, metres, one after the other.
@@ -83,12 +79,6 @@ class AnchorRule(Plain):
         """Return (n,) zeros: `limit` is for the results of all labels (n,) together."""
         return np.zeros(len(labels), np.int64)
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> AnchorRule:
-        """Rebuild from `to_json`; other entries are left out."""
-        names = [field.name for field in dataclasses.fields(cls) if field.name in content]
-        return super().from_json({name: content[name] for name in names})
-
 
 def anchors_of(rule: AnchorRule, level: int, height: int, width: int) -> np.ndarray:
     """Return the anchors of a level (height * width * A, D) float32, cell by cell, row by row."""
@@ -103,12 +93,9 @@ def anchors_by_range(rule: AnchorRule) -> np.ndarray:
     """Return the anchors of all ranges (n, D) float32, range by range, rotation by rotation, row by row."""
     ranges = np.float32(rule.ranges).reshape(-1, 6)
     sizes = np.float32(rule.sizes).reshape(-1, 1, 3) * np.float32(rule.scales[0])
-    maps = np.reshape(rule.cells, (-1, 2)).tolist()
-    blocks = [
-        _block(rule, limits, own, *cells) for limits, own, cells in zip(ranges, sizes, maps, strict=True)
-    ]
-    parts = [block.transpose(2, 3, 0, 1, 4).reshape(-1, rule.code_size) for block in blocks]
-    return np.concatenate(parts)
+    maps = zip(ranges, sizes, np.reshape(rule.cells, (-1, 2)).tolist(), strict=True)
+    blocks = [_block(rule, limits, own, *cells) for limits, own, cells in maps]
+    return np.concatenate([block.transpose(2, 3, 0, 1, 4).reshape(-1, rule.code_size) for block in blocks])
 
 
 def _block(rule: AnchorRule, limits: np.ndarray, sizes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -130,39 +117,30 @@ def _centres(rule: AnchorRule, low: float, high: float, count: int) -> np.ndarra
     return edges[:count] + (0 if rule.align_corner else (edges[1] - edges[0]) / np.float32(2))
 
 
-def decode(outputs: Mapping[str, np.ndarray], rule: AnchorRule) -> Detections3D:
-    """Decode the head's outputs of one sweep.
+def decode(outputs: Arrays, rule: AnchorRule) -> Detections3D:
+    """Decode the head's outputs of one sweep, best first; without velocities they are zero.
 
-    Args:
-        outputs: by name, per level: `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W),
-            `dir_cls_pred_l` (1, A * 2, H, W); with `cells` (1, n, C), (1, n, D), (1, n, 2) of all anchors.
-        rule: of the file.
-
-    Returns:
-        Detections in descending score order, z at the bottom; without velocities they are zero.
+    These are, per level: `cls_score_l` (1, A * C, H, W) logits, `bbox_pred_l` (1, A * D, H, W),
+    `dir_cls_pred_l` (1, A * 2, H, W); with `cells` (1, n, C), (1, n, D), (1, n, 2) of all anchors.
     """
     parts = [_level(outputs, rule, level) for level in range(rule.levels)]
     boxes, scores, turned = (np.concatenate(column) for column in zip(*parts, strict=True))
-    rows, labels = [], []
+    kept = []
     for label in range(rule.num_classes):
         candidates = np.flatnonzero(scores[:, label] > np.float32(rule.score_thr))
-        kept = candidates[_suppress(boxes[candidates], scores[candidates, label], rule)]
-        rows.append(kept)
-        labels.append(np.full(len(kept), label, np.int64))
-    row, label = np.concatenate(rows), np.concatenate(labels)
+        rows = candidates[_suppress(boxes[candidates], scores[candidates, label], rule)]
+        kept.append(np.stack([rows, np.full_like(rows, label)]))
+    row, label = np.concatenate(kept, axis=1)
     order = np.argsort(-scores[row, label], kind='stable')[: rule.max_num]
     row, label = row[order], label[order]
-    boxes = boxes[row]
+    boxes = np.pad(boxes[row], [(0, 0), (0, 9 - rule.code_size)])
     yaw = boxes[:, 6] - np.float32(rule.dir_offset)
     yaw -= np.floor(yaw / PI + np.float32(rule.dir_limit_offset)) * PI
     boxes[:, 6] = yaw + np.float32(rule.dir_offset) + PI * turned[row]
-    boxes = np.concatenate([boxes, np.zeros((len(boxes), 9 - rule.code_size), np.float32)], axis=1)
     return Detections3D(boxes, scores[row, label], label)
 
 
-def _level(
-    outputs: Mapping[str, np.ndarray], rule: AnchorRule, level: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _level(outputs: Arrays, rule: AnchorRule, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return boxes (n, D), scores (n, C) and whether boxes of the best anchors are turned by half (n,)."""
     maps = [outputs[f'{name}_{level}'][0] for name in OUTPUTS]
     if rule.cells:

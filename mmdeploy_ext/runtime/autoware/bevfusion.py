@@ -9,7 +9,8 @@ Runtime. No node was run here; see docs/autoware.md.
 Source: autoware_universe 5e12a711, autoware_bevfusion, lib/preprocess/preprocess_kernel.cu and
 lib/postprocess/postprocess_kernel.cu:50-121 (formulas and defaults, no code).
 
-Glossary: V voxels, A points of a voxel, F values of a point, Q queries.
+Glossary: V voxels, A points of a voxel, F values of a point, Q queries; in the plug-ins V sites that a
+convolution reads, W that it writes, K offsets of its kernel, I, O channels.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.inputs.points import pillars
 from mmdeploy_ext.runtime.autoware.bevfusion_rules import LIDAR
-from mmdeploy_ext.runtime.autoware.boxes import Objects, best_first, suppressed
-from mmdeploy_ext.runtime.autoware.implicit_gemm import evaluator
-from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, kept_rows, spread_out
+from mmdeploy_ext.runtime.autoware.boxes import Objects, suppressed
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, checked, kept, spread_out
 from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
-from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.exported import export_files
-from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.exported import check_finite, export_files
+from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
+from mmdeploy_ext.sparse.engine import gathered
+from mmdeploy_ext.sparse.rulebook import pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     import onnx
+    from onnx.reference import ReferenceEvaluator
 
-    from mmdeploy_ext.runtime.frames import FusedFrame
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.exported import Paths
 
 ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 GRAPHS = (LIDAR,)
@@ -48,16 +50,13 @@ BEV = 'bev'
 
 @dataclasses.dataclass(frozen=True)
 class NodeSettings:
-    """What decides which boxes are published.
+    """What decides which boxes are published; the last three are as those of `settings.Settings`.
 
     Attributes:
         class_names: by label, in the node's words; of the manifest. What follows is of the node's own file.
         limits: of the bins of distance, m; what is further is dropped.
         scores: least score, for all classes and bins.
         yaw_norm: least length of (sine, cosine), but of pedestrians.
-        circle_m: boxes nearer to a better one are dropped, whatever their class.
-        iou: so are those that overlap one by more.
-        iou_search_m: boxes further apart are not compared.
     """
 
     class_names: tuple[str, ...]
@@ -70,40 +69,29 @@ class NodeSettings:
 
 
 class AutowareBEVFusion(Detecting):
-    """A folder of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory.
-
-    Attributes:
-        metadata: of the file.
-        seconds: spent so far by part.
-    """
+    """A folder of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory."""
 
     def __init__(
         self,
-        paths: str | Path | Sequence[str | Path],
+        paths: Paths,
         *,
         engine: str = ENGINE,
         providers: Sequence[str] = PROVIDERS,
         threads: int = 0,
         graph_optimization: str = 'all',
     ) -> None:
-        """Open the file.
-
-        Args:
-            paths: the folder, or its file.
-            engine: of what is standard ONNX: ONNX Runtime.
-            providers: of it: the CPU's alone.
-            threads: within an operator; 0 leaves the choice to it.
-            graph_optimization: see `engines.onnxruntime`.
+        """Open the folder, or its file; options of what is standard ONNX, see `engines.onnxruntime`.
 
         Raises:
             ModelFileError: it is missing, of another model family, or does not begin as the node's.
-            EngineError: another engine.
+            EngineError: another engine or provider than ONNX Runtime and the CPU's.
         """
         import onnx
 
         from mmdeploy_ext.contract.metadata import Metadata, read_props
         from mmdeploy_ext.graph.run import Runner
 
+        super().__init__()
         if engine != ENGINE or tuple(providers) != PROVIDERS:
             raise EngineError(f"{engine}: Autoware's plug-ins run in numpy here, what follows in {ENGINE}")
         (path,) = export_files(paths, GRAPHS)
@@ -115,12 +103,7 @@ class AutowareBEVFusion(Detecting):
         self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one sweep; gives all queries of the model, not what the node publishes of them.
-
-        Raises:
-            DataError: points that cannot be.
-            InferenceError: the engine failed or gave NaN.
-        """
+        """See `Detecting.step`; gives all queries of the model, not what the node publishes of them."""
         points, _ = checked(frame, self.rule)
         start = time.perf_counter()
         voxels, counts, cells = pillars(points, self.rule.voxels)
@@ -129,8 +112,7 @@ class AutowareBEVFusion(Detecting):
         (bev,) = self.encoder.run([BEV], given)
         start = self.passed('encoder', start)
         outputs = self.head.run({BEV: bev})
-        if not all(np.isfinite(values).all() for values in outputs.values()):
-            raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
+        check_finite(outputs, frame.name or 'frame')
         self.passed('head', start)
         facts = self.metadata.postprocess
         boxes = spread_out(detections(outputs, facts['coder']), facts['nms'])
@@ -138,14 +120,9 @@ class AutowareBEVFusion(Detecting):
 
     def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
         """Return what the node publishes of one cloud (P, F); raises what `step` raises."""
-        from mmdeploy_ext.runtime.frames import FusedFrame
-
         outputs = self.step(FusedFrame(points)).outputs
         chosen = settings or NodeSettings(tuple(name.upper() for name in self.classes))
         return published(outputs, self.metadata.postprocess['coder'], chosen)
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -180,30 +157,18 @@ def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
     """Return the boxes that the file's outputs stand for by the model's own limits, best first.
 
-    Args:
-        outputs: `bbox_pred` (10, Q), `score` (Q,), `label_pred` (Q,).
-        coder: `coder` of the file's facts.
+    These are `bbox_pred` (10, Q), `score` (Q,), `label_pred` (Q,); `coder` is that of the file's facts.
     """
-    values, scores = outputs['bbox_pred'], outputs['score']
-    centres, sizes = places(values, coder), np.exp(values[3:6]).T
-    bottom = centres - sizes * np.float32([0, 0, 0.5])
-    yaws = np.arctan2(values[6], values[7])[:, None]
-    rows = kept_rows(bottom, scores, coder)
-    boxes = np.concatenate([bottom, sizes, yaws, values[8:].T], 1).astype(np.float32)
-    return Detections3D(boxes[rows], scores[rows], outputs['label_pred'][rows].astype(np.int64))
+    values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T
+    bottom = places(values, coder) - sizes * np.float32([0, 0, 0.5])
+    boxes = np.concatenate([bottom, sizes, np.arctan2(values[6], values[7])[:, None], values[8:].T], 1)
+    return kept(boxes, outputs['score'], outputs['label_pred'], coder)
 
 
-def published(
-    outputs: Mapping[str, np.ndarray],
-    coder: Mapping[str, Any],
-    settings: NodeSettings,
-) -> Objects:
-    """Return what the node publishes, best first, before its remapper.
+def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], settings: NodeSettings) -> Objects:
+    """Return what the node publishes of a file's outputs, see `detections`, best first, before its remapper.
 
-    Args:
-        outputs: of the file, see `detections`.
-        coder: of the file's facts; the manifest has the same numbers.
-        settings: of the node.
+    `coder` is of the file's facts; the manifest has the same numbers.
     """
     values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
     walker = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']
@@ -219,5 +184,44 @@ def published(
         scores=scores,
         labels=labels,
     )
-    found = best_first(found.take(np.flatnonzero(inside & (scores >= np.float32(settings.scores)))))
-    return suppressed(found, settings)
+    return suppressed(found[inside & (scores >= np.float32(settings.scores))].best_first(), settings)
+
+
+# The plug-ins of spconv: pairs are (K, W) rows of the input, -1 for none. Masks and their order, which the
+# plug-in of the engine needs to be quick, are zeros here: nothing else reads them.
+
+
+def _indice_pairs(self: Any, indices: np.ndarray, **given: Any) -> tuple[np.ndarray, ...]:
+    """Return sites (W, 4), pairs (K, W), masks (W, 1), their order (W,), and how many sites there are."""
+    geometry = (given[name] for name in ('ksize', 'stride', 'padding', 'dilation'))
+    reached, table = pairs(indices, given['spatial_shape'], bool(given['subm']), *geometry)
+    table = np.where(table < len(indices), table, -1).astype(np.int32)
+    unread = np.zeros(len(reached), np.int32)
+    return reached, table, unread[:, None], unread, np.array(len(reached), np.int32)
+
+
+def _products(
+    self: Any,
+    features: np.ndarray,
+    filters: np.ndarray,
+    table: np.ndarray,
+    masks: np.ndarray,
+    order: np.ndarray,
+    **_: Any,
+) -> tuple[np.ndarray]:
+    """Return (W, O): for each site the sum over its pairs of features times the filters of the offset."""
+    return (gathered(features, filters, np.where(table < 0, len(features), table)),)
+
+
+def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
+    """Return what runs a graph of standard operators and these two."""
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
+
+    kernels = {PAIRS: _indice_pairs, PRODUCTS: _products}
+    operators = [
+        type(name, (OpRun,), dict(op_domain=DOMAIN, _run=kernel)) for name, kernel in kernels.items()
+    ]
+    return ReferenceEvaluator(model, new_ops=operators)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmdeploy_ext.contract.schema import exactly, items, number
 from mmdeploy_ext.contract.values import COUNT, FLAG, NAME, PIXELS, POSITIVE
 from mmdeploy_ext.runtime.autoware.manifest import (
+    absent_files,
     bound,
     class_rules,
     cuboid,
@@ -24,9 +23,9 @@ from mmdeploy_ext.runtime.autoware.manifest import (
     node_cells,
     read_parameters,
     remapper_rules,
-    usable,
+    right,
 )
-from mmdeploy_ext.runtime.autoware.tensors import Bound, by_name, half_weights, operator_rules
+from mmdeploy_ext.runtime.autoware.tensors import Bound, by_name, graph_rules
 from mmdeploy_ext.runtime.contract_files import ends_of
 from mmdeploy_ext.sparse.contract_fields import Violation
 
@@ -37,46 +36,23 @@ if TYPE_CHECKING:
 LIDAR, FUSION, BACKBONE = 'bevfusion_lidar', 'bevfusion_camera_lidar', 'bevfusion_image_backbone'
 REMAPPER = 'detection_class_remapper.param.yaml'
 PATTERNS = ('bevfusion_*.onnx', 'ml_package_bevfusion_*.param.yaml')
-CLASSES = (
-    'CAR',
-    'TRUCK',
-    'BUS',
-    'TRAILER',
-    'MOTORCYCLE',
-    'BICYCLE',
-    'PEDESTRIAN',
-)
-VOXELS = number(1, 10_000_000, whole=True)
+CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')
+BOUNDS, SCALES = ('d_bound', 'x_bound', 'y_bound', 'z_bound'), ('img_aug_scale_x', 'img_aug_scale_y')
 KEYS = dict(
     class_names=items(NAME, 1),
-    voxels_num=exactly(3, VOXELS),
+    voxels_num=exactly(3, number(1, 10_000_000, whole=True)),
     point_cloud_range=cuboid,
     voxel_size=exactly(3, POSITIVE),
-    num_proposals=COUNT,
-    out_size_factor=COUNT,
-    max_points_per_voxel=COUNT,
+    **dict.fromkeys(('num_proposals', 'out_size_factor', 'max_points_per_voxel'), COUNT),
     use_intensity=FLAG,
-    d_bound=bound,
-    x_bound=bound,
-    y_bound=bound,
-    z_bound=bound,
+    **dict.fromkeys(BOUNDS, bound),
     num_cameras=COUNT,
-    raw_image_height=PIXELS,
-    raw_image_width=PIXELS,
-    img_aug_scale_x=POSITIVE,
-    img_aug_scale_y=POSITIVE,
-    roi_height=PIXELS,
-    roi_width=PIXELS,
-    features_height=PIXELS,
-    features_width=PIXELS,
-    num_depth_features=COUNT,
-    image_feature_channel=COUNT,
+    **dict.fromkeys(('raw_image_height', 'raw_image_width'), PIXELS),
+    **dict.fromkeys(SCALES, POSITIVE),
+    **dict.fromkeys(('roi_height', 'roi_width', 'features_height', 'features_width'), PIXELS),
+    **dict.fromkeys(('num_depth_features', 'image_feature_channel'), COUNT),
 )
-REALS = (
-    *('point_cloud_range', 'voxel_size', 'd_bound', 'x_bound', 'y_bound', 'z_bound'),
-    *('img_aug_scale_x', 'img_aug_scale_y'),
-)
-DOMAIN = 'autoware'
+REALS = ('point_cloud_range', 'voxel_size', *BOUNDS, *SCALES)
 PLUGINS = {
     'GetIndicePairsImplicitGemm': (
         *('algo', 'batch_size', 'dilation', 'is_train', 'ksize', 'out_padding', 'padding', 'spatial_shape'),
@@ -99,30 +75,27 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     manifest = f'ml_package_{main}.param.yaml'
     names = (f'{main}.onnx', *([f'{BACKBONE}.onnx'] if fusion else []), manifest, REMAPPER)
     there = {name: folder / name for name in names if (folder / name).is_file()}
-    said = 'is not there; the node is given its path'
-    found = [Violation(name, '', 'missing-file', f'{name} {said}') for name in names if name not in there]
+    found = absent_files(names, there)
     values: dict[str, Any] = {}
     if manifest in there:
         values, own = read_parameters(there[manifest])
         found += own or _parameters(manifest, values)
     if REMAPPER in there:
         found += remapper_rules(there[REMAPPER])
-    known = {key: values[key] for key in KEYS if key in values and usable(found, key)}
+    known = right(values, KEYS, found)
     for name, bounds in ((main, main_bounds), (BACKBONE, backbone_bounds)):
         file = f'{name}.onnx'
         if file in there:
             graph = read(there[file])
             inputs, outputs = bounds(known, fusion)
             found += by_name(file, ends_of(graph), inputs, outputs, exact=True, why=LOST)
-            plugins = PLUGINS if name == main else {}
-            found += operator_rules(file, graph, plugins, DOMAIN if plugins else '')
-            found += half_weights(file, graph)
+            found += graph_rules(file, graph, PLUGINS if name == main else {})
     return found, there
 
 
 def _parameters(file: str, values: Mapping[str, Any]) -> list[Violation]:
     found = list(key_rules(file, values, KEYS, REALS))
-    known = {key: values[key] for key in KEYS if key in values and usable(found, key)}
+    known = right(values, KEYS, found)
     if 'class_names' in known:
         found += class_rules(file, known['class_names'], CLASSES, 'class_names')
     if 'voxels_num' in known and sorted(known['voxels_num']) != known['voxels_num']:
@@ -133,8 +106,9 @@ def _parameters(file: str, values: Mapping[str, Any]) -> list[Violation]:
     found += _cells(file, known)
     modes = [f'image_backbone_{name}' for name in ('onnx_path', 'engine_path', 'trt_precision')]
     given = [name for name in modes if values.get(name)]
-    if given and len(given) < len(modes):
-        said = f'{", ".join(given)} without {", ".join(set(modes) - set(given))}: the node throws'
+    lacking = [name for name in modes if name not in given]
+    if given and lacking:
+        said = f'{", ".join(given)} without {", ".join(lacking)}: the node throws'
         found.append(Violation(file, given[0], 'value', said))
     return found
 
@@ -143,17 +117,14 @@ def _cells(file: str, known: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield counts that are not those of the node's float32 quotients."""
     if {'d_bound', 'num_depth_features'} <= set(known):
         low, high, step = known['d_bound']
-        bins = int(np.floor((np.float32(high) - np.float32(low)) / np.float32(step)))
+        bins = node_cells(low, high, step)
         if bins != known['num_depth_features']:
             said = (
                 f'num_depth_features is {known["num_depth_features"]}, and d_bound {known["d_bound"]} gives '
                 f'{bins} bins by the float32 quotient of the node'
             )
             yield Violation(file, 'num_depth_features', 'grid', said)
-    for axis in ('x', 'y', 'z'):
-        key = f'{axis}_bound'
-        if key not in known:
-            continue
+    for key in [key for key in BOUNDS[1:] if key in known]:
         low, high, step = known[key]
         exact, cells = (high - low) / step, node_cells(low, high, step)
         if round(exact) != cells:

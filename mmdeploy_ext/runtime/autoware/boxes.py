@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, common_area
+from mmdeploy_ext.runtime.detections import Rows
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.streampetr.boxes import sigmoid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.runtime.autoware.settings import Settings
+    from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
 LEAST_UNION_M2 = 0.01
@@ -28,7 +28,7 @@ LEAST_UNION_M2 = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class Objects:
+class Objects(Rows):
     """Objects as the node publishes them, best first.
 
     Attributes:
@@ -49,11 +49,6 @@ class Objects:
     labels: np.ndarray
     variances: np.ndarray | None = None
 
-    def take(self, rows: np.ndarray) -> Objects:
-        """Return some of them."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Objects(**{name: None if one is None else one[rows] for name, one in values.items()})
-
     def detections(self) -> Detections3D:
         """Return them as mmdet3d has boxes: z at the bottom, velocities along x and y."""
         cos, sin = np.cos(self.yaws), np.sin(self.yaws)
@@ -64,30 +59,20 @@ class Objects:
         return Detections3D(boxes.astype(np.float32), self.scores, self.labels)
 
 
-def decode(outputs: Mapping[str, np.ndarray], settings: Settings) -> Objects:
+def decode(outputs: Arrays, settings: Settings) -> Objects:
     """Return one object for each cell that passes the thresholds, best first; nothing is suppressed.
 
-    Args:
-        outputs: by `OUTPUTS`: (1, K, H, W) logits, (1, 2, H, W) cells, (1, 1, H, W) m, (1, 3, H, W)
-            logarithms of width, length, height in m, (1, 2, H, W) sine and cosine of the older yaw,
-            (1, 2, H, W) m/s; with has_variance twice the channels but of the heat map.
-        settings: of the folder.
+    `OUTPUTS` are (1, K, H, W) logits, (1, 2, H, W) cells, (1, 1, H, W) m, (1, 3, H, W) logarithms of width,
+    length, height in m, (1, 2, H, W) sine and cosine of the older yaw, (1, 2, H, W) m/s; with has_variance
+    twice the channels but of the heat map.
     """
     heat = sigmoid(outputs['heatmap'][0].astype(np.float32))
-    _, height, width = heat.shape
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
     values = {name: outputs[name][0].reshape(outputs[name].shape[1], -1) for name in OUTPUTS[1:]}
-    y, x = np.divmod(np.arange(height * width), width)
     step = np.float32(settings.voxel[:2]) * np.float32(settings.stride)
-    low = np.float32(settings.cloud[:2])
-    places = np.stack(
-        [
-            step[0] * (x.astype(np.float32) + values['reg'][0]) + low[0],
-            step[1] * (y.astype(np.float32) + values['reg'][1]) + low[1],
-            values['height'][0],
-        ],
-        axis=1,
-    )
+    cells = np.stack(np.divmod(np.arange(len(labels)), heat.shape[2])[::-1]).astype(np.float32)
+    xy = step[:, None] * (cells + values['reg'][:2]) + np.float32(settings.cloud[:2])[:, None]
+    places = np.concatenate([xy, values['height'][:1]]).T
     sine, cosine = values['rot'][:2]
     yaws = -np.arctan2(sine, cosine) - np.float32(np.pi / 2)
     cos, sin = np.cos(yaws), np.sin(yaws)
@@ -103,7 +88,7 @@ def decode(outputs: Mapping[str, np.ndarray], settings: Settings) -> Objects:
     )
     good = passing(places[:, :2], scores, labels, settings)
     good &= np.hypot(sine, cosine) >= np.float32(settings.yaw_norms)[labels]
-    return best_first(found.take(np.flatnonzero(good)))
+    return found[good].best_first()
 
 
 def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Settings) -> np.ndarray:
@@ -114,48 +99,34 @@ def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Se
     return (bins <= last) & (scores >= least) & (scores > 0)
 
 
-def best_first(found: Objects) -> Objects:
-    """Return objects in descending order of score."""
-    return found.take(np.argsort(-found.scores, kind='stable'))
-
-
 def suppressed(found: Objects, settings: Any) -> Objects:
     """Return objects, best first, without those that a node's two suppressions drop.
 
-    Args:
-        found: best first.
-        settings: of the node, with `class_names`, `circle_m`, `iou` and `iou_search_m`.
+    Its settings have `class_names`, `circle_m`, `iou` and `iou_search_m`.
     """
     near = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far
     if settings.circle_m > 0:
-        found = found.take(circle_nms(found.places[:, :2].astype(np.float64), near))
+        found = found[circle_nms(found.places[:, :2].astype(np.float64), near)]
     walker = {index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN'}
-    return found.take(overlap_nms(found, walker, settings.iou, settings.iou_search_m))
+    return found[overlap_nms(found, walker, settings.iou, settings.iou_search_m)]
 
 
 def overlap_nms(found: Objects, alone: set[int], threshold: float, search_m: float) -> np.ndarray:
     """Return rows that overlap no better one by more than a threshold, whether that one was dropped or not.
 
-    Args:
-        found: best first.
-        alone: labels that are compared with their own alone.
-        threshold: intersection over union, seen from above.
-        search_m: centres further apart are not compared.
+    Seen from above; labels in `alone` are compared with their own alone, and nothing further apart than
+    `search_m`.
     """
     flat = np.concatenate([found.places[:, :2], found.sizes[:, :2], found.yaws[:, None]], axis=1)
     corners = bev_corners(flat.astype(np.float64))
     areas = np.prod(found.sizes[:, :2].astype(np.float64), axis=1)
+    labels, lonely = found.labels, np.isin(found.labels, list(alone))
     kept = []
     for row, place in enumerate(found.places[:, :2]):
         gap = ((found.places[:row, :2] - place) ** 2).sum(1)
-        near = np.flatnonzero(gap <= search_m**2)
-        label = found.labels[row]
-        others = [
-            other
-            for other in near
-            if found.labels[other] == label or not {int(label), int(found.labels[other])} & alone
-        ]
-        if all(_overlap(corners, areas, row, other) <= threshold for other in others):
+        compared = (labels[:row] == labels[row]) | ~(lonely[:row] | lonely[row])
+        near = np.flatnonzero((gap <= search_m**2) & compared)
+        if all(_overlap(corners, areas, row, other) <= threshold for other in near):
             kept.append(row)
     return np.array(kept, np.int64)
 
@@ -166,7 +137,7 @@ def _overlap(corners: np.ndarray, areas: np.ndarray, one: int, other: int) -> fl
     return 0.0 if union < LEAST_UNION_M2 else shared / union
 
 
-def _variances(values: Mapping[str, np.ndarray], settings: Settings) -> np.ndarray:
+def _variances(values: Arrays, settings: Settings) -> np.ndarray:
     """Return (cells, 9) of x, y, z, width, length, height, yaw, vx, vy; y by the voxel of x, as there."""
     step = np.float32(settings.voxel[0]) * np.float32(settings.stride)
     sine, cosine = values['rot'][:2]

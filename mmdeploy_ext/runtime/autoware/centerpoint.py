@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import InferenceError, PointsError
-from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.core.errors import PointsError
 from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS, Objects, decode, suppressed
 from mmdeploy_ext.runtime.autoware.centerpoint_rules import ENCODER, HEAD
 from mmdeploy_ext.runtime.autoware.pillars import decorated, scattered
 from mmdeploy_ext.runtime.autoware.settings import Settings, read_settings
-from mmdeploy_ext.runtime.exported import Memoryless, export_files
+from mmdeploy_ext.runtime.exported import Memoryless, check_finite, export_files
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.frames import Sweep
 
 GRAPHS = (ENCODER, HEAD)
@@ -44,36 +41,26 @@ class AutowareCenterPoint(Memoryless):
 
     Attributes:
         settings: of its manifest.
-        seconds: spent so far by part.
     """
 
     def __init__(
         self,
-        paths: str | Path | Sequence[str | Path],
+        paths: Paths,
         *,
         engine: str = 'OnnxRuntimeBackend',
         node: dict[str, float] | None = None,
         **options: Any,
     ) -> None:
-        """Open the files.
+        """Open the folder, or its two files; see `CenterPointOnnx`.
 
-        Args:
-            paths: the folder, or its two files.
-            engine: registered name of the backend.
-            node: `circle_m`, `iou` or `iou_search_m`, where they are not the node's defaults.
-            options: of the backend, for example `providers`, `threads`.
-
-        Raises:
-            ModelFileError: the node would reject the folder, or read it wrongly.
-            EngineError: the engine is not here.
+        `node` gives `circle_m`, `iou` or `iou_search_m`, where they are not the node's defaults.
+        ModelFileError: the node would reject the folder, or read it wrongly.
         """
+        super().__init__()
         files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
         settings: Settings = read_settings(files[ENCODER].parent)
         self.settings = dataclasses.replace(settings, **(node or {}))
-        shared = {**BACKENDS[engine].shared, **options}
-        self.sessions = {name: build_backend(engine, str(path), **shared) for name, path in files.items()}
-        for session in self.sessions.values():
-            session.activate()
+        self.sessions = {name: self.opened(engine, path, options) for name, path in files.items()}
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
     def objects(self, points: np.ndarray) -> Objects:
@@ -87,9 +74,8 @@ class AutowareCenterPoint(Memoryless):
             DataError: points of another width, NaN, none in range, or time lags that cannot be.
             InferenceError: the engine failed or gave NaN.
         """
-        given = check_points(points, self.settings.point_width)
-        check_columns(given, self.settings)
-        return self._run(given, '')[1]
+        check_columns(check_points(points, self.settings.point_width), self.settings)
+        return self._run(points, '')[1]
 
     def step(self, sweep: Sweep) -> StepResult:
         """Detect, and keep what is between the files; raises what `objects` raises, but for columns.
@@ -113,8 +99,7 @@ class AutowareCenterPoint(Memoryless):
         canvas = scattered(features, at, settings)
         start = self.passed(ENCODER, start)
         outputs = dict(self.sessions[HEAD].infer({SPATIAL: canvas}))
-        if not all(np.isfinite(values).all() for values in outputs.values()):
-            raise InferenceError(f'{name or "sweep"}: the network gave NaN or infinity')
+        check_finite(outputs, name or 'sweep')
         start = self.passed(HEAD, start)
         named = dict(zip(OUTPUTS, outputs.values(), strict=True))
         found = suppressed(decode(named, settings), settings)
@@ -122,35 +107,25 @@ class AutowareCenterPoint(Memoryless):
         order = np.lexsort((at[:, 1], at[:, 0]))
         return {PILLARS: features[order], SPATIAL: canvas, **outputs}, found
 
-    def close(self) -> None:
-        """Close the sessions."""
-        for session in self.sessions.values():
-            session.deactivate()
 
-
-def check_columns(points: np.ndarray, settings: Settings, name: str = '') -> None:
-    """Refuse intensities and time lags that cannot be those of the node.
-
-    Args:
-        points: (P, D), see `AutowareCenterPoint.objects`.
-        settings: of the folder.
-        name: of the sweep.
+def check_columns(points: np.ndarray, settings: Settings) -> None:
+    """Refuse intensities and time lags of points (P, D), at least one, that cannot be those of the node.
 
     Raises:
         PointsError: says which values there are.
     """
-    where, lags = name or 'points', points[:, -1]
-    if len(points) and (lags.min() < 0 or lags.max() > LONGEST_S):
+    lags = points[:, -1]
+    if lags.min() < 0 or lags.max() > LONGEST_S:
         raise PointsError(
-            f'{where}: the last column is {lags.min():g} to {lags.max():g}, expected time lags in seconds, 0 '
+            f'points: the last column is {lags.min():g} to {lags.max():g}, expected time lags in seconds, 0 '
             f'to {LONGEST_S:g}; fill it with zeros for a single sweep'
         )
-    if settings.point_width != 5 or not len(points):
+    if settings.point_width != 5:
         return
     given = points[:, 3]
     normalised = given.max() <= 1 and (given != np.rint(given)).any()
     if normalised or given.min() < 0 or given.max() > 255:
         raise PointsError(
-            f'{where}: column 3 is {given.min():g} to {given.max():g}, expected intensities 0 to 255 as '
+            f'points: column 3 is {given.min():g} to {given.max():g}, expected intensities 0 to 255 as '
             f'the node feeds them, not normalised'
         )

@@ -19,13 +19,14 @@ from mmdeploy_ext.runtime.autoware.manifest import (
     cuboid,
     grid_rules,
     key_rules,
+    model_params,
     node_cells,
     read_parameters,
     remapper_rules,
-    usable,
+    right,
 )
 from mmdeploy_ext.runtime.autoware.probe import convention_rules
-from mmdeploy_ext.runtime.autoware.tensors import Bound, by_index, half_weights, operator_rules, severe
+from mmdeploy_ext.runtime.autoware.tensors import Bound, by_index, graph_rules, severe
 from mmdeploy_ext.runtime.contract_files import ends_of
 from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
@@ -78,22 +79,24 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     if found:
         return found, {MANIFEST: path}
     found += key_rules(MANIFEST, values, FOLDER_KEYS)
-    if usable(found, 'version'):
+    if 'version' in right(values, FOLDER_KEYS, found):
         found += _version(values['version'])
-    model = values.get('model_params')
-    if isinstance(model, dict):
+    model, wrong = model_params(MANIFEST, values)
+    found += wrong
+    if not wrong:
         found += key_rules(MANIFEST, model, MODEL_KEYS, REALS, 'model_params.')
-        found += _joined(model, found)
-        found += _thresholds(model, found)
-    else:
-        said = f'model_params is {"not there" if model is None else repr(model)}, expected keys below it'
-        found.append(Violation(MANIFEST, 'model_params', 'key', said))
+        found += _joined(_known(model, found))
+        found += _thresholds(model, _known(model, found))
     paths, lost = _paths(folder, values)
     found += lost
     if REMAPPER_KEY in paths:
         found += remapper_rules(paths[REMAPPER_KEY])
-    found += _graphs(paths, model if isinstance(model, dict) else {}, found)
-    return found, {path.name: path for path in (folder / MANIFEST, *paths.values())}
+    found += _graphs(paths, _known(model, found))
+    return found, {path.name: path for path in (path, *paths.values())}
+
+
+def _known(model: Mapping[str, Any], found: list[Violation]) -> dict[str, Any]:
+    return right(model, MODEL_KEYS, found, 'model_params.')
 
 
 REMAPPER_KEY = 'class_remapper_param_path'
@@ -135,42 +138,35 @@ def _paths(folder: Path, values: Mapping[str, Any]) -> tuple[dict[str, Path], li
     return paths, lost
 
 
-def _joined(model: Mapping[str, Any], found: list[Violation]) -> Iterator[Violation]:
+def _joined(known: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield keys of the model that do not go together."""
-    if _fine(found, 'class_names'):
-        names = model['class_names']
+    if 'class_names' in known:
+        names, norms = known['class_names'], known.get('yaw_norm_thresholds')
         yield from class_rules(MANIFEST, names, CLASSES)
         if len(set(names)) < len(names):
             said = f'model_params.class_names has a name twice: {", ".join(names)}'
             yield Violation(MANIFEST, 'model_params.class_names', 'class', said)
-        if _fine(found, 'yaw_norm_thresholds') and len(model['yaw_norm_thresholds']) != len(names):
-            said = (
-                f'has {len(model["yaw_norm_thresholds"])} numbers for {len(names)} classes; the node throws'
-            )
+        if norms is not None and len(norms) != len(names):
             key = 'model_params.yaw_norm_thresholds'
-            yield Violation(MANIFEST, key, 'value', f'{key} {said}')
-    if _fine(found, 'encoder_in_feature_size', 'point_feature_size'):
-        width, values = model['point_feature_size'], model['encoder_in_feature_size']
+            said = f'{key} has {len(norms)} numbers for {len(names)} classes; the node throws'
+            yield Violation(MANIFEST, key, 'value', said)
+    if {'encoder_in_feature_size', 'point_feature_size'} <= set(known):
+        width, values = known['point_feature_size'], known['encoder_in_feature_size']
         if POINT_WIDTH[values] != width:
             key = 'model_params.point_feature_size'
             said = f'{key} is {width}; of encoder_in_feature_size {values} it is {POINT_WIDTH[values]}'
             yield Violation(MANIFEST, key, 'value', said)
-    if _fine(found, 'point_cloud_range', 'voxel_size'):
-        yield from grid_rules(MANIFEST, model['point_cloud_range'], model['voxel_size'][:2])
-        height = model['point_cloud_range'][5] - model['point_cloud_range'][2]
-        if abs(model['voxel_size'][2] - height) > 1e-4:
+    if {'point_cloud_range', 'voxel_size'} <= set(known):
+        cloud, size = known['point_cloud_range'], known['voxel_size']
+        yield from grid_rules(MANIFEST, cloud, size[:2])
+        height = cloud[5] - cloud[2]
+        if abs(size[2] - height) > 1e-4:
             key = 'model_params.voxel_size'
-            said = (
-                f'{key} is {model["voxel_size"][2]:g} m high, the range {height:g} m: a pillar is one voxel'
-            )
+            said = f'{key} is {size[2]:g} m high, the range {height:g} m: a pillar is one voxel'
             yield Violation(MANIFEST, key, 'grid', said, WARNING)
 
 
-def _fine(found: list[Violation], *keys: str) -> bool:
-    return usable(found, *(f'model_params.{key}' for key in keys))
-
-
-def _thresholds(model: Mapping[str, Any], found: list[Violation]) -> Iterator[Violation]:
+def _thresholds(model: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield scores that do not fit the bins of distance and the classes."""
     at = 'model_params.detection_score_thresholds'
     scores = model.get('detection_score_thresholds')
@@ -179,11 +175,10 @@ def _thresholds(model: Mapping[str, Any], found: list[Violation]) -> Iterator[Vi
         return
     own = list(key_rules(MANIFEST, scores, _SCORES, ('distance_bin_upper_limits',), f'{at}.'))
     yield from own
-    names = model['class_names'] if _fine(found, 'class_names') else []
-    if own or not isinstance(scores['min_confidence_scores'], dict):
+    if own:
         return
     bins, each = len(scores['distance_bin_upper_limits']), scores['min_confidence_scores']
-    for name in names:
+    for name in known.get('class_names', ()):
         key, values = f'{at}.min_confidence_scores.{name}', each.get(name)
         if not isinstance(values, list) or len(values) != bins:
             got = 'is not there' if values is None else f'is {values!r}'
@@ -203,53 +198,41 @@ def _mapping(value: Any, where: str) -> None:
 _SCORES = dict(distance_bin_upper_limits=ascending, min_confidence_scores=_mapping)
 
 
-def _graphs(
-    paths: Mapping[str, Path], model: Mapping[str, Any], found: list[Violation]
-) -> Iterator[Violation]:
+def _graphs(paths: Mapping[str, Path], known: Mapping[str, Any]) -> Iterator[Violation]:
     from mmdeploy_ext.graph.io.files import read
 
-    bounds = dict(encoder_onnx_path=encoder_bounds, head_onnx_path=head_bounds)
-    for key, make in bounds.items():
+    for key, bounds in (('encoder_onnx_path', encoder_bounds), ('head_onnx_path', head_bounds)):
         if key not in paths:
             continue
         file, graph = paths[key].name, read(paths[key])
         ends = ends_of(graph)
-        own = list(by_index(file, ends, make(model, found), 1))
-        own += [*operator_rules(file, graph, {}), *half_weights(file, graph)]
-        if key == 'head_onnx_path' and not severe(own, file):
+        own = [*by_index(file, ends, bounds(known), 1), *graph_rules(file, graph, {})]
+        if bounds is head_bounds and not severe(own, file):
             own += convention_rules(file, graph, list(ends.outputs))
         yield from own
 
 
-def encoder_bounds(model: Mapping[str, Any], found: list[Violation]) -> list[Bound]:
+def encoder_bounds(known: Mapping[str, Any]) -> list[Bound]:
     """Return the tensors of the encoder: of sizes that the manifest does not say rightly, None."""
-    pillars, width = (_value(model, key, found) for key in ('max_voxel_size', 'encoder_in_feature_size'))
+    pillars = known.get('max_voxel_size')
     return [
-        Bound('input_features', (pillars, POINTS, width)),
+        Bound('input_features', (pillars, POINTS, known.get('encoder_in_feature_size'))),
         Bound('pillar_features', (pillars, 1, CHANNELS)),
     ]
 
 
-def head_bounds(model: Mapping[str, Any], found: list[Violation]) -> list[Bound]:
+def head_bounds(known: Mapping[str, Any]) -> list[Bound]:
     """Return the tensors of the head; see `encoder_bounds`."""
-    grid: tuple[int | None, ...] = (None, None)
-    if _fine(found, 'point_cloud_range', 'voxel_size') and {'point_cloud_range', 'voxel_size'} <= set(model):
-        cloud, size = model['point_cloud_range'], model['voxel_size']
+    grid: Shape = (None, None)
+    if {'point_cloud_range', 'voxel_size'} <= set(known):
+        cloud, size = known['point_cloud_range'], known['voxel_size']
         grid = tuple(node_cells(cloud[axis], cloud[axis + 3], size[axis]) for axis in (1, 0))
-    stride, names = _value(model, 'downsample_factor', found), _value(model, 'class_names', found)
-    cells: Shape = tuple(None if None in (side, stride) else side // stride for side in grid)
-    twice = _value(model, 'has_variance', found)
-    classes = None if names is None else len(names)
+    stride, twice = known.get('downsample_factor'), known.get('has_variance')
+    cells = tuple(None if None in (side, stride) else side // stride for side in grid)
+    classes = len(known['class_names']) if 'class_names' in known else None
     counts = dict(reg=2, height=1, dim=3, rot=2, vel=2)
+    values = {name: None if twice is None else count * (1 + twice) for name, count in counts.items()}
     return [
         Bound('spatial_features', (1, CHANNELS, *grid)),
-        Bound('heatmap', (1, classes, *cells)),
-        *(
-            Bound(name, (1, None if twice is None else count * (1 + twice), *cells))
-            for name, count in counts.items()
-        ),
+        *(Bound(name, (1, count, *cells)) for name, count in dict(heatmap=classes, **values).items()),
     ]
-
-
-def _value(model: Mapping[str, Any], key: str, found: list[Violation]) -> Any:
-    return model.get(key) if _fine(found, key) else None

@@ -15,21 +15,19 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.sparse.contract_fields import ERROR, WARNING, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mmdeploy_ext.contract.schema import Check
 
 NODES, BELOW = '/**', 'ros__parameters'
 """Keys above all parameters: of any node."""
+OTHER_WORD = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
+"""Nodes know a motorcycle by either."""
 
 
 def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
-    """Return the parameters of a file, and what is wrong with it as a whole.
-
-    Raises:
-        ModelFileError: PyYAML is not here.
-    """
+    """Return the parameters of a file, and what is wrong with it as a whole; needs PyYAML."""
     try:
         import yaml
     except ImportError as error:
@@ -51,17 +49,28 @@ def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
     return below[BELOW], []
 
 
+def model_params(file: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Violation]]:
+    """Return the parameters below `model_params`, and that there are none."""
+    model = values.get('model_params')
+    if isinstance(model, dict):
+        return model, []
+    said = f'model_params is {"not there" if model is None else repr(model)}, expected keys below it'
+    return {}, [Violation(file, 'model_params', 'key', said)]
+
+
+def absent_files(names: Sequence[str], there: Collection[str]) -> list[Violation]:
+    """Return the files of a folder that are not there."""
+    said = 'is not there; the node is given its path'
+    return [Violation(name, '', 'missing-file', f'{name} {said}') for name in names if name not in there]
+
+
 def key_rules(
     file: str, values: Mapping[str, Any], fields: Mapping[str, Check], reals: Sequence[str] = (), at: str = ''
 ) -> Iterator[Violation]:
     """Yield keys that are missing or that a node would refuse.
 
-    Args:
-        file: name, for messages.
-        values: parameters as they were read.
-        fields: key -> check of its value; all are required.
-        reals: keys that the node declares as floating point.
-        at: what stands above the keys, such as 'model_params.'.
+    All of `fields`, key -> check, are required; `reals` the node declares as floating point, so that ROS 2,
+    where parameters keep their type, refuses whole numbers without a point. `at` stands above the keys.
     """
     for key, check in fields.items():
         name = f'{at}{key}'
@@ -73,49 +82,51 @@ def key_rules(
         except Mismatch as error:
             yield Violation(file, name, 'value', str(error))
             continue
-        if key in reals and (said := _mixed(values[key])):
+        numbers = values[key] if isinstance(values[key], list) else [values[key]]
+        if key in reals and not all(isinstance(one, float) for one in numbers):
+            said = 'holds whole numbers without a point; ROS 2 takes them for integers: write 64.0, not 64'
             yield Violation(file, name, 'ros-type', f'{name} {said}', WARNING)
 
 
-def usable(found: Sequence[Violation], *keys: str) -> bool:
-    """Return whether nothing was found about keys, so that rules that join them can be looked at."""
-    return not any(one.attribute in keys and one.severity == ERROR for one in found)
-
-
-def _mixed(value: Any) -> str:
-    """Return what is wrong with numbers that ROS 2 takes for integers: parameters keep their type."""
-    numbers = value if isinstance(value, list) else [value]
-    if all(isinstance(number, float) for number in numbers):
-        return ''
-    return 'holds whole numbers without a point; ROS 2 takes them for integers: write 64.0, not 64'
+def right(
+    values: Mapping[str, Any], fields: Iterable[str], found: Sequence[Violation], at: str = ''
+) -> dict[str, Any]:
+    """Return the parameters about which nothing was found, so that rules that join them can be looked at."""
+    wrong = {one.attribute for one in found if one.severity == ERROR}
+    return {key: values[key] for key in fields if key in values and f'{at}{key}' not in wrong}
 
 
 def ascending(value: Any, where: str) -> None:
     """Check a list of numbers, each larger than the one before."""
-    if not isinstance(value, list) or not value or not all(map(_finite, value)):
-        raise Mismatch(f'{where} is {value!r}, expected a list of numbers')
+    _check_numbers(value, where, 0, 'a list of numbers')
     if any(later <= sooner for sooner, later in itertools.pairwise(value)):
         raise Mismatch(f'{where} is {value}, expected ascending numbers')
 
 
 def cuboid(value: Any, where: str) -> None:
     """Check six numbers: the lower corner and the upper one, in metres."""
-    if not isinstance(value, list) or len(value) != 6 or not all(map(_finite, value)):
-        raise Mismatch(f'{where} is {value!r}, expected six numbers: x, y, z lower, then upper')
+    _check_numbers(value, where, 6, 'six numbers: x, y, z lower, then upper')
     if any(low >= high for low, high in zip(value[:3], value[3:], strict=True)):
         raise Mismatch(f'{where} is {value}: a lower bound is not below its upper one')
 
 
 def bound(value: Any, where: str) -> None:
     """Check lower bound, upper bound and step."""
-    if not isinstance(value, list) or len(value) != 3 or not all(map(_finite, value)):
-        raise Mismatch(f'{where} is {value!r}, expected three numbers: lower, upper, step')
+    _check_numbers(value, where, 3, 'three numbers: lower, upper, step')
     if value[0] >= value[1] or value[2] <= 0:
         raise Mismatch(f'{where} is {value}: expected lower below upper, and a positive step')
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _check_numbers(value: Any, where: str, count: int, expected: str) -> None:
+    """Check a list of so many finite numbers; 0: of any, but not none."""
+    if not _all_finite(value) or not value or len(value) != (count or len(value)):
+        raise Mismatch(f'{where} is {value!r}, expected {expected}')
+
+
+def _all_finite(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value
+    )
 
 
 # ---- rules that several manifests share
@@ -124,26 +135,19 @@ def _finite(value: Any) -> bool:
 def class_rules(
     file: str, names: Sequence[str], known: Sequence[str], at: str = 'model_params.class_names'
 ) -> Iterator[Violation]:
-    """Yield class names that a node does not know: it publishes them as UNKNOWN.
-
-    Args:
-        file: name, for messages.
-        names: of the manifest.
-        known: to the node.
-        at: the key.
-    """
-    other = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
-    said, there = f'{at} has {{}}, which the node publishes as UNKNOWN', f'; it knows {", ".join(known)}'
-    strange = []
+    """Yield class names, at a key of a file, that a node does not know: it publishes them as UNKNOWN."""
+    said = f'{at} has {{}}, which the node publishes as UNKNOWN; it knows {", ".join(known)}'
     for name in names:
-        meant = next((one for one in (name.upper(), other.get(name.upper())) if one in known), None)
-        if meant is None:
-            strange.append(name)
-        elif name not in known:
-            message = said.format(repr(name)) + there
-            yield Violation(file, at, 'class', f'{message}: write {meant}')
-    if strange:
-        yield Violation(file, at, 'class', said.format(', '.join(map(repr, strange))) + there, WARNING)
+        if name not in known and (word := word_of(name, known)):
+            yield Violation(file, at, 'class', f'{said.format(repr(name))}: write {word}')
+    if strange := [repr(name) for name in names if not word_of(name, known)]:
+        yield Violation(file, at, 'class', said.format(', '.join(strange)), WARNING)
+
+
+def word_of(name: str, known: Collection[str]) -> str:
+    """Return a class name in the words that a node knows, '' where it knows none."""
+    upper = name.upper()
+    return next((word for word in (upper, OTHER_WORD.get(upper, '')) if word in known), '')
 
 
 def grid_rules(
@@ -151,11 +155,8 @@ def grid_rules(
 ) -> Iterator[Violation]:
     """Yield axes of which the node's float32 quotient has another number of cells than the grid.
 
-    Args:
-        file: name, for messages.
-        cloud: point_cloud_range, metres.
-        size: voxel_size, metres; of x and y alone where the node has no cells along z.
-        at: what stands above the keys.
+    `cloud` is point_cloud_range, `size` voxel_size in metres, of x and y alone where the node has no cells
+    along z; `at` stands above both keys.
     """
     for axis, low, high, step in zip('xyz', cloud[:3], cloud[3:], size, strict=False):
         exact, cells = (high - low) / step, node_cells(low, high, step)
@@ -183,13 +184,13 @@ def node_cells(low: float, high: float, step: float) -> int:
 def remapper_rules(path: Path) -> Iterator[Violation]:
     """Yield what is wrong with `detection_class_remapper.param.yaml`: three matrices of label x label."""
     values, found = read_parameters(path)
-    yield from found
     if found:
+        yield from found
         return
     sizes = {}
     for key in ('allow_remapping_by_area_matrix', 'min_area_matrix', 'max_area_matrix'):
         rows = values.get(key)
-        if not isinstance(rows, list) or len(rows) not in (64, 100) or not all(map(_finite, rows)):
+        if not _all_finite(rows) or len(rows) not in (64, 100):
             count = f'{len(rows)} entries' if isinstance(rows, list) else repr(rows)
             said = f'{key} has {count}, expected 64 numbers: 8 x 8 labels, row by row (100 since #12732)'
             yield Violation(path.name, key, 'value', said.replace('has None', 'is not there'))

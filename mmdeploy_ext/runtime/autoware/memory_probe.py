@@ -25,13 +25,7 @@ TOLERANCE = 1e-3
 
 
 def memory_rules(file: str, path: Path, ends: Ends) -> Iterator[Violation]:
-    """Yield what a head does to the memory that the node does not expect.
-
-    Args:
-        file: name, for messages.
-        path: of it.
-        ends: of it; its names and sizes are right.
-    """
+    """Yield what a head of the right names and sizes does to the memory that the node does not expect."""
     import onnx
 
     from mmdeploy_ext.graph.run import run
@@ -45,24 +39,17 @@ def memory_rules(file: str, path: Path, ends: Ends) -> Iterator[Violation]:
         return
     for name, values in found.items():
         if not np.isfinite(values).all():
-            yield Violation(
-                file, name, 'memory', f'{file}: gives {name} that is not finite of zeros and poses'
-            )
+            said = f'{file}: gives {name} that is not finite of zeros and poses'
+            yield Violation(file, name, 'memory', said)
     pose = feeds['data_ego_pose'][0]
-    wanted = {
-        f'post_memory_{kind}': values for kind, values in _expected(feeds, pose.astype(np.float64)).items()
-    }
-    for name, old in wanted.items():
-        after = found[name]
-        new = after.shape[1] - old.shape[1]
+    for kind, old in _expected(feeds, pose.astype(np.float64)).items():
+        name = f'post_memory_{kind}'
+        after, new = found[name], found[name].shape[1] - old.shape[1]
         if np.allclose(after[:, new:], old, rtol=1e-3, atol=TOLERANCE):
             continue
-        front = np.allclose(after[:, : old.shape[1]], old, rtol=1e-3, atol=TOLERANCE)
-        why = (
-            'new rows stand behind the old; the node keeps the first ones'
-            if front
-            else f'rows {new} and later are not those of pre_memory, places by way of the poses'
-        )
+        why = f'rows {new} and later are not those of pre_memory, places by way of the poses'
+        if np.allclose(after[:, : old.shape[1]], old, rtol=1e-3, atol=TOLERANCE):
+            why = 'new rows stand behind the old; the node keeps the first ones'
         yield Violation(file, name, 'memory', f'{file}: {name}: {why}')
     yield from _new_rows(file, found, feeds, pose)
 
@@ -74,10 +61,9 @@ def probe_feeds(ends: Ends) -> dict[str, np.ndarray]:
     for name in feeds:
         if name.startswith('pre_memory_'):
             feeds[name] = random.uniform(-1, 1, feeds[name].shape).astype(np.float32)
-    pose = _pose(0.3, 4.0, -2.0)
-    feeds['data_ego_pose'][:] = pose
-    other = _pose(0.2, 3.0, 1.0)  # not the same pose: both inputs have to be used
-    feeds['data_ego_pose_inv'][:] = np.linalg.inv(other)
+    feeds['data_ego_pose'][:] = _pose(0.3, 4.0, -2.0)
+    # not the same pose: both inputs have to be used
+    feeds['data_ego_pose_inv'][:] = np.linalg.inv(_pose(0.2, 3.0, 1.0))
     rows = feeds['pre_memory_egopose'].shape[1]
     moves = np.tile(np.eye(4, dtype=np.float32), (1, rows, 1, 1))
     moves[..., :3, 3] = random.uniform(-5, 5, (1, rows, 3))

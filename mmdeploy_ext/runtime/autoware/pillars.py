@@ -29,16 +29,13 @@ CAPACITY = 2_000_000
 def densified(
     sweeps: Sequence[tuple[np.ndarray, float, np.ndarray]], past: int = 1, capacity: int = CAPACITY
 ) -> np.ndarray:
-    """Return the points of sweeps in the frame of the newest one, with their time lags.
+    """Return points (P, 4 or 5) float32 of sweeps in the frame of the newest one, their lags in seconds last.
 
     Args:
         sweeps: newest first: points (P, 3 or 4), x, y, z in metres and the intensity 0..255; time stamp in
             seconds; pose (4, 4) from the vehicle to the map.
         past: num_past_frames, how many older ones count.
         capacity: a sweep that would go beyond it ends the list.
-
-    Returns:
-        (P, 4 or 5) float32, the lag in seconds last: 0 for the newest sweep.
     """
     newest_s, to_current = sweeps[0][1], np.linalg.inv(np.asarray(sweeps[0][2], np.float64))
     found, count = [], 0
@@ -54,15 +51,10 @@ def densified(
 
 
 def decorated(points: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the encoder takes of one cloud, and the places of its pillars.
+    """Return what the encoder takes of one cloud, see `AutowareCenterPoint.objects`, and its pillars' places.
 
-    Args:
-        points: (P, D) float32, metres, intensity 0..255 where D is 5, time lag last.
-        settings: of the folder.
-
-    Returns:
-        (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 y, x of each pillar, front to
-        back; at most `settings.pillars`.
+    That is (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 y, x of each pillar, front
+    to back; at most `settings.pillars`.
     """
     low, high = np.float32(settings.cloud[:3]), np.float32(settings.cloud[3:])
     points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]

@@ -32,33 +32,26 @@ def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) 
 
     The node takes the boxes of mmdet3d 0.x. A model of mmdet3d 1.0 or later needs `dim` with its first two
     rows swapped and `rot` (sine, cosine) as (-cosine, -sine); the sizes and angles that come out say whether
-    a graph has that.
-
-    Args:
-        file: name, for messages.
-        model: a head.
-        outputs: names: heatmap, reg, height, dim, rot, vel.
+    a graph has that. `outputs` are the names of heatmap, reg, height, dim, rot, vel.
     """
-    done = dict(dim=_what_of_dim(model, outputs[3]), rot=_what_of_rot(model, outputs[4]))
-    names = dict(dim=outputs[3], rot=outputs[4])
-    for kind, what in done.items():
+    dim, rot = outputs[3:5]
+    done = {dim: _what_of_dim(model, dim), rot: _what_of_rot(model, rot)}
+    for name, what in done.items():
         if not what:
-            said = f'{file}: what {names[kind]} does with boxes could not be probed; look at it yourself'
-            yield Violation(file, names[kind], 'convention', said, WARNING)
+            said = f'{file}: what {name} does with boxes could not be probed; look at it yourself'
+            yield Violation(file, name, 'convention', said, WARNING)
         elif what not in (KEPT, TURNED):
-            yield Violation(
-                file, names[kind], 'convention', f'{file}: of synthetic boxes {names[kind]} {what}'
-            )
+            yield Violation(file, name, 'convention', f'{file}: of synthetic boxes {name} {what}')
     if set(done.values()) == {KEPT, TURNED}:
-        said = ', '.join(f'{names[kind]} is {what}' for kind, what in done.items())
+        said = ', '.join(f'{name} is {what}' for name, what in done.items())
         said = f'{file}: of synthetic boxes {said}; sizes and angles have to be of one convention'
-        yield Violation(file, names['rot'], 'convention', said)
+        yield Violation(file, rot, 'convention', said)
     elif set(done.values()) == {KEPT}:
         said = (
             f'{file}: dim and rot leave the network as they are: right of a model trained with mmdet3d 0.x '
             f'alone; of 1.0 or later swap dim to [1, 0, 2] and give rot as (-cosine, -sine)'
         )
-        yield Violation(file, names['rot'], 'convention', said, WARNING)
+        yield Violation(file, rot, 'convention', said, WARNING)
 
 
 def _what_of_dim(model: onnx.ModelProto, name: str) -> str:
@@ -69,11 +62,8 @@ def _what_of_dim(model: onnx.ModelProto, name: str) -> str:
     order = [int(np.abs(given - value).argmin()) for value in found]
     if not np.allclose(given[order], found, atol=1e-5):
         return f'comes out as {found.tolist()} of {given[: len(found)].tolist()}: no order of the same sizes'
-    known = {KEPT: [0, 1, 2, 3, 4, 5], TURNED: [1, 0, 2, 4, 3, 5]}
-    for what, wanted in known.items():
-        if order == wanted[: len(order)]:
-            return what
-    return f'comes out in the order {order}, expected [0, 1, 2] or, of mmdet3d 1.0, [1, 0, 2]'
+    said = f'comes out in the order {order}, expected [0, 1, 2] or, of mmdet3d 1.0, [1, 0, 2]'
+    return _known(found, given, given[[1, 0, 2, 4, 3, 5]]) or said
 
 
 def _what_of_rot(model: onnx.ModelProto, name: str) -> str:
@@ -81,23 +71,22 @@ def _what_of_rot(model: onnx.ModelProto, name: str) -> str:
     found = _through(model, name, given)
     if found is None:
         return ''
-    wanted = {KEPT: given, TURNED: np.float32([-COSINE, -SINE, -1.2, -1.1])}
-    for what, values in wanted.items():
-        if np.allclose(values[: len(found)], found, atol=1e-5):
-            return what
-    return (
+    said = (
         f'comes out as {found.tolist()} of sine {SINE}, cosine {COSINE} and variances -1.1, -1.2; expected '
         f'them unchanged or, of mmdet3d 1.0, -cosine, -sine and the variances swapped'
     )
+    return _known(found, given, np.float32([-COSINE, -SINE, -1.2, -1.1])) or said
+
+
+def _known(found: np.ndarray, kept: np.ndarray, turned: np.ndarray) -> str:
+    known = ((KEPT, kept), (TURNED, turned))
+    return next((what for what, one in known if np.allclose(one[: len(found)], found, atol=1e-5)), '')
 
 
 def _through(model: onnx.ModelProto, name: str, values: np.ndarray) -> np.ndarray | None:
     """Return what becomes of channels behind the last layer that makes an output; None where it is unclear.
 
-    Args:
-        model: a head.
-        name: of an output (1, C, H, W).
-        values: at least C, one for each channel.
+    The output is (1, C, H, W), of values the first C are given, one for each channel.
     """
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes.extract import cut
@@ -126,15 +115,13 @@ def _through(model: onnx.ModelProto, name: str, values: np.ndarray) -> np.ndarra
 
 def _learnt(index: Index, name: str) -> list[str]:
     """Return the tensors of the last learnt layers above an output, or graph inputs where there are none."""
-    starts: list[str] = []
+    starts: dict[str, None] = {}
     waiting = [name]
     while waiting:
         tensor = waiting.pop()
         node = index.producer(tensor)
-        if node is None:
-            starts += [tensor] if tensor in index.inputs and tensor not in starts else []
-        elif index.nodes[node].op_type in LEARNT:
-            starts += [] if tensor in starts else [tensor]
-        else:
+        if node is not None and index.nodes[node].op_type not in LEARNT:
             waiting += [one for one in index.reads(node) if one]
-    return starts
+        elif node is not None or tensor in index.inputs:
+            starts[tensor] = None
+    return list(starts)

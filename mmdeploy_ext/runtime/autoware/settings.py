@@ -39,8 +39,9 @@ class Settings:
         yaw_norms: (K,) least length of (sine, cosine).
         limits: (B,) upper bounds of distance, metres, ascending.
         scores: (B, K) least scores.
-        circle_m: of the circle NMS; of the node's own file, as are those below.
-        iou: of the NMS by overlap; above 1 it is off.
+        circle_m: boxes nearer to a better one are dropped, whatever their class; of the node's own file, as
+            are those below.
+        iou: so are those that overlap one by more; above 1 it is off.
         iou_search_m: boxes further apart are not compared.
     """
 
@@ -71,11 +72,10 @@ class Settings:
         """Return the settings of a manifest that `contract.check` has nothing against."""
         model = parameters['model_params']
         thresholds = model['detection_score_thresholds']
-        names, limits = tuple(model['class_names']), tuple(thresholds['distance_bin_upper_limits'])
-        each = [thresholds['min_confidence_scores'][name] for name in names]
-        scores = np.where((np.array(each) >= 0) & (np.array(each) < 1), each, 0.0).T
+        each = np.array([thresholds['min_confidence_scores'][name] for name in model['class_names']])
+        scores = np.where((each >= 0) & (each < 1), each, 0.0).T
         return cls(
-            class_names=names,
+            class_names=tuple(model['class_names']),
             has_twist=model['has_twist'],
             has_variance=model['has_variance'],
             point_width=model['point_feature_size'],
@@ -85,7 +85,7 @@ class Settings:
             voxel=tuple(map(float, model['voxel_size'])),
             stride=model['downsample_factor'],
             yaw_norms=tuple(model['yaw_norm_thresholds']),
-            limits=limits,
+            limits=tuple(thresholds['distance_bin_upper_limits']),
             scores=tuple(map(tuple, scores.tolist())),
         )
 

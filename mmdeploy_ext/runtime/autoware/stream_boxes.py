@@ -9,16 +9,14 @@ Glossary: K classes, P columns.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.runtime.autoware.boxes import Objects, best_first, overlap_nms
+from mmdeploy_ext.runtime.autoware.boxes import Objects, suppressed
+from mmdeploy_ext.runtime.detections3d import in_range
 from mmdeploy_ext.runtime.streampetr.boxes import sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SURE = 8.0
 """Logits further from 0 are taken for 1 and 0."""
@@ -26,15 +24,13 @@ SURE = 8.0
 
 @dataclasses.dataclass(frozen=True)
 class StreamSettings:
-    """What decides which boxes are published.
+    """What decides which boxes are published; the last two are as those of `settings.Settings`.
 
     Attributes:
         class_names: K, in Autoware's words; of the manifest.
         limits: detection_range, metres: lower, then upper; of the manifest.
         confidence: (K,) scores have to be above; of the node's own file, as are those below.
         yaw_norms: (K,) least length of (sine, cosine).
-        iou: of the suppression by overlap.
-        iou_search_m: boxes further apart are not compared.
     """
 
     class_names: tuple[str, ...]
@@ -43,13 +39,11 @@ class StreamSettings:
     yaw_norms: tuple[float, ...]
     iou: float = 0.5
     iou_search_m: float = 10.0
+    circle_m: ClassVar[float] = 0.0
+    """There is no suppression by distance."""
 
     def __post_init__(self) -> None:
-        """Refuse thresholds that are not one for each class.
-
-        Raises:
-            ModelFileError: names the parameter.
-        """
+        """Refuse thresholds that are not one for each class: ModelFileError."""
         for name in ('confidence', 'yaw_norms'):
             if len(getattr(self, name)) != len(self.class_names):
                 raise ModelFileError(
@@ -61,20 +55,14 @@ class StreamSettings:
 def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) -> Objects:
     """Return what the node publishes of one frame, best first; it knows no velocities.
 
-    Args:
-        scores: (1, K, P) logits.
-        boxes: (1, 10, P): x, y, z of the centre in metres, logarithms of length, width, height in m, sine and
-            cosine of the yaw, velocities.
-        settings: of the folder and the node.
+    Scores are (1, K, P) logits, boxes (1, 10, P): x, y, z of the centre in metres, logarithms of length,
+    width, height in m, sine and cosine of the yaw, velocities.
     """
     logits, codes = scores[0].astype(np.float32), boxes[0].astype(np.float32)
     each = np.where(logits > SURE, np.float32(1), np.where(logits < -SURE, np.float32(0), sigmoid(logits)))
     labels, best = each.argmax(0), each.max(0)
-    low, high = np.float32(settings.limits[:3])[:, None], np.float32(settings.limits[3:])[:, None]
-    good = (best > _of(settings.confidence, labels)) & (
-        np.hypot(codes[6], codes[7]) >= _of(settings.yaw_norms, labels)
-    )
-    good &= ((codes[:3] >= low) & (codes[:3] <= high)).all(0)
+    good = in_range(codes.T, settings.limits) & (best > np.float32(settings.confidence)[labels])
+    good &= np.hypot(codes[6], codes[7]) >= np.float32(settings.yaw_norms)[labels]
     found = Objects(
         places=codes[:3].T,
         sizes=np.exp(codes[3:6]).T,
@@ -83,10 +71,4 @@ def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) 
         scores=best,
         labels=labels,
     )
-    found = best_first(found.take(np.flatnonzero(good)))
-    walker = {index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN'}
-    return found.take(overlap_nms(found, walker, settings.iou, settings.iou_search_m))
-
-
-def _of(values: Sequence[float], labels: np.ndarray) -> np.ndarray:
-    return np.float32(values)[labels]
+    return suppressed(found[good].best_first(), settings)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.inputs.cameras import Calibration
+    from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.streampetr.state import Moment
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,6 @@ class NodeContract:
     """The three files and the node's buffers; see `DeployContract` for what the methods mean.
 
     Attributes:
-        metadata: of the head's file.
-        image_shape: (N, 3, H, W).
-        fed_bytes: fed for the last frame, besides the pictures.
         memory: rows after the last frame, places relative to the first pose, times as the node has them.
         origin: (3,) metres, translation of the first pose; None before it.
         started_s: time of the first frame, or of the last restart of the clock; None before.
@@ -53,6 +51,7 @@ class NodeContract:
         self.image_shape = tuple(self.backbone.spec.tensor('img').axes[1:])
         self.rows = int(self.spec.tensor('pre_memory_embedding').axes[1])
         self.fed_bytes = 0
+        self.state_shapes = {field: tuple(self.spec.tensor(f'post_memory_{field}').axes) for field in FIELDS}
         self.memory = {field: np.zeros(shape, np.float32) for field, shape in self.state_shapes.items()}
         self.origin: np.ndarray | None = None
         self.started_s: float | None = None
@@ -61,16 +60,7 @@ class NodeContract:
         planes, rule = self.metadata.options.get('node_images', 'bgr'), self.metadata.preprocess
         self.turned, scale, shift = from_node(planes, rule.mean, rule.std, rule.to_rgb)
         self.scale, self.shift = (values.reshape(-1, 1, 1) for values in (scale, shift))
-
-    @property
-    def graphs(self) -> dict[str, Backend]:
-        """The sessions, by part of a frame."""
-        return dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
-
-    @property
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of the memory after a frame."""
-        return {field: tuple(self.spec.tensor(f'post_memory_{field}').axes) for field in FIELDS}
+        self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
         """Run one frame as the node does, and keep its memory.
@@ -144,9 +134,7 @@ class NodeContract:
         """Return the memory after the last frame in its LiDAR frame, with ages."""
         return to_local(self.memory, self._place(ego_pose), float(self._clock(timestamp_s)))
 
-    def write_state(
-        self, tensors: Mapping[str, np.ndarray], ego_pose: np.ndarray, timestamp_s: float
-    ) -> None:
+    def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
         """Replace the memory by a local one of the right shapes."""
         found = to_global(tensors, self._place(ego_pose), float(self._clock(timestamp_s)))
         self.memory = {field: found[field].astype(np.float32) for field in FIELDS}

@@ -9,27 +9,30 @@ M rows of the memory before a frame, R rows after it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.contract.schema import items, number
 from mmdeploy_ext.contract.values import COUNT, NAME, PIXELS
-from mmdeploy_ext.runtime.autoware.manifest import class_rules, cuboid, key_rules, read_parameters, usable
-from mmdeploy_ext.runtime.autoware.memory_probe import memory_rules
-from mmdeploy_ext.runtime.autoware.tensors import (
-    Bound,
-    by_name,
-    fixed_rules,
-    half_weights,
-    operator_rules,
-    severe,
+from mmdeploy_ext.runtime.autoware.manifest import (
+    absent_files,
+    class_rules,
+    cuboid,
+    key_rules,
+    model_params,
+    read_parameters,
+    right,
 )
+from mmdeploy_ext.runtime.autoware.memory_probe import memory_rules
+from mmdeploy_ext.runtime.autoware.tensors import Bound, by_name, fixed_rules, graph_rules, severe
 from mmdeploy_ext.runtime.contract_files import Ends, ends_of, shape_text
 from mmdeploy_ext.sparse.contract_fields import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 MANIFEST = 'ml_package_camera_streampetr.param.yaml'
@@ -71,14 +74,8 @@ def from_node(
 ) -> tuple[bool, np.ndarray, np.ndarray]:
     """Return how a node's pictures become those that a model was trained with.
 
-    Args:
-        planes: key of `NORMS`.
-        mean: of the training, in the order after `to_rgb`.
-        std: of the training.
-        to_rgb: of the training.
-
-    Returns:
-        Whether the planes are turned round, then scale and shift (3,) float64 of each plane.
+    That is whether the planes are turned round, then scale and shift (3,) float64 of each plane; `planes` is
+    a key of `NORMS`, `mean` of the training is in the order after `to_rgb`.
     """
     turned = to_rgb != (planes == 'rgb')
     node_mean, node_std = (np.array(values)[:: -1 if turned else 1] for values in NORMS[planes])
@@ -89,22 +86,23 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return what is wrong with a folder, and the files that were read."""
     from mmdeploy_ext.graph.io.files import read
 
-    paths = {f'{name}.onnx': folder / f'{name}.onnx' for name in FILES} | {MANIFEST: folder / MANIFEST}
-    there = {name: path for name, path in paths.items() if path.is_file()}
-    said = 'is not there; the node is given its path'
-    found = [Violation(name, '', 'missing-file', f'{name} {said}') for name in paths if name not in there]
+    names = (*(f'{name}.onnx' for name in FILES), MANIFEST)
+    there = {name: folder / name for name in names if (folder / name).is_file()}
+    found = absent_files(names, there)
     model: dict[str, Any] = {}
     if MANIFEST in there:
         values, own = read_parameters(there[MANIFEST])
-        model, more = _model(values) if not own else ({}, [])
-        found += [*own, *more]
+        found += own
+        if not own:
+            model, wrong = model_params(MANIFEST, values)
+            found += wrong or _model(model)
+    known = right(model, KEYS, found, 'model_params.')
     graphs = {name: read(path) for name, path in there.items() if name != MANIFEST}
     ends = {name: ends_of(graph) for name, graph in graphs.items()}
     for name, graph in graphs.items():
-        inputs, outputs = BOUNDS[name](_Known(model, found), ends)
-        own = [*by_name(name, ends[name], inputs, outputs, exact=False, why=LOST)]
-        own += [*fixed_rules(name, ends[name]), *operator_rules(name, graph, {}), *half_weights(name, graph)]
-        found += own
+        inputs, outputs = BOUNDS[name](known, ends)
+        found += by_name(name, ends[name], inputs, outputs, exact=False, why=LOST)
+        found += [*fixed_rules(name, ends[name]), *graph_rules(name, graph, {})]
     found += _between(ends)
     head = f'{HEAD}.onnx'
     if head in graphs and not severe(found, head):
@@ -112,54 +110,43 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     return found, there
 
 
-def _model(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Violation]]:
-    model = values.get('model_params')
-    if not isinstance(model, dict):
-        said = f'model_params is {"not there" if model is None else repr(model)}, expected keys below it'
-        return {}, [Violation(MANIFEST, 'model_params', 'key', said)]
+def _model(model: Mapping[str, Any]) -> Iterator[Violation]:
     found = list(key_rules(MANIFEST, model, KEYS, ('detection_range',), 'model_params.'))
-    known = _Known(model, found)
-    if known['class_names']:
-        found += class_rules(MANIFEST, known['class_names'], CLASSES)
-    before, after = known['pre_memory_length'], known['post_memory_length']
+    yield from found
+    known = right(model, KEYS, found, 'model_params.')
+    if 'class_names' in known:
+        yield from class_rules(MANIFEST, known['class_names'], CLASSES)
+    before, after = known.get('pre_memory_length'), known.get('post_memory_length')
     if before and after and after <= before:
         key = 'model_params.post_memory_length'
         said = f'{key} is {after}, not above pre_memory_length {before}: new rows stand in front of the old'
-        found.append(Violation(MANIFEST, key, 'value', said))
-    return model, found
+        yield Violation(MANIFEST, key, 'value', said)
 
 
-class _Known:
-    """Keys of the manifest that are right; None for others."""
-
-    def __init__(self, model: Mapping[str, Any], found: list[Violation]) -> None:
-        self.model, self.found = model, found
-
-    def __getitem__(self, key: str) -> Any:
-        return self.model.get(key) if usable(self.found, f'model_params.{key}') else None
+Known = Mapping[str, Any]
+"""Keys of the manifest that are right."""
 
 
-def _backbone(known: _Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
-    size = known['input_image_height'], known['input_image_width']
+def _backbone(known: Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
+    size = known.get('input_image_height'), known.get('input_image_width')
     shape = ends[f'{BACKBONE}.onnx'].outputs.get('img_feats', ())
-    return [Bound('img', (1, known['rois_number'], 3, *size))], [Bound('img_feats', shape)]
+    return [Bound('img', (1, known.get('rois_number'), 3, *size))], [Bound('img_feats', shape)]
 
 
-def _positions(known: _Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
-    cameras = known['rois_number']
+EMBEDDED = Bound('pos_embed', (1, None, None)), Bound('cone', (1, None, 8))
+
+
+def _positions(known: Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
+    cameras = known.get('rois_number')
     matrices = [Bound(name, (1, cameras, 4, 4)) for name in ('intrinsics', 'img2lidar')]
-    return [Bound('img_metas_pad', (3,)), *matrices], [
-        Bound('pos_embed', (1, None, None)),
-        Bound('cone', (1, None, 8)),
-    ]
+    return [Bound('img_metas_pad', (3,)), *matrices], list(EMBEDDED)
 
 
-def _head(known: _Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
-    shape = ends[f'{HEAD}.onnx'].inputs.get('x', ())
-    taken = [Bound('x', shape), Bound('pos_embed', (1, None, None)), Bound('cone', (1, None, 8))]
+def _head(known: Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
+    taken = [Bound('x', ends[f'{HEAD}.onnx'].inputs.get('x', ())), *EMBEDDED]
     taken += [Bound(name, (1, 4, 4)) for name in ('data_ego_pose', 'data_ego_pose_inv')]
-    rows, after = known['pre_memory_length'], known['post_memory_length']
-    names, columns = known['class_names'], known['num_proposals']
+    rows, after = known.get('pre_memory_length'), known.get('post_memory_length')
+    names, columns = known.get('class_names'), known.get('num_proposals')
     given = [
         Bound('all_cls_scores', (1, len(names) if names else None, columns)),
         Bound('all_bbox_preds', (1, 10, columns)),
@@ -174,33 +161,16 @@ BOUNDS = {f'{BACKBONE}.onnx': _backbone, f'{POSITIONS}.onnx': _positions, f'{HEA
 
 def _between(ends: Mapping[str, Ends]) -> Iterator[Violation]:
     """Yield tensors that one file gives and another takes in another size: the node copies bytes."""
-    pairs = (
-        (BACKBONE, 'img_feats', 'x'),
-        (POSITIONS, 'pos_embed', 'pos_embed'),
-        (POSITIONS, 'cone', 'cone'),
-    )
+    pairs = (BACKBONE, 'img_feats', 'x'), (POSITIONS, 'pos_embed', 'pos_embed'), (POSITIONS, 'cone', 'cone')
     head = ends.get(f'{HEAD}.onnx')
     for file, given, taken in pairs:
         one = ends[f'{file}.onnx'].outputs.get(given) if f'{file}.onnx' in ends else None
         two = head.inputs.get(taken) if head else None
-        if one and two and None not in (*one, *two) and _count(one) != _count(two):
+        if one and two and None not in (*one, *two) and math.prod(one) != math.prod(two):
             said = f'{taken} is {shape_text(two)}, {given} of {file}.onnx {shape_text(one)}: other bytes'
             yield Violation(f'{HEAD}.onnx', taken, 'shape', f'{HEAD}.onnx: {said}')
-    if head and (rows := head.inputs.get('pre_memory_embedding')):
-        yield from _rows(head, rows)
-
-
-def _rows(head: Ends, rows: tuple[int | None, ...]) -> Iterator[Violation]:
-    channels, file = rows[-1], f'{HEAD}.onnx'
-    embedding = head.outputs.get('post_memory_embedding')
-    if embedding and embedding[-1] != channels:
-        said = f'post_memory_embedding is {shape_text(embedding)}, pre_memory_embedding {shape_text(rows)}'
-        said = f'{file}: {said}'
-        yield Violation(file, 'post_memory_embedding', 'shape', said)
-
-
-def _count(shape: tuple[int | None, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size or 0
-    return count
+    before = head.inputs.get('pre_memory_embedding') if head else None
+    after = head.outputs.get('post_memory_embedding') if head else None
+    if before and after and after[-1] != before[-1]:
+        said = f'post_memory_embedding is {shape_text(after)}, pre_memory_embedding {shape_text(before)}'
+        yield Violation(f'{HEAD}.onnx', 'post_memory_embedding', 'shape', f'{HEAD}.onnx: {said}')

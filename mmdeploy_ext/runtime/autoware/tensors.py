@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import onnx
 
 
+DOMAIN = 'autoware'
+"""Of the plug-ins' operators."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Bound:
     """One tensor that a node reads or writes.
@@ -38,11 +42,7 @@ class Bound:
 def by_index(file: str, ends: Ends, wanted: Sequence[Bound], inputs: int) -> Iterator[Violation]:
     """Yield what a node that counts tensors would read wrongly; names are free, but not in another order.
 
-    Args:
-        file: name.
-        ends: of it.
-        wanted: inputs, then outputs.
-        inputs: how many of them are inputs.
+    The first `inputs` of those that are wanted are inputs.
     """
     names = [*ends.inputs, *ends.outputs]
     if (len(ends.inputs), len(names)) != (inputs, len(wanted)):
@@ -65,16 +65,13 @@ def by_name(
 ) -> Iterator[Violation]:
     """Yield what a node that looks tensors up by name would miss or read wrongly.
 
-    Args:
-        file: name.
-        ends: of it.
-        inputs: that the node feeds.
-        outputs: that it reads.
-        exact: other outputs are refused, too.
-        why: what becomes of a name that is not there.
+    With `exact` other outputs are refused, too; `why` is what becomes of a name that is not there.
     """
-    sides = (('input', inputs, ends.inputs), ('output', outputs, ends.outputs))
-    for side, wanted, there in sides:
+    fed, read = 'that the node feeds nothing: it is never written', 'that the node does not know'
+    for side, wanted, there, other in (
+        ('input', inputs, ends.inputs, fed),
+        ('output', outputs, ends.outputs, read if exact else ''),
+    ):
         for one in wanted:
             if one.name in there:
                 yield from tensor_rules(file, one.name, ends, one)
@@ -82,14 +79,8 @@ def by_name(
                 said = f'{file} has no {side} {one.name!r}, {why}; there are {", ".join(there) or "none"}'
                 yield Violation(file, one.name, 'name', said)
         for name in there:
-            if name in {one.name for one in wanted}:
-                continue
-            if side == 'input':
-                said = f'{file} has an input {name!r} that the node feeds nothing: it is never written'
-            else:
-                said = f'{file} has an output {name!r} that the node does not know'
-            if exact or side == 'input':
-                yield Violation(file, name, 'extra', said)
+            if other and name not in {one.name for one in wanted}:
+                yield Violation(file, name, 'extra', f'{file} has an {side} {name!r} {other}')
 
 
 def tensor_rules(file: str, name: str, ends: Ends, wanted: Bound) -> Iterator[Violation]:
@@ -114,26 +105,23 @@ def fixed_rules(file: str, ends: Ends) -> Iterator[Violation]:
             yield Violation(file, name, 'dynamic', said)
 
 
-def operator_rules(
-    file: str, model: onnx.ModelProto, plugins: Mapping[str, Sequence[str]], domain: str = ''
+def graph_rules(
+    file: str, model: onnx.ModelProto, plugins: Mapping[str, Sequence[str]]
 ) -> Iterator[Violation]:
-    """Yield operators that TensorRT does not have in a node.
+    """Yield operators that TensorRT does not have in a node, and weights of a precision that it makes itself.
 
-    Args:
-        file: name.
-        model: of it.
-        plugins: operator -> attributes that its plug-in counts on; of `domain`.
-        domain: of the plug-ins that the node loads; '' loads none.
+    `plugins`: operator of `DOMAIN` that the node loads -> attributes that its plug-in counts on.
     """
+    from onnx import TensorProto
+
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
 
     for node in model.graph.node:
         if node.domain in DEFAULT_DOMAINS:
             continue
         own, called = f'{node.domain}::{node.op_type}', f'{file}: {node.name or node.op_type}'
-        if not domain or node.domain != domain or node.op_type not in plugins:
-            there = ', '.join(plugins) or 'none'
-            said = f'{called} is {own}; the plug-ins that the node loads: {there}'
+        if node.domain != DOMAIN or node.op_type not in plugins:
+            said = f'{called} is {own}; the plug-ins that the node loads: {", ".join(plugins) or "none"}'
             yield Violation(file, node.name, 'operator', said)
             continue
         there = {entry.name for entry in node.attribute}
@@ -141,12 +129,6 @@ def operator_rules(
             if name not in there:
                 said = f'{called} has no attribute {name}; the plug-in {own} is not made without it'
                 yield Violation(file, node.name, 'attribute', said)
-
-
-def half_weights(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    """Yield a file whose weights are float16: the node makes the engine's precision itself."""
-    from onnx import TensorProto
-
     if any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer):
         said = f'{file} holds float16 weights; the nodes build fp16 from float32 files by trt_precision'
         yield Violation(file, '', 'precision', said, WARNING)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.runtime.autoware.manifest import BELOW, NODES
+from mmdeploy_ext.runtime.autoware.manifest import BELOW, NODES, word_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,23 +28,13 @@ def text_of(parameters: Mapping[str, Any]) -> str:
 
 def remapper_text() -> str:
     """Return a remapper that changes no class."""
-    count = LABELS * LABELS
-    return text_of(
-        dict(
-            allow_remapping_by_area_matrix=[0] * count,
-            min_area_matrix=[0.0] * count,
-            max_area_matrix=[0.0] * count,
-        )
-    )
+    zeros = [0.0] * LABELS**2
+    allowed = dict(allow_remapping_by_area_matrix=[0] * LABELS**2)
+    return text_of(dict(allowed, min_area_matrix=zeros, max_area_matrix=list(zeros)))
 
 
 def class_words(names: Sequence[str], known: Sequence[str], where: str) -> list[str]:
-    """Return class names in a node's words: upper case, and its own word for motorcycles.
-
-    Args:
-        names: of a config, by label.
-        known: to the node.
-        where: the file and key, for the message.
+    """Return the class names of a file and key in a node's words: upper case, and its own for motorcycles.
 
     Raises:
         ConfigError: a class that the node would publish as UNKNOWN.
@@ -60,8 +50,6 @@ def class_words(names: Sequence[str], known: Sequence[str], where: str) -> list[
 
 def known_words(names: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return class names in a node's words, see `class_words`, and those that it does not know."""
-    other = {'MOTORCYCLE': 'MOTORBIKE', 'MOTORBIKE': 'MOTORCYCLE'}
-    words = [name.upper() for name in names]
-    words = [word if word in known else other.get(word, word) for word in words]
-    words = [word if word in known else name.upper() for name, word in zip(names, words, strict=True)]
-    return words, [name for name, word in zip(names, words, strict=True) if word not in known]
+    words = [word_of(name, known) for name in names]
+    lost = [name for name, word in zip(names, words, strict=True) if not word]
+    return [word or name.upper() for name, word in zip(names, words, strict=True)], lost

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.runtime.bevfusion_det.contract_sizes import size_rules
-from mmdeploy_ext.runtime.bevfusion_det.rig_tables import write_tables
+from mmdeploy_ext.runtime.bevfusion_det.pooling import write_tables
 from mmdeploy_ext.runtime.contract_files import ends_of, given_inputs, shape_of
 from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
@@ -51,25 +51,16 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
         raise ModelFileError(f'{folder}: no such folder; expected one with {", ".join(BOUND)} as .onnx')
     paths = {name: Path(folder) / f'{name}.onnx' for name in (*BOUND, *SPARSE)}
     there = {name: path for name, path in paths.items() if path.is_file()}
-    found = [
-        Violation(f'{name}.onnx', '', 'missing-file', 'is not there; the engine cannot be built')
-        for name in BOUND
-        if name not in there
-    ]
+    absent, said = [name for name in BOUND if name not in there], 'is not there; the engine cannot be built'
+    found = [Violation(f'{name}.onnx', '', 'missing-file', said) for name in absent]
     if not set(SPARSE) & set(there):
         found.append(Violation('', '', 'missing-file', f'neither {" nor ".join(SPARSE)} is there'))
     ends = {}
-    for name in BOUND:
-        if name in there:
-            model = sparse.load_model(there[name])
-            ends[name] = ends_of(model)
-            found += [dataclasses.replace(one, node=f'{name}.onnx') for one in _file_rules(name, model)]
-    for name in SPARSE:
-        if name in there:
-            model = sparse.load_model(there[name])
-            ends[name] = ends_of(model)
-            own = sparse.check(model, name=f'{name}.onnx')
-            found += [dataclasses.replace(one, node=f'{name}.onnx {one.node}'.strip()) for one in own]
+    for name, path in there.items():
+        model = sparse.load_model(path)
+        ends[name] = ends_of(model)
+        own = sparse.check(model, name=f'{name}.onnx') if name in SPARSE else _file_rules(name, model)
+        found += [dataclasses.replace(one, node=f'{name}.onnx {one.node}'.strip()) for one in own]
     return [*found, *size_rules(ends)], there
 
 
@@ -86,23 +77,16 @@ def _file_rules(name: str, model: onnx.ModelProto) -> Iterator[Violation]:
     yield from _nodes(model, DEFAULT_DOMAINS)
     written = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
     if written != [OPSET]:
-        yield Violation(
-            '', '', 'opset', f"is of opset {written}; NVIDIA's own exports are of {OPSET}", WARNING
-        )
+        said = f"is of opset {written}; NVIDIA's own exports are of {OPSET}"
+        yield Violation('', '', 'opset', said, WARNING)
 
 
 def _names(side: str, names: list[str], wanted: tuple[str, ...]) -> Iterator[Violation]:
-    for name in wanted:
-        if name not in names:
-            yield Violation(
-                '',
-                name,
-                'name',
-                f'has no {side} {name!r}, which the C++ looks up; there are {", ".join(names)}',
-            )
-    for name in names:
-        if name not in wanted:
-            yield Violation('', name, 'name', f'has an {side} {name!r} that the C++ binds nothing to')
+    for name in [name for name in wanted if name not in names]:
+        said = f'has no {side} {name!r}, which the C++ looks up; there are {", ".join(names)}'
+        yield Violation('', name, 'name', said)
+    for name in [name for name in names if name not in wanted]:
+        yield Violation('', name, 'name', f'has an {side} {name!r} that the C++ binds nothing to')
     if sorted(names) == sorted(wanted) and tuple(names) != wanted:
         said = f'{side}s are {", ".join(names)}; the C++ binds by name, what binds by place would mix them up'
         yield Violation('', '', 'order', said, WARNING)

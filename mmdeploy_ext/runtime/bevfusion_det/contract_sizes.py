@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.runtime.contract_files import shape_text as _text
-from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
+from mmdeploy_ext.sparse.contract_fields import ERROR, WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,107 +32,102 @@ ROWS = dict(rot=2, dim=3, reg=2, height=1, vel=2)
 def size_rules(ends: Mapping[str, Ends]) -> Iterator[Violation]:
     """Yield what the C++ would read wrongly.
 
-    Args:
-        ends: file name without `.onnx` -> its inputs and outputs; of files that are there.
+    Of files that are there `ends` has, by name without `.onnx`, the inputs and outputs; a rule about a tensor
+    that is not there says nothing, `contract` does.
     """
-    known = _Known(ends)
-    yield from known.camera()
-    yield from known.equal(
-        ('camera.vtransform', 'feat_out'), ('fuser', 'camera'), 'the fuser reads the cameras from it'
-    )
-    yield from known.equal(('fuser', 'middle'), ('head.bbox', 'middle'), 'the head reads it')
-    for name in ends:
-        if name.startswith('lidar'):
-            given = next(iter(ends[name].outputs), '')
-            yield from known.equal((name, given), ('fuser', 'lidar'), 'the fuser reads the LiDAR from it')
-    yield from known.head()
-    yield from known.main()
-
-
-class _Known:
-    """The sizes of a folder; a rule about a tensor that is not there says nothing, `contract` does."""
-
-    def __init__(self, ends: Mapping[str, Ends]) -> None:
-        self.ends = ends
-
-    def of(self, file: str, name: str, rank: int) -> tuple[int, ...] | None:
-        """Return a fixed shape with a number of axes, None where it is another."""
-        both = self.ends.get(file)
-        shape = None if both is None else both.shapes.get(name)
-        return None if shape is None or None in shape or len(shape) != rank else shape
-
-    def ranks(self, wanted: Mapping[tuple[str, str], int]) -> Iterator[Violation]:
-        """Yield tensors with another number of axes."""
-        for (file, name), rank in wanted.items():
-            both = self.ends.get(file)
-            shape = None if both is None else both.shapes.get(name)
-            if shape and None not in shape and len(shape) != rank:
-                said = f'{name} is {_text(shape)}, expected {rank} axes'
-                yield Violation(f'{file}.onnx', name, 'shape', said)
-
-    def camera(self) -> Iterator[Violation]:
-        """Yield what does not go together in the camera's files."""
-        file, axes = 'camera.backbone', dict(img=5, depth=5, camera_feature=4, camera_depth_weights=4)
-        yield from self.ranks({(file, name): rank for name, rank in axes.items()})
-        img, depth, feature, weights = (self.of(file, name, rank) for name, rank in axes.items())
-        if img and depth and (img[:2], 1, img[3:]) != (depth[:2], depth[2], depth[3:]):
-            yield _wrong(file, 'depth', f'depth is {_text(depth)}, img {_text(img)}: one value of each pixel')
-        if img and img[0] != 1:
-            yield _wrong(file, 'img', f'img is {_text(img)}: the C++ takes one sample')
-        if feature and weights:
-            yield from self._lifted(file, feature, weights, img)
-        seen, pooled = self.of('camera.vtransform', 'feat_in', 4), feature and feature[3]
-        if seen and pooled and seen[:2] != (1, pooled):
-            said = f'feat_in is {_text(seen)}, the pooled features have {pooled} channels'
-            yield _wrong('camera.vtransform', 'feat_in', said)
-
-    def _lifted(
-        self, file: str, feature: tuple[int, ...], weights: tuple[int, ...], img: tuple[int, ...] | None
-    ) -> Iterator[Violation]:
-        if feature[1:3] != weights[2:]:
-            first = feature[2:] == weights[2:]
-            why = 'channels stand first, and the C++ reads N, h, w, C' if first else 'expected N, h, w, C'
-            said = f'camera_feature is {_text(feature)} beside weights of {_text(weights)}: {why}'
-            yield Violation(f'{file}.onnx', 'camera_feature', 'axes', said)
-        elif feature[3] % POOLING_STEP:
-            said = f'camera_feature has {feature[3]} channels; a thread of the pooling adds up {POOLING_STEP}'
-            yield _wrong(file, 'camera_feature', said)
-        counts = {feature[0], weights[0], *([img[1]] if img else [])}
-        if len(counts) > 1:
-            said = f'camera_feature is of {feature[0]} cameras, the weights of {weights[0]}'
-            yield _wrong(file, 'camera_feature', said + (f', img of {img[1]}' if img else ''))
-
-    def equal(self, one: tuple[str, str], other: tuple[str, str], why: str) -> Iterator[Violation]:
-        """Yield two tensors that have to be of one shape."""
-        left, right = self.of(*one, 4), self.of(*other, 4)
-        yield from self.ranks({one: 4, other: 4})
+    yield from _camera(ends)
+    pairs = [
+        (('camera.vtransform', 'feat_out'), ('fuser', 'camera'), 'the fuser reads the cameras from it'),
+        (('fuser', 'middle'), ('head.bbox', 'middle'), 'the head reads it'),
+    ]
+    lidar = [(name, next(iter(both.outputs), '')) for name, both in ends.items() if name.startswith('lidar')]
+    pairs += [(given, ('fuser', 'lidar'), 'the fuser reads the LiDAR from it') for given in lidar]
+    for one, other, why in pairs:
+        yield from _ranks(ends, {one: 4, other: 4})
+        left, right = _of(ends, *one, 4), _of(ends, *other, 4)
         if left and right and left != right:
             said = f'{other[1]} is {_text(right)}, {one[1]} of {one[0]}.onnx {_text(left)}: {why}'
-            yield _wrong(other[0], other[1], said)
-
-    def head(self) -> Iterator[Violation]:
-        """Yield outputs of the head of other shapes."""
-        file, score = 'head.bbox', self.of('head.bbox', 'score', 3)
-        yield from self.ranks({(file, name): 3 for name in ('score', *ROWS)})
-        for name, count in ROWS.items():
-            shape = self.of(file, name, 3)
-            if shape and score and shape != (1, count, score[2]):
-                said = (
-                    f'{name} is {_text(shape)}, expected {_text((1, count, score[2]))}, as score has queries'
-                )
-                yield _wrong(file, name, said)
-
-    def main(self) -> Iterator[Violation]:
-        """Yield sizes that are not those of main.cpp; the tensors go together, so the constants change."""
-        for file, both in self.ends.items():
-            for name, wanted in MAIN.items():
-                shape = both.shapes.get(name)
-                if not shape or len(shape) != len(wanted):
-                    continue
-                if any(size not in (None, own) for own, size in zip(shape, wanted, strict=True)):
-                    said = f'{name} is {_text(shape)}, main.cpp has {_text(wanted)}: change its constants'
-                    yield Violation(f'{file}.onnx', name, 'main.cpp', said, WARNING)
+            yield _wrong(*other, said)
+    yield from _head(ends)
+    yield from _main(ends)
 
 
-def _wrong(file: str, name: str, said: str) -> Violation:
-    return Violation(f'{file}.onnx', name, 'shape', said)
+def _fixed(ends: Mapping[str, Ends], file: str, name: str) -> tuple[int, ...] | None:
+    """Return the shape of a tensor, None where it is not there or not fixed."""
+    shape = ends[file].shapes.get(name) if file in ends else None
+    return None if shape is None or None in shape else shape
+
+
+def _of(ends: Mapping[str, Ends], file: str, name: str, rank: int) -> tuple[int, ...] | None:
+    """Return a fixed shape with a number of axes, None where it is another."""
+    shape = _fixed(ends, file, name)
+    return shape if shape and len(shape) == rank else None
+
+
+def _ranks(ends: Mapping[str, Ends], wanted: Mapping[tuple[str, str], int]) -> Iterator[Violation]:
+    """Yield tensors with another number of axes."""
+    for (file, name), rank in wanted.items():
+        shape = _fixed(ends, file, name)
+        if shape and len(shape) != rank:
+            yield _wrong(file, name, f'{name} is {_text(shape)}, expected {rank} axes')
+
+
+def _camera(ends: Mapping[str, Ends]) -> Iterator[Violation]:
+    """Yield what does not go together in the camera's files."""
+    file, axes = 'camera.backbone', dict(img=5, depth=5, camera_feature=4, camera_depth_weights=4)
+    yield from _ranks(ends, {(file, name): rank for name, rank in axes.items()})
+    img, depth, feature, weights = (_of(ends, file, name, rank) for name, rank in axes.items())
+    if img and depth and (img[:2], 1, img[3:]) != (depth[:2], depth[2], depth[3:]):
+        yield _wrong(file, 'depth', f'depth is {_text(depth)}, img {_text(img)}: one value of each pixel')
+    if img and img[0] != 1:
+        yield _wrong(file, 'img', f'img is {_text(img)}: the C++ takes one sample')
+    if feature and weights:
+        yield from _lifted(file, feature, weights, img)
+    seen, pooled = _of(ends, 'camera.vtransform', 'feat_in', 4), feature and feature[3]
+    if seen and pooled and seen[:2] != (1, pooled):
+        said = f'feat_in is {_text(seen)}, the pooled features have {pooled} channels'
+        yield _wrong('camera.vtransform', 'feat_in', said)
+
+
+def _lifted(
+    file: str, feature: tuple[int, ...], weights: tuple[int, ...], img: tuple[int, ...] | None
+) -> Iterator[Violation]:
+    if feature[1:3] != weights[2:]:
+        first = feature[2:] == weights[2:]
+        why = 'channels stand first, and the C++ reads N, h, w, C' if first else 'expected N, h, w, C'
+        said = f'camera_feature is {_text(feature)} beside weights of {_text(weights)}: {why}'
+        yield _wrong(file, 'camera_feature', said, 'axes')
+    elif feature[3] % POOLING_STEP:
+        said = f'camera_feature has {feature[3]} channels; a thread of the pooling adds up {POOLING_STEP}'
+        yield _wrong(file, 'camera_feature', said)
+    counts = {feature[0], weights[0], *([img[1]] if img else [])}
+    if len(counts) > 1:
+        said = f'camera_feature is of {feature[0]} cameras, the weights of {weights[0]}'
+        yield _wrong(file, 'camera_feature', said + (f', img of {img[1]}' if img else ''))
+
+
+def _head(ends: Mapping[str, Ends]) -> Iterator[Violation]:
+    """Yield outputs of the head of other shapes."""
+    file, score = 'head.bbox', _of(ends, 'head.bbox', 'score', 3)
+    yield from _ranks(ends, {(file, name): 3 for name in ('score', *ROWS)})
+    for name, count in ROWS.items():
+        shape, wanted = _of(ends, file, name, 3), score and (1, count, score[2])
+        if shape and wanted and shape != wanted:
+            said = f'{name} is {_text(shape)}, expected {_text(wanted)}, as score has queries'
+            yield _wrong(file, name, said)
+
+
+def _main(ends: Mapping[str, Ends]) -> Iterator[Violation]:
+    """Yield sizes that are not those of main.cpp; the tensors go together, so the constants change."""
+    for file, both in ends.items():
+        for name, wanted in MAIN.items():
+            shape = both.shapes.get(name)
+            if not shape or len(shape) != len(wanted):
+                continue
+            if any(size not in (None, own) for own, size in zip(shape, wanted, strict=True)):
+                said = f'{name} is {_text(shape)}, main.cpp has {_text(wanted)}: change its constants'
+                yield _wrong(file, name, said, 'main.cpp', WARNING)
+
+
+def _wrong(file: str, name: str, said: str, rule: str = 'shape', severity: str = ERROR) -> Violation:
+    return Violation(f'{file}.onnx', name, rule, said, severity)

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import Metadata, read_props
-from mmdeploy_ext.core.errors import InferenceError, PointsError
-from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.core.errors import PointsError
 from mmdeploy_ext.inputs.points import voxelise
 from mmdeploy_ext.runtime.bevfusion_det import geometry
 from mmdeploy_ext.runtime.bevfusion_det.frames import (
@@ -26,21 +25,21 @@ from mmdeploy_ext.runtime.bevfusion_det.frames import (
     MATRICES,
     checked,
     in_lidar_columns,
-    kept_rows,
+    kept,
     spread_out,
 )
 from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
 from mmdeploy_ext.runtime.bevfusion_det.pooling import pooled, tables_of
-from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.exported import check_same_export, export_files
+from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.sparse import engine as sparse_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from mmdeploy_ext.runtime.bevfusion_det.pooling import Tables
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.frames import FusedFrame
     from mmdeploy_ext.sparse.ir import SparseGraph
 
@@ -58,66 +57,39 @@ class CudaBEVFusion(Detecting):
     """An exported BEVFusion of CUDA-BEVFusion's contract: a `Stepper` of fused frames, without a memory.
 
     Attributes:
-        metadata: of the head's file.
-        seconds: spent so far by part.
         tables: of the last calibration; None before the first frame.
     """
 
     def __init__(
-        self,
-        paths: str | Path | Sequence[str | Path],
-        *,
-        engine: str = 'OnnxRuntimeBackend',
-        to_compare: bool = False,
-        **options: Any,
+        self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', to_compare: bool = False, **options: Any
     ) -> None:
-        """Open the files.
+        """Open the files, see `BEVFusionOnnx`; the engine is of the graphs that are ordinary ONNX.
 
-        Args:
-            paths: the folder of an export, or its files.
-            engine: registered name of the backend of the graphs that are ordinary ONNX.
-            to_compare: run the second sparse file, too, and give all maps of the LiDAR.
-            options: of the backend, for example `providers`, `threads`.
-
-        Raises:
-            ModelFileError: a file is missing, of another model family, or not of the same export.
-            EngineError: the engine is not here.
+        `to_compare` runs the second sparse file, too, and gives all maps of the LiDAR.
         """
         from mmdeploy_ext.sparse.libspconv import read
 
+        super().__init__()
         files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
         known = {name: Metadata.from_props(read_props(path), path) for name, path in files.items()}
-        for name, metadata in known.items():
-            metadata.require(files[name], FAMILY, (name,))
-        check_same_export({files[name]: metadata for name, metadata in known.items()})
+        check_forms(files, known, FAMILY)
         self.metadata = known[GRAPHS[-1]]
-        shared = {**BACKENDS[engine].shared, **options}
-        self.sessions = {name: build_backend(engine, str(files[name]), **shared) for name in DENSE}
-        for session in self.sessions.values():
-            session.activate()
+        self.sessions = {name: self.opened(engine, files[name], options) for name in DENSE}
         orders = SPARSE if to_compare else SPARSE[:1]
         self.sparse: dict[str, SparseGraph] = {name: read(files[name]) for name in orders}
-        facts = self.metadata.postprocess
-        self.view, self.coder = geometry.View.of(facts['view']), facts['coder']
+        self.view = geometry.View.of(self.metadata.postprocess['view'])
         self.seconds = dict.fromkeys((*GRAPHS, 'pooling'), 0.0)
         self.tables: Tables | None = None
-        self._key = b''
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one moment of all sensors.
-
-        Raises:
-            ShapeError: pictures or matrices of other shapes.
-            DataError: points or matrices that cannot be.
-            InferenceError: the engine failed or gave NaN.
-        """
+        """See `Detecting.step`."""
         points, images = checked(frame, self.rule)
         start = time.perf_counter()
         depth = geometry.depth_maps(points, frame.calibration, self.view.image_size)
         found = self._run('camera.backbone', img=images[None], depth=depth[None])
         start = self.passed('camera.backbone', start)
-        tables = self._tables_of(frame.calibration)
-        seen = pooled(found['camera_feature'], found['camera_depth_weights'], tables)
+        self.tables = self.of_rig(frame.calibration, MATRICES, self._tables)
+        seen = pooled(found['camera_feature'], found['camera_depth_weights'], self.tables)
         start = self.passed('pooling', start)
         found |= self._run('camera.vtransform', feat_in=seen)
         start = self.passed('camera.vtransform', start)
@@ -125,23 +97,18 @@ class CudaBEVFusion(Detecting):
         found |= self._run('fuser', camera=found['feat_out'], lidar=next(iter(maps.values())))
         start = self.passed('fuser', start)
         found |= self._run('head.bbox', middle=found['middle'])
-        if not all(np.isfinite(values).all() for values in found.values()):
-            raise InferenceError(f'{frame.name or "frame"}: the network gave NaN or infinity')
+        check_finite(found, frame.name or 'frame')
         self.passed('head.bbox', start)
-        cells = tables.geometry.astype(np.int64).reshape(found['camera_depth_weights'].shape)
-        between = {DEPTH: depth, POOLED: seen, CELLS: cells}
-        boxes = spread_out(detections(found, self.coder), self.metadata.postprocess['nms'])
+        cells = self.tables.geometry.astype(np.int64).reshape(found['camera_depth_weights'].shape)
+        between, facts = {DEPTH: depth, POOLED: seen, CELLS: cells}, self.metadata.postprocess
+        boxes = spread_out(detections(found, facts['coder']), facts['nms'])
         return StepResult({**between, **maps, **found}, boxes)
 
     def _run(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         return dict(self.sessions[name].infer(feeds))
 
-    def _tables_of(self, calibration: Mapping[str, np.ndarray]) -> Tables:
-        key = b''.join(np.ascontiguousarray(calibration[name], np.float32).tobytes() for name in MATRICES)
-        if self.tables is None or key != self._key:
-            cells = geometry.cells(calibration, self.view)
-            self.tables, self._key = tables_of(cells, self.view.shape), key
-        return self.tables
+    def _tables(self, calibration: Mapping[str, np.ndarray]) -> Tables:
+        return tables_of(geometry.cells(calibration, self.view), self.view.shape)
 
     def _lidar_maps(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """Return the map of the first sparse file by the name of its output, and that of the other."""
@@ -157,19 +124,12 @@ class CudaBEVFusion(Detecting):
             start = self.passed(name, start)
         return {**maps, UNROUNDED: next(iter(maps.values()))} if len(maps) > 1 else maps
 
-    def close(self) -> None:
-        """Close the sessions."""
-        for session in self.sessions.values():
-            session.deactivate()
-
 
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
-    """Return the boxes that the head's outputs stand for, best first.
+    """Return the boxes that the head's outputs stand for, best first; `coder` is that of the file's facts.
 
-    Args:
-        outputs: `score` (1, K, Q), `rot` (1, 2, Q), `dim` (1, 3, Q), `reg` (1, 2, Q), `height` (1, 1, Q),
-            `vel` (1, 2, Q), as the contract has them.
-        coder: `coder` of the file's facts.
+    These are `score` (1, K, Q), `rot` (1, 2, Q), `dim` (1, 3, Q), `reg` (1, 2, Q), `height` (1, 1, Q), `vel`
+    (1, 2, Q), as the contract has them.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
     """
@@ -181,7 +141,4 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
     bottom = outputs['height'][0] - size[2:] * np.float32(0.5)
     yaw = np.arctan2(outputs['rot'][0, :1], outputs['rot'][0, 1:])
     boxes = np.concatenate([place, bottom, size, yaw, outputs['vel'][0]]).T
-    rows = kept_rows(boxes[:, :3], scores, coder)
-    return Detections3D(
-        in_lidar_columns(boxes[rows].astype(np.float32)), scores[rows], labels[rows].astype(np.int64)
-    )
+    return kept(in_lidar_columns(boxes), scores, labels, coder)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
-from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
 if TYPE_CHECKING:
@@ -44,36 +44,25 @@ def checked(frame: FusedFrame, rule: FusionRule) -> tuple[np.ndarray | None, np.
 
 
 def in_lidar_columns(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes as mmdet3d 1.0 has them, from the columns and headings of mmdet3d 0.x.
+    """Return boxes (n, 7 or 9) as mmdet3d 1.0 has them, from the columns and headings of mmdet3d 0.x.
 
-    Args:
-        boxes: (n, 7 or 9): x, y, z, w, l, h, yaw from -y clockwise, and velocity, as BEVFusion was trained.
-
-    Returns:
-        The same in the columns of `Detections3D`: x, y, z, l, w, h, yaw from x counter-clockwise. Applied
-        twice it changes nothing; tensors of PyTorch will do.
+    These are x, y, z, w, l, h, yaw from -y clockwise, and velocity, as BEVFusion was trained; those of
+    `Detections3D` x, y, z, l, w, h, yaw from x counter-clockwise. Applied twice it changes nothing; tensors
+    of PyTorch will do.
     """
     turned = boxes[:, [0, 1, 2, 4, 3, 5, *range(6, boxes.shape[1])]]
     turned[:, 6] = -boxes[:, 6] - math.pi / 2
     return turned
 
 
-def kept_rows(places: np.ndarray, scores: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
-    """Return the rows that a coder keeps, best first.
-
-    Args:
-        places: (Q, 3) bottom centres, m.
-        scores: (Q,).
-        coder: `coder` of the file's facts.
-    """
-    kept = np.ones(len(scores), bool)
+def kept(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, coder: Mapping[str, Any]) -> Detections3D:
+    """Return of boxes (Q, 9), z at the bottom, those that `coder` of the file's facts keeps, best first."""
+    good = np.ones(len(scores), bool)
     if coder['post_center_range'] is not None:
-        limits = np.float32(coder['post_center_range'])
-        kept = ((places >= limits[:3]) & (places <= limits[3:])).all(1)
+        good = in_range(boxes, coder['post_center_range'])
     if coder['score_threshold']:
-        kept &= scores > coder['score_threshold']
-    rows = np.flatnonzero(kept)
-    return rows[np.argsort(-scores[rows], kind='stable')]
+        good &= scores > coder['score_threshold']
+    return Detections3D(boxes.astype(np.float32), scores, labels.astype(np.int64))[good].best_first()
 
 
 def spread_out(
@@ -81,30 +70,24 @@ def spread_out(
 ) -> Detections3D:
     """Return detections, best first, without those too near to a better one of their group.
 
-    Args:
-        found: of a frame.
-        nms: `nms` of the file's facts: groups of classes, see `_kept_of`; one dict stands for a group of each
-            of its classes; None keeps all.
+    `nms` is that of the file's facts: groups of classes, see `_kept_of`; one dict stands for a group of each
+    of its classes; None keeps all.
     """
     if nms is None:
         return found
-    each = isinstance(nms, dict)
-    groups = [dict(nms, classes=[label]) for label in nms['classes']] if each else nms
+    groups = [dict(nms, classes=[label]) for label in nms['classes']] if isinstance(nms, dict) else nms
     keep = ~np.isin(found.labels, [label for group in groups for label in group['classes']])
     for group in groups:
         rows = np.flatnonzero(np.isin(found.labels, group['classes']))
         keep[rows[_kept_of(found.boxes[rows], found.labels[rows], group)]] = True
-    return Detections3D(found.boxes[keep], found.scores[keep], found.labels[keep])
+    return found[keep]
 
 
 def _kept_of(boxes: np.ndarray, labels: np.ndarray, group: Mapping[str, Any]) -> np.ndarray:
-    """Return the rows of a group's boxes, best first, that stay.
+    """Return the rows of a group's boxes (n, 9), best first, that stay.
 
-    Args:
-        boxes: (n, 9).
-        labels: (n,).
-        group: `classes`, ascending; `most` that stay; `radius`, a squared distance in m2, or `overlap`, an
-            IoU from above, with `scales` of the sizes of each class and the `first` boxes that are looked at.
+    A group has `classes`, ascending; `most` that stay; `radius`, a squared distance in m2, or `overlap`, an
+    IoU from above, with `scales` of the sizes of each class and the `first` boxes that are looked at.
     """
     if 'radius' in group:
         return circle_nms(boxes[:, :2], group['radius'])[: group['most']]
@@ -115,15 +98,9 @@ def _kept_of(boxes: np.ndarray, labels: np.ndarray, group: Mapping[str, Any]) ->
 
 
 def check_images(frame: FusedFrame, size: tuple[int, int], cameras: int = 0) -> np.ndarray:
-    """Return the pictures of a frame (N, 3, H, W) float32, or refuse them.
+    """Return the pictures of a frame (N, 3, H, W) float32; ShapeError where there are none or other ones.
 
-    Args:
-        frame: that has them.
-        size: (H, W), pixels.
-        cameras: N; 0 takes any number.
-
-    Raises:
-        ShapeError: none, or of another shape.
+    `size` is (H, W); 0 `cameras` stands for any number.
     """
     images = getattr(frame, 'images', None)
     wanted = (cameras or (len(images) if images is not None else 'N'), 3, *size)
@@ -153,16 +130,12 @@ def check_calibration(matrices: Mapping[str, np.ndarray], cameras: int, name: st
         singular = np.flatnonzero(np.abs(np.linalg.det(square)) < 1e-12)
         if key in INVERTED and len(singular):
             raise DataError(f'{where}: {key}: matrix {singular[0]} has no inverse; mend the calibration')
-    _check_agreement(matrices, where)
-
-
-def _check_agreement(matrices: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuse matrices of different cameras: both ways from the LiDAR to a picture have to be one."""
-    intrinsics, camera2lidar, lidar2image = (
+    # both ways from the LiDAR to a picture have to be one
+    ways = (
         matrices[name].astype(np.float64) for name in ('camera_intrinsics', 'camera2lidar', 'lidar2image')
     )
-    for index, (pose, seen) in enumerate(zip(camera2lidar, lidar2image, strict=True)):
-        gap = np.abs(intrinsics[index] @ np.linalg.inv(pose) - seen)[:3].max()
+    for index, (intrinsics, pose, seen) in enumerate(zip(*ways, strict=True)):
+        gap = np.abs(intrinsics @ np.linalg.inv(pose) - seen)[:3].max()
         if not gap <= AGREES * np.abs(seen[:3]).max():
             raise DataError(
                 f'{where}: matrices of camera {index} disagree: lidar2image is not camera_intrinsics times '

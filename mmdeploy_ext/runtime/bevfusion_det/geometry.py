@@ -53,24 +53,15 @@ class View:
         """(X, Y)."""
         return self.count[:2]
 
-    def frustum(self) -> np.ndarray:
-        """Return the points that a feature map stands for: (D, h, w, 3) float32, pixels x, y and metres."""
-        depth, y, x = np.meshgrid(self.depths, self.rows, self.columns, indexing='ij')
-        return np.stack([x, y, depth], -1)
-
 
 def cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarray:
-    """Return the cell `x * Y + y` of each point of the frustum, X * Y for none: (N, D, h, w) int64.
-
-    Args:
-        calibration: see `FusedFrame`.
-        view: of the model.
-    """
+    """Return the cell `x * Y + y` of each point of the frustum, X * Y for none: (N, D, h, w) int64."""
     aug, camera, lidar, intrinsics = (
         calibration[name].astype(np.float64)
         for name in ('img_aug_matrix', 'camera2lidar', 'lidar_aug_matrix', 'camera_intrinsics')
     )
-    points = view.frustum().astype(np.float64)
+    depth, y, x = np.meshgrid(view.depths, view.rows, view.columns, indexing='ij')
+    points = np.stack([x, y, depth], -1).astype(np.float64)
     turns = camera[:, :3, :3] @ np.linalg.inv(intrinsics[:, :3, :3])
     corner = view.centre - view.step / np.float32(2)
     found = np.empty((len(aug), *points.shape[:3]), np.int64)
@@ -103,11 +94,12 @@ def engine_cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarra
         calibration[name].astype(np.float32)
         for name in ('img_aug_matrix', 'camera2lidar', 'camera_intrinsics')
     )
-    y, x = (
-        _evenly(len(side), size)
-        for side, size in zip((view.rows, view.columns), view.image_size, strict=True)
+    sides = zip((view.rows, view.columns), view.image_size, strict=True)
+    evenly = (
+        np.arange(len(side), dtype=np.float32) * np.float32((size - 1) / (len(side) - 1))
+        for side, size in sides
     )
-    depth, y, x = np.meshgrid(view.depths, y, x, indexing='ij')
+    depth, y, x = np.meshgrid(view.depths, *evenly, indexing='ij')
     first = [x - aug[0, 0, 3], y - aug[0, 1, 3], depth - aug[0, 2, 3]]
     a = _turned(_adjugate_inverse(aug[0, :3, :3]), first)
     a = [a[0] * a[2], a[1] * a[2], a[2]]
@@ -118,10 +110,6 @@ def engine_cells(calibration: Mapping[str, np.ndarray], view: View) -> np.ndarra
         seen = [value + pose[axis, 3] for axis, value in enumerate(_turned(pose[:3, :3], b))]
         found[index] = _numbers(np.stack(seen, -1).astype(np.float64), view, corner)
     return found
-
-
-def _evenly(count: int, size: int) -> np.ndarray:
-    return np.arange(count, dtype=np.float32) * np.float32((size - 1) / (count - 1))
 
 
 def _turned(matrix: np.ndarray, point: list[np.ndarray]) -> list[np.ndarray]:
@@ -138,12 +126,8 @@ def depth_maps(
 ) -> np.ndarray:
     """Return what the LiDAR measured in each pixel, metres; 0 where nothing: (N, 1, H, W) float32.
 
-    Of points in one pixel the last of the cloud counts.
-
-    Args:
-        points: (P, 3 or more), augmented LiDAR frame, metres.
-        calibration: see `FusedFrame`.
-        size: (H, W) of the network's pictures.
+    Points (P, 3 or more) are in the augmented LiDAR frame, metres; of those in one pixel the last of the
+    cloud counts. `size` is (H, W) of the network's pictures.
     """
     lidar2image, img_aug, aug = (
         calibration[name].astype(np.float64) for name in ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')

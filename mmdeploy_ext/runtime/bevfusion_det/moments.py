@@ -17,11 +17,11 @@ from mmdeploy_ext.runtime.infos import find_file
 from mmdeploy_ext.runtime.points import read_points
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.inputs.fusion import FusionRule
+    from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import StepResult
     from mmdeploy_ext.runtime.infos import RigFrame
@@ -34,32 +34,26 @@ CLOSE = 1.0
 
 
 class Detecting(Memoryless):
-    """What the runtimes of both contracts share: a moment as a camera and a LiDAR gave it, to its boxes.
+    """What the runtimes of all contracts share: a moment as a camera and a LiDAR gave it, to its boxes."""
 
-    Attributes:
-        metadata: of the file that gives the boxes.
-    """
+    _rig: tuple[bytes, Any] = b'', None
 
-    metadata: Metadata
-
-    @property
-    def rule(self) -> FusionRule:
-        """How pictures and points become the input."""
-        return self.metadata.preprocess
-
-    @property
-    def width(self) -> int:
-        """V, values per point; 0 without LiDAR."""
-        return int(self.rule.voxels.in_channels) if self.rule.voxels is not None else 0
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
-        return self.metadata.classes
+    def of_rig(self, matrices: Arrays, names: Sequence[str], make: Callable[..., Any]) -> Any:
+        """Return what `make` gives of a calibration, or gave where these matrices are those of last time."""
+        key = b''.join(np.ascontiguousarray(matrices[name], np.float32).tobytes() for name in names)
+        if self._rig[0] != key:
+            self._rig = key, make(matrices)
+        return self._rig[1]
 
     @abc.abstractmethod
     def step(self, frame: FusedFrame) -> StepResult:
-        """Detect in one moment of all sensors."""
+        """Detect in one moment of all sensors.
+
+        Raises:
+            ShapeError: pictures or matrices of other shapes.
+            DataError: points or matrices that cannot be.
+            InferenceError: the engine failed or gave NaN.
+        """
 
     def detect(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
@@ -70,24 +64,20 @@ class Detecting(Memoryless):
     def moment(
         self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
     ) -> FusedFrame:
-        """Return one frame of a data set's infos as the model takes it; see the function of this name."""
+        """See the function of this name."""
         return moment(images_bgr, rig, self.rule, root)
 
     def points(self, rig: RigFrame, root: str | Path | None = None) -> np.ndarray:
-        """Return the points (P, V) of a frame as the model takes them; none without LiDAR. See `moment`."""
+        """See `points_of`."""
         return points_of(rig, self.rule, root)
 
 
 def moment(
     images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
 ) -> FusedFrame:
-    """Return one frame as the model takes it.
+    """Return one frame of `read_frames`, and its N pictures (h, w, 3) uint8, as the model takes it.
 
-    Args:
-        images_bgr: N pictures (h, w, 3) uint8, as they were taken.
-        rig: of `read_frames`.
-        rule: of the model.
-        root: folder of the data set, where its files are not where the info says.
+    `root` is the folder of the data set, where its files are not where the info says.
 
     Raises:
         DataError: a sweep that lacks, or does not fit.
@@ -99,7 +89,7 @@ def moment(
     calibration = dict(
         camera_intrinsics=intrinsics,
         camera2lidar=invert_pose(rig.lidar2cam),
-        lidar2image=intrinsics @ rig.lidar2cam,
+        lidar2image=rig.lidar2img,
         img_aug_matrix=rule.img_aug_matrix(),
         lidar_aug_matrix=np.eye(4),
     )
@@ -113,31 +103,25 @@ def moment(
 
 
 def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
-    """Return the points (P, V) of a frame, LiDAR frame; none without LiDAR. See `moment`."""
-    if rule.voxels is None:
-        return NO_POINTS
-    if 'lidar_path' not in rig.info:
-        raise DataError(f'{rig.source}: the info of {rig.name} has no lidar_path; expected that of a sweep')
-    return joint_points(rig.info, rule, rig.source, root)
-
-
-def joint_points(
-    info: Mapping[str, Any], rule: FusionRule, source: Path, root: str | Path | None = None
-) -> np.ndarray:
     """Return the points (P, V) of a key frame and of `rule.sweeps` before it, in the key frame's coordinates.
 
-    Without sweeps in the info the key frame's own points, but for the car's, stand for each of them.
+    Without sweeps in the info the key frame's own points, but for the car's, stand for each of them. None
+    without LiDAR; see `moment`.
     """
-    width = rule.voxels.in_channels
+    if rule.voxels is None:
+        return NO_POINTS
+    info = rig.info
+    if 'lidar_path' not in info:
+        raise DataError(f'{rig.source}: the info of {rig.name} has no lidar_path; expected that of a sweep')
 
     def read(name: str) -> np.ndarray:
-        return read_points(find_file(name, source, root, 'sweep'), width)
+        return read_points(find_file(name, rig.source, root, 'sweep'), rule.voxels.in_channels)
 
     points = read(info['lidar_path'])
     if not rule.sweeps:
         return points
     points[:, AGE] = 0
-    before: Sequence[Mapping[str, Any]] = info.get('sweeps', ())[: rule.sweeps]
+    before = info.get('sweeps', ())[: rule.sweeps]
     parts = [points] + ([] if before else [_without_car(points)] * rule.sweeps)
     for sweep in before:
         found = _without_car(read(sweep['data_path']))

@@ -1,5 +1,7 @@
 """View pooling beside the graphs, as CUDA-BEVFusion does it: tables of a rig, and sums of their intervals.
 
+`write_tables` is for a consumer of its files.
+
 Glossary: N cameras, D depth bins, h, w cells of a feature map, T = N D h w points, X, Y cells of the
 bird's-eye view, C channels, n intervals.
 """
@@ -12,7 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.runtime.bevfusion_det.frames import FAMILY, MATRICES, check_calibration
+from mmdeploy_ext.runtime.bevfusion_det.geometry import View, cells, engine_cells
+from mmdeploy_ext.runtime.exported import model_files
 
 if TYPE_CHECKING:
     import os
@@ -38,27 +45,15 @@ class Tables:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them to an .npz file, atomically."""
-        from mmdeploy_ext.core.files import atomic_path
-
         with atomic_path(Path(path)) as temporary, temporary.open('wb') as stream:
             np.savez(stream, **dataclasses.asdict(self))
 
 
 def tables_of(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
-    """Return the tables of a rig.
-
-    Args:
-        cells: (N, D, h, w) of `geometry.cells`.
-        shape: (X, Y).
-    """
+    """Return the tables of a rig, of cells (N, D, h, w) of `geometry.cells` on a grid of (X, Y)."""
     geometry = cells.reshape(-1).astype(np.int32)
     ranks = np.where(geometry < shape[0] * shape[1], geometry, np.int32(-1))
-    indices = np.argsort(ranks, kind='stable')
-    ordered = ranks[indices]
-    starts = np.flatnonzero(np.diff(ordered, prepend=np.int32(-1)))
-    ends = np.append(starts[1:], len(ordered))[: len(starts)]
-    intervals = np.stack([starts, ends, ordered[starts]], 1).astype(np.int32)
-    return Tables(geometry, ranks, indices.astype(np.uint32), intervals, tuple(shape))
+    return _tables(geometry, ranks, shape, 0, len(geometry))
 
 
 def engine_tables(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
@@ -70,11 +65,14 @@ def engine_tables(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
     geometry = cells.reshape(-1).astype(np.int32)
     kept = geometry < shape[0] * shape[1]
     ranks = np.where(kept, geometry, np.int32(0))
+    return _tables(geometry, ranks, shape, len(geometry) - int(kept.sum()), len(geometry) - 1)
+
+
+def _tables(geometry: np.ndarray, ranks: np.ndarray, shape: tuple[int, int], first: int, end: int) -> Tables:
+    """Return the tables of points by their ranks; intervals are of those from `first` to `end`."""
     indices = np.argsort(ranks, kind='stable')
-    remain = len(geometry) - int(kept.sum())
-    ordered = ranks[indices][remain:]
-    starts = np.flatnonzero(np.diff(ordered, prepend=np.int32(-1))) + remain
-    ends = np.append(starts[1:], len(geometry) - 1)[: len(starts)]
+    starts = np.flatnonzero(np.diff(ranks[indices][first:], prepend=np.int32(-1))) + first
+    ends = np.append(starts[1:], end)[: len(starts)]
     intervals = np.stack([starts, ends, geometry[indices[starts]]], 1).astype(np.int32)
     return Tables(geometry, ranks, indices.astype(np.uint32), intervals, tuple(shape))
 
@@ -85,12 +83,9 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
     Args:
         features: (N, h, w, C), `camera_feature`.
         weights: (N, D, h, w), `camera_depth_weights`.
-        tables: of the rig.
-
-    Raises:
-        DataError: tables of another model or rig.
+        tables: of the rig; DataError where they are of another.
     """
-    from mmdeploy_ext.runtime.bevfusion_det.pooling_loops import add_up
+    from mmdeploy_ext.runtime.bev_loops import add_up
 
     if weights.size != len(tables.indices):
         raise DataError(
@@ -102,3 +97,43 @@ def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndar
     flat = np.ascontiguousarray(weights, np.float32).reshape(-1)
     add_up(rows, flat, tables.indices, tables.intervals, weights.shape[1], places, sums)
     return np.ascontiguousarray(sums.T).reshape(1, channels, *tables.shape)
+
+
+def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the matrices of an .npz file, float32, see `FusedFrame`; DataError where it is none."""
+    try:
+        with np.load(path) as stored:
+            found = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f'{path}: cannot be read; expected an .npz file of {", ".join(MATRICES)}') from error
+    return {'lidar_aug_matrix': np.eye(4, dtype=np.float32), **found}
+
+
+def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
+    """Write the tables of a rig to an .npz file: of the folder of an export and an .npz file of matrices.
+
+    Without `lidar_aug_matrix` points are not augmented.
+
+    Returns:
+        'points' and 'intervals' of the tables, 'dropped' points, and 'engine_differs': points that
+        CUDA-BEVFusion's own float32 puts elsewhere.
+
+    Raises:
+        ModelFileError: not there, or not of this family.
+        DataError: a calibration that cannot be.
+    """
+    path = model_files(folder)[0]
+    metadata = Metadata.from_props(read_props(path), path)
+    metadata.require(path, FAMILY)
+    rig = read_calibration(calibration)
+    check_calibration(rig, metadata.preprocess.views.num_cameras, calibration)
+    view = View.of(metadata.postprocess['view'])
+    found = cells(rig, view)
+    tables = tables_of(found, view.shape)
+    tables.save(output)
+    return dict(
+        points=found.size,
+        intervals=len(tables.intervals),
+        dropped=int((tables.ranks < 0).sum()),
+        engine_differs=int((engine_cells(rig, view) != found).sum()),
+    )

@@ -12,24 +12,20 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.core.errors import InferenceError, ModelFileError
-from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
 from mmdeploy_ext.runtime.centerpoint.pillars import PILLARS, PillarsOnnx
-from mmdeploy_ext.runtime.exported import Memoryless, check_same_export, export_files
+from mmdeploy_ext.runtime.exported import Memoryless, check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    import numpy as np
 
-    from mmdeploy_ext.inputs.points import VoxelRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.exported import Paths
 
 GRAPHS = ('backbone', 'head')
 """Files of one export, by their `form`."""
@@ -39,11 +35,7 @@ class CenterPointOnnx(Memoryless):
     """An exported CenterPoint on ONNX Runtime or OpenVINO: a `Stepper` of sweeps, without a memory.
 
     Attributes:
-        family: of the files.
-        rules: what reads how outputs become boxes.
-        decode: what makes boxes of outputs.
-        metadata: of the head's file.
-        box_rule: how its outputs become boxes.
+        rules: what reads how outputs become boxes, `box_rule`, which `decode` follows.
         seconds: spent so far by part: `backbone` (voxels, rulebook or pillars, and network), `head`, `boxes`.
     """
 
@@ -51,9 +43,7 @@ class CenterPointOnnx(Memoryless):
     rules: ClassVar[Any] = BoxRule
     decode = staticmethod(decode)
 
-    def __init__(
-        self, paths: str | Path | Sequence[str | Path], *, engine: str = 'OnnxRuntimeBackend', **options: Any
-    ) -> None:
+    def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
         """Open the files.
 
         Args:
@@ -65,48 +55,32 @@ class CenterPointOnnx(Memoryless):
             ModelFileError: a file is missing, of another model family, or not of the same export.
             EngineError: the engine is not here.
         """
+        super().__init__()
         files = {path.stem: path for path in export_files(paths, GRAPHS)}
         if missing := [f'{name}.onnx' for name in GRAPHS if name not in files]:
             raise ModelFileError(
                 f'{", ".join(map(str, files.values()))}: got no {" and no ".join(missing)}; expected both '
                 f'files of one export'
             )
-        # two thread pools on the same cores: one that still spins slows the other
-        self.head = build_backend(engine, str(files['head']), **{**BACKENDS[engine].shared, **options})
-        self.head.activate()
+        self.head = self.opened(engine, files['head'], options)
         self.metadata = self.head.metadata
         opens = PillarsOnnx if self.metadata.postprocess.get('points') == PILLARS else ScnOnnx
-        self.backbone = opens(files['backbone'], engine=engine, **options)
-        known = Metadata.from_props(self.backbone.props, files['backbone']), self.metadata
-        for name, metadata in zip(GRAPHS, known, strict=True):
-            metadata.require(files[name], self.family, (name,))
-        check_same_export(dict(zip((files[name] for name in GRAPHS), known, strict=True)))
+        self.backbone = self.enter_context(opens(files['backbone'], engine=engine, **options))
+        props = Metadata.from_props(self.backbone.props, files['backbone'])
+        check_forms(files, dict(backbone=props, head=self.metadata), self.family)
         self.box_rule = self.rules.from_json(self.metadata.postprocess, files['head'])
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
-
-    @property
-    def rule(self) -> VoxelRule:
-        """How points become voxels."""
-        return self.metadata.preprocess
 
     @property
     def width(self) -> int:
         """D, values per point."""
         return int(self.rule.in_channels)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names, by label."""
-        return self.metadata.classes
-
     def detect(self, points: np.ndarray) -> Detections3D:
-        """Detect in one sweep.
+        """Return the boxes of one sweep in the LiDAR frame, best first.
 
         Args:
             points: (P, D) float32, LiDAR frame; points outside the range are left out.
-
-        Returns:
-            Boxes in the LiDAR frame, best first.
 
         Raises:
             DataError: points of another width, NaN, or none in range.
@@ -119,8 +93,7 @@ class CenterPointOnnx(Memoryless):
         fed = self.feeds(sweep)
         start = time.perf_counter()
         outputs = self.head.infer(fed)
-        if not all(np.isfinite(values).all() for values in outputs.values()):
-            raise InferenceError(f'{sweep.name or "sweep"}: the network gave NaN or infinity')
+        check_finite(outputs, sweep.name or 'sweep')
         start = self.passed('head', start)
         detections = self.decode(outputs, self.box_rule)
         self.passed('boxes', start)
@@ -134,11 +107,6 @@ class CenterPointOnnx(Memoryless):
         bev = self.backbone.step(points=points)
         self.passed('backbone', start)
         return dict(bev=bev)
-
-    def close(self) -> None:
-        """Close the sessions."""
-        self.backbone.close()
-        self.head.deactivate()
 
 
 OPENS, QUANTISED = CenterPointOnnx, 'head'

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.inputs.points import assigned, pillars
 from mmdeploy_ext.runtime.exported import Opened
 
@@ -25,7 +24,7 @@ DYNAMIC_INPUTS = ('points', 'rows', 'coors')
 
 
 class PillarsOnnx(Opened):
-    """One file of pillars on any engine. Use it as a context manager, or call `close`.
+    """One file of pillars, written by `pytorch2onnx.py`, on any engine.
 
     Attributes:
         rule: how points become voxels.
@@ -33,19 +32,9 @@ class PillarsOnnx(Opened):
     """
 
     def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the file.
-
-        Args:
-            path: written by `pytorch2onnx.py`.
-            engine: registered name of the backend.
-            options: of the backend.
-
-        Raises:
-            ModelFileError: missing, corrupt, or without metadata.
-            EngineError: the engine is not here.
-        """
-        self.session = build_backend(engine, str(path), **{**BACKENDS[engine].shared, **options})
-        self.session.activate()
+        """Open the file; errors and arguments as of `CenterPointOnnx`."""
+        super().__init__()
+        self.session = self.opened(engine, path, options)
         self.rule, self.props = self.session.metadata.preprocess, self.session.metadata.to_props()
 
     def step(self, points: np.ndarray) -> np.ndarray:
@@ -63,7 +52,3 @@ class PillarsOnnx(Opened):
         else:
             fed = dict(zip(INPUTS, pillars(points, self.rule), strict=True))
         return self.session.infer(fed)['bev']
-
-    def close(self) -> None:
-        """Close the session."""
-        self.session.deactivate()

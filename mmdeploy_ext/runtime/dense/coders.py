@@ -196,15 +196,7 @@ def sigmoid(xp: ModuleType, logits: Any) -> Any:
 
 
 def boxes_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows, priors: Any, level: int) -> Any:
-    """Return the boxes (B, A, 4) of one level, xyxy in pixels, not clipped.
-
-    Args:
-        xp: numpy or torch.
-        facts: the `postprocess` entry of the metadata.
-        rows: output name -> (B, A, columns).
-        priors: (A, 4) xyxy or (A, 2) points, pixels.
-        level: index of it.
-    """
+    """Return the boxes (B, A, 4) of one level, xyxy in pixels, not clipped; facts are those of the file."""
     return CODERS[facts['coder']['type']](xp, priors, rows, facts['coder'], level)
 
 
@@ -233,8 +225,6 @@ def factors_of(xp: ModuleType, facts: Mapping[str, Any], rows: Rows) -> Any:
 
 
 SCORES: dict[str, Callable[..., Any]] = dict(
-    sigmoid=sigmoid,
-    softmax=lambda xp, logits: softmax(logits)[..., :-1],
-    none=lambda xp, scores: scores,
+    sigmoid=sigmoid, softmax=lambda xp, logits: softmax(logits)[..., :-1], none=lambda xp, scores: scores
 )
 """What makes class scores of the outputs; softmax has the background in the last column."""

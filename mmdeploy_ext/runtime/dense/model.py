@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.runtime.detections import Arrays, Detections
 
 RUNNERS = {
     'full': 'tools/onnx/onnx_with_postprocess.py',
@@ -37,36 +37,22 @@ def priors_of(
 ) -> list[np.ndarray]:
     """Return the priors of each level, row by row: (h * w * priors per cell, columns) float32, pixels.
 
-    Args:
-        shapes: (h, w) of each level.
-        strides: of each level, pixels.
-        bases: the priors of the first cell of each level: anchors xyxy, or points x, y.
+    `bases` are those of the first cell of each level: anchors xyxy, or points x, y.
     """
     levels = []
-    for (height, width), stride, base in zip(shapes, strides, bases, strict=True):
-        x, y = np.meshgrid(
-            np.arange(width, dtype=np.float32) * stride, np.arange(height, dtype=np.float32) * stride
-        )
+    for shape, stride, base in zip(shapes, strides, bases, strict=True):
+        y, x = (cells.astype(np.float32) * stride for cells in np.indices(shape))
         columns = len(base[0])
         shifts = np.stack([x, y] * (columns // 2), axis=-1).reshape(-1, 1, columns)
-        levels.append((shifts + np.asarray(base, np.float32)[None]).reshape(-1, columns))
+        levels.append((shifts + np.asarray(base, np.float32)).reshape(-1, columns))
     return levels
 
 
-def decode_raw(
-    outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
+def decode_raw(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Turn the outputs of a `raw` graph into those of a `decode` graph.
 
-    Args:
-        outputs: of the head, `<kind>_<level>` (B, a*columns, h, w), as `head.outputs` of the facts says.
-        height: H of the network input.
-        width: W of the network input.
-        facts: the `postprocess` entry of the file's metadata.
-
-    Returns:
-        `boxes` (B, A, 4), `scores` (B, A, C), the score factor (B, A) where the head has one, and
-        `level_sizes` (L,).
+    From `<kind>_<level>` (B, a*columns, h, w), as `head.outputs` of the facts says, to `boxes` (B, A, 4),
+    `scores` (B, A, C), the score factor (B, A) where the head has one, and `level_sizes` (L,).
 
     Raises:
         ShapeError: a feature map is not of the size that H and W give, or has other channels.
@@ -92,7 +78,7 @@ def decode_raw(
 
 
 def _checked_shapes(
-    outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
+    outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]
 ) -> list[tuple[int, int]]:
     levels, head = range(len(facts['strides'])), facts['head']
     needed = [f'{name}_{level}' for name, _ in head['outputs'] for level in levels]
@@ -118,22 +104,12 @@ def _checked_shapes(
     return shapes
 
 
-def detections(
-    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-) -> list[Detections]:
-    """Turn the outputs of a graph of any form into detections.
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
+    """Turn the outputs of a graph of any form into detections, see `consumers`.
 
     A `decode` file of `--score-form product` has no class scores of their own: the threshold looks at the
-    product, which keeps fewer boxes than `full` does.
-
-    Args:
-        metadata: of the file.
-        outputs: its outputs by name.
-        feeds: what was fed: `input`, and `img_shape`, `scale_factor` and `border` where boxes have to know
-            them.
-
-    Returns:
-        One `Detections` per image.
+    product, which keeps fewer boxes than `full` does. Feeds hold `input`, and `img_shape`, `scale_factor`
+    and `border` where boxes have to know them.
     """
     if metadata.form == 'full':
         found = results_from_padded(outputs)
@@ -144,28 +120,17 @@ def detections(
     if metadata.form == 'raw':
         outputs = decode_raw(outputs, height, width, facts)
     sizes = _level_sizes(outputs, height, width, facts)
-    factor = outputs.get(facts['head']['factor'])
+    priors = Level(outputs['boxes'], outputs['scores'], outputs.get(facts['head']['factor']))
     clip_hw = feeds.get('img_shape', np.full((batch, 2), [height, width], np.float32))
     scale_factor = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
     border = feeds.get('border', np.zeros((batch, 2), np.float32))
     return [
-        postprocess_image(
-            Level(
-                outputs['boxes'][image], outputs['scores'][image], None if factor is None else factor[image]
-            ),
-            sizes,
-            clip_hw[image],
-            scale_factor[image],
-            facts,
-            border[image],
-        )
+        postprocess_image(priors[image], sizes, clip_hw[image], scale_factor[image], facts, border[image])
         for image in range(batch)
     ]
 
 
-def _level_sizes(
-    outputs: Mapping[str, np.ndarray], height: int, width: int, facts: Mapping[str, Any]
-) -> list[int]:
+def _level_sizes(outputs: Arrays, height: int, width: int, facts: Mapping[str, Any]) -> list[int]:
     """Return how many rows of boxes each level has."""
     rows = outputs['boxes'].shape[1]
     if facts['head']['maps_by_stride']:

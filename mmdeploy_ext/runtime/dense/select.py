@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.runtime.detections import Detections, nms
+from mmdeploy_ext.runtime.detections import Detections, Rows, nms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ VOTES_ABOVE, VOTE_SPREAD = 0.01, 0.025
 
 
 @dataclasses.dataclass(frozen=True)
-class Level:
+class Level(Rows):
     """Decoded priors of one image.
 
     Attributes:
@@ -30,12 +30,6 @@ class Level:
     boxes: np.ndarray
     scores: np.ndarray
     factors: np.ndarray | None
-
-    def __getitem__(self, rows: Any) -> Level:
-        """Return some priors."""
-        return Level(
-            self.boxes[rows], self.scores[rows], None if self.factors is None else self.factors[rows]
-        )
 
     def ranks(self, facts: Mapping[str, Any]) -> np.ndarray:
         """Return the scores (A, C) that results are ordered by."""
@@ -62,9 +56,6 @@ def postprocess_image(
         scale_factor: (4,) `w h w h` that boxes are divided by.
         facts: the `postprocess` entry of the file's metadata.
         border: padding above and left of the image, which the boxes of some heads lose.
-
-    Returns:
-        At most `max_per_img` detections in descending score order.
     """
     boxes = _clipped(priors.boxes, clip_hw, facts)
     if facts['head']['bordered']:
@@ -141,8 +132,7 @@ def _voted(found: Detections, levels: Sequence[Level], facts: Mapping[str, Any])
 
 def ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the IoU (n, m) float32 of boxes (n, 4) and (m, 4) xyxy; unions of at least 1e-6."""
-    low, high = (np.maximum, np.minimum)
-    size = high(one[:, None, 2:], other[None, :, 2:]) - low(one[:, None, :2], other[None, :, :2])
+    size = np.minimum(one[:, None, 2:], other[:, 2:]) - np.maximum(one[:, None, :2], other[:, :2])
     overlap = np.prod(np.maximum(size, 0), -1)
     areas = [np.prod(boxes[:, 2:] - boxes[:, :2], -1) for boxes in (one, other)]
     return overlap / np.maximum(areas[0][:, None] + areas[1][None] - overlap, np.float32(1e-6))

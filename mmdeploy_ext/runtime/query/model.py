@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.runtime.detections import results_from_padded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.runtime.detections import Detections
+    from mmdeploy_ext.runtime.detections import Arrays, Detections
 
 RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py'}
 
 
-def detections(
-    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-) -> list[Detections]:
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
     """Return the detections per image of the outputs of a `full` graph."""
     return results_from_padded(outputs)

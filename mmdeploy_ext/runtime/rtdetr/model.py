@@ -7,7 +7,7 @@ Glossary: B batch, C classes, Q queries, n detections, h, w original image in pi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from mmdeploy_ext.engines.base import feed_check
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_rtdetr.py')
 
@@ -33,11 +34,7 @@ def target_sizes(ori_shapes: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -> None:
-    """Refuse sizes that are not those of the images, before boxes are stretched by them.
-
-    Args:
-        sizes: (B, 2) width, height, as a graph takes them.
-        ori_shapes: (h, w) per image.
+    """Refuse sizes (B, 2) that are not those of the images (h, w), before boxes are stretched by them.
 
     Raises:
         ShapeError: of other images, height before width, or not positive.
@@ -56,11 +53,7 @@ def check_target_sizes(sizes: np.ndarray, ori_shapes: Sequence[Sequence[int]]) -
 
 
 def check_tokens(shape: Sequence[int], queries: int) -> None:
-    """Refuse an input with fewer tokens than there are queries: no engine can choose so many.
-
-    Args:
-        shape: (..., H, W) of the network input, pixels.
-        queries: Q.
+    """Refuse an input (..., H, W) with fewer tokens than there are queries: no engine can choose so many.
 
     Raises:
         ShapeError: names both numbers, and the smallest square that has enough.
@@ -83,76 +76,51 @@ def count_tokens(height: int, width: int) -> int:
 
 
 @feed_check('rtdetr')
-def check_feeds(metadata: Metadata, feeds: Mapping[str, np.ndarray]) -> None:
+def check_feeds(metadata: Metadata, feeds: Arrays) -> None:
     """Refuse what the shapes of the contract do not tell: see `check_tokens`."""
     check_tokens(feeds['images'].shape, metadata.postprocess.get('num_queries', 0))
-
-
-def cxcywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
-    """Return (..., 4) x1 y1 x2 y2 of centre and size."""
-    centre, half = boxes[..., :2], np.float32(0.5) * boxes[..., 2:]
-    return np.concatenate([centre - half, centre + half], -1)
 
 
 def postprocess_image(
     logits: np.ndarray, boxes: np.ndarray, size_wh: Sequence[int], max_per_img: int
 ) -> Detections:
-    """Post-process one image as the `full` graph does: the best (query, class) pairs, no threshold.
+    """Return the best (query, class) pairs of one image as the `full` graph does: n of them, no threshold.
 
     Args:
         logits: (Q, C).
         boxes: (Q, 4) cxcywh in 0..1.
         size_wh: width and height that boxes are multiplied with.
         max_per_img: n.
-
-    Returns:
-        n detections in descending score order; a query can be there more than once.
     """
     scores = sigmoid(logits).reshape(-1)
     order = np.argsort(-scores, kind='stable')[:max_per_img]
     query, labels = np.divmod(order, logits.shape[1])
-    pixels = cxcywh_to_xyxy(boxes) * np.tile(np.asarray(size_wh, np.float32), 2)
+    centre, half = boxes[:, :2], np.float32(0.5) * boxes[:, 2:]
+    pixels = np.concatenate([centre - half, centre + half], -1) * np.tile(np.asarray(size_wh, np.float32), 2)
     return Detections(pixels[query].astype(np.float32), scores[order], labels.astype(np.int64))
 
 
-def detections(
-    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-) -> list[Detections]:
-    """Turn the outputs of a graph of any form into detections.
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:
+    """Turn the outputs of a graph of any form into detections, see `consumers`.
 
-    Args:
-        metadata: of the file.
-        outputs: its outputs by name.
-        feeds: what was fed, and `orig_target_sizes` (B, 2) width, height; where `ori_shape` (height, width)
-            of the image is there too, they have to agree.
-
-    Returns:
-        One `Detections` per image.
+    Feeds hold `orig_target_sizes` (B, 2) width, height; where `ori_shape` (height, width) of the image is
+    there too, they have to agree.
 
     Raises:
         ShapeError: other numbers of queries or classes than the metadata states, or sizes that are zero, in
             the wrong order or of another image.
     """
-    _check_sizes(feeds)
+    sizes, shape = feeds[SIZES], feeds.get('ori_shape')
+    own = sizes.reshape(-1, 2)[:, ::-1]  # nothing else is known
+    check_target_sizes(sizes, own if shape is None else [shape] * len(sizes))
     if metadata.form == 'full':
         return results_from_padded(outputs)
     facts = metadata.postprocess
-    _check_raw(outputs, facts)
+    for name, columns in (('logits', facts['num_classes']), ('boxes', 4)):
+        got, expected = outputs[name].shape[1:], (facts['num_queries'], columns)
+        if got != expected:
+            raise ShapeError(f'{name}: got {got}, expected {expected}')
     return [
         postprocess_image(*image, facts['max_per_img'])
-        for image in zip(outputs['logits'], outputs['boxes'], feeds[SIZES], strict=True)
+        for image in zip(outputs['logits'], outputs['boxes'], sizes, strict=True)
     ]
-
-
-def _check_sizes(feeds: Mapping[str, np.ndarray]) -> None:
-    sizes, shape = feeds[SIZES], feeds.get('ori_shape')
-    own = [(height, width) for width, height in sizes.reshape(-1, 2).tolist()]  # nothing else is known
-    check_target_sizes(sizes, own if shape is None else [tuple(shape.tolist())] * len(sizes))
-
-
-def _check_raw(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    for name, columns in (('logits', facts['num_classes']), ('boxes', 4)):
-        if outputs[name].shape[1:] != (facts['num_queries'], columns):
-            raise ShapeError(
-                f'{name}: got {outputs[name].shape[1:]}, expected {(facts["num_queries"], columns)}'
-            )

@@ -6,8 +6,6 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mmdeploy_ext.contract.metadata import read_props
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, damaged, read_entry
 from mmdeploy_ext.contract.metadata_schema import rule_of_points
@@ -25,9 +23,8 @@ from mmdeploy_ext.sparse.rulebook import build
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     import onnxruntime
-
-SWAPPED = [0, 3, 2, 1]
 
 
 class _Session(OnnxRuntimeBackend):
@@ -49,7 +46,7 @@ def usable_cores() -> int:
 
 
 class ScnOnnx(Opened):
-    """One portable file on ONNX Runtime or OpenVINO. Use it as a context manager, or call `close`.
+    """One portable file on ONNX Runtime or OpenVINO; a context manager.
 
     Attributes:
         order: axis order of the coordinates that the graph takes, 'xyz' or 'zyx'.
@@ -83,16 +80,17 @@ class ScnOnnx(Opened):
             ModelFileError: missing, corrupt, or not a portable sparse backbone.
             EngineError: a provider that is not there.
         """
+        super().__init__()
         self.threads = threads or usable_cores()
         if engine == 'OnnxRuntimeBackend':
             self.session = _Session(str(path), **{'threads': self.threads, 'spinning': 'never', **options})
             self.session.open_session()
+            self.callback(self.session.deactivate)
             self.props = self.session.session.get_modelmeta().custom_metadata_map
         else:
             if 'threads' in BACKENDS[engine].keys:
                 options = dict(threads=self.threads, **options)
-            self.session = build_backend(engine, str(path), **options)
-            self.session.activate()
+            self.session = self.enter_context(build_backend(engine, str(path), **options))
             self.props = read_props(path)
         facts = _facts(self.props, path)
         self.path, self.form, self.order = str(path), facts['form'], facts['order']
@@ -103,16 +101,13 @@ class ScnOnnx(Opened):
     def step(
         self, points: np.ndarray | None = None, voxels: tuple[np.ndarray, np.ndarray] | None = None
     ) -> np.ndarray:
-        """Run one sweep, given either way.
+        """Return the map (1, C, H, W) float32 of one sweep, given either way.
 
         Args:
             points: (P, D) in metres, LiDAR frame; those outside the range are left out, and voxels beyond the
                 rule's `max_voxels` too, the last ones first, as in training.
             voxels: features (N, C) and coordinates (N, 4) integers, sample 0 and the axes in `order`, every
                 voxel once. N = 0 gives the map of an empty scene, all zeros.
-
-        Returns:
-            (1, C, H, W) float32.
 
         Raises:
             PointsError: points of another width, not finite, or none in range (an empty sweep is a broken
@@ -130,11 +125,8 @@ class ScnOnnx(Opened):
         built = time.perf_counter()
         dense = self.session.run(feeds)[BEV]
         done = time.perf_counter()
-        self.milliseconds = dict(
-            voxelise=(voxelised - start) * 1e3,
-            rulebook=(built - voxelised) * 1e3,
-            network=(done - built) * 1e3,
-        )
+        spent = dict(voxelise=voxelised - start, rulebook=built - voxelised, network=done - built)
+        self.milliseconds = {part: seconds * 1e3 for part, seconds in spent.items()}
         if dense.shape != self.output_shape:
             raise InferenceError(f'{self.path}: gave shape {dense.shape}, expected {self.output_shape}')
         return dense
@@ -143,10 +135,7 @@ class ScnOnnx(Opened):
         """Return all inputs of the graph for voxels in `order`; see `step` for the errors."""
         rulebook = build(self.plan, coordinates, self.threads)
         features = checked_features(features, len(rulebook.levels[0]), self.in_channels)
-        return {
-            VOXELS: features,
-            **table_feeds(self.plan, rulebook, self.form, self.threads),
-        }
+        return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}
 
     def _voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.rule is None:
@@ -160,20 +149,16 @@ class ScnOnnx(Opened):
                 f'points: none of {len(points)} is inside the range {self.rule.point_cloud_range} m; '
                 f'check the frame and unit of the sweep'
             )
-        return features, coordinates if self.rule.order == self.order else coordinates[:, SWAPPED]
+        return features, coordinates if self.rule.order == self.order else coordinates[:, [0, 3, 2, 1]]
 
     def _checked(self, features: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        limit = self.rule.max_voxels if self.rule is not None and self.rule.mode == 'hard' else None
-        if limit is not None and len(features) > limit:
+        hard = self.rule is not None and self.rule.mode == 'hard'
+        if hard and len(features) > self.rule.max_voxels:
             raise PointsError(
-                f'voxels: got {len(features)}, the model takes at most {limit} (max_voxels); leave some '
-                f'out, or give the points'
+                f'voxels: got {len(features)}, the model takes at most {self.rule.max_voxels} (max_voxels); '
+                f'leave some out, or give the points'
             )
         return features, coordinates
-
-    def close(self) -> None:
-        """Close the session."""
-        self.session.deactivate()
 
 
 def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.detections import Instances, candidates_lost, results_from_padded, sigmoid
+from mmdeploy_ext.runtime.detections import Instances, check_all_seen, results_from_padded, sigmoid
 from mmdeploy_ext.runtime.mask_resize import resizing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_solo.py')
 
@@ -28,17 +29,9 @@ CHUNK = 64
 def resize_and_threshold(
     soft: np.ndarray, img_shape: Sequence[int], ori_shape: Sequence[int], ratio: int, mask_thr: float
 ) -> np.ndarray:
-    """Resize soft masks to the padded input, crop, resize to the original, compare.
+    """Return where soft masks (n, H4, W4), resized, cropped, resized, exceed `mask_thr`: (n, h, w) bool.
 
-    Args:
-        soft: (n, H4, W4) float32 probabilities.
-        img_shape: height and width before padding; 0 means all of the soft masks.
-        ori_shape: height and width of the results; 0 means all of the soft masks.
-        ratio: pixels of the input per pixel of the soft masks.
-        mask_thr: probability that a pixel must exceed.
-
-    Returns:
-        (n, h, w) bool.
+    See `mask_resize.resizing` for the sizes.
     """
     rows, columns = resizing(soft.shape[1:], img_shape, ori_shape, ratio)
     masks = np.empty((len(soft), len(rows), len(columns)), bool)
@@ -52,12 +45,7 @@ def matrix_decay(
 ) -> np.ndarray:
     """Return the factors (N,) of the matrix NMS for rows in descending score order; NaN drops a row.
 
-    Args:
-        labels: (N,).
-        areas: (N,) pixels.
-        overlaps: (N, N) pixels that two masks share.
-        kernel: 'gaussian' or 'linear'.
-        sigma: of the gaussian kernel.
+    Areas (N,) and overlaps (N, N) are in pixels; the kernel is 'gaussian', with `sigma`, or 'linear'.
     """
     union = areas[None] + areas[:, None] - overlaps
     related = np.triu(labels[:, None] == labels[None], 1)
@@ -78,24 +66,16 @@ def postprocess_image(
     ori_shape: Sequence[int],
     facts: Mapping[str, Any],
 ) -> Instances:
-    """Post-process one image as the `full` graph and mmdet's `get_results` do.
+    """Post-process one image as the `full` graph and mmdet's `get_results` do; facts are those of the file.
 
-    Args:
-        scores: (S, C) class scores after points NMS.
-        soft_masks: cells (m,) -> probabilities (m, H4, W4).
-        img_shape: height and width before padding; 0 means all of the soft masks.
-        ori_shape: height and width of the results; 0 means all of the soft masks.
-        facts: the `postprocess` entry of the file's metadata.
-
-    Returns:
-        At most `max_per_img` instances in descending score order.
+    Class scores (S, C) are those after points NMS, `soft_masks` gives probabilities (m, H4, W4) of cells
+    (m,); see `mask_resize.resizing` for the sizes.
     """
     grids, mask_thr = facts['num_grids'], np.float32(facts['mask_thr'])
     strides = np.repeat(facts['strides'], [grid**2 for grid in grids])
     cells, labels = np.nonzero(scores > np.float32(facts['score_thr']))
     asked, inverse = np.unique(cells, return_inverse=True)
-    areas, totals = _sums(asked, soft_masks, mask_thr)
-    areas, totals = areas[inverse], totals[inverse]
+    areas, totals = (sums[inverse] for sums in _sums(asked, soft_masks, mask_thr))
     keep = areas > strides[cells]
     cells, labels, areas = cells[keep], labels[keep], areas[keep]
     rescored = (scores[cells, labels] * (totals[keep] / areas)).astype(np.float32)
@@ -137,15 +117,9 @@ def _overlaps(cells: np.ndarray, soft_masks: Callable, mask_thr: np.float32) -> 
 
 
 def soft_masks_of(
-    outputs: Mapping[str, np.ndarray], image: int, facts: Mapping[str, Any]
+    outputs: Arrays, image: int, facts: Mapping[str, Any]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what makes the soft masks of cells from the `raw` outputs of one image.
-
-    Args:
-        outputs: of a `raw` file, by name, with batch axes.
-        image: its index in the batch.
-        facts: the `postprocess` entry of the file's metadata.
-    """
+    """Return what makes the soft masks of cells from the `raw` outputs of one image of the batch."""
     if facts['head'] == 'SOLOHead':
         return lambda cells: outputs['seg_pred'][image][cells]
     if facts['head'] == 'SOLOV2Head':
@@ -159,13 +133,13 @@ def soft_masks_of(
 
 def lines(num_grids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return for every cell (S,) the grid line of all levels that is its column, and its row."""
-    starts = np.concatenate([[0], np.cumsum(num_grids)[:-1]])
-    columns = [start + np.tile(np.arange(grid), grid) for start, grid in zip(starts, num_grids, strict=True)]
-    rows = [start + np.repeat(np.arange(grid), grid) for start, grid in zip(starts, num_grids, strict=True)]
+    ends = np.cumsum(num_grids)
+    levels = [np.arange(end - grid, end) for end, grid in zip(ends, num_grids, strict=True)]
+    columns, rows = ([repeat(level, len(level)) for level in levels] for repeat in (np.tile, np.repeat))
     return np.concatenate(columns), np.concatenate(rows)
 
 
-def batched(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the outputs of the fork layout as those of the batched one; others stay as they are."""
     if 'cate_pred' in outputs and outputs['cate_pred'].ndim == 3:
         return dict(outputs)
@@ -181,10 +155,8 @@ def batched(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict
         return dict(outputs, **{name: outputs[name][None] for name in ('cate_pred', 'kernel_pred')})
     elif outputs['cate_pred_0'].ndim == 2:
         images = range(len(outputs['seg_pred']))
-        stacked = {
-            name: np.stack([outputs[f'{name}_{image}'] for image in images])
-            for name in ('cate_pred', 'kernel_pred')
-        }
+        names = ('cate_pred', 'kernel_pred')
+        stacked = {name: np.stack([outputs[f'{name}_{image}'] for image in images]) for name in names}
         return dict(stacked, seg_pred=outputs['seg_pred'])
     else:
         kernels = [outputs[f'kernel_pred_{level}'] for level in levels]
@@ -195,18 +167,10 @@ def batched(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict
     return dict(result, cate_pred=np.concatenate(flat, axis=1))
 
 
-def detections(
-    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-) -> list[Instances]:
-    """Turn the outputs of a graph of any form into instances.
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Instances]:
+    """Turn the outputs of a graph of any form into instances, see `consumers`.
 
-    Args:
-        metadata: of the file.
-        outputs: its outputs by name.
-        feeds: what was fed: `input`, and `img_shape` (B, 2) and `ori_shape` (2,).
-
-    Returns:
-        One `Instances` per image.
+    Feeds may hold `img_shape` (B, 2) and `ori_shape` (2,).
 
     Raises:
         ShapeError: the tensors are not of the grids that the metadata states.
@@ -214,7 +178,7 @@ def detections(
     """
     facts = metadata.postprocess
     if metadata.form == 'full':
-        _check_cap(metadata, outputs)
+        check_all_seen(metadata, outputs, 'max_candidates', 'candidates')
         return results_from_padded(outputs)
     outputs = batched(outputs, facts)
     cells = sum(grid**2 for grid in facts['num_grids'])
@@ -228,32 +192,17 @@ def detections(
     img_shape = feeds.get('img_shape', np.zeros((batch, 2), np.float32))
     ori_shape = feeds.get('ori_shape', np.zeros(2, np.int64))
     return [
-        postprocess_image(
-            outputs['cate_pred'][image],
-            soft_masks_of(outputs, image, facts),
-            img_shape[image],
-            ori_shape,
-            facts,
-        )
-        for image in range(batch)
+        postprocess_image(scores, soft_masks_of(outputs, image, facts), img_shape[image], ori_shape, facts)
+        for image, scores in enumerate(outputs['cate_pred'])
     ]
 
 
-def _check_masks(outputs: Mapping[str, np.ndarray], facts: Mapping[str, Any], cells: int) -> None:
+def _check_masks(outputs: Arrays, facts: Mapping[str, Any], cells: int) -> None:
     """Refuse masks that are not those of the head that the metadata states."""
-    wanted = {
-        'SOLOHead': dict(seg_pred=cells),
-        'SOLOV2Head': dict(kernel_pred=cells),
-    }.get(facts['head'], dict.fromkeys(('seg_pred_x', 'seg_pred_y'), sum(facts['num_grids'])))
-    for name, count in wanted.items():
+    lines_of_all = dict.fromkeys(('seg_pred_x', 'seg_pred_y'), sum(facts['num_grids']))
+    known = dict(SOLOHead=dict(seg_pred=cells), SOLOV2Head=dict(kernel_pred=cells))
+    for name, count in known.get(facts['head'], lines_of_all).items():
         if outputs[name].shape[1] != count:
             raise ShapeError(
                 f'{name}: got {outputs[name].shape[1]} entries, expected {count} of a {facts["head"]} (head)'
             )
-
-
-def _check_cap(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> None:
-    cap = metadata.options.get('max_candidates', 0)
-    most = int(np.max(outputs['candidates'])) if cap else 0
-    if most > cap:
-        raise candidates_lost(most, cap)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ def top_rows(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:
-    """Decode the outputs of one frame.
+    """Decode the outputs of one frame, best first; z is that of the bottom.
 
     Args:
         cls_scores: (L, 1, Q, K) logits; the last layer counts.
@@ -34,21 +34,15 @@ def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, A
         facts: the `postprocess` entry of the file's metadata: `max_num`, `post_center_range` (metres,
             inclusive, for the centre) and `score_threshold` (None or 0 keeps all).
 
-    Returns:
-        At most `max_num` detections in descending score order; z is that of the bottom.
-
     Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and streampetr_head.py
     `get_bboxes`.
     """
-    num_classes = cls_scores.shape[-1]
     scores = sigmoid(cls_scores[-1, 0]).reshape(-1)
     best = top_rows(scores, int(facts['max_num']))
-    scores, labels = scores[best], best % num_classes
-    preds = bbox_preds[-1, 0].astype(np.float32)[best // num_classes]
-    keep = _in_range(preds[:, :3], facts['post_center_range']) & (
-        scores >= (facts.get('score_threshold') or 0.0)
-    )
-    return Detections3D(boxes(preds[keep]), scores[keep], labels[keep].astype(np.int64))
+    query, labels = np.divmod(best, cls_scores.shape[-1])
+    scores, preds = scores[best], bbox_preds[-1, 0].astype(np.float32)[query]
+    keep = in_range(preds, facts['post_center_range']) & (scores >= (facts.get('score_threshold') or 0.0))
+    return Detections3D(boxes(preds), scores, labels.astype(np.int64))[keep]
 
 
 def boxes(preds: np.ndarray) -> np.ndarray:
@@ -58,8 +52,3 @@ def boxes(preds: np.ndarray) -> np.ndarray:
     centre[:, 2] -= sizes[:, 2] * np.float32(0.5)
     yaw = np.arctan2(preds[:, 6:7], preds[:, 7:8])
     return np.concatenate([centre, sizes, yaw, preds[:, 8:10]], axis=1).astype(np.float32)
-
-
-def _in_range(centres: np.ndarray, limits: Any) -> np.ndarray:
-    limits = np.asarray(limits, np.float32)
-    return (centres >= limits[:3]).all(1) & (centres <= limits[3:]).all(1)

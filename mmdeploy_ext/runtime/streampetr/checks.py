@@ -15,11 +15,7 @@ RIGID_TOLERANCE = 1e-3
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
-    """Return a rigid (4, 4) pose as float64.
-
-    Raises:
-        DataError: missing, another shape, not finite, or not rigid.
-    """
+    """Return a rigid (4, 4) pose as float64; DataError when it is none."""
     if pose is None:
         raise DataError(
             f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'
@@ -29,8 +25,7 @@ def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
         raise DataError(f'{name}: got shape {pose.shape}, expected (4, 4), LiDAR frame to global frame')
     if not np.isfinite(pose).all():
         raise DataError(f'{name}: got NaN or infinity: {pose.tolist()}; skip the frame or give a valid pose')
-    problem = not_rigid(pose)
-    if problem:
+    if problem := not_rigid(pose):
         raise DataError(f'{name}: is not a rigid transform: {problem}')
     return pose
 
@@ -66,12 +61,10 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
                 f'{num_cameras} cameras of this model'
             )
         for camera, matrix in enumerate(matrices):
-            problem = _not_invertible(matrix)
-            if problem:
+            if problem := _not_invertible(matrix):
                 raise DataError(f'calibration: {name} of camera {camera} {problem}: {matrix.tolist()}')
     for camera, matrix in enumerate(np.linalg.solve(intrinsics, lidar2img)):
-        problem = not_rigid(matrix)
-        if problem:
+        if problem := not_rigid(matrix):
             raise DataError(
                 f'calibration: lidar2img of camera {camera} is not its intrinsics times a rigid transform: '
                 f'{problem}; both have to be for the pixels of the network input'
@@ -80,11 +73,7 @@ def check_calibration(calibration: Calibration | None, num_cameras: int) -> Cali
 
 
 def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return prepared images (N, 3, H, W).
-
-    Raises:
-        ShapeError: another number of cameras, another size, not float32.
-    """
+    """Return prepared images (N, 3, H, W) float32; ShapeError when they are of another shape or type."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[0] != shape[0]:
         raise ShapeError(

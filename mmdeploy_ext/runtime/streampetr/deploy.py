@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.runtime.bound import BoundGraph, FedGraph, bound, fetch, fill
+from mmdeploy_ext.runtime.bound import bound, fetch, fill
 from mmdeploy_ext.runtime.streampetr.state import FIELDS
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.inputs.cameras import Calibration
+    from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.streampetr.state import Moment
 
 GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
@@ -28,9 +29,10 @@ class DeployContract:
     that a frame wrote is what the next one reads: two sets of buffers take turns.
 
     Attributes:
-        metadata: of the head's file.
         image_shape: (N, 3, H, W).
         fed_bytes: copied to the engine for the last frame, besides the images.
+        graphs: by part of a frame.
+        state_shapes: of every tensor of the memory.
     """
 
     def __init__(self, backends: Mapping[str, Backend]) -> None:
@@ -46,32 +48,19 @@ class DeployContract:
         self.motion = {name: self.head.allocate(name) for name in MOTION}
         outputs = [name for name in self.head.spec.output_names if not name.startswith('post_memory_')]
         self.results = {name: self.head.allocate(name, 'cpu') for name in outputs}
-        self.memories = [
-            {field: self.head.allocate(f'pre_memory_{field}') for field in FIELDS} for _ in range(2)
-        ]
-        self.nothing = {field: self.head.allocate(f'pre_memory_{field}') for field in FIELDS}
+        self.nothing, *self.memories = (
+            {field: self.head.allocate(f'pre_memory_{field}') for field in FIELDS} for _ in range(3)
+        )
         self.current = 0
-
-    @property
-    def graphs(self) -> dict[str, BoundGraph | FedGraph]:
-        """The sessions, by part of a frame."""
-        return dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
-
-    @property
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of the memory."""
-        return {field: tuple(self.head.spec.tensor(f'pre_memory_{field}').axes) for field in FIELDS}
+        self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
+        spec = self.head.spec
+        self.state_shapes = {field: tuple(spec.tensor(f'pre_memory_{field}').axes) for field in FIELDS}
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
-        """Run one frame and keep the memory.
+        """Run one frame of images (N, 3, H, W), contiguous, which are read in place, and keep the memory.
 
-        Args:
-            images: (N, 3, H, W) float32, contiguous; read in place.
-            calibration: checked.
-            moment: of the frame; the memory is ignored where `prev_exists` is False.
-
-        Returns:
-            `all_cls_scores` (L, 1, Q, K), `all_bbox_preds` (L, 1, Q, 10).
+        The memory is ignored where `prev_exists` of the moment is False. Gives `all_cls_scores` (L, 1, Q, K),
+        `all_bbox_preds` (L, 1, Q, 10).
         """
         self.fed_bytes = self._calibrate(calibration)
         images = np.ascontiguousarray(images, self.image_dtype)
@@ -105,9 +94,7 @@ class DeployContract:
         """Return a copy of the memory after the last frame, float32; it is local already."""
         return {field: fetch(buffer) for field, buffer in self.memories[self.current].items()}
 
-    def write_state(
-        self, tensors: Mapping[str, np.ndarray], ego_pose: np.ndarray, timestamp_s: float
-    ) -> None:
+    def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
         """Replace the memory by one of the right shapes."""
         for field, buffer in self.memories[self.current].items():
             fill(buffer, tensors[field])

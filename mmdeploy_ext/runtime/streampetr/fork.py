@@ -19,11 +19,10 @@ from mmdeploy_ext.runtime.streampetr.boxes import sigmoid, top_rows
 from mmdeploy_ext.runtime.streampetr.state import FIELDS, to_global
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.inputs.cameras import Calibration
+    from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.streampetr.state import Moment
 
 FORK_NAMES = {field: field for field in FIELDS} | {'reference_point': 'ref_point'}
@@ -34,9 +33,6 @@ class ForkContract:
     """The one graph and the memory between its runs; see `DeployContract` for what the methods mean.
 
     Attributes:
-        metadata: of the file.
-        image_shape: (N, 3, H, W).
-        fed_bytes: fed for the last frame, besides the images.
         memory: after the last frame, in its LiDAR frame, ages in seconds; float32.
         last: pose (4, 4) float64 and time in seconds of the last frame.
     """
@@ -45,23 +41,17 @@ class ForkContract:
         self.backend, self.metadata, self.spec = backend, backend.metadata, backend.spec
         self.image_shape = tuple(self.spec.tensor('img').axes)
         self.absolute_time = 'timestamp' in self.spec.input_names
-        memory_len = self.spec.tensor('mem_embedding').axes[1]
-        self.num_new = self.spec.tensor('in_mem_embedding').axes[1] - memory_len
+        after, before = (self.spec.tensor(f'{name}_embedding').axes[1] for name in ('in_mem', 'mem'))
+        self.num_new = after - before
         self.fed_bytes = 0
         self.calibration_key = b''
         self.rig: dict[str, np.ndarray] = {}
         self.memory: dict[str, np.ndarray] = {}
         self.last = np.eye(4), 0.0
-
-    @property
-    def graphs(self) -> dict[str, Backend]:
-        """The session, by part of a frame: there is one for all of it."""
-        return {'whole graph': self.backend}
-
-    @property
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor of the memory."""
-        return {field: tuple(self.spec.tensor(f'in_mem_{FORK_NAMES[field]}').axes) for field in FIELDS}
+        self.graphs = {'whole graph': backend}
+        self.state_shapes = {
+            field: tuple(self.spec.tensor(f'in_mem_{name}').axes) for field, name in FORK_NAMES.items()
+        }
 
     def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
         """Run one frame, do what the fork leaves to the user, and keep the memory."""
@@ -87,33 +77,26 @@ class ForkContract:
             origin = self.origin(last_pose)
             last_pose, pose = seen_from(origin, last_pose), seen_from(origin, pose)
             memory = to_global(self.memory, last_pose, last_time)
-            time = memory['timestamp'] + (0.0 if self.absolute_time else moment.timestamp_s)
+            memory['timestamp'] = memory['timestamp'] + (0.0 if self.absolute_time else moment.timestamp_s)
         else:
             memory = {field: np.zeros(shape, np.float32) for field, shape in self.state_shapes.items()}
-            time = memory['timestamp']
         values = dict(
             self.rig,
             img=images,
             ego_pose=pose[None],
             ego_pose_inv=invert_pose(pose)[None],
             prev_exists=np.array([moment.prev_exists]),
+            timestamp=np.array([moment.timestamp_s]),
             **{f'in_mem_{FORK_NAMES[field]}': memory[field] for field in FIELDS},
         )
-        values['in_mem_timestamp'] = time
-        if self.absolute_time:
-            values['timestamp'] = np.array([moment.timestamp_s])
-        return {
-            tensor.name: np.ascontiguousarray(values[tensor.name], tensor.dtype)
-            for tensor in self.spec.inputs
-        }
+        given = ((tensor, values[tensor.name]) for tensor in self.spec.inputs)
+        return {tensor.name: np.ascontiguousarray(value, tensor.dtype) for tensor, value in given}
 
     def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
         """Return the memory after the last frame; it is local already."""
         return dict(self.memory)
 
-    def write_state(
-        self, tensors: Mapping[str, np.ndarray], ego_pose: np.ndarray, timestamp_s: float
-    ) -> None:
+    def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
         """Replace the memory by a local one of the right shapes."""
         self.memory = {field: np.array(tensors[field], np.float32) for field in FIELDS}
         self.last = ego_pose, timestamp_s
@@ -130,11 +113,7 @@ def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, n
     """Return `img2lidar` per token (or per token and depth bin) and `intrinsic` per token.
 
     Token t belongs to camera t // (T / N), but carries the focal lengths of camera t mod N: what the
-    published weights were trained with.
-
-    Args:
-        calibration: of the N cameras.
-        spec: of the file; the shapes of both inputs are read from it.
+    published weights were trained with. The shapes of both inputs are those of the spec.
     """
     shape = spec.tensor('img2lidar').axes
     num_cameras, tokens = len(calibration.lidar2img), shape[1]
@@ -147,15 +126,10 @@ def expand_calibration(calibration: Calibration, spec: GraphSpec) -> dict[str, n
     return dict(img2lidar=np.ascontiguousarray(per_token), intrinsic=intrinsic.astype(np.float32))
 
 
-def post_update(
-    outputs: Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray], num_new: int
-) -> dict[str, np.ndarray]:
-    """Return the memory after a frame: its best rows before the memory that it used, float32.
+def post_update(outputs: Arrays, memory: Arrays, num_new: int) -> dict[str, np.ndarray]:
+    """Return the memory after a frame: its `num_new` best rows before the memory that it used, float32.
 
-    Args:
-        outputs: `all_cls_scores`, `all_bbox_preds`, `outs_dec` of the frame.
-        memory: that the frame used, in its LiDAR frame, ages in seconds; so is what is returned.
-        num_new: rows to keep of this frame.
+    Both are in the frame's LiDAR frame, ages in seconds.
     """
     best = top_rows(sigmoid(outputs['all_cls_scores'][-1, 0]).max(axis=-1), num_new)
     boxes = outputs['all_bbox_preds'][-1, 0][best]

@@ -16,6 +16,8 @@ from mmdeploy_ext.runtime.frames import invert_pose
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mmdeploy_ext.runtime.detections import Arrays
+
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 """Keys of `StreamState.tensors`."""
 
@@ -53,23 +55,17 @@ def relative_motion(last_pose: np.ndarray, pose: np.ndarray) -> np.ndarray:
     return motion
 
 
-def to_local(
-    memory: Mapping[str, np.ndarray], ego_pose: np.ndarray, timestamp_s: float
-) -> dict[str, np.ndarray]:
+def to_local(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
     """Bring a global memory into the LiDAR frame of a pose, and its times to ages at a time; float32 back."""
     return _moved(memory, invert_pose(ego_pose), timestamp_s, np.float32)
 
 
-def to_global(
-    memory: Mapping[str, np.ndarray], ego_pose: np.ndarray, timestamp_s: float
-) -> dict[str, np.ndarray]:
+def to_global(memory: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
     """Undo `to_local`; the times stay float64, the rest is float32 as in the published model."""
     return _moved(memory, np.asarray(ego_pose, np.float64), -timestamp_s, np.float64)
 
 
-def _moved(
-    memory: Mapping[str, np.ndarray], transform: np.ndarray, seconds: float, time_dtype: type
-) -> dict[str, np.ndarray]:
+def _moved(memory: Arrays, transform: np.ndarray, seconds: float, time_dtype: type) -> dict[str, np.ndarray]:
     points = memory['reference_point'].astype(np.float64) @ transform[:3, :3].T + transform[:3, 3]
     return dict(
         embedding=memory['embedding'].astype(np.float32),
@@ -80,12 +76,8 @@ def _moved(
     )
 
 
-def check_tensors(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a memory that is not this model's.
-
-    Raises:
-        ShapeError: a tensor is missing, has another shape, or is not finite.
-    """
+def check_tensors(tensors: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a memory that is not this model's: ShapeError names the tensor."""
     for field in FIELDS:
         if field not in tensors:
             raise ShapeError(f'state: has no tensor {field!r}; expected {", ".join(FIELDS)}')

@@ -14,24 +14,18 @@ from mmdeploy_ext.runtime.detections import BoxedInstances, ScoredMasks
 from mmdeploy_ext.runtime.two_stage.model import check_caps, check_form
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py'}
 
 
-def detections(
-    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-) -> list[BoxedInstances]:
-    """Return the instances per image of the outputs of a `full` graph.
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[BoxedInstances]:
+    """Return the instances per image of the outputs of a `full` graph, see `consumers`.
 
-    Args:
-        metadata: of the file.
-        outputs: `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box, or
-            of a file with `--paste-masks` (B, n, h, w) bool, as large as the largest of the images; of heads
-            that judge masks also `mask_scores` (B, n).
-        feeds: what was fed, and `ori_shape` (2,) or (B, 2): height and width of the images to paste into.
+    These are `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box, or of
+    a file with `--paste-masks` (B, n, h, w) bool, as large as the largest of the images; of heads that judge
+    masks also `mask_scores` (B, n). Feeds hold `ori_shape` (2,) or (B, 2): height and width of the images.
 
     Raises:
         ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out.
@@ -61,14 +55,9 @@ def detections(
 def paste(
     masks: np.ndarray, bboxes_xyxy: np.ndarray, height: int, width: int, threshold: float
 ) -> np.ndarray:
-    """Return masks (n, height, width) bool of an image.
+    """Return masks (n, height, width) bool of an image, where masks (n, m, m) of 0..1 reach a threshold.
 
-    Args:
-        masks: (n, m, m) float32 in 0..1, in the frame of the box.
-        bboxes_xyxy: (n, 4) float32, pixels of the image.
-        height: of the image.
-        width: of the image.
-        threshold: pixels that reach it belong to the instance.
+    They are in the frames of boxes (n, 4), pixels of the image.
     """
     whole = np.zeros((len(masks), height, width), bool)
     for image, mask, (x1, y1, x2, y2) in zip(whole, masks, bboxes_xyxy.astype(np.float32), strict=True):
@@ -93,7 +82,7 @@ def _taps(
     pixels: np.ndarray, low: np.float32, high: np.float32, size: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Return the two neighbours in a mask, padded by one, of pixels along an axis, and their weights."""
-    half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
+    half, one, two = np.float32([0.5, 1, 2])
     with np.errstate(divide='ignore', invalid='ignore'):
         place = (pixels.astype(np.float32) + half - low) / (high - low) * two - one
     place = np.where(np.isinf(place), np.float32(0), place)

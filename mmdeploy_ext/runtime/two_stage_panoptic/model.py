@@ -10,23 +10,18 @@ from mmdeploy_ext.runtime.panoptic import Segments, fuse_instances, resized, seg
 from mmdeploy_ext.runtime.two_stage_masks.model import paste
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_with_postprocess.py')
 
 
-def detections(
-    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-) -> list[Segments]:
-    """Return the segments per image.
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:
+    """Return the segments per image, see `consumers`.
 
-    Args:
-        metadata: of the file.
-        outputs: of a `full` file `panoptic` (B, h, w); of a `raw` one `dets` (B, n, 5), `labels` (B, n),
-            `masks` (B, n, m, m) in the frame of the box, and `semantic_logits` (B, S + 1, H4, W4).
-        feeds: what was fed, and of a `raw` file `ori_shape` (2,): height and width of the map.
+    A `full` file gives `panoptic` (B, h, w), a `raw` one `dets` (B, n, 5), `labels` (B, n), `masks` (B, n, m,
+    m) in the frame of the box, and `semantic_logits` (B, S + 1, H4, W4); with it feeds hold `ori_shape` (2,),
+    height and width of the map.
     """
     facts = metadata.postprocess
     if metadata.form == 'full':

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.runtime.detections import BoxedInstances
+from mmdeploy_ext.runtime.detections import BoxedInstances, unpadded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
 
 RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py'}
 
 
-def detections(
-    metadata: Metadata, outputs: Mapping[str, np.ndarray], feeds: Mapping[str, np.ndarray]
-) -> list[BoxedInstances]:
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[BoxedInstances]:
     """Return the instances per image of the outputs of a `full` graph."""
-    found = []
-    for dets, labels, masks in zip(*(outputs[name] for name in ('dets', 'labels', 'masks')), strict=True):
-        kept = labels >= 0
-        found.append(BoxedInstances(masks[kept], dets[kept, 4], labels[kept], dets[kept, :4]))
-    return found
+    dets, columns = outputs['dets'], dict(masks=outputs['masks'], labels=outputs['labels'])
+    return unpadded(BoxedInstances, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], **columns)

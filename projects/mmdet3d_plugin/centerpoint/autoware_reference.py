@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCoder
 
-from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS, Objects, best_first, passing, suppressed
+from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS, Objects, passing, suppressed
 from mmdeploy_ext.runtime.autoware.centerpoint import PILLARS, SPATIAL
 from mmdeploy_ext.runtime.autoware.settings import Settings
 from mmdeploy_ext.runtime.frames import StepResult
@@ -73,7 +73,7 @@ class NodeReference(Reference):
         twists = np.stack([along, across], axis=1)
         objects = Objects(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], twists, scores, labels)
         good = passing(boxes[:, :2], scores, labels, self.settings)
-        return suppressed(best_first(objects.take(np.flatnonzero(good))), self.settings)
+        return suppressed(objects[good].best_first(), self.settings)
 
     def _decoded(self, heat: torch.Tensor, raw: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return mmdet3d's boxes of all cells for one class: no number and no range cuts them off."""

@@ -29,8 +29,7 @@ def half_encoder(encoder: nn.Module) -> nn.Module:
     traced = trace(encoder, order=axes(encoder), spatial_shape=shape, in_channels=channels)
     sources, rounded = layer_sources(traced), copy.deepcopy(encoder)
     for node in fold(traced).convolutions():
-        source = sources[node.module]
-        conv, norm = (rounded.get_submodule(path) for path in (source.convolution, source.norm))
+        conv, norm = map(rounded.get_submodule, (node.module, sources[node.module].norm))
         weight, bias = (
             torch.from_numpy(array.astype(np.float16).astype(np.float32))
             for array in (node.weight, node.bias)

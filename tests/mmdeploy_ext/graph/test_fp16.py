@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.select import fitting
+from mmdeploy_ext.graph.passes.select import matches
 
 ROWS, COLUMNS = 4, 8
 
@@ -167,7 +167,8 @@ def test_a_pattern_of_a_module_fits_its_nodes_of_both_exporters(name, scopes):
     node = helper.make_node('MatMul', ['x', 'w'], ['y'], name)
     if scopes:
         node.metadata_props.add(key='pkg.torch.onnx.name_scopes', value=scopes)
-    assert fitting([node], ['*.decoder*', '*.decoder.layers.1', '*.encoder*']) == ['*.decoder*']
+    found = matches([node], ['*.decoder*', '*.decoder.layers.1', '*.encoder*'])
+    assert found == {'*.decoder*': [0], '*.decoder.layers.1': [], '*.encoder*': []}
 
 
 def test_nodes_with_sub_graphs_and_what_these_read_stay_float32():

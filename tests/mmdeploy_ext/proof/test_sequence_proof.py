@@ -18,13 +18,12 @@ import toy_streampetr
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.evaluate.loop import frames_of
+from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.inputs.cameras import rule_from_pipeline
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.levels.frames import output_spec
-from mmdeploy_ext.proof.levels.sequence import default_bars
+from mmdeploy_ext.proof.levels.sequence import NearOrigin, default_bars
 from mmdeploy_ext.proof.levels.sequence_run import Bars
-from mmdeploy_ext.proof.levels.sequence_shift import NearOrigin
 from mmdeploy_ext.proof.views.table import failure_reasons, last_line, print_verdict
 from mmdeploy_ext.runtime.streampetr.state import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
@@ -245,7 +244,7 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     assert test['ann_file'] == str(infos)
     deployment = dataclasses.replace(toy.deployment(), rule=rule_from_pipeline(test['pipeline']))
     written = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
-    drive = list(frames_of(deployment.family, build_dataset(test), range(frames), workers=0))
+    drive = list(DatasetFrames(deployment.family, build_dataset(test), range(frames)))
     assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'
     verdict, _ = prove(deployment, written, drive, bars=Bars(frames=frames, resets=resets))
     assert verdict.proven, said(verdict)

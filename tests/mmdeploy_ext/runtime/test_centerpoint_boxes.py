@@ -11,7 +11,8 @@ from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, rotated_iou, rotated_nms
+from mmdeploy_ext.runtime import bev_loops
+from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, rotated_nms
 from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
 from projects.mmdet3d_plugin.centerpoint.graphs import box_rule
 
@@ -140,8 +141,9 @@ def test_rotated_iou_equals_mmcv():
     boxes = boxes.astype(np.float32)
     expected = box_iou_rotated(torch.from_numpy(boxes), torch.from_numpy(boxes)).numpy()
     corners, areas = bev_corners(boxes.astype(np.float64)), boxes[:, 2] * boxes[:, 3]
+    areas, room = areas.astype(float), np.empty((2, bev_loops.MOST, 2))
     found = [
-        [rotated_iou(corners[i], corners[j], areas[i], areas[j]) for j in range(len(boxes))]
+        [bev_loops.iou(corners[i], corners[j], areas[i], areas[j], *room) for j in range(len(boxes))]
         for i in range(len(boxes))
     ]
     np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.runtime.dense import coders
 from mmdeploy_ext.runtime.dense import model as runtime
-from mmdeploy_ext.runtime.detections import Detections, from_padded, sigmoid
+from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
 from projects.mmdet_plugin.dense.family import DenseFamily
 from projects.mmdet_plugin.dense.forms import Decode, raw_names
 
@@ -148,7 +148,7 @@ def test_decoded_rows_that_do_not_fit_the_input_are_refused():
 
 def test_detections_of_full_are_split_at_the_padding():
     dets = np.arange(30, dtype=np.float32).reshape(2, 3, 5)
-    first, second = from_padded(dets, np.array([[4, -1, -1], [0, 2, 1]]))
+    first, second = results_from_padded(dict(dets=dets, labels=np.array([[4, -1, -1], [0, 2, 1]])))
     assert (len(first), len(second)) == (1, 3)
     np.testing.assert_array_equal(second.bboxes_xyxy, dets[1, :, :4])
     assert first.labels.tolist() == [4]

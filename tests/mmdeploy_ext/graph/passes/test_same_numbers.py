@@ -49,13 +49,13 @@ def operators(model):
 def holds(change, model, exact=True):
     """Apply a pass; check what every pass promises and return the result."""
     before = hashlib.sha256(model.SerializeToString()).digest()
-    result, _ = change(model)
+    result = change(model)
     assert hashlib.sha256(model.SerializeToString()).digest() == before
     onnx.checker.check_model(result, full_check=True)
     assert [value.name for value in result.graph.input] == [value.name for value in model.graph.input]
     assert result.graph.output == model.graph.output
     assert {entry.key for entry in model.metadata_props} <= {entry.key for entry in result.metadata_props}
-    again, _ = change(result)
+    again = change(result)
     assert operators(again) == operators(result)
     rows = compare_models(model, result, [random_feeds(model)])
     assert rows and (is_exact(rows) if exact else all(row.passed for row in rows)), rows
@@ -81,7 +81,7 @@ def test_an_input_with_a_default_can_still_be_fed(change):
 @pytest.mark.parametrize('change', [fold, simplify])
 def test_random_operators_are_not_made_constant(change):
     model = parse('n = RandomNormal<shape = [2, 4]>() \n y = Add(x, n)')
-    assert 'RandomNormal' in operators(change(model)[0])
+    assert 'RandomNormal' in operators(change(model))
 
 
 @pytest.mark.parametrize('change', [fold, simplify])
@@ -106,13 +106,12 @@ def test_an_opset_is_written_that_was_asked_for_and_metadata_stays():
 
 def test_the_same_opset_changes_nothing():
     model = parse('y = Relu(x)')
-    assert convert_opset(model, 17)[0].SerializeToString() == model.SerializeToString()
+    assert convert_opset(model, 17).SerializeToString() == model.SerializeToString()
 
 
 def test_other_domains_stay_as_they_are():
     model = parse('a = Relu(x) \n y = com.mine.Foo(a)', **{'com.mine': 1})
-    result, before = convert_opset(model, 20)
-    assert before == 17
+    result = convert_opset(model, 20)
     assert {entry.domain: entry.version for entry in result.opset_import} == {'': 20, 'com.mine': 1}
 
 
@@ -134,7 +133,7 @@ def test_operators_in_branches_are_not_passed_over():
 def test_softmax_of_another_meaning_is_seen_by_the_comparison():
     """The converter writes Softmax of opset 13 as Softmax of opset 11, which flattens first."""
     model = parse('y = Softmax<axis = 0>(x)', 13)
-    result, _ = convert_opset(model, 11)
+    result = convert_opset(model, 11)
     rows = compare_models(model, result, [random_feeds(model)])
     assert not any(row.passed for row in rows)
 
