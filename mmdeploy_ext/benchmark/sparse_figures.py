@@ -38,7 +38,7 @@ def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
     flops = pairs = 0
     for node in graph.convolutions():
         rows_in = len(rulebook.level(node.inputs[0]))
-        count = int((rulebook.table(plan.table_of[node.name]) < rows_in).sum())
+        count = int((rulebook.tables[plan.table_of[node.name]] < rows_in).sum())
         flops += 2 * count * node.in_channels * node.out_channels
         pairs += count
     return dict(pairs=pairs, sites=max(map(len, rulebook.levels)), gflop=round(flops / 1e9, 9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,10 +51,7 @@ def from_amax(
 
 
 def _quantiser_path(key: str) -> str:
-    path = key.removesuffix('._amax').removesuffix('.amax')
-    return path.replace('._input_quantizer', '.input_quantizer').replace(
-        '._weight_quantizer', '.weight_quantizer'
-    )
+    return re.sub(r'\._(?=(input|weight)_quantizer)', '.', re.sub(r'\._?amax$', '', key))
 
 
 def _scalar(source: str, node: Node, amax: Mapping[str, Any]) -> float | None:
@@ -63,12 +61,10 @@ def _scalar(source: str, node: Node, amax: Mapping[str, Any]) -> float | None:
     found = next((amax[path] for path in paths if path in amax), None)
     if found is None:
         return None
-    values = np.asarray(found, np.float64).reshape(-1)
+    values, where = np.asarray(found, np.float64), f'{source}: {node.name} ({node.module})'
     if values.size != 1:
-        raise UsageError(
-            f'{source}: {node.name} ({node.module}): {values.size} ranges for its input, expected 1'
-        )
-    return float(values[0])
+        raise UsageError(f'{where}: {values.size} ranges for its input, expected 1')
+    return float(values.item())
 
 
 def _per_channel(source: str, node: SparseConvolution, amax: Mapping[str, Any]) -> tuple[Any, float]:

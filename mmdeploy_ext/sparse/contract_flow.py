@@ -6,8 +6,9 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.sparse.contract_fields import INT8, WARNING, Violation
+from mmdeploy_ext.sparse.contract_fields import ERROR, INT8, WARNING, Violation
 from mmdeploy_ext.sparse.contract_rules import TRIPLES, input_ranges, range_problem
+from mmdeploy_ext.sparse.plan import dense_output_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,6 @@ class Flow:
         grid: per axis; () where nothing says.
         sites: name of its set of active sites: tensors with the same one have their rows in the same places.
         shape: of a dense tensor; () of a sparse one.
-        dense: whether it is dense.
     """
 
     channels: int = 0
@@ -42,15 +42,14 @@ class Flow:
 def graph_rules(graph: onnx.GraphProto, layers: list[Layer]) -> Iterator[Violation]:
     """Yield what is wrong with the connections: nodes that nothing uses, several inputs, no output."""
     if len(graph.input) != 1:
-        message = (
-            f'the graph has {len(graph.input)} inputs, expected the voxel features alone; each becomes an '
-        )
-        yield Violation('', 'input', 'graph-input', message + 'input of the engine')
+        message = f'the graph has {len(graph.input)} inputs, expected the voxel features alone; each becomes '
+        yield Violation('', 'input', 'graph-input', message + 'an input of the engine')
     produced = {layer.output for layer in layers}
     for entry in graph.output:
         if entry.name not in produced:
-            message = f'graph output {entry.name!r} is given by no node'
-            yield Violation('', entry.name, 'graph-output', message)
+            yield Violation(
+                '', entry.name, 'graph-output', f'graph output {entry.name!r} is given by no node'
+            )
     if len(graph.output) != 1:
         message = f'the graph has {len(graph.output)} outputs, expected the dense map alone'
         yield Violation('', 'output', 'graph-output', message)
@@ -67,28 +66,15 @@ def graph_rules(graph: onnx.GraphProto, layers: list[Layer]) -> Iterator[Violati
             yield Violation(layer.name, layer.output, 'disconnected', message)
     for entry in graph.input:
         if entry.name not in used:
-            message = f'graph input {entry.name!r} is used by no node'
-            yield Violation('', entry.name, 'disconnected', message)
+            yield Violation('', entry.name, 'disconnected', f'graph input {entry.name!r} is used by no node')
 
 
 class Walk:
-    """Follows tensors through the graph in file order.
-
-    Attributes:
-        violations: what did not fit.
-        flows: tensor name -> what it is.
-    """
+    """Follows tensors through the graph in file order: `violations` did not fit, `flows` are all tensors."""
 
     def __init__(self, graph: onnx.GraphProto, layers: list[Layer], max_voxels: int | None) -> None:
-        """Walk.
-
-        Args:
-            graph: for its input.
-            layers: as the engine read them.
-            max_voxels: most voxels of a sweep, or None: the usual number, as a warning.
-        """
+        """Walk; `max_voxels` are the most voxels of a sweep, None: the usual number, as a warning."""
         self.violations: list[Violation] = []
-        self.layers = layers
         self.max_voxels = max_voxels
         self.flows: dict[str, Flow] = {entry.name: Flow(sites='input') for entry in graph.input}
         self.rulebooks: dict[str, tuple[Layer, Flow]] = {}
@@ -111,11 +97,8 @@ class Walk:
             self.flows[layer.output] = steps[layer.op_type](layer, *flows) if complete else Flow()
             self._stored_range(layer)
 
-    def _report(
-        self, layer: Layer, attribute: str, rule: str, message: str, severity: str | None = None
-    ) -> None:
-        extra = {} if severity is None else {'severity': severity}
-        self.violations.append(Violation(layer.name, attribute, rule, message, **extra))
+    def _report(self, layer: Layer, attribute: str, rule: str, message: str, severity: str = ERROR) -> None:
+        self.violations.append(Violation(layer.name, attribute, rule, message, severity))
 
     def _wants(self, layer: Layer, flow: Flow, dense: bool) -> None:
         if flow.dense != dense:
@@ -129,10 +112,8 @@ class Walk:
         self._wants(layer, flow, False)
         weight, said = layer.weight, layer.written['input_spatial_shape']
         if weight.ndim == 5 and flow.channels and weight.shape[4] != flow.channels:
-            message = (
-                f'weight {list(weight.shape)} takes {weight.shape[4]} channels, its input has {flow.channels}'
-            )
-            self._report(layer, 'weight', 'weight-shape', message)
+            takes = f'weight {list(weight.shape)} takes {weight.shape[4]} channels'
+            self._report(layer, 'weight', 'weight-shape', f'{takes}, its input has {flow.channels}')
         grid = flow.grid or said
         if said and grid != said:
             message = f'input_spatial_shape={list(said)}, its input is on {list(grid)}'
@@ -152,10 +133,9 @@ class Walk:
         return dataclasses.replace(result, channels=channels, shape=(), dense=False)
 
     def _geometry(self, layer: Layer) -> str:
-        names = ('kernel_size',) if layer.values['subm'] else TRIPLES
-        return ', '.join(f'{name} {list(layer.values[name])}' for name in names) + (
-            ' (submanifold)' if layer.values['subm'] else ''
-        )
+        if layer.values['subm']:
+            return f'kernel_size {list(layer.values["kernel_size"])} (submanifold)'
+        return ', '.join(f'{name} {list(layer.values[name])}' for name in TRIPLES)
 
     def _target(self, layer: Layer, flow: Flow) -> Flow:
         """Return sites and grid of a convolution's output."""
@@ -166,10 +146,7 @@ class Walk:
         values = [layer.values[name] for name in TRIPLES]
         if len(flow.grid) != 3 or any(len(triple) != 3 for triple in values) or 0 in values[1]:
             return Flow(sites=layer.name)
-        grid = tuple(
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, padding, dilation in zip(flow.grid, *values, strict=True)
-        )
+        grid = dense_output_shape(flow.grid, *values)
         if min(grid) < 1:
             message = f'{self._geometry(layer)} on {list(flow.grid)} leave {list(grid)} cells'
             self._report(layer, 'kernel_size', 'spatial-shape', message)
@@ -218,11 +195,10 @@ class Walk:
             source = 'of the usual test configs' if self.max_voxels is None else 'of --max-voxels'
             message = f'output_bound={bound} is less than the {expected} voxels {source}; {room}'
             if result.sites != 'input':
-                message += (
-                    ' (a strided level may have more sites than there are voxels: 1.6 times on a real sweep)'
-                )
+                message += ' (a strided level may have more sites than there are voxels: 1.6 times on a real '
+                message += 'sweep)'
             sure = self.max_voxels is not None and result.sites == 'input'
-            self._report(layer, 'output_bound', 'output-bound', message, None if sure else WARNING)
+            self._report(layer, 'output_bound', 'output-bound', message, ERROR if sure else WARNING)
 
     def _add(self, layer: Layer, first: Flow, second: Flow) -> Flow:
         for flow in (first, second):

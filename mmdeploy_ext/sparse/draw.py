@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.graph.show.draw import check_suffix, label, new_picture, save_picture
@@ -27,16 +28,7 @@ HEAVY = 20
 
 
 def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: str = '') -> None:
-    """Draw a sparse graph into an SVG, PNG or PDF file.
-
-    Args:
-        model: in the libspconv dialect.
-        target: file; its suffix decides the format.
-        title: above the picture.
-
-    Raises:
-        UsageError: another suffix.
-    """
+    """Draw a sparse graph into an SVG, PNG or PDF file; a UsageError refuses another suffix."""
     check_suffix(target)
     picture, layers = new_picture(title), sparse_layers(model)
     picture.graph_attr.update(label=_heading(title), rankdir='LR', nodesep='0.4', ranksep='0.6')
@@ -45,10 +37,8 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
         _add_node(picture, number, row)
     for column in dict.fromkeys(column_of):
         members = [number for number, other in enumerate(column_of) if other == column]
-        head, entry = (
-            f'column {column}',
-            dict(style='invis') if column else dict(label=layers[0]['inputs'][0]),
-        )
+        head = f'column {column}'
+        entry = dict(style='invis') if column else dict(label=layers[0]['inputs'][0])
         picture.add_node(head, label=by(layers[members[0]].get('grid') or []), shape='plaintext', style='')
         picture.add_edge(head, members[0], weight=HEAVY, **entry)
         picture.add_subgraph([head, *members], rank='same')
@@ -60,11 +50,9 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
 
 def columns(layers: list[dict[str, Any]]) -> list[int]:
     """Return the column of every node: a new one where the set of active sites is another."""
-    found, column = [], 0
-    for row, above in zip(layers, [None, *layers], strict=False):
-        column += above is not None and row.get('sites') != above.get('sites')
-        found.append(column)
-    return found
+    pairs = itertools.pairwise(layers)
+    changes = [below.get('sites') != above.get('sites') for above, below in pairs]
+    return list(itertools.accumulate(changes, initial=0))[: len(layers)]
 
 
 def _add_node(picture: AGraph, number: int, row: dict[str, Any]) -> None:
@@ -97,7 +85,7 @@ def _add_edges(picture: AGraph, layers: list[dict[str, Any]], column_of: list[in
     made = {row['output']: number for number, row in enumerate(layers)}
     used = {tensor for row in layers for tensor in row['inputs']}
     for number, row in enumerate(layers):
-        for tensor in [tensor for tensor in row['inputs'] if tensor in made]:
+        for tensor in filter(made.__contains__, row['inputs']):
             source = made[tensor]
             across, follows = column_of[source] != column_of[number], number == source + 1
             name = f'  {tensor}  ' if across or follows else ''

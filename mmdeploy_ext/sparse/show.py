@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.sparse.contract import Reader
 from mmdeploy_ext.sparse.contract_flow import Walk
-from mmdeploy_ext.sparse.contract_reader import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,16 +27,8 @@ def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
     rows = []
     for layer in layers:
         title = TITLES.get(layer.op_type, layer.op_type)
-        rows.append(
-            dict(
-                name=layer.name,
-                op_type=layer.op_type,
-                number=counts[title],
-                inputs=list(layer.inputs),
-                output=layer.output,
-                **_facts(layer, flows.get(layer.output)),
-            )
-        )
+        row = dict(name=layer.name, op_type=layer.op_type, number=counts[title], inputs=list(layer.inputs))
+        rows.append(dict(row, output=layer.output, **_facts(layer, flows.get(layer.output))))
         counts[title] += 1
     return rows
 
@@ -45,16 +37,13 @@ def _facts(layer: Layer, flow: Flow | None) -> dict[str, Any]:
     """Return the facts of a node that are shown, as the engine knows them."""
     names = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
     names += ('output_bound', 'precision', 'output_precision', 'format', 'dims')
-    facts = {name: _plain(layer.values[name]) for name in names if name in layer.values}
+    known = {name: layer.values[name] for name in names if name in layer.values}
+    facts = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     if layer.is_convolution and layer.weight.ndim == 5:
         facts.update(in_channels=layer.weight.shape[4], out_channels=layer.weight.shape[0])
     if flow is not None:
         facts.update(grid=list(flow.grid), sites=flow.sites, shape=list(flow.shape), dense=flow.dense)
     return facts
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
@@ -69,25 +58,23 @@ def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
     ]
     width = max(map(len, traced), default=0)
     for line, row in zip(traced, layers, strict=True):
-        yield f'{line:<{width}}  {details(row)}'.rstrip()
+        yield f'{line:<{width}}  {_details(row)}'.rstrip()
 
 
 def _bracket(row: dict[str, Any]) -> str:
     if row['op_type'] == 'SparseConvolution':
         return '[inverse]' if row['inverse'] else '[subm]' if row['subm'] else '[conv]'
-    for name in ('format', 'dims'):
-        if name in row:
-            return f'[{row[name] if name == "format" else ",".join(map(str, row[name]))}]'
-    return ''
+    if 'format' in row:
+        return f'[{row["format"]}]'
+    return f'[{",".join(map(str, row["dims"]))}]' if 'dims' in row else ''
 
 
-def details(row: dict[str, Any]) -> str:
+def _details(row: dict[str, Any]) -> str:
     """Return what a node does, in a few words."""
     words = []
     if row['op_type'] == 'SparseConvolution':
-        words.append(
-            f'{row.get("in_channels", "?")} -> {row.get("out_channels", "?")}, {by(row["kernel_size"])}'
-        )
+        channels = f'{row.get("in_channels", "?")} -> {row.get("out_channels", "?")}'
+        words.append(f'{channels}, {by(row["kernel_size"])}')
         if not row['subm']:
             words.append(f'stride {by(row["stride"])}, padding {by(row["padding"])}')
     where = row.get('shape') if row.get('dense') else row.get('grid')

@@ -15,7 +15,7 @@ from mmdeploy_ext.inputs.points import voxelise
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 from mmdeploy_ext.sparse.engine import checked_features
-from mmdeploy_ext.sparse.level import Level
+from mmdeploy_ext.sparse.rulebook import Level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

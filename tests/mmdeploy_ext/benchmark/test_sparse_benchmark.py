@@ -12,7 +12,7 @@ from mmdeploy_ext.apps.benchmark_app import main
 from mmdeploy_ext.benchmark import sparse_figures as figures
 from mmdeploy_ext.benchmark.scenes import growth_exponent, points_in, surfaces
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
-from mmdeploy_ext.sparse.level import Level
+from mmdeploy_ext.sparse.rulebook import Level
 from toy_rulebook import submanifold_table
 
 GRID = (360, 320, 40)

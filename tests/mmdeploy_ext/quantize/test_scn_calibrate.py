@@ -33,7 +33,7 @@ def seen(graph, sweeps):
         engine.run(graph, coordinates, features, observe=outputs.__setitem__)
         tensors = {node.output: outputs[node.name] for node in graph.nodes} | {'0': features}
         for name, values in inputs.items():
-            values.extend(tensors[tensor] for tensor in graph.node(name).inputs)
+            values.extend(tensors[tensor] for tensor in toy_sparse.node(graph, name).inputs)
     return inputs
 
 
@@ -124,7 +124,7 @@ def test_values_that_are_not_finite_are_refused_by_sweep_and_node(graph):
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(graph):
-    weight = graph.node('conv3').weight.copy()
+    weight = toy_sparse.node(graph, 'conv3').weight.copy()
     weight[0, 0, 0, 0, 0] = np.nan
     with pytest.raises(
         UsageError, match=r'conv3 \(down\.0\): of its weights, 1 of 3456 values are not finite'
