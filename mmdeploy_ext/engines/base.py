@@ -10,7 +10,6 @@ from mmdeploy_ext.core.errors import ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     import numpy as np
 
@@ -84,19 +83,12 @@ class Backend(abc.ABC):
         missing = [name for name in self.spec.output_names if name not in outputs]
         if missing:
             raise ShapeError(f'{self.engine} gave no {missing}; it gave {sorted(outputs)}')
-        return {name: _single(outputs[name]) for name in self.spec.output_names}
+        found = {name: outputs[name] for name in self.spec.output_names}
+        return {name: one.astype('float32') if one.dtype == 'float16' else one for name, one in found.items()}
 
     def __enter__(self) -> Self:
-        """Activate."""
         self.activate()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Deactivate."""
+    def __exit__(self, *_: object) -> None:
         self.deactivate()
-
-
-def _single(array: np.ndarray) -> np.ndarray:
-    return array.astype('float32') if array.dtype == 'float16' else array

@@ -9,9 +9,9 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.engines.tensorrt.beside import engine_beside
 from mmdeploy_ext.engines.tensorrt.binding import Session, check_ports
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
+from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.file import check_architecture, check_version, read_record
 from mmdeploy_ext.engines.tensorrt.package import find_package
 from mmdeploy_ext.graph.passes.for_tensorrt import parse_constants
@@ -25,7 +25,7 @@ class TensorRtBackend(Backend):
 
     The record beside the engine says which package, version and architecture it is for; anything else is
     refused before the engine is loaded. Tensors are bound by name. Of an ONNX file the engine beside it is
-    taken, which is built where there is none for this GPU (`tensorrt_beside`).
+    taken, which is built where there is none for this GPU (`engine_beside`).
     """
 
     engine = 'tensorrt'
@@ -46,10 +46,8 @@ class TensorRtBackend(Backend):
         """
         if not isinstance(device, int) or device < 0:
             raise ConfigError(f'device={device!r}: expected the index of a GPU, 0 or more')
-        self.path = str(path)
-        self.device = device
-        self.shapes = _words(shapes)
-        self.constants = _words(constants)
+        self.path, self.device = str(path), device
+        self.shapes, self.constants = _words(shapes), _words(constants)
         self.session: Session | None = None
         self._runtime: Any = None
 
@@ -87,10 +85,9 @@ class TensorRtBackend(Backend):
                 f'{"; ".join(log.errors()[:3]) or "it gave no reason"}; build it again'
             )
         session = Session(engine, GpuMemory(self.device))
-        check_ports(session.inputs, self.record.inputs, 'inputs', self.path)
-        check_ports(session.outputs, self.record.outputs, 'outputs', self.path)
-        self.session = session
-        self._engine = engine
+        for what in ('inputs', 'outputs'):
+            check_ports(getattr(session, what), getattr(self.record, what), what, self.path)
+        self.session, self._engine = session, engine
 
     def layers(self) -> str:
         """Return what the engine's inspector says of its layers, dtypes included, as JSON."""
