@@ -182,9 +182,8 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibrators import calibrator
     from mmdeploy_ext.quantize.cameras import calibration_set
-    from mmdeploy_ext.quantize.dense import check_weights, finished, layers_in_int8
+    from mmdeploy_ext.quantize.dense import check_weights, finished, layers_in_int8, record
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
-    from mmdeploy_ext.quantize.dense_repeat import record
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
 

@@ -194,18 +194,18 @@ def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -
 
 def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]) -> None:
     from mmdeploy_ext.core.files import write_json
-    from mmdeploy_ext.quantize import assumptions, fidelity_views
+    from mmdeploy_ext.quantize import views
 
     if args.draw:
-        fidelity_views.draw(found, args.draw)
+        views.draw_fidelity(found, args.draw)
     if args.json:
         content = found.to_json()
         write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
     console = cli.stdout()
-    console.print(fidelity_views.table(found, None if args.all else WORST))
+    console.print(views.fidelity_table(found, None if args.all else WORST))
     console.print(found.advice_text(), markup=False, highlight=False, soft_wrap=True)
     if findings:
-        console.print(assumptions.table(findings))
+        console.print(views.assumption_table(findings))
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,6 @@ from mmdeploy_ext.sparse.ranges import quantised
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rich.table import Table
-
     from mmdeploy_ext.quantize.calibrate import Sweep
     from mmdeploy_ext.sparse.ir import SparseGraph
     from mmdeploy_ext.sparse.ranges import Ranges
@@ -31,13 +29,7 @@ ASSUMPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One assumption.
-
-    Attributes:
-        assumption: about the engine.
-        fp32: the output's difference from fp32.
-        default: the output's difference from the simulation as the tables have it.
-    """
+    """The output's difference from fp32, and from the simulation as the tables have it."""
 
     assumption: Assumption
     fp32: Difference
@@ -75,19 +67,3 @@ def compare_assumptions(
     if reference is None:
         raise DataError('assumptions: has no sweep to compare on; give a folder or infos that have some')
     return tuple(found)
-
-
-def table(findings: Iterable[Finding]) -> Table:
-    """Return the findings as a table."""
-    from mmdeploy_ext.quantize import views
-
-    view = views.table('what the engine may do', 'cosine', 'error', 'away from the tables')
-    for finding in findings:
-        fp32 = finding.fp32
-        view.add_row(
-            finding.assumption.title,
-            f'{fp32.cosine:.6f}',
-            f'{fp32.error:.2%}',
-            f'{finding.default.error:.2%}',
-        )
-    return view

@@ -66,9 +66,8 @@ def calibrate_sweeps(
         for node in nodes
     }
     count = 0
-    for features, coordinates in tracked(sweeps, batches, 'calibrating', progress):
-        count += 1
-        _collect(graph, features, coordinates, collectors, f'sweep {count} of {source}')
+    for count, sweep in enumerate(tracked(sweeps, batches, 'calibrating', progress), 1):
+        _collect(graph, sweep, collectors, f'sweep {count} of {source}')
     if count == 0:
         raise DataError(f'{source}: has no sweep to calibrate on; give a folder or infos that have some')
     found = {}
@@ -81,7 +80,7 @@ def calibrate_sweeps(
             )
         kernel = ()
         if isinstance(node, SparseConvolution):
-            kernel = _weights(node, unfolded or {}), weight_norm(node)
+            kernel = _weights(node, (unfolded or {}).get(node.name, node.weight)), weight_norm(node)
         found[node.name] = NodeRange(node.module, float(np.float32(amax)), *kernel)
     name = title(method, percentile)
     if add_method and add_method != method:
@@ -95,12 +94,8 @@ def before_folding(
     """Return node name -> kernel before batch normalisation was folded into it.
 
     The reference takes the weight ranges of CenterPoint's `conv_input.0` from that kernel: its normalisation
-    is folded only when the file is written. Every other range is of the folded kernel.
-
-    Args:
-        traced: the graph with BatchNorm nodes.
-        folded: `fold(traced)`.
-        modules: paths of the convolutions, as the nodes have them.
+    is folded only when the file is written. Every other range is of the folded kernel; `modules` are paths of
+    convolutions, as the nodes have them.
 
     Raises:
         UsageError: no convolution has such a path.
@@ -120,22 +115,16 @@ def tracked(sweeps: Iterable[Sweep], batches: int | None, what: str, progress: b
     yield from cli.tracked(itertools.islice(sweeps, batches), total, what, progress)
 
 
-def _weights(node: SparseConvolution, unfolded: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+def _weights(node: SparseConvolution, kernel: np.ndarray) -> tuple[float, ...]:
     try:
-        return weight_amax(unfolded.get(node.name, node.weight))
+        return weight_amax(kernel)
     except ValueError as error:
         raise UsageError(
             f'{node.name} ({node.module}): of its weights, {error}; check the checkpoint'
         ) from error
 
 
-def _collect(
-    graph: SparseGraph,
-    features: np.ndarray,
-    coordinates: np.ndarray,
-    collectors: Mapping[str, Calibrator],
-    where: str,
-) -> None:
+def _collect(graph: SparseGraph, sweep: Sweep, collectors: Mapping[str, Calibrator], where: str) -> None:
     def listen(node, inputs, weight):  # noqa: ANN001, ANN202
         if node.name in collectors:
             try:
@@ -146,4 +135,5 @@ def _collect(
                 raise DataError(f'{where}: input of {node.name} ({node.module}): {error}') from error
         return inputs, weight
 
+    features, coordinates = sweep
     engine.run(graph, coordinates, features, transform=listen)

@@ -36,12 +36,8 @@ MOVES = (
 class NncfQuantiser:
     """Quantises layers of a graph with NNCF; the counterpart of `DenseQuantiser`.
 
-    Every call of `network` goes through the batches again: NNCF's ranges depend on what is quantised.
-
-    Args:
-        graph: the float model.
-        batches: input name -> array; what the network does not take is left out. Gone through once per call.
-        progress: a bar on stderr, where that is a terminal.
+    Every call of `network` goes through the batches (input name -> array, of which what the network does not
+    take is left out) again: NNCF's ranges depend on what is quantised.
 
     Raises:
         EngineError: NNCF is not installed.
@@ -50,9 +46,8 @@ class NncfQuantiser:
     def __init__(
         self, graph: DenseGraph, batches: Iterable[Mapping[str, np.ndarray]], progress: bool = False
     ) -> None:
-        self.graph = graph
-        self._nncf = require_nncf()
-        self._batches, self._progress = batches, progress
+        self.graph, self._nncf = graph, require_nncf()
+        self._images = _Tracked(batches, progress)
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
         """Return the network with these layers in INT8; without any, the float network.
@@ -65,8 +60,7 @@ class NncfQuantiser:
             return model
         nncf = self._nncf
         needed = [value.name for value in model.graph.input]
-        images = _Tracked(self._batches, self._progress)
-        data = nncf.Dataset(images, lambda batch: {name: batch[name] for name in needed})
+        data = nncf.Dataset(self._images, lambda batch: {name: batch[name] for name in needed})
         try:
             with suppress_output():
                 found = nncf.quantize(
@@ -74,7 +68,7 @@ class NncfQuantiser:
                     data,
                     preset=nncf.QuantizationPreset.MIXED,
                     target_device=nncf.TargetDevice.CPU,
-                    subset_size=max(len(images), 1),
+                    subset_size=max(len(self._images), 1),
                     ignored_scope=nncf.IgnoredScope(names=self._float_nodes(layers)),
                 )
         except (RuntimeError, ValueError, KeyError) as error:
@@ -98,11 +92,7 @@ class NncfQuantiser:
 
 
 def require_nncf() -> ModuleType:
-    """Import NNCF with its telemetry off.
-
-    Raises:
-        EngineError: it is not installed.
-    """
+    """Import NNCF with its telemetry off; an EngineError says how to install it."""
     os.environ.setdefault('NNCF_CI', '1')  # turns its telemetry off
     try:
         with suppress_output():

@@ -14,8 +14,8 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize.calibrate import tracked
+from mmdeploy_ext.quantize.calibrators import LEVELS
 from mmdeploy_ext.quantize.difference import Difference
-from mmdeploy_ext.quantize.fake import LEVELS
 from mmdeploy_ext.quantize.simulate import Simulation
 from mmdeploy_ext.sparse.ranges import quantised
 
@@ -38,8 +38,6 @@ class Row:
     """One layer.
 
     Attributes:
-        name: of the node.
-        module: path of its module.
         int8: its output in the int8 network, with all that came before it.
         own: its output when it alone is int8: fed by the fp32 run.
         fp16: its output in the fp16 network.
@@ -60,6 +58,14 @@ class Row:
         """Error that the layer does alone: to the network's output, or to its own where that is unknown."""
         error = self.own.error if self.output is None else self.output.error
         return math.inf if math.isnan(error) else error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        content = {'name': self.name, 'module': self.module, 'clipped': self.clipped}
+        for key in ('int8', 'own', 'fp16', 'output'):
+            found = getattr(self, key)
+            content[key] = None if found is None else found.to_json()
+        return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +109,6 @@ class Fidelity:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        rows = []
-        for row in self.rows:
-            content = {'name': row.name, 'module': row.module, 'clipped': row.clipped}
-            for key in ('int8', 'own', 'fp16', 'output'):
-                found = getattr(row, key)
-                content[key] = None if found is None else found.to_json()
-            rows.append(content)
         return {
             'calibrator': self.calibrator,
             'sweeps': self.sweeps,
@@ -117,7 +116,7 @@ class Fidelity:
             'int8': self.int8.to_json(),
             'fp16': self.fp16.to_json(),
             'keep_fp16': [{'name': name, 'cosine': cosine} for name, cosine in self.kept],
-            'layers': rows,
+            'layers': [row.to_json() for row in self.rows],
         }
 
 
@@ -163,15 +162,8 @@ def fidelity(
     if advise:
         alone = _alone(simulation, *first, fp16, progress)
         kept = _advice(simulation, *first, alone, target)
-    return Fidelity(
-        measured.rows(alone),
-        measured.int8[graph.output],
-        measured.fp16[graph.output],
-        kept,
-        measured.sweeps,
-        target,
-        ranges.calibrator,
-    )
+    outputs = measured.int8[graph.output], measured.fp16[graph.output]
+    return Fidelity(measured.rows(alone), *outputs, kept, measured.sweeps, target, ranges.calibrator)
 
 
 class _Measured:
@@ -195,11 +187,7 @@ class _Measured:
         self.sweeps += 1
         everything = set(simulation.names)
         int8 = everything - set(fp16)
-        runs = (
-            (self.fp16, set(), None),
-            (self.int8, int8, None),
-            (self.own, everything, reference),
-        )
+        runs = ((self.fp16, set(), None), (self.int8, int8, None), (self.own, everything, reference))
         for differences, layers, fed in runs:
             found = simulation.tensors(sweep, layers, fed)
             for name, difference in differences.items():
@@ -216,8 +204,7 @@ class _Measured:
         rows = []
         for node in quantised(self.graph):
             beyond, total = self.clipped[node.name]
-            tables = (self.int8, self.own, self.fp16)
-            found = [table[node.output] for table in tables]
+            found = [table[node.output] for table in (self.int8, self.own, self.fp16)]
             rows.append(Row(node.name, node.module, *found, beyond / max(total, 1), alone.get(node.name)))
         return tuple(rows)
 

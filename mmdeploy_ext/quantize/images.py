@@ -91,7 +91,7 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
     if source.suffix.lower() != '.json':
         return list_images([source])
     content = read_json(source)
-    entries = content.get('images') if isinstance(content, dict) else None
+    entries = content.get('images') if isinstance(content, dict) else ()
     entries = entries if isinstance(entries, list) else ()
     names = [entry.get('file_name') for entry in entries if isinstance(entry, dict)]
     if not names or not all(isinstance(name, str) for name in names):

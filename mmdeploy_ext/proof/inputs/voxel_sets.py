@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError
+from mmdeploy_ext.core.errors import DataError, PointsError
 from mmdeploy_ext.inputs.points import voxelise
-from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
+from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.rulebook import Level
@@ -76,15 +75,6 @@ def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[Voxe
     return sets
 
 
-def point_rule(cfg: Any, rule: VoxelRule) -> PointRule:
-    """Return how the config's test pipeline reads points from a file; the model's own width without one."""
-    try:
-        steps = test_pipeline(cfg)
-    except ConfigError:
-        steps = []
-    return PointRule.from_pipeline(steps, rule.in_channels)
-
-
 def points_of(source: str, cfg: Any, rule: VoxelRule, most: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, points (P, D) float32) of sweeps.
 
@@ -136,7 +126,9 @@ def sweep_sets(
 
 def _sweeps(source: str, cfg: Any, rule: VoxelRule, most: int) -> Sweeps:
     root = ((cfg.get('data') or {}).get('test') or {}).get('data_root')
-    return Sweeps(source, lambda points: voxelise(points, rule), point_rule(cfg, rule), root, most)
+    return Sweeps(
+        source, lambda points: voxelise(points, rule), point_rule(cfg, rule.in_channels), root, most
+    )
 
 
 def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSet:

@@ -10,11 +10,11 @@ from rich.console import Console
 import toy_sparse
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.quantize import fidelity_views
+from mmdeploy_ext.quantize import views
 from mmdeploy_ext.quantize.assumptions import compare_assumptions
 from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
+from mmdeploy_ext.quantize.calibrators import fake_quantise
 from mmdeploy_ext.quantize.difference import Difference
-from mmdeploy_ext.quantize.fake import fake_quantise
 from mmdeploy_ext.quantize.fidelity import fidelity
 from mmdeploy_ext.quantize.simulate import Assumption, Simulation
 from mmdeploy_ext.sparse import engine
@@ -150,11 +150,11 @@ def test_views(graph, ranges, tmp_path):
     assert [layer['name'] for layer in content['layers']] == ['conv0', 'conv1', 'conv2', 'add0', 'conv3']
     assert content['keep_fp16'][0]['name'] == 'conv1'
     console = Console(width=150, record=True, file=open('/dev/null', 'w'))  # noqa: SIM115
-    console.print(fidelity_views.table(result))
+    console.print(views.fidelity_table(result))
     lines = [line.split() for line in console.export_text().splitlines() if 'conv' in line]
     assert lines[0][0] == 'conv1'
     assert lines[0][-1] == 'fp16'
-    fidelity_views.draw(result, tmp_path / 'fidelity.png')
+    views.draw_fidelity(result, tmp_path / 'fidelity.png')
     assert (tmp_path / 'fidelity.png').read_bytes().startswith(b'\x89PNG')
 
 
