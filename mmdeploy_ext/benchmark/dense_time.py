@@ -41,7 +41,7 @@ def time_ratio(
         batches: input name -> array.
         rounds: that count; each runs both once.
         threads: of the engine; 0 leaves the choice to it.
-        engine: its name; runs both files.
+        engine: that runs both files.
 
     Returns:
         `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other

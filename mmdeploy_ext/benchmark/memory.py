@@ -59,15 +59,7 @@ def start_with(model: torch.nn.Module) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a child process has a model from.
-
-    Attributes:
-        register: imports the projects.
-        config: path of the config.
-        checkpoint: path of the weights.
-        cfg_options: overrides.
-        threads: of PyTorch.
-    """
+    """Where a child process has a model from: `register` imports the projects, threads are of PyTorch."""
 
     register: Callable[[], None]
     config: str
@@ -99,14 +91,7 @@ class Source:
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
-    """Run a graph, without torch; see `measure`.
-
-    Args:
-        engine: its name in `registry.ENGINES`.
-        path: of the file.
-        threads: of the engine.
-        feeds: its inputs, and perhaps others.
-    """
+    """Run a file on an engine of `registry.ENGINES`, without torch; feeds may be more than it takes."""
     backend = ENGINES[engine].open(path, threads)
     importlib.import_module(ENGINES[engine].package)
     before = start()

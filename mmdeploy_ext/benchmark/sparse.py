@@ -22,10 +22,10 @@ from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.machine import cores
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, busy
-from mmdeploy_ext.benchmark.scenes import surfaces
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import sparse as deploy
 from mmdeploy_ext.deploy.deployment import load
+from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, sweep_sets
@@ -181,9 +181,9 @@ def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSe
     """Return scenes of so many voxels, with random features."""
     settings, found = deployment.settings, []
     for size in sorted(set(sizes)):
-        coordinates = surfaces(settings.spatial_shape, settings.order, size, seed=size)
-        rng = np.random.default_rng(size)
-        features = rng.standard_normal((len(coordinates), settings.in_channels)).astype(np.float32)
+        coordinates = figures.surfaces(settings.spatial_shape, settings.order, size, seed=size)
+        shape = len(coordinates), settings.in_channels
+        features = np.random.default_rng(size).standard_normal(shape).astype(np.float32)
         found.append(VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
     return found
 
@@ -219,13 +219,10 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
     """Return the portable file on OpenVINO, with the same rulebook."""
-    import openvino
-
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
     facts = json.loads(props[portable.FACTS])
     plan, same = RulebookPlan.from_json(facts['plan']), facts['order'] == order
-    settings = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads}
-    compiled = openvino.Core().compile_model(path, 'CPU', settings)
+    model = compiled(path, threads)
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
@@ -233,7 +230,7 @@ def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], R
         feeds = portable.feeds(plan, rulebook, facts['form'], threads)
         feeds = {portable.VOXELS: voxels.features, **feeds}
         middle = time.perf_counter()
-        compiled(feeds)
+        model(feeds)
         return _run(voxels, time.perf_counter() - start, middle - start)
 
     return run

@@ -175,14 +175,7 @@ def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
 
 
 def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contender:
-    """Return exported files on an engine.
-
-    Args:
-        stepper: of `SequenceFamily.runner`; it has `graph_seconds()` and `fed_bytes`.
-        engine: of `ENGINES`.
-        form: its contract.
-        file: folder or file.
-    """
+    """Return exported files of a contract on an engine; the stepper is of `SequenceFamily.runner`."""
 
     def run(sample: Frame | Sweep) -> Run:
         before, start = stepper.graph_seconds(), time.perf_counter()
@@ -204,9 +197,7 @@ def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any
 
 
 def held_to(
-    rows: Sequence[Mapping[str, Any]],
-    ratio: Mapping[str, Any] | None,
-    bars: Sequence[tuple[str, str, float]],
+    rows: Sequence[Mapping[str, Any]], ratio: Mapping[str, Any] | None, bars: Sequence[tuple[str, str, float]]
 ) -> list[dict[str, Any]]:
     """Return what the deploy contract in ONNX Runtime is held to, as far as it was measured; see `bar_rows`.
 
@@ -219,13 +210,9 @@ def held_to(
     found = next((row for row in rows if (row['engine'], row['form']) == (DEFAULT.name, 'deploy')), None)
     if found is None:
         return []
-    torch = found['ratio_to_torch']
-    figures = dict(
-        found['parts_ms'],
-        torch=torch and torch['median'],
-        fork=ratio and ratio['median'],
-        fed_bytes=found['fed_bytes'],
-    )
+    ratios = dict(torch=found['ratio_to_torch'], fork=ratio)
+    medians = {name: one and one['median'] for name, one in ratios.items()}
+    figures = dict(found['parts_ms'], **medians, fed_bytes=found['fed_bytes'])
     return bar_rows([(name, figures.get(figure), bar) for name, figure, bar in bars])
 
 

@@ -33,7 +33,7 @@ TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone
           'int8 error', 'fp16 error', 'keep')  # fmt: skip
 
 
-def table(*titles: str, left: int = 1, **options: str) -> Table:
+def table(*titles: str, left: int = 1, **options: str | None) -> Table:
     """Return an empty table whose first `left` columns are texts, the others figures."""
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **options)
     for index, title in enumerate(titles):
@@ -42,18 +42,18 @@ def table(*titles: str, left: int = 1, **options: str) -> Table:
 
 
 @contextlib.contextmanager
-def png(path: str | Path, width: float, height: float) -> Iterator[Figure]:
+def png(path: str | Path, width: float, height: float, font: int = 9, dpi: int = 100) -> Iterator[Figure]:
     """Yield a figure of so many inches; it is written when the block ends."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({'font.size': 9}):
+    with matplotlib.rc_context({'font.size': font}):
         figure = Figure(figsize=(width, height), layout='constrained')
         FigureCanvasAgg(figure)
         yield figure
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format='png', dpi=100)
+            figure.savefig(temporary, format='png', dpi=dpi)
 
 
 def bars(axes: Axes, names: Sequence[str], errors: Sequence[float], kept: Collection[str], note: str) -> None:
