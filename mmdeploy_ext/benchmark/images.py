@@ -161,11 +161,7 @@ class ImagePlan(Plan):
 
 
 def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
-    """Read what the given files say, and the options that they and the command line agree on.
-
-    Raises:
-        UsageError: a file of a fixed shape or batch does not take what the others or the options ask for.
-    """
+    """Read what the given files say, and the options that they and the command line agree on."""
     height, width = (args.shape * 2)[:2] if args.shape else (0, 0)
     asked = [('--shape', (height, width))] if args.shape else []
     if args.prepared:

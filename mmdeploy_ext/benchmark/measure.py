@@ -97,7 +97,7 @@ def interleave(
     spare: int = 0,
     seconds: float = 0,
 ) -> dict[str, list[Run]]:
-    """Run every contender once per round.
+    """Run every contender once per round; return name -> one run per round.
 
     Args:
         contenders: with unique names.
@@ -108,9 +108,6 @@ def interleave(
         on_round: called after every round that counts, with its index and the runs so far.
         spare: rounds that may be run again because other processes used more than `QUIET_SHARE` of the cores.
         seconds: after which no more round begins, once `LEAST_ROUNDS` count; 0 runs all.
-
-    Returns:
-        Name -> one run per round.
     """
     runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
     if len(runs) != len(contenders) or not runs:
@@ -180,11 +177,7 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Return one plain dict per contender: times, stages, ratio to PyTorch per round, images per second.
 
-    Args:
-        contenders: in the order of the table.
-        runs: of `interleave`; when several processes measured, theirs one after the other.
-        batch: images per run.
-        processes: that ran at the same time.
+    `runs` are of `interleave`; when several processes measured at the same time, theirs one after the other.
     """
     rows = []
     for one in contenders:

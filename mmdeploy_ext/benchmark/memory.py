@@ -118,14 +118,11 @@ def _child(parent: Connection) -> None:
 
 
 def measure(call: Callable[[], tuple[int, object]], what: str) -> dict[str, float]:
-    """Load and run a contender in a fresh process.
+    """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB more than before loading.
 
     Args:
         call: loads and runs it; returns the kB before it was loaded (`start`), and what has to stay alive.
         what: is measured, for the message.
-
-    Returns:
-        `peak_mb` and `resident_mb`, MiB more than before loading.
 
     Raises:
         EngineError: the process failed or was killed.

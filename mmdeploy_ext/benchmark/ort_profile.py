@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PROFILED_RUNS = 5
 
 
-def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int, most: int = 10) -> dict[str, Any]:
+def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> dict[str, Any]:
     """Run a file in an ONNX Runtime session of its own with the profiler on; feeds may be more than it takes.
 
     Returns:
@@ -30,7 +30,7 @@ def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int, most
             for _ in range(PROFILED_RUNS + 1):
                 backend.infer(backend.known(feeds))
             events = json.loads(Path(backend.session.end_profiling()).read_text(encoding='utf-8'))
-    return summarise_profile(events, most)
+    return summarise_profile(events)
 
 
 def summarise_profile(events: Sequence[Mapping[str, Any]], most: int = 10) -> dict[str, Any]:

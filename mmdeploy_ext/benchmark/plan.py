@@ -40,9 +40,7 @@ class Plan(abc.ABC):
         foreign: options of `benchmark.py` that it does not have.
         seconds: after which no round of a group begins, where the user says nothing; 0 runs all.
         args: of the command line; `cfg_options` are parsed.
-        engines: names of known ones.
         register: imports the projects, for child processes.
-        ranks: the processes that measure.
         threads: of the engines on trial.
         deployment: the model; known after `load`.
         files: label -> exported file or folder; what was given, or exported for the run.

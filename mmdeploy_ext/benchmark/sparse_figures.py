@@ -43,19 +43,11 @@ POINTS_PER_VOXEL = 3
 
 
 def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
-    """Return voxels on pieces of ground and wall, as a LiDAR sees them.
+    """Return voxels (count, 4) int32 on pieces of ground and wall, as a LiDAR sees them, in random order.
 
     The pieces have one size, so that a voxel has as many neighbours in a small scene as in a large one: what
-    grows is the scene. Pieces overlap now and then, more often when the grid fills.
-
-    Args:
-        spatial_shape: grid size per axis.
-        order: of the axes, 'xyz' or 'zyx'.
-        count: of voxels; less on a grid that has no room for them.
-        seed: of the scene.
-
-    Returns:
-        (count, 4) int32, sample 0, every voxel once, in random order.
+    grows is the scene. Pieces overlap now and then, more often when the grid fills; there are fewer voxels on
+    a grid without room for so many. The order is that of the axes, 'xyz' or 'zyx'.
     """
     shape = np.array(spatial_shape if order == 'xyz' else spatial_shape[::-1], np.int64)
     count = min(count, int(MOST_FILLED * shape.prod()))
@@ -92,12 +84,12 @@ def _whole_pieces_first(keys: np.ndarray, count: int, rng: np.random.Generator) 
     return rng.permutation(keys[start : start + count])
 
 
-def points_in(coordinates: np.ndarray, rule: VoxelRule, seed: int = 0) -> np.ndarray:
+def points_in(coordinates: np.ndarray, rule: VoxelRule) -> np.ndarray:
     """Return points that fall into voxels (N, 4) in the order of the rule, a few in each.
 
     They are (P, D) float32: x, y, z in metres, then random values.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     axes = coordinates[:, 1:] if rule.order == 'xyz' else coordinates[:, :0:-1]
     axes = np.repeat(axes, POINTS_PER_VOXEL, axis=0)
     # away from the faces, where float32 decides

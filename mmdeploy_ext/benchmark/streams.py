@@ -201,11 +201,8 @@ def held_to(
 ) -> list[dict[str, Any]]:
     """Return what the deploy contract in ONNX Runtime is held to, as far as it was measured; see `bar_rows`.
 
-    Args:
-        rows: of the contenders, with their parts.
-        ratio: of `contract_ratio`.
-        bars: of the family: name, figure ('torch' and 'fork': times against theirs, 'fed_bytes', or a part),
-            and the most that it may be.
+    The family's bars are name, figure ('torch' and 'fork': times against theirs, 'fed_bytes', or a part), and
+    the most that it may be; `ratio` is that of `contract_ratio`.
     """
     found = next((row for row in rows if (row['engine'], row['form']) == (DEFAULT.name, 'deploy')), None)
     if found is None:

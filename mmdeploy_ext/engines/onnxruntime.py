@@ -26,11 +26,7 @@ SPINNING = {
 
 
 class OnnxRuntimeBackend(Backend):
-    """One file in one ONNX Runtime session.
-
-    Attributes:
-        seconds: that all runs took so far.
-    """
+    """One file in one ONNX Runtime session; `seconds` are those of all runs so far."""
 
     engine = 'onnxruntime'
 

@@ -45,13 +45,9 @@ class OpenVinoBackend(Backend):
     def __init__(
         self, path: str, threads: int = 0, device: str = 'CPU', inference_precision: str = 'fp32'
     ) -> None:
-        """Keep the options.
+        """Keep the options: OpenVINO's name of the device, and what it computes in whatever the file holds.
 
-        Args:
-            path: the ONNX file.
-            threads: inference threads; 0 leaves the choice to OpenVINO.
-            device: OpenVINO device name.
-            inference_precision: what it computes in, whatever the file holds: 'fp32', 'bf16' or 'fp16'.
+        That is 'fp32', 'bf16' or 'fp16'; `threads` are for inference, 0 leaves the choice to OpenVINO.
         """
         if inference_precision not in HINTS:
             raise ConfigError(

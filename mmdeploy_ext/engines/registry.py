@@ -31,7 +31,6 @@ class EngineInfo:
     Attributes:
         name: on the command line.
         backend: registered name, `backend_config.type`.
-        module: of the backend.
         packages: modules; one of them has to be there.
         keys: of `backend_config` that it has.
         suffix: of its metrics, `metrics_<suffix>.json`.
@@ -166,11 +165,7 @@ def engines_of(kind: str) -> list[str]:
 
 
 def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
-    """Make a backend by its registered name.
-
-    Raises:
-        ConfigError: no such backend, or an option that it does not have.
-    """
+    """Make a backend by its registered name; a ConfigError refuses other names and options."""
     if kind not in BACKENDS:
         raise ConfigError(f'backend_config.type={kind!r}: expected one of {", ".join(BACKENDS)}')
     cls = getattr(importlib.import_module(BACKENDS[kind].module), kind)
@@ -214,11 +209,9 @@ def gpu_name() -> str:
 
 
 def check_names(names: Sequence[str], said: str) -> None:
-    """Refuse engines that are not known, not here, or named twice; `said` is the option as it was given.
+    """Refuse engines that are unknown or named twice (UsageError) or not here (EngineError).
 
-    Raises:
-        UsageError: unknown, twice, or none.
-        EngineError: not here.
+    `said` is the option as it was given, for the message.
     """
     if not names or len(set(names)) < len(names) or not set(names) <= ENGINES.keys():
         raise UsageError(f'{said}: expected some of {",".join(ENGINES)}, each once')

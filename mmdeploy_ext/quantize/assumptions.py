@@ -44,20 +44,14 @@ class Finding:
         }
 
 
-def compare_assumptions(
-    graph: SparseGraph,
-    ranges: Ranges,
-    sweeps: Iterable[Sweep],
-    batches: int | None = None,
-    progress: bool = True,
-) -> tuple[Finding, ...]:
+def compare_assumptions(graph: SparseGraph, ranges: Ranges, sweeps: Iterable[Sweep]) -> tuple[Finding, ...]:
     """Run the int8 network once per assumption and sweep; see `fidelity` for the arguments and errors."""
     ranges.check(graph)
     int8 = {node.name for node in quantised(graph) if node.precision != 'fp16'}
     simulations = [Simulation(graph, ranges, assumption) for assumption in ASSUMPTIONS]
     found = [Finding(assumption, Difference(), Difference()) for assumption in ASSUMPTIONS]
     reference = None
-    for features, coordinates in tracked(sweeps, batches, 'assuming', progress):
+    for features, coordinates in tracked(sweeps, 'assuming'):
         sweep = simulations[0].prepare(features, coordinates)
         reference = simulations[0].output(sweep, (), 'fp32')
         outputs = [simulation.output(sweep, int8, 'fp16') for simulation in simulations]

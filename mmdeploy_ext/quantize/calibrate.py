@@ -6,8 +6,7 @@ quantiser is measured, also those of layers that the reference then computes in 
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,8 +32,6 @@ def calibrate_sweeps(
     graph: SparseGraph,
     sweeps: Iterable[Sweep],
     method: str = 'mse',
-    batches: int | None = None,
-    progress: bool = True,
     *,
     percentile: float = PERCENTILE,
     add_method: str | None = None,
@@ -48,8 +45,6 @@ def calibrate_sweeps(
         graph: folded in fp32, with its weights.
         sweeps: (features (N, C), coordinates (N, 4)) each, coordinates in the graph's order.
         method: of inputs: 'mse', 'percentile' or 'max'.
-        batches: number of sweeps to take; None takes all.
-        progress: a bar on stderr, where that is a terminal.
         percentile: of |x|, for the method of that name.
         add_method: of residual additions, None: as `method`. The reference has 'max' for CenterPoint.
         unfolded: node name -> kernel whose ranges are taken instead of the folded one's: `before_folding`.
@@ -66,7 +61,7 @@ def calibrate_sweeps(
         for node in nodes
     }
     count = 0
-    for count, sweep in enumerate(tracked(sweeps, batches, 'calibrating', progress), 1):
+    for count, sweep in enumerate(tracked(sweeps, 'calibrating'), 1):
         _collect(graph, sweep, collectors, f'sweep {count} of {source}')
     if count == 0:
         raise DataError(f'{source}: has no sweep to calibrate on; give a folder or infos that have some')
@@ -91,14 +86,11 @@ def calibrate_sweeps(
 def before_folding(
     traced: SparseGraph, folded: SparseGraph, modules: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Return node name -> kernel before batch normalisation was folded into it.
+    """Return node name -> kernel before batch normalisation was folded into it, of some modules' paths.
 
     The reference takes the weight ranges of CenterPoint's `conv_input.0` from that kernel: its normalisation
-    is folded only when the file is written. Every other range is of the folded kernel; `modules` are paths of
-    convolutions, as the nodes have them.
-
-    Raises:
-        UsageError: no convolution has such a path.
+    is folded only when the file is written. Every other range is of the folded kernel. A path that no
+    convolution has is a UsageError.
     """
     kernels = {node.module: node.weight for node in traced.convolutions()}
     for module in modules:
@@ -107,12 +99,9 @@ def before_folding(
     return {node.name: kernels[node.module] for node in folded.convolutions() if node.module in modules}
 
 
-def tracked(sweeps: Iterable[Sweep], batches: int | None, what: str, progress: bool) -> Iterator[Sweep]:
-    """Yield the sweeps, at most `batches`, with a bar on stderr where that is a terminal."""
-    total = len(sweeps) if hasattr(sweeps, '__len__') else batches
-    if total is not None and batches is not None:
-        total = min(total, batches)
-    yield from cli.tracked(itertools.islice(sweeps, batches), total, what, progress)
+def tracked(items: Iterable[Any], what: str) -> Iterator[Any]:
+    """Yield the items, with a bar on stderr where that is a terminal."""
+    return cli.tracked(items, len(items) if hasattr(items, '__len__') else None, what)
 
 
 def _weights(node: SparseConvolution, kernel: np.ndarray) -> tuple[float, ...]:

@@ -39,12 +39,9 @@ class Calibrator:
 
 
 class HistogramCalibrator(Calibrator):
-    """A histogram of |x|; the range is chosen from it at the end.
+    """A histogram of |x|, from which the range is chosen at the end by 'mse' or a 'percentile'.
 
-    Args:
-        method: 'mse' or 'percentile'.
-        percentile: in percent, above 0 and at most 100.
-        bins: of the first tensor that is not all zeros.
+    There are so many `bins` for the first tensor that is not all zeros.
     """
 
     def __init__(self, method: str = 'mse', percentile: float = PERCENTILE, bins: int = BINS) -> None:
@@ -120,10 +117,7 @@ def weight_amax(weight: np.ndarray) -> tuple[float, ...]:
     """Return the largest |w| per output channel of a kernel (O, k0, k1, k2, I).
 
     A channel of zeros gets the layer's largest range (1 where all are zeros): its codes are 0 with any scale,
-    and a scale of 0 divides by zero on the engine.
-
-    Raises:
-        ValueError: a weight is not finite.
+    and a scale of 0 divides by zero on the engine. A weight that is not finite is a ValueError.
     """
     _largest(weight)
     values = np.abs(weight.reshape(len(weight), -1).astype(np.float32)).max(axis=1)
@@ -142,13 +136,9 @@ def _largest(values: np.ndarray) -> float:
 def fake_quantise(values: np.ndarray, amax: float | np.ndarray, ties: str = 'even') -> np.ndarray:
     """Round to what 8 bits hold: the nearest of 255 steps of amax/127, clipped at +-amax.
 
-    Args:
-        values: (...) float.
-        amax: above 0; a number, or an array that broadcasts against `values`.
-        ties: 'even', as NVIDIA's calibration and most engines, or 'away' from zero.
-
-    Returns:
-        float32, or float64 where `values` are float64.
+    `amax` is a number above 0, or an array that broadcasts against `values`; ties go to 'even', as NVIDIA's
+    calibration and most engines have it, or 'away' from zero. Float64 stays float64, all else becomes
+    float32.
     """
     kind = np.float64 if values.dtype == np.float64 else np.float32
     scale = np.asarray(LEVELS / np.asarray(amax, np.float64), kind)

@@ -35,10 +35,8 @@ Frame = tuple[Path, ...]
 def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
     """Return frames of all cameras as the rule of a model file prepares them: {'img': (N, 3, H, W)}.
 
-    The heads of such a model are in another graph: the last layers here give features as all others do.
-
-    Raises:
-        ModelFileError: the graph takes more than the pictures (a memory, calibrations).
+    The heads of such a model are in another graph: the last layers here give features as all others do. A
+    graph that takes more than the pictures (a memory, calibrations) is a ModelFileError.
     """
     if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGES]:
         raise ModelFileError(

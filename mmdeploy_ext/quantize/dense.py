@@ -60,24 +60,19 @@ class DenseQuantiser:
         batches: Iterable[Mapping[str, np.ndarray]],
         method: str = MINMAX,
         percentile: float = PERCENTILE,
-        progress: bool = False,
     ) -> None:
-        """Find the range of every activation.
+        """Find the range of every activation; InferenceError: ONNX Runtime failed.
 
         Args:
             batches: input name -> array; what the network does not take is left out. Gone through once, or
                 twice where `method` needs a histogram.
             method: 'minmax', 'percentile' or 'mse' (the last two clip what minmax finds).
             percentile: of |x|, in percent.
-            progress: a bar on stderr, where that is a terminal.
-
-        Raises:
-            InferenceError: ONNX Runtime failed.
         """
         needed = [value.name for value in self.graph.network.graph.input]
 
         def feeds(what: str) -> Iterator[dict[str, np.ndarray]]:
-            for batch in tracked(batches, None, what, progress):
+            for batch in tracked(batches, what):
                 yield {name: batch[name] for name in needed}
 
         found = _minmax(self._typed, feeds('calibrating'))
@@ -149,8 +144,7 @@ def _drop_unused_constants(graph: onnx.GraphProto) -> None:
 def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
     """Return those of the layers whose weights are int8 codes in a network: what a file may call INT8.
 
-    Raises:
-        ExportError: none is.
+    None is an ExportError.
     """
     makers = {name: node.op_type for node in network.graph.node for name in node.output}
     coded = {
@@ -232,11 +226,7 @@ def _explained(folder: str) -> Iterator[None]:
 
 
 def check_weights(graph: DenseGraph, path: object) -> None:
-    """Refuse a float model whose layers have NaN or infinite weights or biases: it has no outputs to keep.
-
-    Raises:
-        ModelFileError: names the layers and how many values.
-    """
+    """Refuse a float model whose layers have NaN or infinite weights or biases: it has no outputs to keep."""
     nodes = {node.name: node for node in graph.network.graph.node}
     broken = []
     for layer in graph.layers:

@@ -40,8 +40,7 @@ class Layer:
     Attributes:
         name: of the module, from the first node's name.
         operator: Conv, Gemm ...
-        nodes: their names.
-        outputs: the tensors that they write.
+        nodes, outputs: the names of the nodes, and of the tensors that they write.
         parameters: of the weight.
     """
 
@@ -126,8 +125,7 @@ class DenseGraph:
     def matching(self, patterns: Iterable[str]) -> list[str]:
         """Return the layers whose name, or the name of one of their nodes, fits a pattern ('*', '?').
 
-        Raises:
-            UsageError: a pattern fits no layer.
+        A pattern that fits none is a UsageError.
         """
         found: set[str] = set()
         for pattern in patterns:

@@ -18,7 +18,7 @@ from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.dense import INFERRED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from types import ModuleType
 
     import numpy as np
@@ -38,23 +38,13 @@ class NncfQuantiser:
 
     Every call of `network` goes through the batches (input name -> array, of which what the network does not
     take is left out) again: NNCF's ranges depend on what is quantised.
-
-    Raises:
-        EngineError: NNCF is not installed.
     """
 
-    def __init__(
-        self, graph: DenseGraph, batches: Iterable[Mapping[str, np.ndarray]], progress: bool = False
-    ) -> None:
-        self.graph, self._nncf = graph, require_nncf()
-        self._images = _Tracked(batches, progress)
+    def __init__(self, graph: DenseGraph, batches: Collection[Mapping[str, np.ndarray]]) -> None:
+        self.graph, self._nncf, self._images = graph, require_nncf(), _Tracked(batches)
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers in INT8; without any, the float network.
-
-        Raises:
-            InferenceError: NNCF failed.
-        """
+        """Return the network with these layers in INT8; without any, the float network."""
         model = copy.deepcopy(self.graph.network)
         if not layers:
             return model
@@ -107,11 +97,11 @@ def require_nncf() -> ModuleType:
 class _Tracked:
     """Batches with a length and a progress bar."""
 
-    def __init__(self, batches: Iterable[Mapping[str, np.ndarray]], progress: bool) -> None:
-        self._batches, self._progress = batches, progress
+    def __init__(self, batches: Collection[Mapping[str, np.ndarray]]) -> None:
+        self._batches = batches
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        return tracked(self._batches, None, 'calibrating', self._progress)
+        return tracked(self._batches, 'calibrating')

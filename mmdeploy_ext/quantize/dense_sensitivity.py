@@ -52,11 +52,7 @@ class OpenVinoRunner:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """How far the outputs of a network are from float32's.
-
-    Attributes:
-        by_layer: last layer -> difference, all its levels together.
-    """
+    """How far the outputs of a network are from float32's: by last layer, all its levels together."""
 
     by_layer: Mapping[str, Difference]
 
@@ -104,16 +100,10 @@ class Exclusion(Plain):
 
 
 class Probe:
-    """The float network's outputs on a few batches, to compare others with.
+    """The float network's outputs on a few batches (input name -> array), to compare others with.
 
-    Args:
-        graph: the float graph.
-        batches: input name -> array.
-        threads: within an operator; 0 leaves the choice to the engine.
-        engine: 'onnxruntime' or 'openvino'; runs all networks.
-
-    Raises:
-        InferenceError: an output of the float network is not finite, so that nothing can be compared with it.
+    `threads` are those within an operator, 0 leaves the choice to the engine, which runs all networks. Where
+    an output of the float network is not finite, nothing can be compared with it: an InferenceError.
     """
 
     def __init__(
@@ -154,13 +144,11 @@ class Probe:
         return Outputs(found)
 
 
-def rank(
-    quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str], progress: bool = False
-) -> list[LayerSensitivity]:
+def rank(quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]) -> list[LayerSensitivity]:
     """Return what each of the layers does when it alone is in INT8, the most sensitive first."""
     found = [
         LayerSensitivity(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
-        for name in tracked(list(layers), None, 'layer by layer', progress)
+        for name in tracked(layers, 'layer by layer')
     ]
     return sorted(found, key=lambda one: _order(one.outputs.error), reverse=True)
 
@@ -171,7 +159,6 @@ def exclude(
     ranked: Sequence[LayerSensitivity],
     max_error: float,
     budget: int,
-    progress: bool = False,
 ) -> Exclusion:
     """Keep the most sensitive layers in float, one after the other, until the outputs are near enough.
 
@@ -181,7 +168,6 @@ def exclude(
         ranked: of `rank`; all layers that would be in INT8.
         max_error: of the worst output.
         budget: at most so many layers.
-        progress: a bar on stderr, where that is a terminal.
 
     Raises:
         ExportError: the budget reaches the last layer, and even that one alone is not near enough: what is
@@ -189,7 +175,7 @@ def exclude(
     """
     names = [one.layer.name for one in ranked]
     errors = [probe.compare(quantiser.network(names)).error]
-    for count in tracked(range(1, min(budget, len(names)) + 1), None, 'keeping layers float', progress):
+    for count in tracked(range(1, min(budget, len(names)) + 1), 'keeping layers float'):
         if errors[-1] <= max_error:
             break
         if count == len(names):

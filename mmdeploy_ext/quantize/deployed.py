@@ -54,12 +54,9 @@ class Calibration:
         """Fill in what is None."""
         reference = family.int8
         unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
-        return dataclasses.replace(
-            self,
-            add_method=reference.add_method if self.add_method is None else self.add_method,
-            unfolded=unfolded if self.unfolded is None else self.unfolded,
-            half=reference.half_ranges if self.half is None else self.half,
-        )
+        filled = dict(add_method=reference.add_method, unfolded=unfolded, half=reference.half_ranges)
+        missing = {name: value for name, value in filled.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
 
 
 def sweeps_of(
@@ -76,20 +73,14 @@ def sweeps_of(
     return Sweeps(source, voxels, rule, root or None, limit, order)
 
 
-def calibrate(deployment: Deployment, source: str | Path, how: Calibration, progress: bool = True) -> Ranges:
-    """Measure ranges on a folder or infos file.
-
-    Raises:
-        DataError: see `Sweeps` and `calibrate_sweeps`.
-        UsageError: see `calibrate_sweeps` and `before_folding`.
-    """
+def calibrate(deployment: Deployment, source: str | Path, how: Calibration) -> Ranges:
+    """Measure ranges on a folder or infos file; see `Sweeps`, `calibrate_sweeps` and `before_folding`."""
     how, traced = how.resolved(deployment.family), trace(deployment)
     graph = fold(traced, 'fp32')
     ranges = calibrate_sweeps(
         graph,
         sweeps_of(deployment, source, graph.order, how.batches, how.root),
         how.method,
-        progress=progress,
         percentile=how.percentile,
         add_method=how.add_method or None,
         unfolded=before_folding(traced, graph, how.unfolded),
@@ -102,8 +93,7 @@ def calibrate(deployment: Deployment, source: str | Path, how: Calibration, prog
 def from_checkpoint(deployment: Deployment, half: bool | None = None) -> Ranges | None:
     """Return the ranges that the checkpoint itself holds (NVIDIA's PTQ files), None where it holds none.
 
-    Raises:
-        UsageError: some are missing.
+    That some are missing is a UsageError.
     """
     if not deployment.report.ranges:
         return None

@@ -78,7 +78,6 @@ class Fidelity:
         kept: layers that advice keeps in fp16, with the cosine of the output after each.
         sweeps: how many were run.
         target: cosine that advice aimed at.
-        calibrator: of the ranges.
     """
 
     rows: tuple[Row, ...]
@@ -124,8 +123,6 @@ def fidelity(
     graph: SparseGraph,
     ranges: Ranges,
     sweeps: Iterable[Sweep],
-    batches: int | None = None,
-    progress: bool = True,
     *,
     target: float = TARGET,
     advise: bool = True,
@@ -136,8 +133,6 @@ def fidelity(
         graph: folded. Nodes whose precision is 'fp16' stay fp16 in the int8 network; all others are int8.
         ranges: of this graph.
         sweeps: (features, coordinates) each; memory is that of all activations of one sweep.
-        batches: number of sweeps to take; None takes all.
-        progress: bars on stderr, where that is a terminal.
         target: cosine of the output that advice aims at.
         advise: also run the first sweep once per layer, to see what each does to the output alone, and find
             the layers to keep in fp16. Takes the time of about 30 more runs.
@@ -151,7 +146,7 @@ def fidelity(
     simulation = Simulation(graph, ranges)
     measured = _Measured(graph)
     first = None
-    for features, coordinates in tracked(sweeps, batches, 'comparing', progress):
+    for features, coordinates in tracked(sweeps, 'comparing'):
         sweep = simulation.prepare(features, coordinates)
         reference = simulation.tensors(sweep)
         first = first or (sweep, reference[graph.output])
@@ -160,7 +155,7 @@ def fidelity(
         raise DataError('fidelity: has no sweep to compare on; give a folder or an infos file that has some')
     alone, kept = {}, ()
     if advise:
-        alone = _alone(simulation, *first, fp16, progress)
+        alone = _alone(simulation, *first, fp16)
         kept = _advice(simulation, *first, alone, target)
     outputs = measured.int8[graph.output], measured.fp16[graph.output]
     return Fidelity(measured.rows(alone), *outputs, kept, measured.sweeps, target, ranges.calibrator)
@@ -210,12 +205,11 @@ class _Measured:
 
 
 def _alone(
-    simulation: Simulation, sweep: Prepared, reference: np.ndarray, fp16: Collection[str], progress: bool
+    simulation: Simulation, sweep: Prepared, reference: np.ndarray, fp16: Collection[str]
 ) -> dict[str, Difference]:
     """Return node name -> the output's difference when only that node is int8 and the others fp32."""
-    names = [name for name in simulation.names if name not in fp16]
-    found = {name: Difference() for name in names}
-    for name in tracked(names, None, 'each layer alone', progress):
+    found = {name: Difference() for name in simulation.names if name not in fp16}
+    for name in tracked(found, 'each layer alone'):
         found[name].add(reference, simulation.output(sweep, {name}, 'fp32'))
     return found
 

@@ -97,10 +97,8 @@ class Simulation:
     ) -> dict[str, np.ndarray]:
         """Return tensor id -> value of one run, and the features as '0'.
 
-        Args:
-            sweep: of `prepare`.
-            int8: nodes in int8, the others in fp16; None computes all in fp32.
-            fed: tensors that the nodes take instead of what was computed.
+        Some nodes are in int8, the others in fp16; None computes all in fp32. Nodes take what they are `fed`
+        instead of what was computed.
         """
         outputs = {node.name: node.output for node in self.graph.nodes}
         kept = {'0': sweep.features.astype(np.float32)}

@@ -172,11 +172,7 @@ class Sweeps:
 
 
 def sweep_items(source: str | Path) -> list[Any]:
-    """Return what a source has: a sweep, paths of a folder, infos of a file.
-
-    Raises:
-        DataError: missing, of another kind, or without a sweep.
-    """
+    """Return what a source has: a sweep, paths of a folder, infos of a file; DataError: nothing of these."""
     source = Path(source)
     if source.is_file() and source.suffix not in INFOS:
         return [source]

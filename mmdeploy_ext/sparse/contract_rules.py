@@ -175,12 +175,7 @@ def _weight_ranges(layer: Layer, computes: bool) -> Found:
 
 
 def order_rules(layers: list[Layer], file_order: str) -> Iterator[Violation]:
-    """Yield signs that the coordinate order that the file states is not the one that it has.
-
-    Args:
-        layers: as the engine read them.
-        file_order: of the file's name, '' when it says none.
-    """
+    """Yield signs that the coordinate order is not the one that the file, or its name ('': none), states."""
     consumers = {layer.inputs[0]: layer for layer in layers if layer.inputs}
     for layer in layers:
         order, grid = layer.values.get('format'), layer.values.get('input_spatial_shape', ())

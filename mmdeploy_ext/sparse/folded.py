@@ -52,9 +52,7 @@ class Names:
     ) -> dict[str, torch.Tensor]:
         """Return what the module needs instead of the folded BatchNorms: ones that only add the file's bias.
 
-        Args:
-            own: the module's state dict.
-            weights: the file's, without prefix.
+        `own` is the module's state dict, `weights` the file's, without prefix.
         """
         found: dict[str, torch.Tensor] = {}
         for norm, conv in self.folded.items():
@@ -72,14 +70,10 @@ class Names:
 
 
 def match_names(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Names:
-    """Return how a module's names are in a file.
+    """Return how a module's names are in a file, of its tensors without prefix.
 
     A BatchNorm counts as folded where the file has no tensor of it and a bias for the convolution before it;
     everywhere else the names are the module's own.
-
-    Args:
-        module: the backbone.
-        weights: the file's tensors, without prefix.
     """
     names = Names()
     _walk(module, '', '', weights, names)

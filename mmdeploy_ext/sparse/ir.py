@@ -67,8 +67,7 @@ class SparseConvolution(Node):
         input_spatial_shape, output_spatial_shape: grid sizes per axis.
         input_rows, output_rows: numbers of active sites when it was traced; no engine reads them.
         output_bound: most active sites that an engine has to make room for.
-        precision: '' or 'fp16' or 'int8': what the kernel computes in.
-        output_precision: '' or 'fp16' or 'int8': what it stores.
+        precision, output_precision: '' or 'fp16' or 'int8': what the kernel computes in, what it stores.
         input_range: amax of its input, or None.
         weight_ranges: (O,) amax per output channel, or None.
     """
@@ -157,8 +156,7 @@ class SparseGraph:
         order: axis order of coordinates, weights and shapes: 'xyz' or 'zyx'.
         spatial_shape: grid size per axis.
         in_channels: features per voxel.
-        output: id of the result.
-        output_shape: (1, C, H, W) of the result.
+        output, output_shape: id and (1, C, H, W) of the result.
         input_rows: number of voxels when it was traced.
     """
 

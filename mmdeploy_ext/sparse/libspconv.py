@@ -47,11 +47,7 @@ def write(
 
 
 def read(path: str | os.PathLike[str]) -> SparseGraph:
-    """Return the graph of a libspconv file; what `write` wrote comes back equal, with fp16 weights.
-
-    Raises:
-        ModelFileError: it is missing, corrupt, or no libspconv file; node and attribute are named.
-    """
+    """Return the graph of a libspconv file; what `write` wrote comes back equal, with fp16 weights."""
     return from_onnx(load(path), path)
 
 

@@ -28,11 +28,7 @@ REQUIRED: Any = object()
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read a file's protobuf without judging it.
-
-    Raises:
-        ModelFileError: it is missing, or no ONNX file.
-    """
+    """Read a file's protobuf without judging it; a missing or damaged one is a ModelFileError."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:

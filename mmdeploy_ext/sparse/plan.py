@@ -40,12 +40,7 @@ class Table(Plain):
 
 @dataclasses.dataclass(frozen=True)
 class Scatter(Plain):
-    """One dense tensor made of sites.
-
-    Attributes:
-        name: of the ScatterDense node.
-        axes: order in which the spatial axes are written, e.g. (2, 0, 1): the last one outermost.
-    """
+    """One dense tensor, of a ScatterDense node; `axes` are the spatial ones in order, the last outermost."""
 
     name: str
     level: int

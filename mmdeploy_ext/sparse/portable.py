@@ -37,7 +37,7 @@ from mmdeploy_ext.sparse.node_writer import NodeWriter
 from mmdeploy_ext.sparse.plan import Table, plan_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
 
@@ -52,7 +52,6 @@ def to_onnx(
     *,
     form: str = 'buckets',
     opset: int = DEFAULT_OPSET,
-    taps: Sequence[str] = (),
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Write a folded graph with standard operators.
@@ -61,7 +60,6 @@ def to_onnx(
         graph: folded; float16 weights are computed with in float32.
         form: 'buckets' or 'tables'.
         opset: 13 or later.
-        taps: ids of sparse tensors to give as outputs too, under their ids, for comparing layer by layer.
         metadata: `metadata_props` of the file; what the runtime needs of the graph is put beside them, under
             'mm2onnx.scn': form, order, channels, output shape and plan.
 
@@ -71,14 +69,13 @@ def to_onnx(
 
     Raises:
         UsageError: an unknown form, or an opset before 13.
-        ExportError: a graph that is not folded, or without a rulebook (`plan_of`), or a tap that is not
-            sparse.
+        ExportError: a graph that is not folded, or without a rulebook (`plan_of`).
     """
     if form not in FORMS:
         raise UsageError(f'form={form!r} is unknown; expected one of {", ".join(FORMS)}')
     if opset < LEAST_OPSET:
         raise UsageError(f'opset={opset}: the portable form needs opset {LEAST_OPSET} or later')
-    writer = _Writer(graph, form, taps)
+    writer = _Writer(graph, form)
     model = writer.model(opset)
     shape, plan = list(graph.output_shape), writer.plan.to_json()
     facts = dict(form=form, order=graph.order, in_channels=graph.in_channels, output_shape=shape, plan=plan)
@@ -90,14 +87,13 @@ def to_onnx(
 class _Writer(NodeWriter):
     """Writes one model."""
 
-    def __init__(self, graph: SparseGraph, form: str, taps: Sequence[str]) -> None:
+    def __init__(self, graph: SparseGraph, form: str) -> None:
         super().__init__()
-        self.graph, self.form, self.taps = graph, form, tuple(taps)
+        self.graph, self.form = graph, form
         self.plan = plan_of(graph)
         self.tables = {table.name: table for table in self.plan.tables}
         self.input(VOXELS, TensorProto.FLOAT, 'N', graph.in_channels)
         self.tensors = {'0': VOXELS}
-        self.channels = {'0': graph.in_channels}
 
     def model(self, opset: int) -> onnx.ModelProto:
         for table in self.plan.tables:
@@ -107,9 +103,8 @@ class _Writer(NodeWriter):
         for node in self.graph.nodes:
             self._node(node)
         self.op('Identity', [self.tensors[self.graph.output]], BEV)
-        outputs = [helper.make_tensor_value_info(BEV, TensorProto.FLOAT, list(self.graph.output_shape))]
-        outputs += [self._tap(name) for name in self.taps]
-        graph = helper.make_graph(self.nodes, 'scn', self.inputs, outputs, list(self.initializers.values()))
+        output = helper.make_tensor_value_info(BEV, TensorProto.FLOAT, list(self.graph.output_shape))
+        graph = helper.make_graph(self.nodes, 'scn', self.inputs, [output], list(self.initializers.values()))
         versions = dict(opset_imports=[helper.make_opsetid('', opset)], ir_version=8 if opset < 19 else 9)
         return helper.make_model(graph, producer_name='mm2onnx', **versions)
 
@@ -186,7 +181,6 @@ class _Writer(NodeWriter):
                 f'{node.name} ({node.module}): {node.op_type} has no portable form; fold the graph first'
             )
         self.tensors[node.output] = name
-        self.channels[node.output] = getattr(node, 'out_channels', self.channels[node.inputs[0]])
 
     def _convolution(self, node: SparseConvolution, source: str, output: str) -> None:
         table = self.tables[self.plan.table_of[node.name]]

@@ -76,7 +76,6 @@ class Ranges:
         source: what they were measured on, in words.
         batches: number of sweeps that were measured.
         graph_sha256: `graph_digest` of the graph.
-        checkpoint_sha256: of the checkpoint file, or '' where it is not known.
         path: of the file that they were read from, or ''; not written.
     """
 
@@ -170,10 +169,9 @@ class Ranges:
     def half(self) -> Ranges:
         """Return the ranges rounded to fp16, as the reference does for BEVFusion and not for CenterPoint.
 
-        Source: ALGORITHM.md section 5: `model.half()` casts BEVFusion's amax buffers.
+        A range beyond what fp16 holds (6e-8 to 65504) is a UsageError.
 
-        Raises:
-            UsageError: a range is beyond what fp16 holds (6e-8 to 65504).
+        Source: ALGORITHM.md section 5: `model.half()` casts BEVFusion's amax buffers.
         """
         nodes = {}
         for name, node in self.nodes.items():
@@ -199,12 +197,7 @@ class Ranges:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ranges:
-        """Read a file that `save` wrote, edited or not.
-
-        Raises:
-            UsageError: no JSON, another format, a key that is missing or unknown, a range that is not a
-                positive number.
-        """
+        """Read a file that `save` wrote, edited or not; another format, key or value is a UsageError."""
         return dataclasses.replace(cls.from_json(read_json(path), str(path)), path=str(path))
 
     @classmethod
@@ -224,11 +217,7 @@ class Ranges:
 
 
 def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
-    """Return the nodes that have ranges, in order.
-
-    Raises:
-        UsageError: batch normalisation is not folded yet; ranges belong to the folded kernels.
-    """
+    """Return the nodes that have ranges, in order; UsageError: batch normalisation is not folded yet."""
     for node in graph.nodes:
         if isinstance(node, BatchNorm):
             raise UsageError(

@@ -58,11 +58,7 @@ class Level:
 
     @functools.cached_property
     def hash(self) -> tuple[np.ndarray, np.ndarray, np.uint64]:
-        """Slots, the row of each slot, and the shift of the hash.
-
-        Raises:
-            PointsError: two rows are the same site.
-        """
+        """Slots, the row of each slot, and the shift of the hash; a PointsError: a site is there twice."""
         slots, shift = empty_slots(len(self))
         rows, keys = np.empty(len(slots), np.int32), self.keys
         row = voxel_hash.fill(keys, slots, rows, shift)
@@ -204,14 +200,8 @@ def pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sites (M, 4) int32 that one convolution writes, and its table (K, M) int32.
 
-    Args:
-        coordinates: (N, 4) integers: sample and the axes.
-        spatial_shape: grid size per axis.
-        subm: submanifold; it centres its kernel and ignores stride and padding.
-        geometry: kernel size, stride, padding and dilation, per axis.
-
-    Raises:
-        PointsError: coordinates outside the grid, or duplicates.
+    The geometry is kernel size, stride, padding and dilation, per axis; a submanifold convolution centres its
+    kernel and ignores stride and padding. Errors are those of `Level`.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
     (table,) = _find([search], 1)

@@ -76,18 +76,15 @@ def name_rulebooks(graph: SparseGraph) -> SparseGraph:
     owners: dict[str, tuple] = {}
     names: dict[tuple, str] = {}
     chosen: dict[str, str | None] = {}
-    for node in graph.convolutions():
-        if node.rulebook:
-            group = _neighbours(node, levels)
-            chosen[node.name] = _unique(node.rulebook, node, group, owners)
-            names.setdefault(group, chosen[node.name])
-    for node in graph.convolutions():
-        if node.rulebook or not node.subm:
-            continue
+    named = [node for node in graph.convolutions() if node.rulebook]
+    for node in (*named, *(node for node in graph.convolutions() if node.subm and not node.rulebook)):
         group = _neighbours(node, levels)
-        if group not in names:
-            names[group] = _unique(f'subm{levels[node.inputs[0]] + 1}', node, group, owners)
-        chosen[node.name] = names[group]
+        if node.rulebook or group not in names:
+            name = node.rulebook or f'subm{levels[node.inputs[0]] + 1}'
+            chosen[node.name] = _unique(name, node, group, owners)
+            names.setdefault(group, chosen[node.name])
+        else:
+            chosen[node.name] = names[group]
     nodes = (
         dataclasses.replace(node, rulebook=chosen[node.name]) if node.name in chosen else node
         for node in graph.nodes

@@ -33,16 +33,13 @@ class TensorRtBackend(Backend):
     def __init__(
         self, path: str, device: int = 0, shapes: Sequence[str] = (), constants: Sequence[str] = ()
     ) -> None:
-        """Keep the options.
+        """Keep the options; a device that is no index is a ConfigError.
 
         Args:
             path: the engine, or an ONNX file.
             device: index of the GPU.
             shapes: of an ONNX file with open axes: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`.
             constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES.
-
-        Raises:
-            ConfigError: a device that is no index.
         """
         if not isinstance(device, int) or device < 0:
             raise ConfigError(f'device={device!r}: expected the index of a GPU, 0 or more')
@@ -97,8 +94,7 @@ class TensorRtBackend(Backend):
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`; inputs that the caller leaves out get the default that the spec states.
 
-        Raises:
-            ShapeError: an input is fed that is a constant of the engine, with another value.
+        An input that is a constant of the engine, fed with another value, is a ShapeError.
         """
         self._check_constants(feeds)
         return self.session.run(self.spec.with_defaults(feeds))

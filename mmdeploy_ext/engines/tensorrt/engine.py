@@ -122,11 +122,7 @@ def prepare(
 def build_file(
     job: Job, output: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
 ) -> tuple[Record, Built]:
-    """Build and write an engine and its record.
-
-    Raises:
-        EngineError, ExportError: see `build`.
-    """
+    """Build and write an engine and its record; for errors see `build`."""
     others = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, others, job.profiles, tf32=job.tf32, progress=progress)
     facts = dict(sha256=hashlib.sha256(built.data).hexdigest(), nbytes=len(built.data), layers=built.dtypes())

@@ -29,15 +29,13 @@ AS_GIVEN = 'as given'
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of an engine.
+    """What is known of an engine; shapes have -1 for an open axis.
 
     Attributes:
         package: 'tensorrt' or 'tensorrt-rtx'.
         version: of the package; an engine is for this version.
         architectures: that it was built for, e.g. [86] for SM 8.6.
-        sha256, nbytes: of the engine file.
-        onnx: name of the ONNX file that it was built from.
-        onnx_sha256: of that file, as it was given.
+        onnx, onnx_sha256: name and digest of the ONNX file that it was built from.
         precision: `AS_GIVEN` or 'fp16', with `keep_fp32`.
         keep_fp32: patterns of nodes that stayed float32.
         constants: inputs of the ONNX file that are constants in the engine, as they were written.
@@ -75,11 +73,7 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the record') -> Record:
-        """Rebuild from `to_json`.
-
-        Raises:
-            ModelFileError: another format, or damaged.
-        """
+        """Rebuild from `to_json`; another format, or a damaged one, is a ModelFileError."""
         try:
             fields = dict(content)
             if fields.pop('format') != FORMAT:
