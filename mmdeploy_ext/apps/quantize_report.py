@@ -31,9 +31,9 @@ def facts(
     images: CalibrationSet,
 ) -> dict[str, Any]:
     """Return what the file and the report say about how it was made."""
-    from mmdeploy_ext.quantize.dense_layers import parameters
-
-    chosen = [graph.layer(name) for name in layers]
+    chosen, every = (
+        sum(layer.parameters for layer in some) for some in (map(graph.layer, layers), graph.layers)
+    )
     quantiser, method = _quantiser(args)
     return dict(
         family=metadata.family,
@@ -46,7 +46,7 @@ def facts(
         images_are=images.what,
         source=Path(args.calibrate).name,
         layers=len(layers),
-        weights_share=round(parameters(chosen) / parameters(graph.layers), 4),
+        weights_share=round(chosen / every, 4),
         float_layers=[layer.name for layer in graph.layers if layer.name not in set(layers)],
     )
 

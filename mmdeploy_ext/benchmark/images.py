@@ -127,13 +127,12 @@ class ImagePlan(Plan):
             contender.run(self.prepare())
         return [contender]
 
-    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
-        """See `Plan.compiled_contender`."""
-        stack.enter_context(compiled.while_compiling())
+    def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
+        """See `Plan.compiled_run`."""
         model = compiled.compiled(self.deployment.model)
         run = torch_contender(self.deployment.family, model).run
         compiled.first_run(lambda: run(self.prepare()))
-        return Contender(f'{COMPILED} {COMPILED_FORM}', COMPILED, COMPILED_FORM, run)
+        return run
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
         """See `Plan.memory_call`."""
@@ -222,9 +221,7 @@ def run_model(
     source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
 ) -> tuple[int, object]:
     """Run a model, or what `change` makes of it, in a process of its own; see `memory.measure`."""
-    before, loaded = source.load()
-    if change:
-        loaded.model = change(loaded.model)
+    before, loaded = source.load(change)
     for _ in range(memory.RUNS):
         loaded.family.reference_detections(loaded.model, images, True)
     return before, loaded

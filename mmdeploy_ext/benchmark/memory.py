@@ -76,8 +76,8 @@ class Source:
         for name in modules:
             importlib.import_module(name)
 
-    def load(self) -> tuple[int, Any]:
-        """Load the model; returns the kB before it had weights, and its deployment."""
+    def load(self, change: Callable[[Any], Any] | None) -> tuple[int, Any]:
+        """Load the model and perhaps change it; return the kB before it had weights, and its deployment."""
         self.prepare()
         from mmdeploy_ext.deploy import deployment
 
@@ -87,6 +87,7 @@ class Source:
             before.append(start_with(model))
 
         loaded = deployment.load(self.config, self.checkpoint, self.cfg_options, before_weights=note)
+        loaded.model = change(loaded.model) if change else loaded.model
         return before[0], loaded
 
 

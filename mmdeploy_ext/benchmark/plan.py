@@ -12,8 +12,9 @@ import statistics
 import tempfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, cores, machine
+from mmdeploy_ext.benchmark.measure import Contender
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.benchmark.measure import Contender, Run
+    from mmdeploy_ext.benchmark.measure import Run
     from mmdeploy_ext.core.distributed import Ranks
 
     Runs = Mapping[str, Sequence[Run]]
@@ -94,8 +95,8 @@ class Plan(abc.ABC):
     ) -> list[Contender]:
         """Open an engine on a file; with `--skip-refused` also run it, to see whether it can."""
 
-    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
-        """Return the model in `torch.compile`, compiled; an EngineError says why it cannot be."""
+    def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
+        """Return what runs the model in `torch.compile`, compiled; an EngineError says why it cannot be."""
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -106,13 +107,18 @@ class Plan(abc.ABC):
     def facts(self) -> dict[str, Any]:
         """Return what the JSON file says about the input."""
 
+    def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
+        """Put into the row of a contender what this kind of model has beside times."""
+        return
+
     def rows(
         self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Return what the JSON file says of each contender."""
         rows = measure.summarise(contenders, runs, self.batch, self.ranks.size)
-        for row in rows:
-            row['memory'] = memories.get(row['name'])
+        for row, contender in zip(rows, contenders, strict=True):
+            row['memory'] = memories.get(contender.name)
+            self.complete(row, contender, runs[contender.name])
         return rows
 
     def result(
@@ -157,8 +163,11 @@ class Plan(abc.ABC):
         """Open one file; what is refused is noted with `--skip-refused`, or when the user named no file."""
         try:
             with contextlib.ExitStack() as mine:
-                compiled = [] if path else [self.compiled_contender(mine)]
-                found = compiled or self.file_contenders(mine, engine, label, path)
+                if path:
+                    found = self.file_contenders(mine, engine, label, path)
+                else:
+                    mine.enter_context(compiled.while_compiling())
+                    found = [Contender(f'{engine} {label}', engine, label, self.compiled_run(mine))]
                 stack.push(mine.pop_all())
         except Mm2OnnxError as error:
             if self.args.onnx and not self.args.skip_refused:

@@ -216,7 +216,7 @@ def _draw_bars(result: Row, axes: Axes) -> None:
     axes.barh(names, networks, color=NETWORK_COLOUR, label='network (graph)')
     axes.barh(names, rests, left=networks, color=POSTPROCESS_COLOUR, label='post-process outside the graph')
     q1, q3 = ([row['total_ms'][name] for row in rows] for name in ('q1', 'q3'))
-    whiskers = np.subtract(totals, q1), np.subtract(q3, totals)
+    whiskers = np.abs(np.subtract([q1, q3], totals)).tolist()
     axes.errorbar(totals, names, xerr=whiskers, fmt='none', ecolor='#222222', capsize=4, linewidth=1.2)
     for row, total in zip(rows, totals, strict=True):
         ratio = '' if row['ratio_to_torch'] is None else f'   {row["ratio_to_torch"]["median"]:.2f}x'

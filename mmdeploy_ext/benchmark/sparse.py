@@ -131,20 +131,13 @@ class SparsePlan(Plan):
         """See `Plan.facts`."""
         return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
 
-    def rows(
-        self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """See `Plan.rows`; with parts and threads, and without what backbones do not have."""
-        rows = super().rows(contenders, runs, memories)
-        for row, contender in zip(rows, contenders, strict=True):
-            mine = runs[row['name']]
-            row['parts_ms'] = {
-                part: measure.milliseconds(run.parts_s[part] for run in mine) for part in mine[0].parts_s
-            }
-            row['threads'] = contender.threads
-            for name in ('images_per_s', 'detections_per_image', 'postprocess_ms', 'samples_ms'):
-                row.pop(name)
-        return rows
+    def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
+        """See `Plan.complete`: parts and threads, and nothing that backbones do not have."""
+        parts = runs[0].parts_s
+        row['parts_ms'] = {part: measure.milliseconds(run.parts_s[part] for run in runs) for part in parts}
+        row['threads'] = contender.threads
+        for name in ('images_per_s', 'detections_per_image', 'postprocess_ms', 'samples_ms'):
+            row.pop(name)
 
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]

@@ -103,7 +103,7 @@ def growth_exponent(counts: Sequence[int], milliseconds: Sequence[float]) -> flo
     """Return the slope of log(time) over log(voxels), by least squares; None of fewer than two sizes."""
     if len(set(counts)) < 2 or min(milliseconds) <= 0:
         return None
-    return float(np.polyfit(np.log(counts), np.log(milliseconds), 1)[0])
+    return round(float(np.polyfit(np.log(counts), np.log(milliseconds), 1)[0]), 3)
 
 
 def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
@@ -167,19 +167,14 @@ def growth(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     if len(entries) < 2:
         return {}
     counts = [entry['voxels'] for entry in entries]
-    names = [row['name'] for row in entries[0]['contenders']]
-    found = {}
-    for name in names:
-        rows = [next(row for row in entry['contenders'] if row['name'] == name) for entry in entries]
-        exponent = growth_exponent(counts, [row['total_ms']['min'] for row in rows])
-        found[name] = None if exponent is None else round(exponent, 3)
-    return found
+    contenders = zip(*(entry['contenders'] for entry in entries), strict=True)
+    times = {rows[0]['name']: [row['total_ms']['min'] for row in rows] for rows in contenders}
+    return {name: growth_exponent(counts, least) for name, least in times.items()}
 
 
 def work_growth(entries: Sequence[Mapping[str, Any]]) -> float | None:
     """Return the exponent of the multiplications in the number of voxels: 1 in scenes of equal density."""
-    exponent = growth_exponent([entry['voxels'] for entry in entries], [entry['gflop'] for entry in entries])
-    return None if exponent is None else round(exponent, 3)
+    return growth_exponent([entry['voxels'] for entry in entries], [entry['gflop'] for entry in entries])
 
 
 def held_to(
@@ -216,10 +211,8 @@ def voxelise_ms(rule: VoxelRule, voxels: VoxelSet) -> dict[str, float]:
     if not len(voxels.coordinates):
         return {}
     points = points_in(voxels.coordinates, rule)
-    layer = Voxelization(
-        list(rule.voxel_size), list(rule.point_cloud_range), rule.max_points, rule.max_voxels
-    )
-    tensor = torch.from_numpy(points)
+    geometry = list(rule.voxel_size), list(rule.point_cloud_range)
+    layer, tensor = Voxelization(*geometry, rule.max_points, rule.max_voxels), torch.from_numpy(points)
 
     def by_mmcv() -> None:
         with torch.no_grad():

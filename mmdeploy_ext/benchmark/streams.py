@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.clocks import PartClock
-from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
+from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, bar_rows, short_labels
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
@@ -99,16 +99,14 @@ class StreamPlan(Plan):
         clock = stack.enter_context(PartClock(family.timed_methods(model)))
         return [torch_contender(family.reference(model), clock)]
 
-    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
-        """See `Plan.compiled_contender`; it is tried with an empty memory and with one."""
-        stack.enter_context(compiled.while_compiling())
+    def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
+        """See `Plan.compiled_run`; it is tried with an empty memory and with one."""
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)
         compiled.first_run(lambda: _drive(stepper, self.samples[:2]))
         stepper.reset()
         clock = stack.enter_context(PartClock(family.timed_methods(model)))
-        run = torch_contender(stepper, clock).run
-        return Contender(f'{COMPILED} {COMPILED_FORM}', COMPILED, COMPILED_FORM, run)
+        return torch_contender(stepper, clock).run
 
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
@@ -117,8 +115,7 @@ class StreamPlan(Plan):
         options = ENGINES[engine].runner_options(self.threads[0])
         runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
         if self.args.skip_refused:
-            for sample in self.samples[:2]:
-                runner.step(sample)
+            _drive(runner, self.samples[:2])
             runner.reset()
         return [runner_contender(runner, engine, label, path)]
 
@@ -137,20 +134,14 @@ class StreamPlan(Plan):
         array = first.points if isinstance(first, Sweep) else first.images
         return dict(input_shape='x'.join(map(str, array.shape)))
 
-    def rows(
-        self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """See `Plan.rows`; with medians of the parts in ms, and bytes fed in the median frame."""
-        rows = super().rows(contenders, runs, memories)
-        for row in rows:
-            mine = runs[row['name']]
-            fed = [run.fed_bytes for run in mine if run.fed_bytes is not None]
-            row['parts_ms'] = {
-                part: round(statistics.median(run.parts_s[part] for run in mine) * 1e3, 3)
-                for part in mine[0].parts_s
-            }
-            row['fed_bytes'] = int(statistics.median(fed)) if fed else None
-        return rows
+    def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
+        """See `Plan.complete`: medians of the parts in ms, and bytes fed in the median frame."""
+        fed = [run.fed_bytes for run in runs if run.fed_bytes is not None]
+        row['parts_ms'] = {
+            part: round(statistics.median(run.parts_s[part] for run in runs) * 1e3, 3)
+            for part in runs[0].parts_s
+        }
+        row['fed_bytes'] = int(statistics.median(fed)) if fed else None
 
     def result(self, contenders: Sequence[Contender], runs: Sequence[Runs], *memories: Any) -> dict[str, Any]:
         """See `Plan.result`; what the family promises of its contracts is held against bars."""
@@ -217,9 +208,7 @@ def run_model(
     source: memory.Source, samples: Sequence[Frame | Sweep], change: Callable[[Any], Any] | None = None
 ) -> tuple[int, object]:
     """Run a model, or what `change` makes of it, in a process of its own; see `memory.measure`."""
-    before, loaded = source.load()
-    if change:
-        loaded.model = change(loaded.model)
+    before, loaded = source.load(change)
     return before, _drive(loaded.family.reference(loaded.model), samples)
 
 

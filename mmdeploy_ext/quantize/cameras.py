@@ -53,12 +53,12 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
 
 
 def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
-    """Return the frames of a source.
+    """Return the frames of a source, for the cameras of a model's rule in their order.
 
     Args:
         source: infos of mmdet3d's kind (.pkl, .json) with `cams`, or a folder with one folder of pictures
             per camera, such as nuScenes' own or its `samples`.
-        rule: of the model; says the cameras and their order.
+        rule: of the model.
         root: folder of the data set, where the infos' paths do not exist as they are.
 
     Raises:

@@ -81,7 +81,9 @@ class DenseGraph:
                 f'{path}: has no convolution or matrix product with float32 weights; nothing to quantise'
             )
         self._by_name = {layer.name: layer for layer in self.layers}
-        after = self._followed()
+        owner = {node: layer.name for layer in self.layers for node in layer.nodes}
+        read = (name for node in self.index.nodes if node.name in owner for name in node.input)
+        after = {owner.get(self.index.nodes[position].name) for position in self.index.ancestors(read)}
         sorts = [node for node in self.index.nodes if node.op_type in SORTS]
         sorted_by = self._nearest([name for node in sorts for name in node.input])
         self.last = [layer.name for layer in self.layers if layer.name not in after - sorted_by]
@@ -92,12 +94,6 @@ class DenseGraph:
     def layer(self, name: str) -> Layer:
         """Return a layer by its name."""
         return self._by_name[name]
-
-    def _followed(self) -> set[str]:
-        """Return the names of layers that another layer needs."""
-        owner = {node: layer.name for layer in self.layers for node in layer.nodes}
-        read = (name for node in self.index.nodes if node.name in owner for name in node.input)
-        return {owner.get(self.index.nodes[position].name, '') for position in self.index.ancestors(read)}
 
     def _nearest(self, tensors: Iterable[str]) -> set[str]:
         """Return the layers that tensors are made of with no other layer between."""
@@ -231,7 +227,7 @@ def _layers(index: Index) -> list[Layer]:
             groups.setdefault(weight, []).append(node)
     found: dict[str, Layer] = {}
     for weight, nodes in groups.items():
-        name, size = scope(nodes[0]), math.prod(index.constants[weight].dims)
+        name, size = _scope(nodes[0]), math.prod(index.constants[weight].dims)
         while name in found:
             name += "'"
         names, outputs = zip(*((node.name, node.output[0]) for node in nodes), strict=True)
@@ -248,7 +244,7 @@ def _weight(index: Index, node: onnx.NodeProto) -> str:
     return tensor.name if matrix and node.input[0] not in index.constants else ''
 
 
-def scope(node: onnx.NodeProto) -> str:
+def _scope(node: onnx.NodeProto) -> str:
     """Return the module of a node: 'network/neck/conv/Conv_1' -> 'network/neck/conv'."""
     head, _, tail = node.name.strip('/').rpartition('/')
     return head if head and COUNTER.sub('', tail) == node.op_type else node.name.strip('/')
@@ -261,8 +257,3 @@ def _follows(node: onnx.NodeProto, codes: set[str]) -> bool:
         mode = next((attribute.s for attribute in node.attribute if attribute.name == 'mode'), b'nearest')
         return mode == b'nearest' and node.input[0] in codes
     return node.op_type in FOLLOWERS and node.input[0] in codes
-
-
-def parameters(layers: Iterable[Layer]) -> int:
-    """Return the parameters of some layers together."""
-    return sum(layer.parameters for layer in layers)

@@ -23,12 +23,7 @@ ENDING = '.int8'
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One float file and its INT8 file.
-
-    Attributes:
-        model, output: the float file, the INT8 file.
-        beside: other graphs of the folder, which are copied unchanged; empty where one file was given.
-    """
+    """One float file and its INT8 file, and the other graphs of their folder, which are copied unchanged."""
 
     model: Path
     output: Path
@@ -61,9 +56,8 @@ class Target:
 def find_target(model: str, output: str | None) -> Target:
     """Return what to quantise, after a look at whether the output can be written.
 
-    Args:
-        model: an ONNX file, or the folder of an export of several graphs.
-        output: file or folder like it; None: the same name with `.int8`.
+    The model is an ONNX file, or the folder of an export of several graphs; the output is like it, and has
+    the same name with `.int8` where none is given.
 
     Raises:
         ModelFileError: a folder without the graph that its family has quantised, and without exactly one that

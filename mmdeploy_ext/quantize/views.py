@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from mmdeploy_ext.quantize.assumptions import Finding
     from mmdeploy_ext.quantize.dense_sensitivity import LayerSensitivity, Outputs
-    from mmdeploy_ext.quantize.fidelity import Fidelity
+    from mmdeploy_ext.quantize.fidelity import Fidelity, Finding
 
 INT8_COLOUR, KEPT_COLOUR, FP16_COLOUR = '#3b6ea5', '#e0973a', '#7a9e6e'
 TALLEST = 60

@@ -86,30 +86,34 @@ class Walk:
             'SparseConvolution': self._convolution,
             'Add': self._add,
             'QuantAdd': self._add,
-            'Relu': self._relu,
+            'Relu': lambda _, flow: flow,
             'ScatterDense': self._scatter,
             'Transpose': self._transpose,
             'Reshape': self._reshape,
         }
         for layer in layers:
             flows = [self.flows.get(name, Flow()) for name in layer.inputs]
-            complete = len(flows) == (2 if layer.op_type in ('Add', 'QuantAdd') else 1)
-            self.flows[layer.output] = steps[layer.op_type](layer, *flows) if complete else Flow()
+            self.flows[layer.output] = Flow()
+            if len(flows) == (2 if layer.op_type in ('Add', 'QuantAdd') else 1):
+                self._kind(layer, flows)
+                self.flows[layer.output] = steps[layer.op_type](layer, *flows)
             self._stored_range(layer)
 
     def _report(self, layer: Layer, attribute: str, rule: str, message: str, severity: str = ERROR) -> None:
         self.violations.append(Violation(layer.name, attribute, rule, message, severity))
 
-    def _wants(self, layer: Layer, flow: Flow, dense: bool) -> None:
-        if flow.dense != dense:
-            kinds = {False: 'active sites', True: 'a dense tensor'}
-            message = f'takes {kinds[dense]}, its input is {kinds[flow.dense]}'
-            self._report(layer, layer.inputs[0], 'wrong-kind', message)
+    def _kind(self, layer: Layer, flows: list[Flow]) -> None:
+        """Report inputs of another kind than the operator takes."""
+        dense = layer.op_type in ('Transpose', 'Reshape')
+        kinds = {False: 'active sites', True: 'a dense tensor'}
+        for flow in flows:
+            if flow.dense != dense:
+                message = f'takes {kinds[dense]}, its input is {kinds[flow.dense]}'
+                self._report(layer, layer.inputs[0], 'wrong-kind', message)
 
     # ---- sparse nodes
 
     def _convolution(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, False)
         weight, said = layer.weight, layer.written['input_spatial_shape']
         if weight.ndim == 5 and flow.channels and weight.shape[4] != flow.channels:
             takes = f'weight {list(weight.shape)} takes {weight.shape[4]} channels'
@@ -128,7 +132,7 @@ class Walk:
             )
             self._report(layer, 'output_spatial_shape', 'spatial-shape', message)
         self._rulebook(layer, flow)
-        self._room(layer, flow, result)
+        self._room(layer, result)
         channels = weight.shape[0] if weight.ndim == 5 else 0
         return dataclasses.replace(result, channels=channels, shape=(), dense=False)
 
@@ -140,7 +144,15 @@ class Walk:
     def _target(self, layer: Layer, flow: Flow) -> Flow:
         """Return sites and grid of a convolution's output."""
         if layer.values['inverse']:
-            return self._back(layer)
+            first = self.rulebooks.get(layer.values['rulebook'])
+            if first is not None:  # back to the input of the one with its rulebook
+                return first[1]
+            message = (
+                f'inverse convolution with rulebook {layer.values["rulebook"]!r}, which no convolution '
+                f'before it has: the engine does not know which sites to go back to'
+            )
+            self._report(layer, 'rulebook', 'rulebook', message)
+            return Flow(sites=layer.name)
         if layer.values['subm']:
             return flow
         values = [layer.values[name] for name in TRIPLES]
@@ -151,18 +163,6 @@ class Walk:
             message = f'{self._geometry(layer)} on {list(flow.grid)} leave {list(grid)} cells'
             self._report(layer, 'kernel_size', 'spatial-shape', message)
         return Flow(grid=grid, sites=layer.name)
-
-    def _back(self, layer: Layer) -> Flow:
-        """Return where an inverse convolution goes: to the input of the one with its rulebook."""
-        first = self.rulebooks.get(layer.values['rulebook'])
-        if first is None:
-            message = (
-                f'inverse convolution with rulebook {layer.values["rulebook"]!r}, which no convolution '
-                f'before it has: the engine does not know which sites to go back to'
-            )
-            self._report(layer, 'rulebook', 'rulebook', message)
-            return Flow(sites=layer.name)
-        return first[1]
 
     def _rulebook(self, layer: Layer, flow: Flow) -> None:
         """Report convolutions that share a rulebook and do not have the same neighbours."""
@@ -181,7 +181,7 @@ class Walk:
             )
             self._report(layer, 'rulebook', 'rulebook', message)
 
-    def _room(self, layer: Layer, flow: Flow, result: Flow) -> None:
+    def _room(self, layer: Layer, result: Flow) -> None:
         """Report an output bound that the expected number of active sites exceeds."""
         bound, cells = layer.values['output_bound'], math.prod(result.grid) if result.grid else math.inf
         room = 'the engine has no room for more active sites than that'
@@ -201,8 +201,6 @@ class Walk:
             self._report(layer, 'output_bound', 'output-bound', message, ERROR if sure else WARNING)
 
     def _add(self, layer: Layer, first: Flow, second: Flow) -> Flow:
-        for flow in (first, second):
-            self._wants(layer, flow, False)
         if first.channels and second.channels and first.channels != second.channels:
             message = f'adds {first.channels} channels to {second.channels}'
             self._report(layer, '', 'add-shape', message)
@@ -210,10 +208,6 @@ class Walk:
             message = 'its inputs are not on the same active sites; the engine adds row by row'
             self._report(layer, '', 'add-shape', message)
         return first
-
-    def _relu(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, False)
-        return flow
 
     def _stored_range(self, layer: Layer) -> None:
         """Report an output stored as int8 for a consumer that has no scale for it."""
@@ -236,7 +230,6 @@ class Walk:
     # ---- dense nodes
 
     def _scatter(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, False)
         grid, shape = layer.values['input_spatial_shape'], layer.values['output_shape']
         if grid and flow.grid and grid != flow.grid:
             message = (
@@ -251,7 +244,6 @@ class Walk:
         return Flow(flow.channels, grid or flow.grid, flow.sites, shape, True)
 
     def _transpose(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, True)
         dims = layer.values['dims']
         if not dims or not flow.shape:
             return Flow(dense=True)
@@ -262,7 +254,6 @@ class Walk:
         return dataclasses.replace(flow, shape=tuple(flow.shape[axis] for axis in dims))
 
     def _reshape(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, True)
         dims = layer.values['dims']
         if dims and flow.shape and math.prod(dims) != math.prod(flow.shape):
             message = f'dims={list(dims)} has {math.prod(dims)} values, its input {list(flow.shape)} has '

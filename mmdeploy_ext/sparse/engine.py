@@ -30,7 +30,7 @@ def run(
     transform: Transform | None = None,
     rulebook: Rulebook | None = None,
 ) -> np.ndarray:
-    """Run a graph on one sweep.
+    """Run a graph on one sweep; return (1, C, H, W) float32.
 
     Args:
         graph: traced or folded; float16 weights are computed with in float32.
@@ -41,9 +41,6 @@ def run(
         transform: called before every node with the node, its inputs and its weight (None without one); gives
             the inputs and the weight to compute with: where fake quantisation comes in.
         rulebook: of these coordinates, where it is known.
-
-    Returns:
-        (1, C, H, W) float32.
 
     Raises:
         PointsError: voxels that the graph cannot take.

@@ -178,11 +178,7 @@ PREFIXES = {'BatchNorm': 'bn', 'SparseConvolution': 'conv', 'ScatterDense': 'sca
 
 
 def renumber(graph: SparseGraph) -> SparseGraph:
-    """Return the graph with names and tensor ids as the dialect counts them.
-
-    Names count per operation from 0 (conv0, conv1, add0, ...), tensors in the order of nodes from '1';
-    '0' stays the voxels.
-    """
+    """Return the graph with names per operation from 0 (conv0, conv1, add0, ...), tensors from '1' on."""
     ids, counts, nodes = {'0': '0'}, collections.Counter(), []
     for node in graph.nodes:
         inputs, kind = tuple(ids[name] for name in node.inputs), node.op_type

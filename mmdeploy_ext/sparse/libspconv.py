@@ -35,12 +35,7 @@ OPSET = ('ai.onnx', 11)
 def write(
     graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a folded graph, in its coordinate order, as a libspconv file, atomically.
-
-    Raises:
-        ExportError: the graph holds what the dialect cannot express; see `to_onnx`.
-        Mm2OnnxError: the file cannot be written.
-    """
+    """Write a folded graph, in its coordinate order, as a libspconv file, atomically; see `to_onnx`."""
     model = to_onnx(graph, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
@@ -160,9 +155,8 @@ def _precision(node: SparseConvolution | Add) -> dict[str, str]:
 def to_node_list(model: onnx.ModelProto) -> dict[str, Any]:
     """Return a file as plain data, for comparison: everything in it, initializers by hash.
 
-    Returns:
-        'meta', 'inputs', 'outputs', 'nodes' and 'initializers', as the stored node lists of the reference
-        exporter have them (golden INDEX.md). `metadata_props` is left out.
+    It is as the stored node lists of the reference exporter have it (golden INDEX.md), without
+    `metadata_props`.
     """
     graph = model.graph
     return dict(

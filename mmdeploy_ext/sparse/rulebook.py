@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 class Level:
     """Active sites of one resolution; their hash is made when it is needed.
 
-    Attributes:
-        coordinates: (N, 4) int32, sample and the three axes in the graph's order.
-        spatial_shape: grid size per axis.
-
-    Raises:
-        PointsError: not (N, 4) integers, or a site outside the grid.
+    `coordinates` are (N, 4) int32, sample and the three axes in the graph's order; other shapes, dtypes, and
+    sites outside the grid are a PointsError.
     """
 
     def __init__(self, coordinates: np.ndarray, spatial_shape: Sequence[int]) -> None:

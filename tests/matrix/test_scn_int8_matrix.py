@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 import toy_sparse
-from mmdeploy_ext.quantize import assumptions, views
+from mmdeploy_ext.quantize import views
 from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
-from mmdeploy_ext.quantize.fidelity import fidelity
+from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
@@ -63,7 +63,7 @@ def test_advice(graph, sweep, ranges, tmp_path):
 
 
 def test_assumptions(graph, sweep, ranges):
-    found = assumptions.compare_assumptions(graph, ranges, [sweep])
+    found = compare_assumptions(graph, ranges, [sweep])
     Console(width=150).print(views.assumption_table(found))
     cosines = [finding.fp32.cosine for finding in found]
     assert max(cosines) - min(cosines) < 5e-4

@@ -53,11 +53,7 @@ def read_ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def check_ports(found: Sequence[Port], stated: Sequence[Port], what: str, path: object) -> None:
-    """Refuse an engine whose tensors are not those that its record states; the order does not count.
-
-    Raises:
-        ModelFileError: a name is missing or new, or a dtype or a number of axes differs.
-    """
+    """Refuse an engine whose tensors are not those that its record states; the order does not count."""
     there, wanted = {port.name: port for port in found}, {port.name: port for port in stated}
     missing, extra = sorted(wanted.keys() - there), sorted(there.keys() - wanted)
     if missing or extra:

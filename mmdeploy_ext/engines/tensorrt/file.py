@@ -105,11 +105,7 @@ def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> N
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """Read the record of an engine and make sure that the engine is the one that it is about.
-
-    Raises:
-        ModelFileError: no engine, no record, a truncated engine, or an engine of another build.
-    """
+    """Read the record of an engine and make sure that the engine is the one that it is about, and whole."""
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f'{path}: no such engine; build it with tools/deployment/onnx2tensorrt.py')

@@ -111,12 +111,9 @@ def _load(name: str) -> Package:
 
 
 def check_architectures(package: Package, asked: Sequence[int], here: int | None) -> None:
-    """Refuse architectures that a package cannot build for.
+    """Refuse architectures that a package cannot build for, and none where there is no GPU.
 
     `asked` are architectures, e.g. (86, 89), () for the GPU at hand; `here` is that of the GPU at hand.
-
-    Raises:
-        EngineError: an unknown one, or none is asked for and there is no GPU.
     """
     known = ' '.join(map(str, package.architectures))
     if not asked:

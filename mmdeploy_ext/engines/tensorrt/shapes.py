@@ -22,11 +22,7 @@ SUM = re.compile(r'(?P<axis>.+?)(?P<more>[+-]\d+)')
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
-    """Read NAME=MIN/OPT/MAX; one shape alone stands for all three.
-
-    Raises:
-        UsageError: another form, other ranks, or sizes that do not grow from MIN to MAX.
-    """
+    """Read NAME=MIN/OPT/MAX, or one shape for all three; UsageError: another form, other ranks or orders."""
     found: dict[str, Profile] = {}
     for text in texts:
         name, sign, written = text.rpartition('=')
@@ -49,9 +45,8 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
 def profiles_of(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Profile]:
     """Return the profile of every input that has an open axis.
 
-    Args:
-        spec: of the graph.
-        asked: by input or by axis; the sizes that one input gives an axis hold for all inputs that have it.
+    What is asked for is by input or by axis; the sizes that one input gives an axis hold for all inputs that
+    have it.
 
     Raises:
         UsageError: an unknown name, a shape that the input does not take, or an axis without sizes.

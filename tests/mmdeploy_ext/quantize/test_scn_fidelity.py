@@ -11,11 +11,10 @@ import toy_sparse
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.quantize import views
-from mmdeploy_ext.quantize.assumptions import compare_assumptions
 from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
 from mmdeploy_ext.quantize.calibrators import fake_quantise
 from mmdeploy_ext.quantize.difference import Difference
-from mmdeploy_ext.quantize.fidelity import fidelity
+from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
 from mmdeploy_ext.quantize.simulate import Assumption, Simulation
 from mmdeploy_ext.sparse import engine
 
