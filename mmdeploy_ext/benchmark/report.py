@@ -10,7 +10,7 @@ from rich.markup import escape
 from mmdeploy_ext.quantize import views
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -89,6 +89,14 @@ SPARSE_COLUMNS: Columns = {
 }
 
 
+PROFILE_COLUMNS: Columns = {
+    'operator': lambda row: escape(row['name']),
+    'calls': lambda row: f'{row["calls"]:g}',
+    'ms per run': lambda row: f'{row["ms"]:.2f}',
+    'share': lambda row: f'{row["share"]:.1%}',
+}
+
+
 def _part_columns(rows: Sequence[Row]) -> Columns:
     """Return columns of the parts of a frame, in ms."""
     parts = dict.fromkeys(part for row in rows for part in row['parts_ms'])
@@ -108,14 +116,11 @@ def _part_columns(rows: Sequence[Row]) -> Columns:
 def print_result(result: Row, console: Console) -> None:
     """Print the tables; `result` is what `--json` writes."""
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True)
+    def say(*parts: str | Table) -> None:
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, str))
 
-    say(escape(headline(result)))
-    if 'sets' in result:
-        _print_sets(result, console)
-    else:
-        _print_contenders(result, console)
+    say(escape(headline(result)), *(_sets if 'sets' in result else _contenders)(result))
     if result.get('bars'):
         say(f'bars, set for {result["bars_of"]}:')
     for bar in result.get('bars', ()):
@@ -128,69 +133,48 @@ def print_result(result: Row, console: Console) -> None:
     for note in result['notes']:
         say(f'note: {escape(note)}')
     for name, profile in result['profiles'].items():
-        print_profile(name, profile, console)
+        parts = ', '.join(f'{part["name"]} {part["ms"]:.1f} ms' for part in profile['parts'][:4])
+        where = f'profile of {profile["runs"]} runs in a session of its own ({escape(parts)})'
+        say(f'\n{escape(name)}: {where}', _table(profile['operators'], PROFILE_COLUMNS))
 
 
-def _print_contenders(result: Row, console: Console) -> None:
+def _contenders(result: Row) -> Iterator[str | Table]:
     rows = result['contenders']
-    console.print(_table(rows, COLUMNS))
+    yield _table(rows, COLUMNS)
     for row in result['forms']:
         cost = row['postprocess_in_graph_ms']
-        console.print(
+        yield (
             f'{escape(row["graph"])} against {escape(row["raw"])}, graphs alone: '
             f'{row["ratio"]["median"]:.3f}x '
             f'({_quartiles(row["ratio"], 3)}); its post-processing: {_median(cost, 2)} ms '
-            f'({_quartiles(cost, 2)})',
-            soft_wrap=True,
+            f'({_quartiles(cost, 2)})'
         )
     if any('parts_ms' in row for row in rows):
-        console.print(_table(rows, _part_columns(rows)))
+        yield _table(rows, _part_columns(rows))
     if ratio := result.get('deploy_to_fork'):
-        text = f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})'
-        console.print(text, soft_wrap=True)
+        yield f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})'
 
 
-def _print_sets(result: Row, console: Console) -> None:
+def _sets(result: Row) -> Iterator[str | Table]:
     for entry in result['sets']:
-        title = (
-            f'{entry["name"]}: {entry["voxels"]} voxels, {entry["pairs"]} pairs, {entry["gflop"]:.2f} GFLOP'
-        )
+        title = '{name}: {voxels} voxels, {pairs} pairs, {gflop:.2f} GFLOP'.format_map(entry)
         title += ''.join(f', voxelise ({name}) {ms:.1f} ms' for name, ms in entry['voxelise_ms'].items())
-        console.print(_table(entry['contenders'], SPARSE_COLUMNS, title))
+        yield _table(entry['contenders'], SPARSE_COLUMNS, title)
     if result['growth']:
-        grown = ', '.join(
-            f'{name} {value:.2f}' for name, value in result['growth'].items() if value is not None
-        )
-        console.print(
+        known = {name: value for name, value in result['growth'].items() if value is not None}
+        grown = ', '.join(f'{name} {value:.2f}' for name, value in known.items())
+        yield (
             f'growth, exponent of the fastest time in voxels over the synthetic sets: {escape(grown)}; '
-            f'of the multiplications {result["work_growth"]:.2f}',
-            soft_wrap=True,
+            f'of the multiplications {result["work_growth"]:.2f}'
         )
     if racing := result['racing']:
-        console.print(
+        yield (
             f'spconv with {racing["threads"]} threads, [bold]WRONG[/bold] (its kernels race): '
             f'{racing["median_ms"]:.0f} ms at {racing["voxels"]} voxels, off by up to '
-            f'{racing["worst_rel"]:.1e} of the largest value in {racing["runs"]} runs',
-            soft_wrap=True,
+            f'{racing["worst_rel"]:.1e} of the largest value in {racing["runs"]} runs'
         )
     exports = ', '.join(f'{target} {seconds:.2f} s' for target, seconds in result['export_s'].items())
-    console.print(f'export, tracing included: {exports}')
-
-
-def print_profile(name: str, profile: Row, console: Console) -> None:
-    """Print the operators that take the most time."""
-    parts = ', '.join(f'{part["name"]} {part["ms"]:.1f} ms' for part in profile['parts'][:4])
-    console.print(
-        f'\n{escape(name)}: profile of {profile["runs"]} runs in a session of its own ({escape(parts)})',
-        soft_wrap=True,
-    )
-    columns: Columns = {
-        'operator': lambda row: escape(row['name']),
-        'calls': lambda row: f'{row["calls"]:g}',
-        'ms per run': lambda row: f'{row["ms"]:.2f}',
-        'share': lambda row: f'{row["share"]:.1%}',
-    }
-    console.print(_table(profile['operators'], columns))
+    yield f'export, tracing included: {exports}'
 
 
 def write_chart(result: Row, target: str | Path) -> None:
