@@ -57,7 +57,6 @@ def load_train_config(args: argparse.Namespace) -> Any:
 
     from mmdeploy_ext.apps.options import parse_cfg_options
     from mmdeploy_ext.core.config import load_config
-
     cfg = replace_cfg_vals(load_config(args.config, parse_cfg_options(args.cfg_options)))
     update_data_root(cfg)
     setup_multi_processes(cfg)
@@ -81,11 +80,9 @@ def load_train_config(args: argparse.Namespace) -> Any:
 def build_model(cfg: Any) -> Any:
     """Build `cfg.model` with the library that knows its type: mmdet, or mmdet3d and its plugins."""
     from mmdet.models import DETECTORS, build_detector
-
     if cfg.model.type in DETECTORS and 'mmdet3d' not in sys.modules:
         return build_detector(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
     from mmdet3d.models import build_model as build_model_3d
-
     return build_model_3d(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
 
 
@@ -97,22 +94,16 @@ def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
 
     from mmdeploy_ext.evaluate.evaluation import dataset_builder
     from mmdeploy_ext.stack.import_hook import patched
-
     if not samplers:
         return patched(mmdet.apis.train, build_dataset=dataset_builder())
     from projects.mmdet3d_plugin.datasets.builder import build_dataloader
-
-    return patched(
-        mmdet.apis.train,
-        build_dataset=dataset_builder(),
-        build_dataloader=functools.partial(build_dataloader, **samplers),
-    )
+    return patched(mmdet.apis.train, build_dataset=dataset_builder(),
+                   build_dataloader=functools.partial(build_dataloader, **samplers))
 
 
 def train(args: argparse.Namespace) -> int:
     """Build the model and its data from the config and run mmdet's training loop."""
     from mmdeploy_ext.stack import compat
-
     compat.apply()
     import mmdet
     from mmdet.apis import train_detector
@@ -120,7 +111,6 @@ def train(args: argparse.Namespace) -> int:
 
     from mmdeploy_ext.core.files import check_writable
     from mmdeploy_ext.evaluate.evaluation import dataset_builder
-
     cfg = load_train_config(args)
     folder = Path(cfg.work_dir)
     check_writable(folder / Path(args.config).name)
@@ -131,12 +121,8 @@ def train(args: argparse.Namespace) -> int:
     logger = get_root_logger(log_file=str(folder / f'{timestamp}.log'), log_level=cfg.log_level)
     environment = '\n'.join(f'{key}: {value}' for key, value in collect_env().items())
     logger.info('environment:\n%s\nconfig:\n%s\nseed: %s', environment, text, cfg.seed)
-    meta = {
-        'env_info': environment,
-        'config': text,
-        'seed': cfg.seed,
-        'exp_name': Path(args.config).name,
-    }  # before the build, which writes into the config
+    meta = {'env_info': environment, 'config': text, 'seed': cfg.seed,
+            'exp_name': Path(args.config).name}  # before the build, which writes into the config
 
     model = build_model(cfg)
     model.init_weights()
@@ -145,15 +131,8 @@ def train(args: argparse.Namespace) -> int:
     if cfg.get('checkpoint_config') is not None:
         cfg.checkpoint_config.meta = {'mmdet_version': mmdet.__version__, 'CLASSES': dataset.CLASSES}
     with configured_loaders(cfg):
-        train_detector(
-            model,
-            [dataset],
-            cfg,
-            distributed=args.launcher != 'none',
-            validate=not args.no_validate,
-            timestamp=timestamp,
-            meta=meta,
-        )
+        train_detector(model, [dataset], cfg, distributed=args.launcher != 'none',
+                       validate=not args.no_validate, timestamp=timestamp, meta=meta)
     return 0
 
 

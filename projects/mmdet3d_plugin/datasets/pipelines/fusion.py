@@ -84,6 +84,7 @@ class ImageAug3D:
         box = left, top, left + self.final_dim[1], top + self.final_dim[0]
         return ImageTransform(scale, size, box, flip)
 
+
     def _turned(self, picture: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a changed picture and its 3x3 matrix, turned by a random angle; what comes in is black."""
         if not (self.is_train and any(self.rot_lim)):
