@@ -1,7 +1,5 @@
 """The `data` section of BEVFusion's configs: all cameras and the LiDAR of a key frame, sweeps of the past."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from projects.configs.nuscenes_stream import CLASS_NAMES

@@ -1,13 +1,9 @@
 """The `data` section of LiDAR configs: one sweep of LIDAR_TOP per sample, past ones where they are loaded."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from projects.configs.nuscenes_stream import CLASS_NAMES
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MODALITY = dict(use_lidar=True, use_camera=False, use_radar=False, use_map=False, use_external=False)
 LOAD_POINTS = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)

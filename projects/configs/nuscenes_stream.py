@@ -1,7 +1,5 @@
 """The `data` section of streaming configs: the pipelines differ in the image size alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 CLASS_NAMES = [

@@ -9,13 +9,12 @@ bytes, however often the run was interrupted. (Equal bytes also need the same bu
 encoders and resampling differ in last bits between builds.)
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,9 +27,6 @@ from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from projects.toydata import staging
 from projects.toydata.scene import make_scene
 from projects.toydata.shapes import CLASSES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 WORLD = 1
 """Raise it when the same seed gives other pictures, so that sets of older code are found out."""

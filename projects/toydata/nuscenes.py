@@ -9,16 +9,15 @@ however often the run was interrupted and with however many processes it ran. (E
 builds of NumPy and OpenCV.)
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,9 +30,6 @@ from projects.toydata import nuscenes_tables as tables
 from projects.toydata import staging
 from projects.toydata.nuscenes_rig import CAMERAS, LIDAR
 from projects.toydata.nuscenes_scene import Plan, write_scene
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 WORLD = 2
 """Raise it when the same seed gives other pictures, so that sets of older code are found out."""

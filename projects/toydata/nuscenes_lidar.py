@@ -1,17 +1,10 @@
 """LIDAR_TOP sweeps of the generated drive: 32 beams around, ray-cast against the ground and every box."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from projects.toydata.nuscenes_render import boxes_in, half_sizes, ray_box
-from projects.toydata.nuscenes_rig import pose_matrix
-
-if TYPE_CHECKING:
-    from projects.toydata.nuscenes_rig import Sensor
-    from projects.toydata.nuscenes_world import Thing, World
+from projects.toydata.nuscenes_rig import Sensor, pose_matrix
+from projects.toydata.nuscenes_world import Thing, World
 
 BEAMS = 32
 ELEVATIONS_DEG = (-30.67, 10.67)

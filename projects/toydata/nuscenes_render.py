@@ -1,20 +1,14 @@
 """Pictures of the generated drive, by casting a ray per pixel against the ground and every box."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from projects.toydata.nuscenes_rig import pose_matrix, rigid_inverse
-
-if TYPE_CHECKING:
-    from projects.toydata.nuscenes_rig import Sensor
-    from projects.toydata.nuscenes_world import Thing, World
+from projects.toydata.nuscenes_rig import Sensor, pose_matrix, rigid_inverse
+from projects.toydata.nuscenes_world import Thing, World
 
 GROUND_CELL_M = 0.12
 HAZE_M = 90.0

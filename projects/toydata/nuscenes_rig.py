@@ -4,8 +4,6 @@ Camera frame: x right, y down, z ahead. LiDAR frame: x right, y ahead, z up. Ego
 origin on the ground below the rear axle.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

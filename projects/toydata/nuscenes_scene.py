@@ -1,9 +1,7 @@
 """Writes one scene of the generated drive: its pictures and sweeps, and its share of every table."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,14 +10,8 @@ from mmdeploy_ext.core.errors import DataError
 from projects.toydata import nuscenes_tables as tables
 from projects.toydata.nuscenes_lidar import sweep
 from projects.toydata.nuscenes_render import Lens, Scenery, make_lens, make_scenery, render
-from projects.toydata.nuscenes_rig import CAMERA_LAG_US, CAMERAS, LIDAR, make_rig
-from projects.toydata.nuscenes_world import KEY_FRAME_S, make_world
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from projects.toydata.nuscenes_rig import Sensor
-    from projects.toydata.nuscenes_world import World
+from projects.toydata.nuscenes_rig import CAMERA_LAG_US, CAMERAS, LIDAR, Sensor, make_rig
+from projects.toydata.nuscenes_world import KEY_FRAME_S, World, make_world
 
 JPEG_QUALITY = 90
 FIRST_TIMESTAMP_US = 1_531_000_000_000_000

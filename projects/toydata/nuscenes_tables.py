@@ -1,19 +1,14 @@
 """The records of the generated drive in nuScenes' own tables (schema of nuscenes-devkit 1.x)."""
 
-from __future__ import annotations
-
 import hashlib
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pyquaternion import Quaternion
 
-from projects.toydata.nuscenes_rig import CAMERAS, LIDAR
-
-if TYPE_CHECKING:
-    from projects.toydata.nuscenes_rig import Sensor
-    from projects.toydata.nuscenes_world import Thing
+from projects.toydata.nuscenes_rig import CAMERAS, LIDAR, Sensor
+from projects.toydata.nuscenes_world import Thing
 
 Record = dict[str, Any]
 

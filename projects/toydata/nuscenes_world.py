@@ -3,8 +3,6 @@
 Global frame: metres, z up, the ground is z = 0. Yaw in radians, counter-clockwise from x.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -7,14 +7,12 @@ mmdet, `seeded_lidar.py` for LiDAR detectors of mmdet3d, `seeded_fusion.py` for 
 boxes differ between anchors, and a few per cent of the anchors pass the threshold.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from torch import nn
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.proof.inputs.pictures import bright, dark
 from projects.toydata import seeded_fusion, seeded_lidar
 from projects.toydata.scene import make_scene
@@ -31,9 +30,6 @@ from projects.toydata.seeded_dense import build_student, calibration_of, check_k
 from projects.toydata.seeded_layers import calibrate_norms, fill_rest, fill_weights, norms_of, residual_ends
 from projects.toydata.seeded_prototypes import scale_prototypes
 from projects.toydata.seeded_queries import is_query, is_regional, scale_queries
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.families.base import Family
 
 NAMED_RULES = dict(rtdetr='seeded_rtdetr', streampetr='seeded_streampetr', solo='seeded_solo')
 """Families whose weights depend on names and shapes alone: family -> module beside this one."""

@@ -1,18 +1,12 @@
 """The seeded rule of detectors of corners: peaks of a few classes, so that many pairs of corners fit."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from projects.toydata.seeded_dense import CLASS_TARGET
 from projects.toydata.seeded_layers import Target, bring, outputs_of_all
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
 
 TARGETS = dict(
     heat=CLASS_TARGET,

@@ -5,11 +5,10 @@ Class logits spread so that a few per cent of the scores pass the threshold, box
 priors by amounts that stay inside the picture, quality maps spread around their middle.
 """
 
-from __future__ import annotations
-
 import copy
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,9 +16,6 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import build_without_weights
 from projects.toydata.seeded_layers import Target, bring, outputs_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 
 class Calibration(NamedTuple):

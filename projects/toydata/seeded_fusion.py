@@ -1,13 +1,12 @@
 """The seeded rule of BEVFusion: statistics of generated frames, a heat map of few peaks, unlike boxes."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.families.sequence import SequenceFamily
 from projects.toydata.seeded_layers import (
     Target,
     bring,
@@ -20,9 +19,6 @@ from projects.toydata.seeded_layers import (
 )
 from projects.toydata.seeded_lidar import BOX_TARGETS, RESIDUAL
 from projects.toydata.seeded_sparse import fill_module
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.families.sequence import SequenceFamily
 
 FAMILIES = ('bevfusion_det',)
 FRAMES = 2

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.stack.compat import single_thread
 from projects.toydata.seeded_dense import DELTA_TARGET
 from projects.toydata.seeded_layers import (
@@ -29,7 +30,6 @@ from projects.toydata.seeded_layers import (
 from projects.toydata.seeded_sparse import fill_module
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.families.sequence import SequenceFamily
     from projects.mmdet3d_plugin.common.parts import Parts
 
 FAMILIES = ('anchor3d', 'centerpoint')

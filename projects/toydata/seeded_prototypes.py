@@ -1,16 +1,11 @@
 """The seeded rule of YOLACT beside that of dense heads: prototypes and coefficients that make masks."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from projects.toydata.seeded_layers import bring, outputs_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 COEFFICIENTS = 0.5
 """Deviation before tanh. With prototypes of 1, logits of masks of 32 prototypes have one of about 1.5."""

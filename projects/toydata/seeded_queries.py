@@ -4,20 +4,16 @@ Queries would have one answer all together where attention averages over a whole
 are larger than at the start of a training. The moves that layers give boxes in turn are small.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from projects.toydata.seeded_dense import BACKGROUND, CLASS_TARGET
 from projects.toydata.seeded_layers import Target, bring, outputs_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 SCALES = (
     (r'level_embed\.weight', 0.3, False),

@@ -4,10 +4,8 @@ A trained model begins with learned boxes; here they have many sizes and places,
 from every level. The last layers are brought to their targets while the stages run, one after the other.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,9 +14,6 @@ from projects.mmdet_plugin.query.regions import RegionsFullForm, RegionsNetwork
 from projects.toydata.seeded_dense import CLASS_TARGET
 from projects.toydata.seeded_layers import Target, bring
 from projects.toydata.seeded_regions import BACKGROUND, SPARSER, TARGETS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 BRANCH = 0.25
 """Weight of what a stage adds to queries. With as much as there is, six stages make rounding 600 times larger

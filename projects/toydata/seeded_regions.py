@@ -4,11 +4,10 @@ Regions of many sizes lie all over the calibration pictures, so that every level
 has some; class logits spread beside a large background, so that a few per cent of the pairs pass.
 """
 
-from __future__ import annotations
-
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +25,6 @@ from projects.mmdet_plugin.two_stage.regions import Branch, stages_of
 from projects.toydata.seeded_dense import BACKGROUND, for_head, scale_outputs
 from projects.toydata.seeded_dense import stages_of as stages_of_proposals
 from projects.toydata.seeded_layers import Target, bring, outputs_of_all
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 REGIONS = 96
 """Of each calibration picture."""

@@ -3,18 +3,13 @@
 Source of the rule: FILL.md of the goldens (shared/golden/rtdetr); names are the original repository's.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 ROOT2 = math.sqrt(2)
 BIASES = ((r'^decoder\.enc_score_head\.bias$', 1.0), (r'^decoder\.dec_score_head\.\d+\.bias$', 0.669))

@@ -7,13 +7,11 @@ Source: ../shared/golden/solo/FILL.md. The rule depends on names and shapes of t
 alone; the class bias lets 1000 to 3000 of 309 760 scores pass the threshold, so that every cut is exercised.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import re
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,9 +20,6 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.weights.convert.solo_names import original_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 CLASS_BIAS = -4.6
 COORDINATE_GAIN = 8.0

@@ -3,16 +3,11 @@
 Source: golden FILL.md (the rules are ours; no weights of any model are needed).
 """
 
-from __future__ import annotations
-
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 COUNTER = 'num_batches_tracked'
 

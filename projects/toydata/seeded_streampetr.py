@@ -5,8 +5,6 @@ numpy's PCG64, seeded by the CRC of a name, and are float64 until the end. Sourc
 reference tensors; the gains keep queries apart and attention calm, so that float32 noise does not grow.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import zlib

@@ -1,19 +1,15 @@
 """Folders that are written atomically, with a manifest of the parameters that they were made with."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json, sha256_file, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MANIFEST = 'READY.json'
 """Written last into a finished folder: `parameters`, and `sha256` of every other file."""

@@ -1,13 +1,15 @@
 """The family of LiDAR detectors with anchors: which configs it claims, and what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
 
 from mmdeploy_ext.contract.families.centerpoint import CONTRACTS
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.runtime.frames import Stepper
 from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
 from projects.mmdet3d_plugin.anchor3d.reference import AnchorReference
 from projects.mmdet3d_plugin.anchor3d.samples import result
@@ -17,13 +19,6 @@ from projects.mmdet3d_plugin.centerpoint.family import (
     check_points_side,
 )
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.runtime.frames import Stepper
 
 PER_CLASS_HEAD = 'ShapeAwareHead'
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)

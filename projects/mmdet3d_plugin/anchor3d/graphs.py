@@ -3,24 +3,19 @@
 Glossary: A anchors of a cell, C classes, D values of a box, H, W bird's-eye view.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.anchor3d.boxes import AnchorRule
 from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead, head_graph, points_graph
 from projects.mmdet3d_plugin.centerpoint.pillars import points_facts
 from projects.mmdet3d_plugin.common.parts import parts_of
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.stages import Graph
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """The anchor generator of heads whose classes have maps of their own."""

@@ -1,14 +1,9 @@
 """LiDAR detectors with anchors in PyTorch as a stepper: mmdet3d's detectors as they are."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import torch
 
 from projects.mmdet3d_plugin.anchor3d.graphs import anchor_rule, flat_outputs
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
-
-if TYPE_CHECKING:
-    import torch
 
 
 class AnchorReference(Reference):

@@ -9,11 +9,10 @@ Glossary: V voxels, A points of a voxel, F values of a point, C channels, X, Y c
 queries, K classes.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,12 +27,8 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.autoware import bevfusion_rules as node
 from mmdeploy_ext.runtime.autoware.bevfusion import BEV
 from mmdeploy_ext.runtime.autoware.writing import known_words, remapper_text, text_of
+from mmdeploy_ext.sparse.ir import SparseGraph
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.sparse.ir import SparseGraph
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,8 @@ Glossary: B samples, T tasks, K classes of a task, X, Y cells of the bird's-eye 
 a task that are looked at, n boxes that stay.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet3d.core import LiDARInstance3DBoxes, circle_nms, xywhr2xyxyr
@@ -19,9 +17,6 @@ from torch import Tensor
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.runtime.bevfusion_det.frames import in_lidar_columns
 from projects.mmdet3d_plugin.bevfusion.coder import boxes_of_cells
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 KINDS = ('circle', 'rotate')
 VALUES = ('reg', 'height', 'dim', 'rot', 'vel')

@@ -9,9 +9,7 @@ Glossary: N cameras, D depth bins, h, w cells of a feature map, C channels, X, Y
 K classes, Q queries.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +19,6 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.bevfusion_det.cuda import CELLS, DEPTH, OTHER_ORDER, POOLED, SPARSE, UNROUNDED
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 HEAD = dict(
     score='probability; of a query one class alone is not zero',

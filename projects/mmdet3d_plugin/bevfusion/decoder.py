@@ -3,9 +3,7 @@
 Glossary: B samples, C channels, X, Y cells of the bird's-eye view.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from mmcv.cnn.resnet import BasicBlock, make_res_layer
@@ -13,9 +11,6 @@ from mmdet.models.builder import BACKBONES, NECKS
 from torch import Tensor, nn
 
 from projects.mmdet3d_plugin.bevfusion.view_transform import conv_block
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @BACKBONES.register_module()

@@ -1,14 +1,18 @@
 """BEVFusion's family: which configs it claims, what it refuses, and what the other modules give."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import nn
 
 from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS, PORTABLE
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.building import build_without_weights
@@ -17,6 +21,8 @@ from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.runtime.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.runtime.bevfusion_det.cuda import GRAPHS as CUDA_FILES
+from mmdeploy_ext.runtime.frames import Stepper, Sweep
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
@@ -25,19 +31,6 @@ from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule
 from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.sparse_graph import check_form
 from projects.mmdet3d_plugin.common.weights import load_whole
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import torch
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.inputs.fusion import FusionRule
-    from mmdeploy_ext.runtime.frames import Stepper, Sweep
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 CAMERAS = 6
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'

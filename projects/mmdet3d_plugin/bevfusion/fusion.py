@@ -3,9 +3,8 @@
 Glossary: B samples, N cameras, P points, C channels, X, Y cells of the bird's-eye view.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmcv.runner import BaseModule
@@ -26,9 +25,6 @@ from mmdeploy_ext.runtime.bevfusion_det.frames import in_lidar_columns
 from projects.mmdet3d_plugin.bevfusion.rig import Rig, read_rig
 from projects.mmdet3d_plugin.bevfusion.view_transform import build_view_transform
 from projects.mmdet3d_plugin.sparse_backbone.model import LidarBackbone
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 SENSORS = ('camera', 'lidar')
 """In the order of the joined channels."""

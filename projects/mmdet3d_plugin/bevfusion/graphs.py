@@ -4,21 +4,17 @@ Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, V valu
 X, Y cells of the bird's-eye view, Q queries, R, R2, R3 rows of tables, W the width of the third.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from projects.mmdet3d_plugin.bevfusion.rig import Rig
 from projects.mmdet3d_plugin.common.sparse_graph import portable_graph
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
 
 DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
 RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')

@@ -4,9 +4,8 @@ Glossary: B samples, C channels, H, W cells of the bird's-eye view (rows are x, 
 queries, K classes.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -17,9 +16,6 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet3d_plugin.bevfusion.queries import DecoderLayer, Predictor
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of which every cell may be a query, not peaks alone: the smallest objects."""

@@ -6,9 +6,8 @@ Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py:343-713 
 core/bbox/assigners/hungarian_assigner.py.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet.core.bbox.match_costs import FocalLossCost
@@ -19,9 +18,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mmdeploy_ext.runtime.bevfusion_det.frames import in_lidar_columns
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 LEAST_PROBABILITY = 1e-4

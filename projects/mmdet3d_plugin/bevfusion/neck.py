@@ -3,9 +3,8 @@
 Glossary: S images, C channels, h, w cells of a level.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -13,9 +12,6 @@ from mmdet.models.builder import NECKS
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 BILINEAR = dict(mode='bilinear', align_corners=False)
 

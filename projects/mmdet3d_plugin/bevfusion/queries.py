@@ -3,15 +3,10 @@
 Glossary: B samples, C channels, T cells of the bird's-eye view, Q queries, n positions.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 class PositionEmbedding(nn.Module):

@@ -1,10 +1,9 @@
 """BEVFusion in PyTorch as a stepper: the detector as it is, spconv on one thread."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +17,16 @@ from mmdeploy_ext.runtime.bevfusion_det.frames import (
     in_lidar_columns,
 )
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
 from projects.mmdet3d_plugin.bevfusion.cuda_graphs import HEAD, transform_of
 from projects.mmdet3d_plugin.bevfusion.graphs import TABLES
-from projects.mmdet3d_plugin.bevfusion.rig import read_rig
+from projects.mmdet3d_plugin.bevfusion.rig import Rig, read_rig
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph
 from projects.mmdet3d_plugin.sparse_backbone.rounded import half_encoder
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from mmdeploy_ext.runtime.frames import FusedFrame
-    from projects.mmdet3d_plugin.bevfusion.rig import Rig
-
-    Watch = Callable[[tuple[torch.Tensor, ...], torch.Tensor], dict[str, torch.Tensor]]
+Watch = Callable[[tuple[torch.Tensor, ...], torch.Tensor], dict[str, torch.Tensor]]
 
 
 class Reference:

@@ -8,21 +8,15 @@ Glossary: B samples, N cameras, D depth bins, h, w cells of a feature map, X, Y 
 Frames: LiDAR (x right, y forward, z up, metres; augmented where it says so), camera, image (pixels).
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmdeploy_ext.exporting.ops.cells import LastInCell
 from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES, check_calibration
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.exporting.ops.cells import LastInCell
 
 NEAREST, FARTHEST = 1e-5, 1e5
 """Metres that a depth is held between; a point behind a camera gets the first."""

@@ -1,9 +1,8 @@
 """Samples of BEVFusion: the rule of a config, generated frames, dumps read back, results of the data set."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
 from projects.mmdet3d_plugin.common import generated as sweeps
 from projects.mmdet3d_plugin.common.samples import only, result
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 __all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'result']
 SOURCE = 900, 1600

@@ -4,9 +4,8 @@ Glossary: B samples, N cameras, S = B N, C channels, D depth bins, h, w cells of
 the bird's-eye view, P points.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.utils import Registry, build_from_cfg
@@ -15,11 +14,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.exporting.ops.cells import CellTables, LastInCell, sum_by_tables, sum_in_order
 from projects.mmdet3d_plugin.bevfusion import rig as rigs
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.mmdet3d_plugin.bevfusion.rig import Rig
+from projects.mmdet3d_plugin.bevfusion.rig import Rig
 
 VIEW_TRANSFORMS = Registry('view transform')
 

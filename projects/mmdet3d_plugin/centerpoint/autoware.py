@@ -8,10 +8,9 @@ Source: autoware_universe 656cdab8 and 5e12a711, autoware_lidar_centerpoint (nam
 Glossary: V pillars, F values of a decorated point, K classes, H, W map.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +27,6 @@ from mmdeploy_ext.runtime.autoware.writing import class_words, remapper_text, te
 from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead
 from projects.mmdet3d_plugin.centerpoint.pillars import SCATTER
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 MEANINGS = dict(
     heatmap=('of each class', 'logit'),

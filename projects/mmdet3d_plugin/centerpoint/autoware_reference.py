@@ -1,9 +1,8 @@
 """CenterPoint in PyTorch beside Autoware's node: mmdet3d's network and coder, then the node's selection."""
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +11,9 @@ from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCode
 from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS, Objects, best_first, passing, suppressed
 from mmdeploy_ext.runtime.autoware.centerpoint import PILLARS, SPATIAL
 from mmdeploy_ext.runtime.autoware.settings import Settings
-from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from projects.mmdet3d_plugin.centerpoint.autoware import parameters
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from mmdeploy_ext.runtime.frames import Sweep
 
 FAR_M = 1e6
 

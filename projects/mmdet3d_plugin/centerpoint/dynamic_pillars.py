@@ -6,8 +6,6 @@ point says which pillar it is in; upstream looks that up on a map of all pillars
 Glossary: P points in range, D values per point, N pillars, C channels, H, W bird's-eye view.
 """
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

@@ -1,27 +1,34 @@
 """CenterPoint's family: which configs it claims, what it refuses, and what the other modules give."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.contract.families.centerpoint import AUTOWARE, CONTRACTS, SPARSE_FORM
 from mmdeploy_ext.contract.families.streampetr import LAYERS, OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.proof.levels.limits import limit_between
 from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Stepper, Sweep
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet3d_plugin.centerpoint import autoware
 from projects.mmdet3d_plugin.centerpoint.autoware_reference import NodeReference
 from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import ENCODER as DYNAMIC_ENCODER
@@ -35,19 +42,6 @@ from projects.mmdet3d_plugin.common.sparse_graph import check_form
 from projects.mmdet3d_plugin.common.weights import load_whole
 from projects.mmdet3d_plugin.sparse_backbone.grid import grid_size
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.frames import Stepper, Sweep
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 """Step that loads points -> columns that it keeps where a config does not say."""

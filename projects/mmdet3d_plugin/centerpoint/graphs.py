@@ -3,13 +3,13 @@
 Glossary: C channels, H, W bird's-eye view, K classes of a task.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
@@ -17,11 +17,6 @@ from mmdeploy_ext.runtime.centerpoint.boxes import VALUES, BoxRule
 from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, pillars_graph, points_facts
 from projects.mmdet3d_plugin.common.parts import parts_of
 from projects.mmdet3d_plugin.common.sparse_graph import portable_graph
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mmdeploy_ext.contract.option import Options
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 

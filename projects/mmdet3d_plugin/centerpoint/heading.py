@@ -1,7 +1,5 @@
 """A pipeline step for objects whose front and back look alike."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

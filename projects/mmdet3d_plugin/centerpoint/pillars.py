@@ -5,8 +5,6 @@ Source: mmdet3d 1.0.0rc6, models/voxel_encoders/{pillar,voxel}_encoder.py, middl
 Glossary: N pillars, M points of a pillar, D values per point, C channels, H, W bird's-eye view.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

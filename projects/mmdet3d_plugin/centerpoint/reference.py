@@ -3,28 +3,21 @@
 Glossary: P points, D values per point, N voxels, C channels.
 """
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
 from projects.mmdet3d_plugin.centerpoint.graphs import box_rule, flat_outputs
 from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, point_width
-from projects.mmdet3d_plugin.common.parts import parts_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mmdeploy_ext.runtime.frames import Sweep
-    from projects.mmdet3d_plugin.common.parts import Parts
+from projects.mmdet3d_plugin.common.parts import Parts, parts_of
 
 
 class Reference:

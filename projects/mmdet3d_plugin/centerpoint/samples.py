@@ -1,8 +1,7 @@
 """Samples of mmdet3d's test loader as sweeps, dumps read back, detections as results of the data set."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +9,6 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.frames import Sweep
 from projects.mmdet3d_plugin.common.generated import generated
 from projects.mmdet3d_plugin.common.samples import only, result
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ['dumped', 'generated', 'result', 'sweep']
 

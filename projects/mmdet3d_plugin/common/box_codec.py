@@ -1,7 +1,5 @@
 """The ten numbers of a box that a query predicts, and the box that they mean."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

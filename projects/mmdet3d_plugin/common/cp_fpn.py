@@ -3,9 +3,7 @@
 Source: exiawsh/StreamPETR 95f6470, models/necks/cp_fpn.py; parameter names are the checkpoints'.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from mmcv.cnn import ConvModule
 from mmcv.runner import BaseModule
@@ -14,9 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmdeploy_ext.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @NECKS.register_module()

@@ -1,17 +1,11 @@
 """Sweeps of the generated world, for proofs without a data set."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
+from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Sweep
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.inputs.points import VoxelRule
 
 PICTURE = 32, 32
 """Width and height, pixels, of the rig's cameras, whose pictures are not used."""

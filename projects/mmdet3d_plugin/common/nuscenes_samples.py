@@ -12,6 +12,7 @@ their sizes come from `sample_data`; camera lists without boxes keep their last 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,6 @@ from pyquaternion import Quaternion
 from projects.mmdet3d_plugin.common.nuscenes_source import CAMERAS, LIDAR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nuscenes.nuscenes import NuScenes
     from nuscenes.utils.data_classes import Box
 

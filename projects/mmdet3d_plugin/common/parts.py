@@ -1,14 +1,10 @@
 """The parts of a LiDAR detector, whatever mmdet3d's class calls them."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
+from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)

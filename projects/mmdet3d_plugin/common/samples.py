@@ -1,17 +1,13 @@
 """Values out of the test loader's containers, and detections as results of a 3D data set."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from mmcv.parallel import DataContainer
 
 from mmdeploy_ext.core.errors import DataError
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
 def only(value: Any, key: str) -> Any:

@@ -1,23 +1,18 @@
 """The graph of a sparse encoder inside a detector, and the contract of a finished graph."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import SPARSE_FORM
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.sparse.ir import SparseGraph
+from mmdeploy_ext.sparse.ir import SparseGraph
 
 
 def backbone_graph(encoder: nn.Module) -> SparseGraph:

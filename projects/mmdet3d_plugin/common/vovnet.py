@@ -6,10 +6,8 @@ slashes, are those of the released checkpoints
 Shapes: M images, H x W px.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -227,7 +225,7 @@ class VoVNet(BaseModule):
                 outputs.append(x)
         return outputs
 
-    def train(self, mode: bool = True) -> VoVNet:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen parts and, with `norm_eval`, all norms stay in evaluation mode."""
         super().train(mode)
         frozen = ('stem', *STAGES)[: self.frozen_stages + 1]

@@ -1,17 +1,10 @@
 """Weights of a detector with a sparse encoder, whole."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from torch import nn
 
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.weights.checkpoint import listed
+from mmdeploy_ext.weights.checkpoint import Checkpoint, listed
 from mmdeploy_ext.weights.sparse_checkpoint import load_model
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
 def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:

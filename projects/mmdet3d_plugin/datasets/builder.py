@@ -1,7 +1,5 @@
 """Data loaders whose samplers a config names."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

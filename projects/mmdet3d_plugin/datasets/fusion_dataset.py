@@ -1,7 +1,5 @@
 """nuScenes as moments of all cameras and the LiDAR, each with its calibration."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,11 +1,10 @@
 """nuScenes as a stream of multi-camera key frames, in scenes that keep their order."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +16,6 @@ from pyquaternion import Quaternion
 from mmdeploy_ext.core.errors import DataError
 
 from .poses import rigid_inverse, rigid_matrix
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 LIST_KEYS = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths')
 CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')

@@ -4,8 +4,6 @@ Source: exiawsh/StreamPETR 95f6470, datasets/nuscenes_dataset.py: poses and came
 matrices, products with the intrinsics float64.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

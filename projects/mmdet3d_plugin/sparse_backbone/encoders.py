@@ -3,21 +3,15 @@
 Glossary: N voxels of the batch, I features per voxel, C output channels, X, Y, Z grid cells.
 """
 
-from __future__ import annotations
+from collections.abc import Sequence
 
-from typing import TYPE_CHECKING
-
+import torch
 from mmcv.cnn import build_norm_layer
 from mmdet3d.models.builder import MIDDLE_ENCODERS
 from mmdet3d.models.middle_encoders import SparseEncoder
 from mmdet3d.ops import make_sparse_convmodule
 from spconv.pytorch import SparseConv3d, SparseConvTensor, SparseModule, SparseSequential, SubMConv3d
 from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
 
 NORM = dict(type='BN1d', eps=1e-3, momentum=0.01)
 

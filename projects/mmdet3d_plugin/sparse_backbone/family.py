@@ -1,22 +1,17 @@
 """The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder."""
 
-from __future__ import annotations
+from typing import Any, ClassVar
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from torch import nn
 
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
-from mmdeploy_ext.weights.sparse_checkpoint import load_model
+from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 from projects.mmdet3d_plugin.sparse_backbone import graphs
 from projects.mmdet3d_plugin.sparse_backbone.reference import run_encoder
 from projects.mmdet3d_plugin.sparse_backbone.samples import parts_of, voxel_rule
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
 
 
 class LidarFamily(SparseFamily):

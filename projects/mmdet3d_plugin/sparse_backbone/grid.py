@@ -1,15 +1,11 @@
 """Checks of grids that a config states more than once: range over voxel size, sparse_shape, dense output."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
 
 
 def grid_size(

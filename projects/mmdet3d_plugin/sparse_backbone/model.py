@@ -3,9 +3,7 @@
 Glossary: P points, D values per point (x, y, z, ...), N voxels, C channels, B samples.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from mmcv.ops import DynamicScatter, Voxelization
@@ -13,9 +11,6 @@ from mmdet3d.models.builder import DETECTORS, build_middle_encoder
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @DETECTORS.register_module()

@@ -1,20 +1,15 @@
 """A sparse encoder with the kernels of a libspconv file: batch normalisation folded in, then float16."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.proof.spconv_layers import layer_sources
 from mmdeploy_ext.sparse.fold import fold
 from projects.mmdet3d_plugin.sparse_backbone.model import axes
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @torch.no_grad()

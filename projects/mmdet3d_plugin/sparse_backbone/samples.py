@@ -1,15 +1,11 @@
 """From the points of a config's sweeps to voxels: where the parts are, and the rule that a file keeps."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.inputs.points import VoxelRule
 from projects.mmdet3d_plugin.sparse_backbone import grid
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # Where the parts are in `model`, by the key of its sparse encoder.
 PARTS = {

@@ -3,8 +3,6 @@
 Source: DETR (Carion et al., 2020) section 3.1; the costs are StreamPETR's (`core/bbox/assigners/`).
 """
 
-from __future__ import annotations
-
 import torch
 from mmdet.core.bbox.assigners import AssignResult, BaseAssigner
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS

@@ -5,8 +5,6 @@ which has the same parameters (`attn.in_proj_weight`, ...) and computes the same
 path and no CUDA kernel.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmcv.cnn.bricks.registry import ATTENTION

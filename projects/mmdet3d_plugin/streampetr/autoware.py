@@ -9,15 +9,16 @@ shapes, what the graph computes; facts, no code).
 Glossary: N cameras, H, W network input in pixels, C channels, T tokens, Q queries, K classes, M memory rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.autoware import streampetr_rules as node
 from mmdeploy_ext.runtime.autoware.writing import text_of
@@ -25,12 +26,6 @@ from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import spec
 from projects.mmdet3d_plugin.streampetr.graphs import ExtractImgFeat, PositionEmbedding, PtsHeadMemory, made
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.stages import Graph
 
 logger = logging.getLogger(__name__)
 

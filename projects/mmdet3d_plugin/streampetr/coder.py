@@ -4,9 +4,8 @@ Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/
 ranges stay what the config says, and asking for more boxes than there are gives all of them.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.core.bbox import BaseBBoxCoder
@@ -15,9 +14,6 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet3d_plugin.common.box_codec import denormalize_bbox
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @BBOX_CODERS.register_module()

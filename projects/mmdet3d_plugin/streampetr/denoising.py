@@ -6,15 +6,11 @@ Differs in: no ground truth in the whole batch is a case of its own (upstream di
 with fewer boxes than the largest one have padding rows, as upstream.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mmcv.parallel import DataContainer
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 
 class Known(NamedTuple):

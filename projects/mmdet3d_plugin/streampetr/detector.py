@@ -3,8 +3,6 @@
 Source: exiawsh/StreamPETR 95f6470, models/detectors/petr3d.py.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmdet.models import DETECTORS

@@ -3,20 +3,15 @@
 Source of the names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.frames import Frame
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import torch
-    from torch import nn
 
 SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
 """Prefix of a name -> what the fork's file names end in."""

@@ -3,12 +3,16 @@
 Glossary: N cameras, H, W network input in pixels.
 """
 
-from __future__ import annotations
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from torch import nn
 
 from mmdeploy_ext.contract.families.streampetr import AUTOWARE, OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
@@ -16,21 +20,12 @@ from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES as NODE_FILES
+from mmdeploy_ext.runtime.frames import Stepper
 from projects.mmdet3d_plugin.streampetr import autoware, dumps, proof
 from projects.mmdet3d_plugin.streampetr.graphs import graphs
 from projects.mmdet3d_plugin.streampetr.reference import Reference
 from projects.mmdet3d_plugin.streampetr.samples import frame, result
 from projects.mmdet3d_plugin.streampetr.spec import sizes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.runtime.frames import Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')

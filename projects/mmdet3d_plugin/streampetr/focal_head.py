@@ -8,8 +8,6 @@ AnchorFreeHead renames `cls` to `conv_cls` there); all tokens are written `topk_
 permutation; heat maps use `stride` (upstream 16, its default).
 """
 
-from __future__ import annotations
-
 import random
 
 import torch

@@ -4,25 +4,19 @@ Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w t
 C channels, L decoder layers, Q queries, K classes, n memory rows between frames, M inside one.
 """
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from projects.mmdet3d_plugin.streampetr import spec
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
 
 
 def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:

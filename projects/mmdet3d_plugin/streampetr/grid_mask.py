@@ -4,8 +4,6 @@ Source: GridMask Data Augmentation (Chen et al., 2020); the ranges of its random
 (`models/utils/grid_mask.py`).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -6,9 +6,8 @@ Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D dep
 and propagated), L decoder layers, K classes, M memory rows inside a frame.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.models import HEADS
@@ -18,13 +17,8 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr.head_layers import HeadLayers
-from projects.mmdet3d_plugin.streampetr.steps import tap_memory
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.mmdet3d_plugin.streampetr.memory import Memory
-    from projects.mmdet3d_plugin.streampetr.steps import Queries
+from projects.mmdet3d_plugin.streampetr.memory import Memory
+from projects.mmdet3d_plugin.streampetr.steps import Queries, tap_memory
 
 
 @HEADS.register_module()

@@ -3,9 +3,8 @@
 Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import Linear, bias_init_with_prob
@@ -18,9 +17,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.layers import MLN, SELayer
 from projects.mmdet3d_plugin.streampetr.steps import CONE_BIN, FrameSteps
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 CODE_SIZE = 10
 CONE_SIZE = 8

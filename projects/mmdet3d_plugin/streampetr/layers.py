@@ -4,8 +4,6 @@ Source: exiawsh/StreamPETR 95f6470, models/utils/misc.py (`MLN`, `SELayer_Linear
 checkpoints'.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 

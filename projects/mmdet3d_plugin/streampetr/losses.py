@@ -5,19 +5,13 @@ Differs in: a loss that is NaN stays NaN instead of becoming 0, so that mmcv's C
 a batch without any box still has all keys (ranks of one run must log the same ones).
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from mmdet.core import reduce_mean
+from torch import Tensor, nn
 
 from projects.mmdet3d_plugin.common.box_codec import normalize_bbox
 
 from .denoising import to_targets
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 POSITIVE_PART_OF_CUBE = 3.14159 / 6
 

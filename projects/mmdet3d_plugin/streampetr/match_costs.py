@@ -1,7 +1,5 @@
 """Costs of matching predictions to ground truth that mmdet lacks."""
 
-from __future__ import annotations
-
 import torch
 from mmdet.core.bbox.match_costs.builder import MATCH_COST
 from torch import Tensor

@@ -14,8 +14,6 @@ in: stale rows are deselected instead of multiplied by zero, so that NaN in them
 Shapes: B batch, n rows, C channels, P pseudo points.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

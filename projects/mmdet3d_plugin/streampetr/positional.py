@@ -4,8 +4,6 @@ Source: exiawsh/StreamPETR 95f6470, models/utils/positional_encoding.py (`pos2po
 `nerf_positional_encoding`).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,14 +1,10 @@
 """What a proof has to know of StreamPETR's memory."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract.spec import ColumnGroup
 from mmdeploy_ext.families.memory import MemorySpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),

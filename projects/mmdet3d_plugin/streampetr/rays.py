@@ -6,17 +6,12 @@ Source: exiawsh/StreamPETR 95f6470, models/utils/misc.py (`locations`) and strea
 Shapes: B batch, N cameras, h w feature map, T = N h w tokens (camera-major), D depth bins.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MIN_DEPTH = 1e-5
 

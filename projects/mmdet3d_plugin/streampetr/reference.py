@@ -3,9 +3,8 @@
 Glossary: N cameras, H, W network input in pixels, n memory rows.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +16,6 @@ from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_p
 from mmdeploy_ext.runtime.streampetr import checks
 from mmdeploy_ext.runtime.streampetr.state import FIELDS, to_global, to_local
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class Reference:

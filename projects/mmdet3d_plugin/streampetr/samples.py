@@ -1,8 +1,7 @@
 """Samples of the test loader as frames, and detections as the results that the data set evaluates."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +9,6 @@ import torch
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.frames import Frame
 from projects.mmdet3d_plugin.common.samples import only, result
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ['frame', 'result']
 KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')

@@ -4,18 +4,13 @@ Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w t
 C channels, L decoder layers, Q queries (learned + propagated), K classes, n memory rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
 
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.proof.half import ATOL, RTOL
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 """The five tensors of the memory, in the order of `memory.Memory`."""

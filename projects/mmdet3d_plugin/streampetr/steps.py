@@ -9,9 +9,7 @@ Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D dep
 and propagated), L decoder layers, K classes, M memory rows inside a frame.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from mmcv.runner import BaseModule
@@ -23,9 +21,6 @@ from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.memory import Memory
 from projects.mmdet3d_plugin.streampetr.positional import motion_code, point_encoding, sine_encoding
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Queries = tuple[Tensor, Tensor, Tensor]
 

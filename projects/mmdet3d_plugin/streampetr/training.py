@@ -4,23 +4,17 @@ Source: StreamPETR `models/detectors/petr3d.py`. Letters: B batch, T frames, N c
 Differs in: nothing is changed in place, and the frames without gradient leave the mode as they found it.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from mmcv.runner import auto_fp16
+from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 
 from .grid_mask import GridMask
 from .rays import token_centers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor, nn
 
 PER_FRAME = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths', 'img_metas')
 

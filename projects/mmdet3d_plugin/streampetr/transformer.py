@@ -4,8 +4,6 @@ Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; parameter 
 Inside, tensors are sequence first, (n, B, C), as mmcv's attention takes them.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

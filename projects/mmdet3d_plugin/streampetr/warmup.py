@@ -5,19 +5,15 @@ is not. What it lacks is geometry alone, which needs no images: points are drawn
 taught to look at the tokens around its point. Differs from upstream, which has nothing of the kind.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.parallel import is_module_wrapper
 from mmcv.runner import HOOKS, Hook
 from torch import Tensor, nn
 from torch import distributed as dist
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MIN_DEPTH = 0.5
 MAX_TURN = 0.4

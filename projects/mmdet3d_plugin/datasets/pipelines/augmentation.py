@@ -1,18 +1,14 @@
 """Augmentations that keep images, calibration, poses and boxes of a multi-camera frame consistent."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from mmdet.datasets.builder import PIPELINES
 from PIL import Image
 
 from mmdeploy_ext.core.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # What PIL's `resize` without a filter means from Pillow 7 on; StreamPETR names none.
 RESAMPLE = Image.Resampling.BICUBIC

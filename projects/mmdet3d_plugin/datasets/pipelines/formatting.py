@@ -1,17 +1,13 @@
 """The last step before `Collect3D`: arrays to tensors in mmcv's containers."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from mmcv.parallel import DataContainer
 from mmdet.datasets.builder import PIPELINES
 from mmdet3d.datasets.pipelines import DefaultFormatBundle3D
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FLOAT64_KEYS = ('timestamp', 'img_timestamp')  # float32 has steps of 128 s at nuScenes' times
 

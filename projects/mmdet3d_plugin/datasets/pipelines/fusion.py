@@ -1,8 +1,7 @@
 """Steps of BEVFusion's pipelines: pictures and their matrices, under the names of its configs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -12,9 +11,6 @@ from PIL import Image
 from mmdeploy_ext.core.errors import DataError
 
 from .augmentation import ImageTransform
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @PIPELINES.register_module()
@@ -83,7 +79,6 @@ class ImageAug3D:
         flip = bool(self.is_train and self.rand_flip and np.random.choice([0, 1]))
         box = left, top, left + self.final_dim[1], top + self.final_dim[0]
         return ImageTransform(scale, size, box, flip)
-
 
     def _turned(self, picture: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a changed picture and its 3x3 matrix, turned by a random angle; what comes in is black."""

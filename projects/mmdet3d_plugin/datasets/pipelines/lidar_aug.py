@@ -1,7 +1,5 @@
 """How the points of a sample were moved, as the one matrix that cameras need."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,15 +1,11 @@
 """Normalisation and padding of all camera images of a frame."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import mmcv
 import numpy as np
 from mmdet.datasets.builder import PIPELINES
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @PIPELINES.register_module()

@@ -1,17 +1,13 @@
 """The two samplers for windows of frames that StreamPETR's configs name."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from mmdet.datasets.samplers import DistributedGroupSampler as MmdetGroupSampler
 from torch.utils.data import Sampler
 
 from .registry import SAMPLER
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SAMPLER.register_module(name='DistributedGroupSampler', module=MmdetGroupSampler)
 DistributedGroupSampler = MmdetGroupSampler

@@ -1,17 +1,13 @@
 """Whole scenes to ranks, for tests with a memory on more than one process."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from torch.utils.data import Sampler
 
 from mmdeploy_ext.evaluate.loop import shard_scenes
 
 from .registry import SAMPLER
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @SAMPLER.register_module()

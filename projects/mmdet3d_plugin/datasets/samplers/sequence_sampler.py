@@ -1,18 +1,14 @@
 """Batches for streaming training."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from .registry import SAMPLER
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @SAMPLER.register_module()
