@@ -28,18 +28,10 @@ def _rays() -> np.ndarray:
 def sweep(
     sensor: Sensor, world: World, things: list[Thing], time_s: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Measure one revolution, as if taken at one instant.
+    """Measure one revolution, as if taken at one instant; the ego is where it is at `time_s`.
 
-    Args:
-        sensor: The LiDAR.
-        world: The scene; the ego is where it is at `time_s`.
-        things: The objects that are there.
-        time_s: When.
-        rng: Source of the noise.
-
-    Returns:
-        (n, 5) float32 x y z in the LiDAR frame, m; intensity 0..255; ring 0..31, as in nuScenes' .pcd.bin.
-        And per object how many of the points it returned.
+    Returned is (n, 5) float32 x y z in the LiDAR frame, m; intensity 0..255; ring 0..31, as in nuScenes'
+    .pcd.bin. And per object how many of the points it returned.
     """
     xy, yaw = world.drive.pose(time_s)
     to_global = pose_matrix(xy, float(yaw)) @ sensor.to_ego

@@ -130,10 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(
         prog='python -m projects.toydata.panoptic', description=__doc__.splitlines()[0]
     )
-    out = parser.add_argument(
-        '--out', default='data/toy_coco', help='folder of the set (default: %(default)s)'
-    )
-    cli.writes(out, '')
+    staging.add_folder(parser, '--out', 'data/toy_coco')
     cli.add_debug_option(parser)
     return cli.run(_body, parser, argv)
 

@@ -30,14 +30,8 @@ def is_cornered(model: nn.Module) -> bool:
 
 
 def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
-    """Bring the last layers of the last level to their targets, in place.
-
-    Args:
-        model: the detector, filled but for this.
-        features: of each stage of the hourglass.
-    """
+    """Bring the last layers of the last level to their targets, given features of each hourglass stage."""
     head = model.bbox_head
-    preferred = _preferred(head)
     targets = {
         getattr(head, f'{corner}_{kind}')[-1][-1].conv: (kind, target)
         for kind, target in TARGETS.items()
@@ -46,9 +40,8 @@ def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
     }
     outputs = outputs_of_all(list(targets), lambda: head(features))
     for (layer, (kind, target)), parts in zip(targets.items(), outputs, strict=True):
-        found = torch.cat(parts, 1)
-        mean, deviation = (torch.full((len(found),), value) for value in target)
-        bring(layer, found, mean + preferred if kind == 'heat' else mean, deviation)
+        offset = _preferred(head) if kind == 'heat' else 0.0
+        bring(layer, torch.cat(parts, 1), target.mean + offset, target.deviation)
 
 
 def _preferred(head: nn.Module) -> torch.Tensor:

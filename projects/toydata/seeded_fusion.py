@@ -11,12 +11,11 @@ from projects.toydata.seeded_layers import (
     Target,
     bring,
     calibrate_norms,
-    fill_rest,
-    fill_weights,
+    fill_network,
     norms_of,
+    outputs_of,
     outputs_of_all,
-    residual_ends,
-)
+)  # fmt: skip
 from projects.toydata.seeded_lidar import BOX_TARGETS, RESIDUAL
 from projects.toydata.seeded_sparse import fill_module
 
@@ -40,25 +39,16 @@ def fill_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 
     """Fill a BEVFusion by the rule of this module, in place.
 
     Its sparse encoder has the weights that follow from their names (`seeded_sparse.py`).
-
-    Args:
-        model: the detector.
-        cfg: its config.
-        family: of `FAMILIES`.
-        seed: of the weights.
     """
     frames = list(family.generated_sweeps(family.preprocess_rule(cfg), FRAMES))
-    reference, generator = family.reference(model.eval()), torch.Generator().manual_seed(seed)
+    reference = family.reference(model.eval())
 
     def run() -> None:
         for frame in frames:
             reference.step(frame)
 
     with torch.no_grad():
-        fill_weights(model, generator)
-        fill_rest(model, generator)
-        for norm in residual_ends(model):
-            norm.weight.fill_(RESIDUAL)
+        fill_network(model, seed, RESIDUAL)
         norms = norms_of(model)
         if 'lidar' in model.sensors:
             encoder = model.encoders['lidar'].encoder
@@ -76,20 +66,15 @@ def fill_fusion(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 
 def _spread_depth(transform: nn.Module, run: Any) -> None:
     """Bring the logits of depth to their spread; the features stay."""
     last = [part for part in transform.depthnet.modules() if isinstance(part, nn.Conv2d)][-1]
-    ((*levels,),) = outputs_of_all([last], run)
-    logits = torch.cat(levels, 1)[: transform.D]
-    last.weight[: transform.D].mul_(DEPTH_SPREAD / logits.std())
+    last.weight[: transform.D].mul_(DEPTH_SPREAD / outputs_of(last, run)[: transform.D].std())
 
 
 def _bring_all(head: nn.Module, targets: dict[str, Target], run: Any) -> None:
     """Bring the outputs of the layers of a head to their targets, in one run."""
-    layers, wanted = [], []
+    wanted = {}
     for name, layer in head.named_modules():
         found = [target for pattern, target in targets.items() if re.fullmatch(pattern, name)]
         if found and isinstance(layer, nn.Conv1d | nn.Conv2d):
-            layers.append(layer)
-            wanted.append(found[0])
-    for layer, levels, target in zip(layers, outputs_of_all(layers, run), wanted, strict=True):
-        outputs = torch.cat(levels, 1)
-        mean, deviation = torch.tensor([target] * len(outputs)).unbind(1)
-        bring(layer, outputs, mean, deviation)
+            wanted[layer] = found[0]
+    for (layer, target), levels in zip(wanted.items(), outputs_of_all(list(wanted), run), strict=True):
+        bring(layer, torch.cat(levels, 1), *target)

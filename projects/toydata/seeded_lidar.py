@@ -21,12 +21,10 @@ from projects.toydata.seeded_layers import (
     Target,
     bring,
     calibrate_norms,
-    fill_rest,
-    fill_weights,
+    fill_network,
     norms_of,
     outputs_of_all,
-    residual_ends,
-)
+)  # fmt: skip
 from projects.toydata.seeded_sparse import fill_module
 
 if TYPE_CHECKING:
@@ -65,32 +63,21 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
     """Fill a LiDAR detector of mmdet3d by the rule of this module, in place.
 
     Its sparse encoder has the weights that follow from their names (`seeded_sparse.py`).
-
-    Args:
-        model: the detector.
-        cfg: its config.
-        family: of `FAMILIES`.
-        seed: of the weights.
     """
     from projects.mmdet3d_plugin.common.parts import parts_of
 
-    parts, generator = parts_of(model), torch.Generator().manual_seed(seed)
-    model.eval()
+    parts = parts_of(model.eval())
     with torch.no_grad(), single_thread():
-        fill_weights(model, generator)
-        fill_rest(model, generator)
-        for norm in residual_ends(model):
-            norm.weight.fill_(RESIDUAL)
+        fill_network(model, seed, RESIDUAL)
         encoder = parts.middle_encoder
         if any(True for _ in encoder.parameters()):
             fill_module(encoder, f'{parts.prefix}middle_encoder.')
-        sweeps = [
-            torch.from_numpy(one.points)
-            for one in family.generated_sweeps(family.preprocess_rule(cfg), SWEEPS)
-        ]
-        norms = norms_of(parts.voxel_encoder)
-        bev = calibrate_norms(norms, lambda: [bird_eye(model, parts, points) for points in sweeps])
-        scale_last_layers(parts, torch.cat(bev))
+        sweeps = list(family.generated_sweeps(family.preprocess_rule(cfg), SWEEPS))
+
+        def run() -> list[torch.Tensor]:
+            return [bird_eye(model, parts, torch.from_numpy(sweep.points)) for sweep in sweeps]
+
+        scale_last_layers(parts, torch.cat(calibrate_norms(norms_of(parts.voxel_encoder), run)))
     return model
 
 
@@ -111,11 +98,8 @@ def dense(parts: Parts, maps: torch.Tensor) -> Any:
 def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
     """Bring the outputs of the head's last layers to their targets, the scores first.
 
-    The statistics before them are taken in the same run: a normalisation has them before it is applied.
-
-    Args:
-        parts: of the detector, in evaluation mode.
-        maps: of sweeps, (B, C, H, W).
+    The statistics before them are taken in the same run: a normalisation has them before it is applied. The
+    maps are those of sweeps, (B, C, H, W).
     """
     named = {name: layer for name, layer in parts.head.named_modules() if isinstance(layer, nn.Conv2d)}
     scores = {name: layer for name, layer in named.items() if re.fullmatch(CLASS_LAYERS, name)}
@@ -132,25 +116,18 @@ def scale_last_layers(parts: Parts, maps: torch.Tensor) -> None:
         gain, shift = raise_scores(layer, outputs, torch.cat(nothing, 1), count)
         best[branch(name)] = [(gain * level + shift).amax(0) for level in levels]
     for (name, layer), levels in zip(boxes.items(), found[len(scores) :], strict=True):
-        kept = [level[:, places(score)] for level, score in zip(levels, best[branch(name)], strict=True)]
-        outputs = torch.cat(kept, 1)
-        mean, deviation = torch.tensor([target_of(name)] * len(outputs)).unbind(1)
-        bring(layer, outputs, mean, deviation)
+        pairs = zip(levels, best[branch(name)], strict=True)
+        kept = [level[:, score.topk(min(PLACES, len(score))).indices] for level, score in pairs]
+        bring(layer, torch.cat(kept, 1), *target_of(name))
 
 
 def raise_scores(
     layer: nn.Module, outputs: torch.Tensor, empty: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bring the logits of an empty map to `EMPTY`, and the best of each sweep over `BEST`, by channel.
+    """Bring logits of an empty map to `EMPTY`, and the `count` best of each sweep over `BEST`, by channel.
 
-    Args:
-        layer: whose outputs they are; it has a bias.
-        outputs: (C, B, n) of B sweeps.
-        empty: (C, m) of an empty map.
-        count: of the best of a sweep.
-
-    Returns:
-        What the outputs were multiplied by, and what was added to them: (C, 1) each.
+    The layer, which has a bias, gives outputs (C, B, n) of B sweeps and (C, m) of an empty map. Returned is
+    what the outputs were multiplied by, and what was added to them: (C, 1) each.
     """
     count = min(count, max(1, outputs.shape[2] // LEAST_CELLS))
     above = [
@@ -164,11 +141,6 @@ def raise_scores(
     layer.weight.mul_((gain * sign).view(-1, 1, 1, 1))
     layer.bias.copy_(gain * sign * layer.bias + shift)
     return (gain * sign)[:, None], shift[:, None]
-
-
-def places(score: torch.Tensor) -> torch.Tensor:
-    """Return the indices of the best cells of scores (n,)."""
-    return score.topk(min(PLACES, len(score))).indices
 
 
 def target_of(name: str) -> Target | None:

@@ -12,20 +12,11 @@ COEFFICIENTS = 0.5
 
 
 def scale_prototypes(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
-    """Bring the last layers of prototypes and coefficients to their deviations, in place; none is fine.
-
-    Args:
-        model: the detector, filled but for this.
-        features: of each level.
-    """
+    """Bring the last layers of prototypes and coefficients to their deviations, in place; none is fine."""
     protonet = getattr(getattr(model, 'mask_head', None), 'protonet', None)
     if protonet is None:
         return
     last = [layer for layer in protonet if isinstance(layer, nn.Conv2d)][-1]
-    runs = {
-        last: (lambda: protonet(features[0]), 1.0),
-        model.bbox_head.conv_coeff: (lambda: model.bbox_head(features), COEFFICIENTS),
-    }
-    for layer, (run, deviation) in runs.items():
-        found = torch.cat(outputs_of(layer, run), 1)
-        bring(layer, found, torch.zeros(len(found)), torch.full((len(found),), deviation))
+    bring(last, outputs_of(last, lambda: protonet(features[0])), 0.0, 1.0)
+    coefficients = model.bbox_head.conv_coeff
+    bring(coefficients, outputs_of(coefficients, lambda: model.bbox_head(features)), 0.0, COEFFICIENTS)

@@ -141,15 +141,11 @@ def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[tor
 def aim(layer: nn.Module, run: Callable[[], Any], seed: int = 0) -> None:
     """Draw the weights of a layer that norms them, and its inputs, as mixtures of what its inputs differ in.
 
-    Args:
-        layer: linear, or a convolution of single cells.
-        run: gives it inputs.
-        seed: of the mixtures.
+    It is linear, or a convolution of single cells; a run gives it inputs.
     """
     seen: list[torch.Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    run()
-    handle.remove()
+    with layer.register_forward_pre_hook(lambda _, given: seen.append(given[0])):
+        run()
     rows = torch.cat([one.transpose(0, 1).flatten(1) for one in seen], 1).T
     rows = nn.functional.normalize(rows, dim=1)
     rows = rows - rows.mean(0)
