@@ -153,12 +153,7 @@ def ensure_toy_nuscenes(
 ) -> bool:
     """Make the set, unless it is there already; see `coco.ensure_toy_coco`.
 
-    Args:
-        root: Folder of the set.
-        options: What decides on its content.
-        jobs: Processes that write scenes; 1 writes them in this one.
-        force: Replace a generated set at `root`.
-        quiet: Show no progress bar.
+    `options` decide on its content; `jobs` processes write scenes, 1 writes them in this one.
     """
     options = options or Options()
     _check(options)

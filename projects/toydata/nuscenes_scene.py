@@ -203,11 +203,7 @@ def write_scene(root: Path, plan: Plan) -> dict[str, list[tables.Record]]:
         ],
         'log': [
             dict(
-                token=log,
-                logfile=scene.logfile,
-                vehicle='toy',
-                date_captured='2018-07-10',
-                location=location,
+                token=log, logfile=scene.logfile, vehicle='toy', date_captured='2018-07-10', location=location
             )
         ],
         'calibrated_sensor': [tables.calibrated_sensor(scene.key, sensor) for sensor in scene.rig.values()],

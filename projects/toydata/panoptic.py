@@ -87,11 +87,7 @@ def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[s
 
 
 def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
-    """Make the annotations, and the set where it is missing.
-
-    Args:
-        root: Folder of the set.
-        parameters: See `ensure_toy_coco`; used where the set is made.
+    """Make the annotations, and the set, by the parameters of `ensure_toy_coco`, where it is missing.
 
     Returns:
         True when annotations were made, False when they were there.

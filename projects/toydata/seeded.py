@@ -111,11 +111,8 @@ def _heads(model: nn.Module, pictures: torch.Tensor, exposed: torch.Tensor) -> t
 def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset: float = 0.0) -> nn.Module:
     """Fill a detector of mmdet by the rule of this module, in place.
 
-    Args:
-        model: the detector.
-        seed: of weights and pictures.
-        deviation: standard deviation of a normalised photograph; about 57 where the config's `std` is 1.
-        offset: its mean; 0 where the config subtracts one.
+    A normalised photograph has a standard deviation, about 57 where the config's `std` is 1, and a mean,
+    `offset`, of 0 where the config subtracts one.
     """
     calibration = calibration_of(model)
     drawn = [seeded_picture(seed + index, *calibration.size) for index in range(calibration.pictures)]

@@ -9,10 +9,7 @@ from projects.toydata.seeded_dense import CLASS_TARGET
 from projects.toydata.seeded_layers import Target, bring, outputs_of_all
 
 TARGETS = dict(
-    heat=CLASS_TARGET,
-    off=Target(0.5, 0.2),
-    emb=Target(0.0, 0.5),
-    centripetal_shift=Target(2.6, 0.2),
+    heat=CLASS_TARGET, off=Target(0.5, 0.2), emb=Target(0.0, 0.5), centripetal_shift=Target(2.6, 0.2)
 )
 """Last layers of the branches of a corner -> their outputs. Shifts are logarithms of cells: two corners fit
 where both point at the middle between them, which with more spread hardly any pair does."""

@@ -15,7 +15,7 @@ from projects.toydata.seeded_layers import (
     norms_of,
     outputs_of,
     outputs_of_all,
-)  # fmt: skip
+)
 from projects.toydata.seeded_lidar import BOX_TARGETS, RESIDUAL
 from projects.toydata.seeded_sparse import fill_module
 

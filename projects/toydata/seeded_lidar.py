@@ -24,7 +24,7 @@ from projects.toydata.seeded_layers import (
     fill_network,
     norms_of,
     outputs_of_all,
-)  # fmt: skip
+)
 from projects.toydata.seeded_sparse import fill_module
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ voxel_size = [0.1, 0.1, 0.2]
 model = dict(
     encoders=dict(
         camera=dict(
-            vtransform=dict(type='LSSTransform', xbound=(-51.2, 51.2, 0.4), ybound=(-51.2, 51.2, 0.4)),
+            vtransform=dict(type='LSSTransform', xbound=(-51.2, 51.2, 0.4), ybound=(-51.2, 51.2, 0.4))
         ),
         lidar=None,
     ),

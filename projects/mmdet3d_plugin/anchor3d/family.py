@@ -13,11 +13,7 @@ from mmdeploy_ext.runtime.frames import Stepper
 from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
 from projects.mmdet3d_plugin.anchor3d.reference import AnchorReference
 from projects.mmdet3d_plugin.anchor3d.samples import result
-from projects.mmdet3d_plugin.centerpoint.family import (
-    DYNAMIC_DETECTOR,
-    CenterPointFamily,
-    check_points_side,
-)
+from projects.mmdet3d_plugin.centerpoint.family import DYNAMIC_DETECTOR, CenterPointFamily, check_points_side
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 
 PER_CLASS_HEAD = 'ShapeAwareHead'

@@ -10,5 +10,4 @@ class AnchorReference(Reference):
     """CenterPoint's stepper with the outputs of `Anchor3DHead`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a detector in evaluation mode."""
         super().__init__(model, anchor_rule, flat_outputs)

@@ -13,14 +13,9 @@ from torch import Tensor
 class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
 
-    Args:
-        pc_range: x, y of the first cell's corner, m.
-        out_size_factor: voxels per cell.
-        voxel_size: x, y, m.
-        post_center_range: x, y, z low then high; boxes whose bottom centre is outside are dropped; None drops
-            none.
-        score_threshold: lower scores are dropped; None and 0 drop none.
-        code_size: numbers of a box's code.
+    `pc_range` is the first cell's corner, a cell has `out_size_factor` voxels; x, y, m. Boxes whose bottom
+    centre is outside of `post_center_range` (x, y, z low, then high), or with lower scores than
+    `score_threshold` are dropped; None (and a score of 0) drop none.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py; it changes what it is
     given, this one does not.
@@ -66,9 +61,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     def decode(self, scores: Tensor, *values: Tensor) -> list[dict[str, Tensor]]:
         """Return 'bboxes', 'scores' and 'labels' of each sample, in the order of the queries.
 
-        Args:
-            scores: (B, K, Q).
-            *values: center, height, dim, rot and vel, see `boxes`.
+        Scores are (B, K, Q), the values those of `boxes_of_cells`: center, height, dim, rot and vel.
         """
         best, labels = scores.max(1)
         boxes = self.boxes(*values)
@@ -89,14 +82,8 @@ def boxes_of_cells(
 ) -> Tensor:
     """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
 
-    Args:
-        coder: with `pc_range`, `voxel_size` and `out_size_factor`.
-        center: (B, 2, Q) cells, x first.
-        height: (B, 1, Q) of the centre, m.
-        dim: (B, 3, Q) w, l, h.
-        rot: (B, 2, Q) sine and cosine.
-        vel: (B, 2, Q) m/s.
-        logarithms: whether `dim` holds those of metres.
+    Given are the centre (B, 2, Q) in cells, x first, the height of the centre (B, 1, Q) m, `dim` (B, 3, Q) w,
+    l, h, in m or as logarithms of it, `rot` (B, 2, Q) sine and cosine, `vel` (B, 2, Q) m/s.
     """
     cell = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
     place = center * cell + center.new_tensor(coder.pc_range[:2])[:, None]

@@ -18,6 +18,7 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.bevfusion_det.cuda import CELLS, DEPTH, OTHER_ORDER, POOLED, SPARSE, UNROUNDED
+from projects.mmdet3d_plugin.common.parts import OfModel
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec
 
 HEAD = dict(
@@ -31,13 +32,8 @@ HEAD = dict(
 """Outputs of the head, in order; rows are channels, columns queries."""
 
 
-class CameraBackbone(nn.Module):
+class CameraBackbone(OfModel):
     """Pictures and depth maps to features, channels last, and the weights of the depth bins."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the parts of a `BEVFusion`."""
-        super().__init__()
-        self.model = model
 
     def forward(self, img: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, h, w, C) and (N, D, h, w) of (1, N, 3, H, W) and (1, N, 1, H, W)."""
@@ -46,13 +42,8 @@ class CameraBackbone(nn.Module):
         return features.permute(0, 2, 3, 1), weights
 
 
-class Fuser(nn.Module):
+class Fuser(OfModel):
     """Both maps to the one that the head reads."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the parts of a `BEVFusion`."""
-        super().__init__()
-        self.model = model
 
     def forward(self, camera: Tensor, lidar: Tensor) -> Tensor:
         """Return (1, C, X, Y)."""
@@ -63,7 +54,6 @@ class Head(nn.Module):
     """The head's values before they are decoded."""
 
     def __init__(self, head: nn.Module) -> None:
-        """Keep a `TransFusionHead`."""
         super().__init__()
         self.head = head
 

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import nn
 
 from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS, PORTABLE
@@ -29,8 +27,8 @@ from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
 from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
 from projects.mmdet3d_plugin.common.generated import crowded
-from projects.mmdet3d_plugin.common.sparse_graph import check_form
-from projects.mmdet3d_plugin.common.weights import load_whole
+from projects.mmdet3d_plugin.common.samples import arrays
+from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
 
 CAMERAS = 6
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
@@ -53,7 +51,7 @@ class BEVFusionFamily(SequenceFamily):
     samples = 'fused'
     postprocess_facts = staticmethod(postprocess_facts)
     frame, result = staticmethod(frame), staticmethod(result)
-    dumped_frame = staticmethod(dumped)
+    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
     compared = ('cells', 'depth', 'bev')
 
@@ -151,17 +149,9 @@ class BEVFusionFamily(SequenceFamily):
             found['lidar'] = [(model, 'lidar_view')]
         return found
 
-    def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """See `SequenceFamily.dump_tensors`."""
-        return {name: value.detach().cpu().numpy() for name, value in taps.items()}
-
 
 def check_head(cfg: Any, contract: str) -> None:
-    """Refuse heads that a contract has no place for.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Refuse heads that a contract has no place for."""
     if (kind := cfg.model.heads.object.type) != 'TransFusionHead':
         raise ConfigError(
             f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} takes TransFusionHead'
@@ -169,11 +159,7 @@ def check_head(cfg: Any, contract: str) -> None:
 
 
 def check_cuda(cfg: Any) -> None:
-    """Refuse what CUDA-BEVFusion has no files for.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Refuse what CUDA-BEVFusion has no files for."""
     encoders = cfg.model.encoders
     lacking = [name for name in SENSORS if not encoders.get(name)]
     if lacking:
@@ -188,11 +174,7 @@ def check_cuda(cfg: Any) -> None:
 
 
 def check_model(cfg: Any) -> None:
-    """Refuse detectors whose parts are not exported.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Raise ConfigError, which names file and key, for detectors whose parts are not exported."""
     model, where = cfg.model, f'{cfg.filename}: model'
     try:
         check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})

@@ -44,7 +44,6 @@ class Encoder(nn.Module):
     """Features of pillars whose points the node has decorated."""
 
     def __init__(self, encoder: nn.Module) -> None:
-        """Keep the layers of a `PillarFeatureNet`."""
         super().__init__()
         self.pfn_layers = encoder.pfn_layers
 
@@ -104,11 +103,7 @@ def between() -> tuple[TensorSpec, ...]:
 
 
 def check(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse a config that does not fit the node.
-
-    Raises:
-        ConfigError: lists all that differs.
-    """
+    """Raise ConfigError, which lists all that differs, for a config that does not fit the node."""
     found = list(_differs(model))
     if found:
         raise ConfigError(
@@ -171,14 +166,9 @@ def _grid(layer: Mapping[str, Any], scatter: Mapping[str, Any]) -> list[str]:
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest of a model.
+    """Return the manifest of a model that `check` has nothing against; `classes` are names by label.
 
-    Args:
-        model: a `CenterPoint` that `check` has nothing against.
-        classes: names by label.
-
-    Raises:
-        ConfigError: a class that the node does not know.
+    A class that the node does not know raises ConfigError.
     """
     parts = parts_of(model)
     layer, head = parts.voxel_layer, parts.head

@@ -20,49 +20,41 @@ OPSET = 18
 """The first whose ScatterElements takes the largest value."""
 
 
-def put_on_map(features: torch.Tensor, coors: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Return the map (1, C, rows, columns) of features (N, C) at the last two values of coors (N, 4)."""
-    places = (coors[:, 2] * columns + coors[:, 3]).long()
-    canvas = features.new_zeros(rows * columns, features.shape[1]).index_put((places,), features)
-    return canvas.t().reshape(1, -1, rows, columns)
-
-
-def gathered(values: torch.Tensor, places: torch.Tensor, pillars: torch.Tensor, way: str) -> torch.Tensor:
-    """Return what the points of each pillar come to (N, C).
-
-    Args:
-        values: (P, C); of 0 or more where the way is 'amax'.
-        places: (P,) int64, the pillar of each point.
-        pillars: (N, any), whose length alone counts.
-        way: 'sum' or 'amax'.
-    """
-    empty = values.new_zeros(pillars.shape[0], values.shape[1])
-    return empty.scatter_reduce(0, places[:, None].expand(-1, values.shape[1]), values, way)
-
-
-class DynamicPillars(nn.Module):
-    """Features of each pillar's points, and the map that they are put on."""
+class PillarsOnMap(nn.Module):
+    """The parts of a detector that make features of pillars and put them on a map."""
 
     def __init__(self, encoder: nn.Module, scatter: nn.Module) -> None:
-        """Keep upstream's parts.
-
-        Args:
-            encoder: a `DynamicPillarFeatureNet`.
-            scatter: a `PointPillarsScatter`.
-        """
         super().__init__()
         self.encoder, self.rows, self.columns = encoder, int(scatter.ny), int(scatter.nx)
         origin = encoder.x_offset, encoder.y_offset, encoder.z_offset
         self.register_buffer('size', torch.tensor([encoder.vx, encoder.vy, encoder.vz]), persistent=False)
         self.register_buffer('origin', torch.tensor(origin), persistent=False)
 
+    def on_map(self, features: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
+        """Return the map (1, C, H, W) of features (N, C) at the last two values of coors (N, 4)."""
+        places = (coors[:, 2] * self.columns + coors[:, 3]).long()
+        canvas = features.new_zeros(self.rows * self.columns, features.shape[1])
+        return canvas.index_put((places,), features).t().reshape(1, -1, self.rows, self.columns)
+
+
+def gathered(values: torch.Tensor, places: torch.Tensor, pillars: torch.Tensor, way: str) -> torch.Tensor:
+    """Return what the points of each pillar come to (N, C), by way of 'sum' or 'amax'.
+
+    Values are (P, C), of 0 or more for 'amax'; places (P,) int64 are the pillar of each point; of pillars (N,
+    any) the length alone counts.
+    """
+    empty = values.new_zeros(pillars.shape[0], values.shape[1])
+    return empty.scatter_reduce(0, places[:, None].expand(-1, values.shape[1]), values, way)
+
+
+class DynamicPillars(PillarsOnMap):
+    """Features of each pillar's points by a `DynamicPillarFeatureNet`, and the map that they are put on."""
+
     def forward(self, points: torch.Tensor, rows: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
         """Return the bird's-eye view (1, C, H, W) float32.
 
-        Args:
-            points: (P, D) float32, metres first.
-            rows: (P,) int32, the pillar of each point.
-            coors: (N, 4) int32: sample 0, z, y, x of the pillar.
+        Points are (P, D) float32, metres first; rows (P,) int32 the pillar of each; coors (N, 4) int32:
+        sample 0, z, y, x of the pillar.
         """
         net, xyz, places = self.encoder, points[:, :3], rows.long()
         ones = torch.ones_like(points[:, :1])
@@ -78,21 +70,16 @@ class DynamicPillars(nn.Module):
         features = torch.cat(columns, dim=1)
         for index, layer in enumerate(net.pfn_layers):
             found = layer(features)  # ends in a ReLU
-            if net.pfn_scatter.average_points:
-                pillars = gathered(found, places, coors, 'sum') / counts
-            else:
-                pillars = gathered(found, places, coors, 'amax')
+            mean = net.pfn_scatter.average_points
+            pillars = gathered(found, places, coors, 'sum' if mean else 'amax')
+            pillars = pillars / counts if mean else pillars
             if index < len(net.pfn_layers) - 1:
                 features = torch.cat([found, pillars[places]], dim=1)
-        return put_on_map(pillars, coors, self.rows, self.columns)
+        return self.on_map(pillars, coors)
 
 
 def tensors(width: int) -> tuple[TensorSpec, ...]:
-    """Return the inputs of the graph.
-
-    Args:
-        width: D.
-    """
+    """Return the inputs of the graph for points of D values."""
     return (
         TensorSpec(DYNAMIC_INPUTS[0], 'float32', ('P', width), 'points in range', single=True),
         TensorSpec(DYNAMIC_INPUTS[1], 'int32', ('P',), 'the pillar of each point, as a row of coors'),

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import nn
 
 from mmdeploy_ext.contract.families.centerpoint import AUTOWARE, CONTRACTS, SPARSE_FORM
@@ -38,8 +36,8 @@ from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
 from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
-from projects.mmdet3d_plugin.common.sparse_graph import check_form
-from projects.mmdet3d_plugin.common.weights import load_whole
+from projects.mmdet3d_plugin.common.samples import arrays
+from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
 from projects.mmdet3d_plugin.sparse_backbone.grid import grid_size
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 
@@ -69,16 +67,13 @@ class CenterPointFamily(SequenceFamily):
     files = ('backbone', 'head')
     samples = 'sweeps'
     frame, result = staticmethod(sweep), staticmethod(result)
-    postprocess_facts, dumped_frame = staticmethod(postprocess_facts), staticmethod(dumped)
+    postprocess_facts = staticmethod(postprocess_facts)
+    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse detectors whose parts are not exported.
-
-        Raises:
-            ConfigError: names the key.
-        """
+        """Refuse detectors whose parts are not exported."""
         check_model(filename, model)
 
     def claims(self, cfg: Any) -> Claim:
@@ -181,17 +176,9 @@ class CenterPointFamily(SequenceFamily):
             boxes=[(parts.head, 'get_bboxes')],
         )
 
-    def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """See `SequenceFamily.dump_tensors`: the points, the bird's-eye view and the head's raw outputs."""
-        return {name: value.detach().cpu().numpy() for name, value in taps.items()}
-
 
 def check_model(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse detectors whose parts are not exported.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Raise ConfigError, which names the key, for detectors whose parts are not exported."""
     check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
     test = (model.get('test_cfg') or {}).get('pts') or {}
     if test.get('nms_type') not in NMS_TYPES:
@@ -202,16 +189,9 @@ def check_model(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads: Sequence[str]) -> None:
-    """Refuse encoders and heads that are not exported, and cameras.
+    """Raise ConfigError, which names the key, for encoders and heads that are not exported, and for cameras.
 
-    Args:
-        filename: of the config.
-        model: its `model`.
-        what: is exported, for messages.
-        heads: of it.
-
-    Raises:
-        ConfigError: names the key.
+    `what` is exported with `heads`; it is for messages.
     """
     prefix, dynamic = prefix_of(model), model.get('type') == DYNAMIC_DETECTOR
     middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
@@ -234,11 +214,7 @@ def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads:
 
 
 def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short."""
     key, dynamic = f'model.{prefix_of(model)}voxel_layer', model['type'] == DYNAMIC_DETECTOR
     layer = model[f'{prefix_of(model)}voxel_layer']
     most = int(layer.get('max_num_points', -1))
@@ -266,11 +242,7 @@ def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_points_loaded(cfg: Any) -> None:
-    """Refuse a test pipeline that loads points of another width than the model takes.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Refuse a test pipeline that loads points of another width than the model takes."""
     key, wanted = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
     if not loaders:

@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.runtime.centerpoint.pillars import INPUTS, PILLARS
 from projects.mmdet3d_plugin.centerpoint import dynamic_pillars
-from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import DynamicPillars, put_on_map
+from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import DynamicPillars, PillarsOnMap
 from projects.mmdet3d_plugin.common.parts import Parts, parts_of
 
 EXAMPLE = 3
@@ -20,29 +20,14 @@ EXAMPLE = 3
 ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
 
 
-class Pillars(nn.Module):
-    """Features of each pillar's points, and the map that they are put on."""
-
-    def __init__(self, encoder: nn.Module, scatter: nn.Module) -> None:
-        """Keep upstream's parts.
-
-        Args:
-            encoder: one of `ENCODERS`.
-            scatter: a `PointPillarsScatter`.
-        """
-        super().__init__()
-        self.encoder, self.rows, self.columns = encoder, int(scatter.ny), int(scatter.nx)
-        origin = encoder.x_offset, encoder.y_offset, encoder.z_offset
-        self.register_buffer('size', torch.tensor([encoder.vx, encoder.vy, encoder.vz]), persistent=False)
-        self.register_buffer('origin', torch.tensor(origin), persistent=False)
+class Pillars(PillarsOnMap):
+    """Features of each pillar's points by one of `ENCODERS`, and the map that they are put on."""
 
     def forward(self, voxels: torch.Tensor, num_points: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
         """Return the bird's-eye view (1, C, H, W) float32.
 
-        Args:
-            voxels: (N, M, D) float32, metres first; zeros after a pillar's last point.
-            num_points: (N,) int32, 1 or more.
-            coors: (N, 4) int32: sample 0, z, y, x of the pillar.
+        Voxels are (N, M, D) float32, metres first, zeros after a pillar's last point; num_points (N,) int32,
+        1 or more; coors (N, 4) int32: sample 0, z, y, x of the pillar.
         """
         net, xyz = self.encoder, voxels[..., :3]
         counts = num_points.to(voxels.dtype)[:, None, None]
@@ -62,7 +47,7 @@ class Pillars(nn.Module):
             features = layer(features)
         for layer in getattr(net, 'pfn_layers', ()):
             features = layer(features, num_points)
-        return put_on_map(features.flatten(1), coors, self.rows, self.columns)
+        return self.on_map(features.flatten(1), coors)
 
 
 def has_pillars(model: nn.Module) -> bool:
@@ -76,12 +61,7 @@ def points_facts(model: nn.Module) -> dict[str, str]:
 
 
 def pillars_graph(parts: Parts, family: str) -> Graph:
-    """Return the graph from pillars to the bird's-eye view.
-
-    Args:
-        parts: of a detector whose points become pillars.
-        family: of its spec.
-    """
+    """Return the graph from pillars to the bird's-eye view."""
     layer, encoder, scatter = parts.voxel_layer, parts.voxel_encoder, parts.middle_encoder
     width, device = point_width(encoder), next(encoder.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -98,12 +78,7 @@ def pillars_graph(parts: Parts, family: str) -> Graph:
 
 
 def hard_tensors(most: int, width: int) -> tuple[TensorSpec, ...]:
-    """Return the inputs of a graph of pillars.
-
-    Args:
-        most: M.
-        width: D.
-    """
+    """Return the inputs of a graph of pillars with M points of D values."""
     return (
         TensorSpec(
             INPUTS[0], 'float32', ('N', most, width), 'points of each pillar, then zeros', single=True

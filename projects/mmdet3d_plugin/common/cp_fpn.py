@@ -18,11 +18,8 @@ from mmdeploy_ext.core.errors import ConfigError
 class CPFPN(BaseModule):
     """Top-down pyramid; only the finest level passes through a 3x3 convolution.
 
-    Args:
-        in_channels: of the backbone's levels, the finest first.
-        out_channels: of every output.
-        num_outs: number of outputs; must be the number of levels.
-        norm_cfg, act_cfg: of the convolutions; the released checkpoints have neither.
+    Levels come with the finest first; `num_outs` must be their number. The released checkpoints have neither
+    `norm_cfg` nor `act_cfg`.
     """
 
     def __init__(

@@ -15,11 +15,7 @@ from projects.mmdet3d_plugin.sparse_backbone.samples import parts_of, voxel_rule
 
 
 class LidarFamily(SparseFamily):
-    """Models of mmdet3d, or LidarBackbone, with one type of sparse encoder.
-
-    Attributes:
-        encoder_type: registered name of the encoder.
-    """
+    """Models of mmdet3d, or LidarBackbone, with one type of sparse encoder, by its registered name."""
 
     encoder_type: ClassVar[str]
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)

@@ -16,14 +16,9 @@ NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
 
 
 def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
-    """Encode numbers by `num_feats` sines and cosines in turn.
+    """Encode numbers (..., 1), which are scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ...
 
-    Args:
-        values: (..., 1), scaled by 2 pi.
-        num_feats: even; pair j has the frequency 10000 ** (-2 j / num_feats).
-
-    Returns:
-        (..., num_feats): sin, cos, sin, cos, ...
+    Pair j has the frequency 10000 ** (-2 j / num_feats).
     """
     periods = power(10000.0, 2 * np.arange(num_feats // 2) / num_feats)
     angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)
@@ -42,14 +37,9 @@ def nerf_encoding(values: Tensor) -> Tensor:
 
 
 def motion_code(velo: Tensor, age: Tensor, egopose: Tensor) -> Tensor:
-    """Encode the motion between a row's frame of origin and the current one.
+    """Encode the motion between a row's frame of origin and the current one as (B, n, 180).
 
-    Args:
-        velo: (B, n, 2) m/s.
-        age: (B, n, 1) s.
-        egopose: (B, n, 4, 4) from the row's LiDAR frame to the current one.
-
-    Returns:
-        (B, n, 180) of the 15 numbers: velocity, age, the first three rows of the pose.
+    That is of 15 numbers: velocity (B, n, 2) m/s, age (B, n, 1) s, and the first three rows of the pose (B,
+    n, 4, 4) from the row's LiDAR frame to the current one.
     """
     return nerf_encoding(torch.cat([velo, age, egopose[..., :3, :].flatten(-2)], dim=-1))

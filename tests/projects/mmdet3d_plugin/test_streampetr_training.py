@@ -7,8 +7,8 @@ import torch
 
 import toy_streampetr as toy
 from mmdeploy_ext.core.errors import ConfigError
+from projects.mmdet3d_plugin.streampetr.detector import without_gradients
 from projects.mmdet3d_plugin.streampetr.grid_mask import GridMask
-from projects.mmdet3d_plugin.streampetr.training import without_gradients
 
 LOSS_3D = {
     'loss_cls',

@@ -132,6 +132,6 @@ model = dict(
             loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
             loss_heatmap=dict(type='GaussianFocalLoss', loss_weight=1.0),
             loss_bbox=dict(type='L1Loss', loss_weight=0.25),
-        ),
+        )
     ),
 )

@@ -74,6 +74,6 @@ model = dict(
                 out_size_factor=4,
                 voxel_size=voxel_size[:2],
             ),
-        ),
+        )
     ),
 )

@@ -48,8 +48,7 @@ class ImageAug3D:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Change `img`, a list of (h, w, 3), and `img_aug_matrix`.
 
-        Raises:
-            DataError: a picture of another size than `source`; its intrinsics would no longer fit.
+        A picture of another size than `source` raises DataError; its intrinsics would no longer fit.
         """
         images, matrices = [], []
         for index, image in enumerate(results['img']):
@@ -96,11 +95,7 @@ class ImageAug3D:
 
 @PIPELINES.register_module()
 class ImageNormalize:
-    """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB.
-
-    Args:
-        mean, std: of red, green, blue in 0..1.
-    """
+    """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB; both of red, green, blue in 0..1."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = (np.array(values, np.float64) * 255.0 for values in (mean, std))
