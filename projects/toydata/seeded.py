@@ -26,9 +26,15 @@ from mmdeploy_ext.proof.inputs.pictures import bright, dark
 from projects.toydata import seeded_fusion, seeded_lidar
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_corners import is_cornered, scale_corners
-from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
+from projects.toydata.seeded_dense import (
+    build_student,
+    calibration_of,
+    check_known,
+    for_head,
+    scale_outputs,
+    scale_prototypes,
+)
 from projects.toydata.seeded_layers import calibrate_norms, fill_network, norms_of
-from projects.toydata.seeded_prototypes import scale_prototypes
 from projects.toydata.seeded_queries import is_query, is_regional, scale_queries
 
 NAMED_RULES = dict(rtdetr='seeded_rtdetr', streampetr='seeded_streampetr', solo='seeded_solo')

@@ -81,6 +81,8 @@ BACKGROUND_BIAS = 6.0
 BACKGROUND = 1.5
 """How much more than all classes together the background weighs, as a logarithm."""
 
+COEFFICIENTS = 0.5
+"""Deviation before tanh. With prototypes of 1, logits of masks of 32 prototypes have one of about 1.5."""
 HIGHEST = 6.0
 """Of class logits. From about 12 on, sigmoid has no numbers in float32 to tell what is the better one."""
 
@@ -215,6 +217,17 @@ def _box_target(head: nn.Module, name: str) -> Target:
     if 'FCOSHead' in _kinds(head):
         return Target(2.0, 0.7) if head.norm_on_bbox else Target(3.4, 0.5)
     return DELTA_TARGET
+
+
+def scale_prototypes(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
+    """Bring the last layers of prototypes and coefficients to their deviations, in place; none is fine."""
+    protonet = getattr(getattr(model, 'mask_head', None), 'protonet', None)
+    if protonet is None:
+        return
+    last = [layer for layer in protonet if isinstance(layer, nn.Conv2d)][-1]
+    bring(last, outputs_of(last, lambda: protonet(features[0])), 0.0, 1.0)
+    coefficients = model.bbox_head.conv_coeff
+    bring(coefficients, outputs_of(coefficients, lambda: model.bbox_head(features)), 0.0, COEFFICIENTS)
 
 
 def build_student(cfg: Any) -> nn.Module:

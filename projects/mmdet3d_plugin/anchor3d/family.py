@@ -9,6 +9,7 @@ from torch import nn
 from mmdeploy_ext.contract.families.centerpoint import CONTRACTS
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
 from mmdeploy_ext.runtime.frames import Stepper
 from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
 from projects.mmdet3d_plugin.anchor3d.reference import AnchorReference
@@ -77,8 +78,6 @@ class AnchorFamily(CenterPointFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
-
         return AnchorOnnx(paths, **engine)
 
 

@@ -27,7 +27,9 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.autoware import bevfusion_rules as node
 from mmdeploy_ext.runtime.autoware.bevfusion import BEV
 from mmdeploy_ext.runtime.autoware.writing import known_words, remapper_text, text_of
+from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
 from mmdeploy_ext.sparse.ir import SparseGraph
+from mmdeploy_ext.sparse.node_writer import NodeWriter
 from projects.mmdet3d_plugin.common.parts import OfModel
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph
 
@@ -119,9 +121,6 @@ def with_encoder(
 
     The inputs are those of the spec; the encoder is folded.
     """
-    from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
-    from mmdeploy_ext.sparse.node_writer import NodeWriter
-
     writer = NodeWriter()
     for tensor in spec.inputs:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))

@@ -18,6 +18,8 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.bevfusion_det.cuda import CELLS, DEPTH, OTHER_ORDER, POOLED, SPARSE, UNROUNDED
+from mmdeploy_ext.sparse import libspconv
+from mmdeploy_ext.sparse.order import reorder
 from projects.mmdet3d_plugin.common.parts import OfModel
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec
 
@@ -65,9 +67,6 @@ class Head(nn.Module):
 
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
     """Return the graphs in the order of `runtime.bevfusion_det.cuda.GRAPHS`."""
-    from mmdeploy_ext.sparse import libspconv
-    from mmdeploy_ext.sparse.order import reorder
-
     folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     made = [

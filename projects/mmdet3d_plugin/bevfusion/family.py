@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS, PORTABLE
@@ -19,6 +20,7 @@ from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.runtime.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.runtime.bevfusion_det.cuda import GRAPHS as CUDA_FILES
+from mmdeploy_ext.runtime.bevfusion_det.model import is_cuda, opened
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
@@ -102,8 +104,6 @@ class BEVFusionFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
-        from mmdet3d.models import build_model
-
         check_model(cfg)
         return build_without_weights(cfg, build_model)
 
@@ -131,8 +131,6 @@ class BEVFusionFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.bevfusion_det.model import is_cuda, opened
-
         if tuple(Path(path).stem for path in paths) == AUTOWARE_FILES:
             return AutowareBEVFusion(paths, **engine)
         more = dict(to_compare=True) if is_cuda(paths) else {}

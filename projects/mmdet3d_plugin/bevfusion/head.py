@@ -15,6 +15,7 @@ from mmdet3d.models.builder import HEADS
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from projects.mmdet3d_plugin.bevfusion.losses import HeadLosses
 from projects.mmdet3d_plugin.bevfusion.queries import DecoderLayer, Predictor
 
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
@@ -165,8 +166,6 @@ class TransFusionHead(nn.Module):
         self, found: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Return the losses of what `forward` gave, see `HeadLosses`."""
-        from projects.mmdet3d_plugin.bevfusion.losses import HeadLosses
-
         made = HeadLosses(
             **self.loss_cfg, train_cfg=self.train_cfg, coder=self.bbox_coder, classes=self.num_classes
         )

@@ -24,7 +24,7 @@ from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS
 from mmdeploy_ext.runtime.autoware.centerpoint import PILLARS, SPATIAL
 from mmdeploy_ext.runtime.autoware.manifest import node_cells
 from mmdeploy_ext.runtime.autoware.writing import class_words, remapper_text, text_of
-from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead
+from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead, head_spec
 from projects.mmdet3d_plugin.centerpoint.pillars import SCATTER
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 
@@ -69,7 +69,7 @@ def node_outputs(task_outputs: tuple[list[dict[str, Tensor]], ...]) -> tuple[Ten
 
 def graphs(model: nn.Module) -> list[Graph]:
     """Return the two graphs, in the order of `names`."""
-    parts, folded = parts_of(model), fuse(model)
+    parts = parts_of(model)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     width = int(parts.voxel_encoder.in_channels)
@@ -82,19 +82,13 @@ def graphs(model: nn.Module) -> list[Graph]:
         GraphSpec(f'centerpoint/{node.ENCODER}', (taken,), (given,)),
         dict(input_features=example),
     )
-    head = DenseHead(folded, node_outputs).eval()
+    head = DenseHead(fuse(model), node_outputs).eval()
     shape = (1, node.CHANNELS, int(parts.middle_encoder.ny), int(parts.middle_encoder.nx))
-    with torch.no_grad():
-        sizes = [tuple(value.shape) for value in head(torch.zeros(shape, device=device))]
-    outputs = tuple(
-        TensorSpec(name, 'float32', size, *MEANINGS[name]) for name, size in zip(OUTPUTS, sizes, strict=True)
-    )
     spatial = TensorSpec(SPATIAL, 'float32', shape, 'pillars on the map, zeros elsewhere')
-    spec = GraphSpec(f'centerpoint/{node.HEAD}', (spatial,), outputs)
-    return [
-        encoder,
-        Graph(node.HEAD, head, spec, {SPATIAL: torch.rand(shape, generator=generator).to(device)}),
-    ]
+    facts = [MEANINGS[name] for name in OUTPUTS]
+    spec = head_spec(f'centerpoint/{node.HEAD}', head, spatial, OUTPUTS, facts)
+    example = {SPATIAL: torch.rand(shape, generator=generator).to(device)}
+    return [encoder, Graph(node.HEAD, head, spec, example)]
 
 
 def between() -> tuple[TensorSpec, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.contract.families.centerpoint import AUTOWARE, CONTRACTS, SPARSE_FORM
@@ -24,14 +25,14 @@ from mmdeploy_ext.proof.levels.limits import limit_between
 from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
+from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet3d_plugin.centerpoint import autoware
 from projects.mmdet3d_plugin.centerpoint.autoware_reference import NodeReference
-from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import ENCODER as DYNAMIC_ENCODER
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
-from projects.mmdet3d_plugin.centerpoint.pillars import ENCODERS, SCATTER, has_pillars
+from projects.mmdet3d_plugin.centerpoint.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
 from projects.mmdet3d_plugin.common.generated import crowded
@@ -133,8 +134,6 @@ class CenterPointFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
-        from mmdet3d.models import build_model
-
         self.check_parts(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
@@ -162,8 +161,6 @@ class CenterPointFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
-
         own = sorted(Path(path).stem for path in paths) == sorted(AUTOWARE_FILES)
         return (AutowareCenterPoint if own else CenterPointOnnx)(paths, **engine)
 

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.families.base import Claim, register_family
@@ -29,8 +30,6 @@ class LidarFamily(SparseFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See SparseFamily."""
-        from mmdet3d.models import build_model
-
         return build_without_weights(cfg, build_model)
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:

@@ -6,6 +6,7 @@ Glossary: N cameras, H, W network input in pixels.
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from mmdet3d.models import build_model
 from torch import nn
 
 from mmdeploy_ext.contract.families.streampetr import AUTOWARE, OPTIONS
@@ -22,6 +23,7 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES as NODE_FILES
 from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 from projects.mmdet3d_plugin.streampetr import autoware
 from projects.mmdet3d_plugin.streampetr.graphs import graphs
 from projects.mmdet3d_plugin.streampetr.reference import Reference
@@ -117,8 +119,6 @@ class StreamPetrFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`; the model keeps N, H, W of the config (`input_sizes`), and its `image_norm`."""
-        from mmdet3d.models import build_model
-
         _check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         rule = self.preprocess_rule(cfg)
@@ -178,8 +178,6 @@ class StreamPetrFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
-
         # the published model knows no time gap: the proof and the metrics compare like with like
         return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
+from projects.mmdet3d_plugin.streampetr import denoising, losses
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr.head_layers import HeadLayers
 from projects.mmdet3d_plugin.streampetr.memory import Memory
@@ -100,8 +101,6 @@ class StreamPETRHead(HeadLayers):
         """Return denoising and learned queries, their mask and the losses' needs; Nones outside training."""
         if not (self.training and self.with_dn):
             return None, None, None
-        from projects.mmdet3d_plugin.streampetr import denoising
-
         points, attn_mask, mask_dict = denoising.prepare(self, batch, self.reference_points.weight, img_metas)
         return self.queries_at(points), attn_mask, mask_dict
 
@@ -120,8 +119,6 @@ class StreamPETRHead(HeadLayers):
         self, gt_bboxes_list: list, gt_labels_list: list, preds_dicts: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Return the losses by name, see `losses.head_losses`."""
-        from projects.mmdet3d_plugin.streampetr import losses
-
         return losses.head_losses(self, gt_bboxes_list, gt_labels_list, preds_dicts)
 
     def get_bboxes(
