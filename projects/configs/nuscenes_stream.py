@@ -129,10 +129,10 @@ def sections(
 def stream_data(
     image: dict[str, Any],
     pc_range: list[float],
-    rotation: float = 0.3925,
-    scale: tuple[float, float] = (0.95, 1.05),
     root: str = 'data/nuscenes/',
     infos: str = 'nuscenes2d_temporal_infos',
+    rotation: float = 0.3925,
+    scale: tuple[float, float] = (0.95, 1.05),
     samples_per_gpu: int = 2,
     workers_per_gpu: int = 4,
     **train: Any,
@@ -142,8 +142,8 @@ def stream_data(
     Args:
         image: of `image_augmentation`.
         pc_range: boxes outside are not learned.
-        rotation, scale: of `train_pipeline`.
         root, infos, samples_per_gpu, workers_per_gpu: of `sections`.
+        rotation, scale: of `train_pipeline`.
         train: more keys of the training set.
     """
     shared = dict(type='CustomNuScenesDataset', classes=CLASS_NAMES, modality=MODALITY)

@@ -9,6 +9,29 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
 
+def boxes_of_cells(
+    coder: Any,
+    center: Tensor,
+    height: Tensor,
+    dim: Tensor,
+    rot: Tensor,
+    vel: Tensor | None = None,
+    logarithms: bool = True,
+) -> Tensor:
+    """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
+
+    Given are the centre (B, 2, Q) in cells, x first, the height of the centre (B, 1, Q) m, `dim` (B, 3, Q) w,
+    l, h, in m or as logarithms of it, `rot` (B, 2, Q) sine and cosine, `vel` (B, 2, Q) m/s.
+    """
+    cell = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
+    place = center * cell + center.new_tensor(coder.pc_range[:2])[:, None]
+    size = dim.exp() if logarithms else dim
+    bottom = height - size[:, 2:] * 0.5
+    yaw = torch.atan2(rot[:, :1], rot[:, 1:])
+    parts = [place, bottom, size, yaw, *([] if vel is None else [vel])]
+    return torch.cat(parts, 1).transpose(1, 2)
+
+
 @BBOX_CODERS.register_module()
 class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
@@ -44,11 +67,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         parts = [place, height, boxes[:, 3:6].log(), yaw.sin(), yaw.cos(), boxes[:, 7:9]]
         return torch.cat(parts, 1)[:, : self.code_size]
 
-    def boxes(
-        self, center: Tensor, height: Tensor, dim: Tensor, rot: Tensor, vel: Tensor | None = None
-    ) -> Tensor:
-        """Return boxes (B, Q, 7 or 9), see `boxes_of_cells`."""
-        return boxes_of_cells(self, center, height, dim, rot, vel)
+    boxes = boxes_of_cells
 
     def kept(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """Return which boxes (B, Q, .) with scores (B, Q) are not dropped, (B, Q)."""
@@ -69,26 +88,3 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         return [
             dict(bboxes=box[own], scores=score[own], labels=label[own]) for box, score, label, own in rows
         ]
-
-
-def boxes_of_cells(
-    coder: Any,
-    center: Tensor,
-    height: Tensor,
-    dim: Tensor,
-    rot: Tensor,
-    vel: Tensor | None = None,
-    logarithms: bool = True,
-) -> Tensor:
-    """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
-
-    Given are the centre (B, 2, Q) in cells, x first, the height of the centre (B, 1, Q) m, `dim` (B, 3, Q) w,
-    l, h, in m or as logarithms of it, `rot` (B, 2, Q) sine and cosine, `vel` (B, 2, Q) m/s.
-    """
-    cell = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
-    place = center * cell + center.new_tensor(coder.pc_range[:2])[:, None]
-    size = dim.exp() if logarithms else dim
-    bottom = height - size[:, 2:] * 0.5
-    yaw = torch.atan2(rot[:, :1], rot[:, 1:])
-    parts = [place, bottom, size, yaw, *([] if vel is None else [vel])]
-    return torch.cat(parts, 1).transpose(1, 2)

@@ -75,7 +75,13 @@ class CenterPointFamily(SequenceFamily):
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         """Refuse detectors whose parts are not exported."""
-        check_model(filename, model)
+        check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
+        test = (model.get('test_cfg') or {}).get('pts') or {}
+        if test.get('nms_type') not in NMS_TYPES:
+            raise ConfigError(
+                f'{filename}: model.test_cfg.pts.nms_type={test.get("nms_type")!r}, expected '
+                f'{" or ".join(NMS_TYPES)}'
+            )
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
@@ -171,17 +177,6 @@ class CenterPointFamily(SequenceFamily):
         return dict(
             backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
             boxes=[(parts.head, 'get_bboxes')],
-        )
-
-
-def check_model(filename: str, model: Mapping[str, Any]) -> None:
-    """Raise ConfigError, which names the key, for detectors whose parts are not exported."""
-    check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
-    test = (model.get('test_cfg') or {}).get('pts') or {}
-    if test.get('nms_type') not in NMS_TYPES:
-        raise ConfigError(
-            f'{filename}: model.test_cfg.pts.nms_type={test.get("nms_type")!r}, expected '
-            f'{" or ".join(NMS_TYPES)}'
         )
 
 

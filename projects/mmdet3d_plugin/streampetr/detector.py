@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
 
-from .grid_mask import GridMask
 from .rays import token_centers
 
 PER_FRAME = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths', 'img_metas')
@@ -36,6 +35,40 @@ def without_gradients(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+class GridMask(nn.Module):
+    """Hide all of a batch of training images but one random grid of stripes, with probability `prob`.
+
+    Source: GridMask Data Augmentation (Chen et al., 2020); the ranges of its random numbers, and that the
+    stripes stay, are PETR's (`models/utils/grid_mask.py`).
+    """
+
+    prob = 0.7
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return images (M, 3, H, W) under the grid; the same tensor where there is none."""
+        if not self.training or torch.rand(()).item() > self.prob:
+            return x
+        return x * self.draw(*x.shape[-2:]).to(x)
+
+    def draw(self, height: int, width: int) -> Tensor:
+        """Return a random grid (H, W), 1 where the image stays; its period is drawn from 2..H - 1."""
+        period = int(torch.randint(2, max(height, 3), ()))
+        thickness = min(max(int(period * 0.5 + 0.5), 1), period - 1)
+        starts = [int(torch.randint(0, period, ())) for _ in range(2)]
+        rows, columns = (
+            _in_stripes(extent, period, thickness, start)
+            for extent, start in zip((height, width), starts, strict=True)
+        )
+        return (rows[:, None] | columns).float()
+
+
+def _in_stripes(extent: int, period: int, thickness: int, start: int) -> Tensor:
+    """Return which rows or columns (extent,) are in stripes of a grid 1.5 times as large around them."""
+    large = int(1.5 * extent)
+    offset = torch.arange(extent) + (large - extent) // 2 - start
+    return (offset >= 0) & (offset // period < large // period) & (offset % period < thickness)
 
 
 @DETECTORS.register_module()
@@ -79,7 +112,7 @@ class Petr3D(MVXTwoStageDetector):
                 f'num_frame_losses: got {num_frame_losses}, expected at most num_frame_head_grads = '
                 f'{num_frame_head_grads}: a frame without gradients has no losses'
             )
-        self.grid_mask = GridMask(True, True, rotate=1, offset=False, ratio=0.5, mode=1, prob=0.7)
+        self.grid_mask = GridMask()
         self.use_grid_mask = use_grid_mask
         self.num_frame_head_grads, self.num_frame_losses = num_frame_head_grads, num_frame_losses
         self.num_frame_backbone_grads = num_frame_backbone_grads

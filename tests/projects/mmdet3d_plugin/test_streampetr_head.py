@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-from projects.mmdet3d_plugin.streampetr.positional import nerf_encoding, point_encoding, sine_encoding
+from projects.mmdet3d_plugin.streampetr.steps import nerf_encoding, point_encoding, sine_encoding
 
 SIZE = (toy.HEIGHT, toy.WIDTH)
 ROWS = toy.MEMORY_LEN + toy.NUM_PROPAGATED
