@@ -3,7 +3,7 @@
 The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norm
 gets the statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits
 spread around -4.6, box deltas around 0 and centerness around 0.5 (`seeded_dense.py` has it for each head of
-mmdet, `seeded_lidar.py` for LiDAR detectors of mmdet3d, `seeded_fusion.py` for BEVFusion). Scores are spread,
+mmdet, `seeded_lidar.py` for LiDAR detectors of mmdet3d and BEVFusion). Scores are spread,
 boxes differ between anchors, and a few per cent of the anchors pass the threshold.
 """
 
@@ -23,7 +23,6 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.proof.inputs.pictures import bright, dark
-from projects.toydata import seeded_fusion, seeded_lidar
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_corners import is_cornered, scale_corners
 from projects.toydata.seeded_dense import (
@@ -35,15 +34,13 @@ from projects.toydata.seeded_dense import (
     scale_prototypes,
 )
 from projects.toydata.seeded_layers import calibrate_norms, fill_network, norms_of
+from projects.toydata.seeded_lidar import fill_fusion, fill_lidar
 from projects.toydata.seeded_queries import is_query, is_regional, scale_queries
 
 NAMED_RULES = dict(rtdetr='seeded_rtdetr', streampetr='seeded_streampetr', solo='seeded_solo')
 """Families whose weights depend on names and shapes alone: family -> module beside this one."""
 
-OF_SENSORS = {
-    **dict.fromkeys(seeded_lidar.FAMILIES, seeded_lidar.fill_lidar),
-    **dict.fromkeys(seeded_fusion.FAMILIES, seeded_fusion.fill_fusion),
-}
+OF_SENSORS = dict(anchor3d=fill_lidar, centerpoint=fill_lidar, bevfusion_det=fill_fusion)
 """Families of sweeps and fused frames -> what fills their whole detectors."""
 
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
