@@ -1,16 +1,12 @@
 """The `mm2onnx.*` entries of a file, read: JSON that passes its schema, or an error that names the entry."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract.metadata_schema import FIELDS, SPARSE_OPTIONS
 from mmdeploy_ext.contract.schema import Check, Mismatch
 from mmdeploy_ext.core.errors import ModelFileError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 PREFIX = 'mm2onnx.'
 

@@ -1,7 +1,5 @@
 """What the `postprocess` entry of a file holds: checked, by its family, when the file is opened."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmdeploy_ext.contract.families import FORMER, POSTPROCESS

@@ -1,8 +1,7 @@
 """What each `mm2onnx.*` entry of a file may be: a check for each. Needs neither torch nor numpy."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract import families, options
 from mmdeploy_ext.contract.option import schemas
@@ -20,9 +19,6 @@ from mmdeploy_ext.contract.schema import (
     text,
 )
 from mmdeploy_ext.contract.values import COUNT, DIGEST, FLAG, LIMIT, NAME, PIXELS, POSITIVE, TRIPLE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DTYPES = ('bool', 'int8', 'uint8', 'int16', 'int32', 'int64', 'float16', 'float32', 'float64')
 COLOURS = dict(mean=exactly(3, number()), std=exactly(3, POSITIVE), to_rgb=FLAG)

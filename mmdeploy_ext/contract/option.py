@@ -7,15 +7,12 @@ these declarations. A family says in its `options` which of them it has.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from mmdeploy_ext.contract.schema import Check, Mismatch, one_of
 from mmdeploy_ext.contract.values import NAME
 from mmdeploy_ext.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,15 +3,10 @@
 A check is called with a value and with where it is (`std[1]`), and raises `Mismatch` with one line.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 Check = Callable[[Any, str], None]
 LARGEST = 1e30

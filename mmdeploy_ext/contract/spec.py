@@ -4,17 +4,13 @@ A model family states it once, in its `graphs.py`; export, dump, backends, verif
 tables in the READMEs read this one object. Needs numpy only.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 DEFAULT_RTOL = 1e-4
 """Tolerance relative to the largest reference value of a column group (DESIGN.md, "Proof")."""
@@ -126,7 +122,7 @@ class GraphSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> GraphSpec:
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild a spec from `to_json`."""
         return cls(
             name=content['name'],

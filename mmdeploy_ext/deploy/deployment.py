@@ -1,15 +1,16 @@
 """From config and checkpoint to an ONNX file: what `pytorch2onnx.py` and the `_onnx` configs call."""
 
-from __future__ import annotations
-
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
@@ -21,16 +22,8 @@ from mmdeploy_ext.exporting.exporter import (
 )
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import onnx
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
-
 
 KEPT_EXPORTS = 4
 """As many as the graphs of a model."""

@@ -1,38 +1,30 @@
 """The files of an export, written and read: one .onnx file, or a folder of graphs."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import onnx
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.core.versions import versions
-from mmdeploy_ext.deploy.deployment import rule_of
+from mmdeploy_ext.deploy.deployment import Deployment, rule_of
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, model_files
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    import onnx
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
 def check_output(output: str, options: Options, family: Family, where: str = '--output-file ') -> None:

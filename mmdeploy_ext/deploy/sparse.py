@@ -1,27 +1,22 @@
 """From config and checkpoint to a file of a sparse backbone: what `export_scn.py` and `benchmark.py` call."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.deploy.deployment import Deployment
 from mmdeploy_ext.deploy.files import plain_options
+from mmdeploy_ext.families.sparse import SparseFamily
 from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import SparseGraph
 from mmdeploy_ext.sparse.order import reorder
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.sparse import SparseFamily
-    from mmdeploy_ext.sparse.ir import SparseGraph
-    from mmdeploy_ext.sparse.ranges import Ranges
+from mmdeploy_ext.sparse.ranges import Ranges
 
 
 def trace(deployment: Deployment) -> SparseGraph:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import abc
 import enum
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+import numpy as np
 
 from mmdeploy_ext.contract import families as declared
 from mmdeploy_ext.contract.option import Option, Options
@@ -13,14 +16,11 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.building import head_of
 from mmdeploy_ext.families.later import imported_more
 from mmdeploy_ext.families.nearest import refusal
+from mmdeploy_ext.inputs.pictures import PreparedImage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
     import torch
 
-    from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
 HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')

@@ -7,30 +7,27 @@ import contextlib
 import dataclasses
 import functools
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from mmdeploy_ext.contract import options as declared
+from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights, head_of
+from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.detections import Detections, Instances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    import numpy as np
     import torch
-
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-    from mmdeploy_ext.contract.stages import Stage
-    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
-    from mmdeploy_ext.runtime.detections import Detections, Instances
 
 
 @dataclasses.dataclass(frozen=True)

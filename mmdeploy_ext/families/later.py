@@ -1,7 +1,5 @@
 """Packages of families that are imported only where none that is here claims a config: it takes seconds."""
 
-from __future__ import annotations
-
 import importlib
 
 _PACKAGES: list[str] = []

@@ -1,14 +1,10 @@
 """What a detector is made of, by the names in its config, and which family that is exported is nearest."""
 
-from __future__ import annotations
-
 import difflib
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from mmdeploy_ext.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 """What the keys of parts end in that decide a family; backbones and necks do not."""

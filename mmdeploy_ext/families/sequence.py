@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.memory import MemorySpec
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    import numpy as np
     import torch
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.families.memory import MemorySpec
-    from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
 
 class SequenceFamily(Family):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.families.base import BACKBONE, Family
+from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.sparse.ir import Triple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
     import torch
 
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.sparse.ir import Triple
     from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
 
 

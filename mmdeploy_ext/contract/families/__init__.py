@@ -8,20 +8,15 @@ A module may have
 - `FORMER`: name of the family in files of earlier versions -> what makes their facts today's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
+from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import IMAGE, OF_SOME
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import ModuleType
-
-    from mmdeploy_ext.contract.option import Option
 
 MODULES: dict[str, ModuleType] = {
     found.name: importlib.import_module(f'{__name__}.{found.name}')

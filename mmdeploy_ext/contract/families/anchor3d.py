@@ -1,7 +1,5 @@
 """Detectors with anchors in 3D: their options, and what their files tell `runtime/anchor3d`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.schema import items, number, one_of, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE
 

@@ -1,7 +1,5 @@
 """BEVFusion whole: its options, and what its files tell `runtime/bevfusion_det`."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,17 +1,12 @@
 """CenterPoint: which files it is written as, and what they tell `runtime/centerpoint`."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, LIMIT, POSITIVE, RANGE, equal_lengths
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 AUTOWARE = 'autoware'
 CONTRACTS = dataclasses.replace(

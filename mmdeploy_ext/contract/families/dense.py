@@ -1,17 +1,13 @@
 """Dense heads: their options, and what their files tell `runtime/dense`."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract import dense_head
 from mmdeploy_ext.contract.options import MAX_CANDIDATES
 from mmdeploy_ext.contract.schema import number, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT, STRIDES, equal_lengths
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 OPTIONS = (MAX_CANDIDATES,)
 

@@ -1,7 +1,5 @@
 """Detectors of queries: their options, and what their files tell `runtime/query`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families.rtdetr import GRID_SAMPLE
 from mmdeploy_ext.contract.schema import record
 from mmdeploy_ext.contract.values import COUNT

@@ -1,7 +1,5 @@
 """Detectors of queries that give panoptic maps: options, and what files tell `runtime/query_panoptic`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families.query import OPTIONS
 from mmdeploy_ext.contract.schema import record
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION

@@ -1,7 +1,5 @@
 """Detectors of queries with regions and masks: options, and what files tell `runtime/query_regions_masks`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families.two_stage_masks import PASTE_MASKS
 from mmdeploy_ext.contract.schema import record
 from mmdeploy_ext.contract.values import COUNT, FRACTION

@@ -1,7 +1,5 @@
 """RT-DETR: its options, and what its files tell `runtime/rtdetr`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import OF_SOME
 from mmdeploy_ext.contract.schema import record, text

@@ -1,7 +1,5 @@
 """SOLO, SOLOv2 and Decoupled SOLO: their options, and what their files tell `runtime/solo`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import MAX_CANDIDATES, OF_SOME
 from mmdeploy_ext.contract.schema import items, number, one_of, record, text

@@ -1,7 +1,5 @@
 """StreamPETR: its options, and what its files tell `runtime/streampetr`."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from mmdeploy_ext.contract import options

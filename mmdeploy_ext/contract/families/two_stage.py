@@ -1,7 +1,5 @@
 """Two-stage detectors: their options, and what their files tell `runtime/two_stage`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.options import MAX_CANDIDATES, MAX_PROPOSALS
 from mmdeploy_ext.contract.schema import number, record
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT

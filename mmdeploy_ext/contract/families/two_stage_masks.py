@@ -1,7 +1,5 @@
 """Two-stage detectors with masks: their options, and what their files tell `runtime/two_stage_masks`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families import two_stage
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import OF_SOME

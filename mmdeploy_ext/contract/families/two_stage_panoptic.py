@@ -1,7 +1,5 @@
 """Two-stage detectors that give panoptic maps: what their files tell `runtime/two_stage_panoptic`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families import two_stage_masks
 from mmdeploy_ext.contract.schema import number, record
 from mmdeploy_ext.contract.values import COUNT, FRACTION

@@ -1,7 +1,5 @@
 """YOLACT: what its files tell `runtime/yolact`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.schema import number, record
 from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT
 

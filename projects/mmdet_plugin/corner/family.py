@@ -1,12 +1,12 @@
 """The family of detectors of corners: what it claims and refuses, and what the other modules give."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
@@ -15,11 +15,6 @@ from projects.mmdet_plugin.corner import graphs, reference, samples
 from projects.mmdet_plugin.corner.postprocess import PAIRS, suppression, thresholds
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.two_stage.regions import same_methods
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
 METHODS = ('simple_test', 'forward', 'get_bboxes', '_get_bboxes_single', '_bboxes_nms', 'decode_heatmap')

@@ -6,10 +6,9 @@ Glossary: B batch, C classes, h, w size of the maps, k corners of a kind, P pair
 input in pixels.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +20,6 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, gather_rows
 from mmdeploy_ext.runtime.dense.coders import peaks_of
 from projects.mmdet_plugin.dense.forms import rows_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 FULL = ('dets', 'labels')
 PAIRS = 1000

@@ -1,16 +1,10 @@
 """What mmdet 2.28's DyHead does with deformable convolutions in a way that no exporter follows."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+import torch
 from mmdet.models.necks.dyhead import DyHeadBlock
 
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import LeadingOffsets
-
-if TYPE_CHECKING:
-    import torch
 
 
 def spell_out_leading_offsets(module: torch.nn.Module) -> None:

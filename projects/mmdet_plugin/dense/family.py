@@ -1,15 +1,16 @@
 """The family of dense heads: which configs it claims, what it refuses, and what the other modules give."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
+from torch import nn
 
 from mmdeploy_ext.contract.families.dense import OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
@@ -20,13 +21,6 @@ from projects.mmdet_plugin.dense import graphs, parts, reference, samples
 from projects.mmdet_plugin.dense.kinds import KINDS, QUERIES, facts_of, generator_of, kind_of, plain
 from projects.mmdet_plugin.dense.student import without_teacher
 from projects.mmdet_plugin.dense.thresholds import thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 
 class DenseFamily(ImageFamily):

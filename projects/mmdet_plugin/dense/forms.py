@@ -6,15 +6,16 @@ The network is mmdet's own detector; what its head is, `kinds.py` says. Source o
 Glossary: B batch, A priors of a level or of all, C classes, H, W network input in pixels, n detections.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
@@ -24,12 +25,6 @@ from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, peaks_of, sc
 from projects.mmdet_plugin.dense import kinds, parts
 from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.contract.dense_head import Head
-    from mmdeploy_ext.contract.option import Options
 
 FULL_NAMES = ('dets', 'labels', 'candidates')
 """Outputs of the `full` form; the last with a cap alone."""
@@ -87,6 +82,30 @@ class RawNetwork(nn.Module):
         return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), flat, strict=True))
 
 
+class Rows(dict):
+    """The outputs of one level by name, each turned into rows (B, A, columns) when it is asked for.
+
+    Attributes:
+        boxes: the map (B, a*columns, h, w) that boxes are made of.
+    """
+
+    def __init__(self, outputs: Sequence[tuple[str, int]], maps: Sequence[torch.Tensor]) -> None:
+        """Keep the maps; `outputs` are their names and columns per prior."""
+        super().__init__()
+        self.maps = {name: (tensor, columns) for (name, columns), tensor in zip(outputs, maps, strict=True)}
+        self.boxes = maps[1] if len(maps) > 1 else maps[0]
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        """Make the rows of one output."""
+        self[name] = rows_of(*self.maps[name])
+        return self[name]
+
+
+def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
+    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
+
+
 def same_priors(generator: Any) -> Any:
     """Return a generator of priors whose numbers are those of every machine."""
     priors = copy.copy(generator)
@@ -137,30 +156,6 @@ class Decode(nn.Module):
             like.shape[-2:], level, dtype=like.dtype, device=like.device
         )
         return boxes_of(torch, self.facts, rows, priors, level)
-
-
-class Rows(dict):
-    """The outputs of one level by name, each turned into rows (B, A, columns) when it is asked for.
-
-    Attributes:
-        boxes: the map (B, a*columns, h, w) that boxes are made of.
-    """
-
-    def __init__(self, outputs: Sequence[tuple[str, int]], maps: Sequence[torch.Tensor]) -> None:
-        """Keep the maps; `outputs` are their names and columns per prior."""
-        super().__init__()
-        self.maps = {name: (tensor, columns) for (name, columns), tensor in zip(outputs, maps, strict=True)}
-        self.boxes = maps[1] if len(maps) > 1 else maps[0]
-
-    def __missing__(self, name: str) -> torch.Tensor:
-        """Make the rows of one output."""
-        self[name] = rows_of(*self.maps[name])
-        return self[name]
-
-
-def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
-    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
 
 
 class DecodeForm(nn.Module):

@@ -3,15 +3,15 @@
 The modules are in `forms.py`; what a head is, `kinds.py` says. Glossary: see `forms.py`.
 """
 
-from __future__ import annotations
-
 import operator
 import types
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -31,11 +31,6 @@ from projects.mmdet_plugin.dense.forms import (
 )
 from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 DECODED = dict(
     centerness='centerness, 0..1',

@@ -5,23 +5,17 @@ of one kind stands in its entry (`plain.py`, `own.py`): what it outputs, its cod
 own functions give them, for the proof.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdet.core.anchor.point_generator import MlvlPointGenerator
 from mmdet.models import dense_heads as heads
+from torch import nn
 
+from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.dense.own import OWN
-from projects.mmdet_plugin.dense.plain import PLAIN
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.dense_head import Head
-    from projects.mmdet_plugin.dense.plain import Kind
+from projects.mmdet_plugin.dense.plain import PLAIN, Kind
 
 QUERIES = heads.DETRHead
 """Heads of queries: dense ones by inheritance alone; they have no priors."""

@@ -4,15 +4,15 @@ The boxes and scores are those of mmdet's own functions, for the proof. Source: 
 `models/dense_heads`, the file of each head.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from mmdet.core.anchor.point_generator import MlvlPointGenerator
 from mmdet.models import dense_heads as heads
 from mmdet.models.utils.gaussian_target import get_local_maximum
+from torch import nn
 
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
@@ -29,11 +29,6 @@ from projects.mmdet_plugin.dense.plain import (
     scored,
     strides,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import nn
 
 GUIDED = 'square_anchor_generator'
 """Attribute with the priors of heads of guided anchors, and of SABL's."""

@@ -1,21 +1,15 @@
 """Parts of detectors: heads as they are tested, backbones and necks that do not take every size."""
 
-from __future__ import annotations
-
 import copy
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from mmdet.models.builder import DETECTORS, build_head
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 FIXED_SIZE = dict(
     SwinTransformer='computes its window masks from the traced size',

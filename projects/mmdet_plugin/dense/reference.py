@@ -1,27 +1,20 @@
 """Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
 import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
 from projects.mmdet_plugin.dense.forms import described, flat_outputs, raw_names
 from projects.mmdet_plugin.dense.kinds import generator_of, kind_of
 from projects.mmdet_plugin.dense.thresholds import thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.dense_head import Head
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-
 
 TIE = 1e-5
 """Scores of neighbouring cells this close, of the largest one, are a tie: engines round them differently."""

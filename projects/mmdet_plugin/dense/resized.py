@@ -4,22 +4,16 @@ mmcv 1.7.2's merge cells pool with a kernel that they compute from the sizes, mm
 adaptively: the exporters write neither unless both sizes are constants that divide each other.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from mmcv.ops.merge_cells import BaseMergeCell
 from mmdet.models.necks import BFP
+from torch import nn
 from torch.nn import functional
 
 from mmdeploy_ext.exporting.fold import PREPARATIONS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
 
 
 def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -1,7 +1,5 @@
 """Detectors that train with a second model, the teacher, which inference does not use."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,16 +1,12 @@
 """What `test_cfg` decides about a dense head, as its own `get_bboxes` reads it."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, positive
 from projects.mmdet_plugin.dense.kinds import kind_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 def thresholds(head: nn.Module) -> NmsConfig:

@@ -1,16 +1,12 @@
 """What TOOD's head of mmdet 2.28 computes in a way that no exporter follows, in its exported copy."""
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
+import torch
 from mmdet.models.dense_heads import TOODHead
 
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS
-
-if TYPE_CHECKING:
-    import torch
 
 
 def fix_sampled_sides(module: torch.nn.Module) -> None:

@@ -5,11 +5,11 @@ not see its faults; tests hold it to what mmdet 3 gave (`tests/dino_golden.py`).
 shapes and algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`.
 """
 
-from __future__ import annotations
-
 import types
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+import torch
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS, HEADS
@@ -20,11 +20,6 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.query.networks import DinoNetwork
 from projects.mmdet_plugin.query.padding import Level
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import torch
 
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 

@@ -1,14 +1,14 @@
 """The family of detectors of queries: what it claims and refuses, and what the other modules give."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdet.models.builder import DETECTORS
+from torch import nn
 
 from mmdeploy_ext.contract.families.query import OPTIONS
 from mmdeploy_ext.contract.families.query_regions_masks import OPTIONS as PASTING
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
@@ -27,11 +27,6 @@ from projects.mmdet_plugin.query import (
 from projects.mmdet_plugin.two_stage import pasting
 from projects.mmdet_plugin.two_stage.masks import threshold
 from projects.mmdet_plugin.two_stage.samples import feeds_with_sizes
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 GRID_SAMPLE_OPSETS = (16, 20)
 """GridSample exists from 16 on."""

@@ -3,13 +3,12 @@
 Glossary: B batch, H, W network input in pixels.
 """
 
-from __future__ import annotations
-
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
@@ -26,11 +25,6 @@ from projects.mmdet_plugin.solo.graphs import mask_inputs, mask_outputs
 from projects.mmdet_plugin.two_stage.graphs import has_masks
 from projects.mmdet_plugin.two_stage.masks import threshold
 from projects.mmdet_plugin.two_stage.pasting import mask_output, size_inputs, with_pasting
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 WHOLE = '0 means those of the input'
 MASK_MULTIPLE = 32

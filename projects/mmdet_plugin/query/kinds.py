@@ -4,9 +4,8 @@ A class that is derived from one of these and keeps the methods is taken, too; a
 its name, and so is one that overrides a method.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
@@ -16,17 +15,13 @@ from mmdet.models.plugins import MSDeformAttnPixelDecoder, PixelDecoder, Transfo
 from mmdet.models.roi_heads.mask_heads import DynamicMaskHead
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.models.utils import positional_encoding, transformer
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.plain import chosen_coder
 from projects.mmdet_plugin.query import dino
 from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, same_methods, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
 
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
 MASKFORMER = detectors.MaskFormer

@@ -6,9 +6,7 @@ Glossary: B batch, Q queries, C classes, D embedding, S tokens of the coarsest m
 pixels, H4, W4 a quarter of it.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +17,6 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from projects.mmdet_plugin.query.layers import decode_queries, encode_tokens
 from projects.mmdet_plugin.query.masks import NAMES, masks_of
 from projects.mmdet_plugin.query.padding import Level, PaddedSinePositions, SinePositions, tokens_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class MaskFormerNetwork(nn.Module):

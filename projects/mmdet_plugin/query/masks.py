@@ -8,10 +8,8 @@ Glossary: B batch, Q queries, C classes, D embedding, S tokens, L levels, n resu
 pixels, H4, W4 a quarter of it, h, w size of the results.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +25,6 @@ from projects.mmdet_plugin.query.layers import among_themselves, attend_to, run_
 from projects.mmdet_plugin.query.networks import encode_points, reference_points
 from projects.mmdet_plugin.query.padding import Level, SinePositions, tokens_of
 from projects.mmdet_plugin.query.postprocess import best_pairs
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NAMES = ('logits', 'mask_logits')
 MASKS_FULL = ('masks', 'scores', 'labels')

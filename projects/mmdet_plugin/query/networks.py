@@ -7,11 +7,9 @@ layer speaks alone. Source of the algorithm: mmdet 2.28.2 `dense_heads/{detr,def
 Glossary: B batch, Q queries, C columns of the class logits, D embedding, S tokens of all levels, L levels.
 """
 
-from __future__ import annotations
-
 import functools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -28,9 +26,6 @@ from projects.mmdet_plugin.query.layers import (
 )
 from projects.mmdet_plugin.query.padding import Level, SinePositions, periods, tokens_of, waves
 from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NAMES = ('logits', 'boxes')
 SIDE = 0.05

@@ -8,10 +8,8 @@ here they stay apart. Source of the algorithm: mmdet 2.28.2 `dense_heads/deforma
 Glossary: B batch, h, w size of a map, H, W network input in pixels, D embedding.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,9 +17,6 @@ from torch import nn
 
 from mmdeploy_ext.exporting.postprocess.sizes import length
 from mmdeploy_ext.exporting.same_bytes import SameBytes, power
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)

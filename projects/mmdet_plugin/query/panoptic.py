@@ -3,19 +3,15 @@
 Glossary: B batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the map.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
+import torch
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from projects.mmdet_plugin.query.masks import RATIO
-
-if TYPE_CHECKING:
-    import torch
 
 
 def facts_of(fusion: nn.Module) -> dict[str, Any]:

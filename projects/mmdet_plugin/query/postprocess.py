@@ -5,8 +5,6 @@ Source of the algorithm: mmdet 2.28.2 `dense_heads/detr_head.py` (`_get_bboxes_s
 Glossary: B batch, Q queries, C classes, n detections.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

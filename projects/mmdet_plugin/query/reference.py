@@ -1,25 +1,18 @@
 """Detectors of queries as mmdet runs them, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import Segments
 from projects.mmdet_plugin.query import masks
 from projects.mmdet_plugin.two_stage import reference as two_stage
 from projects.mmdet_plugin.two_stage.reference import boxes_of_classes, instances_of_classes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-    from mmdeploy_ext.runtime.detections import Detections
 
 
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:

@@ -7,9 +7,7 @@ decoded, and masks of the own class computed, by the parts of two-stage detector
 Glossary: B batch, Q queries, C classes, D embedding, R = B * Q, n detections, m side of a mask.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -23,9 +21,6 @@ from projects.mmdet_plugin.two_stage.boxes import decoded
 from projects.mmdet_plugin.two_stage.graphs import clip_size, feature_names, has_masks
 from projects.mmdet_plugin.two_stage.mask_logits import own_class
 from projects.mmdet_plugin.two_stage.regions import Regions, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NAMES = ('logits', 'boxes')
 

@@ -6,10 +6,8 @@ and those of mmcv's `MultiScaleDeformableAttention`.
 Glossary: B batch, D embedding, M heads, L maps, P points per map, Q queries, h, w size of a map.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +15,6 @@ from torch import nn
 
 from mmdeploy_ext.exporting.ops.deformable_attention import attend_maps, shares
 from projects.mmdet_plugin.rtdetr.layers import SelfAttention
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FLOAT16_MAX = 65504.0
 

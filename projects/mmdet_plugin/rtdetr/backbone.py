@@ -4,8 +4,6 @@ Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/presnet.py. Dif
 small models.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

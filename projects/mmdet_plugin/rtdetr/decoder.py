@@ -6,11 +6,9 @@ Differs in: box offsets of the tokens are computed for the selected ones only.
 Glossary: B batch, C classes, D embedding, N tokens of all maps (fine to coarse, row by row), Q queries.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +22,6 @@ from mmdeploy_ext.core.taps import tap
 from projects.mmdet_plugin.rtdetr.attention import DecoderLayer
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy
 from projects.mmdet_plugin.rtdetr.layers import MLP, inverse_sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 ANCHOR_SIZE = 0.05
 MARGINS = 100

@@ -5,20 +5,14 @@ Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/denoising.py (contrastive denoi
 Glossary: B images, G most objects of an image, R repetitions, N = 2 G R denoising queries, Q matched queries.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder
 from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder
 
 
 @dataclasses.dataclass(frozen=True)

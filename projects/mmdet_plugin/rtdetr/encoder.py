@@ -5,8 +5,6 @@ Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/hybrid_encoder.p
 Glossary: B batch, D embedding, h, w map size, T tokens of the coarsest map, row by row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,25 +1,20 @@
 """RT-DETR's family: which configs it claims, what it refuses, and what the package's other modules give."""
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
 
 from mmdeploy_ext.contract.families.rtdetr import OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.inputs.pictures import PreprocessRule
 from mmdeploy_ext.runtime.rtdetr import model as runtime
 from projects.mmdet_plugin.rtdetr import graphs, reference, samples
 from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.inputs.pictures import PreprocessRule
 
 GRID_SAMPLE_OPSETS = (16, 20)
 """GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""

@@ -5,13 +5,12 @@ Source of the contract: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/tools/export_on
 Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
@@ -20,9 +19,6 @@ from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.runtime.rtdetr.model import SIZES, STRIDES
 from projects.mmdet_plugin.rtdetr.detector import STRIDE
 from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')

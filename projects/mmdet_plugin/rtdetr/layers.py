@@ -5,11 +5,9 @@ Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/common.py and s
 Glossary: B batch, C channels, h, w map size, T tokens, Q queries, D embedding, M heads.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -32,7 +30,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         self.bias.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
         return super().train(False)
 

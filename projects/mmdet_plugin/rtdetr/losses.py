@@ -5,10 +5,8 @@ Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/{rtdetr_criterion,matcher}.py.
 Glossary: B images, C classes, Q queries, n objects of an image.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +14,6 @@ from scipy.optimize import linear_sum_assignment
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy, paired_iou
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 """Per image (queries, objects)."""

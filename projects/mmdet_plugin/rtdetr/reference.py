@@ -1,24 +1,18 @@
 """RT-DETR in PyTorch, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.rtdetr.model import SIZES, check_tokens
 from projects.mmdet_plugin.rtdetr import samples
 from projects.mmdet_plugin.rtdetr.graphs import RAW_NAMES
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
 def tensors(

@@ -1,18 +1,12 @@
 """Prepared pictures as inputs of RT-DETR graphs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.rtdetr.model import SIZES, target_sizes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

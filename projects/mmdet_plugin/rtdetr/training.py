@@ -5,20 +5,14 @@ Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/{rtdetr_decoder,rtdetr_criterio
 Glossary: B batch, C classes, D embedding, N denoising queries, Q matched queries.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
+from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder, Selection
 from projects.mmdet_plugin.rtdetr.denoising import DenoisingQueries, denoising_queries
 from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder, Selection
-    from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss
+from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss
 
 Prediction = tuple[torch.Tensor, torch.Tensor]
 """Class logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1."""

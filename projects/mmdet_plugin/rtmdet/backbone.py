@@ -1,9 +1,9 @@
 """CSPNeXt, the backbone of RTMDet. Source of its names and settings: mmdet 3.3.0 `backbones/cspnext.py`."""
 
-from __future__ import annotations
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from typing import TYPE_CHECKING, Any
-
+import torch
 from mmcv.runner import BaseModule
 from mmdet.models.backbones.csp_darknet import SPPBottleneck
 from mmdet.models.builder import BACKBONES
@@ -12,11 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import torch
 
 Stage = tuple[int, int, int, bool, bool]
 ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
@@ -124,7 +119,7 @@ class CSPNeXt(BaseModule):
                 maps.append(x)
         return tuple(maps)
 
-    def train(self, mode: bool = True) -> CSPNeXt:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen stages stay as they are, and normalisation with `norm_eval`."""
         super().train(mode)
         for name in self.layers[: self.frozen_stages + 1]:

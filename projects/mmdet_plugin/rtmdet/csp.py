@@ -3,18 +3,14 @@
 Source of names, shapes and constants: mmdet 3.3.0 `models/layers/csp_layer.py`, `se_layer.py`.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmdet.models.utils import CSPLayer
 from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 NORM = dict(type='BN', momentum=0.03, eps=0.001)
 SILU = dict(type='SiLU')

@@ -3,11 +3,11 @@
 Results are those of mmdet 2.28's `BaseDenseHead.get_bboxes`, which reads the same outputs in the same way.
 """
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+import torch
 from mmdet.core import build_bbox_coder, build_prior_generator
 from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -18,11 +18,6 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, convolution
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import torch
 
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')

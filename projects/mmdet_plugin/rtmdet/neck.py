@@ -1,18 +1,14 @@
 """CSPNeXtPAFPN, the neck of RTMDet. Source of names and settings: mmdet 3.3.0 `necks/cspnext_pafpn.py`."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmdet.models.builder import NECKS
 from mmdet.models.necks import YOLOXPAFPN
 from torch import nn
 
 from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 NEAREST = dict(scale_factor=2, mode='nearest')
 

@@ -1,26 +1,21 @@
 """The SOLO family: which configs it claims, what it refuses, and what the package's other modules give."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from mmdeploy_ext.contract.families.solo import OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet_plugin.solo import graphs, reference, samples
 from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.networks import LEVELS
 from projects.mmdet_plugin.solo.postprocess import mask_stride
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
 class SoloFamily(ImageFamily):

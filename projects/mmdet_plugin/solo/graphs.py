@@ -6,21 +6,15 @@ Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all le
 kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w original image.
 """
 
-from __future__ import annotations
+from torch import nn
 
-from typing import TYPE_CHECKING
-
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import capped, mask_config
 from projects.mmdet_plugin.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
 from projects.mmdet_plugin.solo.postprocess import POSTPROCESS, mask_stride
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 Axis = int | str
 SIZE_MULTIPLE = 32

@@ -1,17 +1,11 @@
 """Check of a checkpoint's grids: with those of another config SOLO finds wrong objects, or none."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from torch import nn
 
 from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
 from mmdeploy_ext.weights.convert.solo_names import original_head
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
 def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:

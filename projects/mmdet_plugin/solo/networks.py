@@ -8,18 +8,13 @@ Glossary: B batch, C classes, g grid of a level, S cells of all levels (sum of g
 levels (sum of g), E channels of a dynamic kernel, h, w size of a level, H4, W4 a quarter of the input.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Maps = list[torch.Tensor]
 UPSAMPLING = 2

@@ -1,19 +1,11 @@
 """What the `full` form adds to the networks: which soft masks a head has."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+import torch
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask import MaskPostprocess, mask_config
-from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks
-
-if TYPE_CHECKING:
-    import torch
-
-    from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
+from mmdeploy_ext.exporting.postprocess.soft_masks import DynamicMasks, LevelMasks, ProductMasks, SoftMasks
 
 
 def mask_stride(head: nn.Module) -> int:

@@ -4,26 +4,20 @@ Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head
 `core/post_processing/matrix_nms.py`. Glossary: see `graphs.py`; g grid of a level.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
 from projects.mmdet_plugin.solo.graphs import fork_is_flat, fork_names, kind, raw_names
 from projects.mmdet_plugin.solo.networks import flat_cells, points_nms
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 TIE = 1e-4
 """Scores of neighbouring cells whose ratio is this close to 1 are a tie: an engine's rounding decides.

@@ -1,17 +1,11 @@
 """Prepared pictures as inputs of SOLO graphs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
 def batches(images: Sequence[PreparedImage]) -> list[list[int]]:

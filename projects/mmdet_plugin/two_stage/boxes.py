@@ -4,26 +4,20 @@ Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,test_mixins}
 `bbox_heads/bbox_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see `regions.py`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, nms_config
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS, bucket_choice, softmax
 from projects.mmdet_plugin.dense.own import bucket_settings
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
 from projects.mmdet_plugin.two_stage.regions import Branch, part_of, same_methods, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 
 METHODS = ('get_bboxes', 'regress_by_class')
 """Methods of upstream that the graph repeats."""

@@ -1,22 +1,16 @@
 """Limits of how many boxes enter the suppressions: which ones a model takes, and what they make constant."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped, nms_config
 from projects.mmdet_plugin.two_stage import boxes
 from projects.mmdet_plugin.two_stage.proposals import generator_of, is_guided, is_staged, thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
 """Outputs of files with constant shapes -> the option that limits what they count."""

@@ -4,18 +4,12 @@ Every moved cell is a region of one cell; its definition stands in `stack/plain_
 `regions.py`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from mmcv.ops import DeformRoIPoolPack, ModulatedDeformRoIPoolPack, RoIAlign
+from torch import nn
 
 from mmdeploy_ext.exporting.ops.roi_align import pool_level
 from mmdeploy_ext.stack.plain_kernels import bins_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)
 

@@ -1,17 +1,24 @@
 """The family of two-stage detectors: what it claims and refuses, and what the other modules give."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from mmdet.models.builder import DETECTORS
+from torch import nn
 
 from mmdeploy_ext.contract.families import two_stage, two_stage_masks
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import Detections
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.samples import feeds
 from projects.mmdet_plugin.two_stage import (
@@ -35,19 +42,6 @@ from projects.mmdet_plugin.two_stage.kinds import (
     result_cfg,
     result_key,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    from torch import nn
-
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-    from mmdeploy_ext.contract.stages import Graph, Stage
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-    from mmdeploy_ext.runtime.detections import Detections
 
 
 class TwoStageFamily(ImageFamily):

@@ -3,13 +3,12 @@
 Glossary: B batch, H, W network input in pixels, n detections, L levels.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
@@ -34,12 +33,6 @@ from projects.mmdet_plugin.two_stage.proposals import (
     smallest_input,
 )
 from projects.mmdet_plugin.two_stage.regions import context_maps, context_names, part_of, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.contract.option import Options
-
 
 MASK_NAMES = ('masks', 'mask_scores')
 """Outputs of mask heads; the second where a head judges masks."""

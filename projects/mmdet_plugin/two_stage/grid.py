@@ -5,9 +5,7 @@ the boxes: they reach beyond the image. Glossary: see `regions.py`; P points of 
 side of their maps.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from mmdet.models.roi_heads import mask_heads
@@ -15,9 +13,6 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.two_stage.regions import Pool, check_extractor, same_methods
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def grid_of(roi_head: nn.Module) -> nn.Module | None:

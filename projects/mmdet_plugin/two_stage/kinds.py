@@ -1,8 +1,7 @@
 """Which parts of two-stage detectors export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdet.models import roi_heads
 from mmdet.models.builder import DETECTORS
@@ -13,6 +12,7 @@ from mmdet.models.detectors import (
     trident_faster_rcnn,
     two_stage,
 )
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.two_stage import boxes, masks, points
@@ -26,11 +26,6 @@ from projects.mmdet_plugin.two_stage.regions import (
     same_methods,
     stages_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
 
 PANOPTIC = panoptic_two_stage_segmentor.TwoStagePanopticSegmentor
 KNOWN = (trident_faster_rcnn.TridentFasterRCNN, PANOPTIC, two_stage.TwoStageDetector, rpn.RPN)

@@ -4,10 +4,8 @@ Source: `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`. Gloss
 side of a mask.
 """
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from mmdet.models.utils import NormedConv2d
@@ -15,9 +13,6 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.two_stage.regions import Branch, Regions, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 Seen = 'tuple[torch.Tensor, list[torch.Tensor]]'
 """Features of regions (R, ...), and logits (R, C or 1, m, m) of every stage."""

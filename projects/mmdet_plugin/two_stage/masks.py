@@ -4,9 +4,8 @@ Source: `roi_heads/{test_mixins,cascade_roi_head}.py`, `mask_heads/fcn_mask_head
 `regions.py`; n detections, m side of a mask.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet.models.roi_heads import mask_heads
@@ -23,9 +22,6 @@ from projects.mmdet_plugin.two_stage.mask_logits import (
 )
 from projects.mmdet_plugin.two_stage.points import Points, points_of, refined_side
 from projects.mmdet_plugin.two_stage.regions import part_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 def check_head(head: nn.Module) -> None:

@@ -7,17 +7,17 @@ Glossary: B batch, n detections, m side of a mask in the frame of the box, S cla
 input in pixels, H4, W4 a quarter of it, h, w size of the map.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmdet.models.builder import HEADS
 from mmdet.models.seg_heads import HeuristicFusionHead, PanopticFPNHead
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError
@@ -33,11 +33,6 @@ from projects.mmdet_plugin.two_stage.masks import side_of, threshold
 from projects.mmdet_plugin.two_stage.pasting import Paste
 from projects.mmdet_plugin.two_stage.proposals import smallest_input
 from projects.mmdet_plugin.two_stage.regions import same_methods
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.contract.option import Options
 
 RATIO, MULTIPLE = 4, 32
 """Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""

@@ -10,11 +10,11 @@ their side, s pixels along an axis, h, w size of the result.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
@@ -22,9 +22,6 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
 from projects.mmdet_plugin.two_stage.masks import side_of
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
 
 
 def check(threshold: float, options: Options) -> None:

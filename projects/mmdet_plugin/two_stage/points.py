@@ -5,9 +5,7 @@ point, `sampling.py`. mmdet refines the masks of all classes, of which one is us
 Glossary: see `regions.py`; P points of a region, m side of a mask.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,9 +13,6 @@ from torch.nn import functional
 
 from projects.mmdet_plugin.two_stage.mask_logits import own_rows
 from projects.mmdet_plugin.two_stage.sampling import sampled
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 METHODS = ('_mask_point_forward_test', '_get_fine_grained_point_feats')
 """Methods of upstream that the graph repeats."""

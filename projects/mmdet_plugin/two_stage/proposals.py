@@ -4,16 +4,15 @@ Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`. Glossary: B ba
 proposals kept per image at most.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet.models import dense_heads as heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import nms_config, number, positive
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
 from mmdeploy_ext.runtime.dense.coders import boxes_of, scores_of
@@ -23,11 +22,6 @@ from projects.mmdet_plugin.dense.own import OWN
 from projects.mmdet_plugin.dense.plain import chosen_coder, clips, plain_head
 from projects.mmdet_plugin.two_stage import staged
 from projects.mmdet_plugin.two_stage.regions import same_methods
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 METHODS = (

@@ -1,15 +1,16 @@
 """Two-stage detectors as mmdet runs them, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
 from mmdeploy_ext.runtime.panoptic import Segments
 from projects.mmdet_plugin.two_stage.boxes import output_names
@@ -17,14 +18,6 @@ from projects.mmdet_plugin.two_stage.graphs import feature_names, proposal_names
 from projects.mmdet_plugin.two_stage.regions import flat, part_of
 from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of
 from projects.mmdet_plugin.two_stage.split import PROPOSALS, REGIONS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-
 
 Given = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
 """Maps of all levels that regions are pooled from, and proposals (K, 4) of every image."""

@@ -4,10 +4,9 @@ Glossary: B batch, K regions of an image, R = B * K, C classes, L levels, G boxe
 the regression does not know classes).
 """
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,6 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
 from projects.mmdet_plugin.two_stage import deformable, sampling
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 

@@ -1,19 +1,12 @@
 """Prepared pictures as inputs of two-stage graphs, and what pasting needs beside them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from projects.mmdet_plugin.dense.samples import feeds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-
 
 WINDOWS = (1, 2, 4, 8)
 """Windows of the sides of an image over these stand for proposals where none are given."""

@@ -3,8 +3,6 @@
 Glossary: see `regions.py`; P points of a box.
 """
 
-from __future__ import annotations
-
 import torch
 from mmcv.ops.point_sample import SimpleRoIAlign, generate_grid
 from torch.nn import functional

@@ -6,15 +6,15 @@ PyTorch's own proposals, the features of regions and the outputs of its heads. G
 n detections, H, W network input in pixels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -24,11 +24,6 @@ from projects.mmdet_plugin.two_stage import graphs
 from projects.mmdet_plugin.two_stage.grid import grid_of
 from projects.mmdet_plugin.two_stage.proposals import Proposals, is_guided, is_staged, smallest_side
 from projects.mmdet_plugin.two_stage.regions import context_names
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.contract.option import Options
 
 PROPOSALS, REGIONS = FORMS = ('proposals', 'regions')
 """The two graphs."""

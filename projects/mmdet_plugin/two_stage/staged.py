@@ -3,12 +3,12 @@
 Glossary: B batch, A anchors of a level, one per cell.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.models import dense_heads as heads
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppress import clip_to
@@ -16,11 +16,6 @@ from mmdeploy_ext.runtime.dense.coders import CODERS
 from projects.mmdet_plugin.dense.forms import rows_of
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
 from projects.mmdet_plugin.two_stage.regions import same_methods
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
 
 METHODS = ('forward', 'forward_single', 'anchor_offset', 'refine_bboxes', 'get_bboxes', '_get_bboxes_single')
 """Methods of the stages of upstream that the graph repeats."""

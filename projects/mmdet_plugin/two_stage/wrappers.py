@@ -4,15 +4,11 @@ mmcv 1.7.2's convolutions, linear and pooling layers ask whether their input is 
 this is PyTorch 1.4. torch.export cannot answer for a number of regions that it does not know.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from mmdeploy_ext.exporting.fold import PREPARATIONS
-
-if TYPE_CHECKING:
-    from torch import nn
 
 WRAPPERS = 'mmcv.cnn.bricks.wrappers'
 """The module of mmcv that has them."""

@@ -1,12 +1,13 @@
 """The family of YOLACT: what it claims and refuses, and what the other modules give."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
@@ -16,13 +17,6 @@ from projects.mmdet_plugin.dense.plain import chosen_coder
 from projects.mmdet_plugin.two_stage.regions import same_methods
 from projects.mmdet_plugin.yolact import graphs, reference, samples
 from projects.mmdet_plugin.yolact.postprocess import MASK_THR, thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 HEADS = dict(bbox_head=dense_heads.YOLACTHead, mask_head=dense_heads.YOLACTProtonet)
 METHODS = ('simple_test', 'get_bboxes', '_get_bboxes_single', 'forward', 'crop', 'get_seg_masks')

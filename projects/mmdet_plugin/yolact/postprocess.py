@@ -7,9 +7,8 @@ Glossary: B batch, A priors, C classes, K best priors of a class, P prototypes, 
 in pixels, hp, wp size of the prototypes, h, w size of the results.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,9 +23,6 @@ from mmdeploy_ext.runtime.dense.coders import boxes_of, scores_of
 from projects.mmdet_plugin.dense.forms import rows_of, same_priors
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips, plain_head
 from projects.mmdet_plugin.two_stage.graphs import clip_size
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
 
 KINDS = ('cls', 'reg', 'coeff')
 """Outputs of the head, each of every level."""

@@ -1,21 +1,15 @@
 """YOLACT as mmdet runs it, unpatched: what a proof compares the graph with."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import BoxedInstances
 from projects.mmdet_plugin.two_stage.reference import instances_of_classes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-    from mmdeploy_ext.runtime.detections import BoxedInstances
 
 
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
