@@ -93,15 +93,7 @@ class Metadata:
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Metadata:
-        """Rebuild from `metadata_props`.
-
-        Args:
-            props: the entries of the file.
-            path: the file, for the message.
-
-        Raises:
-            ModelFileError: the file was not written by mm2onnx, or its metadata was damaged.
-        """
+        """Rebuild from `metadata_props`; ModelFileError: not written by mm2onnx, or damaged metadata."""
         fields = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in fields if PREFIX + name not in props and name not in NEWER]
         if missing:
@@ -130,11 +122,7 @@ class Metadata:
         return cls(**values)
 
     def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
-        """Refuse a file of another family or form.
-
-        Raises:
-            ModelFileError: the message says what the file is.
-        """
+        """Refuse a file of another family or form; ModelFileError says what the file is."""
         if self.family != family:
             raise ModelFileError(f'{path}: is a model of family {self.family!r}, expected {family!r}')
         if forms and self.form not in forms:
@@ -146,16 +134,10 @@ class Metadata:
 def check_graph(
     spec: GraphSpec, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, Any], path: object
 ) -> None:
-    """Refuse a spec that is not of the graph in its file.
+    """Refuse a spec that is not of the graph in its file; ModelFileError names the tensor of the spec.
 
-    Args:
-        spec: of the metadata.
-        inputs: name -> dtype and axes of the graph, a letter or None where one is dynamic.
-        outputs: the same.
-        path: the file, for the message.
-
-    Raises:
-        ModelFileError: names the tensor of the spec.
+    `inputs` and `outputs` have the dtype and axes of the graph's by name, a letter or None where one is
+    dynamic.
     """
     for kind, tensors, given in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
         if (names := {tensor.name for tensor in tensors}) != set(given):
@@ -194,20 +176,12 @@ def _rule_from_json(
 
 
 def read_metadata(path: str) -> Metadata:
-    """Read the metadata of an ONNX file, through the onnx package.
-
-    Raises:
-        ModelFileError: missing or corrupt file, or one without mm2onnx metadata.
-    """
+    """Read the metadata of an ONNX file; ModelFileError: missing or corrupt, or without mm2onnx metadata."""
     return Metadata.from_props(read_props(path), path)
 
 
 def read_props(path: object) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX file, through the onnx package.
-
-    Raises:
-        ModelFileError: missing or corrupt file.
-    """
+    """Return the `metadata_props` of an ONNX file; ModelFileError: it is missing or corrupt."""
     import onnx
 
     try:

@@ -19,12 +19,10 @@ class Facts(dict):
     """
 
     def __init__(self, values: Any, where: str = 'the metadata') -> None:
-        """Take the values over."""
         super().__init__(values)
         self.where = where
 
     def __missing__(self, key: str) -> Any:
-        """Refuse a key that is not there."""
         raise ModelFileError(f'{self.where} has no {key!r}; export it again')
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -42,14 +40,14 @@ def damaged(path: object, name: str, error: object) -> ModelFileError:
 def read_entry(
     props: Mapping[str, str], name: str, path: object, default: str = '', check: Check | None = None
 ) -> Any:
-    """Return one entry of a file's metadata, checked.
+    """Return one entry of a file's metadata, checked by `check`, where it is not the usual one.
 
     Args:
         props: the `metadata_props` of the file.
         name: of the entry, without its prefix.
         path: the file, for the message.
         default: JSON that stands for an entry which is not there.
-        check: of its value, where it is not the usual one.
+        check: of its value.
 
     Raises:
         ModelFileError: it is no JSON, or of another type, range or length; the message names the key.
@@ -62,11 +60,7 @@ def read_entry(
 
 
 def check_entries(props: Mapping[str, str], path: object) -> None:
-    """Check all entries of a sparse file, whatever reads them.
-
-    Raises:
-        ModelFileError: see `read_entry`.
-    """
+    """Check all entries of a sparse file, whatever reads them; for errors see `read_entry`."""
     checks = {} if f'{PREFIX}preprocess' in props else dict(options=SPARSE_OPTIONS)
     for name in FIELDS:
         if PREFIX + name in props:
@@ -74,11 +68,7 @@ def check_entries(props: Mapping[str, str], path: object) -> None:
 
 
 def check_entry(value: Any, name: str, path: object, check: Check | None = None) -> Any:
-    """Return a value that passes a check, by default that of its entry.
-
-    Raises:
-        ModelFileError: see `read_entry`.
-    """
+    """Return a value that passes a check, by default that of its entry; for errors see `read_entry`."""
     try:
         (check or FIELDS[name])(value, '')
     except (Mismatch, OverflowError, RecursionError) as error:

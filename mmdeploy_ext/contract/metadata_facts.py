@@ -13,11 +13,7 @@ def current(family: str, facts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
-    """Return the facts of a file; a family that ships no runtime has any.
-
-    Raises:
-        ModelFileError: the message names the key.
-    """
+    """Return the facts of a file; a family that ships no runtime has any. ModelFileError names the key."""
     if family in POSTPROCESS:
         check_entry(facts, 'postprocess', path, POSTPROCESS[family])
     return _facts(facts, f'{path}: mm2onnx.postprocess')

@@ -29,14 +29,7 @@ def mismatch(value: Any, where: str, expected: str) -> Mismatch:
 def number(
     least: float = -LARGEST, most: float = LARGEST, *, above: float | None = None, whole: bool = False
 ) -> Check:
-    """Return a check of a finite number.
-
-    Args:
-        least: it may have.
-        most: it may have.
-        above: what it has to be larger than.
-        whole: no fractions.
-    """
+    """Return a check of a finite number from `least` to `most`, or `above` one; `whole`: no fractions."""
     kinds = int if whole else (int, float)
     title = 'a whole number' if whole else 'a number'
     bounds = f'of at least {least:g}' if above is None else f'above {above:g}'
@@ -128,13 +121,9 @@ def mapping(check: Check) -> Check:
 def record(
     fields: Mapping[str, Check], needed: Sequence[str] = (), also: Check | None = None, closed: bool = True
 ) -> Check:
-    """Return a check of a dict by its keys.
+    """Return a check of a dict by its keys: the check of each, those `needed`, no others where `closed`.
 
-    Args:
-        fields: key -> check of its value.
-        needed: keys that have to be there.
-        also: looks at the whole, once all values are right.
-        closed: refuse other keys.
+    `also` looks at the whole, once all values are right.
     """
 
     def check(value: Any, where: str) -> None:

@@ -157,11 +157,7 @@ class GraphSpec:
     def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Refuse feeds that the graph does not take, the same way on every engine.
 
-        Args:
-            feeds: input name -> array.
-
-        Raises:
-            ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
+        ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
         """
         known = set(self.input_names)
         for name in feeds:

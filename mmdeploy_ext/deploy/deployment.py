@@ -75,11 +75,7 @@ class Deployment:
 
 
 def check_device(device: str) -> torch.device:
-    """Refuse a device that is not here.
-
-    Raises:
-        EngineError: the message says what is.
-    """
+    """Refuse (EngineError) a device that is not here; the message says what is."""
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
@@ -94,8 +90,7 @@ def check_device(device: str) -> torch.device:
 def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
     """Return export options with opset 0 replaced by the model's default; sparse graphs have their own.
 
-    Raises:
-        UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
     """
     if 'opset' not in options:
         return options
@@ -179,8 +174,7 @@ def load(
 def option_check(options: Options, output_file: str) -> Callable[[Any, ImageFamily, torch.nn.Module], None]:
     """Return a `before_weights` hook that refuses options before the weights load.
 
-    Raises:
-        UsageError: from the hook; opset, form, shape, or an output file that cannot be written.
+    The hook raises UsageError: opset, form, shape, or an output file that cannot be written.
     """
 
     def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
@@ -191,11 +185,7 @@ def option_check(options: Options, output_file: str) -> Callable[[Any, ImageFami
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Refuse options that no export of a model has; return them with the default opset and size filled in.
-
-    Raises:
-        UsageError: names the option as it is typed.
-    """
+    """Return options with the default opset and size; UsageError names one that no export of a model has."""
     options.check()
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)

@@ -80,34 +80,23 @@ class Family(abc.ABC):
     def choose(self, /, **values: Any) -> Options:
         """Return what is chosen about graphs: these values, and the defaults of the family's other options.
 
-        Raises:
-            UsageError: an option that only other families have.
+        UsageError: an option that only other families have.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
             raise UsageError(self.lacks(name, values))
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
-        """Refuse a data set whose samples lack what the models of the family need, before they run on it.
+        """Refuse a data set, mmdet's of `data.test`, whose samples lack what the models of the family need.
 
-        Args:
-            cfg: the config.
-            dataset: of mmdet, of `data.test`.
-
-        Raises:
-            ConfigError: names the key.
+        ConfigError names the key, before a model runs on it.
         """
 
     def written(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
-        """Return the options that a file was exported with.
+        """Return the options that a file was exported with, of `options` of its metadata.
 
-        Args:
-            content: `options` of its metadata. Files of older versions have options of other families, too,
-                at their defaults.
-            path: the file, for the message.
-
-        Raises:
-            ModelFileError: options that no export of the family has.
+        Files of older versions have options of other families, too, at their defaults. ModelFileError:
+        options that no export of the family has.
         """
         own = {option.name for option in self.options}
         values = {name: value for name, value in content.items() if name in own}
@@ -146,24 +135,15 @@ class Family(abc.ABC):
     def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
         """Return what is known of a part of the model before its weights; None where nothing is asked for.
 
-        Raises:
-            ConfigError: the config disagrees with itself.
+        ConfigError: the config disagrees with itself.
         """
         return None
 
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
-        """Read a checkpoint and put it into the model.
+        """Read a checkpoint into the model; return what was found in it, with `meta` where it has some.
 
-        Args:
-            model: of `build`.
-            path: of the checkpoint.
-            weight_layout: of the kernels of sparse convolutions, for families that have some.
-
-        Returns:
-            What was found in it, with `meta` where it has some.
-
-        Raises:
-            CheckpointError: no such file, damaged, or not of this model.
+        `weight_layout` is of the kernels of sparse convolutions, for families that have some.
+        CheckpointError: no such file, damaged, or not of this model.
         """
         from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
@@ -174,8 +154,7 @@ class Family(abc.ABC):
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into the model; every key has to be accounted for.
 
-        Raises:
-            CheckpointError: missing or unexpected keys, or shapes that differ.
+        CheckpointError: missing or unexpected keys, or shapes that differ.
         """
         from mmdeploy_ext.weights.checkpoint import load_strict
 
@@ -238,13 +217,8 @@ def register_family(family: Family) -> Family:
 def find_family(cfg: Any, product: str = '') -> Family:
     """Return the family that knows the model of a config most closely.
 
-    Args:
-        cfg: with a `model`.
-        product: what is asked for, see `Family.product`; '' takes any.
-
-    Raises:
-        ConfigError: none knows it (the message names the heads that were found, and the nearest family), or
-            two know it equally well.
+    `product` is what is asked for, see `Family.product`; '' takes any. ConfigError: none knows it (the
+    message names the heads that were found, and the nearest family), or two know it equally well.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')

@@ -104,11 +104,8 @@ class ImageFamily(Family):
     def stages(self, model: torch.nn.Module, options: Options, fold: bool = True) -> list[Stage]:
         """Return the chain of modules whose composition is the graph.
 
-        Args:
-            model: the upstream model with its weights.
-            options: what the user chose.
-            fold: work on a copy with batch normalisation folded into the convolutions (export);
-                False runs the model itself (the `_pth` configs).
+        With `fold` batch normalisation is folded into the convolutions of a copy (export); without, the model
+        itself runs (the `_pth` configs).
         """
 
     @abc.abstractmethod
@@ -129,11 +126,8 @@ class ImageFamily(Family):
     ) -> dict[str, np.ndarray]:
         """Run the unpatched upstream model and return what a graph of this form has to give.
 
-        Args:
-            model: of upstream.
-            feeds: by name.
-            form: of the graph.
-            chosen: the other options that the file was exported with.
+        `chosen` are the other options that the file was exported with. Only families with forms that end
+        before the results have some.
         """
 
     def inner_inputs(
@@ -152,19 +146,14 @@ class ImageFamily(Family):
     ) -> dict[str, np.ndarray]:
         """Return the reference, of another run or of a dump, with what the engine chose among ties.
 
-        Args:
-            model: of upstream.
-            feeds: by name.
-            outputs: of the engine on trial.
-            reference: output name -> array.
-            ties_rtol: values this close, of the largest one, are a tie.
+        Values within `ties_rtol` of each other, of the largest one, are a tie.
         """
         return dict(reference)
 
     def interchangeable_zeros(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **chosen: Any
     ) -> dict[str, np.ndarray]:
-        """Return output name -> array: the other value that a zero may have without deciding anything.
+        """Return output name -> the other value that a zero may have without deciding anything.
 
         Ties: either side may have zero there and the other one this value; NaN where there is no tie.
         """
@@ -173,8 +162,7 @@ class ImageFamily(Family):
     def rounded_choices(self, model: torch.nn.Module) -> Iterable[contextlib.AbstractContextManager[None]]:
         """Return contexts in which upstream's test path decides ties otherwise, besides those of an IoU.
 
-        A proof asks for the results within each where an engine's have no partner, see
-        `proof/near_ties.py`.
+        A proof asks for the results in each where an engine's have no partner, see `proof/near_ties.py`.
         """
         return ()
 
@@ -183,11 +171,8 @@ class ImageFamily(Family):
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return output -> least and largest right value (B,) of each that counts candidates.
 
-        Args:
-            model: of upstream.
-            feeds: by name.
-            slack: scores this close to the threshold may be on either side.
-            caps: limits of candidates that the file was exported with, see `contract.options.LIMITS`.
+        Scores within `slack` of the threshold may be on either side; `caps` are the file's limits of
+        candidates, see `contract.options.LIMITS`.
         """
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
 
@@ -227,13 +212,8 @@ class ImageFamily(Family):
     ) -> list[Detections] | list[Instances]:
         """Return the results that a proof compares: of a graph that ends before them, by upstream's rest.
 
-        Args:
-            model: of upstream, unpatched.
-            metadata: of the file.
-            outputs: of the engine on trial.
-            feeds: by name.
-            images: that the feeds were made of.
-            rescale: whether results are in pixels of the originals.
+        `outputs` are of the engine on trial, `images` what the feeds were made of; with `rescale` results are
+        in pixels of the originals.
         """
         return self.detections(metadata, outputs, feeds)
 

@@ -36,10 +36,7 @@ def part_types(model: Any, prefix: str = '') -> dict[str, str]:
 def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     """Return the error of a config that no family claims: its parts, the nearest family, what to do.
 
-    Args:
-        cfg: with a `model`.
-        families: that are known.
-        what: it does not have, e.g. 'belongs to no family that mm2onnx exports'.
+    `what` it does not have, e.g. 'belongs to no family that mm2onnx exports'.
     """
     model = cfg.get('model')
     parts = part_types(model)

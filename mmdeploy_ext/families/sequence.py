@@ -46,29 +46,15 @@ class SequenceFamily(Family):
         """Return the graphs of a contract, in the order in which a frame goes through them."""
 
     def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
-        """Return what a proof has to know of the memory, where there is one.
-
-        Args:
-            facts: of `postprocess_facts`, as a file has them.
-        """
+        """What a proof has to know of the memory, of `postprocess_facts` as a file has them."""
         raise NotImplementedError(f'{self.name}: has no memory')
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
-        """Return sweeps to prove a LiDAR model on where there is no data set.
-
-        Args:
-            rule: of `preprocess_rule`.
-            count: how many.
-        """
+        """Return sweeps to prove a LiDAR model on where there is no data set."""
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
-        """Return sweeps, as points alone, that reach the limits of a rule; only the tensors are compared.
-
-        Args:
-            rule: of `preprocess_rule`.
-            options: of the export.
-        """
+        """Return sweeps, as points alone, that reach a rule's limits; only the tensors are compared."""
         return ()
 
     def with_limit(
@@ -76,13 +62,8 @@ class SequenceFamily(Family):
     ) -> AbstractContextManager[int]:
         """Lower the number of results that a model and its files keep, while the context lasts.
 
-        Args:
-            model: of the reference.
-            runner: of `runner`.
-            found: results of a sample, of the reference.
-
-        Returns:
-            What gives the limit, so that some of these results are cut off; 0 where it stays.
+        `found` are results of the reference: the context gives a limit that cuts some of them off; 0 where it
+        stays.
         """
         return contextlib.nullcontext(0)
 
@@ -104,12 +85,7 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """Return exported files on an engine as a stepper.
-
-        Args:
-            paths: the files of one export.
-            engine: options of `build_backend` (`engine`, `providers`, `threads`, `graph_optimization`, ...).
-        """
+        """Return exported files on an engine, by options of `build_backend`, as a stepper."""
 
     @abc.abstractmethod
     def timed_methods(self, model: torch.nn.Module) -> dict[str, list[tuple[object, str]]]:
@@ -128,8 +104,4 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame | Sweep:
-        """Return the frame that a dump was made from.
-
-        Raises:
-            DataError: the dump lacks a tensor that is needed.
-        """
+        """Return the frame that a dump was made from; DataError: it lacks a tensor that is needed."""

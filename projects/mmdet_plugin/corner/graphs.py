@@ -22,7 +22,6 @@ class Network(nn.Module):
     """Backbone and head of mmdet's detector behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
 

@@ -70,11 +70,7 @@ class DenseFamily(ImageFamily):
             _check_candidates(head, facts, options)
 
     def head(self, cfg: Any) -> nn.Module:
-        """Return the head of a config, without the rest of the detector.
-
-        Raises:
-            ConfigError: it cannot be built.
-        """
+        """Return the head of a config without the rest of the detector; ConfigError: it cannot be built."""
         return parts.tested_head(cfg, 'bbox_head', parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:

@@ -183,11 +183,7 @@ _SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], Any]] = weak
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export, as the model itself gives them.
-
-    Raises:
-        UsageError: the model does not take images of that size.
-    """
+    """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
     if options.dynamic:
         return [(0, 0)] * num_levels(model)
     known = _SHAPES.setdefault(model, {})
@@ -204,11 +200,7 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 
 def _check_stride(model: nn.Module) -> None:
-    """Refuse maps of another stride than a head without priors of its own is decoded by.
-
-    Raises:
-        ConfigError: the neck gives them; names both strides.
-    """
+    """Refuse (ConfigError) maps of another stride than a head without priors of its own is decoded by."""
     head = model.bbox_head
     if isinstance(kind_of(head).generator, str):
         return

@@ -33,11 +33,7 @@ KINDS: dict[str, Kind] = PLAIN | OWN
 
 
 def kind_of(head: nn.Module) -> Kind:
-    """Return the kind of a head.
-
-    Raises:
-        ConfigError: it is of none, or overrides a method that the graphs repeat; names the method.
-    """
+    """Return the kind of a head; ConfigError: it is of none, or overrides a method that graphs repeat."""
     known = [KINDS[name] for name in (one.__name__ for one in type(head).__mro__) if name in KINDS]
     if not known:
         raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')

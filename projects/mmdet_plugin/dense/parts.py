@@ -80,11 +80,7 @@ def smallest(head: Any, stride: int, rounded: bool = False) -> int:
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:
-    """Refuse a size that a part does not take, or a dynamic one; `model` is of the config.
-
-    Raises:
-        UsageError: names the part.
-    """
+    """Refuse (UsageError) a size that a part of the config's `model` does not take, or a dynamic one."""
     for part in parts_of(model):
         name = str(part.get('type'))
         if options.dynamic and name in FIXED_SIZE:
@@ -100,11 +96,7 @@ def check(model: Mapping[str, Any], options: Options) -> None:
 
 
 def check_smallest(strides: Iterable[int], options: Options) -> None:
-    """Refuse sizes below the largest stride; strides are in pixels.
-
-    Raises:
-        UsageError: says the stride.
-    """
+    """Refuse (UsageError) sizes below the largest stride; strides are in pixels."""
     largest = max(strides)
     if min(options.height, options.width) < largest:
         raise UsageError(
@@ -119,21 +111,13 @@ def test_cfg_of(cfg: Any) -> Any:
 
 
 def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Module:
-    """Return the head below a key of a config's model as it is tested, without the rest of the detector.
-
-    Raises:
-        ConfigError: it cannot be built.
-    """
+    """Return the head below a key of a config's model as it is tested; see `built_head`."""
     content = dict(copy.deepcopy(cfg.model.get(key) or {}), train_cfg=None, test_cfg=test_cfg)
     return built_head(content, f'model.{key}')
 
 
 def built_head(content: Mapping[str, Any], where: str) -> nn.Module:
-    """Return a head of mmdet, in evaluation mode; `where` it stands in the config is said in the message.
-
-    Raises:
-        ConfigError: it cannot be built.
-    """
+    """Return a head of mmdet, in evaluation mode; ConfigError says `where` one cannot be built, and why."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code

@@ -17,17 +17,10 @@ from mmdeploy_ext.exporting.fold import PREPARATIONS
 
 
 def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Return the maxima of adaptive windows, as `torch.nn.functional.adaptive_max_pool2d`.
+    """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch does; H <= h, W <= w.
 
     Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated
     where another window has one more.
-
-    Args:
-        x: (B, C, h, w).
-        size: H <= h, W <= w.
-
-    Returns:
-        (B, C, H, W).
     """
     x = x[:, :, _windows(x.shape[2], size[0], x)].amax(3)
     return x[..., _windows(x.shape[3], size[1], x)].amax(4)
@@ -42,17 +35,9 @@ def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def merged_size(x: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
-    """Return a map enlarged, or padded with zeros and pooled, as the merge cells of mmcv do.
+    """Return (B, C, h, w) enlarged, or padded with zeros and pooled, to `size`, as mmcv's merge cells do.
 
     Which of them is taken is decided by the traced sizes: a level is the finer one at every size.
-
-    Args:
-        x: (B, C, h, w).
-        size: H, W.
-        mode: of the enlargement.
-
-    Returns:
-        (B, C, H, W).
     """
     if x.shape[-2:] == size:
         return x

@@ -12,8 +12,7 @@ from projects.mmdet_plugin.dense.kinds import kind_of
 def thresholds(head: nn.Module) -> NmsConfig:
     """Return the thresholds of a head; what its `get_bboxes` does not look at limits nothing.
 
-    Raises:
-        ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that no graph repeats.
+    ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that no graph repeats.
     """
     kind = kind_of(head)
     given = head.test_cfg or {}

@@ -26,12 +26,10 @@ def _sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
 class RepeatedPriors:
     """The priors of a level, once for each image of a batch.
 
-    The head joins them in a loop over the images: a trace keeps the batch of its example. Here they come as
-    often as a batch is larger than that.
+    The head joins them in a loop over the images, of which a trace keeps the batch of its example.
     """
 
     def __init__(self, generator: Any) -> None:
-        """Keep the generator."""
         self.generator = generator
         self.repeats: Any = 1
 

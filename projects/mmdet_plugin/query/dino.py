@@ -34,7 +34,6 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
     """The layers of Deformable DETR; places of queries come from their boxes, before each layer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Build it."""
         super().__init__(*args, **kwargs)
         size = self.embed_dims
         self.ref_point_head = nn.Module()
@@ -57,11 +56,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     """The branches of a two-stage Deformable DETR with box refinement, and its queries."""
 
     def __init__(self, *args: Any, transformer: Mapping[str, Any], **kwargs: Any) -> None:
-        """Build it.
-
-        Raises:
-            ConfigError: one stage, or no refinement.
-        """
+        """Build it; ConfigError: one stage, or no refinement."""
         for key in ('as_two_stage', 'with_box_refine'):
             if not kwargs.get(key, False):
                 raise ConfigError(f'model.bbox_head.{key}=False: expected True, as DINO has it')
@@ -73,9 +68,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         """Return class logits (1, B, Q, C) and boxes cxcywh (1, B, Q, 4) of the last layer.
 
-        Args:
-            mlvl_feats: of the neck, (B, D, h, w) each.
-            img_metas: `batch_input_shape` and `img_shape` of each image.
+        Of maps (B, D, h, w) of the neck, and `batch_input_shape` and `img_shape` of each image.
         """
         first = mlvl_feats[0]
         content = first.new_tensor([meta['img_shape'][:2] for meta in img_metas])
@@ -86,9 +79,5 @@ class DINOHead(dense_heads.DeformableDETRHead):
         return logits[None], boxes[None], None, None
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to train.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Refuse to train."""
         raise NotImplementedError(TRAINS)

@@ -244,11 +244,7 @@ def _check_opset(options: Options, head: nn.Module) -> None:
 
 
 def _check_limit(name: str, most: Any, there: int) -> None:
-    """Refuse a number of results that there is not.
-
-    Raises:
-        ConfigError: says both numbers.
-    """
+    """Refuse (ConfigError) a number of results that there is not."""
     if not isinstance(most, int) or not 0 < most <= there:
         raise ConfigError(f'model.test_cfg.{name}={most}; expected 1 to {there}, as many as there are')
 

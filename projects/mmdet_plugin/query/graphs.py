@@ -64,11 +64,7 @@ def smallest(model: nn.Module) -> int:
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph.
-
-    Raises:
-        UsageError: the size of an export has fewer tokens than become queries.
-    """
+    """Return the contract of the graph; UsageError: its size has fewer tokens than become queries."""
     there = count_tokens(model, options.height, options.width)
     if there < proposals(model):
         raise UsageError(

@@ -57,17 +57,9 @@ def encode_points(
     reference: torch.Tensor,
     look: functools.partial,
 ) -> torch.Tensor:
-    """Run an encoder whose tokens look at points of all maps.
+    """Run a `DetrTransformerEncoder` whose tokens (B, S, D) look at points of all maps; return as many.
 
-    Args:
-        encoder: mmdet's `DetrTransformerEncoder`.
-        tokens: (B, S, D).
-        position: (B or 1, S, D).
-        reference: (B, S, L, 2), see `reference_points`.
-        look: `attend_tokens` of these maps.
-
-    Returns:
-        (B, S, D).
+    `position` is (B or 1, S, D); `reference` of `reference_points`; `look` is `attend_tokens` of these maps.
     """
 
     def attend(attention: nn.Module, own: torch.Tensor) -> torch.Tensor:
@@ -82,20 +74,14 @@ class QueryNetwork(nn.Module):
     """Detector and head behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         self.positions = SinePositions(model.bbox_head.positional_encoding)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
+        """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the image without its padding.
 
-        Args:
-            image: (B, 3, H, W) float32, normalised.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-
-        Returns:
-            Class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the image, without its padding.
+        Of images (B, 3, H, W); `img_shape` (B, 2) is h, w before padding, 0 means the input size.
         """
         content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
         maps = self.maps(image)
@@ -143,7 +129,6 @@ class DeformableNetwork(QueryNetwork):
     least_odds = 1e-5
 
     def __init__(self, model: nn.Module) -> None:
-        """See `QueryNetwork`."""
         super().__init__(model)
         self.register_buffer('waves', periods(PROPOSAL_FEATURES, TEMPERATURE), persistent=False)
 

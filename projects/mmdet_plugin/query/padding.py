@@ -37,13 +37,7 @@ class Line:
 
 
 def line(content: torch.Tensor, whole: int | torch.Tensor, cells: int | torch.Tensor) -> Line:
-    """Return the rows of a map, as nearest neighbours of those of the input.
-
-    Args:
-        content: (B,) float32 rows of the image, pixels.
-        whole: rows of the input.
-        cells: rows of the map.
-    """
+    """Return rows of a map as neighbours of the `whole` input's; `content` (B,) are the image's, pixels."""
     place = torch.arange(cells, dtype=torch.float32, device=content.device)
     size = length(cells).to(place)
     inside = (place * (length(whole).to(place) / size) < content[:, None]).to(place.dtype)
@@ -51,16 +45,10 @@ def line(content: torch.Tensor, whole: int | torch.Tensor, cells: int | torch.Te
 
 
 class Level:
-    """Which cells of a map show the image."""
+    """Which cells of a map (B, D, h, w) show the image."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
-        """Compare sizes.
-
-        Args:
-            content: (B, 2) float32 height and width of the images, pixels.
-            image: (B, 3, H, W), the input.
-            level: (B, D, h, w), the map.
-        """
+        """Compare sizes; `content` (B, 2) is height and width of the images, pixels."""
         self.rows = line(content[:, 0], image.shape[2], level.shape[2])
         self.columns = line(content[:, 1], image.shape[3], level.shape[3])
         self.size = level.shape[2], level.shape[3]
@@ -97,7 +85,6 @@ class SinePositions(nn.Module):
     """mmdet's `SinePositionalEncoding` of the cells that show the image; others get some position."""
 
     def __init__(self, encoding: nn.Module) -> None:
-        """Read the settings of mmdet's module."""
         super().__init__()
         self.register_buffer('periods', periods(encoding.num_feats, encoding.temperature), persistent=False)
         self.normalize, self.scale = encoding.normalize, encoding.scale
@@ -122,7 +109,6 @@ class PaddedSinePositions(SinePositions):
     """Those of all cells: where a column, or a row, shows no image, mmdet counts none of its cells."""
 
     def __init__(self, encoding: nn.Module) -> None:
-        """Compute the encoding of a count of none, the same bytes on every machine."""
         super().__init__(encoding)
         with torch.no_grad(), SameBytes():
             none = torch.zeros(1)

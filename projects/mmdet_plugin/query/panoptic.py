@@ -30,24 +30,13 @@ class MapFullForm(nn.Module):
     """What the `full` form adds to the network: masks at the size of the original, fused into a map."""
 
     def __init__(self, fusion: nn.Module) -> None:
-        """Read the settings of mmdet's fusion head."""
         super().__init__()
         self.fusion = QueryFusion(facts_of(fusion))
 
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Post-process.
-
-        Args:
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            ori_shape: (2,) int64 height and width of the map; 0 means the input size.
-            logits: (B, Q, C + 1).
-            masks: (B, Q, H4, W4) logits.
-
-        Returns:
-            The map (B, h, w) int32.
-        """
+        """Return the map (B, h, w) int32; its inputs are those of `masks.MasksFullForm.forward`."""
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
         values = rows[:, None] @ (masks @ columns.transpose(1, 2)[:, None])
         return (tap('panoptic', self.fusion(logits, values)),)

@@ -29,7 +29,6 @@ class RegionsNetwork(nn.Module):
     """`SparseRoIHead` behind flat tensors, up to the boxes of its last stage."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         stages = range(stages_of(model.roi_head))
@@ -38,15 +37,10 @@ class RegionsNetwork(nn.Module):
         self.names = (*NAMES, *seen)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
+        """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input (B, 3, H, W).
 
-        Args:
-            image: (B, 3, H, W) float32, normalised.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-
-        Returns:
-            Class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input; where there are masks also
-            what queries saw of each other in the last stage (B, Q, D), and the maps of all levels.
+        Where there are masks also what queries saw of each other in the last stage (B, Q, D), and the maps
+        of all levels. `img_shape` (B, 2) is h, w before padding; 0 means the input size.
         """
         maps = self.model.extract_feat(image)
         found = (*self.look(maps, clip_size(image, img_shape)), *maps)
@@ -66,12 +60,7 @@ class RegionsNetwork(nn.Module):
 
 
 def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Run mmdet's `DIIHead`: queries look at each other, and then each at its region.
-
-    Args:
-        head: of one stage.
-        features: (R, D, h, w) of regions.
-        query: (B, Q, D).
+    """Run mmdet's `DIIHead`: queries (B, Q, D) look at each other, and then each at its region (R, D, h, w).
 
     Returns:
         Class logits (B, Q, C), deltas of boxes (B, Q, 4), queries of the next stage (B, Q, D), and queries
@@ -93,7 +82,6 @@ class RegionsFullForm(nn.Module):
     """What the `full` form adds to the network: the best pairs of query and class, and their masks."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the last heads."""
         super().__init__()
         roi_head, last = model.roi_head, stages_of(model.roi_head) - 1
         self.most = int(roi_head.test_cfg.max_per_img)
@@ -105,16 +93,13 @@ class RegionsFullForm(nn.Module):
     def forward(
         self, scale_factor: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor, *seen: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Post-process.
+        """Return dets (B, n, 5), labels (B, n), and where there are masks (B, n, m, m) in the box's frame.
 
         Args:
             scale_factor: (B, 4) float32; boxes are divided by it.
             logits: (B, Q, C), or with a column more for the background.
             boxes: (B, Q, 4) xyxy, pixels of the input.
             seen: what else the network gives.
-
-        Returns:
-            dets (B, n, 5) and labels (B, n); where there are masks (B, n, m, m) in the frame of the box.
         """
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(2)[..., :-1]
         scores, labels, query = best_pairs(scores, self.most)

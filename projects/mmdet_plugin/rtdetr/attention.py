@@ -23,7 +23,6 @@ class DeformableAttention(nn.Module):
     """Every query reads a few points of every map, around its box."""
 
     def __init__(self, dim: int, heads: int, num_levels: int, num_points: int) -> None:
-        """Make the projections; offsets begin as a star that is wider for later points."""
         super().__init__()
         self.heads, self.num_levels, self.num_points = heads, num_levels, num_points
         total = heads * num_levels * num_points
@@ -50,16 +49,7 @@ class DeformableAttention(nn.Module):
     def forward(
         self, query: torch.Tensor, boxes_cxcywh: torch.Tensor, maps: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Attend.
-
-        Args:
-            query: (B, Q, D).
-            boxes_cxcywh: (B, Q, 4) in 0..1.
-            maps: per level (B, D, h, w).
-
-        Returns:
-            (B, Q, D).
-        """
+        """Return (B, Q, D): queries (B, Q, D) with boxes in 0..1 look at maps (B, D, h, w)."""
         locations, weights = self.locations(query, boxes_cxcywh), self.weights(query)
         mixed = attend_maps([self._value(level) for level in maps], locations, weights)
         return self.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
@@ -88,7 +78,6 @@ class DecoderLayer(nn.Module):
     def __init__(
         self, dim: int, heads: int, feedforward: int, dropout: float, num_levels: int, num_points: int
     ) -> None:
-        """Make the layers."""
         super().__init__()
         self.self_attn = SelfAttention(dim, heads)
         self.cross_attn = DeformableAttention(dim, heads, num_levels, num_points)
@@ -107,14 +96,10 @@ class DecoderLayer(nn.Module):
         maps: Sequence[torch.Tensor],
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return (B, Q, D).
+        """Return (B, Q, D) of `target` (B, Q, D), which looks around boxes in 0..1.
 
-        Args:
-            target: (B, Q, D).
-            position: (B, Q, D), added to queries (and keys) only.
-            boxes_cxcywh: (B, Q, 4) in 0..1, where to look.
-            maps: per level (B, D, h, w).
-            mask: (Q, Q) bool, True where a row must not look at a column.
+        `position` (B, Q, D) is added to queries (and keys) only; `mask` (Q, Q) is True where a row must not
+        look at a column.
         """
         target = self.norm1(target + self.dropout(self.self_attn(target, position, mask)))
         seen = self.cross_attn(target + position, boxes_cxcywh, maps)

@@ -48,7 +48,6 @@ class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, width: int, stride: int, first: bool, frozen: bool) -> None:
-        """Make the branch."""
         super().__init__(in_channels, width, stride, first, frozen)
         self.branch2a = ConvNorm(in_channels, width, 3, stride, 'relu', frozen)
         self.branch2b = ConvNorm(width, width, 3, frozen=frozen)
@@ -64,7 +63,6 @@ class Bottleneck(ResidualBlock):
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int, first: bool, frozen: bool) -> None:
-        """Make the branch."""
         super().__init__(in_channels, 4 * width, stride, first, frozen)
         self.branch2a = ConvNorm(in_channels, width, 1, 1, 'relu', frozen)
         self.branch2b = ConvNorm(width, width, 3, stride, 'relu', frozen)
@@ -87,7 +85,6 @@ class Stage(nn.Module):
         stride: int,
         frozen: bool,
     ) -> None:
-        """Make the blocks."""
         super().__init__()
         out_channels = kind.expansion * width
         self.blocks = nn.ModuleList(

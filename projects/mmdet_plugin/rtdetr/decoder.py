@@ -36,10 +36,7 @@ class Anchors(nn.Module):
     """One box per token. A module, so that constants of a fixed graph are named after it."""
 
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the boxes and which of them count.
-
-        Args:
-            maps: per level (B, D, h, w).
+        """Return the boxes, and which of them count, of maps (B, D, h, w).
 
         Returns:
             (N, 4) logits of cx, cy, w, h, infinite where invalid; (N, 1) float32, 0 at the border, else 1.
@@ -179,14 +176,10 @@ class RTDETRDecoder(BaseModule):
     def forward(
         self, features: Sequence[torch.Tensor], tokens: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Detect.
+        """Return class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q).
 
-        Args:
-            features: per level (B, channels, h, w) of the encoder.
-            tokens: (B, Q) int64, tokens to take instead of the best (proofs give both engines the same).
-
-        Returns:
-            Class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q).
+        Of the encoder's levels (B, channels, h, w); `tokens` (B, Q) int64 are taken instead of the best where
+        they are given (proofs give both engines the same).
         """
         maps = self.project(features)
         selection = self.select(maps, tokens)
@@ -214,8 +207,7 @@ class RTDETRDecoder(BaseModule):
     def select(self, maps: Sequence[torch.Tensor], tokens: torch.Tensor | None = None) -> Selection:
         """Take the Q tokens with the largest class logit, or the given ones.
 
-        Raises:
-            ShapeError: the maps have fewer tokens than there are queries.
+        ShapeError: the maps have fewer tokens than there are queries.
         """
         content, logits, anchors = self.tokens(maps)
         if content.shape[1] < self.num_queries:
@@ -242,7 +234,6 @@ class Postprocess(nn.Module):
     """
 
     def __init__(self, num_classes: int, max_per_img: int) -> None:
-        """Keep C and how many detections there are."""
         super().__init__()
         self.num_classes, self.max_per_img = num_classes, max_per_img
 
@@ -251,10 +242,7 @@ class Postprocess(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return labels (B, n) int64, boxes (B, n, 4) xyxy pixels, scores (B, n) descending.
 
-        Args:
-            logits: (B, Q, C).
-            boxes: (B, Q, 4) cxcywh in 0..1.
-            orig_target_sizes: (B, 2) width, height.
+        Of logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1 and sizes (B, 2) width, height.
         """
         scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img, dim=1)
         query = torch.div(index, self.num_classes, rounding_mode='floor')

@@ -34,7 +34,6 @@ class DenoisingQueries:
     repetitions: int
 
     def __len__(self) -> int:
-        """Return N."""
         return self.target.shape[1]
 
 
@@ -43,12 +42,8 @@ def denoising_queries(
 ) -> DenoisingQueries | None:
     """Make the queries of a batch; None where no image has an object, or the decoder wants none.
 
-    A repetition is G slightly noised boxes (to be undone) and G more strongly noised ones (background).
-
-    Args:
-        decoder: for its embedding and its settings.
-        boxes: per image (n, 4) cxcywh in 0..1.
-        labels: per image (n,).
+    A repetition is G slightly noised boxes (to be undone) and G more strongly noised ones (background). Per
+    image `boxes` are (n, 4) cxcywh in 0..1, `labels` (n,).
     """
     most = max(map(len, labels), default=0)
     if not most or not decoder.num_denoising:
@@ -101,10 +96,7 @@ def _noisy_boxes(places: torch.Tensor, negative: torch.Tensor, scale: float) -> 
 def attention_mask(group: int, repetitions: int, num_queries: int) -> torch.Tensor:
     """Return (N + Q, N + Q) bool: matched queries see no denoising ones, repetitions not each other.
 
-    Args:
-        group: queries of one repetition.
-        repetitions: R.
-        num_queries: Q.
+    `group` is how many queries a repetition has.
     """
     owner = torch.arange(repetitions).repeat_interleave(group)
     owner = torch.cat([owner, torch.full((num_queries,), -1)])

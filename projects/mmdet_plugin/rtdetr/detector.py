@@ -64,8 +64,7 @@ class RTDETR(BaseDetector):
     def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W).
 
-        Raises:
-            ShapeError: a height or width that is not a multiple of 32.
+        ShapeError: a height or width that is not a multiple of 32.
         """
         if not torch.compiler.is_compiling():  # a check on sizes would freeze them
             _check_size(*img.shape[2:])
@@ -79,14 +78,10 @@ class RTDETR(BaseDetector):
         gt_labels: Sequence[torch.Tensor],
         gt_bboxes_ignore: Any = None,
     ) -> dict[str, torch.Tensor]:
-        """Return mmdet's dict of losses.
+        """Return mmdet's dict of losses for images (B, 3, H, W).
 
-        Args:
-            img: (B, 3, H, W).
-            img_metas: mmdet's.
-            gt_bboxes: per image (n, 4) xyxy, pixels of the network input.
-            gt_labels: per image (n,).
-            gt_bboxes_ignore: not used, as in the original.
+        Per image boxes are (n, 4) xyxy, pixels of the network input, and labels (n,); `gt_bboxes_ignore` is
+        not used, as in the original.
         """
         scale = img.new_tensor([img.shape[3], img.shape[2]] * 2)
         objects = Objects([xyxy_to_cxcywh(boxes / scale) for boxes in gt_bboxes], gt_labels)
@@ -101,10 +96,7 @@ class RTDETR(BaseDetector):
     ) -> list[list[np.ndarray]]:
         """Return mmdet's result: per image and class (n, 5) x1 y1 x2 y2 score.
 
-        Args:
-            img: (B, 3, H, W).
-            img_metas: mmdet's.
-            rescale: boxes in pixels of the original image; else of the network input.
+        Boxes are in pixels of the network input; with `rescale` of the original image.
         """
         labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
         rows = torch.cat([boxes, scores[..., None]], -1)

@@ -35,11 +35,7 @@ class PositionEmbedding(nn.Module):
     """
 
     def __init__(self, dim: int, layout: str = 'original', temperature: float = 10000.0) -> None:
-        """Choose the layout.
-
-        Raises:
-            ConfigError: another layout, or a dim that is not a multiple of 4.
-        """
+        """Choose the layout; ConfigError: another one, or a dim that is not a multiple of 4."""
         super().__init__()
         if layout not in LAYOUTS:
             raise ConfigError(f'position_layout={layout!r}: expected one of {", ".join(LAYOUTS)}')
@@ -72,7 +68,6 @@ class EncoderLayer(nn.Module):
     """One layer of attention and feed-forward, each normalised after its sum."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, act: str) -> None:
-        """Make the layers."""
         super().__init__()
         self.self_attn = SelfAttention(dim, heads)
         self.linear1 = nn.Linear(dim, feedforward)
@@ -93,7 +88,6 @@ class Encoder(nn.Module):
     """Layers one after the other."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        """Keep the layers."""
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -108,7 +102,6 @@ class CSPRepLayer(nn.Module):
     """Two 1x1 branches, one with RepVGG blocks behind it, summed."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: float, act: str) -> None:
-        """Make both branches; the last convolution is there only where the width changes."""
         super().__init__()
         hidden = int(out_channels * expansion)
         self.conv1 = ConvNorm(in_channels, hidden, 1, act=act)

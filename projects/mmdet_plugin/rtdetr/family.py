@@ -70,11 +70,7 @@ class RtDetrFamily(ImageFamily):
         )
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        """See `Family.preprocess_rule`.
-
-        Raises:
-            ConfigError: the pipeline keeps the ratio or pads, so that boxes would be relative to padding.
-        """
+        """See `Family.preprocess_rule`; refuses padding, to which boxes would be relative."""
         rule = super().preprocess_rule(cfg)
         if rule.keep_ratio or rule.pad_size or rule.size_divisor > 1:
             raise ConfigError(

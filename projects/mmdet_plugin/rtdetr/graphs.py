@@ -29,12 +29,7 @@ class Network(nn.Module):
     """Backbone, encoder and decoder behind flat tensors; its parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module, with_tokens: bool) -> None:
-        """Keep the detector.
-
-        Args:
-            model: the detector.
-            with_tokens: give the selected tokens too, which tell ties in the selection.
-        """
+        """Keep the detector; `with_tokens` gives the selected tokens, too, which tell ties of scores."""
         super().__init__()
         self.model = model
         self.with_tokens = with_tokens
@@ -42,8 +37,7 @@ class Network(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network on (B, 3, H, W) float32 RGB / 255.
 
-        Returns:
-            Class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q) int64.
+        Returns class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q) int64.
         """
         outputs = self.model.decoder(self.model.extract_feat(images))
         return outputs if self.with_tokens else outputs[:2]

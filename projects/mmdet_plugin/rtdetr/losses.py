@@ -44,11 +44,7 @@ class SetLoss:
     """Matches queries with objects and measures how far they are."""
 
     def __init__(self, train_cfg: Mapping[str, Mapping[str, float]]) -> None:
-        """Read the weights of `cost` and `loss`: `cls`, `bbox`, `giou`.
-
-        Raises:
-            ConfigError: another key.
-        """
+        """Read the weights of `cost` and `loss`: `cls`, `bbox`, `giou`; ConfigError: another key."""
         unknown = sorted(train_cfg.keys() - {'cost', 'loss'})
         self.cost = {**COST, **train_cfg.get('cost', {})}
         self.weight = {**LOSS, **train_cfg.get('loss', {})}
@@ -62,10 +58,7 @@ class SetLoss:
     def match(self, logits: torch.Tensor, boxes: torch.Tensor, objects: Objects) -> Pairs:
         """Return the cheapest one-to-one assignment per image.
 
-        Args:
-            logits: (B, Q, C).
-            boxes: (B, Q, 4) cxcywh in 0..1.
-            objects: what is there.
+        Of logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1.
         """
         pairs = []
         for scores, places, wanted, labels in zip(

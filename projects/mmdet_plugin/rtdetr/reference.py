@@ -72,14 +72,10 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 def tied_selection(
     scores: np.ndarray, best: np.ndarray, chosen: np.ndarray, rtol: float = DEFAULT_RTOL
 ) -> np.ndarray:
-    """Return (B,) bool: whether chosen tokens are the best ones, ties in any order.
+    """Return (B,) bool: whether chosen tokens (B, Q) are the `best` ones (B, Q), ties in any order.
 
-    Args:
-        scores: (B, N) of all tokens.
-        best: (B, Q) the reference's tokens by descending score.
-        chosen: (B, Q) of the engine on trial. At every rank its score has to be that of the reference, within
-            the tolerance of tensors, and no token may be there twice.
-        rtol: that tolerance, of the largest score.
+    At every rank the score, of (B, N) of all tokens, has to be that of the reference, within `rtol` of the
+    largest score, and no token may be there twice.
     """
     tied = []
     for image, (wanted, got) in enumerate(zip(best, chosen, strict=True)):

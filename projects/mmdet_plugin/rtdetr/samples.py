@@ -12,8 +12,7 @@ from mmdeploy_ext.runtime.rtdetr.model import SIZES, target_sizes
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`.
 
-    Raises:
-        ShapeError: boxes in pixels of the original are asked for, of an image that was padded.
+    ShapeError: boxes in pixels of the original are asked for, of an image that was padded.
     """
     return {'images': np.stack([image.tensor for image in images]), SIZES: _sizes(images, rescale)}
 

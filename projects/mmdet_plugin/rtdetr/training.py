@@ -21,14 +21,7 @@ Prediction = tuple[torch.Tensor, torch.Tensor]
 def training_losses(
     decoder: RTDETRDecoder, features: Sequence[torch.Tensor], objects: Objects, loss: SetLoss
 ) -> dict[str, torch.Tensor]:
-    """Return mmdet's losses; `d0.` are layers before the last, `enc.` the encoder, `dn0.` denoising.
-
-    Args:
-        decoder: the head.
-        features: per level (B, channels, h, w) of the encoder.
-        objects: ground truth.
-        loss: matching and weights.
-    """
+    """Return mmdet's losses; `d0.` are layers before the last, `enc.` the encoder, `dn0.` denoising."""
     maps = decoder.project(features)
     selection = decoder.select(maps)
     denoising = denoising_queries(decoder, objects.boxes, objects.labels)

@@ -28,7 +28,6 @@ class CSPNeXtBlock(nn.Module):
     """A 3x3 convolution and a depth-wise separable one of 5x5, with their input added or not."""
 
     def __init__(self, channels: int, add_identity: bool, use_depthwise: bool, **layers: Any) -> None:
-        """Build it: as many channels outside as inside."""
         super().__init__()
         self.conv1 = convolution(**layers, use_depthwise=use_depthwise)(channels, channels, 3, padding=1)
         separable = convolution(**layers, use_depthwise=True)
@@ -45,7 +44,6 @@ class ChannelAttention(nn.Module):
     """Each channel, times a weight that is made of the means of all."""
 
     def __init__(self, channels: int) -> None:
-        """Build it."""
         super().__init__()
         self.fc = nn.Conv2d(channels, channels, 1)
 

@@ -29,7 +29,6 @@ class RTMDet(SingleStageDetector):
     """A detector of one stage; `use_syncbn` is of training."""
 
     def __init__(self, *args: Any, use_syncbn: bool = True, **parts: Any) -> None:
-        """Build it of its parts."""
         super().__init__(*args, **parts)
 
 
@@ -134,9 +133,5 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         return scores, distances
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to train.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Refuse to train."""
         raise NotImplementedError(TRAINS)

@@ -74,11 +74,7 @@ class SoloFamily(ImageFamily):
 
 
 def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
-    """Refuse grids and strides of different numbers, which mmdet refuses by a bare assert.
-
-    Raises:
-        ConfigError: names both.
-    """
+    """Refuse (ConfigError) grids and strides of different numbers, which mmdet refuses by a bare assert."""
     grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
     if len(grids) != len(strides):
         raise ConfigError(
@@ -88,17 +84,7 @@ def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
 
 
 def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
-    """Refuse heads and sizes whose graph would be wrong.
-
-    Args:
-        filename: of the config, for the message.
-        head: `model.mask_head` of the config.
-        options: with the shape resolved.
-
-    Raises:
-        ConfigError: names the key.
-        UsageError: a shape.
-    """
+    """Refuse heads (ConfigError) and sizes (UsageError) whose graph would be wrong; the shape is resolved."""
     if head.get('dynamic_conv_size', 1) != 1:
         raise ConfigError(
             f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 exports with 1'

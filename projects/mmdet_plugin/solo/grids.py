@@ -9,18 +9,11 @@ from mmdeploy_ext.weights.convert.solo_names import original_head
 
 
 def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that was trained on other grids.
+    """Refuse (CheckpointError) a checkpoint that was trained on other grids.
 
     SOLO and Decoupled SOLO predict one mask or line per cell, so that the layers tell. SOLOv2's layers do not
-    depend on the grids; its checkpoint tells when a config was kept in it, as mmdet
-    and `solo_wxinlong.py` do.
-
-    Args:
-        head: with `num_grids`.
-        checkpoint: by mmdet's names; one of the original repository is left to the loader.
-
-    Raises:
-        CheckpointError: the grids differ.
+    depend on the grids; its checkpoint tells when a config was kept in it, as mmdet and `solo_wxinlong.py`
+    do. A checkpoint of the original repository is left to the loader.
     """
     if original_head(checkpoint.state_dict):
         return

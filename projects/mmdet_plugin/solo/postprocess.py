@@ -17,7 +17,6 @@ class FullForm(nn.Module):
     """Instances from the tensors of a network."""
 
     def __init__(self, head: nn.Module, cap: int) -> None:
-        """Read thresholds, grids and strides from the upstream head."""
         super().__init__()
         self.num_grids = [int(grid) for grid in head.num_grids]
         self.postprocess = MaskPostprocess(

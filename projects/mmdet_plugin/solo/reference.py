@@ -126,13 +126,9 @@ def candidate_bounds(
 def arrange(
     head: nn.Module, scores: Sequence[torch.Tensor], rest: Sequence[Any], layout: str
 ) -> dict[str, torch.Tensor]:
-    """Name the outputs of mmdet's head as a `raw` graph has them.
+    """Name the outputs of mmdet's head as a `raw` graph has them, in the layout 'batched' or 'fork'.
 
-    Args:
-        head: of mmdet.
-        scores: per level (B, C, g, g) after points NMS.
-        rest: mmdet's other outputs: lists of levels, and SOLOv2's mask features.
-        layout: 'batched' or 'fork'.
+    `scores` are per level (B, C, g, g) after points NMS, `rest` lists of levels, and SOLOv2's mask features.
     """
     if layout == 'fork':
         return _arrange_fork(head, scores, rest)

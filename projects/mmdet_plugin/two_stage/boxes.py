@@ -27,11 +27,7 @@ BUCKETS = 'bucket'
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a box head that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
+    """Refuse (ConfigError) a box head that the graph does not repeat."""
     upstream = next((one for one in HEADS if isinstance(head, one)), None)
     if upstream is None or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
@@ -89,7 +85,7 @@ class Boxes(nn.Module):
         scale_factor: torch.Tensor,
         seen: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Turn proposals into detections.
+        """Return dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
 
         Args:
             maps: features of all levels.
@@ -98,9 +94,6 @@ class Boxes(nn.Module):
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
             seen: gets, per stage, what its head looks at and gives, by name, a row per region.
-
-        Returns:
-            dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):
@@ -134,13 +127,9 @@ class Boxes(nn.Module):
 def decoded(
     head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return boxes (B, K, G, 4) xyxy, clipped to the image, and score factors (B, K) or None.
+    """Return boxes (B, K, G, 4) xyxy, clipped to `clip_hw` (B, 2), and score factors (B, K) or None.
 
-    Args:
-        head: of mmdet.
-        regions: (B, K, 4) xyxy.
-        outputs: of the head besides the class logits, (B, K, columns).
-        clip_hw: (B, 2).
+    Of regions (B, K, 4), and outputs (B, K, columns) of mmdet's head besides the class logits.
     """
     if not getattr(head, 'with_reg', True):
         return clip_to(regions, clip_hw)[:, :, None], None

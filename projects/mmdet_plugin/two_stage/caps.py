@@ -17,15 +17,7 @@ COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse limits that have no effect alone, or are larger than what there is.
-
-    Args:
-        heads: `rpn_head` and `roi_head` of a detector, those that it has.
-        options: of the export.
-
-    Raises:
-        UsageError: names the option.
-    """
+    """Refuse (UsageError) limits that have no effect alone, or are larger than what there is."""
     given = {name: options[name] for name in LIMITS if options.get(name)}
     if not given:
         return
@@ -50,11 +42,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
 
 def check_proposals(head: nn.Module, options: Options) -> None:
-    """Refuse options that guided anchors, or anchors of several stages, do not take.
-
-    Raises:
-        UsageError: names the option.
-    """
+    """Refuse (UsageError) options that guided anchors, or anchors of several stages, do not take."""
     name = type(head).__name__
     if is_guided(head) and (options.batch > 1 or options.dynamic):
         raise UsageError(

@@ -111,11 +111,7 @@ class TwoStageFamily(ImageFamily):
             pasting.check(masks.threshold(heads['roi_head'].test_cfg), options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
-        """Return key -> head of those that the config has, of proposals and of regions, without the rest.
-
-        Raises:
-            ConfigError: one cannot be built.
-        """
+        """Return key -> head of those that the config has, of proposals and of regions, without the rest."""
         test_cfg, result = parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
         return {
             key: parts.tested_head(cfg, key, test_cfg.get(part))

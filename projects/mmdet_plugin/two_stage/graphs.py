@@ -86,7 +86,6 @@ class Network(nn.Module):
     """Backbone, neck and the head of proposals behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         self.names = (*feature_names(model), *proposal_names(model))
@@ -95,9 +94,7 @@ class Network(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        Args:
-            image: (B, 3, H, W) float32, normalised.
-            img_shape: (B, 2), see `FullForm`; where stages refine anchors.
+        Of images (B, 3, H, W); `img_shape` (B, 2), see `FullForm`, where stages refine anchors.
         """
         found = self.found(self.model.extract_feat(image), image, img_shape)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, found, strict=True))
@@ -130,16 +127,13 @@ class FullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Find proposals and look at their regions.
+        """Find proposals and look at their regions; return what `full_names` names.
 
         Args:
             image: (B, 3, H, W); only its size is used.
             img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
             scale_factor: (B, 4) float32.
             maps: what `Network` gives, and before it proposals (B, K, 4) where the model finds none.
-
-        Returns:
-            What `full_names` names.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:

@@ -21,11 +21,7 @@ def grid_of(roi_head: nn.Module) -> nn.Module | None:
 
 
 def check_grid(roi_head: nn.Module) -> None:
-    """Refuse a grid that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class, the method, or the masks, which mmdet pools by boxes of another scale.
-    """
+    """Refuse (ConfigError) a grid that the graph does not repeat; with masks mmdet scales boxes otherwise."""
     same_methods(type(grid_of(roi_head)), mask_heads.GridHead, ('get_bboxes', 'calc_sub_regions', 'forward'))
     check_extractor(roi_head.grid_roi_extractor)
     if roi_head.with_mask:
@@ -53,13 +49,10 @@ class Grid(nn.Module):
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor`.
+        """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor` (B, 4).
 
-        Args:
-            maps: features of all levels.
-            dets: (B, n, 5) boxes in pixels of the network input, and scores.
-            labels: (B, n) int64, -1 where a row is padding.
-            scale_factor: (B, 4) float32 `w h w h`.
+        `dets` (B, n, 5) are boxes in pixels of the network input, and scores; labels are -1 where a
+        row is padding.
         """
         images = torch.arange(dets.shape[0], device=dets.device)[:, None].expand(-1, dets.shape[1])
         boxes = dets[..., :4].flatten(0, 1)

@@ -68,11 +68,7 @@ def result_cfg(model: nn.Module) -> Any:
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
-    """Refuse a detector whose test path is another; `model` is of the config.
-
-    Raises:
-        ConfigError: names the class and the method, or the part.
-    """
+    """Refuse (ConfigError) a detector, of the config's `model`, whose test path is another."""
     own = DETECTORS.get(model['type'])
     upstream = next(one for one in KNOWN if issubclass(own, one))
     same_methods(own, upstream, DETECTOR_METHODS)
@@ -85,11 +81,7 @@ def check_detector(model: Mapping[str, Any]) -> None:
 
 
 def check_roi_head(roi_head: nn.Module) -> None:
-    """Refuse a head of regions, or a part of it, that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the part.
-    """
+    """Refuse (ConfigError) a head of regions, or a part of it, that the graph does not repeat."""
     known = [one for one in ROI_HEADS if isinstance(roi_head, one)]
     if not known:
         raise ConfigError(

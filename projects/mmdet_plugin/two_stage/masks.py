@@ -25,11 +25,7 @@ from projects.mmdet_plugin.two_stage.regions import part_of
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a mask head that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
+    """Refuse (ConfigError) a mask head that the graph does not repeat."""
     upstream = mask_heads.FCNMaskHead
     if not isinstance(head, upstream):
         raise ConfigError(
@@ -45,8 +41,7 @@ def check_head(head: nn.Module) -> None:
 def threshold(test_cfg: Mapping[str, Any]) -> float:
     """Return `mask_thr_binary`, which masks have to reach.
 
-    Raises:
-        ConfigError: it is missing, no number, or below 0, where mmdet gives soft masks for viewing.
+    ConfigError: it is missing, no number, or below 0, where mmdet gives soft masks for viewing.
     """
     value = number('rcnn.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
     if value < 0:
@@ -86,11 +81,8 @@ class Masks(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return masks (B, n, m, m) in 0..1, and of scoring heads scores (B, n); zero where a row is padding.
 
-        Args:
-            maps: features of all levels.
-            dets: (B, n, 5) boxes that were divided by `scale_factor`, and scores.
-            labels: (B, n) int64, -1 where a row is padding.
-            scale_factor: (B, 4) float32 `w h w h`.
+        `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), and scores; labels are -1 where
+        a row is padding.
         """
         boxes, rows = dets[..., :4] * scale_factor[:, None], labels.flatten()
         features, own = self._own(maps, boxes, rows)

@@ -44,11 +44,7 @@ TIE_SCORE = 1e-6
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
-    """Refuse heads that the graph does not repeat, or of other classes each.
-
-    Raises:
-        ConfigError: names the part, the method or the setting.
-    """
+    """Refuse (ConfigError) heads that the graph does not repeat, or of other classes each."""
     for key, upstream, methods in (
         ('semantic_head', PanopticFPNHead, ('forward', 'simple_test')),
         ('panoptic_fusion_head', HeuristicFusionHead, ('simple_test', '_lay_masks')),
@@ -87,7 +83,6 @@ class PanopticNetwork(graphs.Network):
     """Backbone, neck, the head of proposals and the head of stuff behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """See `Network`."""
         super().__init__(model)
         self.names = (*self.names, SEMANTIC)
 
@@ -102,7 +97,6 @@ class MapFullForm(nn.Module):
     """What the `full` form adds to regions and stuff: both at the size of the original, fused into a map."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Read the settings of mmdet's fusion head."""
         super().__init__()
         facts = facts_of(model)
         self.paste, self.fusion = Paste(facts['mask_thr']), InstanceFusion(facts)
@@ -117,7 +111,7 @@ class MapFullForm(nn.Module):
         box_masks: torch.Tensor,
         semantic: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Post-process.
+        """Return the map (B, h, w) int32.
 
         Args:
             img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
@@ -127,9 +121,6 @@ class MapFullForm(nn.Module):
             labels: (B, n) int64, -1 where a row is padding.
             box_masks: (B, n, m, m) in 0..1.
             semantic: (B, S + 1, H4, W4) logits.
-
-        Returns:
-            The map (B, h, w) int32.
         """
         (masks,) = self.paste(dets, scale_factor, ori_shape[None], box_masks)
         rows, columns = resizing_of(semantic, img_shape, ori_shape, RATIO)

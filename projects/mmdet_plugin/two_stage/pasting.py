@@ -25,11 +25,7 @@ from projects.mmdet_plugin.two_stage.masks import side_of
 
 
 def check(threshold: float, options: Options) -> None:
-    """Refuse pasting in the graph where it has no constant shape, or where every pixel would be one.
-
-    Raises:
-        UsageError: names the option and the reason.
-    """
+    """Refuse (UsageError) pasting in a graph of constant shapes, or where every pixel would be one."""
     if not options.get('paste_masks'):
         return
     if options.get('max_candidates'):
@@ -197,7 +193,6 @@ class Paste(nn.Module):
     """From masks in the frame of boxes to masks of images."""
 
     def __init__(self, threshold: float) -> None:
-        """Keep the threshold that pixels have to reach."""
         super().__init__()
         self.threshold = threshold
 
@@ -208,13 +203,10 @@ class Paste(nn.Module):
         ori_shape: torch.Tensor,
         box_masks: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Return masks (B, n, h, w) bool; h, w are the largest of the batch.
+        """Return masks (B, n, h, w) bool; h, w are the largest of `ori_shape` (B, 2) height and width.
 
-        Args:
-            dets: (B, n, 5) boxes that were divided by `scale_factor`, and scores.
-            scale_factor: (B, 4) float32.
-            ori_shape: (B, 2) int64 height and width of each image.
-            box_masks: (B, n, m, m) in 0..1, in the frame of the box; zero where a row is padding.
+        `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), and scores; `box_masks`
+        (B, n, m, m) in 0..1 are in the frame of the box, zero where a row is padding.
         """
         scale = scale_factor[:, None]
         boxes = dets[..., :4] * scale / scale  # as mmdet does, which rounds

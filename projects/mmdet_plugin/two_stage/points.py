@@ -33,7 +33,6 @@ class Points(nn.Module):
     """The steps of PointRend."""
 
     def __init__(self, roi_head: nn.Module) -> None:
-        """Keep the head, and how often masks are enlarged."""
         super().__init__()
         self.head, config = points_of(roi_head), roi_head.test_cfg
         self.scales = [1.0 / stride for stride in roi_head.mask_roi_extractor.featmap_strides]

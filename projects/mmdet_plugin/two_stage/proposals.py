@@ -37,11 +37,7 @@ GUIDED = OWN['GuidedAnchorHead']
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a head of proposals that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
+    """Refuse (ConfigError) a head of proposals that the graph does not repeat."""
     upstream = next((one for one in HEADS if isinstance(head, one)), None)
     if upstream is None:
         known = ', '.join(one.__name__ for one in HEADS)
@@ -126,11 +122,8 @@ def outputs_of(
 def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, most: int) -> torch.Tensor:
     """Return how many of `count` (B,) candidates a suppression had to look at, of the best `cap`.
 
-    Args:
-        count: (B,) int64.
-        labels: (B, n) of its results; -1 where a row is padding.
-        cap: that it looked at.
-        most: results at most; a list of so many lacks none. None is full where that is more than the cap.
+    Its `labels` (B, n) are -1 where a row is padding; a list of `most` results lacks none, and none is full
+    where that is more than the cap.
     """
     if not 0 < most <= cap:
         return count
@@ -143,10 +136,7 @@ class Proposals(nn.Module):
     def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
         """Keep what makes the anchors, and the settings; none of the head's layers is used.
 
-        Args:
-            head: of mmdet.
-            trimmed: rows that no image of the batch has are cut off.
-            cap: see `Suppression`.
+        `trimmed` cuts off rows that no image of the batch has; for `cap` see `Suppression`.
         """
         super().__init__()
         self.trimmed, self.cap = trimmed, cap
@@ -155,11 +145,10 @@ class Proposals(nn.Module):
         self.kinds = output_kinds(head)
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Choose proposals.
+        """Choose proposals, of the kinds of `output_kinds` in turn, every level of each.
 
         Args:
-            maps: class logits of every level (B, a, h, w), then deltas of every level (B, a*4, h, w), then
-                what else `output_kinds` has.
+            maps: class logits (B, a, h, w), deltas (B, a*4, h, w), and what else there is.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
 
         Returns:

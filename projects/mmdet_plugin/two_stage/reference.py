@@ -66,12 +66,9 @@ def choose_as(
 def _region_tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return what mmdet's heads look at and give, stage by stage, of the proposals in the feeds.
+    """Return what mmdet's heads look at and give, stage by stage, of the proposals in `inner_inputs`.
 
-    Args:
-        model: of mmdet, unpatched; its `_bbox_forward` is watched.
-        feeds: with those of `inner_inputs`.
-        later: see `_Watcher`.
+    The unpatched model's `_bbox_forward` is watched; for `later` see `_Watcher`.
     """
     maps, _ = outputs_of_first(model, feeds)
     every = [torch.from_numpy(one).to(maps[0]) for one in feeds['proposals']]
@@ -90,11 +87,7 @@ def _region_tensors(
 
 
 class _Watcher:
-    """A `_bbox_forward` of mmdet that keeps what it is given and gives.
-
-    Attributes:
-        found: name -> tensor, a row per region.
-    """
+    """A `_bbox_forward` of mmdet that keeps what it is given and gives: `found`, a row per region."""
 
     def __init__(self, roi_head: nn.Module, later: Mapping[str, np.ndarray]) -> None:
         """Keep the head; `later` are regions of later stages, given to it in place of its own."""
@@ -102,7 +95,6 @@ class _Watcher:
         self.found: dict[str, torch.Tensor] = {}
 
     def __call__(self, *args: Any, **more: Any) -> dict[str, Any]:
-        """Run one stage."""
         *stage, maps, rois = args
         place = stage[0] if stage else 0
         if place:
@@ -133,11 +125,8 @@ def detections(
 ) -> list[Detections]:
     """Return the results of mmdet's `simple_test`, or of that of its head of regions alone.
 
-    Args:
-        model: of mmdet.
-        images: of one size.
-        rescale: whether boxes are in pixels of the originals.
-        given: what regions are pooled from, and proposals, in place of the model's own.
+    Boxes are in pixels of the originals with `rescale`. `given` is what regions are pooled from, and
+    proposals, in place of the model's own.
     """
     metas = metas_of_images(images, rescale)
     with torch.no_grad():

@@ -22,11 +22,7 @@ EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 
 
 def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
-    """Refuse a class with methods of its own where the graphs repeat those of `upstream`.
-
-    Raises:
-        ConfigError: names the method.
-    """
+    """Refuse (ConfigError) a class with methods of its own where the graphs repeat those of `upstream`."""
     for name in methods:
         if getattr(own, name, None) is not getattr(upstream, name, None):
             raise ConfigError(
@@ -36,11 +32,7 @@ def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
 
 
 def check_extractor(extractor: nn.Module) -> None:
-    """Refuse what the graph does not compute as mmdet does.
-
-    Raises:
-        ConfigError: names the class or the setting.
-    """
+    """Refuse (ConfigError) what the graph does not compute as mmdet does."""
     if type(extractor) not in EXTRACTORS:
         known = ', '.join(one.__name__ for one in EXTRACTORS)
         raise ConfigError(f'{type(extractor).__name__}: no extractor of regions that is exported ({known})')
@@ -142,7 +134,6 @@ class Added(nn.Module):
     """
 
     def __init__(self, roi_head: nn.Module, kind: str, constant: bool = False) -> None:
-        """Keep the extractor of the semantic map where regions of this kind have one; see `Regions`."""
         super().__init__()
         self.names = context_names(roi_head)
         fused = 'semantic' in self.names and kind in getattr(roi_head, 'semantic_fusion', (kind,))
@@ -156,14 +147,7 @@ class Added(nn.Module):
         boxes: torch.Tensor,
         images: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the sum (R, C, h, w).
-
-        Args:
-            pooled: (R, C, h, w) features of regions.
-            maps: of all levels, then those of the whole image.
-            boxes: (R, 4) xyxy, pixels of the network input.
-            images: (R,) int64 index into the batch.
-        """
+        """Return the sum (R, C, h, w); `maps` are of all levels, then those of `context_names`."""
         given = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))
         if self.pool is not None:
             semantic = self.pool([given['semantic']], boxes, images)
@@ -177,8 +161,7 @@ class Added(nn.Module):
 def _cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
     """Return how many cells of the pooled semantic map are one cell of a region, in y and in x.
 
-    Raises:
-        ConfigError: it is no whole number, where mmdet averages over windows of several sizes.
+    ConfigError: it is no whole number, where mmdet averages over windows of several sizes.
     """
     own = part_of(roi_head, f'{kind}_roi_extractor', 0).roi_layers[0].output_size
     semantic = roi_head.semantic_roi_extractor.roi_layers[0].output_size
@@ -237,7 +220,6 @@ class Branch(Regions):
     """Regions of a batch and the head that looks at them."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
-        """See `Regions`."""
         super().__init__(roi_head, kind, stage, constant)
         self.head = part_of(roi_head, f'{kind}_head', stage)
         self.grown = getattr(roi_head, 'reg_roi_scale_factor', None) if kind == 'bbox' else None

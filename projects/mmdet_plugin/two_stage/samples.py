@@ -58,8 +58,7 @@ def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch, and `ori_shape` (2,) int64; maps are of the original size in any case.
 
-    Raises:
-        ShapeError: the images have several.
+    ShapeError: the images have several.
     """
     sizes = {pasted_size(image, True) for image in images}
     if len(sizes) > 1:

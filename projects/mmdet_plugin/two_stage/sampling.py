@@ -13,7 +13,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 def sampled(
     maps: torch.Tensor, boxes: torch.Tensor, points: torch.Tensor, scale: float, corners: bool = False
 ) -> torch.Tensor:
-    """Return what a map has at points of boxes, (R, C, P), as mmcv's `point_sample`.
+    """Return what a map (B, C, H, W) has at points of boxes, (R, C, P), as mmcv's `point_sample`.
 
     Args:
         maps: (B, C, H, W).

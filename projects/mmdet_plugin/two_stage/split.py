@@ -44,15 +44,9 @@ SEED = 0
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse the form of two graphs for a detector that is one of them.
+    """Refuse two graphs of a detector that is one of them, and half precision of the second graph.
 
-    Args:
-        heads: `rpn_head` and `roi_head` of a detector, those that it has.
-        options: of the export.
-
-    Raises:
-        UsageError: the form, or half precision of the second graph.
-        ConfigError: proposals without an area, which the second graph would take for none.
+    ConfigError: proposals without an area, which the second graph would take for none.
     """
     if options.form not in FORMS:
         return
@@ -85,20 +79,13 @@ class ProposalsForm(nn.Module):
     """What the first graph adds to the network."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the settings of the head of proposals."""
         super().__init__()
         self.proposals = Proposals(model.rpn_head)
 
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, 4); rows that an image does not have are zero.
-
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-            maps: outputs of the head of proposals.
-        """
+        """Return proposals (B, K, 4) of the head's outputs; rows that an image does not have are zero."""
         dets, *_ = self.proposals(maps, graphs.clip_size(image, img_shape))
         return (tap('proposals', dets[..., :4]),)
 
@@ -113,16 +100,13 @@ class RegionsForm(graphs.FullForm):
         proposals: torch.Tensor,
         *features: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Look at regions.
+        """Return what `full` gives, and what `inner_names` names, a row per region.
 
         Args:
             img_shape: (B, 2) float32 h, w that boxes are clipped to.
             scale_factor: (B, 4) float32.
             proposals: (B, K, 4); without an area: none.
             features: of all levels.
-
-        Returns:
-            What `full` gives, and what `inner_names` names, a row per region.
         """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()
@@ -151,8 +135,7 @@ PROBED = 3
 def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors between the graphs, and of what the heads give, of one image.
 
-    Raises:
-        UsageError: the model does not take images of that size.
+    UsageError: the model does not take images of that size.
     """
     known = _SHAPES.setdefault(model, {})
     size = options.height, options.width

@@ -63,11 +63,7 @@ class YolactFamily(ImageFamily):
 
 
 def _check_limit(head: nn.Module, config: Mapping[str, float]) -> None:
-    """Refuse more results than the smallest input, of one cell a level, can have.
-
-    Raises:
-        ConfigError: says both numbers.
-    """
+    """Refuse (ConfigError) more results than the smallest input, of one cell a level, can have."""
     of_class = min(int(config['top_k']), sum(head.prior_generator.num_base_priors))
     most, there = config['max_per_img'], int(head.num_classes) * of_class
     if most > there:

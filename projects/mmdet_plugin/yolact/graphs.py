@@ -20,7 +20,6 @@ class Network(nn.Module):
     """Backbone, neck, head and prototypes of mmdet's detector behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         levels = range(len(model.bbox_head.prior_generator.strides))
