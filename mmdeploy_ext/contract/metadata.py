@@ -6,8 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata_entries import PREFIX, Facts, damaged, read_entry
-from mmdeploy_ext.contract.metadata_facts import checked_facts, current
+from mmdeploy_ext.contract.metadata_entries import PREFIX, Facts, checked_facts, current, damaged, read_entry
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.inputs import cameras as preprocess_multiview

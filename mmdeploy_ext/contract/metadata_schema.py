@@ -221,4 +221,4 @@ FIELDS: dict[str, Check] = dict(
     ranges=mapping(anything),
     scn=record(SCN_FIELDS, tuple(SCN_FIELDS), closed=False),
 )
-"""Entry, without its prefix -> check of its value; of `postprocess` see also `metadata_facts`."""
+"""Entry, without its prefix -> check of its value; of `postprocess` see also `checked_facts`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -14,7 +15,6 @@ from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.building import head_of
-from mmdeploy_ext.families.later import imported_more
 from mmdeploy_ext.families.nearest import refusal
 from mmdeploy_ext.inputs.pictures import PreparedImage
 
@@ -199,6 +199,8 @@ class Family(abc.ABC):
 
 FAMILIES: dict[str, Family] = {}
 """Name -> family."""
+_LATER: list[str] = []
+"""Packages that are imported only where no family that is here claims a config: it takes seconds."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',
@@ -230,7 +232,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
             f'equally; correct what their `claims` return'
         )
-    if not best and imported_more():
+    if not best and _imported_more():
         return find_family(cfg, product)
     return best[0] if best else _refuse(cfg, product or DETECTOR, [one for one in claims if claims[one]])
 
@@ -241,3 +243,20 @@ def _refuse(cfg: Any, product: str, others: Sequence[Family]) -> NoReturn:
     if others:
         what += f' as a {product}; only its {others[0].product} is exported (tools/deployment/export_scn.py)'
     raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], what)
+
+
+def import_later(package: str) -> None:
+    """Name a package whose import registers families."""
+    _LATER.append(package)
+
+
+def _imported_more() -> bool:
+    """Import the packages that were named; return whether there was one that can be imported."""
+    found = False
+    while _LATER:
+        try:
+            importlib.import_module(_LATER.pop())
+            found = True
+        except ModuleNotFoundError:  # mmdet3d is not installed: its detectors are refused as unknown
+            continue
+    return found

@@ -18,9 +18,15 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import graphs, parts, reference, samples
-from projects.mmdet_plugin.dense.kinds import KINDS, QUERIES, facts_of, generator_of, kind_of, plain
-from projects.mmdet_plugin.dense.student import without_teacher
-from projects.mmdet_plugin.dense.thresholds import thresholds
+from projects.mmdet_plugin.dense.kinds import (
+    KINDS,
+    QUERIES,
+    facts_of,
+    generator_of,
+    kind_of,
+    plain,
+    thresholds,
+)
 
 
 class DenseFamily(ImageFamily):
@@ -61,11 +67,8 @@ class DenseFamily(ImageFamily):
             _check_strides(head)
         parts.check(cfg.model, options)
         parts.check_smallest(facts['strides'], options)
-        if facts['head']['visible'] and (options.batch > 1 or options.dynamic):
-            raise UsageError(
-                f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
-                f'it with --batch-size 1 and without --dynamic-export'
-            )
+        if facts['head']['visible']:
+            parts.check_one_image(head, options)
         if options.max_candidates:
             _check_candidates(head, facts, options)
 
@@ -75,7 +78,7 @@ class DenseFamily(ImageFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a detector that is taught, the student."""
-        if (student := without_teacher(cfg.model)) is not cfg.model:
+        if (student := parts.without_teacher(cfg.model)) is not cfg.model:
             cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
             cfg.model = student
         return super().build(cfg)

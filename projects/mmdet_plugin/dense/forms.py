@@ -23,8 +23,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw, length
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, peaks_of, scores_of
 from projects.mmdet_plugin.dense import kinds, parts
-from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
-from projects.mmdet_plugin.dense.thresholds import thresholds
+from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of, thresholds
 
 FULL_NAMES = ('dets', 'labels', 'candidates')
 """Outputs of the `full` form; the last with a cap alone."""

@@ -29,8 +29,7 @@ from projects.mmdet_plugin.dense.forms import (
     num_levels,
     raw_names,
 )
-from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
-from projects.mmdet_plugin.dense.thresholds import thresholds
+from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of, thresholds
 
 DECODED = dict(
     centerness='centerness, 0..1',
@@ -53,47 +52,27 @@ def image_input(
 
 def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
     """Return `img_shape` and `scale_factor`; without clipping the first has no use."""
+    size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
+    ratios = 'w h w h ratios, input / original; boxes are divided by it'
+    padding = 'rows of padding above the image and columns left of it, which boxes lose'
     inputs = (
-        TensorSpec(
-            'img_shape',
-            'float32',
-            (batch, 2),
-            'height and width before padding, which boxes are clipped to; 0 means the input size',
-            'pixel',
-            default=0.0,
-            unused=not clips,
-        ),
-        TensorSpec(
-            'scale_factor',
-            'float32',
-            (batch, 4),
-            'w h w h ratios, input / original; boxes are divided by it',
-            default=1.0,
-        ),
+        TensorSpec('img_shape', 'float32', (batch, 2), size, 'pixel', default=0.0, unused=not clips),
+        TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0),
+        TensorSpec('border', 'float32', (batch, 2), padding, 'pixel', default=0.0),
     )
-    meaning = 'rows of padding above the image and columns left of it, which boxes lose'
-    border = TensorSpec('border', 'float32', (batch, 2), meaning, 'pixel', default=0.0)
-    return (*inputs, border) if bordered else inputs
+    return inputs if bordered else inputs[:2]
 
 
 def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
     """Return `dets` and `labels` of a `full` graph."""
+    boxes = (
+        'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
+        'when scale_factor is fed; padded with zeros'
+    )
+    labels = 'class indices; -1 where dets is padding'
     return (
-        TensorSpec(
-            'dets',
-            'float32',
-            (batch, rows, 5),
-            'x1 y1 x2 y2 score in descending score order; pixels of '
-            'the network input, of the original image when scale_factor is fed; padded with zeros',
-            compare='detections',
-        ),
-        TensorSpec(
-            'labels',
-            'int64',
-            (batch, rows),
-            'class indices; -1 where dets is padding',
-            compare='detections',
-        ),
+        TensorSpec('dets', 'float32', (batch, rows, 5), boxes, compare='detections'),
+        TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
     )
 
 
@@ -115,15 +94,9 @@ def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...
         batch, priors = options.batch, sum(map(operator.mul, cells, per_cell))
     meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
     shape = (batch, priors, int(model.bbox_head.num_classes))
+    boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
     specs = dict(
-        boxes=TensorSpec(
-            'boxes',
-            'float32',
-            (batch, priors, 4),
-            'x1 y1 x2 y2 per prior, level by level, not clipped',
-            'pixel',
-            (PIXELS,),
-        ),
+        boxes=TensorSpec('boxes', 'float32', (batch, priors, 4), boxes, 'pixel', (PIXELS,)),
         scores=TensorSpec('scores', 'float32', shape, meaning),
         level_sizes=TensorSpec('level_sizes', 'int64', (num_levels(model),), 'rows of boxes per level'),
     )
@@ -240,12 +213,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         chain.append(Stage('decode', form, raw, decode_names(model, options)))
     elif options.form == 'full':
         border = ('border',) if described(model).bordered else ()
-        chain.append(
-            Stage(
-                'postprocess',
-                FullForm(model, options.max_candidates),
-                ('input', 'img_shape', 'scale_factor', *border, *raw),
-                FULL_NAMES if options.max_candidates else FULL_NAMES[:2],
-            )
-        )
+        inputs = ('input', 'img_shape', 'scale_factor', *border, *raw)
+        names = FULL_NAMES if options.max_candidates else FULL_NAMES[:2]
+        chain.append(Stage('postprocess', FullForm(model, options.max_candidates), inputs, names))
     return chain

@@ -14,6 +14,8 @@ from torch import nn
 
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, positive
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.own import OWN
 from projects.mmdet_plugin.dense.plain import PLAIN, Kind
 
@@ -37,14 +39,8 @@ def kind_of(head: nn.Module) -> Kind:
     known = [KINDS[name] for name in (one.__name__ for one in type(head).__mro__) if name in KINDS]
     if not known:
         raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
-    kind = known[0]
-    for name in METHODS:
-        if getattr(type(head), name, None) is not getattr(kind.upstream, name, None):
-            raise ConfigError(
-                f'{type(head).__name__} has a {name}() of its own, which the graphs do not repeat; expected '
-                f'that of {kind.upstream.__name__}'
-            )
-    return kind
+    parts.same_methods(type(head), known[0].upstream, METHODS)
+    return known[0]
 
 
 def generator_of(head: nn.Module) -> Any:
@@ -90,3 +86,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def thresholds(head: nn.Module) -> NmsConfig:
+    """Return the thresholds of a head; what its `get_bboxes` does not look at limits nothing.
+
+    ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that no graph repeats.
+    """
+    kind = kind_of(head)
+    given = head.test_cfg or {}
+    needed = [key for key in kind.needed if key not in kind.fixed]
+    if missing := [key for key in needed if given.get(key) is None]:
+        raise ConfigError(
+            f'model.test_cfg has no {", ".join(missing)}, which {type(head).__name__} reads; expected '
+            f'{", ".join(needed)}'
+        )
+    if kind.limit == 'topk':  # the best cells, without a suppression
+        most = positive('topk', given['topk'])
+        return NmsConfig(score_thr=0.0, nms_pre=most, iou_threshold=1.0, max_per_img=most)
+    return dataclasses.replace(nms_config(head.test_cfg), **kind.fixed)

@@ -24,7 +24,8 @@ MULTIPLES = dict(
 """Parts that add or concatenate maps which fit only where the sides of the input are multiples of this."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
 """Necks that take any number of maps -> the number that `MULTIPLES` is of; each further one doubles it."""
-
+GRID_SAMPLE_OPSETS = (16, 20)
+"""GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
 ROUND_DOWN = ('NASFPN',)
 """Parts whose coarse levels have `H // stride` rows, which pooling makes, where a convolution rounds up."""
 
@@ -33,6 +34,27 @@ def detects(cfg: Any, kinds: type | tuple[type, ...]) -> bool:
     """Return whether the detector of a config is registered, and of some classes."""
     detector = DETECTORS.get(cfg.model.get('type') or '')
     return detector is not None and issubclass(detector, kinds)
+
+
+def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
+    """Refuse (ConfigError) a class with methods of its own where the graphs repeat those of `upstream`."""
+    for name in methods:
+        if getattr(own, name, None) is not getattr(upstream, name, None):
+            raise ConfigError(
+                f'{own.__name__} has a {name}() of its own, which the graphs do not repeat; expected that of '
+                f'{upstream.__name__}'
+            )
+
+
+def without_teacher(model_cfg: Any) -> Any:
+    """Return the `model` of a distilled detector (LD, LAD) as its student alone; others as they are.
+
+    Of a teacher nothing is read: its config is a path of the working directory, its checkpoint a URL.
+    """
+    if not any(key.startswith('teacher') for key in model_cfg):
+        return model_cfg
+    others = {key: value for key, value in model_cfg.items() if 'teacher' not in key}
+    return type(model_cfg)(others | dict(type='SingleStageDetector'))
 
 
 def step_of(name: str, maps: int) -> int:
@@ -93,6 +115,25 @@ def check(model: Mapping[str, Any], options: Options) -> None:
             raise UsageError(
                 f'--shape {options.height} {options.width}: {name} takes sizes that are multiples of {step}'
             )
+
+
+def check_grid_sample(name: str, options: Options) -> None:
+    """Refuse (UsageError) an opset without GridSample, or with one that TensorRT 10 gets wrong."""
+    low, high = GRID_SAMPLE_OPSETS
+    if not low <= options.opset <= high:
+        raise UsageError(
+            f'--opset-version {options.opset}: {name} needs GridSample, which ONNX has since opset {low}; '
+            f'expected {low} to {high}'
+        )
+
+
+def check_one_image(head: nn.Module, options: Options) -> None:
+    """Refuse (UsageError) batches for a head that looks at visible places alone, those of guided anchors."""
+    if options.batch > 1 or options.dynamic:
+        raise UsageError(
+            f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
+            f'it with --batch-size 1 and without --dynamic-export'
+        )
 
 
 def check_smallest(strides: Iterable[int], options: Options) -> None:

@@ -10,7 +10,7 @@ from mmdeploy_ext.contract.families.query import OPTIONS
 from mmdeploy_ext.contract.families.query_regions_masks import OPTIONS as PASTING
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
@@ -28,9 +28,6 @@ from projects.mmdet_plugin.two_stage import pasting
 from projects.mmdet_plugin.two_stage.masks import threshold
 from projects.mmdet_plugin.two_stage.samples import feeds_with_sizes
 
-GRID_SAMPLE_OPSETS = (16, 20)
-"""GridSample exists from 16 on."""
-
 
 class QueryFamily(ImageFamily):
     """mmdet's detectors whose decoder asks the same queries of every image."""
@@ -43,7 +40,6 @@ class QueryFamily(ImageFamily):
     own_options = OPTIONS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
 
     def claims(self, cfg: Any) -> Claim:
@@ -58,7 +54,8 @@ class QueryFamily(ImageFamily):
             kinds.check_head(head)
             _check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
         parts.check(cfg.model, options)
-        _check_opset(options, head)
+        if kinds.samples_points(head) and options.opset:
+            parts.check_grid_sample(type(head).__name__, options)
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a copy of the config, since `DETRHead` writes a tensor into its own."""
@@ -89,7 +86,6 @@ class QueryMasksFamily(ImageFamily):
     own_options = OPTIONS
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
     feeds, batches = staticmethod(samples.mask_feeds), staticmethod(samples.batches)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.instances)
 
     def claims(self, cfg: Any) -> Claim:
@@ -110,7 +106,8 @@ class QueryMasksFamily(ImageFamily):
             kinds.check_mask_heads(*heads)
             self.check_results(*heads)
         parts.check(cfg.model, options)
-        _check_opset(options, heads[0])
+        if kinds.samples_points(heads[0]) and options.opset:
+            parts.check_grid_sample(type(heads[0]).__name__, options)
 
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
         """Refuse heads that do not give these results, or not as many."""
@@ -180,7 +177,6 @@ class QueryRegionsFamily(ImageFamily):
     keep_fp32 = ('network/[!bn]*', 'postprocess/*')  # all but backbone and neck, as of two-stage detectors
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
     feeds = staticmethod(samples.feeds)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.regions)
 
     def claims(self, cfg: Any) -> Claim:
@@ -231,16 +227,6 @@ class QueryRegionsMasksFamily(QueryRegionsFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return dict(super().postprocess_facts(model), mask_thr=threshold(model.roi_head.test_cfg))
-
-
-def _check_opset(options: Options, head: nn.Module) -> None:
-    """Refuse an opset without GridSample where the head needs it."""
-    low, high = GRID_SAMPLE_OPSETS
-    if kinds.samples_points(head) and options.opset and not low <= options.opset <= high:
-        raise UsageError(
-            f'--opset-version {options.opset}: {type(head).__name__} needs GridSample, which ONNX has '
-            f'since opset {low}; expected {low} to {high}'
-        )
 
 
 def _check_limit(name: str, most: Any, there: int) -> None:

@@ -21,7 +21,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.plain import chosen_coder
 from projects.mmdet_plugin.query import dino
-from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, same_methods, stages_of
+from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, stages_of
 
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
 MASKFORMER = detectors.MaskFormer
@@ -89,7 +89,7 @@ def check_class(found: type, known: tuple[type, ...], what: str) -> None:
     if upstream is None:
         names = ', '.join(one.__name__ for one in known)
         raise ConfigError(f'{found.__name__}: no {what} that is exported; expected {names}')
-    same_methods(found, upstream, METHODS)
+    parts.same_methods(found, upstream, METHODS)
 
 
 def check_head(head: nn.Module) -> None:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
@@ -25,7 +26,6 @@ from projects.mmdet_plugin.query.layers import (
     run_layer,
 )
 from projects.mmdet_plugin.query.padding import Level, SinePositions, periods, tokens_of, waves
-from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
 
 NAMES = ('logits', 'boxes')
 SIDE = 0.05

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import constant_init, xavier_init
 from torch import nn
 
 from mmdeploy_ext.exporting.ops.deformable_attention import attend_maps, shares
@@ -39,12 +40,10 @@ class DeformableAttention(nn.Module):
         reach = torch.arange(1, self.num_points + 1, dtype=torch.float32)[:, None]
         offsets = (star[:, None, None] * reach).expand(-1, self.num_levels, -1, -1)
         for layer in (self.sampling_offsets, self.attention_weights):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            constant_init(layer, 0)
         self.sampling_offsets.bias.data = offsets.flatten().clone()
         for layer in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            xavier_init(layer, distribution='uniform')
 
     def forward(
         self, query: torch.Tensor, boxes_cxcywh: torch.Tensor, maps: Sequence[torch.Tensor]

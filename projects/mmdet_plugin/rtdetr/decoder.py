@@ -12,16 +12,17 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import bias_init_with_prob
+from mmcv.cnn import bias_init_with_prob, constant_init
 from mmcv.runner import BaseModule
 from mmdet.models.builder import HEADS
+from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import tap
 from projects.mmdet_plugin.rtdetr.attention import DecoderLayer
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy
-from projects.mmdet_plugin.rtdetr.layers import MLP, inverse_sigmoid
+from projects.mmdet_plugin.rtdetr.layers import MLP
 
 ANCHOR_SIZE = 0.05
 MARGINS = 100
@@ -89,15 +90,6 @@ class Selection:
     logits: torch.Tensor
 
 
-class DecoderStack(nn.Module):
-    """The layers below the name that the original gives them (`decoder.decoder.layers`)."""
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        """Keep the layers."""
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-
 @HEADS.register_module()
 class RTDETRDecoder(BaseModule):
     """Three maps to Q boxes with class logits; no NMS.
@@ -148,12 +140,9 @@ class RTDETRDecoder(BaseModule):
             nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, dim, 1, bias=False), norm=nn.BatchNorm2d(dim)))
             for channels in in_channels
         )
-        self.decoder = DecoderStack(
-            [
-                DecoderLayer(dim, num_heads, feedforward, dropout, len(in_channels), num_points)
-                for _ in range(num_layers)
-            ]
-        )
+        sizes = (dim, num_heads, feedforward, dropout, len(in_channels), num_points)
+        layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_layers))
+        self.decoder = nn.ModuleDict(dict(layers=layers))  # the original's `decoder.decoder.layers`
         self.denoising_class_embed = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
         self.query_pos_head = MLP(4, 2 * dim, dim, 2)
         self.enc_output = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
@@ -168,8 +157,7 @@ class RTDETRDecoder(BaseModule):
         for head in (self.enc_score_head, *self.dec_score_head):
             nn.init.constant_(head.bias, bias_init_with_prob(PRIOR_PROBABILITY))
         for head in (self.enc_bbox_head, *self.dec_bbox_head):
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+            constant_init(head.layers[-1], 0)
         for layer in (self.enc_output[0], *self.query_pos_head.layers):
             nn.init.xavier_uniform_(layer.weight)
 

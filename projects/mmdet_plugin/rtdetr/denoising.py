@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
 
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder
-from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
 
 
 @dataclasses.dataclass(frozen=True)

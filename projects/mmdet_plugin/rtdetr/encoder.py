@@ -19,12 +19,8 @@ from mmdeploy_ext.exporting.same_bytes import power
 from projects.mmdet_plugin.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 
 REP_BLOCKS = 3
+TEMPERATURE = 10000.0
 LAYOUTS = ('original', 'row_major')
-
-
-def frequencies(count: int, temperature: float = 10000.0) -> np.ndarray:
-    """Return (count,) float32 frequencies of the sine embedding, 1 first."""
-    return power(temperature, -(np.arange(count) / max(count, 1)))
 
 
 class PositionEmbedding(nn.Module):
@@ -34,14 +30,14 @@ class PositionEmbedding(nn.Module):
     scrambled for others. `original` reproduces that, `row_major` is what transformers 5 does.
     """
 
-    def __init__(self, dim: int, layout: str = 'original', temperature: float = 10000.0) -> None:
+    def __init__(self, dim: int, layout: str = 'original') -> None:
         """Choose the layout; ConfigError: another one, or a dim that is not a multiple of 4."""
         super().__init__()
         if layout not in LAYOUTS:
             raise ConfigError(f'position_layout={layout!r}: expected one of {", ".join(LAYOUTS)}')
         if dim % 4:
             raise ConfigError(f'hidden_dim={dim}: a 2D embedding needs a multiple of 4')
-        self.quarter, self.layout, self.temperature = dim // 4, layout, temperature
+        self.quarter, self.layout = dim // 4, layout
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (1, h * w, D) `[sin a, cos a, sin b, cos b]`, for features (B, D, h, w).
@@ -51,7 +47,8 @@ class PositionEmbedding(nn.Module):
         """
         height, width = features.shape[2], features.shape[3]
         slow, fast = (width, height) if self.layout == 'original' else (height, width)
-        omega = torch.tensor(frequencies(self.quarter, self.temperature).tolist(), device=features.device)
+        omega = power(TEMPERATURE, -(np.arange(self.quarter) / max(self.quarter, 1)))
+        omega = torch.tensor(omega.tolist(), device=features.device)
         lines = [
             torch.arange(size, device=features.device).to(torch.float32)[:, None] * omega
             for size in (slow, fast)

@@ -13,11 +13,9 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 from mmdeploy_ext.runtime.rtdetr import model as runtime
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.rtdetr import graphs, reference, samples
 from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
-
-GRID_SAMPLE_OPSETS = (16, 20)
-"""GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
 
 
 class RtDetrFamily(ImageFamily):
@@ -42,12 +40,7 @@ class RtDetrFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: opset, sizes."""
-        low, high = GRID_SAMPLE_OPSETS
-        if not low <= options.opset <= high:
-            raise UsageError(
-                f'--opset-version {options.opset}: RT-DETR needs GridSample, which ONNX has since opset '
-                f'{low}; expected {low} to {high}'
-            )
+        parts.check_grid_sample('RT-DETR', options)
         if options.height % STRIDE or options.width % STRIDE:
             raise UsageError(
                 f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'

@@ -82,57 +82,37 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
     height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
-    images = TensorSpec(
-        'images',
-        'float32',
-        (batch, 3, height, width),
-        'RGB / 255, resized without keeping the ratio',
-        smallest=STRIDE,
-        multiple=STRIDE,
-    )
+    meaning, shape = 'RGB / 255, resized without keeping the ratio', (batch, 3, height, width)
+    images = TensorSpec('images', 'float32', shape, meaning, smallest=STRIDE, multiple=STRIDE)
     if options.form == 'raw':
         return GraphSpec('rtdetr/raw', (images,), _raw_outputs(model.decoder, batch))
-    sizes = TensorSpec(
-        SIZES,
-        'int64',
-        (batch, 2),
-        'width and height of the original image',
-        'pixel',
-        positive=True,
-    )
+    meaning = 'width and height of the original image'
+    sizes = TensorSpec(SIZES, 'int64', (batch, 2), meaning, 'pixel', positive=True)
     return GraphSpec('rtdetr/full', (images, sizes), _full_outputs(model, batch))
 
 
 def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     queries, classes = int(decoder.num_queries), int(decoder.num_classes)
+    boxes, groups = (
+        'cx cy w h relative to the input, 0..1',
+        (ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3))),
+    )
+    tokens = 'which token of the encoder a query was, by descending score; maps fine to coarse, row by row'
     return (
         TensorSpec('logits', 'float32', (batch, queries, classes), 'class logits per query', 'logit'),
-        TensorSpec(
-            'boxes',
-            'float32',
-            (batch, queries, 4),
-            'cx cy w h relative to the input, 0..1',
-            groups=(ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3))),
-        ),
-        TensorSpec(
-            'tokens',
-            'int64',
-            (batch, queries),
-            'which token of the encoder a query was, by descending score; maps fine to coarse, row by row',
-            groups=(ColumnGroup(rtol=0.0),),
-        ),
+        TensorSpec('boxes', 'float32', (batch, queries, 4), boxes, groups=groups),
+        TensorSpec('tokens', 'int64', (batch, queries), tokens, groups=(ColumnGroup(rtol=0.0),)),
     )
 
 
 def _full_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     most = model.max_per_img
-    return (
-        TensorSpec('labels', 'int64', (batch, most), 'class indices', compare='detections'),
-        TensorSpec(
-            'boxes', 'float32', (batch, most, 4), 'x1 y1 x2 y2, not clipped', 'pixel', compare='detections'
-        ),
-        TensorSpec('scores', 'float32', (batch, most), '0..1, descending', compare='detections'),
+    outputs = (
+        ('labels', 'int64', (batch, most), 'class indices'),
+        ('boxes', 'float32', (batch, most, 4), 'x1 y1 x2 y2, not clipped', 'pixel'),
+        ('scores', 'float32', (batch, most), '0..1, descending'),
     )
+    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:

@@ -140,9 +140,3 @@ class RepVggBlock(nn.Module):
         return Folded(
             *(a + (np.pad(b, sides) if b.ndim == 4 else b) for a, b in zip(large, small, strict=True))
         )
-
-
-def inverse_sigmoid(values: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Return the logit of values clipped to 0..1; both odds are at least `eps` (original `utils.py`)."""
-    values = values.clamp(0, 1)
-    return torch.log(values.clamp(min=eps) / (1 - values).clamp(min=eps))

@@ -8,10 +8,10 @@ Glossary: B batch, C classes, D embedding, N denoising queries, Q matched querie
 from collections.abc import Sequence
 
 import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
 
 from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder, Selection
 from projects.mmdet_plugin.rtdetr.denoising import DenoisingQueries, denoising_queries
-from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
 from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss
 
 Prediction = tuple[torch.Tensor, torch.Tensor]

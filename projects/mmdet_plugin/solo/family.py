@@ -7,13 +7,14 @@ from torch import nn
 
 from mmdeploy_ext.contract.families.solo import OPTIONS
 from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
+from mmdeploy_ext.weights.convert.solo_names import original_head
 from projects.mmdet_plugin.solo import graphs, reference, samples
-from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.networks import LEVELS
 from projects.mmdet_plugin.solo.postprocess import mask_stride
 
@@ -70,6 +71,25 @@ class SoloFamily(ImageFamily):
             strides=[int(stride) for stride in head.strides],
             mask_stride=mask_stride(head),
             cells='level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j',
+        )
+
+
+def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse (CheckpointError) a checkpoint that was trained on other grids.
+
+    SOLO and Decoupled SOLO predict one mask or line per cell, so that the layers tell. SOLOv2's layers do not
+    depend on the grids; its checkpoint tells when a config was kept in it, as mmdet and `solo_wxinlong.py`
+    do. A checkpoint of the original repository is left to the loader.
+    """
+    if original_head(checkpoint.state_dict):
+        return
+    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
+    own = list(head.num_grids)
+    trained = checkpoint_grids(shapes) or config_grids(checkpoint.meta.get('config'))
+    if trained and trained != own:
+        raise CheckpointError(
+            f'{checkpoint.path}: was trained on grids of {trained} cells, the config says '
+            f'model.mask_head.num_grids={own}; use the config that this checkpoint was trained with'
         )
 
 

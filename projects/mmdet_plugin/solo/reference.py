@@ -16,6 +16,7 @@ from torch import nn
 from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
+from projects.mmdet_plugin.dense.reference import batch_of, metas_of
 from projects.mmdet_plugin.solo.graphs import fork_is_flat, fork_names, kind, raw_names
 from projects.mmdet_plugin.solo.networks import flat_cells, points_nms
 
@@ -61,12 +62,10 @@ def tensors(
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
     """Return the results of mmdet's `get_results`."""
-    metas = [dict(img_shape=(*image.img_shape, 3), ori_shape=(*image.ori_shape, 3)) for image in images]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        batch = torch.from_numpy(np.stack([image.tensor for image in images]))
-        batch = batch.to(next(model.parameters()).device)
-        results = model.mask_head.simple_test(model.extract_feat(batch), metas)
+        maps = model.extract_feat(batch_of(model, images))
+        results = model.mask_head.simple_test(maps, metas_of(images))
     return [
         Instances(
             found.masks.cpu().numpy().astype(bool),

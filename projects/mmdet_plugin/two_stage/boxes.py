@@ -15,9 +15,10 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS, bucket_choice, softmax
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.own import bucket_settings
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
-from projects.mmdet_plugin.two_stage.regions import Branch, part_of, same_methods, stages_of
+from projects.mmdet_plugin.two_stage.regions import Branch, part_of, stages_of
 
 METHODS = ('get_bboxes', 'regress_by_class')
 """Methods of upstream that the graph repeats."""
@@ -31,7 +32,7 @@ def check_head(head: nn.Module) -> None:
     upstream = next((one for one in HEADS if isinstance(head, one)), None)
     if upstream is None or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
-    same_methods(type(head), upstream, METHODS)
+    parts.same_methods(type(head), upstream, METHODS)
     coder_of(head)
 
 

@@ -9,6 +9,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped, nms_config
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.two_stage import boxes
 from projects.mmdet_plugin.two_stage.proposals import generator_of, is_guided, is_staged, thresholds
 
@@ -43,14 +44,10 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
 def check_proposals(head: nn.Module, options: Options) -> None:
     """Refuse (UsageError) options that guided anchors, or anchors of several stages, do not take."""
-    name = type(head).__name__
-    if is_guided(head) and (options.batch > 1 or options.dynamic):
-        raise UsageError(
-            f'{name}: mmdet takes the mask of the first image for all of a batch; export it with '
-            f'--batch-size 1 and without --dynamic-export'
-        )
+    if is_guided(head):
+        parts.check_one_image(head, options)
     if options.get('max_proposals') and (is_guided(head) or is_staged(head)):
-        raise UsageError(f'--max-proposals {options.max_proposals}: {name} exports without')
+        raise UsageError(f'--max-proposals {options.max_proposals}: {type(head).__name__} exports without')
 
 
 def _there(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:

@@ -12,7 +12,8 @@ from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.two_stage.regions import Pool, check_extractor, same_methods
+from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.two_stage.regions import Pool, check_extractor
 
 
 def grid_of(roi_head: nn.Module) -> nn.Module | None:
@@ -22,7 +23,9 @@ def grid_of(roi_head: nn.Module) -> nn.Module | None:
 
 def check_grid(roi_head: nn.Module) -> None:
     """Refuse (ConfigError) a grid that the graph does not repeat; with masks mmdet scales boxes otherwise."""
-    same_methods(type(grid_of(roi_head)), mask_heads.GridHead, ('get_bboxes', 'calc_sub_regions', 'forward'))
+    parts.same_methods(
+        type(grid_of(roi_head)), mask_heads.GridHead, ('get_bboxes', 'calc_sub_regions', 'forward')
+    )
     check_extractor(roi_head.grid_roi_extractor)
     if roi_head.with_mask:
         raise ConfigError('model.roi_head: GridRoIHead exports without a mask_head')

@@ -15,6 +15,7 @@ from mmdet.models.detectors import (
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.two_stage import boxes, masks, points
 from projects.mmdet_plugin.two_stage.grid import check_grid, grid_of
 from projects.mmdet_plugin.two_stage.mask_logits import check_flow
@@ -23,7 +24,6 @@ from projects.mmdet_plugin.two_stage.regions import (
     check_extractor,
     context_names,
     part_of,
-    same_methods,
     stages_of,
 )
 
@@ -71,7 +71,7 @@ def check_detector(model: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) a detector, of the config's `model`, whose test path is another."""
     own = DETECTORS.get(model['type'])
     upstream = next(one for one in KNOWN if issubclass(own, one))
-    same_methods(own, upstream, DETECTOR_METHODS)
+    parts.same_methods(own, upstream, DETECTOR_METHODS)
     given = issubclass(own, fast_rcnn.FastRCNN)
     for key in ([] if given else ['rpn_head']) + ([] if upstream is rpn.RPN else ['roi_head']):
         if not model.get(key):
@@ -87,7 +87,7 @@ def check_roi_head(roi_head: nn.Module) -> None:
         raise ConfigError(
             f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
         )
-    same_methods(type(roi_head), known[0], ROI_METHODS)
+    parts.same_methods(type(roi_head), known[0], ROI_METHODS)
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))
         boxes.check_head(part_of(roi_head, 'bbox_head', stage))

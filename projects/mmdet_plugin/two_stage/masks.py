@@ -13,6 +13,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import number
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.two_stage.mask_logits import (
     heads_of,
     judge_of,
@@ -31,11 +32,7 @@ def check_head(head: nn.Module) -> None:
         raise ConfigError(
             f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'
         )
-    if type(head).get_seg_masks is not upstream.get_seg_masks:
-        raise ConfigError(
-            f'{type(head).__name__} has a get_seg_masks() of its own, which the graphs do not repeat; '
-            f'expected that of FCNMaskHead'
-        )
+    parts.same_methods(type(head), upstream, ('get_seg_masks',))
 
 
 def threshold(test_cfg: Mapping[str, Any]) -> float:

@@ -32,7 +32,6 @@ from projects.mmdet_plugin.two_stage.kinds import result_cfg
 from projects.mmdet_plugin.two_stage.masks import side_of, threshold
 from projects.mmdet_plugin.two_stage.pasting import Paste
 from projects.mmdet_plugin.two_stage.proposals import smallest_input
-from projects.mmdet_plugin.two_stage.regions import same_methods
 
 RATIO, MULTIPLE = 4, 32
 """Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
@@ -53,7 +52,7 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
         if own is None or not issubclass(own, upstream):
             found = (cfg.model.get(key) or {}).get('type')
             raise ConfigError(f'model.{key}.type={found}: expected {upstream.__name__}')
-        same_methods(own, upstream, methods)
+        parts.same_methods(own, upstream, methods)
     fusion, things = cfg.model.panoptic_fusion_head, int(roi_head.bbox_head.num_classes)
     stuff = cfg.model.semantic_head.get('num_stuff_classes', 53)
     got = fusion.get('num_things_classes', 80), fusion.get('num_stuff_classes', 53)

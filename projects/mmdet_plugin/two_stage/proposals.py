@@ -21,7 +21,6 @@ from projects.mmdet_plugin.dense.forms import rows_of, same_priors
 from projects.mmdet_plugin.dense.own import OWN
 from projects.mmdet_plugin.dense.plain import chosen_coder, clips, plain_head
 from projects.mmdet_plugin.two_stage import staged
-from projects.mmdet_plugin.two_stage.regions import same_methods
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 METHODS = (
@@ -42,7 +41,7 @@ def check_head(head: nn.Module) -> None:
     if upstream is None:
         known = ', '.join(one.__name__ for one in HEADS)
         raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {known}')
-    same_methods(type(head), upstream, METHODS)
+    parts.same_methods(type(head), upstream, METHODS)
     if is_staged(head):
         staged.check_stages(head)
     thresholds(head)

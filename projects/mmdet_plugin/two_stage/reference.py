@@ -13,10 +13,12 @@ from torch import nn
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
 from mmdeploy_ext.runtime.panoptic import Segments
+from projects.mmdet_plugin.dense.reference import batch_of
+from projects.mmdet_plugin.dense.reference import metas_of as images_metas
 from projects.mmdet_plugin.two_stage.boxes import output_names
 from projects.mmdet_plugin.two_stage.graphs import feature_names, proposal_names
 from projects.mmdet_plugin.two_stage.regions import flat, part_of
-from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of
+from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of, stacked
 from projects.mmdet_plugin.two_stage.split import PROPOSALS, REGIONS
 
 Given = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
@@ -42,9 +44,8 @@ def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -
         maps = maps_of(model, feeds)
         every = model.rpn_head.simple_test_rpn(maps, metas_of(feeds))
     found = {name: one.cpu().numpy() for name, one in zip(feature_names(model), maps, strict=False)}
-    most, rows = max(1, *map(len, every)), [one[:, :4].cpu().numpy() for one in every]
-    padded = [np.pad(one, ((0, most - len(one)), (0, 0))) for one in rows]
-    return dict(found, proposals=np.stack(padded), img_shape=sizes_of(feeds).astype(np.float32))
+    proposals = stacked([one[:, :4].cpu().numpy() for one in every])
+    return dict(found, proposals=proposals, img_shape=sizes_of(feeds).astype(np.float32))
 
 
 def choose_as(
@@ -130,9 +131,7 @@ def detections(
     """
     metas = metas_of_images(images, rescale)
     with torch.no_grad():
-        batch = torch.from_numpy(np.stack([image.tensor for image in images])).contiguous()  # see `roi_align`
-        batch = batch.to(next(model.parameters()).device)
-        own = {}
+        batch, own = batch_of(model, images).contiguous(), {}  # see `roi_align`
         if getattr(model, 'rpn_head', None) is None:
             own['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
         if given is None:
@@ -140,28 +139,17 @@ def detections(
         else:
             results = model.roi_head.simple_test(*given, metas, rescale=rescale)
     roi_head = getattr(model, 'roi_head', None)
-    if roi_head is None:
-        return [boxes_of_classes([one]) for one in results]
-    if not roi_head.with_mask:
-        return [boxes_of_classes(one) for one in results]
-    return [
-        instances_of_classes(*one, pasted_size(image, rescale))
-        for one, image in zip(results, images, strict=True)
-    ]
+    if roi_head is not None and roi_head.with_mask:
+        sizes = [pasted_size(image, rescale) for image in images]
+        return [instances_of_classes(*one, size) for one, size in zip(results, sizes, strict=True)]
+    return [boxes_of_classes([one] if roi_head is None else one) for one in results]
 
 
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
     """Return what mmdet wants to know about every image; see `detections`."""
-    return [
-        dict(
-            img_shape=(*image.img_shape, 3),
-            scale_factor=image.scale_factor,
-            ori_shape=(*(pasted_size(image, True) if rescale else image.ori_shape), 3),
-            pad_shape=(*image.tensor.shape[1:], 3),
-            flip=False,
-        )
-        for image in images
-    ]
+    sizes = [pasted_size(image, True) if rescale else image.ori_shape for image in images]
+    every = zip(images_metas(images), sizes, strict=True)
+    return [meta | dict(ori_shape=(*size, 3), flip=False) for meta, size in every]
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
@@ -173,15 +161,10 @@ def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Te
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return what mmdet wants to know about every image, by what a graph is fed."""
     batch, _, *size = feeds['input'].shape
-    shapes, scales = sizes_of(feeds), feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    shapes = [(*map(int, shape), 3) for shape in sizes_of(feeds)]
+    scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
     return [
-        dict(
-            img_shape=(*map(int, shape), 3),
-            ori_shape=(*map(int, shape), 3),
-            scale_factor=scale,
-            pad_shape=(*size, 3),
-            flip=False,
-        )
+        dict(img_shape=shape, ori_shape=shape, scale_factor=scale, pad_shape=(*size, 3), flip=False)
         for shape, scale in zip(shapes, scales, strict=True)
     ]
 
@@ -211,9 +194,9 @@ def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -
     """
     classes, found = int(model.panoptic_fusion_head.num_classes), []
     for image in images:
-        batch = torch.from_numpy(image.tensor[None]).contiguous().to(next(model.parameters()).device)
+        batch, metas = batch_of(model, [image]).contiguous(), metas_of_images([image], True)
         with torch.no_grad():
-            (result,) = model.simple_test(batch, metas_of_images([image], True), rescale=True)
+            (result,) = model.simple_test(batch, metas, rescale=True)
         found.append(Segments.of_map(result['pan_results'], classes))
     return found
 

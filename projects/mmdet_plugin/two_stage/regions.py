@@ -5,7 +5,7 @@ the regression does not know classes).
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,9 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from projects.mmdet_plugin.two_stage import deformable, sampling
+from projects.mmdet_plugin.two_stage import sampling
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
-
-
-def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
-    """Refuse (ConfigError) a class with methods of its own where the graphs repeat those of `upstream`."""
-    for name in methods:
-        if getattr(own, name, None) is not getattr(upstream, name, None):
-            raise ConfigError(
-                f'{own.__name__} has a {name}() of its own, which the graphs do not repeat; expected that of '
-                f'{upstream.__name__}'
-            )
 
 
 def check_extractor(extractor: nn.Module) -> None:
@@ -38,7 +28,7 @@ def check_extractor(extractor: nn.Module) -> None:
         raise ConfigError(f'{type(extractor).__name__}: no extractor of regions that is exported ({known})')
     by_points = isinstance(extractor, extractors.GenericRoIExtractor)
     for layer in extractor.roi_layers:
-        moved = not by_points and isinstance(layer, deformable.LAYERS)
+        moved = not by_points and isinstance(layer, sampling.MOVING)
         if not moved and not (by_points and isinstance(layer, SimpleRoIAlign)):
             check_layer(layer)
 
@@ -84,7 +74,7 @@ class Pool(nn.Module):
         levels = self.levels(boxes)
         boxes = boxes if grown is None else _grown(boxes, grown)
         for level, (layer, one) in enumerate(pairs):
-            pool = deformable.pool_moved if isinstance(layer, deformable.LAYERS) else pool_level
+            pool = sampling.pool_moved if isinstance(layer, sampling.MOVING) else pool_level
             pooled = pool(pooled, one, boxes, images, levels, level, layer, self.constant)
         return pooled
 

@@ -13,9 +13,9 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppress import clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.forms import rows_of
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
-from projects.mmdet_plugin.two_stage.regions import same_methods
 
 METHODS = ('forward', 'forward_single', 'anchor_offset', 'refine_bboxes', 'get_bboxes', '_get_bboxes_single')
 """Methods of the stages of upstream that the graph repeats."""
@@ -24,7 +24,7 @@ METHODS = ('forward', 'forward_single', 'anchor_offset', 'refine_bboxes', 'get_b
 def check_stages(head: nn.Module) -> None:
     """Refuse (ConfigError) stages that the graph does not repeat."""
     for stage in head.stages:
-        same_methods(type(stage), heads.StageCascadeRPNHead, METHODS)
+        parts.same_methods(type(stage), heads.StageCascadeRPNHead, METHODS)
         if any(count != 1 for count in stage.prior_generator.num_base_priors):
             raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
     if not head.stages[-1].with_cls:

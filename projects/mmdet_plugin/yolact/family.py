@@ -14,7 +14,6 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.plain import chosen_coder
-from projects.mmdet_plugin.two_stage.regions import same_methods
 from projects.mmdet_plugin.yolact import graphs, reference, samples
 from projects.mmdet_plugin.yolact.postprocess import MASK_THR, thresholds
 
@@ -33,7 +32,6 @@ class YolactFamily(ImageFamily):
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds, batches = staticmethod(samples.feeds), staticmethod(samples.batches)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.instances)
 
     def claims(self, cfg: Any) -> Claim:
@@ -44,13 +42,13 @@ class YolactFamily(ImageFamily):
         """See `ImageFamily.check`: parts, thresholds, sizes."""
         test_cfg = parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
-            same_methods(DETECTORS.get(cfg.model.type), detectors.YOLACT, METHODS)
+            parts.same_methods(DETECTORS.get(cfg.model.type), detectors.YOLACT, METHODS)
             for key, upstream in HEADS.items():
                 own = dict(train_cfg=None, test_cfg=test_cfg) if key == 'bbox_head' else {}
                 head = parts.built_head(dict(cfg.model.get(key) or {}, **own), f'model.{key}')
                 if not isinstance(head, upstream):
                     raise ConfigError(f'model.{key}.type={type(head).__name__}: expected {upstream.__name__}')
-                same_methods(type(head), upstream, METHODS)
+                parts.same_methods(type(head), upstream, METHODS)
                 if key == 'bbox_head':
                     chosen_coder(head)
                     _check_limit(head, thresholds(test_cfg))

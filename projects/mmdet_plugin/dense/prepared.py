@@ -1,19 +1,77 @@
-"""Maps that NAS-FPN and BFP bring to each other's size, in arithmetic that a graph keeps for every size.
+"""What parts of mmdet 2.28.2 and mmcv 1.7.2 compute in a way that no exporter follows, in exported copies.
 
-mmcv 1.7.2's merge cells pool with a kernel that they compute from the sizes, mmdet 2.28.2's BFP pools
-adaptively: the exporters write neither unless both sizes are constants that divide each other.
+mmcv's merge cells (NAS-FPN) pool with a kernel that they compute from the sizes, mmdet's BFP pools
+adaptively: the exporters write neither unless both sizes are constants that divide each other. mmcv's
+convolutions, linear and pooling layers ask whether their input is empty before they ask whether this is
+PyTorch 1.4: torch.export cannot answer for a number of regions that it does not know.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from mmcv.ops import deform_conv2d
 from mmcv.ops.merge_cells import BaseMergeCell
+from mmdet.models.dense_heads import TOODHead
 from mmdet.models.necks import BFP
+from mmdet.models.necks.dyhead import DyHeadBlock
 from torch import nn
 from torch.nn import functional
 
 from mmdeploy_ext.exporting.fold import PREPARATIONS
+from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
+
+WRAPPERS = 'mmcv.cnn.bricks.wrappers'
+"""The module of mmcv that has its layers."""
+
+
+def spell_out_leading_offsets(module: nn.Module) -> None:
+    """Put `LeadingOffsets` around the convolution of DyHead that takes the offsets of the level below."""
+    if isinstance(module, DyHeadBlock):
+        module.spatial_conv_high = LeadingOffsets(module.spatial_conv_high)
+
+
+def fix_sampled_sides(module: nn.Module) -> None:
+    """Give TOOD's head kernels of fixed shape: traced, its own have that of a tensor."""
+    if isinstance(module, TOODHead):
+        module.deform_sampling = _sample_sides
+
+
+def _sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Read each side of boxes (B, 4, h, w) at its own offset (B, 8, h, w), y before x, in cells."""
+    sides = 4
+    return deform_conv2d(boxes, offset, boxes.new_ones((sides, 1, 1, 1)), 1, 0, 1, sides, sides)
+
+
+class RepeatedPriors:
+    """The priors of a level, once for each image of a batch.
+
+    The head joins them in a loop over the images, of which a trace keeps the batch of its example.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+        self.repeats: Any = 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__['generator'], name)
+
+    def single_level_grid_priors(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (repeats * A, 4) xyxy."""
+        return self.generator.single_level_grid_priors(*args, **kwargs).repeat(self.repeats, 1)
+
+    def count(self, head: nn.Module, inputs: tuple) -> None:
+        """Look at the batch that a head is about to take: a hook before its `forward`."""
+        batch = inputs[0][0].shape[0]
+        self.repeats = batch // int(batch)
+
+
+def repeat_priors(module: nn.Module) -> None:
+    """Let TOOD's head have priors for batches other than that of the trace."""
+    if isinstance(module, TOODHead):
+        module.prior_generator = RepeatedPriors(module.prior_generator)
+        module.register_forward_pre_hook(module.prior_generator.count)
 
 
 def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -76,4 +134,12 @@ def resize_by_integers(module: nn.Module) -> None:
         module.__class__ = Balanced
 
 
-PREPARATIONS.append(resize_by_integers)
+def ask_nothing(module: nn.Module) -> None:
+    """Let a layer of mmcv run as the layer of torch that it is derived from, in place."""
+    kind = type(module)
+    if kind.__module__ == WRAPPERS:
+        module.forward = functools.partial(kind.__mro__[1].forward, module)
+
+
+PREPARATIONS += [spell_out_leading_offsets, resize_by_integers, fix_sampled_sides, repeat_priors, ask_nothing]
+CALLERS.append(TOODHead)
