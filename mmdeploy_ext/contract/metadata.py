@@ -1,22 +1,17 @@
 """Everything needed to use a file, kept in its `metadata_props`; read by ONNX Runtime or onnx."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX, Facts, checked_facts, current, damaged, read_entry
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.inputs import cameras as preprocess_multiview
+from mmdeploy_ext.inputs import cameras
+from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.inputs.pictures import PreprocessRule
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.inputs.fusion import FusionRule
-    from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.inputs.points import VoxelRule
 
 GRAPH_RULES = 3
 """Number of the rules by which graphs are written; a new one whenever the same model gives another graph.
@@ -28,6 +23,8 @@ SAME_BYTES_RULES = 2
 """From these on constants are the same to the bit on every machine."""
 FEW_DECOMPOSED_RULES = 3
 """From these on, see `exporting.functional`."""
+Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
+"""How an image, or the images of all cameras, or points become an input."""
 NEWER = dict(rules='1', edits='[]')
 """Fields that files of older versions lack -> what they stand for, as JSON."""
 
@@ -41,7 +38,7 @@ class Metadata:
         form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a streaming model,
             which graph of its contract it is.
         spec: names, shapes and tolerances of its tensors.
-        preprocess: how an image, or the images of all cameras, or points become its input.
+        preprocess: how samples become its input.
         classes: class names, by label.
         postprocess: what the post-processing that the graph leaves out has to know.
         options: the export options (opset, exporter, dynamic, batch size ...).
@@ -57,7 +54,7 @@ class Metadata:
     family: str
     form: str
     spec: GraphSpec
-    preprocess: PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule | FusionRule
+    preprocess: Rule
     classes: tuple[str, ...]
     postprocess: dict[str, Any]
     options: dict[str, Any]
@@ -80,7 +77,7 @@ class Metadata:
         """What goes in: 'images', 'frames' of cameras, 'sweeps' of a LiDAR, or 'fused' frames of both."""
         if isinstance(self.preprocess, PreprocessRule):
             return 'images'
-        if isinstance(self.preprocess, preprocess_multiview.MultiViewRule):
+        if isinstance(self.preprocess, cameras.MultiViewRule):
             return 'frames'
         return 'sweeps' if hasattr(self.preprocess, 'voxel_size') else 'fused'
 
@@ -91,7 +88,7 @@ class Metadata:
         return {PREFIX + name: json.dumps(value) for name, value in values.items()}
 
     @classmethod
-    def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Metadata:
+    def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:
         """Rebuild from `metadata_props`; ModelFileError: not written by mm2onnx, or damaged metadata."""
         fields = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in fields if PREFIX + name not in props and name not in NEWER]
@@ -151,27 +148,17 @@ def check_graph(
             )
             if tensor.dtype != dtype or (unlike and (real or kind == 'inputs')):
                 shape = 'x'.join(map(str, axes)) or 'scalar'
-                raise damaged(
-                    path,
-                    'spec',
-                    f'{kind} says {tensor.name!r} is {tensor.dtype} {tensor.shape_text()}, the graph has '
-                    f'{dtype} {shape}',
-                )
+                says = f'{kind} says {tensor.name!r} is {tensor.dtype} {tensor.shape_text()}'
+                raise damaged(path, 'spec', f'{says}, the graph has {dtype} {shape}')
 
 
-def _rule_from_json(
-    content: Mapping[str, Any],
-) -> PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule | FusionRule:
+def _rule_from_json(content: Mapping[str, Any]) -> Rule:
     if 'voxel_size' in content:
-        from mmdeploy_ext.inputs.points import VoxelRule
-
         return VoxelRule.from_json(content)
     if 'voxels' in content:
-        from mmdeploy_ext.inputs.fusion import FusionRule
-
         return FusionRule.from_json(content)
-    several = content.get('kind') == preprocess_multiview.KIND
-    return (preprocess_multiview.MultiViewRule if several else PreprocessRule).from_json(content)
+    several = content.get('kind') == cameras.KIND
+    return (cameras.MultiViewRule if several else PreprocessRule).from_json(content)
 
 
 def read_metadata(path: str) -> Metadata:

@@ -77,10 +77,10 @@ class Option:
         shown = ' '.join(map(str, value)) if isinstance(value, tuple) else value
         return f'{self.as_typed(where)} {shown}' if where == '--' else f'{self.as_typed(where)}={value!r}'
 
-    def with_value_of(self, values: Mapping[str, Any], where: str = '--') -> str:
+    def with_value_of(self, values: Mapping[str, Any]) -> str:
         """Return the option with its value among `values`, as the user wrote it."""
         value = values[self.name]
-        return self.with_value((value, values[self.pair]) if self.pair in values else value, where)
+        return self.with_value((value, values[self.pair]) if self.pair in values else value)
 
     def check(self, value: Any, where: str = '--') -> None:
         """Refuse an unknown value; UsageError says what there is."""

@@ -1,7 +1,7 @@
 """What a detector is made of, by the names in its config, and which family that is exported is nearest."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mmdeploy_ext.core.errors import ConfigError
@@ -54,13 +54,7 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
 
 def _similarity(family: Described, names: Sequence[str]) -> tuple[float, float]:
     """Return how similar a family is to names: the longest of its own words in them, then the similarity."""
-    words = (family.name, *family.near)
-    inside = [len(word) for word, name in _pairs(words, names) if word in name]
-    alike = [difflib.SequenceMatcher(None, word, name).ratio() for word, name in _pairs(words, names)]
+    pairs = [(word.lower(), name.lower()) for word in (family.name, *family.near) for name in names]
+    inside = [len(word) for word, name in pairs if word in name]
+    alike = [difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs]
     return float(max(inside, default=0)), max(alike, default=0.0)
-
-
-def _pairs(words: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for word in words:
-        for name in names:
-            yield word.lower(), name.lower()

@@ -20,6 +20,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, gather_rows
 from mmdeploy_ext.runtime.dense.coders import peaks_of
 from projects.mmdet_plugin.dense.forms import rows_of
+from projects.mmdet_plugin.dense.own import side_of_peaks
 
 FULL = ('dets', 'labels')
 PAIRS = 1000
@@ -31,11 +32,7 @@ LARGE, CENTRAL = 3500.0, (2.4, 2.1)
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
     """Return what `test_cfg` decides; ConfigError names an entry that is missing or not repeated."""
     found = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
-    found['local_maximum_kernel'] = side = positive(
-        'local_maximum_kernel', test_cfg.get('local_maximum_kernel')
-    )
-    if side % 2 == 0:
-        raise ConfigError(f'test_cfg.local_maximum_kernel={side}: expected an odd number')
+    found['local_maximum_kernel'] = side_of_peaks(test_cfg)
     if found['corner_topk'] ** 2 < PAIRS:
         raise ConfigError(f'test_cfg.corner_topk={found["corner_topk"]}: expected 32 or more')
     if found['max_per_img'] > PAIRS:

@@ -22,12 +22,8 @@ from projects.mmdet_plugin.dense.plain import PLAIN, Kind
 QUERIES = heads.DETRHead
 """Heads of queries: dense ones by inheritance alone; they have no priors."""
 METHODS = (
-    'get_bboxes',
-    '_get_bboxes_single',
-    '_bbox_post_process',
-    '_bboxes_nms',
-    '_bbox_decode',
-    'decode_heatmap',
+    *('get_bboxes', '_get_bboxes_single', '_bbox_post_process'),
+    *('_bboxes_nms', '_bbox_decode', 'decode_heatmap'),
 )
 """Methods of upstream that the graphs repeat."""
 KINDS: dict[str, Kind] = PLAIN | OWN

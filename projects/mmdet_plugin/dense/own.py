@@ -168,10 +168,16 @@ def _guided_scores(head: nn.Module, rows: Rows, priors: torch.Tensor) -> tuple[t
     ), None
 
 
-def _centre_head(head: nn.Module) -> Head:
-    side = positive('local_maximum_kernel', head.test_cfg.get('local_maximum_kernel'))
+def side_of_peaks(test_cfg: Mapping[str, Any]) -> int:
+    """Return how many cells a peak is the highest one of, on both axes; ConfigError: an even number."""
+    side = positive('local_maximum_kernel', test_cfg.get('local_maximum_kernel'))
     if side % 2 == 0:
         raise ConfigError(f'test_cfg.local_maximum_kernel={side}: expected an odd number')
+    return side
+
+
+def _centre_head(head: nn.Module) -> Head:
+    side = side_of_peaks(head.test_cfg)
     return Head(
         (('heatmap', int(head.num_classes)), ('wh', 2), ('offset', 2)),
         scores='heatmap',

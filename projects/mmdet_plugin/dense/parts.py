@@ -136,6 +136,21 @@ def check_one_image(head: nn.Module, options: Options) -> None:
         )
 
 
+def check_tokens(there: int, options: Options, name: str, wanted: int) -> None:
+    """Refuse (UsageError) a size with fewer tokens than become queries, which `name` of the config says."""
+    if there < wanted:
+        raise UsageError(
+            f'--shape {options.height} {options.width}: gives {there} tokens for {name}={wanted}; choose a '
+            f'larger size'
+        )
+
+
+def check_limit(name: str, most: Any, there: int) -> None:
+    """Refuse (ConfigError) a number of results that there is not."""
+    if not isinstance(most, int) or not 0 < most <= there:
+        raise ConfigError(f'model.test_cfg.{name}={most}; expected 1 to {there}, as many as there are')
+
+
 def check_smallest(strides: Iterable[int], options: Options) -> None:
     """Refuse (UsageError) sizes below the largest stride; strides are in pixels."""
     largest = max(strides)

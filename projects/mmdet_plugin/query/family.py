@@ -10,7 +10,6 @@ from mmdeploy_ext.contract.families.query import OPTIONS
 from mmdeploy_ext.contract.families.query_regions_masks import OPTIONS as PASTING
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
@@ -52,7 +51,7 @@ class QueryFamily(ImageFamily):
             kinds.check_class(DETECTORS.get(cfg.model.type), kinds.DETECTORS, 'detector')
             head = parts.tested_head(cfg, 'bbox_head', parts.test_cfg_of(cfg))
             kinds.check_head(head)
-            _check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
+            parts.check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
         parts.check(cfg.model, options)
         if kinds.samples_points(head) and options.opset:
             parts.check_grid_sample(type(head).__name__, options)
@@ -112,7 +111,7 @@ class QueryMasksFamily(ImageFamily):
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
         """Refuse heads that do not give these results, or not as many."""
         kinds.check_instances(fusion)
-        _check_limit('max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes)
+        parts.check_limit('max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes)
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`: of things."""
@@ -195,7 +194,7 @@ class QueryRegionsFamily(ImageFamily):
             found = {key: parts.tested_head(cfg, key, test_cfg) for key in ('rpn_head', 'roi_head')}
             kinds.check_region_heads(found)
             there = found['rpn_head'].num_proposals * found['roi_head'].bbox_head[-1].num_classes
-            _check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
+            parts.check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
             least = threshold(test_cfg) if self.with_masks else 0.0
         parts.check(cfg.model, options)
         pasting.check(least, options)
@@ -227,12 +226,6 @@ class QueryRegionsMasksFamily(QueryRegionsFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return dict(super().postprocess_facts(model), mask_thr=threshold(model.roi_head.test_cfg))
-
-
-def _check_limit(name: str, most: Any, there: int) -> None:
-    """Refuse (ConfigError) a number of results that there is not."""
-    if not isinstance(most, int) or not 0 < most <= there:
-        raise ConfigError(f'model.test_cfg.{name}={most}; expected 1 to {there}, as many as there are')
 
 
 register_family(QueryFamily())

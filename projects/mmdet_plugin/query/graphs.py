@@ -12,7 +12,6 @@ from torch import nn
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.panoptic import map_output
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
@@ -64,11 +63,7 @@ def smallest(model: nn.Module) -> int:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph; UsageError: its size has fewer tokens than become queries."""
     there = count_tokens(model, options.height, options.width)
-    if there < proposals(model):
-        raise UsageError(
-            f'--shape {options.height} {options.width}: gives {there} tokens for '
-            f'two_stage_num_proposals={proposals(model)}; choose a larger size'
-        )
+    parts.check_tokens(there, options, 'two_stage_num_proposals', proposals(model))
     image = image_input(options, smallest(model), parts.multiple(model))
     batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, True))

@@ -34,14 +34,12 @@ class ResidualBlock(nn.Module):
                 pool = nn.AvgPool2d(2, 2, 0, ceil_mode=True)
                 self.short = nn.Sequential(OrderedDict(pool=pool, conv=self.short))
 
-    def residual(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the residual branch."""
-        raise NotImplementedError
-
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, out, h / stride, w / stride)."""
+        """Return (B, out, h / stride, w / stride): the shortcut, and all other layers in turn, summed."""
         short = features if self.short is None else self.short(features)
-        return F.relu(self.residual(features) + short)
+        for name, layer in self.named_children():
+            features = features if name == 'short' else layer(features)
+        return F.relu(features + short)
 
 
 class BasicBlock(ResidualBlock):
@@ -51,10 +49,6 @@ class BasicBlock(ResidualBlock):
         super().__init__(in_channels, width, stride, first, frozen)
         self.branch2a = ConvNorm(in_channels, width, 3, stride, 'relu', frozen)
         self.branch2b = ConvNorm(width, width, 3, frozen=frozen)
-
-    def residual(self, features: torch.Tensor) -> torch.Tensor:
-        """See `ResidualBlock.residual`."""
-        return self.branch2b(self.branch2a(features))
 
 
 class Bottleneck(ResidualBlock):
@@ -67,10 +61,6 @@ class Bottleneck(ResidualBlock):
         self.branch2a = ConvNorm(in_channels, width, 1, 1, 'relu', frozen)
         self.branch2b = ConvNorm(width, width, 3, stride, 'relu', frozen)
         self.branch2c = ConvNorm(width, 4 * width, 1, frozen=frozen)
-
-    def residual(self, features: torch.Tensor) -> torch.Tensor:
-        """See `ResidualBlock.residual`."""
-        return self.branch2c(self.branch2b(self.branch2a(features)))
 
 
 class Stage(nn.Module):

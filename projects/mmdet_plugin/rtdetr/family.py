@@ -1,7 +1,5 @@
 """RT-DETR's family: which configs it claims, what it refuses, and what the package's other modules give."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -10,7 +8,7 @@ from mmdeploy_ext.contract.families.rtdetr import OPTIONS
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
-from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 from mmdeploy_ext.runtime.rtdetr import model as runtime
 from projects.mmdet_plugin.dense import parts
@@ -76,15 +74,10 @@ class RtDetrFamily(ImageFamily):
         """See `Family.num_classes`."""
         return int(model.decoder.num_classes)
 
-    @contextlib.contextmanager
-    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.raised_result_limit`: as long as there are pairs of query and class."""
-        most, pairs = model.max_per_img, int(model.decoder.num_queries) * int(model.decoder.num_classes)
-        model.postprocess.max_per_img = min(2 * most, pairs)
-        try:
-            yield
-        finally:
-            model.postprocess.max_per_img = most
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`: as long as there are pairs of query and class."""
+        pairs = int(model.decoder.num_queries) * int(model.decoder.num_classes)
+        return ResultLimit(vars(model.postprocess), available=pairs)
 
 
 def _check_queries(cfg: Any, options: Options) -> None:
@@ -92,11 +85,7 @@ def _check_queries(cfg: Any, options: Options) -> None:
     decoder = cfg.model.decoder
     tokens = runtime.count_tokens(options.height, options.width)
     queries = decoder.get('num_queries', 300)
-    if tokens < queries:
-        raise UsageError(
-            f'--shape {options.height} {options.width}: gives {tokens} tokens for num_queries={queries}; '
-            f'choose a larger size'
-        )
+    parts.check_tokens(tokens, options, 'num_queries', queries)
     pairs = queries * decoder.num_classes
     most = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
     if most > pairs:

@@ -175,11 +175,8 @@ def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ..
 def _scores_before_nms(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     """Return per level (B, C, g, g) scores of the unpatched model before points NMS."""
     logits: list[torch.Tensor] = []
-    handle = model.mask_head.conv_cls.register_forward_hook(lambda *call: logits.append(call[2]))
-    try:
+    with model.mask_head.conv_cls.register_forward_hook(lambda *call: logits.append(call[2])):
         _by_mmdet(model.mask_head, model.extract_feat(image))
-    finally:
-        handle.remove()
     return [level.sigmoid() for level in logits]
 
 
@@ -204,8 +201,5 @@ def _ties_decided(head: nn.Module, kept: bool) -> Iterator[None]:
         moved = torch.maximum(logits, rivals) if kept else rivals - TIE * rivals.abs().clamp(min=1)
         return torch.where(_tied(logits.sigmoid()), moved, logits)
 
-    handle = head.conv_cls.register_forward_hook(decide)
-    try:
+    with head.conv_cls.register_forward_hook(decide):
         yield
-    finally:
-        handle.remove()

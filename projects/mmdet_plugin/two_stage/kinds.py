@@ -32,13 +32,8 @@ KNOWN = (trident_faster_rcnn.TridentFasterRCNN, PANOPTIC, two_stage.TwoStageDete
 """Detectors; one that is derived from another keeps `DETECTOR_METHODS`."""
 DETECTOR_METHODS = ('simple_test', 'extract_feat')
 ROI_METHODS = (
-    'simple_test',
-    'simple_test_bboxes',
-    '_bbox_forward',
-    'simple_test_mask',
-    '_mask_forward',
-    '_fuse_glbctx',
-    *points.METHODS,
+    *('simple_test', 'simple_test_bboxes', '_bbox_forward', 'simple_test_mask', '_mask_forward'),
+    *('_fuse_glbctx', *points.METHODS),
 )
 ROI_HEADS = (
     roi_heads.HybridTaskCascadeRoIHead,

@@ -20,6 +20,7 @@ from torch import nn
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
@@ -180,15 +181,9 @@ def other_order(scores: torch.Tensor) -> torch.Tensor:
 
 def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
     """Yield the order of instances whose scores are a tie, decided otherwise; see `ImageFamily`."""
-    yield _laid_otherwise(model.panoptic_fusion_head)
+    own = model.panoptic_fusion_head.simple_test
 
-
-@contextlib.contextmanager
-def _laid_otherwise(fusion: nn.Module) -> Iterator[None]:
-    """Inside the block mmdet's fusion head lays instances in `other_order`."""
-    own = fusion.simple_test
-
-    def fuse(
+    def laid_otherwise(
         dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, *rest: torch.Tensor
     ) -> torch.Tensor:
         order = other_order(dets[:, 4])
@@ -196,8 +191,4 @@ def _laid_otherwise(fusion: nn.Module) -> Iterator[None]:
         dets[:, 4] = torch.linspace(1, 0.5, len(dets)).to(dets)  # mmdet sorts them again
         return own(dets, labels[order], masks[order], *rest)
 
-    fusion.simple_test = fuse
-    try:
-        yield
-    finally:
-        del fusion.simple_test
+    yield replaced_entry(vars(model.panoptic_fusion_head), 'simple_test', laid_otherwise)

@@ -24,12 +24,8 @@ from projects.mmdet_plugin.two_stage import staged
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 METHODS = (
-    'simple_test_rpn',
-    'get_bboxes',
-    '_get_bboxes_single',
-    '_bbox_post_process',
-    'get_anchors',
-    '_get_guided_anchors_single',
+    *('simple_test_rpn', 'get_bboxes', '_get_bboxes_single', '_bbox_post_process'),
+    *('get_anchors', '_get_guided_anchors_single'),
 )
 """Methods of upstream that the graph repeats."""
 GUIDED = OWN['GuidedAnchorHead']

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
 from mmdeploy_ext.runtime.panoptic import Segments
@@ -74,12 +75,9 @@ def _region_tensors(
     maps, _ = outputs_of_first(model, feeds)
     every = [torch.from_numpy(one).to(maps[0]) for one in feeds['proposals']]
     watcher = _Watcher(model.roi_head, later)
-    with torch.no_grad(), boxes_alone(model.roi_head):
-        model.roi_head._bbox_forward = watcher
-        try:
-            model.roi_head.simple_test(maps, every, metas_of(feeds), rescale=True)
-        finally:
-            del model.roi_head._bbox_forward
+    watched = replaced_entry(vars(model.roi_head), '_bbox_forward', watcher)
+    with torch.no_grad(), boxes_alone(model.roi_head), watched:
+        model.roi_head.simple_test(maps, every, metas_of(feeds), rescale=True)
     batch, rows = feeds['proposals'].shape[:2]
     return {
         name: one.reshape(batch, rows, *(one.shape[1:] if one.dim() == 4 else (-1,))).cpu().numpy()
@@ -103,11 +101,10 @@ class _Watcher:
             given = torch.from_numpy(self.later.get(f'regions_{place}', own.cpu().numpy()))
             rois = torch.cat([rois[:, :1], given.reshape(-1, 4).to(rois)], dim=1)
         head = part_of(self.roi_head, 'bbox_head', place)
-        hook = head.register_forward_pre_hook(
+        with head.register_forward_pre_hook(
             lambda _, features: self.found.update({f'region_features_{place}': features[0]})
-        )
-        result = self.forward(*stage, maps, rois, **more)
-        hook.remove()
+        ):
+            result = self.forward(*stage, maps, rois, **more)
         outputs = flat((result['cls_score'], result['bbox_pred']))
         self.found.update(zip([f'{name}_{place}' for name in output_names(head)], outputs, strict=True))
         return result

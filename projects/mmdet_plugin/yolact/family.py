@@ -63,9 +63,7 @@ class YolactFamily(ImageFamily):
 def _check_limit(head: nn.Module, config: Mapping[str, float]) -> None:
     """Refuse (ConfigError) more results than the smallest input, of one cell a level, can have."""
     of_class = min(int(config['top_k']), sum(head.prior_generator.num_base_priors))
-    most, there = config['max_per_img'], int(head.num_classes) * of_class
-    if most > there:
-        raise ConfigError(f'model.test_cfg.max_per_img={most}; expected 1 to {there}, as many as there are')
+    parts.check_limit('max_per_img', config['max_per_img'], int(head.num_classes) * of_class)
 
 
 register_family(YolactFamily())
