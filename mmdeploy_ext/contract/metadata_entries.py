@@ -41,17 +41,11 @@ def damaged(path: object, name: str, error: object) -> ModelFileError:
 def read_entry(
     props: Mapping[str, str], name: str, path: object, default: str = '', check: Check | None = None
 ) -> Any:
-    """Return one entry of a file's metadata, checked by `check`, where it is not the usual one.
+    """Return one entry of a file's metadata, by its name without prefix, checked.
 
-    Args:
-        props: the `metadata_props` of the file.
-        name: of the entry, without its prefix.
-        path: the file, for the message.
-        default: JSON that stands for an entry which is not there.
-        check: of its value.
-
-    Raises:
-        ModelFileError: it is no JSON, or of another type, range or length; the message names the key.
+    `default` is JSON that stands for an entry which is not there; `check` is of its value, where it is not
+    the usual one. ModelFileError: it is no JSON, or of another type, range or length; the message names the
+    key.
     """
     try:
         value = json.loads(props.get(PREFIX + name, default))

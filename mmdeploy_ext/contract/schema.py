@@ -142,6 +142,16 @@ def record(
     return check
 
 
+def complete(*, also: Check | None = None, closed: bool = True, **fields: Check) -> Check:
+    """Return a check of a dict that has all of these keys; see `record`."""
+    return record(fields, tuple(fields), also, closed)
+
+
+def told(*, also: Check | None = None, **fields: Check) -> Check:
+    """Return a check of what a file tells its consumer: any key may be missing, and there may be others."""
+    return record(fields, also=also, closed=False)
+
+
 def anything(value: Any, where: str) -> None:
     """Let every value pass."""
 

@@ -14,12 +14,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
-from mmdeploy_ext.exporting.exporter import (
-    check_operators,
-    check_opset,
-    default_group_norm,
-    default_opset,
-)
+from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
@@ -129,7 +124,7 @@ def load(
     product: str = DETECTOR,
     weight_layout: str = 'auto',
 ) -> Deployment:
-    """Read config and checkpoint.
+    """Read config and checkpoint, and move the model to a device.
 
     Args:
         config: path of the config.

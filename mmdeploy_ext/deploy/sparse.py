@@ -121,11 +121,7 @@ def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | No
 
 
 def write_file(
-    deployment: Deployment,
-    graph: SparseGraph,
-    options: Options,
-    path: str,
-    ranges: Ranges | None = None,
+    deployment: Deployment, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
 ) -> None:
     """Write a graph to a file of its target, atomically.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdeploy_ext.contract import dense_head
 from mmdeploy_ext.contract.options import MAX_CANDIDATES
-from mmdeploy_ext.contract.schema import number, record
+from mmdeploy_ext.contract.schema import number, told
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT, STRIDES, equal_lengths
 
 OPTIONS = (MAX_CANDIDATES,)
@@ -18,22 +18,19 @@ def _dense(facts: Mapping[str, Any], where: str) -> None:
     dense_head.together(facts, where)
 
 
-POSTPROCESS = record(
-    dict(
-        score_thr=number(),
-        nms_pre=LIMIT,
-        iou_threshold=FRACTION,
-        max_per_img=LIMIT,
-        class_agnostic=FLAG,
-        clip_border=FLAG,
-        strides=STRIDES,
-        base_anchors=dense_head.PRIORS,
-        coder=dense_head.coder,
-        head=dense_head.HEAD,
-        num_classes=COUNT,
-    ),
+POSTPROCESS = told(
+    score_thr=number(),
+    nms_pre=LIMIT,
+    iou_threshold=FRACTION,
+    max_per_img=LIMIT,
+    class_agnostic=FLAG,
+    clip_border=FLAG,
+    strides=STRIDES,
+    base_anchors=dense_head.PRIORS,
+    coder=dense_head.coder,
+    head=dense_head.HEAD,
+    num_classes=COUNT,
     also=_dense,
-    closed=False,
 )
 
 

@@ -93,19 +93,12 @@ class FullForm(nn.Module):
         self.embedded = bool(head.with_corner_emb)
 
     def forward(
-        self,
-        image: torch.Tensor,
-        scale_factor: torch.Tensor,
-        border: torch.Tensor,
-        *maps: torch.Tensor,
+        self, image: torch.Tensor, scale_factor: torch.Tensor, border: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
 
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            scale_factor: (B, 4) float32.
-            border: (B, 2) float32, padding above and left of the image, pixels.
-            maps: heat, offsets, and embeddings or shifts, of the upper left corners and then of the others.
+        `maps` are heat, offsets, and embeddings or shifts, of the upper left corners and then of the others;
+        for the other inputs see `dense.forms.FullForm`.
         """
         config, size = self.config, hw(maps[0])
         settings = config['local_maximum_kernel'], config['corner_topk']

@@ -95,10 +95,7 @@ def smallest(head: Any, stride: int, rounded: bool = False) -> int:
     from mmcv.ops import DeformConv2d
 
     kernels = [max(one.kernel_size) for one in head.modules() if isinstance(one, DeformConv2d)]
-    return max(
-        stride if rounded else 1,
-        (max(kernels) - 1) * stride + 1 if kernels else 1,
-    )
+    return max(stride if rounded else 1, (max(kernels) - 1) * stride + 1 if kernels else 1)
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:

@@ -88,12 +88,8 @@ def decode_queries(
 ) -> torch.Tensor:
     """Return queries (B, Q, D) that began as zeros and looked at a map; those of the last layer.
 
-    Args:
-        decoder: mmdet's `DetrTransformerDecoder`.
-        memory: (B, S, D) tokens of the map.
-        position: (B or 1, S, D) of the tokens.
-        places: (1, Q, D) of the queries.
-        padded: (B, 1, 1, S) bool, tokens that no query looks at.
+    By a `DetrTransformerDecoder`; `memory` (B, S, D) are tokens of the map, `position` (B or 1, S, D) theirs,
+    `places` (1, Q, D) those of the queries; `padded` (B, 1, 1, S) bool has tokens that no query looks at.
     """
     key = memory + position
 

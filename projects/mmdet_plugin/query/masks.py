@@ -162,13 +162,9 @@ class MasksFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return masks (B, n, h, w) bool, scores (B, n) descending and labels (B, n) int64.
 
-        Empty masks, and classes that are no things, have score 0 and label -1, and come last.
-
-        Args:
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            ori_shape: (2,) int64 height and width of the results; 0 means the input size.
-            logits: (B, Q, C + 1).
-            masks: (B, Q, H4, W4) logits.
+        Empty masks, and classes that are no things, have score 0 and label -1, and come last. `ori_shape`
+        (2,) int64 is height and width of the results, 0 means the input size; for `img_shape` see
+        `dense.forms.FullForm`.
         """
         scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.most)
         values = self._resized(masks, query, img_shape, ori_shape)

@@ -51,12 +51,8 @@ class FullForm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dets (B, n, 5) and labels (B, n).
 
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-            scale_factor: (B, 4) float32.
-            logits: (B, Q, C), or with a column more for the background.
-            boxes: (B, Q, 4) cxcywh relative to the image, without its padding.
+        Of logits (B, Q, C), or with a column more for the background, and boxes (B, Q, 4) cxcywh relative to
+        the image, without its padding; for the other inputs see `dense.forms.FullForm`.
         """
         scores, labels, query = self._best(logits)
         content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])

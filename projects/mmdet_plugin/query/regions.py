@@ -95,11 +95,8 @@ class RegionsFullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5), labels (B, n), and where there are masks (B, n, m, m) in the box's frame.
 
-        Args:
-            scale_factor: (B, 4) float32; boxes are divided by it.
-            logits: (B, Q, C), or with a column more for the background.
-            boxes: (B, Q, 4) xyxy, pixels of the input.
-            seen: what else the network gives.
+        Of logits (B, Q, C), or with a column more for the background, boxes (B, Q, 4) xyxy, pixels of the
+        input, which are divided by `scale_factor` (B, 4), and what else the network has `seen`.
         """
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(2)[..., :-1]
         scores, labels, query = best_pairs(scores, self.most)

@@ -67,13 +67,7 @@ class Stage(nn.Module):
     """Blocks of one width; the first has the stride."""
 
     def __init__(
-        self,
-        kind: type[ResidualBlock],
-        in_channels: int,
-        width: int,
-        count: int,
-        stride: int,
-        frozen: bool,
+        self, kind: type[ResidualBlock], in_channels: int, width: int, count: int, stride: int, frozen: bool
     ) -> None:
         super().__init__()
         out_channels = kind.expansion * width
@@ -105,17 +99,12 @@ class PResNet(BaseModule):
         base_channels: int = 64,
         init_cfg: dict | None = None,
     ) -> None:
-        """Make the network.
+        """Make the network of a depth of 18, 34, 50 or 101; ConfigError: another one.
 
-        Args:
-            depth: 18, 34, 50 or 101.
-            freeze_norm: statistics and parameters of all normalisations stay as loaded (R50 and R101).
-            freeze_stem: the stem does not learn (the original's `freeze_at: 0`).
-            base_channels: width of the first stage.
-            init_cfg: mmcv's; `dict(type='Pretrained', checkpoint=...)` takes the original's backbone files.
-
-        Raises:
-            ConfigError: another depth.
+        With `freeze_norm` statistics and parameters of all normalisations stay as loaded (R50 and R101), with
+        `freeze_stem` the stem does not learn (the original's `freeze_at: 0`). `base_channels` is the width of
+        the first stage; `init_cfg=dict(type='Pretrained', checkpoint=...)` takes the original's backbone
+        files.
         """
         super().__init__(init_cfg)
         if depth not in STAGE_BLOCKS:

@@ -115,22 +115,11 @@ class RTDETRDecoder(BaseModule):
         box_noise: float = 1.0,
         init_cfg: dict | None = None,
     ) -> None:
-        """Make the decoder.
+        """Make the decoder: C classes, D `hidden_dim`, Q queries, of the encoder's maps.
 
-        Args:
-            num_classes: C.
-            in_channels: of the encoder's maps.
-            hidden_dim: D.
-            num_queries: Q.
-            num_layers: decoder layers.
-            num_heads: of both attentions.
-            num_points: per head and map.
-            feedforward: width.
-            dropout: in training.
-            num_denoising: denoising queries in training, about; 0 has none.
-            label_noise: twice the share of denoising labels that are drawn anew.
-            box_noise: size of the noise, in half box sizes.
-            init_cfg: mmcv's.
+        `num_points` are per head and map, `feedforward` a width; in training there are about `num_denoising`
+        queries (0 has none), `label_noise` is twice the share of their labels that are drawn anew,
+        `box_noise` the size of the noise in half box sizes.
         """
         super().__init__(init_cfg)
         self.num_classes, self.num_queries, self.num_layers = num_classes, num_queries, num_layers

@@ -39,16 +39,10 @@ class RTDETR(BaseDetector):
         pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        """Build the parts.
+        """Build the parts, of a backbone with maps of strides 8, 16, 32.
 
-        Args:
-            backbone: config of a backbone with maps of strides 8, 16, 32.
-            encoder: config of `RTDETRHybridEncoder`.
-            decoder: config of `RTDETRDecoder`.
-            train_cfg: weights of costs and losses, see `SetLoss`.
-            test_cfg: `max_per_img`, detections per image.
-            pretrained: deprecated by mmdet; use `backbone.init_cfg`.
-            init_cfg: mmcv's.
+        `train_cfg` has weights of costs and losses, see `SetLoss`, `test_cfg` `max_per_img`, detections per
+        image. `pretrained` is deprecated by mmdet; use `backbone.init_cfg`.
         """
         super().__init__(init_cfg)
         if pretrained:

@@ -130,20 +130,10 @@ class RTDETRHybridEncoder(BaseModule):
         position_layout: str = 'original',
         init_cfg: dict | None = None,
     ) -> None:
-        """Make the encoder.
+        """Make the encoder of the backbone's maps, strides 8, 16, 32; heads, layers and dropout are of AIFI.
 
-        Args:
-            in_channels: of the backbone's maps, strides 8, 16, 32.
-            hidden_dim: D.
-            num_heads: of AIFI.
-            feedforward: of AIFI.
-            num_layers: of AIFI.
-            expansion: hidden width of the CSP blocks, relative to D.
-            dropout: of AIFI, in training.
-            encoder_act: activation of AIFI.
-            act: activation of the convolutions.
-            position_layout: 'original' or 'row_major'; they differ for non-square maps only.
-            init_cfg: mmcv's.
+        `expansion` is the hidden width of the CSP blocks, relative to D; `encoder_act` is of AIFI, `act` of
+        the convolutions; `position_layout`, 'original' or 'row_major', differs for non-square maps only.
         """
         super().__init__(init_cfg)
         dim, steps = hidden_dim, range(len(in_channels) - 1)

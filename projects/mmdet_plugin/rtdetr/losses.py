@@ -80,21 +80,12 @@ class SetLoss:
         return self.cost['cls'] * (miss - hit) + self.cost['bbox'] * distance - self.cost['giou'] * giou
 
     def losses(
-        self,
-        logits: torch.Tensor,
-        boxes: torch.Tensor,
-        objects: Objects,
-        pairs: Pairs,
-        count: float,
+        self, logits: torch.Tensor, boxes: torch.Tensor, objects: Objects, pairs: Pairs, count: float
     ) -> dict[str, torch.Tensor]:
-        """Return `loss_cls`, `loss_bbox`, `loss_giou`, weighted, per object.
+        """Return `loss_cls`, `loss_bbox`, `loss_giou`, weighted, per object; `count` is what is divided by.
 
-        Args:
-            logits: (B, Q, C).
-            boxes: (B, Q, 4) cxcywh in 0..1.
-            objects: what is there.
-            pairs: which query has to be which object; the others are background.
-            count: objects to divide by.
+        Of logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1; `pairs` say which query has to be which
+        object, the others are background.
         """
         image = torch.cat([torch.full_like(queries, index) for index, (queries, _) in enumerate(pairs)])
         query = torch.cat([queries for queries, _ in pairs])

@@ -16,11 +16,7 @@ from projects.mmdet_plugin.rtdetr.graphs import RAW_NAMES
 
 
 def tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    form: str,
-    tokens: torch.Tensor | None = None,
-    **_: Any,
+    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, tokens: torch.Tensor | None = None, **_: Any
 ) -> dict[str, np.ndarray]:
     """Return the tensors of `raw`; `tokens` (B, Q) are taken instead of the best when given."""
     with torch.no_grad():

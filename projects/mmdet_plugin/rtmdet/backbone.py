@@ -52,22 +52,12 @@ class CSPNeXt(BaseModule):
         norm_eval: bool = False,
         init_cfg: Any = None,
     ) -> None:
-        """Build it.
+        """Build it, of the settings of mmdet 3.
 
-        Args:
-            arch: of `ARCHITECTURES`.
-            deepen_factor: times the number of blocks.
-            widen_factor: times the channels.
-            out_indices: stages whose maps are returned; 0 is the stem.
-            frozen_stages: the stem and so many stages do not learn; -1: all do.
-            use_depthwise: 3x3 convolutions are depth-wise separable.
-            expand_ratio: of the channels inside a layer.
-            spp_kernel_sizes: of the pooling in the last stage.
-            channel_attention: in every layer.
-            norm_cfg: of every convolution.
-            act_cfg: of every convolution.
-            norm_eval: statistics of normalisation stay while it learns.
-            init_cfg: of mmcv.
+        The factors are of the number of blocks and of the channels; `out_indices` are stages whose maps are
+        returned, 0 the stem, which does not learn with so many `frozen_stages`, -1: all do; with
+        `use_depthwise` 3x3 convolutions are separable; with `norm_eval` statistics of normalisation stay
+        while it learns.
 
         Raises:
             ConfigError: an architecture or a stage that there is not.

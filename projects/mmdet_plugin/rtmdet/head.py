@@ -57,27 +57,11 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         loss_cls: Any = None,
         loss_bbox: Any = None,
     ) -> None:
-        """Build it.
+        """Build it, of the settings of mmdet 3.
 
-        Args:
-            num_classes: without a background.
-            in_channels: of every level.
-            feat_channels: inside.
-            stacked_convs: of each branch.
-            share_conv: the levels have the same convolutions, with normalisations of their own.
-            use_depthwise: convolutions are depth-wise separable.
-            with_objectness: the root of a score times an objectness takes the place of the score.
-            exp_on_reg: distances are exponentials.
-            pred_kernel_size: of the last layers.
-            anchor_generator: of the points.
-            bbox_coder: of distances.
-            norm_cfg: of every convolution.
-            act_cfg: of every convolution.
-            train_cfg: not read.
-            test_cfg: of mmdet.
-            init_cfg: of mmcv.
-            loss_cls: not read, but for its kind: scores are sigmoids.
-            loss_bbox: not read.
+        Levels that `share_conv` have the same convolutions, with normalisations of their own. With objectness
+        the root of a score times it takes the place of the score; with `exp_on_reg` distances are
+        exponentials. Of `train_cfg` and losses nothing is read, but for the kind of scores.
 
         Raises:
             ConfigError: scores by softmax; convolutions that are separable and shared.

@@ -129,11 +129,8 @@ class FullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Find proposals and look at their regions; return what `full_names` names.
 
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-            scale_factor: (B, 4) float32.
-            maps: what `Network` gives, and before it proposals (B, K, 4) where the model finds none.
+        `maps` are what `Network` gives, and before it proposals (B, K, 4) where the model finds none; for the
+        other inputs see `dense.forms.FullForm`.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:

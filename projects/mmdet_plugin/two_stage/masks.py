@@ -14,13 +14,7 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import number
 from projects.mmdet_plugin.dense import parts
-from projects.mmdet_plugin.two_stage.mask_logits import (
-    heads_of,
-    judge_of,
-    logits_of,
-    own_class,
-    own_rows,
-)
+from projects.mmdet_plugin.two_stage.mask_logits import heads_of, judge_of, logits_of, own_class, own_rows
 from projects.mmdet_plugin.two_stage.points import Points, points_of, refined_side
 from projects.mmdet_plugin.two_stage.regions import part_of
 

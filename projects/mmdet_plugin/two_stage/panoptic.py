@@ -111,16 +111,10 @@ class MapFullForm(nn.Module):
         box_masks: torch.Tensor,
         semantic: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Return the map (B, h, w) int32.
+        """Return the map (B, h, w) int32 of images of size `ori_shape` (2,).
 
-        Args:
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            scale_factor: (B, 4) float32.
-            ori_shape: (2,) int64 height and width of the map.
-            dets: (B, n, 5) boxes that were divided by `scale_factor`, and scores.
-            labels: (B, n) int64, -1 where a row is padding.
-            box_masks: (B, n, m, m) in 0..1.
-            semantic: (B, S + 1, H4, W4) logits.
+        Of boxes that were divided by `scale_factor`, and scores, (B, n, 5), labels (B, n) int64, -1 where a
+        row is padding, masks (B, n, m, m) in 0..1, and logits `semantic` (B, S + 1, H4, W4).
         """
         (masks,) = self.paste(dets, scale_factor, ori_shape[None], box_masks)
         rows, columns = resizing_of(semantic, img_shape, ori_shape, RATIO)
@@ -160,10 +154,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     network, regions = PanopticNetwork(own), graphs.FullForm(own)
     looks = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
     outputs = ('dets', 'labels', 'masks')
-    found = [
-        Stage('network', network, ('input',), network.names),
-        Stage('regions', regions, looks, outputs),
-    ]
+    found = [Stage('network', network, ('input',), network.names), Stage('regions', regions, looks, outputs)]
     if options.form == 'raw':
         return found
     outputs = ('dets', 'labels', 'box_masks')

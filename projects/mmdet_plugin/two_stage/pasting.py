@@ -197,11 +197,7 @@ class Paste(nn.Module):
         self.threshold = threshold
 
     def forward(
-        self,
-        dets: torch.Tensor,
-        scale_factor: torch.Tensor,
-        ori_shape: torch.Tensor,
-        box_masks: torch.Tensor,
+        self, dets: torch.Tensor, scale_factor: torch.Tensor, ori_shape: torch.Tensor, box_masks: torch.Tensor
     ) -> tuple[torch.Tensor]:
         """Return masks (B, n, h, w) bool; h, w are the largest of `ori_shape` (B, 2) height and width.
 

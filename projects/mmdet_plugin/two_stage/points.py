@@ -47,14 +47,10 @@ class Points(nn.Module):
         own: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
-        """Return refined logits (R, 1, m, m).
+        """Return refined logits (R, 1, m, m) of boxes (B, n, 4), pixels of the network input.
 
-        Args:
-            maps: features of all levels.
-            boxes: (B, n, 4) pixels of the network input.
-            coarse: (R, C, h, h) logits of the mask head.
-            own: (R, 1, h, h) of each region's own class.
-            labels: (R,) int64.
+        `coarse` (R, C, h, h) are logits of the mask head, `own` (R, 1, h, h) those of each region's own
+        class.
         """
         boxes, side = boxes.flatten(0, 1), int(own.shape[-1])
         for step in range(self.steps):

@@ -131,11 +131,7 @@ class Added(nn.Module):
         self.cells = _cells(roi_head, kind) if fused else (1, 1)
 
     def forward(
-        self,
-        pooled: torch.Tensor,
-        maps: Sequence[torch.Tensor],
-        boxes: torch.Tensor,
-        images: torch.Tensor,
+        self, pooled: torch.Tensor, maps: Sequence[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor
     ) -> torch.Tensor:
         """Return the sum (R, C, h, w); `maps` are of all levels, then those of `context_names`."""
         given = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))

@@ -23,12 +23,9 @@ def sampled(
 ) -> torch.Tensor:
     """Return what a map (B, C, H, W) has at points of boxes, (R, C, P), as mmcv's `point_sample`.
 
-    Args:
-        maps: (B, C, H, W).
-        boxes: (R, 4) xyxy in pixels of the network input, image by image, equally many of each.
-        points: (R or 1, P, 2) x, y in 0..1 of the box.
-        scale: of the map, cells per pixel.
-        corners: `align_corners` of PyTorch's `grid_sample`.
+    Boxes (R, 4) are xyxy in pixels of the network input, image by image, equally many of each; points
+    (R or 1, P, 2) are x, y in 0..1 of the box; `scale` is cells of the map per pixel; `corners` is
+    `align_corners` of PyTorch's `grid_sample`.
     """
     size = hw(maps).to(boxes).flip(0)
     places = points * (boxes[:, None, 2:] - boxes[:, None, :2]) + boxes[:, None, :2]

@@ -102,11 +102,8 @@ class RegionsForm(graphs.FullForm):
     ) -> tuple[torch.Tensor, ...]:
         """Return what `full` gives, and what `inner_names` names, a row per region.
 
-        Args:
-            img_shape: (B, 2) float32 h, w that boxes are clipped to.
-            scale_factor: (B, 4) float32.
-            proposals: (B, K, 4); without an area: none.
-            features: of all levels.
+        Boxes are clipped to `img_shape` (B, 2) h, w; `proposals` (B, K, 4) without an area are none;
+        `features` are of all levels.
         """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()

@@ -84,13 +84,9 @@ class FullForm(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 where a row is padding.
 
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-            scale_factor: (B, 4) float32.
-            ori_shape: (2,) int64 height and width of the results; 0 means the input size.
-            prototypes: (B, P, hp, wp).
-            maps: of the head, `KINDS` in turn, each of every level.
+        `ori_shape` (2,) int64 is height and width of the results, 0 means the input size; `prototypes` are
+        (B, P, hp, wp); `maps` are of the head, `KINDS` in turn, each of every level. For the other inputs see
+        `dense.forms.FullForm`.
         """
         content, scale = clip_size(image, img_shape), scale_factor[:, None]
         boxes, scores, weights = (torch.cat(some, 1) for some in zip(*self._levels(maps), strict=True))
