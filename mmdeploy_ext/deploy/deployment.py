@@ -26,35 +26,21 @@ KEPT_EXPORTS = 4
 
 @dataclasses.dataclass
 class Deployment:
-    """A trained model, ready to be exported or compared.
+    """A trained model, ready to be exported or compared."""
 
-    Attributes:
-        cfg: the mmcv config, overrides applied.
-        config: its path.
-        cfg_options: the overrides.
-        family: the family that claims it.
-        model: the upstream model with its weights, in evaluation mode.
-        checkpoint: the path of the weights.
-        checkpoint_sha256: their hash.
-        classes: class names by label; none of a backbone.
-        rule: how a sample becomes the input.
-        settings: see `Family.settings`.
-        report: what was found in the checkpoint, see `Family.load`.
-        exports: the last exports of this model: name of a graph and options -> graph.
-    """
-
-    cfg: Any
-    config: str
-    cfg_options: dict[str, Any]
+    cfg: Any  # mmcv's, overrides applied
+    config: str  # its path
+    cfg_options: dict[str, Any]  # the overrides
     family: Family
-    model: torch.nn.Module
-    checkpoint: str
+    model: torch.nn.Module  # of upstream, with its weights, in evaluation mode
+    checkpoint: str  # the path of the weights
     checkpoint_sha256: str
-    classes: tuple[str, ...]
-    rule: Any
-    settings: Any = None
-    report: Any = None
+    classes: tuple[str, ...]  # names by label; none of a backbone
+    rule: Any  # how a sample becomes the input
+    settings: Any = None  # see `Family.settings`
+    report: Any = None  # what was found in the checkpoint, see `Family.load`
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """The last ones of this model: name of a graph and options -> graph."""
 
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
         """Cache an export, which must not be changed, for a proof that may follow; returns it."""

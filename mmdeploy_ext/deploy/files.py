@@ -166,15 +166,10 @@ def _write_folder(
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFiles:
-    """Files of one export.
+    """Files of one export."""
 
-    Attributes:
-        paths: in the order in which a sample goes through them, which the family states.
-        all_metadata: of each.
-    """
-
-    paths: list[str]
-    all_metadata: list[Metadata]
+    paths: list[str]  # in the order in which a sample goes through them, which the family states
+    all_metadata: list[Metadata]  # of each
 
     @property
     def metadata(self) -> Metadata:

@@ -53,19 +53,12 @@ def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
 
 @dataclasses.dataclass(frozen=True)
 class Corners:
-    """The best corners of a kind.
+    """The best corners of a kind."""
 
-    Attributes:
-        scores: (B, k).
-        labels: (B, k) int64.
-        places: (B, k, 2) x, y in cells, with their offsets.
-        more: (B, k, columns) what else the head says of them: embeddings, or shifts.
-    """
-
-    scores: torch.Tensor
-    labels: torch.Tensor
-    places: torch.Tensor
-    more: torch.Tensor
+    scores: torch.Tensor  # (B, k)
+    labels: torch.Tensor  # (B, k) int64
+    places: torch.Tensor  # (B, k, 2) x, y in cells, with their offsets
+    more: torch.Tensor  # (B, k, columns) what else the head says of them: embeddings, or shifts
 
 
 def best_corners(

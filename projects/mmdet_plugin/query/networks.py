@@ -90,7 +90,7 @@ class QueryNetwork(nn.Module):
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return what the transformer looks at, per level (B, D, h, w)."""
-        raise NotImplementedError
+        return self.model.extract_feat(image)
 
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
@@ -104,7 +104,7 @@ class DetrNetwork(QueryNetwork):
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         """See `QueryNetwork`: the last map alone."""
-        return [self.model.bbox_head.input_proj(self.model.extract_feat(image)[-1])]
+        return [self.model.bbox_head.input_proj(super().maps(image)[-1])]
 
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
@@ -131,10 +131,6 @@ class DeformableNetwork(QueryNetwork):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.register_buffer('waves', periods(PROPOSAL_FEATURES, TEMPERATURE), persistent=False)
-
-    def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        """See `QueryNetwork`."""
-        return self.model.extract_feat(image)
 
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]

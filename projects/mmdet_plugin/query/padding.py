@@ -21,19 +21,12 @@ from mmdeploy_ext.exporting.same_bytes import SameBytes, power
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Rows, or columns, of a map.
+    """Rows, or columns, of a map."""
 
-    Attributes:
-        inside: (B, n) float32, 1 where they show the image, 0 where its padding.
-        count: (B, 1) float32, how many do.
-        place: (n,) float32: 0, 1, 2, ...
-        cells: () float32: n.
-    """
-
-    inside: torch.Tensor
-    count: torch.Tensor
-    place: torch.Tensor
-    cells: torch.Tensor
+    inside: torch.Tensor  # (B, n) float32, 1 where they show the image, 0 where its padding
+    count: torch.Tensor  # (B, 1) float32, how many do
+    place: torch.Tensor  # (n,) float32: 0, 1, 2, ...
+    cells: torch.Tensor  # () float32: n
 
 
 def line(content: torch.Tensor, whole: int | torch.Tensor, cells: int | torch.Tensor) -> Line:

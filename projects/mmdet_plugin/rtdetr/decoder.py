@@ -75,29 +75,17 @@ def _inside(size: int, device: torch.device) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The tokens that become queries.
+    """The tokens that become queries."""
 
-    Attributes:
-        tokens: (B, Q) int64, by descending score.
-        target: (B, Q, D) their content.
-        boxes_logit: (B, Q, 4) cx, cy, w, h before the sigmoid.
-        logits: (B, Q, C) class logits of the encoder.
-    """
-
-    tokens: torch.Tensor
-    target: torch.Tensor
-    boxes_logit: torch.Tensor
-    logits: torch.Tensor
+    tokens: torch.Tensor  # (B, Q) int64, by descending score
+    target: torch.Tensor  # (B, Q, D) their content
+    boxes_logit: torch.Tensor  # (B, Q, 4) cx, cy, w, h before the sigmoid
+    logits: torch.Tensor  # (B, Q, C) class logits of the encoder
 
 
 @HEADS.register_module()
 class RTDETRDecoder(BaseModule):
-    """Three maps to Q boxes with class logits; no NMS.
-
-    Attributes:
-        num_queries: Q; as many tokens are selected.
-        num_classes: C.
-    """
+    """Three maps to Q boxes with class logits; no NMS. `num_queries` is Q, `num_classes` C."""
 
     def __init__(
         self,

@@ -17,21 +17,13 @@ from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingQueries:
-    """Queries that go before the matched ones.
+    """Queries that go before the matched ones."""
 
-    Attributes:
-        target: (B, N, D) embedded, partly wrong labels.
-        boxes_logit: (B, N, 4) noised cxcywh before the sigmoid.
-        mask: (N + Q, N + Q) bool, True where a row must not look at a column.
-        pairs: per image (queries, objects) of what has to be undone.
-        repetitions: R.
-    """
-
-    target: torch.Tensor
-    boxes_logit: torch.Tensor
-    mask: torch.Tensor
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
-    repetitions: int
+    target: torch.Tensor  # (B, N, D) embedded, partly wrong labels
+    boxes_logit: torch.Tensor  # (B, N, 4) noised cxcywh before the sigmoid
+    mask: torch.Tensor  # (N + Q, N + Q) bool, True where a row must not look at a column
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]  # per image (queries, objects) of what has to be undone
+    repetitions: int  # R
 
     def __len__(self) -> int:
         return self.target.shape[1]

@@ -60,8 +60,11 @@ class RTDETR(BaseDetector):
 
         ShapeError: a height or width that is not a multiple of 32.
         """
-        if not torch.compiler.is_compiling():  # a check on sizes would freeze them
-            _check_size(*img.shape[2:])
+        height, width = img.shape[2:]
+        if not torch.compiler.is_compiling() and (height % STRIDE or width % STRIDE):  # or sizes would freeze
+            raise ShapeError(
+                f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
+            )
         return self.encoder(self.backbone(img))
 
     def forward_train(
@@ -118,10 +121,3 @@ def target_sizes(img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale
     else:
         sizes = [(meta['ori_shape'][1], meta['ori_shape'][0]) for meta in img_metas]
     return torch.tensor(sizes, dtype=torch.int64, device=img.device)
-
-
-def _check_size(height: int, width: int) -> None:
-    if height % STRIDE or width % STRIDE:
-        raise ShapeError(
-            f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
-        )

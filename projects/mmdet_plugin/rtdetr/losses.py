@@ -24,15 +24,10 @@ COST_ALPHA, LOSS_ALPHA, GAMMA, TINY = 0.25, 0.75, 2.0, 1e-8
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """Ground truth of a batch.
+    """Ground truth of a batch."""
 
-    Attributes:
-        boxes: per image (n, 4) cxcywh in 0..1.
-        labels: per image (n,) int64.
-    """
-
-    boxes: Sequence[torch.Tensor]
-    labels: Sequence[torch.Tensor]
+    boxes: Sequence[torch.Tensor]  # per image (n, 4) cxcywh in 0..1
+    labels: Sequence[torch.Tensor]  # per image (n,) int64
 
     @property
     def count(self) -> int:

@@ -103,7 +103,6 @@ class TwoStageFamily(ImageFamily):
         if 'rpn_head' in heads:
             strides = proposals.generator_of(heads['rpn_head']).strides
             parts.check_smallest((int(stride[0]) for stride in strides), options)
-        if 'rpn_head' in heads:
             caps.check_proposals(heads['rpn_head'], options)
         caps.check(heads, options)
         split.check(heads, options)
@@ -141,13 +140,11 @@ class TwoStageFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
-        found = dict(num_classes=self.num_classes(model))
-        roi_head = graphs.roi_head_of(model)
-        if self.proposes:
-            found['proposals'] = proposals.thresholds(model.rpn_head).to_json()
-        thresholds = proposals.thresholds(model.rpn_head) if roi_head is None else None
-        last = thresholds or boxes.thresholds(result_cfg(model))
-        return last.to_json() | found
+        first = proposals.thresholds(model.rpn_head) if self.proposes else None
+        alone = graphs.roi_head_of(model) is None
+        last = first if alone else boxes.thresholds(result_cfg(model))
+        found = dict(last.to_json(), num_classes=self.num_classes(model))
+        return dict(found, proposals=first.to_json()) if self.proposes else found
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""

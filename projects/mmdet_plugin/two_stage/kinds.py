@@ -3,15 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet.models import roi_heads
+from mmdet.models import detectors, roi_heads
 from mmdet.models.builder import DETECTORS
-from mmdet.models.detectors import (
-    fast_rcnn,
-    panoptic_two_stage_segmentor,
-    rpn,
-    trident_faster_rcnn,
-    two_stage,
-)
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
@@ -27,8 +20,8 @@ from projects.mmdet_plugin.two_stage.regions import (
     stages_of,
 )
 
-PANOPTIC = panoptic_two_stage_segmentor.TwoStagePanopticSegmentor
-KNOWN = (trident_faster_rcnn.TridentFasterRCNN, PANOPTIC, two_stage.TwoStageDetector, rpn.RPN)
+PANOPTIC = detectors.TwoStagePanopticSegmentor
+KNOWN = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
 """Detectors; one that is derived from another keeps `DETECTOR_METHODS`."""
 DETECTOR_METHODS = ('simple_test', 'extract_feat')
 ROI_METHODS = (
@@ -67,11 +60,11 @@ def check_detector(model: Mapping[str, Any]) -> None:
     own = DETECTORS.get(model['type'])
     upstream = next(one for one in KNOWN if issubclass(own, one))
     parts.same_methods(own, upstream, DETECTOR_METHODS)
-    given = issubclass(own, fast_rcnn.FastRCNN)
-    for key in ([] if given else ['rpn_head']) + ([] if upstream is rpn.RPN else ['roi_head']):
+    given = issubclass(own, detectors.FastRCNN)
+    for key in ([] if given else ['rpn_head']) + ([] if upstream is detectors.RPN else ['roi_head']):
         if not model.get(key):
             raise ConfigError(f'model.{key} is missing; {own.__name__} exports with one')
-    if upstream is trident_faster_rcnn.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
+    if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
         raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with one branch, 0 to 2')
 
 
