@@ -139,11 +139,7 @@ def _names(spec: Mapping[str, Any], where: str) -> None:
 
 
 SPEC = complete(
-    name=NAME,
-    inputs=items(TENSOR, 1),
-    outputs=items(TENSOR, 1),
-    state=items(exactly(2, NAME)),
-    also=_names,
+    name=NAME, inputs=items(TENSOR, 1), outputs=items(TENSOR, 1), state=items(exactly(2, NAME)), also=_names
 )
 CHOICES = dict(schemas((*families.DETECTOR, *options.DRIVE)), cfg_options=mapping(anything))
 OPTIONS = record(CHOICES, ('opset', 'exporter'), closed=False)

@@ -35,18 +35,14 @@ def _own_options() -> tuple[Option, ...]:
 
     One of which families have choices of their own has the choices of all.
     """
-    having: dict[Option, list[str]] = {}
     of_name: dict[str, dict[str, Option]] = {}
     for family, options in OPTIONS.items():
         for option in options:
             of_name.setdefault(option.name, {})[family] = option
-    for families in of_name.values():
-        having[_joint(families)] = list(families)
+    every = [(_joint(families), ', '.join(families)) for families in of_name.values()]
     return tuple(
-        dataclasses.replace(option, help=f'{", ".join(names)}: {option.help}')
-        if option.group == OF_SOME
-        else option
-        for option, names in having.items()
+        dataclasses.replace(one, help=f'{names}: {one.help}') if one.group == OF_SOME else one
+        for one, names in every
     )
 
 

@@ -25,9 +25,5 @@ DYNAMIC_BATCH = Option(
 )
 OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
 POSTPROCESS = told(
-    max_per_img=COUNT,
-    num_queries=COUNT,
-    num_classes=COUNT,
-    orig_target_sizes=text(),
-    position_layout=text(),
+    max_per_img=COUNT, num_queries=COUNT, num_classes=COUNT, orig_target_sizes=text(), position_layout=text()
 )

@@ -71,8 +71,7 @@ METHODS = (
 
 def kind_of(head: nn.Module) -> str:
     """Return the name of mmdet's class that a head is of; ConfigError: it is of none."""
-    names = [one.__name__ for one in type(head).__mro__]
-    known = [name for name in names if name in TRANSFORMERS]
+    known = [one.__name__ for one in type(head).__mro__ if one.__name__ in TRANSFORMERS]
     if not known:
         raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
     return known[0]

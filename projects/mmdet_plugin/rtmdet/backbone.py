@@ -14,20 +14,10 @@ from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
 
 Stage = tuple[int, int, int, bool, bool]
+FINE = ((64, 128, 3, True, False), (128, 256, 6, True, False), (256, 512, 6, True, False))
 ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
-    P5=(
-        (64, 128, 3, True, False),
-        (128, 256, 6, True, False),
-        (256, 512, 6, True, False),
-        (512, 1024, 3, False, True),
-    ),
-    P6=(
-        (64, 128, 3, True, False),
-        (128, 256, 6, True, False),
-        (256, 512, 6, True, False),
-        (512, 768, 3, True, False),
-        (768, 1024, 3, False, True),
-    ),
+    P5=(*FINE, (512, 1024, 3, False, True)),
+    P6=(*FINE, (512, 768, 3, True, False), (768, 1024, 3, False, True)),
 )
 """Channels in, channels out, blocks, whether blocks add their input, whether the stage begins with SPP."""
 
@@ -84,18 +74,9 @@ class CSPNeXt(BaseModule):
             stage = [down(before, after, 3, stride=2, padding=1)]
             if pools:
                 stage.append(SPPBottleneck(after, after, tuple(spp_kernel_sizes), **layers))
-            stage.append(
-                CSPNeXtLayer(
-                    after,
-                    after,
-                    max(round(blocks * deepen_factor), 1),
-                    expand_ratio,
-                    identity,
-                    channel_attention,
-                    use_depthwise,
-                    **layers,
-                )
-            )
+            count = max(round(blocks * deepen_factor), 1)
+            settings = (after, after, count, expand_ratio, identity, channel_attention, use_depthwise)
+            stage.append(CSPNeXtLayer(*settings, **layers))
             self.add_module(f'stage{place}', nn.Sequential(*stage))
             self.layers.append(f'stage{place}')
         self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
