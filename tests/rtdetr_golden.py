@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import torch
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from projects.toydata.seeded_rtdetr import seeded_image, seeded_weights
+from projects.toydata.seeded_rtdetr import seeded_weights
+from projects.toydata.seeded_sparse import rng
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/rtdetr'
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -26,6 +28,7 @@ SHA256 = {
 }
 TOLERANCE = {'r18vd': dict(logits=3e-4, boxes=2e-5), 'r50vd': dict(logits=1.5e-3, boxes=6e-5)}
 SAMPLES, SCORES, PIXELS = 1e-4, 1e-4, 0.05
+BLOCKS = ((32, 0.12), (80, 0.15), (160, 0.15))
 
 
 def require_golden() -> Path:
@@ -78,6 +81,16 @@ def golden_model(name: str, case: str) -> torch.nn.Module:
     model = empty_model(name, **{'model.encoder.position_layout': layout})
     model.load_state_dict(weights(name))
     return model
+
+
+def seeded_image(height: int, width: int, name: str) -> np.ndarray:
+    """Return the network's input (1, 3, H, W) float32 in 0..1: noise and blocks of three sizes."""
+    source = rng(name)
+    image = 0.5 + 0.08 * source.standard_normal((1, 3, height, width))
+    for size, strength in BLOCKS:
+        blocks = source.standard_normal((1, 3, math.ceil(height / size), math.ceil(width / size)))
+        image = image + strength * blocks.repeat(size, 2).repeat(size, 3)[:, :, :height, :width]
+    return np.clip(image, 0, 1).astype(np.float32)
 
 
 def golden_image(name: str, case: str) -> torch.Tensor:

@@ -53,10 +53,6 @@ class HostMemory:
         self.held[ctypes.addressof(buffer)] = buffer
         return ctypes.addressof(buffer)
 
-    def address(self, block):
-        """Return the address."""
-        return block
-
     def take(self, block, into):
         """Copy back."""
         ctypes.memmove(into.ctypes.data, block, into.nbytes)

@@ -5,7 +5,7 @@ from mmdeploy_ext.sparse import rulebook
 
 def submanifold_table(level, kernel_size, dilation=(1, 1, 1), threads=1):
     """Return the neighbours of a submanifold convolution; N, one behind the last row, is none."""
-    return rulebook._find([rulebook._Submanifold(level, kernel_size, dilation)], threads)[0].T
+    return rulebook._find([rulebook._submanifold(level, kernel_size, dilation)], threads)[0].T
 
 
 def strided_level(level, kernel_size, stride, padding, dilation=(1, 1, 1), threads=1):

@@ -156,6 +156,11 @@ class Builder:
         )
 
 
+def node(graph, name):
+    """Return a node by its name."""
+    return next(node for node in graph.nodes if node.name == name)
+
+
 def voxels(grid=GRID, rows=200, seed=0, channels=5):
     """(N, 5) float32 and (N, 4) int32: the corners, then voxels in clusters, no duplicates, in no order."""
     rng = np.random.default_rng(seed)

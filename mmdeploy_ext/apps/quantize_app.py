@@ -134,9 +134,8 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibrators import calibrator
     from mmdeploy_ext.quantize.cameras import calibration_set
-    from mmdeploy_ext.quantize.dense import check_weights, finished, layers_in_int8
+    from mmdeploy_ext.quantize.dense import check_weights, finished, layers_in_int8, record
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
-    from mmdeploy_ext.quantize.dense_repeat import record
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
 
@@ -195,10 +194,10 @@ def _quantisers(
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
 
-    nncf = NncfQuantiser(graph, images, progress=True) if args.engine == 'openvino' else None
+    nncf = NncfQuantiser(graph, images) if args.engine == 'openvino' else None
     ranker = DenseQuantiser(graph, args.reduce_range)
     if nncf is None or args.sensitivity or args.max_error is not None:
-        ranker.calibrate(images, args.method, args.percentile, progress=True)
+        ranker.calibrate(images, args.method, args.percentile)
     return nncf or ranker, ranker
 
 
@@ -222,12 +221,10 @@ def _rank_layers(
 
     if not args.sensitivity and args.max_error is None:
         return [], None
-    ranked = dense_sensitivity.rank(ranker, probe, layers, progress=True)
+    ranked = dense_sensitivity.rank(ranker, probe, layers)
     if args.max_error is None:
         return ranked, None
-    return ranked, dense_sensitivity.exclude(
-        quantiser, probe, ranked, args.max_error, args.budget, progress=True
-    )
+    return ranked, dense_sensitivity.exclude(quantiser, probe, ranked, args.max_error, args.budget)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,9 +32,9 @@ def facts(
     images: CalibrationSet,
 ) -> dict[str, Any]:
     """Return what the file and the report say about how it was made."""
-    from mmdeploy_ext.quantize.dense_layers import parameters
-
-    chosen = [graph.layer(name) for name in layers]
+    chosen, every = (
+        sum(layer.parameters for layer in some) for some in (map(graph.layer, layers), graph.layers)
+    )
     quantiser, method = _quantiser(args)
     return dict(
         family=metadata.family,
@@ -47,7 +47,7 @@ def facts(
         images_are=images.what,
         source=Path(args.calibrate).name,
         layers=len(layers),
-        weights_share=round(parameters(chosen) / parameters(graph.layers), 4),
+        weights_share=round(chosen / every, 4),
         float_layers=[layer.name for layer in graph.layers if layer.name not in set(layers)],
     )
 
@@ -98,13 +98,13 @@ def show(
     exclusion: Exclusion | None,
 ) -> None:
     """Draw, write the JSON, and print the tables."""
-    from mmdeploy_ext.quantize import dense_views
+    from mmdeploy_ext.quantize import views
 
     console = cli.stdout()
     kept = exclusion.kept if exclusion else ()
     if args.draw:
         title = f'{target.model.name}, {facts["images"]} {facts["images_are"]}, ranges by {facts["method"]}'
-        dense_views.draw(ranked, kept, args.draw, title)
+        views.draw_layers(ranked, kept, args.draw, title)
     if args.json:
         content = dict(model=str(target.model), output=str(target.output), **facts, **found)
         content['outputs'] = found['outputs'].to_json()
@@ -112,8 +112,8 @@ def show(
         content['exclusion'] = exclusion.to_json() if exclusion else None
         write_json(args.json, content)
     if ranked:
-        console.print(dense_views.layer_table(ranked, kept, None if args.all else WORST))
-    console.print(dense_views.output_table(found['outputs']))
+        console.print(views.layer_table(ranked, kept, None if args.all else WORST))
+    console.print(views.output_table(found['outputs']))
     if exclusion:
         cli.say(console, _exclusion_text(exclusion, args.max_error))
     for line in _lines(target, facts, found):
@@ -121,7 +121,7 @@ def show(
 
 
 def _lines(target: Target, facts: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    from mmdeploy_ext.quantize.dense_views import time_text
+    from mmdeploy_ext.quantize.views import time_text
 
     beside = f'; as they were: {", ".join(path.name for path in target.beside)}' if target.beside else ''
     lines = [

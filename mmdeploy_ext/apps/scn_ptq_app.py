@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.quantize.assumptions import Finding
-    from mmdeploy_ext.quantize.fidelity import Fidelity
+    from mmdeploy_ext.quantize.fidelity import Fidelity, Finding
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DEFAULT_OUTPUT = 'ranges.json'
@@ -141,8 +140,8 @@ def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
 
 def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -> None:
     from mmdeploy_ext.deploy import sparse as deploy
-    from mmdeploy_ext.quantize import assumptions, deployed
-    from mmdeploy_ext.quantize.fidelity import fidelity
+    from mmdeploy_ext.quantize import deployed
+    from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
 
     options = deployment.family.choose(
         order=deployment.settings.order,
@@ -156,23 +155,23 @@ def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -
     source = args.fidelity or args.calibrate
     sweeps = deployed.sweeps_of(deployment, source, graph.order, args.fidelity_batches, args.data_root)
     found = fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
-    findings = assumptions.compare_assumptions(graph, ranges, sweeps) if args.assumptions else ()
+    findings = compare_assumptions(graph, ranges, sweeps) if args.assumptions else ()
     _show(args, found, findings)
 
 
 def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]) -> None:
-    from mmdeploy_ext.quantize import assumptions, fidelity_views
+    from mmdeploy_ext.quantize import views
 
     if args.draw:
-        fidelity_views.draw(found, args.draw)
+        views.draw_fidelity(found, args.draw)
     if args.json:
         content = found.to_json()
         write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
     console = cli.stdout()
-    console.print(fidelity_views.table(found, None if args.all else WORST))
+    console.print(views.fidelity_table(found, None if args.all else WORST))
     cli.say(console, found.advice_text())
     if findings:
-        console.print(assumptions.table(findings))
+        console.print(views.assumption_table(findings))
 
 
 def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:

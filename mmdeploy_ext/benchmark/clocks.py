@@ -16,7 +16,6 @@ class NetworkClock:
     """Context manager that notes when the last layer with parameters has run; post-processing follows."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Keep the layers; they are hooked on entry and left as they were on exit."""
         self.layers = [
             module for module in model.modules() if next(module.parameters(recurse=False), None) is not None
         ]
@@ -24,7 +23,6 @@ class NetworkClock:
         self.seconds = 0.0
 
     def __enter__(self) -> NetworkClock:
-        """Hook the layers."""
         self.handles = [layer.register_forward_hook(self._note) for layer in self.layers]
         return self
 
@@ -32,22 +30,19 @@ class NetworkClock:
         self.seconds = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
 
 class PartClock:
-    """Times functions of objects while it is active; nested calls count for the outer one only."""
+    """Times functions of objects while it is active; nested calls count for the outer one only.
+
+    It is given part -> (object or module, name of its function) pairs, and puts clocks in as attributes of
+    the objects themselves.
+    """
 
     def __init__(self, methods: Mapping[str, Sequence[tuple[object, str]]]) -> None:
-        """Keep what is timed.
-
-        Args:
-            methods: part -> (object or module, name of its function) pairs.
-        """
-        self.methods = methods
-        self.seconds = dict.fromkeys(methods, 0.0)
+        self.methods, self.seconds = methods, dict.fromkeys(methods, 0.0)
         self._inside = False
         self._own: list[tuple[object, str, Any]] = []
 
@@ -70,7 +65,6 @@ class PartClock:
         return {part: self.seconds[part] - start for part, start in before.items()}
 
     def __enter__(self) -> PartClock:
-        """Put the clocks in as attributes of the objects themselves."""
         for part, pairs in self.methods.items():
             for owner, name in pairs:
                 self._own.append((owner, name, vars(owner).get(name)))
@@ -78,7 +72,6 @@ class PartClock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take them out again."""
         for owner, name, own in self._own:
             if own is None:
                 delattr(owner, name)

@@ -69,11 +69,7 @@ def for_this_process(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def first_run(run: Callable[[], object]) -> None:
-    """Run a `compiled` model for the first time, which compiles it.
-
-    Raises:
-        EngineError: it cannot be compiled here, with what PyTorch says.
-    """
+    """Run a `compiled` model for the first time, which compiles it; EngineError with what PyTorch says."""
     try:
         run()
     except Exception as error:

@@ -33,15 +33,9 @@ def time_ratio(
     threads: int = 0,
     engine: str = 'onnxruntime',
 ) -> dict[str, Any]:
-    """Run two files in turns on the same batches.
+    """Run two files, the float one and the INT8 one, in turns on the same batches (input name -> array).
 
-    Args:
-        reference: the float file.
-        candidate: the INT8 file.
-        batches: input name -> array.
-        rounds: that count; each runs both once.
-        threads: of the engine; 0 leaves the choice to it.
-        engine: its name; runs both files.
+    Rounds are those that count; `threads` are of the engine that runs both files, 0 leaves them to it.
 
     Returns:
         `ratio` (candidate over reference, per round), `cpu_ratio` (of the time on cores, which other

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
 from mmdeploy_ext.benchmark.ort_profile import profile_graph
 from mmdeploy_ext.benchmark.plan import Plan, short_labels
-from mmdeploy_ext.benchmark.prepared import read_prepared
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import IMAGE
@@ -22,7 +24,7 @@ from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting import fold
-from mmdeploy_ext.inputs.pictures import list_images, read_image
+from mmdeploy_ext.inputs.pictures import PreparedImage, list_images, read_image
 
 if TYPE_CHECKING:
     import argparse
@@ -33,22 +35,18 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.images import ImageFamily
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 EXPORTED_FORMS = ('full', 'raw')
 FUSED = 'torch fused'
 DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
 MAX_IMAGES = 64
+PREPROCESSED = 10
+"""Times that a batch is prepared, to know how long that takes."""
+PREPARED = ('input', 'img_shape', 'ori_shape')
 
 
 class ImagePlan(Plan):
-    """Batches of pictures, or one prepared input.
-
-    Attributes:
-        options: height, width and batch of the input.
-        images: BGR pictures; none where a prepared input is measured.
-        prepared: the network input to measure on instead of pictures.
-    """
+    """Batches of `images`, BGR pictures, or one `prepared` input that is measured on instead of them."""
 
     kind = 'images'
     models = 'models of single images'
@@ -64,10 +62,13 @@ class ImagePlan(Plan):
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
         written = found[0].options.get('cfg_options', {}) if found else {}
-        self.deployment = deploy.load(
-            args.config, args.checkpoint, {**written, **args.cfg_options}, args.device,
-            lambda _cfg, family, _model: require_family(args.onnx, found, family.name),
-        )  # fmt: skip
+
+        def check(_cfg: Any, family: ImageFamily, _model: Any) -> None:
+            for path, metadata in zip(args.onnx, found, strict=True):
+                metadata.require(path, family.name)
+
+        settings = {**written, **args.cfg_options}
+        self.deployment = deploy.load(args.config, args.checkpoint, settings, args.device, check)
         self.notes = [
             f'{path} was made from another checkpoint than {args.checkpoint}'
             for path, metadata in zip(args.onnx, found, strict=True)
@@ -126,13 +127,12 @@ class ImagePlan(Plan):
             contender.run(self.prepare())
         return [contender]
 
-    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
-        """See `Plan.compiled_contender`."""
-        stack.enter_context(compiled.while_compiling())
+    def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
+        """See `Plan.compiled_run`."""
         model = compiled.compiled(self.deployment.model)
         run = torch_contender(self.deployment.family, model).run
         compiled.first_run(lambda: run(self.prepare()))
-        return Contender(f'{COMPILED} {COMPILED_FORM}', COMPILED, COMPILED_FORM, run)
+        return run
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
         """See `Plan.memory_call`."""
@@ -145,15 +145,14 @@ class ImagePlan(Plan):
 
     def facts(self) -> dict[str, Any]:
         """See `Plan.facts`."""
-        return dict(
-            input_shape=f'{self.batch}x3x{self.options.height}x{self.options.width}', images=len(self.images)
-        )
+        size = f'{self.options.height}x{self.options.width}'
+        return dict(input_shape=f'{self.batch}x3x{size}', images=len(self.images))
 
     def result(self, *measured: Any) -> dict[str, Any]:
         """See `Plan.result`; the first process also measures pre-processing, and profiles."""
         result = super().result(*measured)
         if self.ranks.rank == 0:
-            result['preprocess_ms'] = measure.preprocess_ms(self.prepare)
+            result['preprocess_ms'] = measure.repeated(self.prepare, PREPROCESSED)
             feeds = self.deployment.family.feeds(self.prepare(), True)
             for label, path in self.files.items() if self.args.profile else ():
                 result['profiles'][f'onnxruntime {label}'] = profile_graph(path, feeds, self.threads[0])
@@ -161,11 +160,7 @@ class ImagePlan(Plan):
 
 
 def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
-    """Read what the given files say, and the options that they and the command line agree on.
-
-    Raises:
-        UsageError: a file of a fixed shape or batch does not take what the others or the options ask for.
-    """
+    """Read what the given files say, and the options that they and the command line agree on."""
     height, width = (args.shape * 2)[:2] if args.shape else (0, 0)
     asked = [('--shape', (height, width))] if args.shape else []
     if args.prepared:
@@ -187,23 +182,10 @@ def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
     return found, Options(IMAGE, height=height, width=width, batch=batches[0][1] if batches else 1)
 
 
-def require_family(paths: Sequence[str], found: Sequence[Metadata], family: str) -> None:
-    """Refuse files of another family than the config's."""
-    for path, metadata in zip(paths, found, strict=True):
-        Metadata.require(metadata, path, family)
-
-
 def torch_contender(
     family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
 ) -> Contender:
-    """Return upstream's own test path in eager PyTorch.
-
-    Args:
-        family: of the model.
-        model: with its weights, in evaluation mode.
-        name: of the contender.
-        clock: active clock of the same model, for the time of the network; CPU only.
-    """
+    """Return upstream's own test path in eager PyTorch; an active clock tells the network's time, on CPU."""
     import torch
 
     device = next(model.parameters()).device
@@ -221,15 +203,7 @@ def torch_contender(
 
 
 def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
-    """Return a graph on an active backend, and the numpy post-processing that its form leaves out.
-
-    Args:
-        family: of the model.
-        backend: active.
-        engine: its name in `registry.ENGINES`.
-        label: of the file.
-        file: its path.
-    """
+    """Return a graph on an active backend, and the numpy post-processing that its form leaves out."""
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
@@ -247,9 +221,52 @@ def run_model(
     source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
 ) -> tuple[int, object]:
     """Run a model, or what `change` makes of it, in a process of its own; see `memory.measure`."""
-    before, loaded = source.load()
-    if change:
-        loaded.model = change(loaded.model)
+    before, loaded = source.load(change)
     for _ in range(memory.RUNS):
         loaded.family.reference_detections(loaded.model, images, True)
     return before, loaded
+
+
+def read_prepared(path: str | Path) -> PreparedImage:
+    """Read an .npz of `input` (3, H, W) or (1, 3, H, W), `img_shape` (2,) and `ori_shape` (2,).
+
+    `input` is normalised and padded; `img_shape` is its content before padding, `ori_shape` the original
+    image's size, all in pixels.
+
+    Raises:
+        UsageError: missing, damaged, without one of the arrays, or arrays of other shapes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in PREPARED if key in stored.files}
+    except FileNotFoundError as error:
+        raise UsageError(f'{path}: no such file') from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise UsageError(f'{path}: is no .npz of arrays ({error}); it needs {", ".join(PREPARED)}') from error
+    missing = [key for key in PREPARED if key not in arrays]
+    if missing:
+        raise UsageError(f'{path}: has no {", ".join(missing)}; expected {", ".join(PREPARED)}')
+    tensor = arrays['input'][0] if arrays['input'].shape[:1] == (1,) else arrays['input']
+    sizes = [arrays[key].reshape(-1).tolist() for key in PREPARED[1:]]
+    _check(path, tensor, sizes)
+    (height, width), (ori_height, ori_width) = ((int(a), int(b)) for a, b in sizes)
+    ratio = np.array([width / ori_width, height / ori_height] * 2, np.float32)
+    return PreparedImage(np.ascontiguousarray(tensor), (height, width), ratio, (ori_height, ori_width))
+
+
+def _check(path: str | Path, tensor: np.ndarray, sizes: list[list[float]]) -> None:
+    if tensor.dtype != np.float32 or tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.size == 0:
+        raise UsageError(
+            f'{path}: input is {tensor.dtype} {tensor.shape}, expected float32 (3, H, W), '
+            f'normalised and padded'
+        )
+    if not np.isfinite(tensor).all():
+        raise UsageError(f'{path}: input has values that are not finite; no network result means anything')
+    for key, size in zip(PREPARED[1:], sizes, strict=True):
+        if len(size) != 2 or min(size) < 1:
+            raise UsageError(f'{path}: {key} is {size}, expected height and width in pixels')
+    if sizes[0][0] > tensor.shape[1] or sizes[0][1] > tensor.shape[2]:
+        raise UsageError(
+            f'{path}: img_shape {sizes[0]} is larger than the input of {list(tensor.shape[1:])}; it is the '
+            f'part of the input before padding'
+        )

@@ -25,11 +25,11 @@ def cores() -> int:
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    cpu = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), cpu)
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    cpu = [*names, platform.processor() or platform.machine()][0]
     flags = next((line for line in lines if line.startswith('flags')), '').split()
     found = versions()
     with contextlib.suppress(ImportError):
@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
         found['openvino'] = openvino.__version__
     return dict(
         cpu=cpu,
-        cores=len(os.sched_getaffinity(0)),
+        cores=cores(),
         simd=[name for name in SIMD if name in flags],
         gpu=gpu_name(),
         system=platform.platform(),
@@ -64,21 +64,15 @@ def _busy_s() -> float | None:
 
 
 class OtherLoad:
-    """Context manager that finds out what part of the cores others used.
-
-    Attributes:
-        share: 0..1; None where the system does not tell.
-    """
+    """Context manager that finds out what `share` of the cores others used; None where that is not known."""
 
     share: float | None = None
 
     def __enter__(self) -> OtherLoad:
-        """Begin."""
         self.start = time.perf_counter(), time.process_time(), _busy_s()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take what this process used from what was used."""
         wall, own, busy = self.start
         now = _busy_s()
         if busy is not None and now is not None:

@@ -39,7 +39,7 @@ class Run:
         found: detections in the batch.
         other_load: part of the cores that other processes used in this round, 0..1; None where not known.
         parts_s: part of a streaming model -> seconds.
-        fed_bytes: given to the engine besides the images; None where there is no such thing.
+        fed_bytes: given to the engine besides the images.
     """
 
     total_s: float
@@ -58,7 +58,6 @@ class Contender:
         name: for tables; unique.
         engine: its name in `registry.ENGINES`.
         form: what its graph holds of the post-processing; '' for PyTorch.
-        run: runs one batch.
         file: the ONNX file, '' for PyTorch.
         threads: where contenders of one engine differ in them.
     """
@@ -98,7 +97,7 @@ def interleave(
     spare: int = 0,
     seconds: float = 0,
 ) -> dict[str, list[Run]]:
-    """Run every contender once per round.
+    """Run every contender once per round; return name -> one run per round.
 
     Args:
         contenders: with unique names.
@@ -109,9 +108,6 @@ def interleave(
         on_round: called after every round that counts, with its index and the runs so far.
         spare: rounds that may be run again because other processes used more than `QUIET_SHARE` of the cores.
         seconds: after which no more round begins, once `LEAST_ROUNDS` count; 0 runs all.
-
-    Returns:
-        Name -> one run per round.
     """
     runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
     if len(runs) != len(contenders) or not runs:
@@ -181,35 +177,26 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Return one plain dict per contender: times, stages, ratio to PyTorch per round, images per second.
 
-    Args:
-        contenders: in the order of the table.
-        runs: of `interleave`; when several processes measured, theirs one after the other.
-        batch: images per run.
-        processes: that ran at the same time.
+    `runs` are of `interleave`; when several processes measured at the same time, theirs one after the other.
     """
     rows = []
-    for contender in contenders:
-        mine = runs[contender.name]
+    for one in contenders:
+        mine = runs[one.name]
         total = milliseconds(run.total_s for run in mine)
-        row = dict(
-            name=contender.name,
-            engine=contender.engine,
-            form=contender.form,
-            file=contender.file,
-            runs=len(mine),
-            total_ms=total,
-            network_ms=milliseconds(run.network_s for run in mine),
-            postprocess_ms=milliseconds(
-                None if run.network_s is None else run.total_s - run.network_s for run in mine
-            ),
-            images_per_s=round(batch * processes * 1e3 / total['median'], 3),
-            detections_per_image=round(statistics.mean(run.found for run in mine) / batch, 2),
-            ratio_to_torch=None,
-            samples_ms=[round(run.total_s * 1e3, 3) for run in mine],
+        rests = (None if run.network_s is None else run.total_s - run.network_s for run in mine)
+        rows.append(
+            dict(
+                {key: getattr(one, key) for key in ('name', 'engine', 'form', 'file')},
+                runs=len(mine),
+                total_ms=total,
+                network_ms=milliseconds(run.network_s for run in mine),
+                postprocess_ms=milliseconds(rests),
+                images_per_s=round(batch * processes * 1e3 / total['median'], 3),
+                detections_per_image=round(statistics.mean(run.found for run in mine) / batch, 2),
+                ratio_to_torch=ratio(mine, runs[BASELINE]) if BASELINE in runs else None,
+                samples_ms=[round(run.total_s * 1e3, 3) for run in mine],
+            )
         )
-        if BASELINE in runs:
-            row['ratio_to_torch'] = ratio(mine, runs[BASELINE])
-        rows.append(row)
     return rows
 
 
@@ -221,26 +208,19 @@ def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[R
         raw = raws.get(contender.engine)
         if raw is None or contender.form in ('', 'raw'):
             continue
-        pairs = [
-            (one.network_s, base.network_s)
-            for one, base in zip(runs[contender.name], runs[raw.name], strict=True)
-        ]
-        rows.append(
-            dict(
-                graph=contender.name,
-                raw=raw.name,
-                ratio=spread((one / base for one, base in pairs), 4),
-                postprocess_in_graph_ms=spread((one - base) * 1e3 for one, base in pairs),
-            )
-        )
+        mine, base = ([run.network_s for run in runs[one.name]] for one in (contender, raw))
+        ratios = [one / other for one, other in zip(mine, base, strict=True)]
+        costs = spread((one - other) * 1e3 for one, other in zip(mine, base, strict=True))
+        row = dict(graph=contender.name, raw=raw.name, ratio=spread(ratios, 4), postprocess_in_graph_ms=costs)
+        rows.append(row)
     return rows
 
 
-def preprocess_ms(prepare: Callable[[], object], runs: int = 10) -> dict[str, float]:
-    """Return the time of preparing one batch, which is the same code for every contender."""
+def repeated(call: Callable[[], object], runs: int) -> dict[str, float]:
+    """Return `milliseconds` of a call; a first one that does not count comes before."""
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()
-        prepare()
+        call()
         seconds.append(time.perf_counter() - start)
     return milliseconds(seconds[1:])

@@ -59,15 +59,7 @@ def start_with(model: torch.nn.Module) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a child process has a model from.
-
-    Attributes:
-        register: imports the projects.
-        config: path of the config.
-        checkpoint: path of the weights.
-        cfg_options: overrides.
-        threads: of PyTorch.
-    """
+    """Where a child process has a model from: `register` imports the projects, threads are of PyTorch."""
 
     register: Callable[[], None]
     config: str
@@ -84,8 +76,8 @@ class Source:
         for name in modules:
             importlib.import_module(name)
 
-    def load(self) -> tuple[int, Any]:
-        """Load the model; returns the kB before it had weights, and its deployment."""
+    def load(self, change: Callable[[Any], Any] | None) -> tuple[int, Any]:
+        """Load the model and perhaps change it; return the kB before it had weights, and its deployment."""
         self.prepare()
         from mmdeploy_ext.deploy import deployment
 
@@ -95,18 +87,12 @@ class Source:
             before.append(start_with(model))
 
         loaded = deployment.load(self.config, self.checkpoint, self.cfg_options, before_weights=note)
+        loaded.model = change(loaded.model) if change else loaded.model
         return before[0], loaded
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
-    """Run a graph, without torch; see `measure`.
-
-    Args:
-        engine: its name in `registry.ENGINES`.
-        path: of the file.
-        threads: of the engine.
-        feeds: its inputs, and perhaps others.
-    """
+    """Run a file on an engine of `registry.ENGINES`, without torch; feeds may be more than it takes."""
     backend = ENGINES[engine].open(path, threads)
     importlib.import_module(ENGINES[engine].package)
     before = start()
@@ -133,14 +119,11 @@ def _child(parent: Connection) -> None:
 
 
 def measure(call: Callable[[], tuple[int, object]], what: str) -> dict[str, float]:
-    """Load and run a contender in a fresh process.
+    """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB more than before loading.
 
     Args:
         call: loads and runs it; returns the kB before it was loaded (`start`), and what has to stay alive.
         what: is measured, for the message.
-
-    Returns:
-        `peak_mb` and `resident_mb`, MiB more than before loading.
 
     Raises:
         EngineError: the process failed or was killed.

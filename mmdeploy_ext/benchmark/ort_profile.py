@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 PROFILED_RUNS = 5
 
 
-def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int, most: int = 10) -> dict[str, Any]:
-    """Run a file in an ONNX Runtime session of its own with the profiler on.
-
-    Args:
-        path: of the file.
-        feeds: its inputs, and perhaps others.
-        threads: of the session.
-        most: entries of `operators` and `nodes`.
+def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> dict[str, Any]:
+    """Run a file in an ONNX Runtime session of its own with the profiler on; feeds may be more than it takes.
 
     Returns:
         `operators`: the `most` operator types with calls and milliseconds per run and their share; `nodes`:
@@ -36,13 +30,7 @@ def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int, most
             for _ in range(PROFILED_RUNS + 1):
                 backend.infer(backend.known(feeds))
             events = json.loads(Path(backend.session.end_profiling()).read_text(encoding='utf-8'))
-    return summarise_profile(events, most)
-
-
-def _part(event: Mapping[str, Any]) -> str:
-    """Return the stage that a node belongs to; changes of memory layout that the engine adds have none."""
-    stage, separator, _ = event['name'].partition('/')
-    return stage if separator else 'layout changes'
+    return summarise_profile(events)
 
 
 def summarise_profile(events: Sequence[Mapping[str, Any]], most: int = 10) -> dict[str, Any]:
@@ -70,9 +58,14 @@ def summarise_profile(events: Sequence[Mapping[str, Any]], most: int = 10) -> di
             for name, durations in ordered
         ]
 
+    def part(event: Mapping[str, Any]) -> str:
+        """Return the stage of a node; changes of memory layout that the engine adds have none."""
+        stage, separator, _ = event['name'].partition('/')
+        return stage if separator else 'layout changes'
+
     return dict(
         operators=top(lambda event: event['args']['op_name'])[:most],
         nodes=top(lambda event: event['name'].removesuffix('_kernel_time'))[:most],
-        parts=top(_part),
+        parts=top(part),
         runs=count,
     )

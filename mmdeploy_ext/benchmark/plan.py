@@ -12,8 +12,9 @@ import statistics
 import tempfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.benchmark import measure, memory
+from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, cores, machine
+from mmdeploy_ext.benchmark.measure import Contender
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.benchmark.measure import Contender, Run
+    from mmdeploy_ext.benchmark.measure import Run
     from mmdeploy_ext.core.distributed import Ranks
 
     Runs = Mapping[str, Sequence[Run]]
@@ -39,10 +40,8 @@ class Plan(abc.ABC):
         models: what its models are called in messages.
         foreign: options of `benchmark.py` that it does not have.
         seconds: after which no round of a group begins, where the user says nothing; 0 runs all.
-        args: of the command line.
-        engines: names.
+        args: of the command line; `cfg_options` are parsed.
         register: imports the projects, for child processes.
-        ranks: the processes that measure.
         threads: of the engines on trial.
         deployment: the model; known after `load`.
         files: label -> exported file or folder; what was given, or exported for the run.
@@ -61,17 +60,7 @@ class Plan(abc.ABC):
     def __init__(
         self, args: argparse.Namespace, engines: Sequence[str], register: Callable[[], None], ranks: Ranks
     ) -> None:
-        """Refuse engines that this kind of model does not run on.
-
-        Args:
-            args: of the command line; `cfg_options` are parsed.
-            engines: known ones.
-            register: see the class.
-            ranks: see the class.
-
-        Raises:
-            UsageError: names the engines that there are.
-        """
+        """Refuse engines that this kind of model does not run on: a UsageError names those that there are."""
         known = engines_of(self.kind)
         unknown = [name for name in engines if name not in known]
         if unknown:
@@ -106,8 +95,8 @@ class Plan(abc.ABC):
     ) -> list[Contender]:
         """Open an engine on a file; with `--skip-refused` also run it, to see whether it can."""
 
-    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
-        """Return the model in `torch.compile`, compiled; an EngineError says why it cannot be."""
+    def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
+        """Return what runs the model in `torch.compile`, compiled; an EngineError says why it cannot be."""
         raise NotImplementedError
 
     @abc.abstractmethod
@@ -118,13 +107,18 @@ class Plan(abc.ABC):
     def facts(self) -> dict[str, Any]:
         """Return what the JSON file says about the input."""
 
+    def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
+        """Put into the row of a contender what this kind of model has beside times."""
+        return
+
     def rows(
         self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         """Return what the JSON file says of each contender."""
         rows = measure.summarise(contenders, runs, self.batch, self.ranks.size)
-        for row in rows:
-            row['memory'] = memories.get(row['name'])
+        for row, contender in zip(rows, contenders, strict=True):
+            row['memory'] = memories.get(contender.name)
+            self.complete(row, contender, runs[contender.name])
         return rows
 
     def result(
@@ -159,18 +153,21 @@ class Plan(abc.ABC):
                 for label, path in self.files.items():
                     found += self._open(stack, engine, label, path)
             if not found:
-                reasons = '; '.join(
-                    f'{row["engine"]} {row["label"]} ({row["file"]}): {row["reason"]}' for row in self.refused
+                reasons = map('{engine} {label} ({file}): {reason}'.format_map, self.refused)
+                raise EngineError(
+                    f'nothing is left to measure, every engine refused every file: {"; ".join(reasons)}'
                 )
-                raise EngineError(f'nothing is left to measure, every engine refused every file: {reasons}')
             yield found
 
     def _open(self, stack: contextlib.ExitStack, engine: str, label: str, path: str) -> list[Contender]:
         """Open one file; what is refused is noted with `--skip-refused`, or when the user named no file."""
         try:
             with contextlib.ExitStack() as mine:
-                compiled = [] if path else [self.compiled_contender(mine)]
-                found = compiled or self.file_contenders(mine, engine, label, path)
+                if path:
+                    found = self.file_contenders(mine, engine, label, path)
+                else:
+                    mine.enter_context(compiled.while_compiling())
+                    found = [Contender(f'{engine} {label}', engine, label, self.compiled_run(mine))]
                 stack.push(mine.pop_all())
         except Mm2OnnxError as error:
             if self.args.onnx and not self.args.skip_refused:
@@ -203,24 +200,17 @@ class Plan(abc.ABC):
             def on_round(index: int, runs: Runs) -> None:
                 bar.advance(task)
                 if ranks.rank == 0 and (index + 1) % args.log_interval == 0:
-                    line = ', '.join(
-                        f'{name} {statistics.median(run.total_s for run in mine) * 1e3:.1f}'
-                        for name, mine in runs.items()
-                    )
+                    medians = {
+                        name: statistics.median(run.total_s for run in mine) for name, mine in runs.items()
+                    }
+                    line = ', '.join(f'{name} {median * 1e3:.1f}' for name, median in medians.items())
                     line = f'Done round [{index + 1}/{rounds}], median ms per batch: {line}'
                     bar.console.print(line, highlight=False, soft_wrap=True)
 
+            spare = args.spare_rounds if ranks.size == 1 else 0
+            limits = args.warmup, ranks.gather, on_round, spare, args.max_seconds or self.seconds
             for samples in groups:
-                mine = measure.interleave(
-                    contenders,
-                    samples,
-                    rounds,
-                    args.warmup,
-                    ranks.gather,
-                    on_round,
-                    args.spare_rounds if ranks.size == 1 else 0,
-                    args.max_seconds or self.seconds,
-                )
+                mine = measure.interleave(contenders, samples, rounds, *limits)
                 gathered = ranks.gather(mine)
                 found.append({name: [run for part in gathered for run in part[name]] for name in mine})
         return found
@@ -228,9 +218,8 @@ class Plan(abc.ABC):
     def source(self) -> memory.Source:
         """Return where a child process has the model from."""
         model = self.deployment
-        return memory.Source(
-            self.register, model.config, model.checkpoint, model.cfg_options, self.threads[0]
-        )
+        given = model.config, model.checkpoint, model.cfg_options
+        return memory.Source(self.register, *given, self.threads[0])
 
     def other_load(self, runs: Sequence[Runs]) -> float | None:
         """Return the part of the cores that other processes used, 0..1; None where not known."""
@@ -239,14 +228,11 @@ class Plan(abc.ABC):
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
         """Return what every JSON file says about model, machine and rounds."""
         deployment, args = self.deployment, self.args
+        names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')
         return dict(
             tool='benchmark',
-            config=deployment.config,
-            checkpoint=deployment.checkpoint,
-            cfg_options=deployment.cfg_options,
+            **{name: getattr(deployment, name) for name in names},
             family=deployment.family.name,
-            config_sha256=deployment.config_sha256,
-            checkpoint_sha256=deployment.checkpoint_sha256,
             device=args.device,
             threads=self.threads[0],
             processes=self.ranks.size,
@@ -279,9 +265,7 @@ def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None
     """Say what makes the figures doubtful."""
     counts, found = sorted(row['detections_per_image'] for row in contenders), busy(other_load)
     if counts[-1] == 0:
-        found.append(
-            'nothing was found on these images: the cost of post-processing depends on what is found'
-        )
+        found += ['nothing was found on these images: the cost of post-processing depends on what is found']
     elif counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
         found.append(
             f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image: are they the same '

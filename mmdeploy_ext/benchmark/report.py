@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich import box
+import numpy as np
 from rich.markup import escape
-from rich.table import Table
 
-from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.quantize import views
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from rich.console import Console
+    from rich.table import Table
 
     Row = Mapping[str, Any]
     Columns = Mapping[str, Callable[[Row], str]]
@@ -39,13 +38,9 @@ def headline(result: Row) -> str:
     )
 
 
-def _table(rows: Sequence[Row], columns: Columns, title: str = '') -> Table:
+def _table(rows: Sequence[Row], columns: Columns, title: str | None = None) -> Table:
     """Return a table with a column per title, the first one to the left."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    if title:
-        table.title, table.title_justify, table.title_style = title, 'left', 'bold'
-    for index, name in enumerate(columns):
-        table.add_column(name.strip(), justify='left' if index == 0 else 'right')
+    table = views.table(*map(str.strip, columns), title=title, title_justify='left', title_style='bold')
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
     return table
@@ -94,6 +89,14 @@ SPARSE_COLUMNS: Columns = {
 }
 
 
+PROFILE_COLUMNS: Columns = {
+    'operator': lambda row: escape(row['name']),
+    'calls': lambda row: f'{row["calls"]:g}',
+    'ms per run': lambda row: f'{row["ms"]:.2f}',
+    'share': lambda row: f'{row["share"]:.1%}',
+}
+
+
 def _part_columns(rows: Sequence[Row]) -> Columns:
     """Return columns of the parts of a frame, in ms."""
     parts = dict.fromkeys(part for row in rows for part in row['parts_ms'])
@@ -113,119 +116,80 @@ def _part_columns(rows: Sequence[Row]) -> Columns:
 def print_result(result: Row, console: Console) -> None:
     """Print the tables; `result` is what `--json` writes."""
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True)
+    def say(*parts: str | Table) -> None:
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, str))
 
-    say(escape(headline(result)))
-    if 'sets' in result:
-        _print_sets(result, console)
-    else:
-        _print_contenders(result, console)
+    say(escape(headline(result)), *(_sets if 'sets' in result else _contenders)(result))
     if result.get('bars'):
         say(f'bars, set for {result["bars_of"]}:')
     for bar in result.get('bars', ()):
         mark = '[green]ok[/green]' if bar['passed'] else '[bold red]MISSED[/bold red]'
         console.print(f'  {mark} {escape(bar["name"])}: {bar["value"]:g} (at most {bar["bar"]:g})')
-    if result['preprocess_ms']:
-        console.print(
-            f'pre-processing, the same for all and not in the times: {_median(result["preprocess_ms"], 2)} ms'
-        )
+    if taken := result['preprocess_ms']:
+        console.print(f'pre-processing, the same for all and not in the times: {_median(taken, 2)} ms')
     for row in result['refused']:
         say(escape(f'left out: {row["engine"]} {row["label"]}: {row["reason"]}'))
     for note in result['notes']:
         say(f'note: {escape(note)}')
     for name, profile in result['profiles'].items():
-        print_profile(name, profile, console)
+        parts = ', '.join(f'{part["name"]} {part["ms"]:.1f} ms' for part in profile['parts'][:4])
+        where = f'profile of {profile["runs"]} runs in a session of its own ({escape(parts)})'
+        say(f'\n{escape(name)}: {where}', _table(profile['operators'], PROFILE_COLUMNS))
 
 
-def _print_contenders(result: Row, console: Console) -> None:
+def _contenders(result: Row) -> Iterator[str | Table]:
     rows = result['contenders']
-    console.print(_table(rows, COLUMNS))
+    yield _table(rows, COLUMNS)
     for row in result['forms']:
         cost = row['postprocess_in_graph_ms']
-        console.print(
+        yield (
             f'{escape(row["graph"])} against {escape(row["raw"])}, graphs alone: '
             f'{row["ratio"]["median"]:.3f}x '
             f'({_quartiles(row["ratio"], 3)}); its post-processing: {_median(cost, 2)} ms '
-            f'({_quartiles(cost, 2)})',
-            soft_wrap=True,
+            f'({_quartiles(cost, 2)})'
         )
     if any('parts_ms' in row for row in rows):
-        console.print(_table(rows, _part_columns(rows)))
+        yield _table(rows, _part_columns(rows))
     if ratio := result.get('deploy_to_fork'):
-        text = f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})'
-        console.print(text, soft_wrap=True)
+        yield f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})'
 
 
-def _print_sets(result: Row, console: Console) -> None:
+def _sets(result: Row) -> Iterator[str | Table]:
     for entry in result['sets']:
-        title = (
-            f'{entry["name"]}: {entry["voxels"]} voxels, {entry["pairs"]} pairs, {entry["gflop"]:.2f} GFLOP'
-        )
+        title = '{name}: {voxels} voxels, {pairs} pairs, {gflop:.2f} GFLOP'.format_map(entry)
         title += ''.join(f', voxelise ({name}) {ms:.1f} ms' for name, ms in entry['voxelise_ms'].items())
-        console.print(_table(entry['contenders'], SPARSE_COLUMNS, title))
+        yield _table(entry['contenders'], SPARSE_COLUMNS, title)
     if result['growth']:
-        grown = ', '.join(
-            f'{name} {value:.2f}' for name, value in result['growth'].items() if value is not None
-        )
-        console.print(
+        known = {name: value for name, value in result['growth'].items() if value is not None}
+        grown = ', '.join(f'{name} {value:.2f}' for name, value in known.items())
+        yield (
             f'growth, exponent of the fastest time in voxels over the synthetic sets: {escape(grown)}; '
-            f'of the multiplications {result["work_growth"]:.2f}',
-            soft_wrap=True,
+            f'of the multiplications {result["work_growth"]:.2f}'
         )
     if racing := result['racing']:
-        console.print(
+        yield (
             f'spconv with {racing["threads"]} threads, [bold]WRONG[/bold] (its kernels race): '
             f'{racing["median_ms"]:.0f} ms at {racing["voxels"]} voxels, off by up to '
-            f'{racing["worst_rel"]:.1e} of the largest value in {racing["runs"]} runs',
-            soft_wrap=True,
+            f'{racing["worst_rel"]:.1e} of the largest value in {racing["runs"]} runs'
         )
     exports = ', '.join(f'{target} {seconds:.2f} s' for target, seconds in result['export_s'].items())
-    console.print(f'export, tracing included: {exports}')
-
-
-def print_profile(name: str, profile: Row, console: Console) -> None:
-    """Print the operators that take the most time."""
-    parts = ', '.join(f'{part["name"]} {part["ms"]:.1f} ms' for part in profile['parts'][:4])
-    console.print(
-        f'\n{escape(name)}: profile of {profile["runs"]} runs in a session of its own ({escape(parts)})',
-        soft_wrap=True,
-    )
-    columns: Columns = {
-        'operator': lambda row: escape(row['name']),
-        'calls': lambda row: f'{row["calls"]:g}',
-        'ms per run': lambda row: f'{row["ms"]:.2f}',
-        'share': lambda row: f'{row["share"]:.1%}',
-    }
-    console.print(_table(profile['operators'], columns))
+    yield f'export, tracing included: {exports}'
 
 
 def write_chart(result: Row, target: str | Path) -> None:
     """Draw a chart into a PNG file: bars of all contenders, or their times over voxels."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({'font.size': 11}):
-        figure = Figure(layout='constrained')
-        FigureCanvasAgg(figure)
-        (_draw_lines if 'sets' in result else _draw_bars)(result, figure)
-        with atomic_path(target) as temporary:
-            figure.savefig(temporary, format='png', dpi=120)
+    height = 6 if 'sets' in result else 1.9 + 0.62 * len(result['contenders'])
+    with views.png(target, 9.5, height, font=11, dpi=120) as figure:
+        (_draw_lines if 'sets' in result else _draw_bars)(result, figure.add_subplot())
 
 
-def _draw_bars(result: Row, figure: Figure) -> None:
+def _draw_bars(result: Row, axes: Axes) -> None:
     """Draw medians as bars, with quartiles and the ratio to PyTorch."""
     rows = result['contenders']
-    figure.set_size_inches(9.5, 1.9 + 0.62 * len(rows))
-    axes = figure.add_subplot()
-    _bars(axes, rows)
     what = f'{result["config"]}, input {result["input_shape"]}'
     where = f'{result["threads"]} threads of {result["machine"]["cpu"]}, {result["rounds"]} rounds'
     axes.set_title(f'{what}\n{where}', loc='left', fontsize=11)
-
-
-def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     names = [row['name'] for row in rows]
     totals = [row['total_ms']['median'] for row in rows]
     networks = [
@@ -235,33 +199,25 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     rests = [total - network for total, network in zip(totals, networks, strict=True)]
     axes.barh(names, networks, color=NETWORK_COLOUR, label='network (graph)')
     axes.barh(names, rests, left=networks, color=POSTPROCESS_COLOUR, label='post-process outside the graph')
-    whiskers = [
-        [row['total_ms']['median'] - row['total_ms']['q1'] for row in rows],
-        [row['total_ms']['q3'] - row['total_ms']['median'] for row in rows],
-    ]
+    q1, q3 = ([row['total_ms'][name] for row in rows] for name in ('q1', 'q3'))
+    whiskers = np.abs(np.subtract([q1, q3], totals)).tolist()
     axes.errorbar(totals, names, xerr=whiskers, fmt='none', ecolor='#222222', capsize=4, linewidth=1.2)
     for row, total in zip(rows, totals, strict=True):
         ratio = '' if row['ratio_to_torch'] is None else f'   {row["ratio_to_torch"]["median"]:.2f}x'
-        axes.annotate(
-            f'{total:.1f} ms{ratio}',
-            (max(total, row['total_ms']['q3']), row['name']),
-            xytext=(8, 0),
-            textcoords='offset points',
-            va='center',
-        )
+        place = max(total, row['total_ms']['q3']), row['name']
+        beside = dict(xytext=(8, 0), textcoords='offset points', va='center')
+        axes.annotate(f'{total:.1f} ms{ratio}', place, **beside)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(row['total_ms']['q3'] for row in rows) * 1.3)
+    axes.set_xlim(0, max(q3) * 1.3)
     axes.set_xlabel('ms per batch: median, whiskers are quartiles; shorter is better')
     axes.spines[['top', 'right']].set_visible(False)
-    axes.legend(
-        loc='upper center', bbox_to_anchor=(0.5, -0.28 if len(rows) < 4 else -0.18), ncols=2, frameon=False
-    )
+    below = -0.28 if len(rows) < 4 else -0.18
+    axes.legend(loc='upper center', bbox_to_anchor=(0.5, below), ncols=2, frameon=False)
 
 
-def _draw_lines(result: Row, figure: Figure) -> None:
+def _draw_lines(result: Row, axes: Axes) -> None:
     """Draw time over voxels, both logarithmic; real sweeps are crosses."""
-    figure.set_size_inches(9.5, 6)
-    axes, sets = figure.add_subplot(), result['sets']
+    sets = result['sets']
     for index, row in enumerate(sets[0]['contenders']):
         colour = LINE_COLOURS[index % len(LINE_COLOURS)]
         for real in (False, True):

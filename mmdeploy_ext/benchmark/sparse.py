@@ -22,10 +22,10 @@ from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.machine import cores
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, busy
-from mmdeploy_ext.benchmark.scenes import surfaces
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import sparse as deploy
 from mmdeploy_ext.deploy.deployment import load
+from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
@@ -131,20 +131,13 @@ class SparsePlan(Plan):
         """See `Plan.facts`."""
         return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
 
-    def rows(
-        self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """See `Plan.rows`; with parts and threads, and without what backbones do not have."""
-        rows = super().rows(contenders, runs, memories)
-        for row, contender in zip(rows, contenders, strict=True):
-            mine = runs[row['name']]
-            row['parts_ms'] = {
-                part: measure.milliseconds(run.parts_s[part] for run in mine) for part in mine[0].parts_s
-            }
-            row['threads'] = contender.threads
-            for name in ('images_per_s', 'detections_per_image', 'postprocess_ms', 'samples_ms'):
-                row.pop(name)
-        return rows
+    def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
+        """See `Plan.complete`: parts and threads, and nothing that backbones do not have."""
+        parts = runs[0].parts_s
+        row['parts_ms'] = {part: measure.milliseconds(run.parts_s[part] for run in runs) for part in parts}
+        row['threads'] = contender.threads
+        for name in ('images_per_s', 'detections_per_image', 'postprocess_ms', 'samples_ms'):
+            row.pop(name)
 
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
@@ -181,9 +174,9 @@ def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSe
     """Return scenes of so many voxels, with random features."""
     settings, found = deployment.settings, []
     for size in sorted(set(sizes)):
-        coordinates = surfaces(settings.spatial_shape, settings.order, size, seed=size)
-        rng = np.random.default_rng(size)
-        features = rng.standard_normal((len(coordinates), settings.in_channels)).astype(np.float32)
+        coordinates = figures.surfaces(settings.spatial_shape, settings.order, size, seed=size)
+        shape = len(coordinates), settings.in_channels
+        features = np.random.default_rng(size).standard_normal(shape).astype(np.float32)
         found.append(VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
     return found
 
@@ -219,13 +212,10 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
     """Return the portable file on OpenVINO, with the same rulebook."""
-    import openvino
-
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
     facts = json.loads(props[portable.FACTS])
     plan, same = RulebookPlan.from_json(facts['plan']), facts['order'] == order
-    settings = {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': threads}
-    compiled = openvino.Core().compile_model(path, 'CPU', settings)
+    model = compiled(path, threads)
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
@@ -233,7 +223,7 @@ def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], R
         feeds = portable.feeds(plan, rulebook, facts['form'], threads)
         feeds = {portable.VOXELS: voxels.features, **feeds}
         middle = time.perf_counter()
-        compiled(feeds)
+        model(feeds)
         return _run(voxels, time.perf_counter() - start, middle - start)
 
     return run

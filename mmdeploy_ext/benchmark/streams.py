@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.clocks import PartClock
-from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
+from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, bar_rows, short_labels
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.deploy import deployment as deploy
@@ -99,16 +99,14 @@ class StreamPlan(Plan):
         clock = stack.enter_context(PartClock(family.timed_methods(model)))
         return [torch_contender(family.reference(model), clock)]
 
-    def compiled_contender(self, stack: contextlib.ExitStack) -> Contender:
-        """See `Plan.compiled_contender`; it is tried with an empty memory and with one."""
-        stack.enter_context(compiled.while_compiling())
+    def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
+        """See `Plan.compiled_run`; it is tried with an empty memory and with one."""
         family, model = self.deployment.family, compiled.compiled(self.deployment.model)
         stepper = family.reference(model)
         compiled.first_run(lambda: _drive(stepper, self.samples[:2]))
         stepper.reset()
         clock = stack.enter_context(PartClock(family.timed_methods(model)))
-        run = torch_contender(stepper, clock).run
-        return Contender(f'{COMPILED} {COMPILED_FORM}', COMPILED, COMPILED_FORM, run)
+        return torch_contender(stepper, clock).run
 
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
@@ -117,8 +115,7 @@ class StreamPlan(Plan):
         options = ENGINES[engine].runner_options(self.threads[0])
         runner = stack.enter_context(self.deployment.family.runner(read_files(path).paths, options))
         if self.args.skip_refused:
-            for sample in self.samples[:2]:
-                runner.step(sample)
+            _drive(runner, self.samples[:2])
             runner.reset()
         return [runner_contender(runner, engine, label, path)]
 
@@ -137,20 +134,14 @@ class StreamPlan(Plan):
         array = first.points if isinstance(first, Sweep) else first.images
         return dict(input_shape='x'.join(map(str, array.shape)))
 
-    def rows(
-        self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """See `Plan.rows`; with medians of the parts in ms, and bytes fed in the median frame."""
-        rows = super().rows(contenders, runs, memories)
-        for row in rows:
-            mine = runs[row['name']]
-            fed = [run.fed_bytes for run in mine if run.fed_bytes is not None]
-            row['parts_ms'] = {
-                part: round(statistics.median(run.parts_s[part] for run in mine) * 1e3, 3)
-                for part in mine[0].parts_s
-            }
-            row['fed_bytes'] = int(statistics.median(fed)) if fed else None
-        return rows
+    def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
+        """See `Plan.complete`: medians of the parts in ms, and bytes fed in the median frame."""
+        fed = [run.fed_bytes for run in runs if run.fed_bytes is not None]
+        row['parts_ms'] = {
+            part: round(statistics.median(run.parts_s[part] for run in runs) * 1e3, 3)
+            for part in runs[0].parts_s
+        }
+        row['fed_bytes'] = int(statistics.median(fed)) if fed else None
 
     def result(self, contenders: Sequence[Contender], runs: Sequence[Runs], *memories: Any) -> dict[str, Any]:
         """See `Plan.result`; what the family promises of its contracts is held against bars."""
@@ -175,14 +166,7 @@ def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:
 
 
 def runner_contender(stepper: Any, engine: str, form: str, file: str) -> Contender:
-    """Return exported files on an engine.
-
-    Args:
-        stepper: of `SequenceFamily.runner`; it has `graph_seconds()` and `fed_bytes`.
-        engine: of `ENGINES`.
-        form: its contract.
-        file: folder or file.
-    """
+    """Return exported files of a contract on an engine; the stepper is of `SequenceFamily.runner`."""
 
     def run(sample: Frame | Sweep) -> Run:
         before, start = stepper.graph_seconds(), time.perf_counter()
@@ -204,28 +188,19 @@ def contract_ratio(contenders: Sequence[Contender], runs: Runs) -> dict[str, Any
 
 
 def held_to(
-    rows: Sequence[Mapping[str, Any]],
-    ratio: Mapping[str, Any] | None,
-    bars: Sequence[tuple[str, str, float]],
+    rows: Sequence[Mapping[str, Any]], ratio: Mapping[str, Any] | None, bars: Sequence[tuple[str, str, float]]
 ) -> list[dict[str, Any]]:
     """Return what the deploy contract in ONNX Runtime is held to, as far as it was measured; see `bar_rows`.
 
-    Args:
-        rows: of the contenders, with their parts.
-        ratio: of `contract_ratio`.
-        bars: of the family: name, figure ('torch' and 'fork': times against theirs, 'fed_bytes', or a part),
-            and the most that it may be.
+    The family's bars are name, figure ('torch' and 'fork': times against theirs, 'fed_bytes', or a part), and
+    the most that it may be; `ratio` is that of `contract_ratio`.
     """
     found = next((row for row in rows if (row['engine'], row['form']) == (DEFAULT.name, 'deploy')), None)
     if found is None:
         return []
-    torch = found['ratio_to_torch']
-    figures = dict(
-        found['parts_ms'],
-        torch=torch and torch['median'],
-        fork=ratio and ratio['median'],
-        fed_bytes=found['fed_bytes'],
-    )
+    ratios = dict(torch=found['ratio_to_torch'], fork=ratio)
+    medians = {name: one and one['median'] for name, one in ratios.items()}
+    figures = dict(found['parts_ms'], **medians, fed_bytes=found['fed_bytes'])
     return bar_rows([(name, figures.get(figure), bar) for name, figure, bar in bars])
 
 
@@ -233,9 +208,7 @@ def run_model(
     source: memory.Source, samples: Sequence[Frame | Sweep], change: Callable[[Any], Any] | None = None
 ) -> tuple[int, object]:
     """Run a model, or what `change` makes of it, in a process of its own; see `memory.measure`."""
-    before, loaded = source.load()
-    if change:
-        loaded.model = change(loaded.model)
+    before, loaded = source.load(change)
     return before, _drive(loaded.family.reference(loaded.model), samples)
 
 

@@ -1,9 +1,8 @@
 """What a dense head is, as plain data: what its graphs are built from, and what the metadata keep."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract.schema import (
     Check,
@@ -19,9 +18,6 @@ from mmdeploy_ext.contract.schema import (
 )
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, STRIDES
 from mmdeploy_ext.core.plain import Plain
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)

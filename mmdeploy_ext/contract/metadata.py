@@ -1,23 +1,17 @@
 """Everything needed to use a file, kept in its `metadata_props`; read by ONNX Runtime or onnx."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from mmdeploy_ext.contract.metadata_entries import PREFIX, Facts, damaged, read_entry
-from mmdeploy_ext.contract.metadata_facts import checked_facts, current
+from mmdeploy_ext.contract.metadata_entries import PREFIX, Facts, checked_facts, current, damaged, read_entry
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.inputs import cameras as preprocess_multiview
+from mmdeploy_ext.inputs import cameras
+from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.inputs.pictures import PreprocessRule
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.inputs.fusion import FusionRule
-    from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.inputs.points import VoxelRule
 
 GRAPH_RULES = 3
 """Number of the rules by which graphs are written; a new one whenever the same model gives another graph.
@@ -29,6 +23,8 @@ SAME_BYTES_RULES = 2
 """From these on constants are the same to the bit on every machine."""
 FEW_DECOMPOSED_RULES = 3
 """From these on, see `exporting.functional`."""
+Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
+"""How an image, or the images of all cameras, or points become an input."""
 NEWER = dict(rules='1', edits='[]')
 """Fields that files of older versions lack -> what they stand for, as JSON."""
 
@@ -42,7 +38,7 @@ class Metadata:
         form: what the graph contains of the post-processing: 'full', 'decode' or 'raw'; of a streaming model,
             which graph of its contract it is.
         spec: names, shapes and tolerances of its tensors.
-        preprocess: how an image, or the images of all cameras, or points become its input.
+        preprocess: how samples become its input.
         classes: class names, by label.
         postprocess: what the post-processing that the graph leaves out has to know.
         options: the export options (opset, exporter, dynamic, batch size ...).
@@ -58,7 +54,7 @@ class Metadata:
     family: str
     form: str
     spec: GraphSpec
-    preprocess: PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule | FusionRule
+    preprocess: Rule
     classes: tuple[str, ...]
     postprocess: dict[str, Any]
     options: dict[str, Any]
@@ -81,7 +77,7 @@ class Metadata:
         """What goes in: 'images', 'frames' of cameras, 'sweeps' of a LiDAR, or 'fused' frames of both."""
         if isinstance(self.preprocess, PreprocessRule):
             return 'images'
-        if isinstance(self.preprocess, preprocess_multiview.MultiViewRule):
+        if isinstance(self.preprocess, cameras.MultiViewRule):
             return 'frames'
         return 'sweeps' if hasattr(self.preprocess, 'voxel_size') else 'fused'
 
@@ -92,16 +88,8 @@ class Metadata:
         return {PREFIX + name: json.dumps(value) for name, value in values.items()}
 
     @classmethod
-    def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Metadata:
-        """Rebuild from `metadata_props`.
-
-        Args:
-            props: the entries of the file.
-            path: the file, for the message.
-
-        Raises:
-            ModelFileError: the file was not written by mm2onnx, or its metadata was damaged.
-        """
+    def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:
+        """Rebuild from `metadata_props`; ModelFileError: not written by mm2onnx, or damaged metadata."""
         fields = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in fields if PREFIX + name not in props and name not in NEWER]
         if missing:
@@ -130,11 +118,7 @@ class Metadata:
         return cls(**values)
 
     def require(self, path: object, family: str, forms: tuple[str, ...] = ()) -> None:
-        """Refuse a file of another family or form.
-
-        Raises:
-            ModelFileError: the message says what the file is.
-        """
+        """Refuse a file of another family or form; ModelFileError says what the file is."""
         if self.family != family:
             raise ModelFileError(f'{path}: is a model of family {self.family!r}, expected {family!r}')
         if forms and self.form not in forms:
@@ -146,16 +130,10 @@ class Metadata:
 def check_graph(
     spec: GraphSpec, inputs: Mapping[str, tuple[str, Sequence[Any]]], outputs: Mapping[str, Any], path: object
 ) -> None:
-    """Refuse a spec that is not of the graph in its file.
+    """Refuse a spec that is not of the graph in its file; ModelFileError names the tensor of the spec.
 
-    Args:
-        spec: of the metadata.
-        inputs: name -> dtype and axes of the graph, a letter or None where one is dynamic.
-        outputs: the same.
-        path: the file, for the message.
-
-    Raises:
-        ModelFileError: names the tensor of the spec.
+    `inputs` and `outputs` have the dtype and axes of the graph's by name, a letter or None where one is
+    dynamic.
     """
     for kind, tensors, given in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
         if (names := {tensor.name for tensor in tensors}) != set(given):
@@ -170,44 +148,26 @@ def check_graph(
             )
             if tensor.dtype != dtype or (unlike and (real or kind == 'inputs')):
                 shape = 'x'.join(map(str, axes)) or 'scalar'
-                raise damaged(
-                    path,
-                    'spec',
-                    f'{kind} says {tensor.name!r} is {tensor.dtype} {tensor.shape_text()}, the graph has '
-                    f'{dtype} {shape}',
-                )
+                says = f'{kind} says {tensor.name!r} is {tensor.dtype} {tensor.shape_text()}'
+                raise damaged(path, 'spec', f'{says}, the graph has {dtype} {shape}')
 
 
-def _rule_from_json(
-    content: Mapping[str, Any],
-) -> PreprocessRule | preprocess_multiview.MultiViewRule | VoxelRule | FusionRule:
+def _rule_from_json(content: Mapping[str, Any]) -> Rule:
     if 'voxel_size' in content:
-        from mmdeploy_ext.inputs.points import VoxelRule
-
         return VoxelRule.from_json(content)
     if 'voxels' in content:
-        from mmdeploy_ext.inputs.fusion import FusionRule
-
         return FusionRule.from_json(content)
-    several = content.get('kind') == preprocess_multiview.KIND
-    return (preprocess_multiview.MultiViewRule if several else PreprocessRule).from_json(content)
+    several = content.get('kind') == cameras.KIND
+    return (cameras.MultiViewRule if several else PreprocessRule).from_json(content)
 
 
 def read_metadata(path: str) -> Metadata:
-    """Read the metadata of an ONNX file, through the onnx package.
-
-    Raises:
-        ModelFileError: missing or corrupt file, or one without mm2onnx metadata.
-    """
+    """Read the metadata of an ONNX file; ModelFileError: missing or corrupt, or without mm2onnx metadata."""
     return Metadata.from_props(read_props(path), path)
 
 
 def read_props(path: object) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX file, through the onnx package.
-
-    Raises:
-        ModelFileError: missing or corrupt file.
-    """
+    """Return the `metadata_props` of an ONNX file; ModelFileError: it is missing or corrupt."""
     import onnx
 
     try:

@@ -1,8 +1,7 @@
 """What each `mm2onnx.*` entry of a file may be: a check for each. Needs neither torch nor numpy."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract import families, options
 from mmdeploy_ext.contract.option import schemas
@@ -10,6 +9,7 @@ from mmdeploy_ext.contract.schema import (
     Check,
     Mismatch,
     anything,
+    complete,
     exactly,
     items,
     mapping,
@@ -20,9 +20,6 @@ from mmdeploy_ext.contract.schema import (
     text,
 )
 from mmdeploy_ext.contract.values import COUNT, DIGEST, FLAG, LIMIT, NAME, PIXELS, POSITIVE, TRIPLE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DTYPES = ('bool', 'int8', 'uint8', 'int16', 'int32', 'int64', 'float16', 'float32', 'float64')
 COLOURS = dict(mean=exactly(3, number()), std=exactly(3, POSITIVE), to_rgb=FLAG)
@@ -40,7 +37,7 @@ IMAGE = record(
         pad_or=number(0, 4096, whole=True),
         pad_more=number(0, 4096, whole=True),
         centred=FLAG,
-    ),
+    )
 )
 
 
@@ -56,8 +53,8 @@ def _rig(rule: Mapping[str, Any], where: str) -> None:
         raise Mismatch(f'cameras has {count} names, expected num_cameras, {rule["num_cameras"]}')
 
 
-MULTIVIEW_FIELDS = dict(
-    COLOURS,
+MULTIVIEW = complete(
+    **COLOURS,
     kind=one_of('multiview'),
     source=exactly(2, PIXELS),
     scale=number(above=0, most=64),
@@ -67,8 +64,8 @@ MULTIVIEW_FIELDS = dict(
     pad_size=maybe(exactly(2, PIXELS)),
     num_cameras=number(1, 64, whole=True),
     cameras=items(NAME, 0, 64),
+    also=_rig,
 )
-MULTIVIEW = record(MULTIVIEW_FIELDS, tuple(MULTIVIEW_FIELDS), _rig)
 VOXEL_FIELDS = dict(
     point_cloud_range=exactly(6, number(-1e6, 1e6)),
     voxel_size=exactly(3, number(above=0, most=1e6)),
@@ -79,13 +76,9 @@ VOXEL_FIELDS = dict(
     mode=one_of('hard', 'dynamic'),
 )
 VOXELS = record(VOXEL_FIELDS, tuple(VOXEL_FIELDS)[:-1])
-FUSION_FIELDS = dict(
-    kind=one_of('fusion'),
-    views=maybe(MULTIVIEW),
-    voxels=maybe(VOXELS),
-    sweeps=number(0, 1000, whole=True),
+FUSION = complete(
+    kind=one_of('fusion'), views=maybe(MULTIVIEW), voxels=maybe(VOXELS), sweeps=number(0, 1000, whole=True)
 )
-FUSION = record(FUSION_FIELDS, tuple(FUSION_FIELDS))
 
 
 def rule_of_points(value: Any, where: str) -> None:
@@ -145,19 +138,14 @@ def _names(spec: Mapping[str, Any], where: str) -> None:
             raise Mismatch(f'state[{index}] is {[source, target]}, expected an output and an input')
 
 
-SPEC = record(
-    dict(name=NAME, inputs=items(TENSOR, 1), outputs=items(TENSOR, 1), state=items(exactly(2, NAME))),
-    ('name', 'inputs', 'outputs', 'state'),
-    _names,
+SPEC = complete(
+    name=NAME, inputs=items(TENSOR, 1), outputs=items(TENSOR, 1), state=items(exactly(2, NAME)), also=_names
 )
 CHOICES = dict(schemas((*families.DETECTOR, *options.DRIVE)), cfg_options=mapping(anything))
 OPTIONS = record(CHOICES, ('opset', 'exporter'), closed=False)
 SPARSE_OPTIONS = record(CHOICES | schemas(options.SPARSE), closed=False)
-EDIT = record(
-    dict(command=NAME, arguments=mapping(anything), versions=mapping(text())),
-    ('command', 'arguments', 'versions'),
-)
-TABLE_FIELDS = dict(
+EDIT = complete(command=NAME, arguments=mapping(anything), versions=mapping(text()))
+TABLE = complete(
     name=NAME,
     level_in=number(0, 63, whole=True),
     level_out=number(0, 63, whole=True),
@@ -167,7 +155,7 @@ TABLE_FIELDS = dict(
     padding=exactly(3, number(0, 1024, whole=True)),
     dilation=exactly(3, number(1, 1024, whole=True)),
 )
-SCATTER_FIELDS = dict(name=NAME, level=number(0, 63, whole=True), axes=exactly(3, number(0, 2, whole=True)))
+SCATTER = complete(name=NAME, level=number(0, 63, whole=True), axes=exactly(3, number(0, 2, whole=True)))
 
 
 def _levels(plan: Mapping[str, Any], where: str) -> None:
@@ -189,23 +177,21 @@ def _levels(plan: Mapping[str, Any], where: str) -> None:
             )
 
 
-PLAN = record(
-    dict(
-        spatial_shape=TRIPLE,
-        tables=items(record(TABLE_FIELDS, tuple(TABLE_FIELDS))),
-        scatters=items(record(SCATTER_FIELDS, tuple(SCATTER_FIELDS))),
-        level_of=mapping(number(0, 63, whole=True)),
-        table_of=mapping(NAME),
-    ),
-    ('spatial_shape', 'tables', 'scatters', 'level_of', 'table_of'),
-    _levels,
+PLAN = complete(
+    spatial_shape=TRIPLE,
+    tables=items(TABLE),
+    scatters=items(SCATTER),
+    level_of=mapping(number(0, 63, whole=True)),
+    table_of=mapping(NAME),
+    also=_levels,
 )
-SCN_FIELDS = dict(
+SCN = complete(
     form=one_of('buckets', 'tables'),
     order=one_of('xyz', 'zyx'),
     in_channels=number(1, 1024, whole=True),
     output_shape=exactly(4, COUNT),
     plan=PLAN,
+    closed=False,
 )
 FIELDS: dict[str, Check] = dict(
     family=text(r'[a-z][\w-]*', 'the name of a model family'),
@@ -223,6 +209,6 @@ FIELDS: dict[str, Check] = dict(
     rules=number(1, 10**6, whole=True),
     edits=items(EDIT),
     ranges=mapping(anything),
-    scn=record(SCN_FIELDS, tuple(SCN_FIELDS), closed=False),
+    scn=SCN,
 )
-"""Entry, without its prefix -> check of its value; of `postprocess` see also `metadata_facts`."""
+"""Entry, without its prefix -> check of its value; of `postprocess` see also `checked_facts`."""

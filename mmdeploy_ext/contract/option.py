@@ -7,15 +7,12 @@ these declarations. A family says in its `options` which of them it has.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from mmdeploy_ext.contract.schema import Check, Mismatch, one_of
 from mmdeploy_ext.contract.values import NAME
 from mmdeploy_ext.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +77,13 @@ class Option:
         shown = ' '.join(map(str, value)) if isinstance(value, tuple) else value
         return f'{self.as_typed(where)} {shown}' if where == '--' else f'{self.as_typed(where)}={value!r}'
 
-    def with_value_of(self, values: Mapping[str, Any], where: str = '--') -> str:
+    def with_value_of(self, values: Mapping[str, Any]) -> str:
         """Return the option with its value among `values`, as the user wrote it."""
         value = values[self.name]
-        return self.with_value((value, values[self.pair]) if self.pair in values else value, where)
+        return self.with_value((value, values[self.pair]) if self.pair in values else value)
 
     def check(self, value: Any, where: str = '--') -> None:
-        """Refuse an unknown value.
-
-        Raises:
-            UsageError: the message says what there is.
-        """
+        """Refuse an unknown value; UsageError says what there is."""
         said, hint = self.with_value(value, where), f'; {self.hint}' if self.hint else ''
         if isinstance(value, str) and value in self.refused:
             raise UsageError(f'{said}: {self.refused[value]}')
@@ -152,11 +145,7 @@ class Options(Mapping[str, Any]):
     """Values of declared options: a mapping, and attributes of the same names; none of them changes."""
 
     def __init__(self, declared: Sequence[Option], /, **values: Any) -> None:
-        """Take values over; the others have their defaults.
-
-        Raises:
-            UsageError: a value of no declared option.
-        """
+        """Take values over; the others have their defaults. UsageError: a value of no declared option."""
         names = [option.name for option in declared]
         if unknown := sorted(values.keys() - set(names)):
             raise UsageError(f'{", ".join(unknown)}: no such option; there are {", ".join(names)}')
@@ -164,29 +153,23 @@ class Options(Mapping[str, Any]):
         self.__dict__.update({one.name: _plain(values.get(one.name, one.default)) for one in declared})
 
     def __getitem__(self, name: str) -> Any:
-        """Return one value."""
         if name == 'declared':
             raise KeyError(name)
         return self.__dict__[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Return the names, in the order in which the metadata keep them."""
         return iter([option.name for option in self.declared])
 
     def __len__(self) -> int:
-        """Return how many there are."""
         return len(self.declared)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse a change."""
         raise AttributeError(f'{name}: options do not change; use replace()')
 
     def __hash__(self) -> int:
-        """Return a hash of the values."""
         return hash(tuple(self.items()))
 
     def __repr__(self) -> str:
-        """Return what is not at its default."""
         changed = (f'{one.name}={self[one.name]!r}' for one in self.declared if self[one.name] != one.default)
         return f'Options({", ".join(changed)})'
 

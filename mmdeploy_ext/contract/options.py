@@ -3,8 +3,6 @@
 What only one family has is in its module of `contract/families`. Needs neither torch nor mmcv.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from mmdeploy_ext.contract.option import Option

@@ -3,15 +3,10 @@
 A check is called with a value and with where it is (`std[1]`), and raises `Mismatch` with one line.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 Check = Callable[[Any, str], None]
 LARGEST = 1e30
@@ -34,14 +29,7 @@ def mismatch(value: Any, where: str, expected: str) -> Mismatch:
 def number(
     least: float = -LARGEST, most: float = LARGEST, *, above: float | None = None, whole: bool = False
 ) -> Check:
-    """Return a check of a finite number.
-
-    Args:
-        least: it may have.
-        most: it may have.
-        above: what it has to be larger than.
-        whole: no fractions.
-    """
+    """Return a check of a finite number from `least` to `most`, or `above` one; `whole`: no fractions."""
     kinds = int if whole else (int, float)
     title = 'a whole number' if whole else 'a number'
     bounds = f'of at least {least:g}' if above is None else f'above {above:g}'
@@ -133,13 +121,9 @@ def mapping(check: Check) -> Check:
 def record(
     fields: Mapping[str, Check], needed: Sequence[str] = (), also: Check | None = None, closed: bool = True
 ) -> Check:
-    """Return a check of a dict by its keys.
+    """Return a check of a dict by its keys: the check of each, those `needed`, no others where `closed`.
 
-    Args:
-        fields: key -> check of its value.
-        needed: keys that have to be there.
-        also: looks at the whole, once all values are right.
-        closed: refuse other keys.
+    `also` looks at the whole, once all values are right.
     """
 
     def check(value: Any, where: str) -> None:
@@ -156,6 +140,16 @@ def record(
             also(value, where)
 
     return check
+
+
+def complete(*, also: Check | None = None, closed: bool = True, **fields: Check) -> Check:
+    """Return a check of a dict that has all of these keys; see `record`."""
+    return record(fields, tuple(fields), also, closed)
+
+
+def told(*, also: Check | None = None, **fields: Check) -> Check:
+    """Return a check of what a file tells its consumer: any key may be missing, and there may be others."""
+    return record(fields, also=also, closed=False)
 
 
 def anything(value: Any, where: str) -> None:

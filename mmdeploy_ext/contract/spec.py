@@ -4,17 +4,13 @@ A model family states it once, in its `graphs.py`; export, dump, backends, verif
 tables in the READMEs read this one object. Needs numpy only.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 DEFAULT_RTOL = 1e-4
 """Tolerance relative to the largest reference value of a column group (DESIGN.md, "Proof")."""
@@ -126,13 +122,13 @@ class GraphSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> GraphSpec:
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild a spec from `to_json`."""
         return cls(
             name=content['name'],
-            inputs=_tensors(content['inputs']),
-            outputs=_tensors(content['outputs']),
-            state=tuple((source, target) for source, target in content['state']),
+            inputs=tuple(map(_tensor, content['inputs'])),
+            outputs=tuple(map(_tensor, content['outputs'])),
+            state=tuple(map(tuple, content['state'])),
         )
 
     def rounded(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -161,83 +157,60 @@ class GraphSpec:
     def check_feeds(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Refuse feeds that the graph does not take, the same way on every engine.
 
-        Args:
-            feeds: input name -> array.
-
-        Raises:
-            ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
+        ShapeError: a required input is missing, an unknown one is given, or dtype or shape differ.
         """
-        known = set(self.input_names)
-        for name in feeds:
-            if name not in known:
-                raise ShapeError(
-                    f'{name!r} is not an input of {self.name}; its inputs are {", ".join(self.input_names)}'
-                )
+        known = self.input_names
+        if unknown := [name for name in feeds if name not in known]:
+            said = f'{unknown[0]!r} is not an input of {self.name}'
+            raise ShapeError(f'{said}; its inputs are {", ".join(known)}')
         letters: dict[str, tuple[str, int]] = {}
         for tensor in self.inputs:
             if tensor.name in feeds:
                 _check_array(tensor, feeds[tensor.name], letters)
             elif tensor.default is None:
-                raise ShapeError(
-                    f'input {tensor.name!r} of {self.name} is missing; it takes {tensor.dtype} '
-                    f'{tensor.shape_text()}'
-                )
+                takes = f'{tensor.dtype} {tensor.shape_text()}'
+                raise ShapeError(f'input {tensor.name!r} of {self.name} is missing; it takes {takes}')
 
 
-def _tensors(content: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    tensors = []
-    for fields in content:
-        groups = tuple(
-            ColumnGroup(**{**group, 'columns': _tuple_or_none(group['columns'])})
-            for group in fields['groups']
-        )
-        tensors.append(TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': groups}))
-    return tuple(tensors)
+def _group(fields: Mapping[str, Any]) -> ColumnGroup:
+    columns = fields['columns']
+    return ColumnGroup(**{**fields, 'columns': None if columns is None else tuple(columns)})
 
 
-def _tuple_or_none(values: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if values is None else tuple(values)
+def _tensor(fields: Mapping[str, Any]) -> TensorSpec:
+    groups = tuple(map(_group, fields['groups']))
+    return TensorSpec(**{**fields, 'axes': tuple(fields['axes']), 'groups': groups})
 
 
 def _check_array(tensor: TensorSpec, array: np.ndarray, letters: dict[str, tuple[str, int]]) -> None:
-    got = 'x'.join(str(size) for size in array.shape)
     expected = f'{tensor.dtype} {tensor.shape_text()}'
+    got, where = 'x'.join(map(str, array.shape)), f'input {tensor.name!r}: got'
     if array.dtype != np.dtype(tensor.dtype):
-        raise ShapeError(f'input {tensor.name!r}: got {array.dtype} {got}, expected {expected}')
+        raise ShapeError(f'{where} {array.dtype} {got}, expected {expected}')
     if array.ndim != len(tensor.axes):
-        raise ShapeError(
-            f'input {tensor.name!r}: got shape {got} with {array.ndim} axes, expected {expected}'
-        )
+        raise ShapeError(f'{where} shape {got} with {array.ndim} axes, expected {expected}')
     if tensor.positive and not (array > 0).all():
-        raise ShapeError(
-            f'input {tensor.name!r}: got {array.min()}, expected positive numbers ({tensor.meaning})'
-        )
-    _check_sizes(tensor, array.shape, got, expected)
+        raise ShapeError(f'{where} {array.min()}, expected positive numbers ({tensor.meaning})')
+    where = f'{where} shape {got},'
+    _check_sizes(tensor, array.shape, where, expected)
     for axis, size in zip(tensor.axes, array.shape, strict=True):
         if isinstance(axis, int) and axis != size:
             raise ShapeError(
-                f'input {tensor.name!r}: got shape {got}, expected {expected} (a fixed shape: '
-                f'resize and pad to it, or export with --dynamic-export)'
+                f'{where} expected {expected} (a fixed shape: resize and pad to it, or export with '
+                f'--dynamic-export)'
             )
-        if isinstance(axis, str):
-            first, known = letters.setdefault(axis, (tensor.name, size))
-            if known != size:
-                raise ShapeError(
-                    f'input {tensor.name!r}: got shape {got}, but {axis} is {known} in {first!r}'
-                )
+        if isinstance(axis, str) and letters.setdefault(axis, (tensor.name, size))[1] != size:
+            first, known = letters[axis]
+            raise ShapeError(f'{where} but {axis} is {known} in {first!r}')
 
 
-def _check_sizes(tensor: TensorSpec, shape: tuple[int, ...], got: str, expected: str) -> None:
+def _check_sizes(tensor: TensorSpec, shape: tuple[int, ...], where: str, expected: str) -> None:
     """Refuse an empty batch, at which every engine fails in its own way, and sizes the model cannot take."""
     if tensor.axes[0] == 'B' and not shape[0]:
+        raise ShapeError(f'{where} a batch of no images; expected {expected} of 1 or more')
+    if any(size < tensor.smallest or size % tensor.multiple for size in shape[2:]):
+        multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
         raise ShapeError(
-            f'input {tensor.name!r}: got shape {got}, a batch of no images; expected {expected} of 1 or more'
+            f'{where} expected {expected}; height and width have to be at least {tensor.smallest}{multiple} '
+            f'(resize the image, or pad it where the test pipeline pads)'
         )
-    for size in shape[2:]:
-        if size < tensor.smallest or size % tensor.multiple:
-            multiple = f' and a multiple of {tensor.multiple}' if tensor.multiple > 1 else ''
-            raise ShapeError(
-                f'input {tensor.name!r}: got shape {got}, expected {expected}; height and width have to be '
-                f'at least {tensor.smallest}{multiple} (resize the image, or pad it where the test pipeline '
-                f'pads)'
-            )

@@ -1,13 +1,9 @@
 """Checks of single values that several entries of the metadata have; need neither torch nor numpy."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract.schema import Check, Mismatch, exactly, items, number, one_of, text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FLAG, NAME = one_of(True, False), text(r'(?s).+', 'a text that is not empty')
 SIZE = number(0, 16_384, whole=True)

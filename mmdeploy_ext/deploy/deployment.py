@@ -1,36 +1,24 @@
 """From config and checkpoint to an ONNX file: what `pytorch2onnx.py` and the `_onnx` configs call."""
 
-from __future__ import annotations
-
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
-from mmdeploy_ext.exporting.exporter import (
-    check_operators,
-    check_opset,
-    default_group_norm,
-    default_opset,
-)
+from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import onnx
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
-
 
 KEPT_EXPORTS = 4
 """As many as the graphs of a model."""
@@ -38,35 +26,21 @@ KEPT_EXPORTS = 4
 
 @dataclasses.dataclass
 class Deployment:
-    """A trained model, ready to be exported or compared.
+    """A trained model, ready to be exported or compared."""
 
-    Attributes:
-        cfg: the mmcv config, overrides applied.
-        config: its path.
-        cfg_options: the overrides.
-        family: the family that claims it.
-        model: the upstream model with its weights, in evaluation mode.
-        checkpoint: the path of the weights.
-        checkpoint_sha256: their hash.
-        classes: class names by label; none of a backbone.
-        rule: how a sample becomes the input.
-        settings: see `Family.settings`.
-        report: what was found in the checkpoint, see `Family.load`.
-        exports: the last exports of this model: name of a graph and options -> graph.
-    """
-
-    cfg: Any
-    config: str
-    cfg_options: dict[str, Any]
+    cfg: Any  # mmcv's, overrides applied
+    config: str  # its path
+    cfg_options: dict[str, Any]  # the overrides
     family: Family
-    model: torch.nn.Module
-    checkpoint: str
+    model: torch.nn.Module  # of upstream, with its weights, in evaluation mode
+    checkpoint: str  # the path of the weights
     checkpoint_sha256: str
-    classes: tuple[str, ...]
-    rule: Any
-    settings: Any = None
-    report: Any = None
+    classes: tuple[str, ...]  # names by label; none of a backbone
+    rule: Any  # how a sample becomes the input
+    settings: Any = None  # see `Family.settings`
+    report: Any = None  # what was found in the checkpoint, see `Family.load`
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """The last ones of this model: name of a graph and options -> graph."""
 
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
         """Cache an export, which must not be changed, for a proof that may follow; returns it."""
@@ -82,11 +56,7 @@ class Deployment:
 
 
 def check_device(device: str) -> torch.device:
-    """Refuse a device that is not here.
-
-    Raises:
-        EngineError: the message says what is.
-    """
+    """Refuse (EngineError) a device that is not here; the message says what is."""
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
@@ -101,8 +71,7 @@ def check_device(device: str) -> torch.device:
 def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
     """Return export options with opset 0 replaced by the model's default; sparse graphs have their own.
 
-    Raises:
-        UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
     """
     if 'opset' not in options:
         return options
@@ -141,7 +110,7 @@ def load(
     product: str = DETECTOR,
     weight_layout: str = 'auto',
 ) -> Deployment:
-    """Read config and checkpoint.
+    """Read config and checkpoint, and move the model to a device.
 
     Args:
         config: path of the config.
@@ -186,8 +155,7 @@ def load(
 def option_check(options: Options, output_file: str) -> Callable[[Any, ImageFamily, torch.nn.Module], None]:
     """Return a `before_weights` hook that refuses options before the weights load.
 
-    Raises:
-        UsageError: from the hook; opset, form, shape, or an output file that cannot be written.
+    The hook raises UsageError: opset, form, shape, or an output file that cannot be written.
     """
 
     def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
@@ -198,11 +166,7 @@ def option_check(options: Options, output_file: str) -> Callable[[Any, ImageFami
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Refuse options that no export of a model has; return them with the default opset and size filled in.
-
-    Raises:
-        UsageError: names the option as it is typed.
-    """
+    """Return options with the default opset and size; UsageError names one that no export of a model has."""
     options.check()
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)

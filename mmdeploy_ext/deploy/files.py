@@ -1,51 +1,37 @@
 """The files of an export, written and read: one .onnx file, or a folder of graphs."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import onnx
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.core.versions import versions
-from mmdeploy_ext.deploy.deployment import rule_of
+from mmdeploy_ext.deploy.deployment import Deployment, rule_of
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, model_files
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    import onnx
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
 def check_output(output: str, options: Options, family: Family, where: str = '--output-file ') -> None:
-    """Refuse an output that the files of an export cannot be written to.
+    """Refuse a file or folder that the files of an export cannot be written to.
 
-    Args:
-        output: file or folder.
-        options: of the export.
-        family: that says whether it is one file, and the names of the graphs of a folder.
-        where: the option or key that gave it, for the message.
-
-    Raises:
-        UsageError: a file name for a folder of graphs, or the other way round, or not writable.
+    `where` is the option or key that gave it. UsageError: a file name for a folder of graphs, or the other
+    way round, or not writable.
     """
     is_file, one = output.endswith('.onnx'), family.one_file(options)
     if is_file != one and family.files:
@@ -94,11 +80,8 @@ def export_graph(
 ) -> onnx.ModelProto:
     """Export one graph with the names, types and opset of its spec and in its precision.
 
-    Args:
-        graph: to export; a finished one is taken as it is.
-        options: what the user chose.
-        keep_fp32: patterns of nodes that stay float32 in the family's float16 files.
-        example: input name -> tensor that is traced instead of the graph's own.
+    A finished one is taken as it is. `keep_fp32` are patterns of nodes that stay float32 in the family's
+    float16 files; `example` is traced instead of the graph's own.
     """
     model = graph.model
     if model is None:
@@ -111,14 +94,9 @@ def export_graphs(
 ) -> list[tuple[onnx.ModelProto, Metadata]]:
     """Export all graphs of a model, in the order in which a sample goes through them.
 
-    Args:
-        deployment: the trained model.
-        options: with opset and shape resolved.
-        images: of models of images: one prepared image or more, of the traced shape, repeated to the batch.
-
-    Raises:
-        ExportError: a graph cannot be exported.
-        UsageError: a pattern of `keep_fp32` that fits no node.
+    `options` have opset and shape resolved; `images`, of models of images, are one or more of the traced
+    shape, repeated to the batch. ExportError: a graph cannot be exported; UsageError: a pattern of
+    `keep_fp32` that fits no node.
     """
     family, found = deployment.family, []
     device = next(deployment.model.parameters()).device
@@ -143,19 +121,10 @@ def _fed(given: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, torch.Te
 def export_files(
     deployment: Deployment, options: Options, output: str, images: Sequence[PreparedImage] = ()
 ) -> tuple[list[str], float]:
-    """Export a model and write its file, or its folder of graphs, atomically.
+    """Export a model and write its file, or its folder of graphs, atomically; see `export_graphs`.
 
-    Args:
-        deployment: the trained model.
-        options: with opset and shape resolved.
-        output: a file, or a folder.
-        images: see `export_graphs`.
-
-    Returns:
-        The paths in the order in which a sample goes through them, and the seconds it took.
-
-    Raises:
-        ExportError: see `export_graphs`; nothing was written.
+    Returns the paths in the order in which a sample goes through them, and the seconds it took. Where it
+    raises, nothing was written.
     """
     start = time.perf_counter()
     found = export_graphs(deployment, options, images)
@@ -176,13 +145,7 @@ def _write_folder(
 ) -> list[str]:
     """Write all files beside the folder first; they move in together, replacing an older export.
 
-    Args:
-        found: graphs.
-        folder: to write to.
-        more: name -> text of other files.
-
-    Returns:
-        The paths of the graphs.
+    `more` is name -> text of other files. Returns the paths of the graphs.
     """
     graphs, whole = [f'{metadata.form}.onnx' for _, metadata in found], folder.resolve()  # '.' has no name
     staging = whole.with_name(f'{whole.name}.partial-{os.getpid()}')
@@ -203,15 +166,10 @@ def _write_folder(
 
 @dataclasses.dataclass(frozen=True)
 class ExportedFiles:
-    """Files of one export.
+    """Files of one export."""
 
-    Attributes:
-        paths: in the order in which a sample goes through them, which the family states.
-        all_metadata: of each.
-    """
-
-    paths: list[str]
-    all_metadata: list[Metadata]
+    paths: list[str]  # in the order in which a sample goes through them, which the family states
+    all_metadata: list[Metadata]  # of each
 
     @property
     def metadata(self) -> Metadata:
@@ -222,8 +180,7 @@ class ExportedFiles:
 def read_files(path: str) -> ExportedFiles:
     """Read the metadata of an exported folder or file.
 
-    Raises:
-        ModelFileError: not there, not ours, or files of different exports in one folder.
+    ModelFileError: not there, not ours, or files of different exports in one folder.
     """
     known = {str(file): read_metadata(str(file)) for file in model_files(path)}
     check_same_export(known)

@@ -1,34 +1,28 @@
 """From config and checkpoint to a file of a sparse backbone: what `export_scn.py` and `benchmark.py` call."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.deploy.deployment import Deployment
 from mmdeploy_ext.deploy.files import plain_options
+from mmdeploy_ext.families.sparse import SparseFamily
 from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import SparseGraph
 from mmdeploy_ext.sparse.order import reorder
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.families.sparse import SparseFamily
-    from mmdeploy_ext.sparse.ir import SparseGraph
-    from mmdeploy_ext.sparse.ranges import Ranges
+from mmdeploy_ext.sparse.ranges import Ranges
 
 
 def trace(deployment: Deployment) -> SparseGraph:
     """Return the encoder's graph in its own order, BatchNorm and Relu as nodes.
 
-    Raises:
-        ConfigError: the encoder gives another shape than the config says.
+    ConfigError: the encoder gives another shape than the config says.
     """
     from mmdeploy_ext.exporting.sparse import trace as tracing
 
@@ -65,18 +59,10 @@ def make_graph(
     ranges: Ranges | None = None,
     checkpoint_sha256: str = '',
 ) -> SparseGraph:
-    """Return the graph as the file has it.
+    """Return the traced graph as the file has it; int8 needs the ranges of the quantisers.
 
-    Args:
-        traced: of `trace`.
-        options: resolved.
-        family: for the layers that its reference exporter keeps in fp16.
-        ranges: of the quantisers; int8 needs them.
-        checkpoint_sha256: to refuse the ranges of other weights by name.
-
-    Raises:
-        UsageError: ranges are missing or of another network; a pattern matches no layer.
-        ExportError: something that cannot be folded.
+    UsageError: ranges are missing, of another network or of other weights; a pattern matches no layer.
+    ExportError: something that cannot be folded.
     """
     graph = reorder(fold(traced, options.fold, fp16_modules(options, family)), options.order)
     if has_precision(options):
@@ -135,17 +121,11 @@ def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | No
 
 
 def write_file(
-    deployment: Deployment,
-    graph: SparseGraph,
-    options: Options,
-    path: str,
-    ranges: Ranges | None = None,
+    deployment: Deployment, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
 ) -> None:
     """Write a graph to a file of its target, atomically.
 
-    Raises:
-        ExportError: something that the target cannot say.
-        Mm2OnnxError: the file cannot be written.
+    ExportError: something that the target cannot say; Mm2OnnxError: the file cannot be written.
     """
     props = metadata_props(deployment, options, ranges)
     if options.target == 'libspconv':
@@ -163,11 +143,7 @@ def write_file(
 def export_file(
     deployment: Deployment, options: Options, path: str, ranges: Ranges | None = None
 ) -> tuple[SparseGraph, float]:
-    """Trace, fold and write.
-
-    Returns:
-        The graph that was written and the seconds it took.
-    """
+    """Trace, fold and write; return the graph that was written and the seconds it took."""
     start = time.perf_counter()
     graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)
     write_file(deployment, graph, options, path, ranges)

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from mmdeploy_ext.core.errors import ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import TracebackType
+    from collections.abc import Callable, Mapping
 
     import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.spec import GraphSpec
 
-FeedCheck = Callable[['Metadata', 'Mapping[str, np.ndarray]'], None]
-FEED_CHECKS: dict[str, FeedCheck] = {}
-"""Family -> the check of sizes that its graphs cannot take and their contract does not state."""
-
-
-def feed_check(family: str) -> Callable[[FeedCheck], FeedCheck]:
-    """Return a decorator: every engine calls the function before it runs a file of the family."""
-
-    def register(check: FeedCheck) -> FeedCheck:
-        FEED_CHECKS[family] = check
-        return check
-
-    return register
+FEED_CHECKS: dict[str, Callable[[Metadata, Mapping[str, np.ndarray]], None]] = {}
+"""Family -> the check of sizes that its graphs cannot take and their contract does not state; every engine
+calls it before it runs a file of the family."""
 
 
 class Backend(abc.ABC):
@@ -64,14 +52,10 @@ class Backend(abc.ABC):
         return {name: array for name, array in feeds.items() if name in self.spec.input_names}
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the network.
+        """Run the network: input name -> array, to output name -> array in spec order.
 
-        Args:
-            feeds: input name -> array, of the dtypes and shapes that the spec states; float32 is rounded
-                where it states float16.
-
-        Returns:
-            Output name -> array, in spec order; float32 where the spec states float16.
+        Feeds have the dtypes and shapes that the spec states; float32 is rounded where it states float16, and
+        float16 outputs come as float32.
 
         Raises:
             ShapeError: feeds that the spec does not allow, the same on every engine.
@@ -84,19 +68,12 @@ class Backend(abc.ABC):
         missing = [name for name in self.spec.output_names if name not in outputs]
         if missing:
             raise ShapeError(f'{self.engine} gave no {missing}; it gave {sorted(outputs)}')
-        return {name: _single(outputs[name]) for name in self.spec.output_names}
+        found = {name: outputs[name] for name in self.spec.output_names}
+        return {name: one.astype('float32') if one.dtype == 'float16' else one for name, one in found.items()}
 
     def __enter__(self) -> Self:
-        """Activate."""
         self.activate()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Deactivate."""
+    def __exit__(self, *_: object) -> None:
         self.deactivate()
-
-
-def _single(array: np.ndarray) -> np.ndarray:
-    return array.astype('float32') if array.dtype == 'float16' else array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,7 @@ SPINNING = {
 
 
 class OnnxRuntimeBackend(Backend):
-    """One file in one ONNX Runtime session.
-
-    Attributes:
-        seconds: that all runs took so far.
-    """
+    """One file in one ONNX Runtime session; `seconds` are those of all runs so far."""
 
     engine = 'onnxruntime'
 
@@ -59,20 +56,15 @@ class OnnxRuntimeBackend(Backend):
             round_fp16: round every value that a float16 graph stores, as a GPU does and ONNX Runtime's CPU
                 does not (see `graph/passes/round_half.py`); for proofs, it is slower.
         """
-        if spinning not in SPINNING:
-            raise ConfigError(f'spinning={spinning!r}: expected one of {", ".join(SPINNING)}')
-        if graph_optimization not in GRAPH_OPTIMIZATION:
-            raise ConfigError(
-                f'graph_optimization={graph_optimization!r}: expected one of {", ".join(GRAPH_OPTIMIZATION)}'
-            )
-        self.path = str(path)
-        self.providers = list(providers)
-        self.threads = threads
-        self.graph_optimization = graph_optimization
-        self.profile_prefix = profile_prefix
-        self.spinning = spinning
-        self.plan_memory = plan_memory
-        self.round_fp16 = round_fp16
+        for name, value, known in (
+            ('spinning', spinning, SPINNING),
+            ('graph_optimization', graph_optimization, GRAPH_OPTIMIZATION),
+        ):
+            if value not in known:
+                raise ConfigError(f'{name}={value!r}: expected one of {", ".join(known)}')
+        self.path, self.providers, self.threads = str(path), list(providers), threads
+        self.graph_optimization, self.profile_prefix = graph_optimization, profile_prefix
+        self.spinning, self.plan_memory, self.round_fp16 = spinning, plan_memory, round_fp16
         self.session: onnxruntime.InferenceSession | None = None
         self.seconds = 0.0
 
@@ -103,31 +95,23 @@ class OnnxRuntimeBackend(Backend):
 
     def open_session(self) -> None:
         """Open the session, whatever the file's metadata says."""
-        import os
-
         import onnxruntime
 
-        absent = [name for name in self.providers if name not in onnxruntime.get_available_providers()]
+        here = onnxruntime.get_available_providers()
+        absent = [name for name in self.providers if name not in here]
         if absent:
             raise EngineError(
                 f'execution provider {", ".join(absent)} was asked for; this ONNX Runtime '
-                f'{onnxruntime.__version__} has {", ".join(onnxruntime.get_available_providers())}'
+                f'{onnxruntime.__version__} has {", ".join(here)}'
             )
         if not os.path.isfile(self.path):
             raise ModelFileError(f'{self.path}: no such ONNX file')
         try:
-            source = self._rounded() if self.round_fp16 else self.path
+            source = _rounded(self.path) if self.round_fp16 else self.path
             self.session = onnxruntime.InferenceSession(source, self._options(), providers=self.providers)
         except Exception as error:
             raise ModelFileError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
-
-    def _rounded(self) -> bytes:
-        import onnx
-
-        from mmdeploy_ext.graph.passes.round_half import round_half
-
-        return round_half(onnx.load(self.path)).SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`."""
@@ -144,6 +128,14 @@ class OnnxRuntimeBackend(Backend):
         self.session = None
 
 
+def _rounded(path: str) -> bytes:
+    import onnx
+
+    from mmdeploy_ext.graph.passes.round_half import round_half
+
+    return round_half(onnx.load(path)).SerializeToString()
+
+
 def _tensors(values: Iterable[onnxruntime.NodeArg]) -> dict[str, tuple[str, Sequence[Any]]]:
     """Return name -> numpy dtype and axes of what a session takes or gives."""
     kinds = {'float': 'float32', 'double': 'float64'}
@@ -152,15 +144,7 @@ def _tensors(values: Iterable[onnxruntime.NodeArg]) -> dict[str, tuple[str, Sequ
 
 
 def check_active(wanted: Sequence[str], active: Sequence[str]) -> None:
-    """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start.
-
-    Args:
-        wanted: execution providers that were asked for.
-        active: what the session has.
-
-    Raises:
-        EngineError: one that was asked for is not active.
-    """
+    """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start."""
     lost = [name for name in wanted if name not in active]
     if lost:
         raise EngineError(

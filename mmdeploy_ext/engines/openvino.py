@@ -13,10 +13,28 @@ from mmdeploy_ext.engines.base import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
+    from types import ModuleType
 
 HINTS = dict(fp32='f32', bf16='bf16', fp16='f16')
 """`inference_precision` -> OpenVINO's name of it."""
+
+
+def require_openvino(packages: str = 'openvino') -> ModuleType:
+    """Import OpenVINO; an EngineError says which packages to install."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(f'OpenVINO is not installed; install it with: pip install {packages}') from error
+    return openvino
+
+
+def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precision: str = 'fp32') -> Any:
+    """Return an ONNX file or its bytes as a compiled model; a RuntimeError is OpenVINO's own."""
+    settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': HINTS[precision]}
+    if threads:
+        settings['INFERENCE_NUM_THREADS'] = threads
+    core = require_openvino().Core()
+    return core.compile_model(core.read_model(source), device, settings)
 
 
 class OpenVinoBackend(Backend):
@@ -27,31 +45,21 @@ class OpenVinoBackend(Backend):
     def __init__(
         self, path: str, threads: int = 0, device: str = 'CPU', inference_precision: str = 'fp32'
     ) -> None:
-        """Keep the options.
+        """Keep the options: OpenVINO's name of the device, and what it computes in whatever the file holds.
 
-        Args:
-            path: the ONNX file.
-            threads: inference threads; 0 leaves the choice to OpenVINO.
-            device: OpenVINO device name.
-            inference_precision: what it computes in, whatever the file holds: 'fp32', 'bf16' or 'fp16'.
+        That is 'fp32', 'bf16' or 'fp16'; `threads` are for inference, 0 leaves the choice to OpenVINO.
         """
         if inference_precision not in HINTS:
             raise ConfigError(
                 f'inference_precision={inference_precision!r}: expected one of {", ".join(HINTS)}'
             )
-        self.path = str(path)
-        self.threads = threads
-        self.device = device
-        self.inference_precision = inference_precision
+        self.path, self.threads, self.device = str(path), threads, device
         self.computes_in = '' if inference_precision == 'fp32' else inference_precision
         self.compiled: Any = None
 
     def activate(self) -> None:
         """Compile the model; an input with a default becomes an ordinary input, fed with the default."""
-        try:
-            import openvino
-        except ImportError as error:
-            raise EngineError('OpenVINO is not installed; install it with: pip install openvino') from error
+        openvino = require_openvino()
         core = openvino.Core()
         if self.device not in core.available_devices:
             raise EngineError(
@@ -60,13 +68,9 @@ class OpenVinoBackend(Backend):
         self._check_precision(core)
         self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec
-        settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': HINTS[self.inference_precision]}
-        if self.threads:
-            settings['INFERENCE_NUM_THREADS'] = self.threads
+        source, precision = self._without_defaults(), self.computes_in or 'fp32'
         try:
-            self.compiled = core.compile_model(
-                core.read_model(self._without_defaults()), self.device, settings
-            )
+            self.compiled = compiled(source, self.threads, self.device, precision)
         except RuntimeError as error:
             unknown = re.search(r'No conversion rule found for operations: (.+)', str(error))
             if unknown:
@@ -94,9 +98,8 @@ class OpenVinoBackend(Backend):
 
         model = onnx.load(self.path)
         optional = {tensor.name for tensor in self.spec.inputs if tensor.default is not None}
-        kept = [value for value in model.graph.initializer if value.name not in optional]
-        model.graph.ClearField('initializer')
-        model.graph.initializer.extend(kept)
+        for tensor in [tensor for tensor in model.graph.initializer if tensor.name in optional]:
+            model.graph.initializer.remove(tensor)
         return model.SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

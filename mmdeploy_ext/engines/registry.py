@@ -30,11 +30,8 @@ class EngineInfo:
 
     Attributes:
         name: on the command line.
-        title: what people call it.
         backend: registered name, `backend_config.type`.
-        module: of the backend.
         packages: modules; one of them has to be there.
-        install: command that installs it.
         keys: of `backend_config` that it has.
         suffix: of its metrics, `metrics_<suffix>.json`.
         runs: kinds of models: 'images', 'stream' (frames of a drive, or sweeps), 'sparse' (backbones).
@@ -168,11 +165,7 @@ def engines_of(kind: str) -> list[str]:
 
 
 def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
-    """Make a backend by its registered name.
-
-    Raises:
-        ConfigError: no such backend, or an option that it does not have.
-    """
+    """Make a backend by its registered name; a ConfigError refuses other names and options."""
     if kind not in BACKENDS:
         raise ConfigError(f'backend_config.type={kind!r}: expected one of {", ".join(BACKENDS)}')
     cls = getattr(importlib.import_module(BACKENDS[kind].module), kind)
@@ -185,10 +178,7 @@ def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
 def build_exact(kind: str, path: str, **options: Any) -> Backend:
     """Make a backend for a file that computes in float64: ONNX Runtime's where this one does not.
 
-    Args:
-        kind: registered name.
-        path: of the file.
-        options: of the backend; of ONNX Runtime's those that both have.
+    That one takes those of the options that it has.
     """
     if not BACKENDS[kind].float64:
         kind, options = DEFAULT.backend, {key: options[key] for key in options.keys() & set(DEFAULT.keys)}
@@ -219,15 +209,9 @@ def gpu_name() -> str:
 
 
 def check_names(names: Sequence[str], said: str) -> None:
-    """Refuse engines that are not known, not here, or named twice.
+    """Refuse engines that are unknown or named twice (UsageError) or not here (EngineError).
 
-    Args:
-        names: of the command line.
-        said: the option as it was given, for the message.
-
-    Raises:
-        UsageError: unknown, twice, or none.
-        EngineError: not here.
+    `said` is the option as it was given, for the message.
     """
     if not names or len(set(names)) < len(names) or not set(names) <= ENGINES.keys():
         raise UsageError(f'{said}: expected some of {",".join(ENGINES)}, each once')

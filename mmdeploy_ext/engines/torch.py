@@ -23,16 +23,8 @@ class TorchBackend(Backend):
     engine = 'torch'
 
     def __init__(self, stages: Sequence[Stage], spec: GraphSpec, device: str = 'cpu') -> None:
-        """Keep the modules.
-
-        Args:
-            stages: the chain, as `Family.stages` gives it.
-            spec: the contract of the chain.
-            device: 'cpu', 'cuda', 'cuda:1' ...
-        """
-        self.stages = list(stages)
-        self.spec = spec
-        self.device = torch.device(device)
+        """Keep the chain of `Family.stages`, its contract, and 'cpu', 'cuda', 'cuda:1' ..."""
+        self.stages, self.spec, self.device = list(stages), spec, torch.device(device)
 
     def activate(self) -> None:
         """Move the modules to the device."""

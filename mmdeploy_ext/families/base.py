@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import enum
+import importlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract import families as declared
@@ -11,12 +13,9 @@ from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.building import head_of
-from mmdeploy_ext.families.later import imported_more
 from mmdeploy_ext.families.nearest import refusal
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
+if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
     import numpy as np
     import torch
 
@@ -80,34 +79,23 @@ class Family(abc.ABC):
     def choose(self, /, **values: Any) -> Options:
         """Return what is chosen about graphs: these values, and the defaults of the family's other options.
 
-        Raises:
-            UsageError: an option that only other families have.
+        UsageError: an option that only other families have.
         """
         for name in sorted(values.keys() - {option.name for option in self.options}):
             raise UsageError(self.lacks(name, values))
         return Options(self.options, **values)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
-        """Refuse a data set whose samples lack what the models of the family need, before they run on it.
+        """Refuse a data set, mmdet's of `data.test`, whose samples lack what the models of the family need.
 
-        Args:
-            cfg: the config.
-            dataset: of mmdet, of `data.test`.
-
-        Raises:
-            ConfigError: names the key.
+        ConfigError names the key, before a model runs on it.
         """
 
     def written(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
-        """Return the options that a file was exported with.
+        """Return the options that a file was exported with, of `options` of its metadata.
 
-        Args:
-            content: `options` of its metadata. Files of older versions have options of other families, too,
-                at their defaults.
-            path: the file, for the message.
-
-        Raises:
-            ModelFileError: options that no export of the family has.
+        Files of older versions have options of other families, too, at their defaults. ModelFileError:
+        options that no export of the family has.
         """
         own = {option.name for option in self.options}
         values = {name: value for name, value in content.items() if name in own}
@@ -146,24 +134,15 @@ class Family(abc.ABC):
     def settings(self, cfg: Any, model: torch.nn.Module) -> Any:
         """Return what is known of a part of the model before its weights; None where nothing is asked for.
 
-        Raises:
-            ConfigError: the config disagrees with itself.
+        ConfigError: the config disagrees with itself.
         """
         return None
 
     def load(self, model: torch.nn.Module, path: str, weight_layout: str = 'auto') -> Any:
-        """Read a checkpoint and put it into the model.
+        """Read a checkpoint into the model; return what was found in it, with `meta` where it has some.
 
-        Args:
-            model: of `build`.
-            path: of the checkpoint.
-            weight_layout: of the kernels of sparse convolutions, for families that have some.
-
-        Returns:
-            What was found in it, with `meta` where it has some.
-
-        Raises:
-            CheckpointError: no such file, damaged, or not of this model.
+        `weight_layout` is of the kernels of sparse convolutions, for families that have some.
+        CheckpointError: no such file, damaged, or not of this model.
         """
         from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
@@ -174,8 +153,7 @@ class Family(abc.ABC):
     def load_weights(self, model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         """Put a checkpoint into the model; every key has to be accounted for.
 
-        Raises:
-            CheckpointError: missing or unexpected keys, or shapes that differ.
+        CheckpointError: missing or unexpected keys, or shapes that differ.
         """
         from mmdeploy_ext.weights.checkpoint import load_strict
 
@@ -220,6 +198,8 @@ class Family(abc.ABC):
 
 FAMILIES: dict[str, Family] = {}
 """Name -> family."""
+_LATER: list[str] = []
+"""Packages that are imported only where no family that is here claims a config: it takes seconds."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',
@@ -238,13 +218,8 @@ def register_family(family: Family) -> Family:
 def find_family(cfg: Any, product: str = '') -> Family:
     """Return the family that knows the model of a config most closely.
 
-    Args:
-        cfg: with a `model`.
-        product: what is asked for, see `Family.product`; '' takes any.
-
-    Raises:
-        ConfigError: none knows it (the message names the heads that were found, and the nearest family), or
-            two know it equally well.
+    `product` is what is asked for, see `Family.product`; '' takes any. ConfigError: none knows it (the
+    message names the heads that were found, and the nearest family), or two know it equally well.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
@@ -256,7 +231,7 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
             f'equally; correct what their `claims` return'
         )
-    if not best and imported_more():
+    if not best and _imported_more():
         return find_family(cfg, product)
     return best[0] if best else _refuse(cfg, product or DETECTOR, [one for one in claims if claims[one]])
 
@@ -267,3 +242,20 @@ def _refuse(cfg: Any, product: str, others: Sequence[Family]) -> NoReturn:
     if others:
         what += f' as a {product}; only its {others[0].product} is exported (tools/deployment/export_scn.py)'
     raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], what)
+
+
+def import_later(package: str) -> None:
+    """Name a package whose import registers families."""
+    _LATER.append(package)
+
+
+def _imported_more() -> bool:
+    """Import the packages that were named; return whether there was one that can be imported."""
+    found = False
+    while _LATER:
+        try:
+            importlib.import_module(_LATER.pop())
+            found = True
+        except ModuleNotFoundError:  # mmdet3d is not installed: its detectors are refused as unknown
+            continue
+    return found

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
 HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
@@ -26,13 +25,8 @@ def build_without_weights(
 ) -> torch.nn.Module:
     """Return the model of a config in evaluation mode, without the weights that training would start from.
 
-    Args:
-        cfg: with `model`, and `test_cfg` where the model has none of its own.
-        build: `build_detector` of a library.
-        backbone: key of a part that would load pretrained weights of its own.
-
-    Raises:
-        ConfigError: it cannot be built; the message names the file and the reason.
+    `build` is `build_detector` of a library, `backbone` the key of a part that would load pretrained weights
+    of its own. ConfigError: it cannot be built; the message names the file and the reason.
     """
     model_cfg = cfg.model.copy()
     model_cfg.pop('pretrained', None)

@@ -7,30 +7,27 @@ import contextlib
 import dataclasses
 import functools
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from mmdeploy_ext.contract import options as declared
+from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights, head_of
+from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.detections import Detections, Instances
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    import numpy as np
     import torch
-
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-    from mmdeploy_ext.contract.stages import Stage
-    from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
-    from mmdeploy_ext.runtime.detections import Detections, Instances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +104,8 @@ class ImageFamily(Family):
     def stages(self, model: torch.nn.Module, options: Options, fold: bool = True) -> list[Stage]:
         """Return the chain of modules whose composition is the graph.
 
-        Args:
-            model: the upstream model with its weights.
-            options: what the user chose.
-            fold: work on a copy with batch normalisation folded into the convolutions (export);
-                False runs the model itself (the `_pth` configs).
+        With `fold` batch normalisation is folded into the convolutions of a copy (export); without, the model
+        itself runs (the `_pth` configs).
         """
 
     @abc.abstractmethod
@@ -126,18 +120,15 @@ class ImageFamily(Family):
         """Return height and width, pixels, that a graph takes for sizes that are not fed: the input's."""
         return tuple(image.tensor.shape[1:])
 
-    @abc.abstractmethod
     def reference_tensors(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str, **chosen: Any
     ) -> dict[str, np.ndarray]:
         """Run the unpatched upstream model and return what a graph of this form has to give.
 
-        Args:
-            model: of upstream.
-            feeds: by name.
-            form: of the graph.
-            chosen: the other options that the file was exported with.
+        `chosen` are the other options that the file was exported with. Only families with forms that end
+        before the results have some.
         """
+        raise NotImplementedError(f'{self.name}: has no tensors to compare in the form {form}')
 
     def inner_inputs(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], form: str
@@ -155,19 +146,14 @@ class ImageFamily(Family):
     ) -> dict[str, np.ndarray]:
         """Return the reference, of another run or of a dump, with what the engine chose among ties.
 
-        Args:
-            model: of upstream.
-            feeds: by name.
-            outputs: of the engine on trial.
-            reference: output name -> array.
-            ties_rtol: values this close, of the largest one, are a tie.
+        Values within `ties_rtol` of each other, of the largest one, are a tie.
         """
         return dict(reference)
 
     def interchangeable_zeros(
         self, model: torch.nn.Module, feeds: Mapping[str, np.ndarray], **chosen: Any
     ) -> dict[str, np.ndarray]:
-        """Return output name -> array: the other value that a zero may have without deciding anything.
+        """Return output name -> the other value that a zero may have without deciding anything.
 
         Ties: either side may have zero there and the other one this value; NaN where there is no tie.
         """
@@ -176,8 +162,7 @@ class ImageFamily(Family):
     def rounded_choices(self, model: torch.nn.Module) -> Iterable[contextlib.AbstractContextManager[None]]:
         """Return contexts in which upstream's test path decides ties otherwise, besides those of an IoU.
 
-        A proof asks for the results within each where an engine's have no partner, see
-        `proof/near_ties.py`.
+        A proof asks for the results in each where an engine's have no partner, see `proof/near_ties.py`.
         """
         return ()
 
@@ -186,11 +171,8 @@ class ImageFamily(Family):
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return output -> least and largest right value (B,) of each that counts candidates.
 
-        Args:
-            model: of upstream.
-            feeds: by name.
-            slack: scores this close to the threshold may be on either side.
-            caps: limits of candidates that the file was exported with, see `contract.options.LIMITS`.
+        Scores within `slack` of the threshold may be on either side; `caps` are the file's limits of
+        candidates, see `contract.options.LIMITS`.
         """
         raise NotImplementedError(f'{self.name}: has no files with a limit of candidates')
 
@@ -230,13 +212,8 @@ class ImageFamily(Family):
     ) -> list[Detections] | list[Instances]:
         """Return the results that a proof compares: of a graph that ends before them, by upstream's rest.
 
-        Args:
-            model: of upstream, unpatched.
-            metadata: of the file.
-            outputs: of the engine on trial.
-            feeds: by name.
-            images: that the feeds were made of.
-            rescale: whether results are in pixels of the originals.
+        `outputs` are of the engine on trial, `images` what the feeds were made of; with `rescale` results are
+        in pixels of the originals.
         """
         return self.detections(metadata, outputs, feeds)
 

@@ -3,15 +3,11 @@
 Glossary: Q queries, K rows that a frame adds to the memory, P rows that become queries of the next frame.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Self
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +38,7 @@ class MemorySpec:
     topk: int = 0
     propagated: int = 0
 
-    def judged_by(self, spec: GraphSpec) -> MemorySpec:
+    def judged_by(self, spec: GraphSpec) -> Self:
         """Return the memory with the tolerances of the outputs that become its tensors."""
         known = {tensor.name: tensor.column_groups[0] for tensor in spec.outputs}
         tensors = {name: known.get(self.outputs.get(name), group) for name, group in self.tensors.items()}

@@ -1,14 +1,10 @@
 """What a detector is made of, by the names in its config, and which family that is exported is nearest."""
 
-from __future__ import annotations
-
 import difflib
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from mmdeploy_ext.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 """What the keys of parts end in that decide a family; backbones and necks do not."""
@@ -40,10 +36,7 @@ def part_types(model: Any, prefix: str = '') -> dict[str, str]:
 def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     """Return the error of a config that no family claims: its parts, the nearest family, what to do.
 
-    Args:
-        cfg: with a `model`.
-        families: that are known.
-        what: it does not have, e.g. 'belongs to no family that mm2onnx exports'.
+    `what` it does not have, e.g. 'belongs to no family that mm2onnx exports'.
     """
     model = cfg.get('model')
     parts = part_types(model)
@@ -61,13 +54,7 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
 
 def _similarity(family: Described, names: Sequence[str]) -> tuple[float, float]:
     """Return how similar a family is to names: the longest of its own words in them, then the similarity."""
-    words = (family.name, *family.near)
-    inside = [len(word) for word, name in _pairs(words, names) if word in name]
-    alike = [difflib.SequenceMatcher(None, word, name).ratio() for word, name in _pairs(words, names)]
+    pairs = [(word.lower(), name.lower()) for word in (family.name, *family.near) for name in names]
+    inside = [len(word) for word, name in pairs if word in name]
+    alike = [difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs]
     return float(max(inside, default=0)), max(alike, default=0.0)
-
-
-def _pairs(words: Sequence[str], names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for word in words:
-        for name in names:
-            yield word.lower(), name.lower()

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.families.base import Family
+from mmdeploy_ext.families.memory import MemorySpec
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
-
-    import numpy as np
     import torch
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.families.memory import MemorySpec
-    from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
 
 class SequenceFamily(Family):
@@ -47,29 +46,15 @@ class SequenceFamily(Family):
         """Return the graphs of a contract, in the order in which a frame goes through them."""
 
     def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
-        """Return what a proof has to know of the memory, where there is one.
-
-        Args:
-            facts: of `postprocess_facts`, as a file has them.
-        """
+        """What a proof has to know of the memory, of `postprocess_facts` as a file has them."""
         raise NotImplementedError(f'{self.name}: has no memory')
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
-        """Return sweeps to prove a LiDAR model on where there is no data set.
-
-        Args:
-            rule: of `preprocess_rule`.
-            count: how many.
-        """
+        """Return sweeps to prove a LiDAR model on where there is no data set."""
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
-        """Return sweeps, as points alone, that reach the limits of a rule; only the tensors are compared.
-
-        Args:
-            rule: of `preprocess_rule`.
-            options: of the export.
-        """
+        """Return sweeps, as points alone, that reach a rule's limits; only the tensors are compared."""
         return ()
 
     def with_limit(
@@ -77,13 +62,8 @@ class SequenceFamily(Family):
     ) -> AbstractContextManager[int]:
         """Lower the number of results that a model and its files keep, while the context lasts.
 
-        Args:
-            model: of the reference.
-            runner: of `runner`.
-            found: results of a sample, of the reference.
-
-        Returns:
-            What gives the limit, so that some of these results are cut off; 0 where it stays.
+        `found` are results of the reference: the context gives a limit that cuts some of them off; 0 where it
+        stays.
         """
         return contextlib.nullcontext(0)
 
@@ -105,12 +85,7 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        """Return exported files on an engine as a stepper.
-
-        Args:
-            paths: the files of one export.
-            engine: options of `build_backend` (`engine`, `providers`, `threads`, `graph_optimization`, ...).
-        """
+        """Return exported files on an engine, by options of `build_backend`, as a stepper."""
 
     @abc.abstractmethod
     def timed_methods(self, model: torch.nn.Module) -> dict[str, list[tuple[object, str]]]:
@@ -129,8 +104,4 @@ class SequenceFamily(Family):
 
     @abc.abstractmethod
     def dumped_frame(self, tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame | Sweep:
-        """Return the frame that a dump was made from.
-
-        Raises:
-            DataError: the dump lacks a tensor that is needed.
-        """
+        """Return the frame that a dump was made from; DataError: it lacks a tensor that is needed."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.families.base import BACKBONE, Family
+from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.sparse.ir import Triple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
     import torch
 
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.sparse.ir import Triple
     from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
 
 
@@ -93,8 +93,7 @@ class SparseFamily(Family):
     def settings(self, cfg: Any, model: torch.nn.Module) -> EncoderSettings:
         """Return how the encoder reads its voxels.
 
-        Raises:
-            ConfigError: the config's grid, voxel size and output shape disagree.
+        ConfigError: the config's grid, voxel size and output shape disagree.
         """
 
     @abc.abstractmethod
@@ -121,13 +120,7 @@ class SparseFamily(Family):
     def run_encoder(
         self, model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray
     ) -> np.ndarray:
-        """Run the unpatched module on spconv, one thread.
+        """Run the unpatched module on spconv, one thread: (1, C, H, W) float32.
 
-        Args:
-            model: with its weights.
-            features: (N, C) float32.
-            coordinates: (N, 4) int32 in the family's own order.
-
-        Returns:
-            (1, C, H, W) float32.
+        Of features (N, C) float32 and coordinates (N, 4) int32 in the family's own order.
         """

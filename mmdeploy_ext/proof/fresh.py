@@ -14,7 +14,7 @@ from mmdeploy_ext.deploy import files
 from mmdeploy_ext.exporting.functional import all_decomposed
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.proof.older import Rounding, rounding_of
-from mmdeploy_ext.quantize.dense_repeat import QUANTISE, quantise_again
+from mmdeploy_ext.quantize.dense import QUANTISE, quantise_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

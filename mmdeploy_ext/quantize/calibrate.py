@@ -6,8 +6,7 @@ quantiser is measured, also those of layers that the reference then computes in 
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,8 +32,6 @@ def calibrate_sweeps(
     graph: SparseGraph,
     sweeps: Iterable[Sweep],
     method: str = 'mse',
-    batches: int | None = None,
-    progress: bool = True,
     *,
     percentile: float = PERCENTILE,
     add_method: str | None = None,
@@ -48,8 +45,6 @@ def calibrate_sweeps(
         graph: folded in fp32, with its weights.
         sweeps: (features (N, C), coordinates (N, 4)) each, coordinates in the graph's order.
         method: of inputs: 'mse', 'percentile' or 'max'.
-        batches: number of sweeps to take; None takes all.
-        progress: a bar on stderr, where that is a terminal.
         percentile: of |x|, for the method of that name.
         add_method: of residual additions, None: as `method`. The reference has 'max' for CenterPoint.
         unfolded: node name -> kernel whose ranges are taken instead of the folded one's: `before_folding`.
@@ -66,9 +61,8 @@ def calibrate_sweeps(
         for node in nodes
     }
     count = 0
-    for features, coordinates in tracked(sweeps, batches, 'calibrating', progress):
-        count += 1
-        _collect(graph, features, coordinates, collectors, f'sweep {count} of {source}')
+    for count, sweep in enumerate(tracked(sweeps, 'calibrating'), 1):
+        _collect(graph, sweep, collectors, f'sweep {count} of {source}')
     if count == 0:
         raise DataError(f'{source}: has no sweep to calibrate on; give a folder or infos that have some')
     found = {}
@@ -81,7 +75,7 @@ def calibrate_sweeps(
             )
         kernel = ()
         if isinstance(node, SparseConvolution):
-            kernel = _weights(node, unfolded or {}), weight_norm(node)
+            kernel = _weights(node, (unfolded or {}).get(node.name, node.weight)), weight_norm(node)
         found[node.name] = NodeRange(node.module, float(np.float32(amax)), *kernel)
     name = title(method, percentile)
     if add_method and add_method != method:
@@ -92,18 +86,11 @@ def calibrate_sweeps(
 def before_folding(
     traced: SparseGraph, folded: SparseGraph, modules: Collection[str]
 ) -> dict[str, np.ndarray]:
-    """Return node name -> kernel before batch normalisation was folded into it.
+    """Return node name -> kernel before batch normalisation was folded into it, of some modules' paths.
 
     The reference takes the weight ranges of CenterPoint's `conv_input.0` from that kernel: its normalisation
-    is folded only when the file is written. Every other range is of the folded kernel.
-
-    Args:
-        traced: the graph with BatchNorm nodes.
-        folded: `fold(traced)`.
-        modules: paths of the convolutions, as the nodes have them.
-
-    Raises:
-        UsageError: no convolution has such a path.
+    is folded only when the file is written. Every other range is of the folded kernel. A path that no
+    convolution has is a UsageError.
     """
     kernels = {node.module: node.weight for node in traced.convolutions()}
     for module in modules:
@@ -112,30 +99,21 @@ def before_folding(
     return {node.name: kernels[node.module] for node in folded.convolutions() if node.module in modules}
 
 
-def tracked(sweeps: Iterable[Sweep], batches: int | None, what: str, progress: bool) -> Iterator[Sweep]:
-    """Yield the sweeps, at most `batches`, with a bar on stderr where that is a terminal."""
-    total = len(sweeps) if hasattr(sweeps, '__len__') else batches
-    if total is not None and batches is not None:
-        total = min(total, batches)
-    yield from cli.tracked(itertools.islice(sweeps, batches), total, what, progress)
+def tracked(items: Iterable[Any], what: str) -> Iterator[Any]:
+    """Yield the items, with a bar on stderr where that is a terminal."""
+    return cli.tracked(items, len(items) if hasattr(items, '__len__') else None, what)
 
 
-def _weights(node: SparseConvolution, unfolded: Mapping[str, np.ndarray]) -> tuple[float, ...]:
+def _weights(node: SparseConvolution, kernel: np.ndarray) -> tuple[float, ...]:
     try:
-        return weight_amax(unfolded.get(node.name, node.weight))
+        return weight_amax(kernel)
     except ValueError as error:
         raise UsageError(
             f'{node.name} ({node.module}): of its weights, {error}; check the checkpoint'
         ) from error
 
 
-def _collect(
-    graph: SparseGraph,
-    features: np.ndarray,
-    coordinates: np.ndarray,
-    collectors: Mapping[str, Calibrator],
-    where: str,
-) -> None:
+def _collect(graph: SparseGraph, sweep: Sweep, collectors: Mapping[str, Calibrator], where: str) -> None:
     def listen(node, inputs, weight):  # noqa: ANN001, ANN202
         if node.name in collectors:
             try:
@@ -146,4 +124,5 @@ def _collect(
                 raise DataError(f'{where}: input of {node.name} ({node.module}): {error}') from error
         return inputs, weight
 
+    features, coordinates = sweep
     engine.run(graph, coordinates, features, transform=listen)

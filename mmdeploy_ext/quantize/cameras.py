@@ -1,22 +1,26 @@
-"""Frames of a camera rig to calibrate on: infos or nuScenes' folders, prepared as the model file says.
+"""What calibrates a graph: images, frames of a camera rig, or what the graphs before it make of sensors.
 
-Needs numpy and OpenCV only. An image backbone looks at each picture alone, so those of a frame need not be
-of one moment.
+Frames are infos or nuScenes' folders, prepared as the model file says. An image backbone looks at each
+picture alone, so those of a frame need not be of one moment. Needs numpy and OpenCV only.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import ImageError, ModelFileError
+from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
 from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.inputs.pictures import list_images, read_image
 from mmdeploy_ext.quantize.images import CalibrationSet, calibration_images, evenly, image_files
-from mmdeploy_ext.quantize.runs import calibration_runs, quantised_graph
-from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_infos
+from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
+from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_frames, read_infos
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
@@ -31,10 +35,8 @@ Frame = tuple[Path, ...]
 def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
     """Return frames of all cameras as the rule of a model file prepares them: {'img': (N, 3, H, W)}.
 
-    The heads of such a model are in another graph: the last layers here give features as all others do.
-
-    Raises:
-        ModelFileError: the graph takes more than the pictures (a memory, calibrations).
+    The heads of such a model are in another graph: the last layers here give features as all others do. A
+    graph that takes more than the pictures (a memory, calibrations) is a ModelFileError.
     """
     if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGES]:
         raise ModelFileError(
@@ -51,12 +53,12 @@ def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSe
 
 
 def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
-    """Return the frames of a source.
+    """Return the frames of a source, for the cameras of a model's rule in their order.
 
     Args:
         source: infos of mmdet3d's kind (.pkl, .json) with `cams`, or a folder with one folder of pictures
             per camera, such as nuScenes' own or its `samples`.
-        rule: of the model; says the cameras and their order.
+        rule: of the model.
         root: folder of the data set, where the infos' paths do not exist as they are.
 
     Raises:
@@ -65,11 +67,11 @@ def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | No
     """
     source = Path(source)
     if source.suffix in INFOS and source.is_file():
-        frames = []
-        for info in read_infos(source):
-            names = [info['cams'][name]['data_path'] for name in camera_names(info, rule, source)]
-            frames.append(tuple(find_file(name, source, root, 'picture') for name in names))
-        return frames
+        frames = [
+            [info['cams'][name]['data_path'] for name in camera_names(info, rule, source)]
+            for info in read_infos(source)
+        ]
+        return [tuple(find_file(name, source, root, 'picture') for name in names) for names in frames]
     if not source.is_dir():
         raise ImageError(
             f'{source}: no such folder or infos; this model takes {rule.num_cameras} cameras: give infos '
@@ -96,21 +98,55 @@ def calibration_set(
     """Return what calibrates a graph: single images, frames of cameras, or what other graphs make of sensors.
 
     Args:
-        path: of the model file.
+        path: of the model file; the others of its export are beside it.
         metadata: of it.
-        source: see `image_files`, `camera_frames` and `calibration_runs`.
+        source: see `image_files` and `camera_frames`; sweeps, or infos of sweeps or of frames.
         root: folder of the files that annotations or infos name.
         limit: at most so many, evenly; 0 takes all.
 
     Raises:
-        ModelFileError: the model takes none of these.
+        ModelFileError: the model takes none of these, or a graph of the export is missing.
         ImageError: no such source, or no picture in it.
-        DataError: files that annotations or infos name are not there.
+        DataError: nothing in it that the model takes, or files that it names are not there.
     """
     if metadata.form == quantised_graph(metadata.family):
-        return calibration_runs(path, metadata, source, root, limit)
+        model = runtime_of(metadata.family).OPENS(path.parent)
+        items, sample = READERS[metadata.samples](model, metadata, source, root, limit)
+        return CalibrationSet(items, lambda item: model.feeds(sample(item)), metadata.samples)
     if isinstance(metadata.preprocess, MultiViewRule):
         calibration_frames(metadata, [])  # refuses the graph before files are looked for
         frames = evenly(camera_frames(source, metadata.preprocess, root), limit)
         return calibration_frames(metadata, frames)
     return calibration_images(metadata, evenly(image_files(source, root), limit))
+
+
+def quantised_graph(family: str) -> str:
+    """Return the name of the graph of a family's folders that the others feed and INT8 is for, '' of none."""
+    return getattr(runtime_of(family), 'QUANTISED', '')
+
+
+def _sweeps(
+    model: Any, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
+) -> tuple[list[Any], Callable[[Any], Sweep]]:
+    every = tuple(range(model.width))
+    sweeps = Sweeps(source, lambda points: (points, points), PointRule(model.width, every), root, limit)
+    if voxels := [item for item in sweeps.items if isinstance(item, Path) and item.suffix == '.npz']:
+        raise DataError(f'{voxels[0]}: holds voxels, the model takes points; give sweeps (.bin, .npy)')
+    return sweeps.items, lambda item: Sweep(sweeps.points(item), sweeps.name(item))
+
+
+def _frames(
+    model: Any, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
+) -> tuple[list[Any], Callable[[Any], Any]]:
+    rule = metadata.preprocess.views
+    if rule is None:
+        raise ModelFileError(
+            f'a model of family {metadata.family!r} of LiDAR alone: frames to calibrate on come with '
+            f'pictures, so that only models with cameras are quantised'
+        )
+    frames = evenly(read_frames(source, rule, root), limit)
+    return frames, lambda frame: model.moment(frame.read_pictures(), frame, root)
+
+
+READERS = dict(sweeps=_sweeps, fused=_frames)
+"""Kind of samples -> what lists them, and what reads one."""

@@ -10,14 +10,15 @@ import copy
 import itertools
 from typing import TYPE_CHECKING
 
-import onnx
 from onnx import numpy_helper
 
-from mmdeploy_ext.graph.io.index import Index, captured
+from mmdeploy_ext.graph.io.index import Index, captured, refill
 from mmdeploy_ext.graph.passes.rename import rename
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import onnx
 
 MADE = {
     '_QuantizeLinear_Output': '.q',
@@ -39,9 +40,6 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Inputs, outputs and what bodies of nodes (If, Loop) read keep their names. Constants are equal when type,
     shape and every bit are.
-
-    Args:
-        model: an INT8 model; stays as it is.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -63,17 +61,13 @@ def _merge_constants(graph: onnx.GraphProto, fixed: set[str], taken: set[str]) -
         alone = tensor.name.encode() if tensor.name in fixed else b''
         key = tensor.data_type, str(values.shape).encode() + alone, values.tobytes()
         groups.setdefault(key, []).append(tensor)
-    free = (name for name in (f'c{number}' for number in itertools.count()) if name not in taken)
+    free = (name for name in map('c{}'.format, itertools.count()) if name not in taken)
     same: dict[str, str] = {}
-    kept = []
     for tensors in groups.values():
-        one = onnx.TensorProto.FromString(tensors[0].SerializeToString())
         if len(tensors) > 1:
-            one.name = next(free)
-            same.update((tensor.name, one.name) for tensor in tensors)
-        kept.append(one)
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+            same |= dict.fromkeys([tensor.name for tensor in tensors], next(free))
+            tensors[0].name = same[tensors[0].name]
+    refill(graph, initializer=[tensors[0] for tensors in groups.values()])
     for node in graph.node:
         for at, name in enumerate(node.input):
             node.input[at] = same.get(name, name)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError, ModelFileError
+from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import reads, refill
 from mmdeploy_ext.graph.passes.fold import suppress_output
@@ -34,6 +35,8 @@ OPERATORS = ('Conv', 'ConvTranspose', 'Gemm', 'MatMul', 'Relu', 'Clip', 'MaxPool
 INFERRED = ('onnx.infer', 'onnxruntime.quant')
 """Entry by which the quantiser knows that a model has its types; without it, it infers them every time."""
 MINMAX = DENSE_METHODS[0]
+QUANTISE = 'quantize'
+"""The edit that an INT8 file's record names."""
 SHOWN = 10
 """Layers that a refusal names."""
 
@@ -47,8 +50,7 @@ class DenseQuantiser:
     """
 
     def __init__(self, graph: DenseGraph, reduce_range: bool = False) -> None:
-        self.graph = graph
-        self.reduce_range = reduce_range
+        self.graph, self.reduce_range = graph, reduce_range
         self.ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._infinite: set[str] = set()
         self._typed = _with_types(graph.network)
@@ -58,24 +60,19 @@ class DenseQuantiser:
         batches: Iterable[Mapping[str, np.ndarray]],
         method: str = MINMAX,
         percentile: float = PERCENTILE,
-        progress: bool = False,
     ) -> None:
-        """Find the range of every activation.
+        """Find the range of every activation; InferenceError: ONNX Runtime failed.
 
         Args:
             batches: input name -> array; what the network does not take is left out. Gone through once, or
                 twice where `method` needs a histogram.
             method: 'minmax', 'percentile' or 'mse' (the last two clip what minmax finds).
             percentile: of |x|, in percent.
-            progress: a bar on stderr, where that is a terminal.
-
-        Raises:
-            InferenceError: ONNX Runtime failed.
         """
         needed = [value.name for value in self.graph.network.graph.input]
 
         def feeds(what: str) -> Iterator[dict[str, np.ndarray]]:
-            for batch in tracked(batches, None, what, progress):
+            for batch in tracked(batches, what):
                 yield {name: batch[name] for name in needed}
 
         found = _minmax(self._typed, feeds('calibrating'))
@@ -130,12 +127,11 @@ class DenseQuantiser:
 
     def _check_finite(self, names: Sequence[str]) -> None:
         for node in (node for node in self.graph.network.graph.node if node.name in set(names)):
-            for tensor in (*node.input, *node.output):
-                if tensor in self._infinite:
-                    raise InferenceError(
-                        f'tensor {tensor!r} of node {node.name} is not finite on the calibration images; see '
-                        f'its weights, or leave the layer in float'
-                    )
+            if infinite := [name for name in (*node.input, *node.output) if name in self._infinite]:
+                raise InferenceError(
+                    f'tensor {infinite[0]!r} of node {node.name} is not finite on the calibration images; '
+                    f'see its weights, or leave the layer in float'
+                )
 
 
 def _drop_unused_constants(graph: onnx.GraphProto) -> None:
@@ -148,19 +144,12 @@ def _drop_unused_constants(graph: onnx.GraphProto) -> None:
 def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence[str]) -> list[str]:
     """Return those of the layers whose weights are int8 codes in a network: what a file may call INT8.
 
-    Args:
-        graph: the float model.
-        network: made of `graph.network`.
-        layers: that were to be quantised.
-
-    Raises:
-        ExportError: none is.
+    None is an ExportError.
     """
     makers = {name: node.op_type for node in network.graph.node for name in node.output}
-    nodes = {node.name: node for node in network.graph.node}
     coded = {
-        name
-        for name, node in nodes.items()
+        node.name
+        for node in network.graph.node
         if node.op_type in PRODUCTS and makers.get(node.input[PRODUCTS[node.op_type]]) == 'DequantizeLinear'
     }
     found = [name for name in layers if coded.issuperset(graph.layer(name).nodes)]
@@ -173,13 +162,7 @@ def layers_in_int8(graph: DenseGraph, network: onnx.ModelProto, layers: Sequence
 
 
 def finished(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
-    """Return the whole model around an INT8 network, compact, with facts beside the metadata.
-
-    Args:
-        graph: the float model.
-        network: made of `graph.network`.
-        facts: what was done, kept as text.
-    """
+    """Return the whole model around an INT8 network, compact, with facts as text beside the metadata."""
     model = compact(graph.joined(network))
     for key, value in facts.items():
         model.metadata_props.add(key=f'int8.{key}', value=str(value))
@@ -189,18 +172,16 @@ def finished(graph: DenseGraph, network: onnx.ModelProto, facts: Mapping[str, An
 def _with_types(network: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy with the type of every tensor that a range may be asked of."""
     model = copy.deepcopy(network)
-    known = {value.name for value in (*model.graph.input, *model.graph.output)}
-    wanted = [
-        name for node in model.graph.node if node.op_type in OPERATORS for name in (*node.input, *node.output)
-    ]
-    constants = {tensor.name for tensor in model.graph.initializer}
+    graph = model.graph
+    known = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    nodes = [node for node in graph.node if node.op_type in OPERATORS]
+    wanted = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
     found = types.infer(model)
-    missing = [name for name in dict.fromkeys(wanted) if name and name not in known | constants]
-    del model.graph.value_info[:]
+    del graph.value_info[:]
     model.metadata_props.add(key=INFERRED[0], value=INFERRED[1])
-    for name in missing:
-        if name in found:
-            model.graph.value_info.add(name=name).type.CopyFrom(found[name])
+    for name in wanted:
+        if name not in known and name in found:
+            graph.value_info.add(name=name, type=found[name])
     return model
 
 
@@ -245,15 +226,7 @@ def _explained(folder: str) -> Iterator[None]:
 
 
 def check_weights(graph: DenseGraph, path: object) -> None:
-    """Refuse a float model whose layers have NaN or infinite weights or biases: it has no outputs to keep.
-
-    Args:
-        graph: of the model.
-        path: of it, for the message.
-
-    Raises:
-        ModelFileError: names the layers and how many values.
-    """
+    """Refuse a float model whose layers have NaN or infinite weights or biases: it has no outputs to keep."""
     nodes = {node.name: node for node in graph.network.graph.node}
     broken = []
     for layer in graph.layers:
@@ -267,3 +240,36 @@ def check_weights(graph: DenseGraph, path: object) -> None:
             f'{path}: weights that are not finite in {len(broken)} layers ({"; ".join(broken[:SHOWN])}); the '
             f'training diverged or the file is damaged: export another checkpoint'
         )
+
+
+def record(model: onnx.ModelProto, quantiser: object, layers: Sequence[str]) -> None:
+    """Keep in an INT8 model, in place, how its layers were quantised, so that a proof does it again.
+
+    The ranges of the activations are in the record; scales of weights follow from the weights. So the proof
+    compares every layer, code and scale of the file with what the checkpoint gives. What NNCF does cannot be
+    done again.
+    """
+    if not isinstance(quantiser, DenseQuantiser):
+        edits.record(model, f'{QUANTISE} --engine openvino', dict(layers=list(layers)), 'nncf')
+        return
+    used = quantiser.used_ranges(layers).items()
+    ranges = {name: [np.asarray(end).item() for end in ends] for name, ends in used}
+    arguments = dict(layers=list(layers), ranges=ranges, reduce_range=quantiser.reduce_range)
+    edits.record(model, QUANTISE, arguments, 'onnxruntime')
+
+
+def quantise_again(
+    model: onnx.ModelProto, layers: Sequence[str], ranges: Mapping[str, Sequence[float]], reduce_range: bool
+) -> onnx.ModelProto:
+    """Return a float model with these layers in INT8, by the ranges of a record: least and largest values.
+
+    Raises:
+        UsageError: a layer that the model lacks.
+        InferenceError: a range that is missing or not finite.
+    """
+    graph = DenseGraph(model)
+    quantiser = DenseQuantiser(graph, reduce_range)
+    quantiser.ranges = {
+        name: tuple(np.asarray(end, np.float32) for end in ends) for name, ends in ranges.items()
+    }
+    return finished(graph, quantiser.network(layers), {})

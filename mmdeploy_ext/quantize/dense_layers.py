@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.io.index import Index, all_nodes, captured, near, reads
+from mmdeploy_ext.graph.io.index import Index, all_nodes, captured, near, reads, refill
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import typed_values
@@ -40,9 +40,7 @@ class Layer:
     Attributes:
         name: of the module, from the first node's name.
         operator: Conv, Gemm ...
-        nodes: their names.
-        outputs: the tensors that they write.
-        weight: the initializer.
+        nodes, outputs: the names of the nodes, and of the tensors that they write.
         parameters: of the weight.
     """
 
@@ -50,7 +48,6 @@ class Layer:
     operator: str
     nodes: tuple[str, ...]
     outputs: tuple[str, ...]
-    weight: str
     parameters: int
 
 
@@ -84,12 +81,12 @@ class DenseGraph:
                 f'{path}: has no convolution or matrix product with float32 weights; nothing to quantise'
             )
         self._by_name = {layer.name: layer for layer in self.layers}
-        after = self._followed()
+        owner = {node: layer.name for layer in self.layers for node in layer.nodes}
+        read = (name for node in self.index.nodes if node.name in owner for name in node.input)
+        after = {owner.get(self.index.nodes[position].name) for position in self.index.ancestors(read)}
         sorts = [node for node in self.index.nodes if node.op_type in SORTS]
         sorted_by = self._nearest([name for node in sorts for name in node.input])
-        self.last = [
-            layer.name for layer in self.layers if layer.name not in after or layer.name in sorted_by
-        ]
+        self.last = [layer.name for layer in self.layers if layer.name not in after - sorted_by]
         self._positions = self.index.ancestors(name for layer in self.layers for name in layer.outputs)
         self.compared = [name for name in self.last if not self._is_sorted(name)] or self.last
         self.network = self._network()
@@ -97,16 +94,6 @@ class DenseGraph:
     def layer(self, name: str) -> Layer:
         """Return a layer by its name."""
         return self._by_name[name]
-
-    def _followed(self) -> set[str]:
-        """Return the names of layers that another layer needs."""
-        owner = {node: layer.name for layer in self.layers for node in layer.nodes}
-        found = set()
-        for layer in self.layers:
-            inputs = {name for node in layer.nodes for name in self._node(node).input}
-            for position in self.index.ancestors(inputs):
-                found.add(owner.get(self.index.nodes[position].name, ''))
-        return found
 
     def _nearest(self, tensors: Iterable[str]) -> set[str]:
         """Return the layers that tensors are made of with no other layer between."""
@@ -119,9 +106,6 @@ class DenseGraph:
         """Return whether a layer needs what a top-k gave."""
         above = self.index.ancestors(self.layer(layer).outputs)
         return any(self.index.nodes[position].op_type in SORTS for position in above)
-
-    def _node(self, name: str) -> onnx.NodeProto:
-        return self.index.nodes[self.index.find_node(name)]
 
     def _network(self) -> onnx.ModelProto:
         inside, index = set(self._positions), self.index
@@ -137,16 +121,12 @@ class DenseGraph:
     def matching(self, patterns: Iterable[str]) -> list[str]:
         """Return the layers whose name, or the name of one of their nodes, fits a pattern ('*', '?').
 
-        Raises:
-            UsageError: a pattern fits no layer.
+        A pattern that fits none is a UsageError.
         """
         found: set[str] = set()
         for pattern in patterns:
-            fitting = {
-                layer.name
-                for layer in self.layers
-                if any(fnmatch.fnmatchcase(name, pattern) for name in (layer.name, *layer.nodes))
-            }
+            fits = re.compile(fnmatch.translate(pattern)).match
+            fitting = {layer.name for layer in self.layers if any(map(fits, (layer.name, *layer.nodes)))}
             if not fitting:
                 raise UsageError(
                     f'--keep-float {pattern!r}: fits the name of no layer{near(pattern, self._by_name)}; '
@@ -171,11 +151,7 @@ class DenseGraph:
         return nodes
 
     def joined(self, network: onnx.ModelProto) -> onnx.ModelProto:
-        """Return the whole model with its network replaced.
-
-        Args:
-            network: made of `self.network`, with the same inputs and outputs, in order.
-        """
+        """Return the whole model with its network replaced by one that was made of it."""
         inside = set(self._positions)
         rest = [node for at, node in enumerate(self.index.nodes) if at not in inside]
         model = copy.deepcopy(self.model)
@@ -232,9 +208,7 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             node.name = f'{node.name or node.op_type}#{position}'
         taken.add(node.name)
         nodes.append(node)
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
+    refill(graph, node=nodes)
     return result
 
 
@@ -251,23 +225,14 @@ def _layers(index: Index) -> list[Layer]:
         weight = _weight(index, node)
         if weight:
             groups.setdefault(weight, []).append(node)
-    found, taken = [], set()
+    found: dict[str, Layer] = {}
     for weight, nodes in groups.items():
-        name = scope(nodes[0])
-        while name in taken:
+        name, size = _scope(nodes[0]), math.prod(index.constants[weight].dims)
+        while name in found:
             name += "'"
-        taken.add(name)
-        found.append(
-            Layer(
-                name,
-                nodes[0].op_type,
-                tuple(node.name for node in nodes),
-                tuple(node.output[0] for node in nodes),
-                weight,
-                math.prod(index.constants[weight].dims),
-            )
-        )
-    return found
+        names, outputs = zip(*((node.name, node.output[0]) for node in nodes), strict=True)
+        found[name] = Layer(name, nodes[0].op_type, names, outputs, size)
+    return list(found.values())
 
 
 def _weight(index: Index, node: onnx.NodeProto) -> str:
@@ -279,7 +244,7 @@ def _weight(index: Index, node: onnx.NodeProto) -> str:
     return tensor.name if matrix and node.input[0] not in index.constants else ''
 
 
-def scope(node: onnx.NodeProto) -> str:
+def _scope(node: onnx.NodeProto) -> str:
     """Return the module of a node: 'network/neck/conv/Conv_1' -> 'network/neck/conv'."""
     head, _, tail = node.name.strip('/').rpartition('/')
     return head if head and COUNTER.sub('', tail) == node.op_type else node.name.strip('/')
@@ -292,8 +257,3 @@ def _follows(node: onnx.NodeProto, codes: set[str]) -> bool:
         mode = next((attribute.s for attribute in node.attribute if attribute.name == 'mode'), b'nearest')
         return mode == b'nearest' and node.input[0] in codes
     return node.op_type in FOLLOWERS and node.input[0] in codes
-
-
-def parameters(layers: Iterable[Layer]) -> int:
-    """Return the parameters of some layers together."""
-    return sum(layer.parameters for layer in layers)

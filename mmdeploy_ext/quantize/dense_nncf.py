@@ -18,7 +18,7 @@ from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.dense import INFERRED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from types import ModuleType
 
     import numpy as np
@@ -36,37 +36,21 @@ MOVES = (
 class NncfQuantiser:
     """Quantises layers of a graph with NNCF; the counterpart of `DenseQuantiser`.
 
-    Every call of `network` goes through the batches again: NNCF's ranges depend on what is quantised.
-
-    Args:
-        graph: the float model.
-        batches: input name -> array; what the network does not take is left out. Gone through once per call.
-        progress: a bar on stderr, where that is a terminal.
-
-    Raises:
-        EngineError: NNCF is not installed.
+    Every call of `network` goes through the batches (input name -> array, of which what the network does not
+    take is left out) again: NNCF's ranges depend on what is quantised.
     """
 
-    def __init__(
-        self, graph: DenseGraph, batches: Iterable[Mapping[str, np.ndarray]], progress: bool = False
-    ) -> None:
-        self.graph = graph
-        self._nncf = require_nncf()
-        self._batches, self._progress = batches, progress
+    def __init__(self, graph: DenseGraph, batches: Collection[Mapping[str, np.ndarray]]) -> None:
+        self.graph, self._nncf, self._images = graph, require_nncf(), _Tracked(batches)
 
     def network(self, layers: Sequence[str]) -> onnx.ModelProto:
-        """Return the network with these layers in INT8; without any, the float network.
-
-        Raises:
-            InferenceError: NNCF failed.
-        """
+        """Return the network with these layers in INT8; without any, the float network."""
         model = copy.deepcopy(self.graph.network)
         if not layers:
             return model
         nncf = self._nncf
         needed = [value.name for value in model.graph.input]
-        images = _Tracked(self._batches, self._progress)
-        data = nncf.Dataset(images, lambda batch: {name: batch[name] for name in needed})
+        data = nncf.Dataset(self._images, lambda batch: {name: batch[name] for name in needed})
         try:
             with suppress_output():
                 found = nncf.quantize(
@@ -74,7 +58,7 @@ class NncfQuantiser:
                     data,
                     preset=nncf.QuantizationPreset.MIXED,
                     target_device=nncf.TargetDevice.CPU,
-                    subset_size=max(len(images), 1),
+                    subset_size=max(len(self._images), 1),
                     ignored_scope=nncf.IgnoredScope(names=self._float_nodes(layers)),
                 )
         except (RuntimeError, ValueError, KeyError) as error:
@@ -98,11 +82,7 @@ class NncfQuantiser:
 
 
 def require_nncf() -> ModuleType:
-    """Import NNCF with its telemetry off.
-
-    Raises:
-        EngineError: it is not installed.
-    """
+    """Import NNCF with its telemetry off; an EngineError says how to install it."""
     os.environ.setdefault('NNCF_CI', '1')  # turns its telemetry off
     try:
         with suppress_output():
@@ -117,11 +97,11 @@ def require_nncf() -> ModuleType:
 class _Tracked:
     """Batches with a length and a progress bar."""
 
-    def __init__(self, batches: Iterable[Mapping[str, np.ndarray]], progress: bool) -> None:
-        self._batches, self._progress = batches, progress
+    def __init__(self, batches: Collection[Mapping[str, np.ndarray]]) -> None:
+        self._batches = batches
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
-        return tracked(self._batches, None, 'calibrating', self._progress)
+        return tracked(self._batches, 'calibrating')

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ExportError, InferenceError
+from mmdeploy_ext.core.errors import ExportError, InferenceError, ModelFileError
 from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.engines.openvino import compiled, require_openvino
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.difference import Difference
-from mmdeploy_ext.quantize.openvino_run import OpenVinoRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -29,13 +29,30 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
 
 
+class OpenVinoRunner:
+    """A network in OpenVINO, float32 where it is not INT8: the counterpart of `graph.run.Runner`."""
+
+    def __init__(self, model: onnx.ModelProto, names: Sequence[str], threads: int) -> None:
+        require_openvino('openvino nncf')
+        try:
+            self._compiled = compiled(model.SerializeToString(), threads)
+        except RuntimeError as error:
+            text = ' '.join(str(error).split())
+            raise ModelFileError(f'OpenVINO cannot compile the network: {text}') from error
+        self._names = list(names)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return name -> array; InferenceError where OpenVINO failed."""
+        try:
+            found = self._compiled(dict(feeds))
+        except RuntimeError as error:
+            raise InferenceError(f'OpenVINO failed to run the network: {error}') from error
+        return {name: np.array(found[name]) for name in self._names}
+
+
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """How far the outputs of a network are from float32's.
-
-    Attributes:
-        by_layer: last layer -> difference, all its levels together.
-    """
+    """How far the outputs of a network are from float32's: by last layer, all its levels together."""
 
     by_layer: Mapping[str, Difference]
 
@@ -63,13 +80,8 @@ class LayerSensitivity:
 
     def to_json(self) -> dict[str, Any]:
         """Return name, operator, parameters, error and cosine."""
-        return dict(
-            name=self.layer.name,
-            operator=self.layer.operator,
-            parameters=self.layer.parameters,
-            error=self.outputs.error,
-            cosine=self.outputs.cosine,
-        )
+        facts = {name: getattr(self.layer, name) for name in ('name', 'operator', 'parameters')}
+        return facts | {name: getattr(self.outputs, name) for name in ('error', 'cosine')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +100,10 @@ class Exclusion(Plain):
 
 
 class Probe:
-    """The float network's outputs on a few batches, to compare others with.
+    """The float network's outputs on a few batches (input name -> array), to compare others with.
 
-    Args:
-        graph: the float graph.
-        batches: input name -> array.
-        threads: within an operator; 0 leaves the choice to the engine.
-        engine: 'onnxruntime' or 'openvino'; runs all networks.
-
-    Raises:
-        InferenceError: an output of the float network is not finite, so that nothing can be compared with it.
+    `threads` are those within an operator, 0 leaves the choice to the engine, which runs all networks. Where
+    an output of the float network is not finite, nothing can be compared with it: an InferenceError.
     """
 
     def __init__(
@@ -138,20 +144,11 @@ class Probe:
         return Outputs(found)
 
 
-def rank(
-    quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str], progress: bool = False
-) -> list[LayerSensitivity]:
-    """Return what each layer does when it alone is in INT8, the most sensitive first.
-
-    Args:
-        quantiser: calibrated.
-        probe: to compare with.
-        layers: to try.
-        progress: a bar on stderr, where that is a terminal.
-    """
+def rank(quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]) -> list[LayerSensitivity]:
+    """Return what each of the layers does when it alone is in INT8, the most sensitive first."""
     found = [
         LayerSensitivity(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
-        for name in tracked(list(layers), None, 'layer by layer', progress)
+        for name in tracked(layers, 'layer by layer')
     ]
     return sorted(found, key=lambda one: _order(one.outputs.error), reverse=True)
 
@@ -162,7 +159,6 @@ def exclude(
     ranked: Sequence[LayerSensitivity],
     max_error: float,
     budget: int,
-    progress: bool = False,
 ) -> Exclusion:
     """Keep the most sensitive layers in float, one after the other, until the outputs are near enough.
 
@@ -172,7 +168,6 @@ def exclude(
         ranked: of `rank`; all layers that would be in INT8.
         max_error: of the worst output.
         budget: at most so many layers.
-        progress: a bar on stderr, where that is a terminal.
 
     Raises:
         ExportError: the budget reaches the last layer, and even that one alone is not near enough: what is
@@ -180,7 +175,7 @@ def exclude(
     """
     names = [one.layer.name for one in ranked]
     errors = [probe.compare(quantiser.network(names)).error]
-    for count in tracked(range(1, min(budget, len(names)) + 1), None, 'keeping layers float', progress):
+    for count in tracked(range(1, min(budget, len(names)) + 1), 'keeping layers float'):
         if errors[-1] <= max_error:
             break
         if count == len(names):
@@ -190,9 +185,8 @@ def exclude(
                 f'raise --max-error, lower --budget, or leave fewer layers float (--keep-float)'
             )
         errors.append(probe.compare(quantiser.network(names[count:])).error)
-    kept = names[: len(errors) - 1]
-    return Exclusion(tuple(kept), tuple(errors), errors[-1] <= max_error)
+    return Exclusion(tuple(names[: len(errors) - 1]), tuple(errors), errors[-1] <= max_error)
 
 
 def _order(error: float) -> float:
-    return error if math.isfinite(error) else math.inf
+    return math.inf if math.isnan(error) else error

@@ -12,9 +12,8 @@ from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.quantize.cameras import IMAGES
+from mmdeploy_ext.quantize.cameras import IMAGES, quantised_graph
 from mmdeploy_ext.quantize.dense_layers import is_quantised
-from mmdeploy_ext.quantize.runs import quantised_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -24,13 +23,7 @@ ENDING = '.int8'
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One float file and its INT8 file.
-
-    Attributes:
-        model: the float file.
-        output: the INT8 file.
-        beside: other graphs of the folder, which are copied unchanged; empty where one file was given.
-    """
+    """One float file and its INT8 file, and the other graphs of their folder, which are copied unchanged."""
 
     model: Path
     output: Path
@@ -63,9 +56,8 @@ class Target:
 def find_target(model: str, output: str | None) -> Target:
     """Return what to quantise, after a look at whether the output can be written.
 
-    Args:
-        model: an ONNX file, or the folder of an export of several graphs.
-        output: file or folder like it; None: the same name with `.int8`.
+    The model is an ONNX file, or the folder of an export of several graphs; the output is like it, and has
+    the same name with `.int8` where none is given.
 
     Raises:
         ModelFileError: a folder without the graph that its family has quantised, and without exactly one that
@@ -90,8 +82,8 @@ def find_target(model: str, output: str | None) -> Target:
             f'{model}: holds {held}; expected the folder of an export of several graphs, one of which takes '
             f'{IMAGES!r} alone or is the dense one of a LiDAR model'
         )
-    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path != graph]
-    beside = [path for path in beside if path.name != f'{graph.name}.data']
+    own = (graph.name, f'{graph.name}.data')
+    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in own]
     check_writable(folder / graph.name)
     return Target(graph, folder / graph.name, tuple(beside))
 
@@ -105,15 +97,7 @@ def _graph_of(files: list[Path]) -> Path | None:
 
 
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
-    """Refuse to export over an INT8 file: a float32 one would stand in its place.
-
-    Args:
-        path: a file that is to be exported again.
-        reason: why.
-
-    Raises:
-        ModelFileError: it is quantised.
-    """
+    """Refuse to export over an INT8 file, for whatever reason: a float32 one would stand in its place."""
     if is_quantised(files.load(path)):
         raise ModelFileError(
             f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '

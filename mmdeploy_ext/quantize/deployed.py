@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.deploy.sparse import trace
 from mmdeploy_ext.quantize import PERCENTILE
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
-from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
+from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ranges import Ranges
@@ -54,53 +54,33 @@ class Calibration:
         """Fill in what is None."""
         reference = family.int8
         unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
-        return dataclasses.replace(
-            self,
-            add_method=reference.add_method if self.add_method is None else self.add_method,
-            unfolded=unfolded if self.unfolded is None else self.unfolded,
-            half=reference.half_ranges if self.half is None else self.half,
-        )
+        filled = dict(add_method=reference.add_method, unfolded=unfolded, half=reference.half_ranges)
+        missing = {name: value for name, value in filled.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
 
 
 def sweeps_of(
     deployment: Deployment, source: str | Path, order: str, limit: int = 0, root: str = ''
 ) -> Sweeps:
-    """Return the voxels of a folder's or infos file's sweeps, as the config loads and voxelises them.
-
-    Args:
-        deployment: for its config's pipeline and voxel rule.
-        source: see `Sweeps`.
-        order: of the coordinates: the graph's.
-        limit: at most so many, 0: all.
-        root: folder of the data set, or ''.
-
-    Raises:
-        DataError: see `Sweeps`.
-    """
+    """Return the voxels of a source's sweeps, as the config loads and voxelises them; see `Sweeps`."""
     from mmdeploy_ext.inputs.points import voxelise
 
     def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features, coordinates = voxelise(points, deployment.rule)
         return features, coordinates if deployment.rule.order == order else coordinates[:, SWAPPED]
 
-    rule = PointRule.from_pipeline(_pipeline(deployment.cfg), deployment.settings.in_channels)
+    rule = point_rule(deployment.cfg, deployment.settings.in_channels)
     return Sweeps(source, voxels, rule, root or None, limit, order)
 
 
-def calibrate(deployment: Deployment, source: str | Path, how: Calibration, progress: bool = True) -> Ranges:
-    """Measure ranges on a folder or infos file.
-
-    Raises:
-        DataError: see `Sweeps` and `calibrate_sweeps`.
-        UsageError: see `calibrate_sweeps` and `before_folding`.
-    """
+def calibrate(deployment: Deployment, source: str | Path, how: Calibration) -> Ranges:
+    """Measure ranges on a folder or infos file; see `Sweeps`, `calibrate_sweeps` and `before_folding`."""
     how, traced = how.resolved(deployment.family), trace(deployment)
     graph = fold(traced, 'fp32')
     ranges = calibrate_sweeps(
         graph,
         sweeps_of(deployment, source, graph.order, how.batches, how.root),
         how.method,
-        progress=progress,
         percentile=how.percentile,
         add_method=how.add_method or None,
         unfolded=before_folding(traced, graph, how.unfolded),
@@ -113,12 +93,7 @@ def calibrate(deployment: Deployment, source: str | Path, how: Calibration, prog
 def from_checkpoint(deployment: Deployment, half: bool | None = None) -> Ranges | None:
     """Return the ranges that the checkpoint itself holds (NVIDIA's PTQ files), None where it holds none.
 
-    Args:
-        deployment: with the report of what is in its checkpoint.
-        half: see `Calibration`.
-
-    Raises:
-        UsageError: some are missing.
+    That some are missing is a UsageError.
     """
     if not deployment.report.ranges:
         return None
@@ -126,12 +101,3 @@ def from_checkpoint(deployment: Deployment, half: bool | None = None) -> Ranges 
     ranges = from_amax(graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256)
     ranges.check(graph)
     return ranges.half() if Calibration(half=half).resolved(deployment.family).half else ranges
-
-
-def _pipeline(cfg: Any) -> list[Any]:
-    """Return the steps of the config's test data, [] where it has none."""
-    data = cfg.get('data') or {}
-    for split in ('test', 'val'):
-        if (data.get(split) or {}).get('pipeline'):
-            return list(data[split]['pipeline'])
-    return list(cfg.get('test_pipeline') or [])

@@ -1,7 +1,8 @@
 """What int8 and fp16 do to a sparse graph's numbers, layer by layer, simulated on a CPU.
 
 Four runs per sweep: fp32; fp16; int8; and int8 with every layer fed by the fp32 run, which shows what a layer
-adds of its own. docs/int8.md says what this can and cannot tell about an engine.
+adds of its own. docs/int8.md says what this can and cannot tell about an engine; `compare_assumptions` shows
+how far it depends on what a file does not say about its engine.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.quantize.calibrate import tracked
+from mmdeploy_ext.quantize.calibrators import LEVELS
 from mmdeploy_ext.quantize.difference import Difference
-from mmdeploy_ext.quantize.fake import LEVELS
-from mmdeploy_ext.quantize.simulate import Simulation
+from mmdeploy_ext.quantize.simulate import DEFAULT, Assumption, Simulation
 from mmdeploy_ext.sparse.ranges import quantised
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ TARGET = 0.999
 """Cosine of the network's output with fp32's that advice aims at; NVIDIA reports 0.9988 to 0.99999."""
 MOST_KEPT = 8
 """Layers that advice keeps in fp16 at most."""
+ASSUMPTIONS = (
+    DEFAULT,
+    Assumption('ties away from zero', ties='away'),
+    Assumption('every tensor stored in int8 once', stored=True),
+    Assumption('codes made of the fp32 kernel', fp16_kernels=False),
+    Assumption('all three', 'away', True, False),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +46,6 @@ class Row:
     """One layer.
 
     Attributes:
-        name: of the node.
-        module: path of its module.
         int8: its output in the int8 network, with all that came before it.
         own: its output when it alone is int8: fed by the fp32 run.
         fp16: its output in the fp16 network.
@@ -61,6 +67,14 @@ class Row:
         error = self.own.error if self.output is None else self.output.error
         return math.inf if math.isnan(error) else error
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        content = {'name': self.name, 'module': self.module, 'clipped': self.clipped}
+        for key in ('int8', 'own', 'fp16', 'output'):
+            found = getattr(self, key)
+            content[key] = None if found is None else found.to_json()
+        return content
+
 
 @dataclasses.dataclass(frozen=True)
 class Fidelity:
@@ -72,7 +86,6 @@ class Fidelity:
         kept: layers that advice keeps in fp16, with the cosine of the output after each.
         sweeps: how many were run.
         target: cosine that advice aimed at.
-        calibrator: of the ranges.
     """
 
     rows: tuple[Row, ...]
@@ -103,13 +116,6 @@ class Fidelity:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
-        rows = []
-        for row in self.rows:
-            content = {'name': row.name, 'module': row.module, 'clipped': row.clipped}
-            for key in ('int8', 'own', 'fp16', 'output'):
-                found = getattr(row, key)
-                content[key] = None if found is None else found.to_json()
-            rows.append(content)
         return {
             'calibrator': self.calibrator,
             'sweeps': self.sweeps,
@@ -117,7 +123,7 @@ class Fidelity:
             'int8': self.int8.to_json(),
             'fp16': self.fp16.to_json(),
             'keep_fp16': [{'name': name, 'cosine': cosine} for name, cosine in self.kept],
-            'layers': rows,
+            'layers': [row.to_json() for row in self.rows],
         }
 
 
@@ -125,8 +131,6 @@ def fidelity(
     graph: SparseGraph,
     ranges: Ranges,
     sweeps: Iterable[Sweep],
-    batches: int | None = None,
-    progress: bool = True,
     *,
     target: float = TARGET,
     advise: bool = True,
@@ -137,8 +141,6 @@ def fidelity(
         graph: folded. Nodes whose precision is 'fp16' stay fp16 in the int8 network; all others are int8.
         ranges: of this graph.
         sweeps: (features, coordinates) each; memory is that of all activations of one sweep.
-        batches: number of sweeps to take; None takes all.
-        progress: bars on stderr, where that is a terminal.
         target: cosine of the output that advice aims at.
         advise: also run the first sweep once per layer, to see what each does to the output alone, and find
             the layers to keep in fp16. Takes the time of about 30 more runs.
@@ -152,7 +154,7 @@ def fidelity(
     simulation = Simulation(graph, ranges)
     measured = _Measured(graph)
     first = None
-    for features, coordinates in tracked(sweeps, batches, 'comparing', progress):
+    for features, coordinates in tracked(sweeps, 'comparing'):
         sweep = simulation.prepare(features, coordinates)
         reference = simulation.tensors(sweep)
         first = first or (sweep, reference[graph.output])
@@ -161,17 +163,10 @@ def fidelity(
         raise DataError('fidelity: has no sweep to compare on; give a folder or an infos file that has some')
     alone, kept = {}, ()
     if advise:
-        alone = _alone(simulation, *first, fp16, progress)
+        alone = _alone(simulation, *first, fp16)
         kept = _advice(simulation, *first, alone, target)
-    return Fidelity(
-        measured.rows(alone),
-        measured.int8[graph.output],
-        measured.fp16[graph.output],
-        kept,
-        measured.sweeps,
-        target,
-        ranges.calibrator,
-    )
+    outputs = measured.int8[graph.output], measured.fp16[graph.output]
+    return Fidelity(measured.rows(alone), *outputs, kept, measured.sweeps, target, ranges.calibrator)
 
 
 class _Measured:
@@ -195,11 +190,7 @@ class _Measured:
         self.sweeps += 1
         everything = set(simulation.names)
         int8 = everything - set(fp16)
-        runs = (
-            (self.fp16, set(), None),
-            (self.int8, int8, None),
-            (self.own, everything, reference),
-        )
+        runs = ((self.fp16, set(), None), (self.int8, int8, None), (self.own, everything, reference))
         for differences, layers, fed in runs:
             found = simulation.tensors(sweep, layers, fed)
             for name, difference in differences.items():
@@ -216,19 +207,17 @@ class _Measured:
         rows = []
         for node in quantised(self.graph):
             beyond, total = self.clipped[node.name]
-            tables = (self.int8, self.own, self.fp16)
-            found = [table[node.output] for table in tables]
+            found = [table[node.output] for table in (self.int8, self.own, self.fp16)]
             rows.append(Row(node.name, node.module, *found, beyond / max(total, 1), alone.get(node.name)))
         return tuple(rows)
 
 
 def _alone(
-    simulation: Simulation, sweep: Prepared, reference: np.ndarray, fp16: Collection[str], progress: bool
+    simulation: Simulation, sweep: Prepared, reference: np.ndarray, fp16: Collection[str]
 ) -> dict[str, Difference]:
     """Return node name -> the output's difference when only that node is int8 and the others fp32."""
-    names = [name for name in simulation.names if name not in fp16]
-    found = {name: Difference() for name in names}
-    for name in tracked(names, None, 'each layer alone', progress):
+    found = {name: Difference() for name in simulation.names if name not in fp16}
+    for name in tracked(found, 'each layer alone'):
         found[name].add(reference, simulation.output(sweep, {name}, 'fp32'))
     return found
 
@@ -252,3 +241,39 @@ def _advice(
         if found.cosine >= target:
             break
     return tuple(kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The output's difference from fp32, and from the simulation as the tables have it."""
+
+    assumption: Assumption
+    fp32: Difference
+    default: Difference
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            'assumption': dataclasses.asdict(self.assumption),
+            'fp32': self.fp32.to_json(),
+            'default': self.default.to_json(),
+        }
+
+
+def compare_assumptions(graph: SparseGraph, ranges: Ranges, sweeps: Iterable[Sweep]) -> tuple[Finding, ...]:
+    """Run the int8 network once per assumption and sweep; see `fidelity` for the arguments and errors."""
+    ranges.check(graph)
+    int8 = {node.name for node in quantised(graph) if node.precision != 'fp16'}
+    simulations = [Simulation(graph, ranges, assumption) for assumption in ASSUMPTIONS]
+    found = [Finding(assumption, Difference(), Difference()) for assumption in ASSUMPTIONS]
+    reference = None
+    for features, coordinates in tracked(sweeps, 'assuming'):
+        sweep = simulations[0].prepare(features, coordinates)
+        reference = simulations[0].output(sweep, (), 'fp32')
+        outputs = [simulation.output(sweep, int8, 'fp16') for simulation in simulations]
+        for finding, output in zip(found, outputs, strict=True):
+            finding.fp32.add(reference, output)
+            finding.default.add(outputs[0], output)
+    if reference is None:
+        raise DataError('assumptions: has no sweep to compare on; give a folder or infos that have some')
+    return tuple(found)

@@ -53,11 +53,7 @@ class CalibrationSet:
 
 
 def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
-    """Return image files as the rule of a model file prepares them.
-
-    Raises:
-        ModelFileError: the model takes no single image (cameras of a rig, points), or more than one gives.
-    """
+    """Return image files as the rule of a model file prepares them; ModelFileError: it takes other things."""
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise ModelFileError(
             f'a model of family {metadata.family!r} takes more than one image; expected a model of one '
@@ -77,11 +73,9 @@ def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
 
 
 def image_files(source: str | Path, root: str | Path | None = None) -> list[Path]:
-    """Return the images of a source.
+    """Return the images of a source: an image, a folder, or annotations in COCO's format (.json).
 
-    Args:
-        source: image, folder, or annotations in COCO's format (.json).
-        root: folder of the images that annotations name; without it, where mmdet's layout has them.
+    `root` is the folder of the images that annotations name; without it, where mmdet's layout has them.
 
     Raises:
         ImageError: no such file, or a folder without an image.
@@ -91,7 +85,7 @@ def image_files(source: str | Path, root: str | Path | None = None) -> list[Path
     if source.suffix.lower() != '.json':
         return list_images([source])
     content = read_json(source)
-    entries = content.get('images') if isinstance(content, dict) else None
+    entries = content.get('images') if isinstance(content, dict) else ()
     entries = entries if isinstance(entries, list) else ()
     names = [entry.get('file_name') for entry in entries if isinstance(entry, dict)]
     if not names or not all(isinstance(name, str) for name in names):

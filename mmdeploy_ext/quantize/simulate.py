@@ -6,18 +6,18 @@ Inputs and kernels of a layer are rounded to what the precision holds; products 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mmdeploy_ext.quantize.fake import fake_half, fake_quantise, fake_quantise_kernel
+from mmdeploy_ext.quantize.calibrators import fake_half, fake_quantise, fake_quantise_kernel
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.ranges import quantised
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
     from mmdeploy_ext.sparse.ranges import Ranges
@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """One sweep.
-
-    Attributes:
-        features: (N, C).
-        coordinates: (N, 4).
-        rulebook: of the coordinates.
-    """
+    """One sweep, features (N, C) and coordinates (N, 4), with its rulebook, which all runs share."""
 
     features: np.ndarray
     coordinates: np.ndarray
@@ -43,7 +37,6 @@ class Assumption:
     """What an engine may do and the file does not say.
 
     Attributes:
-        title: in words.
         ties: see `fake_quantise`.
         stored: a tensor is stored in int8 once, by the range of its first reader, and every reader rounds
             that again by its own range; otherwise every reader rounds the exact value.
@@ -60,26 +53,20 @@ DEFAULT = Assumption('as in the tables')
 
 
 class Simulation:
-    """Runs a graph with layers rounded.
-
-    Args:
-        graph: folded.
-        ranges: of all its nodes.
-        assumption: about the engine.
-    """
+    """Runs a folded graph with layers rounded."""
 
     def __init__(self, graph: SparseGraph, ranges: Ranges, assumption: Assumption = DEFAULT) -> None:
-        self.graph = graph
-        self.assumption = assumption
+        self.graph, self.ranges, self.assumption = graph, ranges, assumption
         self.names = tuple(node.name for node in quantised(graph))
-        self.ranges = ranges
-        self.stored = _stored_by(graph, self.names) if assumption.stored else {}
-        self.half = {node.name: fake_half(node.weight) for node in graph.convolutions()}
-        sources = {node.name: node.weight for node in graph.convolutions()}
-        sources = self.half if assumption.fp16_kernels else sources
+        self.stored: dict[str, str] = {}
+        """Tensor id -> the first quantised node that reads it, whose range it is stored by."""
+        for node in quantised(graph) if assumption.stored else ():
+            self.stored = dict.fromkeys(node.inputs, node.name) | self.stored
+        kernels = {node.name: node.weight for node in graph.convolutions()}
+        self.half = {name: fake_half(kernel) for name, kernel in kernels.items()}
         self.codes = {
             name: fake_quantise_kernel(kernel, ranges.weight_amax(name), assumption.ties)
-            for name, kernel in sources.items()
+            for name, kernel in (self.half if assumption.fp16_kernels else kernels).items()
         }
 
     def rounded(
@@ -99,7 +86,7 @@ class Simulation:
         return fake_quantise(values, self.ranges.input_amax(node.name), ties)
 
     def prepare(self, features: np.ndarray, coordinates: np.ndarray) -> Prepared:
-        """Return a sweep with its rulebook, which all runs share."""
+        """Return a sweep with its rulebook."""
         return Prepared(features, coordinates, build(plan_of(self.graph), coordinates))
 
     def tensors(
@@ -110,48 +97,36 @@ class Simulation:
     ) -> dict[str, np.ndarray]:
         """Return tensor id -> value of one run, and the features as '0'.
 
-        Args:
-            sweep: of `prepare`.
-            int8: nodes in int8, the others in fp16; None computes all in fp32.
-            fed: tensors that the nodes take instead of what was computed.
+        Some nodes are in int8, the others in fp16; None computes all in fp32. Nodes take what they are `fed`
+        instead of what was computed.
         """
         outputs = {node.name: node.output for node in self.graph.nodes}
         kept = {'0': sweep.features.astype(np.float32)}
 
-        def transform(node, inputs, weight):  # noqa: ANN001, ANN202
-            if fed is not None:
-                inputs = tuple(fed[name] for name in node.inputs)
-            if int8 is None or node.name not in self.names:
-                return inputs, weight
-            return self.rounded(node, inputs, int8)
-
         def observe(name: str, values: np.ndarray) -> None:
             kept[outputs[name]] = values
 
-        result = self._run(sweep, transform=transform, observe=observe)
-        kept[self.graph.output] = result if int8 is None else fake_half(result)
+        others = 'fp32' if int8 is None else 'fp16'
+        kept[self.graph.output] = self.output(sweep, int8 or (), others, fed, observe)
         return kept
 
-    def output(self, sweep: Prepared, int8: Collection[str], others: str) -> np.ndarray:
-        """Return the dense output with some nodes in int8 and the others in 'fp16' or 'fp32'."""
+    def output(
+        self,
+        sweep: Prepared,
+        int8: Collection[str],
+        others: str,
+        fed: Mapping[str, np.ndarray] | None = None,
+        observe: Callable[[str, np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        """Return the dense output with some nodes in int8, the others in 'fp16' or 'fp32'; see `tensors`."""
 
         def transform(node, inputs, weight):  # noqa: ANN001, ANN202
+            if fed is not None:
+                inputs = tuple(fed[name] for name in node.inputs)
             if node.name not in self.names or (others == 'fp32' and node.name not in int8):
                 return inputs, weight
             return self.rounded(node, inputs, int8)
 
-        result = self._run(sweep, transform=transform)
+        given = sweep.coordinates, sweep.features, observe, transform, sweep.rulebook
+        result = engine.run(self.graph, *given)
         return result if others == 'fp32' else fake_half(result)
-
-    def _run(self, sweep: Prepared, **hooks: Any) -> np.ndarray:
-        return engine.run(self.graph, sweep.coordinates, sweep.features, rulebook=sweep.rulebook, **hooks)
-
-
-def _stored_by(graph: SparseGraph, names: Collection[str]) -> dict[str, str]:
-    """Return tensor id -> the first quantised node that reads it."""
-    first: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.name in names:
-            for name in node.inputs:
-                first.setdefault(name, node.name)
-    return first

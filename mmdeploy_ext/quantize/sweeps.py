@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, DataError, Mm2OnnxError
 from mmdeploy_ext.quantize.images import evenly
 from mmdeploy_ext.runtime.infos import INFOS, find_file, read_infos
 from mmdeploy_ext.runtime.points import read_points
@@ -53,17 +54,21 @@ class PointRule:
         file = found.get('LoadPointsFromFile')
         if file is None:
             return cls(in_channels, tuple(range(in_channels)))
-        used = _columns(file.get('use_dim', [0, 1, 2]))
+        read = int(file.get('load_dim', 6)), _columns(file.get('use_dim', [0, 1, 2]))
         past = found.get('LoadPointsFromMultiSweeps')
         if past is None:
-            return cls(int(file.get('load_dim', 6)), used)
-        return cls(
-            int(file.get('load_dim', 6)),
-            used,
-            int(past.get('sweeps_num', 10)),
-            _columns(past.get('use_dim', [0, 1, 2, 4])),
-            bool(past.get('remove_close', False)),
-        )
+            return cls(*read)
+        merged = _columns(past.get('use_dim', [0, 1, 2, 4])), bool(past.get('remove_close', False))
+        return cls(*read, int(past.get('sweeps_num', 10)), *merged)
+
+
+def point_rule(cfg: Any, in_channels: int) -> PointRule:
+    """Return how the config's test pipeline reads points from a file; a model's own width without one."""
+    try:
+        steps = test_pipeline(cfg)
+    except ConfigError:
+        steps = []
+    return PointRule.from_pipeline(steps, in_channels)
 
 
 class Sweeps:
@@ -114,12 +119,8 @@ class Sweeps:
         """Return the points (P, D) float32 of an item, by the rule."""
         if isinstance(item, Path):
             return np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)])
-        return self._points(item)
-
-    def _points(self, info: Mapping[str, Any]) -> np.ndarray:
-        """Return the points of an info; what it lacks, or has of another kind, is an error that names it."""
         try:
-            return self._merged(info)
+            return self._merged(item)
         except Mm2OnnxError:
             raise
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -129,9 +130,8 @@ class Sweeps:
             ) from error
 
     def _merged(self, info: Mapping[str, Any]) -> np.ndarray:
-        points = self._load(self._find(_path_of(info, self.source)))
         rule = self.rule
-        points = points[:, list(rule.use_dim)]
+        points = self._load(self._find(_path_of(info, self.source)))[:, list(rule.use_dim)]
         if not rule.past:
             return np.ascontiguousarray(points)
         if points.shape[1] <= TIME:
@@ -141,9 +141,8 @@ class Sweeps:
             )
         points = points.copy()
         points[:, TIME] = 0
-        clouds = [points]
-        for past in list(info.get('sweeps', ()))[: rule.past]:
-            clouds.append(self._past(past, float(info['timestamp']) * MICROSECOND))
+        before = list(info.get('sweeps', ()))[: rule.past]
+        clouds = [points, *(self._past(past, float(info['timestamp']) * MICROSECOND) for past in before)]
         return np.ascontiguousarray(np.concatenate(clouds)[:, list(rule.past_dim or range(points.shape[1]))])
 
     def _past(self, past: Mapping[str, Any], now_s: float) -> np.ndarray:
@@ -157,12 +156,15 @@ class Sweeps:
         return points
 
     def _load(self, path: Path) -> np.ndarray:
-        if path.suffix == '.npy':
-            points = _array(path)
-            if points.ndim != 2 or points.shape[1] != self.rule.load_dim:
-                raise DataError(f'{path}: got shape {points.shape}, expected (P, {self.rule.load_dim})')
-            return points.astype(np.float32)
-        return read_points(path, self.rule.load_dim)
+        if path.suffix != '.npy':
+            return read_points(path, self.rule.load_dim)
+        try:
+            points = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f'{path}: cannot be read ({error}); expected an array of numpy') from error
+        if points.ndim != 2 or points.shape[1] != self.rule.load_dim:
+            raise DataError(f'{path}: got shape {points.shape}, expected (P, {self.rule.load_dim})')
+        return points.astype(np.float32)
 
     def _find(self, name: str) -> Path:
         # infos of mmdet3d 1.x name files alone, their folder is in the config
@@ -170,21 +172,15 @@ class Sweeps:
 
 
 def sweep_items(source: str | Path) -> list[Any]:
-    """Return what a source has: a sweep, paths of a folder, infos of a file.
-
-    Raises:
-        DataError: missing, of another kind, or without a sweep.
-    """
+    """Return what a source has: a sweep, paths of a folder, infos of a file; DataError: nothing of these."""
     source = Path(source)
     if source.is_file() and source.suffix not in INFOS:
         return [source]
-    return _files(source) if source.is_dir() else read_infos(source)
-
-
-def _files(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+    if not source.is_dir():
+        return read_infos(source)
+    found = sorted(path for path in source.iterdir() if path.suffix in ENDINGS and path.is_file())
     if not found:
-        raise DataError(f'{folder}: has no sweep; expected files that end in {", ".join(ENDINGS)}')
+        raise DataError(f'{source}: has no sweep; expected files that end in {", ".join(ENDINGS)}')
     return found
 
 
@@ -197,13 +193,6 @@ def _path_of(info: Mapping[str, Any], where: Path) -> str:
             f'{where}: an info has no lidar_path, but {sorted(info)[:6]}; expected infos of mmdet3d'
         )
     return str(info['lidar_path'])
-
-
-def _array(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f'{path}: cannot be read ({error}); expected an array of numpy') from error
 
 
 def _columns(value: int | list[int]) -> tuple[int, ...]:

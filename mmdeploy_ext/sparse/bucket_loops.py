@@ -1,8 +1,7 @@
 """Compiled loops that sort output rows by which neighbours they have. Needs numba.
 
 Glossary: a group is up to nine consecutive kernel offsets, g of them; M output rows; a pattern is the set of
-    a
-group's offsets that a row has, as bits; a bucket holds rows whose patterns lie within its own.
+a group's offsets that a row has, as bits; a bucket holds rows whose patterns lie within its own.
 """
 # ruff: noqa: ANN001, ANN201, ANN202, C901 - numba infers the types; a call costs more than a branch here
 
@@ -92,12 +91,10 @@ def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position)
     """Sort the output rows of one group into buckets.
 
     table: (g, M) int32 input rows, `none` where there is none. Written: rows, room for g*M int32, the input
-        rows
-    bucket after bucket, row by row; lengths and sizes (buckets,), how many of them and how many offsets per
-    row; offsets, room for g*buckets, the offsets bucket after bucket; position (M+1,) int32, where in the
-    buckets'
-    results an output row is: T, one behind them, where it has no neighbours, and T + last for the row of
-        zeros.
+    rows bucket after bucket, row by row; lengths and sizes (buckets,), how many of them and how many offsets
+    per row; offsets, room for g*buckets, the offsets bucket after bucket; position (M+1,) int32, where in the
+    buckets' results an output row is: T, one behind them, where it has no neighbours, and T + last for the
+    row of zeros.
     Returns how much of rows and of offsets is used.
     """
     g, m = table.shape

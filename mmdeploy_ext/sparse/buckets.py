@@ -1,5 +1,6 @@
-"""Output rows of a convolution sorted by which neighbours they have, so that few zeros are multiplied.
+"""The inputs of a portable file for one set of voxels, without the onnx package.
 
+Output rows of a convolution are sorted by which neighbours they have, so that few zeros are multiplied.
 Most neighbours of a LiDAR voxel are empty. The K offsets of a kernel are cut into groups of up to nine;
 within a group, a row's pattern is the set of offsets at which it has a neighbour. For each group and sweep,
 up to 8 patterns are chosen as buckets, greedily by what they save, and every row goes to the smallest bucket
@@ -22,10 +23,16 @@ from mmdeploy_ext.sparse import bucket_loops
 from mmdeploy_ext.sparse.rulebook import on_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from mmdeploy_ext.sparse.ir import Triple
+    from mmdeploy_ext.sparse.plan import Plan
+    from mmdeploy_ext.sparse.rulebook import Rulebook
 
+FORMS = ('buckets', 'tables')
+VOXELS, BEV = 'voxels', 'bev'
+FACTS = 'mm2onnx.scn'
+"""Key of the metadata that say what a portable graph is: form, order, channels, output shape and plan."""
 GROUP = 9
 BUCKETS = 8  # with 16, 5-10 % less is multiplied in 2-4 % less time, but the graph has twice the nodes
 
@@ -80,55 +87,51 @@ def arrange(
     layouts: Mapping[str, Layout],
     threads: int = 1,
 ) -> dict[str, Arrangement]:
-    """Arrange tables.
+    """Arrange tables: name -> (K, M) int32 as of a rulebook; `rows_in` has the N of each.
 
-    Args:
-        tables: name -> (K, M) int32 as of a rulebook.
-        rows_in: name -> N.
-        layouts: name -> layout of the kernel.
-        threads: how many threads sort; the result does not depend on it.
+    So many threads sort; the result does not depend on them.
     """
     jobs = [(name, group) for name in tables for group in range(len(layouts[name].groups))]
-    done: dict[tuple[str, int], _Group] = {
-        job: _Group(tables[job[0]], layouts[job[0]], job[1]) for job in jobs
-    }
+    done: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
 
     def do(thread: int) -> None:
-        for job in jobs[thread::threads]:
-            done[job].arrange(rows_in[job[0]])
+        for name, group in jobs[thread::threads]:
+            done[name, group] = _arrange_group(tables[name], rows_in[name], layouts[name], group)
 
     on_threads(do, threads)
-    return {
-        name: _together([done[name, group] for group in range(len(layout.groups))])
-        for name, layout in layouts.items()
-    }
+    found = {}
+    for name, layout in layouts.items():
+        *lists, positions = zip(*(done[name, group] for group in range(len(layout.groups))), strict=True)
+        found[name] = Arrangement(*map(np.concatenate, lists), positions)
+    return found
 
 
-class _Group:
-    def __init__(self, table: np.ndarray, layout: Layout, group: int) -> None:
-        self.first, end = layout.groups[group]
-        self.table, self.buckets, self.last = (
-            table[self.first : end],
-            layout.buckets,
-            int(group == layout.bias_group),
-        )
-
-    def arrange(self, none: int) -> None:
-        size, rows_out = self.table.shape
-        rows, offsets = np.empty(size * rows_out, np.int32), np.empty(size * self.buckets, np.int32)
-        self.lengths, self.sizes = np.empty((2, self.buckets), np.int64)
-        self.position = np.empty(rows_out + 1, np.int32)
-        used, count = bucket_loops.arrange(
-            self.table, none, self.buckets, self.last, rows, self.lengths, self.sizes, offsets, self.position
-        )
-        self.rows, self.offsets = rows[:used], offsets[:count]
-
-
-def _together(groups: Sequence[_Group]) -> Arrangement:
-    return Arrangement(
-        rows=np.concatenate([group.rows for group in groups]),
-        lengths=np.concatenate([group.lengths for group in groups]),
-        sizes=np.concatenate([group.sizes for group in groups]),
-        offsets=np.concatenate([group.offsets + np.int32(group.first) for group in groups]),
-        positions=tuple(group.position for group in groups),
+def _arrange_group(table: np.ndarray, none: int, layout: Layout, group: int) -> tuple[np.ndarray, ...]:
+    """Return rows, lengths, sizes, offsets and position of one group."""
+    first, end = layout.groups[group]
+    size, rows_out, buckets = end - first, table.shape[1], layout.buckets
+    rows, offsets = np.empty(size * rows_out, np.int32), np.empty(size * buckets, np.int32)
+    lengths, sizes = np.empty((2, buckets), np.int64)
+    position, last = np.empty(rows_out + 1, np.int32), int(group == layout.bias_group)
+    used, count = bucket_loops.arrange(
+        table[first:end], none, buckets, last, rows, lengths, sizes, offsets, position
     )
+    return rows[:used], lengths, sizes, offsets[:count] + np.int32(first), position
+
+
+def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 1) -> dict[str, np.ndarray]:
+    """Return the inputs of a portable file for one set of voxels, all but the features.
+
+    They are those that `portable._Writer.table_inputs` declares, and do not depend on the number of threads.
+    """
+    arrays = {f'{name}.cells': cells for name, cells in rulebook.cells.items()}
+    if form == 'tables':
+        tables = {f'{name}.table': np.ascontiguousarray(table.T) for name, table in rulebook.tables.items()}
+        return arrays | tables
+    layouts = {table.name: Layout.of(table.kernel_size) for table in plan.tables}
+    rows_in = {table.name: len(rulebook.levels[table.level_in]) for table in plan.tables}
+    for name, found in arrange(rulebook.tables, rows_in, layouts, threads).items():
+        arrays[f'{name}.rows'], arrays[f'{name}.lengths'] = found.rows, found.lengths
+        arrays[f'{name}.offsets'], arrays[f'{name}.sizes'] = found.offsets, found.sizes[:, None]
+        arrays |= {f'{name}.position{group}': entry for group, entry in enumerate(found.positions)}
+    return arrays

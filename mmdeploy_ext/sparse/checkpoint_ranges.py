@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def from_amax(
-    graph: SparseGraph,
-    amax: Mapping[str, Any],
-    source: str = 'checkpoint',
-    checkpoint_sha256: str = '',
+    graph: SparseGraph, amax: Mapping[str, Any], source: str = 'checkpoint', checkpoint_sha256: str = ''
 ) -> Ranges:
     """Take the ranges that a quantised checkpoint holds, such as NVIDIA's.
 
@@ -44,41 +42,30 @@ def from_amax(
     plain = {_quantiser_path(key): value for key, value in amax.items()}
     nodes = {}
     for node in quantised(graph):
-        kernel = _per_channel(source, node, plain) if isinstance(node, SparseConvolution) else ()
-        nodes[node.name] = NodeRange(node.module, _scalar(source, node, plain), *kernel)
+        paths = [f'{node.module}.input_quantizer']
+        if isinstance(node, Add):
+            paths.insert(0, f'{node.module}.quant_add.input_quantizer')
+        found = next((plain[path] for path in paths if path in plain), None)
+        inputs, kernel = _values(source, node, found, 'input', 1), ()
+        if isinstance(node, SparseConvolution):
+            found = plain.get(f'{node.module}.weight_quantizer')
+            kernel = _values(source, node, found, 'weight', node.out_channels), weight_norm(node)
+        nodes[node.name] = NodeRange(node.module, inputs and inputs[0], *kernel)
     return Ranges(nodes, 'checkpoint', source, 0, graph_digest(graph), checkpoint_sha256)
 
 
 def _quantiser_path(key: str) -> str:
-    path = key.removesuffix('._amax').removesuffix('.amax')
-    return path.replace('._input_quantizer', '.input_quantizer').replace(
-        '._weight_quantizer', '.weight_quantizer'
-    )
+    return re.sub(r'\._(?=(input|weight)_quantizer)', '.', re.sub(r'\._?amax$', '', key))
 
 
-def _scalar(source: str, node: Node, amax: Mapping[str, Any]) -> float | None:
-    paths = [f'{node.module}.input_quantizer']
-    if isinstance(node, Add):
-        paths.insert(0, f'{node.module}.quant_add.input_quantizer')
-    found = next((amax[path] for path in paths if path in amax), None)
+def _values(source: str, node: Node, found: Any, what: str, count: int) -> tuple[float, ...] | None:
+    """Return the ranges of a quantiser, None where there are none."""
     if found is None:
         return None
     values = np.asarray(found, np.float64).reshape(-1)
-    if values.size != 1:
+    if values.size != count:
+        expected = f'{count}, one per output channel' if what == 'weight' else count
         raise UsageError(
-            f'{source}: {node.name} ({node.module}): {values.size} ranges for its input, expected 1'
+            f'{source}: {node.name} ({node.module}): {values.size} ranges for its {what}, expected {expected}'
         )
-    return float(values[0])
-
-
-def _per_channel(source: str, node: SparseConvolution, amax: Mapping[str, Any]) -> tuple[Any, float]:
-    found = amax.get(f'{node.module}.weight_quantizer')
-    if found is None:
-        return None, weight_norm(node)
-    values = np.asarray(found, np.float64).reshape(-1)
-    if values.size != node.out_channels:
-        raise UsageError(
-            f'{source}: {node.name} ({node.module}): {values.size} ranges for its weight, expected '
-            f'{node.out_channels}, one per output channel'
-        )
-    return tuple(map(float, values)), weight_norm(node)
+    return tuple(map(float, values))

@@ -6,8 +6,9 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.sparse.contract_fields import INT8, WARNING, Violation
+from mmdeploy_ext.sparse.contract_fields import ERROR, INT8, WARNING, Violation
 from mmdeploy_ext.sparse.contract_rules import TRIPLES, input_ranges, range_problem
+from mmdeploy_ext.sparse.plan import dense_output_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,6 @@ class Flow:
         grid: per axis; () where nothing says.
         sites: name of its set of active sites: tensors with the same one have their rows in the same places.
         shape: of a dense tensor; () of a sparse one.
-        dense: whether it is dense.
     """
 
     channels: int = 0
@@ -42,15 +42,14 @@ class Flow:
 def graph_rules(graph: onnx.GraphProto, layers: list[Layer]) -> Iterator[Violation]:
     """Yield what is wrong with the connections: nodes that nothing uses, several inputs, no output."""
     if len(graph.input) != 1:
-        message = (
-            f'the graph has {len(graph.input)} inputs, expected the voxel features alone; each becomes an '
-        )
-        yield Violation('', 'input', 'graph-input', message + 'input of the engine')
+        message = f'the graph has {len(graph.input)} inputs, expected the voxel features alone; each becomes '
+        yield Violation('', 'input', 'graph-input', message + 'an input of the engine')
     produced = {layer.output for layer in layers}
     for entry in graph.output:
         if entry.name not in produced:
-            message = f'graph output {entry.name!r} is given by no node'
-            yield Violation('', entry.name, 'graph-output', message)
+            yield Violation(
+                '', entry.name, 'graph-output', f'graph output {entry.name!r} is given by no node'
+            )
     if len(graph.output) != 1:
         message = f'the graph has {len(graph.output)} outputs, expected the dense map alone'
         yield Violation('', 'output', 'graph-output', message)
@@ -67,28 +66,15 @@ def graph_rules(graph: onnx.GraphProto, layers: list[Layer]) -> Iterator[Violati
             yield Violation(layer.name, layer.output, 'disconnected', message)
     for entry in graph.input:
         if entry.name not in used:
-            message = f'graph input {entry.name!r} is used by no node'
-            yield Violation('', entry.name, 'disconnected', message)
+            yield Violation('', entry.name, 'disconnected', f'graph input {entry.name!r} is used by no node')
 
 
 class Walk:
-    """Follows tensors through the graph in file order.
-
-    Attributes:
-        violations: what did not fit.
-        flows: tensor name -> what it is.
-    """
+    """Follows tensors through the graph in file order: `violations` did not fit, `flows` are all tensors."""
 
     def __init__(self, graph: onnx.GraphProto, layers: list[Layer], max_voxels: int | None) -> None:
-        """Walk.
-
-        Args:
-            graph: for its input.
-            layers: as the engine read them.
-            max_voxels: most voxels of a sweep, or None: the usual number, as a warning.
-        """
+        """Walk; `max_voxels` are the most voxels of a sweep, None: the usual number, as a warning."""
         self.violations: list[Violation] = []
-        self.layers = layers
         self.max_voxels = max_voxels
         self.flows: dict[str, Flow] = {entry.name: Flow(sites='input') for entry in graph.input}
         self.rulebooks: dict[str, tuple[Layer, Flow]] = {}
@@ -100,39 +86,38 @@ class Walk:
             'SparseConvolution': self._convolution,
             'Add': self._add,
             'QuantAdd': self._add,
-            'Relu': self._relu,
+            'Relu': lambda _, flow: flow,
             'ScatterDense': self._scatter,
             'Transpose': self._transpose,
             'Reshape': self._reshape,
         }
         for layer in layers:
             flows = [self.flows.get(name, Flow()) for name in layer.inputs]
-            complete = len(flows) == (2 if layer.op_type in ('Add', 'QuantAdd') else 1)
-            self.flows[layer.output] = steps[layer.op_type](layer, *flows) if complete else Flow()
+            self.flows[layer.output] = Flow()
+            if len(flows) == (2 if layer.op_type in ('Add', 'QuantAdd') else 1):
+                self._kind(layer, flows)
+                self.flows[layer.output] = steps[layer.op_type](layer, *flows)
             self._stored_range(layer)
 
-    def _report(
-        self, layer: Layer, attribute: str, rule: str, message: str, severity: str | None = None
-    ) -> None:
-        extra = {} if severity is None else {'severity': severity}
-        self.violations.append(Violation(layer.name, attribute, rule, message, **extra))
+    def _report(self, layer: Layer, attribute: str, rule: str, message: str, severity: str = ERROR) -> None:
+        self.violations.append(Violation(layer.name, attribute, rule, message, severity))
 
-    def _wants(self, layer: Layer, flow: Flow, dense: bool) -> None:
-        if flow.dense != dense:
-            kinds = {False: 'active sites', True: 'a dense tensor'}
-            message = f'takes {kinds[dense]}, its input is {kinds[flow.dense]}'
-            self._report(layer, layer.inputs[0], 'wrong-kind', message)
+    def _kind(self, layer: Layer, flows: list[Flow]) -> None:
+        """Report inputs of another kind than the operator takes."""
+        dense = layer.op_type in ('Transpose', 'Reshape')
+        kinds = {False: 'active sites', True: 'a dense tensor'}
+        for flow in flows:
+            if flow.dense != dense:
+                message = f'takes {kinds[dense]}, its input is {kinds[flow.dense]}'
+                self._report(layer, layer.inputs[0], 'wrong-kind', message)
 
     # ---- sparse nodes
 
     def _convolution(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, False)
         weight, said = layer.weight, layer.written['input_spatial_shape']
         if weight.ndim == 5 and flow.channels and weight.shape[4] != flow.channels:
-            message = (
-                f'weight {list(weight.shape)} takes {weight.shape[4]} channels, its input has {flow.channels}'
-            )
-            self._report(layer, 'weight', 'weight-shape', message)
+            takes = f'weight {list(weight.shape)} takes {weight.shape[4]} channels'
+            self._report(layer, 'weight', 'weight-shape', f'{takes}, its input has {flow.channels}')
         grid = flow.grid or said
         if said and grid != said:
             message = f'input_spatial_shape={list(said)}, its input is on {list(grid)}'
@@ -147,45 +132,37 @@ class Walk:
             )
             self._report(layer, 'output_spatial_shape', 'spatial-shape', message)
         self._rulebook(layer, flow)
-        self._room(layer, flow, result)
+        self._room(layer, result)
         channels = weight.shape[0] if weight.ndim == 5 else 0
         return dataclasses.replace(result, channels=channels, shape=(), dense=False)
 
     def _geometry(self, layer: Layer) -> str:
-        names = ('kernel_size',) if layer.values['subm'] else TRIPLES
-        return ', '.join(f'{name} {list(layer.values[name])}' for name in names) + (
-            ' (submanifold)' if layer.values['subm'] else ''
-        )
+        if layer.values['subm']:
+            return f'kernel_size {list(layer.values["kernel_size"])} (submanifold)'
+        return ', '.join(f'{name} {list(layer.values[name])}' for name in TRIPLES)
 
     def _target(self, layer: Layer, flow: Flow) -> Flow:
         """Return sites and grid of a convolution's output."""
         if layer.values['inverse']:
-            return self._back(layer)
-        if layer.values['subm']:
-            return flow
-        values = [layer.values[name] for name in TRIPLES]
-        if len(flow.grid) != 3 or any(len(triple) != 3 for triple in values) or 0 in values[1]:
-            return Flow(sites=layer.name)
-        grid = tuple(
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, padding, dilation in zip(flow.grid, *values, strict=True)
-        )
-        if min(grid) < 1:
-            message = f'{self._geometry(layer)} on {list(flow.grid)} leave {list(grid)} cells'
-            self._report(layer, 'kernel_size', 'spatial-shape', message)
-        return Flow(grid=grid, sites=layer.name)
-
-    def _back(self, layer: Layer) -> Flow:
-        """Return where an inverse convolution goes: to the input of the one with its rulebook."""
-        first = self.rulebooks.get(layer.values['rulebook'])
-        if first is None:
+            first = self.rulebooks.get(layer.values['rulebook'])
+            if first is not None:  # back to the input of the one with its rulebook
+                return first[1]
             message = (
                 f'inverse convolution with rulebook {layer.values["rulebook"]!r}, which no convolution '
                 f'before it has: the engine does not know which sites to go back to'
             )
             self._report(layer, 'rulebook', 'rulebook', message)
             return Flow(sites=layer.name)
-        return first[1]
+        if layer.values['subm']:
+            return flow
+        values = [layer.values[name] for name in TRIPLES]
+        if len(flow.grid) != 3 or any(len(triple) != 3 for triple in values) or 0 in values[1]:
+            return Flow(sites=layer.name)
+        grid = dense_output_shape(flow.grid, *values)
+        if min(grid) < 1:
+            message = f'{self._geometry(layer)} on {list(flow.grid)} leave {list(grid)} cells'
+            self._report(layer, 'kernel_size', 'spatial-shape', message)
+        return Flow(grid=grid, sites=layer.name)
 
     def _rulebook(self, layer: Layer, flow: Flow) -> None:
         """Report convolutions that share a rulebook and do not have the same neighbours."""
@@ -204,7 +181,7 @@ class Walk:
             )
             self._report(layer, 'rulebook', 'rulebook', message)
 
-    def _room(self, layer: Layer, flow: Flow, result: Flow) -> None:
+    def _room(self, layer: Layer, result: Flow) -> None:
         """Report an output bound that the expected number of active sites exceeds."""
         bound, cells = layer.values['output_bound'], math.prod(result.grid) if result.grid else math.inf
         room = 'the engine has no room for more active sites than that'
@@ -218,15 +195,12 @@ class Walk:
             source = 'of the usual test configs' if self.max_voxels is None else 'of --max-voxels'
             message = f'output_bound={bound} is less than the {expected} voxels {source}; {room}'
             if result.sites != 'input':
-                message += (
-                    ' (a strided level may have more sites than there are voxels: 1.6 times on a real sweep)'
-                )
+                message += ' (a strided level may have more sites than there are voxels: 1.6 times on a real '
+                message += 'sweep)'
             sure = self.max_voxels is not None and result.sites == 'input'
-            self._report(layer, 'output_bound', 'output-bound', message, None if sure else WARNING)
+            self._report(layer, 'output_bound', 'output-bound', message, ERROR if sure else WARNING)
 
     def _add(self, layer: Layer, first: Flow, second: Flow) -> Flow:
-        for flow in (first, second):
-            self._wants(layer, flow, False)
         if first.channels and second.channels and first.channels != second.channels:
             message = f'adds {first.channels} channels to {second.channels}'
             self._report(layer, '', 'add-shape', message)
@@ -234,10 +208,6 @@ class Walk:
             message = 'its inputs are not on the same active sites; the engine adds row by row'
             self._report(layer, '', 'add-shape', message)
         return first
-
-    def _relu(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, False)
-        return flow
 
     def _stored_range(self, layer: Layer) -> None:
         """Report an output stored as int8 for a consumer that has no scale for it."""
@@ -260,7 +230,6 @@ class Walk:
     # ---- dense nodes
 
     def _scatter(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, False)
         grid, shape = layer.values['input_spatial_shape'], layer.values['output_shape']
         if grid and flow.grid and grid != flow.grid:
             message = (
@@ -275,7 +244,6 @@ class Walk:
         return Flow(flow.channels, grid or flow.grid, flow.sites, shape, True)
 
     def _transpose(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, True)
         dims = layer.values['dims']
         if not dims or not flow.shape:
             return Flow(dense=True)
@@ -286,7 +254,6 @@ class Walk:
         return dataclasses.replace(flow, shape=tuple(flow.shape[axis] for axis in dims))
 
     def _reshape(self, layer: Layer, flow: Flow) -> Flow:
-        self._wants(layer, flow, True)
         dims = layer.values['dims']
         if dims and flow.shape and math.prod(dims) != math.prod(flow.shape):
             message = f'dims={list(dims)} has {math.prod(dims)} values, its input {list(flow.shape)} has '

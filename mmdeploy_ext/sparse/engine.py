@@ -12,7 +12,7 @@ from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from mmdeploy_ext.sparse.ir import Node, SparseConvolution, SparseGraph
     from mmdeploy_ext.sparse.rulebook import Rulebook
@@ -30,7 +30,7 @@ def run(
     transform: Transform | None = None,
     rulebook: Rulebook | None = None,
 ) -> np.ndarray:
-    """Run a graph on one sweep.
+    """Run a graph on one sweep; return (1, C, H, W) float32.
 
     Args:
         graph: traced or folded; float16 weights are computed with in float32.
@@ -42,18 +42,15 @@ def run(
             the inputs and the weight to compute with: where fake quantisation comes in.
         rulebook: of these coordinates, where it is known.
 
-    Returns:
-        (1, C, H, W) float32.
-
     Raises:
         PointsError: voxels that the graph cannot take.
         ExportError: a graph that it cannot run.
     """
     plan = plan_of(graph)
-    if rulebook is None:
-        rulebook = build(plan, coordinates)
+    rulebook = rulebook or build(plan, coordinates)
     tensors = {'0': checked_features(features, len(rulebook.levels[0]), graph.in_channels)}
-    last_use = _last_uses(graph)
+    last_use = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
+    last_use[graph.output] = len(graph.nodes)
     for index, node in enumerate(graph.nodes):
         inputs = tuple(tensors[name] for name in node.inputs)
         weight = node.weight if isinstance(node, ir.SparseConvolution) else None
@@ -69,17 +66,8 @@ def run(
     return tensors[graph.output]
 
 
-def _last_uses(graph: SparseGraph) -> Mapping[str, int]:
-    uses = {name: index for index, node in enumerate(graph.nodes) for name in node.inputs}
-    return uses | {graph.output: len(graph.nodes)}
-
-
 def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarray:
-    """Return the features as contiguous float32.
-
-    Raises:
-        PointsError: another shape than (rows, channels), or values that are not finite.
-    """
+    """Return features as contiguous float32; a PointsError refuses other shapes, and what is not finite."""
     features = np.asarray(features)
     if features.shape != (rows, channels):
         raise PointsError(
@@ -121,17 +109,7 @@ def _compute(
 def convolve(
     node: SparseConvolution, features: np.ndarray, weight: np.ndarray, table: np.ndarray
 ) -> np.ndarray:
-    """Convolve sparse features, add the bias and apply the activation.
-
-    Args:
-        node: for its bias and activation.
-        features: (N, I) float32.
-        weight: (O, k0, k1, k2, I) to use instead of the node's own.
-        table: (K, M) int32 as of a rulebook.
-
-    Returns:
-        (M, O) float32.
-    """
+    """Return `gathered` with the node's bias and activation."""
     result = gathered(features, weight, table)
     if node.bias is not None:
         result += np.asarray(node.bias, np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,10 @@ def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[s
     def of(node: Node | None) -> str:
         return 'fp16' if node is not None and node.module in fp16_modules else precision
 
+    names = [graph.output, *(name for node in graph.nodes for name in node.inputs)]
+    uses = collections.Counter(names)
     nodes = {node.output: _prepared(node, of(node)) for node in graph.nodes}
     replaced: dict[str, str] = {}
-    uses = _uses(graph)
     for node in graph.nodes:
         name = replaced.get(node.inputs[0], node.inputs[0])
         before = nodes.get(name)
@@ -63,11 +65,6 @@ def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[s
     )
     output = replaced.get(graph.output, graph.output)
     return renumber(dataclasses.replace(graph, nodes=kept, output=output))
-
-
-def _uses(graph: SparseGraph) -> dict[str, int]:
-    names = [graph.output, *(name for node in graph.nodes for name in node.inputs)]
-    return {name: names.count(name) for name in names}
 
 
 def _takes_relu(node: Node | None) -> bool:

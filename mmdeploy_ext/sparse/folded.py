@@ -25,18 +25,16 @@ class Names:
     Attributes:
         keys: key of the module -> key in the file.
         paths: path of a submodule in the file -> in the module.
-        folded: path of each BatchNorm that the file has no more -> file's path of the convolution.
-        eps: of those.
+        folded: path of each BatchNorm that the file has no more -> file's path of the convolution, and eps.
     """
 
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
     paths: dict[str, str] = dataclasses.field(default_factory=dict)
-    folded: dict[str, str] = dataclasses.field(default_factory=dict)
-    eps: dict[str, float] = dataclasses.field(default_factory=dict)
+    folded: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
 
     def used(self, keys: Iterable[str]) -> set[str]:
         """Return those of a file's keys that a key of the module stands for."""
-        known = {*self.keys.values(), *(f'{path}.bias' for path in self.folded.values())}
+        known = {*self.keys.values(), *(f'{path}.bias' for path, _ in self.folded.values())}
         return known & set(keys)
 
     def own_path(self, path: str) -> str:
@@ -52,19 +50,15 @@ class Names:
     ) -> dict[str, torch.Tensor]:
         """Return what the module needs instead of the folded BatchNorms: ones that only add the file's bias.
 
-        Args:
-            own: the module's state dict.
-            weights: the file's, without prefix.
+        `own` is the module's state dict, `weights` the file's, without prefix.
         """
         found: dict[str, torch.Tensor] = {}
-        for norm, conv in self.folded.items():
+        for norm, (conv, eps) in self.folded.items():
             bias = weights[f'{conv}.bias'].float()
             ones = torch.ones_like(bias)
             # batch normalisation divides by sqrt(var + eps), which is 1 here
-            variance = ones - self.eps[norm]
-            found.update(
-                zip((f'{norm}.{key}' for key in NORM_KEYS), (ones, bias, 0 * ones, variance), strict=True)
-            )
+            values = zip(NORM_KEYS, (ones, bias, 0 * ones, ones - eps), strict=True)
+            found |= {f'{norm}.{key}': value for key, value in values}
             conv_bias = f'{self.paths[conv]}.bias'
             if conv_bias in own:
                 found[conv_bias] = 0 * ones
@@ -72,14 +66,10 @@ class Names:
 
 
 def match_names(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Names:
-    """Return how a module's names are in a file.
+    """Return how a module's names are in a file, of its tensors without prefix.
 
     A BatchNorm counts as folded where the file has no tensor of it and a bias for the convolution before it;
     everywhere else the names are the module's own.
-
-    Args:
-        module: the backbone.
-        weights: the file's tensors, without prefix.
     """
     names = Names()
     _walk(module, '', '', weights, names)
@@ -95,8 +85,7 @@ def _walk(module: nn.Module, own: str, file: str, weights: Mapping[str, torch.Te
     for name, child in module.named_children():
         in_file = str(int(name) - moved) if name.isdigit() else name
         if before is not None and _is_folded(child, f'{file}{before}', f'{file}{in_file}', weights):
-            names.folded[f'{own}{name}'] = f'{file}{before}'
-            names.eps[f'{own}{name}'] = child.eps
+            names.folded[f'{own}{name}'] = f'{file}{before}', child.eps
             moved += name.isdigit()
             continue
         _walk(child, f'{own}{name}.', f'{file}{in_file}.', weights, names)

@@ -30,11 +30,10 @@ ONE_MASK = 1
 
 
 class ImplicitGemm:
-    """Writes the nodes of one graph; the tensors of its sites have the suffix `.sites`."""
+    """Writes the nodes of one folded graph; the tensors of its sites have the suffix `.sites`."""
 
-    def __init__(self, graph: SparseGraph, writer: NodeWriter, prefix: str = 'sparse/') -> None:
-        """Keep a folded graph, and what takes its nodes; `prefix` is that of their names."""
-        self.graph, self.writer, self.prefix = graph, writer, prefix
+    def __init__(self, graph: SparseGraph, writer: NodeWriter) -> None:
+        self.graph, self.writer = graph, writer
         self._values: dict[str, str] = {}
         self._sites: dict[str, str] = {}
         self._pairs: dict[tuple[str, str], list[str]] = {}
@@ -42,18 +41,14 @@ class ImplicitGemm:
     def write(self, sites: str, features: str) -> str:
         """Add all nodes; return the name of the result, (1, C, H, W) float32.
 
-        Args:
-            sites: name of (V, 4) int32: sample 0 and the axes in the graph's order.
-            features: name of (V, C) float32.
-
-        Raises:
-            ExportError: a node that the plug-ins have not; it and its module are named.
+        `sites` is the name of (V, 4) int32, sample 0 and the axes in the graph's order, `features` of (V, C)
+        float32. A node that the plug-ins have not is an ExportError.
         """
         self._values['0'], self._sites['0'] = features, sites
         for node in self.graph.nodes:
             given = [self._values[name] for name in node.inputs]
             self._sites[node.output] = self._sites[node.inputs[0]]
-            name, op = f'{self.prefix}{node.name}', self.writer.op
+            name, op = f'sparse/{node.name}', self.writer.op
             if isinstance(node, SparseConvolution):
                 found = self._convolution(node, given[0], name)
             elif isinstance(node, Add | Relu):

@@ -7,6 +7,7 @@ axes in that order. Weights are (O, k0, k1, k2, I), correlation as in torch (ker
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import ClassVar
 
@@ -23,8 +24,8 @@ class Node:
     Attributes:
         name: as the dialect numbers it: conv0, add0, relu0, scatter0, transpose0, reshape0, ...
         module: path of the module that it comes from, e.g. 'encoder_layers.encoder_layer1.0.conv1'.
-        inputs: ids of the tensors that it takes.
-        output: id of the tensor that it gives.
+        inputs, output: ids of the tensors that it takes and gives.
+        op_type: of the class: its name.
     """
 
     op_type: ClassVar[str]
@@ -34,17 +35,13 @@ class Node:
     inputs: tuple[str, ...]
     output: str
 
+    def __init_subclass__(cls) -> None:
+        cls.op_type = cls.__name__
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm(Node):
-    """Batch normalisation over active sites; only between tracing and folding.
-
-    Attributes:
-        gamma, beta, mean, var: (C,) float32.
-        eps: added to the variance.
-    """
-
-    op_type: ClassVar[str] = 'BatchNorm'
+    """Batch normalisation over active sites, arrays (C,) float32; only between tracing and folding."""
 
     gamma: np.ndarray
     beta: np.ndarray
@@ -64,20 +61,16 @@ class SparseConvolution(Node):
             its kernel and ignores stride and padding.
         subm: submanifold: the output sites are the input sites.
         inverse: spconv's inverse convolution: back to the sites of the convolution with the same rulebook.
-        transposed: transposed convolution.
         groups: always 1 in what can be written.
         rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None has none.
         activation: 'ReLU' or 'None'.
         input_spatial_shape, output_spatial_shape: grid sizes per axis.
         input_rows, output_rows: numbers of active sites when it was traced; no engine reads them.
         output_bound: most active sites that an engine has to make room for.
-        precision: '' or 'fp16' or 'int8': what the kernel computes in.
-        output_precision: '' or 'fp16' or 'int8': what it stores.
+        precision, output_precision: '' or 'fp16' or 'int8': what the kernel computes in, what it stores.
         input_range: amax of its input, or None.
         weight_ranges: (O,) amax per output channel, or None.
     """
-
-    op_type: ClassVar[str] = 'SparseConvolution'
 
     weight: np.ndarray
     bias: np.ndarray | None
@@ -113,39 +106,28 @@ class SparseConvolution(Node):
         return int(self.weight.shape[0])
 
 
+TRIPLES = tuple(field.name for field in dataclasses.fields(SparseConvolution) if field.type == 'Triple')
+"""Fields of a convolution with a value per axis."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Add(Node):
-    """Sum of two tensors on the same active sites: inputs are (convolution's output, identity).
-
-    Attributes:
-        precision, output_precision: as for a convolution.
-        input_range: amax that both inputs share, or None.
-    """
-
-    op_type: ClassVar[str] = 'Add'
+    """Sum of two tensors on the same active sites: inputs are (convolution's output, identity)."""
 
     precision: str = ''
     output_precision: str = ''
     input_range: float | None = None
+    """amax that both inputs share."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Relu(Node):
     """max(x, 0) on active sites."""
 
-    op_type: ClassVar[str] = 'Relu'
-
 
 @dataclasses.dataclass(frozen=True)
 class ScatterDense(Node):
-    """Active sites into a dense tensor (1, C, d0, d1, d2), zero elsewhere.
-
-    Attributes:
-        spatial_shape: (d0, d1, d2).
-        output_shape: (1, C, d0, d1, d2).
-    """
-
-    op_type: ClassVar[str] = 'ScatterDense'
+    """Active sites into a dense tensor of the output shape (1, C, d0, d1, d2), zero elsewhere."""
 
     spatial_shape: Triple
     output_shape: tuple[int, ...]
@@ -153,26 +135,14 @@ class ScatterDense(Node):
 
 @dataclasses.dataclass(frozen=True)
 class Transpose(Node):
-    """Axes of a dense tensor in another order.
-
-    Attributes:
-        dims: output axis i is input axis dims[i].
-    """
-
-    op_type: ClassVar[str] = 'Transpose'
+    """Axes of a dense tensor in another order: output axis i is input axis dims[i]."""
 
     dims: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reshape(Node):
-    """A dense tensor in another shape.
-
-    Attributes:
-        dims: the new shape.
-    """
-
-    op_type: ClassVar[str] = 'Reshape'
+    """A dense tensor in another shape."""
 
     dims: tuple[int, ...]
 
@@ -186,8 +156,7 @@ class SparseGraph:
         order: axis order of coordinates, weights and shapes: 'xyz' or 'zyx'.
         spatial_shape: grid size per axis.
         in_channels: features per voxel.
-        output: id of the result.
-        output_shape: (1, C, H, W) of the result.
+        output, output_shape: id and (1, C, H, W) of the result.
         input_rows: number of voxels when it was traced.
     """
 
@@ -203,41 +172,19 @@ class SparseGraph:
         """Return the convolutions in order."""
         return tuple(node for node in self.nodes if isinstance(node, SparseConvolution))
 
-    def node(self, name: str) -> Node:
-        """Return a node by name.
 
-        Raises:
-            KeyError: there is none.
-        """
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise KeyError(name)
-
-
-PREFIXES = {
-    'BatchNorm': 'bn',
-    'SparseConvolution': 'conv',
-    'Add': 'add',
-    'Relu': 'relu',
-    'ScatterDense': 'scatter',
-    'Transpose': 'transpose',
-    'Reshape': 'reshape',
-}
+PREFIXES = {'BatchNorm': 'bn', 'SparseConvolution': 'conv', 'ScatterDense': 'scatter'}
+"""Operation -> its short name, where that is not its name in small letters."""
 
 
 def renumber(graph: SparseGraph) -> SparseGraph:
-    """Return the graph with names and tensor ids as the dialect counts them.
-
-    Names count per operation from 0 (conv0, conv1, add0, ...), tensors in the order of nodes from '1';
-    '0' stays the voxels.
-    """
-    ids, counts, nodes = {'0': '0'}, dict.fromkeys(PREFIXES, 0), []
+    """Return the graph with names per operation from 0 (conv0, conv1, add0, ...), tensors from '1' on."""
+    ids, counts, nodes = {'0': '0'}, collections.Counter(), []
     for node in graph.nodes:
-        inputs = tuple(ids[name] for name in node.inputs)
+        inputs, kind = tuple(ids[name] for name in node.inputs), node.op_type
         ids[node.output] = str(len(ids))
-        name = f'{PREFIXES[node.op_type]}{counts[node.op_type]}'
-        counts[node.op_type] += 1
+        name = f'{PREFIXES.get(kind, kind.lower())}{counts[kind]}'
+        counts[kind] += 1
         nodes.append(dataclasses.replace(node, name=name, inputs=inputs, output=ids[node.output]))
     return dataclasses.replace(graph, nodes=tuple(nodes), output=ids[graph.output])
 
@@ -252,16 +199,13 @@ def prune(graph: SparseGraph) -> SparseGraph:
     return dataclasses.replace(graph, nodes=tuple(reversed(kept)))
 
 
-def differences(left: SparseGraph, right: SparseGraph) -> list[str]:
-    """Return what differs between two graphs, in words; empty when they are equal bit for bit.
+GRAPH_FACTS = [field for field in dataclasses.fields(SparseGraph) if field.name != 'nodes']
 
-    Arrays are equal when dtype, shape and all bits are.
-    """
-    found = []
-    for field in dataclasses.fields(SparseGraph):
-        first, second = getattr(left, field.name), getattr(right, field.name)
-        if field.name != 'nodes' and first != second:
-            found.append(f'{field.name}: {first!r} and {second!r}')
+
+def differences(left: SparseGraph, right: SparseGraph) -> list[str]:
+    """Return what differs between two graphs, in words; empty when they are equal bit for bit."""
+    values = ((field.name, getattr(left, field.name), getattr(right, field.name)) for field in GRAPH_FACTS)
+    found = [f'{name}: {first!r} and {second!r}' for name, first, second in values if first != second]
     if len(left.nodes) != len(right.nodes):
         found.append(f'nodes: {len(left.nodes)} and {len(right.nodes)}')
     for one, other in zip(left.nodes, right.nodes, strict=False):

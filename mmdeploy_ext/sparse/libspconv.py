@@ -19,21 +19,14 @@ from onnx import TensorProto, helper
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import atomic_path
-from mmdeploy_ext.sparse.ir import (
-    Add,
-    Node,
-    Relu,
-    Reshape,
-    ScatterDense,
-    SparseConvolution,
-    SparseGraph,
-    Transpose,
-)
+from mmdeploy_ext.sparse import ir
 from mmdeploy_ext.sparse.libspconv_reader import MODULES, from_onnx, load
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
+
+    from mmdeploy_ext.sparse.ir import Add, Node, SparseConvolution, SparseGraph
 
 IR_VERSION = 8
 OPSET = ('ai.onnx', 11)
@@ -42,33 +35,21 @@ OPSET = ('ai.onnx', 11)
 def write(
     graph: SparseGraph, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a graph as a libspconv file, atomically.
-
-    Args:
-        graph: folded (see `fold`), in the coordinate order of the file.
-        path: of the file.
-        metadata: `metadata_props` to add, which the engine does not read.
-
-    Raises:
-        ExportError: the graph holds what the dialect cannot express; see `to_onnx`.
-        Mm2OnnxError: the file cannot be written.
-    """
+    """Write a folded graph, in its coordinate order, as a libspconv file, atomically; see `to_onnx`."""
     model = to_onnx(graph, metadata)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
 
 
 def read(path: str | os.PathLike[str]) -> SparseGraph:
-    """Return the graph of a libspconv file; what `write` wrote comes back equal, with fp16 weights.
-
-    Raises:
-        ModelFileError: it is missing, corrupt, or no libspconv file; node and attribute are named.
-    """
+    """Return the graph of a libspconv file; what `write` wrote comes back equal, with fp16 weights."""
     return from_onnx(load(path), path)
 
 
 def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """Return a graph in the dialect; float32 weights are rounded to fp16 here.
+
+    `metadata` are `metadata_props` to add, which the engine does not read.
 
     Raises:
         ExportError: a BatchNorm that is not folded, a convolution without a bias, weights beyond fp16; the
@@ -95,22 +76,23 @@ def to_onnx(graph: SparseGraph, metadata: Mapping[str, str] | None = None) -> on
 
 def _node(node: Node, order: str) -> onnx.NodeProto:
     inputs = list(node.inputs)
-    if isinstance(node, SparseConvolution):
+    if isinstance(node, ir.SparseConvolution):
         inputs += [name for name, _ in _parameters(node)]
     return helper.make_node(node.op_type, inputs, [node.output], name=node.name, **_attributes(node, order))
 
 
 def _attributes(node: Node, order: str) -> dict[str, Any]:
-    if isinstance(node, SparseConvolution):
+    if isinstance(node, ir.SparseConvolution):
         return _convolution(node)
-    if isinstance(node, Add):
-        return _add(node)
-    if isinstance(node, Relu):
+    if isinstance(node, ir.Add):
+        names = () if node.input_range is None else ('input0_dynamic_range', 'input1_dynamic_range')
+        return {name: float(node.input_range) for name in names} | _precision(node)
+    if isinstance(node, ir.Relu):
         return {}
-    if isinstance(node, ScatterDense):
+    if isinstance(node, ir.ScatterDense):
         shapes = dict(input_spatial_shape=list(node.spatial_shape), output_shape=list(node.output_shape))
         return dict(shapes, format=order)
-    if isinstance(node, Transpose | Reshape):
+    if isinstance(node, ir.Transpose | ir.Reshape):
         return dict(dims=list(node.dims))
     raise ExportError(
         f'{node.name} ({node.module}): {node.op_type} has no counterpart in the dialect; fold the graph first'
@@ -142,8 +124,7 @@ def _initializers(node: SparseConvolution) -> list[TensorProto]:
 
 
 def _convolution(node: SparseConvolution) -> dict[str, Any]:
-    triples = 'kernel_size stride padding dilation output_padding input_spatial_shape output_spatial_shape'
-    attributes: dict[str, Any] = {name: list(getattr(node, name)) for name in triples.split()}
+    attributes: dict[str, Any] = {name: list(getattr(node, name)) for name in ir.TRIPLES}
     attributes |= dict(
         ndim=3,
         in_channels=node.in_channels,
@@ -171,27 +152,19 @@ def _precision(node: SparseConvolution | Add) -> dict[str, str]:
     return {name: value for name, value in attributes.items() if value}
 
 
-def _add(node: Add) -> dict[str, Any]:
-    if node.input_range is None:
-        return _precision(node)
-    shared = float(node.input_range)
-    return dict(input0_dynamic_range=shared, input1_dynamic_range=shared) | _precision(node)
-
-
 def to_node_list(model: onnx.ModelProto) -> dict[str, Any]:
     """Return a file as plain data, for comparison: everything in it, initializers by hash.
 
-    Returns:
-        'meta', 'inputs', 'outputs', 'nodes' and 'initializers', as the stored node lists of the reference
-        exporter have them (golden INDEX.md). `metadata_props` is left out.
+    It is as the stored node lists of the reference exporter have it (golden INDEX.md), without
+    `metadata_props`.
     """
     graph = model.graph
     return dict(
         meta=_meta(model),
-        inputs=[_tensor_info(info) for info in graph.input],
-        outputs=[_tensor_info(info) for info in graph.output],
-        nodes=[_listed(node) for node in graph.node],
-        initializers=[_initializer_info(tensor) for tensor in graph.initializer],
+        inputs=list(map(_tensor_info, graph.input)),
+        outputs=list(map(_tensor_info, graph.output)),
+        nodes=list(map(_listed, graph.node)),
+        initializers=list(map(_initializer_info, graph.initializer)),
     )
 
 
@@ -214,12 +187,8 @@ def _tensor_info(info: onnx.ValueInfoProto) -> dict[str, Any]:
 
 
 def _listed(node: onnx.NodeProto) -> dict[str, Any]:
-    attributes = {
-        attribute.name: dict(
-            type=onnx.AttributeProto.AttributeType.Name(attribute.type), value=_plain(attribute)
-        )
-        for attribute in node.attribute
-    }
+    kind = onnx.AttributeProto.AttributeType.Name
+    attributes = {one.name: dict(type=kind(one.type), value=_plain(one)) for one in node.attribute}
     return dict(
         op_type=node.op_type,
         name=node.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,36 +13,22 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, helper
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.sparse.ir import (
-    ORDERS,
-    Add,
-    Node,
-    Relu,
-    Reshape,
-    ScatterDense,
-    SparseConvolution,
-    SparseGraph,
-    Transpose,
-)
+from mmdeploy_ext.sparse import ir
+from mmdeploy_ext.sparse.ir import ORDERS, TRIPLES, SparseConvolution, SparseGraph
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
+    from mmdeploy_ext.sparse.ir import Node
+
 MODULES = 'mm2onnx.scn_modules'
-KINDS = {'INT': AttributeProto.INT, 'INTS': AttributeProto.INTS, 'FLOAT': AttributeProto.FLOAT}
-KINDS |= {'FLOATS': AttributeProto.FLOATS, 'STRING': AttributeProto.STRING}
 PRECISIONS = ('', 'fp16', 'int8')
-TRIPLES = 'kernel_size stride padding dilation output_padding input_spatial_shape output_spatial_shape'
 REQUIRED: Any = object()
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read a file's protobuf without judging it.
-
-    Raises:
-        ModelFileError: it is missing, or no ONNX file.
-    """
+    """Read a file's protobuf without judging it; a missing or damaged one is a ModelFileError."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -89,9 +76,8 @@ def from_onnx(model: onnx.ModelProto, path: object = 'the file') -> SparseGraph:
     output_shape = reader.shape(model.graph.output, 'output', None)
     output = model.graph.output[0].name
     reader.known_tensor('the output', output)
-    return SparseGraph(
-        nodes, reader.order, first.input_spatial_shape, channels, output, output_shape, input_rows=rows
-    )
+    grid = first.input_spatial_shape
+    return SparseGraph(nodes, reader.order, grid, channels, output, output_shape, input_rows=rows)
 
 
 class _Reader:
@@ -131,12 +117,10 @@ class _Reader:
         return sizes
 
     def node(self, node: onnx.NodeProto) -> Node:
-        """Read one node."""
-        builder = BUILDERS.get(node.op_type)
-        where = node.name or node.op_type
-        if builder is None:
-            raise self.error(where, f'has op_type {node.op_type!r}, expected one of {", ".join(BUILDERS)}')
-        kind, inputs = builder
+        kind = CLASSES.get(node.op_type)
+        where, inputs = node.name or node.op_type, 1 + (kind is ir.Add)
+        if kind is None:
+            raise self.error(where, f'has op_type {node.op_type!r}, expected one of {", ".join(CLASSES)}')
         if len(node.output) != 1 or len(node.input) < inputs:
             raise self.error(
                 where, f'has {len(node.input)} inputs and {len(node.output)} outputs, expected {inputs} and 1'
@@ -151,20 +135,21 @@ class _Reader:
         return kind(*common, **getattr(self, f'_{node.op_type.lower()}')(node))
 
     def _sparseconvolution(self, node: onnx.NodeProto) -> dict[str, Any]:
-        fields: dict[str, Any] = {name: self._triple(node, name) for name in TRIPLES.split()}
+        fields: dict[str, Any] = {name: self._triple(node, name) for name in TRIPLES}
         fields |= {name: bool(self._get(node, name, 'INT')) for name in ('subm', 'inverse', 'transposed')}
-        fields |= self._precision(node)
-        fields.update(self._kernel(node, fields['kernel_size']))
-        fields['input_rows'] = self._get(node, 'input_shape', 'INTS', length=2)[0]
-        fields['output_rows'] = self._get(node, 'output_shape', 'INTS', length=2)[0]
-        fields['output_bound'] = self._get(node, 'output_bound', 'INT')
-        fields['groups'] = self._get(node, 'groups', 'INT')
-        fields['rulebook'] = self._get(node, 'rulebook', 'STRING', None)
-        fields['activation'] = self._get(node, 'activation', 'STRING')
-        fields['input_range'] = self._get(node, 'input_dynamic_range', 'FLOAT', None)
+        fields |= self._precision(node) | self._kernel(node, fields['kernel_size'])
         ranges = self._get(node, 'weight_dynamic_ranges', 'FLOATS', None)
-        fields['weight_ranges'] = None if ranges is None else np.array(ranges, np.float32)
-        return fields
+        return dict(
+            fields,
+            input_rows=self._get(node, 'input_shape', 'INTS', length=2)[0],
+            output_rows=self._get(node, 'output_shape', 'INTS', length=2)[0],
+            output_bound=self._get(node, 'output_bound', 'INT'),
+            groups=self._get(node, 'groups', 'INT'),
+            rulebook=self._get(node, 'rulebook', 'STRING', None),
+            activation=self._get(node, 'activation', 'STRING'),
+            input_range=self._get(node, 'input_dynamic_range', 'FLOAT', None),
+            weight_ranges=None if ranges is None else np.array(ranges, np.float32),
+        )
 
     def _kernel(self, node: onnx.NodeProto, kernel_size: tuple[int, ...]) -> dict[str, np.ndarray | None]:
         channels = [self._get(node, name, 'INT') for name in ('out_channels', 'in_channels')]
@@ -179,14 +164,11 @@ class _Reader:
         if tensor is None:
             raise self.error(node.name, f'initializer {name!r} is missing')
         if tensor.data_type != TensorProto.FLOAT16 or tuple(tensor.dims) != shape:
-            kind = TensorProto.DataType.Name(tensor.data_type)
-            got = f'{kind} {list(tensor.dims)}'
+            got = f'{TensorProto.DataType.Name(tensor.data_type)} {list(tensor.dims)}'
             raise self.error(node.name, f'initializer {name!r} is {got}, expected FLOAT16 {list(shape)}')
-        if len(tensor.raw_data) != 2 * int(np.prod(shape)):
-            raise self.error(
-                node.name,
-                f'initializer {name!r} has {len(tensor.raw_data)} bytes, expected {2 * int(np.prod(shape))}',
-            )
+        got, size = len(tensor.raw_data), 2 * math.prod(shape)
+        if got != size:
+            raise self.error(node.name, f'initializer {name!r} has {got} bytes, expected {size}')
         return np.frombuffer(tensor.raw_data, np.float16).reshape(shape).copy()
 
     def _add(self, node: onnx.NodeProto) -> dict[str, Any]:
@@ -236,7 +218,7 @@ class _Reader:
             if default is REQUIRED:
                 raise self.error(node.name, f'attribute {name!r} is missing, expected {kind}')
             return default
-        if attribute.type != KINDS[kind]:
+        if attribute.type != AttributeProto.AttributeType.Value(kind):
             got = AttributeProto.AttributeType.Name(attribute.type)
             raise self.error(node.name, f'attribute {name!r} is {got}, expected {kind}')
         value = helper.get_attribute_value(attribute)
@@ -249,12 +231,12 @@ class _Reader:
         return tuple(value)
 
 
-BUILDERS: dict[str, tuple[type[Node], int]] = {
-    'SparseConvolution': (SparseConvolution, 1),
-    'Add': (Add, 2),
-    'QuantAdd': (Add, 2),
-    'Relu': (Relu, 1),
-    'ScatterDense': (ScatterDense, 1),
-    'Transpose': (Transpose, 1),
-    'Reshape': (Reshape, 1),
+CLASSES: dict[str, type[Node]] = {
+    'SparseConvolution': SparseConvolution,
+    'Add': ir.Add,
+    'QuantAdd': ir.Add,
+    'Relu': ir.Relu,
+    'ScatterDense': ir.ScatterDense,
+    'Transpose': ir.Transpose,
+    'Reshape': ir.Reshape,
 }

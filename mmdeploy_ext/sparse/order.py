@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.sparse.ir import ORDERS, ScatterDense, SparseConvolution, Transpose, renumber
+from mmdeploy_ext.sparse.ir import ORDERS, TRIPLES, ScatterDense, SparseConvolution, Transpose, renumber
 
 if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
@@ -18,15 +18,10 @@ REVERSED = (0, 1, 4, 3, 2)
 
 
 def reorder(graph: SparseGraph, order: str) -> SparseGraph:
-    """Return the same network on coordinates in another axis order; the dense output stays the same.
+    """Return the same network on coordinates in another axis order, 'xyz' or 'zyx'; the dense output stays.
 
     Kernels are permuted, never mirrored. The first Transpose behind a ScatterDense takes the change up; where
-    there is none, one is put in, and one that would do nothing is taken out. There and back is the
-    same graph.
-
-    Args:
-        graph: before or after folding.
-        order: 'xyz' or 'zyx'.
+    there is none, one is put in, one that would do nothing is taken out. There and back is the same graph.
 
     Raises:
         UsageError: another order.
@@ -59,12 +54,8 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
     if graph.output in scatters:
         nodes.append(_restored(scatters[graph.output]))
         names[graph.output] = nodes[-1].output
-    output = names.get(graph.output, graph.output)
-    return renumber(
-        dataclasses.replace(
-            graph, nodes=tuple(nodes), order=order, spatial_shape=graph.spatial_shape[::-1], output=output
-        )
-    )
+    changes = dict(nodes=tuple(nodes), order=order, spatial_shape=graph.spatial_shape[::-1])
+    return renumber(dataclasses.replace(graph, output=names.get(graph.output, graph.output), **changes))
 
 
 def _restored(scatter: ScatterDense) -> Transpose:
@@ -78,7 +69,6 @@ def _reordered(node: Node) -> Node:
         return dataclasses.replace(node, spatial_shape=node.spatial_shape[::-1], output_shape=shape)
     if not isinstance(node, SparseConvolution):
         return node
-    triples = 'kernel_size stride padding dilation output_padding input_spatial_shape output_spatial_shape'
-    changed = {name: getattr(node, name)[::-1] for name in triples.split()}
+    changed = {name: getattr(node, name)[::-1] for name in TRIPLES}
     weight = np.ascontiguousarray(node.weight.transpose(0, 3, 2, 1, 4))
     return dataclasses.replace(node, weight=weight, **changed)

@@ -23,8 +23,7 @@ class Table(Plain):
 
     Attributes:
         name: the rulebook's name in the graph, where it has one that is free; unique.
-        level_in: index of the level that it reads.
-        level_out: index of the level that it writes; the same for a submanifold one.
+        level_in, level_out: indices of the levels that it reads and writes.
         subm: whether the output sites are the input sites.
         kernel_size, stride, padding, dilation: per axis; a submanifold one has stride 1 and padding 0 here.
     """
@@ -41,13 +40,7 @@ class Table(Plain):
 
 @dataclasses.dataclass(frozen=True)
 class Scatter(Plain):
-    """One dense tensor made of sites.
-
-    Attributes:
-        name: of the ScatterDense node.
-        level: index of the level.
-        axes: order in which the spatial axes are written, e.g. (2, 0, 1): the last one outermost.
-    """
+    """One dense tensor, of a ScatterDense node; `axes` are the spatial ones in order, the last outermost."""
 
     name: str
     level: int
@@ -75,10 +68,8 @@ class Plan(Plain):
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
         """Rebuild from `to_json`; also after a round through JSON text."""
-        parts = dict(
-            tables=tuple(map(Table.from_json, content['tables'])),
-            scatters=tuple(map(Scatter.from_json, content['scatters'])),
-        )
+        kinds = dict(tables=Table, scatters=Scatter)
+        parts = {name: [*map(kind.from_json, content[name])] for name, kind in kinds.items()}
         return super().from_json({**content, **parts})
 
 
@@ -87,9 +78,6 @@ def plan_of(graph: SparseGraph) -> Plan:
 
     Two convolutions share a table when they read the same sites with the same geometry; rulebook names in the
     graph only give tables their names, so missing or reused ones do not matter.
-
-    Args:
-        graph: traced, with its batch normalisation folded or not.
 
     Raises:
         ExportError: a node that has no rulebook here (inverse, transposed or grouped convolution, even
@@ -121,9 +109,8 @@ class _Planner:
                 raise ExportError(
                     f'{_where(node)}: {node.op_type} of a sparse tensor; expected it after ScatterDense'
                 )
-        return Plan(
-            self.shapes[0], tuple(self.tables.values()), tuple(self.scatters), self.level_of, self.table_of
-        )
+        tables = tuple(self.tables.values())
+        return Plan(self.shapes[0], tables, tuple(self.scatters), self.level_of, self.table_of)
 
     def _level(self, node: ir.Node) -> int:
         for tensor in node.inputs:
@@ -143,10 +130,9 @@ class _Planner:
     def _convolution(self, node: ir.SparseConvolution) -> None:
         _refuse(node)
         level = self._level(node)
-        if keeps_sites(node):
-            key = (level, True, node.kernel_size, (1, 1, 1), (0, 0, 0), node.dilation)
-        else:
-            key = (level, False, node.kernel_size, node.stride, node.padding, node.dilation)
+        kept = keeps_sites(node)
+        steps = ((1, 1, 1), (0, 0, 0)) if kept else (node.stride, node.padding)
+        key = (level, kept, node.kernel_size, *steps, node.dilation)
         if key not in self.tables:
             self.tables[key] = self._table(node, key)
         table = self.tables[key]

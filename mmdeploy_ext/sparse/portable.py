@@ -32,13 +32,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import ir
-from mmdeploy_ext.sparse.buckets import Layout
+from mmdeploy_ext.sparse.buckets import BEV, FACTS, FORMS, VOXELS, Layout, feeds
 from mmdeploy_ext.sparse.node_writer import NodeWriter
 from mmdeploy_ext.sparse.plan import Table, plan_of
-from mmdeploy_ext.sparse.portable_feeds import BEV, FACTS, FORMS, VOXELS, feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
 
@@ -53,7 +52,6 @@ def to_onnx(
     *,
     form: str = 'buckets',
     opset: int = DEFAULT_OPSET,
-    taps: Sequence[str] = (),
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Write a folded graph with standard operators.
@@ -62,7 +60,6 @@ def to_onnx(
         graph: folded; float16 weights are computed with in float32.
         form: 'buckets' or 'tables'.
         opset: 13 or later.
-        taps: ids of sparse tensors to give as outputs too, under their ids, for comparing layer by layer.
         metadata: `metadata_props` of the file; what the runtime needs of the graph is put beside them, under
             'mm2onnx.scn': form, order, channels, output shape and plan.
 
@@ -72,17 +69,16 @@ def to_onnx(
 
     Raises:
         UsageError: an unknown form, or an opset before 13.
-        ExportError: a graph that is not folded, or without a rulebook (`plan_of`), or a tap that is not
-            sparse.
+        ExportError: a graph that is not folded, or without a rulebook (`plan_of`).
     """
     if form not in FORMS:
         raise UsageError(f'form={form!r} is unknown; expected one of {", ".join(FORMS)}')
     if opset < LEAST_OPSET:
         raise UsageError(f'opset={opset}: the portable form needs opset {LEAST_OPSET} or later')
-    writer = _Writer(graph, form, taps)
+    writer = _Writer(graph, form)
     model = writer.model(opset)
-    facts = dict(form=form, order=graph.order, in_channels=graph.in_channels)
-    facts |= dict(output_shape=list(graph.output_shape), plan=writer.plan.to_json())
+    shape, plan = list(graph.output_shape), writer.plan.to_json()
+    facts = dict(form=form, order=graph.order, in_channels=graph.in_channels, output_shape=shape, plan=plan)
     helper.set_model_props(model, {**(metadata or {}), FACTS: json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -91,17 +87,15 @@ def to_onnx(
 class _Writer(NodeWriter):
     """Writes one model."""
 
-    def __init__(self, graph: SparseGraph, form: str, taps: Sequence[str]) -> None:
+    def __init__(self, graph: SparseGraph, form: str) -> None:
         super().__init__()
-        self.graph, self.form, self.taps = graph, form, tuple(taps)
+        self.graph, self.form = graph, form
         self.plan = plan_of(graph)
         self.tables = {table.name: table for table in self.plan.tables}
         self.input(VOXELS, TensorProto.FLOAT, 'N', graph.in_channels)
         self.tensors = {'0': VOXELS}
-        self.channels = {'0': graph.in_channels}
 
     def model(self, opset: int) -> onnx.ModelProto:
-        """Write everything."""
         for table in self.plan.tables:
             self.table_inputs(table)
         if self.form == 'buckets':  # here every sparse tensor keeps its row of zeros
@@ -109,18 +103,15 @@ class _Writer(NodeWriter):
         for node in self.graph.nodes:
             self._node(node)
         self.op('Identity', [self.tensors[self.graph.output]], BEV)
-        outputs = [helper.make_tensor_value_info(BEV, TensorProto.FLOAT, list(self.graph.output_shape))]
-        outputs += [self._tap(name) for name in self.taps]
-        graph = helper.make_graph(self.nodes, 'scn', self.inputs, outputs, list(self.initializers.values()))
+        output = helper.make_tensor_value_info(BEV, TensorProto.FLOAT, list(self.graph.output_shape))
+        graph = helper.make_graph(self.nodes, 'scn', self.inputs, [output], list(self.initializers.values()))
         versions = dict(opset_imports=[helper.make_opsetid('', opset)], ir_version=8 if opset < 19 else 9)
         return helper.make_model(graph, producer_name='mm2onnx', **versions)
 
     def _tap(self, name: str) -> onnx.ValueInfoProto:
-        if name not in self.plan.level_of or name == '0':
-            raise ExportError(
-                f'tap {name!r} is not a sparse tensor of the graph; it has '
-                f'{", ".join(key for key in self.plan.level_of if key != "0")}'
-            )
+        sparse = [key for key in self.plan.level_of if key != '0']
+        if name not in sparse:
+            raise ExportError(f'tap {name!r} is not a sparse tensor of the graph; it has {", ".join(sparse)}')
         level = f'M{self.plan.level_of[name]}'
         self.op('Identity', [self._sites(self.tensors[name])], name)
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [level, self.channels[name]])
@@ -178,7 +169,7 @@ class _Writer(NodeWriter):
         if isinstance(node, ir.SparseConvolution):
             self._convolution(node, inputs[0], name)
         elif isinstance(node, ir.Add | ir.Relu):
-            self.op('Add' if isinstance(node, ir.Add) else 'Relu', inputs, name)
+            self.op(node.op_type, inputs, name)
         elif isinstance(node, ir.ScatterDense):
             self._scatter(node, inputs[0], name)
         elif isinstance(node, ir.Transpose):
@@ -190,9 +181,6 @@ class _Writer(NodeWriter):
                 f'{node.name} ({node.module}): {node.op_type} has no portable form; fold the graph first'
             )
         self.tensors[node.output] = name
-        self.channels[node.output] = (
-            node.out_channels if isinstance(node, ir.SparseConvolution) else self.channels[node.inputs[0]]
-        )
 
     def _convolution(self, node: SparseConvolution, source: str, output: str) -> None:
         table = self.tables[self.plan.table_of[node.name]]
@@ -200,10 +188,11 @@ class _Writer(NodeWriter):
         weight = weight.reshape(-1, node.in_channels, node.out_channels)
         self.constant(f'{node.name}.bias', _bias(node))
         write = self._by_tables if self.form == 'tables' else self._by_buckets
-        result = f'{node.name}.sum' if node.activation == 'ReLU' else output
-        write(node, table, weight, source, result)
         if node.activation == 'ReLU':
-            self.op('Relu', [result], output)
+            write(node, table, weight, source, f'{node.name}.sum')
+            self.op('Relu', [f'{node.name}.sum'], output)
+        else:
+            write(node, table, weight, source, output)
 
     def _by_buckets(
         self, node: SparseConvolution, table: Table, weight: np.ndarray, source: str, output: str
@@ -286,9 +275,8 @@ class _Writer(NodeWriter):
 
     def _transpose(self, node: ir.Transpose, source: str, output: str) -> None:
         """The transposition behind a scatter is done already: its cells are numbered in the new order."""
-        before = next(other for other in self.graph.nodes if other.output == node.inputs[0])
-        written = {scatter.name: scatter.axes for scatter in self.plan.scatters}.get(before.name, (0, 1, 2))
-        if written != (0, 1, 2):
+        done = [scatter.name for scatter in self.plan.scatters if scatter.axes != (0, 1, 2)]
+        if any(other.output == node.inputs[0] and other.name in done for other in self.graph.nodes):
             self.op('Identity', [source], output)
         else:
             self.op('Transpose', [source], output, perm=list(node.dims))

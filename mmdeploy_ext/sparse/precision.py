@@ -39,7 +39,7 @@ def apply_precision(
         precision: 'fp16' or 'int8', of all nodes that no override names.
         overrides: pattern -> precision, or (precision, output precision). Patterns (fnmatch) are compared
             with node names ('conv3') and module paths ('conv_input.*'); the last that fits counts.
-        ranges: by node name; None where nothing is int8.
+        ranges: None where nothing is int8.
 
     Raises:
         UsageError: an unknown precision, a pattern that fits no node, an int8 node without ranges.
@@ -48,11 +48,11 @@ def apply_precision(
     """
     chosen = _chosen(graph, _pair('precision', precision), overrides or {})
     known = ranges.nodes if ranges is not None else {}
-    nodes = tuple(
+    nodes = (
         _with_precision(node, chosen[node.name], known.get(node.name)) if node.name in chosen else node
         for node in graph.nodes
     )
-    changed = dataclasses.replace(graph, nodes=nodes)
+    changed = dataclasses.replace(graph, nodes=tuple(nodes))
     _check_ranges(changed)
     return changed
 
@@ -64,9 +64,8 @@ def fp16_ends(graph: SparseGraph) -> dict[str, tuple[str, str]]:
     """
     convolutions = graph.convolutions()
     first, last = convolutions[0].name, convolutions[-1].name
-    if first == last:
-        return {first: ('fp16', 'fp16')}
-    return {first: ('fp16', 'int8'), last: ('int8', 'fp16')}
+    both = {first: ('fp16', 'int8'), last: ('int8', 'fp16')}
+    return both if len(both) == 2 else {first: ('fp16', 'fp16')}
 
 
 def _chosen(
@@ -114,11 +113,18 @@ def _check_ranges(graph: SparseGraph) -> None:
     for node in graph.nodes:
         if not isinstance(node, SparseConvolution | Add):
             continue
-        if node.precision == 'int8':
-            _need_ranges(node, f'computes in int8, but {{}}; calibrate, or keep {node.name} in fp16')
-        if node.output_precision == 'int8':
-            for reader in readers.get(node.output, ()):
-                _need_input(reader, f'reads what {node.name} stores in int8, but {{}}; calibrate')
+        problem = _input_problem(node) or _weight_problem(node)
+        if node.precision == 'int8' and problem:
+            raise UsageError(
+                f'{node.name} ({node.module}): computes in int8, but {problem}; calibrate, or keep '
+                f'{node.name} in fp16'
+            )
+        for reader in readers.get(node.output, ()) if node.output_precision == 'int8' else ():
+            if problem := _input_problem(reader):
+                raise UsageError(
+                    f'{reader.name} ({reader.module}): reads what {node.name} stores in int8, but {problem}; '
+                    f'calibrate'
+                )
 
 
 def _readers(graph: SparseGraph) -> dict[str, list[SparseConvolution | Add]]:
@@ -132,25 +138,19 @@ def _readers(graph: SparseGraph) -> dict[str, list[SparseConvolution | Add]]:
     return readers
 
 
-def _need_ranges(node: SparseConvolution | Add, message: str) -> None:
-    _need_input(node, message)
-    if not isinstance(node, SparseConvolution):
-        return
+def _input_problem(node: SparseConvolution | Add) -> str:
+    if node.input_range is None:
+        return 'its input has no range'
+    return '' if 0 < node.input_range < math.inf else f'its input has the range {node.input_range:g}'
+
+
+def _weight_problem(node: SparseConvolution | Add) -> str:
+    if isinstance(node, Add):
+        return ''
     ranges = node.weight_ranges
     if ranges is None:
-        problem = 'its weight has no ranges'
-    elif ranges.shape != (node.out_channels,):
-        problem = f'its weight has {ranges.size} ranges, expected {node.out_channels}'
-    elif not (np.isfinite(ranges).all() and (ranges > 0).all()):
-        problem = f'its weight has the range {ranges[~(np.isfinite(ranges) & (ranges > 0))][0]:g}'
-    else:
-        return
-    raise UsageError(f'{node.name} ({node.module}): {message.format(problem)}')
-
-
-def _need_input(node: SparseConvolution | Add, message: str) -> None:
-    if node.input_range is None:
-        raise UsageError(f'{node.name} ({node.module}): {message.format("its input has no range")}')
-    if not (math.isfinite(node.input_range) and node.input_range > 0):
-        problem = f'its input has the range {node.input_range:g}'
-        raise UsageError(f'{node.name} ({node.module}): {message.format(problem)}')
+        return 'its weight has no ranges'
+    if ranges.shape != (node.out_channels,):
+        return f'its weight has {ranges.size} ranges, expected {node.out_channels}'
+    bad = ranges[~(np.isfinite(ranges) & (ranges > 0))]
+    return f'its weight has the range {bad[0]:g}' if bad.size else ''

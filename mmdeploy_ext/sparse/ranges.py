@@ -18,6 +18,7 @@ import numpy as np
 from mmdeploy_ext.contract import schema
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json
+from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ CONTENT = schema.record(
 
 
 @dataclasses.dataclass(frozen=True)
-class NodeRange:
+class NodeRange(Plain):
     """Ranges of one node.
 
     Attributes:
@@ -52,10 +53,17 @@ class NodeRange:
         weight_norm: Frobenius norm of the folded kernel that the ranges were made for; None for an addition.
     """
 
-    module: str
-    input_amax: float | None
+    module: str = ''
+    input_amax: float | None = None
     weight_amax: tuple[float, ...] | None = None
     weight_norm: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, without what an addition has not."""
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        if self.weight_amax is not None:
+            found['weight_amax'] = list(self.weight_amax)
+        return {'module': self.module, 'input_amax': self.input_amax} | found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +76,6 @@ class Ranges:
         source: what they were measured on, in words.
         batches: number of sweeps that were measured.
         graph_sha256: `graph_digest` of the graph.
-        checkpoint_sha256: of the checkpoint file, or '' where it is not known.
         path: of the file that they were read from, or ''; not written.
     """
 
@@ -81,7 +88,10 @@ class Ranges:
     path: str = ''
 
     def __post_init__(self) -> None:
-        _check(self.where, {name: _node_json(node) for name, node in self.nodes.items()}, NODES)
+        _check(self.where, self._nodes_json(), NODES)
+
+    def _nodes_json(self) -> dict[str, Any]:
+        return {name: node.to_json() for name, node in self.nodes.items()}
 
     @property
     def where(self) -> str:
@@ -104,13 +114,12 @@ class Ranges:
 
     def complete(self, graph: SparseGraph) -> list[str]:
         """Return what the graph needs and the ranges lack, e.g. ['conv3.input_amax']; empty when complete."""
-        needed = [
-            (node.name, what)
+        return [
+            f'{node.name}.{what}'
             for node in quantised(graph)
             for what in ('input_amax', 'weight_amax')[: 1 + isinstance(node, SparseConvolution)]
+            if getattr(self.nodes.get(node.name), what, None) is None
         ]
-        known = self.nodes.get
-        return [f'{name}.{what}' for name, what in needed if getattr(known(name), what, None) is None]
 
     def check(self, graph: SparseGraph, checkpoint_sha256: str = '') -> None:
         """Refuse ranges that are not this graph's, or not complete.
@@ -160,28 +169,22 @@ class Ranges:
     def half(self) -> Ranges:
         """Return the ranges rounded to fp16, as the reference does for BEVFusion and not for CenterPoint.
 
-        Source: ALGORITHM.md section 5: `model.half()` casts BEVFusion's amax buffers.
+        A range beyond what fp16 holds (6e-8 to 65504) is a UsageError.
 
-        Raises:
-            UsageError: a range is beyond what fp16 holds (6e-8 to 65504).
+        Source: ALGORITHM.md section 5: `model.half()` casts BEVFusion's amax buffers.
         """
-        nodes = {
-            name: dataclasses.replace(
-                node,
-                input_amax=None if node.input_amax is None else _half(node.input_amax),
-                weight_amax=None if node.weight_amax is None else tuple(map(_half, node.weight_amax)),
-            )
-            for name, node in self.nodes.items()
-        }
+        nodes = {}
+        for name, node in self.nodes.items():
+            amax = None if node.input_amax is None else _half(node.input_amax)
+            weights = None if node.weight_amax is None else tuple(map(_half, node.weight_amax))
+            nodes[name] = dataclasses.replace(node, input_amax=amax, weight_amax=weights)
         return dataclasses.replace(self, nodes=nodes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, for `from_json`."""
         head = {'format': FORMAT, 'version': VERSION}
-        head |= {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
-        del head['nodes'], head['path']
-        head['nodes'] = {name: _node_json(node) for name, node in self.nodes.items()}
-        return head
+        head |= {key: value for key, value in vars(self).items() if key not in ('nodes', 'path')}
+        return dict(head, nodes=self._nodes_json())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON, atomically: one line per value, so that it can be edited."""
@@ -194,12 +197,7 @@ class Ranges:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ranges:
-        """Read a file that `save` wrote, edited or not.
-
-        Raises:
-            UsageError: no JSON, another format, a key that is missing or unknown, a range that is not a
-                positive number.
-        """
+        """Read a file that `save` wrote, edited or not; another format, key or value is a UsageError."""
         return dataclasses.replace(cls.from_json(read_json(path), str(path)), path=str(path))
 
     @classmethod
@@ -211,15 +209,7 @@ class Ranges:
                 f'tools/quantization/scn_ptq.py --calibrate'
             )
         _check(where, content, CONTENT)
-        nodes = {
-            name: NodeRange(
-                node.get('module', ''),
-                node.get('input_amax'),
-                None if node.get('weight_amax') is None else tuple(node['weight_amax']),
-                node.get('weight_norm'),
-            )
-            for name, node in content['nodes'].items()
-        }
+        nodes = {name: NodeRange.from_json(node) for name, node in content['nodes'].items()}
         facts = {name: content[name] for name in TEXTS if name in content}
         source = facts.pop('source', '') or where
         calibrator, digest = facts.pop('calibrator', ''), facts.pop('graph_sha256', '')
@@ -227,11 +217,7 @@ class Ranges:
 
 
 def quantised(graph: SparseGraph) -> tuple[SparseConvolution | Add, ...]:
-    """Return the nodes that have ranges, in order.
-
-    Raises:
-        UsageError: batch normalisation is not folded yet; ranges belong to the folded kernels.
-    """
+    """Return the nodes that have ranges, in order; UsageError: batch normalisation is not folded yet."""
     for node in graph.nodes:
         if isinstance(node, BatchNorm):
             raise UsageError(
@@ -288,12 +274,3 @@ def _half(value: float) -> float:
 def _missing(where: str, names: list[str]) -> str:
     more = f' and {len(names) - 6} more' if len(names) > 6 else ''
     return f'{where}: no range for {", ".join(names[:6])}{more}; calibrate again, or add them to the file'
-
-
-def _node_json(node: NodeRange) -> dict[str, Any]:
-    content: dict[str, Any] = {'module': node.module, 'input_amax': node.input_amax}
-    if node.weight_amax is not None:
-        content['weight_amax'] = list(node.weight_amax)
-    if node.weight_norm is not None:
-        content['weight_norm'] = node.weight_norm
-    return content

@@ -7,6 +7,7 @@ every offset and output row which input row, times the weight of that offset, is
 from __future__ import annotations
 
 import dataclasses
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ import numpy as np
 from mmdeploy_ext.core.errors import PointsError
 from mmdeploy_ext.inputs import voxel_hash
 from mmdeploy_ext.inputs.voxel_hash import LEAST_SLOTS, empty_slots
-from mmdeploy_ext.sparse.level import Level
 from mmdeploy_ext.sparse.plan import dense_output_shape
 
 if TYPE_CHECKING:
@@ -25,76 +25,106 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.plan import Plan
 
 
+class Level:
+    """Active sites of one resolution; their hash is made when it is needed.
+
+    `coordinates` are (N, 4) int32, sample and the three axes in the graph's order; other shapes, dtypes, and
+    sites outside the grid are a PointsError.
+    """
+
+    def __init__(self, coordinates: np.ndarray, spatial_shape: Sequence[int]) -> None:
+        self.coordinates = _checked(np.asarray(coordinates), spatial_shape)
+        self.spatial_shape: Triple = tuple(int(size) for size in spatial_shape)
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    @property
+    def shape(self) -> np.ndarray:
+        """Grid size per axis, (3,) int64."""
+        return np.array(self.spatial_shape, np.int64)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Row-major index of every site in (sample, axes), (N,) int64."""
+        keys = self.coordinates[:, 0].astype(np.int64)
+        for axis, size in enumerate(self.spatial_shape):
+            keys = keys * size + self.coordinates[:, axis + 1]
+        return keys
+
+    @functools.cached_property
+    def hash(self) -> tuple[np.ndarray, np.ndarray, np.uint64]:
+        """Slots, the row of each slot, and the shift of the hash; a PointsError: a site is there twice."""
+        slots, shift = empty_slots(len(self))
+        rows, keys = np.empty(len(slots), np.int32), self.keys
+        row = voxel_hash.fill(keys, slots, rows, shift)
+        if row >= 0:
+            first = int(np.flatnonzero(keys == keys[row])[0])
+            raise PointsError(
+                f'coordinates: rows {first} and {row} are the same voxel {self.coordinates[row].tolist()}; '
+                f'expected every voxel once: merge the points of a voxel, as voxelise() of inputs.points does'
+            )
+        return slots, rows, shift
+
+
+def _checked(coordinates: np.ndarray, spatial_shape: Sequence[int]) -> np.ndarray:
+    if coordinates.ndim != 2 or coordinates.shape[1] != 4 or coordinates.dtype.kind not in 'iu':
+        raise PointsError(
+            f'coordinates: got {coordinates.dtype} of shape {coordinates.shape}, expected integers (N, 4): '
+            f'sample and the three axes'
+        )
+    upper = np.array([np.iinfo(np.int32).max, *spatial_shape])
+    if len(coordinates) and (coordinates.min() < 0 or (coordinates.max(0) >= upper).any()):
+        row = int(np.flatnonzero(((coordinates < 0) | (coordinates >= upper)).any(1))[0])
+        raise PointsError(
+            f'coordinates: row {row} is {coordinates[row].tolist()}, outside the grid (sample, '
+            f'{", ".join(map(str, spatial_shape))}); check the axis order and the point cloud range'
+        )
+    return np.ascontiguousarray(coordinates, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Search:
-    """The table of one convolution, found in two rounds whose parts may run on any number of threads.
+    """The table of one convolution, found in parts that may run on any number of threads.
 
     Attributes:
         table: (K, M) int32, offset by offset the input row of every output row; N says that there is none.
-        looked_up: offsets that are looked up in the first round; the second fills in the others.
+        looked_up: offsets that are looked up.
+        look: looks up some of them, and fills in what follows from these.
+        reached: the output sites.
     """
 
     table: np.ndarray
     looked_up: int
-
-    def look(self, part: slice) -> None:
-        """Look up some offsets."""
-        raise NotImplementedError
-
-    def complete(self, part: slice) -> None:
-        """Fill in what follows from these offsets."""
+    look: Callable[[slice], None]
+    reached: Level
 
 
-class _Submanifold(_Search):
+def _submanifold(level: Level, kernel_size: Sequence[int], dilation: Sequence[int]) -> _Search:
     """Offset K-1-k has the pairs of offset k with the sides changed, so half of them are looked up."""
+    steps = (_offsets(kernel_size) - np.array(kernel_size, np.int64) // 2) * np.array(dilation, np.int64)
+    centre, table = len(steps) // 2, np.empty((len(steps), len(level)), np.int32)
+    table[centre] = np.arange(len(level))
 
-    def __init__(self, level: Level, kernel_size: Sequence[int], dilation: Sequence[int]) -> None:
-        steps = (_offsets(kernel_size) - np.array(kernel_size, np.int64) // 2) * np.array(dilation, np.int64)
-        self.level, self.steps, self.looked_up = level, steps, len(steps) // 2
-        self.table = np.empty((len(steps), len(level)), np.int32)
-        self.table[self.looked_up] = np.arange(len(level))
+    def look(part: slice) -> None:
+        voxel_hash.neighbours(level.coordinates, level.shape, steps[part], *level.hash, table[part])
+        voxel_hash.mirror(table[part], table[::-1][part])
 
-    def look(self, part: slice) -> None:
-        shape, steps = self.level.shape, self.steps[part]
-        voxel_hash.neighbours(self.level.coordinates, shape, steps, *self.level.hash, self.table[part])
-
-    def complete(self, part: slice) -> None:
-        voxel_hash.mirror(self.table[part], self.table[::-1][part])
-
-
-class _Strided(_Search):
-    """Every input site looks for the output site that it reaches by each offset."""
-
-    def __init__(self, level: Level, reached: Level, axes: tuple[np.ndarray, ...]) -> None:
-        self.level, self.reached, self.axes = level, reached, axes
-        self.offsets = _offsets([len(targets) for targets in axes])
-        self.looked_up = len(self.offsets)
-        self.table = np.empty((self.looked_up, len(reached)), np.int32)
-
-    def look(self, part: slice) -> None:
-        shape, offsets = self.reached.shape, self.offsets[part]
-        voxel_hash.reach(
-            self.level.coordinates, shape, self.axes, offsets, *self.reached.hash, self.table[part]
-        )
+    return _Search(table, centre, look, level)
 
 
 def _find(searches: Sequence[_Search], threads: int) -> list[np.ndarray]:
     """Do all searches; every thread does its part of the offsets of each."""
-    sizes = [search.looked_up for search in searches]
-    _parallel([search.look for search in searches], sizes, threads)
-    _parallel([search.complete for search in searches], sizes, threads)
-    return [search.table for search in searches]
-
-
-def _parallel(functions: Sequence[Callable[[slice], None]], items: Sequence[int], threads: int) -> None:
-    """Call every function with all parts of its items, one part per thread."""
 
     def do(thread: int) -> None:
-        for function, size in zip(functions, items, strict=True):
+        for search in searches:
+            size = search.looked_up
             part = slice(size * thread // threads, size * (thread + 1) // threads)
             if part.start < part.stop:
-                function(part)
+                search.look(part)
 
     on_threads(do, threads)
+    return [search.table for search in searches]
 
 
 def on_threads(do: Callable[[int], None], threads: int) -> None:
@@ -144,45 +174,38 @@ def _strided(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> _Strided:
+) -> _Search:
+    """Every input site looks for the output site that it reaches by each offset."""
     shape = dense_output_shape(level.spatial_shape, kernel_size, stride, padding, dilation)
     if min(shape) < 1:
         raise PointsError(f'a grid of {level.spatial_shape} is smaller than the kernel {tuple(kernel_size)}')
     geometry = zip(level.spatial_shape, shape, kernel_size, stride, padding, dilation, strict=True)
     axes = tuple(_axis_targets(*axis) for axis in geometry)
-    return _Strided(level, _reached_level(level, shape, axes), axes)
+    reached, offsets = _reached_level(level, shape, axes), _offsets(kernel_size)
+    table = np.empty((len(offsets), len(reached)), np.int32)
+
+    def look(part: slice) -> None:
+        hashed = (offsets[part], *reached.hash, table[part])
+        voxel_hash.reach(level.coordinates, reached.shape, axes, *hashed)
+
+    return _Search(table, len(offsets), look, reached)
 
 
 def pairs(
-    coordinates: np.ndarray,
-    spatial_shape: Sequence[int],
-    subm: bool,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    coordinates: np.ndarray, spatial_shape: Sequence[int], subm: bool, *geometry: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the sites (M, 4) int32 that one convolution writes, and its table (K, M) int32.
 
-    Args:
-        coordinates: (N, 4) integers: sample and the axes.
-        spatial_shape: grid size per axis.
-        subm: submanifold; it centres its kernel and ignores stride and padding.
-        kernel_size: per axis, as are those that follow.
-        stride: of the sites that are written.
-        padding: at both ends.
-        dilation: of the kernel.
-
-    Raises:
-        PointsError: coordinates outside the grid, or duplicates.
+    The geometry is kernel size, stride, padding and dilation, per axis; a submanifold convolution centres its
+    kernel and ignores stride and padding. Errors are those of `Level`.
     """
-    level = Level(coordinates, spatial_shape)
-    if subm:
-        (table,) = _find([_Submanifold(level, kernel_size, dilation)], 1)
-        return level.coordinates, table
-    search = _strided(level, kernel_size, stride, padding, dilation)
+    search = _search(Level(coordinates, spatial_shape), subm, *geometry)
     (table,) = _find([search], 1)
     return search.reached.coordinates, table
+
+
+def _search(level: Level, subm: bool, *geometry: Sequence[int]) -> _Search:
+    return _submanifold(level, geometry[0], geometry[-1]) if subm else _strided(level, *geometry)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,10 +229,6 @@ class Rulebook:
         """Return the sites of a sparse tensor."""
         return self.levels[self.level_of[tensor]]
 
-    def table(self, name: str) -> np.ndarray:
-        """Return a table output row by output row: a view (M, K)."""
-        return self.tables[name].T
-
 
 def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
     """Build the rulebook of a network for one set of voxels.
@@ -217,7 +236,7 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
     Args:
         plan: what the network needs.
         coordinates: (N, 4) int32, sample and the axes in the graph's order; every voxel once; N may be 0.
-        threads: how many threads look up; the result does not depend on it.
+        threads: that look up; the result does not depend on them.
 
     Raises:
         PointsError: coordinates outside the grid, duplicates, or more than one sample for a dense output.
@@ -228,13 +247,10 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
     _ = levels[0].hash
     searches: list[_Search] = []
     for table in plan.tables:
-        source = levels[table.level_in]
-        if table.subm:
-            searches.append(_Submanifold(source, table.kernel_size, table.dilation))
-        else:
-            search = _strided(source, table.kernel_size, table.stride, table.padding, table.dilation)
-            searches.append(search)
-            levels.append(search.reached)
+        geometry = table.kernel_size, table.stride, table.padding, table.dilation
+        searches.append(_search(levels[table.level_in], table.subm, *geometry))
+        if not table.subm:
+            levels.append(searches[-1].reached)
     tables = dict(zip((table.name for table in plan.tables), _find(searches, threads), strict=True))
     cells = {scatter.name: _cells(levels[scatter.level], scatter.axes) for scatter in plan.scatters}
     return Rulebook(tuple(levels), tables, cells, dict(plan.level_of))

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
+from mmdeploy_ext.sparse.plan import keeps_sites
 
 if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 
 def site_levels(graph: SparseGraph) -> dict[str, int]:
-    """Return the level of sites of every sparse tensor: tensor id -> number, 0 being the voxels' own.
+    """Return tensor id -> level of sites of every sparse tensor, 0 being the voxels' own.
 
     Submanifold and 1x1x1 convolutions keep their sites; two strided convolutions with the same geometry on
     the same sites give the same sites; an inverse convolution goes back to the sites of the convolution with
@@ -53,7 +54,7 @@ def _output_level(
                 f'{node.rulebook!r}, which no strided convolution before it has'
             )
         return origins[node.rulebook]
-    if node.subm or (node.kernel_size == node.stride == (1, 1, 1) and node.padding == (0, 0, 0)):
+    if keeps_sites(node):
         return before
     geometry = (before, node.kernel_size, node.stride, node.padding, node.dilation)
     return known.setdefault(geometry, 1 + len(known))
@@ -75,34 +76,28 @@ def name_rulebooks(graph: SparseGraph) -> SparseGraph:
     owners: dict[str, tuple] = {}
     names: dict[tuple, str] = {}
     chosen: dict[str, str | None] = {}
-    for node in graph.convolutions():
-        if node.rulebook:
-            group = _neighbours(node, levels)
-            chosen[node.name] = _unique(node.rulebook, node, group, owners)
-            names.setdefault(group, chosen[node.name])
-    for node in graph.convolutions():
-        if node.rulebook or not node.subm:
-            continue
+    named = [node for node in graph.convolutions() if node.rulebook]
+    for node in (*named, *(node for node in graph.convolutions() if node.subm and not node.rulebook)):
         group = _neighbours(node, levels)
-        if group not in names:
-            names[group] = _unique(f'subm{levels[node.inputs[0]] + 1}', node, group, owners)
-        chosen[node.name] = names[group]
-    return dataclasses.replace(
-        graph,
-        nodes=tuple(
-            dataclasses.replace(node, rulebook=chosen[node.name]) if node.name in chosen else node
-            for node in graph.nodes
-        ),
+        if node.rulebook or group not in names:
+            name = node.rulebook or f'subm{levels[node.inputs[0]] + 1}'
+            chosen[node.name] = _unique(name, node, group, owners)
+            names.setdefault(group, chosen[node.name])
+        else:
+            chosen[node.name] = names[group]
+    nodes = (
+        dataclasses.replace(node, rulebook=chosen[node.name]) if node.name in chosen else node
+        for node in graph.nodes
     )
+    return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def _neighbours(node: SparseConvolution, levels: dict[str, int]) -> tuple:
+    ends = levels[node.inputs[0]], levels[node.output]
     if node.subm:
-        return (levels[node.inputs[0]], node.kernel_size, node.dilation)
+        return (ends[0], node.kernel_size, node.dilation)
     # an inverse convolution shares the rulebook of its counterpart, which goes from its output to its input
-    before = levels[node.output if node.inverse else node.inputs[0]]
-    after = levels[node.inputs[0] if node.inverse else node.output]
-    return (before, after, node.kernel_size, node.dilation)
+    return (*(ends[::-1] if node.inverse else ends), node.kernel_size, node.dilation)
 
 
 def _unique(name: str, node: SparseConvolution, group: tuple, owners: dict[str, tuple]) -> str:

@@ -1,12 +1,10 @@
 """The `data` section of BEVFusion's configs: all cameras and the LiDAR of a key frame, sweeps of the past."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from projects.configs.nuscenes_stream import CLASS_NAMES
+from projects.configs.nuscenes_lidar import LOAD_POINTS, MODALITY, augmented
+from projects.configs.nuscenes_stream import CLASS_NAMES, sections
 
-MODALITY = dict(use_lidar=True, use_camera=True, use_radar=False, use_map=False, use_external=False)
 MATRICES = ['camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix']
 META_KEYS = [*MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d']
 IMG_NORM = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -15,7 +13,7 @@ IMG_NORM = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 def loading(sweeps: int, training: bool, cameras: bool) -> list[dict[str, Any]]:
     """Return the steps that read pictures and points; `sweeps` of the past beside the key frame's."""
     found = [dict(type='LoadMultiViewImageFromFiles', to_float32=True)] if cameras else []
-    found.append(dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5))
+    found.append(LOAD_POINTS)
     if sweeps:
         found.append(
             dict(
@@ -50,48 +48,15 @@ def test_pipeline(image: dict[str, Any] | None, sweeps: int) -> list[dict[str, A
     ]
 
 
-def train_pipeline(
-    image: dict[str, Any] | None,
-    sweeps: int,
-    pc_range: list[float],
-    rotation: float,
-    scale: tuple[float, float],
-    fold_heading: bool,
-) -> list[dict[str, Any]]:
-    """Return the steps of training; `rotation` in radians to either side, `scale` from and to."""
-    return [
-        *loading(sweeps, True, bool(image)),
-        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
-        *([dict(type='ImageAug3D', is_train=True, **image)] if image else []),
-        dict(
-            type='GlobalRotScaleTrans',
-            rot_range=[-rotation, rotation],
-            scale_ratio_range=list(scale),
-            translation_std=[0, 0, 0],
-        ),
-        dict(type='RandomFlip3D', sync_2d=False, flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5),
-        dict(type='LidarAugMatrix'),
-        dict(type='PointsRangeFilter', point_cloud_range=pc_range),
-        dict(type='ObjectRangeFilter', point_cloud_range=pc_range),
-        dict(type='ObjectNameFilter', classes=CLASS_NAMES),
-        *([dict(type='FoldHeading')] if fold_heading else []),
-        dict(type='PointShuffle'),
-        *collected(image, ['points', 'gt_bboxes_3d', 'gt_labels_3d']),
-    ]
-
-
 def fusion_data(
     image: dict[str, Any] | None,
     pc_range: list[float],
     train_image: dict[str, Any] | None = None,
     sweeps: int = 9,
-    root: str = 'data/nuscenes/',
-    infos: str = 'nuscenes_infos',
     rotation: float = 0.3925,
     scale: tuple[float, float] = (0.95, 1.05),
     fold_heading: bool = False,
-    samples_per_gpu: int = 4,
-    workers_per_gpu: int = 4,
+    **files: Any,
 ) -> dict[str, Any]:
     """Return the whole `data` section.
 
@@ -100,34 +65,18 @@ def fusion_data(
         pc_range: points and boxes outside are not learned.
         train_image: the same in training; None takes that of tests.
         sweeps: of the past.
-        root: of the data set.
-        infos: info files are `<root><infos>_{train,val}.pkl`, as mmdet3d makes them.
-        rotation: of `train_pipeline`.
-        scale: of `train_pipeline`.
-        fold_heading: learn axes instead of headings, see `FoldHeading`.
-        samples_per_gpu: batch size per process.
-        workers_per_gpu: loader processes.
+        rotation, scale, fold_heading: of `nuscenes_lidar.augmented`.
+        files: of `sections`.
     """
-    shared = dict(
-        type='FusionNuScenesDataset' if image else 'NuScenesDataset',
-        data_root=root,
-        classes=CLASS_NAMES,
-        modality=dict(MODALITY, use_camera=bool(image)),
-        box_type_3d='LiDAR',
-    )
-    test = dict(
-        shared,
-        ann_file=f'{root}{infos}_val.pkl',
-        test_mode=True,
-        pipeline=test_pipeline(image, sweeps),
-    )
-    train = dict(
-        shared,
-        ann_file=f'{root}{infos}_train.pkl',
-        use_valid_flag=True,
-        test_mode=False,
-        pipeline=train_pipeline(train_image or image, sweeps, pc_range, rotation, scale, fold_heading),
-    )
-    return dict(
-        samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu, train=train, val=test, test=test
-    )
+    shown = train_image or image
+    steps = [
+        *loading(sweeps, True, bool(image)),
+        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
+        *([dict(type='ImageAug3D', is_train=True, **shown)] if shown else []),
+        *augmented(pc_range, rotation, scale, fold_heading, moved=[dict(type='LidarAugMatrix')]),
+        *collected(shown, ['points', 'gt_bboxes_3d', 'gt_labels_3d']),
+    ]
+    kind = 'FusionNuScenesDataset' if image else 'NuScenesDataset'
+    shared = dict(type=kind, classes=CLASS_NAMES, modality=dict(MODALITY, use_camera=bool(image)))
+    train = dict(use_valid_flag=True, pipeline=steps)
+    return sections(shared, train, dict(pipeline=test_pipeline(image, sweeps)), **files)

@@ -1,34 +1,27 @@
 """The `data` section of LiDAR configs: one sweep of LIDAR_TOP per sample, past ones where they are loaded."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-from projects.configs.nuscenes_stream import CLASS_NAMES
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from projects.configs.nuscenes_stream import CLASS_NAMES, sections
 
 MODALITY = dict(use_lidar=True, use_camera=False, use_radar=False, use_map=False, use_external=False)
 LOAD_POINTS = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)
 
 
-def train_pipeline(
+def augmented(
     pc_range: list[float],
     rotation: float,
     scale: tuple[float, float],
     fold_heading: bool = False,
     classes: Sequence[str] = CLASS_NAMES,
-    loads: Sequence[dict[str, Any]] = (LOAD_POINTS,),
+    moved: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Return the steps of training; `rotation` in radians to either side, `scale` from and to.
+    """Return the steps that change points and boxes; `moved` are those behind the ones that move points.
 
-    The other arguments are those of `lidar_data`.
+    `rotation` is in radians to either side, `scale` from and to; the others are those of `lidar_data`.
     """
-    fold = [dict(type='FoldHeading')] if fold_heading else []
     return [
-        *loads,
-        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
         dict(
             type='GlobalRotScaleTrans',
             rot_range=[-rotation, rotation],
@@ -36,13 +29,12 @@ def train_pipeline(
             translation_std=[0, 0, 0],
         ),
         dict(type='RandomFlip3D', sync_2d=False, flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5),
+        *moved,
         dict(type='PointsRangeFilter', point_cloud_range=pc_range),
         dict(type='ObjectRangeFilter', point_cloud_range=pc_range),
         dict(type='ObjectNameFilter', classes=list(classes)),
-        *fold,
+        *([dict(type='FoldHeading')] if fold_heading else []),
         dict(type='PointShuffle'),
-        dict(type='DefaultFormatBundle3D', class_names=list(classes)),
-        dict(type='Collect3D', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
     ]
 
 
@@ -69,45 +61,37 @@ def test_pipeline(
     ]
 
 
+def toy() -> dict[str, Any]:
+    """Return the arguments of `lidar_data` and `fusion_data` for the generated data set."""
+    return dict(root='data/toy_nuscenes/', infos='toy_nuscenes_infos', fold_heading=True, workers_per_gpu=1)
+
+
 def lidar_data(
     pc_range: list[float],
-    root: str = 'data/nuscenes/',
-    infos: str = 'nuscenes_infos',
     rotation: float = 0.3925,
     scale: tuple[float, float] = (0.95, 1.05),
     fold_heading: bool = False,
-    samples_per_gpu: int = 4,
-    workers_per_gpu: int = 4,
     classes: Sequence[str] = CLASS_NAMES,
     loads: Sequence[dict[str, Any]] = (LOAD_POINTS,),
+    **files: Any,
 ) -> dict[str, Any]:
     """Return the whole `data` section.
 
     Args:
         pc_range: points and boxes outside are not learned.
-        root: of the data set.
-        infos: info files are `<root><infos>_{train,val}.pkl`, as mmdet3d makes them.
-        rotation: of `train_pipeline`.
-        scale: of `train_pipeline`.
+        rotation, scale: of `augmented`.
         fold_heading: learn axes instead of headings, see `FoldHeading`.
-        samples_per_gpu: batch size per process.
-        workers_per_gpu: loader processes.
         classes: of boxes that are learned, by label.
         loads: steps that load points.
+        files: of `sections`.
     """
-    shared = dict(
-        type='NuScenesDataset', data_root=root, classes=list(classes), modality=MODALITY, box_type_3d='LiDAR'
-    )
-    test = dict(
-        shared, ann_file=f'{root}{infos}_val.pkl', pipeline=test_pipeline(classes, loads), test_mode=True
-    )
-    train = dict(
-        shared,
-        ann_file=f'{root}{infos}_train.pkl',
-        use_valid_flag=True,
-        test_mode=False,
-        pipeline=train_pipeline(pc_range, rotation, scale, fold_heading, classes, loads),
-    )
-    return dict(
-        samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu, train=train, val=test, test=test
-    )
+    steps = [
+        *loads,
+        dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
+        *augmented(pc_range, rotation, scale, fold_heading, classes),
+        dict(type='DefaultFormatBundle3D', class_names=list(classes)),
+        dict(type='Collect3D', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
+    ]
+    shared = dict(type='NuScenesDataset', classes=list(classes), modality=MODALITY)
+    train = dict(use_valid_flag=True, pipeline=steps)
+    return sections(shared, train, dict(pipeline=test_pipeline(classes, loads)), **files)

@@ -1,45 +1,20 @@
 """The `data` section of streaming configs: the pipelines differ in the image size alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 CLASS_NAMES = [
-    'car',
-    'truck',
-    'construction_vehicle',
-    'bus',
-    'trailer',
-    'barrier',
-    'motorcycle',
-    'bicycle',
-    'pedestrian',
-    'traffic_cone',
-]
+    'car', 'truck', 'construction_vehicle', 'bus', 'trailer',
+    'barrier', 'motorcycle', 'bicycle', 'pedestrian', 'traffic_cone',
+]  # fmt: skip
 IMG_NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 FRAME_KEYS = [
-    'lidar2img',
-    'intrinsics',
-    'extrinsics',
-    'timestamp',
-    'img_timestamp',
-    'ego_pose',
-    'ego_pose_inv',
-]
+    'lidar2img', 'intrinsics', 'extrinsics', 'timestamp', 'img_timestamp', 'ego_pose', 'ego_pose_inv',
+]  # fmt: skip
 BOX_KEYS = ['gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths']
 META_KEYS = [
-    'filename',
-    'ori_shape',
-    'img_shape',
-    'pad_shape',
-    'scale_factor',
-    'flip',
-    'box_mode_3d',
-    'box_type_3d',
-    'img_norm_cfg',
-    'scene_token',
-    'sample_idx',
-]
+    'filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip',
+    'box_mode_3d', 'box_type_3d', 'img_norm_cfg', 'scene_token', 'sample_idx',
+]  # fmt: skip
 MODALITY = dict(use_lidar=False, use_camera=True, use_radar=False, use_map=False, use_external=True)
 
 
@@ -123,6 +98,34 @@ def test_pipeline(image: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def sections(
+    shared: dict[str, Any],
+    train: dict[str, Any],
+    test: dict[str, Any],
+    root: str = 'data/nuscenes/',
+    infos: str = 'nuscenes_infos',
+    samples_per_gpu: int = 4,
+    workers_per_gpu: int = 4,
+) -> dict[str, Any]:
+    """Return a `data` section: keys of all data sets, and those of training and of tests.
+
+    Args:
+        shared: keys of all.
+        train: more of training.
+        test: more of tests and validation.
+        root: of the data set.
+        infos: info files are `<root><infos>_{train,val}.pkl`, as `tools/create_data.py` makes them.
+        samples_per_gpu: batch size per process; of streams how many sequences are side by side.
+        workers_per_gpu: loader processes.
+    """
+    shared = dict(shared, data_root=root, box_type_3d='LiDAR')
+    test = dict(shared, ann_file=f'{root}{infos}_val.pkl', test_mode=True, **test)
+    train = dict(shared, ann_file=f'{root}{infos}_train.pkl', test_mode=False, **train)
+    return dict(
+        samples_per_gpu=samples_per_gpu, workers_per_gpu=workers_per_gpu, train=train, val=test, test=test
+    )
+
+
 def stream_data(
     image: dict[str, Any],
     pc_range: list[float],
@@ -139,43 +142,19 @@ def stream_data(
     Args:
         image: of `image_augmentation`.
         pc_range: boxes outside are not learned.
-        root: of the data set.
-        infos: info files are `<root><infos>_{train,val}.pkl`.
-        rotation: of `train_pipeline`.
-        scale: of `train_pipeline`.
-        samples_per_gpu: sequences side by side per process.
-        workers_per_gpu: loader processes.
+        root, infos, samples_per_gpu, workers_per_gpu: of `sections`.
+        rotation, scale: of `train_pipeline`.
         train: more keys of the training set.
     """
-    shared = dict(
-        type='CustomNuScenesDataset',
-        data_root=root,
-        classes=CLASS_NAMES,
-        modality=MODALITY,
-        box_type_3d='LiDAR',
-    )
-    test = dict(
-        shared,
-        ann_file=f'{root}{infos}_val.pkl',
-        pipeline=test_pipeline(image),
-        test_mode=True,
-        collect_keys=[*FRAME_KEYS, 'img', 'img_metas'],
-        queue_length=1,
-    )
-    train = dict(
-        shared,
-        ann_file=f'{root}{infos}_train.pkl',
+    shared = dict(type='CustomNuScenesDataset', classes=CLASS_NAMES, modality=MODALITY)
+    own = dict(
         pipeline=train_pipeline(image, pc_range, rotation, scale),
-        test_mode=False,
         collect_keys=[*FRAME_KEYS, 'img', 'prev_exists', 'img_metas'],
         **{'seq_mode': True, 'seq_split_num': 2, 'use_valid_flag': False, **train},
     )
+    test = dict(pipeline=test_pipeline(image), collect_keys=[*FRAME_KEYS, 'img', 'img_metas'], queue_length=1)
     return dict(
-        samples_per_gpu=samples_per_gpu,
-        workers_per_gpu=workers_per_gpu,
-        train=train,
-        val=test,
-        test=test,
+        sections(shared, own, test, root, infos, samples_per_gpu, workers_per_gpu),
         shuffler_sampler=dict(type='InfiniteGroupEachSampleInBatchSampler'),
         nonshuffler_sampler=dict(type='SceneSampler'),
     )

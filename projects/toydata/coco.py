@@ -9,28 +9,21 @@ bytes, however often the run was interrupted. (Equal bytes also need the same bu
 encoders and resampling differ in last bits between builds.)
 """
 
-from __future__ import annotations
-
 import argparse
 import os
-import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as mask_codec
-from rich.progress import Progress
 
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from projects.toydata import staging
 from projects.toydata.scene import make_scene
 from projects.toydata.shapes import CLASSES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 WORLD = 1
 """Raise it when the same seed gives other pictures, so that sets of older code are found out."""
@@ -63,7 +56,7 @@ def start_of(
 def sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None, proposals: int | None = None
 ) -> tuple[np.ndarray, list]:
-    """Make one picture of the world.
+    """Make one picture of the world, (H, W, 3) uint8 BGR, and its `scene.Instance` list.
 
     Args:
         seed: Seed of the whole set.
@@ -71,20 +64,9 @@ def sample(
         index: Number of the picture in its split.
         size: (H, W) in pixels; None draws one of `SIZES`.
         proposals: Shapes to try; None draws 1 to `MAX_PROPOSALS`, or none for an empty picture.
-
-    Returns:
-        The picture, (H, W, 3) uint8 BGR, and its `scene.Instance` list.
     """
     rng, (height, width), drawn = start_of(seed, split, index, size)
     return make_scene(rng, height, width, drawn if proposals is None else proposals)
-
-
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write a picture as JPEG."""
-    done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not done:
-        raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')
-    path.write_bytes(encoded.tobytes())
 
 
 def _annotation(mask: np.ndarray, label: int) -> dict[str, Any]:
@@ -101,7 +83,7 @@ def _annotation(mask: np.ndarray, label: int) -> dict[str, Any]:
 def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: int) -> dict[str, Any]:
     image, instances = sample(seed, folder.name, index, size)
     name = f'{index + 1:012d}.jpg'
-    write_picture(folder / name, image)
+    staging.write_jpeg(folder / name, image, JPEG_QUALITY)
     height, width = image.shape[:2]
     return {
         'image': {'id': index + 1, 'file_name': name, 'height': height, 'width': width},
@@ -110,7 +92,7 @@ def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: i
 
 
 def _shard(folder: Path, start: int) -> Path:
-    return folder.parent / 'shards' / f'{folder.name}_{start:06d}.json'
+    return folder.parent / staging.SHARDS / f'{folder.name}_{start:06d}.json'
 
 
 def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterator[int]:
@@ -131,13 +113,8 @@ def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterat
 
 def _merge_shards(folder: Path, count: int) -> None:
     records = [record for start in range(0, count, SHARD) for record in read_json(_shard(folder, start))]
-    annotations = [
-        {'id': 0, 'image_id': record['image']['id'], **annotation}
-        for record in records
-        for annotation in record['annotations']
-    ]
-    for number, annotation in enumerate(annotations):
-        annotation['id'] = number + 1
+    pairs = ((record['image']['id'], own) for record in records for own in record['annotations'])
+    annotations = [{'id': number, 'image_id': image, **own} for number, (image, own) in enumerate(pairs, 1)]
     content = {
         'info': {'description': f'generated shapes, world {WORLD}', 'version': str(WORLD)},
         'licenses': [],
@@ -192,22 +169,14 @@ def ensure_toy_coco(
     root = Path(root)
     counts = dict(zip(SPLITS, (train_images, val_images), strict=True))
     parameters = {'world': WORLD, 'seed': seed, 'size': list(size) if size else None, **counts}
-    with staging.locked(root):
-        if force:
-            staging.check_replaceable(root)
-        elif staging.is_ready(root, parameters):
-            return False
-        folder = staging.open_staging(root, parameters)
-        with Progress(console=cli.stderr(), disable=quiet) as progress:
-            task = progress.add_task(f'making {root}', total=sum(counts.values()))
-            for split, count in counts.items():
-                for done in _write_split(folder / split, count, parameters):
-                    progress.advance(task, done)
+
+    def write(folder: Path) -> Iterator[int]:
+        for split, count in counts.items():
+            yield from _write_split(folder / split, count, parameters)
         for split, count in counts.items():
             _merge_shards(folder / split, count)
-        shutil.rmtree(folder / 'shards')
-        staging.publish(root, parameters)
-    return True
+
+    return staging.make_set(root, parameters, write, train_images + val_images, force=force, quiet=quiet)
 
 
 def _body(args: argparse.Namespace) -> int:
@@ -215,40 +184,28 @@ def _body(args: argparse.Namespace) -> int:
     if args.picture:
         _check(args.seed, {}, size)
         with atomic_path(args.picture) as temporary:
-            write_picture(temporary, sample(args.seed, 'picture', 0, size, args.shapes)[0])
+            image, _ = sample(args.seed, 'picture', 0, size, args.shapes)
+            staging.write_jpeg(temporary, image, JPEG_QUALITY)
         print(f'{args.picture}: written')
         return 0
-    made = ensure_toy_coco(
-        args.out,
-        seed=args.seed,
-        train_images=args.train_images,
-        val_images=args.val_images,
-        size=size,
-        force=args.force,
-    )
-    if made:
-        print(f'{args.out}: {args.train_images} training and {args.val_images} validation pictures made')
-    else:
-        print(f'{args.out}: already there with the same parameters, nothing to do')
+    counts = dict(train_images=args.train_images, val_images=args.val_images)
+    made = ensure_toy_coco(args.out, seed=args.seed, size=size, force=args.force, **counts)
+    what = f'{args.train_images} training and {args.val_images} validation pictures made'
+    print(f'{args.out}: {what if made else staging.THERE}')
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the set, or one picture of the same world."""
     parser = cli.ArgumentParser(prog='python -m projects.toydata.coco', description=__doc__.splitlines()[0])
-    out = parser.add_argument(
-        '--out', default='data/toy_coco', help='folder of the set (default: %(default)s)'
-    )
-    cli.writes(out, '')
+    staging.add_folder(parser, '--out', 'data/toy_coco')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
     parser.add_argument('--val-images', type=int, default=VAL_IMAGES, metavar='M')
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='one size (default: a mix)')
     parser.add_argument('--force', action='store_true', help='replace a generated set at --out')
-    picture = parser.add_argument(
-        '--picture', metavar='FILE', help='write one picture of no split, not a set'
-    )
-    cli.writes(picture)
+    text = 'write one picture of no split, not a set'
+    cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
     parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')
     cli.add_debug_option(parser)
     return cli.run(_body, parser, argv)

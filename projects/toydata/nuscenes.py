@@ -9,20 +9,16 @@ however often the run was interrupted and with however many processes it ran. (E
 builds of NumPy and OpenCV.)
 """
 
-from __future__ import annotations
-
 import argparse
 import os
-import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from rich.progress import Progress
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, UsageError
@@ -30,34 +26,23 @@ from mmdeploy_ext.core.files import read_json, write_json
 from projects.toydata import nuscenes_tables as tables
 from projects.toydata import staging
 from projects.toydata.nuscenes_rig import CAMERAS, LIDAR
-from projects.toydata.nuscenes_scene import Plan, write_scene
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from projects.toydata.nuscenes_scene import Options, Plan, write_scene
 
 WORLD = 2
 """Raise it when the same seed gives other pictures, so that sets of older code are found out."""
 VERSION = 'v1.0-trainval'
 MAP_CELL_M = 0.1
 ROAD_M = 16.0
-_SHARDS = 'shards'
-
-
-@dataclass(frozen=True)
-class Options:
-    """The parameters of a set.
-
-    `image_size` is (W, H) in px, `sweeps` counts LiDAR sweeps between two key frames, `drop_share` is the
-    chance that a good camera drops out in the next key frame.
-    """
-
-    train_scenes: int = 32
-    val_scenes: int = 5
-    frames: int = 24
-    seed: int = 0
-    image_size: tuple[int, int] = (352, 198)
-    sweeps: int = 0
-    drop_share: float = 0.25
+OPTIONS = (
+    ('--train-scenes', 'N', None),
+    ('--val-scenes', 'N', None),
+    ('--frames', 'N', 'key frames per scene'),
+    ('--seed', None, None),
+    ('--image-size', ('W', 'H'), None),
+    ('--sweeps', 'N', 'LiDAR sweeps between two key frames (default: %(default)s)'),
+    ('--drop-share', 'P', 'chance that a good camera is dark or dazzled next (default: %(default)s)'),
+)
+"""Of the command line, in the order of the fields of `Options`: name, metavar, help."""
 
 
 def _check(options: Options) -> None:
@@ -75,11 +60,7 @@ def _check(options: Options) -> None:
 
 
 def plans(options: Options) -> list[Plan]:
-    """Plan the scenes of a set, training scenes first.
-
-    Raises:
-        UsageError: More scenes are asked for than the devkit has names.
-    """
+    """Plan the scenes of a set, training scenes first; more than the devkit has names raise UsageError."""
     from nuscenes.utils import splits
 
     found = []
@@ -90,31 +71,21 @@ def plans(options: Options) -> list[Plan]:
         if count > len(names):
             raise UsageError(f'{option}: got {count}, expected at most {len(names)}, as many as nuScenes has')
         found += names[:count]
-    return [
-        Plan(
-            name,
-            number,
-            options.seed,
-            options.frames,
-            tuple(options.image_size),
-            options.sweeps,
-            options.drop_share,
-        )
-        for number, name in enumerate(found)
-    ]
+    return [Plan(**vars(options), name=name, number=number) for number, name in enumerate(found)]
 
 
 def _shard(root: Path, plan: Plan) -> Path:
-    return root / _SHARDS / f'{plan.name}.json'
+    return root / staging.SHARDS / f'{plan.name}.json'
 
 
-def _write_shard(root: Path, plan: Plan) -> None:
+def _write_shard(root: Path, plan: Plan) -> int:
     if not _shard(root, plan).is_file():
         write_json(_shard(root, plan), write_scene(root, plan))
+    return 1
 
 
-def _write_scenes(root: Path, todo: list[Plan], jobs: int) -> Iterator[None]:
-    """Write scenes, each a piece that is kept across an interruption; yield after each."""
+def _write_scenes(root: Path, todo: list[Plan], jobs: int) -> Iterator[int]:
+    """Write scenes, each a piece that is kept across an interruption; yield 1 after each."""
     for channel in (*CAMERAS, LIDAR):
         for folder in ('samples', 'sweeps'):
             (root / folder / channel).mkdir(parents=True, exist_ok=True)
@@ -137,13 +108,8 @@ def _write_map(path: Path, poses: list[tables.Record]) -> None:
     columns, rows = (np.ceil((places.max(0) + 2 * ROAD_M) / MAP_CELL_M)).astype(int)
     mask = np.zeros((rows, columns), np.uint8)
     for x, y in places:
-        cv2.circle(
-            mask,
-            (round(x / MAP_CELL_M), rows - round(y / MAP_CELL_M)),
-            round(ROAD_M / 2 / MAP_CELL_M),
-            255,
-            cv2.FILLED,
-        )
+        centre = round(x / MAP_CELL_M), rows - round(y / MAP_CELL_M)
+        cv2.circle(mask, centre, round(ROAD_M / 2 / MAP_CELL_M), 255, cv2.FILLED)
     path.parent.mkdir(exist_ok=True)
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
     if not cv2.imwrite(str(path), mask, options):
@@ -159,9 +125,8 @@ def _maps(
         logs = [log['token'] for log in merged['log'] if log['location'] == location]
         key = tables.token('map', location)
         _write_map(root / 'maps' / f'{key}.png', [pose for log in logs for pose in poses[log]])
-        records.append(
-            {'token': key, 'category': 'semantic_prior', 'filename': f'maps/{key}.png', 'log_tokens': logs}
-        )
+        name = f'maps/{key}.png'
+        records.append(dict(token=key, category='semantic_prior', filename=name, log_tokens=logs))
     return records
 
 
@@ -186,98 +151,42 @@ def ensure_toy_nuscenes(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set, unless it is there already.
+    """Make the set, unless it is there already; see `coco.ensure_toy_coco`.
 
-    Args:
-        root: Folder of the set; it is written atomically.
-        options: What decides on its content.
-        jobs: Processes that write scenes; 1 writes them in this one.
-        force: Replace a generated set at `root`, whatever its parameters; nothing else is ever replaced.
-        quiet: Show no progress bar.
-
-    Returns:
-        True when it was made, False when the same set was there.
-
-    Raises:
-        DataError: `root` holds something else, or a set with other parameters.
-        UsageError: A parameter is out of its range.
+    `options` decide on its content; `jobs` processes write scenes, 1 writes them in this one.
     """
     options = options or Options()
     _check(options)
     if jobs < 1:
         raise UsageError(f'--jobs: got {jobs}, expected 1 or more')
     root, todo = Path(root), plans(options)
-    parameters: dict[str, Any] = {'world': WORLD, **asdict(options), 'image_size': list(options.image_size)}
-    with staging.locked(root):
-        if force:
-            staging.check_replaceable(root)
-        elif staging.is_ready(root, parameters):
-            return False
-        folder = staging.open_staging(root, parameters)
-        with Progress(console=cli.stderr(), disable=quiet) as progress:
-            task = progress.add_task(f'making {root}', total=len(todo))
-            for _ in _write_scenes(folder, todo, jobs):
-                progress.advance(task)
+    parameters = {'world': WORLD, **asdict(options), 'image_size': list(options.image_size)}
+
+    def write(folder: Path) -> Iterator[int]:
+        yield from _write_scenes(folder, todo, jobs)
         _merge(folder, todo)
-        shutil.rmtree(folder / _SHARDS)
-        staging.publish(root, parameters)
-    return True
+
+    return staging.make_set(root, parameters, write, len(todo), force=force, quiet=quiet)
 
 
 def _body(args: argparse.Namespace) -> int:
-    options = Options(
-        args.train_scenes,
-        args.val_scenes,
-        args.frames,
-        args.seed,
-        tuple(args.image_size),
-        args.sweeps,
-        args.drop_share,
-    )
+    args.image_size = tuple(args.image_size)
+    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
-    if made:
-        print(
-            f'{args.root}: {args.train_scenes} training and {args.val_scenes} validation scenes of '
-            f'{args.frames} key frames made'
-        )
-    else:
-        print(f'{args.root}: already there with the same parameters, nothing to do')
+    scenes = f'{args.train_scenes} training and {args.val_scenes} validation scenes'
+    print(f'{args.root}: {f"{scenes} of {args.frames} key frames made" if made else staging.THERE}')
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the set."""
-    default = Options()
     parser = cli.ArgumentParser(
         prog='python -m projects.toydata.nuscenes', description=__doc__.splitlines()[0]
     )
-    cli.writes(
-        parser.add_argument(
-            '--root', default='data/toy_nuscenes', help='folder of the set (default: %(default)s)'
-        ),
-        '',
-    )
-    parser.add_argument('--train-scenes', type=int, default=default.train_scenes, metavar='N')
-    parser.add_argument('--val-scenes', type=int, default=default.val_scenes, metavar='N')
-    parser.add_argument(
-        '--frames', type=int, default=default.frames, metavar='N', help='key frames per scene'
-    )
-    parser.add_argument('--seed', type=int, default=default.seed)
-    parser.add_argument('--image-size', type=int, nargs=2, default=default.image_size, metavar=('W', 'H'))
-    parser.add_argument(
-        '--sweeps',
-        type=int,
-        default=default.sweeps,
-        metavar='N',
-        help='LiDAR sweeps between two key frames (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--drop-share',
-        type=float,
-        default=default.drop_share,
-        metavar='P',
-        help='chance that a good camera is dark or dazzled next (default: %(default)s)',
-    )
+    staging.add_folder(parser, '--root', 'data/toy_nuscenes')
+    for (name, metavar, text), field in zip(OPTIONS, fields(Options), strict=True):
+        kind = dict(type=int, nargs=2) if isinstance(field.default, tuple) else dict(type=type(field.default))
+        parser.add_argument(name, default=field.default, metavar=metavar, help=text, **kind)
     parser.add_argument('--jobs', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace a generated set at --root')
     cli.add_debug_option(parser)

@@ -1,17 +1,10 @@
 """LIDAR_TOP sweeps of the generated drive: 32 beams around, ray-cast against the ground and every box."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from projects.toydata.nuscenes_render import boxes_in, half_sizes, ray_box
-from projects.toydata.nuscenes_rig import pose_matrix
-
-if TYPE_CHECKING:
-    from projects.toydata.nuscenes_rig import Sensor
-    from projects.toydata.nuscenes_world import Thing, World
+from projects.toydata.nuscenes_rig import Sensor, pose_matrix
+from projects.toydata.nuscenes_world import Thing, World
 
 BEAMS = 32
 ELEVATIONS_DEG = (-30.67, 10.67)
@@ -35,18 +28,10 @@ def _rays() -> np.ndarray:
 def sweep(
     sensor: Sensor, world: World, things: list[Thing], time_s: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Measure one revolution, as if taken at one instant.
+    """Measure one revolution, as if taken at one instant; the ego is where it is at `time_s`.
 
-    Args:
-        sensor: The LiDAR.
-        world: The scene; the ego is where it is at `time_s`.
-        things: The objects that are there.
-        time_s: When.
-        rng: Source of the noise.
-
-    Returns:
-        (n, 5) float32 x y z in the LiDAR frame, m; intensity 0..255; ring 0..31, as in nuScenes' .pcd.bin.
-        And per object how many of the points it returned.
+    Returned is (n, 5) float32 x y z in the LiDAR frame, m; intensity 0..255; ring 0..31, as in nuScenes'
+    .pcd.bin. And per object how many of the points it returned.
     """
     xy, yaw = world.drive.pose(time_s)
     to_global = pose_matrix(xy, float(yaw)) @ sensor.to_ego

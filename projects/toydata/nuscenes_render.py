@@ -1,38 +1,25 @@
 """Pictures of the generated drive, by casting a ray per pixel against the ground and every box."""
 
-from __future__ import annotations
-
 import colorsys
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from projects.toydata.nuscenes_rig import pose_matrix, rigid_inverse
-
-if TYPE_CHECKING:
-    from projects.toydata.nuscenes_rig import Sensor
-    from projects.toydata.nuscenes_world import Thing, World
+from mmdeploy_ext.runtime.frames import invert_pose
+from projects.toydata.nuscenes_rig import Sensor, pose_matrix
+from projects.toydata.nuscenes_world import Thing, World
 
 GROUND_CELL_M = 0.12
 HAZE_M = 90.0
 NEAR_M = 0.1
 _LIGHT = np.array([[0.62, 1.0], [0.74, 0.84], [0.4, 0.95]], np.float32)
 """By axis x, y, z: light on the side of its lower and of its upper end."""
-_PERIOD_M = {
-    'car': 1.0,
-    'truck': 1.4,
-    'trailer': 1.3,
-    'bus': 1.5,
-    'construction_vehicle': 1.1,
-    'bicycle': 0.4,
-    'motorcycle': 0.5,
-    'pedestrian': 0.5,
-    'traffic_cone': 0.4,
-    'barrier': 0.7,
-}
+_PERIOD_M = dict(
+    car=1.0, truck=1.4, trailer=1.3, bus=1.5, construction_vehicle=1.1,
+    bicycle=0.4, motorcycle=0.5, pedestrian=0.5, traffic_cone=0.4, barrier=0.7,
+)  # fmt: skip
 
 
 def ray_box(
@@ -40,14 +27,9 @@ def ray_box(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Intersect rays with a box around the origin (slab method).
 
-    Args:
-        origin: (3,) start of all rays, in the frame of the box.
-        rays: (n, 3) directions in that frame, of any length.
-        half: (3,) half sizes of the box.
-
-    Returns:
-        (n,) bool whether the ray enters the box, (n,) in multiples of the ray where it does, (n,) int the
-        axis 0..2 across whose face it enters.
+    All begin at `origin` (3,) and go along `rays` (n, 3) of any length, in the frame of the box of half sizes
+    `half` (3,). Returned are (n,) bool whether the ray enters the box, (n,) in multiples of the ray where it
+    does, (n,) int the axis 0..2 across whose face it enters.
     """
     with np.errstate(divide='ignore', invalid='ignore'):
         inverse = 1 / rays
@@ -62,7 +44,7 @@ def ray_box(
 
 def boxes_in(frame_to_global: np.ndarray, things: list[Thing], time_s: float) -> list[np.ndarray]:
     """Give the (4, 4) box-to-frame matrix of every object; x of a box is its length, z its height."""
-    inverse = rigid_inverse(frame_to_global)
+    inverse = invert_pose(frame_to_global)
     return [inverse @ pose_matrix(*thing.pose(time_s), z=thing.wlh[2] / 2) for thing in things]
 
 
@@ -174,13 +156,9 @@ def _pattern(thing: Thing, points: np.ndarray) -> np.ndarray:
 def paint(thing: Thing, points: np.ndarray, axis: np.ndarray) -> np.ndarray:
     """Colour the surface of an object so that class and heading can be told.
 
-    Args:
-        thing: The object.
-        points: (n, 3) on its surface, in m from the middle of the box.
-        axis: (n,) the axis across whose face each lies.
-
-    Returns:
-        (n, 3) float32 BGR: the hue of the class, everywhere; the front end bright, the rear dark at the foot.
+    Points (n, 3) on it are in m from the middle of the box, `axis` (n,) is the one across whose face each
+    lies. Returned is (n, 3) float32 BGR: the hue of the class, everywhere; the front end bright, the rear
+    dark at the foot.
     """
     hue, value = (thing.kind.hue + thing.tint[0]) % 360 / 360, thing.tint[1]
     base = np.array(colorsys.hsv_to_rgb(hue, 0.92, value)[::-1], np.float32) * 255
@@ -253,19 +231,9 @@ def render(
     dropped: int,
     rng: np.random.Generator,
 ) -> View:
-    """Take a picture.
+    """Take a picture of the objects; the ego is where it is at `time_s`.
 
-    Args:
-        lens: The camera.
-        scenery: Ground and sky.
-        world: The scene; the ego is where it is at `time_s`.
-        things: The objects that are there.
-        time_s: When.
-        dropped: 0, or the kind of drop-out (`World.dropped`).
-        rng: Source of the noise.
-
-    Returns:
-        The view; pixels are counted as if the camera had not dropped out.
+    `dropped` is 0, or the kind of drop-out (`World.dropped`); pixels are counted as if there were none.
     """
     xy, yaw = world.drive.pose(time_s)
     boxes = boxes_in(pose_matrix(xy, float(yaw)) @ lens.sensor.to_ego, things, time_s)

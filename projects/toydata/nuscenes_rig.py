@@ -4,8 +4,6 @@ Camera frame: x right, y down, z ahead. LiDAR frame: x right, y ahead, z up. Ego
 origin on the ground below the rear axle.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -44,14 +42,6 @@ def pose_matrix(xy: np.ndarray, yaw: float, z: float = 0.0) -> np.ndarray:
     return np.array([[cos, -sin, 0, xy[0]], [sin, cos, 0, xy[1]], [0, 0, 1, z], [0, 0, 0, 1]], float)
 
 
-def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
-    """Invert a rotation and translation (4, 4)."""
-    inverse = np.eye(4)
-    inverse[:3, :3] = matrix[:3, :3].T
-    inverse[:3, 3] = -matrix[:3, :3].T @ matrix[:3, 3]
-    return inverse
-
-
 def _tilt(rng: np.random.Generator, degrees: float) -> np.ndarray:
     axis = rng.normal(size=3)
     return Quaternion(axis=axis, degrees=float(rng.uniform(0, degrees))).rotation_matrix
@@ -67,10 +57,7 @@ def _mounted(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 def make_rig(rng: np.random.Generator, width: int, height: int) -> dict[str, Sensor]:
     """Calibrate a car: the usual mounting, each sensor within half a degree and a centimetre or so of it.
 
-    Args:
-        rng: Source of the deviations.
-        width: Of the pictures, px.
-        height: Of the pictures, px.
+    Width and height are those of the pictures, px.
     """
     rig = {}
     for channel, (x, y, z, yaw, view, _) in _CAMERAS.items():

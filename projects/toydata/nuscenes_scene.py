@@ -1,25 +1,17 @@
 """Writes one scene of the generated drive: its pictures and sweeps, and its share of every table."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from projects.toydata import nuscenes_tables as tables
 from projects.toydata.nuscenes_lidar import sweep
 from projects.toydata.nuscenes_render import Lens, Scenery, make_lens, make_scenery, render
-from projects.toydata.nuscenes_rig import CAMERA_LAG_US, CAMERAS, LIDAR, make_rig
-from projects.toydata.nuscenes_world import KEY_FRAME_S, make_world
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from projects.toydata.nuscenes_rig import Sensor
-    from projects.toydata.nuscenes_world import World
+from projects.toydata.nuscenes_rig import CAMERA_LAG_US, CAMERAS, LIDAR, Sensor, make_rig
+from projects.toydata.nuscenes_world import KEY_FRAME_S, World, make_world
+from projects.toydata.staging import write_jpeg
 
 JPEG_QUALITY = 90
 FIRST_TIMESTAMP_US = 1_531_000_000_000_000
@@ -31,16 +23,28 @@ SEEN_FOR_FRAMES = 2
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The parameters of one scene. `number` counts the scenes of the set, `size` is (W, H) in px."""
+class Options:
+    """The parameters of a set.
+
+    `image_size` is (W, H) in px, `sweeps` counts LiDAR sweeps between two key frames, `drop_share` is the
+    chance that a good camera drops out in the next key frame.
+    """
+
+    train_scenes: int = 32
+    val_scenes: int = 5
+    frames: int = 24
+    seed: int = 0
+    image_size: tuple[int, int] = (352, 198)
+    sweeps: int = 0
+    drop_share: float = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Options):
+    """The parameters of one scene. `number` counts the scenes of the set."""
 
     name: str
     number: int
-    seed: int
-    frames: int
-    size: tuple[int, int]
-    sweeps: int
-    drop_share: float
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Give a random stream for one purpose in this scene, named by its devkit name, not by its place."""
@@ -75,8 +79,8 @@ class Scene:
 def make_scene(plan: Plan) -> Scene:
     """Lay out a scene without writing anything."""
     world = make_world(plan.rng(0), plan.frames, plan.drop_share)
-    rig = make_rig(plan.rng(1), *plan.size)
-    lenses = {channel: make_lens(rig[channel], *plan.size) for channel in CAMERAS}
+    rig = make_rig(plan.rng(1), *plan.image_size)
+    lenses = {channel: make_lens(rig[channel], *plan.image_size) for channel in CAMERAS}
     return Scene(plan, world, rig, lenses, make_scenery(plan.rng(2), world.night))
 
 
@@ -94,7 +98,7 @@ class _Records:
         folder, stamp = 'samples' if is_key_frame else 'sweeps', scene.timestamp(time_s)
         suffix = 'pcd.bin' if channel == LIDAR else 'jpg'
         name = f'{folder}/{channel}/{scene.logfile}__{channel}__{stamp}.{suffix}'
-        size = (0, 0) if channel == LIDAR else scene.plan.size
+        size = (0, 0) if channel == LIDAR else scene.plan.image_size
         record = tables.sample_data(
             scene.key, sample, channel, stamp, name, is_key_frame=is_key_frame, size=size
         )
@@ -102,13 +106,6 @@ class _Records:
         self.sample_data.append(record)
         self.ego_pose.append(tables.ego_pose(record['token'], stamp, xy, float(yaw)))
         return name
-
-
-def _write_picture(path: Path, image: np.ndarray) -> None:
-    done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not done:
-        raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')
-    path.write_bytes(encoded.tobytes())
 
 
 def _write_cameras(
@@ -119,17 +116,14 @@ def _write_cameras(
     things = [world.things[index] for index in np.flatnonzero(world.active[frame])]
     for number, channel in enumerate(CAMERAS):
         time_s = frame * KEY_FRAME_S - CAMERA_LAG_US[channel] / 1e6
-        view = render(
+        lens, dropped, rng = (
             scene.lenses[channel],
-            scene.scenery,
-            world,
-            things,
-            time_s,
-            int(world.dropped[frame, number]),
+            world.dropped[frame, number],
             scene.plan.rng(3, frame, number),
         )
+        view = render(lens, scene.scenery, world, things, time_s, int(dropped), rng)
         name = records.add_data(scene, sample, channel, time_s, is_key_frame=True)
-        _write_picture(root / name, view.image)
+        write_jpeg(root / name, view.image, JPEG_QUALITY)
         visible, whole = visible + view.visible, whole + view.whole
     return visible, whole
 
@@ -153,16 +147,9 @@ def _annotate(
 ) -> list[tables.Record]:
     """Annotate what is there and was seen now or a little before; `seen` is (frames, objects) bool."""
     lately = seen[max(frame - SEEN_FOR_FRAMES, 0) : frame + 1].any(0) & scene.world.active[frame]
+    key, things, time_s = scene.key, scene.world.things, frame * KEY_FRAME_S
     return [
-        tables.annotation(
-            scene.key,
-            sample,
-            index,
-            scene.world.things[index],
-            frame * KEY_FRAME_S,
-            grades[index],
-            max(points[index], 1),
-        )
+        tables.annotation(key, sample, index, things[index], time_s, grades[index], max(points[index], 1))
         for index in map(int, np.flatnonzero(lately))
     ]
 
@@ -170,19 +157,12 @@ def _annotate(
 def _write_frames(root: Path, scene: Scene) -> _Records:
     records, plan = _Records(), scene.plan
     seen = np.zeros_like(scene.world.active)
-    threshold = max(MIN_PIXELS_SHARE * plan.size[0] * plan.size[1], 1)
+    threshold = max(MIN_PIXELS_SHARE * plan.image_size[0] * plan.image_size[1], 1)
     for frame in range(plan.frames):
         sample = tables.token(scene.key, 'sample', frame)
         stamp = scene.timestamp(frame * KEY_FRAME_S)
-        records.sample.append(
-            {
-                'token': sample,
-                'timestamp': stamp,
-                'prev': '',
-                'next': '',
-                'scene_token': tables.token(scene.key),
-            }
-        )
+        own = tables.token(scene.key)
+        records.sample.append(dict(token=sample, timestamp=stamp, prev='', next='', scene_token=own))
         visible, whole = _write_cameras(root, scene, frame, sample, records)
         counts = _write_sweeps(root, scene, frame, sample, records)
         active = [int(index) for index in np.flatnonzero(scene.world.active[frame])]
@@ -222,18 +202,11 @@ def write_scene(root: Path, plan: Plan) -> dict[str, list[tables.Record]]:
             }
         ],
         'log': [
-            {
-                'token': log,
-                'logfile': scene.logfile,
-                'vehicle': 'toy',
-                'date_captured': '2018-07-10',
-                'location': location,
-            }
+            dict(
+                token=log, logfile=scene.logfile, vehicle='toy', date_captured='2018-07-10', location=location
+            )
         ],
         'calibrated_sensor': [tables.calibrated_sensor(scene.key, sensor) for sensor in scene.rig.values()],
         'instance': tables.instances(records.sample_annotation, scene.world.things, scene.key),
-        'sample': records.sample,
-        'sample_data': records.sample_data,
-        'ego_pose': records.ego_pose,
-        'sample_annotation': records.sample_annotation,
+        **vars(records),
     }

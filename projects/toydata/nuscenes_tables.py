@@ -1,57 +1,31 @@
 """The records of the generated drive in nuScenes' own tables (schema of nuscenes-devkit 1.x)."""
 
-from __future__ import annotations
-
 import hashlib
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pyquaternion import Quaternion
 
-from projects.toydata.nuscenes_rig import CAMERAS, LIDAR
-
-if TYPE_CHECKING:
-    from projects.toydata.nuscenes_rig import Sensor
-    from projects.toydata.nuscenes_world import Thing
+from projects.toydata.nuscenes_rig import CAMERAS, LIDAR, Sensor
+from projects.toydata.nuscenes_world import Thing
 
 Record = dict[str, Any]
 
 CATEGORIES = (
-    'human.pedestrian.adult',
-    'human.pedestrian.child',
-    'human.pedestrian.wheelchair',
-    'human.pedestrian.stroller',
-    'human.pedestrian.personal_mobility',
-    'human.pedestrian.police_officer',
-    'human.pedestrian.construction_worker',
-    'animal',
-    'vehicle.car',
-    'vehicle.motorcycle',
-    'vehicle.bicycle',
-    'vehicle.bus.bendy',
-    'vehicle.bus.rigid',
-    'vehicle.truck',
-    'vehicle.construction',
-    'vehicle.emergency.ambulance',
-    'vehicle.emergency.police',
+    'human.pedestrian.adult', 'human.pedestrian.child', 'human.pedestrian.wheelchair',
+    'human.pedestrian.stroller', 'human.pedestrian.personal_mobility', 'human.pedestrian.police_officer',
+    'human.pedestrian.construction_worker', 'animal',
+    'vehicle.car', 'vehicle.motorcycle', 'vehicle.bicycle', 'vehicle.bus.bendy', 'vehicle.bus.rigid',
+    'vehicle.truck', 'vehicle.construction', 'vehicle.emergency.ambulance', 'vehicle.emergency.police',
     'vehicle.trailer',
-    'movable_object.barrier',
-    'movable_object.trafficcone',
-    'movable_object.pushable_pullable',
-    'movable_object.debris',
-    'static_object.bicycle_rack',
-)
+    'movable_object.barrier', 'movable_object.trafficcone', 'movable_object.pushable_pullable',
+    'movable_object.debris', 'static_object.bicycle_rack',
+)  # fmt: skip
 ATTRIBUTES = (
-    'vehicle.moving',
-    'vehicle.stopped',
-    'vehicle.parked',
-    'cycle.with_rider',
-    'cycle.without_rider',
-    'pedestrian.sitting_lying_down',
-    'pedestrian.standing',
-    'pedestrian.moving',
-)
+    'vehicle.moving', 'vehicle.stopped', 'vehicle.parked', 'cycle.with_rider', 'cycle.without_rider',
+    'pedestrian.sitting_lying_down', 'pedestrian.standing', 'pedestrian.moving',
+)  # fmt: skip
 VISIBILITIES = {'1': 'v0-40', '2': 'v40-60', '3': 'v60-80', '4': 'v80-100'}
 LOCATIONS = ('singapore-onenorth', 'boston-seaport')
 
@@ -64,22 +38,14 @@ def token(*parts: object) -> str:
 def fixed_tables() -> dict[str, list[Record]]:
     """Give the tables that are the same for every set: category, attribute, visibility, sensor."""
     return {
-        'category': [
-            {'token': token('category', name), 'name': name, 'description': ''} for name in CATEGORIES
-        ],
-        'attribute': [
-            {'token': token('attribute', name), 'name': name, 'description': ''} for name in ATTRIBUTES
-        ],
+        'category': [dict(token=token('category', name), name=name, description='') for name in CATEGORIES],
+        'attribute': [dict(token=token('attribute', name), name=name, description='') for name in ATTRIBUTES],
         'visibility': [
-            {'token': key, 'level': level, 'description': f'visible share of the object: {level} %'}
+            dict(token=key, level=level, description=f'visible share of the object: {level} %')
             for key, level in VISIBILITIES.items()
         ],
         'sensor': [
-            {
-                'token': token('sensor', name),
-                'channel': name,
-                'modality': 'lidar' if name == LIDAR else 'camera',
-            }
+            dict(token=token('sensor', name), channel=name, modality='lidar' if name == LIDAR else 'camera')
             for name in (*CAMERAS, LIDAR)
         ],
     }
@@ -124,12 +90,8 @@ def yaw_quaternion(yaw: float) -> list[float]:
 
 def ego_pose(key: str, timestamp: int, xy: np.ndarray, yaw: float) -> Record:
     """Make the record of the pose at which the sample data `key` was taken."""
-    return {
-        'token': key,
-        'timestamp': timestamp,
-        'rotation': yaw_quaternion(yaw),
-        'translation': [float(xy[0]), float(xy[1]), 0.0],
-    }
+    place = [float(xy[0]), float(xy[1]), 0.0]
+    return dict(token=key, timestamp=timestamp, rotation=yaw_quaternion(yaw), translation=place)
 
 
 def sample_data(
@@ -190,15 +152,9 @@ def instances(annotations: list[Record], things: tuple[Thing, ...], scene: str) 
         mine = [record for record in annotations if record['instance_token'] == key]
         if mine:
             link(mine)
-            records.append(
-                {
-                    'token': key,
-                    'category_token': token('category', thing.kind.category),
-                    'nbr_annotations': len(mine),
-                    'first_annotation_token': mine[0]['token'],
-                    'last_annotation_token': mine[-1]['token'],
-                }
-            )
+            record = dict(token=key, category_token=token('category', thing.kind.category))
+            ends = dict(first_annotation_token=mine[0]['token'], last_annotation_token=mine[-1]['token'])
+            records.append(dict(record, nbr_annotations=len(mine), **ends))
     return records
 
 

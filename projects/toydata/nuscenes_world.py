@@ -3,8 +3,6 @@
 Global frame: metres, z up, the ground is z = 0. Yaw in radians, counter-clockwise from x.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -122,23 +120,18 @@ class Thing:
 
 @dataclass(frozen=True)
 class World:
-    """One scene: `frames` key frames, the drive, all objects, `night`, and which cameras drop out when.
+    """One scene: the drive, all objects, `night`, and which cameras drop out when.
 
     `active` (frames, objects) bool: near enough to be there. `dropped` (frames, 6) int: 0 for a good picture,
     1 for a dark one, 2 for one washed out by glare.
     """
 
-    frames: int
     drive: Drive
     things: tuple[Thing, ...]
     active: np.ndarray
     night: bool
     gain: float
     dropped: np.ndarray
-
-    def key_time(self, frame: int) -> float:
-        """Give the time of a key frame in the scene, s."""
-        return frame * KEY_FRAME_S
 
 
 def make_drive(rng: np.random.Generator, frames: int) -> Drive:
@@ -238,15 +231,12 @@ def _drops(rng: np.random.Generator, frames: int, share: float) -> np.ndarray:
 
 
 def make_world(rng: np.random.Generator, frames: int, drop_share: float) -> World:
-    """Make one scene.
+    """Make one scene of `frames` key frames, at 2 Hz.
 
-    Args:
-        rng: Source of everything.
-        frames: Key frames, at 2 Hz.
-        drop_share: Chance that a camera which was fine drops out in the next key frame.
+    `drop_share` is the chance that a camera which was fine drops out in the next key frame.
     """
     drive = make_drive(rng, frames)
     things, active = _populate(rng, drive, frames)
     night = bool(rng.random() < 0.3)
     gain = float(rng.uniform(0.4, 0.6) if night else rng.uniform(0.8, 1.1))
-    return World(frames, drive, tuple(things), active, night, gain, _drops(rng, frames, drop_share))
+    return World(drive, tuple(things), active, night, gain, _drops(rng, frames, drop_share))

@@ -8,13 +8,12 @@ The set itself is made first where it is missing. What a picture shows follows f
 manifest, so that the annotations of equal sets are equal.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,14 +25,9 @@ from mmdeploy_ext.runtime.detections import bounding_box
 from mmdeploy_ext.stack.panoptic_quality import id2rgb
 from projects.toydata import staging
 from projects.toydata.coco import SPLITS, ensure_toy_coco, start_of
-from projects.toydata.scene import layout
+from projects.toydata.scene import Instance, layout
 from projects.toydata.shapes import CLASSES
 from projects.toydata.textures import PATTERNS, colour_pair
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.toydata.scene import Instance
 
 STUFF = tuple(pattern.__name__.strip('_') for pattern in PATTERNS)
 """Classes of the ground, after those of the shapes."""
@@ -93,11 +87,7 @@ def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[s
 
 
 def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
-    """Make the annotations, and the set where it is missing.
-
-    Args:
-        root: Folder of the set.
-        parameters: See `ensure_toy_coco`; used where the set is made.
+    """Make the annotations, and the set, by the parameters of `ensure_toy_coco`, where it is missing.
 
     Returns:
         True when annotations were made, False when they were there.
@@ -136,10 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(
         prog='python -m projects.toydata.panoptic', description=__doc__.splitlines()[0]
     )
-    out = parser.add_argument(
-        '--out', default='data/toy_coco', help='folder of the set (default: %(default)s)'
-    )
-    cli.writes(out, '')
+    staging.add_folder(parser, '--out', 'data/toy_coco')
     cli.add_debug_option(parser)
     return cli.run(_body, parser, argv)
 

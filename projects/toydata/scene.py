@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from projects.toydata.shapes import CLASSES, coverage, outline_area, place, unit_outline
+from projects.toydata.shapes import CLASSES, OUTLINES, coverage, outline_area, place
 from projects.toydata.textures import colour_pair, texture
 
 MIN_VISIBLE = 0.25
@@ -43,21 +43,14 @@ def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, li
     centre = (rng.uniform(margin, width - margin), rng.uniform(margin, height - margin))
     aspect = math.exp(rng.uniform(-0.25, 0.25))
     angle = rng.uniform(0, 2 * math.pi)
-    loops = place(unit_outline(CLASSES[label]), centre, side, aspect, angle, 0.48 * min(height, width))
+    loops = place(OUTLINES[CLASSES[label]], centre, side, aspect, angle, 0.48 * min(height, width))
     return label, loops
 
 
 def layout(rng: np.random.Generator, height: int, width: int, proposals: int) -> list[Instance]:
     """Place shapes from front to back; those that the ones in front hide too much are left out.
 
-    Args:
-        rng: Source of the layout.
-        height: Rows of the picture.
-        width: Columns of the picture.
-        proposals: Shapes to try; at most that many remain.
-
-    Returns:
-        Instances, the frontmost first. Their masks do not overlap.
+    Of the proposals at most that many remain, the frontmost first. Their masks do not overlap.
     """
     covered = np.zeros((height, width), bool)
     instances = []
@@ -81,17 +74,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray, colo
 
 
 def render(rng: np.random.Generator, height: int, width: int, instances: list[Instance]) -> np.ndarray:
-    """Paint a layout.
-
-    Args:
-        rng: Source of fills and colours.
-        height: Rows of the picture.
-        width: Columns of the picture.
-        instances: The frontmost first, as `layout` gives them.
-
-    Returns:
-        (H, W, 3) uint8 BGR.
-    """
+    """Paint a layout, the frontmost first as `layout` gives it: (H, W, 3) uint8 BGR."""
     ground = colour_pair(rng, (0.1, 0.45))
     canvas = texture(rng, height, width, ground)
     for instance in reversed(instances):
@@ -104,16 +87,6 @@ def render(rng: np.random.Generator, height: int, width: int, instances: list[In
 def make_scene(
     rng: np.random.Generator, height: int, width: int, proposals: int
 ) -> tuple[np.ndarray, list[Instance]]:
-    """Lay out and paint one picture.
-
-    Args:
-        rng: Source of everything; equal states give equal pictures.
-        height: Rows of the picture.
-        width: Columns of the picture.
-        proposals: Shapes to try, 0 for a picture of ground alone.
-
-    Returns:
-        The picture, (H, W, 3) uint8 BGR, and its instances.
-    """
+    """Lay out and paint one picture, (H, W, 3) uint8 BGR; equal generators give equal pictures."""
     instances = layout(rng, height, width, proposals)
     return render(rng, height, width, instances), instances

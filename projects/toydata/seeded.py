@@ -3,18 +3,16 @@
 The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norm
 gets the statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits
 spread around -4.6, box deltas around 0 and centerness around 0.5 (`seeded_dense.py` has it for each head of
-mmdet, `seeded_lidar.py` for LiDAR detectors of mmdet3d, `seeded_fusion.py` for BEVFusion). Scores are spread,
+mmdet, `seeded_lidar.py` for LiDAR detectors of mmdet3d and BEVFusion). Scores are spread,
 boxes differ between anchors, and a few per cent of the anchors pass the threshold.
 """
-
-from __future__ import annotations
 
 import argparse
 import functools
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,25 +21,26 @@ from torch import nn
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.proof.inputs.pictures import bright, dark
-from projects.toydata import seeded_fusion, seeded_lidar
 from projects.toydata.scene import make_scene
 from projects.toydata.seeded_corners import is_cornered, scale_corners
-from projects.toydata.seeded_dense import build_student, calibration_of, check_known, for_head, scale_outputs
-from projects.toydata.seeded_layers import calibrate_norms, fill_rest, fill_weights, norms_of, residual_ends
-from projects.toydata.seeded_prototypes import scale_prototypes
+from projects.toydata.seeded_dense import (
+    build_student,
+    calibration_of,
+    check_known,
+    for_head,
+    scale_outputs,
+    scale_prototypes,
+)
+from projects.toydata.seeded_layers import calibrate_norms, fill_network, norms_of
+from projects.toydata.seeded_lidar import fill_fusion, fill_lidar
 from projects.toydata.seeded_queries import is_query, is_regional, scale_queries
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.families.base import Family
 
 NAMED_RULES = dict(rtdetr='seeded_rtdetr', streampetr='seeded_streampetr', solo='seeded_solo')
 """Families whose weights depend on names and shapes alone: family -> module beside this one."""
 
-OF_SENSORS = {
-    **dict.fromkeys(seeded_lidar.FAMILIES, seeded_lidar.fill_lidar),
-    **dict.fromkeys(seeded_fusion.FAMILIES, seeded_fusion.fill_fusion),
-}
+OF_SENSORS = dict(anchor3d=fill_lidar, centerpoint=fill_lidar, bevfusion_det=fill_fusion)
 """Families of sweeps and fused frames -> what fills their whole detectors."""
 
 PUBLISHED_PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint-det3d': 'backbone.'}
@@ -65,16 +64,12 @@ def seeded_picture(seed: int, height: int = 320, width: int = 416) -> torch.Tens
     return torch.from_numpy(picture / picture.std())[None]
 
 
-def _as_taken(picture: np.ndarray) -> np.ndarray:
-    return picture
-
-
 def seeded_scene(
-    seed: int, height: int, width: int, exposed: Callable[[np.ndarray], np.ndarray] = _as_taken
+    seed: int, height: int, width: int, exposed: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> torch.Tensor:
     """Return an exposed picture of the generated data set, normalised: (1, 3, height, width) float32."""
     picture, _ = make_scene(np.random.default_rng(seed), height, width, SHAPES)
-    picture = exposed(picture)
+    picture = exposed(picture) if exposed else picture
     return (torch.from_numpy(picture).float().permute(2, 0, 1)[None] - GREY) / CONTRAST
 
 
@@ -87,9 +82,8 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
 
     blocks = [part for part in model.modules() if isinstance(part, InvertedResidual)]
     for part in [*blocks, model.neck] if shift and model.with_neck else ():
-        for norm in part.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                norm.bias.fill_(shift)
+        for norm in norms_of(part):
+            norm.bias.fill_(shift)
 
 
 Heads = Callable[[Sequence[torch.Tensor]], None]
@@ -120,13 +114,9 @@ def _heads(model: nn.Module, pictures: torch.Tensor, exposed: torch.Tensor) -> t
 def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset: float = 0.0) -> nn.Module:
     """Fill a detector of mmdet by the rule of this module, in place.
 
-    Args:
-        model: the detector.
-        seed: of weights and pictures.
-        deviation: standard deviation of a normalised photograph; about 57 where the config's `std` is 1.
-        offset: its mean; 0 where the config subtracts one.
+    A normalised photograph has a standard deviation, about 57 where the config's `std` is 1, and a mean,
+    `offset`, of 0 where the config subtracts one.
     """
-    generator = torch.Generator().manual_seed(seed)
     calibration = calibration_of(model)
     drawn = [seeded_picture(seed + index, *calibration.size) for index in range(calibration.pictures)]
     drawn += [seeded_scene(seed + index, *calibration.size) for index in range(calibration.scenes)]
@@ -134,10 +124,7 @@ def fill_seeded(model: nn.Module, seed: int = 0, deviation: float = 1.0, offset:
     drawn += exposed if calibration.exposures else []
     model.eval()
     with torch.no_grad():
-        fill_weights(model, generator)
-        fill_rest(model, generator)
-        for norm in residual_ends(model):
-            norm.weight.fill_(calibration.residual)
+        fill_network(model, seed, calibration.residual)
         _shift_norms(model, calibration.shift)
         pictures, others = (torch.cat(some) * deviation + offset for some in (drawn, exposed))
         run, scale = _heads(model, pictures, others)
@@ -190,14 +177,13 @@ def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
     rest = {key: value for key, value in model.state_dict().items() if not key.startswith(path)}
     prefix = PUBLISHED_PREFIXES.get(family.name, path)
     filled = fill_module(family.encoder(model), prefix)
-    return rest | {f'{prefix}{key}': torch.from_numpy(array) for key, array in filled.items()}
+    return rest | {prefix + key: torch.from_numpy(array) for key, array in filled.items()}
 
 
 def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     """Return a detector with weights by its family's rule; those of no family have the rule of their head.
 
-    Raises:
-        ConfigError: the rule does not know the head.
+    A head that the rule does not know raises ConfigError.
     """
     if family is not None and family.name in OF_SENSORS:
         return OF_SENSORS[family.name](family.build(cfg), cfg, family, seed)

@@ -1,24 +1,15 @@
 """The seeded rule of detectors of corners: peaks of a few classes, so that many pairs of corners fit."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from projects.toydata.seeded_dense import CLASS_TARGET
 from projects.toydata.seeded_layers import Target, bring, outputs_of_all
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
-
 TARGETS = dict(
-    heat=CLASS_TARGET,
-    off=Target(0.5, 0.2),
-    emb=Target(0.0, 0.5),
-    centripetal_shift=Target(2.6, 0.2),
+    heat=CLASS_TARGET, off=Target(0.5, 0.2), emb=Target(0.0, 0.5), centripetal_shift=Target(2.6, 0.2)
 )
 """Last layers of the branches of a corner -> their outputs. Shifts are logarithms of cells: two corners fit
 where both point at the middle between them, which with more spread hardly any pair does."""
@@ -36,14 +27,8 @@ def is_cornered(model: nn.Module) -> bool:
 
 
 def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
-    """Bring the last layers of the last level to their targets, in place.
-
-    Args:
-        model: the detector, filled but for this.
-        features: of each stage of the hourglass.
-    """
+    """Bring the last layers of the last level to their targets, given features of each hourglass stage."""
     head = model.bbox_head
-    preferred = _preferred(head)
     targets = {
         getattr(head, f'{corner}_{kind}')[-1][-1].conv: (kind, target)
         for kind, target in TARGETS.items()
@@ -52,9 +37,8 @@ def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
     }
     outputs = outputs_of_all(list(targets), lambda: head(features))
     for (layer, (kind, target)), parts in zip(targets.items(), outputs, strict=True):
-        found = torch.cat(parts, 1)
-        mean, deviation = (torch.full((len(found),), value) for value in target)
-        bring(layer, found, mean + preferred if kind == 'heat' else mean, deviation)
+        offset = _preferred(head) if kind == 'heat' else 0.0
+        bring(layer, torch.cat(parts, 1), target.mean + offset, target.deviation)
 
 
 def _preferred(head: nn.Module) -> torch.Tensor:

@@ -5,21 +5,17 @@ Class logits spread so that a few per cent of the scores pass the threshold, box
 priors by amounts that stay inside the picture, quality maps spread around their middle.
 """
 
-from __future__ import annotations
-
 import copy
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import build_without_weights
-from projects.toydata.seeded_layers import Target, bring, outputs_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+from projects.toydata.seeded_layers import Numbers, Target, bring, outputs_of
 
 
 class Calibration(NamedTuple):
@@ -58,21 +54,18 @@ EXPOSED = ('CSPDarknet', 'CSPNeXt', 'EfficientNet', 'HourglassNet')
 ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))
 """ATSSHead keeps the first rule, whose channels are not centred: published figures rest on its weights."""
 
-BOX_LAYERS = (
-    r'(atss|conv|gfl|retina|rpn|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|retina_bbox_(cls|reg)|conv_shape|'
-    r'reppoints_pts_(init|refine)_out|multi_level_conv_reg\.\d+|reg_convs\.\d+\.\d+|(wh|offset)_head\.2|'
-    r'reg_offset_module\.2|rtm_reg\.\d+'
-)
-QUALITY_LAYERS = (
-    r'(atss|conv)_centerness|atss_iou|object_pred|conv_loc|multi_level_conv_obj\.\d+|cls_prob_module\.2|'
-    r'rtm_obj\.\d+'
-)
-CLASS_LAYERS = (
-    r'(atss|conv|gfl|retina|rpn|tood|vfnet)_cls|cls_score|reppoints_cls_out|multi_level_conv_cls\.\d+|'
-    r'cls_convs\.\d+\.\d+|heatmap_head\.2|rtm_cls\.\d+'
-)
-MIXED_LAYERS = r'convs_pred\.\d+'
-"""YOLOv3: boxes, objectness and classes of each prior are channels of one layer."""
+LAYERS = {
+    'box': r'(atss|conv|gfl|retina|rpn|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|retina_bbox_(cls|reg)|'
+    r'conv_shape|reppoints_pts_(init|refine)_out|multi_level_conv_reg\.\d+|reg_convs\.\d+\.\d+|'
+    r'(wh|offset)_head\.2|reg_offset_module\.2|rtm_reg\.\d+',
+    'quality': r'(atss|conv)_centerness|atss_iou|object_pred|conv_loc|multi_level_conv_obj\.\d+|'
+    r'cls_prob_module\.2|rtm_obj\.\d+',
+    'class': r'(atss|conv|gfl|retina|rpn|tood|vfnet)_cls|cls_score|reppoints_cls_out|'
+    r'multi_level_conv_cls\.\d+|cls_convs\.\d+\.\d+|heatmap_head\.2|rtm_cls\.\d+',
+    'mixed': r'convs_pred\.\d+',
+}
+"""Role -> names of last layers. Mixed are those of YOLOv3: boxes, objectness and classes of each prior are
+channels of one layer."""
 
 CLASS_TARGET = Target(-4.6, 1.3)
 QUALITY_TARGET = Target(0.5, 1.0)
@@ -88,6 +81,8 @@ BACKGROUND_BIAS = 6.0
 BACKGROUND = 1.5
 """How much more than all classes together the background weighs, as a logarithm."""
 
+COEFFICIENTS = 0.5
+"""Deviation before tanh. With prototypes of 1, logits of masks of 32 prototypes have one of about 1.5."""
 HIGHEST = 6.0
 """Of class logits. From about 12 on, sigmoid has no numbers in float32 to tell what is the better one."""
 
@@ -125,43 +120,32 @@ def scale_outputs(
 ) -> None:
     """Bring the outputs of the last layers to their targets, in place.
 
-    Boxes come first: deformable layers of other branches take their offsets from them.
-
-    Args:
-        head: of mmdet, in evaluation mode.
-        features: of each level, (B, C, H, W).
-        others: returns the same of dark and bright pictures, where class logits are to be bounded.
-        run: runs the head on the features, where it is not called alone.
+    Boxes come first: deformable layers of other branches take their offsets from them. Features are of each
+    level, (B, C, H, W); `others` returns the same of dark and bright pictures, where class logits are to be
+    bounded; `run` runs the head, where it is not called alone.
     """
     run = run or (lambda: head(for_head(head, features)))
     if _first_rule(head):
         for name, target in ATSS_TARGETS.items():
             layer = getattr(head, name)
-            found = torch.cat(outputs_of(layer, run), 1)
-            layer.weight.mul_(target.deviation / found.std())
+            layer.weight.mul_(target.deviation / outputs_of(layer, run).std())
             layer.bias.fill_(target.mean)
         return
     exposed, layers = others and others(), list(_last_layers(head))
-    for role in ('box', 'quality', 'class', 'mixed'):
+    for role in LAYERS:
         for name in (name for found, name in layers if found == role):
             layer = head.get_submodule(name)
-            outputs = torch.cat(outputs_of(layer, run), 1)
+            outputs = outputs_of(layer, run)
             mean, deviation = _targets(head, name, role, len(outputs))
             bring(layer, outputs, mean, deviation)
             if role == 'class' and exposed and not _softmax(head):
-                _bound(layer, torch.cat(_outputs(head, exposed, layer), 1), mean)
+                _bound(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
 
 
 def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
-    patterns = dict(box=BOX_LAYERS, quality=QUALITY_LAYERS, mixed=MIXED_LAYERS)
-    patterns['class'] = CLASS_LAYERS
     for name, module in head.named_modules():
         if isinstance(module, nn.Conv2d):
-            yield from ((role, name) for role, names in patterns.items() if re.fullmatch(names, name))
-
-
-def _outputs(head: nn.Module, features: Sequence[torch.Tensor], layer: nn.Module) -> list[torch.Tensor]:
-    return outputs_of(layer, lambda: head(for_head(head, features)))
+            yield from ((role, name) for role, names in LAYERS.items() if re.fullmatch(names, name))
 
 
 def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -170,7 +154,7 @@ def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torc
     return [one[:1] for one in features] if masked else features
 
 
-def _bound(layer: nn.Module, logits: torch.Tensor, mean: torch.Tensor) -> None:
+def _bound(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
     """Draw logits towards their mean until none is over `HIGHEST`."""
     share = ((HIGHEST - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
     if share < 1:
@@ -178,7 +162,7 @@ def _bound(layer: nn.Module, logits: torch.Tensor, mean: torch.Tensor) -> None:
         layer.bias.copy_(mean - share * (mean - layer.bias))
 
 
-def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[Numbers, Numbers]:
     """Return mean and standard deviation of each channel of a layer."""
     if role == 'mixed':
         one = [DELTA_TARGET] * 4 + [OBJECTNESS_TARGET] + [CLASS_TARGET] * (head.num_attrib - 5)
@@ -187,11 +171,10 @@ def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[torc
         one = [DELTA_TARGET] * 2 + [GROWTH_TARGET] * 2
         return torch.tensor(one * (channels // len(one))).unbind(1)
     target = {'box': _box_target, 'quality': _quality_target, 'class': _class_target}[role](head, name)
-    mean, deviation = torch.tensor([target] * channels).unbind(1)
     if role == 'class' and _softmax(head):
-        mean = mean.clone()
-        mean.view(-1, head.num_classes + 1)[:, -1] = BACKGROUND_BIAS
-    return mean, deviation
+        mean = torch.tensor([target.mean] * head.num_classes + [BACKGROUND_BIAS])
+        return mean.repeat(channels // len(mean)), target.deviation
+    return target
 
 
 def _softmax(head: nn.Module) -> bool:
@@ -236,15 +219,22 @@ def _box_target(head: nn.Module, name: str) -> Target:
     return DELTA_TARGET
 
 
-def build_student(cfg: Any) -> nn.Module:
-    """Return the detector of a config, without weights and without a teacher.
+def scale_prototypes(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
+    """Bring the last layers of prototypes and coefficients to their deviations, in place; none is fine."""
+    protonet = getattr(getattr(model, 'mask_head', None), 'protonet', None)
+    if protonet is None:
+        return
+    last = [layer for layer in protonet if isinstance(layer, nn.Conv2d)][-1]
+    bring(last, outputs_of(last, lambda: protonet(features[0])), 0.0, 1.0)
+    coefficients = model.bbox_head.conv_coeff
+    bring(coefficients, outputs_of(coefficients, lambda: model.bbox_head(features)), 0.0, COEFFICIENTS)
 
-    Raises:
-        ConfigError: it cannot be built.
-    """
+
+def build_student(cfg: Any) -> nn.Module:
+    """Return the detector of a config, without weights and without a teacher."""
     from mmdet.models import build_detector
 
-    from projects.mmdet_plugin.dense.student import without_teacher
+    from projects.mmdet_plugin.dense.parts import without_teacher
 
     own = copy.deepcopy(cfg)  # a shallow copy shares its content
     own.model = without_teacher(cfg.model)
@@ -262,16 +252,12 @@ def stages_of(head: nn.Module) -> Sequence[nn.Module]:
 
 
 def check_known(model: nn.Module, filename: str) -> None:
-    """Refuse a head whose last layers the rule does not know.
-
-    Raises:
-        ConfigError: names the head, and the layers that were looked for.
-    """
+    """Raise ConfigError, which names head and layers, for a head whose last layers the rule does not know."""
     head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if head is None and getattr(model, 'roi_head', None) is not None:
         return  # its layers have one name each
     if head is None or not known(head):
         raise ConfigError(
             f'{filename}: the seeded rule knows no layer of {type(head).__name__} that gives class scores; '
-            f'expected a convolution named as in mmdet 2.28: {CLASS_LAYERS}|{MIXED_LAYERS}'
+            f'expected a convolution named as in mmdet 2.28: {LAYERS["class"]}|{LAYERS["mixed"]}'
         )

@@ -1,14 +1,11 @@
 """The layers of any network by the seeded rule: drawn weights, and statistics of what goes through them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 OFFSET_SCALE = 0.1
 """Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
@@ -25,8 +22,17 @@ layers off from float64 by no more than PyTorch's own are, PyTorch keeps 87 to 9
 """
 
 
-def fill_weights(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw the weights of every convolution and linear layer with the He scale, in place."""
+def fill_network(model: nn.Module, seed: int, residual: float) -> None:
+    """Draw the weights of a network in place; `residual` scales the last normalisation of residual blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    _fill_weights(model, generator)
+    _fill_rest(model, generator)
+    for norm in _residual_ends(model):
+        norm.weight.fill_(residual)
+
+
+def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the weights of every convolution and linear layer with the He scale."""
     for name, module in model.named_modules():
         table = getattr(module, 'relative_position_bias_table', None)
         if isinstance(table, torch.Tensor):
@@ -42,7 +48,7 @@ def fill_weights(model: nn.Module, generator: torch.Generator) -> None:
             module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.05)
 
 
-def fill_rest(model: nn.Module, generator: torch.Generator) -> None:
+def _fill_rest(model: nn.Module, generator: torch.Generator) -> None:
     """Fill what has other names or shapes: projections of attention, embeddings of positions, L2 norms.
 
     mmdet leaves the weight of an L2 norm as the memory was, for a checkpoint or `init_weights` to fill.
@@ -52,7 +58,7 @@ def fill_rest(model: nn.Module, generator: torch.Generator) -> None:
     for module in model.modules():
         if isinstance(module, L2Norm):
             module.weight.fill_(float(module.scale))
-        for gate in gates_of(module):
+        for gate in _gates_of(module):
             gate.weight.mul_(GATES)
     for name, parameter in model.named_parameters():
         if name.endswith('in_proj_weight'):
@@ -62,7 +68,7 @@ def fill_rest(model: nn.Module, generator: torch.Generator) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def gates_of(module: nn.Module) -> list[nn.Module]:
+def _gates_of(module: nn.Module) -> list[nn.Module]:
     """Return the last layers of what a module computes of whole maps for their channels."""
     from mmcv.cnn import ContextBlock
     from mmdet.models.backbones.resnest import SplitAttentionConv2d
@@ -78,7 +84,7 @@ def gates_of(module: nn.Module) -> list[nn.Module]:
     return []
 
 
-def residual_ends(model: nn.Module) -> Iterator[nn.Module]:
+def _residual_ends(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the last normalisation of every residual block of convolutions."""
     from mmdet.models.backbones.darknet import ResBlock
     from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
@@ -102,12 +108,7 @@ def norms_of(model: nn.Module) -> list[nn.Module]:
 def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
     """Set running statistics, layer by layer, to those of what a run gives them, of all calls together.
 
-    Args:
-        norms: batch normalisations, in evaluation mode.
-        run: runs the network.
-
-    Returns:
-        What the run gives.
+    The normalisations are in evaluation mode; what the run gives is returned.
     """
     calls: dict[nn.Module, int] = {}
 
@@ -117,11 +118,10 @@ def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
         module.running_mean.lerp_(inputs[0].mean(dim=axes), 1 / count)
         module.running_var.lerp_(inputs[0].var(dim=axes) + 1e-3, 1 / count)
 
-    handles = [module.register_forward_pre_hook(hook) for module in norms]
-    found = run()
-    for handle in handles:
-        handle.remove()
-    return found
+    with contextlib.ExitStack() as stack:
+        for module in norms:
+            stack.enter_context(module.register_forward_pre_hook(hook))
+        return run()
 
 
 class Target(NamedTuple):
@@ -131,30 +131,35 @@ class Target(NamedTuple):
     deviation: float
 
 
-def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> list[torch.Tensor]:
-    """Return what a layer gives during a run, of each call, (channels, all positions)."""
-    return outputs_of_all([layer], run)[0]
+def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
+    """Return what a layer gives during a run, of all calls together, (channels, all positions)."""
+    return torch.cat(*outputs_of_all([layer], run), 1)
 
 
 def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[list[torch.Tensor]]:
-    """Return what each of several layers gives during one run; see `outputs_of`."""
-    kept: list[list[torch.Tensor]] = [[] for _ in layers]
+    """Return what each of several layers gives during one run, of each call, (channels, all positions)."""
+    kept: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
-    def hook(place: int) -> Callable[..., None]:
-        return lambda module, inputs, output: kept[place].append(output.transpose(0, 1).flatten(1))
+    def hook(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        kept[layer].append(output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1))
 
-    handles = [layer.register_forward_hook(hook(place)) for place, layer in enumerate(layers)]
-    run()
-    for handle in handles:
-        handle.remove()
-    return kept
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.register_forward_hook(hook))
+        run()
+    return list(kept.values())
 
 
-def bring(layer: nn.Module, outputs: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+Numbers = float | torch.Tensor
+"""One for all channels, or (C,)."""
+
+
+def bring(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: Numbers) -> None:
     """Give every channel its mean and spread; one that hardly differs is not blown up to it."""
     centre = outputs.mean(1)
     spread = (outputs - centre[:, None]).square().mean(1).sqrt()
-    gain = deviation / spread.clamp(min=LEAST_SPREAD * float(spread.mean()))
+    # a float would be multiplied by reciprocals
+    gain = torch.as_tensor(deviation) / spread.clamp(min=LEAST_SPREAD * float(spread.mean()))
     if hasattr(layer, 'tempearture'):  # mmdet's name; it norms its weight
         gain = torch.ones_like(gain)
     bias = torch.zeros_like(centre) if layer.bias is None else layer.bias

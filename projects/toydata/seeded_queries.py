@@ -4,20 +4,16 @@ Queries would have one answer all together where attention averages over a whole
 are larger than at the start of a training. The moves that layers give boxes in turn are small.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from projects.toydata.seeded_dense import BACKGROUND, CLASS_TARGET
 from projects.toydata.seeded_layers import Target, bring, outputs_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 SCALES = (
     (r'level_embed\.weight', 0.3, False),
@@ -83,10 +79,7 @@ def is_regional(model: nn.Module) -> bool:
 def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Fill a head of queries and bring its last layers to their targets, in place.
 
-    Args:
-        model: the detector, filled but for this.
-        pictures: (B, 3, H, W), normalised.
-        features: of each level.
+    Pictures are (B, 3, H, W), normalised; features those of each level.
     """
     head, some = getattr(model, 'bbox_head', None) or model.panoptic_head, pictures[PICTURES]
     _fill(head)
@@ -98,7 +91,8 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
         return head(maps, metas)
 
     if hasattr(head, 'mask_embed'):
-        _to_unit(head.pixel_decoder.mask_feature, run)
+        feature = head.pixel_decoder.mask_feature
+        bring(feature, outputs_of(feature, run), 0.0, 1.0)
         fused = bool((head.test_cfg or {}).get('panoptic_on', True))
         _to_target(head.cls_embed, run, _beside_background(head, SURE if fused else 1.0))
         last = head.mask_embed[-1]
@@ -107,10 +101,10 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
         last.weight.mul_(share)
         last.bias.mul_(share)
         if fused:
-            _make_smaller(head.pixel_decoder.mask_feature, last)
+            _make_smaller(feature, last)
         return
     if hasattr(head, 'input_proj'):
-        _to_unit(head.input_proj, lambda: head.input_proj(maps[-1]))
+        bring(head.input_proj, outputs_of(head.input_proj, lambda: head.input_proj(maps[-1])), 0.0, 1.0)
     deformable = hasattr(head, 'reg_branches')
     if deformable and head.as_two_stage:
         _to_target(head.cls_branches[-1], run, [CLASS_TARGET] * head.num_classes)
@@ -166,24 +160,13 @@ def _ranked(head: nn.Module) -> bool:
 def _prefer_tokens(layer: nn.Module, run: Callable[[], Any], classes: int) -> None:
     """Raise classes of tokens that can be proposals over those of the others, whose rows are zero."""
     kept: list[torch.Tensor] = []
-    handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0].flatten(0, -2)))
-    run()
-    handle.remove()
+    with layer.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0].flatten(0, -2))):
+        run()
     mean = torch.cat(kept).mean(0)
     layer.weight[:classes] += PREFERENCE * mean / mean.square().sum()
     layer.bias[:classes] -= PREFERENCE
 
 
-def _to_unit(conv: nn.Module, run: Callable[[], Any]) -> None:
-    """Bring the channels of a convolution to a mean of 0 and a deviation of 1."""
-    found = torch.cat(outputs_of(conv, run), 1)
-    bring(conv, found, torch.zeros(len(found)), torch.ones(len(found)))
-
-
 def _to_target(layer: nn.Module, run: Callable[[], Any], targets: Sequence[Target]) -> None:
     """Bring the columns of what a linear layer gives to their targets."""
-    kept: list[torch.Tensor] = []
-    handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output.flatten(0, -2).T))
-    run()
-    handle.remove()
-    bring(layer, torch.cat(kept, 1), *torch.tensor(targets).unbind(1))
+    bring(layer, outputs_of(layer, run), *torch.tensor(targets).unbind(1))

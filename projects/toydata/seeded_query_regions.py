@@ -4,10 +4,9 @@ A trained model begins with learned boxes; here they have many sizes and places,
 from every level. The last layers are brought to their targets while the stages run, one after the other.
 """
 
-from __future__ import annotations
-
+import contextlib
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,9 +15,6 @@ from projects.mmdet_plugin.query.regions import RegionsFullForm, RegionsNetwork
 from projects.toydata.seeded_dense import CLASS_TARGET
 from projects.toydata.seeded_layers import Target, bring
 from projects.toydata.seeded_regions import BACKGROUND, SPARSER, TARGETS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 BRANCH = 0.25
 """Weight of what a stage adds to queries. With as much as there is, six stages make rounding 600 times larger
@@ -37,10 +33,7 @@ def _branch_ends(head: nn.Module) -> tuple[nn.Module, ...]:
 def scale_stages(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
     """Draw learned boxes, run the stages, and bring their last layers to their targets, in place.
 
-    Args:
-        model: the detector, filled but for this.
-        pictures: (B, 3, H, W), normalised.
-        features: of each level.
+    Pictures are (B, 3, H, W), normalised; features those of each level.
     """
     draw, learned = torch.Generator().manual_seed(1), model.rpn_head
     low, high = map(math.log, SIDES)
@@ -68,11 +61,11 @@ def scale_stages(model: nn.Module, pictures: torch.Tensor, features: Sequence[to
         bring(layer, rows, *torch.tensor(targets[layer]).unbind(1))
         return layer.forward(*given)
 
-    handles = [layer.register_forward_hook(hook) for layer in targets]
     size = torch.tensor([pictures.shape[2:]] * len(pictures)).to(pictures)
-    _, boxes, attended = RegionsNetwork(model).look(features, size)
-    if model.roi_head.with_mask:
-        form = RegionsFullForm(model)
-        form.mask_head(form.regions.features(features, boxes[:, ::SPARSER]), attended[:, ::SPARSER])
-    for handle in handles:
-        handle.remove()
+    with contextlib.ExitStack() as stack:
+        for layer in targets:
+            stack.enter_context(layer.register_forward_hook(hook))
+        _, boxes, attended = RegionsNetwork(model).look(features, size)
+        if model.roi_head.with_mask:
+            form = RegionsFullForm(model)
+            form.mask_head(form.regions.features(features, boxes[:, ::SPARSER]), attended[:, ::SPARSER])

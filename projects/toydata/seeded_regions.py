@@ -4,11 +4,10 @@ Regions of many sizes lie all over the calibration pictures, so that every level
 has some; class logits spread beside a large background, so that a few per cent of the pairs pass.
 """
 
-from __future__ import annotations
-
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +25,6 @@ from projects.mmdet_plugin.two_stage.regions import Branch, stages_of
 from projects.toydata.seeded_dense import BACKGROUND, for_head, scale_outputs
 from projects.toydata.seeded_dense import stages_of as stages_of_proposals
 from projects.toydata.seeded_layers import Target, bring, outputs_of_all
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
 
 REGIONS = 96
 """Of each calibration picture."""
@@ -145,15 +141,11 @@ def scale_heads(model: nn.Module, pictures: torch.Tensor, features: Sequence[tor
 def aim(layer: nn.Module, run: Callable[[], Any], seed: int = 0) -> None:
     """Draw the weights of a layer that norms them, and its inputs, as mixtures of what its inputs differ in.
 
-    Args:
-        layer: linear, or a convolution of single cells.
-        run: gives it inputs.
-        seed: of the mixtures.
+    It is linear, or a convolution of single cells; a run gives it inputs.
     """
     seen: list[torch.Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    run()
-    handle.remove()
+    with layer.register_forward_pre_hook(lambda _, given: seen.append(given[0])):
+        run()
     rows = torch.cat([one.transpose(0, 1).flatten(1) for one in seen], 1).T
     rows = nn.functional.normalize(rows, dim=1)
     rows = rows - rows.mean(0)

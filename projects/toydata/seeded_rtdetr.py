@@ -1,20 +1,16 @@
-"""Seeded weights and images for RT-DETR, the same wherever they are made: what the goldens were made with.
+"""Seeded weights for RT-DETR, the same wherever they are made: what the goldens were made with.
 
 Source of the rule: FILL.md of the goldens (shared/golden/rtdetr); names are the original repository's.
 """
 
-from __future__ import annotations
-
 import math
 import re
-import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from projects.toydata.seeded_sparse import by_names, rng
 
 ROOT2 = math.sqrt(2)
 BIASES = ((r'^decoder\.enc_score_head\.bias$', 1.0), (r'^decoder\.dec_score_head\.\d+\.bias$', 0.669))
@@ -31,24 +27,12 @@ GAINS = (
     (r'^encoder\..*\.bottlenecks\.\d+\.conv[12]\.conv\.weight$', 1.3),
     (r'^encoder\.(fpn_blocks|pan_blocks|lateral_convs|downsample_convs)\.', 1.6),
 )
-BLOCKS = ((32, 0.12), (80, 0.15), (160, 0.15))
 
 
 def seeded_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Return the seeded value of every key of a state dict.
-
-    Args:
-        shapes: key -> shape, in the original repository's names.
-    """
+    """Return the seeded value of every key -> shape of a state dict with the original repository's names."""
     deep = any('.branch2c.' in key for key in shapes)
-    return {key: _fill(key, tuple(shape), deep) for key, shape in shapes.items()}
-
-
-def _fill(name: str, shape: tuple[int, ...], deep: bool) -> torch.Tensor:
-    if name.endswith('num_batches_tracked'):
-        return torch.zeros(shape, dtype=torch.int64)
-    normal = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-    return torch.from_numpy(np.asarray(_values(name, normal, deep), np.float32).copy()).reshape(shape)
+    return by_names(shapes, lambda name, shape: _values(name, rng(name).standard_normal(shape), deep))
 
 
 def _values(name: str, normal: np.ndarray, deep: bool) -> np.ndarray:
@@ -77,13 +61,3 @@ def _gain(name: str, shape: tuple[int, ...], deep: bool) -> float | np.ndarray:
     if not deep and re.match(r'^backbone\.res_layers\..*\.branch2b\.conv\.weight$', name):
         return 0.5
     return next((gain for pattern, gain in GAINS if re.search(pattern, name)), 1.0)
-
-
-def seeded_image(height: int, width: int, name: str) -> np.ndarray:
-    """Return the network's input (1, 3, H, W) float32 in 0..1: noise and blocks of three sizes."""
-    source = np.random.default_rng(zlib.crc32(name.encode()))
-    image = 0.5 + 0.08 * source.standard_normal((1, 3, height, width))
-    for size, strength in BLOCKS:
-        blocks = source.standard_normal((1, 3, math.ceil(height / size), math.ceil(width / size)))
-        image = image + strength * blocks.repeat(size, 2).repeat(size, 3)[:, :, :height, :width]
-    return np.clip(image, 0, 1).astype(np.float32)

@@ -7,13 +7,10 @@ Source: ../shared/golden/solo/FILL.md. The rule depends on names and shapes of t
 alone; the class bias lets 1000 to 3000 of 309 760 scores pass the threshold, so that every cut is exercised.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import re
-import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,9 +19,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.weights.convert.solo_names import original_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from projects.toydata.seeded_sparse import by_names, rng
 
 CLASS_BIAS = -4.6
 COORDINATE_GAIN = 8.0
@@ -33,26 +28,18 @@ RESIDUAL_GAIN = 0.25
 
 
 def seeded_weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Return the seeded value of every key of a state dict.
+    """Return the seeded value of every key -> shape of a state dict.
 
-    Args:
-        shapes: key -> shape, in the original repository's names or in mmdet's; both give the same values.
+    Names of the original repository and mmdet's give the same values.
     """
     decoupled = any('conv_mask_list_x.' in key for key in shapes)
     originals = {key: original_name(key, decoupled) for key in shapes}
     three = {name.rpartition('.bn3.')[0] for name in originals.values() if '.bn3.' in name}
-    return {key: _fill(name, tuple(shapes[key]), three) for key, name in originals.items()}
-
-
-def _fill(name: str, shape: tuple[int, ...], three: set[str]) -> torch.Tensor:
-    if name.endswith('num_batches_tracked'):
-        return torch.zeros(shape, dtype=torch.int64)
-    values = _values(name, shape, three)
-    return torch.from_numpy(np.asarray(values, np.float32).copy()).reshape(shape)
+    return by_names(shapes, lambda key, shape: _values(originals[key], shape, three))
 
 
 def _values(name: str, shape: tuple[int, ...], three: set[str]) -> np.ndarray:
-    normal = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    normal = rng(name).standard_normal(shape)
     if name.endswith('running_var'):
         return 1 + 0.1 * np.abs(normal)
     if name.endswith('running_mean'):
@@ -80,7 +67,7 @@ def _convolution(name: str, normal: np.ndarray) -> np.ndarray:
 
 def seeded_image(height: int, width: int) -> torch.Tensor:
     """Return the network's input (1, 3, H, W) float32, normalised: coarse blocks and noise."""
-    source = np.random.default_rng(zlib.crc32(b'img'))
+    source = rng('img')
     noise = source.standard_normal((1, 3, height, width))
     blocks = source.standard_normal((1, 3, math.ceil(height / 64), math.ceil(width / 64)))
     coarse = blocks.repeat(64, 2).repeat(64, 3)[:, :, :height, :width]

@@ -3,54 +3,53 @@
 Source: golden FILL.md (the rules are ours; no weights of any model are needed).
 """
 
-from __future__ import annotations
-
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 COUNTER = 'num_batches_tracked'
 
 
+def rng(name: str) -> np.random.Generator:
+    """Return the generator of one name."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def by_names(
+    shapes: Mapping[str, Sequence[int]], rule: Callable[[str, tuple[int, ...]], np.ndarray]
+) -> dict[str, torch.Tensor]:
+    """Return a state dict of what a rule makes of names and shapes, float32; counters are zero, int64."""
+    return {
+        key: torch.zeros(tuple(shape), dtype=torch.int64)
+        if key.endswith(COUNTER)
+        else torch.tensor(rule(key, tuple(shape)), dtype=torch.float32).reshape(tuple(shape))
+        for key, shape in shapes.items()
+    }
+
+
 def weights(shapes: Mapping[str, tuple[int, ...]], prefix: str = '') -> dict[str, np.ndarray]:
-    """Return a filled state dict.
+    """Return a filled state dict, float32 and int64 for counters, of key without prefix -> shape.
 
-    Args:
-        shapes: key without prefix -> shape; kernels in spconv 1.x layout (k0, k1, k2, I, O).
-        prefix: put before every key to draw its numbers, e.g. 'encoders.lidar.backbone.'.
-
-    Returns:
-        Key without prefix -> float32 array of that shape (int64 for counters).
+    Kernels are in spconv 1.x layout (k0, k1, k2, I, O); the prefix, e.g. 'encoders.lidar.backbone.', is put
+    before every key to draw its numbers.
     """
-    return {key: _weight(prefix + key, tuple(shape)) for key, shape in shapes.items()}
+    filled = by_names(shapes, lambda key, shape: _values(prefix + key, shape))
+    return {key: value.numpy() for key, value in filled.items()}
 
 
-def _weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    if key.endswith(COUNTER):
-        return np.zeros(shape, np.int64)
-    drawn = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+def _values(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    drawn = rng(key).standard_normal(shape)
     if len(shape) == 5:
-        drawn = drawn / np.sqrt(np.prod(shape[:4])) * np.sqrt(2)
-    elif key.endswith('.running_var'):
-        drawn = 1 + 0.1 * np.abs(drawn)
-    elif key.endswith('.weight'):
-        drawn = 1 + 0.05 * drawn
-    else:
-        drawn = 0.02 * drawn
-    return drawn.astype(np.float32)
+        return drawn / np.sqrt(np.prod(shape[:4])) * np.sqrt(2)
+    if key.endswith('.running_var'):
+        return 1 + 0.1 * np.abs(drawn)
+    return 1 + 0.05 * drawn if key.endswith('.weight') else 0.02 * drawn
 
 
 def fill_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
-    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place.
-
-    Returns:
-        The filled state dict in spconv 1.x layout, as `weights` gives it.
-    """
+    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return its `weights`."""
     shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     old = {key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()}
     state = weights(old, prefix)

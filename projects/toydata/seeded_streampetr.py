@@ -5,14 +5,13 @@ numpy's PCG64, seeded by the CRC of a name, and are float64 until the end. Sourc
 reference tensors; the gains keep queries apart and attention calm, so that float32 noise does not grow.
 """
 
-from __future__ import annotations
-
 import math
 import re
-import zlib
 
 import numpy as np
 import torch
+
+from projects.toydata.seeded_sparse import by_names, rng
 
 # the first match wins; ranges and weights of the published config with 428 queries
 KEPT = {
@@ -40,28 +39,10 @@ GAINS = {
 }
 
 
-def rng(name: str) -> np.random.Generator:
-    """Return the generator of one name."""
-    return np.random.default_rng(zlib.crc32(name.encode()))
-
-
 def seeded_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Return the seeded value of every key of a state dict.
-
-    Args:
-        shapes: key -> shape.
-    """
-    norms = {
-        key.rsplit('.', 1)[0] for key, shape in shapes.items() if key.endswith('.weight') and len(shape) == 1
-    }
-    return {key: _fill(key, tuple(shape), norms) for key, shape in shapes.items()}
-
-
-def _fill(key: str, shape: tuple[int, ...], norms: set[str]) -> torch.Tensor:
-    if key.endswith('num_batches_tracked'):
-        return torch.zeros(shape, dtype=torch.int64)
-    values = torch.from_numpy(np.asarray(_values(key, shape, norms), dtype=np.float32).copy())
-    return values.reshape(shape)
+    """Return the seeded value of every key of a state dict: key -> shape."""
+    norms = {key.removesuffix('.weight') for key, shape in shapes.items() if len(shape) == 1}
+    return by_names(shapes, lambda key, shape: _values(key, shape, norms))
 
 
 def _values(key: str, shape: tuple[int, ...], norms: set[str]) -> np.ndarray:
@@ -79,14 +60,9 @@ def _values(key: str, shape: tuple[int, ...], norms: set[str]) -> np.ndarray:
         return 1 + 0.1 * np.abs(normal)
     if len(shape) < 2:
         module, leaf = key.rsplit('.', 1)
-        offset, scale = _first(
-            VECTORS, f'norm.{leaf}' if module in norms and leaf in ('weight', 'bias') else key
-        )
+        of_norm = module in norms and leaf in ('weight', 'bias')
+        offset, scale = _first(VECTORS, f'norm.{leaf}' if of_norm else key)
         return offset + scale * normal
-    return _matrix(key, normal)
-
-
-def _matrix(key: str, normal: np.ndarray) -> np.ndarray:
     centred = normal - normal.mean(axis=tuple(range(1, normal.ndim)), keepdims=True)
     if key.endswith('in_proj_weight'):
         # queries and keys stay small, values do not

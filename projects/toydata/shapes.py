@@ -1,7 +1,6 @@
 """Outlines of the shape classes: unit polygons, and their placement in an image."""
 
 import math
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -10,15 +9,9 @@ SUBPIXEL_BITS = 4
 """Outlines are drawn at 1/16 pixel, so that integers, not the platform's floats, decide on every pixel."""
 
 
-def _regular(corners: int, radius: float = 1.0) -> np.ndarray:
+def _regular(corners: int, radius: float | np.ndarray = 1.0) -> np.ndarray:
     angles = np.arange(corners) * (2 * math.pi / corners) - math.pi / 2
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def _star() -> np.ndarray:
-    points = _regular(10)
-    points[1::2] *= 0.42
-    return points
 
 
 def _cross(arm: float = 0.36) -> np.ndarray:
@@ -27,27 +20,17 @@ def _cross(arm: float = 0.36) -> np.ndarray:
     return np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
 
 
-_OUTLINES: dict[str, Callable[[], list[np.ndarray]]] = {
-    'disc': lambda: [_regular(64)],
-    'square': lambda: [_regular(4)],
-    'triangle': lambda: [_regular(3)],
-    'star': lambda: [_star()],
-    'ring': lambda: [_regular(64), _regular(64, 0.55)],
-    'cross': lambda: [_cross()],
+OUTLINES = {
+    'disc': [_regular(64)],
+    'square': [_regular(4)],
+    'triangle': [_regular(3)],
+    'star': [_regular(10, np.tile([[1.0], [0.42]], (5, 1)))],
+    'ring': [_regular(64), _regular(64, 0.55)],
+    'cross': [_cross()],
 }
-CLASSES: tuple[str, ...] = tuple(_OUTLINES)
-
-
-def unit_outline(name: str) -> list[np.ndarray]:
-    """Give the outline of a class around the origin, inside the unit circle (the cross reaches 1.06).
-
-    Args:
-        name: One of `CLASSES`.
-
-    Returns:
-        Loops of (P, 2) float64 points (x right, y down): the outer edge first, then holes.
-    """
-    return _OUTLINES[name]()
+"""Class -> loops of (P, 2) float64 points (x right, y down) in the unit circle (the cross reaches 1.06): the
+outer edge first, then holes."""
+CLASSES = tuple(OUTLINES)
 
 
 def outline_area(loops: list[np.ndarray]) -> float:
@@ -67,18 +50,11 @@ def place(
     angle: float,
     max_radius: float,
 ) -> list[np.ndarray]:
-    """Stretch, scale, turn and move an outline.
+    """Stretch, scale, turn and move one of `OUTLINES`, to loops of (P, 2) float64 points in pixels.
 
-    Args:
-        loops: Unit outline.
-        centre: (x, y) in pixels.
-        side: Wanted square root of the area, in pixels.
-        aspect: Width over height before turning.
-        angle: Radians, clockwise on the screen.
-        max_radius: Farthest point from the centre allowed, in pixels; it wins over `side`.
-
-    Returns:
-        Loops of (P, 2) float64 points in pixels.
+    The centre is (x, y) in pixels, `side` the wanted square root of the area in pixels, `aspect` width over
+    height before turning, the angle in radians, clockwise on the screen. `max_radius`, the farthest point
+    from the centre allowed, in pixels, wins over `side`.
     """
     stretch = np.array([math.sqrt(aspect), 1 / math.sqrt(aspect)])
     stretched = [loop * stretch for loop in loops]
@@ -89,15 +65,10 @@ def place(
 
 
 def coverage(loops: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Draw an outline with soft edges; OpenCV's fill takes the edge in, so it comes out half a pixel wider.
+    """Draw an outline in pixels, (H, W) uint8, 0 outside to 255 inside; `>= 128` is the instance mask.
 
-    Args:
-        loops: Outline in pixels; it may reach outside the image.
-        height: Rows of the image.
-        width: Columns of the image.
-
-    Returns:
-        (H, W) uint8, 0 outside to 255 inside; `>= 128` is the instance mask.
+    The edges are soft; OpenCV's fill takes the edge in, so it comes out half a pixel wider. The outline may
+    reach outside the image.
     """
     canvas = np.zeros((height, width), np.uint8)
     for index, loop in enumerate(loops):

@@ -1,23 +1,28 @@
 """Folders that are written atomically, with a manifest of the parameters that they were made with."""
 
-from __future__ import annotations
-
+import argparse
 import contextlib
 import fcntl
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import cv2
+import numpy as np
+from rich.progress import Progress
+
+from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json, sha256_file, write_json
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 MANIFEST = 'READY.json'
 """Written last into a finished folder: `parameters`, and `sha256` of every other file."""
+SHARDS = 'shards'
+"""Folder of pieces that are kept across an interruption; a finished set has none."""
 _PARAMETERS = 'PARAMETERS.json'
+THERE = 'already there with the same parameters, nothing to do'
 
 
 def staging_folder(root: Path) -> Path:
@@ -35,11 +40,7 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def check_replaceable(root: Path) -> None:
-    """Refuse to touch a folder that this package has not made.
-
-    Raises:
-        DataError: `root` holds files, but no manifest.
-    """
+    """Raise DataError for a folder that holds files, but no manifest: this package has not made it."""
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
         raise DataError(
             f'{root}: exists, but is not a generated set ({MANIFEST} is missing); '
@@ -48,14 +49,7 @@ def check_replaceable(root: Path) -> None:
 
 
 def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
-    """Say whether `root` is a finished set with these parameters.
-
-    Args:
-        root: Folder of the data set.
-        parameters: Everything that decides on its content.
-
-    Returns:
-        False when there is no folder, or an empty one.
+    """Say whether `root` is a finished set with these parameters, which decide on its content.
 
     Raises:
         DataError: Something else is there: files of another origin, a set that lost files or has other
@@ -108,3 +102,46 @@ def publish(root: Path, parameters: dict[str, Any]) -> None:
         root.rename(outdated)
     staging.rename(root)
     shutil.rmtree(outdated, ignore_errors=True)
+
+
+def make_set(
+    root: Path,
+    parameters: dict[str, Any],
+    write: Callable[[Path], Iterator[int]],
+    total: int,
+    *,
+    force: bool,
+    quiet: bool,
+) -> bool:
+    """Make a set, unless it is there already; see `coco.ensure_toy_coco`.
+
+    `write` writes into a folder, in which `SHARDS` may be from an earlier run, and yields how many of the
+    `total` steps are done.
+    """
+    with locked(root):
+        if force:
+            check_replaceable(root)
+        elif is_ready(root, parameters):
+            return False
+        folder = open_staging(root, parameters)
+        with Progress(console=cli.stderr(), disable=quiet) as progress:
+            task = progress.add_task(f'making {root}', total=total)
+            for done in write(folder):
+                progress.advance(task, done)
+        shutil.rmtree(folder / SHARDS)
+        publish(root, parameters)
+    return True
+
+
+def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:
+    """Add the option that names the folder of a set."""
+    text = 'folder of the set (default: %(default)s)'
+    cli.writes(parser.add_argument(option, default=default, help=text), '')
+
+
+def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:
+    """Write a picture (H, W, 3) uint8 BGR."""
+    done, encoded = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise DataError(f'{path}: OpenCV could not encode the picture of shape {image.shape}')
+    path.write_bytes(encoded.tobytes())

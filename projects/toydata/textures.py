@@ -1,7 +1,6 @@
 """Procedural fills: noise, stripes, checks, gradients and blobs between two colours."""
 
 import math
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -34,9 +33,8 @@ def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def _checker(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     cell = rng.uniform(4, 14)
-    ramp = _ramp(rng, height, width)
-    across = _ramp(rng, height, width)
-    return ((np.floor(ramp / cell) + np.floor(across / cell)) % 2).astype(np.float32)
+    along, across = (np.floor(_ramp(rng, height, width) / cell) for _ in range(2))
+    return ((along + across) % 2).astype(np.float32)
 
 
 def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -49,26 +47,13 @@ def _blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.clip((smooth - smooth.mean()) / (4 * smooth.std() + 1e-6) + 0.5, 0, 1)
 
 
-PATTERNS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
-    _noise,
-    _stripes,
-    _checker,
-    _gradient,
-    _blobs,
-)
+PATTERNS = (_noise, _stripes, _checker, _gradient, _blobs)
 
 
 def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarray) -> np.ndarray:
-    """Fill a rectangle with a random pattern between two colours, under uneven light.
+    """Fill a rectangle with a random pattern between two colours (2, 3) BGR in 0..255, under uneven light.
 
-    Args:
-        rng: Source of the pattern.
-        height: Rows.
-        width: Columns.
-        colours: (2, 3) float32, BGR in 0..255.
-
-    Returns:
-        (H, W, 3) float32, BGR, about 0..255.
+    Returned is (H, W, 3) float32, BGR, about 0..255.
     """
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, height, width)
     light = 1 + 0.2 * (_gradient(rng, height, width) - 0.5)
@@ -83,16 +68,10 @@ def colour_pair(
     unlike: np.ndarray | None = None,
     distance: float = 0.0,
 ) -> np.ndarray:
-    """Draw two colours of one fill.
+    """Draw two colours of one fill, (2, 3) float32 BGR.
 
-    Args:
-        rng: Source of the colours.
-        contrast: Least and greatest share of the way to an unrelated colour that the second one goes.
-        unlike: (3,) BGR colour to keep away from.
-        distance: Euclidean distance of the mean from `unlike`, 0..255, at least.
-
-    Returns:
-        (2, 3) float32 BGR.
+    `contrast` is the least and greatest share of the way to an unrelated colour that the second one goes; the
+    mean is at least `distance` (Euclidean, 0..255) from the colour `unlike` (3,).
     """
     while True:
         first, other = rng.uniform(20, 235, (2, 3)).astype(np.float32)

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 import toy_sparse
-from mmdeploy_ext.quantize import assumptions, fidelity_views
+from mmdeploy_ext.quantize import views
 from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
-from mmdeploy_ext.quantize.fidelity import fidelity
+from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
@@ -53,9 +53,9 @@ def test_fidelity_with_fp16_ends(graph, sweep, ranges):
 
 def test_advice(graph, sweep, ranges, tmp_path):
     found = fidelity(graph, ranges, [sweep])
-    Console(width=150).print(fidelity_views.table(found))
+    Console(width=150).print(views.fidelity_table(found))
     print(found.advice_text())
-    fidelity_views.draw(found, tmp_path / 'fidelity.png')
+    views.draw_fidelity(found, tmp_path / 'fidelity.png')
     print(tmp_path / 'fidelity.png')
     cosines = [found.int8.cosine, *(cosine for _, cosine in found.kept)]
     assert cosines == sorted(cosines)
@@ -63,8 +63,8 @@ def test_advice(graph, sweep, ranges, tmp_path):
 
 
 def test_assumptions(graph, sweep, ranges):
-    found = assumptions.compare_assumptions(graph, ranges, [sweep])
-    Console(width=150).print(assumptions.table(found))
+    found = compare_assumptions(graph, ranges, [sweep])
+    Console(width=150).print(views.assumption_table(found))
     cosines = [finding.fp32.cosine for finding in found]
     assert max(cosines) - min(cosines) < 5e-4
     assert max(finding.default.error for finding in found) > 0.05

@@ -11,8 +11,7 @@ import onnx
 import pytest
 
 from mmdeploy_ext.apps.graph_app import main
-from mmdeploy_ext.sparse.draw import columns
-from mmdeploy_ext.sparse.show import sparse_layers
+from mmdeploy_ext.sparse.show import columns, sparse_layers
 from scn_files import golden_model, node_of, set_attribute
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -110,7 +110,7 @@ def run_draw(args: argparse.Namespace) -> int:
 
     from mmdeploy_ext.graph.io import checks, files
     from mmdeploy_ext.graph.show.draw import draw
-    from mmdeploy_ext.sparse.draw import draw_sparse
+    from mmdeploy_ext.sparse.show import draw_sparse
 
     if args.depth is not None and args.node is None:
         raise UsageError('--depth: goes with --node')

@@ -8,20 +8,15 @@ A module may have
 - `FORMER`: name of the family in files of earlier versions -> what makes their facts today's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
+from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import IMAGE, OF_SOME
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import ModuleType
-
-    from mmdeploy_ext.contract.option import Option
 
 MODULES: dict[str, ModuleType] = {
     found.name: importlib.import_module(f'{__name__}.{found.name}')
@@ -40,18 +35,14 @@ def _own_options() -> tuple[Option, ...]:
 
     One of which families have choices of their own has the choices of all.
     """
-    having: dict[Option, list[str]] = {}
     of_name: dict[str, dict[str, Option]] = {}
     for family, options in OPTIONS.items():
         for option in options:
             of_name.setdefault(option.name, {})[family] = option
-    for families in of_name.values():
-        having[_joint(families)] = list(families)
+    every = [(_joint(families), ', '.join(families)) for families in of_name.values()]
     return tuple(
-        dataclasses.replace(option, help=f'{", ".join(names)}: {option.help}')
-        if option.group == OF_SOME
-        else option
-        for option, names in having.items()
+        dataclasses.replace(one, help=f'{names}: {one.help}') if one.group == OF_SOME else one
+        for one, names in every
     )
 
 

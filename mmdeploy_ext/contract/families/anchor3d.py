@@ -1,31 +1,26 @@
 """Detectors with anchors in 3D: their options, and what their files tell `runtime/anchor3d`."""
 
-from __future__ import annotations
-
-from mmdeploy_ext.contract.schema import items, number, one_of, record
+from mmdeploy_ext.contract.schema import items, number, one_of, told
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE
 
-POSTPROCESS = record(
-    dict(
-        points=one_of('pillars'),
-        num_classes=COUNT,
-        code_size=number(7, 9, whole=True),
-        levels=COUNT,
-        aligned=FLAG,
-        align_corner=FLAG,
-        ranges=items(number(), 6),
-        sizes=items(POSITIVE, 3),
-        rotations=items(number(), 1),
-        scales=items(POSITIVE, 1),
-        size_per_range=FLAG,
-        dir_offset=number(),
-        dir_limit_offset=number(),
-        nms_pre=number(whole=True),
-        score_thr=number(),
-        nms_thr=number(0),
-        rotated=FLAG,
-        max_num=COUNT,
-        cells=items(COUNT, 2),
-    ),
-    closed=False,
+POSTPROCESS = told(
+    points=one_of('pillars'),
+    num_classes=COUNT,
+    code_size=number(7, 9, whole=True),
+    levels=COUNT,
+    aligned=FLAG,
+    align_corner=FLAG,
+    ranges=items(number(), 6),
+    sizes=items(POSITIVE, 3),
+    rotations=items(number(), 1),
+    scales=items(POSITIVE, 1),
+    size_per_range=FLAG,
+    dir_offset=number(),
+    dir_limit_offset=number(),
+    nms_pre=number(whole=True),
+    score_thr=number(),
+    nms_thr=number(0),
+    rotated=FLAG,
+    max_num=COUNT,
+    cells=items(COUNT, 2),
 )

@@ -1,13 +1,11 @@
 """BEVFusion whole: its options, and what its files tell `runtime/bevfusion_det`."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
 from mmdeploy_ext.contract.options import CONTRACT as DECLARED
 from mmdeploy_ext.contract.options import SPARSE_FORM
-from mmdeploy_ext.contract.schema import either, exactly, items, maybe, number, one_of, record
+from mmdeploy_ext.contract.schema import complete, either, exactly, items, maybe, number, one_of, record, told
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, RANGE
 
 PORTABLE, CUDA, AUTOWARE = 'portable', 'cuda-bevfusion', 'autoware'
@@ -23,10 +21,9 @@ CONTRACT = dataclasses.replace(
 OPTIONS = (CONTRACT, dataclasses.replace(SPARSE_FORM, only_with=('contract', PORTABLE)))
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
 CLASSES = items(number(0, 1000, whole=True), 1)
-CIRCLE = record(dict(classes=CLASSES, radius=number(0), most=COUNT), ('classes', 'radius', 'most'))
-ROTATED = record(
-    dict(classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)),
-    ('classes', 'most', 'overlap', 'first', 'scales'),
+CIRCLE = complete(classes=CLASSES, radius=number(0), most=COUNT)
+ROTATED = complete(
+    classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)
 )
 
 
@@ -35,32 +32,29 @@ def _group(value: Any, where: str) -> None:
     (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, where)
 
 
-POSTPROCESS = record(
-    dict(
-        sensors=items(one_of('camera', 'lidar'), 1, 2),
-        queries=COUNT,
-        uses_points=FLAG,
-        view=record(
-            dict(
-                image_size=exactly(2, COUNT),
-                columns=NUMBERS,
-                rows=NUMBERS,
-                depths=NUMBERS,
-                centre=TRIPLE,
-                step=TRIPLE,
-                count=exactly(3, COUNT),
-            )
-        ),
-        nms=maybe(either(CIRCLE, items(_group, 1))),
-        coder=record(
-            dict(
-                pc_range=items(number(), 2, 6),
-                voxel_size=items(POSITIVE, 2, 3),
-                out_size_factor=COUNT,
-                post_center_range=maybe(RANGE),
-                score_threshold=maybe(number()),
-            )
-        ),
+POSTPROCESS = told(
+    sensors=items(one_of('camera', 'lidar'), 1, 2),
+    queries=COUNT,
+    uses_points=FLAG,
+    view=record(
+        dict(
+            image_size=exactly(2, COUNT),
+            columns=NUMBERS,
+            rows=NUMBERS,
+            depths=NUMBERS,
+            centre=TRIPLE,
+            step=TRIPLE,
+            count=exactly(3, COUNT),
+        )
     ),
-    closed=False,
+    nms=maybe(either(CIRCLE, items(_group, 1))),
+    coder=record(
+        dict(
+            pc_range=items(number(), 2, 6),
+            voxel_size=items(POSITIVE, 2, 3),
+            out_size_factor=COUNT,
+            post_center_range=maybe(RANGE),
+            score_threshold=maybe(number()),
+        )
+    ),
 )

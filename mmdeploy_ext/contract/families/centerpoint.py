@@ -1,17 +1,12 @@
 """CenterPoint: which files it is written as, and what they tell `runtime/centerpoint`."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, record
+from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, told
 from mmdeploy_ext.contract.values import COUNT, FLAG, LIMIT, POSITIVE, RANGE, equal_lengths
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 AUTOWARE = 'autoware'
 CONTRACTS = dataclasses.replace(
@@ -35,26 +30,23 @@ def _circles(facts: Mapping[str, Any], where: str) -> None:
         raise Mismatch(f'post_center_limit_range has {count} numbers, expected 6 or none')
 
 
-POSTPROCESS = record(
-    dict(
-        points=one_of('pillars'),
-        num_classes=items(COUNT, 1, 64),
-        voxel_size=exactly(2, POSITIVE),
-        pc_origin=exactly(2, number()),
-        out_size_factor=number(1, 1024, whole=True),
-        max_num=COUNT,
-        score_threshold=maybe(number()),
-        post_center_range=RANGE,
-        norm_bbox=FLAG,
-        with_velocity=FLAG,
-        nms_type=one_of('rotate', 'circle'),
-        nms_thr=number(0),
-        nms_score_threshold=number(),
-        pre_max_size=maybe(LIMIT),
-        post_max_size=LIMIT,
-        min_radius=items(number(0), 0, 64),
-        post_center_limit_range=items(number(), 0, 6),
-    ),
+POSTPROCESS = told(
+    points=one_of('pillars'),
+    num_classes=items(COUNT, 1, 64),
+    voxel_size=exactly(2, POSITIVE),
+    pc_origin=exactly(2, number()),
+    out_size_factor=number(1, 1024, whole=True),
+    max_num=COUNT,
+    score_threshold=maybe(number()),
+    post_center_range=RANGE,
+    norm_bbox=FLAG,
+    with_velocity=FLAG,
+    nms_type=one_of('rotate', 'circle'),
+    nms_thr=number(0),
+    nms_score_threshold=number(),
+    pre_max_size=maybe(LIMIT),
+    post_max_size=LIMIT,
+    min_radius=items(number(0), 0, 64),
+    post_center_limit_range=items(number(), 0, 6),
     also=_circles,
-    closed=False,
 )

@@ -1,17 +1,13 @@
 """Dense heads: their options, and what their files tell `runtime/dense`."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.contract import dense_head
 from mmdeploy_ext.contract.options import MAX_CANDIDATES
-from mmdeploy_ext.contract.schema import number, record
+from mmdeploy_ext.contract.schema import number, told
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT, STRIDES, equal_lengths
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 OPTIONS = (MAX_CANDIDATES,)
 
@@ -22,22 +18,19 @@ def _dense(facts: Mapping[str, Any], where: str) -> None:
     dense_head.together(facts, where)
 
 
-POSTPROCESS = record(
-    dict(
-        score_thr=number(),
-        nms_pre=LIMIT,
-        iou_threshold=FRACTION,
-        max_per_img=LIMIT,
-        class_agnostic=FLAG,
-        clip_border=FLAG,
-        strides=STRIDES,
-        base_anchors=dense_head.PRIORS,
-        coder=dense_head.coder,
-        head=dense_head.HEAD,
-        num_classes=COUNT,
-    ),
+POSTPROCESS = told(
+    score_thr=number(),
+    nms_pre=LIMIT,
+    iou_threshold=FRACTION,
+    max_per_img=LIMIT,
+    class_agnostic=FLAG,
+    clip_border=FLAG,
+    strides=STRIDES,
+    base_anchors=dense_head.PRIORS,
+    coder=dense_head.coder,
+    head=dense_head.HEAD,
+    num_classes=COUNT,
     also=_dense,
-    closed=False,
 )
 
 

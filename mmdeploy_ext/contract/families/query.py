@@ -1,10 +1,8 @@
 """Detectors of queries: their options, and what their files tell `runtime/query`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families.rtdetr import GRID_SAMPLE
-from mmdeploy_ext.contract.schema import record
+from mmdeploy_ext.contract.schema import told
 from mmdeploy_ext.contract.values import COUNT
 
 OPTIONS = (GRID_SAMPLE,)
-POSTPROCESS = record(dict(max_per_img=COUNT, num_classes=COUNT), closed=False)
+POSTPROCESS = told(max_per_img=COUNT, num_classes=COUNT)

@@ -1,19 +1,10 @@
 """Detectors of queries that give panoptic maps: options, and what files tell `runtime/query_panoptic`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families.query import OPTIONS
-from mmdeploy_ext.contract.schema import record
+from mmdeploy_ext.contract.schema import told
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION
 
 __all__ = ['OPTIONS', 'POSTPROCESS']
-POSTPROCESS = record(
-    dict(
-        num_classes=COUNT,
-        num_things=COUNT,
-        object_mask_thr=FRACTION,
-        iou_thr=FRACTION,
-        filter_low_score=FLAG,
-    ),
-    closed=False,
+POSTPROCESS = told(
+    num_classes=COUNT, num_things=COUNT, object_mask_thr=FRACTION, iou_thr=FRACTION, filter_low_score=FLAG
 )

@@ -1,10 +1,8 @@
 """RT-DETR: its options, and what its files tell `runtime/rtdetr`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import OF_SOME
-from mmdeploy_ext.contract.schema import record, text
+from mmdeploy_ext.contract.schema import text, told
 from mmdeploy_ext.contract.values import COUNT, FLAG
 
 FUSE = Option(
@@ -23,20 +21,9 @@ GRID_SAMPLE = Option(
     group=OF_SOME,
 )
 DYNAMIC_BATCH = Option(
-    'dynamic_batch',
-    False,
-    'the batch stays dynamic, the size is fixed',
-    schema=FLAG,
-    group=OF_SOME,
+    'dynamic_batch', False, 'the batch stays dynamic, the size is fixed', schema=FLAG, group=OF_SOME
 )
 OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
-POSTPROCESS = record(
-    dict(
-        max_per_img=COUNT,
-        num_queries=COUNT,
-        num_classes=COUNT,
-        orig_target_sizes=text(),
-        position_layout=text(),
-    ),
-    closed=False,
+POSTPROCESS = told(
+    max_per_img=COUNT, num_queries=COUNT, num_classes=COUNT, orig_target_sizes=text(), position_layout=text()
 )

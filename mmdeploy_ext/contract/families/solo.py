@@ -1,10 +1,8 @@
 """SOLO, SOLOv2 and Decoupled SOLO: their options, and what their files tell `runtime/solo`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import MAX_CANDIDATES, OF_SOME
-from mmdeploy_ext.contract.schema import items, number, one_of, record, text
+from mmdeploy_ext.contract.schema import items, number, one_of, text, told
 from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT, POSITIVE, STRIDES, equal_lengths
 
 LAYOUT = Option(
@@ -17,22 +15,19 @@ LAYOUT = Option(
     group=OF_SOME,
 )
 OPTIONS = (LAYOUT, MAX_CANDIDATES)
-POSTPROCESS = record(
-    dict(
-        score_thr=number(),
-        mask_thr=FRACTION,
-        filter_thr=number(),
-        nms_pre=LIMIT,
-        max_per_img=LIMIT,
-        kernel=one_of('gaussian', 'linear'),
-        sigma=POSITIVE,
-        head=text(r'\w*SOLO\w*', 'a SOLO head'),
-        num_classes=COUNT,
-        num_grids=items(number(1, 1024, whole=True), 1, 64),
-        strides=STRIDES,
-        mask_stride=number(1, 64, whole=True),
-        cells=text(),
-    ),
+POSTPROCESS = told(
+    score_thr=number(),
+    mask_thr=FRACTION,
+    filter_thr=number(),
+    nms_pre=LIMIT,
+    max_per_img=LIMIT,
+    kernel=one_of('gaussian', 'linear'),
+    sigma=POSITIVE,
+    head=text(r'\w*SOLO\w*', 'a SOLO head'),
+    num_classes=COUNT,
+    num_grids=items(number(1, 1024, whole=True), 1, 64),
+    strides=STRIDES,
+    mask_stride=number(1, 64, whole=True),
+    cells=text(),
     also=equal_lengths('num_grids', 'strides'),
-    closed=False,
 )

@@ -1,12 +1,10 @@
 """StreamPETR: its options, and what its files tell `runtime/streampetr`."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.option import Option
-from mmdeploy_ext.contract.schema import maybe, number, record
+from mmdeploy_ext.contract.schema import maybe, number, told
 from mmdeploy_ext.contract.values import COUNT, RANGE
 
 GROUP = 'multi-camera models (StreamPETR)'
@@ -60,15 +58,12 @@ NODE_IMAGES = Option(
     group=GROUP,
 )
 OPTIONS = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS, NODE_IMAGES)
-POSTPROCESS = record(
-    dict(
-        max_num=COUNT,
-        post_center_range=RANGE,
-        score_threshold=maybe(number()),
-        num_classes=COUNT,
-        memory_len=COUNT,
-        topk_proposals=COUNT,
-        num_propagated=number(0, 100_000, whole=True),
-    ),
-    closed=False,
+POSTPROCESS = told(
+    max_num=COUNT,
+    post_center_range=RANGE,
+    score_threshold=maybe(number()),
+    num_classes=COUNT,
+    memory_len=COUNT,
+    topk_proposals=COUNT,
+    num_propagated=number(0, 100_000, whole=True),
 )

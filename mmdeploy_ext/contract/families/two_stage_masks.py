@@ -1,11 +1,9 @@
 """Two-stage detectors with masks: their options, and what their files tell `runtime/two_stage_masks`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families import two_stage
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import OF_SOME
-from mmdeploy_ext.contract.schema import record
+from mmdeploy_ext.contract.schema import told
 from mmdeploy_ext.contract.values import FLAG, FRACTION
 
 PASTE_MASKS = Option(
@@ -20,4 +18,4 @@ PASTE_MASKS = Option(
 )
 OPTIONS = (*two_stage.OPTIONS, PASTE_MASKS)
 FACTS = dict(two_stage.FACTS, mask_thr=FRACTION)
-POSTPROCESS = record(FACTS, closed=False)
+POSTPROCESS = told(**FACTS)

@@ -1,17 +1,12 @@
 """Two-stage detectors that give panoptic maps: what their files tell `runtime/two_stage_panoptic`."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.contract.families import two_stage_masks
-from mmdeploy_ext.contract.schema import number, record
+from mmdeploy_ext.contract.schema import number, told
 from mmdeploy_ext.contract.values import COUNT, FRACTION
 
-POSTPROCESS = record(
-    dict(
-        two_stage_masks.FACTS,
-        num_things=COUNT,
-        mask_overlap=FRACTION,
-        stuff_area_limit=number(0, 10**9, whole=True),
-    ),
-    closed=False,
+POSTPROCESS = told(
+    **two_stage_masks.FACTS,
+    num_things=COUNT,
+    mask_overlap=FRACTION,
+    stuff_area_limit=number(0, 10**9, whole=True),
 )

@@ -1,19 +1,14 @@
 """YOLACT: what its files tell `runtime/yolact`."""
 
-from __future__ import annotations
-
-from mmdeploy_ext.contract.schema import number, record
+from mmdeploy_ext.contract.schema import number, told
 from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT
 
-POSTPROCESS = record(
-    dict(
-        score_thr=number(),
-        iou_thr=FRACTION,
-        mask_thr=FRACTION,
-        nms_pre=LIMIT,
-        top_k=COUNT,
-        max_per_img=COUNT,
-        num_classes=COUNT,
-    ),
-    closed=False,
+POSTPROCESS = told(
+    score_thr=number(),
+    iou_thr=FRACTION,
+    mask_thr=FRACTION,
+    nms_pre=LIMIT,
+    top_k=COUNT,
+    max_per_img=COUNT,
+    num_classes=COUNT,
 )

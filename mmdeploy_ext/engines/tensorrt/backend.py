@@ -9,9 +9,9 @@ import numpy as np
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.engines.tensorrt.beside import engine_beside
 from mmdeploy_ext.engines.tensorrt.binding import Session, check_ports
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
+from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.file import check_architecture, check_version, read_record
 from mmdeploy_ext.engines.tensorrt.package import find_package
 from mmdeploy_ext.graph.passes.for_tensorrt import parse_constants
@@ -25,7 +25,7 @@ class TensorRtBackend(Backend):
 
     The record beside the engine says which package, version and architecture it is for; anything else is
     refused before the engine is loaded. Tensors are bound by name. Of an ONNX file the engine beside it is
-    taken, which is built where there is none for this GPU (`tensorrt_beside`).
+    taken, which is built where there is none for this GPU (`engine_beside`).
     """
 
     engine = 'tensorrt'
@@ -33,23 +33,18 @@ class TensorRtBackend(Backend):
     def __init__(
         self, path: str, device: int = 0, shapes: Sequence[str] = (), constants: Sequence[str] = ()
     ) -> None:
-        """Keep the options.
+        """Keep the options; a device that is no index is a ConfigError.
 
         Args:
             path: the engine, or an ONNX file.
             device: index of the GPU.
             shapes: of an ONNX file with open axes: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`.
             constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES.
-
-        Raises:
-            ConfigError: a device that is no index.
         """
         if not isinstance(device, int) or device < 0:
             raise ConfigError(f'device={device!r}: expected the index of a GPU, 0 or more')
-        self.path = str(path)
-        self.device = device
-        self.shapes = _words(shapes)
-        self.constants = _words(constants)
+        self.path, self.device = str(path), device
+        self.shapes, self.constants = _words(shapes), _words(constants)
         self.session: Session | None = None
         self._runtime: Any = None
 
@@ -87,10 +82,9 @@ class TensorRtBackend(Backend):
                 f'{"; ".join(log.errors()[:3]) or "it gave no reason"}; build it again'
             )
         session = Session(engine, GpuMemory(self.device))
-        check_ports(session.inputs, self.record.inputs, 'inputs', self.path)
-        check_ports(session.outputs, self.record.outputs, 'outputs', self.path)
-        self.session = session
-        self._engine = engine
+        for what in ('inputs', 'outputs'):
+            check_ports(getattr(session, what), getattr(self.record, what), what, self.path)
+        self.session, self._engine = session, engine
 
     def layers(self) -> str:
         """Return what the engine's inspector says of its layers, dtypes included, as JSON."""
@@ -100,8 +94,7 @@ class TensorRtBackend(Backend):
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """See `Backend.run`; inputs that the caller leaves out get the default that the spec states.
 
-        Raises:
-            ShapeError: an input is fed that is a constant of the engine, with another value.
+        An input that is a constant of the engine, fed with another value, is a ShapeError.
         """
         self._check_constants(feeds)
         return self.session.run(self.spec.with_defaults(feeds))

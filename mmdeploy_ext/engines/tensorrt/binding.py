@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
+from mmdeploy_ext.core.plain import Plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory
 
 DTYPES = {
     'FLOAT': 'float32',
@@ -31,14 +34,8 @@ def dtype_name(kind: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Port:
-    """An input or output of an engine.
-
-    Attributes:
-        name: its name, the ONNX one.
-        dtype: numpy name.
-        shape: sizes; -1 for an open axis.
-    """
+class Port(Plain):
+    """An input or output of an engine: its ONNX name, numpy's name of its dtype, sizes (-1: an open axis)."""
 
     name: str
     dtype: str
@@ -56,17 +53,7 @@ def read_ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def check_ports(found: Sequence[Port], stated: Sequence[Port], what: str, path: object) -> None:
-    """Refuse an engine whose tensors are not those that its record states; the order does not count.
-
-    Args:
-        found: of the engine.
-        stated: of the record.
-        what: 'inputs' or 'outputs'.
-        path: the engine, for the message.
-
-    Raises:
-        ModelFileError: a name is missing or new, or a dtype or a number of axes differs.
-    """
+    """Refuse an engine whose tensors are not those that its record states; the order does not count."""
     there, wanted = {port.name: port for port in found}, {port.name: port for port in stated}
     missing, extra = sorted(wanted.keys() - there), sorted(there.keys() - wanted)
     if missing or extra:
@@ -84,37 +71,10 @@ def check_ports(found: Sequence[Port], stated: Sequence[Port], what: str, path: 
             )
 
 
-class Memory(Protocol):
-    """Memory that an engine reads and writes: a GPU's."""
-
-    stream: int
-
-    def put(self, array: np.ndarray) -> Any:
-        """Copy an array there."""
-
-    def empty(self, nbytes: int) -> Any:
-        """Allocate a block."""
-
-    def address(self, block: Any) -> int:
-        """Return where a block begins."""
-
-    def take(self, block: Any, into: np.ndarray) -> None:
-        """Copy a block back, once the stream has ended."""
-
-    def free(self, block: Any) -> None:
-        """Free a block."""
-
-
 class Session:
-    """An engine with an execution context, fed and read by name."""
+    """A deserialised engine with an execution context, fed and read by name."""
 
-    def __init__(self, engine: Any, memory: Memory) -> None:
-        """Make the execution context.
-
-        Args:
-            engine: deserialised.
-            memory: of the GPU that it runs on.
-        """
+    def __init__(self, engine: Any, memory: GpuMemory) -> None:
         self.memory = memory
         self.inputs, self.outputs = read_ports(engine)
         self.context = engine.create_execution_context()
@@ -122,19 +82,13 @@ class Session:
             raise InferenceError('the engine has no room for its execution context on this GPU')
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run the engine.
-
-        Args:
-            feeds: input name -> array.
-
-        Returns:
-            Output name -> array.
+        """Run the engine on input name -> array; return output name -> array.
 
         Raises:
             ShapeError: a feed is missing, or outside of the sizes that the engine was built for.
             InferenceError: the run failed, or an output's size is known only after it.
         """
-        blocks: list[Any] = []
+        blocks: list[int] = []
         try:
             for port in self.inputs:
                 blocks.append(self._feed(port, feeds))
@@ -148,7 +102,7 @@ class Session:
             for block in blocks:
                 self.memory.free(block)
 
-    def _feed(self, port: Port, feeds: Mapping[str, np.ndarray]) -> Any:
+    def _feed(self, port: Port, feeds: Mapping[str, np.ndarray]) -> int:
         if port.name not in feeds:
             raise ShapeError(f'input {port.name!r} is missing; it takes {port.dtype} {port.shape}')
         array = np.ascontiguousarray(feeds[port.name])
@@ -160,10 +114,10 @@ class Session:
                 f'sizes that the engine was built for; build it with other --shapes'
             )
         block = self.memory.put(array)
-        self.context.set_tensor_address(port.name, self.memory.address(block))
+        self.context.set_tensor_address(port.name, block)
         return block
 
-    def _room(self, port: Port, blocks: list[Any]) -> tuple[Any, np.ndarray]:
+    def _room(self, port: Port, blocks: list[int]) -> tuple[int, np.ndarray]:
         shape = tuple(self.context.get_tensor_shape(port.name))
         if any(size < 0 for size in shape):
             raise InferenceError(
@@ -173,5 +127,5 @@ class Session:
         array = np.empty(shape, port.dtype)
         block = self.memory.empty(max(array.nbytes, 1))
         blocks.append(block)
-        self.context.set_tensor_address(port.name, self.memory.address(block))
+        self.context.set_tensor_address(port.name, block)
         return block, array

@@ -38,12 +38,10 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """An engine and facts of its build.
+    """A serialised engine and facts of its build.
 
     Attributes:
-        data: the serialised engine.
         layers: of the network; their dtypes are binding for the engine, which may fuse them.
-        warnings: what TensorRT said.
         seconds: parsing and building.
     """
 
@@ -98,13 +96,16 @@ def build(
     config = builder.create_builder_config()
     _configure(trt, config, architectures, tf32)
     if profiles:
-        config.add_optimization_profile(_profile(builder, profiles))
-    monitor = _monitor(trt, progress)
-    if monitor is not None:
-        config.progress_monitor = monitor
+        profile = builder.create_optimization_profile()
+        for name, shapes in profiles.items():
+            profile.set_shape(name, *shapes)
+        config.add_optimization_profile(profile)
+    if progress is not None and hasattr(trt, 'IProgressMonitor'):
+        config.progress_monitor = _monitor(trt, progress)
     serialised = builder.build_serialized_network(network, config)
     if serialised is None:
-        raise ExportError(f'{package.name} {package.version} cannot build it: {_build_message(log)}')
+        reason = '; '.join(map(_plain, log.errors()[:3])) or 'it gave no reason'
+        raise ExportError(f'{package.name} {package.version} cannot build it: {reason}')
     layers = tuple(_layer(network.get_layer(place)) for place in range(network.num_layers))
     seconds = time.perf_counter() - start
     return Built(bytes(serialised), layers, tuple(dict.fromkeys(log.warnings())), seconds)
@@ -125,13 +126,6 @@ def _configure(trt: Any, config: Any, architectures: Sequence[int], tf32: bool) 
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
-def _profile(builder: Any, profiles: Mapping[str, Profile]) -> Any:
-    profile = builder.create_optimization_profile()
-    for name, (smallest, usual, largest) in profiles.items():
-        profile.set_shape(name, smallest, usual, largest)
-    return profile
-
-
 def _layer(layer: Any) -> Layer:
     outputs = (layer.get_output(place) for place in range(layer.num_outputs))
     return Layer(layer.name, layer.type.name, tuple(dtype_name(output.dtype) for output in outputs))
@@ -147,11 +141,6 @@ def _parser_message(parser: Any, package: Package) -> str:
     return f'{package.name} {package.version} does not take the file: {"; ".join(words)}{more}'
 
 
-def _build_message(log: Any) -> str:
-    found = log.errors()
-    return '; '.join(map(_plain, found[:3])) if found else 'it gave no reason'
-
-
 def _plain(message: str) -> str:
     """Return a message of TensorRT without the complaint that there is no GPU, and with what to change."""
     text = message.split('[checkMacros')[0].strip()
@@ -163,10 +152,8 @@ def _plain(message: str) -> str:
     return text
 
 
-def _monitor(trt: Any, progress: Callable[[str, int, int], None] | None) -> Any:
-    """Return a monitor that calls `progress`; None without it, or where the package has no monitors."""
-    if progress is None or not hasattr(trt, 'IProgressMonitor'):
-        return None
+def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
+    """Return a monitor that calls `progress`."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -17,12 +17,7 @@ MAJOR, MINOR = 75, 76
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU.
-
-    Attributes:
-        name: as the driver has it.
-        architecture: 86 for compute capability 8.6.
-    """
+    """A GPU: its name as the driver has it, and its architecture, 86 for compute capability 8.6."""
 
     name: str
     architecture: int
@@ -54,14 +49,12 @@ def find_gpu(index: int = 0) -> Gpu | None:
 
 
 class GpuMemory:
-    """Memory of one GPU and a stream on it; see `tensorrt_binding.Memory`."""
+    """Memory of one GPU, in blocks by their addresses, and a stream on it.
+
+    It takes the primary context, which TensorRT uses too. An EngineError says that there is no such GPU.
+    """
 
     def __init__(self, index: int = 0) -> None:
-        """Take the primary context, which TensorRT uses too.
-
-        Raises:
-            EngineError: there is no GPU.
-        """
         if find_gpu(index) is None:
             raise EngineError(f'there is no GPU {index} here; engines need an NVIDIA GPU')
         self._driver = _driver()
@@ -80,20 +73,16 @@ class GpuMemory:
             raise InferenceError(f'{function} failed: {(words.value or b"").decode()} ({status})')
 
     def empty(self, nbytes: int) -> int:
-        """Allocate a block; returns its address."""
+        """Allocate a block."""
         block = ctypes.c_uint64()
         self._call('cuMemAlloc_v2', ctypes.byref(block), ctypes.c_size_t(nbytes))
         return block.value
 
     def put(self, array: np.ndarray) -> int:
-        """Copy an array to the GPU; returns its address."""
+        """Copy an array to the GPU."""
         block = self.empty(max(array.nbytes, 1))
         source = ctypes.c_void_p(array.ctypes.data)
         self._call('cuMemcpyHtoD_v2', ctypes.c_uint64(block), source, ctypes.c_size_t(array.nbytes))
-        return block
-
-    def address(self, block: int) -> int:
-        """Return where a block begins."""
         return block
 
     def take(self, block: int, into: np.ndarray) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx import helper
 
-from mmdeploy_ext.core.errors import EngineError
-from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.errors import EngineError, ModelFileError
+from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
 from mmdeploy_ext.engines.tensorrt import shapes as tensorrt_shapes
 from mmdeploy_ext.engines.tensorrt.binding import Port
 from mmdeploy_ext.engines.tensorrt.build import Built, build
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record, write_engine
+from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record, read_record, write_engine
 from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.passes import for_tensorrt
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
@@ -36,19 +38,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A build that was checked.
+    """A build that was checked; what it shares with `Record` and `build` is said there.
 
     Attributes:
         source: the ONNX file.
         model: what is built: with float16 written in where asked.
         package: that builds; None where nothing is built.
         title: what the checks were made for.
-        architectures: to build for.
-        profiles: of inputs with open axes.
-        precision: 'as given' or 'fp16'.
-        keep_fp32: patterns of nodes that stay float32.
-        constants: inputs that became constants.
-        tf32: see `build`.
     """
 
     source: Path
@@ -118,52 +114,32 @@ def prepare(
     if rtx:
         ready, _ = replace_roi_align(ready)
         check_turing(ready, architectures, str(source))
-    return Job(
-        Path(source),
-        ready,
-        found,
-        'TensorRT-RTX' if rtx else 'TensorRT',
-        tuple(architectures),
-        profiles,
-        'fp16' if fp16 else AS_GIVEN,
-        kept,
-        tuple(constants),
-        tf32,
-    )
+    title, precision = 'TensorRT-RTX' if rtx else 'TensorRT', 'fp16' if fp16 else AS_GIVEN
+    given = architectures, profiles, precision, kept, tuple(constants), tf32
+    return Job(Path(source), ready, found, title, *given)
 
 
 def build_file(
     job: Job, output: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
 ) -> tuple[Record, Built]:
-    """Build and write an engine and its record.
-
-    Raises:
-        EngineError, ExportError: see `build`.
-    """
+    """Build and write an engine and its record; for errors see `build`."""
     others = job.architectures if job.package.builds_for_others else ()
     built = build(job.model, job.package, others, job.profiles, tf32=job.tf32, progress=progress)
-    record = Record(
-        **record_of(job),
-        sha256=hashlib.sha256(built.data).hexdigest(),
-        nbytes=len(built.data),
-        layers=built.dtypes(),
-    )
+    facts = dict(sha256=hashlib.sha256(built.data).hexdigest(), nbytes=len(built.data), layers=built.dtypes())
+    record = Record(**_record_of(job), **facts)
     write_engine(output, built.data, record)
     return record, built
 
 
-def record_of(job: Job) -> dict[str, Any]:
+def _record_of(job: Job) -> dict[str, Any]:
     """Return what the record of an engine says that is known before the build."""
+    same = ('architectures', 'precision', 'keep_fp32', 'constants', 'tf32')
     return dict(
+        {name: getattr(job, name) for name in same},
         package=job.package.name,
         version=job.package.version,
-        architectures=job.architectures,
         onnx=job.source.name,
         onnx_sha256=sha256_file(job.source),
-        precision=job.precision,
-        keep_fp32=job.keep_fp32,
-        constants=job.constants,
-        tf32=job.tf32,
         inputs=_ports(job.model.graph.input),
         outputs=_ports(job.model.graph.output),
         profiles={name: [list(shape) for shape in shapes] for name, shapes in job.profiles.items()},
@@ -178,3 +154,60 @@ def _ports(values: Sequence[onnx.ValueInfoProto]) -> tuple[Port, ...]:
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
         found.append(Port(value.name, dtype, shape))
     return tuple(found)
+
+
+def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Sequence[str]) -> Path:
+    """Return the engine of an ONNX file: `m.engine` or `m.sm86.engine` where one fits, else a new one.
+
+    `device` is the index of the GPU, `shapes` and `constants` are as `prepare` takes them; without any shapes
+    those of an engine of this file that lies beside it are taken.
+
+    Raises:
+        EngineError: no package, no GPU, or a file that TensorRT cannot take.
+        ModelFileError: no such file.
+        UsageError: open axes without sizes.
+    """
+    package = tensorrt_package.find_package()
+    gpu = find_gpu(device)
+    if gpu is None:
+        raise EngineError(f'{package.name}: there is no GPU {device} here; an engine needs a GPU')
+    if not Path(source).is_file():
+        raise ModelFileError(f'{source}: no such ONNX file, and no engine (.engine)')
+    stem = source.removesuffix('.onnx')
+    target = Path(f'{stem}.sm{gpu.architecture}.engine')
+    places = Path(f'{stem}.engine'), target
+    shapes = shapes or _recorded_shapes(source, places)
+    job = prepare(source, shapes=shapes, constants=constants, package=package.name, device=device)
+    found = next((path for path in places if _is_engine_of(job, path)), None)
+    if found is not None:
+        return found
+    check_writable(target)
+    print(f'{target}: building with {package.name} {package.version}', file=sys.stderr, flush=True)
+    build_file(job, target)
+    return target
+
+
+def _recorded_shapes(source: str, places: Sequence[Path]) -> list[str]:
+    """Return the sizes that the first engine of this file was built with, as `--shapes` takes them."""
+    for path in filter(Path.is_file, places):
+        with contextlib.suppress(ModelFileError):
+            record = read_record(path)
+            if record.onnx_sha256 == sha256_file(source):
+                given = {port.name: record.profiles[port.name] for port in record.inputs if -1 in port.shape}
+                return [f'{name}={_sizes(shapes)}' for name, shapes in given.items()]
+    return []
+
+
+def _sizes(shapes: Sequence[Sequence[int]]) -> str:
+    return '/'.join('x'.join(map(str, shape)) for shape in shapes)
+
+
+def _is_engine_of(job: Job, path: Path) -> bool:
+    """Return whether an engine is there, whole, and what a build of the job would give."""
+    try:
+        record = read_record(path)
+    except ModelFileError:
+        return False
+    wanted = _record_of(job) | dict(architectures=record.architectures, onnx=record.onnx)
+    same = all(getattr(record, name) == value for name, value in wanted.items())
+    return same and set(job.architectures) <= set(record.architectures)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, sha256_file, write_json
 from mmdeploy_ext.engines.tensorrt.binding import Port
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 FORMAT = 1
 RTX_MAGIC = b'vtrt'
@@ -29,21 +29,16 @@ AS_GIVEN = 'as given'
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of an engine.
+    """What is known of an engine; shapes have -1 for an open axis.
 
     Attributes:
         package: 'tensorrt' or 'tensorrt-rtx'.
         version: of the package; an engine is for this version.
         architectures: that it was built for, e.g. [86] for SM 8.6.
-        sha256: of the engine file.
-        nbytes: of the engine file.
-        onnx: name of the ONNX file that it was built from.
-        onnx_sha256: of that file, as it was given.
+        onnx, onnx_sha256: name and digest of the ONNX file that it was built from.
         precision: `AS_GIVEN` or 'fp16', with `keep_fp32`.
         keep_fp32: patterns of nodes that stayed float32.
         constants: inputs of the ONNX file that are constants in the engine, as they were written.
-        inputs: name, dtype and shape; -1 for an open axis.
-        outputs: likewise.
         profiles: input -> smallest, usual and largest shape.
         layers: kind of layer -> dtype -> number of layers of the strongly typed network.
         metadata: `metadata_props` of the ONNX file.
@@ -78,11 +73,7 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the record') -> Record:
-        """Rebuild from `to_json`.
-
-        Raises:
-            ModelFileError: another format, or damaged.
-        """
+        """Rebuild from `to_json`; another format, or a damaged one, is a ModelFileError."""
         try:
             fields = dict(content)
             if fields.pop('format') != FORMAT:
@@ -90,9 +81,7 @@ class Record:
                     f'{path}: is a record of format {content["format"]}, expected {FORMAT}; build it again'
                 )
             for name in ('inputs', 'outputs'):
-                fields[name] = tuple(
-                    Port(port['name'], port['dtype'], tuple(port['shape'])) for port in fields[name]
-                )
+                fields[name] = tuple(map(Port.from_json, fields[name]))
             for name in ('architectures', 'keep_fp32', 'constants'):
                 fields[name] = tuple(fields[name])
             return cls(**fields)
@@ -116,11 +105,7 @@ def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> N
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """Read the record of an engine and make sure that the engine is the one that it is about.
-
-    Raises:
-        ModelFileError: no engine, no record, a truncated engine, or an engine of another build.
-    """
+    """Read the record of an engine and make sure that the engine is the one that it is about, and whole."""
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f'{path}: no such engine; build it with tools/deployment/onnx2tensorrt.py')
@@ -149,11 +134,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
 
 def check_version(record: Record, package: str, version: str, path: object) -> None:
-    """Refuse an engine of another package or version.
-
-    Raises:
-        EngineError: says what it was built with and what is here.
-    """
+    """Refuse an engine of another package or version: an EngineError with what it was built with."""
     if (record.package, record.version) != (package, version):
         raise EngineError(
             f'{path}: was built by {record.package} {record.version}, here is {package} {version}, and an '
@@ -162,27 +143,22 @@ def check_version(record: Record, package: str, version: str, path: object) -> N
 
 
 def check_architecture(record: Record, architecture: int, gpu: str, path: object) -> None:
-    """Refuse an engine of another architecture than the GPU's.
-
-    Raises:
-        EngineError: says what it was built for and what is here.
-    """
+    """Refuse an engine of another architecture than the GPU's: an EngineError with what it was built for."""
     if architecture not in record.architectures:
-        built = ', '.join(f'SM {number}' for number in record.architectures)
         raise EngineError(
-            f'{path}: was built for {built}, and {gpu} is SM {architecture}; build it again from '
-            f'{record.onnx} with --sm {architecture}'
+            f'{path}: was built for {_listed(record.architectures)}, and {gpu} is SM {architecture}; build '
+            f'it again from {record.onnx} with --sm {architecture}'
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Header:
+def _listed(architectures: Iterable[int]) -> str:
+    return ', '.join(f'SM {number}' for number in architectures)
+
+
+class Header(NamedTuple):
     """What the first bytes of a tensorrt-rtx engine say; a layout that was measured, not documented.
 
-    Attributes:
-        version: e.g. '1.7.1.116'.
-        architectures: as in `Record`.
-        nbytes: length that the file has to have.
+    `version` is e.g. '1.7.1.116', `nbytes` the length that the file has to have.
     """
 
     version: str
@@ -205,6 +181,5 @@ def _known(path: Path) -> str:
         header = read_header(stream.read(HEADER_BYTES))
     if header is None:
         return ''
-    built = ', '.join(f'SM {number}' for number in header.architectures)
-    short = path.stat().st_size < header.nbytes
-    return f' (tensorrt-rtx {header.version}, {built}{", cut short" if short else ""})'
+    short = ', cut short' if path.stat().st_size < header.nbytes else ''
+    return f' (tensorrt-rtx {header.version}, {_listed(header.architectures)}{short})'

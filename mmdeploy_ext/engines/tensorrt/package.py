@@ -28,12 +28,7 @@ OLDEST = (10, 0)
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """An importable TensorRT.
-
-    Attributes:
-        name: 'tensorrt' or 'tensorrt-rtx'.
-        module: the imported module.
-    """
+    """An imported TensorRT, 'tensorrt' or 'tensorrt-rtx'."""
 
     name: str
     module: Any
@@ -57,26 +52,23 @@ class Package:
         return tuple(sorted(int(name[2:]) for name in names if name[2:].isdigit()))
 
     def logger(self) -> Any:
-        """Return a logger that keeps what the library says, as (severity name, message) in `lines`."""
-        return _logger_class(self.module)()
+        """Return a logger that keeps what the library says: its `errors()` and `warnings()`."""
 
+        class Collector(self.module.ILogger):
+            def __init__(self) -> None:
+                super().__init__()
+                self.lines: list[tuple[str, str]] = []
 
-def _logger_class(module: Any) -> type:
-    class Collector(module.ILogger):
-        def __init__(self) -> None:
-            super().__init__()
-            self.lines: list[tuple[str, str]] = []
+            def log(self, severity: Any, message: str) -> None:
+                self.lines.append((severity.name, message))
 
-        def log(self, severity: Any, message: str) -> None:
-            self.lines.append((severity.name, message))
+            def errors(self) -> list[str]:
+                return [text for severity, text in self.lines if severity in ('ERROR', 'INTERNAL_ERROR')]
 
-        def errors(self) -> list[str]:
-            return [message for severity, message in self.lines if severity in ('ERROR', 'INTERNAL_ERROR')]
+            def warnings(self) -> list[str]:
+                return [text for severity, text in self.lines if severity == 'WARNING']
 
-        def warnings(self) -> list[str]:
-            return [message for severity, message in self.lines if severity == 'WARNING']
-
-    return Collector
+        return Collector()
 
 
 def is_installed(name: str) -> bool:
@@ -95,9 +87,7 @@ def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Packa
     Raises:
         EngineError: it is not installed, too old, or its libraries do not load.
     """
-    order = ('tensorrt-rtx', 'tensorrt') if architectures else ('tensorrt', 'tensorrt-rtx')
-    if name != 'auto':
-        order = (name,)
+    order = [*MODULES][:: -1 if architectures else 1] if name == 'auto' else [name]
     for candidate in order:
         if is_installed(candidate):
             return _load(candidate)
@@ -121,15 +111,9 @@ def _load(name: str) -> Package:
 
 
 def check_architectures(package: Package, asked: Sequence[int], here: int | None) -> None:
-    """Refuse architectures that a package cannot build for.
+    """Refuse architectures that a package cannot build for, and none where there is no GPU.
 
-    Args:
-        package: that builds.
-        asked: architectures, e.g. (86, 89); () for the GPU at hand.
-        here: architecture of the GPU at hand; None without one.
-
-    Raises:
-        EngineError: an unknown one, or none is asked for and there is no GPU.
+    `asked` are architectures, e.g. (86, 89), () for the GPU at hand; `here` is that of the GPU at hand.
     """
     known = ' '.join(map(str, package.architectures))
     if not asked:

@@ -14,17 +14,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines.tensorrt.build import Profile
 
+    Sizes = tuple[int, int, int]
+
 FORM = 'NAME=MIN/OPT/MAX, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344, or an axis: B=1/1/4'
 SUM = re.compile(r'(?P<axis>.+?)(?P<more>[+-]\d+)')
 """An axis that follows from another one: 'M0+1'."""
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
-    """Read NAME=MIN/OPT/MAX; one shape alone stands for all three.
-
-    Raises:
-        UsageError: another form, other ranks, or sizes that do not grow from MIN to MAX.
-    """
+    """Read NAME=MIN/OPT/MAX, or one shape for all three; UsageError: another form, other ranks or orders."""
     found: dict[str, Profile] = {}
     for text in texts:
         name, sign, written = text.rpartition('=')
@@ -47,27 +45,21 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
 def profiles_of(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Profile]:
     """Return the profile of every input that has an open axis.
 
-    Args:
-        spec: of the graph.
-        asked: by input or by axis; the sizes that one input gives an axis hold for all inputs that have it.
+    What is asked for is by input or by axis; the sizes that one input gives an axis hold for all inputs that
+    have it.
 
     Raises:
         UsageError: an unknown name, a shape that the input does not take, or an axis without sizes.
     """
     axes = _axes(spec, asked)
     profiles, missing = {}, []
-    for tensor in spec.inputs:
-        if not tensor.dynamic_axes:
-            continue
-        shapes = []
-        for place in range(3):
-            sizes = [axis if isinstance(axis, int) else _size(axis, axes, place) for axis in tensor.axes]
-            shapes.append(tuple(size for size in sizes if size is not None))
-        if all(len(shape) == len(tensor.axes) for shape in shapes):
-            profiles[tensor.name] = (shapes[0], shapes[1], shapes[2])
-        else:
-            unknown = [axis for axis in tensor.dynamic_axes.values() if _size(axis, axes, 0) is None]
+    for tensor in (tensor for tensor in spec.inputs if tensor.dynamic_axes):
+        sizes = [(axis,) * 3 if isinstance(axis, int) else _sizes(axis, axes) for axis in tensor.axes]
+        if None in sizes:
+            unknown = [axis for axis in tensor.dynamic_axes.values() if _sizes(axis, axes) is None]
             missing.append(f'{tensor.name} {tensor.shape_text()} ({", ".join(unknown)})')
+        else:
+            profiles[tensor.name] = tuple(zip(*sizes, strict=True))
     if missing:
         raise UsageError(
             f'--shapes: the graph has open axes, and no sizes are given for {"; ".join(missing)}: give {FORM}'
@@ -75,12 +67,12 @@ def profiles_of(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Prof
     return profiles
 
 
-def _axes(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, tuple[int, int, int]]:
+def _axes(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Sizes]:
     """Return axis -> its three sizes."""
     inputs = {tensor.name: tensor for tensor in spec.inputs}
     letters = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
     letters |= {match['axis'] for match in map(SUM.fullmatch, letters) if match}
-    found: dict[str, tuple[int, int, int]] = {}
+    found: dict[str, Sizes] = {}
     for name, (low, usual, high) in asked.items():
         if name in inputs:
             tensor = inputs[name]
@@ -99,9 +91,7 @@ def _axes(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, tuple[int,
     return found
 
 
-def _put(
-    found: dict[str, tuple[int, int, int]], name: str, axis: int | str, sizes: tuple[int, int, int]
-) -> None:
+def _put(found: dict[str, Sizes], name: str, axis: int | str, sizes: Sizes) -> None:
     if isinstance(axis, int):
         if set(sizes) != {axis}:
             raise UsageError(f'--shapes {name}: gives {sizes} for an axis that is fixed at {axis}')
@@ -109,10 +99,9 @@ def _put(
         raise UsageError(f'--shapes {name}: gives {sizes} for axis {axis}, another one gave {found[axis]}')
 
 
-def _size(axis: str, axes: Mapping[str, tuple[int, int, int]], place: int) -> int | None:
-    if axis in axes:
-        return axes[axis][place]
+def _sizes(axis: str, axes: Mapping[str, Sizes]) -> Sizes | None:
     match = SUM.fullmatch(axis)
-    if match and match['axis'] in axes:
-        return axes[match['axis']][place] + int(match['more'])
-    return None
+    if axis not in axes and match and match['axis'] in axes:
+        low, usual, high = (size + int(match['more']) for size in axes[match['axis']])
+        return low, usual, high
+    return axes.get(axis)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError
+from mmdeploy_ext.core.errors import DataError, PointsError
 from mmdeploy_ext.inputs.points import voxelise
-from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
+from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 from mmdeploy_ext.sparse.engine import checked_features
-from mmdeploy_ext.sparse.level import Level
+from mmdeploy_ext.sparse.rulebook import Level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,13 +115,8 @@ def sweep_sets(
 
 
 def _sweeps(source: str, cfg: Any, rule: VoxelRule, most: int) -> Sweeps:
-    """Return sweeps as the config's test pipeline reads points; of the model's own width without one."""
-    try:
-        steps = test_pipeline(cfg)
-    except ConfigError:
-        steps = []
-    points_rule = PointRule.from_pipeline(steps, rule.in_channels)
     root = ((cfg.get('data') or {}).get('test') or {}).get('data_root')
+    points_rule = point_rule(cfg, rule.in_channels)
     return Sweeps(source, lambda points: voxelise(points, rule), points_rule, root, most)
 
 

@@ -23,7 +23,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
-from mmdeploy_ext.sparse.portable_feeds import BEV
+from mmdeploy_ext.sparse.buckets import BEV
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays

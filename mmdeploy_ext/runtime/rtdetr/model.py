@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.engines.base import feed_check
+from mmdeploy_ext.engines.base import FEED_CHECKS
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
 
 if TYPE_CHECKING:
@@ -75,10 +75,12 @@ def count_tokens(height: int, width: int) -> int:
     return sum((height // stride) * (width // stride) for stride in STRIDES)
 
 
-@feed_check('rtdetr')
 def check_feeds(metadata: Metadata, feeds: Arrays) -> None:
     """Refuse what the shapes of the contract do not tell: see `check_tokens`."""
     check_tokens(feeds['images'].shape, metadata.postprocess.get('num_queries', 0))
+
+
+FEED_CHECKS['rtdetr'] = check_feeds
 
 
 def postprocess_image(

@@ -14,10 +14,10 @@ from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
 from mmdeploy_ext.runtime.exported import Opened
+from mmdeploy_ext.sparse.buckets import BEV, FACTS, VOXELS
+from mmdeploy_ext.sparse.buckets import feeds as table_feeds
 from mmdeploy_ext.sparse.engine import checked_features
 from mmdeploy_ext.sparse.plan import Plan
-from mmdeploy_ext.sparse.portable_feeds import BEV, FACTS, VOXELS
-from mmdeploy_ext.sparse.portable_feeds import feeds as table_feeds
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:

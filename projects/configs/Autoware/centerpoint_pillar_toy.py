@@ -1,13 +1,9 @@
-from projects.configs.nuscenes_lidar import LOAD_POINTS, lidar_data
+from projects.configs.nuscenes_lidar import LOAD_POINTS, lidar_data, toy
 
 _base_ = ['../_base_/models/centerpoint_pillar_toy.py', '../_base_/schedules/lidar_toy.py']
 data = lidar_data(
     [-22.4, -22.4, -4.0, 22.4, 22.4, 6.0],
-    root='data/toy_nuscenes/',
-    infos='toy_nuscenes_infos',
-    fold_heading=True,
-    samples_per_gpu=4,
-    workers_per_gpu=1,
     classes=['car', 'truck', 'bus', 'bicycle', 'pedestrian'],
     loads=[LOAD_POINTS, dict(type='LoadPointsFromMultiSweeps', sweeps_num=1, use_dim=[0, 1, 2, 4])],
+    **toy(),
 )

@@ -9,19 +9,7 @@ voxel_size = [0.1, 0.1, 0.2]
 model = dict(
     encoders=dict(
         camera=dict(
-            vtransform=dict(
-                _delete_=True,
-                type='LSSTransform',
-                in_channels=256,
-                out_channels=80,
-                image_size=(256, 704),
-                feature_size=(32, 88),
-                xbound=(-51.2, 51.2, 0.4),
-                ybound=(-51.2, 51.2, 0.4),
-                zbound=(-10.0, 10.0, 20.0),
-                dbound=(1.0, 60.0, 0.5),
-                downsample=2,
-            ),
+            vtransform=dict(type='LSSTransform', xbound=(-51.2, 51.2, 0.4), ybound=(-51.2, 51.2, 0.4))
         ),
         lidar=None,
     ),

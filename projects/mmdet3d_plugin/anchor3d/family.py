@@ -1,29 +1,21 @@
 """The family of LiDAR detectors with anchors: which configs it claims, and what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
 
 from mmdeploy_ext.contract.families.centerpoint import CONTRACTS
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
+from mmdeploy_ext.runtime.frames import Stepper
 from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
 from projects.mmdet3d_plugin.anchor3d.reference import AnchorReference
 from projects.mmdet3d_plugin.anchor3d.samples import result
-from projects.mmdet3d_plugin.centerpoint.family import (
-    DYNAMIC_DETECTOR,
-    CenterPointFamily,
-    check_points_side,
-)
+from projects.mmdet3d_plugin.centerpoint.family import DYNAMIC_DETECTOR, CenterPointFamily, check_points_side
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.runtime.frames import Stepper
 
 PER_CLASS_HEAD = 'ShapeAwareHead'
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
@@ -86,8 +78,6 @@ class AnchorFamily(CenterPointFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
-
         return AnchorOnnx(paths, **engine)
 
 

@@ -3,24 +3,19 @@
 Glossary: A anchors of a cell, C classes, D values of a box, H, W bird's-eye view.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.anchor3d.boxes import AnchorRule
-from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead, head_graph, points_graph
+from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead, head_graph, head_spec, points_graph
 from projects.mmdet3d_plugin.centerpoint.pillars import points_facts
 from projects.mmdet3d_plugin.common.parts import parts_of
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.stages import Graph
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """The anchor generator of heads whose classes have maps of their own."""
@@ -46,24 +41,14 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
-    """Return the contract of the dense head.
-
-    Args:
-        model: a detector.
-        bev_shape: (1, C, H, W) of the bird's-eye view.
-    """
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        found = DenseHead(model, flat_outputs)(torch.zeros(bev_shape, device=device))
-    outputs = []
-    for name, tensor in zip(anchor_rule(parts_of(model).head).output_names, found, strict=True):
-        kind, level = name.rsplit('_', 1)
-        unit = 'logit' if kind != 'bbox_pred' else ''
-        outputs.append(
-            TensorSpec(name, 'float32', tuple(tensor.shape), f'{MEANINGS[kind]}, level {level}', unit)
-        )
+    """Return the contract of the dense head, whose input is the bird's-eye view (1, C, H, W)."""
+    names = anchor_rule(parts_of(model).head).output_names
     bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the points")
-    return GraphSpec('anchor3d/head', (bev,), tuple(outputs))
+    facts = [
+        (f'{MEANINGS[kind]}, level {level}', '' if kind == 'bbox_pred' else 'logit')
+        for kind, level in (name.rsplit('_', 1) for name in names)
+    ]
+    return head_spec('anchor3d/head', DenseHead(model, flat_outputs), bev, names, facts)
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:
@@ -86,12 +71,7 @@ def cells_of(model: nn.Module) -> tuple[int, ...]:
 
 
 def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
-    """Return how an `Anchor3DHead` decodes.
-
-    Args:
-        head: of the detector.
-        cells: see `AnchorRule`.
-    """
+    """Return how an `Anchor3DHead` decodes; for `cells` see `AnchorRule`."""
     anchors, test = head.anchor_generator, head.test_cfg
     return AnchorRule(
         num_classes=int(head.num_classes),

@@ -1,19 +1,9 @@
 """LiDAR detectors with anchors in PyTorch as a stepper: mmdet3d's detectors as they are."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import functools
 
 from projects.mmdet3d_plugin.anchor3d.graphs import anchor_rule, flat_outputs
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 
-if TYPE_CHECKING:
-    import torch
-
-
-class AnchorReference(Reference):
-    """CenterPoint's stepper with the outputs of `Anchor3DHead`."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a detector in evaluation mode."""
-        super().__init__(model, anchor_rule, flat_outputs)
+AnchorReference = functools.partial(Reference, rule=anchor_rule, flatten=flat_outputs)
+"""CenterPoint's stepper with the outputs of `Anchor3DHead`."""

@@ -3,7 +3,6 @@
 from projects.mmdet3d_plugin.bevfusion import (  # noqa: F401
     center_head,
     coder,
-    decoder,
     family,
     fusion,
     head,

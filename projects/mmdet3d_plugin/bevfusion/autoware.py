@@ -9,11 +9,10 @@ Glossary: V voxels, A points of a voxel, F values of a point, C channels, X, Y c
 queries, K classes.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,12 +27,11 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.autoware import bevfusion_rules as node
 from mmdeploy_ext.runtime.autoware.bevfusion import BEV
 from mmdeploy_ext.runtime.autoware.writing import known_words, remapper_text, text_of
+from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
+from mmdeploy_ext.sparse.ir import SparseGraph
+from mmdeploy_ext.sparse.node_writer import NodeWriter
+from projects.mmdet3d_plugin.common.parts import OfModel
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.sparse.ir import SparseGraph
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +63,8 @@ MEANINGS = dict(
 )
 
 
-class DenseHead(nn.Module):
+class DenseHead(OfModel):
     """The LiDAR's map to the node's values of boxes."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the parts of a `BEVFusion` with batch normalisation folded."""
-        super().__init__()
-        self.model = model
 
     def forward(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of (1, C, X, Y)."""
@@ -124,16 +117,10 @@ def _spec(name: str, dtype: str, axes: tuple[int | str, ...], compare: str = 'va
 def with_encoder(
     model: onnx.ModelProto, sparse: SparseGraph, spec: GraphSpec
 ) -> tuple[onnx.ModelProto, bool]:
-    """Return a graph of the map with voxels and sparse encoder before it, and that it changed.
+    """Return a graph whose one input is `bev` with voxels and sparse encoder before it, and that it changed.
 
-    Args:
-        model: with the one input `bev`.
-        sparse: the encoder, folded.
-        spec: of the result, for its inputs.
+    The inputs are those of the spec; the encoder is folded.
     """
-    from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
-    from mmdeploy_ext.sparse.node_writer import NodeWriter
-
     writer = NodeWriter()
     for tensor in spec.inputs:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
@@ -175,11 +162,7 @@ def between() -> tuple[TensorSpec, ...]:
 
 
 def check(cfg: Any) -> None:
-    """Refuse what the node has no place for.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Raise ConfigError, which names file and key, for what the node has no place for."""
     where = f'{cfg.filename}: --contract autoware: model.'
     if cfg.model.encoders.get('camera'):
         raise ConfigError(f'{where}encoders.camera: the files of LiDAR alone are written; leave cameras out')

@@ -4,10 +4,8 @@ Glossary: B samples, T tasks, K classes of a task, X, Y cells of the bird's-eye 
 a task that are looked at, n boxes that stay.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet3d.core import LiDARInstance3DBoxes, circle_nms, xywhr2xyxyr
@@ -20,9 +18,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.runtime.bevfusion_det.frames import in_lidar_columns
 from projects.mmdet3d_plugin.bevfusion.coder import boxes_of_cells
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 KINDS = ('circle', 'rotate')
 VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
 """Maps of a task besides its `heatmap`."""
@@ -32,14 +27,9 @@ VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
 class BEVFusionCenterHead(CenterHead):
     """mmdet3d's CenterHead for maps whose rows are x, and boxes of mmdet3d 0.x; velocities are needed.
 
-    Args:
-        tasks: of each its class names, as a list or as mmdet3d has it.
-        test_cfg: as of mmdet3d; `nms_type` of all tasks or of each, `nms_scale` of all classes or of each of
-            each task: sizes are multiplied by it before rotated boxes are compared.
-        **config: of `CenterHead`.
-
-    Raises:
-        ConfigError: a suppression that there is no place for, or classes, radii or scales that do not fit.
+    Tasks are lists of class names, or as mmdet3d has them. Of `test_cfg`, `nms_type` is of all tasks or of
+    each, `nms_scale` of all classes or of each of each task: sizes are multiplied by it before rotated boxes
+    are compared. What does not fit raises ConfigError.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/centerpoint.py and
     core/bbox/coders/centerpoint_bbox_coders.py.
@@ -111,11 +101,7 @@ class BEVFusionCenterHead(CenterHead):
     def candidates(self, found: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best boxes of each task before suppression; columns of mmdet3d 0.x, bottom centre.
 
-        Args:
-            found: of `forward`.
-
-        Returns:
-            Boxes (B, T Q, 9), scores (B, T Q), labels (B, T Q), -1 where the coder drops a box.
+        Boxes are (B, T Q, 9), scores (B, T Q), labels (B, T Q), -1 where the coder drops a box.
         """
         pairs = zip(found, self.nms, strict=True)
         boxes, scores, labels = zip(*(self._of_task(*pair) for pair in pairs), strict=True)
@@ -179,13 +165,7 @@ class BEVFusionCenterHead(CenterHead):
     def loss(
         self, found: Sequence[Mapping[str, Tensor]], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return mmdet3d's losses of each task.
-
-        Args:
-            found: of `forward`.
-            boxes: per sample (G, 9), columns of the model, bottom centre.
-            labels: per sample (G,).
-        """
+        """Return mmdet3d's losses of each task; boxes (G, 9) per sample are the model's, labels (G,)."""
         given = [LiDARInstance3DBoxes(one, box_dim=one.shape[1]) for one in boxes]
         return super().loss(given, list(labels), tuple([x_last(maps)] for maps in found))
 
@@ -196,13 +176,10 @@ def x_last(maps: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def kept_rows(boxes: Tensor, scores: Tensor, labels: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """Return the rows of boxes that the suppression of a group keeps.
+    """Return the rows of boxes (n, 9) that the suppression of a group keeps.
 
-    Args:
-        boxes: (n, 9), columns of mmdet3d 0.x.
-        scores: (n,).
-        labels: (n,) within the group.
-        group: of `BEVFusionCenterHead.nms`.
+    Boxes have columns of mmdet3d 0.x; labels (n,) count within the group, which is one of
+    `BEVFusionCenterHead.nms`.
     """
     if not len(boxes):
         return labels

@@ -1,30 +1,44 @@
 """From what TransFusion's head predicts for a query to its box."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+
+def boxes_of_cells(
+    coder: Any,
+    center: Tensor,
+    height: Tensor,
+    dim: Tensor,
+    rot: Tensor,
+    vel: Tensor | None = None,
+    logarithms: bool = True,
+) -> Tensor:
+    """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
+
+    Given are the centre (B, 2, Q) in cells, x first, the height of the centre (B, 1, Q) m, `dim` (B, 3, Q) w,
+    l, h, in m or as logarithms of it, `rot` (B, 2, Q) sine and cosine, `vel` (B, 2, Q) m/s.
+    """
+    cell = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
+    place = center * cell + center.new_tensor(coder.pc_range[:2])[:, None]
+    size = dim.exp() if logarithms else dim
+    bottom = height - size[:, 2:] * 0.5
+    yaw = torch.atan2(rot[:, :1], rot[:, 1:])
+    parts = [place, bottom, size, yaw, *([] if vel is None else [vel])]
+    return torch.cat(parts, 1).transpose(1, 2)
 
 
 @BBOX_CODERS.register_module()
 class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
 
-    Args:
-        pc_range: x, y of the first cell's corner, m.
-        out_size_factor: voxels per cell.
-        voxel_size: x, y, m.
-        post_center_range: x, y, z low then high; boxes whose bottom centre is outside are dropped; None drops
-            none.
-        score_threshold: lower scores are dropped; None and 0 drop none.
-        code_size: numbers of a box's code.
+    `pc_range` is the first cell's corner, a cell has `out_size_factor` voxels; x, y, m. Boxes whose bottom
+    centre is outside of `post_center_range` (x, y, z low, then high), or with lower scores than
+    `score_threshold` are dropped; None (and a score of 0) drop none.
 
     Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py; it changes what it is
     given, this one does not.
@@ -53,11 +67,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         parts = [place, height, boxes[:, 3:6].log(), yaw.sin(), yaw.cos(), boxes[:, 7:9]]
         return torch.cat(parts, 1)[:, : self.code_size]
 
-    def boxes(
-        self, center: Tensor, height: Tensor, dim: Tensor, rot: Tensor, vel: Tensor | None = None
-    ) -> Tensor:
-        """Return boxes (B, Q, 7 or 9), see `boxes_of_cells`."""
-        return boxes_of_cells(self, center, height, dim, rot, vel)
+    boxes = boxes_of_cells
 
     def kept(self, boxes: Tensor, scores: Tensor) -> Tensor:
         """Return which boxes (B, Q, .) with scores (B, Q) are not dropped, (B, Q)."""
@@ -70,9 +80,7 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
     def decode(self, scores: Tensor, *values: Tensor) -> list[dict[str, Tensor]]:
         """Return 'bboxes', 'scores' and 'labels' of each sample, in the order of the queries.
 
-        Args:
-            scores: (B, K, Q).
-            *values: center, height, dim, rot and vel, see `boxes`.
+        Scores are (B, K, Q), the values those of `boxes_of_cells`: center, height, dim, rot and vel.
         """
         best, labels = scores.max(1)
         boxes = self.boxes(*values)
@@ -80,32 +88,3 @@ class TransFusionBBoxCoder(BaseBBoxCoder):
         return [
             dict(bboxes=box[own], scores=score[own], labels=label[own]) for box, score, label, own in rows
         ]
-
-
-def boxes_of_cells(
-    coder: Any,
-    center: Tensor,
-    height: Tensor,
-    dim: Tensor,
-    rot: Tensor,
-    vel: Tensor | None = None,
-    logarithms: bool = True,
-) -> Tensor:
-    """Return boxes (B, Q, 7 or 9): bottom centre, w, l, h in m, yaw in rad, velocity in m/s.
-
-    Args:
-        coder: with `pc_range`, `voxel_size` and `out_size_factor`.
-        center: (B, 2, Q) cells, x first.
-        height: (B, 1, Q) of the centre, m.
-        dim: (B, 3, Q) w, l, h.
-        rot: (B, 2, Q) sine and cosine.
-        vel: (B, 2, Q) m/s.
-        logarithms: whether `dim` holds those of metres.
-    """
-    cell = center.new_tensor([size * coder.out_size_factor for size in coder.voxel_size[:2]])[:, None]
-    place = center * cell + center.new_tensor(coder.pc_range[:2])[:, None]
-    size = dim.exp() if logarithms else dim
-    bottom = height - size[:, 2:] * 0.5
-    yaw = torch.atan2(rot[:, :1], rot[:, 1:])
-    parts = [place, bottom, size, yaw, *([] if vel is None else [vel])]
-    return torch.cat(parts, 1).transpose(1, 2)

@@ -9,9 +9,7 @@ Glossary: N cameras, D depth bins, h, w cells of a feature map, C channels, X, Y
 K classes, Q queries.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +18,10 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.bevfusion_det.cuda import CELLS, DEPTH, OTHER_ORDER, POOLED, SPARSE, UNROUNDED
+from mmdeploy_ext.sparse import libspconv
+from mmdeploy_ext.sparse.order import reorder
+from projects.mmdet3d_plugin.common.parts import OfModel
 from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, model_spec
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 HEAD = dict(
     score='probability; of a query one class alone is not zero',
@@ -36,13 +34,8 @@ HEAD = dict(
 """Outputs of the head, in order; rows are channels, columns queries."""
 
 
-class CameraBackbone(nn.Module):
+class CameraBackbone(OfModel):
     """Pictures and depth maps to features, channels last, and the weights of the depth bins."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the parts of a `BEVFusion`."""
-        super().__init__()
-        self.model = model
 
     def forward(self, img: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N, h, w, C) and (N, D, h, w) of (1, N, 3, H, W) and (1, N, 1, H, W)."""
@@ -51,13 +44,8 @@ class CameraBackbone(nn.Module):
         return features.permute(0, 2, 3, 1), weights
 
 
-class Fuser(nn.Module):
+class Fuser(OfModel):
     """Both maps to the one that the head reads."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the parts of a `BEVFusion`."""
-        super().__init__()
-        self.model = model
 
     def forward(self, camera: Tensor, lidar: Tensor) -> Tensor:
         """Return (1, C, X, Y)."""
@@ -68,7 +56,6 @@ class Head(nn.Module):
     """The head's values before they are decoded."""
 
     def __init__(self, head: nn.Module) -> None:
-        """Keep a `TransFusionHead`."""
         super().__init__()
         self.head = head
 
@@ -80,9 +67,6 @@ class Head(nn.Module):
 
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
     """Return the graphs in the order of `runtime.bevfusion_det.cuda.GRAPHS`."""
-    from mmdeploy_ext.sparse import libspconv
-    from mmdeploy_ext.sparse.order import reorder
-
     folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     made = [

@@ -1,14 +1,17 @@
 """BEVFusion's family: which configs it claims, what it refuses, and what the other modules give."""
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
+from mmdet3d.models import build_model
+from torch import nn
 
 from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS, PORTABLE
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.building import build_without_weights
@@ -17,27 +20,17 @@ from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.runtime.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.runtime.bevfusion_det.cuda import GRAPHS as CUDA_FILES
+from mmdeploy_ext.runtime.bevfusion_det.model import is_cuda, opened
+from mmdeploy_ext.runtime.frames import Stepper, Sweep
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
 from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
 from projects.mmdet3d_plugin.common.generated import crowded
-from projects.mmdet3d_plugin.common.sparse_graph import check_form
-from projects.mmdet3d_plugin.common.weights import load_whole
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import torch
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.inputs.fusion import FusionRule
-    from mmdeploy_ext.runtime.frames import Stepper, Sweep
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
+from projects.mmdet3d_plugin.common.samples import arrays
+from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
 
 CAMERAS = 6
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
@@ -60,7 +53,7 @@ class BEVFusionFamily(SequenceFamily):
     samples = 'fused'
     postprocess_facts = staticmethod(postprocess_facts)
     frame, result = staticmethod(frame), staticmethod(result)
-    dumped_frame = staticmethod(dumped)
+    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
     compared = ('cells', 'depth', 'bev')
 
@@ -111,8 +104,6 @@ class BEVFusionFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
-        from mmdet3d.models import build_model
-
         check_model(cfg)
         return build_without_weights(cfg, build_model)
 
@@ -140,8 +131,6 @@ class BEVFusionFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.bevfusion_det.model import is_cuda, opened
-
         if tuple(Path(path).stem for path in paths) == AUTOWARE_FILES:
             return AutowareBEVFusion(paths, **engine)
         more = dict(to_compare=True) if is_cuda(paths) else {}
@@ -158,17 +147,9 @@ class BEVFusionFamily(SequenceFamily):
             found['lidar'] = [(model, 'lidar_view')]
         return found
 
-    def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """See `SequenceFamily.dump_tensors`."""
-        return {name: value.detach().cpu().numpy() for name, value in taps.items()}
-
 
 def check_head(cfg: Any, contract: str) -> None:
-    """Refuse heads that a contract has no place for.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Refuse heads that a contract has no place for."""
     if (kind := cfg.model.heads.object.type) != 'TransFusionHead':
         raise ConfigError(
             f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} takes TransFusionHead'
@@ -176,11 +157,7 @@ def check_head(cfg: Any, contract: str) -> None:
 
 
 def check_cuda(cfg: Any) -> None:
-    """Refuse what CUDA-BEVFusion has no files for.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Refuse what CUDA-BEVFusion has no files for."""
     encoders = cfg.model.encoders
     lacking = [name for name in SENSORS if not encoders.get(name)]
     if lacking:
@@ -195,11 +172,7 @@ def check_cuda(cfg: Any) -> None:
 
 
 def check_model(cfg: Any) -> None:
-    """Refuse detectors whose parts are not exported.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Raise ConfigError, which names file and key, for detectors whose parts are not exported."""
     model, where = cfg.model, f'{cfg.filename}: model'
     try:
         check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})

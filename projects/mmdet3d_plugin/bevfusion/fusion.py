@@ -3,9 +3,8 @@
 Glossary: B samples, N cameras, P points, C channels, X, Y cells of the bird's-eye view.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmcv.runner import BaseModule
@@ -18,7 +17,7 @@ from mmdet3d.models.builder import (
     build_fusion_layer,
     build_head,
     build_neck,
-)  # fmt: skip
+)
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
@@ -26,9 +25,6 @@ from mmdeploy_ext.runtime.bevfusion_det.frames import in_lidar_columns
 from projects.mmdet3d_plugin.bevfusion.rig import Rig, read_rig
 from projects.mmdet3d_plugin.bevfusion.view_transform import build_view_transform
 from projects.mmdet3d_plugin.sparse_backbone.model import LidarBackbone
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 SENSORS = ('camera', 'lidar')
 """In the order of the joined channels."""
@@ -38,11 +34,7 @@ HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead'
 
 @FUSION_LAYERS.register_module()
 class ConvFuser(nn.Sequential):
-    """The maps of all sensors side by side, and one 3x3 convolution.
-
-    Args:
-        in_channels: of each map.
-        out_channels: C.
+    """The maps of all sensors side by side, and one 3x3 convolution to C channels.
 
     Source: mit-han-lab/bevfusion db75150, models/fusers/conv.py.
     """
@@ -62,7 +54,7 @@ class ConvFuser(nn.Sequential):
 
 @DETECTORS.register_module()
 class BEVFusion(BaseModule):
-    """Cameras, LiDAR or both to boxes.
+    """Cameras, LiDAR or both to boxes; parameters are named as in mit-han-lab's checkpoints.
 
     Args:
         encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; one
@@ -71,8 +63,6 @@ class BEVFusion(BaseModule):
         decoder: 'backbone' and 'neck' of the bird's-eye view.
         heads: 'object' -> the head; 'map' has to be empty.
         train_cfg, test_cfg: the head has them.
-
-    Parameters are named as in mit-han-lab's checkpoints.
 
     Source: mit-han-lab/bevfusion db75150, models/fusion_models/bevfusion.py.
     """
@@ -130,12 +120,9 @@ class BEVFusion(BaseModule):
         return camera['neck'](camera['backbone'](pictures))[0]
 
     def camera_view(self, img: Tensor, points: Sequence[Tensor], rig: Rig) -> Tensor:
-        """Return what the cameras see, (B, C, X, Y).
+        """Return what the cameras see, (B, C, X, Y), of images (B, N, 3, H, W), normalised.
 
-        Args:
-            img: (B, N, 3, H, W) normalised.
-            points: per sample (P, 3 or more), for the depth maps.
-            rig: the matrices.
+        Points (P, 3 or more) per sample are for the depth maps.
         """
         transform = self.encoders['camera']['vtransform']
         depth = transform.depth_maps(points, rig).flatten(0, 1) if transform.uses_points else None
@@ -145,9 +132,8 @@ class BEVFusion(BaseModule):
     def lifted(self, pictures: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return what `ViewTransform.pool` adds up: weights (S, D, h, w) and features (S, C, h, w).
 
-        Args:
-            pictures: (S, 3, H, W) normalised, S = B N.
-            depth: (S, 1, H, W) metres; None where the view transform looks at pictures alone.
+        Pictures are (S, 3, H, W), normalised, S = B N; depth (S, 1, H, W) metres, None where the view
+        transform looks at pictures alone.
         """
         return self.encoders['camera']['vtransform'].lift(self.camera_maps(pictures), depth)
 
@@ -165,10 +151,8 @@ class BEVFusion(BaseModule):
     ) -> Any:
         """Return what the head gives, see its `forward`.
 
-        Args:
-            img: (B, N, 3, H, W); None without cameras.
-            points: per sample (P, in_channels), augmented LiDAR frame.
-            metas: with the matrices, see `rig.read_rig`.
+        Images are (B, N, 3, H, W), points (P, in_channels) per sample in the augmented LiDAR frame; for the
+        matrices of the metas see `rig.read_rig`.
         """
         maps = []
         for sensor in self.sensors:
@@ -235,11 +219,7 @@ class BEVFusion(BaseModule):
 
 
 def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any]) -> None:
-    """Refuse a model of parts that are not built here.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Raise ConfigError, which names the key, for a model of parts that are not built here."""
     known = [name for name in SENSORS if encoders.get(name)]
     other = [name for name in encoders if name not in SENSORS and encoders[name]]
     if other or not known:

@@ -4,21 +4,19 @@ Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, V valu
 X, Y cells of the bird's-eye view, Q queries, R, R2, R3 rows of tables, W the width of the third.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from projects.mmdet3d_plugin.bevfusion.rig import Rig
+from projects.mmdet3d_plugin.common.parts import OfModel
 from projects.mmdet3d_plugin.common.sparse_graph import portable_graph
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
 
 DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
 RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
@@ -45,7 +43,6 @@ class RigTables(nn.Module):
     """The cell of each point of the frustum, and who falls into each cell, for one calibration."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the view transform of a `BEVFusion`."""
         super().__init__()
         self.transform = model.encoders['camera']['vtransform']
 
@@ -65,7 +62,6 @@ class DepthMaps(nn.Module):
     """What the LiDAR measured in each pixel."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the view transform of a `BEVFusion`."""
         super().__init__()
         self.transform = model.encoders['camera']['vtransform']
 
@@ -75,13 +71,8 @@ class DepthMaps(nn.Module):
         return self.transform.depth_maps([points], rig)[0]
 
 
-class FusedFrame(nn.Module):
+class FusedFrame(OfModel):
     """Pictures, their depth maps and the LiDAR's map to boxes: what is computed in float32 and dense."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the parts of a `BEVFusion` with batch normalisation folded."""
-        super().__init__()
-        self.model, self.sensors = model, model.sensors
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the head's `candidates`.
@@ -90,18 +81,14 @@ class FusedFrame(nn.Module):
         """
         given = dict(zip(frame_inputs(self.model), inputs, strict=True))
         maps = dict(lidar=given.get('bev'))
-        if 'camera' in self.sensors:
-            maps['camera'] = self.camera_view(given)
-        joint = self.model.joined([maps[name] for name in self.sensors])
+        if 'camera' in self.model.sensors:
+            transform = self.model.encoders['camera']['vtransform']
+            lifted = self.model.lifted(given['img'], given.get('depth'))
+            pooled = transform.pool_by_tables(*lifted, [given[name] for name in TABLES])
+            maps['camera'] = transform.downsample(pooled)
         head = self.model.heads['object']
-        boxes, scores, labels = head.candidates(head(joint))
-        return boxes[0], scores[0], labels[0]
-
-    def camera_view(self, given: dict[str, Tensor]) -> Tensor:
-        """Return (1, C, X, Y) of the cameras."""
-        transform = self.model.encoders['camera']['vtransform']
-        lifted = self.model.lifted(given['img'], given.get('depth'))
-        return transform.downsample(transform.pool_by_tables(*lifted, [given[name] for name in TABLES]))
+        found = head.candidates(head(self.model.joined([maps[name] for name in self.model.sensors])))
+        return tuple(rows[0] for rows in found)
 
 
 def frame_inputs(model: nn.Module) -> tuple[str, ...]:
@@ -132,44 +119,37 @@ def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
     return [*found, frame_graph(model, shape, cameras)]
 
 
+def _graph(
+    name: str, module: nn.Module, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
+) -> Graph:
+    spec = GraphSpec(f'bevfusion/{name}', tuple(inputs), tuple(outputs))
+    return Graph(name, module.eval(), spec, {one.name: _example(one) for one in spec.inputs})
+
+
 def rig_graph(model: nn.Module, cameras: int) -> Graph:
     """Return the graph that is run once for a calibration."""
-    inputs = tuple(_matrix(name, cameras) for name in RIG_MATRICES)
-    found = tuple(_table_specs(model, cameras).values())
-    example = {one.name: torch.eye(4).expand(*one.axes).clone() for one in inputs}
-    return Graph('rig', RigTables(model).eval(), GraphSpec('bevfusion/rig', inputs, found), example)
+    inputs = (_matrix(name, cameras) for name in RIG_MATRICES)
+    return _graph('rig', RigTables(model), inputs, _table_specs(model, cameras).values())
 
 
 def depth_graph(model: nn.Module, cameras: int) -> Graph:
     """Return the graph that puts the points of a frame into its pictures."""
     points = TensorSpec('points', 'float32', ('P', 3), 'augmented LiDAR frame', 'm', single=True)
     inputs = (points, *(_matrix(name, cameras) for name in DEPTH_MATRICES))
-    example = {one.name: _example(one) for one in inputs}
-    spec = GraphSpec('bevfusion/depth', inputs, (_depth_spec(model, cameras),))
-    return Graph('depth', DepthMaps(model).eval(), spec, example)
+    return _graph('depth', DepthMaps(model), inputs, [_depth_spec(model, cameras)])
 
 
 def frame_graph(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> Graph:
-    """Return the graph of a frame.
-
-    Args:
-        model: a `BEVFusion`.
-        bev: (1, C, X, Y) of the sparse backbone; None without LiDAR.
-        cameras: N.
-    """
-    folded = fuse(model)
+    """Return the graph of a frame; `bev` is the shape of the LiDAR's map, None without LiDAR."""
     specs = _frame_specs(model, bev, cameras)
-    inputs = tuple(specs[name] for name in frame_inputs(model))
     queries = model.heads['object'].num_proposals
     kinds = dict(
         boxes=('float32', (queries, 9), 'bottom centre, w, l, h, yaw, velocity; m, rad, m/s'),
         scores=('float32', (queries,), 'probability'),
         labels=('int64', (queries,), 'class; -1 for a box out of range'),
     )
-    outputs = tuple(TensorSpec(name, *facts, compare='detections') for name, facts in kinds.items())
-    example = {one.name: _example(one) for one in inputs}
-    module = FusedFrame(folded).eval()
-    return Graph('frame', module, GraphSpec('bevfusion/frame', inputs, outputs), example)
+    outputs = (TensorSpec(name, *facts, compare='detections') for name, facts in kinds.items())
+    return _graph('frame', FusedFrame(fuse(model)), (specs[name] for name in frame_inputs(model)), outputs)
 
 
 def _matrix(name: str, cameras: int) -> TensorSpec:

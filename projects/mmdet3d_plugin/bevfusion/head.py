@@ -4,9 +4,8 @@ Glossary: B samples, C channels, H, W cells of the bird's-eye view (rows are x, 
 queries, K classes.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -16,10 +15,8 @@ from mmdet3d.models.builder import HEADS
 from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from projects.mmdet3d_plugin.bevfusion.losses import HeadLosses
 from projects.mmdet3d_plugin.bevfusion.queries import DecoderLayer, Predictor
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of which every cell may be a query, not peaks alone: the smallest objects."""
@@ -32,24 +29,11 @@ PREDICTED = ('center', 'height', 'dim', 'rot', 'vel')
 
 @HEADS.register_module()
 class TransFusionHead(nn.Module):
-    """Queries from a heat map, refined once; for nuScenes, as BEVFusion has it.
+    """Queries from a heat map, refined by one decoder layer; for nuScenes, as BEVFusion has it.
 
-    Args:
-        num_proposals: Q.
-        auxiliary: losses of every decoder layer; there is one.
-        in_channels: of the bird's-eye view.
-        hidden_channel: C.
-        num_classes: K.
-        num_decoder_layers: 1.
-        num_heads: of the attentions.
-        nms_kernel_size: cells of the window in which a peak is the largest.
-        ffn_channel, dropout, bn_momentum, activation: of the decoder layer.
-        common_heads: value -> (numbers, layers).
-        num_heatmap_convs: layers of the class logits.
-        train_cfg, test_cfg: of the model.
-        bbox_coder: of `TransFusionBBoxCoder`.
-        loss_cls, loss_heatmap, loss_bbox: as in the config.
-        conv_cfg, norm_cfg, bias, loss_iou: of upstream's configs.
+    A peak is the largest of a window of `nms_kernel_size` cells; `common_heads` is value -> (numbers,
+    layers). There is one decoder layer, so that `auxiliary` losses are those of all; of upstream's keys,
+    `conv_cfg`, `norm_cfg`, `bias` and `loss_iou` are not used.
 
     Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py.
     """
@@ -128,10 +112,7 @@ class TransFusionHead(nn.Module):
             )
 
     def forward(self, feats: Tensor | Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return what is predicted for each query.
-
-        Args:
-            feats: (B, in_channels, H, W), or a list of it alone.
+        """Return what is predicted for each query of (B, in_channels, H, W), or of a list of it alone.
 
         Returns:
             'center' (B, 2, Q) cells, x first; 'height' (B, 1, Q) m; 'dim' (B, 3, Q) log m; 'rot' (B, 2, Q)
@@ -185,8 +166,6 @@ class TransFusionHead(nn.Module):
         self, found: Mapping[str, Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Return the losses of what `forward` gave, see `HeadLosses`."""
-        from projects.mmdet3d_plugin.bevfusion.losses import HeadLosses
-
         made = HeadLosses(
             **self.loss_cfg, train_cfg=self.train_cfg, coder=self.bbox_coder, classes=self.num_classes
         )

@@ -6,9 +6,8 @@ Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py:343-713 
 core/bbox/assigners/hungarian_assigner.py.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet.core.bbox.match_costs import FocalLossCost
@@ -20,22 +19,12 @@ from torch import Tensor
 
 from mmdeploy_ext.runtime.bevfusion_det.frames import in_lidar_columns
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 VALUES = ('center', 'height', 'dim', 'rot', 'vel')
 LEAST_PROBABILITY = 1e-4
 
 
 class HeadLosses:
-    """The three losses of the head of a config.
-
-    Args:
-        cls, heatmap, bbox: configs of the losses.
-        train_cfg: of the head.
-        coder: of its boxes.
-        classes: K.
-    """
+    """The three losses of the head of a config."""
 
     def __init__(
         self,
@@ -52,12 +41,9 @@ class HeadLosses:
     def __call__(
         self, found: Mapping[str, Tensor], gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:
-        """Return the losses of a batch.
+        """Return the losses of what `TransFusionHead.forward` gave for a batch.
 
-        Args:
-            found: of `TransFusionHead.forward`.
-            gt_boxes: per sample (G, 9), columns of the model, bottom centre.
-            gt_labels: per sample (G,).
+        Per sample there are boxes (G, 9), columns of the model, bottom centre, and labels (G,).
         """
         values = torch.cat([found[name] for name in VALUES if name in found], 1).transpose(1, 2)
         targets = torch.zeros_like(values)

@@ -3,15 +3,10 @@
 Glossary: B samples, C channels, T cells of the bird's-eye view, Q queries, n positions.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 class PositionEmbedding(nn.Module):
@@ -50,12 +45,6 @@ class Attention(nn.MultiheadAttention):
 class DecoderLayer(nn.Module):
     """Queries look at each other, then at every cell; keys and values carry the positions, too.
 
-    Args:
-        channels: C.
-        heads: of both attentions.
-        hidden: channels of the feed-forward part.
-        dropout: probability, in training.
-
     Source: mit-han-lab/bevfusion db75150, models/utils/transformer.py:12-111.
     """
 
@@ -69,13 +58,9 @@ class DecoderLayer(nn.Module):
         self.self_posembed, self.cross_posembed = PositionEmbedding(channels), PositionEmbedding(channels)
 
     def forward(self, queries: Tensor, keys: Tensor, query_pos: Tensor, key_pos: Tensor) -> Tensor:
-        """Return refined queries.
+        """Return refined queries (B, Q, C), which look at keys (B, T, C).
 
-        Args:
-            queries: (B, Q, C).
-            keys: (B, T, C).
-            query_pos: (B, Q, 2) cells, x first.
-            key_pos: (B, T, 2).
+        Positions are (B, Q, 2) and (B, T, 2) cells, x first.
         """
         place, places = self.self_posembed(query_pos), self.cross_posembed(key_pos)
         own = queries + place

@@ -1,10 +1,7 @@
 """BEVFusion in PyTorch as a stepper: the detector as it is, spconv on one thread."""
 
-from __future__ import annotations
-
-import contextlib
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +15,14 @@ from mmdeploy_ext.runtime.bevfusion_det.frames import (
     in_lidar_columns,
 )
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
 from projects.mmdet3d_plugin.bevfusion.cuda_graphs import HEAD, transform_of
 from projects.mmdet3d_plugin.bevfusion.graphs import TABLES
-from projects.mmdet3d_plugin.bevfusion.rig import read_rig
-from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph
-from projects.mmdet3d_plugin.sparse_backbone.rounded import half_encoder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from mmdeploy_ext.runtime.frames import FusedFrame
-    from projects.mmdet3d_plugin.bevfusion.rig import Rig
-
-    Watch = Callable[[tuple[torch.Tensor, ...], torch.Tensor], dict[str, torch.Tensor]]
+from projects.mmdet3d_plugin.bevfusion.rig import Rig, read_rig
+from projects.mmdet3d_plugin.common.parts import Watch, watching
+from projects.mmdet3d_plugin.common.sparse_graph import backbone_graph, half_encoder
 
 
 class Reference:
@@ -42,7 +31,6 @@ class Reference:
     state = None
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a `BEVFusion` in evaluation mode."""
         self.model = model
         self.device = next(model.parameters()).device
 
@@ -50,14 +38,12 @@ class Reference:
         """Nothing to do: there is no memory."""
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """Run one frame; what `watched` keeps is given besides the boxes.
+        """Run one frame; what `hooks` keep is given besides the boxes.
 
-        Raises:
-            DataError: points or matrices that cannot be; the same as of `BEVFusionOnnx`.
-            ShapeError: of other shapes.
+        Points, matrices and shapes that cannot be raise the same errors as of `BEVFusionOnnx`.
         """
         images, cloud = self._inputs(frame)
-        with torch.no_grad(), single_thread(), self.watched() as kept:
+        with torch.no_grad(), single_thread(), watching(self.hooks()) as kept:
             found = self.model.predictions(images, cloud, [frame.calibration])
             (boxes,) = self.model.heads['object'].get_bboxes(found)
             if images is not None:
@@ -85,16 +71,14 @@ class Reference:
             images = torch.from_numpy(checked)[None].to(self.device)
         return images, cloud
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Watch the model; the dict fills while it runs."""
+    def hooks(self) -> dict[torch.nn.Module, Watch]:
+        """Return what watches the parts of the model."""
         hooks: dict[torch.nn.Module, Watch] = {}
         if 'lidar' in self.model.sensors:
             hooks[self.model.encoders['lidar'].encoder] = lambda _, given: dict(bev=given)
         if 'camera' in self.model.sensors and transform_of(self.model).uses_points:
             hooks[transform_of(self.model).dtransform] = lambda given, _: {DEPTH: given[0]}
-        with watching(hooks) as kept:
-            yield kept
+        return hooks
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
         """Return what the rig's graph gives."""
@@ -114,7 +98,6 @@ class PartsReference(Reference):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a `BEVFusion` in evaluation mode; its own kernels stay as they are."""
         super().__init__(model)
         self.exact = model.encoders['lidar'].encoder
         self.model = copy.deepcopy(model)
@@ -122,8 +105,7 @@ class PartsReference(Reference):
         lidar.set_submodule(lidar.encoder_path, half_encoder(self.exact))
         self.output = backbone_graph(self.exact).output
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[dict[str, torch.Tensor]]:
+    def hooks(self) -> dict[torch.nn.Module, Watch]:
         """See `Reference`."""
         transform = transform_of(self.model)
 
@@ -131,15 +113,13 @@ class PartsReference(Reference):
             weights, features = transform.split(joint)
             return dict(camera_feature=features.permute(0, 2, 3, 1), camera_depth_weights=weights)
 
-        hooks = {
+        return {
             transform.dtransform: lambda given, _: {DEPTH: given[0]},
             transform.depthnet: lifted,
             transform.downsample: lambda given, seen: {POOLED: given[0], 'feat_out': seen},
             self.model.encoders['lidar'].encoder: lambda _, found: {self.output: found, OTHER_ORDER: found},
             self.model.heads['object']: lambda given, _: dict(middle=given[0]),
         }
-        with watching(hooks) as kept:
-            yield kept
 
     def of_rig(self, rig: Rig) -> dict[str, torch.Tensor]:
         """See `Reference`; no graph gives it, the runtime computes it."""
@@ -151,22 +131,6 @@ class PartsReference(Reference):
         head = dict(found, score=self.model.heads['object'].scores(found), reg=found['center'])
         exact = {UNROUNDED: self.exact(features, coordinates, 1)}
         return {**{name: head[name] for name in HEAD}, **exact}
-
-
-@contextlib.contextmanager
-def watching(hooks: Mapping[torch.nn.Module, Watch]) -> Iterator[dict[str, torch.Tensor]]:
-    """Keep what functions of modules' inputs and outputs return, while the body runs."""
-    kept: dict[str, torch.Tensor] = {}
-
-    def of(watch: Watch) -> Callable[..., None]:
-        return lambda _, given, output: kept.update(watch(given, output))
-
-    handles = [module.register_forward_hook(of(watch)) for module, watch in hooks.items()]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def detections(found: dict[str, torch.Tensor]) -> Detections3D:

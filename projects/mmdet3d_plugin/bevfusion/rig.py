@@ -8,21 +8,15 @@ Glossary: B samples, N cameras, D depth bins, h, w cells of a feature map, X, Y 
 Frames: LiDAR (x right, y forward, z up, metres; augmented where it says so), camera, image (pixels).
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmdeploy_ext.exporting.ops.cells import LastInCell
 from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES, check_calibration
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.exporting.ops.cells import LastInCell
 
 NEAREST, FARTHEST = 1e-5, 1e5
 """Metres that a depth is held between; a point behind a camera gets the first."""
@@ -48,13 +42,9 @@ class Rig:
 
 
 def read_rig(metas: Sequence[Mapping[str, object]], device: torch.device, cameras: int) -> Rig:
-    """Return the matrices of a batch.
+    """Return the matrices of a batch, of metas with the keys of `Rig` as arrays.
 
-    Args:
-        metas: of each sample, with the keys of `Rig` as arrays: (N, 4, 4), and (4, 4) or nothing for the
-            points.
-        device: of the result.
-        cameras: N, as the pictures have it.
+    They are (N, 4, 4); that of the points is (4, 4) or missing.
 
     Raises:
         DataError: a matrix lacks, is not finite, or has no inverse.
@@ -85,19 +75,11 @@ def _turned(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def depth_maps(points: Sequence[Tensor], rig: Rig, size: tuple[int, int], last: LastInCell) -> Tensor:
-    """Return what the LiDAR measured in each pixel, metres; 0 where nothing.
+    """Return what the LiDAR measured in each pixel, metres; 0 where nothing: (B, N, 1, H, W) float32.
 
-    Of points in one pixel the last of the cloud counts, whatever the device and its threads; points behind
-    a camera count as `NEAREST` metres away. The points stay as they are.
-
-    Args:
-        points: per sample (P, 3 or more), augmented LiDAR frame, metres.
-        rig: the matrices.
-        size: (H, W) of the network's pictures.
-        last: of H * W cells.
-
-    Returns:
-        (B, N, 1, H, W) float32.
+    Of points in one pixel the last of the cloud counts, whatever the device and its threads; points behind a
+    camera count as `NEAREST` metres away. The points, per sample (P, 3 or more) in the augmented LiDAR frame,
+    stay as they are. `size` is (H, W) of the network's pictures, `last` has as many cells.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:238-278, which leaves the winner of a
     pixel to the device, and shifts its points in place.
@@ -128,10 +110,8 @@ def _depth_of_cameras(
 def frustum(image: tuple[int, int], cells: tuple[int, int], depths: tuple[float, float, float]) -> Tensor:
     """Return the points that a feature map stands for: (D, h, w, 3), pixels x, y and depth in metres.
 
-    Args:
-        image: (H, W) of the network's pictures.
-        cells: (h, w) of the feature map.
-        depths: first, end (excluded) and step of the bins, metres.
+    `image` is (H, W) of the network's pictures, `cells` (h, w); `depths` are first, end (excluded) and step,
+    metres.
     """
     bins = torch.arange(*depths, dtype=torch.float32)
     x = torch.linspace(0, image[1] - 1, cells[1], dtype=torch.float32)
@@ -156,15 +136,10 @@ def seen_points(frustum: Tensor, rig: Rig) -> Tensor:
 
 
 def cells_of(points: Tensor, first: Tensor, step: Tensor, count: Tensor) -> Tensor:
-    """Return the cell `x * Y + y` of points, one past the last outside; int64.
+    """Return the cell `x * Y + y` of points (..., 3) m, one past the last outside; int64.
 
-    Towards zero, so that cell 0 is wider than others.
-
-    Args:
-        points: (..., 3) metres.
-        first: (3,) corner of the grid, metres.
-        step: (3,) of a cell, metres.
-        count: (3,) cells; there is one along z.
+    Towards zero, so that cell 0 is wider than others. The grid has its corner at `first` (3,) m, cells of
+    `step` (3,) m, and `count` (3,) cells, one of them along z.
 
     Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py:136-146.
     """

@@ -1,9 +1,8 @@
 """Samples of BEVFusion: the rule of a config, generated frames, dumps read back, results of the data set."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +14,8 @@ from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
 from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
 from projects.mmdet3d_plugin.common import generated as sweeps
-from projects.mmdet3d_plugin.common.samples import only, result
+from projects.mmdet3d_plugin.common.samples import check_dumped, only, result
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 __all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'result']
 SOURCE = 900, 1600
@@ -30,11 +26,7 @@ HIDDEN = 500
 
 
 def fusion_rule(cfg: Any) -> FusionRule:
-    """Return how pictures and points become the input of a config's model.
-
-    Raises:
-        ConfigError: a step of the test pipeline lacks.
-    """
+    """Return how pictures and points become the input of a config's model."""
     encoders = cfg.model.encoders
     views = _views(cfg, encoders.camera) if encoders.get('camera') else None
     voxels = None
@@ -71,11 +63,7 @@ def _views(cfg: Any, camera: Any) -> MultiViewRule:
 
 
 def frame(data: Mapping[str, Any]) -> FusedFrame:
-    """Return one collated sample of the test loader (batch 1) as a fused frame.
-
-    Raises:
-        DataError: keys lack, or there is more than one sample.
-    """
+    """Return one collated sample of the test loader (batch 1) as a fused frame."""
     if 'img_metas' not in data or not {'img', 'points'} & set(data):
         raise DataError('the test pipeline gives no img, points and img_metas; see the keys of Collect3D')
     meta = only(data['img_metas'], 'img_metas')
@@ -98,10 +86,6 @@ def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
     Every other frame is augmented as in training: its points are turned, scaled and moved, and each camera's
     picture is taken as another cut of what the camera saw. Behind a part of the points, as a camera sees
     them, is another one, before or after it in the sweep.
-
-    Args:
-        rule: of the model.
-        count: how many.
     """
     if rule.views is None:
         for number, sweep in enumerate(sweeps.generated(rule.voxels, count)):
@@ -152,15 +136,8 @@ def _with_hidden(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generat
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
-    """Return a dumped frame as it was fed.
-
-    Raises:
-        DataError: the dump was cut down to tensors without the inputs.
-    """
-    needed = ('points', *(('images', *MATRICES) if 'cells' in tensors else ()))
-    missing = [name for name in needed if name not in tensors]
-    if missing:
-        raise DataError(f'the dump has no {", ".join(missing)}; dump with tensors=None, or name them too')
+    """Return a dumped frame as it was fed."""
+    check_dumped(tensors, ('points', *(('images', *MATRICES) if 'cells' in tensors else ())))
     return FusedFrame(
         np.ascontiguousarray(tensors['points']),
         str(manifest.get('frame', '')),

@@ -4,9 +4,8 @@ Glossary: B samples, N cameras, S = B N, C channels, D depth bins, h, w cells of
 the bird's-eye view, P points.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.utils import Registry, build_from_cfg
@@ -15,11 +14,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.exporting.ops.cells import CellTables, LastInCell, sum_by_tables, sum_in_order
 from projects.mmdet3d_plugin.bevfusion import rig as rigs
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.mmdet3d_plugin.bevfusion.rig import Rig
+from projects.mmdet3d_plugin.bevfusion.rig import Rig
 
 VIEW_TRANSFORMS = Registry('view transform')
 
@@ -44,10 +39,7 @@ class ViewTransform(nn.Module):
     """What both view transforms share: the grid, the frustum, the sums.
 
     Args:
-        in_channels: of the neck's map.
-        out_channels: C of the bird's-eye view.
-        image_size: (H, W) of the network's pictures, pixels.
-        feature_size: (h, w).
+        image_size, feature_size: (H, W) of the network's pictures, pixels, and (h, w).
         xbound, ybound, zbound: first, end and step of the cells, metres; one cell along z.
         dbound: first, end and step of the depth bins, metres.
         downsample: 1, or 2: three convolutions behind the sums, the second with that stride.
@@ -107,18 +99,10 @@ class ViewTransform(nn.Module):
         return rigs.depth_maps(points, rig, self.image_size, self.last_in_pixel)
 
     def pool(self, weights: Tensor, features: Tensor, cells: Tensor) -> Tensor:
-        """Return the sums of weighted features in each cell.
+        """Return the sums of weighted features in each cell, (B, C, X, Y): rows are x, columns y.
 
         Points are added in the order of camera, depth, row and column, on every device and by any number of
-        threads.
-
-        Args:
-            weights: (S, D, h, w).
-            features: (S, C, h, w).
-            cells: (B, N, D, h, w), see `cells`.
-
-        Returns:
-            (B, C, X, Y): rows are x, columns y.
+        threads. Weights are (S, D, h, w), features (S, C, h, w), cells (B, N, D, h, w), see `cells`.
         """
         lifted = weights[..., None] * features.permute(0, 2, 3, 1)[:, None]
         lifted = lifted.reshape(cells.shape[0], -1, self.C)
@@ -186,12 +170,7 @@ class DepthLSSTransform(ViewTransform):
         )
 
     def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return weights and features, see `split`.
-
-        Args:
-            maps: (S, in_channels, h, w).
-            depth: (S, 1, H, W) metres, see `rig.depth_maps`.
-        """
+        """Return weights and features of maps (S, in_channels, h, w) and depth (S, 1, H, W) metres."""
         if depth is None:
             raise ShapeError('DepthLSSTransform looks at depth maps, and was given none')
         return self.split(self.depthnet(torch.cat([self.dtransform(depth), maps], 1)))

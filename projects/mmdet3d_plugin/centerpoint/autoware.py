@@ -8,10 +8,9 @@ Source: autoware_universe 656cdab8 and 5e12a711, autoware_lidar_centerpoint (nam
 Glossary: V pillars, F values of a decorated point, K classes, H, W map.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +24,9 @@ from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS
 from mmdeploy_ext.runtime.autoware.centerpoint import PILLARS, SPATIAL
 from mmdeploy_ext.runtime.autoware.manifest import node_cells
 from mmdeploy_ext.runtime.autoware.writing import class_words, remapper_text, text_of
-from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead
+from projects.mmdet3d_plugin.centerpoint.graphs import DenseHead, head_spec
 from projects.mmdet3d_plugin.centerpoint.pillars import SCATTER
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 MEANINGS = dict(
     heatmap=('of each class', 'logit'),
@@ -48,7 +44,6 @@ class Encoder(nn.Module):
     """Features of pillars whose points the node has decorated."""
 
     def __init__(self, encoder: nn.Module) -> None:
-        """Keep the layers of a `PillarFeatureNet`."""
         super().__init__()
         self.pfn_layers = encoder.pfn_layers
 
@@ -74,7 +69,7 @@ def node_outputs(task_outputs: tuple[list[dict[str, Tensor]], ...]) -> tuple[Ten
 
 def graphs(model: nn.Module) -> list[Graph]:
     """Return the two graphs, in the order of `names`."""
-    parts, folded = parts_of(model), fuse(model)
+    parts = parts_of(model)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     width = int(parts.voxel_encoder.in_channels)
@@ -87,19 +82,13 @@ def graphs(model: nn.Module) -> list[Graph]:
         GraphSpec(f'centerpoint/{node.ENCODER}', (taken,), (given,)),
         dict(input_features=example),
     )
-    head = DenseHead(folded, node_outputs).eval()
+    head = DenseHead(fuse(model), node_outputs).eval()
     shape = (1, node.CHANNELS, int(parts.middle_encoder.ny), int(parts.middle_encoder.nx))
-    with torch.no_grad():
-        sizes = [tuple(value.shape) for value in head(torch.zeros(shape, device=device))]
-    outputs = tuple(
-        TensorSpec(name, 'float32', size, *MEANINGS[name]) for name, size in zip(OUTPUTS, sizes, strict=True)
-    )
     spatial = TensorSpec(SPATIAL, 'float32', shape, 'pillars on the map, zeros elsewhere')
-    spec = GraphSpec(f'centerpoint/{node.HEAD}', (spatial,), outputs)
-    return [
-        encoder,
-        Graph(node.HEAD, head, spec, {SPATIAL: torch.rand(shape, generator=generator).to(device)}),
-    ]
+    facts = [MEANINGS[name] for name in OUTPUTS]
+    spec = head_spec(f'centerpoint/{node.HEAD}', head, spatial, OUTPUTS, facts)
+    example = {SPATIAL: torch.rand(shape, generator=generator).to(device)}
+    return [encoder, Graph(node.HEAD, head, spec, example)]
 
 
 def between() -> tuple[TensorSpec, ...]:
@@ -108,11 +97,7 @@ def between() -> tuple[TensorSpec, ...]:
 
 
 def check(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse a config that does not fit the node.
-
-    Raises:
-        ConfigError: lists all that differs.
-    """
+    """Raise ConfigError, which lists all that differs, for a config that does not fit the node."""
     found = list(_differs(model))
     if found:
         raise ConfigError(
@@ -175,14 +160,9 @@ def _grid(layer: Mapping[str, Any], scatter: Mapping[str, Any]) -> list[str]:
 
 
 def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
-    """Return the manifest of a model.
+    """Return the manifest of a model that `check` has nothing against; `classes` are names by label.
 
-    Args:
-        model: a `CenterPoint` that `check` has nothing against.
-        classes: names by label.
-
-    Raises:
-        ConfigError: a class that the node does not know.
+    A class that the node does not know raises ConfigError.
     """
     parts = parts_of(model)
     layer, head = parts.voxel_layer, parts.head

@@ -1,9 +1,7 @@
 """CenterPoint in PyTorch beside Autoware's node: mmdet3d's network and coder, then the node's selection."""
 
-from __future__ import annotations
-
-import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +10,10 @@ from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCode
 from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS, Objects, passing, suppressed
 from mmdeploy_ext.runtime.autoware.centerpoint import PILLARS, SPATIAL
 from mmdeploy_ext.runtime.autoware.settings import Settings
-from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from projects.mmdet3d_plugin.centerpoint.autoware import parameters
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from mmdeploy_ext.runtime.frames import Sweep
+from projects.mmdet3d_plugin.common.parts import watching
 
 FAR_M = 1e6
 
@@ -32,34 +26,18 @@ class NodeReference(Reference):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a `CenterPoint` that the node can take, in evaluation mode, with its CLASSES."""
         super().__init__(model)
         self.settings = Settings.of(parameters(model, model.CLASSES))
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep; raises what `Reference.step` raises."""
-        with self._pillars() as kept:
+        with watching({self.parts.voxel_encoder: _pillars}) as kept:
             raw = super().step(sweep).outputs
         outputs = {name: raw[f'{name}_0'] for name in OUTPUTS}
         found = self._boxes({name: torch.from_numpy(value) for name, value in outputs.items()})
         outputs['dim'] = outputs['dim'][:, [1, 0, 2]]
         outputs['rot'] = -outputs['rot'][:, ::-1]
         return StepResult({PILLARS: kept[PILLARS], SPATIAL: raw['bev'], **outputs}, found.detections())
-
-    @contextlib.contextmanager
-    def _pillars(self) -> Iterator[dict[str, np.ndarray]]:
-        """Keep the encoder's rows (n, 1, 32), in the order of y, then x."""
-        kept: dict[str, np.ndarray] = {}
-
-        def keep(_: object, given: tuple[torch.Tensor, ...], rows: torch.Tensor) -> None:
-            places = given[2].cpu().numpy()
-            kept[PILLARS] = rows.cpu().numpy()[np.lexsort((places[:, 3], places[:, 2])), None]
-
-        hook = self.parts.voxel_encoder.register_forward_hook(keep)
-        try:
-            yield kept
-        finally:
-            hook.remove()
 
     def _boxes(self, raw: Mapping[str, torch.Tensor]) -> Objects:
         """Return what the node would publish of mmdet3d's boxes."""
@@ -89,3 +67,9 @@ class NodeReference(Reference):
         turn, sizes = (raw['rot'][:, :1], raw['rot'][:, 1:]), raw['dim'].exp()
         (found,) = coder.decode(heat, *turn, raw['height'], sizes, raw['vel'], reg=raw['reg'], task_id=0)
         return {name: found[name].numpy() for name in ('bboxes', 'scores')}
+
+
+def _pillars(given: tuple[torch.Tensor, ...], rows: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return the encoder's rows (n, 1, 32), in the order of y, then x."""
+    places = given[2].cpu().numpy()
+    return {PILLARS: rows.cpu().numpy()[np.lexsort((places[:, 3], places[:, 2])), None]}

@@ -1,53 +1,46 @@
 """CenterPoint's family: which configs it claims, what it refuses, and what the other modules give."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
+from mmdet3d.models import build_model
+from torch import nn
 
 from mmdeploy_ext.contract.families.centerpoint import AUTOWARE, CONTRACTS, SPARSE_FORM
 from mmdeploy_ext.contract.families.streampetr import LAYERS, OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.proof.levels.limits import limit_between
 from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.runtime.centerpoint.boxes import NMS_TYPES
+from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Stepper, Sweep
+from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet3d_plugin.centerpoint import autoware
 from projects.mmdet3d_plugin.centerpoint.autoware_reference import NodeReference
-from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import ENCODER as DYNAMIC_ENCODER
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
-from projects.mmdet3d_plugin.centerpoint.pillars import ENCODERS, SCATTER, has_pillars
+from projects.mmdet3d_plugin.centerpoint.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
 from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
-from projects.mmdet3d_plugin.common.sparse_graph import check_form
-from projects.mmdet3d_plugin.common.weights import load_whole
+from projects.mmdet3d_plugin.common.samples import arrays
+from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
 from projects.mmdet3d_plugin.sparse_backbone.grid import grid_size
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.frames import Stepper, Sweep
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 """Step that loads points -> columns that it keeps where a config does not say."""
@@ -75,17 +68,20 @@ class CenterPointFamily(SequenceFamily):
     files = ('backbone', 'head')
     samples = 'sweeps'
     frame, result = staticmethod(sweep), staticmethod(result)
-    postprocess_facts, dumped_frame = staticmethod(postprocess_facts), staticmethod(dumped)
+    postprocess_facts = staticmethod(postprocess_facts)
+    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """Refuse detectors whose parts are not exported.
-
-        Raises:
-            ConfigError: names the key.
-        """
-        check_model(filename, model)
+        """Refuse detectors whose parts are not exported."""
+        check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
+        test = (model.get('test_cfg') or {}).get('pts') or {}
+        if test.get('nms_type') not in NMS_TYPES:
+            raise ConfigError(
+                f'{filename}: model.test_cfg.pts.nms_type={test.get("nms_type")!r}, expected '
+                f'{" or ".join(NMS_TYPES)}'
+            )
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
@@ -144,8 +140,6 @@ class CenterPointFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
-        from mmdet3d.models import build_model
-
         self.check_parts(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         if not has_pillars(model):
@@ -173,8 +167,6 @@ class CenterPointFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
-
         own = sorted(Path(path).stem for path in paths) == sorted(AUTOWARE_FILES)
         return (AutowareCenterPoint if own else CenterPointOnnx)(paths, **engine)
 
@@ -187,37 +179,11 @@ class CenterPointFamily(SequenceFamily):
             boxes=[(parts.head, 'get_bboxes')],
         )
 
-    def dump_tensors(self, model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """See `SequenceFamily.dump_tensors`: the points, the bird's-eye view and the head's raw outputs."""
-        return {name: value.detach().cpu().numpy() for name, value in taps.items()}
-
-
-def check_model(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse detectors whose parts are not exported.
-
-    Raises:
-        ConfigError: names the key.
-    """
-    check_points_side(filename, model, 'CenterPoint', ('CenterHead',))
-    test = (model.get('test_cfg') or {}).get('pts') or {}
-    if test.get('nms_type') not in NMS_TYPES:
-        raise ConfigError(
-            f'{filename}: model.test_cfg.pts.nms_type={test.get("nms_type")!r}, expected '
-            f'{" or ".join(NMS_TYPES)}'
-        )
-
 
 def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads: Sequence[str]) -> None:
-    """Refuse encoders and heads that are not exported, and cameras.
+    """Raise ConfigError, which names the key, for encoders and heads that are not exported, and for cameras.
 
-    Args:
-        filename: of the config.
-        model: its `model`.
-        what: is exported, for messages.
-        heads: of it.
-
-    Raises:
-        ConfigError: names the key.
+    `what` is exported with `heads`; it is for messages.
     """
     prefix, dynamic = prefix_of(model), model.get('type') == DYNAMIC_DETECTOR
     middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
@@ -240,11 +206,7 @@ def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads:
 
 
 def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short."""
     key, dynamic = f'model.{prefix_of(model)}voxel_layer', model['type'] == DYNAMIC_DETECTOR
     layer = model[f'{prefix_of(model)}voxel_layer']
     most = int(layer.get('max_num_points', -1))
@@ -272,11 +234,7 @@ def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
 
 
 def check_points_loaded(cfg: Any) -> None:
-    """Refuse a test pipeline that loads points of another width than the model takes.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Refuse a test pipeline that loads points of another width than the model takes."""
     key, wanted = points_width(cfg.model)
     loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
     if not loaders:

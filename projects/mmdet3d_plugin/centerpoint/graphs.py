@@ -3,13 +3,13 @@
 Glossary: C channels, H, W bird's-eye view, K classes of a task.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
@@ -18,38 +18,26 @@ from projects.mmdet3d_plugin.centerpoint.pillars import has_pillars, pillars_gra
 from projects.mmdet3d_plugin.common.parts import parts_of
 from projects.mmdet3d_plugin.common.sparse_graph import portable_graph
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mmdeploy_ext.contract.option import Options
-
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
 
 
 class DenseHead(nn.Module):
-    """The network of the bird's-eye view, its neck and the head, up to raw outputs."""
+    """The network of the bird's-eye view, its neck and the head, up to raw outputs.
+
+    `flatten` makes one tuple of what the head gives.
+    """
 
     def __init__(self, model: nn.Module, flatten: Callable[[Any], tuple[torch.Tensor, ...]]) -> None:
-        """Keep the parts of a detector.
-
-        Args:
-            model: see `parts_of`.
-            flatten: makes one tuple of what its head gives.
-        """
         super().__init__()
         parts = parts_of(model)
-        dense = [('backbone', parts.backbone), ('neck', parts.neck), ('bbox_head', parts.head)]
-        self.names = [f'{parts.prefix}{name}' for name, part in dense if part is not None]
-        for name, (_, part) in zip(self.names, [one for one in dense if one[1] is not None], strict=True):
+        dense = dict(backbone=parts.backbone, neck=parts.neck, bbox_head=parts.head)
+        named = {f'{parts.prefix}{name}': part for name, part in dense.items() if part is not None}
+        for name, part in named.items():
             self.add_module(name, part)
-        self.flatten = flatten
+        self.names, self.flatten = list(named), flatten
 
     def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the head's raw outputs.
-
-        Args:
-            bev: (1, C, H, W) float32, the bird's-eye view.
-        """
+        """Return the head's raw outputs of the bird's-eye view (1, C, H, W) float32."""
         found: Any = bev
         for name in self.names:
             found = getattr(self, name)(found)
@@ -85,22 +73,25 @@ def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
 
 
 def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
-    """Return the contract of `DenseHead`.
-
-    Args:
-        model: a `CenterPoint`.
-        bev_shape: (1, C, H, W) of the backbone's result.
-    """
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        found = DenseHead(model, flat_outputs)(torch.zeros(bev_shape, device=device))
-    outputs = []
-    for name, tensor in zip(box_rule(model.pts_bbox_head).output_names, found, strict=True):
-        kind, task = name.rsplit('_', 1)
-        meaning = f'{kind} of task {task}'
-        outputs.append(TensorSpec(name, 'float32', tuple(tensor.shape), meaning, UNITS[kind]))
+    """Return the contract of `DenseHead` behind a backbone's result (1, C, H, W)."""
+    names = box_rule(model.pts_bbox_head).output_names
     bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the sparse backbone")
-    return GraphSpec('centerpoint/head', (bev,), tuple(outputs))
+    facts = [
+        (f'{kind} of task {task}', UNITS[kind]) for kind, task in (name.rsplit('_', 1) for name in names)
+    ]
+    return head_spec('centerpoint/head', DenseHead(model, flat_outputs), bev, names, facts)
+
+
+def head_spec(
+    name: str, head: nn.Module, bev: TensorSpec, names: Sequence[str], facts: Sequence[tuple[str, str]]
+) -> GraphSpec:
+    """Return the contract of a module behind the bird's-eye view, of names, meanings and units."""
+    device = next(head.parameters()).device
+    with torch.no_grad():
+        found = head(torch.zeros(bev.axes, device=device))
+    rows = zip(names, found, facts, strict=True)
+    outputs = tuple(TensorSpec(one, 'float32', tuple(tensor.shape), *own) for one, tensor, own in rows)
+    return GraphSpec(name, (bev,), outputs)
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:

@@ -1,31 +1,20 @@
 """Samples of mmdet3d's test loader as sweeps, dumps read back, detections as results of the data set."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.frames import Sweep
 from projects.mmdet3d_plugin.common.generated import generated
-from projects.mmdet3d_plugin.common.samples import only, result
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from projects.mmdet3d_plugin.common.samples import check_dumped, check_given, only, result
 
 __all__ = ['dumped', 'generated', 'result', 'sweep']
 
 
 def sweep(data: Mapping[str, Any]) -> Sweep:
-    """Return one collated sample of the test loader (batch 1, one augmentation) as a sweep.
-
-    Raises:
-        DataError: there are no points, or more than one sample or augmentation.
-    """
-    missing = [key for key in ('points', 'img_metas') if key not in data]
-    if missing:
-        raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
+    """Return one collated sample of the test loader (batch 1, one augmentation) as a sweep."""
+    check_given(data, ('points', 'img_metas'))
     points, meta = only(data['points'], 'points'), only(data['img_metas'], 'img_metas')
     return Sweep(
         points=np.ascontiguousarray(points.cpu().numpy(), np.float32),
@@ -35,11 +24,6 @@ def sweep(data: Mapping[str, Any]) -> Sweep:
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:
-    """Return a dumped sweep as it was fed.
-
-    Raises:
-        DataError: the dump was cut down to tensors without the points.
-    """
-    if 'points' not in tensors:
-        raise DataError('the dump has no points; dump with tensors=None, or name them too')
+    """Return a dumped sweep as it was fed."""
+    check_dumped(tensors, ['points'])
     return Sweep(np.ascontiguousarray(tensors['points']), str(manifest.get('frame', '')))

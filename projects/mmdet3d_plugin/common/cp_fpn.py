@@ -3,9 +3,7 @@
 Source: exiawsh/StreamPETR 95f6470, models/necks/cp_fpn.py; parameter names are the checkpoints'.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from mmcv.cnn import ConvModule
 from mmcv.runner import BaseModule
@@ -15,19 +13,13 @@ from torch.nn import functional
 
 from mmdeploy_ext.core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 @NECKS.register_module()
 class CPFPN(BaseModule):
     """Top-down pyramid; only the finest level passes through a 3x3 convolution.
 
-    Args:
-        in_channels: of the backbone's levels, the finest first.
-        out_channels: of every output.
-        num_outs: number of outputs; must be the number of levels.
-        norm_cfg, act_cfg: of the convolutions; the released checkpoints have neither.
+    Levels come with the finest first; `num_outs` must be their number. The released checkpoints have neither
+    `norm_cfg` nor `act_cfg`.
     """
 
     def __init__(

@@ -1,17 +1,11 @@
 """Sweeps of the generated world, for proofs without a data set."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
+from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Sweep
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.inputs.points import VoxelRule
 
 PICTURE = 32, 32
 """Width and height, pixels, of the rig's cameras, whose pictures are not used."""
@@ -20,9 +14,7 @@ PICTURE = 32, 32
 def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
     """Yield sweeps of the generated world, each of another scene.
 
-    Args:
-        rule: values per point; those beyond x, y, z, intensity and ring are zero, as the time lag of a sweep.
-        count: how many.
+    Values of a point beyond x, y, z, intensity and ring are zero, as the time lag of a sweep.
     """
     from projects.toydata.nuscenes_lidar import sweep as measure
     from projects.toydata.nuscenes_rig import LIDAR, make_rig
@@ -50,9 +42,6 @@ def crowded(rule: VoxelRule) -> Iterator[Sweep]:
 
     Some points are on the edge of the range; all others are away from the faces of voxels, where float32
     decides. Without a limit, and where one is over `FEW` or `MANY`, so many voxels have points.
-
-    Args:
-        rule: of the model.
     """
     rng, grid = np.random.default_rng(0), np.array(rule.grid_size)
     room = FEW if grid[2] > 1 else MANY

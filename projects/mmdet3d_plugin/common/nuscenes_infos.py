@@ -32,42 +32,26 @@ if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
 
 _ONLY_TEMPORAL = (
-    'prev',
-    'next',
-    'scene_token',
-    'frame_idx',
-    'bboxes2d',
-    'bboxes3d_cams',
-    'labels2d',
-    'centers2d',
-    'depths',
-    'bboxes_ignore',
-    'visibilities',
-)
+    'prev', 'next', 'scene_token', 'frame_idx', 'bboxes2d', 'bboxes3d_cams', 'labels2d', 'centers2d',
+    'depths', 'bboxes_ignore', 'visibilities',
+)  # fmt: skip
 """What the plain mmdet3d info files do not have."""
 
 
 def split_infos(
     nusc: NuScenes, split: str, *, max_sweeps: int = 10, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Describe all key frames of a split, scene by scene, each in the order of time.
-
-    Raises:
-        DataError: A key frame lacks a sensor or a file.
-    """
+    """Describe all key frames of a split, scene by scene, each in the order of time."""
     from nuscenes.utils.splits import create_splits_scenes
 
     scenes = present_scenes(nusc, create_splits_scenes()[split])
-    samples = [
-        (number, sample) for scene in scenes for number, sample in enumerate(scene_samples(nusc, scene))
-    ]
+    samples = [pair for scene in scenes for pair in enumerate(scene_samples(nusc, scene))]
     for _, sample in samples:
         check_sample(nusc, sample)
+    shown = track(samples, f'{split}: {len(scenes)} scenes', console=cli.stderr(), disable=quiet)
     return [
         sample_info(nusc, sample, number, max_sweeps=max_sweeps, annotated=split != 'test')
-        for number, sample in track(
-            samples, f'{split}: {len(scenes)} scenes', console=cli.stderr(), disable=quiet
-        )
+        for number, sample in shown
     ]
 
 
@@ -121,16 +105,13 @@ def create_infos(
         check_writable(path)
     nusc = load_tables(Path(root), version)
     with whole_tables(Path(root) / version):
-        found = {
-            split: split_infos(nusc, split, max_sweeps=max_sweeps, quiet=quiet) for split in SPLITS[version]
-        }
+        found = {split: split_infos(nusc, split, max_sweeps=max_sweeps, quiet=quiet) for split in targets}
     if not any(found.values()):
         refuse_empty(nusc)
     written = {}
-    for split, (temporal, plain) in targets.items():
-        infos, metadata = found[split], {'version': version}
-        _dump(temporal, {'infos': infos, 'metadata': metadata})
+    for split, infos in found.items():
         less = [{key: value for key, value in info.items() if key not in _ONLY_TEMPORAL} for info in infos]
-        _dump(plain, {'infos': less, 'metadata': metadata})
-        written.update({temporal: len(infos), plain: len(infos)})
+        for path, rows in zip(targets[split], (infos, less), strict=True):
+            _dump(path, {'infos': rows, 'metadata': {'version': version}})
+            written[path] = len(rows)
     return written

@@ -12,6 +12,7 @@ their sizes come from `sample_data`; camera lists without boxes keep their last 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +22,13 @@ from pyquaternion import Quaternion
 from projects.mmdet3d_plugin.common.nuscenes_source import CAMERAS, LIDAR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nuscenes.nuscenes import NuScenes
     from nuscenes.utils.data_classes import Box
 
 CLASSES = (
-    'car',
-    'truck',
-    'trailer',
-    'bus',
-    'construction_vehicle',
-    'bicycle',
-    'motorcycle',
-    'pedestrian',
-    'traffic_cone',
-    'barrier',
-)
+    'car', 'truck', 'trailer', 'bus', 'construction_vehicle',
+    'bicycle', 'motorcycle', 'pedestrian', 'traffic_cone', 'barrier',
+)  # fmt: skip
 """mmdet3d's order, which `labels2d` counts in."""
 
 
@@ -138,15 +129,10 @@ def _annotations_3d(nusc: NuScenes, records: list[dict[str, Any]], lidar: Frame)
 def clip_to_canvas(
     corners: np.ndarray, intrinsic: np.ndarray, size: tuple[int, int]
 ) -> tuple[float, float, float, float] | None:
-    """Bound the part of a 3D box that lies in a picture.
+    """Bound the part of a 3D box that lies in a picture of (W, H) px: x1 y1 x2 y2; None outside it.
 
-    Args:
-        corners: (3, 8) in the camera frame, m; those behind the camera are left out, as upstream does.
-        intrinsic: (3, 3).
-        size: (W, H) px.
-
-    Returns:
-        x1 y1 x2 y2 px of the convex hull of the projected corners within the picture; None outside it.
+    That is the convex hull of the projected corners, given as (3, 8) m in the camera frame; those behind the
+    camera are left out, as upstream does.
     """
     from shapely.geometry import MultiPoint, box
 
@@ -199,17 +185,10 @@ def _annotations_2d(nusc: NuScenes, records: list[dict[str, Any]], sample: dict[
 def sample_info(
     nusc: NuScenes, sample: dict[str, Any], frame_idx: int, *, max_sweeps: int = 10, annotated: bool = True
 ) -> dict[str, Any]:
-    """Describe one key frame.
+    """Describe one key frame, number `frame_idx` of its scene, as an entry of `infos`.
 
-    Args:
-        nusc: The loaded tables.
-        sample: Record of the key frame.
-        frame_idx: Its number in its scene, from 0.
-        max_sweeps: LiDAR sweeps before it to list.
-        annotated: Whether the version has annotations.
-
-    Returns:
-        One entry of `infos`; `annotated=False` leaves the ground truth out.
+    Up to `max_sweeps` LiDAR sweeps before it are listed; versions that are not `annotated` have no ground
+    truth.
     """
     data = nusc.get('sample_data', sample['data'][LIDAR])
     lidar = _frame(nusc, data)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmdeploy_ext.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nuscenes.nuscenes import NuScenes
 
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
@@ -19,20 +18,9 @@ CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BA
 LIDAR = 'LIDAR_TOP'
 SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test',)}
 TABLES = (
-    'category',
-    'attribute',
-    'visibility',
-    'instance',
-    'sensor',
-    'calibrated_sensor',
-    'ego_pose',
-    'log',
-    'scene',
-    'sample',
-    'sample_data',
-    'sample_annotation',
-    'map',
-)
+    'category', 'attribute', 'visibility', 'instance', 'sensor', 'calibrated_sensor', 'ego_pose', 'log',
+    'scene', 'sample', 'sample_data', 'sample_annotation', 'map',
+)  # fmt: skip
 
 
 def check_root(root: Path, version: str) -> None:
@@ -61,12 +49,7 @@ def check_root(root: Path, version: str) -> None:
 
 
 def load_tables(root: Path, version: str) -> NuScenes:
-    """Load all tables with the devkit.
-
-    Raises:
-        UsageError: The version is unknown.
-        DataError: A table is missing, damaged, or points to records that are not there.
-    """
+    """Load all tables with the devkit; raises as `check_root` and `whole_tables`."""
     check_root(root, version)
     from nuscenes.nuscenes import NuScenes
 
@@ -76,11 +59,7 @@ def load_tables(root: Path, version: str) -> NuScenes:
 
 @contextlib.contextmanager
 def whole_tables(folder: Path) -> Iterator[None]:
-    """Turn the devkit's errors inside the block into errors about the tables in `folder`.
-
-    Raises:
-        DataError: A table is damaged or points to a record that is not there, or a map mask is missing.
-    """
+    """Turn the devkit's errors inside the block into a DataError about the tables in `folder`."""
     try:
         yield
     except json.JSONDecodeError as error:
@@ -134,11 +113,7 @@ def present_scenes(nusc: NuScenes, names: list[str]) -> list[dict[str, Any]]:
 
 
 def refuse_empty(nusc: NuScenes) -> NoReturn:
-    """Say why no scene of any split is there.
-
-    Raises:
-        DataError: Always.
-    """
+    """Raise DataError: why no scene of any split is there."""
     from nuscenes.utils.splits import create_splits_scenes
 
     splits = create_splits_scenes()

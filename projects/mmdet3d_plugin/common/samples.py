@@ -1,25 +1,31 @@
-"""Values out of the test loader's containers, and detections as results of a 3D data set."""
+"""Values out of the test loader's containers and of dumps, and detections from and to results of mmdet3d."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from mmcv.parallel import DataContainer
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.runtime.detections3d import Detections3D
 
-if TYPE_CHECKING:
-    from mmdeploy_ext.runtime.detections3d import Detections3D
+
+def check_given(data: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise DataError unless a sample of the test loader has all keys."""
+    if missing := [key for key in keys if key not in data]:
+        raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
+
+
+def check_dumped(tensors: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+    """Raise DataError unless a dump has all tensors."""
+    if missing := [name for name in names if name not in tensors]:
+        raise DataError(f'the dump has no {", ".join(missing)}; dump with tensors=None, or name them too')
 
 
 def only(value: Any, key: str) -> Any:
-    """Take the one value out of lists and containers; lists of matrices stay.
-
-    Raises:
-        DataError: there is more than one.
-    """
+    """Take the one value out of lists and containers; lists of matrices stay. Raises DataError for more."""
     while True:
         if isinstance(value, DataContainer):
             value = value.data
@@ -31,15 +37,25 @@ def only(value: Any, key: str) -> Any:
             return value
 
 
+def arrays(model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return the tensors of a dump, see `SequenceFamily.dump_tensors`: all that was tapped."""
+    return {name: value.detach().cpu().numpy() for name, value in taps.items()}
+
+
+def detections(result: Mapping[str, Any]) -> Detections3D:
+    """Return mmdet3d's result of one sample in descending score order; without velocities they are zero."""
+    boxes = result['boxes_3d'].tensor.numpy()
+    scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
+    boxes = np.pad(boxes, ((0, 0), (0, 9 - boxes.shape[1])))
+    order = np.argsort(-scores, kind='stable')
+    return Detections3D(boxes[order], scores[order], labels[order].astype(np.int64))
+
+
 def result(detections: Detections3D) -> dict[str, Any]:
     """Return detections as one entry of the results that mmdet3d's nuScenes data sets evaluate."""
-    from mmdet3d.core.bbox import LiDARInstance3DBoxes
-
     boxes = torch.from_numpy(np.ascontiguousarray(detections.boxes, np.float32))
-    return dict(
-        pts_bbox=dict(
-            boxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9),
-            scores_3d=torch.from_numpy(np.ascontiguousarray(detections.scores)),
-            labels_3d=torch.from_numpy(np.ascontiguousarray(detections.labels)),
-        )
+    scores, labels = (
+        torch.from_numpy(np.ascontiguousarray(rows)) for rows in (detections.scores, detections.labels)
     )
+    boxes = LiDARInstance3DBoxes(boxes, box_dim=9)
+    return dict(pts_bbox=dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))

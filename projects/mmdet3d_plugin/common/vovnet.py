@@ -6,10 +6,8 @@ slashes, are those of the released checkpoints
 Shapes: M images, H x W px.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -83,13 +81,8 @@ class ESE(nn.Module):
 class OSAModule(nn.Module):
     """Layers in a row; their outputs and the input are concatenated once and mixed by a 1x1 convolution.
 
-    Args:
-        inputs, layer_channels, outputs: channels.
-        layers: number of layers.
-        name: prefix of the parameter names, such as OSA2_1.
-        identity: add the input to the result.
-        depthwise: separable layers.
-        with_cp: recompute in the backward pass instead of keeping activations.
+    Parameters begin with `name`, such as OSA2_1. With `identity` the input is added to the result; layers may
+    be separable (`depthwise`); `with_cp` recomputes in the backward pass instead of keeping activations.
     """
 
     def __init__(
@@ -227,7 +220,7 @@ class VoVNet(BaseModule):
                 outputs.append(x)
         return outputs
 
-    def train(self, mode: bool = True) -> VoVNet:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen parts and, with `norm_eval`, all norms stay in evaluation mode."""
         super().train(mode)
         frozen = ('stem', *STAGES)[: self.frozen_stages + 1]

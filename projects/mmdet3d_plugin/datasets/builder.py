@@ -1,7 +1,5 @@
 """Data loaders whose samplers a config names."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -28,18 +26,9 @@ def build_dataloader(
 ) -> DataLoader:
     """Build a loader as mmdet's `build_dataloader` does, with the samplers of a StreamPETR config.
 
-    Args:
-        dataset: a training data set has `flag`.
-        samples_per_gpu: batch size of this process.
-        workers_per_gpu: loader processes of this process.
-        num_gpus: not used: one process has one device.
-        dist: more than one process; otherwise the samplers see one.
-        shuffle: training; chooses between the two samplers.
-        seed: of the training order and the loaders' augmentation.
-        runner_type: not used: the sampler says whether it gives batches.
-        shuffler_sampler: of training, default `DistributedGroupSampler`.
-        nonshuffler_sampler: of tests, default `DistributedSampler`.
-        kwargs: of torch's `DataLoader`.
+    `shuffle` chooses between the two samplers: of training, whose data set has `flag`, and of tests. The seed
+    is that of the training order and the loaders' augmentation. `num_gpus` and `runner_type` are not used:
+    one process has one device, and the sampler says whether it gives batches.
     """
     rank, world_size = get_dist_info() if dist else (0, 1)
     shared = dict(dataset=dataset, num_replicas=world_size, rank=rank, seed=seed)

@@ -1,11 +1,10 @@
 """nuScenes as a stream of multi-camera key frames, in scenes that keep their order."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,19 +15,10 @@ from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.errors import DataError
 
-from .poses import rigid_inverse, rigid_matrix
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 LIST_KEYS = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths')
 CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')
-INFO_KEYS_2D = {
-    'bboxes': 'bboxes2d',
-    'labels': 'labels2d',
-    'centers2d': 'centers2d',
-    'depths': 'depths',
-    'bboxes_ignore': 'bboxes_ignore',
+INFO_KEYS_2D = dict(bboxes='bboxes2d', labels='labels2d') | {
+    key: key for key in ('centers2d', 'depths', 'bboxes_ignore')
 }
 
 
@@ -47,8 +37,8 @@ class CustomNuScenesDataset(NuScenesDataset):
         random_length: frames that are dropped at random from the T - 1 + random_length before the last.
         kwargs: of mmdet3d's `NuScenesDataset`.
 
-    Source: exiawsh/StreamPETR 95f6470, datasets/nuscenes_dataset.py. Differs in: a sequence begins where
-    the scene token changes (there: where a frame has no sweeps, which is the same on nuScenes).
+    Source: exiawsh/StreamPETR 95f6470, datasets/nuscenes_dataset.py. Differs in: a sequence begins where the
+    scene token changes (there: where a frame has no sweeps, which is the same on nuScenes).
     """
 
     def __init__(
@@ -108,11 +98,10 @@ class CustomNuScenesDataset(NuScenesDataset):
         return data
 
     def prepare_train_data(self, index: int) -> dict[str, Any] | None:
-        """Run the pipeline on the T frames that end at `index`.
+        """Run the pipeline on the T frames that end at `index`; None where that is filtered as empty.
 
-        Returns:
-            The last frame's dict with `collect_keys` stacked to (T, ...) and the boxes as lists of T; None
-            where empty frames are filtered and one of the last `num_frame_losses` frames has no box.
+        The last frame's dict has `collect_keys` stacked to (T, ...) and the boxes as lists of T. Empty frames
+        are filtered where one of the last `num_frame_losses` has no box.
         """
         queue, scene = [], None
         for i in self._queue_indices(index):
@@ -134,18 +123,46 @@ class CustomNuScenesDataset(NuScenesDataset):
 
     def _stack(self, queue: list[dict[str, Any]]) -> dict[str, Any]:
         result = queue[-1]
-        for key in self.collect_keys:
+        for key in (*self.collect_keys, *(key for key in LIST_KEYS if key in result)):
             values = [frame[key].data for frame in queue]
             result[key] = (
-                DataContainer(values, cpu_only=True)
-                if key == 'img_metas'
+                DataContainer(values, cpu_only=key in ('img_metas', 'gt_bboxes_3d'))
+                if key in ('img_metas', *LIST_KEYS)
                 else DataContainer(torch.stack(values), stack=True, pad_dims=None)
             )
-        for key in LIST_KEYS:
-            if key in result:
-                values = [frame[key].data for frame in queue]
-                result[key] = DataContainer(values, cpu_only=key == 'gt_bboxes_3d')
         return result
+
+
+@DATASETS.register_module()
+class FusionNuScenesDataset(NuScenesDataset):
+    """mmdet3d's nuScenes data set, plus the matrices that BEVFusion takes.
+
+    Infos are those of mmdet3d's `create_data.py`. Source: mit-han-lab/bevfusion db75150,
+    mmdet3d/datasets/nuscenes_dataset.py:150-218.
+    """
+
+    def get_data_info(self, index: int) -> dict[str, Any]:
+        """Return what the pipeline starts from: what mmdet3d gives, and the matrices.
+
+        Cameras have (N, 4, 4) float32 in the order of the info: `camera_intrinsics`, `camera2lidar`,
+        `lidar2image` and `img_aug_matrix` (unit matrices); `lidar_aug_matrix` is (4, 4).
+
+        Raises:
+            DataError: a calibration that is missing, not finite or singular.
+        """
+        data, info = super().get_data_info(index), self.data_infos[index]
+        found = camera_inputs(info.get('cams') or {}, f'{self.ann_file}: sample {info["token"]}')
+        count = len(found['intrinsics'])
+        poses = [np.linalg.inv(matrix.astype(np.float64)) for matrix in found['extrinsics']]
+        data.update(
+            img_filename=found['img_filename'],
+            camera_intrinsics=np.float32(found['intrinsics']),
+            camera2lidar=np.float32(poses),
+            lidar2image=np.float32(found['lidar2img']),
+            img_aug_matrix=np.tile(np.eye(4, dtype=np.float32), (count, 1, 1)),
+            lidar_aug_matrix=np.eye(4, dtype=np.float32),
+        )
+        return data
 
 
 def _is_empty(frame: dict[str, Any] | None) -> bool:
@@ -155,10 +172,8 @@ def _is_empty(frame: dict[str, Any] | None) -> bool:
 def sequence_flags(scene_tokens: Sequence[str], split: int | str = 1) -> np.ndarray:
     """Number the sequences: every frame's sequence, (frames,) int64, ascending.
 
-    Args:
-        scene_tokens: of all frames in order of time; a change begins a new sequence.
-        split: sequences per scene, of ceil(frames / split) frames each, the last one shorter; 'all': one
-            per frame.
+    The scene tokens are those of all frames in order of time; a change begins a new sequence. A scene is
+    split into sequences of ceil(frames / split) frames, the last one shorter; 'all': one per frame.
     """
     if split == 'all':
         return np.arange(len(scene_tokens), dtype=np.int64)
@@ -177,39 +192,43 @@ def scene_lengths(scene_tokens: Sequence[str]) -> list[int]:
 
 def lidar_to_global(info: dict[str, Any], where: str) -> np.ndarray:
     """Return ego-to-global @ LiDAR-to-ego, (4, 4) float32, of an info's `ego2global_*` and `lidar2ego_*`."""
-    ego_to_global, lidar_to_ego = (
-        rigid_matrix(
-            Quaternion(_finite(info, f'{name}_rotation', where)).rotation_matrix,
-            _finite(info, f'{name}_translation', where),
-        )
-        for name in ('ego2global', 'lidar2ego')
-    )
-    return ego_to_global @ lidar_to_ego
+
+    def matrix(name: str) -> np.ndarray:
+        turn = Quaternion(_finite(info, f'{name}_rotation', where)).rotation_matrix
+        return rigid_matrix(turn, _finite(info, f'{name}_translation', where))
+
+    return matrix('ego2global') @ matrix('lidar2ego')
 
 
 def camera_inputs(cameras: dict[str, dict[str, Any]], where: str) -> dict[str, list[Any]]:
     """Return file names, time stamps (s) and matrices of all cameras; keys as in `get_data_info`."""
     if not cameras:
         raise DataError(f'{where}: got no camera in `cams`, expected at least one')
-    inputs: dict[str, list[Any]] = {key: [] for key in CAMERA_KEYS}
+    rows = []
     for name, camera in cameras.items():
         here = f'{where}, {name}'
-        extrinsic = rigid_inverse(
-            rigid_matrix(
-                _finite(camera, 'sensor2lidar_rotation', here),
-                _finite(camera, 'sensor2lidar_translation', here),
-            )
-        )
-        intrinsic = np.eye(4)
+        place = (_finite(camera, f'sensor2lidar_{part}', here) for part in ('rotation', 'translation'))
+        extrinsic, intrinsic = rigid_inverse(rigid_matrix(*place)), np.eye(4)
         intrinsic[:3, :3] = _finite(camera, 'cam_intrinsic', here)
         if abs(np.linalg.det(intrinsic)) < 1e-9:
             raise DataError(f'{here}: cam_intrinsic is singular: {intrinsic[:3, :3].tolist()}')
-        inputs['img_timestamp'].append(camera['timestamp'] / 1e6)
-        inputs['img_filename'].append(camera['data_path'])
-        inputs['intrinsics'].append(intrinsic)
-        inputs['extrinsics'].append(extrinsic)
-        inputs['lidar2img'].append(intrinsic @ extrinsic)
-    return inputs
+        time_s = camera['timestamp'] / 1e6
+        rows.append((time_s, camera['data_path'], intrinsic @ extrinsic, intrinsic, extrinsic))
+    return dict(zip(CAMERA_KEYS, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def rigid_matrix(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """Return the float32 4x4 matrix [R t; 0 1] of a rotation (3, 3) and a translation (3,) in metres."""
+    matrix = np.eye(4, dtype=np.float32)
+    matrix[:3, :3] = rotation
+    matrix[:3, 3] = translation
+    return matrix
+
+
+def rigid_inverse(matrix: np.ndarray) -> np.ndarray:
+    """Return [R^T, -R^T t; 0 1] of a rigid float32 (4, 4), computed in float32."""
+    rotation_t = matrix[:3, :3].T
+    return rigid_matrix(rotation_t, -(rotation_t @ matrix[:3, 3]))
 
 
 def _finite(record: dict[str, Any], key: str, where: str) -> np.ndarray:

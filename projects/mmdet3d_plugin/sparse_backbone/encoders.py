@@ -3,21 +3,15 @@
 Glossary: N voxels of the batch, I features per voxel, C output channels, X, Y, Z grid cells.
 """
 
-from __future__ import annotations
+from collections.abc import Sequence
 
-from typing import TYPE_CHECKING
-
+import torch
 from mmcv.cnn import build_norm_layer
 from mmdet3d.models.builder import MIDDLE_ENCODERS
 from mmdet3d.models.middle_encoders import SparseEncoder
 from mmdet3d.ops import make_sparse_convmodule
 from spconv.pytorch import SparseConv3d, SparseConvTensor, SparseModule, SparseSequential, SubMConv3d
 from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
 
 NORM = dict(type='BN1d', eps=1e-3, momentum=0.01)
 
@@ -27,19 +21,9 @@ class BEVFusionSparseEncoder(SparseEncoder):
     """mmdet3d's SparseEncoder with x, y, z axes, as mit-han-lab's BEVFusion has it.
 
     Parameters have the same names. The last convolution goes along z, which is the last axis here, and the
-    blocks of a stage share neighbours by the indice key 'subm<stage>' (the input convolution too: subm1),
-    as NVIDIA's exporter writes them; upstream's blocks have no key and compute the same.
-
-    Args:
-        sparse_shape: grid cells (X, Y, Z).
-        order: order of a convolution module, a list or tuple.
-        norm_cfg: of every batch normalisation.
-        output_channels: C.
-        encoder_channels: channels per stage and layer; a stage but the last ends in a stride of 2.
-        **kwargs: see SparseEncoder.
-
-    Attributes:
-        axes: order of coordinates and kernels.
+    blocks of a stage share neighbours by the indice key 'subm<stage>' (the input convolution too: subm1), as
+    NVIDIA's exporter writes them; upstream's blocks have no key and compute the same. A stage but the last
+    ends in a stride of 2.
 
     Source: mit-han-lab/bevfusion 326653d, mmdet3d/models/backbones/sparse_encoder.py.
     """
@@ -82,16 +66,9 @@ class BEVFusionSparseEncoder(SparseEncoder):
     def forward(
         self, voxel_features: torch.Tensor, coors: torch.Tensor, batch_size: int, **kwargs: object
     ) -> torch.Tensor:
-        """Return the bird's-eye view of a batch.
+        """Return the bird's-eye view (B, C * Z', X', Y') of a batch, channel c * Z' + z: rows are x.
 
-        Args:
-            voxel_features: (N, I).
-            coors: (N, 4): sample, x, y, z.
-            batch_size: number of samples B.
-            **kwargs: nothing; upstream's signature.
-
-        Returns:
-            (B, C * Z', X', Y'), channel c * Z' + z: rows are x, columns y.
+        Features are (N, I), coordinates (N, 4): sample, x, y, z.
         """
         x = SparseConvTensor(voxel_features, coors.int(), self.sparse_shape, batch_size)
         x = self.conv_out(self.encoder_layers(self.conv_input(x)))
@@ -100,13 +77,7 @@ class BEVFusionSparseEncoder(SparseEncoder):
 
 
 class CenterPointBlock(SparseModule):
-    """Two submanifold 3x3x3 convolutions with a bias, and the sum with the input.
-
-    Args:
-        channels: of input and output.
-        norm_cfg: of both batch normalisations.
-        indice_key: shared by all convolutions of a stage.
-    """
+    """Two submanifold 3x3x3 convolutions with a bias, and the sum with the input; a stage shares its key."""
 
     def __init__(self, channels: int, norm_cfg: dict, indice_key: str) -> None:
         super().__init__()
@@ -129,15 +100,8 @@ class CenterPointBlock(SparseModule):
 class CenterPointSparseEncoder(nn.Module):
     """The published CenterPoint's encoder (SpMiddleResNetFHD), with det3d's parameter names; z, y, x axes.
 
-    Args:
-        in_channels: I.
-        sparse_shape: grid cells (Z, Y, X); Z is one more than the range has.
-        channels: of the four stages; each but the first starts with a convolution of stride 2.
-        output_channels: C.
-        norm_cfg: of every batch normalisation.
-
-    Attributes:
-        axes: order of coordinates and kernels.
+    The grid has one cell more along z than the range. Each of the four stages but the first starts with a
+    convolution of stride 2.
 
     Source: tianweiy/CenterPoint 3cf7d87, det3d/models/backbones/scn.py.
     """
@@ -179,15 +143,9 @@ class CenterPointSparseEncoder(nn.Module):
         )
 
     def forward(self, voxel_features: torch.Tensor, coors: torch.Tensor, batch_size: int) -> torch.Tensor:
-        """Return the bird's-eye view of a batch.
+        """Return the bird's-eye view (B, C * Z', Y', X') of a batch, channel c * Z' + z: rows are y.
 
-        Args:
-            voxel_features: (N, I).
-            coors: (N, 4): sample, z, y, x.
-            batch_size: number of samples B.
-
-        Returns:
-            (B, C * Z', Y', X'), channel c * Z' + z: rows are y, columns x.
+        Features are (N, I), coordinates (N, 4): sample, z, y, x.
         """
         x = SparseConvTensor(voxel_features, coors.int(), self.sparse_shape, batch_size)
         for layers in (self.conv_input, self.conv1, self.conv2, self.conv3, self.conv4, self.extra_conv):

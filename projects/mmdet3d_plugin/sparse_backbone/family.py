@@ -1,30 +1,22 @@
 """The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder."""
 
-from __future__ import annotations
+from typing import Any, ClassVar
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from mmdet3d.models import build_model
+from torch import nn
 
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
-from mmdeploy_ext.weights.sparse_checkpoint import load_model
+from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 from projects.mmdet3d_plugin.sparse_backbone import graphs
 from projects.mmdet3d_plugin.sparse_backbone.reference import run_encoder
 from projects.mmdet3d_plugin.sparse_backbone.samples import parts_of, voxel_rule
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.weights.sparse_checkpoint import LoadReport
-
 
 class LidarFamily(SparseFamily):
-    """Models of mmdet3d, or LidarBackbone, with one type of sparse encoder.
-
-    Attributes:
-        encoder_type: registered name of the encoder.
-    """
+    """Models of mmdet3d, or LidarBackbone, with one type of sparse encoder, by its registered name."""
 
     encoder_type: ClassVar[str]
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
@@ -38,8 +30,6 @@ class LidarFamily(SparseFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See SparseFamily."""
-        from mmdet3d.models import build_model
-
         return build_without_weights(cfg, build_model)
 
     def preprocess_rule(self, cfg: Any) -> VoxelRule:

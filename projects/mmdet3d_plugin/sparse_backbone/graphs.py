@@ -1,7 +1,5 @@
 """The sparse encoder inside a model, and the grid and shapes that its graph keeps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,15 +1,11 @@
 """Checks of grids that a config states more than once: range over voxel size, sparse_shape, dense output."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
 
 
 def grid_size(
@@ -17,10 +13,7 @@ def grid_size(
 ) -> tuple[int, int, int]:
     """Return the number of voxels along x, y, z.
 
-    Args:
-        point_cloud_range: x, y, z of the least corner, then of the greatest, metres.
-        voxel_size: along x, y, z, metres.
-        where: names the config's keys, for messages.
+    The range is the least corner, then the greatest, metres, as the size is; `where` names the config's keys.
 
     Raises:
         ConfigError: sizes that are not positive, or voxels that do not fill the range.
@@ -53,14 +46,7 @@ def check_sparse_shape(
 ) -> None:
     """Raise unless an encoder's grid is that of its voxels; along z it may have one more, as SECOND's has.
 
-    Args:
-        sparse_shape: of the encoder, axes in `order`.
-        grid: voxels along x, y, z.
-        order: 'xyz' or 'zyx'.
-        where: names the config's keys.
-
-    Raises:
-        ConfigError: they differ; the message names the axis.
+    The sparse shape has axes in `order`, 'xyz' or 'zyx', the grid x, y, z. The ConfigError names the axis.
     """
     if len(sparse_shape) != 3:
         raise ConfigError(f'{where}: sparse_shape={list(sparse_shape)}, expected 3 sizes in order {order}')
@@ -95,16 +81,10 @@ def dense_shape(encoder: nn.Module, sparse_shape: Sequence[int], order: str) -> 
 def check_output(
     model: Any, shape: tuple[int, int, int, int], grid: tuple[int, int, int], keys: dict
 ) -> None:
-    """Raise unless the rest of a config agrees with the shape of the dense output.
+    """Raise ConfigError unless the rest of a config agrees with the dense output (1, C * Z, H, W).
 
-    Args:
-        model: its `model`.
-        shape: (1, C * Z, H, W) that the encoder gives.
-        grid: voxels along x, y, z.
-        keys: the config's key of each part: encoder, backbone.
-
-    Raises:
-        ConfigError: output_shape, the 2D backbone's in_channels, grid_size or out_size_factor disagree.
+    These are output_shape, the 2D backbone's in_channels, grid_size and out_size_factor of its `model`.
+    `grid` has voxels along x, y, z; `keys` are those of encoder and backbone.
     """
     encoder = f'model.{keys["encoder"]}'
     promised = model.get('output_shape')

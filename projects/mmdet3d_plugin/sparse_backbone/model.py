@@ -3,9 +3,7 @@
 Glossary: P points, D values per point (x, y, z, ...), N voxels, C channels, B samples.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from mmcv.ops import DynamicScatter, Voxelization
@@ -13,9 +11,6 @@ from mmdet3d.models.builder import DETECTORS, build_middle_encoder
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @DETECTORS.register_module()
@@ -62,13 +57,10 @@ class LidarBackbone(nn.Module):
 
     @torch.no_grad()
     def voxelize(self, points: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean of the points of each voxel.
+        """Return the mean of the points of each voxel, (N, in_channels), and coordinates (N, 4) int32.
 
-        Args:
-            points: per sample (P, D), D at least `in_channels`; points out of range are dropped.
-
-        Returns:
-            Features (N, in_channels) and coordinates (N, 4) int32: sample, then the encoder's axes.
+        Points are per sample (P, D), D at least `in_channels`; those out of range are dropped. Coordinates
+        are the sample, then the encoder's axes.
 
         Raises:
             ShapeError: points with too few values.

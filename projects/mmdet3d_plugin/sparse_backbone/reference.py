@@ -1,16 +1,10 @@
 """The encoder on spconv, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+import numpy as np
 import torch
 
 from mmdeploy_ext.stack import compat
 from projects.mmdet3d_plugin.sparse_backbone.graphs import encoder
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 def run_encoder(model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:

@@ -1,15 +1,11 @@
 """From the points of a config's sweeps to voxels: where the parts are, and the rule that a file keeps."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.inputs.points import VoxelRule
 from projects.mmdet3d_plugin.sparse_backbone import grid
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # Where the parts are in `model`, by the key of its sparse encoder.
 PARTS = {
@@ -30,11 +26,7 @@ def parts_of(cfg: Any) -> dict[str, str] | None:
 
 
 def voxel_rule(cfg: Any, order: str) -> VoxelRule:
-    """Return how points become voxels.
-
-    Args:
-        cfg: with an encoder in its model.
-        order: of coordinates.
+    """Return how points become voxels, coordinates in an order.
 
     Raises:
         ConfigError: a key is missing, or a voxel's features are not the mean of its points.
@@ -47,13 +39,7 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
 
 
 def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
-    """Return the rule of a voxel layer's config.
-
-    Args:
-        layer: arguments of mmcv's `Voxelization`.
-        channels: values per point.
-        order: of coordinates.
-    """
+    """Return the rule of the arguments of mmcv's `Voxelization`, for points of so many values."""
     limit, points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
     limit = int(limit[1] if isinstance(limit, list | tuple) else limit)
     return VoxelRule(

@@ -2,13 +2,11 @@
 
 from projects.mmdet3d_plugin.streampetr import (  # noqa: F401
     assigners,
-    attention,
     coder,
     detector,
     family,
     focal_head,
     head,
-    match_costs,
     transformer,
     warmup,
 )

@@ -3,17 +3,16 @@
 Source: DETR (Carion et al., 2020) section 3.1; the costs are StreamPETR's (`core/bbox/assigners/`).
 """
 
-from __future__ import annotations
-
 import torch
 from mmdet.core.bbox.assigners import AssignResult, BaseAssigner
 from mmdet.core.bbox.builder import BBOX_ASSIGNERS
 from mmdet.core.bbox.match_costs import build_match_cost
+from mmdet.core.bbox.match_costs.builder import MATCH_COST
 from mmdet.core.bbox.transforms import bbox_cxcywh_to_xyxy
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from projects.mmdet3d_plugin.common.box_codec import normalize_bbox
+from projects.mmdet3d_plugin.streampetr.coder import normalize_bbox
 
 WORST_COST = 100.0
 
@@ -21,8 +20,7 @@ WORST_COST = 100.0
 def match(cost: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows and columns (int64, on the cost's device) of the cheapest one-to-one matching.
 
-    Args:
-        cost: (num_pred, num_gt); NaN and +inf count as 100, -inf as -100, as upstream has it.
+    The cost is (num_pred, num_gt); NaN and +inf count as 100, -inf as -100, as upstream has it.
     """
     finite = torch.nan_to_num(cost.detach(), nan=WORST_COST, posinf=WORST_COST, neginf=-WORST_COST)
     rows, columns = linear_sum_assignment(finite.cpu().numpy())
@@ -53,11 +51,8 @@ def refuse_ignored(gt_bboxes_ignore: Tensor | None) -> None:
 class HungarianAssigner3D(BaseAssigner):
     """Match queries with 3D boxes by classification cost and weighted L1 distance of the regression targets.
 
-    Args:
-        cls_cost: config of the classification cost.
-        reg_cost: config of the cost of (num_pred, D) against (num_gt, D).
-        iou_cost: accepted and built, never used (configs give it weight 0).
-        pc_range: x, y, z low and high in metres.
+    `iou_cost` is accepted and built, never used (configs give it weight 0); `pc_range` is x, y, z low and
+    high in m.
     """
 
     def __init__(
@@ -84,14 +79,9 @@ class HungarianAssigner3D(BaseAssigner):
     ) -> AssignResult:
         """Match the queries of one sample and one decoder layer.
 
-        Args:
-            bbox_pred: (Q, 10) predicted boxes as `normalize_bbox` writes them.
-            cls_pred: (Q, K) logits.
-            gt_bboxes: (G, 9) gravity centre, sizes, yaw, velocity; metres, radians, m/s; LiDAR frame.
-            gt_labels: (G,) int64.
-            gt_bboxes_ignore: None.
-            code_weights: (10,) factors of the columns.
-            with_velo: whether the velocity counts.
+        Predicted boxes are (Q, 10) as `normalize_bbox` writes them, logits (Q, K); ground truth is (G, 9):
+        gravity centre, sizes, yaw, velocity, in m, rad, m/s in the LiDAR frame, and (G,) int64.
+        `code_weights` (10,) are factors of the columns; `with_velo` says whether the velocity counts.
         """
         refuse_ignored(gt_bboxes_ignore)
         if len(gt_bboxes) == 0 or len(bbox_pred) == 0:
@@ -107,11 +97,7 @@ class HungarianAssigner3D(BaseAssigner):
 
 @BBOX_ASSIGNERS.register_module()
 class HungarianAssigner2D(BaseAssigner):
-    """Match image tokens with 2D boxes by class, L1 and GIoU of the boxes and L1 of the projected 3D centres.
-
-    Args:
-        cls_cost, reg_cost, iou_cost, centers2d_cost: configs of the four costs.
-    """
+    """Match image tokens with 2D boxes by class, L1 and GIoU of boxes and L1 of projected 3D centres."""
 
     def __init__(
         self,
@@ -136,17 +122,10 @@ class HungarianAssigner2D(BaseAssigner):
         img_meta: dict,
         gt_bboxes_ignore: Tensor | None = None,
     ) -> AssignResult:
-        """Match the tokens of one image.
+        """Match the tokens of one image, whose `pad_shape` is (H, W, C).
 
-        Args:
-            bbox_pred: (T, 4) cxcywh in parts of the padded image.
-            cls_pred: (T, K) logits.
-            pred_centers2d: (T, 2) projected centres in parts of the padded image.
-            gt_bboxes: (G, 4) xyxy px.
-            gt_labels: (G,).
-            centers2d: (G, 2) px.
-            img_meta: its `pad_shape` is (H, W, C).
-            gt_bboxes_ignore: None.
+        Predicted are boxes (T, 4) cxcywh and centres (T, 2) in parts of the padded image, logits (T, K);
+        ground truth is (G, 4) xyxy px, (G,) and (G, 2) px.
         """
         refuse_ignored(gt_bboxes_ignore)
         if len(gt_bboxes) == 0 or len(bbox_pred) == 0:
@@ -157,3 +136,18 @@ class HungarianAssigner2D(BaseAssigner):
         cost = cost + self.iou_cost(bbox_cxcywh_to_xyxy(bbox_pred) * size, gt_bboxes)
         cost = cost + self.centers2d_cost(pred_centers2d, centers2d / size[:2])
         return to_result(cost, gt_labels, len(bbox_pred))
+
+
+@MATCH_COST.register_module()
+class BBox3DL1Cost:
+    """L1 distance of two sets of vectors, of any number of columns.
+
+    Source: DETR3D `core/bbox/match_costs/match_cost.py`.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, bbox_pred: Tensor, gt_bboxes: Tensor) -> Tensor:
+        """Return the cost (num_pred, num_gt) of predictions (num_pred, D) and ground truth (num_gt, D)."""
+        return torch.cdist(bbox_pred, gt_bboxes, p=1) * self.weight

@@ -9,15 +9,16 @@ shapes, what the graph computes; facts, no code).
 Glossary: N cameras, H, W network input in pixels, C channels, T tokens, Q queries, K classes, M memory rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.runtime.autoware import streampetr_rules as node
 from mmdeploy_ext.runtime.autoware.writing import text_of
@@ -26,20 +27,13 @@ from projects.mmdet3d_plugin.streampetr import spec
 from projects.mmdet3d_plugin.streampetr.graphs import ExtractImgFeat, PositionEmbedding, PtsHeadMemory, made
 from projects.mmdet3d_plugin.streampetr.memory import Memory
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.stages import Graph
-
 logger = logging.getLogger(__name__)
 
 
 class NodeImages(ExtractImgFeat):
-    """Backbone and neck, with the batch axis, the planes and the norm of the node."""
+    """Backbone and neck, with the batch axis, the planes and the norm of the node, see `node.NORMS`."""
 
     def __init__(self, model: nn.Module, planes: str) -> None:
-        """Keep the detector; `planes` are those that the node feeds, see `streampetr_rules.NORMS`."""
         super().__init__(model)
         self.turned, *change = node.from_node(planes, *model.image_norm)
         for name, values in zip(('scale', 'shift'), change, strict=True):
@@ -89,8 +83,7 @@ class NodeHead(PtsHeadMemory):
     ) -> tuple[Tensor, ...]:
         """Compute one frame; shapes as in `specs`.
 
-        Returns:
-            all_cls_scores (1, K, Q), all_bbox_preds (1, 10, Q), and the memory after the frame.
+        Returned are all_cls_scores (1, K, Q), all_bbox_preds (1, 10, Q), and the memory after the frame.
         """
         there = egopose.abs().sum().view(1)  # of a memory that was zeroed it is 0
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
@@ -117,12 +110,10 @@ def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
     one = dataclasses.replace(image.inputs[0], axes=(1, *image.inputs[0].axes), meaning=meaning)
     pad = TensorSpec('img_metas_pad', 'float32', (3,), 'H, W, 3; a constant of the graph', 'pixel')
     lidar, intrinsics = position.inputs
+    meanings = 'vehicle to the map whose origin is the first place', 'its inverse'
     poses = [
         TensorSpec(name, 'float32', (1, 4, 4), text, single=True)
-        for name, text in (
-            ('data_ego_pose', 'vehicle to the map whose origin is the first place'),
-            ('data_ego_pose_inv', 'its inverse'),
-        )
+        for name, text in zip(('data_ego_pose', 'data_ego_pose_inv'), meanings, strict=True)
     ]
     x = dataclasses.replace(head.tensor('img_feats'), name='x')
     before = [_rows(head.tensor(f'pre_memory_{field}'), size.memory, field) for field in spec.FIELDS]
@@ -133,16 +124,11 @@ def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
         )
         for name, rows in (('all_cls_scores', size.classes), ('all_bbox_preds', size.code))
     ]
-    state = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in spec.FIELDS)
+    inputs, outputs = (x, *position.outputs, *poses, *before), (*results, *after)
     return [
         GraphSpec(f'streampetr/{node.BACKBONE}', (one,), image.outputs),
         GraphSpec(f'streampetr/{node.POSITIONS}', (pad, intrinsics, lidar), position.outputs),
-        GraphSpec(
-            f'streampetr/{node.HEAD}',
-            (x, *position.outputs, *poses, *before),
-            (*results, *after),
-            state,
-        ),
+        GraphSpec(f'streampetr/{node.HEAD}', inputs, outputs, spec.STATE_PAIRS),
     ]
 
 

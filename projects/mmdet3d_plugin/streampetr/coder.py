@@ -4,9 +4,8 @@ Source: exiawsh/StreamPETR 95f6470, core/bbox/coders/nms_free_coder.py and core/
 ranges stay what the config says, and asking for more boxes than there are gives all of them.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.core.bbox import BaseBBoxCoder
@@ -14,22 +13,36 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet3d_plugin.common.box_codec import denormalize_bbox
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+
+def normalize_bbox(bboxes: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
+    """Return the regression targets (..., 10 or 8) of boxes (..., 9 or 7).
+
+    Boxes are the centre x, y, z in metres, three sizes in metres, yaw in radians and, where there are nine,
+    the velocity in m/s; targets x, y, z, log sizes in the order given, sin yaw, cos yaw, velocity. A size of
+    0 gives -inf. `pc_range` is unused; it is part of the signature that configs and users know.
+
+    Source: StreamPETR `core/bbox/util.py`; nothing is scaled to the range, whatever the name says.
+    """
+    yaw = bboxes[..., 6:7]
+    return torch.cat(
+        [bboxes[..., :3], bboxes[..., 3:6].log(), yaw.sin(), yaw.cos(), bboxes[..., 7:9]], dim=-1
+    )
+
+
+def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
+    """Return the boxes (..., 9 or 7) that predictions (..., 10 or 8) mean; see `normalize_bbox`."""
+    yaw = torch.atan2(normalized[..., 6:7], normalized[..., 7:8])
+    return torch.cat([normalized[..., :3], normalized[..., 3:6].exp(), yaw, normalized[..., 8:10]], dim=-1)
 
 
 @BBOX_CODERS.register_module()
 class NMSFreeCoder(BaseBBoxCoder):
     """The best (query, class) pairs as boxes; one query may give several.
 
-    Args:
-        pc_range: x, y, z low then high in m; the head's range of box centres.
-        post_center_range: boxes with centres outside are dropped, limits included.
-        max_num: number of pairs that are looked at.
-        score_threshold: lowest score that is kept; None or 0 keeps all.
-        voxel_size: not used, upstream's configs give it.
+    Of `max_num` pairs, boxes are dropped with centres outside of `post_center_range` (x, y, z low then high
+    in m, limits included), or scores below `score_threshold`, if any. `voxel_size` is not used, upstream's
+    configs give it.
     """
 
     def __init__(
@@ -55,14 +68,9 @@ class NMSFreeCoder(BaseBBoxCoder):
         raise NotImplementedError('NMSFreeCoder only decodes')
 
     def decode_single(self, cls_scores: Tensor, bbox_preds: Tensor) -> dict[str, Tensor]:
-        """Decode one sample.
+        """Decode logits (Q, K) and box codes (Q, 10) of one sample, see `normalize_bbox`.
 
-        Args:
-            cls_scores: (Q, K) logits.
-            bbox_preds: (Q, 10) box codes, see `box_codec`.
-
-        Returns:
-            'bboxes' (n, 9) with the centre of the volume, 'scores' (n,) falling, 'labels' (n,).
+        Returned are 'bboxes' (n, 9) with the centre of the volume, 'scores' (n,) falling, 'labels' (n,).
         """
         scores, pairs = cls_scores.sigmoid().view(-1).topk(min(self.max_num, cls_scores.numel()))
         queries = torch.div(pairs, self.num_classes, rounding_mode='floor')

@@ -6,15 +6,11 @@ Differs in: no ground truth in the whole batch is a case of its own (upstream di
 with fewer boxes than the largest one have padding rows, as upstream.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mmcv.parallel import DataContainer
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 
 class Known(NamedTuple):
@@ -51,13 +47,9 @@ def collect(img_metas: list[dict], groups: int, device: torch.device) -> tuple[K
     batch = torch.cat([torch.full((len(t),), i, device=device) for i, t in enumerate(targets)])
     slot = torch.cat([torch.arange(len(t), device=device) for t in targets])
     group = torch.arange(groups, device=device).repeat_interleave(len(batch))
-    known = Known(
-        batch.repeat(groups),
-        slot.repeat(groups) + single * group,
-        torch.cat(labels).repeat(groups),
-        torch.cat(targets).repeat(groups, 1),
-    )
-    return known, single
+    slots = slot.repeat(groups) + single * group
+    rows = torch.cat(labels).repeat(groups), torch.cat(targets).repeat(groups, 1)
+    return Known(batch.repeat(groups), slots, *rows), single
 
 
 def add_noise(known: Known, head: nn.Module) -> tuple[Tensor, Tensor]:
@@ -94,19 +86,13 @@ def attention_mask(head: nn.Module, single: int, groups: int, device: torch.devi
 
 
 def prepare(
-    head: nn.Module,
-    batch_size: int,
-    reference_points: Tensor,
-    img_metas: list[dict],
+    head: nn.Module, batch_size: int, reference_points: Tensor, img_metas: list[dict]
 ) -> tuple[Tensor, Tensor | None, dict | None]:
-    """Put denoising queries before the learned ones.
+    """Put denoising queries before the learned ones, whose points are (Q, 3) in parts of the range.
 
-    Args:
-        head: gives num_query, num_propagated, memory_len, num_classes, pc_range, with_dn, scalar (groups),
-            bbox_noise_scale, bbox_noise_trans, split, training.
-        batch_size: B.
-        reference_points: (Q, 3) learned points in parts of the range.
-        img_metas: B dicts; in training with `gt_bboxes_3d` and `gt_labels_3d`, in a DataContainer or not.
+    In training the metas have `gt_bboxes_3d` and `gt_labels_3d`, in a DataContainer or not. The head gives
+    num_query, num_propagated, memory_len, num_classes, pc_range, with_dn, scalar (groups), bbox_noise_scale,
+    bbox_noise_trans, split, training.
 
     Returns:
         Reference points (B, pad + Q, 3), the attention mask (None without denoising queries) and what

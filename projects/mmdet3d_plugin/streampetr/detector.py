@@ -1,28 +1,82 @@
-"""StreamPETR's detector: images to features, frames to scenes.
+"""StreamPETR's detector: images to features, frames to scenes, and training clips through one memory.
 
-Source: exiawsh/StreamPETR 95f6470, models/detectors/petr3d.py.
+Letters: B batch, T frames of a training clip, N cameras, C channels.
+
+Source: exiawsh/StreamPETR 95f6470, models/detectors/petr3d.py. Differs in: nothing is changed in place, and
+frames without gradient leave the mode as they found it.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from mmcv.runner import auto_fp16
 from mmdet.models import DETECTORS
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
-from projects.mmdet3d_plugin.streampetr.training import Petr3DTraining
+
+from .rays import token_centers
+
+PER_FRAME = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths', 'img_metas')
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Run the block in evaluation mode and without gradients; the mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+class GridMask(nn.Module):
+    """Hide all of a batch of training images but one random grid of stripes, with probability `prob`.
+
+    Source: GridMask Data Augmentation (Chen et al., 2020); the ranges of its random numbers, and that the
+    stripes stay, are PETR's (`models/utils/grid_mask.py`).
+    """
+
+    prob = 0.7
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return images (M, 3, H, W) under the grid; the same tensor where there is none."""
+        if not self.training or torch.rand(()).item() > self.prob:
+            return x
+        return x * self.draw(*x.shape[-2:]).to(x)
+
+    def draw(self, height: int, width: int) -> Tensor:
+        """Return a random grid (H, W), 1 where the image stays; its period is drawn from 2..H - 1."""
+        period = int(torch.randint(2, max(height, 3), ()))
+        thickness = min(max(int(period * 0.5 + 0.5), 1), period - 1)
+        starts = [int(torch.randint(0, period, ())) for _ in range(2)]
+        rows, columns = (
+            _in_stripes(extent, period, thickness, start)
+            for extent, start in zip((height, width), starts, strict=True)
+        )
+        return (rows[:, None] | columns).float()
+
+
+def _in_stripes(extent: int, period: int, thickness: int, start: int) -> Tensor:
+    """Return which rows or columns (extent,) are in stripes of a grid 1.5 times as large around them."""
+    large = int(1.5 * extent)
+    offset = torch.arange(extent) + (large - extent) // 2 - start
+    return (offset >= 0) & (offset // period < large // period) & (offset % period < thickness)
 
 
 @DETECTORS.register_module()
-class Petr3D(Petr3DTraining, MVXTwoStageDetector):
+class Petr3D(MVXTwoStageDetector):
     """Camera-only detector that runs a scene frame by frame.
 
     Args:
-        use_grid_mask: hide squares of the images in training.
+        use_grid_mask: hide a random grid of the training images.
         num_frame_head_grads, num_frame_backbone_grads, num_frame_losses: frames of a training clip, counted
             from its end, with gradients in the head, in the backbone, and with losses.
         stride: px per cell of the feature level that is used.
@@ -53,16 +107,16 @@ class Petr3D(Petr3DTraining, MVXTwoStageDetector):
                 f"{type(self).__name__}: stride is {stride}, the head's is {self.pts_bbox_head.stride}; "
                 'give both the same'
             )
-        self.init_training(
-            use_grid_mask,
-            num_frame_head_grads,
-            num_frame_backbone_grads,
-            num_frame_losses,
-            stride,
-            position_level,
-            aux_2d_only,
-            single_test,
-        )
+        if num_frame_losses > num_frame_head_grads:
+            raise ConfigError(
+                f'num_frame_losses: got {num_frame_losses}, expected at most num_frame_head_grads = '
+                f'{num_frame_head_grads}: a frame without gradients has no losses'
+            )
+        self.grid_mask = GridMask()
+        self.use_grid_mask = use_grid_mask
+        self.num_frame_head_grads, self.num_frame_losses = num_frame_head_grads, num_frame_losses
+        self.num_frame_backbone_grads = num_frame_backbone_grads
+        self.stride, self.position_level = stride, position_level
         self.prev_scene_token: str | None = None
 
     def extract_img_feat(self, img: Tensor) -> Tensor:
@@ -74,13 +128,10 @@ class Petr3D(Petr3DTraining, MVXTwoStageDetector):
         return self.forward_train(**data) if return_loss else self.forward_test(**data)
 
     def forward_test(self, img_metas: list, rescale: bool = False, **data: Any) -> list[dict]:
-        """Unwrap the one augmentation that the test pipeline makes, and run.
+        """Unwrap the one augmentation that the test pipeline makes, and run; boxes are in m.
 
-        Args:
-            img_metas: [one augmentation][one sample] dict.
-            rescale: not used; boxes are in m.
-            data: [one augmentation] of `img` (1, N, 3, H, W) and, each with a batch or list axis of 1, of the
-                calibration and pose keys.
+        The metas are [one augmentation][one sample]; data has [one augmentation] of `img` (1, N, 3, H, W)
+        and, each with a batch or list axis of 1, of the calibration and pose keys.
         """
         if not isinstance(img_metas, list) or len(img_metas) != 1:
             raise DataError('Petr3D tests one augmentation: img_metas has to be a list of one list')
@@ -95,11 +146,8 @@ class Petr3D(Petr3DTraining, MVXTwoStageDetector):
             raise DataError(
                 f'Petr3D tests one sample at a time, since scenes are streams; got a batch of {img.shape[0]}'
             )
-        outputs = self.run_frame(img_metas, tap('img', img), **data)
-        return [
-            {'pts_bbox': bbox3d2result(*detections)}
-            for detections in self.pts_bbox_head.get_bboxes(outputs, img_metas)
-        ]
+        found = self.pts_bbox_head.get_bboxes(self.run_frame(img_metas, tap('img', img), **data), img_metas)
+        return [{'pts_bbox': bbox3d2result(*detections)} for detections in found]
 
     def run_frame(self, img_metas: list[dict], img: Tensor, **data: Tensor) -> dict[str, Any]:
         """Return the head's outputs for one frame; another scene token than before starts a new stream."""
@@ -112,6 +160,100 @@ class Petr3D(Petr3DTraining, MVXTwoStageDetector):
         for name in ('timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists'):
             tap(name, data[name])
         return self.pts_bbox_head(self.extract_img_feat(img), img_metas, **data)
+
+    def forward_train(self, **data: object) -> dict[str, Tensor]:
+        """Return the losses of one batch.
+
+        Args:
+            data: as the data loader gives it. Tensors: `img` (B, T, N, 3, H, W), `lidar2img`, `intrinsics`,
+                `extrinsics` (B, T, N, 4, 4), `timestamp` (B, T) float64, `ego_pose`, `ego_pose_inv`
+                (B, T, 4, 4), `prev_exists` (B, T); others (B, T, ...) are ignored. Lists [B][T]:
+                `gt_bboxes_3d`, `gt_labels_3d`, `img_metas`. Lists [B][T][N], which a detector without 2D head
+                may leave out: `gt_bboxes`, `gt_labels`, `centers2d`, `depths`.
+
+        Returns:
+            `frame_{i}_{name}` of every frame i with losses; names as in `losses.head_losses` and
+            `FocalHead.loss`.
+        """
+        given = [key for key in PER_FRAME if data.get(key) is not None]
+        annotations = {key: list(zip(*data.pop(key), strict=True)) for key in given}  # [B][T] to [T][B]
+        tensors = {key: value for key, value in data.items() if isinstance(value, torch.Tensor)}
+        tensors['img_feats'] = self.extract_frames(tensors.pop('img'))
+        return self.obtain_history_memory(annotations, tensors)
+
+    def extract_frames(self, img: Tensor) -> Tensor:
+        """Return features (B, T, N, C, h, w) of (B, T, N, 3, H, W); gradients for the last frames alone."""
+        first = max(img.shape[1] - self.num_frame_backbone_grads, 0)
+        recent = self._map_images(img[:, first:])
+        if first == 0:
+            return recent
+        with without_gradients(self):
+            previous = self._map_images(img[:, :first])
+        return torch.cat([previous, recent], dim=1)
+
+    @auto_fp16(apply_to=('img',), out_fp32=True)
+    def _map_images(self, img: Tensor) -> Tensor:
+        flat = img.flatten(0, 2)
+        if self.use_grid_mask:
+            flat = self.grid_mask(flat)
+        maps = self.img_backbone(flat)
+        maps = list(maps.values()) if isinstance(maps, dict) else maps
+        if self.with_img_neck:
+            maps = self.img_neck(maps)
+        level = maps[self.position_level]
+        # ONNX has no unflatten before opset 13
+        return level.reshape(*img.shape[:3], *level.shape[1:])
+
+    def obtain_history_memory(
+        self, annotations: dict[str, list], tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Run the frames in turn and return their losses; see `forward_train`.
+
+        Annotations are lists [T][B], tensors (B, T, ...), `img_feats` among them.
+        """
+        frames, losses = tensors['img_feats'].shape[1], {}
+        for i in range(frames):
+            data = {key: value[:, i] for key, value in tensors.items()}
+            truth = {key: value[i] for key, value in annotations.items()}
+            trained, judged = i >= frames - self.num_frame_head_grads, i >= frames - self.num_frame_losses
+            frame_losses = self.forward_pts_train(truth, data, requires_grad=trained, return_losses=judged)
+            losses.update({f'frame_{i}_{key}': value for key, value in frame_losses.items()})
+        return losses
+
+    def forward_pts_train(
+        self, truth: dict[str, list], data: dict[str, Tensor], requires_grad: bool, return_losses: bool
+    ) -> dict[str, Tensor]:
+        """Run the heads on one frame of B samples; return its losses, none without `return_losses`.
+
+        Without `requires_grad` the head is not trained on this frame: it runs as in a test.
+        """
+        img_metas = list(truth['img_metas'])
+        if not requires_grad:
+            with without_gradients(self):
+                outs_roi = {'topk_indexes': None}
+                outs = self.pts_bbox_head(img_metas=img_metas, topk_indexes=None, **data)
+        else:
+            outs_roi = self.forward_roi_head(img_metas, **data)
+            outs = self.pts_bbox_head(img_metas=img_metas, topk_indexes=outs_roi['topk_indexes'], **data)
+        if not return_losses:
+            return {}
+        losses = self.pts_bbox_head.loss(truth['gt_bboxes_3d'], truth['gt_labels_3d'], outs)
+        if self.with_img_roi_head:
+            flat = [truth[key] for key in ('gt_bboxes', 'gt_labels', 'centers2d', 'depths')]
+            losses.update(self.img_roi_head.loss(*flat, outs_roi, img_metas))
+        return losses
+
+    def forward_roi_head(self, img_metas: list[dict], **data: Tensor) -> dict[str, Tensor | None]:
+        """Return what the 2D head gives for a frame; where it does not run `topk_indexes` is None."""
+        if not (self.with_img_roi_head and self.training):
+            return {'topk_indexes': None}
+        return self.img_roi_head(self.prepare_location(img_metas, data['img_feats']), **data)
+
+    def prepare_location(self, img_metas: list[dict], img_feats: Tensor) -> Tensor:
+        """Return token centres (1, h, w, 2), x, y in parts of the padded image, of a map (..., h, w)."""
+        height, width = img_metas[0]['pad_shape'][0][:2]
+        centers = token_centers((height, width), self.stride, 1, img_feats.device)
+        return (centers / centers.new_tensor([width, height])).view(1, *img_feats.shape[-2:], 2)
 
 
 @DETECTORS.register_module()

@@ -3,38 +3,69 @@
 Glossary: N cameras, H, W network input in pixels.
 """
 
-from __future__ import annotations
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from mmdet3d.models import build_model
+from torch import nn
 
 from mmdeploy_ext.contract.families.streampetr import AUTOWARE, OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.memory import MemorySpec
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES as NODE_FILES
-from projects.mmdet3d_plugin.streampetr import autoware, dumps, proof
+from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
+from projects.mmdet3d_plugin.streampetr import autoware
 from projects.mmdet3d_plugin.streampetr.graphs import graphs
 from projects.mmdet3d_plugin.streampetr.reference import Reference
-from projects.mmdet3d_plugin.streampetr.samples import frame, result
+from projects.mmdet3d_plugin.streampetr.samples import (
+    DUMP_NAMES,
+    DUMP_SUFFIXES,
+    dump_tensors,
+    dumped_frame,
+    frame,
+    result,
+)
 from projects.mmdet3d_plugin.streampetr.spec import sizes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import TensorSpec
-    from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.runtime.frames import Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
 DEFAULT_CAMERAS = 6
+TOLERANCES = {
+    'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
+    'reference_point': ColumnGroup(unit='m', rtol=0.0, atol=2e-3),
+    'timestamp': ColumnGroup(unit='s', rtol=0.0, atol=1e-5),
+    'egopose': ColumnGroup(rtol=0.0, atol=2e-4),
+    'velo': ColumnGroup(unit='m/s', rtol=0.0, atol=2e-4),
+}
+"""Absolute tolerances of a float32 memory. Source: "Suggested tolerances" of the reference data of StreamPETR
+(measured between correct implementations); times 1e-5 s instead of 1e-6 s, because ages are float32 here and
+a step of float32 at 10 s is 1e-6 s."""
+PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
+
+
+def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
+    """Return the memory of files with these facts about post-processing; no ties where they are missing."""
+    topk = int(facts.get('topk_proposals') or 0)
+    return MemorySpec(
+        tensors=TOLERANCES,
+        outputs={name: f'post_memory_{name}' for name in TOLERANCES},
+        needed=PREDICTIONS,
+        per_query=(*PREDICTIONS, 'outs_dec'),
+        scores='all_cls_scores' if topk else '',
+        places=(('reference_point', 'all_bbox_preds', (0, 1, 2)), ('velo', 'all_bbox_preds', (8, 9))),
+        topk=topk,
+        propagated=int(facts.get('num_propagated', topk)),
+    )
 
 
 class StreamPetrFamily(SequenceFamily):
@@ -56,8 +87,8 @@ class StreamPetrFamily(SequenceFamily):
     compared = ('all_cls_scores', 'all_bbox_preds')
     measured = ('deploy', 'fork')
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
-    dump_suffixes = dumps.SUFFIXES
-    dump_names = dumps.NAMES
+    dump_suffixes = DUMP_SUFFIXES
+    dump_names = DUMP_NAMES
     bars = (
         ('frame, against PyTorch', 'torch', 0.36),
         ('frame, against the fork contract', 'fork', 0.95),
@@ -65,9 +96,9 @@ class StreamPetrFamily(SequenceFamily):
         ('bytes fed besides the images', 'fed_bytes', 64_000),
     )
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
-    reference, memory_spec = staticmethod(Reference), staticmethod(proof.memory_spec)
+    reference, memory_spec = staticmethod(Reference), staticmethod(memory_spec)
     frame, result = staticmethod(frame), staticmethod(result)
-    dump_tensors, dumped_frame = staticmethod(dumps.tensors), staticmethod(dumps.frame)
+    dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: by detector or by head."""
@@ -88,8 +119,6 @@ class StreamPetrFamily(SequenceFamily):
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`; the model keeps N, H, W of the config (`input_sizes`), and its `image_norm`."""
-        from mmdet3d.models import build_model
-
         _check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
         rule = self.preprocess_rule(cfg)
@@ -149,8 +178,6 @@ class StreamPetrFamily(SequenceFamily):
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
-        from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
-
         # the published model knows no time gap: the proof and the metrics compare like with like
         return StreamPetrOnnx(paths, max_gap_s=None, **engine)
 

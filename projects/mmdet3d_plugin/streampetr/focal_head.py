@@ -8,8 +8,6 @@ AnchorFreeHead renames `cls` to `conv_cls` there); all tokens are written `topk_
 permutation; heat maps use `stride` (upstream 16, its default).
 """
 
-from __future__ import annotations
-
 import random
 
 import torch
@@ -34,13 +32,8 @@ def draw_heatmap(centers: Tensor, bboxes: Tensor, shape: tuple[int, int], stride
     """Return the map (h, w) of one image: the largest of the objects' Gaussians, 1 in each centre's cell.
 
     The radius r is the smallest distance from the centre to an edge in cells, rounded up, at least 1; sigma
-    is a sixth of the diameter 2 r + 1; outside the square of the radius there is nothing.
-
-    Args:
-        centers: (G, 2) px.
-        bboxes: (G, 4) xyxy px.
-        shape: h and w.
-        stride: px per cell.
+    is a sixth of the diameter 2 r + 1; outside the square of the radius there is nothing. Centres are (G, 2)
+    px, boxes (G, 4) xyxy px; the stride is in px per cell.
     """
     heatmap = centers.new_zeros(shape)
     if len(centers) == 0:
@@ -60,17 +53,9 @@ def draw_heatmap(centers: Tensor, bboxes: Tensor, shape: tuple[int, int], stride
 class FocalHead(BaseModule):
     """2D boxes, centres and classes per token.
 
-    Args:
-        num_classes: K.
-        in_channels: C, a multiple of 32.
-        stride: px per token.
-        use_hybrid_tokens: keep a random part of the tokens in training, of 0.2 to 1.
-        train_ratio, infer_ratio: the part that is kept otherwise, 0 to 1; 1 keeps all.
-        sync_cls_avg_factor: average the number of positives over the ranks.
-        loss_cls2d, loss_centerness, loss_bbox2d, loss_iou2d, loss_centers2d: configs of the losses.
-        train_cfg: its `assigner2d` is the config of the assigner.
-        test_cfg: unused.
-        init_cfg: mmcv's.
+    C is a multiple of 32. In training `use_hybrid_tokens` keeps a random part of the tokens, of 0.2 to 1;
+    otherwise the part is `train_ratio` or `infer_ratio`, 1 keeps all. `sync_cls_avg_factor` averages the
+    number of positives over the ranks; `train_cfg` has `assigner2d`.
     """
 
     def __init__(
@@ -93,12 +78,8 @@ class FocalHead(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.num_classes, self.in_channels, self.stride = num_classes, in_channels, stride
-        self.use_hybrid_tokens, self.train_ratio, self.infer_ratio = (
-            use_hybrid_tokens,
-            train_ratio,
-            infer_ratio,
-        )
-        self.sync_cls_avg_factor = sync_cls_avg_factor
+        self.use_hybrid_tokens, self.sync_cls_avg_factor = use_hybrid_tokens, sync_cls_avg_factor
+        self.train_ratio, self.infer_ratio = train_ratio, infer_ratio
         self.fp16_enabled = False
         self.loss_cls2d = build_loss(loss_cls2d or dict(type='QualityFocalLoss', use_sigmoid=True))
         self.loss_centerness = build_loss(loss_centerness or dict(type='GaussianFocalLoss'))
@@ -124,12 +105,10 @@ class FocalHead(BaseModule):
         return nn.Sequential(conv, nn.GroupNorm(32, self.in_channels), nn.ReLU())
 
     def forward(self, location: Tensor, img_feats: Tensor, **data: object) -> dict[str, Tensor | None]:
-        """Predict on every token.
+        """Predict on every token; all other data of a frame are ignored.
 
-        Args:
-            location: (M, h, w, 2) or what broadcasts to it: token centres (x, y) in parts of the image.
-            img_feats: (B, N, C, h, w).
-            data: ignored; the detector passes all of a frame.
+        Locations are (M, h, w, 2) or what broadcasts to it: token centres (x, y) in parts of the image;
+        features (B, N, C, h, w).
 
         Returns:
             `enc_cls_scores` (M, T, K) logits, `enc_bbox_preds` (M, T, 4) cxcywh and `pred_centers2d`
@@ -143,13 +122,8 @@ class FocalHead(BaseModule):
         boxes = boxes_from_ltrb(centers, _tokens(self.ltrb(reg_feat)).sigmoid())
         centers2d = (inverse_sigmoid(centers) + _tokens(self.center2d(reg_feat))).sigmoid()
         topk = self._choose_tokens(logits.detach(), centerness.detach(), img_feats.shape[0])
-        return {
-            'enc_cls_scores': logits,
-            'enc_bbox_preds': boxes,
-            'pred_centers2d': centers2d,
-            'centerness': centerness,
-            'topk_indexes': topk,
-        }
+        predicted = dict(enc_cls_scores=logits, enc_bbox_preds=boxes, pred_centers2d=centers2d)
+        return dict(predicted, centerness=centerness, topk_indexes=topk)
 
     def _choose_tokens(self, logits: Tensor, centerness: Tensor, batch_size: int) -> Tensor | None:
         """Return the indices (B, n, 1) of the tokens with the largest class score times centerness."""
@@ -174,14 +148,8 @@ class FocalHead(BaseModule):
     ) -> dict[str, Tensor]:
         """Return the five losses of one frame.
 
-        Args:
-            gt_bboxes2d_list: [B][N] of (G, 4) xyxy px.
-            gt_labels2d_list: [B][N] of (G,).
-            centers2d: [B][N] of (G, 2) px.
-            depths: unused.
-            preds_dicts: what `forward` gave.
-            img_metas: B dicts; `pad_shape[0]` of the first is every image's (H, W, 3).
-            gt_bboxes_ignore: None.
+        The annotations are lists [B][N]: boxes (G, 4) xyxy px, labels (G,), centres (G, 2) px; `depths` are
+        unused. `pad_shape[0]` of the first meta is every image's (H, W, 3).
 
         Raises:
             ValueError: the annotations are not those of M images.
@@ -198,19 +166,14 @@ class FocalHead(BaseModule):
                 f'2D annotations: got boxes, labels, centres of {got} images, expected {num_images} '
                 '(samples x cameras); check the data set that the config names'
             )
-        return self._losses(preds, *images, img_metas[0]['pad_shape'][0])
+        return self._losses(preds, images, img_metas[0]['pad_shape'][0])
 
     def _losses(
-        self,
-        preds: dict[str, Tensor],
-        gt_bboxes: list[Tensor],
-        gt_labels: list[Tensor],
-        gt_centers: list[Tensor],
-        pad_shape: tuple[int, int, int],
+        self, preds: dict[str, Tensor], truth: list[list[Tensor]], pad_shape: tuple[int, int, int]
     ) -> dict[str, Tensor]:
-        height, width = pad_shape[:2]
+        (height, width), (gt_bboxes, gt_labels, gt_centers) = pad_shape[:2], truth
         logits, boxes, centers = preds['enc_cls_scores'], preds['enc_bbox_preds'], preds['pred_centers2d']
-        image, token, gt = self._match(preds, gt_bboxes, gt_labels, gt_centers, pad_shape)
+        image, token, gt = self._match(preds, truth, pad_shape)
         size = boxes.new_tensor([width, height, width, height])
         pos_boxes, pos_centers = boxes[image, token], centers[image, token]
         wanted_px, wanted_centers = torch.cat(gt_bboxes).to(boxes)[gt], torch.cat(gt_centers).to(boxes)[gt]
@@ -229,50 +192,36 @@ class FocalHead(BaseModule):
             for c, b in zip(gt_centers, gt_bboxes, strict=True)
         ]
         centerness = preds['centerness'].sigmoid().clamp(SIGMOID_EPS, 1 - SIGMOID_EPS)
-        return {
-            'enc_loss_cls': self.loss_cls2d(
-                logits.flatten(0, 1), target, ones, avg_factor=cls_count.clamp(min=1).item()
-            ),
-            'enc_loss_bbox': self.loss_bbox2d(
-                pos_boxes, bbox_xyxy_to_cxcywh(wanted_px / size), avg_factor=mean_count
-            ),
-            'enc_loss_iou': self.loss_iou2d(boxes_px, wanted_px, avg_factor=local),
-            'centers2d_losses': self.loss_centers2d(
+        wanted, heat = bbox_xyxy_to_cxcywh(wanted_px / size), torch.stack(heatmaps).view_as(centerness)
+        cls_factor = cls_count.clamp(min=1).item()
+        return dict(
+            enc_loss_cls=self.loss_cls2d(logits.flatten(0, 1), target, ones, avg_factor=cls_factor),
+            enc_loss_bbox=self.loss_bbox2d(pos_boxes, wanted, avg_factor=mean_count),
+            enc_loss_iou=self.loss_iou2d(boxes_px, wanted_px, avg_factor=local),
+            centers2d_losses=self.loss_centers2d(
                 pos_centers, wanted_centers / size[:2], avg_factor=mean_count
             ),
-            'centerness_losses': self.loss_centerness(
-                centerness, torch.stack(heatmaps).view_as(centerness), avg_factor=mean_count
-            ),
-        }
+            centerness_losses=self.loss_centerness(centerness, heat, avg_factor=mean_count),
+        )
 
     def _match(
-        self,
-        preds: dict[str, Tensor],
-        gt_bboxes: list[Tensor],
-        gt_labels: list[Tensor],
-        gt_centers: list[Tensor],
-        pad_shape: tuple[int, int, int],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return image, token and ground truth (counted through all images) of every matched pair."""
-        device, first, pairs = preds['centerness'].device, 0, []
-        for i, (boxes, labels, centers) in enumerate(zip(gt_bboxes, gt_labels, gt_centers, strict=True)):
-            if len(boxes):
-                result = self.assigner2d.assign(
-                    preds['enc_bbox_preds'][i].detach(),
-                    preds['enc_cls_scores'][i].detach(),
-                    preds['pred_centers2d'][i].detach(),
-                    boxes.to(device),
-                    labels.to(device),
-                    centers.to(device),
-                    {'pad_shape': pad_shape},
+        self, preds: dict[str, Tensor], truth: list[list[Tensor]], pad_shape: tuple[int, int, int]
+    ) -> Tensor:
+        """Return image, token and ground truth (counted through all images) of every matched pair, (3, n)."""
+        device, first = preds['centerness'].device, 0
+        pairs = [torch.empty(3, 0, dtype=torch.long, device=device)]
+        for i, image in enumerate(zip(*truth, strict=True)):
+            if len(image[0]):
+                names = ('enc_bbox_preds', 'enc_cls_scores', 'pred_centers2d')
+                predicted, own = (
+                    (preds[name][i].detach() for name in names),
+                    (one.to(device) for one in image),
                 )
-                tokens = result.gt_inds.nonzero().squeeze(1)
-                pairs.append(
-                    torch.stack([torch.full_like(tokens, i), tokens, result.gt_inds[tokens] - 1 + first])
-                )
-            first += len(boxes)
-        found = torch.cat(pairs, dim=1) if pairs else torch.empty(3, 0, dtype=torch.long, device=device)
-        return found[0], found[1], found[2]
+                inds = self.assigner2d.assign(*predicted, *own, {'pad_shape': pad_shape}).gt_inds
+                tokens = inds.nonzero().squeeze(1)
+                pairs.append(torch.stack([torch.full_like(tokens, i), tokens, inds[tokens] - 1 + first]))
+            first += len(image[0])
+        return torch.cat(pairs, dim=1)
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -4,25 +4,20 @@ Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w t
 C channels, L decoder layers, Q queries, K classes, n memory rows between frames, M inside one.
 """
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
+from projects.mmdet3d_plugin.common.parts import OfModel
 from projects.mmdet3d_plugin.streampetr import spec
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
 
 
 def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:
@@ -33,29 +28,27 @@ def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]
         return [rows.detach().clone().to(device) for rows in compute(copy.deepcopy(head).cpu())]
 
 
-class ExtractImgFeat(nn.Module):
-    """Backbone and neck."""
+def _keep_frustum(module: OfModel, cameras: int, height: int, width: int) -> None:
+    """Compute the image points of the tokens once: a constant of the image size."""
+    (frustum,) = _constants(module.model, lambda head: [head.frustum((height, width), cameras)])
+    module.register_buffer('frustum', frustum, persistent=False)
 
-    def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
-        super().__init__()
-        self.model = model
+
+class ExtractImgFeat(OfModel):
+    """Backbone and neck."""
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
         """Return img_feats (1, N, C, h, w) of img (N, 3, H, W)."""
         return (self.model.extract_img_feat(img.unsqueeze(0)),)
 
 
-class PositionEmbedding(nn.Module):
+class PositionEmbedding(OfModel):
     """What depends on the calibration alone; run once per rig."""
 
     def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
-        """Compute the image points of the tokens once: a constant of the image size."""
-        super().__init__()
-        self.model = model
-        (frustum,) = _constants(model, lambda head: [head.frustum((height, width), cameras)])
-        self.register_buffer('frustum', frustum, persistent=False)
-        self.tokens_per_camera = frustum.shape[0] // cameras
+        super().__init__(model)
+        _keep_frustum(self, cameras, height, width)
+        self.tokens_per_camera = self.frustum.shape[0] // cameras
 
     def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C) and cone (1, T, 8) of img2lidar and intrinsics (1, N, 4, 4)."""
@@ -63,12 +56,11 @@ class PositionEmbedding(nn.Module):
         return self.model.pts_bbox_head.position_embedding(img2lidar, focal, self.frustum)
 
 
-class _Head(nn.Module):
+class _Head(OfModel):
     """The head's step with its learned queries computed once."""
 
     def __init__(self, model: nn.Module, all_layers: bool) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.all_layers = all_layers
         queries = _constants(model, lambda head: head.learned_queries())
         for name, rows in zip(('tgt', 'query_pos', 'query_points'), queries, strict=True):
@@ -99,8 +91,7 @@ class PtsHeadMemory(_Head):
     ) -> tuple[Tensor, ...]:
         """Compute one frame; shapes as in `spec.pts_head_memory`.
 
-        Returns:
-            all_cls_scores, all_bbox_preds, and the five tensors of the state after the frame.
+        Returned are all_cls_scores, all_bbox_preds, and the five tensors of the state after the frame.
         """
         state = Memory(embedding, reference_point, timestamp, egopose, velo)
         outputs, _, after = self.step(img_feats, pos_embed, cone, state, ego_motion, delta_t_s, prev_exists)
@@ -111,10 +102,8 @@ class Fork(_Head):
     """The deployment fork's one graph, with the inputs of version 1.1; `Fork10` adds the clock."""
 
     def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
-        """Keep the parts; see `PositionEmbedding`."""
         super().__init__(model, all_layers)
-        (frustum,) = _constants(model, lambda head: [head.frustum((height, width), cameras)])
-        self.register_buffer('frustum', frustum, persistent=False)
+        _keep_frustum(self, cameras, height, width)
 
     def forward(
         self,
@@ -132,9 +121,8 @@ class Fork(_Head):
     ) -> tuple[Tensor, ...]:
         """Compute one frame; shapes as in `spec.fork`. `ego_pose` is in the signature alone.
 
-        Returns:
-            all_cls_scores, all_bbox_preds; of the memory that the frame used embedding, age, egopose,
-            ref_point and velo; outs_dec of the last layer.
+        Returned are all_cls_scores, all_bbox_preds; of the memory that the frame used embedding, age,
+        egopose, ref_point and velo; outs_dec of the last layer.
         """
         head = self.model.pts_bbox_head
         features = self.model.extract_img_feat(img.unsqueeze(0))
@@ -181,14 +169,11 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
         kind = Fork10 if options.fork_version == '1.0' else Fork
         parts = [('fork', kind(folded, every, *camera), spec.fork(size, options))]
     else:
+        modules = ExtractImgFeat(folded), PositionEmbedding(folded, *camera), PtsHeadMemory(folded, every)
+        contracts = spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory
         parts = [
-            ('extract_img_feat', ExtractImgFeat(folded), spec.extract_img_feat(size, options)),
-            (
-                'position_embedding',
-                PositionEmbedding(folded, *camera),
-                spec.position_embedding(size, options),
-            ),
-            ('pts_head_memory', PtsHeadMemory(folded, every), spec.pts_head_memory(size, options)),
+            (contract.__name__, module, contract(size, options))
+            for module, contract in zip(modules, contracts, strict=True)
         ]
     return made(model, parts)
 
@@ -197,12 +182,7 @@ def made(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) ->
     """Return graphs of name, module and contract, with inputs to trace, on the model's device."""
     device = next(model.parameters()).device
     return [
-        Graph(
-            name,
-            module.eval().to(device),
-            contract,
-            _example(contract, device),
-        )
+        Graph(name, module.eval().to(device), contract, _example(contract, device))
         for name, module, contract in parts
     ]
 

@@ -6,9 +6,8 @@ Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D dep
 and propagated), L decoder layers, K classes, M memory rows inside a frame.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.models import HEADS
@@ -16,15 +15,11 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
+from projects.mmdet3d_plugin.streampetr import denoising, losses
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr.head_layers import HeadLayers
-from projects.mmdet3d_plugin.streampetr.steps import tap_memory
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.mmdet3d_plugin.streampetr.memory import Memory
-    from projects.mmdet3d_plugin.streampetr.steps import Queries
+from projects.mmdet3d_plugin.streampetr.memory import Memory
+from projects.mmdet3d_plugin.streampetr.steps import Queries, tap_memory
 
 
 @HEADS.register_module()
@@ -43,13 +38,8 @@ class StreamPETRHead(HeadLayers):
             points, in m.
         normedlinear: cosine classifier.
         with_dn, scalar, noise_scale, noise_trans, dn_weight, split: denoising queries in training.
-        match_with_velo, match_costs, code_weights, loss_cls, loss_bbox, loss_iou, sync_cls_avg_factor,
-            train_cfg: of the losses.
         ignored: `with_position` and `depth_step`, which upstream ignores too, and `code_size`, which must be
-            10.
-
-    Raises:
-        ConfigError: a key or value that is not supported, by name.
+            10. Other keys or values that are not supported raise ConfigError.
     """
 
     memory: Memory | None = None
@@ -75,38 +65,23 @@ class StreamPETRHead(HeadLayers):
     def forward(
         self, img_feats: Tensor, img_metas: list[dict], topk_indexes: None = None, **data: Tensor
     ) -> dict[str, Any]:
-        """Run one frame and keep the state.
+        """Run one frame (B, N, C, h, w) and keep the state; `topk_indexes` of None, all tokens, is supported.
 
-        Args:
-            img_feats: (B, N, C, h, w).
-            img_metas: one dict per sample with 'pad_shape' (and the ground truth, for denoising).
-            topk_indexes: tokens to use; only None, all of them, is supported.
-            data: lidar2img, intrinsics (B, N, 4, 4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64
-                s, prev_exists (B,) float32; other keys are not used.
-
-        Returns:
-            all_cls_scores, all_bbox_preds without denoising queries, and dn_mask_dict (None outside
-            training).
+        Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img, intrinsics (B, N, 4,
+        4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s, prev_exists (B,) float32, and keys
+        that are not used. Returned are all_cls_scores, all_bbox_preds without denoising queries, and
+        dn_mask_dict (None outside training).
         """
         if topk_indexes is not None:
             raise ConfigError(
                 'focal token sampling (aux_2d_only=False) is not supported; leave topk_indexes None'
             )
-        pos_embed_raw, cone = self.embed_positions(
-            data['lidar2img'], data['intrinsics'], img_metas[0]['pad_shape'][0]
-        )
+        pad_shape = img_metas[0]['pad_shape'][0]
+        places = self.embed_positions(data['lidar2img'], data['intrinsics'], pad_shape)
         queries, attn_mask, mask_dict = self._training_queries(img_feats.shape[0], img_metas)
         pad_size = mask_dict['pad_size'] if mask_dict else 0
-        outputs, _, pushed = self.step(
-            img_feats,
-            pos_embed_raw,
-            cone,
-            *self._state(data),
-            data['prev_exists'],
-            queries,
-            attn_mask,
-            pad_size,
-        )
+        state = *self._state(data), data['prev_exists']
+        outputs, _, pushed = self.step(img_feats, *places, *state, queries, attn_mask, pad_size)
         self.memory = temporal.move(pushed, data['ego_pose'], -data['timestamp'])
         tap_memory('post_mem', self.memory)
         return self._outputs(outputs, mask_dict, pad_size)
@@ -126,8 +101,6 @@ class StreamPETRHead(HeadLayers):
         """Return denoising and learned queries, their mask and the losses' needs; Nones outside training."""
         if not (self.training and self.with_dn):
             return None, None, None
-        from projects.mmdet3d_plugin.streampetr import denoising
-
         points, attn_mask, mask_dict = denoising.prepare(self, batch, self.reference_points.weight, img_metas)
         return self.queries_at(points), attn_mask, mask_dict
 
@@ -146,8 +119,6 @@ class StreamPETRHead(HeadLayers):
         self, gt_bboxes_list: list, gt_labels_list: list, preds_dicts: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Return the losses by name, see `losses.head_losses`."""
-        from projects.mmdet3d_plugin.streampetr import losses
-
         return losses.head_losses(self, gt_bboxes_list, gt_labels_list, preds_dicts)
 
     def get_bboxes(
@@ -159,9 +130,8 @@ class StreamPETRHead(HeadLayers):
             bboxes = decoded['bboxes'].clone()
             # mmdet3d's boxes stand on the centre of their bottom
             bboxes[:, 2] -= bboxes[:, 5] * 0.5
-            results.append(
-                [meta['box_type_3d'](bboxes, bboxes.shape[-1]), decoded['scores'], decoded['labels']]
-            )
+            boxes = meta['box_type_3d'](bboxes, bboxes.shape[-1])
+            results.append([boxes, decoded['scores'], decoded['labels']])
         return results
 
 

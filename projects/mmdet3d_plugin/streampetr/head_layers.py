@@ -1,26 +1,22 @@
 """The layers of StreamPETR's head, built from its config, under the names that checkpoints have.
 
-Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py.
+Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/misc.py (`MLN`,
+`SELayer_Linear`).
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import Linear, bias_init_with_prob
 from mmdet.core import build_assigner, build_bbox_coder, build_sampler
 from mmdet.models import build_loss
 from mmdet.models.utils import NormedLinear, build_transformer
-from torch import nn
+from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet3d_plugin.streampetr import rays
-from projects.mmdet3d_plugin.streampetr.layers import MLN, SELayer
 from projects.mmdet3d_plugin.streampetr.steps import CONE_BIN, FrameSteps
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 CODE_SIZE = 10
 CONE_SIZE = 8
@@ -31,6 +27,38 @@ LEGACY_NAMES = {
     '.multihead_attn.': '.attentions.1.',
     '.decoder.norm.': '.decoder.post_norm.',
 }
+
+
+class MLN(nn.Module):
+    """Motion-aware layer normalisation: a code scales and shifts what was normed; at first, not at all."""
+
+    def __init__(self, code_dims: int, embed_dims: int) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Linear(code_dims, embed_dims), nn.ReLU())
+        self.gamma = nn.Linear(embed_dims, embed_dims)
+        self.beta = nn.Linear(embed_dims, embed_dims)
+        self.ln = nn.LayerNorm(embed_dims, elementwise_affine=False)
+        for linear, bias in ((self.gamma, 1.0), (self.beta, 0.0)):
+            nn.init.zeros_(linear.weight)
+            nn.init.constant_(linear.bias, bias)
+
+    def forward(self, features: Tensor, code: Tensor) -> Tensor:
+        """Normalise `features` (..., C) and modulate them by `code` (..., code_dims)."""
+        hidden = self.reduce(code)
+        return self.gamma(hidden) * self.ln(features) + self.beta(hidden)
+
+
+class SELayer(nn.Module):
+    """A gate on features, computed from other features of the same size."""
+
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__()
+        self.conv_reduce = nn.Linear(embed_dims, embed_dims)
+        self.conv_expand = nn.Linear(embed_dims, embed_dims)
+
+    def forward(self, features: Tensor, gating: Tensor) -> Tensor:
+        """Multiply `features` (..., C) by a sigmoid gate made from `gating` (..., C)."""
+        return features * self.conv_expand(self.conv_reduce(gating).relu()).sigmoid()
 
 
 class HeadLayers(FrameSteps):

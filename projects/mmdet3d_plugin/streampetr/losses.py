@@ -5,19 +5,13 @@ Differs in: a loss that is NaN stays NaN instead of becoming 0, so that mmcv's C
 a batch without any box still has all keys (ranks of one run must log the same ones).
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from mmdet.core import reduce_mean
+from torch import Tensor, nn
 
-from projects.mmdet3d_plugin.common.box_codec import normalize_bbox
+from projects.mmdet3d_plugin.streampetr.coder import normalize_bbox
 
 from .denoising import to_targets
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 POSITIVE_PART_OF_CUBE = 3.14159 / 6
 
@@ -67,21 +61,15 @@ def layer_losses(
 ) -> tuple[Tensor, Tensor]:
     """Return classification and box loss of one decoder layer.
 
-    Args:
-        head: see `head_losses`.
-        scores: (B, Q, K) logits.
-        boxes: (B, Q, 10).
-        targets: B times (n, 9).
-        labels: B times (n,).
+    Logits are (B, Q, K), boxes (B, Q, 10); of each sample there are targets (n, 9) and labels (n,).
     """
     wanted = labels[0].new_full(scores.shape[:2], head.num_classes)
     matched, matched_targets = [], []
     for i, (target, label) in enumerate(zip(targets, labels, strict=True)):
-        result = head.assigner.assign(
-            boxes[i], scores[i], target, label, None, head.match_costs, head.match_with_velo
-        )
-        rows = result.gt_inds.nonzero().squeeze(1)
-        chosen = result.gt_inds[rows] - 1
+        more = None, head.match_costs, head.match_with_velo
+        inds = head.assigner.assign(boxes[i], scores[i], target, label, *more).gt_inds
+        rows = inds.nonzero().squeeze(1)
+        chosen = inds[rows] - 1
         wanted[i, rows] = label[chosen]
         matched.append(boxes[i, rows])
         matched_targets.append(target[chosen])
@@ -95,12 +83,8 @@ def classification_loss(head: nn.Module, scores: Tensor, labels: Tensor, positiv
     factor = scores.new_tensor(float(positives))
     if head.sync_cls_avg_factor:
         factor = reduce_mean(factor)
-    return head.loss_cls(
-        scores.flatten(0, -2),
-        labels.flatten(),
-        scores.new_ones(labels.numel()),
-        avg_factor=factor.clamp(min=1).item(),
-    )
+    ones, factor = scores.new_ones(labels.numel()), factor.clamp(min=1).item()
+    return head.loss_cls(scores.flatten(0, -2), labels.flatten(), ones, avg_factor=factor)
 
 
 def box_loss(head: nn.Module, boxes: Tensor, targets: Tensor, count: int) -> Tensor:

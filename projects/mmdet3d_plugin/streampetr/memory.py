@@ -14,8 +14,6 @@ in: stale rows are deselected instead of multiplied by zero, so that NaN in them
 Shapes: B batch, n rows, C channels, P pseudo points.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -39,11 +37,6 @@ class Memory(NamedTuple):
     timestamp: Tensor
     egopose: Tensor
     velo: Tensor
-
-    @property
-    def num_rows(self) -> int:
-        """Return n."""
-        return self.embedding.shape[1]
 
 
 def empty(
@@ -82,31 +75,19 @@ def pre_update(
     pseudo_reference_points: Tensor | None,
     memory_len: int,
 ) -> Memory:
-    """Bring the state into the current LiDAR frame and cut it to the rows that a frame uses.
+    """Bring the state into the current LiDAR frame and cut it to the `memory_len` rows that a frame uses.
 
-    Args:
-        memory: the state, at least `memory_len` rows.
-        transform: (B, 4, 4) from the frame that the state is kept in to the current LiDAR frame.
-        delta_t: (B,) s, what makes the state's times ages at the current frame.
-        prev_exists: (B,) 0 where a new scene starts, 1 otherwise.
-        pseudo_reference_points: (P, 3) m, the points of a fresh memory's first P rows; None where no rows are
-            propagated.
-        memory_len: rows to keep.
-
-    Returns:
-        `memory_len` rows. Where `prev_exists` is 0 they are a fresh memory, whatever the state was: P rows
-        with the pseudo points and identity poses, and zeros. Those rows are never masked in the attention:
-        the weights were trained with them.
+    `transform` (B, 4, 4) is from the frame that the state is kept in to the current LiDAR frame; `delta_t`
+    (B,) s makes the state's times ages at the current frame. Where `prev_exists` (B,) is 0 a new scene
+    starts, with a fresh memory, whatever the state was: P rows with the pseudo points (P, 3) m (None where no
+    rows are propagated) and identity poses, and zeros. Those rows are never masked in the attention: the
+    weights were trained with them.
     """
     moved = move(Memory(*(rows[:, :memory_len] for rows in memory)), transform, delta_t)
     fresh = _fresh(moved, pseudo_reference_points)
     keep = prev_exists > 0
-    return Memory(
-        *(
-            torch.where(keep.view([-1] + [1] * (old.dim() - 1)), old, new)
-            for old, new in zip(moved, fresh, strict=True)
-        )
-    )
+    pairs = zip(moved, fresh, strict=True)
+    return Memory(*(torch.where(keep.view([-1] + [1] * (old.dim() - 1)), old, new) for old, new in pairs))
 
 
 def push(memory: Memory, new: Memory) -> Memory:

@@ -6,17 +6,12 @@ Source: exiawsh/StreamPETR 95f6470, models/utils/misc.py (`locations`) and strea
 Shapes: B batch, N cameras, h w feature map, T = N h w tokens (camera-major), D depth bins.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MIN_DEPTH = 1e-5
 
@@ -54,12 +49,10 @@ def frustum_points(centers: Tensor, depths: Tensor) -> Tensor:
 
 
 def lidar_points(img2lidar: Tensor, frustum: Tensor) -> Tensor:
-    """Return the points (B, T, D, 3) in m, LiDAR frame.
+    """Return the points (B, T, D, 3) in m, LiDAR frame, of a frustum (T, D, 4).
 
-    Args:
-        img2lidar: (B, G, 4, 4), a matrix per camera (G = N), per token (G = T), or (B, T, D, 4, 4), a matrix
-            per point.
-        frustum: (T, D, 4).
+    The matrices are (B, G, 4, 4), one per camera (G = N) or per token (G = T), or (B, T, D, 4, 4), one per
+    point.
     """
     num_tokens, num_bins, _ = frustum.shape
     matrices = img2lidar.flatten(1, -3).transpose(-1, -2)

@@ -3,23 +3,19 @@
 Glossary: N cameras, H, W network input in pixels, n memory rows.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.inputs.cameras import Calibration
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
 from mmdeploy_ext.runtime.streampetr import checks
 from mmdeploy_ext.runtime.streampetr.state import FIELDS, to_global, to_local
+from projects.mmdet3d_plugin.common.samples import detections
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class Reference:
@@ -29,7 +25,6 @@ class Reference:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        """Keep a `Petr3D` in evaluation mode; its memory is emptied."""
         self.model = model
         self.head = model.pts_bbox_head
         self.device = next(model.parameters()).device
@@ -64,8 +59,7 @@ class Reference:
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`, with everything that it names as outputs.
 
-        Raises:
-            DataError: calibration, pose or time that cannot be; the same as of `StreamPetrOnnx`.
+        Calibration, pose or time that cannot be raise the same DataError as of `StreamPetrOnnx`.
         """
         checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
         checks.check_pose(frame.ego_pose)
@@ -82,12 +76,10 @@ class Reference:
         outputs = {name: taps[name].cpu().numpy() for name in ('all_cls_scores', 'all_bbox_preds')}
         outputs['outs_dec'] = taps['out_outs_dec'].cpu().numpy()
         outputs.update((f'post_memory_{name}', rows) for name, rows in self.state.tensors.items())
-        return StepResult(outputs, _detections(results[0]['pts_bbox']), not float(taps['prev_exists']))
+        return StepResult(outputs, detections(results[0]['pts_bbox']), not float(taps['prev_exists']))
 
     def _data(self, frame: Frame) -> dict[str, Any]:
         """Return the frame as the test loader gives it, one augmentation of one sample."""
-        from mmdet3d.core.bbox import LiDARInstance3DBoxes
-
         inverse = invert_pose(frame.ego_pose) if frame.ego_pose_inv is None else frame.ego_pose_inv
         matrices = dict(
             lidar2img=frame.lidar2img,
@@ -97,24 +89,10 @@ class Reference:
         )
         data = {key: [[self._tensor(value)]] for key, value in matrices.items()}
         data['timestamp'] = [[torch.tensor(frame.timestamp_s, dtype=torch.float64, device=self.device)]]
-        shape = (*frame.images.shape[2:], 3)
-        meta = dict(
-            scene_token=frame.scene_token,
-            pad_shape=[shape] * len(frame.images),
-            img_shape=[shape] * len(frame.images),
-            box_type_3d=LiDARInstance3DBoxes,
-        )
+        shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
+        meta = dict(scene_token=frame.scene_token, box_type_3d=LiDARInstance3DBoxes)
+        meta |= dict(pad_shape=shapes, img_shape=shapes)
         return dict(data, img=[self._tensor(frame.images)[None]], img_metas=[[meta]])
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
-
-
-def _detections(result: Mapping[str, Any]) -> Detections3D:
-    """Return mmdet3d's result of one sample, in descending score order."""
-    order = np.argsort(-result['scores_3d'].numpy(), kind='stable')
-    return Detections3D(
-        result['boxes_3d'].tensor.numpy()[order],
-        result['scores_3d'].numpy()[order],
-        result['labels_3d'].numpy()[order].astype(np.int64),
-    )

@@ -1,35 +1,39 @@
-"""Samples of the test loader as frames, and detections as the results that the data set evaluates."""
+"""Samples of the test loader as frames, what dump mode writes for a frame, and how that is read back.
 
-from __future__ import annotations
+Source of the dump's names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
+"""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.frames import Frame
-from projects.mmdet3d_plugin.common.samples import only, result
+from projects.mmdet3d_plugin.common.samples import check_dumped, check_given, only, result
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ['frame', 'result']
+__all__ = ['DUMP_NAMES', 'DUMP_SUFFIXES', 'dump_tensors', 'dumped_frame', 'frame', 'result']
+DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
+"""Prefix of a name -> what the fork's file names end in."""
+INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists')
+CALIBRATION = ('lidar2img', 'intrinsics')
+"""Per camera, beside the fork's tensors per token: what a frame is read back from."""
+MEMORY = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
+DUMP_NAMES = (
+    *INPUTS, *CALIBRATION, 'coords', 'query_pos', 'tgt', *(f'out_mem_{name}' for name in MEMORY),
+    'out_outs_dec', *(f'post_mem_{name}' for name in MEMORY), 'all_cls_scores', 'all_bbox_preds',
+)  # fmt: skip
 KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')
 
 
 def frame(data: Mapping[str, Any]) -> Frame:
     """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
 
-    Args:
-        data: the keys of a StreamPETR test pipeline, in whatever lists and containers the loader puts them.
-
-    Raises:
-        DataError: a key is missing, or there is more than one sample or augmentation.
+    The data are in whatever lists and containers the loader puts them.
     """
-    missing = [key for key in KEYS if key not in data]
-    if missing:
-        raise DataError(f'the test pipeline gives no {", ".join(missing)}; add them to the keys of Collect3D')
+    check_given(data, KEYS)
     values = {key: only(data[key], key) for key in KEYS}
     meta = values['img_metas']
     if not isinstance(meta, dict) or 'scene_token' not in meta:
@@ -52,3 +56,38 @@ def _array(value: Any, axes: int) -> np.ndarray:
     """Return an array with its last `axes` axes; the ones before have to be 1."""
     array = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     return array.reshape(array.shape[array.ndim - axes :])
+
+
+def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return the tensors of one frame: name -> array; the model gives the constants of its weights.
+
+    Taps are what `taps.collect_taps` found while the reference ran the frame; one that is missing raises
+    DataError.
+    """
+    with torch.no_grad():
+        tgt, query_pos, _ = model.pts_bbox_head.learned_queries()
+    found = dict(tgt=tgt, query_pos=query_pos) | dict(taps)
+    missing = [name for name in DUMP_NAMES if name not in found]
+    if missing:
+        raise DataError(f'dump: the model gave no {", ".join(missing)}; dump with the PyTorch model')
+    arrays = {name: found[name].detach().cpu().numpy() for name in DUMP_NAMES}
+    # the fork's images have no batch axis, and its times in the memory are float64
+    arrays['img'] = arrays['img'].reshape(arrays['img'].shape[-4:])
+    for name in ('timestamp', 'out_mem_timestamp', 'post_mem_timestamp'):
+        arrays[name] = arrays[name].astype(np.float64)
+    return arrays
+
+
+def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+    """Return a dumped frame as it was fed."""
+    check_dumped(tensors, ('img', *CALIBRATION, 'ego_pose', 'ego_pose_inv', 'timestamp'))
+    return Frame(
+        images=np.ascontiguousarray(tensors['img']),
+        lidar2img=tensors['lidar2img'][0].astype(np.float64),
+        intrinsics=tensors['intrinsics'][0].astype(np.float64),
+        ego_pose=tensors['ego_pose'][0].astype(np.float64),
+        timestamp_s=float(tensors['timestamp'].reshape(-1)[0]),
+        scene_token=str(manifest.get('scene_token', '')),
+        name=str(manifest.get('frame', '')),
+        ego_pose_inv=tensors['ego_pose_inv'][0].astype(np.float64),
+    )

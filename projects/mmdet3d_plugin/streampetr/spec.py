@@ -4,21 +4,18 @@ Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w t
 C channels, L decoder layers, Q queries (learned + propagated), K classes, n memory rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
 
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.proof.half import ATOL, RTOL
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-
 FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
 """The five tensors of the memory, in the order of `memory.Memory`."""
+STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
+"""Outputs of a frame that are inputs of the next."""
 FORK_FIELDS = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
 """The same in the order and under the names of the fork."""
 GEOMETRY = frozenset((
@@ -70,15 +67,7 @@ class Sizes:
 
 
 def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str = 'all') -> Sizes:
-    """Read the numbers from the detector.
-
-    Args:
-        model: a `Petr3D`.
-        cameras: N.
-        height: H, pixels.
-        width: W, pixels.
-        layers: 'all', or 'last' for L = 1.
-    """
+    """Read the numbers from a `Petr3D` for N cameras of H x W px; `layers` is 'all', or 'last' for L = 1."""
     head, decoder = model.pts_bbox_head, model.pts_bbox_head.transformer.decoder
     return Sizes(
         cameras=cameras,
@@ -104,11 +93,11 @@ BOXES = (
     ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 1e-3),
 )
 STATE_GROUPS = dict(
-    embedding=(ColumnGroup(rtol=0.0, atol=1e-3),),
-    reference_point=(ColumnGroup('xyz', unit='m', rtol=0.0, atol=5e-3),),
-    timestamp=(ColumnGroup(unit='s', rtol=0.0, atol=1e-5),),
-    egopose=(ColumnGroup(rtol=0.0, atol=2e-4),),
-    velo=(ColumnGroup(unit='m/s', rtol=0.0, atol=1e-3),),
+    embedding=ColumnGroup(rtol=0.0, atol=1e-3),
+    reference_point=ColumnGroup('xyz', unit='m', rtol=0.0, atol=5e-3),
+    timestamp=ColumnGroup(unit='s', rtol=0.0, atol=1e-5),
+    egopose=ColumnGroup(rtol=0.0, atol=2e-4),
+    velo=ColumnGroup(unit='m/s', rtol=0.0, atol=1e-3),
 )
 STATE_MEANING = dict(
     embedding='decoder outputs of the rows',
@@ -117,7 +106,6 @@ STATE_MEANING = dict(
     egopose="transforms from the LiDAR frame of each row's origin",
     velo='velocities of the rows in the LiDAR frame of their origin',
 )
-STATE_UNIT = dict(embedding='', reference_point='m', timestamp='s', egopose='', velo='m/s')
 
 
 def _loose(groups: tuple[ColumnGroup, ...], options: Options) -> tuple[ColumnGroup, ...]:
@@ -125,16 +113,6 @@ def _loose(groups: tuple[ColumnGroup, ...], options: Options) -> tuple[ColumnGro
     if options.precision == 'fp32':
         return groups
     return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)
-
-
-def _state_shape(field: str, rows: int, size: Sizes) -> tuple[int, ...]:
-    tail = dict(embedding=(size.channels,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,))
-    return (1, rows, *tail[field])
-
-
-def _feature_dtype(name: str, options: Options) -> str:
-    half = options.precision == 'fp16' and options.fp16_io and name in FEATURES
-    return 'float16' if half else 'float32'
 
 
 class _Maker:
@@ -153,10 +131,27 @@ class _Maker:
         dtype: str = '',
         unused: bool = False,
     ) -> TensorSpec:
-        dtype = dtype or _feature_dtype(name, self.options)
+        half = self.options.precision == 'fp16' and self.options.fp16_io and name in FEATURES
         groups = _loose(groups or (ColumnGroup(unit=unit),), self.options)
         single = name in GEOMETRY or name in PREDICTIONS
+        dtype = dtype or ('float16' if half else 'float32')
         return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused, single=single)
+
+    def within(self, atol: float, name: str, axes: tuple[int, ...], meaning: str) -> TensorSpec:
+        return self(name, axes, meaning, '', (ColumnGroup(atol=atol),))
+
+    def images(self, size: Sizes) -> TensorSpec:
+        axes = (size.cameras, 3, size.height, size.width)
+        return self('img', axes, 'normalised images, padded bottom and right')
+
+    def rows(
+        self, name: str, field: str, rows: int, size: Sizes, meaning: str, dtype: str = ''
+    ) -> TensorSpec:
+        tails = dict(
+            embedding=(size.channels,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
+        )
+        group = STATE_GROUPS[field]
+        return self(name, (1, rows, *tails[field]), meaning, group.unit, (group,), dtype)
 
     def predictions(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
         layers = 'all decoder layers' if size.layers > 1 else 'the last decoder layer'
@@ -171,53 +166,29 @@ class _Maker:
 def extract_img_feat(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of backbone and neck."""
     make = _Maker(options)
-    image = make(
-        'img', (size.cameras, 3, size.height, size.width), 'normalised images, padded bottom and right'
-    )
-    features = make(
-        'img_feats',
-        (1, size.cameras, size.channels, *size.feature_hw),
-        f'feature map of stride {size.stride}',
-        '',
-        (ColumnGroup(atol=2e-5),),
-    )
-    return GraphSpec('streampetr/extract_img_feat', (image,), (features,))
+    axes = (1, size.cameras, size.channels, *size.feature_hw)
+    features = make.within(2e-5, 'img_feats', axes, f'feature map of stride {size.stride}')
+    return GraphSpec('streampetr/extract_img_feat', (make.images(size),), (features,))
 
 
 def position_embedding(size: Sizes, options: Options) -> GraphSpec:
     """Return the contract of what depends on the calibration alone."""
     make = _Maker(options)
     matrices = (1, size.cameras, 4, 4)
-    return GraphSpec(
-        'streampetr/position_embedding',
-        (
-            make(
-                'img2lidar',
-                matrices,
-                'inverses of lidar2img, made in float64: pixels times depth to LiDAR frame',
-            ),
-            make('intrinsics', matrices, 'of the network input', 'pixel'),
-        ),
-        _embedding(make, size),
+    inverse = 'inverses of lidar2img, made in float64: pixels times depth to LiDAR frame'
+    inputs = (
+        make('img2lidar', matrices, inverse),
+        make('intrinsics', matrices, 'of the network input', 'pixel'),
     )
+    return GraphSpec('streampetr/position_embedding', inputs, _embedding(make, size))
 
 
 def _embedding(make: _Maker, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+    axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
+    per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
     return (
-        make(
-            'pos_embed',
-            (1, size.tokens, size.channels),
-            'position embedding of the tokens',
-            '',
-            (ColumnGroup(atol=5e-4),),
-        ),
-        make(
-            'cone',
-            (1, size.tokens, 8),
-            'per token |fx| |fy| in 1000 px and the normalised far points of its ray',
-            '',
-            (ColumnGroup(atol=1e-5),),
-        ),
+        make.within(5e-4, 'pos_embed', axes, 'position embedding of the tokens'),
+        make.within(1e-5, 'cone', cone, per_token),
     )
 
 
@@ -230,15 +201,12 @@ def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
     )
 
     def state(time: str) -> tuple[TensorSpec, ...]:
+        meanings = {
+            field: f'{STATE_MEANING[field]}; in {frames[time]}; newest rows first' for field in FIELDS
+        }
         return tuple(
-            make(
-                f'{time}_memory_{field}',
-                _state_shape(field, size.state, size),
-                f'{STATE_MEANING[field]}; in {frames[time]}; newest rows first',
-                STATE_UNIT[field],
-                STATE_GROUPS[field],
-            )
-            for field in FIELDS
+            make.rows(f'{time}_memory_{field}', field, size.state, size, meaning)
+            for field, meaning in meanings.items()
         )
 
     inputs = (
@@ -249,8 +217,8 @@ def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
         make('delta_t_s', (1,), 'time since the last frame', 's'),
         make('prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise; at 0 the state is ignored'),
     )
-    pairs = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
-    return GraphSpec('streampetr/pts_head_memory', inputs, (*make.predictions(size), *state('post')), pairs)
+    outputs = (*make.predictions(size), *state('post'))
+    return GraphSpec('streampetr/pts_head_memory', inputs, outputs, STATE_PAIRS)
 
 
 def fork(size: Sizes, options: Options) -> GraphSpec:
@@ -259,7 +227,7 @@ def fork(size: Sizes, options: Options) -> GraphSpec:
     per = (1, size.tokens, size.depth, 4, 4) if options.fork_img2lidar == 'depth' else (1, size.tokens, 4, 4)
     clock = (make('timestamp', (1,), 'absolute time of the frame', 's', dtype='float64'),) if absolute else ()
     inputs = (
-        make('img', (size.cameras, 3, size.height, size.width), 'normalised images, padded bottom and right'),
+        make.images(size),
         make('img2lidar', per, 'inverse of lidar2img of the camera of each token'),
         make(
             'intrinsic', (1, size.tokens, 2), '|fx| |fy| in 1000 px; token t has camera t mod N, as trained'
@@ -293,6 +261,5 @@ def _fork_state(make: _Maker, size: Sizes, prefix: str, rows: int, absolute: boo
         if field == 'timestamp' and absolute:
             dtype = 'float64'
             meaning = 'minus the absolute times of origin' if given else 'ages of the rows'
-        shape = _state_shape(ours, rows, size)
-        tensors.append(make(f'{prefix}_{field}', shape, meaning, STATE_UNIT[ours], STATE_GROUPS[ours], dtype))
+        tensors.append(make.rows(f'{prefix}_{field}', ours, rows, size, meaning, dtype))
     return tuple(tensors)

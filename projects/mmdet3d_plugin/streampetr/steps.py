@@ -3,34 +3,63 @@
 Everything here traces by TorchScript at opset 11 with batch 1: no slice is assigned to, no branch depends on
 values. 4x4 inverses stay outside, so do absolute positions and times.
 
-Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py.
+Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/positional_encoding.py
+(`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`).
 
 Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D depth bins, Q queries (learned
 and propagated), L decoder layers, K classes, M memory rows inside a frame.
 """
 
-from __future__ import annotations
+import math
+from collections.abc import Sequence
 
-from typing import TYPE_CHECKING
-
+import numpy as np
 import torch
 from mmcv.runner import BaseModule
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor
 
 from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.same_bytes import power
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-from projects.mmdet3d_plugin.streampetr.positional import motion_code, point_encoding, sine_encoding
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Queries = tuple[Tensor, Tensor, Tensor]
 
 # the second of the two bins whose points enter the cone, counted from the end
 CONE_BIN = -30
+NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
+
+
+def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
+    """Encode numbers (..., 1), which are scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ...
+
+    Pair j has the frequency 10000 ** (-2 j / num_feats).
+    """
+    periods = power(10000.0, 2 * np.arange(num_feats // 2) / num_feats)
+    angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def point_encoding(points: Tensor, num_feats: int) -> Tensor:
+    """Encode (..., 3) normalised points as (..., 3 * num_feats), in the order y, x, z."""
+    return torch.cat([sine_encoding(points[..., axis : axis + 1], num_feats) for axis in (1, 0, 2)], dim=-1)
+
+
+def nerf_encoding(values: Tensor) -> Tensor:
+    """Encode (..., n) as (..., 12 n): for each of six frequencies the n sines, then the n cosines."""
+    waves = [wave(values * frequency) for frequency in NERF_FREQUENCIES for wave in (torch.sin, torch.cos)]
+    return torch.cat(waves, dim=-1)
+
+
+def motion_code(velo: Tensor, age: Tensor, egopose: Tensor) -> Tensor:
+    """Encode the motion between a row's frame of origin and the current one as (B, n, 180).
+
+    That is of 15 numbers: velocity (B, n, 2) m/s, age (B, n, 1) s, and the first three rows of the pose (B,
+    n, 4, 4) from the row's LiDAR frame to the current one.
+    """
+    return nerf_encoding(torch.cat([velo, age, egopose[..., :3, :].flatten(-2)], dim=-1))
 
 
 class FrameSteps(BaseModule):
@@ -53,14 +82,10 @@ class FrameSteps(BaseModule):
     def position_embedding(self, img2lidar: Tensor, focal: Tensor, frustum: Tensor) -> tuple[Tensor, Tensor]:
         """Encode where the tokens look.
 
-        Args:
-            img2lidar: (B, N, 4, 4) per camera, (B, T, 4, 4) per token or (B, T, D, 4, 4) per point.
-            focal: (B, T, 2), see `focal_per_token`.
-            frustum: (T, D, 4), see `frustum`.
-
-        Returns:
-            (B, T, C) embedding before its gate, and (B, T, 8) the code of the spatial alignment: the focal
-            lengths and two points of the ray, normalised by the position range.
+        img2lidar is (B, N, 4, 4) per camera, (B, T, 4, 4) per token or (B, T, D, 4, 4) per point; for focal
+        (B, T, 2) and frustum (T, D, 4) see there. Returned are the embedding (B, T, C) before its gate, and
+        (B, T, 8) the code of the spatial alignment: the focal lengths and two points of the ray, normalised
+        by the position range.
         """
         low, high = self.position_range[:3], self.position_range[3:]
         points = (rays.lidar_points(img2lidar, frustum) - low) / (high - low)
@@ -115,21 +140,15 @@ class FrameSteps(BaseModule):
         attn_mask: Tensor | None = None,
         all_layers: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the decoder.
+        """Run the decoder on tokens (B, T, C), whose positions are added to the keys, and M rows of memory.
 
-        Args:
-            tokens: (B, T, C), see `align_tokens`.
-            tokens_pos: (B, T, C), added to the keys.
-            memory: M rows in the current LiDAR frame.
-            queries: other queries than the learned ones, such as denoising queries before them, or the
-                learned ones as constants.
-            attn_mask: (Q, Q - num_propagated + M) bool of the self attention over [queries | memory], True
-                where not to look.
-            all_layers: give every layer's result, not the last one's alone.
+        The rows are in the current LiDAR frame. `queries` are others than the learned ones, such as denoising
+        queries before them, or the learned ones as constants. `attn_mask` (Q, Q - num_propagated + M) bool is
+        of the self attention over [queries | memory], True where not to look.
 
         Returns:
             outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10) with the
-            centre in m.
+            centre in m; of the last layer alone without `all_layers`.
         """
         content, position, points = self.encode_memory(memory)
         fed, kept = zip(*(self._split_propagated(rows) for rows in (content, position, points)), strict=True)
@@ -158,10 +177,8 @@ class FrameSteps(BaseModule):
     def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
         """Return the rows that a frame adds to the memory, the best queries first.
 
-        Args:
-            cls_scores: (B, Q, K) logits of the last layer, without denoising queries; so are the others.
-            bbox_preds: (B, Q, 10).
-            outs_dec: (B, Q, C).
+        Given are those of the last layer without denoising queries: logits (B, Q, K), boxes (B, Q, 10),
+        outputs (B, Q, C).
         """
         scores = cls_scores.sigmoid().amax(dim=-1)
         indexes = scores.topk(self.topk_proposals, dim=1).indices.unsqueeze(-1)
@@ -171,10 +188,9 @@ class FrameSteps(BaseModule):
 
         boxes = best(bbox_preds)
         timestamp = torch.zeros_like(boxes[..., :1])
-        pose = torch.eye(4, dtype=boxes.dtype, device=boxes.device).expand(
-            boxes.shape[0], self.topk_proposals, 4, 4
-        )
-        return Memory(best(outs_dec), boxes[..., :3], timestamp, pose, boxes[..., -2:])
+        poses = torch.eye(4, dtype=boxes.dtype, device=boxes.device)
+        poses = poses.expand(boxes.shape[0], self.topk_proposals, 4, 4)
+        return Memory(best(outs_dec), boxes[..., :3], timestamp, poses, boxes[..., -2:])
 
     def pseudo_points(self) -> Tensor | None:
         """Return the points (num_propagated, 3) in m of a fresh memory; None where no rows are propagated."""
@@ -199,35 +215,24 @@ class FrameSteps(BaseModule):
     ) -> tuple[dict[str, Tensor], Memory, Memory]:
         """Compute one frame: state in, boxes and state out.
 
-        Args:
-            img_feats: (B, N, C, h, w).
-            pos_embed_raw: (B, T, C), see `position_embedding`.
-            cone: (B, T, 8), see there.
-            memory: the state after the last frame, memory_len + topk_proposals rows (or memory_len).
-            transform: (B, 4, 4), see `memory.pre_update`.
-            delta_t: (B,) s, see there.
-            prev_exists: (B,), see there.
-            queries: see `decode`.
-            attn_mask: see `decode`.
-            pad_size: number of denoising queries at the front; they never become memory.
-            all_layers: see `decode`.
+        The features are (B, N, C, h, w); for `pos_embed_raw` (B, T, C) and `cone` (B, T, 8) see
+        `position_embedding`, for the next four `memory.pre_update`, for `queries`, `attn_mask` and
+        `all_layers` `decode`. The state after the last frame has memory_len + topk_proposals rows (or
+        memory_len). `pad_size` denoising queries at the front never become memory.
 
         Returns:
             outs_dec, all_cls_scores, all_bbox_preds by name; the memory that the frame used (memory_len
             rows); the state after it (memory_len + topk_proposals rows). Both are in the current LiDAR frame,
             with ages for times.
         """
-        used = temporal.pre_update(
-            memory, transform, delta_t, prev_exists, self.pseudo_points(), self.memory_len
-        )
+        fresh = self.pseudo_points()
+        used = temporal.pre_update(memory, transform, delta_t, prev_exists, fresh, self.memory_len)
         tap_memory('out_mem', used)
-        tokens, tokens_pos = self.align_tokens(img_feats, pos_embed_raw, cone)
-        outs_dec, cls_scores, bbox_preds = self.decode(
-            tokens, tokens_pos, used, queries, attn_mask, all_layers
-        )
+        tokens = self.align_tokens(img_feats, pos_embed_raw, cone)
+        outs_dec, cls_scores, bbox_preds = self.decode(*tokens, used, queries, attn_mask, all_layers)
         new = self.select_topk(*(rows[-1][:, pad_size:] for rows in (cls_scores, bbox_preds, outs_dec)))
-        outputs = {'outs_dec': outs_dec, 'all_cls_scores': cls_scores, 'all_bbox_preds': bbox_preds}
         tap('out_outs_dec', outs_dec[-1])
+        outputs = dict(outs_dec=outs_dec, all_cls_scores=cls_scores, all_bbox_preds=bbox_preds)
         return outputs, used, temporal.push(used, new)
 
 

@@ -1,22 +1,24 @@
 """The temporal decoder: queries attend to themselves and to the memory, then to the image tokens.
 
 Source: exiawsh/StreamPETR 95f6470, models/utils/petr_transformer.py; parameter names are the checkpoints'.
-Inside, tensors are sequence first, (n, B, C), as mmcv's attention takes them.
+Differs in: both attentions are mmcv's, which has the same parameters (`attn.in_proj_weight`, ...) and
+computes the same; there is no half-precision path and no CUDA kernel. Inside, tensors are sequence first,
+(n, B, C), as mmcv's attention takes them.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
 import torch
 from mmcv.cnn import build_norm_layer, xavier_init
-from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER, TRANSFORMER_LAYER_SEQUENCE
+from mmcv.cnn.bricks.registry import ATTENTION, TRANSFORMER_LAYER, TRANSFORMER_LAYER_SEQUENCE
 from mmcv.cnn.bricks.transformer import (
     BaseTransformerLayer,
+    MultiheadAttention,
     TransformerLayerSequence,
     build_transformer_layer_sequence,
 )
 from mmcv.runner.base_module import BaseModule
+from mmcv.utils import get_logger
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -25,16 +27,57 @@ from mmdeploy_ext.core.errors import ConfigError
 
 LAYER_NORM = dict(type='LN')
 FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')
+_announced: set[str] = set()
+
+
+@ATTENTION.register_module()
+class PETRMultiheadAttention(MultiheadAttention):
+    """Multi-head attention with identity connection and positions.
+
+    `dropout` is one rate for the attention weights and for the shortcut; it replaces `attn_drop` and
+    `dropout_layer`. `fp16`, in training, is refused: mixed precision is set for the whole model.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        dropout_layer: dict | None = None,
+        dropout: float | None = None,
+        fp16: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if fp16:
+            raise ConfigError(
+                f'{type(self).__name__}: fp16=True is not supported; set the precision of the whole model'
+            )
+        if dropout is not None:
+            attn_drop, dropout_layer = dropout, dict(type='Dropout', drop_prob=dropout)
+        # mmcv writes into its default dropout_layer, which all instances share
+        dropout_layer = dict(dropout_layer or dict(type='Dropout', drop_prob=0.0))
+        super().__init__(embed_dims, num_heads, attn_drop, proj_drop, dropout_layer, **kwargs)
+
+
+@ATTENTION.register_module()
+class PETRMultiheadFlashAttention(PETRMultiheadAttention):
+    """A config's flash attention, run as standard attention: same parameters, float32 instead of float16."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        line = 'PETRMultiheadFlashAttention: the standard attention runs instead (same parameters, float32)'
+        if line not in _announced:  # once per process; rank 0 logs it
+            _announced.add(line)
+            get_logger('mm2onnx').warning(line)
 
 
 @TRANSFORMER_LAYER.register_module()
 class PETRTemporalDecoderLayer(BaseTransformerLayer):
     """One decoder layer, in the order that `operation_order` gives.
 
-    Args:
-        with_cp: recompute the layer in the backward pass instead of keeping its activations.
-        feedforward_channels, ffn_dropout, ffn_num_fcs: of the feed-forward network, where `ffn_cfgs` does not
-            say it.
+    `with_cp` recomputes it in the backward pass instead of keeping its activations. What `FFN_KEYS` name is
+    of the feed-forward network, where `ffn_cfgs` does not say it.
     """
 
     def __init__(
@@ -77,14 +120,9 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
     ) -> Tensor:
         """Return the queries (Q, B, C) after the layer.
 
-        Args:
-            query: (Q, B, C).
-            query_pos: (Q, B, C), added to queries and to keys.
-            tokens: (T, B, C) keys and values of the cross attention.
-            tokens_pos: (T, B, C), added to the keys alone.
-            temp_memory: (M, B, C) further keys and values of the self attention.
-            temp_pos: (M, B, C), added to those keys alone.
-            attn_mask: (Q, Q + M) bool of the self attention, True where a query must not look; None for none.
+        Positions are added to queries and keys, of which they have the shapes; tokens (T, B, C) are keys and
+        values of the cross attention, the rows of the memory (M, B, C) further ones of the self attention.
+        The mask (Q, Q + M) of the self attention is True where a query must not look.
         """
         identity = query
         attentions, norms, ffns = iter(self.attentions), iter(self.norms), iter(self.ffns)
@@ -114,9 +152,8 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
 class PETRTransformerDecoder(TransformerLayerSequence):
     """The layers in turn; a shared norm makes each layer's output, the next layer takes what was not normed.
 
-    Args:
-        return_intermediate: give every layer's output, not the last one's alone.
-        post_norm_cfg: the shared norm; None for none.
+    `return_intermediate` gives every layer's output, not the last one's alone; without `post_norm_cfg` there
+    is no norm.
     """
 
     def __init__(

@@ -5,10 +5,9 @@ is not. What it lacks is geometry alone, which needs no images: points are drawn
 taught to look at the tokens around its point. Differs from upstream, which has nothing of the kind.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.parallel import is_module_wrapper
@@ -16,22 +15,13 @@ from mmcv.runner import HOOKS, Hook
 from torch import Tensor, nn
 from torch import distributed as dist
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 MIN_DEPTH = 0.5
 MAX_TURN = 0.4
 
 
 @HOOKS.register_module()
 class GeometryWarmupHook(Hook):
-    """Run `warm_up` before the first iteration of a new run, with the calibrations of its batch.
-
-    Args:
-        iters: steps of `warm_up`.
-        lr: its learning rate.
-        num_points: points per step.
-    """
+    """Run `warm_up` before the first iteration of a new run, with the calibrations of its batch."""
 
     def __init__(self, iters: int = 800, lr: float = 1e-3, num_points: int = 256) -> None:
         self.iters, self.lr, self.num_points = iters, lr, num_points
@@ -59,17 +49,11 @@ class GeometryWarmupHook(Hook):
 def footprint(
     points: Tensor, lidar2img: Tensor, centers: Tensor, size: Sequence[int], sigma: float
 ) -> Tensor:
-    """Return how much each token shows of each point.
+    """Return how much each token shows of each point (n, 3) m, LiDAR frame: (n, N h w).
 
-    Args:
-        points: (n, 3) m, LiDAR frame.
-        lidar2img: (N, 4, 4).
-        centers: (h w, 2) px, of one camera's tokens.
-        size: height and width of the image in px.
-        sigma: px.
-
-    Returns:
-        (n, N h w): a Gaussian around the projection, normalised to 1; zeros where no camera sees the point.
+    That is a Gaussian of `sigma` px around the projection by `lidar2img` (N, 4, 4), normalised to 1; zeros
+    where no camera sees the point. Centres (h w, 2) px are those of one camera's tokens, `size` the image's
+    height and width in px.
     """
     projected = torch.einsum('kij,nj->nki', lidar2img, nn.functional.pad(points, (0, 1), value=1.0))
     depth = projected[..., 2]
@@ -121,17 +105,9 @@ def warm_up(
 ) -> list[float]:
     """Teach the cross attention of every layer to look at the projections of the queries' points.
 
-    Args:
-        head: a `StreamPETRHead`.
-        lidar2img: (R, N, 4, 4), R calibrations that take turns, each turned about z anew.
-        intrinsics: (R, N, 4, 4).
-        pad_shape: (H, W, ...) px.
-        iters: steps.
-        lr: of Adam.
-        num_points: per step.
-
-    Returns:
-        The loss of each step: the mean cross entropy in nats.
+    There are R calibrations (R, N, 4, 4), which take turns, each turned about z anew; images of (H, W, ...)
+    px; `lr` is Adam's, `num_points` are drawn per step. Returned is the loss of each step: the mean cross
+    entropy in nats.
     """
     attentions = [layer.attentions[1].attn for layer in head.transformer.decoder.layers]
     modules = [head.position_encoder, head.query_embedding, head.featurized_pe, *attentions]

@@ -1,12 +1,12 @@
 """The family of detectors of corners: what it claims and refuses, and what the other modules give."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
@@ -14,12 +14,6 @@ from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.corner import graphs, reference, samples
 from projects.mmdet_plugin.corner.postprocess import PAIRS, suppression, thresholds
 from projects.mmdet_plugin.dense import parts
-from projects.mmdet_plugin.two_stage.regions import same_methods
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
 METHODS = ('simple_test', 'forward', 'get_bboxes', '_get_bboxes_single', '_bboxes_nms', 'decode_heatmap')
@@ -36,7 +30,6 @@ class CornerFamily(ImageFamily):
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
 
     def claims(self, cfg: Any) -> Claim:
@@ -47,12 +40,12 @@ class CornerFamily(ImageFamily):
         """See `ImageFamily.check`: parts, thresholds, sizes."""
         test_cfg = parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
-            same_methods(DETECTORS.get(cfg.model.type), detectors.CornerNet, METHODS)
+            parts.same_methods(DETECTORS.get(cfg.model.type), detectors.CornerNet, METHODS)
             head = parts.tested_head(cfg, 'bbox_head', test_cfg)
             upstream = next((one for one in HEADS if isinstance(head, one)), None)
             if upstream is None:
                 raise ConfigError(f'model.bbox_head.type={type(head).__name__}: expected CornerHead')
-            same_methods(type(head), upstream, METHODS)
+            parts.same_methods(type(head), upstream, METHODS)
             thresholds(test_cfg)
             suppression(test_cfg)
         parts.check(cfg.model, options)

@@ -1,12 +1,10 @@
 """The graph of detectors of corners: its contract, and the chain of modules that keeps it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+import torch
 from torch import nn
 
 import mmdeploy_ext.exporting.ops.corner_pool  # noqa: F401 - what CornerPool becomes
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
@@ -14,11 +12,6 @@ from mmdeploy_ext.exporting.fold import fuse
 from projects.mmdet_plugin.corner.postprocess import FULL, FullForm, outputs_of, thresholds
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optional_inputs
-
-if TYPE_CHECKING:
-    import torch
-
-    from mmdeploy_ext.contract.option import Options
 
 STRIDE = 4
 """Of the maps of an hourglass, pixels."""
@@ -29,7 +22,6 @@ class Network(nn.Module):
     """Backbone and head of mmdet's detector behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
 

@@ -6,10 +6,9 @@ Glossary: B batch, C classes, h, w size of the maps, k corners of a kind, P pair
 input in pixels.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +20,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, gather_rows
 from mmdeploy_ext.runtime.dense.coders import peaks_of
 from projects.mmdet_plugin.dense.forms import rows_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+from projects.mmdet_plugin.dense.own import side_of_peaks
 
 FULL = ('dets', 'labels')
 PAIRS = 1000
@@ -33,17 +30,9 @@ LARGE, CENTRAL = 3500.0, (2.4, 2.1)
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return what `test_cfg` decides.
-
-    Raises:
-        ConfigError: an entry is missing, no number, or one that the graph does not repeat; names it.
-    """
+    """Return what `test_cfg` decides; ConfigError names an entry that is missing or not repeated."""
     found = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
-    found['local_maximum_kernel'] = side = positive(
-        'local_maximum_kernel', test_cfg.get('local_maximum_kernel')
-    )
-    if side % 2 == 0:
-        raise ConfigError(f'test_cfg.local_maximum_kernel={side}: expected an odd number')
+    found['local_maximum_kernel'] = side_of_peaks(test_cfg)
     if found['corner_topk'] ** 2 < PAIRS:
         raise ConfigError(f'test_cfg.corner_topk={found["corner_topk"]}: expected 32 or more')
     if found['max_per_img'] > PAIRS:
@@ -53,11 +42,7 @@ def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
 
 
 def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
-    """Return what suppresses pairs, by `nms` or `soft_nms`.
-
-    Raises:
-        ConfigError: it has no form in ONNX; names the entry.
-    """
+    """Return what suppresses pairs, by `nms` or `soft_nms`; ConfigError names what ONNX has no form of."""
     config = nms_config(dict(test_cfg, nms=test_cfg.get('nms') or test_cfg.get('nms_cfg')), soft=True)
     return Suppression(
         *(config.iou_threshold, config.max_per_img, config.class_agnostic),
@@ -68,32 +53,20 @@ def suppression(test_cfg: Mapping[str, Any]) -> Suppression:
 
 @dataclasses.dataclass(frozen=True)
 class Corners:
-    """The best corners of a kind.
+    """The best corners of a kind."""
 
-    Attributes:
-        scores: (B, k).
-        labels: (B, k) int64.
-        places: (B, k, 2) x, y in cells, with their offsets.
-        more: (B, k, columns) what else the head says of them: embeddings, or shifts.
-    """
-
-    scores: torch.Tensor
-    labels: torch.Tensor
-    places: torch.Tensor
-    more: torch.Tensor
+    scores: torch.Tensor  # (B, k)
+    labels: torch.Tensor  # (B, k) int64
+    places: torch.Tensor  # (B, k, 2) x, y in cells, with their offsets
+    more: torch.Tensor  # (B, k, columns) what else the head says of them: embeddings, or shifts
 
 
 def best_corners(
     heat: torch.Tensor, offsets: torch.Tensor, more: torch.Tensor, side: int, count: int
 ) -> Corners:
-    """Return the best peaks of all classes.
+    """Return the best `count` peaks of all classes, each the highest of `side` cells on both axes.
 
-    Args:
-        heat: (B, C, h, w) logits.
-        offsets: (B, 2, h, w) of corners in their cells.
-        more: (B, columns, h, w).
-        side: cells that a peak is the highest one of, on both axes.
-        count: k.
+    `heat` (B, C, h, w) are logits, `offsets` (B, 2, h, w) of corners in cells, `more` (B, columns, h, w).
     """
     scores, index = peaks_of(torch, heat.sigmoid(), side).flatten(1).topk(count, 1)
     height, width = hw(heat).unbind()  # tensors: torch.export has no remainder by a symbol
@@ -108,28 +81,17 @@ class FullForm(nn.Module):
     """What the `full` form adds to the network."""
 
     def __init__(self, head: nn.Module) -> None:
-        """Read the settings of the head."""
         super().__init__()
         self.config, self.suppress = thresholds(head.test_cfg), suppression(head.test_cfg)
         self.embedded = bool(head.with_corner_emb)
 
     def forward(
-        self,
-        image: torch.Tensor,
-        scale_factor: torch.Tensor,
-        border: torch.Tensor,
-        *maps: torch.Tensor,
+        self, image: torch.Tensor, scale_factor: torch.Tensor, border: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Post-process.
+        """Return dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
 
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            scale_factor: (B, 4) float32.
-            border: (B, 2) float32, padding above and left of the image, pixels.
-            maps: heat, offsets, and embeddings or shifts, of the upper left corners and then of the others.
-
-        Returns:
-            dets (B, n, 5) and labels (B, n); rows behind the results are zero with label -1.
+        `maps` are heat, offsets, and embeddings or shifts, of the upper left corners and then of the others;
+        for the other inputs see `dense.forms.FullForm`.
         """
         config, size = self.config, hw(maps[0])
         settings = config['local_maximum_kernel'], config['corner_topk']
@@ -169,14 +131,8 @@ def _central(
     """Return whether the centres that both corners point at fit: (B, k, k) bool.
 
     They have to lie inside a central region, and what is between them must be no larger a share of it than
-    the threshold.
-
-    Args:
-        low: (B, k, 1, 2) upper left corners, pixels.
-        high: (B, 1, k, 2) the others.
-        first: (B, k, 1, 2) centres that the first ones point at.
-        last: (B, 1, k, 2) centres that the others point at.
-        threshold: of the share.
+    the threshold. Corners and the centres that they point at are in pixels, `low` and `first` (B, k, 1, 2),
+    `high` and `last` (B, 1, k, 2).
     """
     small, large = (1 / share for share in CENTRAL)
     area = (high - low).prod(3).abs()[..., None]

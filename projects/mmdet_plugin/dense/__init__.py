@@ -1,3 +1,3 @@
 """Dense one-stage heads: registers their family; mmdet's own detectors and heads are used as they are."""
 
-from projects.mmdet_plugin.dense import deform_conv, family, resized, tood  # noqa: F401
+from projects.mmdet_plugin.dense import family, prepared  # noqa: F401

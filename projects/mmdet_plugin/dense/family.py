@@ -1,15 +1,16 @@
 """The family of dense heads: which configs it claims, what it refuses, and what the other modules give."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
+from torch import nn
 
 from mmdeploy_ext.contract.families.dense import OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
@@ -17,16 +18,15 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import graphs, parts, reference, samples
-from projects.mmdet_plugin.dense.kinds import KINDS, QUERIES, facts_of, generator_of, kind_of, plain
-from projects.mmdet_plugin.dense.student import without_teacher
-from projects.mmdet_plugin.dense.thresholds import thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
+from projects.mmdet_plugin.dense.kinds import (
+    KINDS,
+    QUERIES,
+    facts_of,
+    generator_of,
+    kind_of,
+    plain,
+    thresholds,
+)
 
 
 class DenseFamily(ImageFamily):
@@ -67,25 +67,18 @@ class DenseFamily(ImageFamily):
             _check_strides(head)
         parts.check(cfg.model, options)
         parts.check_smallest(facts['strides'], options)
-        if facts['head']['visible'] and (options.batch > 1 or options.dynamic):
-            raise UsageError(
-                f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
-                f'it with --batch-size 1 and without --dynamic-export'
-            )
+        if facts['head']['visible']:
+            parts.check_one_image(head, options)
         if options.max_candidates:
             _check_candidates(head, facts, options)
 
     def head(self, cfg: Any) -> nn.Module:
-        """Return the head of a config, without the rest of the detector.
-
-        Raises:
-            ConfigError: it cannot be built.
-        """
+        """Return the head of a config without the rest of the detector; ConfigError: it cannot be built."""
         return parts.tested_head(cfg, 'bbox_head', parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a detector that is taught, the student."""
-        if (student := without_teacher(cfg.model)) is not cfg.model:
+        if (student := parts.without_teacher(cfg.model)) is not cfg.model:
             cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
             cfg.model = student
         return super().build(cfg)

@@ -6,15 +6,16 @@ The network is mmdet's own detector; what its head is, `kinds.py` says. Source o
 Glossary: B batch, A priors of a level or of all, C classes, H, W network input in pixels, n detections.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
@@ -22,14 +23,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw, length
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.runtime.dense.coders import boxes_of, factors_of, peaks_of, scores_of
 from projects.mmdet_plugin.dense import kinds, parts
-from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
-from projects.mmdet_plugin.dense.thresholds import thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.contract.dense_head import Head
-    from mmdeploy_ext.contract.option import Options
+from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of, thresholds
 
 FULL_NAMES = ('dets', 'labels', 'candidates')
 """Outputs of the `full` form; the last with a cap alone."""
@@ -52,11 +46,7 @@ def raw_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
-    """Return the head's outputs of a batch of images, kind by kind.
-
-    Raises:
-        ConfigError: they are others than its kind has.
-    """
+    """Return the head's outputs of images, kind by kind; ConfigError: others than its kind has."""
     outputs = kind_of(model.bbox_head).flat(model.bbox_head(model.extract_feat(image)))
     if len(outputs) != len(raw_names(model)):
         raise ConfigError(
@@ -67,24 +57,35 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 
 
 class RawNetwork(nn.Module):
-    """Backbone, neck and head of the upstream detector behind flat tensors."""
+    """Backbone, neck and head of the upstream detector; parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
-
-        Args:
-            image: (B, 3, H, W) float32, normalised.
-
-        Returns:
-            The head's outputs, (B, a*columns, h, w) per kind and level, kind by kind.
-        """
+        """Return the head's outputs (B, a*columns, h, w), kind by kind, of images (B, 3, H, W) float32."""
         flat = flat_outputs(self.model, image)
         return tuple(tap(name, tensor) for name, tensor in zip(raw_names(self.model), flat, strict=True))
+
+
+class Rows(dict):
+    """The outputs of one level by name, each turned into rows (B, A, columns) when it is asked for."""
+
+    def __init__(self, outputs: Sequence[tuple[str, int]], maps: Sequence[torch.Tensor]) -> None:
+        """Keep the maps (B, a*columns, h, w); `outputs` are their names and columns per prior."""
+        super().__init__()
+        self.maps = {name: (tensor, columns) for (name, columns), tensor in zip(outputs, maps, strict=True)}
+        self.boxes = maps[1] if len(maps) > 1 else maps[0]
+
+    def __missing__(self, name: str) -> torch.Tensor:
+        self[name] = rows_of(*self.maps[name])
+        return self[name]
+
+
+def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
+    """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
+    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
 
 
 def same_priors(generator: Any) -> Any:
@@ -109,11 +110,9 @@ class Decode(nn.Module):
     def forward(
         self, *raw: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor | None]]:
-        """Decode the raw outputs.
+        """Return per level boxes (B, A, 4), class scores (B, A, C) and score factors (B, A) or None.
 
-        Returns:
-            Per level boxes (B, A, 4) xyxy in pixels, not clipped; class scores (B, A, C); score factors
-            (B, A), or None.
+        Boxes are xyxy in pixels, not clipped.
         """
         count = len(raw) // len(self.outputs)
         levels = [Rows(self.outputs, self._maps(raw[level::count])) for level in range(count)]
@@ -137,30 +136,6 @@ class Decode(nn.Module):
             like.shape[-2:], level, dtype=like.dtype, device=like.device
         )
         return boxes_of(torch, self.facts, rows, priors, level)
-
-
-class Rows(dict):
-    """The outputs of one level by name, each turned into rows (B, A, columns) when it is asked for.
-
-    Attributes:
-        boxes: the map (B, a*columns, h, w) that boxes are made of.
-    """
-
-    def __init__(self, outputs: Sequence[tuple[str, int]], maps: Sequence[torch.Tensor]) -> None:
-        """Keep the maps; `outputs` are their names and columns per prior."""
-        super().__init__()
-        self.maps = {name: (tensor, columns) for (name, columns), tensor in zip(outputs, maps, strict=True)}
-        self.boxes = maps[1] if len(maps) > 1 else maps[0]
-
-    def __missing__(self, name: str) -> torch.Tensor:
-        """Make the rows of one output."""
-        self[name] = rows_of(*self.maps[name])
-        return self[name]
-
-
-def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
-    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
 
 
 class DecodeForm(nn.Module):
@@ -210,7 +185,7 @@ class FullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *others: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Post-process.
+        """Return dets (B, n, 5), labels (B, n), and with a cap candidates (B,).
 
         Args:
             image: (B, 3, H, W); only its size is used.
@@ -218,9 +193,6 @@ class FullForm(nn.Module):
             scale_factor: (B, 4) float32.
             others: the raw outputs; before them, where boxes lose it, border (B, 2) float32, the padding
                 above and left of the image.
-
-        Returns:
-            dets (B, n, 5), labels (B, n), and with a cap candidates (B,).
         """
         input_hw = hw(image).to(img_shape)[None]
         clip_hw = torch.where(img_shape > 0, img_shape, input_hw)

@@ -3,15 +3,15 @@
 The modules are in `forms.py`; what a head is, `kinds.py` says. Glossary: see `forms.py`.
 """
 
-from __future__ import annotations
-
 import operator
 import types
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -29,13 +29,7 @@ from projects.mmdet_plugin.dense.forms import (
     num_levels,
     raw_names,
 )
-from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
-from projects.mmdet_plugin.dense.thresholds import thresholds
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
+from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of, thresholds
 
 DECODED = dict(
     centerness='centerness, 0..1',
@@ -58,47 +52,27 @@ def image_input(
 
 def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
     """Return `img_shape` and `scale_factor`; without clipping the first has no use."""
+    size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
+    ratios = 'w h w h ratios, input / original; boxes are divided by it'
+    padding = 'rows of padding above the image and columns left of it, which boxes lose'
     inputs = (
-        TensorSpec(
-            'img_shape',
-            'float32',
-            (batch, 2),
-            'height and width before padding, which boxes are clipped to; 0 means the input size',
-            'pixel',
-            default=0.0,
-            unused=not clips,
-        ),
-        TensorSpec(
-            'scale_factor',
-            'float32',
-            (batch, 4),
-            'w h w h ratios, input / original; boxes are divided by it',
-            default=1.0,
-        ),
+        TensorSpec('img_shape', 'float32', (batch, 2), size, 'pixel', default=0.0, unused=not clips),
+        TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0),
+        TensorSpec('border', 'float32', (batch, 2), padding, 'pixel', default=0.0),
     )
-    meaning = 'rows of padding above the image and columns left of it, which boxes lose'
-    border = TensorSpec('border', 'float32', (batch, 2), meaning, 'pixel', default=0.0)
-    return (*inputs, border) if bordered else inputs
+    return inputs if bordered else inputs[:2]
 
 
 def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
     """Return `dets` and `labels` of a `full` graph."""
+    boxes = (
+        'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
+        'when scale_factor is fed; padded with zeros'
+    )
+    labels = 'class indices; -1 where dets is padding'
     return (
-        TensorSpec(
-            'dets',
-            'float32',
-            (batch, rows, 5),
-            'x1 y1 x2 y2 score in descending score order; pixels of '
-            'the network input, of the original image when scale_factor is fed; padded with zeros',
-            compare='detections',
-        ),
-        TensorSpec(
-            'labels',
-            'int64',
-            (batch, rows),
-            'class indices; -1 where dets is padding',
-            compare='detections',
-        ),
+        TensorSpec('dets', 'float32', (batch, rows, 5), boxes, compare='detections'),
+        TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
     )
 
 
@@ -120,15 +94,9 @@ def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...
         batch, priors = options.batch, sum(map(operator.mul, cells, per_cell))
     meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
     shape = (batch, priors, int(model.bbox_head.num_classes))
+    boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
     specs = dict(
-        boxes=TensorSpec(
-            'boxes',
-            'float32',
-            (batch, priors, 4),
-            'x1 y1 x2 y2 per prior, level by level, not clipped',
-            'pixel',
-            (PIXELS,),
-        ),
+        boxes=TensorSpec('boxes', 'float32', (batch, priors, 4), boxes, 'pixel', (PIXELS,)),
         scores=TensorSpec('scores', 'float32', shape, meaning),
         level_sizes=TensorSpec('level_sizes', 'int64', (num_levels(model),), 'rows of boxes per level'),
     )
@@ -188,11 +156,7 @@ _SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], Any]] = weak
 
 
 def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
-    """Return (h, w) of each level at the size of an export, as the model itself gives them.
-
-    Raises:
-        UsageError: the model does not take images of that size.
-    """
+    """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
     if options.dynamic:
         return [(0, 0)] * num_levels(model)
     known = _SHAPES.setdefault(model, {})
@@ -209,11 +173,7 @@ def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
 
 
 def _check_stride(model: nn.Module) -> None:
-    """Refuse maps of another stride than a head without priors of its own is decoded by.
-
-    Raises:
-        ConfigError: the neck gives them; names both strides.
-    """
+    """Refuse (ConfigError) maps of another stride than a head without priors of its own is decoded by."""
     head = model.bbox_head
     if isinstance(kind_of(head).generator, str):
         return
@@ -253,12 +213,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         chain.append(Stage('decode', form, raw, decode_names(model, options)))
     elif options.form == 'full':
         border = ('border',) if described(model).bordered else ()
-        chain.append(
-            Stage(
-                'postprocess',
-                FullForm(model, options.max_candidates),
-                ('input', 'img_shape', 'scale_factor', *border, *raw),
-                FULL_NAMES if options.max_candidates else FULL_NAMES[:2],
-            )
-        )
+        inputs = ('input', 'img_shape', 'scale_factor', *border, *raw)
+        names = FULL_NAMES if options.max_candidates else FULL_NAMES[:2]
+        chain.append(Stage('postprocess', FullForm(model, options.max_candidates), inputs, names))
     return chain

@@ -5,33 +5,25 @@ of one kind stands in its entry (`plain.py`, `own.py`): what it outputs, its cod
 own functions give them, for the proof.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdet.core.anchor.point_generator import MlvlPointGenerator
 from mmdet.models import dense_heads as heads
+from torch import nn
 
+from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, positive
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.own import OWN
-from projects.mmdet_plugin.dense.plain import PLAIN
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.dense_head import Head
-    from projects.mmdet_plugin.dense.plain import Kind
+from projects.mmdet_plugin.dense.plain import PLAIN, Kind
 
 QUERIES = heads.DETRHead
 """Heads of queries: dense ones by inheritance alone; they have no priors."""
 METHODS = (
-    'get_bboxes',
-    '_get_bboxes_single',
-    '_bbox_post_process',
-    '_bboxes_nms',
-    '_bbox_decode',
-    'decode_heatmap',
+    *('get_bboxes', '_get_bboxes_single', '_bbox_post_process'),
+    *('_bboxes_nms', '_bbox_decode', 'decode_heatmap'),
 )
 """Methods of upstream that the graphs repeat."""
 KINDS: dict[str, Kind] = PLAIN | OWN
@@ -39,22 +31,12 @@ KINDS: dict[str, Kind] = PLAIN | OWN
 
 
 def kind_of(head: nn.Module) -> Kind:
-    """Return the kind of a head.
-
-    Raises:
-        ConfigError: it is of none, or overrides a method that the graphs repeat; names the method.
-    """
+    """Return the kind of a head; ConfigError: it is of none, or overrides a method that graphs repeat."""
     known = [KINDS[name] for name in (one.__name__ for one in type(head).__mro__) if name in KINDS]
     if not known:
         raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
-    kind = known[0]
-    for name in METHODS:
-        if getattr(type(head), name, None) is not getattr(kind.upstream, name, None):
-            raise ConfigError(
-                f'{type(head).__name__} has a {name}() of its own, which the graphs do not repeat; expected '
-                f'that of {kind.upstream.__name__}'
-            )
-    return kind
+    parts.same_methods(type(head), known[0].upstream, METHODS)
+    return known[0]
 
 
 def generator_of(head: nn.Module) -> Any:
@@ -100,3 +82,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(one) for key, one in value.items()}
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def thresholds(head: nn.Module) -> NmsConfig:
+    """Return the thresholds of a head; what its `get_bboxes` does not look at limits nothing.
+
+    ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that no graph repeats.
+    """
+    kind = kind_of(head)
+    given = head.test_cfg or {}
+    needed = [key for key in kind.needed if key not in kind.fixed]
+    if missing := [key for key in needed if given.get(key) is None]:
+        raise ConfigError(
+            f'model.test_cfg has no {", ".join(missing)}, which {type(head).__name__} reads; expected '
+            f'{", ".join(needed)}'
+        )
+    if kind.limit == 'topk':  # the best cells, without a suppression
+        most = positive('topk', given['topk'])
+        return NmsConfig(score_thr=0.0, nms_pre=most, iou_threshold=1.0, max_per_img=most)
+    return dataclasses.replace(nms_config(head.test_cfg), **kind.fixed)

@@ -4,15 +4,15 @@ The boxes and scores are those of mmdet's own functions, for the proof. Source: 
 `models/dense_heads`, the file of each head.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from mmdet.core.anchor.point_generator import MlvlPointGenerator
 from mmdet.models import dense_heads as heads
 from mmdet.models.utils.gaussian_target import get_local_maximum
+from torch import nn
 
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
@@ -29,11 +29,6 @@ from projects.mmdet_plugin.dense.plain import (
     scored,
     strides,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import nn
 
 GUIDED = 'square_anchor_generator'
 """Attribute with the priors of heads of guided anchors, and of SABL's."""
@@ -173,10 +168,16 @@ def _guided_scores(head: nn.Module, rows: Rows, priors: torch.Tensor) -> tuple[t
     ), None
 
 
-def _centre_head(head: nn.Module) -> Head:
-    side = positive('local_maximum_kernel', head.test_cfg.get('local_maximum_kernel'))
+def side_of_peaks(test_cfg: Mapping[str, Any]) -> int:
+    """Return how many cells a peak is the highest one of, on both axes; ConfigError: an even number."""
+    side = positive('local_maximum_kernel', test_cfg.get('local_maximum_kernel'))
     if side % 2 == 0:
         raise ConfigError(f'test_cfg.local_maximum_kernel={side}: expected an odd number')
+    return side
+
+
+def _centre_head(head: nn.Module) -> Head:
+    side = side_of_peaks(head.test_cfg)
     return Head(
         (('heatmap', int(head.num_classes)), ('wh', 2), ('offset', 2)),
         scores='heatmap',

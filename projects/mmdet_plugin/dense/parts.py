@@ -1,21 +1,15 @@
 """Parts of detectors: heads as they are tested, backbones and necks that do not take every size."""
 
-from __future__ import annotations
-
 import copy
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from mmdet.models.builder import DETECTORS, build_head
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 FIXED_SIZE = dict(
     SwinTransformer='computes its window masks from the traced size',
@@ -30,7 +24,8 @@ MULTIPLES = dict(
 """Parts that add or concatenate maps which fit only where the sides of the input are multiples of this."""
 PATHS = dict(YOLOXPAFPN=3, CSPNeXtPAFPN=3)
 """Necks that take any number of maps -> the number that `MULTIPLES` is of; each further one doubles it."""
-
+GRID_SAMPLE_OPSETS = (16, 20)
+"""GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
 ROUND_DOWN = ('NASFPN',)
 """Parts whose coarse levels have `H // stride` rows, which pooling makes, where a convolution rounds up."""
 
@@ -39,6 +34,27 @@ def detects(cfg: Any, kinds: type | tuple[type, ...]) -> bool:
     """Return whether the detector of a config is registered, and of some classes."""
     detector = DETECTORS.get(cfg.model.get('type') or '')
     return detector is not None and issubclass(detector, kinds)
+
+
+def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
+    """Refuse (ConfigError) a class with methods of its own where the graphs repeat those of `upstream`."""
+    for name in methods:
+        if getattr(own, name, None) is not getattr(upstream, name, None):
+            raise ConfigError(
+                f'{own.__name__} has a {name}() of its own, which the graphs do not repeat; expected that of '
+                f'{upstream.__name__}'
+            )
+
+
+def without_teacher(model_cfg: Any) -> Any:
+    """Return the `model` of a distilled detector (LD, LAD) as its student alone; others as they are.
+
+    Of a teacher nothing is read: its config is a path of the working directory, its checkpoint a URL.
+    """
+    if not any(key.startswith('teacher') for key in model_cfg):
+        return model_cfg
+    others = {key: value for key, value in model_cfg.items() if 'teacher' not in key}
+    return type(model_cfg)(others | dict(type='SingleStageDetector'))
 
 
 def step_of(name: str, maps: int) -> int:
@@ -79,18 +95,11 @@ def smallest(head: Any, stride: int, rounded: bool = False) -> int:
     from mmcv.ops import DeformConv2d
 
     kernels = [max(one.kernel_size) for one in head.modules() if isinstance(one, DeformConv2d)]
-    return max(
-        stride if rounded else 1,
-        (max(kernels) - 1) * stride + 1 if kernels else 1,
-    )
+    return max(stride if rounded else 1, (max(kernels) - 1) * stride + 1 if kernels else 1)
 
 
 def check(model: Mapping[str, Any], options: Options) -> None:
-    """Refuse a size that a part does not take, or a dynamic one; `model` is of the config.
-
-    Raises:
-        UsageError: names the part.
-    """
+    """Refuse (UsageError) a size that a part of the config's `model` does not take, or a dynamic one."""
     for part in parts_of(model):
         name = str(part.get('type'))
         if options.dynamic and name in FIXED_SIZE:
@@ -105,12 +114,42 @@ def check(model: Mapping[str, Any], options: Options) -> None:
             )
 
 
-def check_smallest(strides: Iterable[int], options: Options) -> None:
-    """Refuse sizes below the largest stride; strides are in pixels.
+def check_grid_sample(name: str, options: Options) -> None:
+    """Refuse (UsageError) an opset without GridSample, or with one that TensorRT 10 gets wrong."""
+    low, high = GRID_SAMPLE_OPSETS
+    if not low <= options.opset <= high:
+        raise UsageError(
+            f'--opset-version {options.opset}: {name} needs GridSample, which ONNX has since opset {low}; '
+            f'expected {low} to {high}'
+        )
 
-    Raises:
-        UsageError: says the stride.
-    """
+
+def check_one_image(head: nn.Module, options: Options) -> None:
+    """Refuse (UsageError) batches for a head that looks at visible places alone, those of guided anchors."""
+    if options.batch > 1 or options.dynamic:
+        raise UsageError(
+            f'{type(head).__name__}: mmdet takes the mask of the first image for all of a batch; export '
+            f'it with --batch-size 1 and without --dynamic-export'
+        )
+
+
+def check_tokens(there: int, options: Options, name: str, wanted: int) -> None:
+    """Refuse (UsageError) a size with fewer tokens than become queries, which `name` of the config says."""
+    if there < wanted:
+        raise UsageError(
+            f'--shape {options.height} {options.width}: gives {there} tokens for {name}={wanted}; choose a '
+            f'larger size'
+        )
+
+
+def check_limit(name: str, most: Any, there: int) -> None:
+    """Refuse (ConfigError) a number of results that there is not."""
+    if not isinstance(most, int) or not 0 < most <= there:
+        raise ConfigError(f'model.test_cfg.{name}={most}; expected 1 to {there}, as many as there are')
+
+
+def check_smallest(strides: Iterable[int], options: Options) -> None:
+    """Refuse (UsageError) sizes below the largest stride; strides are in pixels."""
     largest = max(strides)
     if min(options.height, options.width) < largest:
         raise UsageError(
@@ -125,21 +164,13 @@ def test_cfg_of(cfg: Any) -> Any:
 
 
 def tested_head(cfg: Any, key: str, test_cfg: Mapping[str, Any] | None) -> nn.Module:
-    """Return the head below a key of a config's model as it is tested, without the rest of the detector.
-
-    Raises:
-        ConfigError: it cannot be built.
-    """
+    """Return the head below a key of a config's model as it is tested; see `built_head`."""
     content = dict(copy.deepcopy(cfg.model.get(key) or {}), train_cfg=None, test_cfg=test_cfg)
     return built_head(content, f'model.{key}')
 
 
 def built_head(content: Mapping[str, Any], where: str) -> nn.Module:
-    """Return a head of mmdet, in evaluation mode; `where` it stands in the config is said in the message.
-
-    Raises:
-        ConfigError: it cannot be built.
-    """
+    """Return a head of mmdet, in evaluation mode; ConfigError says `where` one cannot be built, and why."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code

@@ -3,24 +3,19 @@
 Source: mmdet 2.28.2 `models/dense_heads/base_dense_head.py`, `core/bbox/coder`.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 from mmdet.core.anchor.anchor_generator import SSDAnchorGenerator
 from mmdet.core.bbox import coder as coders
 from mmdet.models import dense_heads as heads
+from torch import nn
 
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtmdet.head import RTMDetSepBNHead
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import torch
-    from torch import nn
 
 Rows = 'Mapping[str, torch.Tensor]'
 

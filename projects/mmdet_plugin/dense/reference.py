@@ -1,27 +1,19 @@
 """Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
 import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
 from projects.mmdet_plugin.dense.forms import described, flat_outputs, raw_names
-from projects.mmdet_plugin.dense.kinds import generator_of, kind_of
-from projects.mmdet_plugin.dense.thresholds import thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.dense_head import Head
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-
+from projects.mmdet_plugin.dense.kinds import generator_of, kind_of, thresholds
 
 TIE = 1e-5
 """Scores of neighbouring cells this close, of the largest one, are a tie: engines round them differently."""
@@ -44,15 +36,17 @@ def tensors(
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of mmdet's `get_bboxes`."""
-    head = model.bbox_head
+    head, metas = model.bbox_head, metas_of(images)
     with torch.no_grad():
-        batch = torch.from_numpy(np.stack([image.tensor for image in images]))
-        batch = batch.to(next(model.parameters()).device)
-        outputs = head(model.extract_feat(batch))
-        results = head.get_bboxes(
-            *outputs, img_metas=metas_of(images), rescale=rescale, **_deployed_test_cfg(head)
-        )
+        outputs = head(model.extract_feat(batch_of(model, images)))
+        results = head.get_bboxes(*outputs, img_metas=metas, rescale=rescale, **_deployed_test_cfg(head))
     return [_result(*(tensor.cpu().numpy() for tensor in result), described(model)) for result in results]
+
+
+def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:
+    """Return prepared images of one size (B, 3, H, W), where the model is."""
+    batch = torch.from_numpy(np.stack([image.tensor for image in images]))
+    return batch.to(next(model.parameters()).device)
 
 
 def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:

@@ -1,15 +1,10 @@
 """Prepared pictures as inputs of dense graphs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

@@ -5,11 +5,11 @@ not see its faults; tests hold it to what mmdet 3 gave (`tests/dino_golden.py`).
 shapes and algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`.
 """
 
-from __future__ import annotations
-
 import types
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+import torch
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS, HEADS
@@ -20,11 +20,6 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.query.networks import DinoNetwork
 from projects.mmdet_plugin.query.padding import Level
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import torch
 
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 
@@ -39,7 +34,6 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
     """The layers of Deformable DETR; places of queries come from their boxes, before each layer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Build it."""
         super().__init__(*args, **kwargs)
         size = self.embed_dims
         self.ref_point_head = nn.Module()
@@ -62,11 +56,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     """The branches of a two-stage Deformable DETR with box refinement, and its queries."""
 
     def __init__(self, *args: Any, transformer: Mapping[str, Any], **kwargs: Any) -> None:
-        """Build it.
-
-        Raises:
-            ConfigError: one stage, or no refinement.
-        """
+        """Build it; ConfigError: one stage, or no refinement."""
         for key in ('as_two_stage', 'with_box_refine'):
             if not kwargs.get(key, False):
                 raise ConfigError(f'model.bbox_head.{key}=False: expected True, as DINO has it')
@@ -78,9 +68,7 @@ class DINOHead(dense_heads.DeformableDETRHead):
     ) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         """Return class logits (1, B, Q, C) and boxes cxcywh (1, B, Q, 4) of the last layer.
 
-        Args:
-            mlvl_feats: of the neck, (B, D, h, w) each.
-            img_metas: `batch_input_shape` and `img_shape` of each image.
+        Of maps (B, D, h, w) of the neck, and `batch_input_shape` and `img_shape` of each image.
         """
         first = mlvl_feats[0]
         content = first.new_tensor([meta['img_shape'][:2] for meta in img_metas])
@@ -91,9 +79,5 @@ class DINOHead(dense_heads.DeformableDETRHead):
         return logits[None], boxes[None], None, None
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to train.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Refuse to train."""
         raise NotImplementedError(TRAINS)

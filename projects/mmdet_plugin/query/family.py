@@ -1,16 +1,15 @@
 """The family of detectors of queries: what it claims and refuses, and what the other modules give."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdet.models.builder import DETECTORS
+from torch import nn
 
 from mmdeploy_ext.contract.families.query import OPTIONS
 from mmdeploy_ext.contract.families.query_regions_masks import OPTIONS as PASTING
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from projects.mmdet_plugin.dense import parts
@@ -28,14 +27,6 @@ from projects.mmdet_plugin.two_stage import pasting
 from projects.mmdet_plugin.two_stage.masks import threshold
 from projects.mmdet_plugin.two_stage.samples import feeds_with_sizes
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-
-GRID_SAMPLE_OPSETS = (16, 20)
-"""GridSample exists from 16 on."""
-
 
 class QueryFamily(ImageFamily):
     """mmdet's detectors whose decoder asks the same queries of every image."""
@@ -48,7 +39,6 @@ class QueryFamily(ImageFamily):
     own_options = OPTIONS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
 
     def claims(self, cfg: Any) -> Claim:
@@ -61,9 +51,10 @@ class QueryFamily(ImageFamily):
             kinds.check_class(DETECTORS.get(cfg.model.type), kinds.DETECTORS, 'detector')
             head = parts.tested_head(cfg, 'bbox_head', parts.test_cfg_of(cfg))
             kinds.check_head(head)
-            _check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
+            parts.check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
         parts.check(cfg.model, options)
-        _check_opset(options, head)
+        if kinds.samples_points(head) and options.opset:
+            parts.check_grid_sample(type(head).__name__, options)
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a copy of the config, since `DETRHead` writes a tensor into its own."""
@@ -94,7 +85,6 @@ class QueryMasksFamily(ImageFamily):
     own_options = OPTIONS
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
     feeds, batches = staticmethod(samples.mask_feeds), staticmethod(samples.batches)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.instances)
 
     def claims(self, cfg: Any) -> Claim:
@@ -115,12 +105,13 @@ class QueryMasksFamily(ImageFamily):
             kinds.check_mask_heads(*heads)
             self.check_results(*heads)
         parts.check(cfg.model, options)
-        _check_opset(options, heads[0])
+        if kinds.samples_points(heads[0]) and options.opset:
+            parts.check_grid_sample(type(heads[0]).__name__, options)
 
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
         """Refuse heads that do not give these results, or not as many."""
         kinds.check_instances(fusion)
-        _check_limit('max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes)
+        parts.check_limit('max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes)
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`: of things."""
@@ -185,7 +176,6 @@ class QueryRegionsFamily(ImageFamily):
     keep_fp32 = ('network/[!bn]*', 'postprocess/*')  # all but backbone and neck, as of two-stage detectors
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)
     feeds = staticmethod(samples.feeds)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.regions)
 
     def claims(self, cfg: Any) -> Claim:
@@ -204,7 +194,7 @@ class QueryRegionsFamily(ImageFamily):
             found = {key: parts.tested_head(cfg, key, test_cfg) for key in ('rpn_head', 'roi_head')}
             kinds.check_region_heads(found)
             there = found['rpn_head'].num_proposals * found['roi_head'].bbox_head[-1].num_classes
-            _check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
+            parts.check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
             least = threshold(test_cfg) if self.with_masks else 0.0
         parts.check(cfg.model, options)
         pasting.check(least, options)
@@ -236,26 +226,6 @@ class QueryRegionsMasksFamily(QueryRegionsFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return dict(super().postprocess_facts(model), mask_thr=threshold(model.roi_head.test_cfg))
-
-
-def _check_opset(options: Options, head: nn.Module) -> None:
-    """Refuse an opset without GridSample where the head needs it."""
-    low, high = GRID_SAMPLE_OPSETS
-    if kinds.samples_points(head) and options.opset and not low <= options.opset <= high:
-        raise UsageError(
-            f'--opset-version {options.opset}: {type(head).__name__} needs GridSample, which ONNX has '
-            f'since opset {low}; expected {low} to {high}'
-        )
-
-
-def _check_limit(name: str, most: Any, there: int) -> None:
-    """Refuse a number of results that there is not.
-
-    Raises:
-        ConfigError: says both numbers.
-    """
-    if not isinstance(most, int) or not 0 < most <= there:
-        raise ConfigError(f'model.test_cfg.{name}={most}; expected 1 to {there}, as many as there are')
 
 
 register_family(QueryFamily())

@@ -3,16 +3,15 @@
 Glossary: B batch, H, W network input in pixels.
 """
 
-from __future__ import annotations
-
+import itertools
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
-from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.panoptic import map_output
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
@@ -26,11 +25,6 @@ from projects.mmdet_plugin.solo.graphs import mask_inputs, mask_outputs
 from projects.mmdet_plugin.two_stage.graphs import has_masks
 from projects.mmdet_plugin.two_stage.masks import threshold
 from projects.mmdet_plugin.two_stage.pasting import mask_output, size_inputs, with_pasting
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 WHOLE = '0 means those of the input'
 MASK_MULTIPLE = 32
@@ -63,24 +57,13 @@ def proposals(model: nn.Module) -> int:
 
 def smallest(model: nn.Module) -> int:
     """Return the smallest side of an input, pixels: a square of it has as many tokens as become queries."""
-    side = 1
-    while count_tokens(model, side, side) < proposals(model):
-        side += 1
-    return side
+    return next(side for side in itertools.count(1) if count_tokens(model, side, side) >= proposals(model))
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
-    """Return the contract of the graph.
-
-    Raises:
-        UsageError: the size of an export has fewer tokens than become queries.
-    """
+    """Return the contract of the graph; UsageError: its size has fewer tokens than become queries."""
     there = count_tokens(model, options.height, options.width)
-    if there < proposals(model):
-        raise UsageError(
-            f'--shape {options.height} {options.width}: gives {there} tokens for '
-            f'two_stage_num_proposals={proposals(model)}; choose a larger size'
-        )
+    parts.check_tokens(there, options, 'two_stage_num_proposals', proposals(model))
     image = image_input(options, smallest(model), parts.multiple(model))
     batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, True))
@@ -91,23 +74,23 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     """Return the network, and what the form adds to it."""
     network = NETWORKS[kinds.kind_of(model.bbox_head)](fuse(model) if fold else model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
+    inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
     return [
         Stage('network', network, ('input', 'img_shape'), NAMES, passes=passes),
-        Stage(
-            'postprocess',
-            FullForm(model.bbox_head),
-            ('input', 'img_shape', 'scale_factor', *NAMES),
-            FULL_NAMES,
-        ),
+        Stage('postprocess', FullForm(model.bbox_head), inputs, FULL_NAMES),
     ]
+
+
+def mask_image(model: nn.Module, options: Options) -> TensorSpec:
+    """Return the input of a graph of masks."""
+    step = max(parts.multiple(model), MASK_MULTIPLE)
+    return image_input(options, step, step)
 
 
 def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph of instances."""
-    step = max(parts.multiple(model), MASK_MULTIPLE)
-    image = image_input(options, step, step)
-    batch = image.axes[0]
-    rows = masks.max_per_image(model.panoptic_fusion_head)
+    image = mask_image(model, options)
+    batch, rows = image.axes[0], masks.max_per_image(model.panoptic_fusion_head)
     return GraphSpec('query_masks/full', (image, *mask_inputs(batch, WHOLE)), mask_outputs(batch, rows))
 
 
@@ -130,8 +113,7 @@ def mask_network(model: nn.Module, options: Options, fold: bool) -> Stage:
 
 def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph of panoptic maps, or of what they are made of."""
-    step = max(parts.multiple(model), MASK_MULTIPLE)
-    image = image_input(options, step, step)
+    image = mask_image(model, options)
     batch = image.axes[0]
     content, original = mask_inputs(batch, WHOLE)
     if options.form == 'full':
@@ -145,12 +127,10 @@ def _mask_logits(model: nn.Module, options: Options, batch: int | str) -> tuple[
     sides = (options.height // masks.RATIO, options.width // masks.RATIO)
     quarter = ('H4', 'W4') if options.dynamic else sides
     meaning = 'class logits of queries, the last column is no class'
-    columns = int(head.num_classes) + 1
+    columns, rows = int(head.num_classes) + 1, (batch, head.num_queries)
     return (
-        TensorSpec('logits', 'float32', (batch, head.num_queries, columns), meaning, 'logit'),
-        TensorSpec(
-            'mask_logits', 'float32', (batch, head.num_queries, *quarter), 'masks of queries', 'logit'
-        ),
+        TensorSpec('logits', 'float32', (*rows, columns), meaning, 'logit'),
+        TensorSpec('mask_logits', 'float32', (*rows, *quarter), 'masks of queries', 'logit'),
     )
 
 

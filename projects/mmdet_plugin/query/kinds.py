@@ -4,9 +4,8 @@ A class that is derived from one of these and keeps the methods is taken, too; a
 its name, and so is one that overrides a method.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
@@ -16,17 +15,13 @@ from mmdet.models.plugins import MSDeformAttnPixelDecoder, PixelDecoder, Transfo
 from mmdet.models.roi_heads.mask_heads import DynamicMaskHead
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.models.utils import positional_encoding, transformer
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.plain import chosen_coder
 from projects.mmdet_plugin.query import dino
-from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, same_methods, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
+from projects.mmdet_plugin.two_stage.regions import check_extractor, part_of, stages_of
 
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
 MASKFORMER = detectors.MaskFormer
@@ -75,13 +70,8 @@ METHODS = (
 
 
 def kind_of(head: nn.Module) -> str:
-    """Return the name of mmdet's class that a head is of.
-
-    Raises:
-        ConfigError: it is of none.
-    """
-    names = [one.__name__ for one in type(head).__mro__]
-    known = [name for name in names if name in TRANSFORMERS]
+    """Return the name of mmdet's class that a head is of; ConfigError: it is of none."""
+    known = [one.__name__ for one in type(head).__mro__ if one.__name__ in TRANSFORMERS]
     if not known:
         raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
     return known[0]
@@ -93,24 +83,16 @@ def samples_points(head: nn.Module) -> bool:
 
 
 def check_class(found: type, known: tuple[type, ...], what: str) -> None:
-    """Refuse a class that is of none of those known (`what` they are), or has a method of its own.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
+    """Refuse (ConfigError) a class that is none of those `known`, or has a method of its own."""
     upstream = next((one for one in found.__mro__ if one in known), None)
     if upstream is None:
         names = ', '.join(one.__name__ for one in known)
         raise ConfigError(f'{found.__name__}: no {what} that is exported; expected {names}')
-    same_methods(found, upstream, METHODS)
+    parts.same_methods(found, upstream, METHODS)
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a head, or a part of it, that the graphs do not repeat.
-
-    Raises:
-        ConfigError: names the part, or the method.
-    """
+    """Refuse (ConfigError) a head, or a part of it, that the graphs do not repeat."""
     check_class(type(head), HEADS, 'head of queries')
     own, wanted = head.transformer, TRANSFORMERS[kind_of(head)]
     check_class(type(own), (wanted,), 'transformer')
@@ -125,11 +107,7 @@ def check_head(head: nn.Module) -> None:
 
 
 def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse heads of masks, or a part of them, that the graphs do not repeat.
-
-    Raises:
-        ConfigError: names the part, or the method.
-    """
+    """Refuse (ConfigError) heads of masks, or a part of them, that the graphs do not repeat."""
     check_class(type(head), tuple(MASK_HEADS), 'head of masks')
     check_class(type(fusion), (MaskFormerFusionHead,), 'head that fuses masks')
     pixels, decoder = head.pixel_decoder, head.transformer_decoder
@@ -161,11 +139,7 @@ def fuses(cfg: Any) -> bool:
 
 
 def check_instances(fusion: nn.Module) -> None:
-    """Refuse a fusion head that gives no instances, where they are asked for.
-
-    Raises:
-        ConfigError: names the key.
-    """
+    """Refuse (ConfigError) a fusion head that gives no instances, where they are asked for."""
     if not fusion.test_cfg.get('instance_on', False):
         raise ConfigError(
             'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
@@ -173,11 +147,7 @@ def check_instances(fusion: nn.Module) -> None:
 
 
 def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
-    """Refuse heads of other classes each, and semantic maps beside the panoptic one.
-
-    Raises:
-        ConfigError: names both, or the key.
-    """
+    """Refuse (ConfigError) heads of other classes each, and semantic maps beside the panoptic one."""
     counts = [(int(one.num_things_classes), int(one.num_stuff_classes)) for one in (head, fusion)]
     if counts[0] != counts[1]:
         raise ConfigError(
@@ -191,14 +161,7 @@ def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
 
 
 def check_region_heads(found: Mapping[str, nn.Module]) -> None:
-    """Refuse heads of queries with regions, or a part of them, that the graphs do not repeat.
-
-    Args:
-        found: `rpn_head` and `roi_head`.
-
-    Raises:
-        ConfigError: names the part, or the method.
-    """
+    """Refuse (ConfigError) heads of queries with regions that the graphs do not repeat."""
     for name, part in found.items():
         check_class(type(part), (REGION_PARTS[name],), name)
     roi_head = found['roi_head']
@@ -220,14 +183,10 @@ def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> Non
 
 
 def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str]) -> None:
-    """Refuse attention in a place where the graphs have another one.
+    """Refuse (ConfigError) attention in a place where the graphs have another one.
 
-    Args:
-        stacks: 'encoder' and 'decoder'.
-        points_in: of them, those that look at points of maps; queries always look at each other in full.
-
-    Raises:
-        ConfigError: names the place and both attentions.
+    `points_in` names those of the `stacks`, 'encoder' and 'decoder', that look at points of maps; queries
+    always look at each other in full.
     """
     plain, points = bricks.MultiheadAttention, deformable.MultiScaleDeformableAttention
     for stack, part in stacks.items():

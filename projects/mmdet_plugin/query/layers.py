@@ -23,15 +23,9 @@ if TYPE_CHECKING:
 
 
 def run_layer(layer: nn.Module, query: torch.Tensor, attend: Mapping[str, Attend]) -> torch.Tensor:
-    """Run one layer of an encoder or decoder.
+    """Run one `BaseTransformerLayer` of mmcv on (B, Q, D), and return as much.
 
-    Args:
-        layer: mmcv's `BaseTransformerLayer`.
-        query: (B, Q, D).
-        attend: 'self_attn' and, of a decoder, 'cross_attn' -> what attends.
-
-    Returns:
-        (B, Q, D).
+    `attend` has what attends: 'self_attn' and, of a decoder, 'cross_attn'.
     """
     attentions, norms, ffns = iter(layer.attentions), iter(layer.norms), iter(layer.ffns)
     identity = query
@@ -53,17 +47,10 @@ def attend_to(
     value: torch.Tensor,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run mmcv's `MultiheadAttention` without its shortcut.
+    """Run mmcv's `MultiheadAttention` without its shortcut: query (B, Q, D) to (B, Q, D).
 
-    Args:
-        attention: its module.
-        query: (B, Q, D), positions added.
-        key: (B, K, D), positions added.
-        value: (B, K, D).
-        mask: bool, broadcast to (B, M, Q, K); True where a query must not look.
-
-    Returns:
-        (B, Q, D).
+    `key` and `value` are (B, K, D); query and key have positions added; `mask`, bool, broadcast to
+    (B, M, Q, K), is True where a query must not look.
     """
     own = attention.attn
     mixed = multi_head((query, key, value), own.in_proj_weight, own.in_proj_bias, own.num_heads, mask)
@@ -83,13 +70,9 @@ def among_themselves(position: torch.Tensor, mask: torch.Tensor | None = None) -
 def encode_tokens(
     encoder: nn.Module, tokens: torch.Tensor, position: torch.Tensor, padded: torch.Tensor
 ) -> torch.Tensor:
-    """Let all tokens (B, S, D) of a map look at each other, layer by layer.
+    """Let all tokens (B, S, D) of a map look at each other, by the layers of a `DetrTransformerEncoder`.
 
-    Args:
-        encoder: mmdet's `DetrTransformerEncoder`.
-        tokens: (B, S, D).
-        position: (B or 1, S, D).
-        padded: (B, 1, 1, S) bool, tokens that no token looks at.
+    `position` is (B or 1, S, D); `padded` (B, 1, 1, S) bool has tokens that no token looks at.
     """
     for layer in encoder.layers:
         tokens = run_layer(layer, tokens, dict(self_attn=among_themselves(position, padded)))
@@ -105,12 +88,8 @@ def decode_queries(
 ) -> torch.Tensor:
     """Return queries (B, Q, D) that began as zeros and looked at a map; those of the last layer.
 
-    Args:
-        decoder: mmdet's `DetrTransformerDecoder`.
-        memory: (B, S, D) tokens of the map.
-        position: (B or 1, S, D) of the tokens.
-        places: (1, Q, D) of the queries.
-        padded: (B, 1, 1, S) bool, tokens that no query looks at.
+    By a `DetrTransformerDecoder`; `memory` (B, S, D) are tokens of the map, `position` (B or 1, S, D) theirs,
+    `places` (1, Q, D) those of the queries; `padded` (B, 1, 1, S) bool has tokens that no query looks at.
     """
     key = memory + position
 

@@ -6,9 +6,7 @@ Glossary: B batch, Q queries, C classes, D embedding, S tokens of the coarsest m
 pixels, H4, W4 a quarter of it.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +18,11 @@ from projects.mmdet_plugin.query.layers import decode_queries, encode_tokens
 from projects.mmdet_plugin.query.masks import NAMES, masks_of
 from projects.mmdet_plugin.query.padding import Level, PaddedSinePositions, SinePositions, tokens_of
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 class MaskFormerNetwork(nn.Module):
     """`MaskFormerHead` behind flat tensors, with either of its pixel decoders."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         head = model.panoptic_head
@@ -37,14 +31,9 @@ class MaskFormerNetwork(nn.Module):
         self.pixel_positions = None if own is None else PaddedSinePositions(own)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of images (B, 3, H, W).
 
-        Args:
-            image: (B, 3, H, W) float32, normalised.
-            img_shape: (B, 2) float32 h, w before padding, whose tokens are no keys; 0 means the input size.
-
-        Returns:
-            Class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4).
+        `img_shape` (B, 2) is h, w before padding, whose tokens are no keys; 0 means the input size.
         """
         head, maps = self.model.panoptic_head, self.model.extract_feat(image)
         content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])

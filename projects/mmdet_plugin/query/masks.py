@@ -8,10 +8,8 @@ Glossary: B batch, Q queries, C classes, D embedding, S tokens, L levels, n resu
 pixels, H4, W4 a quarter of it, h, w size of the results.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +26,6 @@ from projects.mmdet_plugin.query.networks import encode_points, reference_points
 from projects.mmdet_plugin.query.padding import Level, SinePositions, tokens_of
 from projects.mmdet_plugin.query.postprocess import best_pairs
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 NAMES = ('logits', 'mask_logits')
 MASKS_FULL = ('masks', 'scores', 'labels')
 RATIO = 4
@@ -43,12 +38,10 @@ class Mask2FormerNetwork(nn.Module):
     """`Mask2FormerHead` behind flat tensors."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int] | None) -> None:
-        """Keep the detector; its parameters keep their names below `model.`.
+        """Keep the detector.
 
-        Args:
-            model: the detector.
-            size: H, W of a graph of one size, whose positions are constants: they are computed here, the same
-                bytes on every machine.
+        `size` is H, W of a graph of one size, whose positions are constants: they are computed here, the same
+        bytes on every machine.
         """
         super().__init__()
         self.model = model
@@ -66,11 +59,7 @@ class Mask2FormerNetwork(nn.Module):
                         self.register_buffer(f'place_{which}_{index}', encoding(level), persistent=False)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the network on (B, 3, H, W) float32 normalised images.
-
-        Returns:
-            Class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4).
-        """
+        """Return class logits (B, Q, C + 1) and mask logits (B, Q, H4, W4) of images (B, 3, H, W)."""
         maps = self.model.extract_feat(image)
         projected = self.projected(maps)
         levels = self.levels(image, projected)
@@ -165,24 +154,17 @@ class MasksFullForm(nn.Module):
     """What the `full` form adds to the network: the best pairs of query and class, and their masks."""
 
     def __init__(self, fusion: nn.Module) -> None:
-        """Read the settings of mmdet's fusion head."""
         super().__init__()
         self.most, self.things = max_per_image(fusion), int(fusion.num_things_classes)
 
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Post-process.
+        """Return masks (B, n, h, w) bool, scores (B, n) descending and labels (B, n) int64.
 
-        Args:
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            ori_shape: (2,) int64 height and width of the results; 0 means the input size.
-            logits: (B, Q, C + 1).
-            masks: (B, Q, H4, W4) logits.
-
-        Returns:
-            masks (B, n, h, w) bool, scores (B, n) and labels (B, n) int64 in descending order of scores;
-            empty masks, and classes that are no things, have score 0 and label -1, and come last.
+        Empty masks, and classes that are no things, have score 0 and label -1, and come last. `ori_shape`
+        (2,) int64 is height and width of the results, 0 means the input size; for `img_shape` see
+        `dense.forms.FullForm`.
         """
         scores, labels, query = best_pairs(logits.softmax(2)[..., :-1], self.most)
         values = self._resized(masks, query, img_shape, ori_shape)

@@ -7,13 +7,12 @@ layer speaks alone. Source of the algorithm: mmdet 2.28.2 `dense_heads/{detr,def
 Glossary: B batch, Q queries, C columns of the class logits, D embedding, S tokens of all levels, L levels.
 """
 
-from __future__ import annotations
-
 import functools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
@@ -27,10 +26,6 @@ from projects.mmdet_plugin.query.layers import (
     run_layer,
 )
 from projects.mmdet_plugin.query.padding import Level, SinePositions, periods, tokens_of, waves
-from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NAMES = ('logits', 'boxes')
 SIDE = 0.05
@@ -62,17 +57,9 @@ def encode_points(
     reference: torch.Tensor,
     look: functools.partial,
 ) -> torch.Tensor:
-    """Run an encoder whose tokens look at points of all maps.
+    """Run a `DetrTransformerEncoder` whose tokens (B, S, D) look at points of all maps; return as many.
 
-    Args:
-        encoder: mmdet's `DetrTransformerEncoder`.
-        tokens: (B, S, D).
-        position: (B or 1, S, D).
-        reference: (B, S, L, 2), see `reference_points`.
-        look: `attend_tokens` of these maps.
-
-    Returns:
-        (B, S, D).
+    `position` is (B or 1, S, D); `reference` of `reference_points`; `look` is `attend_tokens` of these maps.
     """
 
     def attend(attention: nn.Module, own: torch.Tensor) -> torch.Tensor:
@@ -87,20 +74,14 @@ class QueryNetwork(nn.Module):
     """Detector and head behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         self.positions = SinePositions(model.bbox_head.positional_encoding)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
+        """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the image without its padding.
 
-        Args:
-            image: (B, 3, H, W) float32, normalised.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-
-        Returns:
-            Class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the image, without its padding.
+        Of images (B, 3, H, W); `img_shape` (B, 2) is h, w before padding, 0 means the input size.
         """
         content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
         maps = self.maps(image)
@@ -109,7 +90,7 @@ class QueryNetwork(nn.Module):
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return what the transformer looks at, per level (B, D, h, w)."""
-        raise NotImplementedError
+        return self.model.extract_feat(image)
 
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
@@ -123,7 +104,7 @@ class DetrNetwork(QueryNetwork):
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         """See `QueryNetwork`: the last map alone."""
-        return [self.model.bbox_head.input_proj(self.model.extract_feat(image)[-1])]
+        return [self.model.bbox_head.input_proj(super().maps(image)[-1])]
 
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
@@ -148,13 +129,8 @@ class DeformableNetwork(QueryNetwork):
     least_odds = 1e-5
 
     def __init__(self, model: nn.Module) -> None:
-        """See `QueryNetwork`."""
         super().__init__(model)
         self.register_buffer('waves', periods(PROPOSAL_FEATURES, TEMPERATURE), persistent=False)
-
-    def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
-        """See `QueryNetwork`."""
-        return self.model.extract_feat(image)
 
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]

@@ -8,10 +8,8 @@ here they stay apart. Source of the algorithm: mmdet 2.28.2 `dense_heads/deforma
 Glossary: B batch, h, w size of a map, H, W network input in pixels, D embedding.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,35 +18,19 @@ from torch import nn
 from mmdeploy_ext.exporting.postprocess.sizes import length
 from mmdeploy_ext.exporting.same_bytes import SameBytes, power
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Rows, or columns, of a map.
+    """Rows, or columns, of a map."""
 
-    Attributes:
-        inside: (B, n) float32, 1 where they show the image, 0 where its padding.
-        count: (B, 1) float32, how many do.
-        place: (n,) float32: 0, 1, 2, ...
-        cells: () float32: n.
-    """
-
-    inside: torch.Tensor
-    count: torch.Tensor
-    place: torch.Tensor
-    cells: torch.Tensor
+    inside: torch.Tensor  # (B, n) float32, 1 where they show the image, 0 where its padding
+    count: torch.Tensor  # (B, 1) float32, how many do
+    place: torch.Tensor  # (n,) float32: 0, 1, 2, ...
+    cells: torch.Tensor  # () float32: n
 
 
 def line(content: torch.Tensor, whole: int | torch.Tensor, cells: int | torch.Tensor) -> Line:
-    """Return the rows of a map, as nearest neighbours of those of the input.
-
-    Args:
-        content: (B,) float32 rows of the image, pixels.
-        whole: rows of the input.
-        cells: rows of the map.
-    """
+    """Return rows of a map as neighbours of the `whole` input's; `content` (B,) are the image's, pixels."""
     place = torch.arange(cells, dtype=torch.float32, device=content.device)
     size = length(cells).to(place)
     inside = (place * (length(whole).to(place) / size) < content[:, None]).to(place.dtype)
@@ -56,16 +38,10 @@ def line(content: torch.Tensor, whole: int | torch.Tensor, cells: int | torch.Te
 
 
 class Level:
-    """Which cells of a map show the image."""
+    """Which cells of a map (B, D, h, w) show the image."""
 
     def __init__(self, content: torch.Tensor, image: torch.Tensor, level: torch.Tensor) -> None:
-        """Compare sizes.
-
-        Args:
-            content: (B, 2) float32 height and width of the images, pixels.
-            image: (B, 3, H, W), the input.
-            level: (B, D, h, w), the map.
-        """
+        """Compare sizes; `content` (B, 2) is height and width of the images, pixels."""
         self.rows = line(content[:, 0], image.shape[2], level.shape[2])
         self.columns = line(content[:, 1], image.shape[3], level.shape[3])
         self.size = level.shape[2], level.shape[3]
@@ -102,7 +78,6 @@ class SinePositions(nn.Module):
     """mmdet's `SinePositionalEncoding` of the cells that show the image; others get some position."""
 
     def __init__(self, encoding: nn.Module) -> None:
-        """Read the settings of mmdet's module."""
         super().__init__()
         self.register_buffer('periods', periods(encoding.num_feats, encoding.temperature), persistent=False)
         self.normalize, self.scale = encoding.normalize, encoding.scale
@@ -127,7 +102,6 @@ class PaddedSinePositions(SinePositions):
     """Those of all cells: where a column, or a row, shows no image, mmdet counts none of its cells."""
 
     def __init__(self, encoding: nn.Module) -> None:
-        """Compute the encoding of a count of none, the same bytes on every machine."""
         super().__init__(encoding)
         with torch.no_grad(), SameBytes():
             none = torch.zeros(1)

@@ -3,19 +3,15 @@
 Glossary: B batch, Q queries, C classes, H4, W4 a quarter of the network input, h, w size of the map.
 """
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
+import torch
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import QueryFusion
 from projects.mmdet_plugin.query.masks import RATIO
-
-if TYPE_CHECKING:
-    import torch
 
 
 def facts_of(fusion: nn.Module) -> dict[str, Any]:
@@ -34,24 +30,13 @@ class MapFullForm(nn.Module):
     """What the `full` form adds to the network: masks at the size of the original, fused into a map."""
 
     def __init__(self, fusion: nn.Module) -> None:
-        """Read the settings of mmdet's fusion head."""
         super().__init__()
         self.fusion = QueryFusion(facts_of(fusion))
 
     def forward(
         self, img_shape: torch.Tensor, ori_shape: torch.Tensor, logits: torch.Tensor, masks: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Post-process.
-
-        Args:
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            ori_shape: (2,) int64 height and width of the map; 0 means the input size.
-            logits: (B, Q, C + 1).
-            masks: (B, Q, H4, W4) logits.
-
-        Returns:
-            The map (B, h, w) int32.
-        """
+        """Return the map (B, h, w) int32; its inputs are those of `masks.MasksFullForm.forward`."""
         rows, columns = resizing_of(masks, img_shape, ori_shape, RATIO)
         values = rows[:, None] @ (masks @ columns.transpose(1, 2)[:, None])
         return (tap('panoptic', self.fusion(logits, values)),)

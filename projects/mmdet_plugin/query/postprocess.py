@@ -5,8 +5,6 @@ Source of the algorithm: mmdet 2.28.2 `dense_heads/detr_head.py` (`_get_bboxes_s
 Glossary: B batch, Q queries, C classes, n detections.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -40,7 +38,6 @@ class FullForm(nn.Module):
     """What the `full` form adds to the network."""
 
     def __init__(self, head: nn.Module) -> None:
-        """Read the settings of the head."""
         super().__init__()
         self.most, self.sigmoid = max_per_img(head), bool(head.loss_cls.use_sigmoid)
 
@@ -52,17 +49,10 @@ class FullForm(nn.Module):
         logits: torch.Tensor,
         boxes: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Post-process.
+        """Return dets (B, n, 5) and labels (B, n).
 
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-            scale_factor: (B, 4) float32.
-            logits: (B, Q, C), or with a column more for the background.
-            boxes: (B, Q, 4) cxcywh relative to the image, without its padding.
-
-        Returns:
-            dets (B, n, 5) and labels (B, n).
+        Of logits (B, Q, C), or with a column more for the background, and boxes (B, Q, 4) cxcywh relative to
+        the image, without its padding; for the other inputs see `dense.forms.FullForm`.
         """
         scores, labels, query = self._best(logits)
         content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])

@@ -1,30 +1,19 @@
 """Detectors of queries as mmdet runs them, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from mmdeploy_ext.runtime.detections import Instances
+from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import Segments
+from projects.mmdet_plugin.dense.reference import batch_of, metas_of
 from projects.mmdet_plugin.query import masks
 from projects.mmdet_plugin.two_stage import reference as two_stage
 from projects.mmdet_plugin.two_stage.reference import boxes_of_classes, instances_of_classes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-    from mmdeploy_ext.runtime.detections import Detections
-
-
-def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-    """Return the tensors of a form without post-processing; there is none."""
-    raise NotImplementedError(form)
 
 
 def mask_tensors(
@@ -58,7 +47,8 @@ def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) 
     """
     found = []
     for result, image in zip(_tested(model, images, True), images, strict=True):
-        one = instances_of_classes(*_of_things(result), tuple(image.ori_shape))
+        of_things = result['ins_results'] if isinstance(result, dict) else result  # beside a panoptic map
+        one = instances_of_classes(*of_things, tuple(image.ori_shape))
         kept = one.scores > 0
         found.append(Instances(one.masks[kept], one.scores[kept], one.labels[kept]))
     return found
@@ -72,21 +62,6 @@ def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) ->
     return [found for image in images for found in two_stage.detections(model, [image], rescale)]
 
 
-def _of_things(result: Any) -> tuple[Any, Any]:
-    """Return boxes and masks by class; a panoptic detector gives them beside its map."""
-    return result['ins_results'] if isinstance(result, dict) else result
-
-
 def _tested(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:
-    metas = [
-        dict(
-            img_shape=(*image.img_shape, 3),
-            ori_shape=(*image.ori_shape, 3),
-            scale_factor=image.scale_factor,
-            batch_input_shape=image.tensor.shape[1:],
-        )
-        for image in images
-    ]
     with torch.no_grad():
-        batch = torch.from_numpy(np.stack([image.tensor for image in images]))
-        return model.simple_test(batch.to(next(model.parameters()).device), metas, rescale=rescale)
+        return model.simple_test(batch_of(model, images), metas_of(images), rescale=rescale)

@@ -7,9 +7,7 @@ decoded, and masks of the own class computed, by the parts of two-stage detector
 Glossary: B batch, Q queries, C classes, D embedding, R = B * Q, n detections, m side of a mask.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -24,9 +22,6 @@ from projects.mmdet_plugin.two_stage.graphs import clip_size, feature_names, has
 from projects.mmdet_plugin.two_stage.mask_logits import own_class
 from projects.mmdet_plugin.two_stage.regions import Regions, stages_of
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 NAMES = ('logits', 'boxes')
 
 
@@ -34,7 +29,6 @@ class RegionsNetwork(nn.Module):
     """`SparseRoIHead` behind flat tensors, up to the boxes of its last stage."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         stages = range(stages_of(model.roi_head))
@@ -43,15 +37,10 @@ class RegionsNetwork(nn.Module):
         self.names = (*NAMES, *seen)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run the network.
+        """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input (B, 3, H, W).
 
-        Args:
-            image: (B, 3, H, W) float32, normalised.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-
-        Returns:
-            Class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input; where there are masks also
-            what queries saw of each other in the last stage (B, Q, D), and the maps of all levels.
+        Where there are masks also what queries saw of each other in the last stage (B, Q, D), and the maps
+        of all levels. `img_shape` (B, 2) is h, w before padding; 0 means the input size.
         """
         maps = self.model.extract_feat(image)
         found = (*self.look(maps, clip_size(image, img_shape)), *maps)
@@ -71,12 +60,7 @@ class RegionsNetwork(nn.Module):
 
 
 def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Run mmdet's `DIIHead`: queries look at each other, and then each at its region.
-
-    Args:
-        head: of one stage.
-        features: (R, D, h, w) of regions.
-        query: (B, Q, D).
+    """Run mmdet's `DIIHead`: queries (B, Q, D) look at each other, and then each at its region (R, D, h, w).
 
     Returns:
         Class logits (B, Q, C), deltas of boxes (B, Q, 4), queries of the next stage (B, Q, D), and queries
@@ -98,7 +82,6 @@ class RegionsFullForm(nn.Module):
     """What the `full` form adds to the network: the best pairs of query and class, and their masks."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the last heads."""
         super().__init__()
         roi_head, last = model.roi_head, stages_of(model.roi_head) - 1
         self.most = int(roi_head.test_cfg.max_per_img)
@@ -110,16 +93,10 @@ class RegionsFullForm(nn.Module):
     def forward(
         self, scale_factor: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor, *seen: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Post-process.
+        """Return dets (B, n, 5), labels (B, n), and where there are masks (B, n, m, m) in the box's frame.
 
-        Args:
-            scale_factor: (B, 4) float32; boxes are divided by it.
-            logits: (B, Q, C), or with a column more for the background.
-            boxes: (B, Q, 4) xyxy, pixels of the input.
-            seen: what else the network gives.
-
-        Returns:
-            dets (B, n, 5) and labels (B, n); where there are masks (B, n, m, m) in the frame of the box.
+        Of logits (B, Q, C), or with a column more for the background, boxes (B, Q, 4) xyxy, pixels of the
+        input, which are divided by `scale_factor` (B, 4), and what else the network has `seen`.
         """
         scores = logits.sigmoid() if self.sigmoid else logits.softmax(2)[..., :-1]
         scores, labels, query = best_pairs(scores, self.most)

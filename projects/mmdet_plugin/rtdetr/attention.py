@@ -6,20 +6,16 @@ and those of mmcv's `MultiScaleDeformableAttention`.
 Glossary: B batch, D embedding, M heads, L maps, P points per map, Q queries, h, w size of a map.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import constant_init, xavier_init
 from torch import nn
 
 from mmdeploy_ext.exporting.ops.deformable_attention import attend_maps, shares
 from projects.mmdet_plugin.rtdetr.layers import SelfAttention
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FLOAT16_MAX = 65504.0
 
@@ -28,7 +24,6 @@ class DeformableAttention(nn.Module):
     """Every query reads a few points of every map, around its box."""
 
     def __init__(self, dim: int, heads: int, num_levels: int, num_points: int) -> None:
-        """Make the projections; offsets begin as a star that is wider for later points."""
         super().__init__()
         self.heads, self.num_levels, self.num_points = heads, num_levels, num_points
         total = heads * num_levels * num_points
@@ -45,26 +40,15 @@ class DeformableAttention(nn.Module):
         reach = torch.arange(1, self.num_points + 1, dtype=torch.float32)[:, None]
         offsets = (star[:, None, None] * reach).expand(-1, self.num_levels, -1, -1)
         for layer in (self.sampling_offsets, self.attention_weights):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            constant_init(layer, 0)
         self.sampling_offsets.bias.data = offsets.flatten().clone()
         for layer in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            xavier_init(layer, distribution='uniform')
 
     def forward(
         self, query: torch.Tensor, boxes_cxcywh: torch.Tensor, maps: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Attend.
-
-        Args:
-            query: (B, Q, D).
-            boxes_cxcywh: (B, Q, 4) in 0..1.
-            maps: per level (B, D, h, w).
-
-        Returns:
-            (B, Q, D).
-        """
+        """Return (B, Q, D): queries (B, Q, D) with boxes in 0..1 look at maps (B, D, h, w)."""
         locations, weights = self.locations(query, boxes_cxcywh), self.weights(query)
         mixed = attend_maps([self._value(level) for level in maps], locations, weights)
         return self.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
@@ -93,7 +77,6 @@ class DecoderLayer(nn.Module):
     def __init__(
         self, dim: int, heads: int, feedforward: int, dropout: float, num_levels: int, num_points: int
     ) -> None:
-        """Make the layers."""
         super().__init__()
         self.self_attn = SelfAttention(dim, heads)
         self.cross_attn = DeformableAttention(dim, heads, num_levels, num_points)
@@ -112,14 +95,10 @@ class DecoderLayer(nn.Module):
         maps: Sequence[torch.Tensor],
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return (B, Q, D).
+        """Return (B, Q, D) of `target` (B, Q, D), which looks around boxes in 0..1.
 
-        Args:
-            target: (B, Q, D).
-            position: (B, Q, D), added to queries (and keys) only.
-            boxes_cxcywh: (B, Q, 4) in 0..1, where to look.
-            maps: per level (B, D, h, w).
-            mask: (Q, Q) bool, True where a row must not look at a column.
+        `position` (B, Q, D) is added to queries (and keys) only; `mask` (Q, Q) is True where a row must not
+        look at a column.
         """
         target = self.norm1(target + self.dropout(self.self_attn(target, position, mask)))
         seen = self.cross_attn(target + position, boxes_cxcywh, maps)

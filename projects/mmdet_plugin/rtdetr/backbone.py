@@ -4,8 +4,6 @@ Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/presnet.py. Dif
 small models.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch
@@ -36,28 +34,21 @@ class ResidualBlock(nn.Module):
                 pool = nn.AvgPool2d(2, 2, 0, ceil_mode=True)
                 self.short = nn.Sequential(OrderedDict(pool=pool, conv=self.short))
 
-    def residual(self, features: torch.Tensor) -> torch.Tensor:
-        """Return the residual branch."""
-        raise NotImplementedError
-
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return (B, out, h / stride, w / stride)."""
+        """Return (B, out, h / stride, w / stride): the shortcut, and all other layers in turn, summed."""
         short = features if self.short is None else self.short(features)
-        return F.relu(self.residual(features) + short)
+        for name, layer in self.named_children():
+            features = features if name == 'short' else layer(features)
+        return F.relu(features + short)
 
 
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions."""
 
     def __init__(self, in_channels: int, width: int, stride: int, first: bool, frozen: bool) -> None:
-        """Make the branch."""
         super().__init__(in_channels, width, stride, first, frozen)
         self.branch2a = ConvNorm(in_channels, width, 3, stride, 'relu', frozen)
         self.branch2b = ConvNorm(width, width, 3, frozen=frozen)
-
-    def residual(self, features: torch.Tensor) -> torch.Tensor:
-        """See `ResidualBlock.residual`."""
-        return self.branch2b(self.branch2a(features))
 
 
 class Bottleneck(ResidualBlock):
@@ -66,30 +57,18 @@ class Bottleneck(ResidualBlock):
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, stride: int, first: bool, frozen: bool) -> None:
-        """Make the branch."""
         super().__init__(in_channels, 4 * width, stride, first, frozen)
         self.branch2a = ConvNorm(in_channels, width, 1, 1, 'relu', frozen)
         self.branch2b = ConvNorm(width, width, 3, stride, 'relu', frozen)
         self.branch2c = ConvNorm(width, 4 * width, 1, frozen=frozen)
-
-    def residual(self, features: torch.Tensor) -> torch.Tensor:
-        """See `ResidualBlock.residual`."""
-        return self.branch2c(self.branch2b(self.branch2a(features)))
 
 
 class Stage(nn.Module):
     """Blocks of one width; the first has the stride."""
 
     def __init__(
-        self,
-        kind: type[ResidualBlock],
-        in_channels: int,
-        width: int,
-        count: int,
-        stride: int,
-        frozen: bool,
+        self, kind: type[ResidualBlock], in_channels: int, width: int, count: int, stride: int, frozen: bool
     ) -> None:
-        """Make the blocks."""
         super().__init__()
         out_channels = kind.expansion * width
         self.blocks = nn.ModuleList(
@@ -120,17 +99,12 @@ class PResNet(BaseModule):
         base_channels: int = 64,
         init_cfg: dict | None = None,
     ) -> None:
-        """Make the network.
+        """Make the network of a depth of 18, 34, 50 or 101; ConfigError: another one.
 
-        Args:
-            depth: 18, 34, 50 or 101.
-            freeze_norm: statistics and parameters of all normalisations stay as loaded (R50 and R101).
-            freeze_stem: the stem does not learn (the original's `freeze_at: 0`).
-            base_channels: width of the first stage.
-            init_cfg: mmcv's; `dict(type='Pretrained', checkpoint=...)` takes the original's backbone files.
-
-        Raises:
-            ConfigError: another depth.
+        With `freeze_norm` statistics and parameters of all normalisations stay as loaded (R50 and R101), with
+        `freeze_stem` the stem does not learn (the original's `freeze_at: 0`). `base_channels` is the width of
+        the first stage; `init_cfg=dict(type='Pretrained', checkpoint=...)` takes the original's backbone
+        files.
         """
         super().__init__(init_cfg)
         if depth not in STAGE_BLOCKS:

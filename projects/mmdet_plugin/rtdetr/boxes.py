@@ -1,7 +1,5 @@
 """Box formats of RT-DETR: cxcywh relative to the image inside the network, xyxy pixels outside."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -6,27 +6,23 @@ Differs in: box offsets of the tokens are computed for the selected ones only.
 Glossary: B batch, C classes, D embedding, N tokens of all maps (fine to coarse, row by row), Q queries.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import bias_init_with_prob
+from mmcv.cnn import bias_init_with_prob, constant_init
 from mmcv.runner import BaseModule
 from mmdet.models.builder import HEADS
+from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import tap
 from projects.mmdet_plugin.rtdetr.attention import DecoderLayer
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy
-from projects.mmdet_plugin.rtdetr.layers import MLP, inverse_sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from projects.mmdet_plugin.rtdetr.layers import MLP
 
 ANCHOR_SIZE = 0.05
 MARGINS = 100
@@ -41,10 +37,7 @@ class Anchors(nn.Module):
     """One box per token. A module, so that constants of a fixed graph are named after it."""
 
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the boxes and which of them count.
-
-        Args:
-            maps: per level (B, D, h, w).
+        """Return the boxes, and which of them count, of maps (B, D, h, w).
 
         Returns:
             (N, 4) logits of cx, cy, w, h, infinite where invalid; (N, 1) float32, 0 at the border, else 1.
@@ -82,38 +75,17 @@ def _inside(size: int, device: torch.device) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The tokens that become queries.
+    """The tokens that become queries."""
 
-    Attributes:
-        tokens: (B, Q) int64, by descending score.
-        target: (B, Q, D) their content.
-        boxes_logit: (B, Q, 4) cx, cy, w, h before the sigmoid.
-        logits: (B, Q, C) class logits of the encoder.
-    """
-
-    tokens: torch.Tensor
-    target: torch.Tensor
-    boxes_logit: torch.Tensor
-    logits: torch.Tensor
-
-
-class DecoderStack(nn.Module):
-    """The layers below the name that the original gives them (`decoder.decoder.layers`)."""
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        """Keep the layers."""
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
+    tokens: torch.Tensor  # (B, Q) int64, by descending score
+    target: torch.Tensor  # (B, Q, D) their content
+    boxes_logit: torch.Tensor  # (B, Q, 4) cx, cy, w, h before the sigmoid
+    logits: torch.Tensor  # (B, Q, C) class logits of the encoder
 
 
 @HEADS.register_module()
 class RTDETRDecoder(BaseModule):
-    """Three maps to Q boxes with class logits; no NMS.
-
-    Attributes:
-        num_queries: Q; as many tokens are selected.
-        num_classes: C.
-    """
+    """Three maps to Q boxes with class logits; no NMS. `num_queries` is Q, `num_classes` C."""
 
     def __init__(
         self,
@@ -131,22 +103,11 @@ class RTDETRDecoder(BaseModule):
         box_noise: float = 1.0,
         init_cfg: dict | None = None,
     ) -> None:
-        """Make the decoder.
+        """Make the decoder: C classes, D `hidden_dim`, Q queries, of the encoder's maps.
 
-        Args:
-            num_classes: C.
-            in_channels: of the encoder's maps.
-            hidden_dim: D.
-            num_queries: Q.
-            num_layers: decoder layers.
-            num_heads: of both attentions.
-            num_points: per head and map.
-            feedforward: width.
-            dropout: in training.
-            num_denoising: denoising queries in training, about; 0 has none.
-            label_noise: twice the share of denoising labels that are drawn anew.
-            box_noise: size of the noise, in half box sizes.
-            init_cfg: mmcv's.
+        `num_points` are per head and map, `feedforward` a width; in training there are about `num_denoising`
+        queries (0 has none), `label_noise` is twice the share of their labels that are drawn anew,
+        `box_noise` the size of the noise in half box sizes.
         """
         super().__init__(init_cfg)
         self.num_classes, self.num_queries, self.num_layers = num_classes, num_queries, num_layers
@@ -156,12 +117,9 @@ class RTDETRDecoder(BaseModule):
             nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, dim, 1, bias=False), norm=nn.BatchNorm2d(dim)))
             for channels in in_channels
         )
-        self.decoder = DecoderStack(
-            [
-                DecoderLayer(dim, num_heads, feedforward, dropout, len(in_channels), num_points)
-                for _ in range(num_layers)
-            ]
-        )
+        sizes = (dim, num_heads, feedforward, dropout, len(in_channels), num_points)
+        layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_layers))
+        self.decoder = nn.ModuleDict(dict(layers=layers))  # the original's `decoder.decoder.layers`
         self.denoising_class_embed = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
         self.query_pos_head = MLP(4, 2 * dim, dim, 2)
         self.enc_output = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
@@ -176,22 +134,17 @@ class RTDETRDecoder(BaseModule):
         for head in (self.enc_score_head, *self.dec_score_head):
             nn.init.constant_(head.bias, bias_init_with_prob(PRIOR_PROBABILITY))
         for head in (self.enc_bbox_head, *self.dec_bbox_head):
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+            constant_init(head.layers[-1], 0)
         for layer in (self.enc_output[0], *self.query_pos_head.layers):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(
         self, features: Sequence[torch.Tensor], tokens: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Detect.
+        """Return class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q).
 
-        Args:
-            features: per level (B, channels, h, w) of the encoder.
-            tokens: (B, Q) int64, tokens to take instead of the best (proofs give both engines the same).
-
-        Returns:
-            Class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q).
+        Of the encoder's levels (B, channels, h, w); `tokens` (B, Q) int64 are taken instead of the best where
+        they are given (proofs give both engines the same).
         """
         maps = self.project(features)
         selection = self.select(maps, tokens)
@@ -219,8 +172,7 @@ class RTDETRDecoder(BaseModule):
     def select(self, maps: Sequence[torch.Tensor], tokens: torch.Tensor | None = None) -> Selection:
         """Take the Q tokens with the largest class logit, or the given ones.
 
-        Raises:
-            ShapeError: the maps have fewer tokens than there are queries.
+        ShapeError: the maps have fewer tokens than there are queries.
         """
         content, logits, anchors = self.tokens(maps)
         if content.shape[1] < self.num_queries:
@@ -247,7 +199,6 @@ class Postprocess(nn.Module):
     """
 
     def __init__(self, num_classes: int, max_per_img: int) -> None:
-        """Keep C and how many detections there are."""
         super().__init__()
         self.num_classes, self.max_per_img = num_classes, max_per_img
 
@@ -256,10 +207,7 @@ class Postprocess(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return labels (B, n) int64, boxes (B, n, 4) xyxy pixels, scores (B, n) descending.
 
-        Args:
-            logits: (B, Q, C).
-            boxes: (B, Q, 4) cxcywh in 0..1.
-            orig_target_sizes: (B, 2) width, height.
+        Of logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1 and sizes (B, 2) width, height.
         """
         scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img, dim=1)
         query = torch.div(index, self.num_classes, rounding_mode='floor')

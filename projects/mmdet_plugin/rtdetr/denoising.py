@@ -5,42 +5,27 @@ Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/denoising.py (contrastive denoi
 Glossary: B images, G most objects of an image, R repetitions, N = 2 G R denoising queries, Q matched queries.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
 
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder
+from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder
 
 
 @dataclasses.dataclass(frozen=True)
 class DenoisingQueries:
-    """Queries that go before the matched ones.
+    """Queries that go before the matched ones."""
 
-    Attributes:
-        target: (B, N, D) embedded, partly wrong labels.
-        boxes_logit: (B, N, 4) noised cxcywh before the sigmoid.
-        mask: (N + Q, N + Q) bool, True where a row must not look at a column.
-        pairs: per image (queries, objects) of what has to be undone.
-        repetitions: R.
-    """
-
-    target: torch.Tensor
-    boxes_logit: torch.Tensor
-    mask: torch.Tensor
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
-    repetitions: int
+    target: torch.Tensor  # (B, N, D) embedded, partly wrong labels
+    boxes_logit: torch.Tensor  # (B, N, 4) noised cxcywh before the sigmoid
+    mask: torch.Tensor  # (N + Q, N + Q) bool, True where a row must not look at a column
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]  # per image (queries, objects) of what has to be undone
+    repetitions: int  # R
 
     def __len__(self) -> int:
-        """Return N."""
         return self.target.shape[1]
 
 
@@ -49,12 +34,8 @@ def denoising_queries(
 ) -> DenoisingQueries | None:
     """Make the queries of a batch; None where no image has an object, or the decoder wants none.
 
-    A repetition is G slightly noised boxes (to be undone) and G more strongly noised ones (background).
-
-    Args:
-        decoder: for its embedding and its settings.
-        boxes: per image (n, 4) cxcywh in 0..1.
-        labels: per image (n,).
+    A repetition is G slightly noised boxes (to be undone) and G more strongly noised ones (background). Per
+    image `boxes` are (n, 4) cxcywh in 0..1, `labels` (n,).
     """
     most = max(map(len, labels), default=0)
     if not most or not decoder.num_denoising:
@@ -107,10 +88,7 @@ def _noisy_boxes(places: torch.Tensor, negative: torch.Tensor, scale: float) -> 
 def attention_mask(group: int, repetitions: int, num_queries: int) -> torch.Tensor:
     """Return (N + Q, N + Q) bool: matched queries see no denoising ones, repetitions not each other.
 
-    Args:
-        group: queries of one repetition.
-        repetitions: R.
-        num_queries: Q.
+    `group` is how many queries a repetition has.
     """
     owner = torch.arange(repetitions).repeat_interleave(group)
     owner = torch.cat([owner, torch.full((num_queries,), -1)])

@@ -3,8 +3,6 @@
 Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,16 +39,10 @@ class RTDETR(BaseDetector):
         pretrained: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        """Build the parts.
+        """Build the parts, of a backbone with maps of strides 8, 16, 32.
 
-        Args:
-            backbone: config of a backbone with maps of strides 8, 16, 32.
-            encoder: config of `RTDETRHybridEncoder`.
-            decoder: config of `RTDETRDecoder`.
-            train_cfg: weights of costs and losses, see `SetLoss`.
-            test_cfg: `max_per_img`, detections per image.
-            pretrained: deprecated by mmdet; use `backbone.init_cfg`.
-            init_cfg: mmcv's.
+        `train_cfg` has weights of costs and losses, see `SetLoss`, `test_cfg` `max_per_img`, detections per
+        image. `pretrained` is deprecated by mmdet; use `backbone.init_cfg`.
         """
         super().__init__(init_cfg)
         if pretrained:
@@ -66,11 +58,13 @@ class RTDETR(BaseDetector):
     def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W).
 
-        Raises:
-            ShapeError: a height or width that is not a multiple of 32.
+        ShapeError: a height or width that is not a multiple of 32.
         """
-        if not torch.compiler.is_compiling():  # a check on sizes would freeze them
-            _check_size(*img.shape[2:])
+        height, width = img.shape[2:]
+        if not torch.compiler.is_compiling() and (height % STRIDE or width % STRIDE):  # or sizes would freeze
+            raise ShapeError(
+                f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
+            )
         return self.encoder(self.backbone(img))
 
     def forward_train(
@@ -81,14 +75,10 @@ class RTDETR(BaseDetector):
         gt_labels: Sequence[torch.Tensor],
         gt_bboxes_ignore: Any = None,
     ) -> dict[str, torch.Tensor]:
-        """Return mmdet's dict of losses.
+        """Return mmdet's dict of losses for images (B, 3, H, W).
 
-        Args:
-            img: (B, 3, H, W).
-            img_metas: mmdet's.
-            gt_bboxes: per image (n, 4) xyxy, pixels of the network input.
-            gt_labels: per image (n,).
-            gt_bboxes_ignore: not used, as in the original.
+        Per image boxes are (n, 4) xyxy, pixels of the network input, and labels (n,); `gt_bboxes_ignore` is
+        not used, as in the original.
         """
         scale = img.new_tensor([img.shape[3], img.shape[2]] * 2)
         objects = Objects([xyxy_to_cxcywh(boxes / scale) for boxes in gt_bboxes], gt_labels)
@@ -103,10 +93,7 @@ class RTDETR(BaseDetector):
     ) -> list[list[np.ndarray]]:
         """Return mmdet's result: per image and class (n, 5) x1 y1 x2 y2 score.
 
-        Args:
-            img: (B, 3, H, W).
-            img_metas: mmdet's.
-            rescale: boxes in pixels of the original image; else of the network input.
+        Boxes are in pixels of the network input; with `rescale` of the original image.
         """
         labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
         rows = torch.cat([boxes, scores[..., None]], -1)
@@ -134,10 +121,3 @@ def target_sizes(img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale
     else:
         sizes = [(meta['ori_shape'][1], meta['ori_shape'][0]) for meta in img_metas]
     return torch.tensor(sizes, dtype=torch.int64, device=img.device)
-
-
-def _check_size(height: int, width: int) -> None:
-    if height % STRIDE or width % STRIDE:
-        raise ShapeError(
-            f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
-        )

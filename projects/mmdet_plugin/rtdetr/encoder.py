@@ -5,8 +5,6 @@ Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/hybrid_encoder.p
 Glossary: B batch, D embedding, h, w map size, T tokens of the coarsest map, row by row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,12 +19,8 @@ from mmdeploy_ext.exporting.same_bytes import power
 from projects.mmdet_plugin.rtdetr.layers import ACTIVATIONS, ConvNorm, RepVggBlock, SelfAttention
 
 REP_BLOCKS = 3
+TEMPERATURE = 10000.0
 LAYOUTS = ('original', 'row_major')
-
-
-def frequencies(count: int, temperature: float = 10000.0) -> np.ndarray:
-    """Return (count,) float32 frequencies of the sine embedding, 1 first."""
-    return power(temperature, -(np.arange(count) / max(count, 1)))
 
 
 class PositionEmbedding(nn.Module):
@@ -36,18 +30,14 @@ class PositionEmbedding(nn.Module):
     scrambled for others. `original` reproduces that, `row_major` is what transformers 5 does.
     """
 
-    def __init__(self, dim: int, layout: str = 'original', temperature: float = 10000.0) -> None:
-        """Choose the layout.
-
-        Raises:
-            ConfigError: another layout, or a dim that is not a multiple of 4.
-        """
+    def __init__(self, dim: int, layout: str = 'original') -> None:
+        """Choose the layout; ConfigError: another one, or a dim that is not a multiple of 4."""
         super().__init__()
         if layout not in LAYOUTS:
             raise ConfigError(f'position_layout={layout!r}: expected one of {", ".join(LAYOUTS)}')
         if dim % 4:
             raise ConfigError(f'hidden_dim={dim}: a 2D embedding needs a multiple of 4')
-        self.quarter, self.layout, self.temperature = dim // 4, layout, temperature
+        self.quarter, self.layout = dim // 4, layout
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return (1, h * w, D) `[sin a, cos a, sin b, cos b]`, for features (B, D, h, w).
@@ -57,7 +47,8 @@ class PositionEmbedding(nn.Module):
         """
         height, width = features.shape[2], features.shape[3]
         slow, fast = (width, height) if self.layout == 'original' else (height, width)
-        omega = torch.tensor(frequencies(self.quarter, self.temperature).tolist(), device=features.device)
+        omega = power(TEMPERATURE, -(np.arange(self.quarter) / max(self.quarter, 1)))
+        omega = torch.tensor(omega.tolist(), device=features.device)
         lines = [
             torch.arange(size, device=features.device).to(torch.float32)[:, None] * omega
             for size in (slow, fast)
@@ -74,7 +65,6 @@ class EncoderLayer(nn.Module):
     """One layer of attention and feed-forward, each normalised after its sum."""
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float, act: str) -> None:
-        """Make the layers."""
         super().__init__()
         self.self_attn = SelfAttention(dim, heads)
         self.linear1 = nn.Linear(dim, feedforward)
@@ -95,7 +85,6 @@ class Encoder(nn.Module):
     """Layers one after the other."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        """Keep the layers."""
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -110,7 +99,6 @@ class CSPRepLayer(nn.Module):
     """Two 1x1 branches, one with RepVGG blocks behind it, summed."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: float, act: str) -> None:
-        """Make both branches; the last convolution is there only where the width changes."""
         super().__init__()
         hidden = int(out_channels * expansion)
         self.conv1 = ConvNorm(in_channels, hidden, 1, act=act)
@@ -142,20 +130,10 @@ class RTDETRHybridEncoder(BaseModule):
         position_layout: str = 'original',
         init_cfg: dict | None = None,
     ) -> None:
-        """Make the encoder.
+        """Make the encoder of the backbone's maps, strides 8, 16, 32; heads, layers and dropout are of AIFI.
 
-        Args:
-            in_channels: of the backbone's maps, strides 8, 16, 32.
-            hidden_dim: D.
-            num_heads: of AIFI.
-            feedforward: of AIFI.
-            num_layers: of AIFI.
-            expansion: hidden width of the CSP blocks, relative to D.
-            dropout: of AIFI, in training.
-            encoder_act: activation of AIFI.
-            act: activation of the convolutions.
-            position_layout: 'original' or 'row_major'; they differ for non-square maps only.
-            init_cfg: mmcv's.
+        `expansion` is the hidden width of the CSP blocks, relative to D; `encoder_act` is of AIFI, `act` of
+        the convolutions; `position_layout`, 'original' or 'row_major', differs for non-square maps only.
         """
         super().__init__(init_cfg)
         dim, steps = hidden_dim, range(len(in_channels) - 1)

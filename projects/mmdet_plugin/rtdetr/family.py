@@ -1,28 +1,19 @@
 """RT-DETR's family: which configs it claims, what it refuses, and what the package's other modules give."""
 
-from __future__ import annotations
+from typing import Any
 
-import contextlib
-from typing import TYPE_CHECKING, Any
+from torch import nn
 
 from mmdeploy_ext.contract.families.rtdetr import OPTIONS
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim, register_family
-from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.inputs.pictures import PreprocessRule
 from mmdeploy_ext.runtime.rtdetr import model as runtime
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.rtdetr import graphs, reference, samples
 from projects.mmdet_plugin.rtdetr.detector import MAX_PER_IMG, STRIDE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.inputs.pictures import PreprocessRule
-
-GRID_SAMPLE_OPSETS = (16, 20)
-"""GridSample exists from 16 on; the default stays below 20, whose GridSample TensorRT 10 gets wrong."""
 
 
 class RtDetrFamily(ImageFamily):
@@ -47,12 +38,7 @@ class RtDetrFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: opset, sizes."""
-        low, high = GRID_SAMPLE_OPSETS
-        if not low <= options.opset <= high:
-            raise UsageError(
-                f'--opset-version {options.opset}: RT-DETR needs GridSample, which ONNX has since opset '
-                f'{low}; expected {low} to {high}'
-            )
+        parts.check_grid_sample('RT-DETR', options)
         if options.height % STRIDE or options.width % STRIDE:
             raise UsageError(
                 f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
@@ -75,11 +61,7 @@ class RtDetrFamily(ImageFamily):
         )
 
     def preprocess_rule(self, cfg: Any) -> PreprocessRule:
-        """See `Family.preprocess_rule`.
-
-        Raises:
-            ConfigError: the pipeline keeps the ratio or pads, so that boxes would be relative to padding.
-        """
+        """See `Family.preprocess_rule`; refuses padding, to which boxes would be relative."""
         rule = super().preprocess_rule(cfg)
         if rule.keep_ratio or rule.pad_size or rule.size_divisor > 1:
             raise ConfigError(
@@ -92,15 +74,10 @@ class RtDetrFamily(ImageFamily):
         """See `Family.num_classes`."""
         return int(model.decoder.num_classes)
 
-    @contextlib.contextmanager
-    def raised_result_limit(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.raised_result_limit`: as long as there are pairs of query and class."""
-        most, pairs = model.max_per_img, int(model.decoder.num_queries) * int(model.decoder.num_classes)
-        model.postprocess.max_per_img = min(2 * most, pairs)
-        try:
-            yield
-        finally:
-            model.postprocess.max_per_img = most
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`: as long as there are pairs of query and class."""
+        pairs = int(model.decoder.num_queries) * int(model.decoder.num_classes)
+        return ResultLimit(vars(model.postprocess), available=pairs)
 
 
 def _check_queries(cfg: Any, options: Options) -> None:
@@ -108,11 +85,7 @@ def _check_queries(cfg: Any, options: Options) -> None:
     decoder = cfg.model.decoder
     tokens = runtime.count_tokens(options.height, options.width)
     queries = decoder.get('num_queries', 300)
-    if tokens < queries:
-        raise UsageError(
-            f'--shape {options.height} {options.width}: gives {tokens} tokens for num_queries={queries}; '
-            f'choose a larger size'
-        )
+    parts.check_tokens(tokens, options, 'num_queries', queries)
     pairs = queries * decoder.num_classes
     most = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
     if most > pairs:

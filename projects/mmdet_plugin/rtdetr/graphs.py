@@ -5,13 +5,12 @@ Source of the contract: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/tools/export_on
 Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
@@ -20,9 +19,6 @@ from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.runtime.rtdetr.model import SIZES, STRIDES
 from projects.mmdet_plugin.rtdetr.detector import STRIDE
 from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')
@@ -33,12 +29,7 @@ class Network(nn.Module):
     """Backbone, encoder and decoder behind flat tensors; its parameters keep their names below `model.`."""
 
     def __init__(self, model: nn.Module, with_tokens: bool) -> None:
-        """Keep the detector.
-
-        Args:
-            model: the detector.
-            with_tokens: give the selected tokens too, which tell ties in the selection.
-        """
+        """Keep the detector; `with_tokens` gives the selected tokens, too, which tell ties of scores."""
         super().__init__()
         self.model = model
         self.with_tokens = with_tokens
@@ -46,8 +37,7 @@ class Network(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the network on (B, 3, H, W) float32 RGB / 255.
 
-        Returns:
-            Class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q) int64.
+        Returns class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q) int64.
         """
         outputs = self.model.decoder(self.model.extract_feat(images))
         return outputs if self.with_tokens else outputs[:2]
@@ -92,57 +82,37 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
     height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
-    images = TensorSpec(
-        'images',
-        'float32',
-        (batch, 3, height, width),
-        'RGB / 255, resized without keeping the ratio',
-        smallest=STRIDE,
-        multiple=STRIDE,
-    )
+    meaning, shape = 'RGB / 255, resized without keeping the ratio', (batch, 3, height, width)
+    images = TensorSpec('images', 'float32', shape, meaning, smallest=STRIDE, multiple=STRIDE)
     if options.form == 'raw':
         return GraphSpec('rtdetr/raw', (images,), _raw_outputs(model.decoder, batch))
-    sizes = TensorSpec(
-        SIZES,
-        'int64',
-        (batch, 2),
-        'width and height of the original image',
-        'pixel',
-        positive=True,
-    )
+    meaning = 'width and height of the original image'
+    sizes = TensorSpec(SIZES, 'int64', (batch, 2), meaning, 'pixel', positive=True)
     return GraphSpec('rtdetr/full', (images, sizes), _full_outputs(model, batch))
 
 
 def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     queries, classes = int(decoder.num_queries), int(decoder.num_classes)
+    boxes, groups = (
+        'cx cy w h relative to the input, 0..1',
+        (ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3))),
+    )
+    tokens = 'which token of the encoder a query was, by descending score; maps fine to coarse, row by row'
     return (
         TensorSpec('logits', 'float32', (batch, queries, classes), 'class logits per query', 'logit'),
-        TensorSpec(
-            'boxes',
-            'float32',
-            (batch, queries, 4),
-            'cx cy w h relative to the input, 0..1',
-            groups=(ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3))),
-        ),
-        TensorSpec(
-            'tokens',
-            'int64',
-            (batch, queries),
-            'which token of the encoder a query was, by descending score; maps fine to coarse, row by row',
-            groups=(ColumnGroup(rtol=0.0),),
-        ),
+        TensorSpec('boxes', 'float32', (batch, queries, 4), boxes, groups=groups),
+        TensorSpec('tokens', 'int64', (batch, queries), tokens, groups=(ColumnGroup(rtol=0.0),)),
     )
 
 
 def _full_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
     most = model.max_per_img
-    return (
-        TensorSpec('labels', 'int64', (batch, most), 'class indices', compare='detections'),
-        TensorSpec(
-            'boxes', 'float32', (batch, most, 4), 'x1 y1 x2 y2, not clipped', 'pixel', compare='detections'
-        ),
-        TensorSpec('scores', 'float32', (batch, most), '0..1, descending', compare='detections'),
+    outputs = (
+        ('labels', 'int64', (batch, most), 'class indices'),
+        ('boxes', 'float32', (batch, most, 4), 'x1 y1 x2 y2, not clipped', 'pixel'),
+        ('scores', 'float32', (batch, most), '0..1, descending'),
     )
+    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:

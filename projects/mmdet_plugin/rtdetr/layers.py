@@ -5,11 +5,9 @@ Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/common.py and s
 Glossary: B batch, C channels, h, w map size, T tokens, Q queries, D embedding, M heads.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,14 +23,13 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that never learns nor counts; its checkpoints have no `num_batches_tracked`."""
 
     def __init__(self, num_features: int) -> None:
-        """Make the buffers and fix the parameters."""
         super().__init__(num_features)
         self.num_batches_tracked = None
         self.weight.requires_grad_(False)
         self.bias.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
         return super().train(False)
 
@@ -53,7 +50,6 @@ class ConvNorm(nn.Module):
         act: str = '',
         frozen: bool = False,
     ) -> None:
-        """Pad by half the kernel."""
         super().__init__()
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel, stride, padding=(kernel - 1) // 2, bias=False
@@ -84,15 +80,9 @@ class SelfAttention(nn.Module):
     def forward(
         self, tokens: torch.Tensor, position: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Attend: queries and keys are tokens + position, values are tokens.
+        """Attend: queries and keys are tokens (B, T, D) + position (B or 1, T, D), values are tokens.
 
-        Args:
-            tokens: (B, T, D).
-            position: (B, T, D) or (1, T, D).
-            mask: (T, T) bool, True where a row must not look at a column.
-
-        Returns:
-            (B, T, D).
+        `mask` (T, T) bool is True where a row must not look at a column.
         """
         placed = tokens + position
         mixed = multi_head((placed, placed, tokens), self.in_proj_weight, self.in_proj_bias, self.heads, mask)
@@ -103,7 +93,6 @@ class MLP(nn.Module):
     """Linear layers with ReLU between them, `layers.0`, `layers.1` ..."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
-        """Make the layers."""
         super().__init__()
         widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
@@ -122,7 +111,6 @@ class RepVggBlock(nn.Module):
     """
 
     def __init__(self, channels: int, act: str) -> None:
-        """Make both branches."""
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, 3)
         self.conv2 = ConvNorm(channels, channels, 1)
@@ -152,9 +140,3 @@ class RepVggBlock(nn.Module):
         return Folded(
             *(a + (np.pad(b, sides) if b.ndim == 4 else b) for a, b in zip(large, small, strict=True))
         )
-
-
-def inverse_sigmoid(values: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Return the logit of values clipped to 0..1; both odds are at least `eps` (original `utils.py`)."""
-    values = values.clamp(0, 1)
-    return torch.log(values.clamp(min=eps) / (1 - values).clamp(min=eps))

@@ -5,10 +5,8 @@ Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/{rtdetr_criterion,matcher}.py.
 Glossary: B images, C classes, Q queries, n objects of an image.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +14,6 @@ from scipy.optimize import linear_sum_assignment
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy, paired_iou
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 """Per image (queries, objects)."""
@@ -29,15 +24,10 @@ COST_ALPHA, LOSS_ALPHA, GAMMA, TINY = 0.25, 0.75, 2.0, 1e-8
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """Ground truth of a batch.
+    """Ground truth of a batch."""
 
-    Attributes:
-        boxes: per image (n, 4) cxcywh in 0..1.
-        labels: per image (n,) int64.
-    """
-
-    boxes: Sequence[torch.Tensor]
-    labels: Sequence[torch.Tensor]
+    boxes: Sequence[torch.Tensor]  # per image (n, 4) cxcywh in 0..1
+    labels: Sequence[torch.Tensor]  # per image (n,) int64
 
     @property
     def count(self) -> int:
@@ -49,11 +39,7 @@ class SetLoss:
     """Matches queries with objects and measures how far they are."""
 
     def __init__(self, train_cfg: Mapping[str, Mapping[str, float]]) -> None:
-        """Read the weights of `cost` and `loss`: `cls`, `bbox`, `giou`.
-
-        Raises:
-            ConfigError: another key.
-        """
+        """Read the weights of `cost` and `loss`: `cls`, `bbox`, `giou`; ConfigError: another key."""
         unknown = sorted(train_cfg.keys() - {'cost', 'loss'})
         self.cost = {**COST, **train_cfg.get('cost', {})}
         self.weight = {**LOSS, **train_cfg.get('loss', {})}
@@ -67,10 +53,7 @@ class SetLoss:
     def match(self, logits: torch.Tensor, boxes: torch.Tensor, objects: Objects) -> Pairs:
         """Return the cheapest one-to-one assignment per image.
 
-        Args:
-            logits: (B, Q, C).
-            boxes: (B, Q, 4) cxcywh in 0..1.
-            objects: what is there.
+        Of logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1.
         """
         pairs = []
         for scores, places, wanted, labels in zip(
@@ -92,21 +75,12 @@ class SetLoss:
         return self.cost['cls'] * (miss - hit) + self.cost['bbox'] * distance - self.cost['giou'] * giou
 
     def losses(
-        self,
-        logits: torch.Tensor,
-        boxes: torch.Tensor,
-        objects: Objects,
-        pairs: Pairs,
-        count: float,
+        self, logits: torch.Tensor, boxes: torch.Tensor, objects: Objects, pairs: Pairs, count: float
     ) -> dict[str, torch.Tensor]:
-        """Return `loss_cls`, `loss_bbox`, `loss_giou`, weighted, per object.
+        """Return `loss_cls`, `loss_bbox`, `loss_giou`, weighted, per object; `count` is what is divided by.
 
-        Args:
-            logits: (B, Q, C).
-            boxes: (B, Q, 4) cxcywh in 0..1.
-            objects: what is there.
-            pairs: which query has to be which object; the others are background.
-            count: objects to divide by.
+        Of logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1; `pairs` say which query has to be which
+        object, the others are background.
         """
         image = torch.cat([torch.full_like(queries, index) for index, (queries, _) in enumerate(pairs)])
         query = torch.cat([queries for queries, _ in pairs])

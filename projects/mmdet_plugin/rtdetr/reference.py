@@ -1,32 +1,22 @@
 """RT-DETR in PyTorch, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.rtdetr.model import SIZES, check_tokens
 from projects.mmdet_plugin.rtdetr import samples
 from projects.mmdet_plugin.rtdetr.graphs import RAW_NAMES
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-
 
 def tensors(
-    model: nn.Module,
-    feeds: Mapping[str, np.ndarray],
-    form: str,
-    tokens: torch.Tensor | None = None,
-    **_: Any,
+    model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, tokens: torch.Tensor | None = None, **_: Any
 ) -> dict[str, np.ndarray]:
     """Return the tensors of `raw`; `tokens` (B, Q) are taken instead of the best when given."""
     with torch.no_grad():
@@ -78,14 +68,10 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
 def tied_selection(
     scores: np.ndarray, best: np.ndarray, chosen: np.ndarray, rtol: float = DEFAULT_RTOL
 ) -> np.ndarray:
-    """Return (B,) bool: whether chosen tokens are the best ones, ties in any order.
+    """Return (B,) bool: whether chosen tokens (B, Q) are the `best` ones (B, Q), ties in any order.
 
-    Args:
-        scores: (B, N) of all tokens.
-        best: (B, Q) the reference's tokens by descending score.
-        chosen: (B, Q) of the engine on trial. At every rank its score has to be that of the reference, within
-            the tolerance of tensors, and no token may be there twice.
-        rtol: that tolerance, of the largest score.
+    At every rank the score, of (B, N) of all tokens, has to be that of the reference, within `rtol` of the
+    largest score, and no token may be there twice.
     """
     tied = []
     for image, (wanted, got) in enumerate(zip(best, chosen, strict=True)):

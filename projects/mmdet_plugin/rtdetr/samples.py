@@ -1,25 +1,18 @@
 """Prepared pictures as inputs of RT-DETR graphs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.rtdetr.model import SIZES, target_sizes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch of pictures of one size; see `ImageFamily.feeds`.
 
-    Raises:
-        ShapeError: boxes in pixels of the original are asked for, of an image that was padded.
+    ShapeError: boxes in pixels of the original are asked for, of an image that was padded.
     """
     return {'images': np.stack([image.tensor for image in images]), SIZES: _sizes(images, rescale)}
 

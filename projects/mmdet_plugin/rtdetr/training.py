@@ -5,20 +5,14 @@ Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/{rtdetr_decoder,rtdetr_criterio
 Glossary: B batch, C classes, D embedding, N denoising queries, Q matched queries.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
 
+from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder, Selection
 from projects.mmdet_plugin.rtdetr.denoising import DenoisingQueries, denoising_queries
-from projects.mmdet_plugin.rtdetr.layers import inverse_sigmoid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from projects.mmdet_plugin.rtdetr.decoder import RTDETRDecoder, Selection
-    from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss
+from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss
 
 Prediction = tuple[torch.Tensor, torch.Tensor]
 """Class logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1."""
@@ -27,14 +21,7 @@ Prediction = tuple[torch.Tensor, torch.Tensor]
 def training_losses(
     decoder: RTDETRDecoder, features: Sequence[torch.Tensor], objects: Objects, loss: SetLoss
 ) -> dict[str, torch.Tensor]:
-    """Return mmdet's losses; `d0.` are layers before the last, `enc.` the encoder, `dn0.` denoising.
-
-    Args:
-        decoder: the head.
-        features: per level (B, channels, h, w) of the encoder.
-        objects: ground truth.
-        loss: matching and weights.
-    """
+    """Return mmdet's losses; `d0.` are layers before the last, `enc.` the encoder, `dn0.` denoising."""
     maps = decoder.project(features)
     selection = decoder.select(maps)
     denoising = denoising_queries(decoder, objects.boxes, objects.labels)

@@ -1,9 +1,9 @@
 """CSPNeXt, the backbone of RTMDet. Source of its names and settings: mmdet 3.3.0 `backbones/cspnext.py`."""
 
-from __future__ import annotations
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
-from typing import TYPE_CHECKING, Any
-
+import torch
 from mmcv.runner import BaseModule
 from mmdet.models.backbones.csp_darknet import SPPBottleneck
 from mmdet.models.builder import BACKBONES
@@ -13,26 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import torch
-
 Stage = tuple[int, int, int, bool, bool]
+FINE = ((64, 128, 3, True, False), (128, 256, 6, True, False), (256, 512, 6, True, False))
 ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
-    P5=(
-        (64, 128, 3, True, False),
-        (128, 256, 6, True, False),
-        (256, 512, 6, True, False),
-        (512, 1024, 3, False, True),
-    ),
-    P6=(
-        (64, 128, 3, True, False),
-        (128, 256, 6, True, False),
-        (256, 512, 6, True, False),
-        (512, 768, 3, True, False),
-        (768, 1024, 3, False, True),
-    ),
+    P5=(*FINE, (512, 1024, 3, False, True)),
+    P6=(*FINE, (512, 768, 3, True, False), (768, 1024, 3, False, True)),
 )
 """Channels in, channels out, blocks, whether blocks add their input, whether the stage begins with SPP."""
 
@@ -57,22 +42,12 @@ class CSPNeXt(BaseModule):
         norm_eval: bool = False,
         init_cfg: Any = None,
     ) -> None:
-        """Build it.
+        """Build it, of the settings of mmdet 3.
 
-        Args:
-            arch: of `ARCHITECTURES`.
-            deepen_factor: times the number of blocks.
-            widen_factor: times the channels.
-            out_indices: stages whose maps are returned; 0 is the stem.
-            frozen_stages: the stem and so many stages do not learn; -1: all do.
-            use_depthwise: 3x3 convolutions are depth-wise separable.
-            expand_ratio: of the channels inside a layer.
-            spp_kernel_sizes: of the pooling in the last stage.
-            channel_attention: in every layer.
-            norm_cfg: of every convolution.
-            act_cfg: of every convolution.
-            norm_eval: statistics of normalisation stay while it learns.
-            init_cfg: of mmcv.
+        The factors are of the number of blocks and of the channels; `out_indices` are stages whose maps are
+        returned, 0 the stem, which does not learn with so many `frozen_stages`, -1: all do; with
+        `use_depthwise` 3x3 convolutions are separable; with `norm_eval` statistics of normalisation stay
+        while it learns.
 
         Raises:
             ConfigError: an architecture or a stage that there is not.
@@ -99,18 +74,9 @@ class CSPNeXt(BaseModule):
             stage = [down(before, after, 3, stride=2, padding=1)]
             if pools:
                 stage.append(SPPBottleneck(after, after, tuple(spp_kernel_sizes), **layers))
-            stage.append(
-                CSPNeXtLayer(
-                    after,
-                    after,
-                    max(round(blocks * deepen_factor), 1),
-                    expand_ratio,
-                    identity,
-                    channel_attention,
-                    use_depthwise,
-                    **layers,
-                )
-            )
+            count = max(round(blocks * deepen_factor), 1)
+            settings = (after, after, count, expand_ratio, identity, channel_attention, use_depthwise)
+            stage.append(CSPNeXtLayer(*settings, **layers))
             self.add_module(f'stage{place}', nn.Sequential(*stage))
             self.layers.append(f'stage{place}')
         self.out_indices, self.frozen_stages, self.norm_eval = tuple(out_indices), frozen_stages, norm_eval
@@ -124,7 +90,7 @@ class CSPNeXt(BaseModule):
                 maps.append(x)
         return tuple(maps)
 
-    def train(self, mode: bool = True) -> CSPNeXt:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen stages stay as they are, and normalisation with `norm_eval`."""
         super().train(mode)
         for name in self.layers[: self.frozen_stages + 1]:

@@ -3,18 +3,14 @@
 Source of names, shapes and constants: mmdet 3.3.0 `models/layers/csp_layer.py`, `se_layer.py`.
 """
 
-from __future__ import annotations
-
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmdet.models.utils import CSPLayer
 from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 NORM = dict(type='BN', momentum=0.03, eps=0.001)
 SILU = dict(type='SiLU')
@@ -32,7 +28,6 @@ class CSPNeXtBlock(nn.Module):
     """A 3x3 convolution and a depth-wise separable one of 5x5, with their input added or not."""
 
     def __init__(self, channels: int, add_identity: bool, use_depthwise: bool, **layers: Any) -> None:
-        """Build it: as many channels outside as inside."""
         super().__init__()
         self.conv1 = convolution(**layers, use_depthwise=use_depthwise)(channels, channels, 3, padding=1)
         separable = convolution(**layers, use_depthwise=True)
@@ -49,7 +44,6 @@ class ChannelAttention(nn.Module):
     """Each channel, times a weight that is made of the means of all."""
 
     def __init__(self, channels: int) -> None:
-        """Build it."""
         super().__init__()
         self.fc = nn.Conv2d(channels, channels, 1)
 

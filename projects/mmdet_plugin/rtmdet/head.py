@@ -3,11 +3,11 @@
 Results are those of mmdet 2.28's `BaseDenseHead.get_bboxes`, which reads the same outputs in the same way.
 """
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+import torch
 from mmdet.core import build_bbox_coder, build_prior_generator
 from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -19,11 +19,6 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, convolution
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import torch
-
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')
 TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
@@ -34,7 +29,6 @@ class RTMDet(SingleStageDetector):
     """A detector of one stage; `use_syncbn` is of training."""
 
     def __init__(self, *args: Any, use_syncbn: bool = True, **parts: Any) -> None:
-        """Build it of its parts."""
         super().__init__(*args, **parts)
 
 
@@ -63,27 +57,11 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         loss_cls: Any = None,
         loss_bbox: Any = None,
     ) -> None:
-        """Build it.
+        """Build it, of the settings of mmdet 3.
 
-        Args:
-            num_classes: without a background.
-            in_channels: of every level.
-            feat_channels: inside.
-            stacked_convs: of each branch.
-            share_conv: the levels have the same convolutions, with normalisations of their own.
-            use_depthwise: convolutions are depth-wise separable.
-            with_objectness: the root of a score times an objectness takes the place of the score.
-            exp_on_reg: distances are exponentials.
-            pred_kernel_size: of the last layers.
-            anchor_generator: of the points.
-            bbox_coder: of distances.
-            norm_cfg: of every convolution.
-            act_cfg: of every convolution.
-            train_cfg: not read.
-            test_cfg: of mmdet.
-            init_cfg: of mmcv.
-            loss_cls: not read, but for its kind: scores are sigmoids.
-            loss_bbox: not read.
+        Levels that `share_conv` have the same convolutions, with normalisations of their own. With objectness
+        the root of a score times it takes the place of the score; with `exp_on_reg` distances are
+        exponentials. Of `train_cfg` and losses nothing is read, but for the kind of scores.
 
         Raises:
             ConfigError: scores by softmax; convolutions that are separable and shared.
@@ -139,9 +117,5 @@ class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
         return scores, distances
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to train.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Refuse to train."""
         raise NotImplementedError(TRAINS)

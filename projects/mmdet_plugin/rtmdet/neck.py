@@ -1,18 +1,14 @@
 """CSPNeXtPAFPN, the neck of RTMDet. Source of names and settings: mmdet 3.3.0 `necks/cspnext_pafpn.py`."""
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmdet.models.builder import NECKS
 from mmdet.models.necks import YOLOXPAFPN
 from torch import nn
 
 from projects.mmdet_plugin.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 NEAREST = dict(scale_factor=2, mode='nearest')
 
@@ -33,19 +29,7 @@ class CSPNeXtPAFPN(YOLOXPAFPN):
         act_cfg: Mapping[str, Any] = SILU,
         init_cfg: Any = None,
     ) -> None:
-        """Build it.
-
-        Args:
-            in_channels: of the maps, from fine to coarse.
-            out_channels: of all maps that it returns.
-            num_csp_blocks: of each layer.
-            use_depthwise: 3x3 convolutions are depth-wise separable.
-            expand_ratio: of the channels inside a layer.
-            upsample_cfg: of `nn.Upsample`.
-            norm_cfg: of every convolution.
-            act_cfg: of every convolution.
-            init_cfg: of mmcv.
-        """
+        """Build it, of the settings of mmdet 3: maps go from fine to coarse."""
         layers = dict(norm_cfg=dict(norm_cfg), act_cfg=dict(act_cfg))
         super().__init__(
             list(in_channels), out_channels, 0, use_depthwise, dict(upsample_cfg), **layers, init_cfg=init_cfg

@@ -1,26 +1,22 @@
 """The SOLO family: which configs it claims, what it refuses, and what the package's other modules give."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from mmdeploy_ext.contract.families.solo import OPTIONS
-from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
+from mmdeploy_ext.weights.convert.solo_names import original_head
 from projects.mmdet_plugin.solo import graphs, reference, samples
-from projects.mmdet_plugin.solo.grids import check_grids
 from projects.mmdet_plugin.solo.networks import LEVELS
 from projects.mmdet_plugin.solo.postprocess import mask_stride
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
 class SoloFamily(ImageFamily):
@@ -78,12 +74,27 @@ class SoloFamily(ImageFamily):
         )
 
 
-def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
-    """Refuse grids and strides of different numbers, which mmdet refuses by a bare assert.
+def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse (CheckpointError) a checkpoint that was trained on other grids.
 
-    Raises:
-        ConfigError: names both.
+    SOLO and Decoupled SOLO predict one mask or line per cell, so that the layers tell. SOLOv2's layers do not
+    depend on the grids; its checkpoint tells when a config was kept in it, as mmdet and `solo_wxinlong.py`
+    do. A checkpoint of the original repository is left to the loader.
     """
+    if original_head(checkpoint.state_dict):
+        return
+    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
+    own = list(head.num_grids)
+    trained = checkpoint_grids(shapes) or config_grids(checkpoint.meta.get('config'))
+    if trained and trained != own:
+        raise CheckpointError(
+            f'{checkpoint.path}: was trained on grids of {trained} cells, the config says '
+            f'model.mask_head.num_grids={own}; use the config that this checkpoint was trained with'
+        )
+
+
+def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) grids and strides of different numbers, which mmdet refuses by a bare assert."""
     grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
     if len(grids) != len(strides):
         raise ConfigError(
@@ -93,17 +104,7 @@ def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
 
 
 def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
-    """Refuse heads and sizes whose graph would be wrong.
-
-    Args:
-        filename: of the config, for the message.
-        head: `model.mask_head` of the config.
-        options: with the shape resolved.
-
-    Raises:
-        ConfigError: names the key.
-        UsageError: a shape.
-    """
+    """Refuse heads (ConfigError) and sizes (UsageError) whose graph would be wrong; the shape is resolved."""
     if head.get('dynamic_conv_size', 1) != 1:
         raise ConfigError(
             f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 exports with 1'

@@ -6,21 +6,16 @@ Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all le
 kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w original image.
 """
 
-from __future__ import annotations
+from torch import nn
 
-from typing import TYPE_CHECKING
-
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import capped, mask_config
+from projects.mmdet_plugin.dense.graphs import image_input
 from projects.mmdet_plugin.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
-from projects.mmdet_plugin.solo.postprocess import POSTPROCESS, mask_stride
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
+from projects.mmdet_plugin.solo.postprocess import FullForm, mask_stride
 
 Axis = int | str
 SIZE_MULTIPLE = 32
@@ -74,16 +69,8 @@ def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph."""
     head = model.mask_head
-    fixed = options.batch, options.height, options.width
-    batch, height, width = ('B', 'H', 'W') if options.dynamic else fixed
-    image = TensorSpec(
-        'input',
-        'float32',
-        (batch, 3, height, width),
-        'normalised images, padded bottom and right',
-        smallest=max(head.num_grids),
-        multiple=SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1,
-    )
+    image = image_input(options, max(head.num_grids), SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1)
+    batch = image.axes[0]
     if options.form == 'full':
         return GraphSpec('solo/full', (image, *mask_inputs(batch)), _full_outputs(head, options, batch))
     if options.layout == 'fork':
@@ -93,23 +80,11 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def mask_inputs(batch: Axis, whole: str = WHOLE) -> tuple[TensorSpec, ...]:
     """Return `img_shape` and `ori_shape`; `whole` says what 0 means."""
+    content = f'height and width before padding, which masks are cropped to; {whole}'
+    original = f'height and width of the original images, which masks are resized to; {whole}'
     return (
-        TensorSpec(
-            'img_shape',
-            'float32',
-            (batch, 2),
-            f'height and width before padding, which masks are cropped to; {whole}',
-            'pixel',
-            default=0.0,
-        ),
-        TensorSpec(
-            'ori_shape',
-            'int64',
-            (2,),
-            f'height and width of the original images, which masks are resized to; {whole}',
-            'pixel',
-            default=0,
-        ),
+        TensorSpec('img_shape', 'float32', (batch, 2), content, 'pixel', default=0.0),
+        TensorSpec('ori_shape', 'int64', (2,), original, 'pixel', default=0),
     )
 
 
@@ -124,25 +99,12 @@ def _full_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[Tenso
 
 def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
     """Return `masks`, `scores` and `labels` of a `full` graph."""
-    return (
-        TensorSpec(
-            'masks',
-            'bool',
-            (batch, rows, 'h', 'w'),
-            'pixels of the instances at ori_shape',
-            compare='detections',
-        ),
-        TensorSpec(
-            'scores',
-            'float32',
-            (batch, rows),
-            'in descending order; padded with zeros',
-            compare='detections',
-        ),
-        TensorSpec(
-            'labels', 'int64', (batch, rows), 'class indices; -1 where a row is padding', compare='detections'
-        ),
+    outputs = (
+        ('masks', 'bool', (batch, rows, 'h', 'w'), 'pixels of the instances at ori_shape'),
+        ('scores', 'float32', (batch, rows), 'in descending order; padded with zeros'),
+        ('labels', 'int64', (batch, rows), 'class indices; -1 where a row is padding'),
     )
+    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
 
 
 def _quarter(head: nn.Module, options: Options) -> tuple[Axis, Axis]:
@@ -151,13 +113,7 @@ def _quarter(head: nn.Module, options: Options) -> tuple[Axis, Axis]:
         return 'H4', 'W4'
     if kind(head) == 'SOLOV2Head':
         return options.height // mask_stride(head), options.width // mask_stride(head)
-    return tuple(2 * _eighth(size) for size in (options.height, options.width))
-
-
-def _eighth(size: int) -> int:
-    for _ in range(3):
-        size = (size + 1) // 2
-    return size
+    return tuple(2 * -(-size // 8) for size in (options.height, options.width))
 
 
 def _raw_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[TensorSpec, ...]:
@@ -166,9 +122,8 @@ def _raw_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[Tensor
     classes = head.cls_out_channels
     outputs = [TensorSpec('cate_pred', 'float32', (batch, cells, classes), f'{MEANINGS["cate"]}, {ROWS}')]
     if kind(head) == 'SOLOHead':
-        outputs.append(
-            TensorSpec('seg_pred', 'float32', (batch, cells, *quarter), f'{MEANINGS["seg"]}, {ROWS}')
-        )
+        shape = (batch, cells, *quarter)
+        outputs.append(TensorSpec('seg_pred', 'float32', shape, f'{MEANINGS["seg"]}, {ROWS}'))
     elif kind(head) == 'SOLOV2Head':
         channels = head.kernel_out_channels
         outputs += [
@@ -222,7 +177,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
         parts = raw_names(head)
         chain = [Stage('network', BatchedNetwork(levels, parts), ('input',), parts)]
     if options.form == 'full':
-        module = POSTPROCESS[kind(head)](levels.head, options.max_candidates)
+        module = FullForm(levels.head, options.max_candidates)
         inputs = ('img_shape', 'ori_shape', *parts)
         names = ('masks', 'scores', 'labels', *(['candidates'] if options.max_candidates else []))
         chain.append(Stage('postprocess', module, inputs, names))

@@ -8,18 +8,13 @@ Glossary: B batch, C classes, g grid of a level, S cells of all levels (sum of g
 levels (sum of g), E channels of a dynamic kernel, h, w size of a level, H4, W4 a quarter of the input.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Maps = list[torch.Tensor]
 UPSAMPLING = 2
@@ -67,14 +62,9 @@ def run_tower(layers: Sequence[nn.Module], features: torch.Tensor) -> torch.Tens
 
 
 class SoloNetwork(nn.Module):
-    """What the four heads have in common: backbone, neck, level inputs and the category branch.
-
-    Attributes:
-        model: the upstream detector; its parameters keep their names below `model.`.
-    """
+    """What the four heads have in common: backbone, neck, level inputs and the category branch."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector."""
         super().__init__()
         self.model = model
         self.coordinates = Coordinates()
@@ -203,7 +193,6 @@ class BatchedNetwork(nn.Module):
     """
 
     def __init__(self, levels: SoloNetwork, names: Sequence[str]) -> None:
-        """Keep the network and the names of what it gives."""
         super().__init__()
         self.levels = levels
         self.names = tuple(names)
@@ -249,7 +238,6 @@ class SoloFeatures(nn.Module):
     """`SOLOHead` for the `full` form: scores, and the maps that masks of chosen cells are made from."""
 
     def __init__(self, levels: SoloLevels) -> None:
-        """Keep the network."""
         super().__init__()
         self.levels = levels
 

@@ -4,26 +4,21 @@ Source of the algorithm: mmdet 2.28.2 `models/dense_heads/{solo_head,solov2_head
 `core/post_processing/matrix_nms.py`. Glossary: see `graphs.py`; g grid of a level.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Instances, count_bounds
+from projects.mmdet_plugin.dense.reference import batch_of, metas_of
 from projects.mmdet_plugin.solo.graphs import fork_is_flat, fork_names, kind, raw_names
 from projects.mmdet_plugin.solo.networks import flat_cells, points_nms
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 TIE = 1e-4
 """Scores of neighbouring cells whose ratio is this close to 1 are a tie: an engine's rounding decides.
@@ -67,12 +62,10 @@ def tensors(
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
     """Return the results of mmdet's `get_results`."""
-    metas = [dict(img_shape=(*image.img_shape, 3), ori_shape=(*image.ori_shape, 3)) for image in images]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        batch = torch.from_numpy(np.stack([image.tensor for image in images]))
-        batch = batch.to(next(model.parameters()).device)
-        results = model.mask_head.simple_test(model.extract_feat(batch), metas)
+        maps = model.extract_feat(batch_of(model, images))
+        results = model.mask_head.simple_test(maps, metas_of(images))
     return [
         Instances(
             found.masks.cpu().numpy().astype(bool),
@@ -132,13 +125,9 @@ def candidate_bounds(
 def arrange(
     head: nn.Module, scores: Sequence[torch.Tensor], rest: Sequence[Any], layout: str
 ) -> dict[str, torch.Tensor]:
-    """Name the outputs of mmdet's head as a `raw` graph has them.
+    """Name the outputs of mmdet's head as a `raw` graph has them, in the layout 'batched' or 'fork'.
 
-    Args:
-        head: of mmdet.
-        scores: per level (B, C, g, g) after points NMS.
-        rest: mmdet's other outputs: lists of levels, and SOLOv2's mask features.
-        layout: 'batched' or 'fork'.
+    `scores` are per level (B, C, g, g) after points NMS, `rest` lists of levels, and SOLOv2's mask features.
     """
     if layout == 'fork':
         return _arrange_fork(head, scores, rest)
@@ -186,11 +175,8 @@ def _by_mmdet(head: nn.Module, pyramid: Sequence[torch.Tensor]) -> tuple[Any, ..
 def _scores_before_nms(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     """Return per level (B, C, g, g) scores of the unpatched model before points NMS."""
     logits: list[torch.Tensor] = []
-    handle = model.mask_head.conv_cls.register_forward_hook(lambda *call: logits.append(call[2]))
-    try:
+    with model.mask_head.conv_cls.register_forward_hook(lambda *call: logits.append(call[2])):
         _by_mmdet(model.mask_head, model.extract_feat(image))
-    finally:
-        handle.remove()
     return [level.sigmoid() for level in logits]
 
 
@@ -215,8 +201,5 @@ def _ties_decided(head: nn.Module, kept: bool) -> Iterator[None]:
         moved = torch.maximum(logits, rivals) if kept else rivals - TIE * rivals.abs().clamp(min=1)
         return torch.where(_tied(logits.sigmoid()), moved, logits)
 
-    handle = head.conv_cls.register_forward_hook(decide)
-    try:
+    with head.conv_cls.register_forward_hook(decide):
         yield
-    finally:
-        handle.remove()

@@ -1,25 +1,32 @@
 """Prepared pictures as inputs of SOLO graphs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.inputs.pictures import PreparedImage
 
 
 def batches(images: Sequence[PreparedImage]) -> list[list[int]]:
     """Return which images one run may take together: masks of one batch have one size."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(tuple(image.ori_shape), []).append(index)
-    return list(groups.values())
+    return grouped([tuple(image.ori_shape) for image in images])
+
+
+def grouped(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the indices of those that are equal, in the order of the first of each."""
+    return [[index for index, one in enumerate(sizes) if one == size] for size in dict.fromkeys(sizes)]
+
+
+def one_size(sizes: Iterable[tuple[int, int]], what: str) -> np.ndarray:
+    """Return the one size (2,) int64 of `what` a batch gives; ShapeError: there are several."""
+    several = sorted(set(sizes))
+    if len(several) > 1:
+        raise ShapeError(
+            f'ori_shape: the images of a batch have the original sizes {several}; {what} of one batch have '
+            f'one size: run them one by one (samples_per_gpu=1)'
+        )
+    return np.asarray(several[0], np.int64)
 
 
 def whole(image: PreparedImage) -> tuple[int, int]:
@@ -29,14 +36,8 @@ def whole(image: PreparedImage) -> tuple[int, int]:
 
 def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch; masks are of the original size whatever `rescale` says."""
-    sizes = {tuple(image.ori_shape) for image in images}
-    if len(sizes) > 1:
-        raise ShapeError(
-            f'ori_shape: the images of a batch have the original sizes {sorted(sizes)}; masks of one '
-            f'batch have one size: run them one by one (samples_per_gpu=1)'
-        )
     return dict(
         input=np.stack([image.tensor for image in images]),
         img_shape=np.asarray([image.img_shape for image in images], np.float32),
-        ori_shape=np.asarray(sizes.pop(), np.int64),
+        ori_shape=one_size((tuple(image.ori_shape) for image in images), 'masks'),
     )

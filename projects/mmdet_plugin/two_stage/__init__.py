@@ -1,3 +1,3 @@
 """Two-stage detectors: proposals, regions, heads."""
 
-from projects.mmdet_plugin.two_stage import family, wrappers  # noqa: F401
+from projects.mmdet_plugin.two_stage import family  # noqa: F401

@@ -4,26 +4,21 @@ Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,test_mixins}
 `bbox_heads/bbox_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see `regions.py`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, nms_config
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS, bucket_choice, softmax
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.own import bucket_settings
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
-from projects.mmdet_plugin.two_stage.regions import Branch, part_of, same_methods, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
+from projects.mmdet_plugin.two_stage.regions import Branch, part_of, stages_of
 
 METHODS = ('get_bboxes', 'regress_by_class')
 """Methods of upstream that the graph repeats."""
@@ -33,15 +28,11 @@ BUCKETS = 'bucket'
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a box head that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
+    """Refuse (ConfigError) a box head that the graph does not repeat."""
     upstream = next((one for one in HEADS if isinstance(head, one)), None)
     if upstream is None or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
-    same_methods(type(head), upstream, METHODS)
+    parts.same_methods(type(head), upstream, METHODS)
     coder_of(head)
 
 
@@ -95,7 +86,7 @@ class Boxes(nn.Module):
         scale_factor: torch.Tensor,
         seen: list[dict[str, torch.Tensor]] | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        """Turn proposals into detections.
+        """Return dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
 
         Args:
             maps: features of all levels.
@@ -104,9 +95,6 @@ class Boxes(nn.Module):
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
             scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
             seen: gets, per stage, what its head looks at and gives, by name, a row per region.
-
-        Returns:
-            dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
         """
         regions, logits = proposals, []
         for index, stage in enumerate(self.stages):
@@ -140,13 +128,9 @@ class Boxes(nn.Module):
 def decoded(
     head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return boxes (B, K, G, 4) xyxy, clipped to the image, and score factors (B, K) or None.
+    """Return boxes (B, K, G, 4) xyxy, clipped to `clip_hw` (B, 2), and score factors (B, K) or None.
 
-    Args:
-        head: of mmdet.
-        regions: (B, K, 4) xyxy.
-        outputs: of the head besides the class logits, (B, K, columns).
-        clip_hw: (B, 2).
+    Of regions (B, K, 4), and outputs (B, K, columns) of mmdet's head besides the class logits.
     """
     if not getattr(head, 'with_reg', True):
         return clip_to(regions, clip_hw)[:, :, None], None

@@ -1,37 +1,24 @@
 """Limits of how many boxes enter the suppressions: which ones a model takes, and what they make constant."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped, nms_config
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.two_stage import boxes
 from projects.mmdet_plugin.two_stage.proposals import generator_of, is_guided, is_staged, thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
 """Outputs of files with constant shapes -> the option that limits what they count."""
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse limits that have no effect alone, or are larger than what there is.
-
-    Args:
-        heads: `rpn_head` and `roi_head` of a detector, those that it has.
-        options: of the export.
-
-    Raises:
-        UsageError: names the option.
-    """
+    """Refuse (UsageError) limits that have no effect alone, or are larger than what there is."""
     given = {name: options[name] for name in LIMITS if options.get(name)}
     if not given:
         return
@@ -56,19 +43,11 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 
 
 def check_proposals(head: nn.Module, options: Options) -> None:
-    """Refuse options that guided anchors, or anchors of several stages, do not take.
-
-    Raises:
-        UsageError: names the option.
-    """
-    name = type(head).__name__
-    if is_guided(head) and (options.batch > 1 or options.dynamic):
-        raise UsageError(
-            f'{name}: mmdet takes the mask of the first image for all of a batch; export it with '
-            f'--batch-size 1 and without --dynamic-export'
-        )
+    """Refuse (UsageError) options that guided anchors, or anchors of several stages, do not take."""
+    if is_guided(head):
+        parts.check_one_image(head, options)
     if options.get('max_proposals') and (is_guided(head) or is_staged(head)):
-        raise UsageError(f'--max-proposals {options.max_proposals}: {name} exports without')
+        raise UsageError(f'--max-proposals {options.max_proposals}: {type(head).__name__} exports without')
 
 
 def _there(heads: Mapping[str, nn.Module], options: Options) -> dict[str, int]:

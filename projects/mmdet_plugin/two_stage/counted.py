@@ -1,20 +1,15 @@
 """How many candidates PyTorch has: what the outputs of files with constant shapes have to count."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from projects.mmdet_plugin.two_stage.proposals import needed, thresholds
 from projects.mmdet_plugin.two_stage.reference import boxes_alone, maps_of, metas_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
 
 EDGE = 1e-4
 """Overlaps this close to the threshold, and sides (pixels) this close to the smallest, are a tie."""

@@ -1,17 +1,24 @@
 """The family of two-stage detectors: what it claims and refuses, and what the other modules give."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from mmdet.models.builder import DETECTORS
+from torch import nn
 
 from mmdeploy_ext.contract.families import two_stage, two_stage_masks
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.runtime.detections import Detections
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.samples import feeds
 from projects.mmdet_plugin.two_stage import (
@@ -35,19 +42,6 @@ from projects.mmdet_plugin.two_stage.kinds import (
     result_cfg,
     result_key,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    from torch import nn
-
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-    from mmdeploy_ext.contract.stages import Graph, Stage
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-    from mmdeploy_ext.runtime.detections import Detections
 
 
 class TwoStageFamily(ImageFamily):
@@ -109,7 +103,6 @@ class TwoStageFamily(ImageFamily):
         if 'rpn_head' in heads:
             strides = proposals.generator_of(heads['rpn_head']).strides
             parts.check_smallest((int(stride[0]) for stride in strides), options)
-        if 'rpn_head' in heads:
             caps.check_proposals(heads['rpn_head'], options)
         caps.check(heads, options)
         split.check(heads, options)
@@ -117,11 +110,7 @@ class TwoStageFamily(ImageFamily):
             pasting.check(masks.threshold(heads['roi_head'].test_cfg), options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
-        """Return key -> head of those that the config has, of proposals and of regions, without the rest.
-
-        Raises:
-            ConfigError: one cannot be built.
-        """
+        """Return key -> head of those that the config has, of proposals and of regions, without the rest."""
         test_cfg, result = parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
         return {
             key: parts.tested_head(cfg, key, test_cfg.get(part))
@@ -151,13 +140,11 @@ class TwoStageFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
-        found = dict(num_classes=self.num_classes(model))
-        roi_head = graphs.roi_head_of(model)
-        if self.proposes:
-            found['proposals'] = proposals.thresholds(model.rpn_head).to_json()
-        thresholds = proposals.thresholds(model.rpn_head) if roi_head is None else None
-        last = thresholds or boxes.thresholds(result_cfg(model))
-        return last.to_json() | found
+        first = proposals.thresholds(model.rpn_head) if self.proposes else None
+        alone = graphs.roi_head_of(model) is None
+        last = first if alone else boxes.thresholds(result_cfg(model))
+        found = dict(last.to_json(), num_classes=self.num_classes(model))
+        return dict(found, proposals=first.to_json()) if self.proposes else found
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""

@@ -3,13 +3,12 @@
 Glossary: B batch, H, W network input in pixels, n detections, L levels.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
@@ -34,12 +33,6 @@ from projects.mmdet_plugin.two_stage.proposals import (
     smallest_input,
 )
 from projects.mmdet_plugin.two_stage.regions import context_maps, context_names, part_of, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.contract.option import Options
-
 
 MASK_NAMES = ('masks', 'mask_scores')
 """Outputs of mask heads; the second where a head judges masks."""
@@ -93,7 +86,6 @@ class Network(nn.Module):
     """Backbone, neck and the head of proposals behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         self.names = (*feature_names(model), *proposal_names(model))
@@ -102,9 +94,7 @@ class Network(nn.Module):
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Return the maps that regions are pooled from, and the outputs of the head of proposals.
 
-        Args:
-            image: (B, 3, H, W) float32, normalised.
-            img_shape: (B, 2), see `FullForm`; where stages refine anchors.
+        Of images (B, 3, H, W); `img_shape` (B, 2), see `FullForm`, where stages refine anchors.
         """
         found = self.found(self.model.extract_feat(image), image, img_shape)
         return tuple(tap(name, tensor) for name, tensor in zip(self.names, found, strict=True))
@@ -137,16 +127,10 @@ class FullForm(nn.Module):
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, scale_factor: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Find proposals and look at their regions.
+        """Find proposals and look at their regions; return what `full_names` names.
 
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-            scale_factor: (B, 4) float32.
-            maps: what `Network` gives, and before it proposals (B, K, 4) where the model finds none.
-
-        Returns:
-            What `full_names` names.
+        `maps` are what `Network` gives, and before it proposals (B, K, 4) where the model finds none; for the
+        other inputs see `dense.forms.FullForm`.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:

@@ -5,19 +5,15 @@ the boxes: they reach beyond the image. Glossary: see `regions.py`; P points of 
 side of their maps.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.two_stage.regions import Pool, check_extractor, same_methods
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.two_stage.regions import Pool, check_extractor
 
 
 def grid_of(roi_head: nn.Module) -> nn.Module | None:
@@ -26,12 +22,10 @@ def grid_of(roi_head: nn.Module) -> nn.Module | None:
 
 
 def check_grid(roi_head: nn.Module) -> None:
-    """Refuse a grid that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class, the method, or the masks, which mmdet pools by boxes of another scale.
-    """
-    same_methods(type(grid_of(roi_head)), mask_heads.GridHead, ('get_bboxes', 'calc_sub_regions', 'forward'))
+    """Refuse (ConfigError) a grid that the graph does not repeat; with masks mmdet scales boxes otherwise."""
+    parts.same_methods(
+        type(grid_of(roi_head)), mask_heads.GridHead, ('get_bboxes', 'calc_sub_regions', 'forward')
+    )
     check_extractor(roi_head.grid_roi_extractor)
     if roi_head.with_mask:
         raise ConfigError('model.roi_head: GridRoIHead exports without a mask_head')
@@ -58,13 +52,10 @@ class Grid(nn.Module):
         labels: torch.Tensor,
         scale_factor: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor`.
+        """Return dets (B, n, 5) with the boxes that the points vote for, divided by `scale_factor` (B, 4).
 
-        Args:
-            maps: features of all levels.
-            dets: (B, n, 5) boxes in pixels of the network input, and scores.
-            labels: (B, n) int64, -1 where a row is padding.
-            scale_factor: (B, 4) float32 `w h w h`.
+        `dets` (B, n, 5) are boxes in pixels of the network input, and scores; labels are -1 where a
+        row is padding.
         """
         images = torch.arange(dets.shape[0], device=dets.device)[:, None].expand(-1, dets.shape[1])
         boxes = dets[..., :4].flatten(0, 1)

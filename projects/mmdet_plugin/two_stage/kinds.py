@@ -1,20 +1,14 @@
 """Which parts of two-stage detectors export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
 
-from __future__ import annotations
+from collections.abc import Mapping
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-from mmdet.models import roi_heads
+from mmdet.models import detectors, roi_heads
 from mmdet.models.builder import DETECTORS
-from mmdet.models.detectors import (
-    fast_rcnn,
-    panoptic_two_stage_segmentor,
-    rpn,
-    trident_faster_rcnn,
-    two_stage,
-)
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.two_stage import boxes, masks, points
 from projects.mmdet_plugin.two_stage.grid import check_grid, grid_of
 from projects.mmdet_plugin.two_stage.mask_logits import check_flow
@@ -23,27 +17,16 @@ from projects.mmdet_plugin.two_stage.regions import (
     check_extractor,
     context_names,
     part_of,
-    same_methods,
     stages_of,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-PANOPTIC = panoptic_two_stage_segmentor.TwoStagePanopticSegmentor
-KNOWN = (trident_faster_rcnn.TridentFasterRCNN, PANOPTIC, two_stage.TwoStageDetector, rpn.RPN)
+PANOPTIC = detectors.TwoStagePanopticSegmentor
+KNOWN = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
 """Detectors; one that is derived from another keeps `DETECTOR_METHODS`."""
 DETECTOR_METHODS = ('simple_test', 'extract_feat')
 ROI_METHODS = (
-    'simple_test',
-    'simple_test_bboxes',
-    '_bbox_forward',
-    'simple_test_mask',
-    '_mask_forward',
-    '_fuse_glbctx',
-    *points.METHODS,
+    *('simple_test', 'simple_test_bboxes', '_bbox_forward', 'simple_test_mask', '_mask_forward'),
+    *('_fuse_glbctx', *points.METHODS),
 )
 ROI_HEADS = (
     roi_heads.HybridTaskCascadeRoIHead,
@@ -73,34 +56,26 @@ def result_cfg(model: nn.Module) -> Any:
 
 
 def check_detector(model: Mapping[str, Any]) -> None:
-    """Refuse a detector whose test path is another; `model` is of the config.
-
-    Raises:
-        ConfigError: names the class and the method, or the part.
-    """
+    """Refuse (ConfigError) a detector, of the config's `model`, whose test path is another."""
     own = DETECTORS.get(model['type'])
     upstream = next(one for one in KNOWN if issubclass(own, one))
-    same_methods(own, upstream, DETECTOR_METHODS)
-    given = issubclass(own, fast_rcnn.FastRCNN)
-    for key in ([] if given else ['rpn_head']) + ([] if upstream is rpn.RPN else ['roi_head']):
+    parts.same_methods(own, upstream, DETECTOR_METHODS)
+    given = issubclass(own, detectors.FastRCNN)
+    for key in ([] if given else ['rpn_head']) + ([] if upstream is detectors.RPN else ['roi_head']):
         if not model.get(key):
             raise ConfigError(f'model.{key} is missing; {own.__name__} exports with one')
-    if upstream is trident_faster_rcnn.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
+    if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
         raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with one branch, 0 to 2')
 
 
 def check_roi_head(roi_head: nn.Module) -> None:
-    """Refuse a head of regions, or a part of it, that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the part.
-    """
+    """Refuse (ConfigError) a head of regions, or a part of it, that the graph does not repeat."""
     known = [one for one in ROI_HEADS if isinstance(roi_head, one)]
     if not known:
         raise ConfigError(
             f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
         )
-    same_methods(type(roi_head), known[0], ROI_METHODS)
+    parts.same_methods(type(roi_head), known[0], ROI_METHODS)
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))
         boxes.check_head(part_of(roi_head, 'bbox_head', stage))

@@ -4,10 +4,8 @@ Source: `roi_heads/{standard,cascade,htc,scnet,mask_scoring}_roi_head.py`. Gloss
 side of a mask.
 """
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from mmdet.models.utils import NormedConv2d
@@ -15,9 +13,6 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from projects.mmdet_plugin.two_stage.regions import Branch, Regions, stages_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 Seen = 'tuple[torch.Tensor, list[torch.Tensor]]'
 """Features of regions (R, ...), and logits (R, C or 1, m, m) of every stage."""
@@ -30,11 +25,7 @@ def heads_of(roi_head: nn.Module) -> list[nn.Module]:
 
 
 def check_flow(roi_head: nn.Module) -> None:
-    """Refuse heads that do not take the features of those before them where mmdet's cascade says so.
-
-    Raises:
-        ConfigError: `mask_info_flow` is off, by which mmdet's own `simple_test` does not run.
-    """
+    """Refuse (ConfigError) `mask_info_flow` that is off, by which mmdet's own `simple_test` does not run."""
     if not getattr(roi_head, 'mask_info_flow', True):
         raise ConfigError('model.roi_head.mask_info_flow=False: masks export with True')
 
@@ -43,7 +34,6 @@ class Stages(nn.Module):
     """Mask heads that look at regions of their own."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
-        """Keep extractors and heads."""
         super().__init__()
         stages = range(len(heads_of(roi_head)))
         self.branches = nn.ModuleList(Branch(roi_head, 'mask', stage, constant) for stage in stages)
@@ -51,9 +41,7 @@ class Stages(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> Seen:
         """Return the features of the last stage, and the logits of every stage.
 
-        Args:
-            maps: see `graphs.feature_names`.
-            boxes: (B, n, 4) pixels of the network input.
+        Of `graphs.feature_names` and boxes (B, n, 4), pixels of the network input.
         """
         seen = [branch.features(maps, boxes) for branch in self.branches]
         return seen[-1], [branch.head(one) for branch, one in zip(self.branches, seen, strict=True)]
@@ -63,7 +51,6 @@ class Flow(Regions):
     """Mask heads of HTC: all look at the regions of the last one, and each at what the one before it saw."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
-        """Keep the extractor of the last stage, and all heads."""
         super().__init__(roi_head, 'mask', len(heads_of(roi_head)) - 1, constant)
         self.heads = roi_head.mask_head
 
@@ -80,7 +67,6 @@ class Relayed(Regions):
     """The mask head of SCNet, which also looks at what the box head of the last stage sees in a region."""
 
     def __init__(self, roi_head: nn.Module, constant: bool = False) -> None:
-        """Keep the mask head, and the last box head."""
         super().__init__(roi_head, 'mask', 0, constant)
         self.head, self.relay = roi_head.mask_head, roi_head.feat_relay_head
         self.box = Branch(roi_head, 'bbox', stages_of(roi_head) - 1, constant)

@@ -4,9 +4,8 @@ Source: `roi_heads/{test_mixins,cascade_roi_head}.py`, `mask_heads/fcn_mask_head
 `regions.py`; n detections, m side of a mask.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet.models.roi_heads import mask_heads
@@ -14,43 +13,26 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import number
-from projects.mmdet_plugin.two_stage.mask_logits import (
-    heads_of,
-    judge_of,
-    logits_of,
-    own_class,
-    own_rows,
-)
+from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.two_stage.mask_logits import heads_of, judge_of, logits_of, own_class, own_rows
 from projects.mmdet_plugin.two_stage.points import Points, points_of, refined_side
 from projects.mmdet_plugin.two_stage.regions import part_of
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a mask head that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
+    """Refuse (ConfigError) a mask head that the graph does not repeat."""
     upstream = mask_heads.FCNMaskHead
     if not isinstance(head, upstream):
         raise ConfigError(
             f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'
         )
-    if type(head).get_seg_masks is not upstream.get_seg_masks:
-        raise ConfigError(
-            f'{type(head).__name__} has a get_seg_masks() of its own, which the graphs do not repeat; '
-            f'expected that of FCNMaskHead'
-        )
+    parts.same_methods(type(head), upstream, ('get_seg_masks',))
 
 
 def threshold(test_cfg: Mapping[str, Any]) -> float:
     """Return `mask_thr_binary`, which masks have to reach.
 
-    Raises:
-        ConfigError: it is missing, no number, or below 0, where mmdet gives soft masks for viewing.
+    ConfigError: it is missing, no number, or below 0, where mmdet gives soft masks for viewing.
     """
     value = number('rcnn.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
     if value < 0:
@@ -90,11 +72,8 @@ class Masks(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Return masks (B, n, m, m) in 0..1, and of scoring heads scores (B, n); zero where a row is padding.
 
-        Args:
-            maps: features of all levels.
-            dets: (B, n, 5) boxes that were divided by `scale_factor`, and scores.
-            labels: (B, n) int64, -1 where a row is padding.
-            scale_factor: (B, 4) float32 `w h w h`.
+        `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), and scores; labels are -1 where
+        a row is padding.
         """
         boxes, rows = dets[..., :4] * scale_factor[:, None], labels.flatten()
         features, own = self._own(maps, boxes, rows)

@@ -7,19 +7,20 @@ Glossary: B batch, n detections, m side of a mask in the frame of the box, S cla
 input in pixels, H4, W4 a quarter of it, h, w size of the map.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmdet.models.builder import HEADS
 from mmdet.models.seg_heads import HeuristicFusionHead, PanopticFPNHead
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
@@ -32,12 +33,6 @@ from projects.mmdet_plugin.two_stage.kinds import result_cfg
 from projects.mmdet_plugin.two_stage.masks import side_of, threshold
 from projects.mmdet_plugin.two_stage.pasting import Paste
 from projects.mmdet_plugin.two_stage.proposals import smallest_input
-from projects.mmdet_plugin.two_stage.regions import same_methods
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.contract.option import Options
 
 RATIO, MULTIPLE = 4, 32
 """Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
@@ -49,11 +44,7 @@ TIE_SCORE = 1e-6
 
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
-    """Refuse heads that the graph does not repeat, or of other classes each.
-
-    Raises:
-        ConfigError: names the part, the method or the setting.
-    """
+    """Refuse (ConfigError) heads that the graph does not repeat, or of other classes each."""
     for key, upstream, methods in (
         ('semantic_head', PanopticFPNHead, ('forward', 'simple_test')),
         ('panoptic_fusion_head', HeuristicFusionHead, ('simple_test', '_lay_masks')),
@@ -62,7 +53,7 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
         if own is None or not issubclass(own, upstream):
             found = (cfg.model.get(key) or {}).get('type')
             raise ConfigError(f'model.{key}.type={found}: expected {upstream.__name__}')
-        same_methods(own, upstream, methods)
+        parts.same_methods(own, upstream, methods)
     fusion, things = cfg.model.panoptic_fusion_head, int(roi_head.bbox_head.num_classes)
     stuff = cfg.model.semantic_head.get('num_stuff_classes', 53)
     got = fusion.get('num_things_classes', 80), fusion.get('num_stuff_classes', 53)
@@ -92,7 +83,6 @@ class PanopticNetwork(graphs.Network):
     """Backbone, neck, the head of proposals and the head of stuff behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """See `Network`."""
         super().__init__(model)
         self.names = (*self.names, SEMANTIC)
 
@@ -107,7 +97,6 @@ class MapFullForm(nn.Module):
     """What the `full` form adds to regions and stuff: both at the size of the original, fused into a map."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Read the settings of mmdet's fusion head."""
         super().__init__()
         facts = facts_of(model)
         self.paste, self.fusion = Paste(facts['mask_thr']), InstanceFusion(facts)
@@ -122,19 +111,10 @@ class MapFullForm(nn.Module):
         box_masks: torch.Tensor,
         semantic: torch.Tensor,
     ) -> tuple[torch.Tensor]:
-        """Post-process.
+        """Return the map (B, h, w) int32 of images of size `ori_shape` (2,).
 
-        Args:
-            img_shape: (B, 2) float32 height and width before padding; 0 means the input size.
-            scale_factor: (B, 4) float32.
-            ori_shape: (2,) int64 height and width of the map.
-            dets: (B, n, 5) boxes that were divided by `scale_factor`, and scores.
-            labels: (B, n) int64, -1 where a row is padding.
-            box_masks: (B, n, m, m) in 0..1.
-            semantic: (B, S + 1, H4, W4) logits.
-
-        Returns:
-            The map (B, h, w) int32.
+        Of boxes that were divided by `scale_factor`, and scores, (B, n, 5), labels (B, n) int64, -1 where a
+        row is padding, masks (B, n, m, m) in 0..1, and logits `semantic` (B, S + 1, H4, W4).
         """
         (masks,) = self.paste(dets, scale_factor, ori_shape[None], box_masks)
         rows, columns = resizing_of(semantic, img_shape, ori_shape, RATIO)
@@ -174,10 +154,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     network, regions = PanopticNetwork(own), graphs.FullForm(own)
     looks = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
     outputs = ('dets', 'labels', 'masks')
-    found = [
-        Stage('network', network, ('input',), network.names),
-        Stage('regions', regions, looks, outputs),
-    ]
+    found = [Stage('network', network, ('input',), network.names), Stage('regions', regions, looks, outputs)]
     if options.form == 'raw':
         return found
     outputs = ('dets', 'labels', 'box_masks')
@@ -195,15 +172,9 @@ def other_order(scores: torch.Tensor) -> torch.Tensor:
 
 def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
     """Yield the order of instances whose scores are a tie, decided otherwise; see `ImageFamily`."""
-    yield _laid_otherwise(model.panoptic_fusion_head)
+    own = model.panoptic_fusion_head.simple_test
 
-
-@contextlib.contextmanager
-def _laid_otherwise(fusion: nn.Module) -> Iterator[None]:
-    """Inside the block mmdet's fusion head lays instances in `other_order`."""
-    own = fusion.simple_test
-
-    def fuse(
+    def laid_otherwise(
         dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, *rest: torch.Tensor
     ) -> torch.Tensor:
         order = other_order(dets[:, 4])
@@ -211,8 +182,4 @@ def _laid_otherwise(fusion: nn.Module) -> Iterator[None]:
         dets[:, 4] = torch.linspace(1, 0.5, len(dets)).to(dets)  # mmdet sorts them again
         return own(dets, labels[order], masks[order], *rest)
 
-    fusion.simple_test = fuse
-    try:
-        yield
-    finally:
-        del fusion.simple_test
+    yield replaced_entry(vars(model.panoptic_fusion_head), 'simple_test', laid_otherwise)

@@ -10,11 +10,11 @@ their side, s pixels along an axis, h, w size of the result.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
@@ -23,16 +23,9 @@ from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
 from projects.mmdet_plugin.two_stage.masks import side_of
 
-if TYPE_CHECKING:
-    from mmdeploy_ext.contract.option import Options
-
 
 def check(threshold: float, options: Options) -> None:
-    """Refuse pasting in the graph where it has no constant shape, or where every pixel would be one.
-
-    Raises:
-        UsageError: names the option and the reason.
-    """
+    """Refuse (UsageError) pasting in a graph of constant shapes, or where every pixel would be one."""
     if not options.get('paste_masks'):
         return
     if options.get('max_candidates'):
@@ -200,24 +193,16 @@ class Paste(nn.Module):
     """From masks in the frame of boxes to masks of images."""
 
     def __init__(self, threshold: float) -> None:
-        """Keep the threshold that pixels have to reach."""
         super().__init__()
         self.threshold = threshold
 
     def forward(
-        self,
-        dets: torch.Tensor,
-        scale_factor: torch.Tensor,
-        ori_shape: torch.Tensor,
-        box_masks: torch.Tensor,
+        self, dets: torch.Tensor, scale_factor: torch.Tensor, ori_shape: torch.Tensor, box_masks: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return masks (B, n, h, w) bool; h, w are the largest of the batch.
+        """Return masks (B, n, h, w) bool; h, w are the largest of `ori_shape` (B, 2) height and width.
 
-        Args:
-            dets: (B, n, 5) boxes that were divided by `scale_factor`, and scores.
-            scale_factor: (B, 4) float32.
-            ori_shape: (B, 2) int64 height and width of each image.
-            box_masks: (B, n, m, m) in 0..1, in the frame of the box; zero where a row is padding.
+        `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), and scores; `box_masks`
+        (B, n, m, m) in 0..1 are in the frame of the box, zero where a row is padding.
         """
         scale = scale_factor[:, None]
         boxes = dets[..., :4] * scale / scale  # as mmdet does, which rounds

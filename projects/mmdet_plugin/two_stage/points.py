@@ -5,9 +5,7 @@ point, `sampling.py`. mmdet refines the masks of all classes, of which one is us
 Glossary: see `regions.py`; P points of a region, m side of a mask.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,9 +13,6 @@ from torch.nn import functional
 
 from projects.mmdet_plugin.two_stage.mask_logits import own_rows
 from projects.mmdet_plugin.two_stage.sampling import sampled
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 METHODS = ('_mask_point_forward_test', '_get_fine_grained_point_feats')
 """Methods of upstream that the graph repeats."""
@@ -38,7 +33,6 @@ class Points(nn.Module):
     """The steps of PointRend."""
 
     def __init__(self, roi_head: nn.Module) -> None:
-        """Keep the head, and how often masks are enlarged."""
         super().__init__()
         self.head, config = points_of(roi_head), roi_head.test_cfg
         self.scales = [1.0 / stride for stride in roi_head.mask_roi_extractor.featmap_strides]
@@ -53,14 +47,10 @@ class Points(nn.Module):
         own: torch.Tensor,
         labels: torch.Tensor,
     ) -> torch.Tensor:
-        """Return refined logits (R, 1, m, m).
+        """Return refined logits (R, 1, m, m) of boxes (B, n, 4), pixels of the network input.
 
-        Args:
-            maps: features of all levels.
-            boxes: (B, n, 4) pixels of the network input.
-            coarse: (R, C, h, h) logits of the mask head.
-            own: (R, 1, h, h) of each region's own class.
-            labels: (R,) int64.
+        `coarse` (R, C, h, h) are logits of the mask head, `own` (R, 1, h, h) those of each region's own
+        class.
         """
         boxes, side = boxes.flatten(0, 1), int(own.shape[-1])
         for step in range(self.steps):

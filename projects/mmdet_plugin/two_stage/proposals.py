@@ -4,16 +4,15 @@ Source: `dense_heads/{rpn_head,ga_rpn_head,cascade_rpn_head}.py`. Glossary: B ba
 proposals kept per image at most.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from mmdet.models import dense_heads as heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import nms_config, number, positive
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
 from mmdeploy_ext.runtime.dense.coders import boxes_of, scores_of
@@ -22,37 +21,23 @@ from projects.mmdet_plugin.dense.forms import rows_of, same_priors
 from projects.mmdet_plugin.dense.own import OWN
 from projects.mmdet_plugin.dense.plain import chosen_coder, clips, plain_head
 from projects.mmdet_plugin.two_stage import staged
-from projects.mmdet_plugin.two_stage.regions import same_methods
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
 METHODS = (
-    'simple_test_rpn',
-    'get_bboxes',
-    '_get_bboxes_single',
-    '_bbox_post_process',
-    'get_anchors',
-    '_get_guided_anchors_single',
+    *('simple_test_rpn', 'get_bboxes', '_get_bboxes_single', '_bbox_post_process'),
+    *('get_anchors', '_get_guided_anchors_single'),
 )
 """Methods of upstream that the graph repeats."""
 GUIDED = OWN['GuidedAnchorHead']
 
 
 def check_head(head: nn.Module) -> None:
-    """Refuse a head of proposals that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class, or the method.
-    """
+    """Refuse (ConfigError) a head of proposals that the graph does not repeat."""
     upstream = next((one for one in HEADS if isinstance(head, one)), None)
     if upstream is None:
         known = ', '.join(one.__name__ for one in HEADS)
         raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {known}')
-    same_methods(type(head), upstream, METHODS)
+    parts.same_methods(type(head), upstream, METHODS)
     if is_staged(head):
         staged.check_stages(head)
     thresholds(head)
@@ -132,11 +117,8 @@ def outputs_of(
 def needed(count: torch.Tensor, labels: torch.Tensor, cap: int, most: int) -> torch.Tensor:
     """Return how many of `count` (B,) candidates a suppression had to look at, of the best `cap`.
 
-    Args:
-        count: (B,) int64.
-        labels: (B, n) of its results; -1 where a row is padding.
-        cap: that it looked at.
-        most: results at most; a list of so many lacks none. None is full where that is more than the cap.
+    Its `labels` (B, n) are -1 where a row is padding; a list of `most` results lacks none, and none is full
+    where that is more than the cap.
     """
     if not 0 < most <= cap:
         return count
@@ -149,10 +131,7 @@ class Proposals(nn.Module):
     def __init__(self, head: nn.Module, trimmed: bool = False, cap: int = 0) -> None:
         """Keep what makes the anchors, and the settings; none of the head's layers is used.
 
-        Args:
-            head: of mmdet.
-            trimmed: rows that no image of the batch has are cut off.
-            cap: see `Suppression`.
+        `trimmed` cuts off rows that no image of the batch has; for `cap` see `Suppression`.
         """
         super().__init__()
         self.trimmed, self.cap = trimmed, cap
@@ -161,11 +140,10 @@ class Proposals(nn.Module):
         self.kinds = output_kinds(head)
 
     def forward(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Choose proposals.
+        """Choose proposals, of the kinds of `output_kinds` in turn, every level of each.
 
         Args:
-            maps: class logits of every level (B, a, h, w), then deltas of every level (B, a*4, h, w), then
-                what else `output_kinds` has.
+            maps: class logits (B, a, h, w), deltas (B, a*4, h, w), and what else there is.
             clip_hw: (B, 2) float32 height and width that boxes are clipped to.
 
         Returns:

@@ -1,30 +1,26 @@
 """Two-stage detectors as mmdet runs them, unpatched: what a proof compares the graphs with."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
 from mmdeploy_ext.runtime.panoptic import Segments
+from projects.mmdet_plugin.dense.reference import batch_of
+from projects.mmdet_plugin.dense.reference import metas_of as images_metas
 from projects.mmdet_plugin.two_stage.boxes import output_names
 from projects.mmdet_plugin.two_stage.graphs import feature_names, proposal_names
 from projects.mmdet_plugin.two_stage.regions import flat, part_of
-from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of
+from projects.mmdet_plugin.two_stage.samples import pasted_size, proposals_of, stacked
 from projects.mmdet_plugin.two_stage.split import PROPOSALS, REGIONS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import nn
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-
 
 Given = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
 """Maps of all levels that regions are pooled from, and proposals (K, 4) of every image."""
@@ -49,9 +45,8 @@ def inner_inputs(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str) -
         maps = maps_of(model, feeds)
         every = model.rpn_head.simple_test_rpn(maps, metas_of(feeds))
     found = {name: one.cpu().numpy() for name, one in zip(feature_names(model), maps, strict=False)}
-    most, rows = max(1, *map(len, every)), [one[:, :4].cpu().numpy() for one in every]
-    padded = [np.pad(one, ((0, most - len(one)), (0, 0))) for one in rows]
-    return dict(found, proposals=np.stack(padded), img_shape=sizes_of(feeds).astype(np.float32))
+    proposals = stacked([one[:, :4].cpu().numpy() for one in every])
+    return dict(found, proposals=proposals, img_shape=sizes_of(feeds).astype(np.float32))
 
 
 def choose_as(
@@ -73,22 +68,16 @@ def choose_as(
 def _region_tensors(
     model: nn.Module, feeds: Mapping[str, np.ndarray], later: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return what mmdet's heads look at and give, stage by stage, of the proposals in the feeds.
+    """Return what mmdet's heads look at and give, stage by stage, of the proposals in `inner_inputs`.
 
-    Args:
-        model: of mmdet, unpatched; its `_bbox_forward` is watched.
-        feeds: with those of `inner_inputs`.
-        later: see `_Watcher`.
+    The unpatched model's `_bbox_forward` is watched; for `later` see `_Watcher`.
     """
     maps, _ = outputs_of_first(model, feeds)
     every = [torch.from_numpy(one).to(maps[0]) for one in feeds['proposals']]
     watcher = _Watcher(model.roi_head, later)
-    with torch.no_grad(), boxes_alone(model.roi_head):
-        model.roi_head._bbox_forward = watcher
-        try:
-            model.roi_head.simple_test(maps, every, metas_of(feeds), rescale=True)
-        finally:
-            del model.roi_head._bbox_forward
+    watched = replaced_entry(vars(model.roi_head), '_bbox_forward', watcher)
+    with torch.no_grad(), boxes_alone(model.roi_head), watched:
+        model.roi_head.simple_test(maps, every, metas_of(feeds), rescale=True)
     batch, rows = feeds['proposals'].shape[:2]
     return {
         name: one.reshape(batch, rows, *(one.shape[1:] if one.dim() == 4 else (-1,))).cpu().numpy()
@@ -97,11 +86,7 @@ def _region_tensors(
 
 
 class _Watcher:
-    """A `_bbox_forward` of mmdet that keeps what it is given and gives.
-
-    Attributes:
-        found: name -> tensor, a row per region.
-    """
+    """A `_bbox_forward` of mmdet that keeps what it is given and gives: `found`, a row per region."""
 
     def __init__(self, roi_head: nn.Module, later: Mapping[str, np.ndarray]) -> None:
         """Keep the head; `later` are regions of later stages, given to it in place of its own."""
@@ -109,7 +94,6 @@ class _Watcher:
         self.found: dict[str, torch.Tensor] = {}
 
     def __call__(self, *args: Any, **more: Any) -> dict[str, Any]:
-        """Run one stage."""
         *stage, maps, rois = args
         place = stage[0] if stage else 0
         if place:
@@ -117,11 +101,10 @@ class _Watcher:
             given = torch.from_numpy(self.later.get(f'regions_{place}', own.cpu().numpy()))
             rois = torch.cat([rois[:, :1], given.reshape(-1, 4).to(rois)], dim=1)
         head = part_of(self.roi_head, 'bbox_head', place)
-        hook = head.register_forward_pre_hook(
+        with head.register_forward_pre_hook(
             lambda _, features: self.found.update({f'region_features_{place}': features[0]})
-        )
-        result = self.forward(*stage, maps, rois, **more)
-        hook.remove()
+        ):
+            result = self.forward(*stage, maps, rois, **more)
         outputs = flat((result['cls_score'], result['bbox_pred']))
         self.found.update(zip([f'{name}_{place}' for name in output_names(head)], outputs, strict=True))
         return result
@@ -140,17 +123,12 @@ def detections(
 ) -> list[Detections]:
     """Return the results of mmdet's `simple_test`, or of that of its head of regions alone.
 
-    Args:
-        model: of mmdet.
-        images: of one size.
-        rescale: whether boxes are in pixels of the originals.
-        given: what regions are pooled from, and proposals, in place of the model's own.
+    Boxes are in pixels of the originals with `rescale`. `given` is what regions are pooled from, and
+    proposals, in place of the model's own.
     """
     metas = metas_of_images(images, rescale)
     with torch.no_grad():
-        batch = torch.from_numpy(np.stack([image.tensor for image in images])).contiguous()  # see `roi_align`
-        batch = batch.to(next(model.parameters()).device)
-        own = {}
+        batch, own = batch_of(model, images).contiguous(), {}  # see `roi_align`
         if getattr(model, 'rpn_head', None) is None:
             own['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
         if given is None:
@@ -158,28 +136,17 @@ def detections(
         else:
             results = model.roi_head.simple_test(*given, metas, rescale=rescale)
     roi_head = getattr(model, 'roi_head', None)
-    if roi_head is None:
-        return [boxes_of_classes([one]) for one in results]
-    if not roi_head.with_mask:
-        return [boxes_of_classes(one) for one in results]
-    return [
-        instances_of_classes(*one, pasted_size(image, rescale))
-        for one, image in zip(results, images, strict=True)
-    ]
+    if roi_head is not None and roi_head.with_mask:
+        sizes = [pasted_size(image, rescale) for image in images]
+        return [instances_of_classes(*one, size) for one, size in zip(results, sizes, strict=True)]
+    return [boxes_of_classes([one] if roi_head is None else one) for one in results]
 
 
 def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
     """Return what mmdet wants to know about every image; see `detections`."""
-    return [
-        dict(
-            img_shape=(*image.img_shape, 3),
-            scale_factor=image.scale_factor,
-            ori_shape=(*(pasted_size(image, True) if rescale else image.ori_shape), 3),
-            pad_shape=(*image.tensor.shape[1:], 3),
-            flip=False,
-        )
-        for image in images
-    ]
+    sizes = [pasted_size(image, True) if rescale else image.ori_shape for image in images]
+    every = zip(images_metas(images), sizes, strict=True)
+    return [meta | dict(ori_shape=(*size, 3), flip=False) for meta, size in every]
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
@@ -191,15 +158,10 @@ def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Te
 def metas_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return what mmdet wants to know about every image, by what a graph is fed."""
     batch, _, *size = feeds['input'].shape
-    shapes, scales = sizes_of(feeds), feeds.get('scale_factor', np.ones((batch, 4), np.float32))
+    shapes = [(*map(int, shape), 3) for shape in sizes_of(feeds)]
+    scales = feeds.get('scale_factor', np.ones((batch, 4), np.float32))
     return [
-        dict(
-            img_shape=(*map(int, shape), 3),
-            ori_shape=(*map(int, shape), 3),
-            scale_factor=scale,
-            pad_shape=(*size, 3),
-            flip=False,
-        )
+        dict(img_shape=shape, ori_shape=shape, scale_factor=scale, pad_shape=(*size, 3), flip=False)
         for shape, scale in zip(shapes, scales, strict=True)
     ]
 
@@ -229,9 +191,9 @@ def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -
     """
     classes, found = int(model.panoptic_fusion_head.num_classes), []
     for image in images:
-        batch = torch.from_numpy(image.tensor[None]).contiguous().to(next(model.parameters()).device)
+        batch, metas = batch_of(model, [image]).contiguous(), metas_of_images([image], True)
         with torch.no_grad():
-            (result,) = model.simple_test(batch, metas_of_images([image], True), rescale=True)
+            (result,) = model.simple_test(batch, metas, rescale=True)
         found.append(Segments.of_map(result['pan_results'], classes))
     return found
 

@@ -4,10 +4,9 @@ Glossary: B batch, K regions of an image, R = B * K, C classes, L levels, G boxe
 the regression does not know classes).
 """
 
-from __future__ import annotations
-
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,40 +16,19 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from projects.mmdet_plugin.two_stage import deformable, sampling
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+from projects.mmdet_plugin.two_stage import sampling
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 
 
-def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
-    """Refuse a class with methods of its own where the graphs repeat those of `upstream`.
-
-    Raises:
-        ConfigError: names the method.
-    """
-    for name in methods:
-        if getattr(own, name, None) is not getattr(upstream, name, None):
-            raise ConfigError(
-                f'{own.__name__} has a {name}() of its own, which the graphs do not repeat; expected that of '
-                f'{upstream.__name__}'
-            )
-
-
 def check_extractor(extractor: nn.Module) -> None:
-    """Refuse what the graph does not compute as mmdet does.
-
-    Raises:
-        ConfigError: names the class or the setting.
-    """
+    """Refuse (ConfigError) what the graph does not compute as mmdet does."""
     if type(extractor) not in EXTRACTORS:
         known = ', '.join(one.__name__ for one in EXTRACTORS)
         raise ConfigError(f'{type(extractor).__name__}: no extractor of regions that is exported ({known})')
     by_points = isinstance(extractor, extractors.GenericRoIExtractor)
     for layer in extractor.roi_layers:
-        moved = not by_points and isinstance(layer, deformable.LAYERS)
+        moved = not by_points and isinstance(layer, sampling.MOVING)
         if not moved and not (by_points and isinstance(layer, SimpleRoIAlign)):
             check_layer(layer)
 
@@ -96,7 +74,7 @@ class Pool(nn.Module):
         levels = self.levels(boxes)
         boxes = boxes if grown is None else _grown(boxes, grown)
         for level, (layer, one) in enumerate(pairs):
-            pool = deformable.pool_moved if isinstance(layer, deformable.LAYERS) else pool_level
+            pool = sampling.pool_moved if isinstance(layer, sampling.MOVING) else pool_level
             pooled = pool(pooled, one, boxes, images, levels, level, layer, self.constant)
         return pooled
 
@@ -146,7 +124,6 @@ class Added(nn.Module):
     """
 
     def __init__(self, roi_head: nn.Module, kind: str, constant: bool = False) -> None:
-        """Keep the extractor of the semantic map where regions of this kind have one; see `Regions`."""
         super().__init__()
         self.names = context_names(roi_head)
         fused = 'semantic' in self.names and kind in getattr(roi_head, 'semantic_fusion', (kind,))
@@ -154,20 +131,9 @@ class Added(nn.Module):
         self.cells = _cells(roi_head, kind) if fused else (1, 1)
 
     def forward(
-        self,
-        pooled: torch.Tensor,
-        maps: Sequence[torch.Tensor],
-        boxes: torch.Tensor,
-        images: torch.Tensor,
+        self, pooled: torch.Tensor, maps: Sequence[torch.Tensor], boxes: torch.Tensor, images: torch.Tensor
     ) -> torch.Tensor:
-        """Return the sum (R, C, h, w).
-
-        Args:
-            pooled: (R, C, h, w) features of regions.
-            maps: of all levels, then those of the whole image.
-            boxes: (R, 4) xyxy, pixels of the network input.
-            images: (R,) int64 index into the batch.
-        """
+        """Return the sum (R, C, h, w); `maps` are of all levels, then those of `context_names`."""
         given = dict(zip(self.names, maps[len(maps) - len(self.names) :], strict=True))
         if self.pool is not None:
             semantic = self.pool([given['semantic']], boxes, images)
@@ -181,8 +147,7 @@ class Added(nn.Module):
 def _cells(roi_head: nn.Module, kind: str) -> tuple[int, int]:
     """Return how many cells of the pooled semantic map are one cell of a region, in y and in x.
 
-    Raises:
-        ConfigError: it is no whole number, where mmdet averages over windows of several sizes.
+    ConfigError: it is no whole number, where mmdet averages over windows of several sizes.
     """
     own = part_of(roi_head, f'{kind}_roi_extractor', 0).roi_layers[0].output_size
     semantic = roi_head.semantic_roi_extractor.roi_layers[0].output_size
@@ -241,7 +206,6 @@ class Branch(Regions):
     """Regions of a batch and the head that looks at them."""
 
     def __init__(self, roi_head: nn.Module, kind: str, stage: int, constant: bool = False) -> None:
-        """See `Regions`."""
         super().__init__(roi_head, kind, stage, constant)
         self.head = part_of(roi_head, f'{kind}_head', stage)
         self.grown = getattr(roi_head, 'reg_roi_scale_factor', None) if kind == 'bbox' else None

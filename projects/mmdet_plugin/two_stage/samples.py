@@ -1,19 +1,12 @@
 """Prepared pictures as inputs of two-stage graphs, and what pasting needs beside them."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from projects.mmdet_plugin.dense.samples import feeds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
-
+from projects.mmdet_plugin.solo.samples import grouped, one_size
 
 WINDOWS = (1, 2, 4, 8)
 """Windows of the sides of an image over these stand for proposals where none are given."""
@@ -35,11 +28,14 @@ def proposals_of(image: PreparedImage) -> np.ndarray:
 
 
 def feeds_with_proposals(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-    """Return the inputs of a batch, and `proposals` (B, K, 4): rows that an image does not have are zero."""
-    every = [proposals_of(image) for image in images]
+    """Return the inputs of a batch, and its `proposals`."""
+    return dict(feeds(images, rescale), proposals=stacked([proposals_of(image) for image in images]))
+
+
+def stacked(every: Sequence[np.ndarray]) -> np.ndarray:
+    """Return boxes (K, 4) of each image as (B, K, 4): rows that an image does not have are zero."""
     most = max(1, *map(len, every))
-    padded = [np.pad(one, ((0, most - len(one)), (0, 0))) for one in every]
-    return dict(feeds(images, rescale), proposals=np.stack(padded))
+    return np.stack([np.pad(one, ((0, most - len(one)), (0, 0))) for one in every])
 
 
 def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
@@ -56,25 +52,15 @@ def pasted_size(image: PreparedImage, rescale: bool) -> tuple[int, int]:
 
 def batches_of_one_size(images: Sequence[PreparedImage]) -> list[list[int]]:
     """Return which images one run may take together: maps of one batch have one size."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(pasted_size(image, True), []).append(index)
-    return list(groups.values())
+    return grouped([pasted_size(image, True) for image in images])
 
 
 def feeds_with_size(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
     """Return the inputs of a batch, and `ori_shape` (2,) int64; maps are of the original size in any case.
 
-    Raises:
-        ShapeError: the images have several.
+    ShapeError: the images have several.
     """
-    sizes = {pasted_size(image, True) for image in images}
-    if len(sizes) > 1:
-        raise ShapeError(
-            f'ori_shape: the images of a batch have the original sizes {sorted(sizes)}; maps of one batch '
-            f'have one size: run them one by one (samples_per_gpu=1)'
-        )
-    return dict(feeds(images, True), ori_shape=np.asarray(sizes.pop(), np.int64))
+    return dict(feeds(images, True), ori_shape=one_size([pasted_size(one, True) for one in images], 'maps'))
 
 
 def feeds_with_sizes(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:

@@ -6,15 +6,15 @@ PyTorch's own proposals, the features of regions and the outputs of its heads. G
 n detections, H, W network input in pixels.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -24,11 +24,6 @@ from projects.mmdet_plugin.two_stage import graphs
 from projects.mmdet_plugin.two_stage.grid import grid_of
 from projects.mmdet_plugin.two_stage.proposals import Proposals, is_guided, is_staged, smallest_side
 from projects.mmdet_plugin.two_stage.regions import context_names
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.contract.option import Options
 
 PROPOSALS, REGIONS = FORMS = ('proposals', 'regions')
 """The two graphs."""
@@ -49,15 +44,9 @@ SEED = 0
 
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
-    """Refuse the form of two graphs for a detector that is one of them.
+    """Refuse two graphs of a detector that is one of them, and half precision of the second graph.
 
-    Args:
-        heads: `rpn_head` and `roi_head` of a detector, those that it has.
-        options: of the export.
-
-    Raises:
-        UsageError: the form, or half precision of the second graph.
-        ConfigError: proposals without an area, which the second graph would take for none.
+    ConfigError: proposals without an area, which the second graph would take for none.
     """
     if options.form not in FORMS:
         return
@@ -90,20 +79,13 @@ class ProposalsForm(nn.Module):
     """What the first graph adds to the network."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the settings of the head of proposals."""
         super().__init__()
         self.proposals = Proposals(model.rpn_head)
 
     def forward(
         self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
-        """Return proposals (B, K, 4); rows that an image does not have are zero.
-
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-            maps: outputs of the head of proposals.
-        """
+        """Return proposals (B, K, 4) of the head's outputs; rows that an image does not have are zero."""
         dets, *_ = self.proposals(maps, graphs.clip_size(image, img_shape))
         return (tap('proposals', dets[..., :4]),)
 
@@ -118,16 +100,10 @@ class RegionsForm(graphs.FullForm):
         proposals: torch.Tensor,
         *features: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Look at regions.
+        """Return what `full` gives, and what `inner_names` names, a row per region.
 
-        Args:
-            img_shape: (B, 2) float32 h, w that boxes are clipped to.
-            scale_factor: (B, 4) float32.
-            proposals: (B, K, 4); without an area: none.
-            features: of all levels.
-
-        Returns:
-            What `full` gives, and what `inner_names` names, a row per region.
+        Boxes are clipped to `img_shape` (B, 2) h, w; `proposals` (B, K, 4) without an area are none;
+        `features` are of all levels.
         """
         results, inner = self.look(features, proposals, img_shape, scale_factor)
         return *results, *inner.values()
@@ -156,8 +132,7 @@ PROBED = 3
 def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all tensors between the graphs, and of what the heads give, of one image.
 
-    Raises:
-        UsageError: the model does not take images of that size.
+    UsageError: the model does not take images of that size.
     """
     known = _SHAPES.setdefault(model, {})
     size = options.height, options.width

@@ -3,37 +3,28 @@
 Glossary: B batch, A anchors of a level, one per cell.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.models import dense_heads as heads
+from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppress import clip_to
 from mmdeploy_ext.runtime.dense.coders import CODERS
+from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.forms import rows_of
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips
-from projects.mmdet_plugin.two_stage.regions import same_methods
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
 
 METHODS = ('forward', 'forward_single', 'anchor_offset', 'refine_bboxes', 'get_bboxes', '_get_bboxes_single')
 """Methods of the stages of upstream that the graph repeats."""
 
 
 def check_stages(head: nn.Module) -> None:
-    """Refuse stages that the graph does not repeat.
-
-    Raises:
-        ConfigError: names the class and the method, or the number of anchors.
-    """
+    """Refuse (ConfigError) stages that the graph does not repeat."""
     for stage in head.stages:
-        same_methods(type(stage), heads.StageCascadeRPNHead, METHODS)
+        parts.same_methods(type(stage), heads.StageCascadeRPNHead, METHODS)
         if any(count != 1 for count in stage.prior_generator.num_base_priors):
             raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
     if not head.stages[-1].with_cls:
@@ -45,11 +36,7 @@ def outputs_of(
 ) -> tuple[Sequence[torch.Tensor], ...]:
     """Return class logits (B, 1, h, w), deltas (B, 4, h, w) and anchors (B, A, 4) of the last stage.
 
-    Args:
-        head: of mmdet.
-        maps: features of every level.
-        clip_hw: (B, 2) float32 height and width that refined anchors are clipped to.
-        priors: what makes the anchors of the first stage.
+    `priors` makes the anchors of the first stage; refined ones are clipped to `clip_hw` (B, 2) height, width.
     """
     batch = maps[0].shape[0]
     anchors = [
@@ -80,10 +67,7 @@ def _refined(
 def offsets_of(anchors: torch.Tensor, level: torch.Tensor, stride: float) -> torch.Tensor:
     """Return where a kernel of 3 x 3 samples the regions of anchors: (B, A, 18), y before x, in cells.
 
-    Args:
-        anchors: (B, A, 4) xyxy, pixels.
-        level: (B, C, h, w) features; A is h * w.
-        stride: of the level, pixels.
+    `anchors` (B, A, 4) are xyxy and `stride` is in pixels; A is h * w of `level` (B, C, h, w).
     """
     place = (anchors[..., :2] + anchors[..., 2:]) * 0.5 / stride
     rows, columns = (torch.arange(side, device=anchors.device).to(anchors) for side in level.shape[-2:])

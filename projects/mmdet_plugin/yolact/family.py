@@ -1,28 +1,21 @@
 """The family of YOLACT: what it claims and refuses, and what the other modules give."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS
+from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.plain import chosen_coder
-from projects.mmdet_plugin.two_stage.regions import same_methods
 from projects.mmdet_plugin.yolact import graphs, reference, samples
 from projects.mmdet_plugin.yolact.postprocess import MASK_THR, thresholds
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import nn
-
-    from mmdeploy_ext.contract.option import Options
 
 HEADS = dict(bbox_head=dense_heads.YOLACTHead, mask_head=dense_heads.YOLACTProtonet)
 METHODS = ('simple_test', 'get_bboxes', '_get_bboxes_single', 'forward', 'crop', 'get_seg_masks')
@@ -39,7 +32,6 @@ class YolactFamily(ImageFamily):
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds, batches = staticmethod(samples.feeds), staticmethod(samples.batches)
-    reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.instances)
 
     def claims(self, cfg: Any) -> Claim:
@@ -50,13 +42,13 @@ class YolactFamily(ImageFamily):
         """See `ImageFamily.check`: parts, thresholds, sizes."""
         test_cfg = parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
-            same_methods(DETECTORS.get(cfg.model.type), detectors.YOLACT, METHODS)
+            parts.same_methods(DETECTORS.get(cfg.model.type), detectors.YOLACT, METHODS)
             for key, upstream in HEADS.items():
                 own = dict(train_cfg=None, test_cfg=test_cfg) if key == 'bbox_head' else {}
                 head = parts.built_head(dict(cfg.model.get(key) or {}, **own), f'model.{key}')
                 if not isinstance(head, upstream):
                     raise ConfigError(f'model.{key}.type={type(head).__name__}: expected {upstream.__name__}')
-                same_methods(type(head), upstream, METHODS)
+                parts.same_methods(type(head), upstream, METHODS)
                 if key == 'bbox_head':
                     chosen_coder(head)
                     _check_limit(head, thresholds(test_cfg))
@@ -69,15 +61,9 @@ class YolactFamily(ImageFamily):
 
 
 def _check_limit(head: nn.Module, config: Mapping[str, float]) -> None:
-    """Refuse more results than the smallest input, of one cell a level, can have.
-
-    Raises:
-        ConfigError: says both numbers.
-    """
+    """Refuse (ConfigError) more results than the smallest input, of one cell a level, can have."""
     of_class = min(int(config['top_k']), sum(head.prior_generator.num_base_priors))
-    most, there = config['max_per_img'], int(head.num_classes) * of_class
-    if most > there:
-        raise ConfigError(f'model.test_cfg.max_per_img={most}; expected 1 to {there}, as many as there are')
+    parts.check_limit('max_per_img', config['max_per_img'], int(head.num_classes) * of_class)
 
 
 register_family(YolactFamily())

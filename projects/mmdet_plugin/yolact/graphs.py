@@ -1,11 +1,9 @@
 """The graph of YOLACT: its contract, and the chain of modules that keeps it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+import torch
 from torch import nn
 
+from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
@@ -15,11 +13,6 @@ from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optiona
 from projects.mmdet_plugin.solo.graphs import mask_inputs
 from projects.mmdet_plugin.yolact.postprocess import FULL, KINDS, FullForm, thresholds
 
-if TYPE_CHECKING:
-    import torch
-
-    from mmdeploy_ext.contract.option import Options
-
 WHOLE = '0 means those of the input'
 
 
@@ -27,7 +20,6 @@ class Network(nn.Module):
     """Backbone, neck, head and prototypes of mmdet's detector behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Keep the detector; its parameters keep their names below `model.`."""
         super().__init__()
         self.model = model
         levels = range(len(model.bbox_head.prior_generator.strides))

@@ -7,9 +7,8 @@ Glossary: B batch, A priors, C classes, K best priors of a class, P prototypes, 
 in pixels, hp, wp size of the prototypes, h, w size of the results.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +24,6 @@ from projects.mmdet_plugin.dense.forms import rows_of, same_priors
 from projects.mmdet_plugin.dense.plain import border_inset, chosen_coder, clips, plain_head
 from projects.mmdet_plugin.two_stage.graphs import clip_size
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
 KINDS = ('cls', 'reg', 'coeff')
 """Outputs of the head, each of every level."""
 FULL = ('dets', 'labels', 'masks')
@@ -38,11 +34,7 @@ MASK_THR = 0.5
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
-    """Return what `test_cfg` decides.
-
-    Raises:
-        ConfigError: an entry is missing, or no number; names it.
-    """
+    """Return what `test_cfg` decides; ConfigError names an entry that is missing, or no number."""
     found = {key: number(key, test_cfg.get(key), float) for key in ('score_thr', 'iou_thr')}
     found |= {key: positive(key, test_cfg.get(key)) for key in ('top_k', 'max_per_img')}
     return dict(found, nms_pre=number('nms_pre', test_cfg.get('nms_pre', -1), int))
@@ -51,12 +43,9 @@ def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
 def fast_suppression(
     boxes: torch.Tensor, scores: torch.Tensor, config: Mapping[str, float]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Suppress, in every class, boxes by all better ones, also by those that are suppressed themselves.
+    """Suppress, in every class, boxes (B, A, 4) by all better ones, also by those that are suppressed.
 
-    Args:
-        boxes: (B, A, 4) xyxy.
-        scores: (B, A, C).
-        config: see `thresholds`.
+    Of scores (B, A, C); for `config` see `thresholds`.
 
     Returns:
         Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; where there are fewer
@@ -77,7 +66,6 @@ class FullForm(nn.Module):
     """What the `full` form adds to the network."""
 
     def __init__(self, head: nn.Module) -> None:
-        """Keep what makes the anchors, and the settings of the head."""
         super().__init__()
         self.priors, self.config = same_priors(head.prior_generator), thresholds(head.test_cfg)
         described = plain_head(head)
@@ -94,19 +82,11 @@ class FullForm(nn.Module):
         prototypes: torch.Tensor,
         *maps: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """Post-process.
+        """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 where a row is padding.
 
-        Args:
-            image: (B, 3, H, W); only its size is used.
-            img_shape: (B, 2) float32 h, w before padding; 0 means the input size.
-            scale_factor: (B, 4) float32.
-            ori_shape: (2,) int64 height and width of the results; 0 means the input size.
-            prototypes: (B, P, hp, wp).
-            maps: of the head, `KINDS` in turn, each of every level.
-
-        Returns:
-            dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 and zeros where a row is
-            padding.
+        `ori_shape` (2,) int64 is height and width of the results, 0 means the input size; `prototypes` are
+        (B, P, hp, wp); `maps` are of the head, `KINDS` in turn, each of every level. For the other inputs see
+        `dense.forms.FullForm`.
         """
         content, scale = clip_size(image, img_shape), scale_factor[:, None]
         boxes, scores, weights = (torch.cat(some, 1) for some in zip(*self._levels(maps), strict=True))
@@ -144,13 +124,9 @@ class FullForm(nn.Module):
 def masks_of(
     prototypes: torch.Tensor, weights: torch.Tensor, relative: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """Return masks (B, n, h, w) bool.
+    """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and coefficients (B, n, P).
 
-    Args:
-        prototypes: (B, P, hp, wp).
-        weights: (B, n, P), coefficients.
-        relative: (B, n, 4) xyxy of the boxes, as shares of the image; masks are cropped to them.
-        target: (2,) int64 h, w.
+    They are cropped to boxes `relative` (B, n, 4), shares of the image; `target` (2,) int64 is h, w.
     """
     size = hw(prototypes)
     soft = (weights @ prototypes.flatten(2)).sigmoid()

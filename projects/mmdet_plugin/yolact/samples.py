@@ -1,19 +1,13 @@
 """Prepared pictures as inputs of YOLACT's graph: those of dense graphs, and one size of masks as SOLO's."""
 
-from __future__ import annotations
+from collections.abc import Sequence
 
-from typing import TYPE_CHECKING
+import numpy as np
 
+from mmdeploy_ext.inputs.pictures import PreparedImage
 from projects.mmdet_plugin.dense.samples import feeds as box_feeds
 from projects.mmdet_plugin.solo.samples import batches
 from projects.mmdet_plugin.solo.samples import feeds as mask_feeds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
-    from mmdeploy_ext.inputs.pictures import PreparedImage
 
 __all__ = ['batches', 'feeds']
 

@@ -10,9 +10,9 @@ import toy_scn_family
 import toy_sparse
 from mmdeploy_ext.apps.benchmark_app import main
 from mmdeploy_ext.benchmark import sparse_figures as figures
-from mmdeploy_ext.benchmark.scenes import growth_exponent, points_in, surfaces
+from mmdeploy_ext.benchmark.sparse_figures import growth_exponent, points_in, surfaces
 from mmdeploy_ext.inputs.points import VoxelRule, voxelise
-from mmdeploy_ext.sparse.level import Level
+from mmdeploy_ext.sparse.rulebook import Level
 from toy_rulebook import submanifold_table
 
 GRID = (360, 320, 40)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 import metadata_fuzz as fuzz
 import projects.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import Metadata
-from mmdeploy_ext.contract.metadata_facts import current
+from mmdeploy_ext.contract.metadata_entries import current
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import make_metadata

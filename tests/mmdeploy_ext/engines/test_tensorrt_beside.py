@@ -10,12 +10,11 @@ from mmdeploy_ext.apps.backend_config import read_settings
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, ShapeError, UsageError
-from mmdeploy_ext.engines.tensorrt import beside as tensorrt_beside
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
-from mmdeploy_ext.engines.tensorrt.beside import engine_beside
 from mmdeploy_ext.engines.tensorrt.binding import Session
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
+from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.file import read_record
 from mmdeploy_ext.families.base import find_family
 from toy_atss import REPO
@@ -30,8 +29,7 @@ def gpu(monkeypatch):
     package()
 
     def place(architecture):
-        for module in (tensorrt_beside, tensorrt_engine):
-            monkeypatch.setattr(module, 'find_gpu', lambda index=0: Gpu('a GPU', architecture))
+        monkeypatch.setattr(tensorrt_engine, 'find_gpu', lambda index=0: Gpu('a GPU', architecture))
 
     place(86)
     return place

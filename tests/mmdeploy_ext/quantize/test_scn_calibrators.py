@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.quantize.calibrators import BINS, MOST_BINS, HistogramCalibrator, calibrator, weight_amax
-from mmdeploy_ext.quantize.fake import fake_half, fake_quantise, fake_quantise_kernel
+from mmdeploy_ext.quantize.calibrators import (
+    BINS,
+    MOST_BINS,
+    HistogramCalibrator,
+    calibrator,
+    fake_half,
+    fake_quantise,
+    fake_quantise_kernel,
+    weight_amax,
+)
 
 
 def activations(seed=0, size=20000):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import toy_sparse
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.quantize import fidelity_views
-from mmdeploy_ext.quantize.assumptions import compare_assumptions
+from mmdeploy_ext.quantize import views
 from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
+from mmdeploy_ext.quantize.calibrators import fake_quantise
 from mmdeploy_ext.quantize.difference import Difference
-from mmdeploy_ext.quantize.fake import fake_quantise
-from mmdeploy_ext.quantize.fidelity import fidelity
+from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
 from mmdeploy_ext.quantize.simulate import Assumption, Simulation
 from mmdeploy_ext.sparse import engine
 
@@ -49,7 +49,7 @@ def test_a_simulated_layer_equals_integer_arithmetic(graph, ranges):
     features, coordinates = SWEEPS[0]
     simulation = Simulation(graph, ranges)
     sweep = simulation.prepare(features, coordinates)
-    node = graph.node('conv0')
+    node = toy_sparse.node(graph, 'conv0')
     step = ranges.input_amax('conv0') / 127
     steps = ranges.weight_amax('conv0').astype(np.float64) / 127
     codes = np.clip(np.rint(features / step), -127, 127)
@@ -149,11 +149,11 @@ def test_views(graph, ranges, tmp_path):
     assert [layer['name'] for layer in content['layers']] == ['conv0', 'conv1', 'conv2', 'add0', 'conv3']
     assert content['keep_fp16'][0]['name'] == 'conv1'
     console = Console(width=150, record=True, file=open('/dev/null', 'w'))  # noqa: SIM115
-    console.print(fidelity_views.table(result))
+    console.print(views.fidelity_table(result))
     lines = [line.split() for line in console.export_text().splitlines() if 'conv' in line]
     assert lines[0][0] == 'conv1'
     assert lines[0][-1] == 'fp16'
-    fidelity_views.draw(result, tmp_path / 'fidelity.png')
+    views.draw_fidelity(result, tmp_path / 'fidelity.png')
     assert (tmp_path / 'fidelity.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -176,7 +176,8 @@ def test_a_tensor_that_is_stored_once_is_rounded_by_its_first_readers_range(grap
     """conv1 and add0 read the tensor '1': stored by conv1's range, add0 rounds that again by its own."""
     simulation = Simulation(graph, ranges, Assumption('', stored=True))
     values = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32)
-    (found, identity), _ = simulation.rounded(graph.node('add0'), (values, values), {'add0', 'conv1'})
+    add = toy_sparse.node(graph, 'add0')
+    (found, identity), _ = simulation.rounded(add, (values, values), {'add0', 'conv1'})
     amax = ranges.input_amax('add0')
     np.testing.assert_array_equal(found, fake_quantise(values, amax))
     once = fake_quantise(values, ranges.input_amax('conv1'))

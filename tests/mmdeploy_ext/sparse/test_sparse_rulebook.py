@@ -10,9 +10,8 @@ import pytest
 import toy_sparse
 from mmdeploy_ext.core.errors import ExportError, PointsError
 from mmdeploy_ext.sparse import buckets, ir
-from mmdeploy_ext.sparse.level import Level
 from mmdeploy_ext.sparse.plan import Plan, dense_output_shape, plan_of
-from mmdeploy_ext.sparse.rulebook import build
+from mmdeploy_ext.sparse.rulebook import Level, build
 from toy_rulebook import strided_level, submanifold_table
 
 GRID = (13, 11, 9)
@@ -125,7 +124,7 @@ def test_buckets_hold_every_neighbour_once(rows):
     rulebook = build(plan, toy_sparse.voxels(rows=rows)[1] if rows else np.zeros((0, 4), np.int32))
     for table in plan.tables:
         found = arrangements(plan, rulebook)[table.name]
-        layout, whole = buckets.Layout.of(table.kernel_size), rulebook.table(table.name)
+        layout, whole = buckets.Layout.of(table.kernel_size), rulebook.tables[table.name].T
         none = len(rulebook.levels[table.level_in])
         rebuilt = np.full_like(whole, none)
         ends, offset_ends = np.cumsum(found.lengths), np.cumsum(found.sizes)

@@ -25,7 +25,7 @@ from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
 from mmdeploy_ext.runtime.centerpoint import pillars as pillars_model
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.zoo import configs
-from projects.mmdet3d_plugin.centerpoint.dynamic_pillars import DynamicPillars
+from projects.mmdet3d_plugin.centerpoint.pillars import DynamicPillars
 from proofs import check_files
 from toy_atss import REPO
 from toy_centerpoint import sweep

@@ -16,8 +16,7 @@ from mmdeploy_ext.core.errors import DataError
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data
 from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
 from projects.mmdet3d_plugin.datasets.builder import build_dataloader
-from projects.mmdet3d_plugin.datasets.nuscenes_dataset import camera_inputs
-from projects.mmdet3d_plugin.datasets.poses import rigid_inverse
+from projects.mmdet3d_plugin.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
 from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
 
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/streampetr/inputs.npz'

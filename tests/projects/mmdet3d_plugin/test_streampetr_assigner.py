@@ -9,8 +9,8 @@ import torch
 from mmdet.core.bbox.builder import build_assigner
 
 import toy_streampetr as toy
-from projects.mmdet3d_plugin.common.box_codec import denormalize_bbox, normalize_bbox
-from projects.mmdet3d_plugin.streampetr import assigners, match_costs  # noqa: F401
+from projects.mmdet3d_plugin.streampetr import assigners  # noqa: F401
+from projects.mmdet3d_plugin.streampetr.coder import denormalize_bbox, normalize_bbox
 
 ASSIGNER_2D = toy.roi_head()['train_cfg']['assigner2d']
 CODE_WEIGHTS = torch.tensor([2.0, 2.0, 1, 1, 1, 1, 1, 1, 1, 1])

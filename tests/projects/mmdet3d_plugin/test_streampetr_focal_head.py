@@ -11,7 +11,7 @@ import torch
 from mmdet.models import build_head
 
 import toy_streampetr as toy
-from projects.mmdet3d_plugin.streampetr import assigners, match_costs  # noqa: F401
+from projects.mmdet3d_plugin.streampetr import assigners  # noqa: F401
 from projects.mmdet3d_plugin.streampetr.focal_head import draw_heatmap
 
 STATE_DICT = Path(__file__).resolve().parents[3].parent / 'shared/golden/streampetr/state_dict.json'

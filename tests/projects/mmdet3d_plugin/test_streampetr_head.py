@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from projects.mmdet3d_plugin.streampetr import memory as temporal
 from projects.mmdet3d_plugin.streampetr import rays
 from projects.mmdet3d_plugin.streampetr.memory import Memory
-from projects.mmdet3d_plugin.streampetr.positional import nerf_encoding, point_encoding, sine_encoding
+from projects.mmdet3d_plugin.streampetr.steps import nerf_encoding, point_encoding, sine_encoding
 
 SIZE = (toy.HEIGHT, toy.WIDTH)
 ROWS = toy.MEMORY_LEN + toy.NUM_PROPAGATED
@@ -129,8 +129,8 @@ def test_the_state_kept_by_the_head_and_a_pure_step_give_the_same_drive(head):
             where = head.embed_positions(data['lidar2img'], data['intrinsics'], SIZE)
             step, used, state = head.step(feats, *where, state, motion.float(), delta_t, data['prev_exists'])
         last, before = pose, time
-        assert used.num_rows == toy.MEMORY_LEN
-        assert state.num_rows == ROWS
+        assert used.embedding.shape[1] == toy.MEMORY_LEN
+        assert state.embedding.shape[1] == ROWS
         for name in ('all_cls_scores', 'all_bbox_preds'):
             torch.testing.assert_close(step[name], outs[name], atol=2e-2, rtol=0)
 
@@ -214,7 +214,7 @@ def test_every_key_that_changes_computation_runs_and_traces(changes):
     outs = run(model, frames(2))
     assert torch.isfinite(outs[1]['all_bbox_preds']).all()
     rows = toy.MEMORY_LEN + model.topk_proposals
-    assert model.memory.num_rows == rows
+    assert model.memory.embedding.shape[1] == rows
     state = Memory(*(torch.zeros(1, rows, *shape) for shape in [(toy.EMBED,), (3,), (1,), (4, 4), (2,)]))
     with torch.no_grad():
         inputs = step_inputs(model, state=state)
@@ -336,9 +336,9 @@ def test_flash_attention_says_so_in_one_line(monkeypatch):
 
     from mmcv.utils import get_logger
 
-    from projects.mmdet3d_plugin.streampetr import attention
+    from projects.mmdet3d_plugin.streampetr import transformer
 
-    monkeypatch.setattr(attention, '_announced', set())
+    monkeypatch.setattr(transformer, '_announced', set())
     said, handler = [], logging.Handler()
     handler.emit = said.append
     get_logger('mm2onnx').addHandler(handler)
@@ -368,4 +368,4 @@ def test_the_detector_starts_a_stream_with_each_scene():
         again = scores(0, 'a')
     assert torch.equal(first, again)
     assert not torch.equal(second, alone)
-    torch.testing.assert_close(model.pts_bbox_head.memory.num_rows, ROWS)
+    torch.testing.assert_close(model.pts_bbox_head.memory.embedding.shape[1], ROWS)

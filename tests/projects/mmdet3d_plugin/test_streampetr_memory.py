@@ -41,7 +41,7 @@ def slow_move(memory, transform, delta_t):
     """Move row by row."""
     out = [rows.clone() for rows in memory]
     for b in range(len(delta_t)):
-        for i in range(memory.num_rows):
+        for i in range(memory.embedding.shape[1]):
             point = torch.cat([memory.reference_point[b, i], torch.ones(1, dtype=torch.float64)])
             out[1][b, i] = (transform[b] @ point)[:3]
             out[2][b, i] = memory.timestamp[b, i] + delta_t[b]
@@ -66,7 +66,7 @@ def test_push_puts_the_new_rows_first_and_keeps_the_dtype_of_the_times():
     old, new = random_rows(LEN, 2), random_rows(NEW, 3)
     new = new._replace(timestamp=new.timestamp.float())
     pushed = temporal.push(old, new)
-    assert pushed.num_rows == LEN + NEW
+    assert pushed.embedding.shape[1] == LEN + NEW
     assert pushed.timestamp.dtype == torch.float64
     assert torch.equal(pushed.embedding[:, :NEW], new.embedding)
     assert torch.equal(pushed.velo[:, NEW:], old.velo)

@@ -7,8 +7,7 @@ import torch
 
 import toy_streampetr as toy
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet3d_plugin.streampetr.grid_mask import GridMask
-from projects.mmdet3d_plugin.streampetr.training import without_gradients
+from projects.mmdet3d_plugin.streampetr.detector import GridMask, without_gradients
 
 LOSS_3D = {
     'loss_cls',
@@ -198,7 +197,7 @@ def slow_grid(
 @pytest.mark.parametrize('seed', range(5))
 def test_grid_equals_stripes_drawn_one_by_one(seed: int):
     torch.manual_seed(seed)
-    mask = GridMask(True, True, mode=1).draw(32, 48)
+    mask = GridMask().draw(32, 48)
     torch.manual_seed(seed)
     period = int(torch.randint(2, 32, ()))
     thickness = min(max(int(period * 0.5 + 0.5), 1), period - 1)
@@ -207,18 +206,11 @@ def test_grid_equals_stripes_drawn_one_by_one(seed: int):
 
 
 def test_grid_mask_works_in_training_alone_and_sometimes():
-    images, mask = torch.ones(2, 3, 32, 96), GridMask(True, True, mode=1, prob=0.7)
+    images, mask = torch.ones(2, 3, 32, 96), GridMask()
     torch.manual_seed(0)
     hidden = sum(bool((mask(images) == 0).any()) for _ in range(100))
     assert 45 < hidden < 85
     assert mask.eval()(images) is images
-
-
-def test_grid_can_be_turned_and_filled_with_noise():
-    torch.manual_seed(1)
-    turned = GridMask(True, True, rotate=90, offset=True, mode=0).train()(torch.full((1, 3, 64, 64), 5.0))
-    assert set((turned == 5.0).flatten().tolist()) == {True, False}
-    assert turned[turned != 5.0].abs().max() <= 1
 
 
 def test_training_with_grid_mask_runs():

@@ -10,7 +10,7 @@ import torch
 from dense_heads import BORDERS, CONFIGS, HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
 
 from mmdeploy_ext.contract import dense_head
-from mmdeploy_ext.contract.metadata_facts import checked_facts, current
+from mmdeploy_ext.contract.metadata_entries import checked_facts, current
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import load_config

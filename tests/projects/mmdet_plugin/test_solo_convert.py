@@ -15,7 +15,7 @@ from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert.fitting import model_shapes
 from mmdeploy_ext.weights.convert.solo_names import converted_names, original_name
 from mmdeploy_ext.weights.convert.solo_wxinlong import convert
-from projects.mmdet_plugin.solo.grids import check_grids
+from projects.mmdet_plugin.solo.family import check_grids
 
 TOY = 'configs/demo/solov2_toy.py'
 NETS = (

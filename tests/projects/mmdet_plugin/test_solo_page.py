@@ -11,8 +11,7 @@ from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.proof.views.commands import export_command
 from mmdeploy_ext.weights.checkpoint import Checkpoint
-from projects.mmdet_plugin.solo.family import SoloFamily
-from projects.mmdet_plugin.solo.grids import check_grids
+from projects.mmdet_plugin.solo.family import SoloFamily, check_grids
 
 PAGE = Path(__file__).resolve().parents[3] / 'projects/mmdet_plugin/solo/README.md'
 LIGHT, SOLO = 'solov2/solov2_light_r34_fpn_3x_coco.py', 'solo/solo_r50_fpn_1x_coco.py'

@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.fold import fuse
-from projects.mmdet_plugin.dense.resized import pooled
+from projects.mmdet_plugin.dense.prepared import pooled
 
 SEEN, UNSEEN = (1, 64, 96), ((2, 88, 56), (1, 130, 201), (3, 64, 64))
 

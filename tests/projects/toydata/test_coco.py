@@ -208,7 +208,7 @@ def test_instances_are_seen_to_a_quarter_at_least_and_some_are_hidden_in_part():
 
 @pytest.mark.parametrize('name', shapes.CLASSES)
 def test_a_placed_outline_has_the_area_asked_for(name):
-    loops = shapes.place(shapes.unit_outline(name), (100, 100), side=50, aspect=1.2, angle=0.7, max_radius=95)
+    loops = shapes.place(shapes.OUTLINES[name], (100, 100), side=50, aspect=1.2, angle=0.7, max_radius=95)
     assert shapes.outline_area(loops) == pytest.approx(2500)
     edge = sum(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum() for loop in loops)
     drawn = (shapes.coverage(loops, 200, 200) >= 128).sum()
@@ -216,7 +216,7 @@ def test_a_placed_outline_has_the_area_asked_for(name):
 
 
 def test_a_ring_shows_what_is_behind_its_hole():
-    loops = shapes.place(shapes.unit_outline('ring'), (50, 50), side=40, aspect=1, angle=0, max_radius=50)
+    loops = shapes.place(shapes.OUTLINES['ring'], (50, 50), side=40, aspect=1, angle=0, max_radius=50)
     assert shapes.coverage(loops, 100, 100)[50, 50] == 0
 
 

@@ -120,7 +120,7 @@ def test_objects_neither_touch_each_other_nor_the_ego():
 
     world = nuscenes_world.make_world(np.random.default_rng(1), 12, 0.2)
     for frame in range(12):
-        time_s = world.key_time(frame)
+        time_s = frame * nuscenes_world.KEY_FRAME_S
         xy, yaw = world.drive.pose(time_s)
         ego = Polygon((rectangle(4.4, 1.8) + np.array([1.3, 0])) @ turn(xy, yaw).T + xy)
         shapes = [ego, *(footprint(thing, time_s) for thing in world.things)]

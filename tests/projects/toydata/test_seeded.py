@@ -7,7 +7,7 @@ import torch
 from mmcv import Config
 
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.dense.student import without_teacher
+from projects.mmdet_plugin.dense.parts import without_teacher
 from projects.toydata.seeded import fill_seeded, normalisation, write_seeded
 from projects.toydata.seeded_dense import build_student, check_known
 from seeded_results import find, rounding

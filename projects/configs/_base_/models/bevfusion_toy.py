@@ -1,12 +1,12 @@
 # BEVFusion in small: pictures of 96 x 256, points of 44.8 m x 44.8 m, one map of 56 x 56.
+_base_ = ['./bevfusion_r50.py']
 voxel_size = [0.2, 0.2, 0.2]
 point_cloud_range = [-22.4, -22.4, -2.4, 22.4, 22.4, 2.4]
-norm_bev = dict(type='BN', eps=1e-3, momentum=0.01)
 model = dict(
-    type='BEVFusion',
     encoders=dict(
         camera=dict(
             backbone=dict(
+                _delete_=True,
                 type='ResNet',
                 depth=18,
                 base_channels=24,
@@ -18,121 +18,62 @@ model = dict(
                 norm_eval=False,
                 style='pytorch',
             ),
-            neck=dict(
-                type='GeneralizedLSSFPN',
-                in_channels=[48, 96],
-                out_channels=32,
-                num_outs=2,
-                norm_cfg=dict(type='BN2d', requires_grad=True),
-                act_cfg=dict(type='ReLU', inplace=True),
-                upsample_cfg=dict(mode='bilinear', align_corners=False),
-            ),
+            neck=dict(in_channels=[48, 96], out_channels=32, num_outs=2),
             vtransform=dict(
-                type='DepthLSSTransform',
                 in_channels=32,
                 out_channels=24,
                 image_size=(96, 256),
                 feature_size=(12, 32),
                 xbound=(-22.4, 22.4, 0.4),
                 ybound=(-22.4, 22.4, 0.4),
-                zbound=(-10.0, 10.0, 20.0),
                 dbound=(1.0, 25.0, 1.0),
-                downsample=2,
             ),
         ),
         lidar=dict(
             voxelize=dict(
-                max_num_points=10,
-                point_cloud_range=point_cloud_range,
-                voxel_size=voxel_size,
-                max_voxels=(12000, 12000),
+                point_cloud_range=point_cloud_range, voxel_size=voxel_size, max_voxels=(12000, 12000)
             ),
             backbone=dict(
-                type='BEVFusionSparseEncoder',
-                in_channels=5,
                 sparse_shape=[224, 224, 25],
                 base_channels=8,
                 output_channels=32,
                 encoder_channels=((8, 8, 16), (16, 16, 32), (32, 32)),
                 encoder_paddings=((0, 0, 1), (0, 0, 1), (0, 0)),
-                block_type='basicblock',
             ),
         ),
     ),
-    fuser=dict(type='ConvFuser', in_channels=[24, 96], out_channels=48),
+    fuser=dict(in_channels=[24, 96], out_channels=48),
     decoder=dict(
-        backbone=dict(
-            type='SECOND',
-            in_channels=48,
-            out_channels=[32, 64],
-            layer_nums=[2, 2],
-            layer_strides=[1, 2],
-            norm_cfg=norm_bev,
-            conv_cfg=dict(type='Conv2d', bias=False),
-        ),
-        neck=dict(
-            type='SECONDFPN',
-            in_channels=[32, 64],
-            out_channels=[32, 32],
-            upsample_strides=[1, 2],
-            norm_cfg=norm_bev,
-            upsample_cfg=dict(type='deconv', bias=False),
-            use_conv_for_no_stride=True,
-        ),
+        backbone=dict(in_channels=48, out_channels=[32, 64], layer_nums=[2, 2]),
+        neck=dict(in_channels=[32, 64], out_channels=[32, 32]),
     ),
     heads=dict(
         object=dict(
-            type='TransFusionHead',
             num_proposals=60,
             in_channels=64,
             hidden_channel=48,
-            num_classes=10,
-            num_decoder_layers=1,
             num_heads=4,
-            nms_kernel_size=3,
             ffn_channel=96,
             dropout=0.0,
-            bn_momentum=0.1,
-            activation='relu',
-            auxiliary=True,
             train_cfg=dict(
-                dataset='nuScenes',
                 point_cloud_range=point_cloud_range,
                 grid_size=[224, 224, 25],
                 voxel_size=voxel_size,
                 out_size_factor=4,
-                gaussian_overlap=0.1,
                 min_radius=1,
-                pos_weight=-1,
-                code_weights=[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2],
-                assigner=dict(
-                    type='HungarianAssigner3D',
-                    cls_cost=dict(type='FocalLossCost', gamma=2.0, alpha=0.25, weight=0.15),
-                    reg_cost=dict(type='BBoxBEVL1Cost', weight=0.25),
-                    iou_cost=dict(type='IoU3DCost', weight=0.25),
-                ),
             ),
             test_cfg=dict(
-                dataset='nuScenes',
                 grid_size=[224, 224, 25],
                 out_size_factor=4,
                 voxel_size=voxel_size[:2],
                 pc_range=point_cloud_range[:2],
-                nms_type=None,
             ),
-            common_heads=dict(center=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
             bbox_coder=dict(
-                type='TransFusionBBoxCoder',
                 pc_range=point_cloud_range[:2],
                 post_center_range=[-30.0, -30.0, -10.0, 30.0, 30.0, 10.0],
-                score_threshold=0.0,
                 out_size_factor=4,
                 voxel_size=voxel_size[:2],
-                code_size=10,
             ),
-            loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
-            loss_heatmap=dict(type='GaussianFocalLoss', loss_weight=1.0),
-            loss_bbox=dict(type='L1Loss', loss_weight=0.25),
-        ),
+        )
     ),
 )

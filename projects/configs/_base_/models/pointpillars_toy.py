@@ -5,10 +5,7 @@ norm_cfg = dict(type='BN', eps=1e-3, momentum=0.01)
 model = dict(
     type='MVXFasterRCNN',
     pts_voxel_layer=dict(
-        max_num_points=20,
-        voxel_size=voxel_size,
-        max_voxels=(8000, 8000),
-        point_cloud_range=point_cloud_range,
+        max_num_points=20, voxel_size=voxel_size, max_voxels=(8000, 8000), point_cloud_range=point_cloud_range
     ),
     pts_voxel_encoder=dict(
         type='HardVFE',

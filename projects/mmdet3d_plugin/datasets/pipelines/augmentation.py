@@ -1,18 +1,14 @@
 """Augmentations that keep images, calibration, poses and boxes of a multi-camera frame consistent."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from mmdet.datasets.builder import PIPELINES
 from PIL import Image
 
 from mmdeploy_ext.core.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # What PIL's `resize` without a filter means from Pillow 7 on; StreamPETR names none.
 RESAMPLE = Image.Resampling.BICUBIC
@@ -97,9 +93,8 @@ class ResizeCropFlipRotImage:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Transform `img`, `intrinsics`, `lidar2img` and, in training, what belongs to the 2D boxes.
 
-        Raises:
-            DataError: an image of another size than `data_aug_conf` says; squeezed into place, it would no
-                longer fit its intrinsics.
+        An image of another size than `data_aug_conf` says raises DataError; squeezed into place, it would no
+        longer fit its intrinsics.
         """
         self._check_sizes(results['img'])
         transform = self.random_transform() if self.training else self.test_transform()
@@ -167,13 +162,7 @@ class ResizeCropFlipRotImage:
 def visible(bboxes_xyxy: np.ndarray, depths: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Say which boxes (n, 4) px show at least one whole px when nearer ones are painted over farther ones.
 
-    Args:
-        bboxes_xyxy: boxes inside the image.
-        depths: (n,) metres.
-        size: width and height of the image in px.
-
-    Returns:
-        (n,) bool.
+    They are inside an image of `size` (W, H) px; depths are (n,) metres.
     """
     owner = np.full((size[1], size[0]), -1)
     pixels = np.concatenate([np.ceil(bboxes_xyxy[:, :2]), np.floor(bboxes_xyxy[:, 2:])], axis=-1).astype(int)

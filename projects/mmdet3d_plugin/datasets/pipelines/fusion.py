@@ -1,8 +1,7 @@
 """Steps of BEVFusion's pipelines: pictures and their matrices, under the names of its configs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -12,9 +11,6 @@ from PIL import Image
 from mmdeploy_ext.core.errors import DataError
 
 from .augmentation import ImageTransform
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @PIPELINES.register_module()
@@ -52,8 +48,7 @@ class ImageAug3D:
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Change `img`, a list of (h, w, 3), and `img_aug_matrix`.
 
-        Raises:
-            DataError: a picture of another size than `source`; its intrinsics would no longer fit.
+        A picture of another size than `source` raises DataError; its intrinsics would no longer fit.
         """
         images, matrices = [], []
         for index, image in enumerate(results['img']):
@@ -84,7 +79,6 @@ class ImageAug3D:
         box = left, top, left + self.final_dim[1], top + self.final_dim[0]
         return ImageTransform(scale, size, box, flip)
 
-
     def _turned(self, picture: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a changed picture and its 3x3 matrix, turned by a random angle; what comes in is black."""
         if not (self.is_train and any(self.rot_lim)):
@@ -101,11 +95,7 @@ class ImageAug3D:
 
 @PIPELINES.register_module()
 class ImageNormalize:
-    """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB.
-
-    Args:
-        mean, std: of red, green, blue in 0..1.
-    """
+    """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB; both of red, green, blue in 0..1."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = (np.array(values, np.float64) * 255.0 for values in (mean, std))

@@ -1,11 +1,11 @@
-"""How the points of a sample were moved, as the one matrix that cameras need."""
+"""How the points of a sample were moved, as the one matrix that cameras need; headings without a front."""
 
-from __future__ import annotations
-
+import math
 from typing import Any
 
 import numpy as np
 from mmdet.datasets.builder import PIPELINES
+from mmdet3d.datasets.builder import PIPELINES as PIPELINES_3D
 
 
 @PIPELINES.register_module()
@@ -32,4 +32,20 @@ class LidarAugMatrix:
                 change[0, 0] = -1
             matrix = change @ matrix
         results['lidar_aug_matrix'] = matrix.astype(np.float32)
+        return results
+
+
+@PIPELINES_3D.register_module()
+class FoldHeading:
+    """Take the yaw of training boxes modulo half a turn, into 0..pi.
+
+    The boxes of the generated world have no front that a LiDAR could see. Sine and cosine of headings that
+    are opposite by chance cancel out, and then the head learns no axis either; folded, it learns the axis,
+    and every second heading is opposite. Velocities stay as they are.
+    """
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Fold `gt_bboxes_3d` in place."""
+        boxes = results['gt_bboxes_3d'].tensor
+        boxes[:, 6] = boxes[:, 6] % math.pi
         return results

@@ -19,7 +19,7 @@ from mmdeploy_ext.proof.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.runtime.solo import model as runtime
 from projects.mmdet_plugin.solo import reference
-from projects.mmdet_plugin.solo.postprocess import POSTPROCESS
+from projects.mmdet_plugin.solo.postprocess import FullForm
 
 GRIDS, STRIDES, CLASSES, CHANNELS = [10, 8, 6, 4, 3], [8, 8, 16, 32, 32], 4, 12
 QUARTER = (24, 32)
@@ -111,7 +111,7 @@ def by_numpy(kind, raw, img_shapes, ori_shape, **changes):
 
 
 def full_form(kind, cap=0, **changes):
-    return POSTPROCESS[kind.__name__](make_head(kind, **changes), cap).eval()
+    return FullForm(make_head(kind, **changes), cap).eval()
 
 
 def by_graph(module, raw, img_shapes, ori_shape):

@@ -1,0 +1,145 @@
+"""What parts of mmdet 2.28.2 and mmcv 1.7.2 compute in a way that no exporter follows, in exported copies.
+
+mmcv's merge cells (NAS-FPN) pool with a kernel that they compute from the sizes, mmdet's BFP pools
+adaptively: the exporters write neither unless both sizes are constants that divide each other. mmcv's
+convolutions, linear and pooling layers ask whether their input is empty before they ask whether this is
+PyTorch 1.4: torch.export cannot answer for a number of regions that it does not know.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.ops import deform_conv2d
+from mmcv.ops.merge_cells import BaseMergeCell
+from mmdet.models.dense_heads import TOODHead
+from mmdet.models.necks import BFP
+from mmdet.models.necks.dyhead import DyHeadBlock
+from torch import nn
+from torch.nn import functional
+
+from mmdeploy_ext.exporting.fold import PREPARATIONS
+from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
+
+WRAPPERS = 'mmcv.cnn.bricks.wrappers'
+"""The module of mmcv that has its layers."""
+
+
+def spell_out_leading_offsets(module: nn.Module) -> None:
+    """Put `LeadingOffsets` around the convolution of DyHead that takes the offsets of the level below."""
+    if isinstance(module, DyHeadBlock):
+        module.spatial_conv_high = LeadingOffsets(module.spatial_conv_high)
+
+
+def fix_sampled_sides(module: nn.Module) -> None:
+    """Give TOOD's head kernels of fixed shape: traced, its own have that of a tensor."""
+    if isinstance(module, TOODHead):
+        module.deform_sampling = _sample_sides
+
+
+def _sample_sides(boxes: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Read each side of boxes (B, 4, h, w) at its own offset (B, 8, h, w), y before x, in cells."""
+    sides = 4
+    return deform_conv2d(boxes, offset, boxes.new_ones((sides, 1, 1, 1)), 1, 0, 1, sides, sides)
+
+
+class RepeatedPriors:
+    """The priors of a level, once for each image of a batch.
+
+    The head joins them in a loop over the images, of which a trace keeps the batch of its example.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+        self.repeats: Any = 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__['generator'], name)
+
+    def single_level_grid_priors(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (repeats * A, 4) xyxy."""
+        return self.generator.single_level_grid_priors(*args, **kwargs).repeat(self.repeats, 1)
+
+    def count(self, head: nn.Module, inputs: tuple) -> None:
+        """Look at the batch that a head is about to take: a hook before its `forward`."""
+        batch = inputs[0][0].shape[0]
+        self.repeats = batch // int(batch)
+
+
+def repeat_priors(module: nn.Module) -> None:
+    """Let TOOD's head have priors for batches other than that of the trace."""
+    if isinstance(module, TOODHead):
+        module.prior_generator = RepeatedPriors(module.prior_generator)
+        module.register_forward_pre_hook(module.prior_generator.count)
+
+
+def pooled(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Return maxima (B, C, H, W) of adaptive windows of (B, C, h, w), as PyTorch does; H <= h, W <= w.
+
+    Window i of n covers rows `floor(i * h / n)` to `ceil((i + 1) * h / n) - 1`; its last row is repeated
+    where another window has one more.
+    """
+    x = x[:, :, _windows(x.shape[2], size[0], x)].amax(3)
+    return x[..., _windows(x.shape[3], size[1], x)].amax(4)
+
+
+def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the rows of each window, (count, most rows of a window)."""
+    place = torch.arange(count, device=like.device)
+    first, last = place * length // count, ((place + 1) * length + count - 1) // count - 1
+    steps = torch.arange((length + count - 1) // count + 1, device=like.device)
+    return torch.minimum(first[:, None] + steps, last[:, None])
+
+
+def merged_size(x: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
+    """Return (B, C, h, w) enlarged, or padded with zeros and pooled, to `size`, as mmcv's merge cells do.
+
+    Which of them is taken is decided by the traced sizes: a level is the finer one at every size.
+    """
+    if x.shape[-2:] == size:
+        return x
+    if x.shape[-2:] < size:
+        return functional.interpolate(x, size=size, mode=mode)
+    kernels = [(side + count - 1) // count for side, count in zip(x.shape[-2:], size, strict=True)]
+    missing = [kernel * count - side for kernel, count, side in zip(kernels, size, x.shape[-2:], strict=True)]
+    pads = [pad for side in reversed(missing) for pad in (side // 2, side - side // 2)]
+    cells = functional.pad(x, pads)
+    return cells.reshape(x.shape[0], x.shape[1], size[0], kernels[0], size[1], kernels[1]).amax((3, 5))
+
+
+class Balanced(BFP):
+    """BFP whose maps are resized by the functions of this module."""
+
+    def forward(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return every level plus the refined mean of all of them, each (B, C, h, w)."""
+        sizes = [level.shape[2:] for level in inputs]
+        levels = range(len(inputs))
+        coarse = self.refine_level
+        gathered = [_to(level, sizes[coarse], index < coarse) for index, level in enumerate(inputs)]
+        mean = sum(gathered) / len(gathered)
+        refined = mean if self.refine_type is None else self.refine(mean)
+        return tuple(_to(refined, sizes[level], level >= coarse) + inputs[level] for level in levels)
+
+
+def _to(x: torch.Tensor, size: Sequence[int], pool: bool) -> torch.Tensor:
+    return pooled(x, size) if pool else functional.interpolate(x, size=size, mode='nearest')
+
+
+def resize_by_integers(module: nn.Module) -> None:
+    """Let a merge cell of mmcv or a BFP of mmdet resize by the functions of this module, in place."""
+    if isinstance(module, BaseMergeCell):
+        module._resize = functools.partial(merged_size, mode=module.upsample_mode)
+    elif type(module) is BFP:
+        module.__class__ = Balanced
+
+
+def ask_nothing(module: nn.Module) -> None:
+    """Let a layer of mmcv run as the layer of torch that it is derived from, in place."""
+    kind = type(module)
+    if kind.__module__ == WRAPPERS:
+        module.forward = functools.partial(kind.__mro__[1].forward, module)
+
+
+PREPARATIONS += [spell_out_leading_offsets, resize_by_integers, fix_sampled_sides, repeat_priors, ask_nothing]
+CALLERS.append(TOODHead)
