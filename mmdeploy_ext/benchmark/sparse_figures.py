@@ -173,7 +173,7 @@ def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[st
     import torch
     from threadpoolctl import threadpool_limits
 
-    from mmdeploy_ext.stack import compat, compat_sparse
+    from mmdeploy_ext.stack import compat, patches_spconv
     from mmdeploy_ext.stack.import_hook import patched
 
     family, model = deployment.family, deployment.model
@@ -184,7 +184,7 @@ def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[st
         torch.set_num_threads(cores)
         with (
             patched(compat, **free),
-            patched(compat_sparse, _one_thread=contextlib.nullcontext),
+            patched(patches_spconv, _one_thread=contextlib.nullcontext),
             threadpool_limits(limits=cores, user_api='openmp'),
         ):
             for _ in range(RACING_RUNS):
