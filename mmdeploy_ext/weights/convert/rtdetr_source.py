@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.weights.checkpoint import listed, plain_tensors, read_content
+from mmdeploy_ext.weights.checkpoint import listed, naming, plain_tensors, read_content
 from mmdeploy_ext.weights.convert import rtdetr_names as names
 from mmdeploy_ext.weights.convert.fitting import Tensors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 SAFETENSORS = {'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a file holds.
-
-    Attributes:
-        tensors: by the file's names.
-        origin: which weights these are, in words.
-    """
+    """What a file holds: tensors by its names, and which weights these are, in words."""
 
     tensors: Tensors
     origin: str
 
 
 def read_source(path: str | Path, weights: str = 'auto') -> Source:
-    """Read a file of the original repository or of transformers.
+    """Read a .pth, .bin or .safetensors of the original repository or of transformers.
 
-    Args:
-        path: .pth, .bin or .safetensors.
-        weights: 'ema', 'model', or 'auto' for EMA weights where the file holds them.
+    `weights` are 'ema', 'model', or 'auto' for EMA weights where the file holds them.
 
     Raises:
         CheckpointError: missing, unsafe, of Paddle, without RT-DETR's names or the weights asked for; or a
@@ -48,7 +39,8 @@ def read_source(path: str | Path, weights: str = 'auto') -> Source:
     if path.is_file() and names.is_paddle_file(path):
         raise CheckpointError(names.paddle_refusal(path))
     if path.suffix == '.safetensors':
-        return _checked(path, _only(path, read_safetensors(path), 'transformers', weights))
+        with naming(path):
+            return _checked(path, _only(path, read_safetensors(path), 'transformers', weights))
     content = read_content(path)
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: got a {type(content).__name__}, expected a checkpoint of RT-DETR')
@@ -126,8 +118,7 @@ def _checked(path: Path, source: Source) -> Source:
 def read_safetensors(path: Path) -> Tensors:
     """Read a .safetensors file: a JSON header of names, types and offsets, then the numbers.
 
-    Raises:
-        CheckpointError: missing, truncated, or a type of number that RT-DETR does not have.
+    CheckpointError where it is missing, truncated, or has numbers that RT-DETR has not; no file named.
     """
     try:
         content = path.read_bytes()
@@ -138,21 +129,18 @@ def read_safetensors(path: Path) -> Tensors:
         for name, entry in header.items():
             if entry['dtype'] not in SAFETENSORS:
                 raise CheckpointError(
-                    f'{path}: {name} is of type {entry["dtype"]!r}, expected {" or ".join(SAFETENSORS)}: '
+                    f'{name} is of type {entry["dtype"]!r}, expected {" or ".join(SAFETENSORS)}: '
                     f'take the float file'
                 )
             begin, end = (8 + size + offset for offset in entry['data_offsets'])
             data = torch.frombuffer(bytearray(content[begin:end]), dtype=SAFETENSORS[entry['dtype']])
             tensors[name] = data.reshape(entry['shape'])
         return tensors
-    except CheckpointError as error:
-        text = str(error)
-        raise CheckpointError(text if text.startswith(str(path)) else f'{path}: {text}') from error
     except FileNotFoundError as error:
-        raise CheckpointError(f'{path}: no such checkpoint file') from error
+        raise CheckpointError('no such checkpoint file') from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
         raise CheckpointError(
-            f'{path}: is not a .safetensors file, is truncated or damaged ({type(error).__name__}: {error})'
+            f'is not a .safetensors file, is truncated or damaged ({type(error).__name__}: {error})'
         ) from error
 
 
