@@ -98,7 +98,8 @@ def naming(path: str | Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         text = str(error)
-        raise CheckpointError(text if text.startswith(f'{path}') else f'{path}: {text}') from error
+        named = text.startswith((f'{path}', f'{Path(path)}'))
+        raise CheckpointError(text if named else f'{path}: {text}') from error
 
 
 def read_content(path: str | Path) -> Any:

@@ -59,12 +59,9 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
-    """Convert a checkpoint and write it, with `CLASSES` of its `dataset_meta`.
+    """Convert a checkpoint and write it, with `CLASSES` of its `dataset_meta`; refuses as `convert`.
 
-    Raises:
-        CheckpointError: see `convert`; weights that are not finite, or codes in their place.
-        ConfigError: see `convert`.
-        UsageError: a path that cannot be written.
+    Also weights that are not finite, or codes in their place, and a path that cannot be written.
     """
     fitting.check_output(source, target, cfg.filename)
     loaded = load_checkpoint(source)

@@ -152,11 +152,9 @@ def _complete(tensors: fitting.Tensors, own: fitting.Tensors, notes: list[str]) 
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
-    """Convert a file and write `{'meta', 'state_dict'}` atomically.
+    """Convert a file and write `{'meta', 'state_dict'}` atomically; refuses as `read_source` and `convert`.
 
-    Raises:
-        CheckpointError: see `read_source` and `convert`; weights that are not finite, or are codes.
-        UsageError: a path that cannot be written.
+    Also weights that are not finite, or are codes, and a path that cannot be written.
     """
     fitting.check_output(source, target, cfg.filename)
     with naming(source):

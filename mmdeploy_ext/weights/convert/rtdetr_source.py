@@ -38,45 +38,53 @@ def read_source(path: str | Path, weights: str = 'auto') -> Source:
     path = Path(path)
     if path.is_file() and names.is_paddle_file(path):
         raise CheckpointError(names.paddle_refusal(path))
-    if path.suffix == '.safetensors':
-        with naming(path):
-            return _checked(path, _only(path, read_safetensors(path), 'transformers', weights))
-    content = read_content(path)
+    with naming(path):
+        if path.suffix == '.safetensors':
+            source = _only(read_safetensors(path), 'transformers', weights)
+        else:
+            source = _choose(read_content(path), weights)
+        if names.is_paddle(source.tensors):
+            raise CheckpointError(names.paddle_refusal(path))
+        if not (names.is_original(source.tensors) or names.is_transformers(source.tensors)):
+            raise CheckpointError(
+                f'is not a checkpoint of RT-DETR: expected backbone.res_layers.* (original) or '
+                f'model.backbone.model.* (transformers) keys, got {listed(list(source.tensors))}'
+            )
+        return source
+
+
+def _choose(content: Any, weights: str) -> Source:
     if not isinstance(content, dict):
-        raise CheckpointError(f'{path}: got a {type(content).__name__}, expected a checkpoint of RT-DETR')
-    return _checked(path, _choose(path, content, weights))
-
-
-def _choose(path: Path, content: Mapping[str, Any], weights: str) -> Source:
+        raise CheckpointError(f'got a {type(content).__name__}, expected a checkpoint of RT-DETR')
     ema, origin = _ema(content.get('ema'))
     plain = next((key for key in ('model', 'state_dict') if isinstance(content.get(key), dict)), '')
     if not ema and not plain and not _holds_tensors(content.get('ema')):
-        return _only(path, plain_tensors(content), 'a bare state dict', weights)
+        return _only(plain_tensors(content), 'a bare state dict', weights)
     held = sorted(map(str, content))[:10]
     if weights != 'model' and ema:
         return Source(plain_tensors(ema), f'EMA weights ({origin})')
     if weights != 'model' and _holds_tensors(content.get('ema')):
         raise CheckpointError(
-            f'{path}: ema holds {_kind(content["ema"])}, no weights that could be found: expected a state '
+            f'ema holds {_kind(content["ema"])}, no weights that could be found: expected a state '
             f'dict in ema.module, or ema to be one; take the plain ones with --weights model'
         )
     if weights == 'ema':
         raise CheckpointError(
-            f'{path}: has no EMA weights (ema.module), only {held}; take what it has with --weights model'
+            f'has no EMA weights (ema.module), only {held}; take what it has with --weights model'
         )
     if not plain:
         raise CheckpointError(
-            f'{path}: has no plain weights (model), only {held}; take what it has with --weights ema'
+            f'has no plain weights (model), only {held}; take what it has with --weights ema'
         )
     note = '' if ema or _holds_tensors(content.get('ema')) else '; the file has no EMA weights'
     return Source(plain_tensors(content[plain]), f'plain weights ({plain}){note}')
 
 
-def _only(path: Path, tensors: Tensors, origin: str, weights: str) -> Source:
+def _only(tensors: Tensors, origin: str, weights: str) -> Source:
     """Return the only weights of a file; asking for EMA or plain ones is an error there."""
     if weights != 'auto':
         raise CheckpointError(
-            f'{path}: holds one set of weights ({origin}), not said to be EMA or plain ones: '
+            f'holds one set of weights ({origin}), not said to be EMA or plain ones: '
             f'--weights {weights} has nothing to choose from; leave it away'
         )
     return Source(tensors, origin)
@@ -102,17 +110,6 @@ def _holds_tensors(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     return str(sorted(map(str, value))[:10]) if isinstance(value, dict) else f'a {type(value).__name__}'
-
-
-def _checked(path: Path, source: Source) -> Source:
-    if names.is_paddle(source.tensors):
-        raise CheckpointError(names.paddle_refusal(path))
-    if not (names.is_original(source.tensors) or names.is_transformers(source.tensors)):
-        raise CheckpointError(
-            f'{path}: is not a checkpoint of RT-DETR: expected backbone.res_layers.* (original) or '
-            f'model.backbone.model.* (transformers) keys, got {listed(list(source.tensors))}'
-        )
-    return source
 
 
 def read_safetensors(path: Path) -> Tensors:

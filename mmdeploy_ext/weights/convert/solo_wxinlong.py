@@ -78,12 +78,9 @@ def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
     """Convert a file and write it, and beside it the fitting config where the given one does not fit.
 
-    The config gets the name of the target with `.py`; it is returned, too, where it was written.
-
-    Raises:
-        CheckpointError: see `convert`; weights that are not finite, or codes in their place.
-        ConfigError: see `convert`.
-        UsageError: a path that cannot be written, or a config of other content where one has to go.
+    The config gets the name of the target with `.py`; it is returned, too, where it was written. Refuses as
+    `convert`, and weights that are not finite, or codes in their place, a path that cannot be written, and a
+    config of other content where one has to go.
     """
     target = Path(target)
     check_config(cfg)

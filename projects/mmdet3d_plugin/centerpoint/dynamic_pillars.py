@@ -8,8 +8,6 @@ Glossary: P points in range, D values per point, N pillars, C channels, H, W bir
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import nn
 
@@ -117,7 +115,5 @@ def has_dynamic_pillars(module: nn.Module) -> bool:
 
 
 LIBRARY_OPERATORS.append(
-    LibraryOperator(
-        ('dynamic pillars', 'ScatterElements with max'), contextlib.nullcontext, OPSET, has_dynamic_pillars
-    )
+    LibraryOperator(('dynamic pillars', 'ScatterElements with max'), OPSET, has_dynamic_pillars)
 )

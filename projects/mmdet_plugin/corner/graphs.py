@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-import mmdeploy_ext.exporting.ops.corner_pool  # noqa: F401 - what CornerPool becomes
+import mmdeploy_ext.exporting.ops.replaced_modules  # noqa: F401 - what CornerPool becomes
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
