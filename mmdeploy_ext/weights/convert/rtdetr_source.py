@@ -133,6 +133,8 @@ def read_safetensors(path: Path) -> Tensors:
             data = torch.frombuffer(bytearray(content[begin:end]), dtype=SAFETENSORS[entry['dtype']])
             tensors[name] = data.reshape(entry['shape'])
         return tensors
+    except CheckpointError:  # is a ValueError, too
+        raise
     except FileNotFoundError as error:
         raise CheckpointError('no such checkpoint file') from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
