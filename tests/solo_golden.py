@@ -19,9 +19,9 @@ from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
-from mmdeploy_ext.weights.convert.fitting import model_shapes
 from mmdeploy_ext.weights.convert.solo_names import original_name
 from mmdeploy_ext.weights.convert.solo_wxinlong import convert
+from model_shapes import model_shapes
 from projects.toydata.seeded_solo import seeded_image, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/solo'

@@ -8,7 +8,7 @@ from mmdeploy_ext.families.base import FAMILIES, Claim, register_family
 from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
 from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.stack import compat
-from mmdeploy_ext.weights.sparse_checkpoint import load_backbone
+from mmdeploy_ext.weights.sparse_checkpoint import load_model
 from scn_nets import bevfusion, second
 
 GRID = (24, 24, 41)
@@ -57,7 +57,7 @@ class ToyScnFamily(SparseFamily):
         )
 
     def load(self, model, path, weight_layout='auto'):
-        return load_backbone(path, model, weight_layout=weight_layout)
+        return load_model(path, model, weight_layout=weight_layout)
 
     def run_encoder(self, model, features, coordinates):
         with torch.no_grad(), compat.single_thread():

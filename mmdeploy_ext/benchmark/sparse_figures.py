@@ -229,7 +229,7 @@ def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[st
     """Run spconv with all threads, which is wrong, and say by how much: relative to the largest value."""
     from threadpoolctl import threadpool_limits
 
-    from mmdeploy_ext.stack import compat, compat_sparse
+    from mmdeploy_ext.stack import compat, patches_spconv
     from mmdeploy_ext.stack.import_hook import patched
 
     family, model = deployment.family, deployment.model
@@ -238,7 +238,7 @@ def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[st
     with (
         _torch_threads(cores),
         patched(compat, single_thread=contextlib.nullcontext),
-        patched(compat_sparse, _one_thread=contextlib.nullcontext),
+        patched(patches_spconv, _one_thread=contextlib.nullcontext),
         threadpool_limits(limits=cores, user_api='openmp'),
     ):
         for _ in range(RACING_RUNS):

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import onnx
 import torch
 
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.exporting import exporter
-from mmdeploy_ext.exporting.ops import (  # noqa: F401  (they register themselves)
-    deform_conv,
-    same_padding,
-    window_attention,
-)
+from mmdeploy_ext.exporting.ops import deform_conv, replaced_modules  # noqa: F401  (they register themselves)
 from mmdeploy_ext.exporting.ops.forms import ALL
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.passes.contract import apply_spec
@@ -24,29 +25,17 @@ from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.simplify import simplify
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.contract.spec import GraphSpec
-    from mmdeploy_ext.contract.stages import Stage
-
 
 def export_stages(
     stages: Sequence[Stage], example: Mapping[str, torch.Tensor], spec: GraphSpec, options: Options
 ) -> onnx.ModelProto:
-    """Export each stage and merge them into one graph.
+    """Export each stage and merge them into one graph, whose inputs and outputs are the spec's.
 
     Args:
         stages: the chain; the outputs of a stage are inputs of later ones by name.
         example: graph input name -> tensor, of the traced shapes.
         spec: the contract of the merged graph.
         options: opset, exporter, dynamic axes, group normalisation, simplification.
-
-    Returns:
-        A model whose inputs and outputs are the spec's.
 
     Raises:
         ExportError: the exporter failed, or wrote another opset than the one asked for.
@@ -107,11 +96,7 @@ export_module = functools.partial(exporter.export_module, operators=ALL)
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
-    """Check the model and write it atomically; one of the libspconv dialect is no valid ONNX.
-
-    Raises:
-        ExportError: onnx.checker refuses the model.
-    """
+    """Check a model, but not one of libspconv's dialect, which is no valid ONNX, and write it atomically."""
     if metadata is not None:
         kept = {entry.key: entry.value for entry in model.metadata_props}
         onnx.helper.set_model_props(model, {**kept, **metadata.to_props()})

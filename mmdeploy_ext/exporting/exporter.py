@@ -8,22 +8,20 @@ import dataclasses
 import inspect
 import io
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import onnx
 import torch
 
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.exporting.functional import decomposed_where_needed
-from mmdeploy_ext.exporting.torchlib import translations_read_once
+from mmdeploy_ext.exporting.functional import decomposed_where_needed, translations_read_once
+from mmdeploy_ext.graph.io.schemas import opsets_of
 from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
 from mmdeploy_ext.graph.passes.fold import suppress_output
 from mmdeploy_ext.stack import compat
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Opsets that each exporter of torch 2.13 really writes (measured; dynamo answers 11 with 18)."""
@@ -35,16 +33,16 @@ class LibraryOperator:
 
     Attributes:
         title: what a model has that uses it, and the ONNX operator, for messages.
-        patch: what is open during every export.
         opset: the first that has the operator.
         inside: whether a module uses it.
+        patch: what is open during every export.
         translations: what the dynamo exporter needs beside the patch, as `Operators.translations`.
     """
 
     title: tuple[str, str]
-    patch: Callable[[], AbstractContextManager[None]]
     opset: int
     inside: Callable[[torch.nn.Module], bool]
+    patch: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     translations: Mapping[Any, Callable[..., Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -66,11 +64,7 @@ def operators_of(module: torch.nn.Module) -> list[LibraryOperator]:
 
 
 def check_operators(module: torch.nn.Module, opset: int) -> None:
-    """Refuse an opset without an operator that the module needs.
-
-    Raises:
-        UsageError: names the operator and its first opset.
-    """
+    """Refuse an opset without an operator that the module needs; the UsageError names both."""
     for operator in operators_of(module):
         if opset < operator.opset:
             what, name = operator.title
@@ -97,22 +91,14 @@ def default_group_norm(module: torch.nn.Module) -> str:
 
 
 def check_opset(opset: int, exporter: str, said: str = '') -> None:
-    """Refuse an opset that the exporter cannot write.
-
-    Args:
-        opset: wanted.
-        exporter: of `OPSETS`.
-        said: the option as it was given, for the message.
-
-    Raises:
-        UsageError: the message gives the range.
-    """
+    """Refuse an opset that the exporter cannot write; the UsageError names the option as it was `said`."""
     if exporter not in OPSETS:
         raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
     low, high = OPSETS[exporter]
     if not low <= opset <= high:
-        said = said or f'--opset-version {opset}'
-        raise UsageError(f'{said}: the {exporter} exporter writes opsets {low} to {high}')
+        raise UsageError(
+            f'{said or f"--opset-version {opset}"}: the {exporter} exporter writes opsets {low} to {high}'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +131,6 @@ def run(
         opset: of the file.
         operators: what they add.
         multiples: input name -> what its height and width are multiples of, where that is not 1.
-
-    Raises:
-        ExportError: the exporter failed.
     """
     try:
         # the proof finds what the exporters warn of
@@ -208,15 +191,11 @@ def export_module(
 
 
 def check_written(model: onnx.ModelProto, asked: int) -> None:
-    """Refuse a model of another opset than the one asked for.
-
-    Raises:
-        ExportError: names both.
-    """
-    written = {entry.domain or 'ai.onnx': entry.version for entry in model.opset_import}
-    if written.get('ai.onnx') != asked:
+    """Refuse a model of another opset than the one asked for; the ExportError names both."""
+    written = opsets_of(model).get('')
+    if written != asked:
         raise ExportError(
-            f'opset {asked} was asked for, the exporter wrote {written.get("ai.onnx")}; '
+            f'opset {asked} was asked for, the exporter wrote {written}; '
             f'choose an opset that it writes, or --exporter torchscript'
         )
 
@@ -249,12 +228,10 @@ def _export_dynamo(
     translations: dict[Any, Callable[..., Any]],
     multiples: Mapping[str, int],
 ) -> onnx.ModelProto:
+    axes = ((dynamic.get(name, {}), multiples.get(name, 1)) for name in stage.inputs)
     shapes: tuple[Any, ...] = tuple(
-        {
-            axis: _dimension(axis, letter, multiples.get(name, 1))
-            for axis, letter in dynamic.get(name, {}).items()
-        }
-        for name in stage.inputs
+        {axis: _dimension(axis, letter, multiple) for axis, letter in letters.items()}
+        for letters, multiple in axes
     )
     parameters = inspect.signature(stage.module.forward).parameters.values()
     named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)

@@ -11,14 +11,12 @@ import copy
 import dataclasses
 import itertools
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 PROBE = 8
 """Pixels that a convolution is tried on, beside those of its kernel."""
@@ -29,11 +27,9 @@ BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm is one
 class Folded:
     """A convolution with its batch normalisation folded in, float64.
 
-    Attributes:
-        weight: (out, in / groups, kh, kw).
-        bias: (out,).
-        weight_magnitude, bias_magnitude: the sums of the absolute values of the terms that they are sums of:
-            how far their last bits may be off where they were rounded in another order, whatever cancels.
+    The magnitudes of weight (out, in / groups, kh, kw) and bias (out,) are the sums of the absolute values of
+    the terms that both are sums of: how far their last bits may be off where they were rounded in another
+    order, whatever cancels.
     """
 
     weight: np.ndarray
@@ -95,13 +91,9 @@ def folded_bias_magnitudes(model: nn.Module) -> dict[str, np.ndarray]:
     Plus |bias * scale| where the convolution has a bias. A `Summed` module has the magnitudes of all its
     branches, its weight too. A sum may cancel to nearly nothing, and its terms were rounded before that.
 
-    Args:
-        model: as it was loaded, not folded.
-
-    Returns:
-        Name in `fuse(model).state_dict()` of each folded bias, and of the weight of each `Summed` module
-        -> float64 of its shape, 0 or more. Any other folded weight is a product: its own value is the
-        measure.
+    Of a model as it was loaded: name in `fuse(model).state_dict()` of each folded bias, and of the weight of
+    each `Summed` module -> float64 of its shape, 0 or more. Any other folded weight is a product: its own
+    value is the measure.
     """
     found = {
         f'{prefix}{conv}.bias': fold_pair(getattr(parent, conv), getattr(parent, norm)).bias_magnitude

@@ -1,20 +1,25 @@
-"""Programs of torch.export that need no decomposition: their in-place operators become functional ones.
+"""What makes an export by the dynamo exporter quick: work left out that gives nothing.
 
+Programs of torch.export that need no decomposition: their in-place operators become functional ones.
 `torch.onnx.export` has every program decomposed, which traces it twice more; with dynamic axes that is half
 of the time of an export. Of operators that the exporter translates, a program is the same without.
+
+Its translations are read once per process instead of once per stage: torch 2.13 parses the sources of
+onnxscript's 500 functions at every `torch.onnx.export`: 0.5 s of CPU time, most of what a small stage takes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Callable, Container, Iterator
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+from mmdeploy_ext.stack.import_hook import patched
 
 aten = torch.ops.aten
 SAME: dict[Any, tuple[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]]] = {
@@ -28,6 +33,29 @@ what a decomposition would give."""
 _all: contextvars.ContextVar[bool] = contextvars.ContextVar('decompose_all', default=False)
 LEFT_OUT = frozenset({aten._assert_tensor_metadata.default, aten._assert_scalar.default})
 """The exporter removes them."""
+
+
+_translations: dict[tuple[int, ...], Any] = {}
+"""Opset, if one was asked for -> the registry of its translations."""
+
+
+@contextlib.contextmanager
+def translations_read_once() -> Iterator[None]:
+    """Inside the block each export gets a registry of its own, filled from one that was read before."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read = ONNXRegistry.from_torchlib
+
+    def from_torchlib(cls: type[ONNXRegistry], **opset: int) -> ONNXRegistry:
+        key = (*opset.values(),)
+        if key not in _translations:
+            _translations[key] = read(**opset)
+        registry = copy.copy(_translations[key])
+        registry.functions = {target: [*known] for target, known in registry.functions.items()}
+        return registry
+
+    with patched(ONNXRegistry, from_torchlib=classmethod(from_torchlib)):
+        yield
 
 
 @contextlib.contextmanager
@@ -44,8 +72,7 @@ def all_decomposed(by_old_rules: bool = True) -> Iterator[None]:
 def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
     """Inside the block `ExportedProgram.run_decompositions` returns a program that needs none.
 
-    Args:
-        translated: operators that the exporter knows beside those of PyTorch.
+    `translated` are operators that the exporter knows beside those of PyTorch.
     """
     if _all.get():
         yield
@@ -61,35 +88,27 @@ def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
     decompose = ExportedProgram.run_decompositions
 
     def run(program: ExportedProgram, *args: Any, **kwargs: Any) -> ExportedProgram:
-        return (
-            program if make_functional(program.graph_module, known) else decompose(program, *args, **kwargs)
-        )
+        functional = make_functional(program.graph_module, known)
+        return program if functional else decompose(program, *args, **kwargs)
 
-    ExportedProgram.run_decompositions = run
-    try:
+    with patched(ExportedProgram, run_decompositions=run):
         yield
-    finally:
-        ExportedProgram.run_decompositions = decompose
 
 
 def make_functional(module: torch.fx.GraphModule, known: Callable[[Any], bool]) -> bool:
-    """Replace in-place operators and those of `SAME`, where that is sure to change nothing.
+    """Replace in-place operators and those of `SAME`, in place, where that is sure to change nothing.
 
-    Args:
-        module: changed in place, or left as it is.
-        known: says whether an operator is translated.
-
-    Returns:
-        Whether the graph is functional and all of its operators are known.
+    Return whether the graph is functional and all of its operators are `known` to be translated.
     """
     calls = [node for node in module.graph.nodes if node.op == 'call_function']
     twins = {node: _functional(node.target) for node in calls if _writes(node.target)}
     new = {node: twins.get(node, SAME.get(node.target, (node.target,))[0]) for node in calls}
-    if None in new.values() or not all(map(known, new.values())):
-        return False
-    if not all(_owned(node.args[0]) for node in twins):
-        return False
-    if any(node.kwargs for node in calls if node.target in SAME):
+    if (
+        None in new.values()
+        or not all(map(known, new.values()))
+        or not all(_owned(node.args[0]) for node in twins)
+        or any(node.kwargs for node in calls if node.target in SAME)
+    ):
         return False
     place = {node: index for index, node in enumerate(module.graph.nodes)}
     for node, target in new.items():

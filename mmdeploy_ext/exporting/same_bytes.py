@@ -6,15 +6,13 @@ last bits between makes. A constant that is compared bit for bit must not come f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 class SameBytes(TorchFunctionMode):

@@ -7,17 +7,15 @@ crop, normalise, pad. Glossary: N cameras, H, W network input in pixels, h, w of
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.core.plain import Plain
-from mmdeploy_ext.inputs.pictures import normalise
+from mmdeploy_ext.inputs.pictures import next_multiples, normalise
 from mmdeploy_ext.inputs.pillow_resize import resize_pillow
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 KIND = 'multiview'
 CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
@@ -28,11 +26,9 @@ NEUTRAL = ('LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'De
 
 
 class Calibration(NamedTuple):
-    """Where the cameras are and what they see, for the pixels of the network input.
+    """Where the cameras are and what they see, for the pixels of the network input, (N, 4, 4) float64.
 
-    Attributes:
-        lidar2img: (N, 4, 4) float64, homogeneous LiDAR points in metres to pixels times depth.
-        intrinsics: (N, 4, 4) float64.
+    `lidar2img` takes homogeneous LiDAR points in metres to pixels times depth.
     """
 
     lidar2img: np.ndarray
@@ -44,8 +40,7 @@ class MultiViewRule(Plain):
     """How the images of one moment become the network input.
 
     Attributes:
-        mean: per channel, in the order after `to_rgb`.
-        std: per channel.
+        mean, std: per channel, in the order after `to_rgb`.
         to_rgb: swap OpenCV's BGR to RGB before normalising.
         source: (h, w) of every camera's image.
         scale: network pixels per image pixel.
@@ -83,19 +78,13 @@ class MultiViewRule(Plain):
     @property
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the network input."""
-        if self.pad_size is not None:
-            return self.pad_size
-        divisor = self.size_divisor
-        return -(-self.size[0] // divisor) * divisor, -(-self.size[1] // divisor) * divisor
+        return self.pad_size or next_multiples(self.size, self.size_divisor)
 
     def apply(self, images_bgr: Sequence[np.ndarray]) -> np.ndarray:
-        """Prepare the images of one moment.
+        """Return (N, 3, H, W) float32 of the images of one moment.
 
         Args:
             images_bgr: N images (h, w, 3) uint8 in the order of `cameras`, as OpenCV reads them.
-
-        Returns:
-            (N, 3, H, W) float32.
 
         Raises:
             ShapeError: another number of cameras, another size or not uint8.
@@ -138,10 +127,11 @@ class MultiViewRule(Plain):
         """Return a camera's name for messages."""
         return self.cameras[index] if index < len(self.cameras) else f'camera {index}'
 
-    def crop_matrix(self) -> np.ndarray:
-        """Return the (3, 3) float32 that maps homogeneous image pixels to network pixels."""
-        matrix = np.diag([self.scale, self.scale, 1.0]).astype(np.float32)
-        matrix[:2, 2] = -self.crop[1], -self.crop[0]
+    def crop_matrix(self, size: int = 3) -> np.ndarray:
+        """Return the (size, size) float32 that maps homogeneous image pixels to network pixels."""
+        matrix = np.eye(size, dtype=np.float32)
+        matrix[[0, 1], [0, 1]] = self.scale
+        matrix[:2, -1] = -self.crop[1], -self.crop[0]
         return matrix
 
     def calibrate(
@@ -161,10 +151,8 @@ class MultiViewRule(Plain):
             DataError: matrices of another shape, with NaN, or for another image size.
         """
         count = self.num_cameras
-        for name, value, shape in (
-            ('intrinsics', intrinsics, (count, 3, 3)),
-            ('lidar2cam', lidar2cam, (count, 4, 4)),
-        ):
+        for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):
+            shape = count, side, side
             got = 'nothing' if value is None else f'shape {np.shape(value)}'
             if value is not None and np.shape(value) == shape:
                 got = '' if np.isfinite(value).all() else 'NaN or infinity'
@@ -182,11 +170,9 @@ class MultiViewRule(Plain):
 
 
 def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) -> MultiViewRule:
-    """Read the rule out of a StreamPETR test pipeline.
+    """Read the rule out of a StreamPETR test pipeline, `MultiScaleFlipAug3D` included.
 
-    Args:
-        pipeline: list of transform dicts, `MultiScaleFlipAug3D` included.
-        num_cameras: N; with other than 6 the camera order is not known.
+    With another number of cameras than 6 their order is not known.
 
     Raises:
         ConfigError: a step or order that the rule cannot express; the message names it.

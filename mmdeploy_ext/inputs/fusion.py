@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,20 +12,14 @@ from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.inputs.points import VoxelRule
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 KIND = 'fusion'
 
 
 @dataclasses.dataclass(frozen=True)
 class FusionRule(Plain):
-    """The rules of both sensors.
+    """The rules of both sensors, None of one that a model has not.
 
-    Attributes:
-        views: of the pictures; None of a model without cameras.
-        voxels: of the points; None of one without LiDAR.
-        sweeps: of the past, whose points come after those of the key frame.
+    `sweeps` of the past come after the points of the key frame.
     """
 
     views: MultiViewRule | None
@@ -46,7 +41,4 @@ class FusionRule(Plain):
 
     def img_aug_matrix(self) -> np.ndarray:
         """Return (N, 4, 4) float32: pictures as they were taken to the network's, pixels."""
-        matrix = np.eye(4, dtype=np.float32)
-        matrix[[0, 1], [0, 1]] = self.views.scale
-        matrix[:2, 3] = -self.views.crop[1], -self.views.crop[0]
-        return np.tile(matrix, (self.views.num_cameras, 1, 1))
+        return np.tile(self.views.crop_matrix(4), (self.views.num_cameras, 1, 1))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,9 +19,6 @@ from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.core.files import will_read
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.inputs.pillow_resize import resize_pillow
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
@@ -51,8 +49,7 @@ class PreprocessRule(Plain):
     """How an image becomes the network input.
 
     Attributes:
-        mean: per channel, in the order after `to_rgb`.
-        std: per channel.
+        mean, std: per channel, in the order after `to_rgb`.
         to_rgb: swap OpenCV's BGR to RGB before normalising.
         img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) without `keep_ratio`.
         keep_ratio: keep the aspect ratio.
@@ -107,18 +104,10 @@ class PreprocessRule(Plain):
             return max(self.pad_size[0], height), max(self.pad_size[1], width)
         if self.pad_or:
             return (height | self.pad_or) + self.pad_more, (width | self.pad_or) + self.pad_more
-        divisor = self.size_divisor
-        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+        return next_multiples((height, width), self.size_divisor)
 
     def apply(self, image_bgr: np.ndarray) -> PreparedImage:
-        """Prepare one image.
-
-        Args:
-            image_bgr: (h, w, 3) uint8 as OpenCV reads it.
-
-        Returns:
-            The network input and what is needed to undo the resize.
-        """
+        """Return the network input of an image (h, w, 3) uint8, as OpenCV reads it, and how it was made."""
         height, width = image_bgr.shape[:2]
         resized_h, resized_w = self.resized_shape(height, width)
         if (resized_h, resized_w) != (height, width):
@@ -141,6 +130,11 @@ class PreprocessRule(Plain):
         )
 
 
+def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """Return both sides, each increased to a multiple of the divisor."""
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+
+
 def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize (h, w, 3) uint8 to `height` x `width` as OpenCV's bilinear interpolation does."""
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -153,11 +147,7 @@ RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
 def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
     """Return (h, w, 3) float32 `(image - mean) / std`, rounded as mmdet rounds: float32, then OpenCV.
 
-    Args:
-        image_bgr: (h, w, 3) uint8.
-        mean: three values, in the channel order after `to_rgb`.
-        std: three values.
-        to_rgb: swap BGR to RGB first.
+    Of an image (h, w, 3) uint8; mean and std are in the channel order after `to_rgb`.
     """
     image = image_bgr.astype(np.float32)
     if to_rgb:
@@ -202,11 +192,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return image files, folders replaced by the images in them, in sorted order.
-
-    Raises:
-        ImageError: a path does not exist, or a folder holds no image.
-    """
+    """Return image files, folders replaced by the images in them, sorted; ImageError where there is none."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():

@@ -9,12 +9,9 @@ differs by one grey level where 13 begins with the rows.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 PRECISION_BITS = 32 - 8 - 2
 
@@ -43,15 +40,7 @@ def resize_pillow(
 ) -> np.ndarray:
     """Resize (h, w, C) uint8 to `height` x `width`: one axis, rounded to uint8, then the other.
 
-    Args:
-        image: (h, w, C) uint8.
-        height: of the resized image.
-        width: of the resized image.
-        resample: a key of `FILTERS`.
-        rows: first and last + 1 of the result's rows to compute; None computes all.
-
-    Returns:
-        (height or number of `rows`, width, C) uint8.
+    `resample` is a key of `FILTERS`; of the result the `rows` from first to last + 1 are computed, or all.
     """
     lost_rows, lost_columns = image.shape[0] - height, image.shape[1] - width
     first, last = rows or (0, height)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.inputs.pictures import RESIZERS, PreprocessRule, normalise
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 ORDERED = ('Resize', 'RandomCenterCropPad', 'Normalize', 'Pad')
 """Steps that change the image, in the order that the rule has them; it pads once. Padding may come before the
 normalisation: its value is then normalised."""
 NEUTRAL = (
-    'LoadImageFromFile',
-    'LoadImageFromWebcam',
-    'RandomFlip',
-    'DefaultFormatBundle',
-    'ImageToTensor',
-    'LoadProposals',
-    'ToTensor',
-    'ToDataContainer',
-    'Collect',
+    *('LoadImageFromFile', 'LoadImageFromWebcam', 'LoadProposals', 'RandomFlip', 'DefaultFormatBundle'),
+    *('ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect'),
 )
 NEEDED = {
     'LoadImageFromFile': dict(color_type='color'),
@@ -36,10 +27,7 @@ NEEDED = {
 
 
 def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
-    """Read the rule out of an mmdet 2.x test pipeline.
-
-    Args:
-        pipeline: list of transform dicts, `MultiScaleFlipAug` included.
+    """Read the rule out of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
 
     Raises:
         ConfigError: a step, option or order that the rule cannot express; the message names it.
@@ -87,18 +75,18 @@ def _check_rounding(pipeline: Sequence[Mapping[str, Any]], values: Mapping[str, 
 def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> list[Mapping[str, Any]]:
     steps: list[Mapping[str, Any]] = []
     for step in pipeline:
-        if step.get('type') == 'MultiScaleFlipAug':
-            _check_options(step)
-            if step.get('img_scale') is not None:
-                values['img_scale'] = _single_scale(step['img_scale'])
-            elif step.get('scale_factor', 1.0) not in (1.0, [1.0], (1.0,)):
-                raise ConfigError(
-                    f'test pipeline step MultiScaleFlipAug: scale_factor={step["scale_factor"]} cannot be '
-                    f'described by the exported file; expected 1.0, or an img_scale'
-                )
-            steps.extend(step.get('transforms', ()))
-        else:
+        if step.get('type') != 'MultiScaleFlipAug':
             steps.append(step)
+            continue
+        _check_options(step)
+        if step.get('img_scale') is not None:
+            values['img_scale'] = _single_scale(step['img_scale'])
+        elif step.get('scale_factor', 1.0) not in (1.0, [1.0], (1.0,)):
+            raise ConfigError(
+                f'test pipeline step MultiScaleFlipAug: scale_factor={step["scale_factor"]} cannot be '
+                f'described by the exported file; expected 1.0, or an img_scale'
+            )
+        steps.extend(step.get('transforms', ()))
     return steps
 
 
@@ -135,11 +123,8 @@ def _read_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _read_normalize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
-    values.update(
-        mean=tuple(map(float, step['mean'])),
-        std=tuple(map(float, step['std'])),
-        to_rgb=bool(step.get('to_rgb', True)),
-    )
+    values.update({key: tuple(map(float, step[key])) for key in ('mean', 'std')})
+    values['to_rgb'] = bool(step.get('to_rgb', True))
 
 
 def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
@@ -170,8 +155,7 @@ def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
 def _square(values: Mapping[str, Any]) -> tuple[int, int]:
     """Return the size of an image that is resized into a square, ratio kept, and padded to one.
 
-    Raises:
-        ConfigError: the square would be another one for each image.
+    ConfigError where the square would be another one for each image.
     """
     scale = values.get('img_scale')
     if scale is None or scale[0] != scale[1] or not values.get('keep_ratio'):

@@ -10,6 +10,7 @@ Glossary: P points of D values, N voxels, C features per voxel.
 from __future__ import annotations
 
 import dataclasses
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -84,13 +85,11 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
     Raises:
         PointsError: another width than the rule's, or a value that is not finite.
     """
-    from mmdeploy_ext.inputs import voxel_loops
-
     hard = rule.mode == 'hard'
-    points, coordinates, where = _room(points, rule)
+    loops, points, coordinates, where = _room(points, rule)
     features = np.zeros((len(coordinates), rule.in_channels), np.float32)
     counts, most = np.zeros(len(coordinates), np.int32), rule.max_points if hard else np.iinfo(np.int32).max
-    found = voxel_loops.collect(points, *where[:3], most, *where[3:], coordinates, features, counts)
+    found = loops.collect(points, *where, coordinates, features, counts, most)
     features, axes = features[:found] / counts[:found, None].astype(np.float32), coordinates[:found]
     if not hard:
         rows = np.lexsort(axes.T)
@@ -101,54 +100,39 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
 def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the points of every voxel of one sweep, as networks take them that learn what a voxel is.
 
-    Args:
-        points: as `voxelise` takes them.
-        rule: to follow, of mode 'hard'.
-
-    Returns:
-        The first M points of each voxel (N, M, D) float32, zeros where it has fewer, how many it has (N,)
-        int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
+    By a rule of mode 'hard', the first M points of each voxel (N, M, D) float32, zeros where it has fewer,
+    how many it has (N,) int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
     """
-    from mmdeploy_ext.inputs import voxel_loops
-
-    points, coordinates, where = _room(points, rule)
+    loops, points, coordinates, where = _room(points, rule)
     kept = np.zeros((len(coordinates), rule.max_points, rule.in_channels), np.float32)
     counts = np.zeros(len(coordinates), np.int32)
-    found = voxel_loops.gather(points, *where, coordinates, kept, counts)
+    found = loops.gather(points, *where, coordinates, kept, counts)
     return kept[:found], counts[:found], _ordered(coordinates[:found], rule)
 
 
 def assigned(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the points in range, and the voxel of each, for networks that take all points of a voxel.
 
-    Args:
-        points: as `voxelise` takes them.
-        rule: to follow, of mode 'dynamic'.
-
-    Returns:
-        Points (n, D) float32 in range, in their order, the row of the voxel of each (n,) int32, and
-        coordinates (N, 4) int32, in the order of the voxels' first points; see `voxelise`, also for errors.
+    By a rule of mode 'dynamic', points (n, D) float32 in their order, the row of the voxel of each (n,)
+    int32, and coordinates (N, 4) int32, in the order of the voxels' first points; see `voxelise`.
     """
-    from mmdeploy_ext.inputs import voxel_loops
-
-    points, coordinates, where = _room(points, rule)
+    loops, points, coordinates, where = _room(points, rule)
     rows = np.empty(len(points), np.int32)
-    found = voxel_loops.assign(points, *where, coordinates, rows)
+    found = loops.assign(points, *where, coordinates, rows)
     kept = rows >= 0
     return points[kept], rows[kept], _ordered(coordinates[:found], rule)
 
 
-def _room(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, tuple[Any, ...]]:
-    """Return checked points, room for the coordinates of all voxels, the grid, and an empty hash of it."""
-    from mmdeploy_ext.inputs.voxel_hash import empty_slots
+def _room(points: np.ndarray, rule: VoxelRule) -> tuple[ModuleType, np.ndarray, np.ndarray, tuple[Any, ...]]:
+    """Return the compiled loops, and for them checked points, room for coordinates, the grid and its hash."""
+    from mmdeploy_ext.inputs import voxel_hash
 
     points = check_points(points, rule.in_channels)
     limit = min(rule.max_voxels, len(points)) if rule.mode == 'hard' else len(points)
-    slots, shift = empty_slots(limit)
+    slots, shift = voxel_hash.empty_slots(limit)
     low, size = np.array(rule.point_cloud_range[:3], np.float32), np.array(rule.voxel_size, np.float32)
-    grid = np.array(rule.grid_size, np.int64)
-    rows = np.empty(len(slots), np.int32)
-    return points, np.empty((limit, 3), np.int32), (low, size, grid, slots, rows, shift)
+    grid, rows = np.array(rule.grid_size, np.int64), np.empty(len(slots), np.int32)
+    return voxel_hash, points, np.empty((limit, 3), np.int32), (low, size, grid, slots, rows, shift)
 
 
 def _ordered(axes: np.ndarray, rule: VoxelRule) -> np.ndarray:
@@ -157,11 +141,7 @@ def _ordered(axes: np.ndarray, rule: VoxelRule) -> np.ndarray:
 
 
 def check_points(points: np.ndarray, width: int) -> np.ndarray:
-    """Return points as contiguous (P, width) float32.
-
-    Raises:
-        PointsError: another width, or a value that is not finite.
-    """
+    """Return points as contiguous (P, width) float32; PointsError for another width, or no finite number."""
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != width or points.dtype.kind not in 'fiu':
         raise PointsError(

@@ -1,4 +1,4 @@
-"""Compiled loops behind the rulebook: a hash of active sites and the neighbours found in it. Needs numba.
+"""Compiled loops: a hash of active sites, behind the rulebook and behind the voxels of points. Needs numba.
 
 Each loop releases the interpreter lock and writes to places of its own, so that any number of Python threads
 gives the same arrays. numba's own threads are not used: they die in forked workers and in concurrent callers.
@@ -108,6 +108,71 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
             if (a | b | c) >= 0:
                 key = ((sites[i, 0] * shape[0] + a) * shape[1] + b) * shape[2] + c
                 table[k, rows[slot(key, slots, shift)]] = i
+
+
+@njit(cache=True, nogil=True)
+def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
+    """Return the row of a point's voxel, -1 where it has none, and how many voxels there are now.
+
+    A voxel that is met for the first time takes the next row of `coordinates` (n, 3) int32 in x, y, z, where
+    there is room. low and size (3,) float32 as mmcv computes in, grid (3,) int64; slots, rows, shift: a hash.
+    """
+    x = np.floor((point[0] - low[0]) / size[0])
+    y = np.floor((point[1] - low[1]) / size[1])
+    z = np.floor((point[2] - low[2]) / size[2])
+    if not (0 <= x < grid[0] and 0 <= y < grid[1] and 0 <= z < grid[2]):
+        return -1, n
+    a, b, c = np.int64(x), np.int64(y), np.int64(z)
+    key = (a * grid[1] + b) * grid[2] + c
+    place = slot(key, slots, shift)
+    if slots[place] != key:
+        if n == coordinates.shape[0]:
+            return -1, n
+        slots[place] = key
+        rows[place] = n
+        coordinates[n, 0], coordinates[n, 1], coordinates[n, 2] = a, b, c
+        n += 1
+    return rows[place], n
+
+
+@njit(cache=True, nogil=True)
+def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, counts, max_points):
+    """Sum up the points of every voxel, voxels in the order of their first point; return how many there are.
+
+    points (P, D); the rest of the arguments as in `voxel_of`. Written, with room for the most voxels:
+    coordinates (n, 3) int32, sums (n, D) float32 and counts (n,) int32 of at most max_points points. Points
+    of voxels for which there is no room are left out.
+    """
+    n = 0
+    for p in range(points.shape[0]):
+        row, n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
+        if row >= 0 and counts[row] < max_points:
+            counts[row] += 1
+            for d in range(points.shape[1]):
+                sums[row, d] += points[p, d]
+    return n
+
+
+@njit(cache=True, nogil=True)
+def gather(points, low, size, grid, slots, rows, shift, coordinates, kept, counts):
+    """Keep the first points of every voxel, kept (n, M, D) float32; otherwise as `collect`."""
+    n = 0
+    for p in range(points.shape[0]):
+        row, n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
+        if row >= 0 and counts[row] < kept.shape[1]:
+            for d in range(points.shape[1]):
+                kept[row, counts[row], d] = points[p, d]
+            counts[row] += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def assign(points, low, size, grid, slots, rows, shift, coordinates, found):
+    """Write the row of each point's voxel to found (P,) int32, -1 out of range; otherwise as `collect`."""
+    n = 0
+    for p in range(points.shape[0]):
+        found[p], n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
+    return n
 
 
 def empty_slots(sites: int) -> tuple[np.ndarray, np.uint64]:

@@ -13,37 +13,8 @@ It returns all the patches; `effective()` says later which of them had something
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
-
 from mmdeploy_ext.stack import patches_mmcv, patches_mmdet, patches_spconv  # noqa: F401 - they register
 from mmdeploy_ext.stack.import_hook import PATCHES
-from mmdeploy_ext.stack.patches_mmcv import numpy_checkpoint_globals
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ['apply', 'effective', 'numpy_checkpoint_globals', 'single_thread']
-
-apply = PATCHES.apply
-effective = PATCHES.effective
-
-
-@contextlib.contextmanager
-def single_thread() -> Iterator[None]:
-    """Runs its body with one OpenMP thread in every loaded runtime; spconv 2.3.8 on CPU needs it.
-
-    With more threads it has a race: 4 of 27,774 rows of a convolution were wrong, others in each run (one
-    thread: within 1e-7, and faster). It brings an OpenMP runtime of its own, so torch.set_num_threads alone
-    does not reach it.
-    """
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(limits=1, user_api='openmp'):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+apply, effective = PATCHES.apply, PATCHES.effective
+numpy_checkpoint_globals, single_thread = patches_mmcv.numpy_checkpoint_globals, patches_spconv.single_thread

@@ -61,35 +61,32 @@ class Finding:
 
 # What each probe runs. The last line that it prints is what was found.
 _COMPAT = 'from mmdeploy_ext.stack import compat; compat.apply()\n'
-_PROBES = {
+_RUNTIME_PROBES = {
     'opencv': (
         'import cv2; print(cv2.__version__)',
-        True,
         'pip uninstall -y opencv-python; pip install --force-reinstall opencv-python-headless',
     ),
     'ONNX Runtime providers': (
         'import onnxruntime; print(", ".join(onnxruntime.get_available_providers()))',
-        True,
         'pip install --force-reinstall onnxruntime',
     ),
+}
+_PROBES = {
     'GPU': (
         'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "none")',
-        False,
         'reinstall torch from https://download.pytorch.org/whl/cpu or the index of your CUDA version',
     ),
     'mmcv compiled operators': (
         _COMPAT + 'import torch; from mmcv.ops import nms\n'
         'kept = nms(torch.tensor([[0., 0, 9, 9], [0, 0, 9, 8], [20, 20, 30, 30]]), torch.ones(3), 0.5)[1]\n'
         'assert len(kept) == 2, kept; print("run")',
-        False,
         BUILD_MMCV,
     ),
-    'mmdet imports': (_COMPAT + 'import mmdet.apis, mmdet.datasets; print("yes")', False, 'make env'),
-    'mmdet3d imports': (_COMPAT + 'import mmdet3d.apis, mmdet3d.models; print("yes")', False, 'make env'),
+    'mmdet imports': (_COMPAT + 'import mmdet.apis, mmdet.datasets; print("yes")', 'make env'),
+    'mmdet3d imports': (_COMPAT + 'import mmdet3d.apis, mmdet3d.models; print("yes")', 'make env'),
     PATCHES: (
         _COMPAT + 'import torchvision, mmdet.apis, mmdet3d.datasets\n'
         'print(", ".join(patch.name for patch in compat.effective()) or "none needed")',
-        False,
         'make env',
     ),
 }
@@ -112,13 +109,10 @@ def check_python() -> Finding:
 
 
 def check_version(distribution: str, expected: str, frozen: bool = False) -> Finding:
-    """Compares an installed version with the pinned one.
+    """Compares an installed version with the one that was tried.
 
-    Args:
-        distribution: Name on the package index.
-        expected: The version that was tried.
-        frozen: Another version is a problem (the later majors of the OpenMMLab 1.x packages have other
-            interfaces), not just something that nobody tried.
+    Another version of a frozen one is a problem (the later majors of the OpenMMLab 1.x packages have other
+    interfaces), not just something that nobody tried.
     """
     install = f'pip install {"--no-deps --no-build-isolation " if frozen else ""}{distribution}=={expected}'
     if distribution == 'mmcv-full':
@@ -134,14 +128,9 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
 def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Finding:
     """Runs a few lines in a fresh interpreter; what they print last is what was found."""
     try:
-        done = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', code],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            cwd=Path(__file__).parents[2],
-            check=False,
-        )
+        where = dict(cwd=Path(__file__).parents[2], timeout=timeout_s)
+        command = [sys.executable, '-W', 'ignore', '-c', code]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **where)
     except subprocess.TimeoutExpired:
         return Finding(name, f'no answer in {timeout_s:.0f} s', '', 'problem', fix)
     if done.returncode < 0:
@@ -152,21 +141,16 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
 
 
 def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda name: None) -> list[Finding]:
-    """All findings.
+    """All findings, or those of what running an exported model needs, without PyTorch and OpenMMLab.
 
-    Args:
-        runtime_only: Only what running an exported model needs, not PyTorch and OpenMMLab.
-        progress: Called with the name of each check that takes a second or more.
+    `progress` is called with the name of each check that takes a second or more.
     """
     findings = [check_python(), *(check_version(*item) for item in RUNTIME.items())]
     if not runtime_only:
         findings += [check_version(*item) for item in EXPORT.items()]
         findings += [check_version(*item, frozen=True) for item in FROZEN.items()]
-    probes = [
-        (name, code, fix)
-        for name, (code, is_runtime, fix) in _PROBES.items()
-        if is_runtime or not runtime_only
-    ]
+    chosen = _RUNTIME_PROBES if runtime_only else {**_RUNTIME_PROBES, **_PROBES}
+    probes = [(name, *probe) for name, probe in chosen.items()]
     for distribution, extra, name, code in filter(None, (row.doctor for row in BACKENDS.values())):
         install = f"pip install '.[{extra}]'"
         if installed_version(distribution):
@@ -228,9 +212,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     healthy = all(finding.verdict != 'problem' for finding in findings)
     if args.json:
-        args.json.write_text(
-            json.dumps(dict(healthy=healthy, findings=[asdict(f) for f in findings]), indent=2)
-        )
+        content = dict(healthy=healthy, findings=[asdict(f) for f in findings])
+        args.json.write_text(json.dumps(content, indent=2))
     print_report(findings)
     if not exports:
         print('PyTorch and OpenMMLab are not installed: exported files run, nothing can be exported')

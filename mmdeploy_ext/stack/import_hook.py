@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 Execute = Callable[[], None]
 PatchFunction = Callable[[ModuleType, Execute], bool]
@@ -56,9 +55,8 @@ class Patches:
     def apply(self) -> list[Patch]:
         """Makes every patch happen when its library is imported, and now for libraries that already are.
 
-        Returns:
-            All patches in the order of registration; a second call changes nothing. `effective()` says later
-            which of them had something to do.
+        Returns all in the order of registration; a second call changes nothing. `effective()` says later
+        which of them had something to do.
         """
         patches = list(self._patches.values())
         if any(isinstance(finder, _PatchingFinder) and finder.patches is self for finder in sys.meta_path):
@@ -100,8 +98,25 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def after(*modules: str, versions: str, without_gpu: bool = False) -> Callable[[Callable], PatchFunction]:
+    """Makes a function of a module that has run its patch; it returns False where there was nothing to do.
+
+    One for machines `without_gpu` does nothing on others.
+    """
+
+    def decorate(function: Callable[[ModuleType], bool | None]) -> PatchFunction:
+        @functools.wraps(function)
+        def changed(module: ModuleType, execute: Execute) -> bool:
+            execute()
+            return not (without_gpu and has_gpu()) and function(module) is not False
+
+        return patch(*modules, versions=versions)(changed)
+
+    return decorate
+
+
 class _PatchingFinder(importlib.abc.MetaPathFinder):
-    """Finds a module as the other finders do; puts a `_PatchingLoader` first if a patch names it."""
+    """Finds a module as the other finders do; one that a patch names runs inside its patches."""
 
     def __init__(self, patches: Patches) -> None:
         self.patches = patches
@@ -115,35 +130,25 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
-                spec.loader = _PatchingLoader(spec.loader, self.patches)
+                self._stand_before(spec.loader)
                 return spec
         return None
 
+    def _stand_before(self, loader: importlib.abc.Loader) -> None:
+        """Let the one execution of a loader, which is of one module, go through the patches."""
+        execute = loader.exec_module
 
-class _PatchingLoader(importlib.abc.Loader):
-    """Stands before a module's real loader for its one execution."""
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module
+            self.patches.run(module, functools.partial(execute, module))
 
-    def __init__(self, loader: importlib.abc.Loader, patches: Patches) -> None:
-        self._loader = loader
-        self._patches = patches
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """As the real loader."""
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Gives the module its real loader back, then runs it inside its patches."""
-        module.__spec__.loader = module.__loader__ = self._loader
-        self._patches.run(module, functools.partial(self._loader.exec_module, module))
+        loader.exec_module = exec_module
 
 
 @contextlib.contextmanager
 def patched(target: object, **attributes: object) -> Iterator[None]:
-    """Sets attributes of one object for the time of the body."""
-    before = {name: getattr(target, name) for name in attributes}
+    """Sets attributes of one object for the time of the body; class methods of a class stay such."""
+    before = {name: vars(target).get(name, getattr(target, name)) for name in attributes}
     for name, value in attributes.items():
         setattr(target, name, value)
     try:

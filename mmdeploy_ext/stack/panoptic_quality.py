@@ -7,14 +7,11 @@ PQ = sum of IoU / (TP + FP / 2 + FN / 2) of every class, and the mean over the c
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 VOID, OFFSET = 0, 256**3
 """The segment that is none, and more than there are colours."""
@@ -33,14 +30,7 @@ def id2rgb(segments: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class ClassCount:
-    """Sums of one class.
-
-    Attributes:
-        iou: of all matched pairs.
-        tp: matched pairs.
-        fp: predicted segments without a partner.
-        fn: true segments without a partner.
-    """
+    """Sums of one class: IoU of all matched pairs, matched pairs, segments predicted and true without one."""
 
     iou: float = 0.0
     tp: int = 0
@@ -56,23 +46,17 @@ class ClassCount:
         return dict(zip(FIGURES, found, strict=True))
 
 
-class PQStat:
+class PQStat(dict):
     """Sums of all classes, by `category_id`."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
-        self.counts: dict[int, ClassCount] = collections.defaultdict(ClassCount)
-
-    def __getitem__(self, category: int) -> ClassCount:
-        """Return the sums of a class."""
-        return self.counts[category]
+    def __missing__(self, category: int) -> ClassCount:
+        return self.setdefault(category, ClassCount())
 
     def __iadd__(self, other: PQStat) -> Self:
         """Add those of other images."""
-        for category, count in other.counts.items():
-            own = self.counts[category]
-            for field in dataclasses.fields(ClassCount):
-                setattr(own, field.name, getattr(own, field.name) + getattr(count, field.name))
+        for category, count in other.items():
+            for name, value in vars(count).items():
+                setattr(self[category], name, getattr(self[category], name) + value)
         return self
 
     def pq_average(
@@ -80,18 +64,15 @@ class PQStat:
     ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
         """Return the means over the classes that occur, NaN where none does, and the figures of each.
 
-        Args:
-            categories: `category_id` -> its entry, with `isthing`.
-            isthing: things alone, stuff alone, or None: all.
+        Of `category_id` -> its entry, with `isthing`: things alone, stuff alone, or, with None, all.
         """
-        chosen = [
-            key for key, entry in categories.items() if isthing is None or bool(entry['isthing']) == isthing
-        ]
-        every = {key: self.counts[key].figures() for key in chosen}
+        every = {
+            key: self[key].figures()
+            for key, entry in categories.items()
+            if isthing is None or bool(entry['isthing']) == isthing
+        }
         there = [figures for figures in every.values() if figures]
-        means = {
-            name: sum(one[name] for one in there) / len(there) if there else float('nan') for name in FIGURES
-        }
-        return dict(means, n=len(there)), {
-            key: figures or dict.fromkeys(FIGURES, 0.0) for key, figures in every.items()
-        }
+        count = len(there) or float('nan')
+        means = {name: sum(one[name] for one in there) / count for name in FIGURES}
+        nothing = dict.fromkeys(FIGURES, 0.0)
+        return dict(means, n=len(there)), {key: figures or {**nothing} for key, figures in every.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from mmdeploy_ext.stack.import_hook import Execute, has_gpu, patch, patched
+from mmdeploy_ext.stack.import_hook import Execute, after, patch, patched
 
 
 @patch('torchvision._meta_registrations', versions='torchvision 0.28.0 for CUDA beside torch 2.13.0 for CPU')
@@ -38,16 +38,13 @@ def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
     return True
 
 
-@patch('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2')
-def init_dist_without_gpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2', without_gpu=True)
+def init_dist_without_gpu(module: ModuleType) -> None:
     """init_dist takes the rank modulo the number of GPUs: ZeroDivisionError on a machine without one.
 
     There it sees one GPU while it runs and its choice of the device is skipped; the backend nccl, which every
     OpenMMLab base config names, cannot run there and becomes gloo, with a warning.
     """
-    execute()
-    if has_gpu():
-        return False
     original = module.init_dist
 
     @functools.wraps(original)
@@ -61,15 +58,11 @@ def init_dist_without_gpu(module: ModuleType, execute: Execute) -> bool:
             original(launcher, backend=backend, **kwargs)
 
     module.init_dist = init_dist
-    return True
 
 
-@patch('mmcv.runner.iter_based_runner', versions='mmcv-full 1.7.2')
-def resume_iterations_without_gpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.runner.iter_based_runner', versions='mmcv-full 1.7.2', without_gpu=True)
+def resume_iterations_without_gpu(module: ModuleType) -> None:
     """IterBasedRunner.resume puts the checkpoint on the current GPU and asks not whether there is one."""
-    execute()
-    if has_gpu():
-        return False
     original = module.IterBasedRunner.resume
 
     @functools.wraps(original)
@@ -79,31 +72,27 @@ def resume_iterations_without_gpu(module: ModuleType, execute: Execute) -> bool:
         original(self, checkpoint, resume_optimizer, 'cpu' if map_location == 'default' else map_location)
 
     module.IterBasedRunner.resume = resume
-    return True
 
 
-@patch('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
-def scatter_stream_of_int_device(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
+def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
     """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'."""
-    execute()
     import torch
 
     parameter = next(iter(inspect.signature(module._get_stream).parameters.values()))
     if 'device' not in str(parameter.annotation):
         return False
     module._get_stream = functools.cache(torch.cuda.Stream)
-    return True
 
 
-@patch('mmcv.parallel.distributed', versions='mmcv-full 1.7.2, torch >= 2.0')
-def distributed_data_parallel(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.parallel.distributed', versions='mmcv-full 1.7.2, torch >= 2.0')
+def distributed_data_parallel(module: ModuleType) -> bool | None:
     """MMDistributedDataParallel.forward reads _use_replicated_tensor_module, which newer torch has not.
 
     On CPU it also hands DataContainers to the model unopened. train_step and val_step go through torch's own
     forward here, which does the bucket, buffer and unused-parameter work that mmcv repeats by hand for torch
     1.x.
     """
-    execute()
     wrapper = module.MMDistributedDataParallel
     if not hasattr(module.DistributedDataParallel, '_inside_ddp_forward'):
         return False
@@ -127,28 +116,23 @@ def distributed_data_parallel(module: ModuleType, execute: Execute) -> bool:
 
     wrapper._run_ddp_forward = run_forward
     wrapper.train_step, wrapper.val_step = through_forward('train_step'), through_forward('val_step')
-    return True
 
 
-@patch('mmcv.runner.checkpoint', versions='mmcv-full 1.7.2, torch >= 2.6')
-def numpy_in_checkpoints(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.runner.checkpoint', versions='mmcv-full 1.7.2, torch >= 2.6')
+def numpy_in_checkpoints(module: ModuleType) -> None:
     """torch.load (weights_only=True since 2.6) refuses the numpy values in an mmcv checkpoint's `meta`.
 
     Only what rebuilds numpy scalars and arrays is allowed: checkpoints stay data and cannot run code.
     """
-    execute()
     import torch
 
     torch.serialization.add_safe_globals(numpy_checkpoint_globals())
-    return True
 
 
 def numpy_checkpoint_globals() -> list[Any]:
     """What `torch.load(weights_only=True)` must allow for numpy scalars and arrays, and nothing else.
 
-    Returns:
-        Entries for `torch.serialization.add_safe_globals` or `safe_globals`: classes, and pairs of a function
-        and its name in the file, once as numpy 1 and once as numpy 2 writes it.
+    Classes, and pairs of a function and its name in the file, once as numpy 1 and once as numpy 2 writes it.
     """
     import numpy as np
 
@@ -162,89 +146,49 @@ def numpy_checkpoint_globals() -> list[Any]:
     return [*rebuild, np.ndarray, np.dtype, *sorted(dtypes, key=str)]
 
 
-@patch(
-    'mmcv.ops.pixel_group',
-    'mmdet',
-    'mmdet3d',
-    versions='mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6 with numpy >= 1.24',
-)
+OPENMMLAB = 'mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6'
+
+
+@patch('mmcv.ops.pixel_group', 'mmdet', 'mmdet3d', versions=f'{OPENMMLAB} with numpy >= 1.24')
 def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
     """numpy 1.24 removed np.bool, np.int, np.float and np.long; data sets and evaluators use them."""
     import numpy as np
 
-    missing = {
-        name: alias
-        for name, alias in dict(bool=bool, int=int, float=float, long=int).items()
-        if name not in vars(np)
-    }
+    aliases = dict(bool=bool, int=int, float=float, long=int)
+    missing = {name: alias for name, alias in aliases.items() if name not in vars(np)}
     vars(np).update(missing)
     execute()
     return bool(missing)
 
 
-@patch('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
-def dynamic_scatter_without_gpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
+def dynamic_scatter_without_gpu(module: ModuleType) -> None:
     """DynamicScatter, the mean of dynamic voxels, has only a CUDA kernel; the CPU gets torch's operators."""
-    execute()
-    from mmdeploy_ext.stack.compat_sparse import dynamic_scatter_on_cpu
-
-    original = module.dynamic_scatter
-
-    def dynamic_scatter(feats: Any, coors: Any, reduce_type: str = 'max') -> tuple:
-        function = original if feats.is_cuda else dynamic_scatter_on_cpu
-        return function(feats, coors, reduce_type)
-
-    module.dynamic_scatter = dynamic_scatter
-    return True
+    _on_cpu(module, 'dynamic_scatter')
 
 
-@patch('mmcv.ops.masked_conv', versions='mmcv-full 1.7.2')
-def masked_conv_without_gpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.ops.masked_conv', versions='mmcv-full 1.7.2')
+def masked_conv_without_gpu(module: ModuleType) -> None:
     """MaskedConv2d, which convolves where a mask is, has only a CUDA kernel; the CPU convolves everywhere."""
-    execute()
-    original = module.masked_conv2d
-
-    def masked_conv2d(
-        features: Any, mask: Any, weight: Any, bias: Any, padding: Any = 0, stride: Any = 1
-    ) -> Any:
-        import torch
-
-        if features.is_cuda:
-            return original(features, mask, weight, bias, padding, stride)
-        if features.shape[0] != 1 or mask.dim() != 3:
-            raise ValueError(
-                f'masked_conv2d: got features {tuple(features.shape)} and mask {tuple(mask.shape)}; expected '
-                f'those of one image, (1, C, h, w) and (1, h, w)'
-            )
-        everywhere = torch.nn.functional.conv2d(features, weight, bias, stride, padding)
-        inside = mask if mask.dtype == torch.bool else mask > 0
-        return torch.where(inside[None], everywhere, torch.zeros_like(everywhere))
-
-    module.masked_conv2d = masked_conv2d
-    return True
+    _on_cpu(module, 'masked_conv2d')
 
 
-@patch('mmcv.ops.carafe', versions='mmcv-full 1.7.2')
-def carafe_without_gpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.ops.carafe', versions='mmcv-full 1.7.2')
+def carafe_without_gpu(module: ModuleType) -> None:
     """CARAFE, which enlarges maps by kernels of their own, has only a CUDA kernel."""
-    execute()
-    _on_cpu(module, 'carafe', 'carafe')
+    _on_cpu(module, 'carafe')
     _on_cpu(module, 'carafe_naive', 'carafe')
-    return True
 
 
-@patch('mmcv.ops.deform_roi_pool', versions='mmcv-full 1.7.2')
-def deform_roi_pool_without_gpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.ops.deform_roi_pool', versions='mmcv-full 1.7.2')
+def deform_roi_pool_without_gpu(module: ModuleType) -> None:
     """Deformable pooling of regions has only a CUDA kernel."""
-    execute()
-    _on_cpu(module, 'deform_roi_pool', 'deform_roi_pool')
-    return True
+    _on_cpu(module, 'deform_roi_pool')
 
 
-@patch('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
-def regions_without_numbers(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
+def regions_without_numbers(module: ModuleType) -> None:
     """RoIAlign's kernel ends in an internal assertion where a region is NaN or infinite."""
-    execute()
     original = module.roi_align
 
     def roi_align(features: Any, regions: Any, *args: Any) -> Any:
@@ -259,32 +203,27 @@ def regions_without_numbers(module: ModuleType, execute: Execute) -> bool:
         return original(features, regions, *args)
 
     module.roi_align = roi_align
-    return True
 
 
-def _on_cpu(module: ModuleType, name: str, plain: str) -> None:
-    """Let a function of a module be one of `plain_kernels` where its first argument is on the CPU."""
+def _on_cpu(module: ModuleType, name: str, plain: str = '') -> None:
+    """Let a function of a module be that of `plain_kernels` where its first argument is on the CPU."""
     original = getattr(module, name)
 
     def function(features: Any, *args: Any, **kwargs: Any) -> Any:
         from mmdeploy_ext.stack import plain_kernels
 
-        chosen = original if features.is_cuda else getattr(plain_kernels, plain)
+        chosen = original if features.is_cuda else getattr(plain_kernels, plain or name)
         return chosen(features, *args, **kwargs)
 
     setattr(module, name, function)
 
 
-@patch('mmcv.ops.sync_bn', versions='mmcv-full 1.7.2')
-def sync_bn_without_gpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmcv.ops.sync_bn', versions='mmcv-full 1.7.2', without_gpu=True)
+def sync_bn_without_gpu(module: ModuleType) -> None:
     """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither.
 
     Parameters and statistics have the same names in both.
     """
-    execute()
-    if has_gpu():
-        return False
     import torch
 
     module.NORM_LAYERS.module_dict['MMSyncBN'] = torch.nn.SyncBatchNorm
-    return True

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmdeploy_ext.stack.import_hook import Execute, has_gpu, patch, patched
+from mmdeploy_ext.stack.import_hook import Execute, after, patch, patched
 
 RARELY_USED = {
     'torchvision.ops.roi_align': ('torch._dynamo', 'torch._dynamo.utils'),
@@ -49,12 +49,9 @@ def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool
     return True
 
 
-@patch('mmdet.apis.test', 'mmcv.engine.test', versions='mmcv-full 1.7.2, mmdet 2.28.2')
-def collect_results_without_gpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmdet.apis.test', 'mmcv.engine.test', versions='mmcv-full 1.7.2, mmdet 2.28.2', without_gpu=True)
+def collect_results_without_gpu(module: ModuleType) -> None:
     """collect_results_cpu tells the ranks its temporary folder through a CUDA tensor, also without a GPU."""
-    execute()
-    if has_gpu():
-        return False
     original = module.collect_results_cpu
 
     @functools.wraps(original)
@@ -69,16 +66,14 @@ def collect_results_without_gpu(module: ModuleType, execute: Execute) -> bool:
         return original(result_part, size, tmpdir)
 
     module.collect_results_cpu = collect_results_cpu
-    return True
 
 
-@patch('mmdet.utils.util_distribution', versions='mmdet 2.28.2')
-def build_ddp_on_cpu(module: ModuleType, execute: Execute) -> bool:
+@after('mmdet.utils.util_distribution', versions='mmdet 2.28.2')
+def build_ddp_on_cpu(module: ModuleType) -> None:
     """build_ddp asserts that the device is an accelerator, so distributed training with gloo cannot start.
 
     Its argument broadcast_buffers, deprecated in torch, is not worth a warning per rank.
     """
-    execute()
     original = module.build_ddp
 
     @functools.wraps(original)
@@ -90,21 +85,19 @@ def build_ddp_on_cpu(module: ModuleType, execute: Execute) -> bool:
             return module.MMDistributedDataParallel(model, *args, **kwargs | dict(device_ids=None))
 
     module.build_ddp = build_ddp
-    return True
 
 
-@patch(
+@after(
     'mmdet.datasets.api_wrappers.panoptic_evaluation',
     'mmdet.datasets.coco_panoptic',
     'mmdet.datasets.pipelines.loading',
     versions='mmdet 2.28.2',
 )
-def panoptic_without_panopticapi(module: ModuleType, execute: Execute) -> bool:
+def panoptic_without_panopticapi(module: ModuleType) -> bool | None:
     """Panoptic data sets and their evaluation ask for panopticapi, which is in no package registry.
 
     Where it is installed it is used; otherwise what mmdet takes from it is in `stack/panoptic_quality.py`.
     """
-    execute()
     if importlib.util.find_spec('panopticapi') is not None:
         return False
     from mmdeploy_ext.stack import panoptic_quality
@@ -112,7 +105,6 @@ def panoptic_without_panopticapi(module: ModuleType, execute: Execute) -> bool:
     module.panopticapi = panoptic_quality
     for name in ('PQStat', 'rgb2id', 'id2rgb', 'VOID', 'OFFSET'):
         setattr(module, name, getattr(panoptic_quality, name))
-    return True
 
 
 @patch('mmdet3d', versions='mmdet3d 1.0.0rc6 with mmcv-full 1.7.1 and 1.7.2')
@@ -138,15 +130,9 @@ def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
     if importlib.util.find_spec('lyft_dataset_sdk') is not None:
         execute()
         return False
-    parts = (
-        'eval',
-        'eval.detection',
-        'eval.detection.mAP_evaluation',
-        'lyftdataset',
-        'utils',
-        'utils.data_classes',
-    )
-    names = ['lyft_dataset_sdk', *(f'lyft_dataset_sdk.{part}' for part in parts)]
+    sdk = 'lyft_dataset_sdk'
+    names = [sdk, f'{sdk}.eval', f'{sdk}.eval.detection', f'{sdk}.eval.detection.mAP_evaluation']
+    names += [f'{sdk}.lyftdataset', f'{sdk}.utils', f'{sdk}.utils.data_classes']
     sys.modules.update({name: _StandIn(name) for name in names})
     try:
         execute()
@@ -171,10 +157,9 @@ class _StandIn(ModuleType):
         return absent
 
 
-@patch('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')
-def instances_all_filtered(module: ModuleType, execute: Execute) -> bool:
+@after('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')
+def instances_all_filtered(module: ModuleType) -> None:
     """SOLO's heads raise where the last threshold removes every instance: they resize a stack of no masks."""
-    execute()
     functional = module.F
 
     def interpolate(values: Any, size: Any = None, *args: Any, **options: Any) -> Any:
@@ -184,13 +169,11 @@ def instances_all_filtered(module: ModuleType, execute: Execute) -> bool:
 
     module.F = ModuleType('functional')
     module.F.__dict__.update(vars(functional), interpolate=interpolate)
-    return True
 
 
-@patch('mmdet.models.dense_heads.tood_head', versions='mmdet 2.28.2')
-def geometric_mean_without_gradient(module: ModuleType, execute: Execute) -> bool:
+@after('mmdet.models.dense_heads.tood_head', versions='mmdet 2.28.2')
+def geometric_mean_without_gradient(module: ModuleType) -> None:
     """TOOD's scores are an autograd.Function, which no exporter sees into: the formula, without gradients."""
-    execute()
     trained = module.sigmoid_geometric_mean
 
     def sigmoid_geometric_mean(x: Any, y: Any) -> Any:
@@ -198,4 +181,3 @@ def geometric_mean_without_gradient(module: ModuleType, execute: Execute) -> boo
         return trained(x, y) if trains else (x.sigmoid() * y.sigmoid()).sqrt()
 
     module.sigmoid_geometric_mean = sigmoid_geometric_mean
-    return True

@@ -2,40 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import pickle
 import re
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.stack.compat import numpy_checkpoint_globals
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names, sources  # noqa: F401  (register)
-from mmdeploy_ext.weights.mmengine_file import mmengine_globals, with_class_names
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 SHOWN_KEYS = 10
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OF_BROKEN_PICKLES = (AttributeError, TypeError, ImportError)
+
+
+class LeftOut:
+    """In place of an object of mmengine that no inference needs; it keeps no state.
+
+    Measured with mmengine 0.10.7: of all that its Runner saves only `message_hub` names code. A
+    `HistoryBuffer` (the curve of a logged scalar) carries its statistics, which are pickled as
+    `getattr(HistoryBuffer, 'mean')`. Here both names stand for objects of ours that keep nothing: the curves
+    are lost, and nothing that is named is called.
+    """
+
+    def __setstate__(self, state: object) -> None:
+        """Drop the state."""
+
+
+def no_attribute(*_: object) -> None:
+    """Stand for `getattr` of a pickle: gives nothing, whatever it is asked for."""
+
+
+MMENGINE_GLOBALS = (
+    (LeftOut, 'mmengine.logging.history_buffer.HistoryBuffer'),
+    (LeftOut, 'mmengine.logging.message_hub.MessageHub'),
+    (no_attribute, 'builtins.getattr'),
+)
+"""Entries for `torch.serialization.safe_globals`: the names that stand for what is left out.
+
+Source: mmengine 0.10.7, `HistoryBuffer.__getstate__`, and `MessageHub.load_state_dict`, which says that files
+of older versions hold the whole `MessageHub`."""
+
+
+def with_class_names(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `meta` with the names of classes as mmdet 2 keeps them, `CLASSES`; mmdet 3 has `dataset_meta`.
+
+    Source: mmdet 3.3.0, `init_detector`: `dataset_meta` goes before `CLASSES`, its keys in any case.
+    """
+    dataset = meta.get('dataset_meta')
+    named = {str(key).lower(): value for key, value in dataset.items()} if isinstance(dataset, dict) else {}
+    return {**meta, 'CLASSES': named['classes']} if named.get('classes') else dict(meta)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Weights and what was saved beside them.
+    """The weights of a file, by name without the `module.` that wrappers add, and what was saved beside them.
 
-    Attributes:
-        path: the file.
-        state_dict: name -> tensor, without the `module.` that wrappers add.
-        meta: `meta` of a checkpoint of mmcv or mmengine, with `CLASSES`; empty for a bare state dict.
+    `meta` is that of a checkpoint of mmcv or mmengine, with `CLASSES`; empty for a bare state dict.
     """
 
     path: str
-    state_dict: dict[str, torch.Tensor]
+    state_dict: dict[str, Tensor]
     meta: dict[str, Any]
 
 
@@ -56,19 +91,26 @@ def _refusal(path: str, error: Exception) -> CheckpointError:
     )
 
 
-def read_content(path: str | Path) -> Any:
-    """Read what a checkpoint file holds with `weights_only=True`.
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let each CheckpointError of the block begin with the name of the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        text = str(error)
+        named = text.startswith((f'{path}', f'{Path(path)}'))
+        raise CheckpointError(text if named else f'{path}: {text}') from error
 
-    Raises:
-        CheckpointError: missing, truncated, not a checkpoint, or one that would run code.
-    """
+
+def read_content(path: str | Path) -> Any:
+    """Read what a checkpoint file holds with `weights_only=True`; for errors see `load_checkpoint`."""
     path = str(path)
     if Path(path).is_dir():
         raise CheckpointError(f'{path}: is a folder; give the file of the checkpoint in it')
     if not Path(path).is_file():
         raise CheckpointError(f'{path}: no such checkpoint file')
     try:
-        allowed = [*numpy_checkpoint_globals(), *mmengine_globals()]
+        allowed = [*numpy_checkpoint_globals(), *MMENGINE_GLOBALS]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             # what cannot be read is an error below; a newer pickle that can be read needs no warning
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
@@ -77,29 +119,16 @@ def read_content(path: str | Path) -> Any:
             return torch.load(path, map_location='cpu', weights_only=True)
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        TypeError,
-        UnicodeDecodeError,
-        ImportError,
-    ) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, *OF_BROKEN_PICKLES) as error:
         raise _refusal(path, error) from error
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint with `weights_only=True`.
+    """Read a checkpoint of mmcv or mmengine (`state_dict`, `meta`) or a bare state dict; no code is run.
 
-    Args:
-        path: a checkpoint of mmcv or mmengine (`state_dict`, `meta`) or a bare state dict. Where mmengine
-            averaged the weights, `state_dict` holds the average and `ema_state_dict` what was trained: its
-            hook swaps them on saving (mmengine 0.10.7, `EMAHook.before_save_checkpoint`), and its tools load
-            the first.
+    Where mmengine averaged the weights, `state_dict` holds the average and `ema_state_dict` what was trained:
+    its hook swaps them on saving (mmengine 0.10.7, `EMAHook.before_save_checkpoint`), and its tools load the
+    first.
 
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, or one that would run code; a key with and
@@ -108,32 +137,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = str(path)
     content = read_content(path)
     state_dict = content.get('state_dict', content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not any(
-        isinstance(value, torch.Tensor) for value in state_dict.values()
-    ):
-        kind = type(content).__name__
-        keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}' if isinstance(content, dict) else ''
-        hint = sources.advice(path, 'content', content) if isinstance(content, dict) else ''
+    values = state_dict.values() if isinstance(state_dict, dict) else ()
+    if not any(isinstance(value, Tensor) for value in values):
+        keys = hint = ''
+        if isinstance(content, dict):
+            keys = f' with keys {sorted(map(str, content))[:SHOWN_KEYS]}'
+            hint = sources.advice(path, 'content', content)
         raise CheckpointError(
-            f"{path}: got a {kind}{keys}, expected a state dict or {{'state_dict': ...}} of tensors{hint}"
+            f'{path}: got a {type(content).__name__}{keys}, expected a state dict or '
+            f"{{'state_dict': ...}} of tensors{hint}"
         )
-    try:
+    with naming(path):
         weights = plain_tensors(state_dict)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
     meta = content.get('meta') if 'state_dict' in content else None
-    return Checkpoint(
-        path=path, state_dict=weights, meta=with_class_names(meta) if isinstance(meta, dict) else {}
-    )
+    return Checkpoint(path, weights, with_class_names(meta) if isinstance(meta, dict) else {})
 
 
-def plain_tensors(content: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+def plain_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of a state dict by their names without the `module.` that wrappers add.
 
-    Raises:
-        CheckpointError: two keys become one, or a tensor is none that a layer computes with; no file named.
+    CheckpointError where two keys become one, or a tensor is none that a layer computes with; no file named.
     """
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     names = {key: str(key).removeprefix('module.') for key in tensors}
     check_distinct(names.items())
     odd = [f'{key}: {kind}' for key, value in tensors.items() if (kind := _odd_kind(value))]
@@ -145,7 +170,7 @@ def plain_tensors(content: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     return {name: tensors[key] for key, name in names.items()}
 
 
-def _odd_kind(value: torch.Tensor) -> str:
+def _odd_kind(value: Tensor) -> str:
     if value.is_meta:
         return 'without numbers (device meta)'
     if value.is_quantized:
@@ -153,22 +178,14 @@ def _odd_kind(value: torch.Tensor) -> str:
     return '' if value.layout == torch.strided else f'sparse ({str(value.layout).removeprefix("torch.")})'
 
 
-def _type_name(value: torch.Tensor) -> str:
+def _type_name(value: Tensor) -> str:
     return str(value.dtype).removeprefix('torch.')
 
 
-def check_types(
-    path: str | Path, tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]
-) -> None:
+def check_types(path: str | Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Refuse integers, booleans and other codes where the model has float weights.
 
-    Args:
-        path: of the checkpoint, for the message.
-        tensors: name -> weight.
-        own: the model's tensors; those that it lacks are passed over, its integers (counters) take any.
-
-    Raises:
-        CheckpointError: names the keys and both types.
+    Tensors that the model's `own` lack are passed over, its integers (counters) take any.
     """
     other = [
         f'{key}: {_type_name(value)} in the file, {_type_name(own[key])} in the model'
@@ -189,18 +206,12 @@ def listed(keys: Sequence[str]) -> str:
 
 
 def check_finite(
-    path: str | Path, tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor] | None = None
+    path: str | Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None
 ) -> None:
     """Refuse NaN and infinite weights, which would make every output of a graph meaningless.
 
-    Args:
-        path: of the checkpoint, for the message.
-        tensors: name -> weight.
-        own: the model's tensors as it was built; the file's are cast to their types, as loading does. Where
-            a tensor of the model is not finite by itself, that of the file need not be either.
-
-    Raises:
-        CheckpointError: names the keys, how many values of each, and what they are.
+    With the model's `own` tensors, as it was built, the file's are cast to their types, as loading does.
+    Where a tensor of the model is not finite by itself, that of the file need not be either.
     """
     broken = []
     for key, value in tensors.items():
@@ -221,12 +232,9 @@ def check_finite(
 
 
 def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes: Sequence[str] = ()) -> None:
-    """Put the weights into the model; every key has to be accounted for.
+    """Put the weights into the model, as the config builds it; every key has to be accounted for.
 
-    Args:
-        model: the model as the config builds it.
-        checkpoint: what `load_checkpoint` read.
-        ignored_prefixes: keys that inference does not use may be missing or unexpected.
+    Keys with one of the `ignored_prefixes`, which inference does not use, may be missing or unexpected.
 
     Raises:
         CheckpointError: missing or unexpected keys, shapes or types that differ, or weights that are not
@@ -252,18 +260,11 @@ def load_strict(model: torch.nn.Module, checkpoint: Checkpoint, ignored_prefixes
 
 
 def misfits(
-    own: Mapping[str, torch.Tensor],
-    given: Mapping[str, torch.Tensor],
-    missing: Sequence[str],
-    unexpected: Sequence[str],
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], missing: Sequence[str], unexpected: Sequence[str]
 ) -> str:
-    """Return in one text what does not fit: shapes that differ, and the keys that the caller found.
+    """Return in one text what does not fit: shapes of the model's own tensors and those given that differ.
 
-    Args:
-        own: the model's tensors.
-        given: the file's, by the model's names.
-        missing: keys that the file lacks.
-        unexpected: keys that the model lacks.
+    And the keys that the caller found: those that the file lacks, and those that the model lacks.
     """
     shapes = [
         f'{key}: {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model'

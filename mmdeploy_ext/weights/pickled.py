@@ -11,16 +11,14 @@ import collections
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FunctionType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.core.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 # What builds tensors and ordered dicts; torch itself maps storages and reads their bytes.
 ALLOWED: dict[str, Callable] = {
@@ -67,21 +65,17 @@ class StandIn:
     __setitem__ = append = extend = add = update = _ignore
 
 
-def _find(module: str, name: str) -> Any:
-    full = f'{module}.{name}'
-    allowed = ALLOWED.get(full)
-    if isinstance(allowed, FunctionType):
-        # a pickle can set attributes of what it names: not those of torch's own function
-        return lambda *args: allowed(*args)
-    return allowed or type('StandIn', (StandIn,), dict(name=full))
-
-
 class InertUnpickler(pickle.Unpickler):
     """Finds the allowed functions, and a stand-in for every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a name of the file stands for."""
-        return _find(module, name)
+        full = f'{module}.{name}'
+        allowed = ALLOWED.get(full)
+        if isinstance(allowed, FunctionType):
+            # a pickle can set attributes of what it names: not those of torch's own function
+            return lambda *args: allowed(*args)
+        return allowed or type('StandIn', (StandIn,), dict(name=full))
 
 
 def _load(file: Any, **options: Any) -> Any:
@@ -99,12 +93,9 @@ INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, loads=_load
 def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a pickled module, or of a checkpoint with other objects in it.
 
-    Args:
-        path: file of `torch.save(model)`, of a wrapper with the model in `.module`, or of a dict with
-            `state_dict` (or `model`) beside objects.
-
-    Returns:
-        Name -> tensor, without the `module.` of wrappers; quantisers' `_amax` are among the buffers.
+    That is of `torch.save(model)`, of a wrapper with the model in `.module`, or of a dict with `state_dict`
+    (or `model`) beside objects; names are without the `module.` of wrappers; quantisers' `_amax` are among
+    the buffers.
 
     Raises:
         CheckpointError: there is no module and no state dict in it, or it cannot be read this way; the
@@ -142,15 +133,12 @@ def _weights(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of a module, a state dict, or a dict that holds one of them."""
     if isinstance(content, StandIn):
         yield from _module_weights(content, '', 0)
-        return
-    if isinstance(content, dict):
-        for name in ('state_dict', 'model'):
-            if isinstance(content.get(name), dict | StandIn):
-                yield from _weights(content[name])
-                return
-        for key, value in content.items():
-            if isinstance(value, torch.Tensor):
-                yield str(key), value
+    elif isinstance(content, dict):
+        within = [content.get(name) for name in ('state_dict', 'model')]
+        if inner := [one for one in within if isinstance(one, dict | StandIn)]:
+            yield from _weights(inner[0])
+        else:
+            yield from ((str(key), one) for key, one in content.items() if isinstance(one, torch.Tensor))
 
 
 def _module_weights(module: StandIn, prefix: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -159,9 +147,10 @@ def _module_weights(module: StandIn, prefix: str, depth: int) -> Iterator[tuple[
         raise ValueError(f'modules are nested more than {MOST_NESTED} deep')
     state = module.state if isinstance(module.state, dict) else {}
     hidden = state.get('_non_persistent_buffers_set', ())
-    for table in ('_parameters', '_buffers'):
+    hidden = hidden if isinstance(hidden, set) else set()
+    for table, left_out in (('_parameters', set()), ('_buffers', hidden)):
         for name, value in _items(state, table):
-            if isinstance(value, torch.Tensor) and not (table == '_buffers' and name in _plain_set(hidden)):
+            if isinstance(value, torch.Tensor) and name not in left_out:
                 yield f'{prefix}{name}', value.detach()
     for name, child in _items(state, '_modules'):
         if isinstance(child, StandIn):
@@ -171,7 +160,3 @@ def _module_weights(module: StandIn, prefix: str, depth: int) -> Iterator[tuple[
 def _items(state: dict, name: str) -> list[tuple[Any, Any]]:
     table = state.get(name)
     return list(table.items()) if isinstance(table, dict) else []
-
-
-def _plain_set(value: Any) -> set:
-    return value if isinstance(value, set) else set()

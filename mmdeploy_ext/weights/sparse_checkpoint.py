@@ -14,22 +14,18 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pickle
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.sparse.folded import Names, match_names
 from mmdeploy_ext.weights import sparse_layouts as layouts
 from mmdeploy_ext.weights.checkpoint import listed, load_checkpoint, misfits
 from mmdeploy_ext.weights.pickled import read_pickled
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
-
-    from torch import nn
 
 COUNTER = 'num_batches_tracked'
 QUANTISER = '_quantizer.'
@@ -63,25 +59,19 @@ class LoadReport:
     def summary(self) -> str:
         """Return one line for the user."""
         kinds = collections.Counter(self.layouts.values())
-        text = ', '.join(f'{count} kernels in layout {kind}' for kind, count in sorted(kinds.items()))
-        parts = [
-            f'{self.path}: {self.form}, keys {self.prefix or "without prefix"}{"*" if self.prefix else ""}'
-        ]
-        parts += [text, f'{len(self.folded)} batch norms folded' * bool(self.folded)]
-        parts += [f'{len(self.ranges)} calibrated ranges' * bool(self.ranges)]
-        parts += ["the model's other weights are not in it" * (self.rest == 'absent')]
-        return '; '.join(part for part in parts if part)
+        parts = (
+            f'{self.path}: {self.form}, keys ' + (f'{self.prefix}*' if self.prefix else 'without prefix'),
+            ', '.join(f'{count} kernels in layout {kind}' for kind, count in sorted(kinds.items())),
+            f'{len(self.folded)} batch norms folded' * bool(self.folded),
+            f'{len(self.ranges)} calibrated ranges' * bool(self.ranges),
+            "the model's other weights are not in it" * (self.rest == 'absent'),
+        )
+        return '; '.join(filter(None, parts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The tensors of a file.
-
-    Attributes:
-        path: of the file.
-        form: 'state dict' or 'pickled module'.
-        weights: name -> tensor.
-    """
+    """The tensors of a file by name; its form is 'state dict' or 'pickled module'."""
 
     path: str
     form: str
@@ -89,53 +79,38 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read a file of weights; one that holds code is read without running it.
-
-    Raises:
-        CheckpointError: missing, damaged, without weights, or not readable in this way.
-    """
+    """Read a file of weights; one that holds code is read without running it, or a CheckpointError."""
     try:
         return Source(str(path), 'state dict', load_checkpoint(path).state_dict)
     except CheckpointError as error:
-        if not isinstance(error.__cause__, pickle.UnpicklingError) or 'nsupported' not in str(
-            error.__cause__
-        ):
+        cause = error.__cause__
+        if not isinstance(cause, pickle.UnpicklingError) or 'nsupported' not in str(cause):
             raise
     return Source(str(path), 'pickled module', read_pickled(path))
 
 
-def load_backbone(path: str | Path, module: nn.Module, *, weight_layout: str = 'auto') -> LoadReport:
-    """Load a sparse backbone from a file, in place; every key has to be accounted for.
+def load_model(
+    path: str | Path, model: nn.Module, encoder: str = '', *, weight_layout: str = 'auto'
+) -> LoadReport:
+    """Load a whole detector from a file, or only its sparse backbone where the file has no more, in place.
+
+    Every key has to be accounted for.
 
     Args:
         path: any of the sources above.
-        module: the backbone itself, on spconv 2 or mmcv.ops.
+        model: the detector, or the backbone itself, on spconv 2 or mmcv.ops.
+        encoder: path of the backbone in the model; '' is the model.
         weight_layout: 'auto', 'spconv1', 'spconv2' or 'spconv2-rskc': of the file's kernels.
 
     Raises:
         CheckpointError: see `read_source`; a dense or other network's file, missing or unexpected keys,
-            shapes or layouts that do not fit, a layout that cannot be told, values that are not finite.
+            shapes or layouts that do not fit, a layout that cannot be told, values that are not finite; or
+            some of the model's other weights are there and some not.
         UsageError: unknown layout.
     """
-    return _load(read_source(path), module, weight_layout)[0]
-
-
-def load_model(
-    path: str | Path, model: nn.Module, encoder: str, *, weight_layout: str = 'auto'
-) -> LoadReport:
-    """Load a whole detector from a file, or only its sparse backbone where the file has no more.
-
-    Args:
-        path: any of the sources above.
-        model: the detector, or the backbone itself.
-        encoder: path of the backbone in the model; '' is the model.
-        weight_layout: see `load_backbone`.
-
-    Raises:
-        CheckpointError: as `load_backbone`; or some of the model's other weights are there and some not.
-    """
     source = read_source(path)
-    others = _others(model, encoder)
+    own = model.state_dict(keep_vars=True) if encoder else {}
+    others = {key: value for key, value in own.items() if not key.startswith(f'{encoder}.')}
     there = {key: source.weights[key] for key in others if key in source.weights}
     if there:
         _demand(source.path, others, there)
@@ -151,7 +126,7 @@ def _load(source: Source, module: nn.Module, weight_layout: str) -> tuple[LoadRe
     kernels = layouts.kernels(module)
     if not kernels:
         raise CheckpointError(f'{type(module).__name__}: has no sparse convolution, nothing to load into')
-    prefix = _prefix(source, kernels.values())
+    prefix = _prefix(source, [*kernels.values()])
     inside = {key[len(prefix) :]: value for key, value in source.weights.items() if key.startswith(prefix)}
     quantised = {key: value for key, value in inside.items() if QUANTISER in key}
     inside = {key: value for key, value in inside.items() if key not in quantised}
@@ -164,15 +139,13 @@ def _load(source: Source, module: nn.Module, weight_layout: str) -> tuple[LoadRe
     found = layouts.decide(source.path, shapes, kernels, weight_layout)
     weights.update({key: kernels[key].convert(weights[key], layout) for key, layout in found.items()})
     _copy(own, weights)
-    report = LoadReport(
-        source.path, source.form, prefix, found, tuple(names.folded), _ranges(quantised, names)
-    )
+    ranges = _ranges(quantised, names)
+    report = LoadReport(source.path, source.form, prefix, found, tuple(names.folded), ranges)
     return report, {prefix + key for key in (*inside, *quantised)}
 
 
-def _prefix(source: Source, kernels: Iterable[layouts.Kernel]) -> str:
+def _prefix(source: Source, kernels: Sequence[layouts.Kernel]) -> str:
     """Return what stands before the backbone's keys in the file."""
-    kernels = list(kernels)
     ndim = {len(kernel.size) + 2 for kernel in kernels}
     sparse = [key for key, value in source.weights.items() if value.ndim in ndim]
     if not sparse:
@@ -199,14 +172,6 @@ def _prefix(source: Source, kernels: Iterable[layouts.Kernel]) -> str:
             f'the one that is meant as {{"state_dict": ...}}'
         )
     return most[0][0]
-
-
-def _others(model: nn.Module, encoder: str) -> dict[str, torch.Tensor]:
-    """Return the weights of a model outside its encoder."""
-    if not encoder:
-        return {}
-    own = model.state_dict(keep_vars=True)
-    return {key: value for key, value in own.items() if not key.startswith(f'{encoder}.')}
 
 
 def _demand(

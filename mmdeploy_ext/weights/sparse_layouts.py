@@ -14,14 +14,11 @@ is; permuted with the others it would load, run, and be wrong (spconv issues 556
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+
+import torch
 
 from mmdeploy_ext.core.errors import CheckpointError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    import torch
 
 LAYOUTS = ('spconv1', 'spconv2', 'spconv2-rskc')
 CHOICES = ('auto', *LAYOUTS)
@@ -30,14 +27,9 @@ LIBRARIES = {'spconv': 'spconv2', 'mmcv': 'spconv1'}
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """The weight of one sparse convolution of a module.
+    """The weight of one sparse convolution of a module, by its key there; `layout` is the module's own.
 
-    Attributes:
-        key: in the module's state dict.
-        size: kernel size per axis.
-        inputs, outputs: I and O.
-        layout: of the module itself.
-        pointwise: a 1x1x1 convolution that is computed as one matrix product.
+    `pointwise` is a 1x1x1 convolution that is computed as one matrix product.
     """
 
     key: str
@@ -63,12 +55,9 @@ class Kernel:
         """Return a weight of this layout in the module's own."""
         if self.pointwise:
             return weight.contiguous().reshape(self.shape(self.layout))
-        axes = tuple(range(len(self.size)))
-        last = len(axes)
-        outputs, inputs = {'spconv1': (last + 1, last), 'spconv2': (0, last + 1)}.get(
-            layout, (last, last + 1)
-        )
-        space = [axis + 1 for axis in axes] if layout == 'spconv2' else list(axes)
+        last = len(self.size)
+        outputs, inputs = dict(spconv1=(last + 1, last), spconv2=(0, last + 1)).get(layout, (last, last + 1))
+        space = [axis + (layout == 'spconv2') for axis in range(last)]
         order = [outputs, *space, inputs] if self.layout == 'spconv2' else [*space, inputs, outputs]
         return weight.permute(*order).contiguous()
 
@@ -77,9 +66,8 @@ def kernels(module: torch.nn.Module) -> dict[str, Kernel]:
     """Return the kernels of all sparse convolutions of a module by state-dict key."""
     found = {}
     for path, part in module.named_modules():
-        layout = _layout(part)
-        if layout is not None:
-            key = f'{path}.weight' if path else 'weight'
+        if layout := _layout(part):
+            key = f'{path}.weight'.lstrip('.')
             size = tuple(int(length) for length in part.kernel_size)
             pointwise = bool(getattr(part, 'conv1x1', False))
             found[key] = Kernel(key, size, part.in_channels, part.out_channels, layout, pointwise)
@@ -97,16 +85,11 @@ def _layout(part: torch.nn.Module) -> str | None:
 def decide(
     path: str, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, Kernel], choice: str
 ) -> dict[str, str]:
-    """Return the layout of every kernel of a file.
+    """Return the layout of every kernel of a file, by the shapes there and what is expected.
 
     A shape that fits one layout decides itself. One that fits several has the layout that all the decided
-    ones share; a pointwise one needs no decision.
-
-    Args:
-        path: of the file, for messages.
-        shapes: key -> shape in the file.
-        expected: key -> what the module has there.
-        choice: 'auto', or the layout that the user states; every shape has to fit it.
+    ones share; a pointwise one needs no decision. `choice` is 'auto', or the layout that the user states,
+    which every shape has to fit.
 
     Raises:
         UsageError: unknown choice.
@@ -148,8 +131,6 @@ def _mismatch(shape: tuple[int, ...], kernel: Kernel, choice: str) -> str:
         return f'{text}; its shape is that of {" or ".join(kernel.candidates(shape))}'
     reverse = dataclasses.replace(kernel, size=kernel.size[::-1])
     if reverse.candidates(shape):
-        return (
-            f'{text}; its axes are in the opposite order: the file is of a network in x, y, z where the '
-            f'config has z, y, x, or the reverse'
-        )
+        text += '; its axes are in the opposite order: the file is of a network in x, y, z where the config '
+        text += 'has z, y, x, or the reverse'
     return text

@@ -226,7 +226,7 @@ def write_seeded(config: str, out: Path, seed: int = 0) -> None:
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family
-    from mmdeploy_ext.weights.convert.output import save_checkpoint
+    from mmdeploy_ext.weights.convert.fitting import save_checkpoint
 
     cfg = load_config(config)
     names = [family.name for family in FAMILIES.values() if family.claims(cfg)]

@@ -13,8 +13,8 @@ import torch
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
-from mmdeploy_ext.weights.convert.fitting import model_shapes
 from mmdeploy_ext.weights.convert.mmdet3_names import renamed
+from model_shapes import model_shapes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDED = json.loads((REPOSITORY / 'tests/mmdeploy_ext/weights/mmdet3_names.json').read_text())

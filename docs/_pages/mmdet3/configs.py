@@ -60,8 +60,7 @@ def own() -> Iterator[Any]:
 
 def count() -> tuple[dict[str, int], list[str]]:
     """Return the counts, and what was refused with how often, the most frequent first."""
-    from mmdeploy_ext.weights.convert.mmdet3_config import config2
-    from mmdeploy_ext.weights.convert.mmdet3_read import read_config3
+    from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
     from mmdeploy_ext.zoo.configs import paths
 
     models = collections.defaultdict(set)

@@ -126,8 +126,7 @@ def prepare(name: str, folder: Path) -> str:
 
     import projects.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.families.base import FAMILIES, find_family
-    from mmdeploy_ext.weights.convert.mmdet3_config import config2
-    from mmdeploy_ext.weights.convert.mmdet3_read import read_config3
+    from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
     from mmdeploy_ext.zoo.configs import parts
     from projects.toydata.seeded import seeded_model
 

@@ -24,8 +24,7 @@ def picture2(name: str) -> np.ndarray:
     """Return the batch of a picture, (1, 3, H, W) float32, as mmdet 2.28 gives it to the model."""
     from mmdet.datasets.pipelines import Compose
 
-    from mmdeploy_ext.weights.convert.mmdet3_config import config2
-    from mmdeploy_ext.weights.convert.mmdet3_read import read_config3
+    from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
 
     cfg = config2(read_config3(configs3() / name))
     steps = Compose(cfg.data.test.pipeline)

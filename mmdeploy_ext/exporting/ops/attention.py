@@ -9,12 +9,9 @@ Glossary: B batch, M heads, D embedding, Q queries, K keys.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    import torch
 
 
 def multi_head(
@@ -24,7 +21,7 @@ def multi_head(
     heads: int,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mix values, before the projection of the result.
+    """Return the mixed values (B, Q, D), before the projection of the result.
 
     Args:
         sources: of queries (B, Q, D), keys and values (B, K, D), positions added.
@@ -32,12 +29,9 @@ def multi_head(
         bias: (3 * D,).
         heads: M.
         mask: bool, broadcast to (B, M, Q, K); True where a row must not look at a column.
-
-    Returns:
-        (B, Q, D).
     """
-    query, key, value = (
-        _split(F.linear(source, part, shift), heads)
+    query, key, value = (  # (B, T, D) as (B, M, T, D / M)
+        F.linear(source, part, shift).unflatten(-1, (heads, -1)).transpose(1, 2)
         for source, part, shift in zip(sources, weight.chunk(3), bias.chunk(3), strict=True)
     )
     logits = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
@@ -45,8 +39,3 @@ def multi_head(
         logits = logits.masked_fill(mask, float('-inf'))
     mixed = logits.softmax(-1) @ value
     return mixed.transpose(1, 2).flatten(2)
-
-
-def _split(tokens: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return (B, T, D) as (B, M, T, D / M)."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)

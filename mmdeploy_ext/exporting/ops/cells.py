@@ -8,20 +8,13 @@ Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of tables, W t
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-FIRST_OPSET = 18
-"""Before it ScatterElements knows no largest."""
 
 
 def _eager(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
@@ -90,13 +83,7 @@ def _tables(
 
 
 def _level(number: int, last: str, width: str) -> str:
-    """Return the text of one table.
-
-    Args:
-        number: of the table, 0 to 2.
-        last: name of the slots so far.
-        width: name of its width.
-    """
+    """Return the text of table `number`, 0 to 2; `last` and `width` name the slots so far and its width."""
     i, after = number, number + 1
     return f"""
             less{i} = Sub ({width}, one)
@@ -187,37 +174,26 @@ class CellTables(torch.nn.Module):
     A cell's points are cut into rows of the first table, in their order; the rows of a cell that has several
     into rows of the second table, and those into one row of the third. So a sum per cell takes no scatter,
     which engines have no exact one of, and is the same on any number of threads.
-
-    Args:
-        count: K.
     """
 
     WIDTHS = 16, 4
 
     def __init__(self, count: int) -> None:
+        """Keep K."""
         super().__init__()
         self.count = count
 
     def forward(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the tables (R, 16), (R2, 4), (R3, W), and the slots (K,), all int64.
+        """Return tables (R, 16), (R2, 4), (R3, W), slots (K,), int64; cells (P,) are K for points in none.
 
         Entries of the first are points, from 1; of the others rows of the table before; 0 is none, and so is
         row 0 of each. Slots are rows of the three tables one behind the other.
-
-        Args:
-            cells: (P,) int64, K for points in none.
         """
         return CELL_TABLES(cells, self.count, *self.WIDTHS)
 
 
 def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: torch.Tensor) -> torch.Tensor:
-    """Return (K, C) sums per cell.
-
-    Args:
-        sums: (R, C) of the rows of the first table.
-        tables: the second and the third.
-        slots: (K,).
-    """
+    """Return (K, C) sums per cell, of the sums (R, C) of the rows of the first table and the other tables."""
     found = [sums]
     for table in tables:
         found.append(found[-1][table].sum(1))
@@ -227,12 +203,8 @@ def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: tor
 def sum_in_order(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
     """Return (K, C) sums per cell, added in the order of the points; it has a gradient and is not exported.
 
-    On CPUs `index_add` alone keeps the order on several threads, on GPUs `index_put`.
-
-    Args:
-        cells: (P,) int64, K for points in none.
-        values: (P, C).
-        count: K.
+    Cells (P,) int64 are K for points in none, values (P, C). On CPUs `index_add` alone keeps the order on
+    several threads, on GPUs `index_put`.
     """
     grid = values.new_zeros((count + 1, values.shape[1]))
     if values.is_cuda:
@@ -241,31 +213,22 @@ def sum_in_order(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch
 
 
 class LastInCell(torch.nn.Module):
-    """The value of the last point of each cell; 0 where there is none.
-
-    Args:
-        count: K.
-    """
+    """The value of the last point of each cell; 0 where there is none."""
 
     def __init__(self, count: int) -> None:
+        """Keep K."""
         super().__init__()
         self.count = count
 
     def forward(self, cells: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return (N, K) float32.
-
-        Args:
-            cells: (N, P) int64, K for points in none.
-            values: (N, P) float32.
-        """
+        """Return (N, K) of values (N, P), float32; cells (N, P) int64 are K for points in none."""
         return LAST_IN_CELL(cells, values, self.count)
 
 
 LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('points in cells', "ScatterElements with reduction 'max'"),
-        patch=contextlib.nullcontext,
-        opset=FIRST_OPSET,
+        opset=18,  # before it ScatterElements knows no largest
         inside=lambda module: any(isinstance(one, LastInCell | CellTables) for one in module.modules()),
     )
 )

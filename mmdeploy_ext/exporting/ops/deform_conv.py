@@ -6,14 +6,13 @@ import contextlib
 import functools
 import inspect
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from mmdeploy_ext.stack.import_hook import patched
 
 MIN_OPSET = 19
 MODULE = 'mmcv.ops'
@@ -24,23 +23,19 @@ CALLERS: list[type[torch.nn.Module]] = []
 
 def has_deform_conv(module: torch.nn.Module) -> bool:
     """Return whether the module contains one of mmcv's deformable convolutions, or calls it as a function."""
-    if MODULE not in sys.modules:
-        return False
-    from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, SAConv2d
-
-    kinds = DeformConv2d, ModulatedDeformConv2d, SAConv2d, *CALLERS
-    return any(isinstance(child, kinds) for child in module.modules())
+    ops = sys.modules.get(MODULE)
+    kinds = ops and (ops.DeformConv2d, ops.ModulatedDeformConv2d, ops.SAConv2d, *CALLERS)
+    return bool(kinds) and any(isinstance(child, kinds) for child in module.modules())
 
 
 class LeadingOffsets(torch.nn.Module):
-    """A modulated deformable convolution whose offsets and mask were made for a larger map.
+    """A modulated deformable convolution (stride 1) whose offsets and mask were made for a larger map.
 
     mmcv does not look at their size: it reads them as one flat buffer per image, from its beginning. This
     says so in operators.
     """
 
     def __init__(self, conv: torch.nn.Module) -> None:
-        """Keep the convolution (stride 1), which takes input, offset, mask."""
         super().__init__()
         self.conv = conv
 
@@ -100,20 +95,9 @@ def deform_conv(
 ) -> torch.Tensor:
     """Convolve at offsets: what torch.export traces in place of mmcv's operators, versions 1 and 2.
 
-    Args:
-        x: (B, C, h, w) float32.
-        weight: (D, C / groups, kh, kw).
-        offset: (B, deform_groups * kh * kw * 2, H, W) pixels, y before x.
-        bias: (D,).
-        mask: (B, deform_groups * kh * kw, H, W), of version 2.
-        stride: y, x.
-        padding: y, x.
-        dilation: y, x.
-        groups: of channels; those of torchvision's operator follow from the shapes.
-        deform_groups: of channels that share offsets.
-
-    Returns:
-        (B, D, H, W).
+    From x (B, C, h, w) float32, weight (D, C / groups, kh, kw), bias (D,), offset (B, deform_groups * kh * kw
+    * 2, H, W) in pixels and mask (B, deform_groups * kh * kw, H, W), which version 2 has, to (B, D, H, W).
+    Offsets, stride, padding and dilation have y before x; torchvision's groups follow from the shapes.
     """
     from torchvision.ops import deform_conv2d
 
@@ -191,25 +175,21 @@ def standard_deform_conv() -> Iterator[None]:
     from mmcv.ops.modulated_deform_conv import ModulatedDeformConv2dFunction
 
     symbolics = {DeformConv2dFunction: _deform_symbolic, ModulatedDeformConv2dFunction: _modulated_symbolic}
-    saved = {function: [function.__dict__[name] for name in PATCHED] for function in symbolics}
-    try:
+    with contextlib.ExitStack() as stack:
         for function, symbolic in symbolics.items():
             names = list(inspect.signature(function.forward).parameters)
-            function.forward = staticmethod(functools.partial(_traced, function.forward, names))
-            function.symbolic = staticmethod(symbolic)
+            forward = functools.partial(_traced, function.forward, names)
+            methods = dict(forward=staticmethod(forward), symbolic=staticmethod(symbolic))
+            stack.enter_context(patched(function, **methods))
         yield
-    finally:
-        for function, methods in saved.items():
-            function.forward, function.symbolic = methods
 
 
-PATCHED = ('forward', 'symbolic')
 LIBRARY_OPERATORS.append(
     LibraryOperator(
         ('deformable convolutions', 'DeformConv'),
-        standard_deform_conv,
         MIN_OPSET,
         has_deform_conv,
+        standard_deform_conv,
         {torch.ops.mm2onnx.deform_conv.default: _translate},
     )
 )

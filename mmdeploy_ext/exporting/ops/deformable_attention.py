@@ -10,31 +10,26 @@ Glossary: B batch, M heads, D channels of a head, L maps, P points per map, Q qu
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin
 from mmdeploy_ext.exporting.postprocess.sizes import length
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from mmdeploy_ext.stack.import_hook import patched
 
 
-def attend_maps(
-    values: Sequence[torch.Tensor], locations: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Sum the weighted samples of each map.
+def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    """Return (B * M, D, Q): the weighted samples of each map, summed.
 
     Args:
         values: per map (B * M, D, h, w).
         locations: (B, Q, M, L, P, 2) x, y in -1..1, the outer edges of a map.
         weights: (B * M, 1, Q, L * P).
-
-    Returns:
-        (B * M, D, Q).
     """
     sampled = []
     for level, value in enumerate(values):
@@ -43,20 +38,20 @@ def attend_maps(
     return (torch.cat(sampled, -1) * weights).sum(-1)
 
 
-def shares(logits: torch.Tensor, heads: int) -> torch.Tensor:
+def shares(logits: Tensor, heads: int) -> Tensor:
     """Return the weights that `attend_maps` takes, (B * M, 1, Q, L * P), of logits (B, Q, M * L * P)."""
     return logits.unflatten(-1, (heads, -1)).softmax(-1).transpose(1, 2).flatten(0, 1)[:, None]
 
 
 def attend_tokens(
     module: Any,
-    query: torch.Tensor,
-    tokens: torch.Tensor,
-    keep: torch.Tensor,
+    query: Tensor,
+    tokens: Tensor,
+    keep: Tensor,
     sizes: Sequence[tuple[Any, Any]],
-    reference_points: torch.Tensor,
-) -> torch.Tensor:
-    """Do what mmcv's module does before its shortcut, by `attend_maps`.
+    reference_points: Tensor,
+) -> Tensor:
+    """Do what mmcv's module does before its shortcut, by `attend_maps`: (B, Q, D).
 
     Args:
         module: mmcv's `MultiScaleDeformableAttention`.
@@ -65,9 +60,6 @@ def attend_tokens(
         keep: (B, S, 1) float32, 0 where a token is padding.
         sizes: h and w of each map, numbers or what an exporter traces in their place.
         reference_points: as `sampling_locations` takes them.
-
-    Returns:
-        (B, Q, D).
     """
     split = (module.num_heads, module.num_levels, module.num_points, 2)
     offsets = module.sampling_offsets(query).unflatten(-1, split)
@@ -84,12 +76,12 @@ def attend_tokens(
 
 
 def _eager(
-    value: torch.Tensor,
-    spatial_shapes: torch.Tensor,
-    level_start_index: torch.Tensor,
-    sampling_locations: torch.Tensor,
-    attention_weights: torch.Tensor,
-) -> torch.Tensor:
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     found = multi_scale_deformable_attn_pytorch(value, spatial_shapes, sampling_locations, attention_weights)
@@ -97,12 +89,12 @@ def _eager(
 
 
 def _traceable(
-    value: torch.Tensor,
-    spatial_shapes: torch.Tensor,
-    level_start_index: torch.Tensor,
-    sampling_locations: torch.Tensor,
-    attention_weights: torch.Tensor,
-) -> torch.Tensor:
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
     height, width = (spatial_shapes[:, axis][:, None] for axis in (0, 1))  # (L, 1)
     x = sampling_locations[..., 0] * width - 0.5  # (B, Q, M, L, P) pixels
     y = sampling_locations[..., 1] * height - 0.5
@@ -117,7 +109,7 @@ def _traceable(
     return (parts[0] + parts[1] + parts[2] + parts[3]).transpose(1, 2)
 
 
-def _weighted_rows(value: torch.Tensor, index: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def _weighted_rows(value: Tensor, index: Tensor, share: Tensor) -> Tensor:
     """Return (B, M, Q, D): rows `index` of value (B, S, M, D), weighted and summed over maps and points."""
     flat = index.transpose(1, 2).flatten(2)[..., None]  # (B, M, Q * L * P, 1)
     rows = torch.gather(value.transpose(1, 2), 2, flat.expand(-1, -1, -1, value.shape[3]))
@@ -125,7 +117,7 @@ def _weighted_rows(value: torch.Tensor, index: torch.Tensor, share: torch.Tensor
     return (rows.unflatten(2, (-1, weights.shape[3])) * weights[..., None]).sum(3)
 
 
-def _example() -> tuple[torch.Tensor, ...]:
+def _example() -> tuple[Tensor, ...]:
     sizes = torch.tensor([[4, 5], [2, 3]], dtype=torch.int32)
     batch, heads, queries, points = 2, 3, 7, 4
     return (
@@ -159,13 +151,15 @@ int32, and an output of four axes. Source: NVIDIA/TensorRT, plugin/multiscaleDef
 
 
 def attend(
-    value: torch.Tensor,
-    spatial_shapes: torch.Tensor,
-    level_start_index: torch.Tensor,
-    sampling_locations: torch.Tensor,
-    attention_weights: torch.Tensor,
-) -> torch.Tensor:
-    """Sum the weighted samples of all maps; arguments as mmcv 1.7.2's `MultiScaleDeformableAttnFunction`.
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Return the weighted samples of all maps, summed (B, Q, M * D).
+
+    Arguments as mmcv 1.7.2's `MultiScaleDeformableAttnFunction`:
 
     Args:
         value: (B, S, M, D) float32, the maps one after the other, each row by row.
@@ -173,14 +167,10 @@ def attend(
         level_start_index: (L,) integers, where each map begins in S.
         sampling_locations: (B, Q, M, L, P, 2) x, y in 0..1, the outer edges of a map.
         attention_weights: (B, Q, M, L, P), which sum to 1 over L and P.
-
-    Returns:
-        (B, Q, M * D).
     """
     sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)
-    return MULTI_SCALE_DEFORMABLE_ATTENTION(
-        value, sizes, starts, sampling_locations, attention_weights
-    ).flatten(2)
+    given = value, sizes, starts, sampling_locations, attention_weights
+    return MULTI_SCALE_DEFORMABLE_ATTENTION(*given).flatten(2)
 
 
 @contextlib.contextmanager
@@ -192,27 +182,23 @@ def standard_deformable_attention() -> Iterator[None]:
     """
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
 
-    saved = MultiScaleDeformableAttention.forward
-    MultiScaleDeformableAttention.forward = _module_forward
-    try:
+    with patched(MultiScaleDeformableAttention, forward=_module_forward):
         yield
-    finally:
-        MultiScaleDeformableAttention.forward = saved
 
 
 def _module_forward(
     self: Any,
-    query: torch.Tensor,
-    key: torch.Tensor | None = None,
-    value: torch.Tensor | None = None,
-    identity: torch.Tensor | None = None,
-    query_pos: torch.Tensor | None = None,
-    key_padding_mask: torch.Tensor | None = None,
-    reference_points: torch.Tensor | None = None,
-    spatial_shapes: torch.Tensor | None = None,
-    level_start_index: torch.Tensor | None = None,
+    query: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    identity: Tensor | None = None,
+    query_pos: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    reference_points: Tensor | None = None,
+    spatial_shapes: Tensor | None = None,
+    level_start_index: Tensor | None = None,
     **_: Any,
-) -> torch.Tensor:
+) -> Tensor:
     """Do what the module's own forward does; arguments and result are its own."""
     value = query if value is None else value
     identity = query if identity is None else identity
@@ -241,9 +227,7 @@ def _module_forward(
     return self.dropout(attended) + identity
 
 
-def sampling_locations(
-    reference_points: torch.Tensor, offsets: torch.Tensor, spatial_shapes: torch.Tensor
-) -> torch.Tensor:
+def sampling_locations(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
     """Return (B, Q, M, L, P, 2) x, y in 0..1.
 
     Args:

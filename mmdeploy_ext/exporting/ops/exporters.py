@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import onnx
 import torch
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator
 
 TYPES = dict(f=(float, 'FLOAT'), i=(int, 'INT'), b=(bool, 'INT'), s=(str, 'STRING'))
 """Letter of an attribute's type, as `parse_args` of torch.onnx and `g.op` write it -> in Python, in ONNX."""
@@ -22,8 +18,7 @@ TYPES = dict(f=(float, 'FLOAT'), i=(int, 'INT'), b=(bool, 'INT'), s=(str, 'STRIN
 
 def attribute_letters(operator: Operator) -> dict[str, str]:
     """Return attribute -> letter of its type, the first one of its name in the schema."""
-    arguments = operator.overload._schema.arguments[len(operator.inputs) :]
-    return {argument.name: str(argument.type)[0] for argument in arguments}
+    return {argument.name: str(argument.type)[0] for argument in _attributes(operator)}
 
 
 def attribute_values(operator: Operator, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,17 +31,16 @@ def attribute_values(operator: Operator, given: Mapping[str, Any]) -> dict[str, 
     return {name: TYPES[letter][0](plain[name]) for name, letter in attribute_letters(operator).items()}
 
 
+def _attributes(operator: Operator) -> Sequence[torch.Argument]:
+    return operator.overload._schema.arguments[len(operator.inputs) :]
+
+
 def _default_values(operator: Operator) -> dict[str, Any]:
-    arguments = operator.overload._schema.arguments[len(operator.inputs) :]
-    return {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    return {one.name: one.default_value for one in _attributes(operator) if one.has_default_value()}
 
 
 def register(operator: Operator) -> Operator:
-    """Make an operator known to PyTorch and to both exporters; return it.
-
-    Raises:
-        ExportError: another operator has this name.
-    """
+    """Make an operator known to PyTorch and to both exporters, and return it; two may not have one name."""
     if operator.name in OPERATORS:
         raise ExportError(f'operator {operator.name} is registered twice')
     custom = torch.library.custom_op(operator.qualified, operator.eager, mutates_args=())
@@ -89,17 +83,17 @@ def _translation(operator: Operator) -> Callable[..., Any]:
     from onnxscript import values
 
     node = values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
-    names = operator.attribute_names()
+    kinds = {name: TYPES[letter][0] for name, letter in attribute_letters(operator).items()}
     defaults = _default_values(operator)  # torch.export leaves out what equals them
     count = len(operator.inputs)
 
     def translate(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(names, args[count:], strict=False))
+        given = dict(zip(kinds, args[count:], strict=False))
         return node(*args[:count], **{**defaults, **given, **kwargs})
 
     # the exporter tells inputs from attributes by it
-    translate.__signature__ = _signature(*operator.inputs, *names)
-    translate.__annotations__ = {name: TYPES[kind][0] for name, kind in attribute_letters(operator).items()}
+    translate.__signature__ = _signature(*operator.inputs, *kinds)
+    translate.__annotations__ = kinds
     return translate
 
 

@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import onnx
-from onnx import helper
+import torch
+from onnx import helper, inliner
 
-from mmdeploy_ext.exporting.exporter import Operators
-from mmdeploy_ext.exporting.ops.bodies import function_body
-from mmdeploy_ext.exporting.ops.exporters import translations
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, current_form, operator_of
-from mmdeploy_ext.exporting.ops.python_nodes import python_body
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.exporting.exporter import Operators, export_module
+from mmdeploy_ext.exporting.ops.exporters import attribute_values, translations
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, Operator, current_form, operator_of, operators_as
+from mmdeploy_ext.exporting.ops.python_nodes import node_attributes, python_body
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import refill
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.graph.io.index import all_nodes, refill
 
 
 def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto:
     """Give every operator node of an exported model the form that `operators_as` chose.
 
     - No node of the domain `mm2onnx`: the model is returned as it is.
+    - One that no registered operator stands for is an ExportError.
     - 'plugin': nodes with a plugin are renamed, the others become standard operators.
-
-    Raises:
-        ExportError: a node of the domain that no registered operator stands for.
     """
-    if not any(True for _ in operator_nodes(model.graph)):
+    nodes = list(operator_nodes(model))
+    if not nodes:
         return model
     form = current_form()
     if exporter == 'torchscript':
         _tell_shapes(model, opset)
     if form == 'plugin':
-        for node, operator in list(operator_nodes(model.graph)):
+        for node, operator in nodes:
             if operator.plugin is not None:
                 _to_plugin(node, operator, model)
     if form == 'python':
         return _with_functions(model, opset, lambda *args: python_body(*args, opset))
-    model = _with_functions(model, opset, lambda *args: function_body(*args, opset, exporter, ALL))
+    model = _with_functions(model, opset, lambda *args: function_body(*args, opset, exporter))
     return model if form == 'function' else to_standard(model)
 
 
@@ -56,7 +52,7 @@ def _tell_shapes(model: onnx.ModelProto, opset: int) -> None:
     for value in copy.graph.output:
         value.type.tensor_type.ClearField('shape')
     copy.graph.ClearField('value_info')
-    copy = _with_functions(copy, opset, lambda *args: function_body(*args, opset, 'torchscript', ALL))
+    copy = _with_functions(copy, opset, lambda *args: function_body(*args, opset, 'torchscript'))
     found = types.infer(to_standard(copy))
     for value in model.graph.output:
         stated = value.type.tensor_type.shape.dim
@@ -68,24 +64,15 @@ def _tell_shapes(model: onnx.ModelProto, opset: int) -> None:
                 old.CopyFrom(new)
 
 
-def operator_nodes(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, Operator]]:
-    """Yield the nodes of this domain with their operators, sub-graphs included.
-
-    Raises:
-        ExportError: a node whose operator is not registered.
-    """
-    for node in graph.node:
+def operator_nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Operator]]:
+    """Yield the nodes of this domain with their operators; ExportError for one that is not registered."""
+    for node in all_nodes(model):
         if node.domain == DOMAIN:
             yield node, operator_of(node.name, node.op_type)
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField('g') else []) + list(attribute.graphs):
-                yield from operator_nodes(inner)
 
 
 def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with its local functions written out; as it is where it has none."""
-    from onnx import inliner
-
     if not model.functions:
         return model
     inlined = inliner.inline_local_functions(model)
@@ -93,40 +80,30 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
     return inlined
 
 
-def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return attribute -> value."""
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
 def _with_functions(
     model: onnx.ModelProto, opset: int, body: Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
 ) -> onnx.ModelProto:
     """Add one function per operator and set of attributes; nodes of a second set get a name of their own."""
     names: dict[tuple[str, str], str] = {}
-    for node, operator in list(operator_nodes(model.graph)):
+    for node, operator in list(operator_nodes(model)):
         attributes = node_attributes(node)
         key = (operator.name, repr(sorted(attributes.items())))
         if key not in names:
             used = sum(name == operator.name for name, _ in names)
             names[key] = f'{operator.name}{used + 1}' if used else operator.name
             function = body(operator, names[key], attributes)
-            _declare(function, attributes)
+            # a node keeps attributes that the body has filled in, for readers of the graph
+            function.attribute.extend(name for name in attributes if name not in function.attribute)
             model.functions.append(function)
-            _import(model, function)
+            _import(model, helper.make_opsetid(DOMAIN, 1), *function.opset_import)
+            model.ir_version = max(model.ir_version, 8)  # functions exist from IR 8 on
         node.op_type = names[key]
     return model
 
 
-def _declare(function: onnx.FunctionProto, attributes: dict[str, Any]) -> None:
-    """Let a node keep attributes that the body has filled in, for readers of the graph."""
-    function.attribute.extend(name for name in attributes if name not in function.attribute)
-
-
-def _import(model: onnx.ModelProto, function: onnx.FunctionProto) -> None:
+def _import(model: onnx.ModelProto, *needed: onnx.OperatorSetIdProto) -> None:
     known = {entry.domain for entry in model.opset_import}
-    needed = [helper.make_opsetid(DOMAIN, 1), *function.opset_import]
     model.opset_import.extend(entry for entry in needed if entry.domain not in known)
-    model.ir_version = max(model.ir_version, 8)  # functions exist from IR 8 on
 
 
 def _to_plugin(node: onnx.NodeProto, operator: Operator, model: onnx.ModelProto) -> None:
@@ -134,11 +111,72 @@ def _to_plugin(node: onnx.NodeProto, operator: Operator, model: onnx.ModelProto)
     fields = {target: given[name] for name, target in plugin.attributes.items()}
     fields |= dict(plugin.constants, plugin_version=plugin.version, plugin_namespace=plugin.namespace)
     node.op_type, node.domain = plugin.op_type, plugin.domain
-    node.ClearField('attribute')
-    node.attribute.extend(helper.make_attribute(name, value) for name, value in fields.items())
-    domains = {entry.domain for entry in model.opset_import}
-    if plugin.domain not in domains:
-        model.opset_import.append(helper.make_opsetid(plugin.domain, 1))
+    refill(node, attribute=[helper.make_attribute(name, value) for name, value in fields.items()])
+    _import(model, helper.make_opsetid(plugin.domain, 1))
+
+
+class _Traceable(torch.nn.Module):
+    """The traceable form with its attributes filled in."""
+
+    def __init__(self, operator: Operator, attributes: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.form = operator.traceable
+        self.attributes = tuple(attribute_values(operator, attributes).values())
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.form(*tensors, *self.attributes)
+
+
+def function_body(
+    operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str
+) -> onnx.FunctionProto:
+    """Return the local function `mm2onnx.<name>` that does what the operator does.
+
+    Its text is taken (an ExportError where that is no ONNX function), or its traceable form exported. The
+    latter has the node's attributes filled in: several values of them are several functions, each with a name
+    of its own; a text refers to them (`@name`).
+    """
+    if operator.body is None:
+        return _exported(operator, name, attributes, opset, exporter)
+    text = f'<opset_import: ["": {opset}], domain: "{DOMAIN}">\n{operator.body}'
+    try:
+        function = onnx.parser.parse_function(text)
+    except onnx.parser.ParseError as error:
+        raise ExportError(f'operator {operator.name}: its ONNX text cannot be read: {error}') from error
+    if function.name != operator.name or tuple(function.output) != operator.outputs:
+        raise ExportError(
+            f'operator {operator.name}: its ONNX text defines {function.name} with outputs '
+            f'{list(function.output)}; expected {operator.name} with {list(operator.outputs)}'
+        )
+    function.name = name
+    return function
+
+
+def _exported(
+    operator: Operator, name: str, attributes: Mapping[str, Any], opset: int, exporter: str
+) -> onnx.FunctionProto:
+    """Return the graph of the traceable form as a function; initializers become constants."""
+    with operators_as('standard'):
+        model = export_module(
+            _Traceable(operator, attributes).eval(),
+            operator.example(),
+            operators=ALL,
+            exporter=exporter,
+            opset=opset,
+            input_names=tuple(operator.inputs),
+            output_names=operator.outputs,
+            dynamic={
+                key: {index: axis for index, axis in enumerate(axes.split()) if not axis.isdigit()}
+                for key, axes in operator.inputs.items()
+            },
+        )
+    graph = model.graph
+    constants = [
+        helper.make_node('Constant', [], [tensor.name], name=f'{name}/{tensor.name}', value=tensor)
+        for tensor in graph.initializer
+    ]
+    ends = ([value.name for value in values] for values in (graph.input, graph.output))
+    return helper.make_function(DOMAIN, name, *ends, [*constants, *graph.node], model.opset_import)
 
 
 ALL = Operators(translations, finish)

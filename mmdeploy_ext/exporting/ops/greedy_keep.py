@@ -19,7 +19,7 @@ def _eager(suppresses: torch.Tensor) -> torch.Tensor:
     return keep
 
 
-GREEDY_KEEP = register(
+greedy_keep = register(
     Operator(
         'GreedyKeep',
         _eager,
@@ -48,16 +48,10 @@ GREEDY_KEEP = register(
 )
 
 
-def greedy_keep(suppresses: torch.Tensor) -> torch.Tensor:
-    """Return which rows survive when each surviving row removes its targets, from the first row on.
+"""Which rows (N,) bool survive when each surviving row removes its targets, from the first row on.
 
-    Args:
-        suppresses: (N, N) bool; row i removes column j. Only columns behind the row (j > i) may be True.
-
-    Returns:
-        (N,) bool. Opset 15 or later (Shape with a range).
-    """
-    return GREEDY_KEEP(suppresses)
+In (N, N) bool row i removes column j; only columns behind the row (j > i) may be True. Opset 15 or later
+(Shape with a range)."""
 
 
 def _settled(suppressed_by: torch.Tensor) -> torch.Tensor:
@@ -76,9 +70,7 @@ GREEDY_KEEP_BATCH = register(
         inputs=dict(suppressed_by='B K K'),
         outputs=('keep',),
         example=lambda: (torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]]),),
-        shapes=lambda suppressed_by: suppressed_by.new_empty(
-            (suppressed_by.shape[0], 1, suppressed_by.shape[1])
-        ),
+        shapes=lambda suppressed_by: torch.empty_like(suppressed_by[:, :1]),
         body="""
         GreedyKeepBatch (suppressed_by) => (keep) {
             one = Constant <value = float {1}> ()
@@ -107,12 +99,8 @@ matrix product and no reduction over an axis, so that the text holds for every o
 
 
 def greedy_keep_batch(suppressed_by: torch.Tensor) -> torch.Tensor:
-    """Return `greedy_keep` of a batch of constant size, in operators that TensorRT has.
+    """Return `greedy_keep` (B, K) bool of a batch of constant size, in operators that TensorRT has.
 
-    Args:
-        suppressed_by: (B, K, K) bool; row j is suppressed by column i. Only columns before it (i < j) may be.
-
-    Returns:
-        (B, K) bool.
+    In `suppressed_by` (B, K, K) bool row j is suppressed by column i; only columns before it (i < j) may be.
     """
     return GREEDY_KEEP_BATCH(suppressed_by.to(torch.float32))[:, 0] > 0

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 DOMAIN = 'mm2onnx'
 FORMS = ('standard', 'function', 'python', 'plugin')
@@ -35,9 +33,7 @@ class Plugin:
     fills the creator's fields from the attributes of the node that have their names.
 
     Attributes:
-        op_type: the creator's name.
-        version: the creator's version.
-        namespace: the creator's name space.
+        op_type, version, namespace: of the creator.
         attributes: attribute of the operator -> field of the creator; others are not written.
         constants: fields that no attribute gives.
         domain: of the node; ONNX Runtime's TensorRT provider calls plugins `trt.plugins`, and the parser does
@@ -100,10 +96,6 @@ class Operator:
         """What torch.export writes into its graph."""
         return getattr(getattr(torch.ops, DOMAIN), self.qualified.split('::')[1]).default
 
-    def attribute_names(self) -> tuple[str, ...]:
-        """Return the parameters of the eager form that are no tensors, in order."""
-        return tuple(argument.name for argument in self.overload._schema.arguments)[len(self.inputs) :]
-
     def __call__(self, *args: Any) -> Any:
         """Run the eager form; while exporting, the form that `operators_as` chose."""
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
@@ -121,9 +113,6 @@ def operators_as(form: str) -> Iterator[None]:
     - 'function': one node, and a local function in the same file that says what it does.
     - 'python': one node that ONNX Runtime runs in Python; see `mmdeploy_ext/exporting/ops/python_nodes.py`.
     - 'plugin': one node for TensorRT's plugin, where the operator names one; the others are standard.
-
-    Raises:
-        UsageError: another form.
     """
     if form not in FORMS:
         raise UsageError(f'operator form {form!r}: expected one of {", ".join(FORMS)}')
@@ -134,19 +123,12 @@ def operators_as(form: str) -> Iterator[None]:
         _form.reset(token)
 
 
-def current_form() -> str:
-    """Return the form of the innermost `operators_as`."""
-    return _form.get()
+current_form = _form.get
+"""Returns the form of the innermost `operators_as`."""
 
 
 def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -> Operator:
-    """Return the operator of a name.
-
-    Args:
-        node: name of the node that it is asked for.
-        name: of the operator.
-        error: raised where it is not registered.
-    """
+    """Return the operator of a name that a node asks for; `error` where it is not registered."""
     if name not in OPERATORS:
         raise error(
             f'node {node!r}: operator {DOMAIN}.{name} is not registered; import the module that describes it '

@@ -5,6 +5,7 @@ Needs onnxruntime-extensions (an optional extra; 0.15.2 runs with onnxruntime 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +15,11 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.exporting.ops.exporters import attribute_letters, attribute_values
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, operator_of
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, operator_of
 from mmdeploy_ext.graph.io.index import all_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import onnxruntime
-
-    from mmdeploy_ext.exporting.ops.operator import Operator
 
 PYTHON_DOMAIN = 'ai.onnx.contrib'
 """The one domain that onnxruntime-extensions knows for Python operators."""
@@ -34,23 +31,20 @@ _registered: dict[str, dict[str, Any]] = {}
 """Operator -> the types that were registered with onnxruntime-extensions."""
 
 
+def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return attribute -> value."""
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
 def python_body(operator: Operator, name: str, attributes: dict[str, Any], opset: int) -> onnx.FunctionProto:
     """Return a local function with one node that calls Python; the outer node stays as it was exported."""
-    node = helper.make_node(
-        python_name(operator), list(operator.inputs), list(operator.outputs), domain=PYTHON_DOMAIN
-    )
+    ends = list(operator.inputs), list(operator.outputs)
+    node = helper.make_node(f'{DOMAIN}_{operator.name}', *ends, domain=PYTHON_DOMAIN)
     for key, value in attributes.items():
         kind = helper.make_attribute(key, value).type
         node.attribute.append(onnx.AttributeProto(name=key, type=kind, ref_attr_name=key))
     imports = [helper.make_opsetid('', opset), helper.make_opsetid(PYTHON_DOMAIN, 1)]
-    return helper.make_function(
-        DOMAIN, name, list(operator.inputs), list(operator.outputs), [node], imports, list(attributes)
-    )
-
-
-def python_name(operator: Operator) -> str:
-    """Return the op_type of the operator among onnxruntime-extensions' Python operators."""
-    return f'{DOMAIN}_{operator.name}'
+    return helper.make_function(DOMAIN, name, *ends, [node], imports, list(attributes))
 
 
 def python_session(model: onnx.ModelProto, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -91,20 +85,18 @@ def _python_calls(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Oper
         if function.domain == DOMAIN and inner.domain == PYTHON_DOMAIN
     }
     for node in all_nodes(model):
-        if node.domain != DOMAIN or node.op_type not in names:
-            continue
-        yield node, operator_of(node.name, names[node.op_type], EngineError)
+        if node.domain == DOMAIN and node.op_type in names:
+            yield node, operator_of(node.name, names[node.op_type], EngineError)
 
 
 def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None:
     """Register an operator with onnxruntime-extensions, once per process: registrations are permanent."""
     types, example = extensions.PyCustomOpDef, operator.example()
     kinds = dict(f=types.dt_float, i=types.dt_int64, b=types.dt_int64, s=types.dt_string)
-    letters = attribute_letters(operator)
     signature = dict(
         inputs=[_element(types, tensor, operator) for tensor in example],
         outputs=[_element(types, tensor, operator) for tensor in _example_outputs(operator, node, example)],
-        attrs={name: kinds[letter] for name, letter in letters.items()},
+        attrs={name: kinds[letter] for name, letter in attribute_letters(operator).items()},
     )
     known = _registered.setdefault(operator.name, signature)
     if known != signature:
@@ -114,7 +106,10 @@ def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None
             f'new process'
         )
     if known is signature:
-        extensions.onnx_op(op_type=python_name(operator), **signature)(_by_name(operator.name))
+        name = operator.name
+        register = extensions.onnx_op(op_type=f'{DOMAIN}_{name}', **signature)
+        # by its name: what is registered when it is called
+        register(lambda *arrays, **given: _run(OPERATORS[name], *arrays, **given))
 
 
 def _element(types: Any, tensor: torch.Tensor, operator: Operator) -> Any:
@@ -130,8 +125,7 @@ def _example_outputs(
     operator: Operator, node: onnx.NodeProto, example: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
     """Return what the eager form makes of its example with the attributes of a node, for the types."""
-    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    attributes = attribute_values(operator, given)
+    attributes = attribute_values(operator, node_attributes(node))
     try:
         with torch.no_grad():
             found = operator.eager(*example, **attributes)
@@ -144,20 +138,11 @@ def _example_outputs(
     return found if isinstance(found, tuple) else (found,)
 
 
-def _by_name(name: str) -> Callable[..., Any]:
-    """Return a function that runs the operator that has the name when it is called."""
-    return lambda *arrays, **attributes: numpy_form(OPERATORS[name])(*arrays, **attributes)
-
-
-def numpy_form(operator: Operator) -> Callable[..., Any]:
-    """Return the operator as a function of numpy arrays, with attributes by name."""
-
-    def run(*arrays: np.ndarray, **given: Any) -> Any:
-        attributes = attribute_values(operator, given)
-        if operator.reference is not None:
-            return operator.reference(*arrays, **attributes)
-        with torch.no_grad():
-            found = operator.eager(*(torch.from_numpy(np.array(array)) for array in arrays), **attributes)
-        return tuple(item.numpy() for item in found) if isinstance(found, tuple) else found.numpy()
-
-    return run
+def _run(operator: Operator, *arrays: np.ndarray, **given: Any) -> Any:
+    """Run an operator on numpy arrays, with attributes by name."""
+    attributes = attribute_values(operator, given)
+    if operator.reference is not None:
+        return operator.reference(*arrays, **attributes)
+    with torch.no_grad():
+        found = operator.eager(*(torch.from_numpy(np.array(array)) for array in arrays), **attributes)
+    return tuple(item.numpy() for item in found) if isinstance(found, tuple) else found.numpy()

@@ -9,8 +9,6 @@ ratios of 0 and 2.
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from mmcv.ops import RoIAlign, roi_align
 
@@ -18,9 +16,6 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
-
-FIRST_OPSET = 16
-"""Before it RoiAlign knows no shift by half a pixel."""
 
 
 def _eager(
@@ -137,11 +132,7 @@ def pool_level(
 
 
 def check_layer(layer: torch.nn.Module) -> None:
-    """Refuse a layer that ONNX's RoiAlign does not compute.
-
-    Raises:
-        ConfigError: names the setting.
-    """
+    """Refuse a layer that ONNX's RoiAlign does not compute; the ConfigError names the setting."""
     if not isinstance(layer, RoIAlign):
         raise ConfigError(f'roi_layer.type={type(layer).__name__}; regions export with RoIAlign')
     if layer.pool_mode != 'avg' or layer.use_torchvision:
@@ -154,8 +145,7 @@ def check_layer(layer: torch.nn.Module) -> None:
 LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('RoIAlign', 'RoiAlign with half_pixel'),
-        patch=contextlib.nullcontext,
-        opset=FIRST_OPSET,
+        opset=16,  # before it RoiAlign knows no shift by half a pixel
         inside=lambda module: any(isinstance(one, RoIAlign) for one in module.modules()),
     )
 )

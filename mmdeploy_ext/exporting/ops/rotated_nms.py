@@ -37,10 +37,6 @@ def _numpy(boxes, scores, iou_threshold):  # noqa: ANN001, ANN202
     return order[bev_nms.rotated_nms(boxes[order], float(iou_threshold))].astype(np.int64)
 
 
-def _shapes(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
-
-
 def _traceable(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     order = torch.topk(scores, scores.shape[0])[1]
     ordered = boxes[order]
@@ -51,12 +47,7 @@ def _traceable(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) 
 
 
 def rotated_iou(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    """Return the intersection over union (N, M) of all pairs of boxes.
-
-    Args:
-        one: (N, 5) x, y, width, height, angle in radians; float32.
-        two: (M, 5).
-    """
+    """Return the intersection over union (N, M) of all pairs of boxes (N, 5), (M, 5), see `rotated_nms`."""
     middle = one[:, None, :2] - two[None, :, :2]  # around the second box: no digits are lost far from 0
     first = _corners(one)[:, None] + middle[:, :, None]
     second = _corners(two)[None].expand_as(first)
@@ -125,7 +116,7 @@ def _area(points: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     return torch.where(count[..., 0] > 2, area.clamp(min=0), torch.zeros_like(area))
 
 
-ROTATED_NMS = register(
+rotated_nms = register(
     Operator(
         'RotatedNms',
         _eager,
@@ -136,23 +127,17 @@ ROTATED_NMS = register(
             torch.tensor([0.9, 0.8, 0.7]),
         ),
         traceable=_traceable,
-        shapes=_shapes,
+        shapes=lambda boxes, *_: boxes.new_empty(
+            (torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64
+        ),
         reference=_numpy,
     )
 )
 
 
-def rotated_nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Keep a box unless a better one that is kept overlaps it by `iou_threshold` or more.
+"""(boxes, scores, iou_threshold) -> (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
 
-    Args:
-        boxes: (N, 5) float32 x, y, width, height, angle in radians, clockwise or not: the same for all.
-        scores: (N,) float32.
-        iou_threshold: above 0.
+A box is kept unless a better one that is kept overlaps it by the threshold (above 0) or more. Boxes (N, 5)
+are float32 x, y, width, height, angle in radians, clockwise or not: the same for all; scores (N,).
 
-    Returns:
-        (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
-
-    Source: mmcv 1.7.2 `nms_rotated` on the CPU.
-    """
-    return ROTATED_NMS(boxes, scores, iou_threshold)
+Source: mmcv 1.7.2 `nms_rotated` on the CPU."""

@@ -7,6 +7,7 @@ score, so that the Loop makes as many turns as there may be results. B batch, N 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
@@ -83,13 +84,8 @@ NAME <most, iou_threshold, sigma, min_score> (bboxes_xyxy, scores) => (rows, bes
 
 def _operator(method: str) -> Operator:
     def eager(
-        bboxes_xyxy: torch.Tensor,
-        scores: torch.Tensor,
-        most: int,
-        iou_threshold: float,
-        sigma: float,
-        min_score: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        bboxes_xyxy: Tensor, scores: Tensor, most: int, iou_threshold: float, sigma: float, min_score: float
+    ) -> tuple[Tensor, Tensor]:
         from mmcv.ops import soft_nms
 
         rows = scores.new_zeros((scores.shape[0], most), dtype=torch.int64)

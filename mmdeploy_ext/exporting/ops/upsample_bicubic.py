@@ -16,7 +16,6 @@ from mmdeploy_ext.exporting.ops.operator import Operator
 
 
 def _eager(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Resize (B, C, H, W) by the one number in `scale` to floor(H * scale), floor(W * scale)."""
     return F.interpolate(x, scale_factor=float(scale), mode='bicubic', align_corners=False)
 
 
@@ -25,7 +24,7 @@ def _shapes(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return x.new_empty((*x.shape[:2], context.new_dynamic_size(), context.new_dynamic_size()))
 
 
-UPSAMPLE_BICUBIC = register(
+upsample_bicubic = register(
     Operator(
         'UpsampleBicubic',
         _eager,
@@ -44,15 +43,5 @@ UPSAMPLE_BICUBIC = register(
 )
 
 
-def upsample_bicubic(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Resize images bicubically.
-
-    Args:
-        x: (B, C, H, W) float32.
-        scale: (1,) float32, above 0.
-
-    Returns:
-        (B, C, h, w) with h = floor(H * scale), w = floor(W * scale), as PyTorch's `interpolate` with
-        mode='bicubic', align_corners=False.
-    """
-    return UPSAMPLE_BICUBIC(x, scale)
+"""Images (B, C, H, W) float32, resized as PyTorch's `interpolate` does it, align_corners=False, by scale (1,)
+float32, above 0, to (B, C, h, w) with h = floor(H * scale), w = floor(W * scale)."""

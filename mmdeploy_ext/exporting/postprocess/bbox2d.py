@@ -6,20 +6,18 @@ network input.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
 from mmdeploy_ext.runtime.dense.select import VOTE_SPREAD, VOTES_ABOVE
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.contract.dense_head import Head
+Candidates = tuple[Tensor | None, ...]
 
 
 class DenseBoxPostprocess(nn.Module):
@@ -49,13 +47,13 @@ class DenseBoxPostprocess(nn.Module):
 
     def forward(
         self,
-        mlvl_bboxes: Sequence[torch.Tensor],
-        mlvl_scores: Sequence[torch.Tensor],
-        mlvl_factors: Sequence[torch.Tensor | None],
-        clip_hw: torch.Tensor,
-        scale_factor: torch.Tensor,
-        border: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:
+        mlvl_bboxes: Sequence[Tensor],
+        mlvl_scores: Sequence[Tensor],
+        mlvl_factors: Sequence[Tensor | None],
+        clip_hw: Tensor,
+        scale_factor: Tensor,
+        border: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Turn decoded levels into detections.
 
         Args:
@@ -93,14 +91,14 @@ class DenseBoxPostprocess(nn.Module):
         dets, labels, *count = suppress(bboxes, scores, labels, candidates)
         return *self._voted(dets, labels, *voters), *count
 
-    def _ranks(self, scores: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+    def _ranks(self, scores: Tensor, factors: Tensor | None) -> Tensor:
         """Return what candidates are ordered by."""
         if factors is None:
             return scores
         product = scores * (factors[..., None] if scores.dim() > factors.dim() else factors)
         return product.sqrt() if self.head.root else product
 
-    def _candidates(self, scores: torch.Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+    def _candidates(self, scores: Tensor, factors: Tensor | None) -> Tensor:
         """Return which rows pass the threshold, and where there is one, that of the factor."""
         judged = self._ranks(scores, factors) if self.head.judged == 'product' else scores
         threshold = self.config.score_thr
@@ -109,9 +107,7 @@ class DenseBoxPostprocess(nn.Module):
             passes = passes & (factors >= self.head.conf_thr)
         return passes
 
-    def _best_pairs(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+    def _best_pairs(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
         """Pick the best (prior, class) pairs of one level: boxes, class scores, factors, labels."""
         num_classes = scores.shape[2]
         flat = scores.flatten(1)
@@ -124,16 +120,12 @@ class DenseBoxPostprocess(nn.Module):
         kept = gather_rows(bboxes, anchors)
         return kept, values, None if factors is None else factors.gather(1, anchors), labels
 
-    def _best_classes(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+    def _best_classes(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
         """Pick each prior's best class."""
         best, labels = scores.max(dim=2)
         return bboxes, best, factors, labels
 
-    def _best_priors(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, factors: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+    def _best_priors(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
         """Pick the priors with the best scores of any class, with all their classes."""
         if self.config.nms_pre > 0:
             best = self._ranks(scores, factors).amax(dim=2)
@@ -142,9 +134,7 @@ class DenseBoxPostprocess(nn.Module):
             factors = None if factors is None else factors.gather(1, rows)
         return bboxes, scores, factors, None
 
-    def _voted(
-        self, dets: torch.Tensor, labels: torch.Tensor, bboxes: torch.Tensor, ranks: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _voted(self, dets: Tensor, labels: Tensor, bboxes: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
         """Replace each box by the weighted mean of the candidates of its class that overlap it.
 
         A box without an area overlaps none, not even itself: mmdet divides zero by zero there, these rows
@@ -164,18 +154,18 @@ class DenseBoxPostprocess(nn.Module):
         voted = torch.where(present, voted, torch.zeros_like(voted))
         return voted, torch.where(present[..., 0], labels, torch.full_like(labels, -1))
 
-    def _clip(self, bboxes: torch.Tensor, clip_hw: torch.Tensor) -> torch.Tensor:
+    def _clip(self, bboxes: Tensor, clip_hw: Tensor) -> Tensor:
         if not self.clip_border:
             return bboxes
         return clip_to(bboxes, clip_hw, self.head.clip_inset)
 
 
-def _joined(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
     """Return the rows of all levels; None where there are none."""
     return None if parts[0] is None else torch.cat(parts, dim=1)
 
 
-def _spread(bboxes: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _spread(bboxes: Tensor, scores: Tensor, candidates: Tensor) -> tuple[Tensor, ...]:
     """Return a row per (prior, class) pair: boxes (B, A*C, 4), scores, labels and candidates (B, A*C)."""
     classes = scores.shape[2]
     labels = torch.arange(classes, device=scores.device).expand(scores.shape[0], scores.shape[1], -1)
@@ -183,7 +173,7 @@ def _spread(bboxes: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor
     return bboxes, scores.flatten(1), labels.flatten(1), candidates.flatten(1)
 
 
-def _ious(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _ious(one: Tensor, other: Tensor) -> Tensor:
     """Return the IoU (B, n, m) of boxes (B, n, 4) and (B, m, 4); unions of at least 1e-6, as mmdet."""
     one, other = one[:, :, None], other[:, None]
     sides = torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])

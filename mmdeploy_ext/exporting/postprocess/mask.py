@@ -14,10 +14,11 @@ H4, W4 size of the soft masks, P their pixels, p a piece of them, h, w size of t
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.plain import Plain
@@ -25,11 +26,7 @@ from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.exporting.postprocess.nms_config import capped, number
 from mmdeploy_ext.exporting.postprocess.sizes import limit
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
+from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
 
 ROUNDING = 1e-5
 """By how much float32 sums may push a maskness over 1."""
@@ -62,12 +59,8 @@ class MaskConfig(Plain):
 
 
 def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
-    """Read an mmdet `test_cfg`.
-
-    Raises:
-        ConfigError: a key is missing, or its value has no graph.
-    """
-    names = [field.name for field in dataclasses.fields(MaskConfig)]
+    """Read an mmdet `test_cfg`; ConfigError where a key is missing, or its value has no graph."""
+    names = [*MaskConfig.__annotations__]
     missing = [name for name in names if test_cfg.get(name) is None]
     if missing:
         raise ConfigError(f'test_cfg: {", ".join(missing)} missing; expected {", ".join(names)}')
@@ -107,8 +100,8 @@ class MaskPostprocess(nn.Module):
         self.register_buffer('strides', torch.tensor(cells, dtype=torch.float32), persistent=False)
 
     def forward(
-        self, cate_pred: torch.Tensor, soft: SoftMasks, img_shape: torch.Tensor, ori_shape: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
+        self, cate_pred: Tensor, soft: SoftMasks, img_shape: Tensor, ori_shape: Tensor
+    ) -> tuple[Tensor, ...]:
         """Find the instances.
 
         Args:
@@ -123,8 +116,7 @@ class MaskPostprocess(nn.Module):
             masks with score 0 and label -1. With a cap also candidates (B,) int64, their number before it.
         """
         num_classes = cate_pred.shape[2]
-        find = self._capped if self.cap else self._all
-        scores, pairs, areas = find(cate_pred, soft)
+        scores, pairs, areas = (self._capped if self.cap else self._all)(cate_pred, soft)
         cells = torch.div(pairs, num_classes, rounding_mode='floor')
         labels = pairs - cells * num_classes
         overlaps = soft.overlaps(cells, self.config.mask_thr, integer=not self.cap)
@@ -144,7 +136,7 @@ class MaskPostprocess(nn.Module):
         count = present.sum(dim=1).max()
         return tuple(result[:, :count] for result in results)
 
-    def _all(self, cate_pred: torch.Tensor, soft: SoftMasks) -> tuple[torch.Tensor, ...]:
+    def _all(self, cate_pred: Tensor, soft: SoftMasks) -> tuple[Tensor, ...]:
         """Return scores times maskness, (cell, class) pairs and areas (B, k) of the best candidates."""
         thr, most = self.config.score_thr, self.config.nms_pre
         ranks = cate_pred.amax(dim=2)
@@ -166,20 +158,18 @@ class MaskPostprocess(nn.Module):
         cells = torch.div(pairs, cate_pred.shape[2], rounding_mode='floor')
         return scores, pairs, areas.gather(1, cells)
 
-    def _summed(
-        self, soft: SoftMasks, cells: torch.Tensor, areas: torch.Tensor, totals: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _summed(self, soft: SoftMasks, cells: Tensor, areas: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
         """Write areas and sums of some cells (B, m) into tables (B, S)."""
         more_areas, more_totals = soft.sums(cells, self.config.mask_thr)
         return areas.scatter(1, cells, more_areas), totals.scatter(1, cells, more_totals)
 
-    def _rescored(self, cate_pred: torch.Tensor, areas: torch.Tensor, totals: torch.Tensor) -> torch.Tensor:
+    def _rescored(self, cate_pred: Tensor, areas: Tensor, totals: Tensor) -> Tensor:
         """Return scores times maskness (B, S, C); NO_CANDIDATE under a threshold or without an area."""
         maskness = totals / areas.clamp(min=1)
         valid = (cate_pred > self.config.score_thr) & (areas > self.strides)[..., None]
         return torch.where(valid, cate_pred * maskness[..., None], torch.full_like(cate_pred, NO_CANDIDATE))
 
-    def _capped(self, cate_pred: torch.Tensor, soft: SoftMasks) -> tuple[torch.Tensor, ...]:
+    def _capped(self, cate_pred: Tensor, soft: SoftMasks) -> tuple[Tensor, ...]:
         """Return the same of the best `cap` pairs by class score, with constant shapes."""
         ranks, pairs = cate_pred.flatten(1).topk(self.cap, dim=1)
         cells = torch.div(pairs, cate_pred.shape[2], rounding_mode='floor')
@@ -191,25 +181,19 @@ class MaskPostprocess(nn.Module):
         scores, rows = scores.topk(capped(self.cap, self.config.nms_pre), dim=1)
         return scores, pairs.gather(1, rows), areas.gather(1, rows)
 
-    def _decayed(
-        self, scores: torch.Tensor, labels: torch.Tensor, areas: torch.Tensor, overlaps: torch.Tensor
-    ) -> torch.Tensor:
+    def _decayed(self, scores: Tensor, labels: Tensor, areas: Tensor, overlaps: Tensor) -> Tensor:
         """Return scores (B, k) after matrix NMS and `filter_thr`; NO_CANDIDATE where they fall below it."""
-        decay = matrix_decay(scores, labels, areas, overlaps, self.config)
-        decayed = scores * decay
+        decayed = scores * matrix_decay(scores, labels, areas, overlaps, self.config)
         keep = scores > NO_CANDIDATE
         # three equal masks of a class divide 0 by 0 under the linear kernel: NaN reaches no threshold
         keep = keep & (decayed >= self.config.filter_thr) if self.config.filter_thr > 0 else keep
         return torch.where(keep, decayed, torch.full_like(scores, NO_CANDIDATE))
 
-    def _best(
-        self, scores: torch.Tensor, cells: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _best(self, scores: Tensor, cells: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sort by descending score and cut to `max_per_img` and, without a cap, to the largest count."""
         most = self.config.max_per_img
         if self.cap:
-            most = capped(self.cap, self.config.nms_pre, most)
-            scores, rows = scores.topk(most, dim=1)
+            scores, rows = scores.topk(capped(self.cap, self.config.nms_pre, most), dim=1)
         else:
             scores, rows = scores.topk(limit(most, scores.shape[1]), dim=1)
             count = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
@@ -218,20 +202,12 @@ class MaskPostprocess(nn.Module):
 
 
 def matrix_decay(
-    scores: torch.Tensor,
-    labels: torch.Tensor,
-    areas: torch.Tensor,
-    overlaps: torch.Tensor,
-    config: MaskConfig,
-) -> torch.Tensor:
+    scores: Tensor, labels: Tensor, areas: Tensor, overlaps: Tensor, config: MaskConfig
+) -> Tensor:
     """Return the factors (B, k) of the matrix NMS.
 
-    Args:
-        scores: (B, k) in descending order; rows with NO_CANDIDATE take no part.
-        labels: (B, k).
-        areas: (B, k) pixels.
-        overlaps: (B, k, k) pixels that two masks share.
-        config: kernel and sigma.
+    Of scores (B, k) in descending order (rows with NO_CANDIDATE take no part), labels (B, k), areas (B, k) in
+    pixels, and overlaps (B, k, k), the pixels that two masks share.
 
     Source: mmdet 2.28.2 `mask_matrix_nms`; row a decays column b when a scores more and has b's label.
     """

@@ -4,29 +4,88 @@ mmdet resizes soft masks to the padded input, crops to the image, resizes to the
 resizes are linear and separable, so a row matrix A and a column matrix B do the same without a map at input
 size; one direct resize would not (IoU down to 0.83 on small masks).
 
-Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the results.
+Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the results; of a band s lines of the
+map, t lines of the result, p the other axis.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from mmdeploy_ext.exporting.ops.bands import column_band, row_band
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
 from mmdeploy_ext.exporting.postprocess.sizes import hw
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PIECES = 8
 """Bands of rows that are resized one after the other: only the boolean result is ever whole."""
-
 COLUMN_PIECES = 4
 """Bands of columns: a band needs few columns of the soft masks, so most of the product is left out."""
+BAND = """
+    {name} (weights, maps, start, stop, low, high) => (band) {{
+        axis_of_lines = Constant <value = int64[1] {{2}}> ()
+        axis_of_weights = Constant <value = int64[1] {{3}}> ()
+        lines = Slice (weights, start, stop, axis_of_lines)
+        used = Slice (lines, low, high, axis_of_weights)
+        {product}
+    }}"""
 
 
-def interpolation(source: torch.Tensor, target: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def _band(name: str, maps: str, axis: int, product: str) -> Operator:
+    """Return one band of a resize that is a matrix product along an axis of the maps.
+
+    One node for torch.export, which is slow with sizes that depend on values.
+    """
+
+    def eager(
+        weights: Tensor, maps: Tensor, start: Tensor, stop: Tensor, low: Tensor, high: Tensor
+    ) -> Tensor:
+        used = weights[:, :, start:stop, low:high]
+        return used @ maps[:, :, low:high] if axis == 2 else maps[..., low:high] @ used.transpose(2, 3)
+
+    def shapes(weights: Tensor, maps: Tensor, *_: Tensor) -> Tensor:
+        size = [*maps.shape]
+        size[axis] = torch.library.get_ctx().new_dynamic_size()
+        return maps.new_empty(size)
+
+    return Operator(
+        name,
+        eager,
+        inputs=dict(weights='B 1 t s', maps=maps, start='1', stop='1', low='1', high='1'),
+        outputs=('band',),
+        example=lambda: (torch.rand(2, 1, 5, 6), torch.rand(2, 3, 6, 6), *torch.tensor([[1], [3], [2], [5]])),
+        shapes=shapes,
+        body=BAND.format(name=name, product=product),
+    )
+
+
+row_band = register(
+    _band(
+        'RowBand',
+        'B n s p',
+        2,
+        """part = Slice (maps, low, high, axis_of_lines)
+        band = MatMul (used, part)""",
+    )
+)
+"""weights (B, 1, t, s), maps (B, n, s, p), start, stop, low, high (1,) int64 -> (B, n, stop - start, p):
+rows start..stop of the result, which need rows low..high of the maps."""
+column_band = register(
+    _band(
+        'ColumnBand',
+        'B n p s',
+        3,
+        """part = Slice (maps, low, high, axis_of_weights)
+        turned = Transpose <perm = [0, 1, 3, 2]> (used)
+        band = MatMul (part, turned)""",
+    )
+)
+"""The same along the last axis: maps (B, n, p, s) -> (B, n, p, stop - start)."""
+
+
+def interpolation(source: Tensor, target: Tensor, columns: Tensor) -> Tensor:
     """Return bilinear weights (..., t, c): row t of the result is their product with the source.
 
     Args:
@@ -40,25 +99,18 @@ def interpolation(source: torch.Tensor, target: torch.Tensor, columns: torch.Ten
     return (1 - (place - columns).abs()).clamp(min=0)
 
 
-def composed(size: torch.Tensor, crop: torch.Tensor, target: torch.Tensor, ratio: int) -> torch.Tensor:
-    """Return the weights (B, t, size) of: resize by `ratio`, crop, resize.
+def composed(size: Tensor, crop: Tensor, target: Tensor, ratio: int) -> Tensor:
+    """Return the weights (B, t, size) of: resize of `size` lines, () int64, by `ratio`, crop, resize.
 
-    Args:
-        size: () int64, H4 or W4.
-        crop: (B, 1, 1) float32, length after the crop.
-        target: () int64, length of the result.
-        ratio: of the first resize.
+    `crop` (B, 1, 1) float32 is the length after the crop, `target` () int64 that of the result.
     """
-    upsampled = size * ratio
-    middle = _steps(upsampled, crop)
+    middle = _steps(size * ratio, crop)
     first = interpolation(size.to(crop.dtype).reshape(1, 1), middle[:, None], _steps(size, crop))
     second = interpolation(crop, _steps(target, crop)[:, None], middle)
     return second @ first
 
 
-def resizing_of(
-    maps: torch.Tensor, img_shape: torch.Tensor, ori_shape: torch.Tensor, ratio: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def resizing_of(maps: Tensor, img_shape: Tensor, ori_shape: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
     """Return the weights of rows (B, h, H4) and of columns (B, w, W4): resize to the input, crop, resize.
 
     Args:
@@ -76,20 +128,20 @@ def resizing_of(
     return rows, composed(size[1], crop[:, 1:, None], target[1], ratio)
 
 
-def resizing(size: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def resizing(size: Tensor, target: Tensor) -> Tensor:
     """Return the weights (t, size) float32 of one bilinear resize between two lengths () int64."""
     length = size.to(torch.float32).reshape(1, 1)
     return interpolation(length, _steps(target, length)[:, None], _steps(size, length))
 
 
-def _steps(count: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _steps(count: Tensor, like: Tensor) -> Tensor:
     return torch.arange(count, dtype=like.dtype, device=like.device)
 
 
 def resize_and_threshold(
-    soft: torch.Tensor, img_shape: torch.Tensor, ori_shape: torch.Tensor, ratio: int, mask_thr: float
-) -> torch.Tensor:
-    """Resize soft masks as mmdet does and compare.
+    soft: Tensor, img_shape: Tensor, ori_shape: Tensor, ratio: int, mask_thr: float
+) -> Tensor:
+    """Resize soft masks as mmdet does and compare: (B, n, h, w) bool.
 
     Args:
         soft: (B, n, H4, W4) float32 probabilities.
@@ -97,9 +149,6 @@ def resize_and_threshold(
         ori_shape: (2,) int64 height and width of the results; 0 means all of the soft masks.
         ratio: pixels of the input per pixel of the soft masks.
         mask_thr: probability that a pixel must exceed.
-
-    Returns:
-        (B, n, h, w) bool.
     """
     size = hw(soft).to(ori_shape)
     padded = size * ratio
@@ -115,9 +164,7 @@ def resize_and_threshold(
     return torch.cat([row_band(rows[:, None], wide, *band) > mask_thr for band in ends], dim=2)
 
 
-def _bands(
-    pieces: int, crop: torch.Tensor, target: torch.Tensor, ratio: int
-) -> Iterator[tuple[torch.Tensor, ...]]:
+def _bands(pieces: int, crop: Tensor, target: Tensor, ratio: int) -> Iterator[tuple[Tensor, ...]]:
     """Yield start, stop, low, high (1,) int64 of nearly equal parts of an axis of the results.
 
     `low` and `high` are the first and one after the last line of the soft masks that a part needs. One line

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.exporting.ops.soft_nms import SOFT_NMS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +47,9 @@ class SoftNmsConfig(NmsConfig):
 
 
 def nms_config(test_cfg: Mapping[str, Any], soft: bool = False) -> NmsConfig:
-    """Read an mmdet `test_cfg`.
+    """Read an mmdet `test_cfg`; with `soft` one of `soft_nms` is taken, too, as a `SoftNmsConfig`.
 
     `deploy_nms_pre` replaces `nms_pre` when it is set: -1 = no top-k, K = K.
-
-    Args:
-        test_cfg: of the head.
-        soft: `soft_nms` is taken, too; the result is a `SoftNmsConfig` then.
 
     Raises:
         ConfigError: an NMS type or option that the graph does not reproduce.
@@ -76,32 +70,27 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False) -> NmsConfig:
             f'test_cfg.nms: got {dict(test_cfg.get("nms") or {})}; expected iou_threshold, and only '
             f'class_agnostic and split_thr beside it'
         )
-    nms_pre = test_cfg.get('deploy_nms_pre')
-    if nms_pre is None:
-        nms_pre = test_cfg.get('nms_pre', -1)
-    max_per_img = test_cfg.get('max_per_img', -1)
-    for key, value in (('nms_pre', nms_pre), ('max_per_img', max_per_img)):
+    limits = {key: test_cfg.get(key, -1) for key in ('nms_pre', 'max_per_img')}
+    if test_cfg.get('deploy_nms_pre') is not None:
+        limits['nms_pre'] = test_cfg['deploy_nms_pre']
+    for key, value in limits.items():
         if number(key, value, int) == 0 or value < -1:
             raise ConfigError(f'test_cfg.{key}={value}: expected a positive number, or -1 for no limit')
-    found = NmsConfig(
+        limits[key] = int(value)
+    found = dict(
         score_thr=number('score_thr', test_cfg.get('score_thr', 0.0), float),
-        nms_pre=int(nms_pre),
         iou_threshold=number('nms.iou_threshold', iou_threshold, float),
-        max_per_img=int(max_per_img),
         class_agnostic=class_agnostic,
+        **limits,
     )
     if decay is None:
-        return found
-    positive('max_per_img (with soft_nms)', max_per_img)
-    return SoftNmsConfig(**found.to_json(), **decay)
+        return NmsConfig(**found)
+    positive('max_per_img (with soft_nms)', limits['max_per_img'])
+    return SoftNmsConfig(**found, **decay)
 
 
 def _decay(nms: dict[str, Any]) -> dict[str, Any]:
-    """Take what `SoftNmsConfig` has out of `test_cfg.nms`.
-
-    Raises:
-        ConfigError: a method that mmcv has not, or a number that is none.
-    """
+    """Take what `SoftNmsConfig` has out of `test_cfg.nms`."""
     plain = dict(method=nms.pop('method', SoftNmsConfig.method))
     if plain['method'] not in SOFT_NMS:
         raise ConfigError(
@@ -115,11 +104,7 @@ def _decay(nms: dict[str, Any]) -> dict[str, Any]:
 
 
 def number(key: str, value: Any, kind: type) -> Any:
-    """Return a value of `test_cfg` as `kind`, int or float.
-
-    Raises:
-        ConfigError: it is not a number of that kind; names the key.
-    """
+    """Return a value of `test_cfg` as `kind`, int or float; the ConfigError names the key of another one."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     if not known or not math.isfinite(value) or kind(value) != value:
         wanted = 'a whole number' if kind is int else 'a number'
@@ -128,14 +113,10 @@ def number(key: str, value: Any, kind: type) -> Any:
 
 
 def positive(key: str, value: Any) -> int:
-    """Return an entry of `test_cfg` that has to be a whole number of at least 1.
-
-    Raises:
-        ConfigError: it is missing, or another one; names the key.
-    """
-    if number(key, value, int) < 1:
+    """Return an entry of `test_cfg` that has to be a whole number of at least 1; the ConfigError names it."""
+    if (whole := number(key, value, int)) < 1:
         raise ConfigError(f'test_cfg.{key}={value}: expected a positive number')
-    return int(value)
+    return whole
 
 
 def capped(*limits: int) -> int:

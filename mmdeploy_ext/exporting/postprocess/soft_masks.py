@@ -7,21 +7,69 @@ cells, H4, W4 size of the masks, P their pixels, p a piece of them.
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from onnx import TensorProto
 
-from mmdeploy_ext.exporting.ops.count_shared import count_shared
-from mmdeploy_ext.exporting.ops.threshold import keep_above
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.sizes import length
 from mmdeploy_ext.runtime.solo.model import lines
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
 PIECES = 8
 """Parts of the map that are worked on one after the other; few enough nodes, small enough for the caches."""
+
+
+def _above(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    return torch.nn.functional.threshold(values, threshold, 0.0)
+
+
+def _shared(hard: torch.Tensor) -> torch.Tensor:
+    return _count_by_floats(hard).to(torch.int32)
+
+
+def _count_by_floats(hard: torch.Tensor) -> torch.Tensor:
+    hard = hard.to(torch.float32)
+    return hard @ hard.transpose(1, 2)
+
+
+KEEP_ABOVE = register(
+    Operator(
+        'KeepAbove',
+        _above,
+        inputs=dict(values='N'),
+        outputs=('kept',),
+        example=lambda: (torch.tensor([0.1, 0.5, 0.9]),),
+        shapes=lambda values, threshold: torch.empty_like(values),
+        body="""
+        KeepAbove <threshold> (values) => (kept) {
+            kept = ThresholdedRelu <alpha: float = @threshold> (values)
+        }""",
+    )
+)
+"""x where x > threshold, else 0; any shape, float32: one operator in ONNX, one pass over memory."""
+COUNT_SHARED = register(
+    Operator(
+        'CountShared',
+        _shared,
+        inputs=dict(hard='B m p'),
+        outputs=('shared',),
+        example=lambda: (torch.tensor([[[True, False, True], [False, False, True]]]),),
+        shapes=lambda hard: hard.new_empty((hard.shape[0], hard.shape[1], hard.shape[1]), dtype=torch.int32),
+        body=f"""
+        CountShared (hard) => (shared) {{
+            values = Cast <to = {TensorProto.UINT8}> (hard)
+            bytes = Cast <to = {TensorProto.INT8}> (hard)
+            turned = Transpose <perm = [0, 2, 1]> (bytes)
+            shared = MatMulInteger (values, turned)
+        }}""",
+    )
+)
+"""How many elements two rows (B, m, p) bool share, for all pairs (B, m, m) int32; p below 2^24; exact. One
+side with a sign, as VNNI multiplies: twice as fast as both without."""
 
 
 def pieces(size: torch.Tensor | int) -> Iterator[tuple[torch.Tensor | int, torch.Tensor | int]]:
@@ -52,29 +100,18 @@ class SoftMasks(abc.ABC):
         """Return number and sum (B, m) of the values above the threshold."""
         areas = totals = 0
         for soft in self.pieces(cells):
-            kept = keep_above(soft, mask_thr)
+            kept = KEEP_ABOVE(soft, mask_thr)
             totals = totals + kept.sum(dim=2)
             areas = areas + kept.ceil().sum(dim=2)
         return areas, totals
 
     def overlaps(self, cells: torch.Tensor, mask_thr: float, integer: bool) -> torch.Tensor:
-        """Return the number of pixels (B, m, m) float32 that two masks share.
+        """Return the number of pixels (B, m, m) float32 that two masks of cells (B, m) share.
 
-        Args:
-            cells: (B, m).
-            mask_thr: see `sums`.
-            integer: count with MatMulInteger, which CPUs have instructions for; some engines lack it.
+        `integer` counts with MatMulInteger, which CPUs have instructions for; some engines lack it.
         """
-        count = count_shared if integer else _count_by_floats
-        overlaps = 0
-        for soft in self.pieces(cells):
-            overlaps = overlaps + count(soft > mask_thr)
-        return overlaps.to(torch.float32)
-
-
-def _count_by_floats(hard: torch.Tensor) -> torch.Tensor:
-    hard = hard.to(torch.float32)
-    return hard @ hard.transpose(1, 2)
+        count = COUNT_SHARED if integer else _count_by_floats
+        return sum(count(soft > mask_thr) for soft in self.pieces(cells)).to(torch.float32)
 
 
 class DynamicMasks(SoftMasks):

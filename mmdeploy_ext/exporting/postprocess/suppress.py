@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import Tensor
 
-from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
-from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets
+from mmdeploy_ext.exporting.ops.nms import batched_nms, class_offsets, nms_of_sorted
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE, SOFT_NMS
 from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped
 from mmdeploy_ext.exporting.postprocess.sizes import limit
@@ -21,12 +21,12 @@ better ones that were kept. Measured for 6130 of 8400 boxes of YOLOX-s, ONNX Run
 with one group, 5.2 with 8, 3.3 with 32, 3.4 with 64."""
 
 
-def gather_rows(values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def gather_rows(values: Tensor, rows: Tensor) -> Tensor:
     """Pick rows (B, N) out of values (B, A, D)."""
     return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
 
-def clip_to(bboxes: torch.Tensor, clip_hw: torch.Tensor, inset: float = 0.0) -> torch.Tensor:
+def clip_to(bboxes: Tensor, clip_hw: Tensor, inset: float = 0.0) -> Tensor:
     """Clip boxes (B, N, 4) xyxy to heights and widths (B or 1, 2), less `inset` pixels at the far borders."""
     upper = torch.cat([clip_hw[:, 1:], clip_hw[:, :1]], dim=1).repeat(1, 2)[:, None]
     if inset:
@@ -60,15 +60,11 @@ class Suppression:
     soft: SoftNmsConfig | None = None
 
     def __call__(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """Suppress.
+        self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Suppress boxes (B, N, 4) xyxy of labels (B, N) int64, 0 or more, and candidates (B, N) bool.
 
-        Args:
-            bboxes: (B, N, 4) xyxy.
-            scores: (B, N); `NO_CANDIDATE` where a row is none.
-            labels: (B, N) int64, 0 or more.
-            candidates: (B, N) bool.
+        Scores (B, N) are `NO_CANDIDATE` where a row is none.
 
         Returns:
             dets (B, n, 5) x1 y1 x2 y2 score, labels (B, n); n is the largest count of the batch, with a cap
@@ -80,25 +76,23 @@ class Suppression:
         if self.soft is not None:
             return self._softened(bboxes, scores, labels, candidates)
         kept = self._kept(bboxes, scores, labels, candidates)
-        return self._collect(bboxes, torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE)), labels)
+        scores = torch.where(kept, scores, torch.full_like(scores, NO_CANDIDATE))
+        best, rows = scores.topk(limit(self.max_per_img, scores.shape[1]), dim=1)
+        return self._found(bboxes, best, labels, rows)
 
-    def _separated(
-        self, bboxes: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
-    ) -> torch.Tensor:
+    def _separated(self, bboxes: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
         return bboxes if self.class_agnostic else class_offsets(bboxes, labels, candidates)
 
     def _softened(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return detections whose scores fell with every better box that they overlap."""
         soft, separated = self.soft, self._separated(bboxes, labels, candidates)
         given = self.max_per_img, self.iou_threshold, soft.sigma, soft.min_score
         rows, best = SOFT_NMS[soft.method](separated, scores, *given)
         return self._found(bboxes, best, labels, rows)
 
-    def _kept(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
-    ) -> torch.Tensor:
+    def _kept(self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor) -> Tensor:
         """Return (B, N) bool: the rows that NMS keeps."""
         if not self.suppresses:
             return candidates
@@ -113,16 +107,13 @@ class Suppression:
             grouped = torch.where(labels[:, None] % GROUPS == groups, grouped, NO_CANDIDATE)
         selected = batched_nms(separated, grouped, self.iou_threshold, most)
         flat_rows = selected[:, 0] * scores.shape[1] + selected[:, 2]
-        flat_kept = (
-            torch.zeros_like(scores)
-            .flatten()
-            .scatter(0, flat_rows, torch.ones_like(flat_rows, dtype=scores.dtype))
-        )
+        flat_kept = torch.zeros_like(scores).flatten()
+        flat_kept = flat_kept.scatter(0, flat_rows, torch.ones_like(flat_rows, dtype=scores.dtype))
         return flat_kept.reshape(scores.shape) > 0
 
     def _capped(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, candidates: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, bboxes: Tensor, scores: Tensor, labels: Tensor, candidates: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return detections and the number of candidates, of the best `cap` rows, with constant shapes.
 
         Greedy suppression goes from the best score down, so rows behind the cut change nothing above it.
@@ -134,30 +125,20 @@ class Suppression:
             best = torch.where(kept, best, torch.full_like(best, NO_CANDIDATE))
         best, order = best.topk(capped(self.cap, self.max_per_img), dim=1)
         rows = rows.gather(1, order)
-        return *_padded(best, gather_rows(bboxes, rows), labels.gather(1, rows)), candidates.sum(dim=1)
+        return *_padded(bboxes, best, labels, rows), candidates.sum(dim=1)
 
-    def _collect(
-        self, bboxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sort by descending score."""
-        best, rows = scores.topk(limit(self.max_per_img, scores.shape[1]), dim=1)
-        return self._found(bboxes, best, labels, rows)
-
-    def _found(
-        self, bboxes: torch.Tensor, best: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _found(self, bboxes: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the chosen rows (B, n) with their scores `best`, the padding cut off and blanked."""
         if self.trimmed:
             count = (best > NO_CANDIDATE).sum(dim=1).max()
             best, rows = best[:, :count], rows[:, :count]
-        return _padded(best, gather_rows(bboxes, rows), labels.gather(1, rows))
+        return _padded(bboxes, best, labels, rows)
 
 
-def _padded(
-    scores: torch.Tensor, bboxes: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return dets (B, n, 5) and labels (B, n); rows without a candidate are zero with label -1."""
-    present = scores > NO_CANDIDATE
-    dets = torch.cat([bboxes, scores[..., None]], dim=2)
+def _padded(bboxes: Tensor, best: Tensor, labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return dets (B, n, 5) and labels (B, n) of rows; those without a candidate are zero with label -1."""
+    bboxes, labels = gather_rows(bboxes, rows), labels.gather(1, rows)
+    present = best > NO_CANDIDATE
+    dets = torch.cat([bboxes, best[..., None]], dim=2)
     dets = torch.where(present[..., None], dets, torch.zeros_like(dets))
     return dets, torch.where(present, labels, torch.full_like(labels, -1))

@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.exporting.sparse.trace_record import NoSiteLeftError, Recorder
-from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, prune, renumber
+from mmdeploy_ext.exporting.sparse.trace_record import Functions, NoSiteLeftError, Recorder
+from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, Triple, prune, renumber
 from mmdeploy_ext.sparse.sites import name_rulebooks
 from mmdeploy_ext.stack import compat
 from mmdeploy_ext.stack.import_hook import patched
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from mmdeploy_ext.sparse.ir import Triple
-
-    Call = Callable[[nn.Module, torch.Tensor, torch.Tensor], Any]
+Call = Callable[[nn.Module, torch.Tensor, torch.Tensor], Any]
 
 
 def trace(
@@ -71,21 +67,19 @@ def trace(
     if order not in ORDERS:
         raise UsageError(f'order={order!r} is unknown; expected one of {", ".join(ORDERS)}')
     shape = tuple(int(size) for size in spatial_shape)
+
+    def traced(sites: np.ndarray, values: np.ndarray | None = None) -> SparseGraph:
+        return _trace(module, *_voxels(sites, values, shape, in_channels), order, shape, call)
+
     if coordinates is None and features is not None:
         raise UsageError('features without coordinates; give both, or neither for one zero voxel')
     if coordinates is not None:
-        return _trace(module, *_voxels(coordinates, features, shape, in_channels), order, shape, call)
+        return traced(coordinates, features)
     try:
-        origin = np.zeros((1, 4), np.int32)
-        return _trace(module, *_voxels(origin, None, shape, in_channels), order, shape, call)
-    except NoSiteLeftError:
-        return _trace(module, *_voxels(_corner(shape), None, shape, in_channels), order, shape, call)
-
-
-def _corner(shape: Triple) -> np.ndarray:
-    """Return a block of voxels at the origin: a stride may jump over a single one."""
-    axes = np.indices([min(size, 4) for size in shape]).reshape(3, -1).T
-    return np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)
+        return traced(np.zeros((1, 4), np.int32))
+    except NoSiteLeftError:  # a stride may jump over a single voxel: a block of them at the origin
+        axes = np.indices([min(size, 4) for size in shape]).reshape(3, -1).T
+        return traced(np.pad(axes, ((0, 0), (1, 0))))
 
 
 def _trace(
@@ -99,7 +93,7 @@ def _trace(
     device = _device(module)
     tensors = torch.from_numpy(features).to(device), torch.from_numpy(coordinates).to(device)
     recorder = Recorder(*tensors, shape, order)
-    with compat.single_thread(), torch.no_grad(), evaluating(module), _watched(module, recorder):
+    with compat.single_thread(), torch.no_grad(), _watched(module, recorder):
         result = (call or _caller(module, shape))(module, *tensors)
         output, output_shape = _finish(recorder, result)
     if not any(isinstance(node, SparseConvolution) for node in recorder.nodes):
@@ -111,33 +105,20 @@ def _trace(
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for the time of the body.
-
-    The flags are set one by one: `train()` and `eval()` of many models do more than that, and a frozen
-    submodule would lose its own flag.
-    """
-    flags = {part: part.training for part in module.modules()}
-    for part in flags:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
-
-
-@contextlib.contextmanager
 def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Watch one forward pass of a module."""
+    """Watch one forward pass of a module in evaluation mode.
+
+    Flags of training are set one by one: `train()` and `eval()` of many models do more than that, and a
+    frozen submodule would lose its own flag. A convolution that counts its voxels would change a buffer.
+    """
     from spconv.pytorch import SparseConvTensor
 
-    handles = []
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [handle.remove() for handle in handles])
-        stack.callback(recorder.close)
         for path, part in module.named_modules():
-            handles.extend(recorder.hook(path, part))
+            for handle in recorder.hook(path, part):
+                stack.callback(handle.remove)
+            flags = [name for name in ('training', 'record_voxel_count') if getattr(part, name, False)]
+            stack.enter_context(patched(part, **dict.fromkeys(flags, False)))
         original = SparseConvTensor.dense
 
         def dense(tensor: SparseConvTensor, channels_first: bool = True) -> torch.Tensor:
@@ -147,7 +128,7 @@ def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
             return result
 
         stack.enter_context(patched(SparseConvTensor, dense=dense))
-        stack.enter_context(recorder.functions())
+        stack.enter_context(Functions(recorder))
         yield
 
 
@@ -182,6 +163,8 @@ def _device(module: nn.Module) -> torch.device:
 
 def _caller(module: nn.Module, shape: Triple) -> Call:
     """Return how a module's forward wants its voxels."""
+    from spconv.pytorch import SparseConvTensor
+
     parameters = inspect.signature(module.forward).parameters.values()
     needed = [
         item.name
@@ -189,7 +172,7 @@ def _caller(module: nn.Module, shape: Triple) -> Call:
         if item.default is item.empty and item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)
     ]
     if len(needed) == 1:
-        return lambda part, features, coordinates: part(_sparse(features, coordinates, shape))
+        return lambda part, *voxels: part(SparseConvTensor(*voxels, list(shape), 1))
     if len(needed) == 3:
         return lambda part, features, coordinates: part(features, coordinates, 1)
     if len(needed) == 4 and needed[3] == 'input_shape':
@@ -200,12 +183,6 @@ def _caller(module: nn.Module, shape: Triple) -> Call:
         f'{type(module).__name__}.forward takes ({", ".join(needed)}); expected (features, coordinates, '
         f'batch_size), or one SparseConvTensor; say how to call it by `call`'
     )
-
-
-def _sparse(features: torch.Tensor, coordinates: torch.Tensor, shape: Triple) -> Any:
-    from spconv.pytorch import SparseConvTensor
-
-    return SparseConvTensor(features, coordinates, list(shape), 1)
 
 
 def _finish(recorder: Recorder, result: Any) -> tuple[str, tuple[int, ...]]:

@@ -8,30 +8,20 @@ needs raises it. So a module may print a maximum, but not feed it on.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from spconv.pytorch import SparseConvTensor
 from spconv.pytorch.conv import SparseConvolution as ConvolutionModule
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.core.errors import ExportError, ShapeError
-from mmdeploy_ext.exporting.sparse.trace_convolutions import (
-    convolution_fields,
-    convolution_input,
-    convolution_problem,
-    refuse_small_grid,
-)
-from mmdeploy_ext.exporting.sparse.trace_functions import record
-from mmdeploy_ext.exporting.sparse.trace_values import UnsupportedOperatorError, Value, Values
+from mmdeploy_ext.exporting.sparse import trace_functions as functions
+from mmdeploy_ext.exporting.sparse.trace_functions import UnsupportedOperatorError, Value, Values
 from mmdeploy_ext.sparse.ir import ScatterDense, SparseConvolution, Transpose
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from torch import nn
-
-    from mmdeploy_ext.sparse.ir import Triple
+from mmdeploy_ext.stack.import_hook import patched
 
 
 class NoSiteLeftError(ExportError):
@@ -39,37 +29,22 @@ class NoSiteLeftError(ExportError):
 
 
 class Recorder(Values):
-    """What a module does while it runs under `functions`, with its submodules hooked."""
+    """What a module does while it runs under `Functions`, with its submodules hooked."""
 
-    def __init__(
-        self, features: torch.Tensor, coordinates: torch.Tensor, spatial_shape: Triple, order: str
-    ) -> None:
-        super().__init__(features, coordinates, spatial_shape, order)
-        self._paused = 0
-        self._uncounted: list[ConvolutionModule] = []
+    _paused = 0
 
     # ---- functions between modules
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block nothing is recorded."""
-        self._paused += 1
-        try:
-            yield
-        finally:
-            self._paused -= 1
-
-    def functions(self) -> TorchFunctionMode:
-        """Return the mode that sees every torch function."""
-        return _Functions(self)
+        return patched(self, _paused=self._paused + 1)
 
     def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Run a torch function and record what it means."""
         operands = [] if self._paused else _tensors((args, kwargs))
         tracked = [value for tensor in operands if (value := self._value(tensor))]
         result = func(*args, **kwargs)
-        results = list(_tensors(result))
-        changed = _changed(func, args, kwargs)
+        results, changed = list(_tensors(result)), _changed(func, args, kwargs)
         if not tracked or not (results or changed):
             return result
         value = self._record(tracked, func, args, kwargs, result)
@@ -81,11 +56,10 @@ class Recorder(Values):
         return result
 
     def _record(self, tracked: list[Value], func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
-        for value in tracked:
-            if value.problem:
-                return value
+        if broken := next((value for value in tracked if value.problem), None):
+            return broken
         try:
-            return record(self, func, args, kwargs, result)
+            return functions.record(self, func, args, kwargs, result)
         except UnsupportedOperatorError as error:
             return Value('', problem=f'{self.path or "the encoder"}: {error}')
 
@@ -93,12 +67,10 @@ class Recorder(Values):
         """Let other objects on the storage that was written to change along; parts of it are lost."""
         before = self._value(tensor)
         storage = tensor.untyped_storage().data_ptr()
+        reason = f'{self.path or "the encoder"}: changes in place a tensor that another one looks into'
         for other in self._alive:
             if other is not tensor and other.untyped_storage().data_ptr() == storage:
                 same = before is not None and self._values[id(other)].name == before.name
-                reason = (
-                    f'{self.path or "the encoder"}: changes in place a tensor that another one looks into'
-                )
                 self._values[id(other)] = value if same else Value('', problem=reason)
         self._bind(tensor, value)
 
@@ -121,11 +93,6 @@ class Recorder(Values):
             ),
         ]
 
-    def close(self) -> None:
-        """Let convolutions count their voxels again."""
-        for module in self._uncounted:
-            module.record_voxel_count = True
-
     def _enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._path.append(path)
 
@@ -140,7 +107,7 @@ class Recorder(Values):
 
     def _enter_convolution(self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict) -> None:
         self._path.append(path)
-        source = convolution_input(path, args, kwargs)
+        source = functions.convolution_input(path, args, kwargs)
         if self._value(source.features) is None:
             raise ExportError(f'{path}: takes a sparse tensor that does not come from the voxels')
         if source.features.shape[1] != module.in_channels:
@@ -152,21 +119,17 @@ class Recorder(Values):
                 f'{path}: works on the grid {source.spatial_shape}, expected {self._shape}; '
                 f'module, config and order disagree'
             )
-        refuse_small_grid(path, module, source)
-        if module.record_voxel_count:  # it would change a buffer
-            module.record_voxel_count = False
-            self._uncounted.append(module)
+        functions.refuse_small_grid(path, module, source)
         self._paused += 1
 
     def _leave_convolution(
         self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict, result: SparseConvTensor
     ) -> None:
         self._paused -= 1
-        source = convolution_input(path, args, kwargs)
+        source = functions.convolution_input(path, args, kwargs)
         value = self._value(source.features)
-        problem = value.problem or convolution_problem(path, module)
-        problem = problem or self._sites_problem(path, source, value)
-        if problem:
+        problem = value.problem or functions.convolution_problem(path, module)
+        if problem := problem or self._sites_problem(path, source, value):
             value = Value('', problem=problem)
         elif not len(result.features):
             raise NoSiteLeftError(
@@ -174,7 +137,7 @@ class Recorder(Values):
                 f'trace with the coordinates of a sweep'
             )
         else:
-            fields = convolution_fields(module) | dict(
+            fields = functions.convolution_fields(module) | dict(
                 input_spatial_shape=tuple(source.spatial_shape),
                 output_spatial_shape=tuple(result.spatial_shape),
                 input_rows=len(source.features),
@@ -199,14 +162,10 @@ class Recorder(Values):
 
     def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
         """Record `SparseConvTensor.dense`."""
-        if self._paused:
-            return
-        where = self.path or 'the encoder'
         value = self._value(tensor.features)
-        if value is None:
+        if self._paused or value is None:
             return
-        problem = value.problem or self._sites_problem(where, tensor, value)
-        if problem:
+        if problem := value.problem or self._sites_problem(self.path or 'the encoder', tensor, value):
             self._bind(result, Value('', problem=problem))
             return
         shape = tuple(tensor.spatial_shape)
@@ -217,8 +176,8 @@ class Recorder(Values):
         self._bind(result, value)
 
 
-class _Functions(TorchFunctionMode):
-    """Intercepts every torch function of the thread while it is open."""
+class Functions(TorchFunctionMode):
+    """Shows a recorder every torch function of the thread while it is open."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -236,11 +195,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         yield value
     elif isinstance(value, SparseConvTensor):
         yield value.features
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _tensors(item)
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from mmdeploy_ext.core.distinct import check_distinct
-from mmdeploy_ext.core.errors import CheckpointError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
-from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint
-from mmdeploy_ext.weights.convert.fitting import Tensors, check_numbers, in_order, model_tensors
-from mmdeploy_ext.weights.convert.mmdet3_config import config2
+from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, naming
+from mmdeploy_ext.weights.convert import fitting
+from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
 from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, NOT_OF_THE_MODEL, renamed
-from mmdeploy_ext.weights.convert.mmdet3_read import read_config3
-from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
 OTHER_CONFIG = (
@@ -27,63 +23,55 @@ OTHER_CONFIG = (
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A converted checkpoint.
+    """A converted checkpoint: mmdet 2's names in the model's order, with the tensors of the file.
 
     Attributes:
-        state_dict: mmdet 2's names in the model's order; the tensors themselves are those of the file.
         renamed: how many have another name than in the file.
         left_out: names of the file that are no weights of the model.
         own: the model's tensors, on the meta device.
     """
 
-    state_dict: Tensors
+    state_dict: fitting.Tensors
     renamed: int
     left_out: list[str]
-    own: Tensors
+    own: fitting.Tensors
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
-    """Rename the tensors of a checkpoint of mmdet 3; every key of file and model is accounted for.
+    """Rename the tensors of a checkpoint of mmdet 3 for the model of a config of mmdet 2.28.
 
-    Args:
-        source: what `load_checkpoint` gave.
-        cfg: config of mmdet 2.28 of the same model.
+    Every key of file and model is accounted for.
 
     Raises:
         CheckpointError: a key or shape that the config's model does not account for.
         ConfigError: the config's model cannot be built.
     """
-    own = model_tensors(cfg)
+    own = fitting.model_tensors(cfg)
     detector = cfg.model.get('type')
     given = {key: value for key, value in source.state_dict.items() if not key.startswith(NOT_OF_THE_MODEL)}
     names = {key: key if key in own else renamed(key, detector) for key in given}
-    try:
+    with naming(source.path):
         check_distinct(names.items())
         tensors = {name: given[key] for key, name in names.items()}
-        state_dict = in_order(tensors, own, cfg.filename, OTHER_CONFIG)
-    except CheckpointError as error:
-        raise CheckpointError(f'{source.path}: {error}') from error
+        state_dict = fitting.in_order(tensors, own, cfg.filename, OTHER_CONFIG)
     left_out = [key for key in source.state_dict if key not in given]
     return Converted(state_dict, sum(key != name for key, name in names.items()), left_out, own)
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> Converted:
-    """Convert a checkpoint and write it, with `CLASSES` of its `dataset_meta`.
+    """Convert a checkpoint and write it, with `CLASSES` of its `dataset_meta`; refuses as `convert`.
 
-    Raises:
-        CheckpointError: see `convert`; weights that are not finite, or codes in their place.
-        ConfigError: see `convert`.
-        UsageError: a path that cannot be written.
+    Also weights that are not finite, or codes in their place, and a path that cannot be written.
     """
-    check_output(source, target, cfg.filename)
+    fitting.check_output(source, target, cfg.filename)
     loaded = load_checkpoint(source)
     converted = convert(loaded, cfg)
-    check_numbers(source, converted.state_dict, converted.own)
+    fitting.check_numbers(source, converted.state_dict, converted.own)
     meta = {key: loaded.meta[key] for key in KEPT_META if isinstance(loaded.meta.get(key), str | int)}
     classes = loaded.meta.get('CLASSES')
     if isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes):
         meta['CLASSES'] = tuple(classes)
-    save_checkpoint(target, converted.state_dict, meta)
+    fitting.save_checkpoint(target, converted.state_dict, meta)
     return converted
 
 

@@ -8,13 +8,11 @@ configs of both, compared key by key.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.convert import mmdet3_transformers as transformers
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 OWN = {
     'ConditionalDETR': 'Conditional DETR',
@@ -53,11 +51,7 @@ def parts(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def without_scope(where: str, config: Any) -> Any:
-    """Return a copy of a part of a config whose types are not said to be mmdet's.
-
-    Raises:
-        ConfigError: a type of another package; no file named.
-    """
+    """Return a copy of a part of a config whose types are not said to be mmdet's; refuse other packages'."""
     config = copy.deepcopy(config)
     for path, part in parts(config, where):
         part.pop('_scope_', None)
@@ -68,10 +62,7 @@ def without_scope(where: str, config: Any) -> Any:
 
 
 def model2(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the model of a config of mmdet 3 as mmdet 2.28 takes it.
-
-    Args:
-        config: `model`, with its `data_preprocessor` or without.
+    """Return the model of a config of mmdet 3 as mmdet 2.28 takes it, without a `data_preprocessor`.
 
     Raises:
         ConfigError: a detector or a key that mmdet 2.28 does not have; no file named.
@@ -84,43 +75,30 @@ def model2(config: dict[str, Any]) -> dict[str, Any]:
             f'model.type={kind!r}: {OWN[kind]} came with mmdet 3, and neither mmdet 2.28 nor a family of '
             f'this project has it; expected a detector of mmdet 2.28'
         )
-    for name in (kind, 'train_cfg'):
-        if rewrite := REWRITES.get(name):
-            rewrite(model)
-    _check_proposals(model)
-    _training_only(model)
-    return model
-
-
-def _check_proposals(model: dict[str, Any]) -> None:
-    """Refuse proposals of other heads than those of proposals: mmdet 3 takes them of any dense head."""
+    if rewrite := REWRITES.get(kind):
+        rewrite(model)
+    _assigners(model)
     head = model.get('rpn_head')
-    if isinstance(head, dict) and head.get('type') not in PROPOSALS:
+    if isinstance(head, dict) and head.get('type') not in PROPOSALS:  # mmdet 3 takes them of any dense head
         raise ConfigError(
             f'model.rpn_head.type={head.get("type")!r}: mmdet 2.28 takes no proposals of it; expected one of '
             f'{", ".join(PROPOSALS)}'
         )
-
-
-def _training_only(model: dict[str, Any]) -> None:
-    """Take out what only a loss of mmdet 3 reads."""
     semantic = (model.get('roi_head') or {}).get('semantic_head')
     if isinstance(semantic, dict):
-        semantic.pop('seg_scale_factor', None)
+        semantic.pop('seg_scale_factor', None)  # which only a loss reads
+    return model
 
 
 def _assigners(model: dict[str, Any]) -> None:
     """Give the costs of a Hungarian assigner the names of mmdet 2."""
-    masks = 'panoptic_head' in model
+    kind = 'MaskHungarianAssigner' if 'panoptic_head' in model else 'HungarianAssigner'
     for _, part in parts(model.get('train_cfg') or {}, 'model.train_cfg'):
         costs = part.get('match_costs')
         if part['type'] == 'HungarianAssigner' and isinstance(costs, list | tuple):
-            part['type'] = 'MaskHungarianAssigner' if masks else 'HungarianAssigner'
-            if len(costs) != len(COSTS[part['type']]):
-                raise ConfigError(
-                    f'model.train_cfg: {part["type"]} with {len(costs)} match_costs, expected 3'
-                )
-            part.update(zip(COSTS[part['type']], part.pop('match_costs'), strict=True))
+            if len(costs) != len(COSTS[kind]):
+                raise ConfigError(f'model.train_cfg: {kind} with {len(costs)} match_costs, expected 3')
+            part.update(type=kind, **dict(zip(COSTS[kind], part.pop('match_costs'), strict=True)))
 
 
 def _centernet(model: dict[str, Any]) -> None:
@@ -150,9 +128,8 @@ def _yolact(model: dict[str, Any]) -> None:
     head, test = model['mask_head'], model.get('test_cfg') or {}
     loss, inside = head.pop('loss_segm', None), head.pop('with_seg_branch', True)
     if inside:
-        classes, channels = head['num_classes'], head['in_channels']
-        own = dict(loss_segm=loss) if loss else {}
-        model['segm_head'] = dict(type='YOLACTSegmHead', num_classes=classes, in_channels=channels, **own)
+        own = {key: head[key] for key in ('num_classes', 'in_channels')}
+        model['segm_head'] = dict(type='YOLACTSegmHead', **own, **(dict(loss_segm=loss) if loss else {}))
     for key in ('mask_thr', 'mask_thr_binary'):
         if test.pop(key, 0.5) != 0.5:
             raise ConfigError(f'model.test_cfg.{key}: expected 0.5, which mmdet 2.28 has written in its code')
@@ -175,6 +152,5 @@ REWRITES: dict[str, Callable[[dict[str, Any]], None]] = {
     'YOLACT': _yolact,
     'MaskFormer': transformers.mask_former,
     'Mask2Former': transformers.mask_former,
-    'train_cfg': _assigners,
 }
-"""Type of a detector, or key of the model that any may have -> what rewrites it, in place."""
+"""Type of a detector -> what rewrites its model, in place."""

@@ -8,27 +8,19 @@ Mask2Former, RPN alone (plain and with guided anchors) and YOLACT. No tensor cha
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from mmdeploy_ext.weights.convert import sources
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
 
 COMMAND = 'tools/convert/mmdet3.py'
 
 Rule = tuple[str, str]
 LAYER = r'(layers\.\d+\.)'
 FFN = (LAYER + r'ffn\.', r'\1ffns.0.')
-SELF_FIRST = (
-    (LAYER + r'self_attn\.', r'\1attentions.0.'),
-    (LAYER + r'cross_attn\.', r'\1attentions.1.'),
-    FFN,
-)
-CROSS_FIRST = (
-    (LAYER + r'cross_attn\.', r'\1attentions.0.'),
-    (LAYER + r'self_attn\.', r'\1attentions.1.'),
-    FFN,
+SELF_FIRST, CROSS_FIRST = (
+    (*((LAYER + rf'{kind}_attn\.', rf'\1attentions.{place}.') for place, kind in enumerate(order)), FFN)
+    for order in (('self', 'cross'), ('cross', 'self'))
 )
 
 
@@ -79,12 +71,7 @@ of the boxes that DINO learns from noise by."""
 
 
 def renamed(key: str, detector: str) -> str:
-    """Return mmdet 2's name of a tensor.
-
-    Args:
-        key: mmdet 3's name.
-        detector: type of the detector, which both call the same.
-    """
+    """Return mmdet 2's name of a tensor of mmdet 3; both call the type of the detector the same."""
     for pattern, new in RENAMED.get(detector, ()):
         name, count = re.subn(pattern, new, key, count=1)
         if count:

@@ -7,52 +7,28 @@ Source: mmdet 3.3.0 `DetDataPreprocessor`, mmengine 0.10.7 `ImgDataPreprocessor`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-READ_BY_TRAINING = (
-    'pad_mask',
-    'mask_pad_value',
-    'pad_seg',
-    'seg_pad_value',
-    'batch_augments',
-    'boxtype2tensor',
-)
-"""Keys of the data_preprocessor that change no picture of a test; batch_augments are of training alone."""
 PREPROCESSOR = {
     *('type', 'mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr', 'pad_size_divisor', 'pad_value', 'non_blocking'),
-    *READ_BY_TRAINING,
+    # they change no picture of a test; batch_augments are of training alone
+    *('pad_mask', 'mask_pad_value', 'pad_seg', 'seg_pad_value', 'batch_augments', 'boxtype2tensor'),
 }
+"""Keys of a data_preprocessor that are known."""
 STEPS: dict[str, set[str]] = {
     'LoadImageFromFile': {'to_float32', 'color_type', 'backend_args', 'imdecode_backend'},
     'Resize': {'scale', 'scale_factor', 'keep_ratio', 'clip_object_border', 'backend', 'interpolation'},
     'RandomFlip': {'prob'},
     'Pad': {'size', 'size_divisor', 'pad_to_square', 'pad_val', 'padding_mode'},
     'RandomCenterCropPad': {
-        *(
-            'crop_size',
-            'ratios',
-            'border',
-            'mean',
-            'std',
-            'to_rgb',
-            'test_mode',
-            'test_pad_mode',
-            'test_pad_add_pix',
-        ),
+        *('crop_size', 'ratios', 'border', 'mean', 'std', 'to_rgb'),
+        *('test_mode', 'test_pad_mode', 'test_pad_add_pix'),
     },
     'LoadAnnotations': {
-        'with_bbox',
-        'with_mask',
-        'with_seg',
-        'poly2mask',
-        'with_label',
-        'box_type',
-        'backend_args',
+        *('with_bbox', 'with_mask', 'with_seg', 'poly2mask', 'with_label', 'box_type', 'backend_args'),
     },
     'LoadPanopticAnnotations': {'with_bbox', 'with_mask', 'with_seg', 'with_label', 'backend_args'},
     'PackDetInputs': {'meta_keys'},
@@ -65,23 +41,15 @@ ONLY = {
 }
 """Keys that have one value that mmdet 2 has, too; they are left out."""
 LABELS = ('LoadAnnotations', 'LoadPanopticAnnotations')
-META_KEYS = {'img_id': None, 'img_path': 'filename', 'ori_shape': 'ori_shape', 'img_shape': 'img_shape'}
-META_KEYS |= {
-    'scale_factor': 'scale_factor',
-    'flip': 'flip',
-    'flip_direction': 'flip_direction',
-    'border': 'border',
-}
-"""What a picture's facts are called in mmdet 2; it has no img_id."""
+META_KEYS = (
+    *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction', 'border'),
+)
+"""A picture's facts; mmdet 2 has no img_id, and calls the path filename."""
 DEFAULT_META = ('filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip', 'flip_direction')
 
 
 def pipeline2(steps: Sequence[Mapping[str, Any]], preprocessor: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the test pipeline of mmdet 2.
-
-    Args:
-        steps: `test_pipeline` of mmdet 3.
-        preprocessor: `model.data_preprocessor`.
+    """Return the test pipeline of mmdet 2, of mmdet 3's `test_pipeline` and `model.data_preprocessor`.
 
     Raises:
         ConfigError: a step, a key or an order that mmdet 2 cannot do the same with; no file named.
@@ -89,21 +57,22 @@ def pipeline2(steps: Sequence[Mapping[str, Any]], preprocessor: Mapping[str, Any
     _check_preprocessor(preprocessor)
     for index, step in enumerate(steps):
         _check_step(f'test_pipeline.{index}', step)
-    by_kind = {step['type']: dict(step) for step in steps if step['type'] not in LABELS}
-    if len(by_kind) != sum(step['type'] not in LABELS for step in steps):
-        raise ConfigError(f'test_pipeline: a step is there twice: {[step["type"] for step in steps]}')
+    kinds = [step['type'] for step in steps]
+    by_kind = {kind: dict(step) for kind, step in zip(kinds, steps, strict=True) if kind not in LABELS}
+    if len(by_kind) != sum(kind not in LABELS for kind in kinds):
+        raise ConfigError(f'test_pipeline: a step is there twice: {kinds}')
     resize = by_kind.pop('Resize', None) or {}
     load, packed = by_kind.pop('LoadImageFromFile', None), by_kind.pop('PackDetInputs', {})
     if load is None:
         raise ConfigError('test_pipeline: has no LoadImageFromFile; expected one')
     scale = _scale(resize)
     own = {key: resize[key] for key in ('keep_ratio', 'backend', 'interpolation') if key in resize}
-    inner = [dict(type='Resize', **{'keep_ratio': 'img_scale' not in scale, **own})]
-    inner += [by_kind['RandomCenterCropPad']] if 'RandomCenterCropPad' in by_kind else []
-    inner += [dict(type='RandomFlip'), *([by_kind['Pad']] if 'Pad' in by_kind else [])]
-    inner += _normalised_and_padded(preprocessor, by_kind.get('Pad'), scale)
+    pad, crop = by_kind.get('Pad'), by_kind.get('RandomCenterCropPad')
+    resized = dict(type='Resize', **{'keep_ratio': 'img_scale' not in scale, **own})
+    inner = [step for step in (resized, crop, dict(type='RandomFlip'), pad) if step is not None]
+    inner += _normalised_and_padded(preprocessor, pad, scale)
     inner += [_to_tensor(inner), _collect(packed)]
-    if 'RandomCenterCropPad' in by_kind:  # gives float32, which cv2 does not resize as it does 8 bits
+    if crop is not None:  # gives float32, which cv2 does not resize as it does 8 bits
         load.setdefault('to_float32', True)
     load = {key: value for key, value in load.items() if ('LoadImageFromFile', key) not in ONLY}
     return [load, dict(type='MultiScaleFlipAug', **scale, flip=False, transforms=inner)]
@@ -185,10 +154,11 @@ def _are_multiples(padded: Mapping[str, Any], scale: Mapping[str, Any], divisor:
 
 
 def _collect(packed: Mapping[str, Any]) -> dict[str, Any]:
-    keys = [key for key in packed.get('meta_keys', ()) if key not in META_KEYS]
-    if keys:
+    if keys := [key for key in packed.get('meta_keys', ()) if key not in META_KEYS]:
         raise ConfigError(
             f'test_pipeline: PackDetInputs with meta_keys {keys}; expected some of {list(META_KEYS)}'
         )
-    meta = (*DEFAULT_META, 'border') if 'border' in packed.get('meta_keys', ()) else None
-    return dict(type='Collect', keys=['img'], **(dict(meta_keys=meta) if meta else {}))
+    bordered = 'border' in packed.get('meta_keys', ())
+    return dict(
+        type='Collect', keys=['img'], **(dict(meta_keys=(*DEFAULT_META, 'border')) if bordered else {})
+    )

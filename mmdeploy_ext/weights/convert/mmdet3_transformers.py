@@ -13,23 +13,14 @@ from mmdeploy_ext.core.errors import ConfigError
 SELF, CROSS, FFN = ('self_attn', 'norm'), ('cross_attn', 'norm'), ('ffn', 'norm')
 PLAIN, DEFORMABLE = 'MultiheadAttention', 'MultiScaleDeformableAttention'
 PLAIN_DEFAULTS = dict(embed_dims=256, num_heads=8, dropout=0.0)
-FFN_DEFAULTS = dict(
-    embed_dims=256,
-    feedforward_channels=1024,
-    num_fcs=2,
-    ffn_drop=0.0,
-    act_cfg=dict(type='ReLU', inplace=True),
-)
+FFN_DEFAULTS = dict(embed_dims=256, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0)
+FFN_DEFAULTS['act_cfg'] = dict(type='ReLU', inplace=True)
 LAYER_KEYS = {'self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg', 'norm_cfg', 'init_cfg'}
 STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'post_norm_cfg'}
 
 
 def refuse_others(where: str, given: dict[str, Any], known: set[str]) -> None:
-    """Refuse keys that are not known.
-
-    Raises:
-        ConfigError: names the keys; no file named.
-    """
+    """Refuse keys that are not known; the ConfigError names the first, and no file."""
     if other := sorted(given.keys() - known):
         raise ConfigError(
             f'{where}.{other[0]}={given[other[0]]!r} is not known here; expected no key but '
@@ -54,17 +45,17 @@ def _stack(where: str, cfg: dict[str, Any], kinds: dict[str, str], order: tuple[
         _attention(f'{where}.layer_cfg.{name}_cfg', layer.get(f'{name}_cfg') or {}, kinds[name])
         for name in order if name in kinds
     ]  # fmt: skip
-    decoder = 'cross_attn' in kinds
+    same = attentions[0] == attentions[-1]
     layers = dict(
-        type='DetrTransformerDecoderLayer' if decoder else 'BaseTransformerLayer',
-        attn_cfgs=attentions[0]
-        if attentions[0] == attentions[-1]
-        else attentions,  # heads ask it for num_heads
+        type='BaseTransformerLayer',
+        attn_cfgs=attentions[0] if same else attentions,  # heads ask it for num_heads
         ffn_cfgs=dict(type='FFN', **ffn),
         operation_order=order,
-        **(dict(feedforward_channels=ffn['feedforward_channels']) if decoder else {}),
-        **(dict(norm_cfg=layer['norm_cfg']) if layer.get('norm_cfg') else {}),
     )
+    if 'cross_attn' in kinds:
+        layers |= dict(type='DetrTransformerDecoderLayer', feedforward_channels=ffn['feedforward_channels'])
+    if layer.get('norm_cfg'):
+        layers['norm_cfg'] = layer['norm_cfg']
     return dict(num_layers=cfg['num_layers'], transformerlayers=layers)
 
 
@@ -74,12 +65,7 @@ def encoder(where: str, cfg: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def decoder(
-    where: str,
-    cfg: dict[str, Any],
-    kind: str,
-    *,
-    of: str = 'DetrTransformerDecoder',
-    cross_first: bool = False,
+    where: str, cfg: dict[str, Any], kind: str, of: str = 'DetrTransformerDecoder', cross_first: bool = False
 ) -> dict[str, Any]:
     """Return a decoder; `kind` is of its attention to the pictures, which Mask2Former computes first."""
     order = (CROSS + SELF if cross_first else SELF + CROSS) + FFN
@@ -98,15 +84,10 @@ def positions(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def detr(model: dict[str, Any]) -> None:
-    """Bring the transformer of DETR into its head, in place.
-
-    Raises:
-        ConfigError: a neck or a layer that mmdet 2.28's DETR does not have; no file named.
-    """
+    """Bring the transformer of DETR into its head, in place; refuses a neck that mmdet 2.28's has not."""
     neck = model.pop('neck')
-    plain = dict(kernel_size=1, act_cfg=None, norm_cfg=None, num_outs=1, out_channels=256)
-    for key, value in plain.items():
-        if neck.get(key, value) != value and key != 'out_channels':
+    for key, value in dict(kernel_size=1, act_cfg=None, norm_cfg=None, num_outs=1).items():
+        if neck.get(key, value) != value:
             raise ConfigError(
                 f'model.neck.{key}={neck[key]!r}: expected {value!r}, what the projection of DETR is'
             )
@@ -131,12 +112,12 @@ def deformable_detr(model: dict[str, Any]) -> None:
     head, levels = model['bbox_head'], model.pop('num_feature_levels', 4)
     head.pop('embed_dims', None)
     two_stage, queries = model.pop('as_two_stage', False), model.pop('num_queries')
-    own = 'DeformableDetrTransformerDecoder'
+    own = 'DeformableDetrTransformer'
     parts = dict(
         encoder=encoder('model.encoder', model.pop('encoder'), DEFORMABLE),
-        decoder=decoder('model.decoder', model.pop('decoder'), DEFORMABLE, of=own),
+        decoder=decoder('model.decoder', model.pop('decoder'), DEFORMABLE, of=f'{own}Decoder'),
     )
-    transformer = dict(type='DeformableDetrTransformer', num_feature_levels=levels, **parts)
+    transformer = dict(type=own, num_feature_levels=levels, **parts)
     if two_stage:
         transformer.update(two_stage_num_proposals=queries)
     head.update(

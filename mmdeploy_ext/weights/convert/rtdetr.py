@@ -6,20 +6,18 @@ The names kept are the original's. Source of the mapping: shared/golden/rtdetr/M
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.weights.checkpoint import naming
+from mmdeploy_ext.weights.convert import fitting
 from mmdeploy_ext.weights.convert import rtdetr_names as names
-from mmdeploy_ext.weights.convert.fitting import Tensors, check_numbers, in_order, model_tensors
-from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
 from mmdeploy_ext.weights.convert.rtdetr_source import Source, read_source
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 DENOISING = 'decoder.denoising_class_embed.weight'
 CLASS_HEAD = 'decoder.enc_score_head.weight'
@@ -31,27 +29,22 @@ OTHER_CONFIG = (
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A converted checkpoint.
+    """A converted checkpoint: the model's names in its order.
 
     Attributes:
-        state_dict: the model's names in its order.
         origin: which weights of which kind of file.
         notes: what is not simply a tensor renamed, one line each.
         own: the model's tensors, on the meta device.
     """
 
-    state_dict: Tensors
+    state_dict: fitting.Tensors
     origin: str
     notes: list[str]
-    own: Tensors
+    own: fitting.Tensors
 
 
 def convert(source: Source, cfg: Any) -> Converted:
     """Rename, join and complete the tensors of a file; every key of file and model is accounted for.
-
-    Args:
-        source: what `read_source` gave.
-        cfg: the config whose model it is for.
 
     Raises:
         CheckpointError: a key or shape that the model does not account for, or another number of classes.
@@ -62,23 +55,21 @@ def convert(source: Source, cfg: Any) -> Converted:
         raise ConfigError(
             f"{cfg.filename}: model.type={kind!r}, expected 'RTDETR': one of configs/rtdetr/*.py"
         )
-    own = model_tensors(cfg)
-    expected = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    own = fitting.model_tensors(cfg)
     notes: list[str] = []
-    tensors = dict(source.tensors)
-    origin = source.origin
+    tensors, origin = dict(source.tensors), source.origin
     if names.is_transformers(tensors):
         origin = f'transformers, {origin}' if origin != 'transformers' else origin
         tensors = _from_transformers(tensors, notes)
-    _check_classes(tensors, expected, cfg.filename)
-    _drop_unused(tensors, expected, notes)
-    _complete(tensors, expected, notes)
-    return Converted(in_order(tensors, own, cfg.filename, OTHER_CONFIG), origin, notes, own)
+    _check_classes(tensors, own, cfg.filename)
+    _drop_unused(tensors, own, notes)
+    _complete(tensors, own, notes)
+    return Converted(fitting.in_order(tensors, own, cfg.filename, OTHER_CONFIG), origin, notes, own)
 
 
-def _from_transformers(tensors: Tensors, notes: list[str]) -> Tensors:
+def _from_transformers(tensors: fitting.Tensors, notes: list[str]) -> fitting.Tensors:
     """Return the tensors by the original's names, projections joined."""
-    result: Tensors = {}
+    result: fitting.Tensors = {}
     apart: dict[str, dict[str, torch.Tensor]] = {}
     _check_names(tensors)
     for key, value in tensors.items():
@@ -90,18 +81,18 @@ def _from_transformers(tensors: Tensors, notes: list[str]) -> Tensors:
                 )
             continue
         name = names.original_name(key)
-        split = names.SPLIT_PROJECTION.match(name)
-        if split:
+        if split := names.SPLIT_PROJECTION.match(name):
             apart.setdefault(f'{split[1]}in_proj_{split[3]}', {})[split[2]] = value
         else:
             result[name] = value
     for name, parts in apart.items():
         if sorted(parts) != ['k', 'q', 'v']:
             raise CheckpointError(f'{name}: has only {sorted(parts)} of q_proj, k_proj, v_proj')
-        shapes = [tuple(parts[letter].shape) for letter in 'qkv']
+        ordered = [parts[letter] for letter in 'qkv']
+        shapes = [tuple(part.shape) for part in ordered]
         if len(set(shapes)) > 1 or not shapes[0]:
             raise CheckpointError(f'{name}: its queries, keys and values have the shapes {shapes}, not one')
-        result[name] = torch.cat([parts[letter] for letter in 'qkv'])
+        result[name] = torch.cat(ordered)
     notes.append(f'{len(apart)} attention projections joined from queries, keys and values')
     return result
 
@@ -125,55 +116,49 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
-def _check_classes(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], config: str) -> None:
+def _check_classes(tensors: fitting.Tensors, own: fitting.Tensors, config: str) -> None:
     head = tensors.get(CLASS_HEAD)
-    if head is not None and head.dim() and head.shape[0] != expected[CLASS_HEAD][0]:
+    if head is not None and head.dim() and len(head) != len(own[CLASS_HEAD]):
         raise CheckpointError(
-            f'{CLASS_HEAD}: the file has {head.shape[0]} classes, {config} has {expected[CLASS_HEAD][0]}; '
+            f'{CLASS_HEAD}: the file has {head.shape[0]} classes, {config} has {len(own[CLASS_HEAD])}; '
             f'give --cfg-options model.decoder.num_classes={head.shape[0]}; the config that uses it needs '
             f'the same, and the classes of its data set'
         )
 
 
-def _drop_unused(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], notes: list[str]) -> None:
+def _drop_unused(tensors: fitting.Tensors, own: fitting.Tensors, notes: list[str]) -> None:
     """Take out counters that frozen norms do not have, and sums that `deploy()` added."""
     groups = {
         'counters of frozen normalisations left out': lambda key: key.endswith('.num_batches_tracked'),
         'fused convolutions of deploy() left out, their branches are there': names.FUSED_BLOCK.match,
     }
     for title, belongs in groups.items():
-        unused = [key for key in tensors if key not in expected and belongs(key)]
+        if unused := [key for key in tensors if key not in own and belongs(key)]:
+            notes.append(f'{len(unused)} {title}')
         for key in unused:
             del tensors[key]
-        if unused:
-            notes.append(f'{len(unused)} {title}')
 
 
-def _complete(tensors: Tensors, expected: Mapping[str, tuple[int, ...]], notes: list[str]) -> None:
+def _complete(tensors: fitting.Tensors, own: fitting.Tensors, notes: list[str]) -> None:
     """Add counters that the file lacks, and the padding row of the denoising embedding."""
-    counters = [key for key in expected if key.endswith('.num_batches_tracked') and key not in tensors]
+    counters = [key for key in own if key.endswith('.num_batches_tracked') and key not in tensors]
     tensors.update({key: torch.zeros((), dtype=torch.int64) for key in counters})
     if counters:
         notes.append(f'{len(counters)} counters of batches set to 0 (they count training steps only)')
     rows = tensors.get(DENOISING)
-    if rows is not None and rows.dim() and DENOISING in expected and len(rows) == expected[DENOISING][0] - 1:
+    if rows is not None and rows.dim() and DENOISING in own and len(rows) == len(own[DENOISING]) - 1:
         tensors[DENOISING] = torch.cat([rows, torch.zeros_like(rows[:1])])
         notes.append(f'{DENOISING}: {len(rows)} rows, the padding row of zeros added')
 
 
 def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
-    """Convert a file and write `{'meta', 'state_dict'}` atomically.
+    """Convert a file and write `{'meta', 'state_dict'}` atomically; refuses as `read_source` and `convert`.
 
-    Raises:
-        CheckpointError: see `read_source` and `convert`; weights that are not finite, or are codes.
-        UsageError: a path that cannot be written.
+    Also weights that are not finite, or are codes, and a path that cannot be written.
     """
-    check_output(source, target, cfg.filename)
-    try:
+    fitting.check_output(source, target, cfg.filename)
+    with naming(source):
         converted = convert(read_source(source, weights), cfg)
-        check_numbers(source, converted.state_dict, converted.own)
-    except CheckpointError as error:
-        text = str(error)
-        raise CheckpointError(text if text.startswith(str(source)) else f'{source}: {text}') from error
-    save_checkpoint(target, converted.state_dict, {})
+        fitting.check_numbers(source, converted.state_dict, converted.own)
+    fitting.save_checkpoint(target, converted.state_dict, {})
     return converted

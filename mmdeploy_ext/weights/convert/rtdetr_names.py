@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.weights.convert import sources
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
 
 COMMAND = 'tools/convert/rtdetr.py'
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
@@ -23,32 +21,24 @@ PADDLE_STATISTICS = (b'._mean', b'._variance')
 PICKLE, TORCH_PICKLE = b'\x80', b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
 """First bytes of a pickle, and of one that torch wrote before it wrote zip files."""
 _STAGE = r'^model\.backbone\.model\.encoder\.stages\.(\d+)\.layers\.'
+_EMBEDDER = r'^model\.backbone\.model\.embedder\.embedder\.'
 _AIFI = r'^model\.encoder\.(?:aifi|encoder)\.(\d+)\.layers\.(\d+)\.'
 _LAYER = r'^model\.decoder\.layers\.(\d+)\.'
+# of a convolution with its normalisation
+_PAIRS = (
+    (_STAGE + r'0\.shortcut\.1', r'backbone.res_layers.\1.blocks.0.short.conv'),
+    (_STAGE + r'0\.shortcut', r'backbone.res_layers.\1.blocks.0.short'),
+    (_STAGE + r'(\d+)\.layer\.0', r'backbone.res_layers.\1.blocks.\2.branch2a'),
+    (_STAGE + r'(\d+)\.layer\.1', r'backbone.res_layers.\1.blocks.\2.branch2b'),
+    (_STAGE + r'(\d+)\.layer\.2', r'backbone.res_layers.\1.blocks.\2.branch2c'),
+    *((rf'{_EMBEDDER}{index}', f'backbone.conv1.conv1_{index + 1}') for index in range(3)),
+)
 # name of transformers -> original; the first match wins
 _RULES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        (_STAGE + r'0\.shortcut\.1\.convolution\.', r'backbone.res_layers.\1.blocks.0.short.conv.conv.'),
-        (_STAGE + r'0\.shortcut\.1\.normalization\.', r'backbone.res_layers.\1.blocks.0.short.conv.norm.'),
-        (_STAGE + r'0\.shortcut\.convolution\.', r'backbone.res_layers.\1.blocks.0.short.conv.'),
-        (_STAGE + r'0\.shortcut\.normalization\.', r'backbone.res_layers.\1.blocks.0.short.norm.'),
-        *(
-            (
-                _STAGE + rf'(\d+)\.layer\.{index}\.{long}\.',
-                rf'backbone.res_layers.\1.blocks.\2.{branch}.{short}.',
-            )
-            for index, branch in enumerate(('branch2a', 'branch2b', 'branch2c'))
-            for long, short in (('convolution', 'conv'), ('normalization', 'norm'))
-        ),
-        *(
-            (
-                rf'^model\.backbone\.model\.embedder\.embedder\.{index}\.{long}\.',
-                rf'backbone.conv1.conv1_{index + 1}.{short}.',
-            )
-            for index in range(3)
-            for long, short in (('convolution', 'conv'), ('normalization', 'norm'))
-        ),
+        *((rf'{theirs}\.convolution\.', f'{own}.conv.') for theirs, own in _PAIRS),
+        *((rf'{theirs}\.normalization\.', f'{own}.norm.') for theirs, own in _PAIRS),
         (r'^model\.encoder_input_proj\.', 'encoder.input_proj.'),
         (_AIFI + r'self_attn\.(?:o_proj|out_proj)\.', r'encoder.encoder.\1.layers.\2.self_attn.out_proj.'),
         (_AIFI + r'(?:mlp\.)?fc([12])\.', r'encoder.encoder.\1.layers.\2.linear\3.'),

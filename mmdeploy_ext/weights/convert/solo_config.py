@@ -8,13 +8,11 @@ from __future__ import annotations
 import ast
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.weights.convert.solo_names import HEADS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 BLOCKS = {  # has a third convolution, blocks per stage: depth
     (False, (2, 2, 2, 2)): 18,
@@ -35,14 +33,7 @@ OPTIONAL_DICTS = ('backbone.dcn', 'mask_head.dcn_cfg', 'mask_head.norm_cfg', 'ma
 
 
 def check_config(cfg: Any) -> None:
-    """Refuse a config that is none of SOLO's, or has a value of another kind where one is read here.
-
-    Args:
-        cfg: config of mmdet.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Refuse a config that is none of SOLO's, or has a value of another kind where one is read here."""
 
     def demand(key: str, value: object, fits: bool, expected: str) -> None:
         if not fits:
@@ -73,16 +64,9 @@ def check_config(cfg: Any) -> None:
 
 
 def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]], text: object = None) -> None:
-    """Refuse a config of another model.
+    """Refuse a config of another model than that of a checkpoint's head and shapes, by mmdet's names.
 
-    Args:
-        cfg: config of mmdet.
-        head: mmdet's type of the checkpoint's head.
-        shapes: of the checkpoint, by mmdet's names.
-        text: of the config that was kept in the checkpoint, if any; SOLOv2's layers do not tell the grids.
-
-    Raises:
-        CheckpointError: the head's type or its grids differ.
+    `text` is of the config that was kept in the checkpoint, if any; SOLOv2's layers do not tell the grids.
     """
     own = (cfg.model.get('mask_head') or {}).get('type')
     if own != head:
@@ -100,11 +84,7 @@ def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]], text:
 
 
 def checkpoint_grids(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """Return the cells per side of every level; empty for SOLOv2, whose layers do not know them.
-
-    Args:
-        shapes: of a state dict, by mmdet's names.
-    """
+    """Return the cells per side of every level, by mmdet's names; empty for SOLOv2, which keeps none."""
     for name, channels_per in (('conv_mask_list', 2), ('conv_mask_list_x', 1)):
         channels = [
             (*shapes[key], 0)[0]
@@ -127,30 +107,25 @@ def config_grids(text: object) -> list[int]:
 
 
 def fit_config(cfg: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Change a config of mmdet in place, so that it builds the checkpoint's model and tests as the original.
+    """Change a config with the checkpoint's head in place, so that it builds its model and tests as it did.
 
-    Args:
-        cfg: config of mmdet with the checkpoint's head.
-        shapes: of the checkpoint, by mmdet's names.
-
-    Returns:
-        What was changed, `key: old -> new`; empty where the config fitted.
-
-    Raises:
-        CheckpointError: a deformable convolution of an unknown kind.
+    Return what was changed, `key: old -> new`; empty where the config fitted. CheckpointError where a
+    deformable convolution is of an unknown kind.
     """
     before = _flat(cfg)
-    model = cfg.model
-    _fit_depth(model.backbone, shapes)
-    _fit_backbone_dcn(model.backbone, shapes)
-    _fit_towers(model.mask_head, shapes)
-    _fit_norm(model.mask_head)
-    if _light_with_dcn_v1(model.mask_head):
+    backbone, head = cfg.model.backbone, cfg.model.mask_head
+    _fit_depth(backbone, shapes)
+    _fit_backbone_dcn(backbone, shapes)
+    _fit_towers(head, shapes)
+    own = head.get('norm_cfg', TOWER_NORM) or {}
+    if any(own.get(key) != value for key, value in TOWER_NORM.items()):
+        head.norm_cfg = dict(TOWER_NORM, requires_grad=True)
+    kind = (head.get('dcn_cfg') or {}).get('type')
+    if head.type == 'SOLOV2Head' and kind == 'DCN' and not head.get('dcn_apply_to_all_conv', True):
         for _, pipeline in _test_pipelines(cfg):
             _set_scale(pipeline)
-    after = _flat(cfg)
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    return [f'{key}: {before.get(key)} -> {after.get(key)}' for key in changed]
+    after = _flat(cfg)  # of the same keys
+    return [f'{key}: {before[key]} -> {after[key]}' for key in sorted(before) if before[key] != after[key]]
 
 
 def _flat(cfg: Any) -> dict[str, str]:
@@ -164,12 +139,12 @@ def _flat(cfg: Any) -> dict[str, str]:
 
 
 def _fit_depth(backbone: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    bottleneck = 'backbone.layer1.0.conv3.weight' in shapes
     blocks = tuple(
         len({key.split('.')[2] for key in shapes if key.startswith(f'backbone.layer{stage}.')})
         for stage in (1, 2, 3, 4)
     )
-    depth, own = BLOCKS.get((bottleneck, blocks)), backbone.get('depth')
+    depth = BLOCKS.get(('backbone.layer1.0.conv3.weight' in shapes, blocks))
+    own = backbone.get('depth')
     if depth is None or depth == own or (depth >= 50) != (own >= 50):
         return  # of two widths, the necks differ too: another config is needed, and the shapes will say so
     backbone.depth = depth
@@ -224,17 +199,6 @@ def _fit_towers(head: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
             feature.conv_cfg = dict(type=kind) if kind else None
 
 
-def _fit_norm(head: Any) -> None:
-    own = head.get('norm_cfg', TOWER_NORM) or {}
-    if any(own.get(key) != value for key, value in TOWER_NORM.items()):
-        head.norm_cfg = dict(TOWER_NORM, requires_grad=True)
-
-
-def _light_with_dcn_v1(head: Any) -> bool:
-    kind = (head.get('dcn_cfg') or {}).get('type')
-    return head.type == 'SOLOV2Head' and kind == 'DCN' and not head.get('dcn_apply_to_all_conv', True)
-
-
 def _test_pipelines(cfg: Any) -> Iterator[tuple[str, Any]]:
     """Yield key and steps of every pipeline that tests, also those of data sets in data sets."""
     data = cfg.get('data') or {}
@@ -256,9 +220,7 @@ def _pipelines(key: str, dataset: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _set_scale(pipeline: Any) -> None:
-    for step in pipeline:
-        if step.get('type') == 'MultiScaleFlipAug' and sorted(step.get('img_scale') or ()) != sorted(
-            LIGHT_DCN_SCALE
-        ):
+    for step in (step for step in pipeline if step.get('type') == 'MultiScaleFlipAug'):
+        if sorted(step.get('img_scale') or ()) != sorted(LIGHT_DCN_SCALE):
             step.pop('scale_factor', None)
             step['img_scale'] = LIGHT_DCN_SCALE

@@ -7,24 +7,19 @@ Source of the names: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.convert import sources
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
 COMMAND = 'tools/convert/solo_wxinlong.py'
 
 MODULES = (
     ('bbox_head.solo_ins_list', 'mask_head.conv_mask_list'),
-    ('bbox_head.dsolo_ins_list_x', 'mask_head.conv_mask_list_x'),
-    ('bbox_head.dsolo_ins_list_y', 'mask_head.conv_mask_list_y'),
-    ('bbox_head.ins_convs', 'mask_head.mask_convs'),
-    ('bbox_head.ins_convs_x', 'mask_head.mask_convs_x'),
-    ('bbox_head.ins_convs_y', 'mask_head.mask_convs_y'),
+    *((f'bbox_head.dsolo_ins_list_{axis}', f'mask_head.conv_mask_list_{axis}') for axis in 'xy'),
+    *((f'bbox_head.ins_convs{axis}', f'mask_head.mask_convs{axis}') for axis in ('', '_x', '_y')),
     ('bbox_head.cate_convs', 'mask_head.cls_convs'),
     ('bbox_head.kernel_convs', 'mask_head.kernel_convs'),
     ('bbox_head.solo_cate', 'mask_head.conv_cls'),
@@ -47,11 +42,7 @@ HEADS = {
 
 
 def original_head(keys: Iterable[str]) -> str:
-    """Return mmdet's type for the head of an original state dict; '' where it is none.
-
-    Args:
-        keys: names of a state dict.
-    """
+    """Return mmdet's type for the head of an original state dict, by its names; '' where it is none."""
     names = list(keys)
     return next((head for rule, head in HEADS.items() if any(re.match(rule, key) for key in names)), '')
 
@@ -69,20 +60,14 @@ def modern_offset(key: str, keys: Collection[str]) -> str:
     if not match:
         return key
     module, leaf = match.groups()
-    parent = module.rpartition('.')[0]
-    if module.endswith('.conv') and f'{parent}.weight' in keys:
-        return key
-    return f'{module}.conv_offset.{leaf}' if f'{module}.weight' in keys else key
+    new = module.endswith('.conv') and f'{module.removesuffix(".conv")}.weight' in keys
+    return f'{module}.conv_offset.{leaf}' if f'{module}.weight' in keys and not new else key
 
 
 def converted_names(keys: Collection[str]) -> dict[str, str]:
-    """Return original name -> mmdet's name for every key.
+    """Return original name -> mmdet's name for every key of an original state dict.
 
-    Args:
-        keys: all names of an original state dict.
-
-    Raises:
-        CheckpointError: a key without a rule, or two keys that become the same one.
+    CheckpointError where a key has no rule, or two become the same one.
     """
     names = {key: _converted(modern_offset(key, keys)) for key in keys}
     unknown = [key for key, name in names.items() if not name]
@@ -100,12 +85,7 @@ def _converted(key: str) -> str:
 
 
 def original_name(key: str, decoupled: bool = False) -> str:
-    """Return the original repository's name of a tensor of mmdet; original names stay as they are.
-
-    Args:
-        key: of a state dict.
-        decoupled: of Decoupled SOLO.
-    """
+    """Return the original repository's name of a tensor of mmdet; original names stay as they are."""
     pairs = reversed(MODULES) if decoupled else MODULES
     return next((name for original, new in pairs if (name := _moved(key, new, original))), key)
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable
-from mmdeploy_ext.weights.checkpoint import Checkpoint, listed, load_checkpoint
-from mmdeploy_ext.weights.convert import solo_names
-from mmdeploy_ext.weights.convert.fitting import check_numbers, in_order, model_tensors
-from mmdeploy_ext.weights.convert.output import check_output, save_checkpoint
+from mmdeploy_ext.weights.checkpoint import Checkpoint, listed, load_checkpoint, naming
+from mmdeploy_ext.weights.convert import fitting, solo_names
 from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 KEPT_META = ('CLASSES', 'epoch', 'iter')
 OTHER_CONFIG = (
@@ -27,27 +23,22 @@ OTHER_CONFIG = (
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A converted checkpoint.
+    """A converted checkpoint: mmdet's names in mmdet's order, with the tensors of the file.
 
     Attributes:
-        state_dict: mmdet's names in mmdet's order; the tensors themselves are those of the file.
         cfg: the config that fits, changed where it had to be.
         changes: what was changed in it, one line each.
         own: the model's tensors, on the meta device.
     """
 
-    state_dict: dict[str, torch.Tensor]
+    state_dict: fitting.Tensors
     cfg: Any
     changes: list[str]
-    own: dict[str, torch.Tensor]
+    own: fitting.Tensors
 
 
 def convert(source: Checkpoint, cfg: Any) -> Converted:
-    """Rename a state dict of the original repository and fit the config to it.
-
-    Args:
-        source: the original checkpoint.
-        cfg: config of mmdet for the same head; it is changed in place.
+    """Rename a state dict of the original repository and fit mmdet's config of the same head to it, in place.
 
     Raises:
         CheckpointError: not an original SOLO checkpoint, another head than the config's, or a key or shape
@@ -55,10 +46,8 @@ def convert(source: Checkpoint, cfg: Any) -> Converted:
         ConfigError: the config is none of SOLO's.
     """
     check_config(cfg)
-    try:
+    with naming(source.path):
         return _convert(source, cfg)
-    except CheckpointError as error:
-        raise CheckpointError(f'{source.path}: {error}') from error
 
 
 def _convert(source: Checkpoint, cfg: Any) -> Converted:
@@ -70,11 +59,11 @@ def _convert(source: Checkpoint, cfg: Any) -> Converted:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_head(cfg, head, shapes, source.meta.get('config'))
     changes = fit_config(cfg, shapes)
-    own = model_tensors(cfg)
+    own = fitting.model_tensors(cfg)
     for name, tensor in own.items():
         if name.endswith('num_batches_tracked') and name not in tensors:
             tensors[name] = torch.zeros(tensor.shape, dtype=torch.int64)  # older PyTorch did not count them
-    return Converted(in_order(tensors, own, cfg.filename, OTHER_CONFIG), cfg, changes, own)
+    return Converted(fitting.in_order(tensors, own, cfg.filename, OTHER_CONFIG), cfg, changes, own)
 
 
 def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
@@ -89,37 +78,28 @@ def _not_original(state_dict: Mapping[str, torch.Tensor]) -> str:
 def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
     """Convert a file and write it, and beside it the fitting config where the given one does not fit.
 
-    Args:
-        source: checkpoint of the original repository.
-        target: checkpoint to write; the config gets its name with `.py`.
-        cfg: config of mmdet, as `load_config` gives it.
-
-    Returns:
-        What was converted, and the config that was written, if any.
-
-    Raises:
-        CheckpointError: see `convert`; weights that are not finite, or codes in their place.
-        ConfigError: see `convert`.
-        UsageError: a path that cannot be written, or a config of other content where one has to go.
+    The config gets the name of the target with `.py`; it is returned, too, where it was written. Refuses as
+    `convert`, and weights that are not finite, or codes in their place, a path that cannot be written, and a
+    config of other content where one has to go.
     """
     target = Path(target)
     check_config(cfg)
-    check_output(source, target, cfg.filename)
+    fitting.check_output(source, target, cfg.filename)
     loaded = load_checkpoint(source)
     converted = convert(loaded, cfg)
-    check_numbers(source, converted.state_dict, converted.own)
+    fitting.check_numbers(source, converted.state_dict, converted.own)
     text = _text(converted.cfg)
     meta = {key: loaded.meta[key] for key in KEPT_META if _is_plain(loaded.meta.get(key))}
     meta['config'] = text  # as mmdet keeps it; SOLOv2's grids are told nowhere else
     if not converted.changes:
-        save_checkpoint(target, converted.state_dict, meta)
+        fitting.save_checkpoint(target, converted.state_dict, meta)
         return converted, None
     config = target.with_suffix('.py')
     text = f'# The config of mmdet that fits {target.name}, written by {solo_names.COMMAND}.\n{text}'
     _check_config_file(config, text)
     with atomic_path(config) as temporary:  # gets its name after the checkpoint has got its own
         temporary.write_text(text, encoding='utf-8')
-        save_checkpoint(target, converted.state_dict, meta)
+        fitting.save_checkpoint(target, converted.state_dict, meta)
     return converted, config
 
 

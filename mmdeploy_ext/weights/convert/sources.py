@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
 KNOWN: list[Callable[[str, str, Collection[Any]], str]] = []
 """(path, found, keys) -> the message, '' where it is none of that repository; the modules of names

@@ -8,8 +8,6 @@ Glossary: P points in range, N pillars, M points of a pillar, D values per point
 view.
 """
 
-import contextlib
-
 import torch
 from torch import nn
 
@@ -182,7 +180,5 @@ def has_dynamic_pillars(module: nn.Module) -> bool:
 
 
 LIBRARY_OPERATORS.append(
-    LibraryOperator(
-        ('dynamic pillars', 'ScatterElements with max'), contextlib.nullcontext, OPSET, has_dynamic_pillars
-    )
+    LibraryOperator(('dynamic pillars', 'ScatterElements with max'), OPSET, has_dynamic_pillars)
 )

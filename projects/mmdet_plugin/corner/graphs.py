@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-import mmdeploy_ext.exporting.ops.corner_pool  # noqa: F401 - what CornerPool becomes
+import mmdeploy_ext.exporting.ops.replaced_modules  # noqa: F401 - what CornerPool becomes
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Stage

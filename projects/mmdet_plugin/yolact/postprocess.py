@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.ops.fixed_nms import pairwise_iou
+from mmdeploy_ext.exporting.ops.nms import pairwise_iou
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.nms_config import number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import hw, limit

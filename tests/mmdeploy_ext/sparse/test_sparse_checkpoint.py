@@ -14,7 +14,7 @@ spconv = pytest.importorskip('spconv.pytorch')
 import toy_seeded as seeded  # noqa: E402
 from mmdeploy_ext.core.errors import CheckpointError, UsageError  # noqa: E402
 from mmdeploy_ext.weights import sparse_layouts as layouts  # noqa: E402
-from mmdeploy_ext.weights.sparse_checkpoint import load_backbone, load_model, read_source  # noqa: E402
+from mmdeploy_ext.weights.sparse_checkpoint import load_model, read_source  # noqa: E402
 from scn_nets import bevfusion, centerpoint, second, sweep  # noqa: E402
 
 WIDTHS = ((16, 16, 12), (12, 12, 16), (16, 16, 20), (20, 20))
@@ -67,7 +67,7 @@ def test_every_form_and_layout_loads_the_same_weights(net, layout, form, tmp_pat
         content = {f'module.{key}': value for key, value in content.items()}
     path = save(content if form == 'bare' else dict(state_dict=content, meta=dict(epoch=1)), tmp_path)
     loaded = NETS[net]()
-    report = load_backbone(path, loaded)
+    report = load_model(path, loaded)
     assert same(module, loaded)
     assert report.prefix == prefix and set(report.layouts.values()) == {layout}
     assert report.form == 'state dict' and not report.ranges and layout in report.summary()
@@ -76,20 +76,20 @@ def test_every_form_and_layout_loads_the_same_weights(net, layout, form, tmp_pat
 def test_the_layout_that_the_user_states_is_the_one_that_is_demanded(tmp_path):
     module, state = filled('second')
     path, loaded = save(state, tmp_path), NETS['second']()
-    load_backbone(path, loaded, weight_layout='spconv1')
+    load_model(path, loaded, weight_layout='spconv1')
     assert same(module, loaded)
     with pytest.raises(
         CheckpointError, match=r'conv_input.0.weight is .*expected .*spconv2.*shape is that of spconv1'
     ):
-        load_backbone(path, NETS['second'](), weight_layout='spconv2')
+        load_model(path, NETS['second'](), weight_layout='spconv2')
     with pytest.raises(UsageError, match=r"'spconv3' is unknown; expected one of auto, spconv1"):
-        load_backbone(path, NETS['second'](), weight_layout='spconv3')
+        load_model(path, NETS['second'](), weight_layout='spconv3')
 
 
 def test_a_checkpoint_of_half_precision_loads_into_floats(tmp_path):
     module, state = filled('second')
     loaded = NETS['second']()
-    load_backbone(
+    load_model(
         save(
             {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
             tmp_path,
@@ -128,7 +128,7 @@ def test_a_1x1x1_kernel_of_spconv_1_computes_what_it_did_there(outputs, stride, 
     module = Pointwise(4, outputs)
     if stride == 2:  # no matrix product for spconv 2: its kernel is an ordinary one
         module.point = spconv.SparseConv3d(4, outputs, 1, 2, bias=False)
-    load_backbone(save(state, tmp_path), module)
+    load_model(save(state, tmp_path), module)
     features, coordinates = sweep((6, 6, 6), 60, 3)
     even = (coordinates[:, 1:] % stride == 0).all(1)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_a_1x1x1_kernel_of_spconv_1_computes_what_it_did_there(outputs, stride, 
 
 def test_a_1x1x1_kernel_of_spconv_2_keeps_its_memory(tmp_path):
     source, target = Pointwise(4, 6), Pointwise(4, 6)
-    load_backbone(save(dict(source.state_dict()), tmp_path), target)
+    load_model(save(dict(source.state_dict()), tmp_path), target)
     assert same(source, target)
 
 
@@ -165,15 +165,15 @@ def test_a_kernel_that_fits_every_layout_follows_the_others_or_is_refused(tmp_pa
     with pytest.raises(
         CheckpointError, match=r'layout of 1 kernels cannot be told.*cube.weight.*--weight-layout'
     ):
-        load_backbone(alone, Cubes())
+        load_model(alone, Cubes())
     for layout, order in (('spconv1', (4, 0, 1, 2, 3)), ('spconv2', (0, 1, 2, 3, 4))):
         module = Cubes()
-        load_backbone(alone, module, weight_layout=layout)
+        load_model(alone, module, weight_layout=layout)
         assert torch.equal(module.cube.weight, weight.permute(order))
         wider = torch.zeros(3, 3, 3, 3, 5) if layout == 'spconv1' else torch.zeros(5, 3, 3, 3, 3)
         module = Cubes([(3, 5)])
         path = save({'cube.weight': weight, 'wider0.weight': wider}, tmp_path)
-        assert load_backbone(path, module).layouts['cube.weight'] == layout
+        assert load_model(path, module).layouts['cube.weight'] == layout
         assert torch.equal(module.cube.weight, weight.permute(order))
 
 
@@ -184,7 +184,7 @@ def test_kernels_that_disagree_decide_nothing(tmp_path):
         'wider1.weight': torch.zeros(7, 3, 3, 3, 3),
     }
     with pytest.raises(CheckpointError, match='cannot be told'):
-        load_backbone(save(state, tmp_path), Cubes([(3, 5), (3, 7)]))
+        load_model(save(state, tmp_path), Cubes([(3, 5), (3, 7)]))
 
 
 def test_channels_that_are_equal_everywhere_leave_two_layouts_open(tmp_path):
@@ -192,8 +192,8 @@ def test_channels_that_are_equal_everywhere_leave_two_layouts_open(tmp_path):
     module.conv = spconv.SubMConv3d(8, 8, 3, bias=False)
     path = save({'conv.weight': torch.zeros(3, 3, 3, 8, 8)}, tmp_path)
     with pytest.raises(CheckpointError, match='spconv1 or spconv2-rskc'):
-        load_backbone(path, module)
-    load_backbone(path, module, weight_layout='spconv1')
+        load_model(path, module)
+    load_model(path, module, weight_layout='spconv1')
 
 
 def test_kernels_of_mmcv_ops_are_those_of_spconv_1(tmp_path):
@@ -201,7 +201,7 @@ def test_kernels_of_mmcv_ops_are_those_of_spconv_1(tmp_path):
     module = torch.nn.Module()
     module.conv, module.point = ops.SubMConv3d(3, 5, 3, bias=False), ops.SubMConv3d(5, 4, 1, bias=False)
     state = {'conv.weight': torch.randn(5, 3, 3, 3, 3), 'point.weight': torch.randn(4, 1, 1, 1, 5)}
-    assert set(load_backbone(save(state, tmp_path), module).layouts.values()) == {'spconv2'}
+    assert set(load_model(save(state, tmp_path), module).layouts.values()) == {'spconv2'}
     assert torch.equal(module.conv.weight, state['conv.weight'].permute(1, 2, 3, 4, 0))
     assert torch.equal(module.point.weight.reshape(5, 4), state['point.weight'].reshape(5, 4))
 
@@ -214,7 +214,7 @@ def test_a_dense_checkpoint_is_refused_as_one(tmp_path):
     with pytest.raises(
         CheckpointError, match=r'2 tensors and no 5-D kernel: a dense network.*conv_input.0.weight'
     ):
-        load_backbone(path, NETS['second']())
+        load_model(path, NETS['second']())
 
 
 def test_other_names_missing_and_unexpected_keys_are_listed(tmp_path):
@@ -222,7 +222,7 @@ def test_other_names_missing_and_unexpected_keys_are_listed(tmp_path):
     with pytest.raises(
         CheckpointError, match=r'no sparse kernel has a name of this backbone: got 1 \(stem.weight\)'
     ):
-        load_backbone(save({'stem.weight': torch.zeros(3, 3, 3, 4, 4)}, tmp_path), NETS['second']())
+        load_model(save({'stem.weight': torch.zeros(3, 3, 3, 4, 4)}, tmp_path), NETS['second']())
     changed = dict(state, extra=torch.zeros(3))
     del changed['conv_out.1.running_var'], changed['conv_input.0.weight']
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_other_names_missing_and_unexpected_keys_are_listed(tmp_path):
             r'missing keys 2 \(conv_input.0.weight, conv_out.1.running_var\); unexpected keys 1 \(extra\)'
         ),
     ):
-        load_backbone(save(changed, tmp_path), NETS['second']())
+        load_model(save(changed, tmp_path), NETS['second']())
 
 
 def test_a_batch_norm_of_which_something_is_there_is_not_taken_for_folded(tmp_path):
@@ -239,21 +239,21 @@ def test_a_batch_norm_of_which_something_is_there_is_not_taken_for_folded(tmp_pa
     changed = dict(state)
     del changed['conv1.0.bn1.running_var']
     with pytest.raises(CheckpointError, match=r'missing keys 1 \(conv1.0.bn1.running_var\)'):
-        load_backbone(save(changed, tmp_path), NETS['centerpoint']())
+        load_model(save(changed, tmp_path), NETS['centerpoint']())
 
 
 def test_axes_in_the_other_order_are_named(tmp_path):
     _, state = filled('second')
     state['conv_out.0.weight'] = state['conv_out.0.weight'].permute(2, 1, 0, 3, 4)
     with pytest.raises(CheckpointError, match=r'conv_out.0.weight is \(1, 1, 3, 8.*in the opposite order'):
-        load_backbone(save(state, tmp_path), NETS['second']())
+        load_model(save(state, tmp_path), NETS['second']())
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
     _, state = filled('second')
     state['conv_input.1.bias'][0] = float('nan')
     with pytest.raises(CheckpointError, match=r'not finite in 1 \(conv_input.1.bias\)'):
-        load_backbone(save(state, tmp_path), NETS['second']())
+        load_model(save(state, tmp_path), NETS['second']())
 
 
 def test_nothing_is_loaded_from_a_file_that_does_not_fit(tmp_path):
@@ -262,7 +262,7 @@ def test_nothing_is_loaded_from_a_file_that_does_not_fit(tmp_path):
     module = NETS['second']()
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with pytest.raises(CheckpointError):
-        load_backbone(save(state, tmp_path), module)
+        load_model(save(state, tmp_path), module)
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
 
 
@@ -270,7 +270,7 @@ def test_two_backbones_in_one_file_are_not_chosen_between(tmp_path):
     _, state = filled('second')
     twice = {f'{prefix}.{key}': value for prefix in ('student', 'teacher') for key, value in state.items()}
     with pytest.raises(CheckpointError, match=r'two backbones, student\.\* and teacher\.\*'):
-        load_backbone(save(twice, tmp_path), NETS['second']())
+        load_model(save(twice, tmp_path), NETS['second']())
 
 
 # ---- whole models
@@ -353,7 +353,7 @@ def test_a_pickled_ptq_module_gives_its_weights_and_ranges(net, zipped, tmp_path
     wrapper.module = quantise(fold_as_ptq_does(module, 'conv_input' if net == 'centerpoint' else None))
     path = save(wrapper, tmp_path, _use_new_zipfile_serialization=zipped)
     loaded = NETS[net]()
-    report = load_backbone(path, loaded)
+    report = load_model(path, loaded)
     with torch.no_grad():
         got = loaded(features, coordinates, 1, *size)
     if net == 'centerpoint':
@@ -370,7 +370,7 @@ def test_a_pickled_ptq_module_gives_its_weights_and_ranges(net, zipped, tmp_path
 def test_a_state_dict_with_ranges_gives_them_too(tmp_path):
     module, _ = filled('second')
     path = save(dict(state_dict=dict(quantise(module).state_dict())), tmp_path)
-    report = load_backbone(path, NETS['second']())
+    report = load_model(path, NETS['second']())
     assert report.form == 'state dict' and report.ranges['conv_input.0._input_quantizer'].shape == ()
 
 
@@ -404,7 +404,7 @@ def test_a_pickled_class_that_would_run_code_is_read_without_running_it(hostile,
     del sys.modules['hostile_models']
     trace.unlink()
     loaded = NETS['second']()
-    assert load_backbone(path, loaded).prefix == 'middle_encoder.'
+    assert load_model(path, loaded).prefix == 'middle_encoder.'
     assert same(module, loaded) and not trace.exists() and 'hostile_models' not in sys.modules
 
 

@@ -156,7 +156,7 @@ def test_dense_puts_features_at_their_sites_without_a_warning_and_with_gradients
 
 
 def test_tensors_on_a_gpu_go_to_the_original_untouched():
-    from mmdeploy_ext.stack import compat_sparse
+    from mmdeploy_ext.stack import patches_spconv
 
     seen = []
 
@@ -164,9 +164,9 @@ def test_tensors_on_a_gpu_go_to_the_original_untouched():
         seen.append((args, kwargs))
 
     gpu = types.SimpleNamespace(is_cuda=True)
-    compat_sparse.one_thread_on_cpu(original)(gpu, 1, bias=2)
-    compat_sparse.convolution_on_cpu(original, None)(gpu, 1, 2, 3, 4, bias=5, act_type=6)
-    compat_sparse.gradient_on_cpu(original)(gpu, 1, 2)
+    patches_spconv.one_thread_on_cpu(original)(gpu, 1, bias=2)
+    patches_spconv.convolution_on_cpu(original, None)(gpu, 1, 2, 3, 4, bias=5, act_type=6)
+    patches_spconv.gradient_on_cpu(original)(gpu, 1, 2)
     assert seen == [
         ((gpu, 1), dict(bias=2)),
         ((gpu, 1, 2, 3, 4), dict(bias=5, act_type=6)),

@@ -78,6 +78,6 @@ def test_runtime_examination_starts_no_torch(monkeypatch):
 
 def test_this_environment_runs_mmcvs_operators():
     pytest.importorskip('mmcv')
-    code, _, fix = doctor._PROBES['mmcv compiled operators']
+    code, fix = doctor._PROBES['mmcv compiled operators']
     finding = doctor.probe('mmcv', code, fix)
     assert (finding.verdict, finding.found) == ('ok', 'run'), finding

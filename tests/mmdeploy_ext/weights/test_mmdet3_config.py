@@ -8,9 +8,8 @@ from mmcv import Config
 
 from mmdeploy_ext.core.config import mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.weights.convert.mmdet3_config import config2
+from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
 from mmdeploy_ext.weights.convert.mmdet3_pipeline import pipeline2
-from mmdeploy_ext.weights.convert.mmdet3_read import read_config3
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 PREPROCESSOR = dict(type='DetDataPreprocessor', **IMAGENET, pad_mask=True, pad_size_divisor=32)

@@ -13,10 +13,10 @@ from mmcv import Config
 
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
-from mmdeploy_ext.weights.convert.fitting import model_shapes
 from mmdeploy_ext.weights.convert.mmdet3 import convert
 from mmdeploy_ext.weights.convert.mmdet3_model import model2
 from mmdeploy_ext.weights.convert.mmdet3_names import renamed
+from model_shapes import model_shapes
 
 RECORDED = json.loads(Path(__file__).with_name('mmdet3_names.json').read_text())
 SAME = ('atss', 'centernet')

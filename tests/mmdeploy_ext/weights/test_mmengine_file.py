@@ -13,8 +13,13 @@ import torch
 
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.deploy.deployment import class_names
-from mmdeploy_ext.weights.checkpoint import load_checkpoint, read_content
-from mmdeploy_ext.weights.mmengine_file import LeftOut, no_attribute, with_class_names
+from mmdeploy_ext.weights.checkpoint import (
+    LeftOut,
+    load_checkpoint,
+    no_attribute,
+    read_content,
+    with_class_names,
+)
 
 FILE = Path(__file__).with_name('mmengine_0_10_7.pth')
 

@@ -11,7 +11,7 @@ from mmcv.ops import CornerPool
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.exporter import default_opset
-from mmdeploy_ext.exporting.ops.corner_pool import AXES, pool_by_steps
+from mmdeploy_ext.exporting.ops.replaced_modules import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime.corner.model import detections
@@ -89,7 +89,7 @@ def test_an_exported_graph_is_right_at_sizes_and_batches_that_it_never_saw(kind,
 def test_pooling_by_steps_is_that_of_mmcv(mode, size):
     x, pool = torch.randn(2, 3, *size), CornerPool(mode)
     wanted = pool(x)
-    pool_by_steps(pool)
+    replace_class(pool)
     assert torch.equal(pool(x), wanted)
 
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert import rtdetr as library
 from mmdeploy_ext.weights.convert import rtdetr_names as names
-from mmdeploy_ext.weights.convert.fitting import model_shapes
+from model_shapes import model_shapes
 
 
 @pytest.fixture(scope='module', params=['r18vd', 'r50vd'])

@@ -12,7 +12,6 @@ import torch
 
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops import lay_masks
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.postprocess import mask_resize, panoptic
 from mmdeploy_ext.proof.tasks.panoptic import match_detections
@@ -145,7 +144,7 @@ def cases():
 def test_masks_are_laid_as_set_by_set_in_pytorch_in_numpy_and_in_a_graph():
     class Laid(torch.nn.Module):
         def forward(self, masks, labels):
-            return (lay_masks.LAY_MASKS(masks, labels, 0.5),)
+            return (panoptic.LAY_MASKS(masks, labels, 0.5),)
 
     example = tuple(torch.from_numpy(one) for one in next(cases()))
     axes = dict(masks={0: 'B', 1: 'n'}, labels={0: 'B', 1: 'n'})
@@ -158,7 +157,7 @@ def test_masks_are_laid_as_set_by_set_in_pytorch_in_numpy_and_in_a_graph():
         for masks, labels in cases():
             wanted = np.stack([laid_one_by_one(*pair, 0.5) for pair in zip(masks, labels, strict=True)])
             (found,) = session.run(None, dict(masks=masks, labels=labels))
-            eager = lay_masks.LAY_MASKS(torch.from_numpy(masks), torch.from_numpy(labels), 0.5)
+            eager = panoptic.LAY_MASKS(torch.from_numpy(masks), torch.from_numpy(labels), 0.5)
             assert (found == wanted).all() and (eager.numpy() == wanted).all()
             for one, own, right in zip(masks, labels, wanted, strict=True):
                 fused = fuse_instances(one, own, np.zeros((1, *one.shape[1:]), np.float32), facts)

@@ -10,7 +10,7 @@ import torch
 import toy_operators as toys
 from mmdeploy_ext.core.errors import EngineError, ExportError, UsageError
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.ops import bodies, forms
+from mmdeploy_ext.exporting.ops import forms
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as
 from mmdeploy_ext.exporting.ops.python_nodes import python_session
@@ -281,7 +281,7 @@ def test_an_incomplete_operator_is_refused(own, change, message):
 def test_a_body_that_is_not_the_operator_is_refused(own, body, message):
     wrong = dataclasses.replace(own, traceable=None, body=body, shapes=lambda x, limit, steps: x)
     with pytest.raises(ExportError, match=message):
-        bodies.function_body(wrong, 'SoftLimit', {}, 18, 'torchscript', forms.ALL)
+        forms.function_body(wrong, 'SoftLimit', {}, 18, 'torchscript')
 
 
 def test_one_name_is_one_operator(own):

@@ -29,7 +29,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.exporting.ops.fixed_nms import nms_of_sorted
+from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
 from mmdeploy_ext.runtime.dense import model as runtime

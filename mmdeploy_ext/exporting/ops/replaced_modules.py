@@ -1,0 +1,88 @@
+"""Modules of mmcv and mmdet that are something else in the copy that is exported; see `fold.PREPARATIONS`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.errors import ExportError
+from mmdeploy_ext.exporting.fold import PREPARATIONS
+
+STEPS = 12
+"""Maps of up to 2 ** 12 cells a side are right: of 16384 pixels where the stride is 4."""
+AXES = dict(bottom=(2, 1), top=(2, -1), right=(3, 1), left=(3, -1))
+"""Mode of mmcv's corner pooling -> the axis, and whether the maximum runs along it or against it."""
+
+
+class SamePadding(nn.Conv2d):
+    """A convolution whose output has `ceil(size / stride)` cells; what it pads is larger at the end.
+
+    mmcv 1.7.2 divides sizes as floats and rounds up: traced by TorchScript, the graph divides integers and
+    rounds down. Its arithmetic here is of integers, so that it holds for every size, traced or not.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve (B, C, h, w)."""
+        sides = [self._padding(x.shape[2 + axis], axis) for axis in (1, 0)]
+        padded = nn.functional.pad(x, [pixels for side in sides for pixels in side])
+        return nn.functional.conv2d(
+            padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+        )
+
+    def _padding(self, size: int, axis: int) -> tuple[int, int]:
+        """Return the pixels before and after the map, of the height (axis 0) or the width."""
+        stride, reach = self.stride[axis], (self.kernel_size[axis] - 1) * self.dilation[axis]
+        if stride == 1 or reach == 0:
+            total = reach
+        elif reach < stride - 1:
+            raise ExportError(
+                f'a convolution that pads by its input: kernel {self.kernel_size}, stride {stride}'
+            )
+        else:
+            total = reach - (size - 1) % stride
+        return total // 2, total - total // 2
+
+
+class CornerMaximum(nn.Module):
+    """`mmcv.ops.CornerPool` in standard operators: the largest value so far along an axis.
+
+    ONNX has no CumMax. Every step takes the larger one of a map and of itself, moved twice as far as the step
+    before.
+    """
+
+    mode: str
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Pool (B, C, h, w)."""
+        axis, along = AXES[self.mode]
+        for step in range(STEPS):
+            moved = 2**step
+            before, behind = (moved, 0) if along > 0 else (0, moved)
+            sides = (before, behind, 0, 0) if axis == 3 else (0, 0, before, behind)
+            padded, size = nn.functional.pad(x, sides, value=float('-inf')), x.shape[axis]
+            x = torch.maximum(x, padded.narrow(axis, 0 if along > 0 else moved, size))
+        return x
+
+
+REPLACED = dict(Conv2dAdaptivePadding=SamePadding, CornerPool=CornerMaximum)
+"""Name of a class of mmcv -> what its instances become."""
+
+
+def replace_class(module: nn.Module) -> None:
+    """Let a module of a class of `REPLACED` be the other one, in place."""
+    if kind := REPLACED.get(type(module).__name__):
+        module.__class__ = kind
+
+
+def keep_position_bias(module: nn.Module) -> None:
+    """Keep the rows of a window attention's `relative_position_bias_table` (Swin) that it would look up.
+
+    The exporter folds the lookup, and in a buffer the structure check finds its result again.
+    """
+    if hasattr(module, 'relative_position_bias_table'):
+        rows = module.relative_position_bias_table[module.relative_position_index.flatten()]
+        bias = rows.reshape(*module.relative_position_index.shape, -1).permute(2, 0, 1).contiguous()
+        module.register_buffer('relative_position_bias', bias.detach())
+
+
+PREPARATIONS += [replace_class, keep_position_bias]
