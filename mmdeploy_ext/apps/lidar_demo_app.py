@@ -11,7 +11,7 @@ from mmdeploy_ext.apps import demo
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ConfigError, after_weights
-from mmdeploy_ext.core.files import atomic_path, check_writable
+from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.runtime.consumers import runtime_of
 from mmdeploy_ext.runtime.exported import export_files as files_of
 from mmdeploy_ext.stack import compat
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         f'what pytorch2onnx.py wrote (default: exported to {GRAPHS} from config and checkpoint)',
     )
     demo.add_options(parser, 'both', 'both')
-    add('--out PNG', 'default: %(default)s', Path('work_dirs/lidar_demo/sweep.png'), writes='{}')
+    add('--out FILE', 'default: %(default)s', Path('work_dirs/lidar_demo/sweep.png'), writes='{}')
     cli.add_debug_option(parser)
     return parser
 
@@ -137,7 +137,7 @@ def show(
     """Write the picture; with two engines say whether their boxes are equal: then 0, else 1."""
     from mmdeploy_ext.proof.results import Pair
     from mmdeploy_ext.proof.tasks import bbox3d
-    from mmdeploy_ext.runtime.draw import encode_png
+    from mmdeploy_ext.runtime.draw import write_picture
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
     pair = Pair(title, points, found.get('torch'), found.get('onnx'))
@@ -149,9 +149,7 @@ def show(
             f'boxes of at least {bbox3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
             f'distance {row.worst_distance:.2g} m, worst score difference {row.worst_score:.2g}: {verdict}'
         )
-    picture = demo.draw_found(pair, found, classes, args.score_thr)
-    with atomic_path(args.out) as temporary:
-        temporary.write_bytes(encode_png(picture))
+    write_picture(args.out, demo.draw_found(pair, found, classes, args.score_thr))
     print(f'picture: {args.out}')
     return 0 if equal else 1
 

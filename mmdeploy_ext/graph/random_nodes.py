@@ -6,11 +6,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
-from mmdeploy_ext.graph.io.index import all_graphs
-
-_DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
-RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
-"""Operators of ONNX that draw; with a seed too, for engines need not agree on what follows from it."""
+from mmdeploy_ext.graph.io.index import RANDOM, all_graphs
 
 
 def random_nodes(model: onnx.ModelProto) -> list[str]:

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.graph.io.constants import constant_value
-from mmdeploy_ext.graph.io.index import Index, bodies
+from mmdeploy_ext.graph.io.index import RANDOM, Index, bodies
 from mmdeploy_ext.graph.run import open_session
 
 SHAPE_READERS = ('Shape', 'Size')
@@ -65,7 +65,7 @@ class Program:
                 continue
             self.steps.append(position)
             fixed = all(name in self.constants or name in self.static for name in self.index.reads(position))
-            if node.op_type in SHAPE_READERS or (fixed and not node.op_type.startswith('Random')):
+            if node.op_type in SHAPE_READERS or (fixed and node.op_type not in RANDOM):
                 self.static.update(self.index.writes(position))
 
     def is_half(self) -> bool:

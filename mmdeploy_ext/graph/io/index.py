@@ -19,6 +19,10 @@ from google.protobuf.message import Message
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
+_DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
+RANDOM = ('Bernoulli', 'Multinomial', *_DRAWS)
+"""Operators of ONNX that draw; with a seed too, for engines need not agree on what follows from it."""
+
 
 def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """Yield the graphs in a node's attributes: the branches of If, the bodies of Loop and Scan."""
@@ -245,8 +249,7 @@ class Index:
 
     def constant_nodes(self) -> set[int]:
         """Return the nodes that depend on no graph input; random operators do not count as constant."""
-        kinds = ('Random', 'Multinomial')
-        random = [at for at, node in enumerate(self.nodes) if node.op_type.startswith(kinds)]
+        random = [at for at, node in enumerate(self.nodes) if node.op_type in RANDOM]
         starts = [value.name for value in self.graph.input]
         starts += [name for at in random for name in self.writes(at)]
         return set(range(len(self.nodes))) - {*random, *self.descendants(starts)}

@@ -5,7 +5,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.graph.random_nodes import RANDOM, random_nodes
+from mmdeploy_ext.graph.io.index import RANDOM, Index
+from mmdeploy_ext.graph.random_nodes import random_nodes
 from toy_engines import parse
 
 
@@ -25,6 +26,15 @@ def test_every_operator_that_draws_is_named(operator):
     assert random_nodes(with_nodes(helper.make_node(operator, ['x'], ['z'], name='draw'))) == [
         f'draw ({operator})'
     ]
+
+
+@pytest.mark.parametrize('operator', RANDOM)
+def test_what_draws_is_no_constant(operator):
+    model = parse('[add] y = Add(x, x)')
+    fixed = helper.make_node('Constant', [], ['half'], value=numpy_helper.from_array(np.float32([[0.5]])))
+    model.graph.node.extend([fixed, helper.make_node(operator, ['half'], ['drawn']),
+                             helper.make_node('Neg', ['drawn'], ['after'])])
+    assert Index(model).constant_nodes() == {1}
 
 
 def test_a_seed_makes_no_difference_and_a_node_without_a_name_has_its_place():
