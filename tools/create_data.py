@@ -1,7 +1,5 @@
 """Make the info files of a data set; see --help."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

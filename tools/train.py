@@ -3,8 +3,6 @@
 Models of mmdet and of mmdet3d; `data.shuffler_sampler` of a config (StreamPETR's sequences) is honoured.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

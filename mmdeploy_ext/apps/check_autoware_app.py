@@ -1,7 +1,5 @@
 """`check_autoware.py`: `graph.py check-folder --contract autoware` by a name of its own."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

@@ -1,8 +1,6 @@
 """`mm2onnx`: the tools as sub-commands, with the code and options of the scripts in `tools/`."""
 # PYTHON_ARGCOMPLETE_OK
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

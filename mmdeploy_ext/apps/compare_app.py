@@ -1,7 +1,5 @@
 """`mm2onnx compare`: `graph.py diff` of two files."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

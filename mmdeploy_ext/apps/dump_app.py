@@ -1,7 +1,5 @@
 """`python -m mmdeploy_ext.apps.dump_app`: look at dumps, compare two of them. Needs numpy and rich only."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

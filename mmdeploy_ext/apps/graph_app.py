@@ -4,8 +4,6 @@ Needs neither torch nor mmcv, but for `diff` against a checkpoint.
 A subcommand is an entry of the `COMMANDS` of a module of `graph_commands`.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Options that several tools share, with mmdet's names and meaning. Imports neither torch nor mmcv."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib

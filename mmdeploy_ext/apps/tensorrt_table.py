@@ -1,7 +1,5 @@
 """What builds for which architecture, with the size of the engine: a table in Markdown."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

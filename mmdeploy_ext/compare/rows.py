@@ -1,7 +1,5 @@
 """What a comparison of tensors found, as plain data."""
 
-from __future__ import annotations
-
 import dataclasses
 
 

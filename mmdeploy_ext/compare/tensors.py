@@ -1,7 +1,5 @@
 """Level 2 of a proof: tensors of one engine against those of another. Needs numpy only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

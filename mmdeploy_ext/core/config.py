@@ -1,7 +1,5 @@
 """Config files: reading them with clear errors, and paths into the installed OpenMMLab packages."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import copy

@@ -1,7 +1,5 @@
 """Renaming without loss: no two keys of a file may become one name. Needs no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from mmdeploy_ext.core.errors import CheckpointError

@@ -1,7 +1,5 @@
 """Starting torch.distributed under OpenMMLab's launchers, and agreeing among its processes."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import os

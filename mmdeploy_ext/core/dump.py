@@ -1,7 +1,5 @@
 """Named tensors on disk: one NAME_AxBxC.bin per tensor and a manifest per folder. Needs numpy only."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence

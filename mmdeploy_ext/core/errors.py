@@ -1,7 +1,5 @@
 """Errors that a user can act on: each message says what, got, expected and what to do."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Files that are written atomically."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import glob

@@ -1,7 +1,5 @@
 """stdout and stderr of a run, which notice a closed pipe."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Dataclasses of numbers, texts and tuples of them: to plain JSON types and back."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """Options of ONNX Runtime's sessions by the names that users type."""
 
-from __future__ import annotations
-
 GRAPH_OPTIMIZATION = {
     'none': 'ORT_DISABLE_ALL',
     'basic': 'ORT_ENABLE_BASIC',

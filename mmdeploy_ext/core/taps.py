@@ -1,7 +1,5 @@
 """Named intermediate tensors. A tap costs nothing by default; dump mode and graph diff collect them."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 from collections.abc import Iterator

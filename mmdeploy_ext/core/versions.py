@@ -1,7 +1,5 @@
 """The versions of the packages that decide about an exported file. Imports none of them."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 

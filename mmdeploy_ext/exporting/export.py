@@ -1,7 +1,5 @@
 """From a chain of modules to one ONNX file that keeps its spec."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence

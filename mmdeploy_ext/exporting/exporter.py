@@ -1,7 +1,5 @@
 """The only caller of torch.onnx.export: one module of flat tensors, by either exporter, as it comes out."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses

@@ -5,8 +5,6 @@ the weight's own type at the end. torch's float32 `sqrt` is MKL's: its last bit 
 of CPU, and with it the bytes of every folded weight.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import itertools

@@ -8,8 +8,6 @@ Its translations are read once per process instead of once per stage: torch 2.13
 onnxscript's 500 functions at every `torch.onnx.export`: 0.5 s of CPU time, most of what a small stage takes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import copy

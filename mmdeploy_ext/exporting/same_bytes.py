@@ -4,8 +4,6 @@ torch's kernels are chosen by the CPU: its `sqrt`, `sin`, `log` and matrix produ
 last bits between makes. A constant that is compared bit for bit must not come from them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether a graph keeps several images apart when its batch axis gets another size. Needs ONNX Runtime."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

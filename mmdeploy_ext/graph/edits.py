@@ -4,8 +4,6 @@ A file of this project says in its metadata which commands changed it. The proof
 export and compares the graphs, so that a file that was simplified or converted is held to every node, too.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Two models on the same inputs: are their outputs the same numbers? Needs no torch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 

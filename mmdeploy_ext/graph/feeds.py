@@ -1,7 +1,5 @@
 """Inputs for a graph: random ones, and whether given ones are what it takes. Needs onnx and numpy only."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

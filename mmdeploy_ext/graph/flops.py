@@ -4,8 +4,6 @@ Counted are convolutions and matrix products, which is where the time of these n
 (activations, sums, resizing, NMS) counts as 0, as most tools have it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Mapping

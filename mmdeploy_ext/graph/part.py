@@ -1,7 +1,5 @@
 """A part of a graph as a model of its own. Needs onnx only."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import onnx

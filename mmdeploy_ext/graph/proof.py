@@ -1,7 +1,5 @@
 """Check that an edited graph computes the same, and that one with other shapes runs. Needs ONNX Runtime."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

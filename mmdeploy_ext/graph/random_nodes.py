@@ -1,7 +1,5 @@
 """Which nodes of a graph draw random numbers, which no number of runs can rule out."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 

@@ -4,8 +4,6 @@ Measured on tensorrt-rtx 1.7.1 (parser and builder, no GPU). Not refused, becaus
 with an axis of size 0, int64 and bool inputs and outputs, ScatterND, GridSample, Mod, Einsum, If.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Sequence
 

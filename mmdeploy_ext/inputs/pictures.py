@@ -3,8 +3,6 @@
 Glossary: H, W height and width of the network input in pixels; h, w of an image.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

@@ -6,8 +6,6 @@ Unlike OpenCV's, they average over all source pixels that an output pixel covers
 differs by one grey level where 13 begins with the rows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

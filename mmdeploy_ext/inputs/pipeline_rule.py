@@ -1,7 +1,5 @@
 """From an mmdet 2.x test pipeline to a `PreprocessRule`; what the rule cannot express is refused by name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ Source: mmcv 1.7.2 `Voxelization` on CPU (cells in float32; hard: the first `max
 Glossary: P points of D values, N voxels, C features per voxel.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from types import ModuleType
 from typing import Any

@@ -7,8 +7,6 @@ Glossary: N sites, K kernel offsets; a key is the row-major index of a site in (
 """
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit
 

@@ -1,7 +1,5 @@
 """Observe a module once and report what an export of it will get wrong."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence

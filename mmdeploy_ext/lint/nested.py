@@ -1,7 +1,5 @@
 """Nested lists, tuples and dicts of tensors and sizes: walked, copied, without the marks of sizes."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """A rule: the pitfall, what the exporters do with it, and the fix."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

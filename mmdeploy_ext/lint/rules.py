@@ -1,7 +1,5 @@
 """The rules, in the order of the documentation; `docs/_pages/lint` has two modules that show each."""
 
-from __future__ import annotations
-
 from mmdeploy_ext.lint.rule import FAILS, REFUSED, RIGHT, UNRUNNABLE, WRONG, WRONG_AT_ONCE, Rule
 
 VALUES = (

@@ -1,7 +1,5 @@
 """What a forward pass leaves behind in its module: attributes and buffers that it wrote."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

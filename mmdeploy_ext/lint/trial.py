@@ -1,7 +1,5 @@
 """A trial export: whether the exporter takes the module, and which operators it does not know."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """What is looked for in the calls of an observed run; each function is given every call and adds events."""
 
-from __future__ import annotations
-
 import math
 import sys
 from typing import Any

@@ -6,8 +6,6 @@ zeros does not fix the width of a bin; beyond 16384 bins neighbours are merged (
 sweep would otherwise cost gigabytes); a percentile in the first bin gives that bin's upper edge, not 0.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from mmdeploy_ext.core.errors import UsageError

@@ -1,7 +1,5 @@
 """How far a tensor is from another, over several sweeps. Needs numpy only."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,8 +1,6 @@
 """The compiled loops behind `bev_nms.rotated_nms` and `bevfusion_det.pooling.pooled`. Needs numba."""
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit
 

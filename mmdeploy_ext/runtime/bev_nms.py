@@ -3,8 +3,6 @@
 Glossary: n boxes in descending score order.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

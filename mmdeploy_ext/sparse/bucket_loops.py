@@ -5,8 +5,6 @@ a group's offsets that a row has, as bits; a bucket holds rows whose patterns li
 """
 # ruff: noqa: ANN001, ANN201, ANN202, C901 - numba infers the types; a call costs more than a branch here
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit
 

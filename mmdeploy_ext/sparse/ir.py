@@ -5,8 +5,6 @@ are in coordinate order, which the graph names: 'xyz' or 'zyx'. Coordinates are 
 axes in that order. Weights are (O, k0, k1, k2, I), correlation as in torch (kernels are never mirrored).
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from typing import ClassVar

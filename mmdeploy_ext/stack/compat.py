@@ -11,8 +11,6 @@ It returns all the patches; `effective()` says later which of them had something
 `import_hook.Patch` for what a patch takes and returns.
 """
 
-from __future__ import annotations
-
 from mmdeploy_ext.stack import patches_mmcv, patches_mmdet, patches_spconv  # noqa: F401 - they register
 from mmdeploy_ext.stack.import_hook import PATCHES
 

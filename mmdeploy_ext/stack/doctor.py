@@ -6,8 +6,6 @@ Nothing heavy is imported here: each library is tried in a process of its own, s
 line in the table and not the end of the doctor.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import json

@@ -4,8 +4,6 @@ A patch must happen between a library's import and its first use, and must not i
 asked for. The modules `patches_*` register theirs here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.abc

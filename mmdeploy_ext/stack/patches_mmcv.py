@@ -1,7 +1,5 @@
 """What torchvision and mmcv-full 1.7.2 need on today's PyTorch and numpy, each patch with its reason."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import sys

@@ -1,7 +1,5 @@
 """What mmdet 2.28.2 and mmdet3d 1.0.0rc6 need on today's PyTorch, each patch with its reason."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util

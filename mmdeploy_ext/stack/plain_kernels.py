@@ -4,8 +4,6 @@ CARAFE: https://arxiv.org/abs/1905.02188; deformable pooling of regions: https:/
 https://arxiv.org/abs/1811.11168.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Strict and safe loading of checkpoints."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re

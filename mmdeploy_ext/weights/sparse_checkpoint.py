@@ -9,8 +9,6 @@ Nothing goes through `load_state_dict`: mmdet3d replaces that of spconv's module
 kernel unless the state dict still has the version that torch keeps beside it.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import pickle

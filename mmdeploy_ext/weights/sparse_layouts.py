@@ -11,8 +11,6 @@ an (I, O) matrix, whatever the shape says, and so do spconv 1 and mmcv.ops. Its 
 is; permuted with the others it would load, run, and be wrong (spconv issues 556 and 605).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 

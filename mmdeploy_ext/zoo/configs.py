@@ -1,7 +1,5 @@
 """The configs of a zoo: those of installed libraries, or of the user's own folders, and what they hold."""
 
-from __future__ import annotations
-
 import dataclasses
 import glob
 import hashlib

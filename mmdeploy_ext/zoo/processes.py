@@ -1,7 +1,5 @@
 """Configs in processes of their own, which may crash, hang or grow without end."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import multiprocessing

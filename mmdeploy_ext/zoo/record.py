@@ -1,7 +1,5 @@
 """What is known of one config of a zoo, as plain data: one JSON file each, and all together."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import sysconfig

@@ -1,7 +1,5 @@
 """What a zoo says all together: counts, and one JSON file."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence

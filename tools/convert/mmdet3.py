@@ -4,8 +4,6 @@
 `python tools/convert/mmdet3.py --config CONFIG3X.py [OUT.py]` translates a config or prints it.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

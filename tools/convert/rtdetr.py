@@ -4,8 +4,6 @@
 file holds them); .bin, .pth or .safetensors of transformers' RTDetrForObjectDetection, whichever version.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import sys

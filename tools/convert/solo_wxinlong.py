@@ -5,8 +5,6 @@ light ones, with and without DCN. Where CONFIG does not fit (depth of the ResNet
 fitting one is written to OUT.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The demonstration: the commands that a user would type, one after another, on generated data."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import subprocess

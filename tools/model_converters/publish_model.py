@@ -3,8 +3,6 @@
 `python tools/model_converters/publish_model.py IN_FILE OUT_FILE`, as in mmdet; the name is kept as given.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

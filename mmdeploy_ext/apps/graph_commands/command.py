@@ -1,7 +1,5 @@
 """What a subcommand of `graph.py` is."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`graph.py replace, fold, simplify, convert-opset, fp16`: the same graph in other operators."""
 
-from __future__ import annotations
-
 import argparse
 
 from mmdeploy_ext.apps.graph_commands import proving

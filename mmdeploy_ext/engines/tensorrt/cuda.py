@@ -1,7 +1,5 @@
 """The GPU through its driver alone (libcuda): which one, memory, a stream. Needs neither torch nor cudart."""
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 from typing import Any

@@ -6,8 +6,6 @@ exports freeze batches; these few lines are one graph for every size.
 Glossary: B batch, M heads, D embedding, Q queries, K keys.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

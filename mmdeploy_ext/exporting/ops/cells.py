@@ -6,8 +6,6 @@ for `scatter_reduce` ONNX Runtime refuses the shapes.
 Glossary: N images, P points, K cells, C channels, R, R2, R3 rows of tables, W the width of the third.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

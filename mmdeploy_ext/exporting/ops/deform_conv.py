@@ -1,7 +1,5 @@
 """mmcv's deformable convolutions as the standard DeformConv of opset 19."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

@@ -7,8 +7,6 @@ their sizes in another, and uses gathers: sizes stay an input, and no engine's G
 Glossary: B batch, M heads, D channels of a head, L maps, P points per map, Q queries, S = sum of h * w.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any

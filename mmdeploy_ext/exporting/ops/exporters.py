@@ -1,7 +1,5 @@
 """How an `Operator` becomes one node: a symbolic for TorchScript, a translation for torch.export."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

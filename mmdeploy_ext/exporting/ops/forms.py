@@ -1,7 +1,5 @@
 """The forms of operator nodes after the export: standard operators, local functions, Python, plugins."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

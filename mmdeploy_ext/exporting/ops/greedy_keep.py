@@ -3,8 +3,6 @@
 Neither exporter has one form of a loop that both understand, so the bodies are written in ONNX.
 """
 
-from __future__ import annotations
-
 import torch
 
 from mmdeploy_ext.exporting.ops.exporters import register

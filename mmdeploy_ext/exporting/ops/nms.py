@@ -7,8 +7,6 @@ Glossary: B batch, N boxes, G groups of boxes, K boxes where their number is con
 are in memory.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Modules of mmcv and mmdet that are something else in the copy that is exported; see `fold.PREPARATIONS`."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

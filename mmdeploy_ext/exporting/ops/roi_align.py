@@ -7,8 +7,6 @@ one sample or none. Measured: `half_pixel` equals mmcv's `aligned=True` on the C
 ratios of 0 and 2.
 """
 
-from __future__ import annotations
-
 import torch
 from mmcv.ops import RoIAlign, roi_align
 

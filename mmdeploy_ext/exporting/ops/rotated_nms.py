@@ -7,8 +7,6 @@ formula gives the area. Points that coincide (equal boxes, common edges) add not
 Glossary: N boxes, P = 24 points of a pair.
 """
 
-from __future__ import annotations
-
 import torch
 
 from mmdeploy_ext.exporting.ops.exporters import register

@@ -4,8 +4,6 @@ Source: mmcv 1.7.2 `ops/csrc/pytorch/cpu/nms.cpp` (Bodla et al., ICCV 2017). Res
 score, so that the Loop makes as many turns as there may be results. B batch, N boxes, n results.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

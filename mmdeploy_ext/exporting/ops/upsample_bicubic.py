@@ -6,8 +6,6 @@ torch.export refuses it. ONNX's Resize takes a tensor, so the body is written in
 Glossary: B batch, C channels, H, W size before, h, w after.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

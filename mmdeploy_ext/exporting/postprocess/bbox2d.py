@@ -4,8 +4,6 @@ Glossary: B batch, L levels, A anchors of one level, C classes, N candidates, n 
 network input.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -11,8 +11,6 @@ Glossary: B batch, C classes, S cells of all levels, m chosen cells, k rows of t
 H4, W4 size of the soft masks, P their pixels, p a piece of them, h, w size of the results.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

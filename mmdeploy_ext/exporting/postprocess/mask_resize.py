@@ -8,8 +8,6 @@ Glossary: B batch, n masks, H4, W4 size of the soft masks, h, w size of the resu
 map, t lines of the result, p the other axis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """The settings of suppression in a `test_cfg`, and checks of its numbers."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -5,8 +5,6 @@
 Glossary: B batch, Q queries, C classes, S classes of stuff, n instances, h, w size of the map.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

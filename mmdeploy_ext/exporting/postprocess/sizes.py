@@ -1,7 +1,5 @@
 """Sizes in the forms that both exporters keep dynamic: TorchScript traces tensors, torch.export symbols."""
 
-from __future__ import annotations
-
 import torch
 
 

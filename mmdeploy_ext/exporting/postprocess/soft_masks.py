@@ -4,8 +4,6 @@ Glossary: B batch, S cells of all levels, G grid lines of all levels, E channels
 cells, H4, W4 size of the masks, P their pixels, p a piece of them.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Glossary: B batch, N boxes, n kept rows, K boxes that enter the suppression where their number is limited.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

@@ -6,8 +6,6 @@ between modules) and a replaced `SparseConvTensor.dense`. Nothing of the module 
 training flags, hooks and indice keys are afterwards what they were. Needs torch and spconv 2.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """What convolutions and the functions between them mean in a sparse graph; which tensor is which there."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable

@@ -5,8 +5,6 @@ pass: its results are marked with the reason, and the first use of such a tensor
 needs raises it. So a module may print a maximum, but not feed it on.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -5,8 +5,6 @@ from the inputs on (everything before a difference), or that the same is compute
 What is left, the differences themselves, is found from its neighbours.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Where two files differ: in structure, and in tensors on the same inputs. Needs no torch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

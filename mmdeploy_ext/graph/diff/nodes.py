@@ -1,7 +1,5 @@
 """Run the nodes of a graph one at a time on any values, and remember what each gave. Needs no torch."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import hashlib

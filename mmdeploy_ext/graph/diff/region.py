@@ -5,8 +5,6 @@ It counts as right when as many values as it has come out right behind it. What 
 tensors that are right and the first that is wrong is a region; its first node is the one to look at.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 

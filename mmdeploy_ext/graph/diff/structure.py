@@ -1,7 +1,5 @@
 """What differs between two graphs whose nodes are aligned. Needs no torch."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from typing import Any

@@ -10,8 +10,6 @@ TorchScript exports, and no node on the reference's own values.
 Glossary: got is the graph's value, want is the reference's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping

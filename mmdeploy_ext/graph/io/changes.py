@@ -1,7 +1,5 @@
 """What an edit did to a graph, as plain data and as lines. Needs onnx only."""
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Iterator, Sequence
 from typing import Any

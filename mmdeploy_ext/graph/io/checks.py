@@ -1,7 +1,5 @@
 """Checks of a graph before it is used: opsets, order, bytes, ONNX's own rules. Needs onnx only."""
 
-from __future__ import annotations
-
 import graphlib
 import math
 import os

@@ -1,7 +1,5 @@
 """The values of constants, however a file holds them."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -3,8 +3,6 @@
 Needs onnx and numpy only.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import math

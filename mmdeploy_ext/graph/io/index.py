@@ -7,8 +7,6 @@ onnx-ir knows uses as well, but what it reads and writes back is another file: 2
 that nothing was done to, and 0.9 s for both ways where an index takes 0.25 s.
 """
 
-from __future__ import annotations
-
 import collections
 import copy
 import difflib

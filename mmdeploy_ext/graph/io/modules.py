@@ -7,8 +7,6 @@ Three sources, tried in this order:
   exporters ('Conv_12') and other frameworks leave no more than that.
 """
 
-from __future__ import annotations
-
 import ast
 import collections
 import functools

@@ -1,7 +1,5 @@
 """What ONNX says of an operator in an opset."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any

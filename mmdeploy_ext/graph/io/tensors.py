@@ -1,7 +1,5 @@
 """Named tensors on disk, for graphs: what other tools write as well. Needs numpy only."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Mapping

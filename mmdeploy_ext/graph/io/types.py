@@ -1,7 +1,5 @@
 """The dtype and shape of every tensor of a graph. Needs onnx only."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Give a graph exactly the inputs and outputs that its spec states."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Name the outputs and dynamic axes of an exported graph as the caller asked."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Mapping, Sequence

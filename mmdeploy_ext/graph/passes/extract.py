@@ -4,8 +4,6 @@
 `extract` takes no choice of nodes and drops the types of new ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import onnx

@@ -1,7 +1,5 @@
 """Constant folding."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -6,8 +6,6 @@ that is always true, since the parser does not give its body any. Needs onnx, an
 become constants.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import glob

@@ -5,8 +5,6 @@ Why: TensorRT 10.14 to 11.1 gives other detections on DETR-like graphs with Grid
 Glossary: N batch, C channels, H, W of the sampled map, h, w of the grid.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 

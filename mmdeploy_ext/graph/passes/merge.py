@@ -3,8 +3,6 @@
 `onnx.compose.merge_models` takes two at a time, and makes two inputs of one that both read (`a/x`, `b/x`).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 

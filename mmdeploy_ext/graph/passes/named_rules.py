@@ -1,7 +1,5 @@
 """Replacements by name, and several rules one after the other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import onnx

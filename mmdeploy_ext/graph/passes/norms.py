@@ -10,8 +10,6 @@ equal for it (worst IoU 0.968). LayerNormalization is no way out: up to 1.23 it 
 is 100 times the deviation, and later ones are exact for one scale value alone, which the earlier refuse.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Write a graph in another opset, with onnx's own converter."""
 
-from __future__ import annotations
-
 import copy
 import re
 

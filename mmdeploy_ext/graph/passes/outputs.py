@@ -1,7 +1,5 @@
 """Inner tensors as outputs."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 

@@ -4,8 +4,6 @@ The statements are ONNX's own text syntax (`onnx.parser`), separated by `;` or l
 additions: a number may stand where an operand stands, and an attribute may be a variable (`axis = @axis`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

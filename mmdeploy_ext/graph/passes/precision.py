@@ -1,7 +1,5 @@
 """A finished graph in the precision of its export's options; what was done is kept in its metadata."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

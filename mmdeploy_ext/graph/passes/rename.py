@@ -1,7 +1,5 @@
 """Other names for tensors and nodes."""
 
-from __future__ import annotations
-
 import collections
 import copy
 import itertools

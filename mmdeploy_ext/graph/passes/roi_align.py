@@ -6,8 +6,6 @@ on the region, so that a Loop takes them one after the other, and no shape depen
 Glossary: B batch, C channels, H, W of the map, R regions, h, w cells of a region.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

@@ -6,8 +6,6 @@ two of them, so that only weights, and values at the borders to float32, are rou
 what the graph made here does. It is for proofs; it is slower.
 """
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Nodes and tensors by name or pattern ('*', '?', '[...]')."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """Other shapes for the inputs of a graph: axes fixed, or opened."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 

@@ -4,8 +4,6 @@ onnxslim 0.1.98 takes an input with a default for a constant, makes one draw of 
 it, and drops inputs that nothing uses. What could be lost is set aside before and put back afterwards.
 """
 
-from __future__ import annotations
-
 import copy
 
 import onnx

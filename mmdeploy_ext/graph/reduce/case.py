@@ -1,7 +1,5 @@
 """Parts of a graph as models of their own, fed with the values that were recorded in the whole graph."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

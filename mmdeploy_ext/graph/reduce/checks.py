@@ -1,7 +1,5 @@
 """Is the fault in this graph? Checks for `graph.py reduce`: built-in ones, and the user's own command."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

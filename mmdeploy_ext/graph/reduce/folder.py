@@ -1,7 +1,5 @@
 """A reduced graph as a folder that runs on its own."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

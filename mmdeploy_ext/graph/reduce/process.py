@@ -1,7 +1,5 @@
 """Checks in processes of their own, which may crash or hang."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

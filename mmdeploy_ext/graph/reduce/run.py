@@ -4,8 +4,6 @@ Needs numpy and onnxruntime only. Exit status: 0 the fault is shown, 1 it is not
 it of a check. The folder holds model.onnx, inputs.npz, expected.npz and case.json; README.md says more.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

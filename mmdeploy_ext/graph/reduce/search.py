@@ -9,8 +9,6 @@ Polygraphy's `debug reduce` only moves the two ends: of 120 nodes with a fault t
 leaves 42 (here 3), of an overflow among 204 nodes 3 (here 1), in 16 s or, linearly, 197 s (here 1 s).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence

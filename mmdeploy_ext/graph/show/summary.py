@@ -3,8 +3,6 @@
 Works on broken files as well: it is what one looks at when a check has failed. Needs onnx and numpy only.
 """
 
-from __future__ import annotations
-
 import collections
 import fnmatch
 import math

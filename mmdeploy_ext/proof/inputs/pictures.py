@@ -1,7 +1,5 @@
 """Views of the pictures that a proof is given: mirrored, cut, dark, bright, with the ratio of an input."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

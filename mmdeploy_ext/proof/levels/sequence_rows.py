@@ -1,7 +1,5 @@
 """What level 4 keeps of the tensors of a drive: their errors by frame, and the worst row of each."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

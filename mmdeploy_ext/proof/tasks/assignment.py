@@ -3,8 +3,6 @@
 Glossary: R reference detections (rows), C candidate detections (columns).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -6,8 +6,6 @@
 Needs numpy, numba and ONNX Runtime, no PyTorch.
 """
 
-from __future__ import annotations
-
 from mmdeploy_ext.runtime.anchor3d.boxes import AnchorRule, decode
 from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 

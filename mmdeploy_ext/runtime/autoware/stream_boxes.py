@@ -6,8 +6,6 @@ lib/network/network.cpp:52-78, config/camera_streampetr.param.yaml (formulas and
 Glossary: K classes, P columns.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar
 

@@ -3,8 +3,6 @@
 Glossary: N cameras.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError

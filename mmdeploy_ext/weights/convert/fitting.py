@@ -1,7 +1,5 @@
 """What every converter does besides renaming: the model's tensors, an account of every key, and the file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Checkpoints of mmdet 3 (mmengine) as those of mmdet 2.28: names, and what is kept of `meta`."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ and `{{_base_.name}}`. As with mmcv, a config is Python and is run: read those t
 A checkpoint of mmengine has its whole config as text, `meta.cfg`: that is read as data, and not run.
 """
 
-from __future__ import annotations
-
 import ast
 import copy
 import re

@@ -5,8 +5,6 @@ others of the same architectures is here; any other key has to be one that mmdet
 configs of both, compared key by key.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -5,8 +5,6 @@ Source: the state dicts that mmdet 3.3.0 and mmdet 2.28.2 build of the same conf
 Mask2Former, RPN alone (plain and with guided anchors) and YOLACT. No tensor changes its shape.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable
 from typing import Any

@@ -5,8 +5,6 @@ Source: mmdet 3.3.0 `DetDataPreprocessor`, mmengine 0.10.7 `ImgDataPreprocessor`
 `datasets/pipelines`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

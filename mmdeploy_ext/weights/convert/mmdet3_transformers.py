@@ -4,8 +4,6 @@ Source: mmdet 3.3.0 `models/layers/transformer`, mmdet 2.28.2 `models/utils/tran
 of both.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError

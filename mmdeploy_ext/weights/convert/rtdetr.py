@@ -3,8 +3,6 @@
 The names kept are the original's. Source of the mapping: shared/golden/rtdetr/MAPPING.md.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Source: shared/golden/rtdetr/MAPPING.md; transformers 4.x (and the hub) and 5.x spell some names differently.
 """
 
-from __future__ import annotations
-
 import mmap
 import re
 from collections.abc import Collection, Iterable

@@ -1,7 +1,5 @@
 """Files of RT-DETR: which weights one holds, and of which repository. Reads .pth, .bin and .safetensors."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping

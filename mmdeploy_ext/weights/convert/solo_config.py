@@ -3,8 +3,6 @@
 Source of the differences: WXinlong/SOLO f4cd03b `configs/solo`, `configs/solov2` against mmdet 2.28.2's.
 """
 
-from __future__ import annotations
-
 import ast
 import math
 import re

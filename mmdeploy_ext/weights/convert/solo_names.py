@@ -4,8 +4,6 @@ Source of the names: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask
 `models/dense_heads`. Both build the same modules; no tensor changes its shape, no class is shifted.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable
 from typing import Any

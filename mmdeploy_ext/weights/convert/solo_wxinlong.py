@@ -1,7 +1,5 @@
 """Checkpoints of the original SOLO repository (WXinlong/SOLO) as those of mmdet 2.28.2."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checkpoints of other repositories that are given unconverted: the message, and what converts them."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Callable, Collection
 from typing import Any

@@ -7,8 +7,6 @@ Source of the algorithm: see `runtime/two_stage_masks/model.py`. Glossary: B bat
 their side, s pixels along an axis, h, w size of the result.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
