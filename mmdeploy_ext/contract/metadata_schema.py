@@ -9,8 +9,8 @@ from mmdeploy_ext.contract.schema import (
     Check,
     Mismatch,
     anything,
-    complete,
     exactly,
+    full_record,
     items,
     mapping,
     maybe,
@@ -53,7 +53,7 @@ def _rig(rule: Mapping[str, Any], where: str) -> None:
         raise Mismatch(f'cameras has {count} names, expected num_cameras, {rule["num_cameras"]}')
 
 
-MULTIVIEW = complete(
+MULTIVIEW = full_record(
     **COLOURS,
     kind=one_of('multiview'),
     source=exactly(2, PIXELS),
@@ -76,7 +76,7 @@ VOXEL_FIELDS = dict(
     mode=one_of('hard', 'dynamic'),
 )
 VOXELS = record(VOXEL_FIELDS, tuple(VOXEL_FIELDS)[:-1])
-FUSION = complete(
+FUSION = full_record(
     kind=one_of('fusion'), views=maybe(MULTIVIEW), voxels=maybe(VOXELS), sweeps=number(0, 1000, whole=True)
 )
 
@@ -138,14 +138,14 @@ def _names(spec: Mapping[str, Any], where: str) -> None:
             raise Mismatch(f'state[{index}] is {[source, target]}, expected an output and an input')
 
 
-SPEC = complete(
+SPEC = full_record(
     name=NAME, inputs=items(TENSOR, 1), outputs=items(TENSOR, 1), state=items(exactly(2, NAME)), also=_names
 )
 CHOICES = dict(schemas((*families.DETECTOR, *options.DRIVE)), cfg_options=mapping(anything))
 OPTIONS = record(CHOICES, ('opset', 'exporter'), closed=False)
 SPARSE_OPTIONS = record(CHOICES | schemas(options.SPARSE), closed=False)
-EDIT = complete(command=NAME, arguments=mapping(anything), versions=mapping(text()))
-TABLE = complete(
+EDIT = full_record(command=NAME, arguments=mapping(anything), versions=mapping(text()))
+TABLE = full_record(
     name=NAME,
     level_in=number(0, 63, whole=True),
     level_out=number(0, 63, whole=True),
@@ -155,7 +155,7 @@ TABLE = complete(
     padding=exactly(3, number(0, 1024, whole=True)),
     dilation=exactly(3, number(1, 1024, whole=True)),
 )
-SCATTER = complete(name=NAME, level=number(0, 63, whole=True), axes=exactly(3, number(0, 2, whole=True)))
+SCATTER = full_record(name=NAME, level=number(0, 63, whole=True), axes=exactly(3, number(0, 2, whole=True)))
 
 
 def _levels(plan: Mapping[str, Any], where: str) -> None:
@@ -177,7 +177,7 @@ def _levels(plan: Mapping[str, Any], where: str) -> None:
             )
 
 
-PLAN = complete(
+PLAN = full_record(
     spatial_shape=TRIPLE,
     tables=items(TABLE),
     scatters=items(SCATTER),
@@ -185,7 +185,7 @@ PLAN = complete(
     table_of=mapping(NAME),
     also=_levels,
 )
-SCN = complete(
+SCN = full_record(
     form=one_of('buckets', 'tables'),
     order=one_of('xyz', 'zyx'),
     in_channels=number(1, 1024, whole=True),

@@ -142,12 +142,12 @@ def record(
     return check
 
 
-def complete(*, also: Check | None = None, closed: bool = True, **fields: Check) -> Check:
+def full_record(*, also: Check | None = None, closed: bool = True, **fields: Check) -> Check:
     """Return a check of a dict that has all of these keys; see `record`."""
     return record(fields, tuple(fields), also, closed)
 
 
-def told(*, also: Check | None = None, **fields: Check) -> Check:
+def open_record(*, also: Check | None = None, **fields: Check) -> Check:
     """Return a check of what a file tells its consumer: any key may be missing, and there may be others."""
     return record(fields, also=also, closed=False)
 

@@ -156,12 +156,12 @@ def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     That gives `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes` (B, n, 4)
     and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
     """
-    labels = outputs['labels']
     for name, kind, field in (('boxes', Detections, 'bboxes_xyxy'), ('masks', Instances, 'masks')):
-        if {name, 'scores'} <= outputs.keys():
-            return unpadded(kind, scores=outputs['scores'], labels=labels, **{field: outputs[name]})
+        if {'labels', name, 'scores'} <= outputs.keys():
+            own = {field: outputs[name]}
+            return unpadded(kind, scores=outputs['scores'], labels=outputs['labels'], **own)
     dets = outputs['dets']
-    return unpadded(Detections, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], labels=labels)
+    return unpadded(Detections, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], labels=outputs['labels'])
 
 
 def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Detectors with anchors in 3D: their options, and what their files tell `runtime/anchor3d`."""
 
-from mmdeploy_ext.contract.schema import items, number, one_of, told
+from mmdeploy_ext.contract.schema import items, number, one_of, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE
 
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     points=one_of('pillars'),
     num_classes=COUNT,
     code_size=number(7, 9, whole=True),

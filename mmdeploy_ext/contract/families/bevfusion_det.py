@@ -5,7 +5,17 @@ from typing import Any
 
 from mmdeploy_ext.contract.options import CONTRACT as DECLARED
 from mmdeploy_ext.contract.options import SPARSE_FORM
-from mmdeploy_ext.contract.schema import complete, either, exactly, items, maybe, number, one_of, record, told
+from mmdeploy_ext.contract.schema import (
+    either,
+    exactly,
+    full_record,
+    items,
+    maybe,
+    number,
+    one_of,
+    open_record,
+    record,
+)
 from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, RANGE
 
 PORTABLE, CUDA, AUTOWARE = 'portable', 'cuda-bevfusion', 'autoware'
@@ -21,8 +31,8 @@ CONTRACT = dataclasses.replace(
 OPTIONS = (CONTRACT, dataclasses.replace(SPARSE_FORM, only_with=('contract', PORTABLE)))
 NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
 CLASSES = items(number(0, 1000, whole=True), 1)
-CIRCLE = complete(classes=CLASSES, radius=number(0), most=COUNT)
-ROTATED = complete(
+CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)
+ROTATED = full_record(
     classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)
 )
 
@@ -32,7 +42,7 @@ def _group(value: Any, where: str) -> None:
     (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, where)
 
 
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     sensors=items(one_of('camera', 'lidar'), 1, 2),
     queries=COUNT,
     uses_points=FLAG,

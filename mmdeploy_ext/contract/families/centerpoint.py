@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdeploy_ext.contract import options
-from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, told
+from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG, LIMIT, POSITIVE, RANGE, equal_lengths
 
 AUTOWARE = 'autoware'
@@ -30,7 +30,7 @@ def _circles(facts: Mapping[str, Any], where: str) -> None:
         raise Mismatch(f'post_center_limit_range has {count} numbers, expected 6 or none')
 
 
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     points=one_of('pillars'),
     num_classes=items(COUNT, 1, 64),
     voxel_size=exactly(2, POSITIVE),

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdeploy_ext.contract import dense_head
 from mmdeploy_ext.contract.options import MAX_CANDIDATES
-from mmdeploy_ext.contract.schema import number, told
+from mmdeploy_ext.contract.schema import number, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT, STRIDES, equal_lengths
 
 OPTIONS = (MAX_CANDIDATES,)
@@ -18,7 +18,7 @@ def _dense(facts: Mapping[str, Any], where: str) -> None:
     dense_head.together(facts, where)
 
 
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     score_thr=number(),
     nms_pre=LIMIT,
     iou_threshold=FRACTION,

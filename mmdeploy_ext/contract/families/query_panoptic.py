@@ -1,10 +1,10 @@
 """Detectors of queries that give panoptic maps: options, and what files tell `runtime/query_panoptic`."""
 
 from mmdeploy_ext.contract.families.query import OPTIONS
-from mmdeploy_ext.contract.schema import told
+from mmdeploy_ext.contract.schema import open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION
 
 __all__ = ['OPTIONS', 'POSTPROCESS']
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     num_classes=COUNT, num_things=COUNT, object_mask_thr=FRACTION, iou_thr=FRACTION, filter_low_score=FLAG
 )

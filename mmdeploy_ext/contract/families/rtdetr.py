@@ -2,7 +2,7 @@
 
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import OF_SOME
-from mmdeploy_ext.contract.schema import text, told
+from mmdeploy_ext.contract.schema import open_record, text
 from mmdeploy_ext.contract.values import COUNT, FLAG
 
 FUSE = Option(
@@ -24,6 +24,6 @@ DYNAMIC_BATCH = Option(
     'dynamic_batch', False, 'the batch stays dynamic, the size is fixed', schema=FLAG, group=OF_SOME
 )
 OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     max_per_img=COUNT, num_queries=COUNT, num_classes=COUNT, orig_target_sizes=text(), position_layout=text()
 )

@@ -2,7 +2,7 @@
 
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import MAX_CANDIDATES, OF_SOME
-from mmdeploy_ext.contract.schema import items, number, one_of, text, told
+from mmdeploy_ext.contract.schema import items, number, one_of, open_record, text
 from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT, POSITIVE, STRIDES, equal_lengths
 
 LAYOUT = Option(
@@ -15,7 +15,7 @@ LAYOUT = Option(
     group=OF_SOME,
 )
 OPTIONS = (LAYOUT, MAX_CANDIDATES)
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     score_thr=number(),
     mask_thr=FRACTION,
     filter_thr=number(),

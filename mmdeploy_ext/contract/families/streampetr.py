@@ -4,7 +4,7 @@ import dataclasses
 
 from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.option import Option
-from mmdeploy_ext.contract.schema import maybe, number, told
+from mmdeploy_ext.contract.schema import maybe, number, open_record
 from mmdeploy_ext.contract.values import COUNT, RANGE
 
 GROUP = 'multi-camera models (StreamPETR)'
@@ -58,7 +58,7 @@ NODE_IMAGES = Option(
     group=GROUP,
 )
 OPTIONS = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS, NODE_IMAGES)
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     max_num=COUNT,
     post_center_range=RANGE,
     score_threshold=maybe(number()),

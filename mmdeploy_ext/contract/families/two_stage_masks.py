@@ -3,7 +3,7 @@
 from mmdeploy_ext.contract.families import two_stage
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import OF_SOME
-from mmdeploy_ext.contract.schema import told
+from mmdeploy_ext.contract.schema import open_record
 from mmdeploy_ext.contract.values import FLAG, FRACTION
 
 PASTE_MASKS = Option(
@@ -18,4 +18,4 @@ PASTE_MASKS = Option(
 )
 OPTIONS = (*two_stage.OPTIONS, PASTE_MASKS)
 FACTS = dict(two_stage.FACTS, mask_thr=FRACTION)
-POSTPROCESS = told(**FACTS)
+POSTPROCESS = open_record(**FACTS)

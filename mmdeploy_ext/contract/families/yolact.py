@@ -1,9 +1,9 @@
 """YOLACT: what its files tell `runtime/yolact`."""
 
-from mmdeploy_ext.contract.schema import number, told
+from mmdeploy_ext.contract.schema import number, open_record
 from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT
 
-POSTPROCESS = told(
+POSTPROCESS = open_record(
     score_thr=number(),
     iou_thr=FRACTION,
     mask_thr=FRACTION,
