@@ -280,6 +280,7 @@ def test_a_file_of_older_rules_is_compared_with_a_decomposed_export(monkeypatch)
         return export_module(InPlace(False).eval(), (torch.rand(3, 4),), exporter='dynamo', opset=18)
 
     for rules, calls in ((2, 0), (GRAPH_RULES, 1), (2, 1)):
-        fresh._kept(deployment, ('raw',), types.SimpleNamespace(rules=rules), export)
+        metadata = types.SimpleNamespace(rules=rules, form='raw', edits=())
+        fresh._reference(deployment, ('fixed',), metadata, export).export()
         assert len(asked) == calls
     assert len(deployment.exports) == 2
