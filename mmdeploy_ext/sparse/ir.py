@@ -104,7 +104,7 @@ class SparseConvolution(Node):
         return int(self.weight.shape[0])
 
 
-TRIPLES = tuple(field.name for field in dataclasses.fields(SparseConvolution) if field.type == 'Triple')
+TRIPLES = tuple(field.name for field in dataclasses.fields(SparseConvolution) if field.type == Triple)
 """Fields of a convolution with a value per axis."""
 
 
