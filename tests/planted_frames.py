@@ -149,7 +149,9 @@ def _flat(original: Callable) -> Callable:
 
 
 planted(
-    'boxes stand on their centre', 'centerpoint', ('mmdeploy_ext.runtime.centerpoint.model:decode', _flat)
+    'boxes stand on their centre',
+    'centerpoint',
+    ('mmdeploy_ext.runtime.centerpoint.model:CenterPointOnnx.decode', _flat),
 )
 planted(
     'heat maps rounded to float16',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import importlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -37,16 +38,38 @@ FAULTS: list[Planted] = []
 
 
 def planted(name: str, families: str, *changes: tuple[str, Make]) -> None:
-    """Add a fault for each of some families (words); a change is what `replaced` takes."""
+    """Add a fault for each of some families (words); a change is what `replaced` takes.
+
+    A place that nothing calls in the end is an error: the fault would be none.
+    """
 
     @contextlib.contextmanager
     def apply() -> Iterator[None]:
+        called: set[str] = set()
         with contextlib.ExitStack() as stack:
             for place, make in changes:
-                stack.enter_context(replaced(place, make))
+                stack.enter_context(replaced(place, _noting(make, lambda place=place: called.add(place))))
             yield
+        idle = {place for place, _ in changes} - called
+        assert not idle, f'{name}: nothing called {", ".join(sorted(idle))}'
 
     FAULTS.extend(Planted(name, family, apply) for family in families.split())
+
+
+def _noting(make: Make, called: Callable[[], None]) -> Make:
+    """Return `make` whose function calls `called` first."""
+
+    def noting(original: Callable) -> Callable:
+        changed = make(original)
+
+        @functools.wraps(changed)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            called()
+            return changed(*args, **kwargs)
+
+        return noted
+
+    return noting
 
 
 @contextlib.contextmanager
