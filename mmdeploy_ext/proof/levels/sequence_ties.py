@@ -158,6 +158,7 @@ class RowPairing:
         chosen = [selection(*side, self.spec) for side in zip(sides, tensors, strict=True)]
         allowed = tie + 2 * min(score_error(*chosen, queries), most_error)
         affected, num_rows = self.affected, tensors[0][self.spec.places[0][0]].shape[1]
+        same = bool((queries >= 0).all()) and (self.rows is None or bool((self.rows >= 0).all()))
         differing = self.advance(*chosen, queries, num_rows)
         beyond, fault = [row for row in differing if not row.gap <= allowed], ''
         if beyond and not affected:  # rows of an earlier tie give other queries: the choice may differ
@@ -165,7 +166,7 @@ class RowPairing:
             places = f'row {worst.row}: queries {worst.reference} and {worst.candidate}'
             fault = f'{places}, scores {worst.gap:.2g} apart, allowed {allowed:.2g}'
         new = self.rows[: len(chosen[0].queries)]
-        parted = not affected and bool((new < 0).any()) and all(row.gap <= tie for row in differing)
+        parted = same and bool((new < 0).any()) and all(row.gap <= tie for row in differing)
         return Followed(queries, self.rows, len(differing) - len(beyond), fault, parted)
 
 
@@ -178,8 +179,8 @@ class Followed:
         rows: (n,) likewise of the memory's rows.
         ties: new rows that differ by a tie.
         fault: why rows differ by more than a tie.
-        parted: equal memories hold other rows since this frame, by scores that are a tie without any
-            allowance for errors.
+        parted: memories of the same rows, in whatever order, hold other ones since this frame, by scores
+            that are a tie without any allowance for errors.
     """
 
     queries: np.ndarray | None = None
