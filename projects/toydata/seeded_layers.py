@@ -144,10 +144,10 @@ def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[
         kept[layer].append(output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1))
 
     with contextlib.ExitStack() as stack:
-        for layer in layers:
+        for layer in kept:
             stack.enter_context(layer.register_forward_hook(hook))
         run()
-    return list(kept.values())
+    return [kept[layer] for layer in layers]
 
 
 Numbers = float | torch.Tensor

@@ -46,7 +46,7 @@ def detections(result: Mapping[str, Any]) -> Detections3D:
     """Return mmdet3d's result of one sample in descending score order; without velocities they are zero."""
     boxes = result['boxes_3d'].tensor.numpy()
     scores, labels = result['scores_3d'].numpy(), result['labels_3d'].numpy()
-    boxes = np.pad(boxes, ((0, 0), (0, 9 - boxes.shape[1])))
+    boxes = np.pad(boxes, ((0, 0), (0, max(9 - boxes.shape[1], 0))))
     order = np.argsort(-scores, kind='stable')
     return Detections3D(boxes[order], scores[order], labels[order].astype(np.int64))
 

@@ -57,6 +57,7 @@ class GridMask(nn.Module):
         period = int(torch.randint(2, max(height, 3), ()))
         thickness = min(max(int(period * 0.5 + 0.5), 1), period - 1)
         starts = [int(torch.randint(0, period, ())) for _ in range(2)]
+        torch.randint(0, 1, ())  # its angle is always 0, and takes a number of the seed's
         rows, columns = (
             _in_stripes(extent, period, thickness, start)
             for extent, start in zip((height, width), starts, strict=True)

@@ -205,6 +205,12 @@ def test_grid_equals_stripes_drawn_one_by_one(seed: int):
     assert torch.equal(mask, slow_grid(32, 48, period, thickness, start_y, start_x))
 
 
+def test_the_grids_of_a_seed_stay_what_they_were():
+    torch.manual_seed(0)
+    grid = GridMask()
+    assert [int(grid.draw(64, 96).sum()) for _ in range(4)] == [4527, 4665, 4274, 4576]
+
+
 def test_grid_mask_works_in_training_alone_and_sometimes():
     images, mask = torch.ones(2, 3, 32, 96), GridMask()
     torch.manual_seed(0)
