@@ -1,8 +1,7 @@
 """Nested lists, tuples and dicts of tensors and sizes: walked, copied, without the marks of sizes."""
 
 import copy
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,21 +25,13 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """Return nested values with every leaf changed."""
-    inner = functools.partial(mapped, change)
-    if isinstance(value, slice):
-        return slice(*map(inner, (value.start, value.stop, value.step)))
-    if isinstance(value, dict):
-        return {key: inner(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, '_fields'):
-        return type(value)(*map(inner, value))
-    return type(value)(map(inner, value)) if type(value) in (list, tuple, torch.Size) else change(value)
-
-
 def without_sizes(value: Any) -> Any:
-    """Return nested values with plain numbers in place of watched ones."""
-    return mapped(plain, value)
+    """Return nested values with plain numbers in place of watched ones; other classes are left alone."""
+    if isinstance(value, slice):
+        return slice(*map(without_sizes, (value.start, value.stop, value.step)))
+    if type(value) in (list, tuple, torch.Size):
+        return type(value)(map(without_sizes, value))
+    return {key: without_sizes(item) for key, item in value.items()} if type(value) is dict else plain(value)
 
 
 def copy_of(module: torch.nn.Module) -> torch.nn.Module:
@@ -53,4 +44,10 @@ def copy_of(module: torch.nn.Module) -> torch.nn.Module:
 
 def copies(value: Any) -> Any:
     """Return nested values with every tensor copied."""
-    return mapped(lambda one: one.detach().clone() if isinstance(one, torch.Tensor) else one, value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copies(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, '_fields'):
+        return type(value)(*map(copies, value))
+    return type(value)(map(copies, value)) if type(value) in (list, tuple) else value

@@ -55,9 +55,9 @@ def values_to_numpy(call: Call) -> None:
 
 def values_to_new_tensor(call: Call) -> None:
     """`torch.tensor([a.max(), b.max()])`: takes numbers out of tensors on its way."""
-    if call.name not in ('tensor', 'as_tensor') or isinstance(call.args[0], torch.Tensor):
+    if call.name not in ('tensor', 'as_tensor') or not call.mark.inputs:
         return
-    if call.mark.inputs:
+    if not isinstance(call.argument(0, 'data'), torch.Tensor):
         call.add('value-to-python', f'torch.{call.name}() of values that depend on {inputs_text(call)}')
 
 

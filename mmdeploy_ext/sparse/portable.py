@@ -108,14 +108,6 @@ class _Writer(NodeWriter):
         versions = dict(opset_imports=[helper.make_opsetid('', opset)], ir_version=8 if opset < 19 else 9)
         return helper.make_model(graph, producer_name='mm2onnx', **versions)
 
-    def _tap(self, name: str) -> onnx.ValueInfoProto:
-        sparse = [key for key in self.plan.level_of if key != '0']
-        if name not in sparse:
-            raise ExportError(f'tap {name!r} is not a sparse tensor of the graph; it has {", ".join(sparse)}')
-        level = f'M{self.plan.level_of[name]}'
-        self.op('Identity', [self._sites(self.tensors[name])], name)
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [level, self.channels[name]])
-
     def table_inputs(self, table: Table) -> None:
         """Declare a table's inputs.
 

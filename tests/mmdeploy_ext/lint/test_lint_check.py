@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,38 @@ def test_a_number_that_counts_the_calls_is_state():
              if one.rule == 'state-written']
     assert [(one.site.code, one.details) for one in found] == [
         ('self.frame += 1', ("attribute 'frame' is set",))]
+
+
+def test_a_module_of_two_names_is_reported_once():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.second(x)
+
+    found = check(Shared().train(), (X,), try_exports=False)
+    assert ['second' in str(one.details) for one in found if one.rule == 'state-written'] == [False]
+
+
+def test_a_tensor_of_data_by_name_is_one_of_values_where_they_depend_on_inputs():
+    assert not rules(lambda self, x: x + torch.tensor(data=[1.0]))
+    assert 'value-to-python' in rules(lambda self, x: x + torch.tensor(data=[x.max(), x.min(), x.sum()]))
+
+
+def test_arguments_of_a_function_keep_their_classes():
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, settings):
+            settings.move_to_end('scale')
+            return x * settings['scale']
+
+        @staticmethod
+        def symbolic(g, x, settings):
+            return g.op('Mul', x, x)
+
+    assert 'function-with-symbolic' in rules(lambda self, x: Scaled.apply(x, OrderedDict(scale=2.0)))
 
 
 def test_findings_of_one_line_are_one_with_a_count():
