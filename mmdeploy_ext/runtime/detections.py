@@ -141,7 +141,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     """Return COCO's uncompressed run lengths: column by column, beginning with zeros."""
     flat = mask.astype(bool).ravel(order='F')
     edges = np.flatnonzero(np.diff(flat, prepend=False))
-    return np.diff([0, *edges, flat.size]).tolist()
+    return np.diff([0, *edges, flat.size]).tolist() if flat.size else []
 
 
 def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:

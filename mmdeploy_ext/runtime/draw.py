@@ -253,6 +253,7 @@ def _encode(suffix: str, image_bgr: np.ndarray, *options: int) -> bytes:
 
 
 def write_picture(path: Path, image_bgr: np.ndarray) -> None:
-    """Write a picture atomically: PNG where its name says so, else JPEG."""
+    """Write a picture atomically: PNG where its name says so or nothing, else JPEG."""
+    encode = encode_png if path.suffix.lower() in ('', '.png') else encode_jpeg
     with atomic_path(path) as temporary:
-        temporary.write_bytes((encode_png if path.suffix.lower() == '.png' else encode_jpeg)(image_bgr))
+        temporary.write_bytes(encode(image_bgr))
