@@ -21,7 +21,7 @@ def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
-    """Return which boxes are kept, indices ascending: IoU with better ones that are kept is below `threshold`.
+    """Return which boxes are kept, indices ascending: IoU with better ones of them is below `threshold`.
 
     Boxes (n, 5), best first, are x, y, sizes along and across, yaw counter-clockwise in radians; with a
     threshold of 0 the first box alone is kept.
