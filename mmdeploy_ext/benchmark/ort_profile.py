@@ -21,8 +21,8 @@ def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> d
     """Run a file in an ONNX Runtime session of its own with the profiler on; feeds may be more than it takes.
 
     Returns:
-        `operators`: the `most` operator types with calls and milliseconds per run and their share; `nodes`:
-        the same of single nodes; `parts`: by stage of the chain that was exported; `runs`.
+        `operators`: the ten slowest operator types with calls and milliseconds per run and their share;
+        `nodes`: the same of single nodes; `parts`: by stage of the chain that was exported; `runs`.
     """
     with tempfile.TemporaryDirectory(prefix='mm2onnx_profile_') as folder:
         prefix = str(Path(folder) / 'ort')

@@ -49,7 +49,7 @@ class PublishedDetector(Network):
             return self.model(return_loss=False, rescale=True, **data)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class BackendDetector(Network):
     """A detector of images whose network is a backend: PyTorch or an ONNX engine; see `loop.Network`.
 
@@ -129,7 +129,7 @@ class BackendDetector(Network):
                 self.dump.write(index, own, meanings=meanings)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class FrameDetector(Network):
     """A model of frames on any engine; see `loop.Network`.
 

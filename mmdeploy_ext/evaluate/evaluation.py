@@ -83,7 +83,7 @@ def build_dataset(cfg: Any) -> Dataset:
     return dataset
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Samples:
     """Samples of a data set; what numpy and `random` draw in its pipeline follows from the index alone.
 

@@ -26,10 +26,7 @@ def held(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 def versions(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
     """Return name of an attribute or buffer -> identity and version of its tensors."""
     values = {name: value for name, value in held(module) if not name.split('.')[-1].startswith(HOOKS)}
-    for (
-        path,
-        part,
-    ) in module.named_modules():  # `named_buffers` gives a module with two names, or a buffer, twice
+    for path, part in module.named_modules():  # `named_buffers` may give what has two names twice, or once
         values.update({f'{path}.{name}'.lstrip('.'): one for name, one in part._buffers.items()})
     return {name: [(id(one), one._version) for one in tensors_in(value)] for name, value in values.items()}
 

@@ -177,7 +177,8 @@ def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:
     """
 
     def allowed(group: ColumnGroup) -> ColumnGroup:
-        return dataclasses.replace(group, atol=group.atol + FAR * distance_m * (group.unit == 'm'))
+        far = FAR * distance_m if group.unit == 'm' else 0.0
+        return dataclasses.replace(group, atol=group.atol + far)
 
     outputs = (
         dataclasses.replace(tensor, groups=tuple(map(allowed, tensor.column_groups)))

@@ -96,7 +96,7 @@ def naming(path: str | Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         text = str(error)
-        named = text.startswith((f'{path}', f'{Path(path)}'))
+        named = text.startswith((f'{path}:', f'{Path(path)}:'))
         raise CheckpointError(text if named else f'{path}: {text}') from error
 
 

@@ -81,7 +81,8 @@ class Record:
                     f'{path}: is a record of format {content["format"]}, expected {FORMAT}; build it again'
                 )
             for name in ('inputs', 'outputs'):
-                fields[name] = tuple(map(Port.from_json, fields[name]))
+                ports = ((one['name'], one['dtype'], tuple(one['shape'])) for one in fields[name])
+                fields[name] = tuple(Port(*port) for port in ports)
             for name in ('architectures', 'keep_fp32', 'constants'):
                 fields[name] = tuple(fields[name])
             return cls(**fields)

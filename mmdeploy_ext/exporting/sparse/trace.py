@@ -115,8 +115,8 @@ def _watched(module: nn.Module, recorder: Recorder) -> Iterator[None]:
         for path, part in module.named_modules():
             for handle in recorder.hook(path, part):
                 stack.callback(handle.remove)
-            flags = [name for name in ('training', 'record_voxel_count') if getattr(part, name, False)]
-            stack.enter_context(patched(part, **dict.fromkeys(flags, False)))
+            flags = [name for name in ('record_voxel_count',) if getattr(part, name, False)]
+            stack.enter_context(patched(part, training=False, **dict.fromkeys(flags, False)))
         original = SparseConvTensor.dense
 
         def dense(tensor: SparseConvTensor, channels_first: bool = True) -> torch.Tensor:

@@ -199,7 +199,7 @@ class Pairing:
                 continue  # the indices of a top-k are not its values
             here = bool(module) and _made_in(record, module)
             distance = _distance(value, record.value)
-            if here or distance <= SIMILAR:
+            if here or not distance > SIMILAR:  # NaN where a mask is infinite: its place alone tells
                 ranks.append((not here, distance, index))
         return min(ranks)[2] if ranks else None
 

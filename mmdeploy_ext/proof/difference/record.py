@@ -170,7 +170,7 @@ def record_stages(stages: Sequence[Stage], inputs: Mapping[str, torch.Tensor]) -
             for name in stage.outputs:
                 recorder.name(name, tensors[name])
     for name, tensor in taps.items():
-        if name not in tensors and _tensors(tensor):
+        if name not in tensors and isinstance(tensor, torch.Tensor) and tensor.numel():
             recorder.name(name, tensor)
     return recorder
 

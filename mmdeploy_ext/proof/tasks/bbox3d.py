@@ -78,7 +78,7 @@ match_detections = functools.partial(
 """See `matching.match_lists`; boxes are in the LiDAR frame, other bars are `distance_bar` and `corner_bar`.
 
 What replaces the IoU are bars for the centre, the sizes, the yaw and the velocity; the row has its
-`worst_distance` in metres, and its `worst_iou` says nothing and is 1.
+`worst_distance` in metres, and its `worst_iou` says nothing: 1, or 0 of lists that cannot be compared.
 """
 
 

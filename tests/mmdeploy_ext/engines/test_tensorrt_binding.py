@@ -7,6 +7,7 @@ import pytest
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.tensorrt.binding import Port, Session, check_ports, read_ports
+from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record
 from mmdeploy_ext.proof.tensorrt import compare_outputs
 from toy_engines import CpuEngine, HostMemory
 
@@ -84,3 +85,15 @@ def test_the_proof_passes_rounding():
     half = X.astype(np.float16).astype(np.float32) + np.float32(1e-3)
     assert all(row.passed for row in compare_outputs({'y': X}, {'y': half}, half=True))
     assert not all(row.passed for row in compare_outputs({'y': X}, {'y': X + np.float32(0.01)}, half=False))
+
+
+NO_SHAPE = dict(name='x', dtype='float32', shape=None)
+
+
+@pytest.mark.parametrize('ports', [[['a', 'float32', [1]]], ['x'], 'abc', [None], [NO_SHAPE]])
+def test_a_record_with_damaged_ports_is_named(ports):
+    built = ('tensorrt-rtx', '1', (86,), '', 0, 'm.onnx', '', AS_GIVEN, (), ())
+    record = Record(*built, STATED, STATED, {}, {}, {})
+    assert Record.from_json(record.to_json()) == record
+    with pytest.raises(ModelFileError, match=r'^m\.json: is not a record of an engine'):
+        Record.from_json({**record.to_json(), 'inputs': ports}, 'm.json')

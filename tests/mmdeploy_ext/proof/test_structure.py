@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proof.levels.structure import _names
+from mmdeploy_ext.proof.levels.structure import _inputs_used, _names
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,24 @@ def test_defaults_of_optional_inputs_are_those_of_the_spec(value, said):
     assert (check.passed, check.detail) == (not said, said)
     required = _names(model, GraphSpec('g', (TensorSpec('size', 'float32', ('B', 2)),), (y,)))[0]
     assert required.passed == (value is None)
+
+
+def test_an_input_that_only_a_branch_within_a_branch_reads_reaches_an_output():
+    def branch(node, name):
+        return helper.make_graph(
+            [node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])]
+        )
+
+    def chosen(name, body):
+        other = branch(helper.make_node('Neg', ['z'], [f'{name}_else']), f'{name}_else')
+        return helper.make_node('If', ['c'], [name], then_branch=body, else_branch=other)
+
+    inner = branch(helper.make_node('Neg', ['x'], ['inner']), 'inner')
+    model = helper.make_model(
+        helper.make_graph([chosen('y', branch(chosen('middle', inner), 'middle'))], 'g', [], [])
+    )
+    inputs = (TensorSpec('c', 'bool', ()), *(TensorSpec(name, 'float32', (2,)) for name in 'xz'))
+    spec = GraphSpec('g', inputs, (TensorSpec('y', 'float32', (2,)),))
+    assert _inputs_used(model, spec).passed
+    more = GraphSpec('g', (*inputs, TensorSpec('w', 'float32', (2,))), spec.outputs)
+    assert _inputs_used(model, more).detail == 'frozen: w'

@@ -409,6 +409,16 @@ def test_a_pass_that_fails_leaves_nothing_behind():
     assert torch.overrides._get_current_function_mode() is None
 
 
+def test_a_part_that_forward_puts_into_training_is_as_it_was():
+    def function(self, x):
+        self.relu.train()
+        return self.conv(x)
+
+    model = Calls(function).eval()
+    trace(model, order='zyx', spatial_shape=GRID, in_channels=4)
+    assert not model.relu.training
+
+
 def test_counting_of_voxels_is_not_disturbed():
     model = SparseSequential(spconv.SparseConv3d(4, 4, 3, bias=False, record_voxel_count=True))
     counted = model[0].max_num_voxels_during_training

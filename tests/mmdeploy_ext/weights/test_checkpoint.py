@@ -116,3 +116,10 @@ def test_loading_leaves_torchs_own_allow_list_as_it_was(tmp_path):
     torch.save(tiny().state_dict(), tmp_path / 'w.pth')
     load_checkpoint(tmp_path / 'w.pth')
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_file_is_named_also_where_the_message_begins_like_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({'x.weight': torch.ones(1), 'module.x.weight': torch.ones(1)}, 'x')
+    with pytest.raises(CheckpointError, match=r'^x: x\.weight and module\.x\.weight both become'):
+        load_checkpoint('x')
