@@ -115,9 +115,10 @@ def test_no_fault_in_our_own_code_is_proven(name, tmp_path):
     faults = [fault for fault in FAULTS if fault.family == name]
     for index, fault in enumerate(faults):
         toy.forget_exports()
-        with fault.apply():
+        with fault.apply() as idle:
             assert toy.reference_bytes() == right, f'{fault.name}: the reference has the fault, too'
             verdict = toy.prove(toy.export(tmp_path / str(index)))
+            assert not idle(), f'{fault.name}: nothing called {", ".join(idle())}'
         graphs = [reason for reason in level_1_reasons(verdict) if 'fresh export' in reason]
         assert not graphs, f'{fault.name}: the fresh export does not have it'
         proven += [fault.name] * verdict.passed
