@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import tempfile
@@ -73,9 +74,9 @@ class Toy:
         """Return the same bit for bit."""
         return [array.tobytes() for array in self.reference()]
 
-    def forget_exports(self) -> None:
-        """Let the next fresh export be made anew: code has changed."""
-        getattr(self.deployment, 'exports', {}).clear()
+    def anew(self) -> Toy:
+        """Return the toy with nothing loaded or exported yet: for code that has changed."""
+        return dataclasses.replace(self)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -134,7 +135,9 @@ class Frames(Toy):
     @functools.cached_property
     def deployment(self) -> Any:
         """See `Toy`."""
-        return self.load()
+        deployment = copy.copy(self.load())
+        deployment.exports = {}
+        return deployment
 
     def export(self, folder: Path) -> list[str]:
         """See `Toy`."""
@@ -208,9 +211,9 @@ def _centerpoint() -> Any:
 
 PETR_GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 TOYS: dict[str, Toy] = dict(
-    atss=Pictures('atss_toy'),
-    solov2=Pictures('solov2_toy'),
-    decoupled_solo=Pictures('decoupled_solo_toy'),
+    dense=Pictures('atss_toy'),
+    solo=Pictures('solov2_toy'),
+    solo_decoupled=Pictures('decoupled_solo_toy'),
     rtdetr=Pictures('rtdetr_toy'),
     streampetr=Frames(PETR_GRAPHS, petr.deployment, lambda: petr.drive(FRAMES)),
     centerpoint=Frames(('backbone', 'head'), _centerpoint, _sweeps),

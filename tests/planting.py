@@ -28,11 +28,14 @@ class Planted:
         family: toy whose export has it: key of `mutation_toys.TOYS`.
         apply: gives the context inside which our code has the fault; entering it gives a function that lists
             the changed places which nothing has called so far.
+        shared: the code is that of the PyTorch side too (pictures, class names, sweeps): the results of the
+            reference may change with it. Of other faults they have to stay the same, bit for bit.
     """
 
     name: str
     family: str
     apply: Callable[[], contextlib.AbstractContextManager[Idle]]
+    shared: bool = False
 
 
 OURS = ('mmdeploy_ext', 'projects')
@@ -40,9 +43,17 @@ FAULTS: list[Planted] = []
 """All of them; filled by the modules that `planted_faults` imports."""
 
 
-def planted(name: str, families: str, *changes: tuple[str, Make]) -> None:
-    """Add a fault for each of some families (words); a change is what `replaced` takes."""
-    FAULTS.extend(Planted(name, family, lambda: _all_replaced(changes)) for family in families.split())
+def planted(name: str, families: str, *changes: tuple[str, Make], shared: bool = False) -> None:
+    """Add a fault to each of several toys.
+
+    Args:
+        name: what is wrong; the same toy has no other fault of this name.
+        families: keys of `mutation_toys.TOYS`, as words.
+        changes: what `replaced` takes, each; all are applied together.
+        shared: see `Planted`.
+    """
+    for family in families.split():
+        FAULTS.append(Planted(name, family, lambda: _all_replaced(changes), shared))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,163 @@
+"""Faults in our own code, each with a fresh export and its proof: `python tests/fault_run.py --family dense`.
+
+A fresh export has the fault too, so that level 1 finds the same graph: inputs and other checks alone can
+tell. The exit status is 1 where a file with a fault is PROVEN, or where a fault shows nothing: nothing called
+it, it changed the reference without being declared as one of shared code, or the export failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+REPO = Path(__file__).resolve().parents[1]
+if __name__ == '__main__':
+    sys.path.insert(0, str(REPO))
+
+from mmdeploy_ext.core import cli  # noqa: E402
+from mmdeploy_ext.core.errors import Mm2OnnxError  # noqa: E402
+from mmdeploy_ext.stack import compat  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from mutation_toys import Toy
+    from planting import Planted
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of one fault.
+
+    Attributes:
+        family: toy, a key of `mutation_toys.TOYS`.
+        name: of the fault.
+        proven: the proof of a file with the fault passed.
+        reason: the verdict, or what the proof found first.
+        problems: why the run shows nothing about the proof.
+        cpu_s: seconds of CPU.
+    """
+
+    family: str
+    name: str
+    proven: bool = False
+    reason: str = ''
+    problems: list[str] = dataclasses.field(default_factory=list)
+    cpu_s: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the fault was there and was refused."""
+        return not self.proven and not self.problems
+
+
+def run_fault(toy: Toy, fault: Planted, right: Sequence[bytes], folder: Path) -> Outcome:
+    """Export and prove a toy with a fault, loaded anew.
+
+    Args:
+        toy: without the fault.
+        fault: that is applied.
+        right: results of the reference without the fault, `Toy.reference_bytes`.
+        folder: of the files.
+    """
+    from refusal import Refused, stopped_at_refusal
+
+    outcome, start = Outcome(fault.family, fault.name), time.process_time()
+    with fault.apply() as idle:
+        faulty = toy.anew()
+        if faulty.reference_bytes() != right and not fault.shared:
+            outcome.problems.append('the reference has the fault too; declare it as shared=True if it has to')
+        try:
+            with stopped_at_refusal():
+                verdict = faulty.prove(faulty.export(folder))
+            outcome.proven, outcome.reason = verdict.passed, verdict.title
+        except Refused as refusal:
+            outcome.reason = str(refusal)
+            if 'from a fresh export' in outcome.reason:
+                outcome.problems.append('the fresh export does not have the fault')
+        except Mm2OnnxError as error:
+            outcome.reason = f'refused: {error}'
+        except Exception:
+            outcome.problems.append(traceback.format_exc())
+        if idle():
+            outcome.problems.append(f'nothing called {", ".join(idle())}')
+    outcome.cpu_s = round(time.process_time() - start, 2)
+    return outcome
+
+
+def run_faults(family: str, words: str = '') -> Iterator[Outcome]:
+    """Yield the outcome of every fault of a toy whose name has some words."""
+    from mutation_toys import TOYS
+    from planted_faults import FAULTS
+
+    toy = TOYS[family]
+    faults = [fault for fault in FAULTS if fault.family == family and words in fault.name]
+    right = toy.reference_bytes() if faults else []
+    for fault in faults:
+        with tempfile.TemporaryDirectory(prefix='fault_') as folder:
+            yield run_fault(toy, fault, right, Path(folder) / 'export')
+
+
+def untouched(family: str) -> Outcome:
+    """Return the outcome of a toy without a fault; it is the only one that has to be proven."""
+    from mutation_toys import TOYS
+
+    toy, start = TOYS[family].anew(), time.process_time()
+    with tempfile.TemporaryDirectory(prefix='fault_') as folder:
+        verdict = toy.prove(toy.export(Path(folder) / 'export'))
+    seconds = round(time.process_time() - start, 2)
+    return Outcome(family, 'no fault', verdict.passed, verdict.title, cpu_s=seconds)
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Print a line, and problems below it."""
+    title = 'PROVEN' if outcome.proven else 'ok' if outcome.passed else 'PROBLEM'
+    print(f'{title:8} {outcome.family}: {outcome.name} ({outcome.cpu_s} s): {outcome.reason[:150]}')
+    for problem in outcome.problems:
+        print(f'         {problem}')
+    sys.stdout.flush()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(description='Prove toys with faults in our own code: none may be PROVEN.')
+    add = cli.adder(parser)
+    add('--family NAME...', 'toys of mutation_toys.TOYS (default: all)')
+    add('--fault WORDS', 'only faults whose name has these words', default='')
+    add('--right', 'first prove each toy without a fault')
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the faults and print what became of them."""
+    cli.wait_passively()
+    compat.apply()
+    logging.disable(logging.INFO)  # of mmcv, which lists every weight
+    from mutation_toys import TOYS
+
+    outcomes = []
+    for family in args.family or TOYS:
+        if args.right:
+            right = untouched(family)
+            print_outcome(right)
+            outcomes.append(dataclasses.replace(right, proven=not right.proven))
+        for outcome in run_faults(family, args.fault):
+            print_outcome(outcome)
+            outcomes.append(outcome)
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Run the command."""
+    return cli.run(run, build_parser(), argv)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

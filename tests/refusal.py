@@ -1,0 +1,67 @@
+"""Proofs that end at the first thing that fails: what is wrong cannot become PROVEN by more inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.proof import ladder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.proof.verdict import Verdict
+
+
+class Refused(Exception):
+    """A proof has failed; the message is the first reason."""
+
+
+def first_reason(verdict: Verdict) -> str:
+    """Return what fails first in a verdict that may not be complete; '' where everything passed so far."""
+    for graph in verdict.graphs:
+        if not graph.passed:
+            return f'graph: {graph.text}'
+    for check in verdict.structure:
+        if not check.passed:
+            return f'{check.name}: {check.detail}'
+    for case in verdict.cases:
+        if not case.passed:
+            return f'input: {case.name}'
+    for row in verdict.sequence:
+        if not row.passed:
+            return f'sequence: {row.title}'
+    return '; '.join(verdict.reasons)
+
+
+@contextlib.contextmanager
+def stopped_at_refusal() -> Iterator[None]:
+    """Inside the block every proof raises `Refused` as soon as one of its parts fails."""
+    open_proof = ladder.open_proof
+
+    def opened(*args: Any, **settings: Any) -> Any:
+        proof = open_proof(*args, **settings)
+        check, run = proof.check, proof.run
+
+        def checked(*claims: Any) -> Verdict:
+            check(*claims)
+            stop_at_reason()
+            return proof.verdict
+
+        def ran(proof_input: Any) -> None:
+            run(proof_input)
+            stop_at_reason()
+
+        def stop_at_reason() -> None:
+            reason = first_reason(proof.verdict)
+            if reason:
+                raise Refused(reason)
+
+        proof.check, proof.run = checked, ran
+        return proof
+
+    ladder.open_proof = opened
+    try:
+        yield
+    finally:
+        ladder.open_proof = open_proof
