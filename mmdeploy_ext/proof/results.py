@@ -84,6 +84,70 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True)
+class PreprocessingDifference:
+    """One value that the rule in a file makes of a sample otherwise than the config's test pipeline.
+
+    Attributes:
+        sample: title of the picture, frame or sweep.
+        name: of the value: 'tensor', or a key of its metadata, such as 'img_shape'.
+        got: what the rule in the file's metadata makes of the sample, in words.
+        expected: what the config's test pipeline makes of it, in words.
+    """
+
+    sample: str
+    name: str
+    got: str
+    expected: str
+
+    @property
+    def text(self) -> str:
+        """The difference as one line."""
+        return f'{self.sample}: {self.name}: got {self.got}, expected {self.expected}'
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessingResult:
+    """Samples as the rule in the file's metadata prepares them, compared with the config's test pipeline.
+
+    Both start from the same files on disk: the pipeline with its own reader, the rule with the one that
+    `mm2onnx run` uses.
+
+    Attributes:
+        samples: titles of the samples that were compared.
+        unit: what one sample is called: 'picture', 'frame' or 'sweep'.
+        differences: every value that differs.
+        note: how the pipeline was changed to the options of the file, e.g. 'at 608x608'.
+        error: why the pipeline or the rule could not run at all.
+    """
+
+    samples: tuple[str, ...]
+    unit: str = 'picture'
+    differences: tuple[PreprocessingDifference, ...] = ()
+    note: str = ''
+    error: str = ''
+
+    @property
+    def passed(self) -> bool:
+        """Whether at least one sample was compared, and every value was equal."""
+        return bool(self.samples) and not self.differences and not self.error
+
+    @property
+    def text(self) -> str:
+        """The line of the verdict."""
+        pipeline = f"the config's test pipeline{f' {self.note}' if self.note else ''}"
+        if self.error:
+            return f'not compared with {pipeline}: {self.error}'
+        if not self.samples:
+            return f'no {self.unit} was compared with {pipeline}'
+        if not self.differences:
+            plural = 's' if len(self.samples) > 1 else ''
+            return f'equal to {pipeline} ({len(self.samples)} {self.unit}{plural})'
+        shown = '; '.join(difference.text for difference in self.differences[:SHOWN])
+        more = f'; and {len(self.differences) - SHOWN} more' if len(self.differences) > SHOWN else ''
+        return f'differs from {pipeline}: {shown}{more}'
+
+
+@dataclasses.dataclass(frozen=True)
 class DetectionRow:
     """Detections of one image or frame, ONNX against PyTorch, matched by class and place (level 3).
 

@@ -7,7 +7,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.proof.results import Case, Check, GraphResult, MetricRow, SequenceRow
+    from mmdeploy_ext.proof.results import (
+        Case,
+        Check,
+        GraphResult,
+        MetricRow,
+        PreprocessingResult,
+        SequenceRow,
+    )
 
 
 @dataclasses.dataclass
@@ -18,6 +25,8 @@ class Verdict:
         subject: file, family, form, config, checkpoint, hashes, versions, engine: printed as they are.
         graphs: level 1, first of all: the graph of every file.
         structure: the other checks of level 1.
+        preprocessing: samples prepared by the rule in the file and by the config's test pipeline; None in
+            kinds of proofs that do not compare them yet.
         cases: levels 2 and 3.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
@@ -35,6 +44,7 @@ class Verdict:
     notes: list[str] = dataclasses.field(default_factory=list)
     sequence: list[SequenceRow] = dataclasses.field(default_factory=list)
     graphs: list[GraphResult] = dataclasses.field(default_factory=list)
+    preprocessing: PreprocessingResult | None = None
 
     @property
     def precision(self) -> str:
@@ -84,6 +94,8 @@ class Verdict:
         """Whether everything passed, and something was compared at all, on an input that was not traced."""
         unseen = any(not case.traced for case in self.cases)
         found = [*self.graphs, *self.structure, *self.cases, *self.sequence, *self.metrics]
+        if self.preprocessing is not None:
+            found.append(self.preprocessing)
         judged = bool(self.graphs and self.structure and unseen) and not self.reasons
         return judged and all(one.passed for one in found)
 
@@ -122,6 +134,8 @@ class Verdict:
             entry.update(text=graph.text, passed=graph.passed)
             for difference, plain in zip(graph.differences, entry['differences'], strict=True):
                 plain['text'] = difference.text
+        if self.preprocessing is not None:
+            content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
         for entry in content['metrics']:
             entry['difference'] = abs(entry['candidate'] - entry['reference'])
         return _plain(content)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.proof.results import Case, Check
+    from mmdeploy_ext.proof.results import Case, Check, PreprocessingResult
 
 
 class Proof(abc.ABC):
@@ -83,6 +83,13 @@ class Proof(abc.ABC):
     def checks(self, file: Any) -> list[Check]:
         """Return whether a file is valid, and its metadata agree with contract, config and options."""
 
+    def preprocessing(self) -> PreprocessingResult | None:
+        """Compare samples prepared by the rule in the files with those of the config's own test pipeline.
+
+        The reference side calls no code of `inputs/`. None: this kind of proof has no such comparison yet.
+        """
+        return None
+
     def _subject(self) -> dict[str, Any]:
         deployment, paths = self.deployment, self.paths
         return dict(
@@ -115,6 +122,7 @@ class Proof(abc.ABC):
             ]
             verdict.notes += [note for note in notes if note not in verdict.notes]
         verdict.structure += asked_checks(self.files[-1].options, asked or {})
+        verdict.preprocessing = self.preprocessing()
         return verdict
 
     @abc.abstractmethod

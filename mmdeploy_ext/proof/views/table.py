@@ -40,6 +40,9 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         console.print(f'[red]FAILED[/red] {said}', soft_wrap=True)
     if verdict.structure and not failed:
         console.print(f'structure: {len(verdict.structure)} checks passed')
+    if verdict.preprocessing is not None:
+        mark = '' if verdict.preprocessing.passed else '[red]FAILED[/red] '
+        console.print(f'{mark}preprocessing: {escape(verdict.preprocessing.text)}', soft_wrap=True)
     if any(case.tensors or case.detections for case in verdict.cases):
         console.print(verdict_table(verdict))
     if verdict.sequence:
@@ -165,6 +168,8 @@ def failure_reasons(verdict: Verdict) -> list[str]:
     reasons += [f'structure: {check.name}' for check in verdict.structure if not check.passed]
     if not verdict.structure:
         reasons.append('structure was not checked')
+    if verdict.preprocessing is not None and not verdict.preprocessing.passed:
+        reasons.append(f'preprocessing: {verdict.preprocessing.text}')
     if not any(not case.traced for case in verdict.cases):
         reasons.append('no input that the exporter did not see was compared')
     for case in () if verdict.sequence else verdict.cases:  # a sequence says why itself, with the frames

@@ -16,7 +16,15 @@ from rich.console import Console
 from mmdeploy_ext.apps import command
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proof.results import Case, Check, GraphResult, MetricRow, Pair
+from mmdeploy_ext.proof.results import (
+    Case,
+    Check,
+    GraphResult,
+    MetricRow,
+    Pair,
+    PreprocessingDifference,
+    PreprocessingResult,
+)
 from mmdeploy_ext.proof.tasks.bbox2d import match_detections
 from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
@@ -76,6 +84,7 @@ def proven() -> Verdict:
         timing_ms={'PyTorch': 31.25, 'onnxruntime (graph)': 20.5},
         notes=['One note.'],
         graphs=[GraphResult('', 1485, True)],
+        preprocessing=PreprocessingResult(('a.jpg', 'b.png')),
     )
 
 
@@ -233,7 +242,11 @@ def printed(verdict: Verdict, width: int = 120) -> list[str]:
 def test_the_table_fits_and_ends_with_the_verdict_and_the_next_command(width):
     lines = printed(proven(), width)
     assert max(map(len, lines)) <= width
-    assert lines[:2] == ['graph: equal to a fresh export (1,485 nodes)', 'structure: 2 checks passed']
+    assert lines[:3] == [
+        'graph: equal to a fresh export (1,485 nodes)',
+        'structure: 2 checks passed',
+        "preprocessing: equal to the config's test pipeline (2 pictures)",
+    ]
     assert (
         lines[-2]
         == 'PROVEN toy.onnx equals the PyTorch model: 2 inputs, 30 tensor comparisons, 4 matched detections'
@@ -291,6 +304,32 @@ def test_an_empty_verdict_is_not_proven_and_says_why():
     assert 'structure was not checked' in lines[-2]
     assert lines[-2].startswith('NOT PROVEN: the graph was not compared with a fresh export; ')
     assert failure_reasons(proven()) == []
+
+
+DIFFERENCES = tuple(PreprocessingDifference(EVIL, f'value {index}', '1', '2') for index in range(5))
+
+
+@pytest.mark.parametrize(
+    ('result', 'words'),
+    [
+        (PreprocessingResult(()), 'no picture was compared'),
+        (
+            PreprocessingResult((), 'sweep', note='at 9x9'),
+            "no sweep was compared with the config's test pipeline at 9x9",
+        ),
+        (PreprocessingResult(('a.jpg',), error='KeyError: img'), 'KeyError: img'),
+        (PreprocessingResult(('a.jpg',), differences=DIFFERENCES), 'value 2: got 1, expected 2; and 2 more'),
+    ],
+)
+def test_preprocessing_that_differs_or_was_not_compared_is_not_proven(result, words):
+    verdict = proven()
+    verdict.preprocessing = result
+    lines, content = printed(verdict), verdict.to_json()
+    assert lines[2].startswith('FAILED preprocessing: ') and words in lines[2]
+    assert lines[-2].startswith('NOT PROVEN: preprocessing: ') and words in lines[-2]
+    assert content['verdict'] == 'not proven' and content['preprocessing']['text'] == result.text
+    text = Page(report.render(verdict, [], ())).text
+    assert result.text in text and all(difference.text in text for difference in result.differences)
 
 
 def test_a_failed_full_form_points_to_the_raw_form():
