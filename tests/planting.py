@@ -85,19 +85,57 @@ def _noting(make: Make, called: Callable[[], Any]) -> Make:
 
 @contextlib.contextmanager
 def replaced(place: str, make: Make) -> Iterator[None]:
-    """Replace 'module:name' or 'module:Class.name' by what `make` returns for the original."""
+    """Replace 'module:name' or 'module:Class.name' by what `make` returns for the original.
+
+    A function that is replaced in the module that defines it is replaced in all of our modules and classes
+    that have it, as if its text were wrong; in a module that imports it, in this one alone.
+    """
     module, path = place.split(':')
     owner: Any = importlib.import_module(module)
     *classes, name = path.split('.')
     for part in classes:
         owner = getattr(owner, part)
-    kept, original = vars(owner)[name], getattr(owner, name)
-    changed = make(original)
-    setattr(owner, name, staticmethod(changed) if isinstance(kept, staticmethod) else changed)
+    original = getattr(owner, name)
+    changed = make(original.fget if isinstance(original, property) else original)
+    owners = [(owner, name)]
+    if not classes and getattr(original, '__module__', '') == module:
+        owners = list(_owners(original))
+    with contextlib.ExitStack() as stack:
+        for one, known in owners:
+            stack.enter_context(_attribute(one, known, changed))
+        yield
+
+
+def _owners(function: Any) -> Iterator[tuple[Any, str]]:
+    """Yield our modules and their classes that have a function, and its name there."""
+    seen: set[int] = set()
+    for title, module in list(sys.modules.items()):
+        if not title.startswith(OURS) or module is None:
+            continue
+        for name, value in list(vars(module).items()):
+            if value is function:
+                yield module, name
+            elif isinstance(value, type) and value.__module__.startswith(OURS) and id(value) not in seen:
+                seen.add(id(value))
+                for attribute, entry in list(vars(value).items()):
+                    if entry is function or getattr(entry, '__func__', None) is function:
+                        yield value, attribute
+
+
+@contextlib.contextmanager
+def _attribute(owner: Any, name: str, changed: Any) -> Iterator[None]:
+    """Set an attribute of a module or class; a class that has inherited it inherits it again afterwards."""
+    before = vars(owner).get(name)
+    if isinstance(before, property):
+        changed = property(changed)
+    setattr(owner, name, staticmethod(changed) if isinstance(before, staticmethod) else changed)
     try:
         yield
     finally:
-        setattr(owner, name, kept)
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 def altered(owner: Any, name: str, make: Make) -> Callable[[Any], None]:
@@ -117,6 +155,16 @@ def when_traced(wrong: Callable) -> Make:
         return chosen
 
     return make
+
+
+def traced(make: Make) -> Make:
+    """Return what has the fault while torch.onnx traces, and is the original otherwise."""
+
+    def of(original: Callable) -> Callable:
+        changed = make(original)
+        return when_traced(lambda _, *args, **kwargs: changed(*args, **kwargs))(original)
+
+    return of
 
 
 def arguments(change: Callable) -> Make:
