@@ -96,7 +96,16 @@ def whole_reasons(
         why = 'results have no partner but a suppression near its threshold, which is more than'
         reasons.append(f'{ties} {why} {100 * TIES:g} % of {total}')
     low, alone = (sum(getattr(row, name) for row in detections) for name in ('low', 'low_alone'))
-    if precision == 'fp32' and alone > max(LOW_ALONE_LEAST, LOW_ALONE * low):
-        why = 'results below the score threshold have no partner on the other side, which is more than'
-        reasons.append(f'{alone} of {low} {why} {100 * LOW_ALONE:g} %')
-    return reasons
+    return reasons + (lone_low_results(low, alone) if precision == 'fp32' else [])
+
+
+def lone_low_results(low: int, alone: int) -> list[str]:
+    """Return why so many results below the score threshold without a partner are no proof, or nothing.
+
+    `low` results of both sides are below the threshold of level 3, `alone` of them match none of the other
+    side's.
+    """
+    if alone <= max(LOW_ALONE_LEAST, LOW_ALONE * low):
+        return []
+    why = 'results below the score threshold have no partner on the other side, which is more than'
+    return [f'{alone} of {low} {why} {100 * LOW_ALONE:g} %']

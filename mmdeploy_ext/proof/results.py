@@ -253,6 +253,8 @@ class SequenceRow:
         affected_frames: frames whose memory holds rows of a tie, of this frame or of an earlier one.
         taken_over: frames after which a free-running candidate went on with the reference's memory, since a
             tie alone decided which rows were kept.
+        low: results of both sides below the score threshold, of all frames.
+        low_alone: of those, without a partner within the bars.
         tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
             run only NaN, shapes and missing tensors fail a row.
         reasons: why the run fails; empty when it passes.
@@ -277,6 +279,8 @@ class SequenceRow:
     tied_frames: int = 0
     affected_frames: int = 0
     taken_over: int = 0
+    low: int = 0
+    low_alone: int = 0
     tensors: tuple[TensorRow, ...] = ()
     reasons: tuple[str, ...] = ()
     series: dict[str, Any] = dataclasses.field(default_factory=dict)

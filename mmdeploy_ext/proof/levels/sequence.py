@@ -172,7 +172,10 @@ def _case(row: SequenceRow, shape: str) -> Case:
     """Return levels 2 and 3: the worst of every tensor and all detections, each frame judged alone."""
     passed = row.match_rate is None or row.match_rate >= row.match_bar
     found = f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars'
-    names = 'reference', 'matched', 'missing', 'extra', 'outside', 'worst_score', 'worst_distance'
+    names = (
+        *('reference', 'matched', 'missing', 'extra', 'outside', 'low', 'low_alone'),
+        *('worst_score', 'worst_distance'),
+    )
     counts = {name: getattr(row, name) for name in names}
     reason = '' if passed else found
     detections = DetectionRow(

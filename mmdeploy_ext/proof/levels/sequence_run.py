@@ -11,6 +11,7 @@ import numpy as np
 from mmdeploy_ext.compare.rows import TensorRow
 from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.proof.enough import lone_low_results
 from mmdeploy_ext.proof.levels.sequence_rows import WorstRows
 from mmdeploy_ext.proof.levels.sequence_ties import Followed, RowPairing
 from mmdeploy_ext.proof.results import SequenceRow
@@ -36,7 +37,8 @@ class Bars:
     Attributes:
         frames: fewer are no proof.
         resets: after the first frame; fewer are no proof.
-        score_thr: detections from this score on count.
+        score_thr: detections from this score on count one by one, those below it by their share
+            (`lone_low_results`).
         distance_m: largest distance of a matched pair.
         score: largest score difference of a matched pair.
         match_rate: smallest share of detections that are matched.
@@ -92,7 +94,7 @@ class PairRun:
         self.series: dict[str, Any] = dict(
             name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], **self.tensors.series
         )
-        self.totals = dict(reference=0, matched=0, missing=0, extra=0, outside=0)
+        self.totals = dict(reference=0, matched=0, missing=0, extra=0, outside=0, low=0, low_alone=0)
         self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
         self.worst_distance: float | None = None
         self.last: tuple[str, float] | None = None
@@ -242,6 +244,8 @@ class PairRun:
                 f'({100 * row.match_rate:.2f} %, wanted {100 * bars.match_rate:g} %): {row.missing} missing, '
                 f'{row.extra} extra, {row.outside} outside the bars'
             )
+        elif bars.cosine is None:
+            reasons += lone_low_results(row.low, row.low_alone)
         return reasons
 
 

@@ -60,10 +60,10 @@ def pair_up(
 
 
 def _figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
-    """Return fields of a `DetectionRow` and a text on the worst pairs; low results are not judged here."""
+    """Return fields of a `DetectionRow` and a text on the worst pairs."""
     distance = worst(-pairing.nearness)
     others = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
-    fields = dict(worst_iou=1.0, worst_distance=distance, low=0, low_alone=0)
+    fields = dict(worst_iou=1.0, worst_distance=distance)
     return fields, f'worst: distance {distance:.2g} m, {others}'
 
 

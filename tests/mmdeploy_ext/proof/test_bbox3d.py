@@ -98,6 +98,23 @@ def test_more_lost_than_one_decision_loses_counts_by_results():
     assert row.passed and row.ties == 3
 
 
+def faint(count=12):
+    """Return boxes of which every second score is below the threshold of level 3."""
+    found = make(count)
+    return dataclasses.replace(found, scores=np.where(np.arange(count) % 2, 0.05, found.scores))
+
+
+@pytest.mark.parametrize('column', [0, 6, 7])
+def test_results_below_the_threshold_are_matched_by_the_same_bars_and_counted(column):
+    reference = faint()
+    row = match_detections('f', reference, reference)
+    assert row.passed and (row.matched, row.low, row.low_alone) == (6, 12, 0)
+    row = match_detections('f', reference, changed(reference, reference.scores < 0.1, column, np.pi))
+    assert row.passed and (row.matched, row.low, row.low_alone) == (6, 12, 12)
+    row = match_detections('f', reference, rows(reference, reference.scores >= 0.1))
+    assert row.passed and (row.matched, row.low, row.low_alone) == (6, 6, 6)
+
+
 def test_a_box_elsewhere_is_missing_and_extra():
     reference = make()
     row = match_detections('f', reference, changed(reference, 4, 0, 5.0))

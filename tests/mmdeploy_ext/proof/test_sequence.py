@@ -91,6 +91,33 @@ def test_five_percent_in_what_a_frame_sees_fails_both_modes():
     assert 'detections matched' in said(rows['free']) and rows['free'].match_rate < 0.999
 
 
+def without_faint(detections):
+    kept = detections.scores >= 0.1
+    return Detections3D(detections.boxes[kept], detections.scores[kept], detections.labels[kept])
+
+
+def turned_faint(detections):
+    boxes, low = detections.boxes.copy(), detections.scores < 0.1
+    boxes[low, 6] += np.pi
+    boxes[low, 7:] *= -1
+    return dataclasses.replace(detections, boxes=boxes)
+
+
+@pytest.mark.parametrize('change', [without_faint, turned_faint])
+def test_results_below_the_threshold_are_judged_by_their_share(change):
+    def alter(_, frame, result):
+        return dataclasses.replace(result, detections=change(result.detections))
+
+    def reference():
+        return ToyStepper(logit=-2.5)
+
+    rows = both(altered(alter, logit=-2.5), reference=reference)
+    for row in rows.values():
+        assert row.match_rate == 1 and row.low_alone >= row.low / 2 > 10
+        assert said(row).startswith(f'{row.low_alone} of {row.low} results below the score threshold have no')
+    assert all(row.passed and row.low_alone == 0 for row in both(reference, reference=reference).values())
+
+
 def test_permuted_memory_rows_are_no_tie():
     def alter(stepper, _, result):
         order = np.r_[1, 0, 2 : stepper.state.tensors['velo'].shape[1]]
