@@ -8,7 +8,8 @@ import planted_atss_rtdetr
 import planted_frames
 import planted_networks
 import planted_solo
+import planted_streampetr
 from planting import FAULTS
 
-MODULES = (planted_networks, planted_atss_rtdetr, planted_solo, planted_frames)
+MODULES = (planted_networks, planted_atss_rtdetr, planted_solo, planted_frames, planted_streampetr)
 __all__ = ['FAULTS', 'MODULES']
