@@ -6,11 +6,13 @@ import glob
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.printable import printable
 
 AnyPath = str | os.PathLike[str]
 
@@ -229,6 +231,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UsageError(f'{path}: no such file') from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f'{path}: is not valid JSON ({error})') from error
+
+
+def check_regular(path: AnyPath) -> None:
+    """Refuse a pipe, a socket or a device, which reading would wait for or never end with; by its path."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UsageError(
+            f'{printable(path)}: is a pipe or a device, expected a file; save its content to one'
+        )
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.config import test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, DataError, Mm2OnnxError
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.quantize.images import evenly
-from mmdeploy_ext.runtime.infos import INFOS, find_file, read_infos
+from mmdeploy_ext.runtime.infos import INFOS, PastSweep, find_file, past_sweeps, read_infos, seconds_of
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 ENDINGS = ('.bin', '.npy', '.npz')
 CLOSE_M = 1.0
 """Points of past sweeps nearer than this in x and y are of the car itself."""
-MICROSECOND = 1e-6
 KEY_FRAMES = Path('samples/LIDAR_TOP')
 TIME = 4
 """Column of the time lag, s, that merging writes."""
@@ -46,6 +46,15 @@ class PointRule:
     past: int = 0
     past_dim: tuple[int, ...] | None = None
     remove_close: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse columns that are not there."""
+        for columns, width, step in (
+            (self.use_dim, self.load_dim, 'LoadPointsFromFile'),
+            (self.past_dim or (), len(self.use_dim), 'LoadPointsFromMultiSweeps'),
+        ):
+            if columns and not 0 <= min(columns) <= max(columns) < width:
+                raise ConfigError(f'{step}: use_dim={list(columns)}; expected columns of {width} values')
 
     @classmethod
     def from_pipeline(cls, steps: list[Mapping[str, Any]], in_channels: int) -> PointRule:
@@ -119,18 +128,10 @@ class Sweeps:
         """Return the points (P, D) float32 of an item, by the rule."""
         if isinstance(item, Path):
             return np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)])
-        try:
-            return self._merged(item)
-        except Mm2OnnxError:
-            raise
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DataError(
-                f'{self.source}: an info does not fit ({type(error).__name__}: {error}); expected what '
-                f"mmdet3d's create_data.py writes, and columns that LoadPointsFromFile loads"
-            ) from error
+        return self._merged(item)
 
     def _merged(self, info: Mapping[str, Any]) -> np.ndarray:
-        rule = self.rule
+        rule, place = self.rule, f'{self.source}: {self.name(info)}'
         points = self._load(self._find(_path_of(info, self.source)))[:, list(rule.use_dim)]
         if not rule.past:
             return np.ascontiguousarray(points)
@@ -141,18 +142,18 @@ class Sweeps:
             )
         points = points.copy()
         points[:, TIME] = 0
-        before = list(info.get('sweeps', ()))[: rule.past]
-        clouds = [points, *(self._past(past, float(info['timestamp']) * MICROSECOND) for past in before)]
+        before = past_sweeps(info, place)[: rule.past]
+        clouds = [points, *(self._past(past, seconds_of(info, place)) for past in before)]
         return np.ascontiguousarray(np.concatenate(clouds)[:, list(rule.past_dim or range(points.shape[1]))])
 
-    def _past(self, past: Mapping[str, Any], now_s: float) -> np.ndarray:
+    def _past(self, past: PastSweep, now_s: float) -> np.ndarray:
         """Return the points of a past sweep in the LiDAR frame of now; as mmdet3d 1.0 merges them."""
-        points = self._load(self._find(str(past['data_path'])))[:, list(self.rule.use_dim)].copy()
+        points = self._load(self._find(past.path))[:, list(self.rule.use_dim)].copy()
         if self.rule.remove_close:
             points = points[~(np.abs(points[:, :2]) < CLOSE_M).all(axis=1)]
-        points[:, :3] = points[:, :3] @ np.asarray(past['sensor2lidar_rotation']).T
-        points[:, :3] += np.asarray(past['sensor2lidar_translation'])
-        points[:, TIME] = now_s - float(past['timestamp']) * MICROSECOND
+        points[:, :3] = points[:, :3] @ past.rotation.T
+        points[:, :3] += past.translation
+        points[:, TIME] = now_s - past.timestamp_s
         return points
 
     def _load(self, path: Path) -> np.ndarray:
@@ -190,7 +191,7 @@ def _path_of(info: Mapping[str, Any], where: Path) -> str:
             return str(info[outer][inner])
     if 'lidar_path' not in info:
         raise DataError(
-            f'{where}: an info has no lidar_path, but {sorted(info)[:6]}; expected infos of mmdet3d'
+            f'{where}: an info has no lidar_path, but {shortened(list(info))}; expected infos of mmdet3d'
         )
     return str(info['lidar_path'])
 

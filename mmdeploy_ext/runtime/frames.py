@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 
+RIGID_TOLERANCE = 1e-3
+"""Largest entry of R^T R - I; float32 poses and rounded calibrations stay below 1e-5."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Frame:
     """One frame of all cameras, prepared for the network.
@@ -153,3 +157,15 @@ def invert_pose(pose: np.ndarray) -> np.ndarray:
     inverse[..., :3, 3] = -(rotation @ pose[..., :3, 3:])[..., 0]
     inverse[..., 3, 3] = 1.0
     return inverse
+
+
+def not_rigid(matrix: np.ndarray) -> str:
+    """Return why a finite (4, 4) matrix is no rotation and translation; '' when it is."""
+    if not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
+        return f'its last row is {matrix[3].tolist()}, expected [0, 0, 0, 1]'
+    rotation = matrix[:3, :3]
+    with np.errstate(all='ignore'):
+        error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    if not error <= RIGID_TOLERANCE:
+        return f'its rotation R has R^T R - I of up to {error:.3g}, expected at most {RIGID_TOLERANCE}'
+    return 'its rotation mirrors (determinant -1)' if np.linalg.det(rotation) < 0 else ''

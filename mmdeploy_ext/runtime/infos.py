@@ -5,16 +5,19 @@ Needs numpy only; `RigFrame.read_pictures` needs OpenCV. Glossary: N cameras.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, Mm2OnnxError
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.core import plain_pickle
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.files import check_regular
+from mmdeploy_ext.core.printable import LONGEST, printable, shortened
+from mmdeploy_ext.runtime.frames import invert_pose, not_rigid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,18 +25,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.inputs.cameras import MultiViewRule
 
 INFOS = ('.pkl', '.json')
+MICROSECONDS = 1e6
+"""Of a second."""
+LARGEST, LATEST = 1e9, 1e19
+"""Of numbers in a calibration or pose (the earth's radius is 6.4e6 m), and of times, also in ns."""
 PARTS = ('samples', 'sweeps')
 """nuScenes' folders: what a path has from there on stays when the data set moves."""
-PLAIN = {
-    *(('collections', 'OrderedDict'), ('numpy', 'ndarray'), ('numpy', 'dtype')),
-    *(
-        (f'numpy.{core}.multiarray', name)
-        for core in ('core', '_core')
-        for name in ('_reconstruct', 'scalar')
-    ),
-    *((f'numpy.{core}.numeric', '_frombuffer') for core in ('core', '_core')),
-}
-"""What an infos file may name: numbers and arrays."""
 
 
 def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
@@ -47,10 +44,10 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
     path = Path(path)
     if not path.exists():
         raise DataError(f'{path}: no such file or folder; expected a folder of sweeps or infos (.pkl, .json)')
+    check_regular(path)
     try:
-        with open(path, 'rb') as stream:
-            pickled = _PlainUnpickler(stream, encoding='latin1')
-            content = json.load(stream) if path.suffix == '.json' else pickled.load()
+        stored = path.read_bytes()
+        content = json.loads(stored) if path.suffix == '.json' else plain_pickle.loads(stored)
     except DataError as error:
         raise DataError(f'{path}: {error}') from error
     except Exception as error:  # a damaged pickle raises almost anything
@@ -65,25 +62,6 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
     return infos
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, texts, containers and arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what may be named."""
-        if (module, name) == ('_codecs', 'encode'):
-            return _latin1
-        if (module, name) in PLAIN:
-            return super().find_class(module, name)
-        raise DataError(f'names {module}.{name}, which is not read: it could run code; expected plain infos')
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Return the bytes of an array: how pickle's protocol 2, which mmcv writes, keeps them."""
-    if encoding != 'latin1':
-        raise DataError(f'has bytes in {encoding!r}, expected latin1')
-    return text.encode('latin1')
-
-
 def find_file(
     name: str, source: Path, root: str | Path | None = None, what: str = 'file', alone: Path | None = None
 ) -> Path:
@@ -96,17 +74,20 @@ def find_file(
         what: the file is, for the message, DataError, where it is nowhere.
         alone: folder below that of the data set where names without a folder are.
     """
+    if not isinstance(name, str):
+        raise DataError(f'{source}: the path of its {what} is {shortened(name)}, expected a text')
     path = Path(name)
     parts = path.parts
     below = next((parts[index:] for index, part in enumerate(parts) if part in PARTS), parts)
     folders = list(dict.fromkeys(Path(folder) for folder in (root, source.parent) if folder is not None))
     places = [path, Path(*below), *([alone / name] if alone and len(parts) == 1 else [])]
     for candidate in (path, *(folder / place for folder in folders for place in places)):
-        if candidate.is_file():
-            return candidate
+        with contextlib.suppress(OSError):  # of a name that is too long
+            if candidate.is_file():
+                return candidate
     raise DataError(
-        f'{source}: its {what} {name} is not there, nor under {" or ".join(map(str, folders))}; give the '
-        f'folder of the data set (--data-root)'
+        f'{source}: its {what} {name[:LONGEST]} is not there, nor under {" or ".join(map(str, folders))}; '
+        f'give the folder of the data set (--data-root)'
     )
 
 
@@ -114,12 +95,12 @@ def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> 
     """Return the cameras of a rule in its order; DataError where an info names no picture of one."""
     cameras = info.get('cams')
     cameras = cameras if isinstance(cameras, dict) else {}
-    wanted = rule.cameras or tuple(cameras)[: rule.num_cameras]
+    wanted = rule.cameras or tuple(name for name in cameras if isinstance(name, str))[: rule.num_cameras]
     there = [cameras[name] for name in wanted if isinstance(cameras.get(name), dict)]
     found = [camera for camera in there if isinstance(camera.get('data_path'), str)]
     if len(found) != rule.num_cameras:
         raise DataError(
-            f'{source}: an info has the cameras {sorted(map(str, cameras))}; expected data_path of '
+            f'{source}: an info has the cameras {shortened(list(cameras))}; expected data_path of '
             f'{", ".join(rule.cameras) or f"{rule.num_cameras} cameras"}'
         )
     return list(wanted)
@@ -199,15 +180,7 @@ def read_frames(
             raise
 
     for number, info in enumerate(read_infos(source)):
-        try:
-            frames.append(_frame(info, number, rule, source, picture))
-        except Mm2OnnxError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f'{source}: info {number} does not fit ({type(error).__name__}: {error}); expected what '
-                f"mmdet3d's create_data.py writes, with calibrations and poses"
-            ) from error
+        frames.append(_frame(info, number, rule, source, picture))
     tokens = dict.fromkeys(frame.scene_token for frame in frames)
     scenes = {scene: place for place, scene in enumerate(tokens)}
     return sorted(frames, key=lambda frame: (scenes[frame.scene_token], frame.timestamp_s))
@@ -216,30 +189,100 @@ def read_frames(
 def _frame(
     info: Mapping[str, Any], number: int, rule: MultiViewRule, source: Path, picture: Callable
 ) -> RigFrame:
-    cameras = [info['cams'][name] for name in camera_names(info, rule, source)]
-    lidar_to_ego, ego_to_global = (
-        _pose(info[f'{name}_rotation'], info[f'{name}_translation']) for name in ('lidar2ego', 'ego2global')
-    )
-    to_lidar = [_pose(c['sensor2lidar_rotation'], c['sensor2lidar_translation']) for c in cameras]
+    names = camera_names(info, rule, source)
+    place, cameras = f'{source}: info {number}', [info['cams'][name] for name in names]
+    places = [f'{place}: {printable(name)}' for name in names]
+    to_lidar = [pose_of(*pair, 'sensor2lidar') for pair in zip(cameras, places, strict=True)]
+    intrinsics = [numbers_of(*pair, 'cam_intrinsic', (3, 3)) for pair in zip(cameras, places, strict=True)]
+    for key in ('token', 'scene_token'):
+        if not isinstance(info.get(key), str | int | np.integer | None):
+            raise DataError(f'{place}: {key} is {shortened(info[key])}, expected a text')
     return RigFrame(
         str(info.get('token', number)),
         tuple(map(picture, cameras)),
-        np.array([camera['cam_intrinsic'] for camera in cameras], np.float64),
+        np.stack(intrinsics),
         invert_pose(np.stack(to_lidar)),
-        ego_to_global @ lidar_to_ego,
-        float(info['timestamp']) / 1e6,
+        pose_of(info, place, 'ego2global') @ pose_of(info, place, 'lidar2ego'),
+        seconds_of(info, place),
         info.get('scene_token'),
         info,
         source,
     )
 
 
-def _pose(rotation: Any, translation: Any) -> np.ndarray:
-    """Return a (4, 4) float64 pose of a rotation, (3, 3) or a quaternion w x y z, and a translation (3,)."""
-    pose, rotation = np.eye(4), np.asarray(rotation, np.float64)
+def numbers_of(
+    values: Mapping[str, Any], place: str, key: str, *shapes: tuple[int, ...], largest: float = LARGEST
+) -> np.ndarray:
+    """Return numbers of an info as float64, of one of some shapes; DataError names the place and the key."""
+    expected = f'numbers of shape {" or ".join(map(str, shapes))}' if shapes[0] else 'a number'
+    expected = f"expected {expected} of at most {largest:g}, as mmdet3d's create_data.py writes them"
+    if not isinstance(values, dict) or key not in values:
+        raise DataError(f'{place}: has no {key}; {expected}')
+    try:
+        array = np.asarray(values[key])
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    if array.dtype.kind not in 'fiu' or array.shape not in shapes or not (np.abs(array) <= largest).all():
+        raise DataError(f'{place}: {key} is {shortened(values[key])}; {expected}')
+    return array.astype(np.float64)
+
+
+def seconds_of(values: Mapping[str, Any], place: str) -> float:
+    """Return the `timestamp` of an info or of one of its sweeps, microseconds, in seconds."""
+    return float(numbers_of(values, place, 'timestamp', (), largest=LATEST)) / MICROSECONDS
+
+
+def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
+    """Return the pose (4, 4) float64 that NAME_rotation and NAME_translation of an info are.
+
+    The rotation is (3, 3), or a quaternion w x y z of any length. DataError: one of them lacks or is no
+    rotation or translation; the message begins with `place`.
+    """
+    key = f'{name}_rotation'
+    pose, rotation = np.eye(4), numbers_of(values, place, key, (3, 3), (4,))
     if rotation.shape == (4,):
+        squared = rotation @ rotation
+        if not 0 < squared < np.inf:
+            raise DataError(f'{place}: {key} is {shortened(values[key])}; expected a quaternion, w x y z')
         w, (x, y, z) = rotation[0], rotation[1:]
         cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-        rotation = np.eye(3) + 2 * (w * cross + cross @ cross) / (rotation @ rotation)
-    pose[:3, :3], pose[:3, 3] = rotation, np.asarray(translation, np.float64)
+        rotation = np.eye(3) + 2 * (w * cross + cross @ cross) / squared
+    pose[:3, :3], pose[:3, 3] = rotation, numbers_of(values, place, f'{name}_translation', (3,))
+    if problem := not_rigid(pose):
+        raise DataError(f'{place}: {key} is no rotation: {problem}')
     return pose
+
+
+@dataclasses.dataclass(frozen=True)
+class PastSweep:
+    """A sweep before that of an info, and how its points move into the LiDAR frame of the info.
+
+    Attributes:
+        path: as the info names it.
+        rotation: (3, 3) and of the type that the info has.
+        translation: (3,), metres.
+        timestamp_s: seconds, absolute.
+    """
+
+    path: str
+    rotation: np.ndarray
+    translation: np.ndarray
+    timestamp_s: float
+
+
+def past_sweeps(info: Mapping[str, Any], place: str) -> list[PastSweep]:
+    """Return the `sweeps` of an info, none where it has none; DataError, with `place`: one does not fit."""
+    sweeps = info.get('sweeps', ())
+    if not isinstance(sweeps, list | tuple):
+        raise DataError(f'{place}: sweeps is {shortened(sweeps)}, expected a list of sweeps of the past')
+    return [_past_sweep(sweep, f'{place}: sweeps[{index}]') for index, sweep in enumerate(sweeps)]
+
+
+def _past_sweep(sweep: Any, place: str) -> PastSweep:
+    if not isinstance(sweep, dict) or not isinstance(sweep.get('data_path'), str):
+        raise DataError(f'{place}: is {shortened(sweep)}, expected a dict with the data_path of a sweep')
+    numbers_of(sweep, place, 'sensor2lidar_rotation', (3, 3))
+    pose_of(sweep, place, 'sensor2lidar')
+    rotation = np.asarray(sweep['sensor2lidar_rotation'])
+    translation = np.asarray(sweep['sensor2lidar_translation'])
+    return PastSweep(sweep['data_path'], rotation, translation, seconds_of(sweep, place))

@@ -13,7 +13,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.runtime.exported import Memoryless
 from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
-from mmdeploy_ext.runtime.infos import find_file
+from mmdeploy_ext.runtime.infos import find_file, past_sweeps
 from mmdeploy_ext.runtime.points import read_points
 
 if TYPE_CHECKING:
@@ -110,24 +110,24 @@ def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -
     """
     if rule.voxels is None:
         return NO_POINTS
-    info = rig.info
+    info, place = rig.info, f'{rig.source}: the info of {rig.name}'
     if 'lidar_path' not in info:
-        raise DataError(f'{rig.source}: the info of {rig.name} has no lidar_path; expected that of a sweep')
+        raise DataError(f'{place} has no lidar_path; expected that of a sweep')
 
-    def read(name: str) -> np.ndarray:
+    def read(name: Any) -> np.ndarray:
         return read_points(find_file(name, rig.source, root, 'sweep'), rule.voxels.in_channels)
 
     points = read(info['lidar_path'])
     if not rule.sweeps:
         return points
     points[:, AGE] = 0
-    before = info.get('sweeps', ())[: rule.sweeps]
+    before = past_sweeps(info, place)[: rule.sweeps]
     parts = [points] + ([] if before else [_without_car(points)] * rule.sweeps)
     for sweep in before:
-        found = _without_car(read(sweep['data_path']))
-        found[:, :3] = found[:, :3] @ np.asarray(sweep['sensor2lidar_rotation']).T
-        found[:, :3] += np.asarray(sweep['sensor2lidar_translation'])
-        found[:, AGE] = info['timestamp'] / 1e6 - sweep['timestamp'] / 1e6
+        found = _without_car(read(sweep.path))
+        found[:, :3] = found[:, :3] @ sweep.rotation.T
+        found[:, :3] += sweep.translation
+        found[:, AGE] = rig.timestamp_s - sweep.timestamp_s
         parts.append(found)
     return np.concatenate(parts)
 

@@ -7,9 +7,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
 from mmdeploy_ext.inputs.cameras import Calibration
-
-RIGID_TOLERANCE = 1e-3
-"""Largest entry of R^T R - I; float32 poses and rounded calibrations stay below 1e-5."""
+from mmdeploy_ext.runtime.frames import not_rigid
 
 
 def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
@@ -83,17 +81,6 @@ def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
             f'in the file (MultiViewRule.apply), or export for this size'
         )
     return np.ascontiguousarray(images)
-
-
-def not_rigid(matrix: np.ndarray) -> str:
-    """Return why a finite (4, 4) matrix is no rotation and translation; '' when it is."""
-    if not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
-        return f'its last row is {matrix[3].tolist()}, expected [0, 0, 0, 1]'
-    rotation = matrix[:3, :3]
-    error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
-    if error > RIGID_TOLERANCE:
-        return f'its rotation R has R^T R - I of up to {error:.3g}, expected at most {RIGID_TOLERANCE}'
-    return 'its rotation mirrors (determinant -1)' if np.linalg.det(rotation) < 0 else ''
 
 
 def _not_invertible(matrix: np.ndarray) -> str:

@@ -250,7 +250,7 @@ def test_an_info_with_a_part_missing_or_of_another_kind_is_refused(change, tmp_p
     infos = infos_of(tmp_path, 1)
     change(infos[0])
     rule = dataclasses.replace(RULE, past=2)
-    with pytest.raises(DataError, match=r'infos\.pkl: an info does not fit \('):
+    with pytest.raises(DataError, match=r'infos\.pkl: sweep0\.bin: '):
         list(Sweeps(dump(tmp_path, infos), keep, rule))
 
 

@@ -1,15 +1,18 @@
 """Frames of info files: poses and calibrations as nuScenes means them, in order; what lacks is told."""
 
 import pickle
+import warnings
 
+import mmcv
 import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
+import infos_fuzz
 import toy_stream_files as stream
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.inputs.cameras import CAMERAS
-from mmdeploy_ext.runtime.infos import read_frames
+from mmdeploy_ext.runtime.infos import read_frames, read_infos
 from toy_streampetr_export import RULE
 
 
@@ -49,19 +52,72 @@ def test_frames_come_scene_by_scene_in_the_order_of_time(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'expected'),
     [
-        (
-            lambda info: info.pop('ego2global_rotation'),
-            "info 0 does not fit .*KeyError: 'ego2global_rotation'",
-        ),
+        (lambda info: info.pop('ego2global_rotation'), 'info 0: has no ego2global_rotation; expected'),
         (lambda info: info['cams'].pop('CAM_BACK'), 'expected data_path of CAM_FRONT'),
-        (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), "KeyError: 'cam_intrinsic'"),
-        (lambda info: info.update(lidar2ego_rotation=[1, 2]), 'info 0 does not fit'),
+        (lambda info: info['cams']['CAM_BACK'].pop('cam_intrinsic'), 'CAM_BACK: has no cam_intrinsic'),
+        (lambda info: info.update(lidar2ego_rotation=[1, 2]), r'rotation is \[1, 2\]; expected numbers'),
+        (lambda info: info.update(lidar2ego_rotation=[0, 0, 0, 0]), 'expected a quaternion'),
+        (lambda info: info.update(lidar2ego_rotation=np.eye(3) * 2), 'is no rotation: its rotation R has R'),
+        (lambda info: info.update(ego2global_translation=[1e300, 0, 0]), 'of at most 1e'),
+        (lambda info: info.update(ego2global_translation=[0, 'x', 0]), 'info 0: ego2global_translation is'),
+        (lambda info: info.update(timestamp=10**400), 'info 0: timestamp is 1000.*; expected a number'),
+        (lambda info: info.update(timestamp=float('nan')), 'info 0: timestamp is nan; expected a number'),
+        (lambda info: info.update(scene_token=[]), r'info 0: scene_token is \[\], expected a text'),
         (lambda info: info['cams']['CAM_BACK'].update(data_path='x.png'), 'picture x.png is not there'),
+        (lambda info: info['cams']['CAM_BACK'].update(data_path='x' * 5000), 'picture x* is not there'),
+        (lambda info: info['cams']['CAM_BACK'].update(data_path='a\0b'), 'picture a.b is not there'),
     ],
 )
 def test_what_a_frame_lacks_is_told_with_the_file(tmp_path, change, expected):
     with pytest.raises(DataError, match=rf'toy_val\.pkl: .*{expected}'):
         read_frames(write(tmp_path, lambda infos: change(infos[0])), RULE)
+
+
+@pytest.mark.parametrize('protocol', range(6))
+def test_infos_that_mmcv_dumps_are_read_whatever_the_protocol(tmp_path, protocol):
+    # an empty array is `__builtin__.bytes()` in protocol 2, mmcv's own
+    names = np.array([], '<U1')
+    infos = [dict(gt_boxes=np.zeros((0, 7)), gt_names=names, bboxes_ignore=np.zeros((0, 4), 'f4'))]
+    mmcv.dump(dict(infos=infos, metadata=dict(version='v1.0')), tmp_path / 'a.pkl', protocol=protocol)
+    mmcv.dump(dict(infos=infos, metadata=dict(version='v1.0')), str(tmp_path / 'mmcv.pkl'))
+    for path in (tmp_path / 'a.pkl', tmp_path / 'mmcv.pkl'):
+        (info,) = read_infos(path)
+        for key, array in infos[0].items():
+            assert info[key].dtype == array.dtype and info[key].shape == array.shape
+
+
+def frames_or_refusal(path):
+    """Return the frames of infos, or the message of their refusal; any other error is a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        try:
+            return read_frames(path, RULE)
+        except DataError as error:
+            assert str(error).startswith(f'{path}: '), error
+            return str(error)
+
+
+@pytest.fixture(scope='module')
+def right(tmp_path_factory):
+    return write(tmp_path_factory.mktemp('infos'), lambda infos: infos.__delitem__(slice(2, None)))
+
+
+def test_infos_with_any_value_changed_are_frames_or_a_refusal_that_names_the_file(right):
+    content = pickle.loads(right.read_bytes())
+    changed = right.with_name('changed.pkl')
+    refused = 0
+    for what, value in infos_fuzz.changed_values(content, 150, seed=45):
+        changed.write_bytes(pickle.dumps(value, what % 6))
+        refused += isinstance(frames_or_refusal(changed), str)
+    assert 50 < refused < 150
+
+
+def test_infos_with_any_bytes_changed_are_frames_or_a_refusal_that_names_the_file(right):
+    stored = [pickle.dumps(pickle.loads(right.read_bytes()), protocol) for protocol in range(6)]
+    changed = right.with_name('changed.pkl')
+    for content in infos_fuzz.changed_bytes(stored, 150, seed=45):
+        changed.write_bytes(content)
+        frames_or_refusal(changed)
 
 
 def test_a_picture_that_is_not_there_is_black_where_that_is_asked_for(tmp_path):

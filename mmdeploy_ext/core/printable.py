@@ -1,0 +1,29 @@
+"""Names and texts that come from files, as they are printed."""
+
+import re
+import reprlib
+
+LONGEST = 200
+"""Characters of a name from a file that a message shows."""
+UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
+"""Controls, which a terminal would obey; marks that turn or break a line; halves of characters."""
+
+
+def printable(text: object) -> str:
+    r"""Return a text as one line in which everything can be printed: '\x1b' stands for the control of 27.
+
+    A byte of a file name that is not UTF-8, which Python keeps as half a character, is '\xff', too.
+    """
+    return UNPRINTABLE.sub(_escaped, str(text))
+
+
+def shortened(value: object) -> str:
+    """Return a value from a file for a message: printable, and short however large the value is."""
+    text = printable(value if isinstance(value, str) else reprlib.repr(value))
+    text = repr(text) if isinstance(value, str) else text
+    return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else ascii(match[0])[1:-1]
