@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class Outcome:
     """What became of one fault.
 
     Attributes:
-        family: toy, a key of `mutation_toys.TOYS`.
+        toy: key of `mutation_toys.TOYS`.
         name: of the fault.
         proven: the proof of a file with the fault passed.
         reason: the verdict, or what the proof found first.
@@ -45,7 +46,7 @@ class Outcome:
         cpu_s: seconds of CPU.
     """
 
-    family: str
+    toy: str
     name: str
     proven: bool = False
     reason: str = ''
@@ -62,21 +63,20 @@ def run_fault(toy: Toy, fault: Planted, right: Sequence[bytes], folder: Path) ->
     """Export and prove a toy with a fault, loaded anew.
 
     Args:
-        toy: without the fault.
+        toy: of which the fault is.
         fault: that is applied.
         right: results of the reference without the fault, `Toy.reference_bytes`.
         folder: of the files.
     """
     from refusal import Refused, stopped_at_refusal
 
-    outcome, start = Outcome(fault.family, fault.name), time.process_time()
+    outcome, start = Outcome(fault.toy, fault.name), time.process_time()
     with fault.apply() as idle:
-        faulty = toy.anew()
-        if faulty.reference_bytes() != right and not fault.shared:
+        if not fault.shared and toy.reference_bytes() != right:
             outcome.problems.append('the reference has the fault too; declare it as shared=True if it has to')
         try:
             with stopped_at_refusal():
-                verdict = faulty.prove(faulty.export(folder))
+                verdict = toy.export_and_prove(folder, **fault.options).verdict
             outcome.proven, outcome.reason = verdict.passed, verdict.title
         except Refused as refusal:
             outcome.reason = str(refusal)
@@ -92,34 +92,35 @@ def run_fault(toy: Toy, fault: Planted, right: Sequence[bytes], folder: Path) ->
     return outcome
 
 
-def run_faults(family: str, words: str = '') -> Iterator[Outcome]:
+def run_faults(name: str, words: str = '') -> Iterator[Outcome]:
     """Yield the outcome of every fault of a toy whose name has some words."""
     from mutation_toys import TOYS
     from planted_faults import FAULTS
 
-    toy = TOYS[family]
-    faults = [fault for fault in FAULTS if fault.family == family and words in fault.name]
+    toy = TOYS[name]
+    faults = [fault for fault in FAULTS if fault.toy == name and words in fault.name]
     right = toy.reference_bytes() if faults else []
     for fault in faults:
         with tempfile.TemporaryDirectory(prefix='fault_') as folder:
             yield run_fault(toy, fault, right, Path(folder) / 'export')
 
 
-def untouched(family: str) -> Outcome:
+def untouched(name: str) -> Outcome:
     """Return the outcome of a toy without a fault; it is the only one that has to be proven."""
     from mutation_toys import TOYS
+    from refusal import first_reason
 
-    toy, start = TOYS[family].anew(), time.process_time()
+    start = time.process_time()
     with tempfile.TemporaryDirectory(prefix='fault_') as folder:
-        verdict = toy.prove(toy.export(Path(folder) / 'export'))
-    seconds = round(time.process_time() - start, 2)
-    return Outcome(family, 'no fault', verdict.passed, verdict.title, cpu_s=seconds)
+        verdict = TOYS[name].export_and_prove(Path(folder) / 'export').verdict
+    seconds, reason = round(time.process_time() - start, 2), first_reason(verdict) or verdict.title
+    return Outcome(name, 'no fault', verdict.passed, reason, cpu_s=seconds)
 
 
 def print_outcome(outcome: Outcome) -> None:
     """Print a line, and problems below it."""
     title = 'PROVEN' if outcome.proven else 'ok' if outcome.passed else 'PROBLEM'
-    print(f'{title:8} {outcome.family}: {outcome.name} ({outcome.cpu_s} s): {outcome.reason[:150]}')
+    print(f'{title:8} {outcome.toy}: {outcome.name} ({outcome.cpu_s} s): {outcome.reason[:150]}')
     for problem in outcome.problems:
         print(f'         {problem}')
     sys.stdout.flush()
@@ -129,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(description='Prove toys with faults in our own code: none may be PROVEN.')
     add = cli.adder(parser)
-    add('--family NAME...', 'toys of mutation_toys.TOYS (default: all)')
+    add('--family NAME...', 'families of planting.TOYS_OF, or toys of mutation_toys.TOYS (default: all)')
     add('--fault WORDS', 'only faults whose name has these words', default='')
     add('--right', 'first prove each toy without a fault')
     return parser
@@ -140,15 +141,16 @@ def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     compat.apply()
     logging.disable(logging.INFO)  # of mmcv, which lists every weight
-    from mutation_toys import TOYS
+    warnings.simplefilter('ignore')
+    from mutation_toys import TOYS, names_of
 
     outcomes = []
-    for family in args.family or TOYS:
+    for name in names_of(args.family) if args.family else TOYS:
         if args.right:
-            right = untouched(family)
+            right = untouched(name)
             print_outcome(right)
             outcomes.append(dataclasses.replace(right, proven=not right.proven))
-        for outcome in run_faults(family, args.fault):
+        for outcome in run_faults(name, args.fault):
             print_outcome(outcome)
             outcomes.append(outcome)
     return 0 if all(outcome.passed for outcome in outcomes) else 1

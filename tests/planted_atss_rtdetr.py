@@ -17,19 +17,19 @@ OFFSETS = 'mmdeploy_ext.exporting.postprocess.suppress:class_offsets'
 DECODE = 'projects.mmdet_plugin.dense.forms'
 NMS = f'{DECODE}:thresholds'
 LEVEL = f'{DECODE}:Decode._boxes'
-planted('score threshold x 1.2', 'dense', (NMS, settings(score_thr=lambda value: value * 1.2)))
-planted('nms_pre 50', 'dense', (NMS, settings(nms_pre=lambda value: 50)))
-planted('max_per_img 99', 'dense', (NMS, settings(max_per_img=lambda value: value - 1)))
-planted('IoU threshold + 0.05', 'dense', (NMS, settings(iou_threshold=lambda value: value + 0.05)))
-planted('no class offsets in NMS', 'dense', (OFFSETS, lambda original: lambda boxes, *_: boxes))
+planted('score threshold x 1.2', 'atss', (NMS, settings(score_thr=lambda value: value * 1.2)))
+planted('nms_pre 50', 'atss', (NMS, settings(nms_pre=lambda value: 50)))
+planted('max_per_img 99', 'atss', (NMS, settings(max_per_img=lambda value: value - 1)))
+planted('IoU threshold + 0.05', 'atss', (NMS, settings(iou_threshold=lambda value: value + 0.05)))
+planted('no class offsets in NMS', 'atss', (OFFSETS, lambda original: lambda boxes, *_: boxes))
 planted(
     'boxes clipped at 600 px',
-    'dense',
+    'atss',
     (f'{DENSE}._clip', result(lambda boxes, *_: boxes.clamp(max=600))),
 )
 planted(
     'clipped after rescaling',
-    'dense',
+    'atss',
     (
         f'{DENSE}.forward',
         lambda original: (
@@ -47,12 +47,12 @@ planted(
 )
 planted(
     "all images have the first one's img_shape",
-    'dense',
+    'atss',
     (f'{DENSE}._clip', arguments(lambda self, boxes, clip_hw: (self, boxes, clip_hw[:1]))),
 )
 planted(
     "every third image has the first one's scale_factor",
-    'dense',
+    'atss',
     (
         f'{DENSE}.forward',
         arguments(
@@ -66,7 +66,7 @@ planted(
 )
 planted(
     'without img_shape boxes are clipped to a multiple of 64',
-    'dense',
+    'atss',
     (
         FULL,
         arguments(
@@ -81,7 +81,7 @@ planted(
 )
 planted(
     'without scale_factor boxes are a half pixel off',
-    'dense',
+    'atss',
     (
         f'{DENSE}.forward',
         lambda original: (
@@ -99,7 +99,7 @@ planted(
 )
 planted(
     'the fourth level is left out',
-    'dense',
+    'atss',
     (
         f'{DECODE}:Decode.forward',
         result(lambda levels, *_: (levels[0], [*levels[1][:3], levels[1][3] * 0, *levels[1][4:]], levels[2])),
@@ -107,7 +107,7 @@ planted(
 )
 planted(
     'anchors of the fourth level a quarter stride off',
-    'dense',
+    'atss',
     (
         LEVEL,
         result(lambda boxes, self, level, *_: boxes + (16 if level == 3 else 0)),
@@ -115,7 +115,7 @@ planted(
 )
 planted(
     'centerness is forgotten',
-    'dense',
+    'atss',
     (
         f'{DENSE}.forward',
         arguments(
@@ -133,10 +133,10 @@ def _small_growth(facts: dict[str, Any], *_: Any) -> dict[str, Any]:
     return dict(facts, coder=dict(facts['coder'], wh_ratio_clip=0.5))
 
 
-planted('box sizes bounded by e^0.7', 'dense', (f'{DECODE}:facts_of', result(_small_growth)))
+planted('box sizes bounded by e^0.7', 'atss', (f'{DECODE}:facts_of', result(_small_growth)))
 planted(
     'centerness rounded to float16',
-    'dense',
+    'atss',
     (
         f'{DECODE}:Decode.forward',
         result(lambda levels, *_: (*levels[:2], [x.half().float() for x in levels[2]])),

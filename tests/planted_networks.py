@@ -22,14 +22,14 @@ def _no_mean(model: torch.nn.Module) -> None:
     norms(model)[-1].running_mean.zero_()
 
 
-FOLDED = ('dense', 'solo', 'solo_decoupled', 'rtdetr', 'streampetr', 'centerpoint')
+FOLDED = ('atss', 'solov2', 'decoupled_solo', 'rtdetr', 'streampetr', 'centerpoint')
 FAULTS += [Planted('folding: epsilon x 10', family, folding(_large_epsilon)) for family in FOLDED]
 FAULTS += [Planted('folding: the last mean is forgotten', family, folding(_no_mean)) for family in FOLDED[:4]]
 
 NETWORKS = dict(
-    dense='projects.mmdet_plugin.dense.forms:RawNetwork.forward',
-    solo='projects.mmdet_plugin.solo.networks:BatchedNetwork.forward',
-    solo_decoupled='projects.mmdet_plugin.solo.networks:BatchedNetwork.forward',
+    atss='projects.mmdet_plugin.dense.forms:RawNetwork.forward',
+    solov2='projects.mmdet_plugin.solo.networks:BatchedNetwork.forward',
+    decoupled_solo='projects.mmdet_plugin.solo.networks:BatchedNetwork.forward',
     rtdetr='projects.mmdet_plugin.rtdetr.graphs:Network.forward',
 )
 

@@ -8,7 +8,7 @@ from planting import arguments, planted, result, settings
 
 SOLO, MASK = 'projects.mmdet_plugin.solo.networks', 'mmdeploy_ext.exporting.postprocess.mask'
 MASKS = 'projects.mmdet_plugin.solo.postprocess:mask_config'
-BOTH = 'solo solo_decoupled'
+BOTH = 'solov2 decoupled_solo'
 planted('score threshold x 1.2', BOTH, (MASKS, settings(score_thr=lambda value: value * 1.2)))
 planted('mask threshold + 0.02', BOTH, (MASKS, settings(mask_thr=lambda value: value + 0.02)))
 planted('filter_thr x 1.2', BOTH, (MASKS, settings(filter_thr=lambda value: value * 1.2)))
@@ -22,7 +22,7 @@ planted(
 )
 planted(
     'bilinear resizes align corners',
-    'solo',
+    'solov2',
     (
         f'{SOLO}:resize',
         lambda original: (

@@ -13,10 +13,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     Idle = Callable[[], list[str]]
     Make = Callable[[Callable], Callable]
+
+TOYS_OF = dict(
+    dense=('atss', 'retinanet', 'yolox'),
+    two_stage=('faster_rcnn',),
+    masks=('mask_rcnn',),
+    query=('deformable_detr',),
+    query_masks=('queryinst', 'mask2former'),
+    panoptic=('panoptic_fpn', 'mask2former_panoptic'),
+    yolact=('yolact',),
+    corner=('cornernet',),
+    solo=('solov2', 'decoupled_solo'),
+    rtdetr=('rtdetr',),
+    streampetr=('streampetr',),
+    centerpoint=('centerpoint',),
+    anchor3d=('pointpillars',),
+    bevfusion=('bevfusion',),
+    sparse_portable=('sparse_portable',),
+    sparse_libspconv=('sparse_libspconv',),
+    autoware=('autoware_centerpoint',),
+)
+"""Family of the mutation table -> its toys, keys of `mutation_toys.TOYS`."""
+FAMILY_OF = {toy: family for family, toys in TOYS_OF.items() for toy in toys}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +47,24 @@ class Planted:
 
     Attributes:
         name: what is wrong.
-        family: toy whose export has it: key of `mutation_toys.TOYS`.
+        toy: whose export has it: key of `mutation_toys.TOYS`.
         apply: gives the context inside which our code has the fault; entering it gives a function that lists
             the changed places which nothing has called so far.
         shared: the code is that of the PyTorch side too (pictures, class names, sweeps): the results of the
             reference may change with it. Of other faults they have to stay the same, bit for bit.
+        options: of the export, besides those of the toy: name of the family's option -> value.
     """
 
     name: str
-    family: str
+    toy: str
     apply: Callable[[], contextlib.AbstractContextManager[Idle]]
     shared: bool = False
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """Row of the mutation table."""
+        return FAMILY_OF[self.toy]
 
 
 OURS = ('mmdeploy_ext', 'projects')
@@ -43,17 +72,18 @@ FAULTS: list[Planted] = []
 """All of them; filled by the modules that `planted_faults` imports."""
 
 
-def planted(name: str, families: str, *changes: tuple[str, Make], shared: bool = False) -> None:
+def planted(name: str, toys: str, *changes: tuple[str, Make], shared: bool = False, **options: Any) -> None:
     """Add a fault to each of several toys.
 
     Args:
         name: what is wrong; the same toy has no other fault of this name.
-        families: keys of `mutation_toys.TOYS`, as words.
+        toys: keys of `mutation_toys.TOYS`, as words.
         changes: what `replaced` takes, each; all are applied together.
         shared: see `Planted`.
+        options: see `Planted`.
     """
-    for family in families.split():
-        FAULTS.append(Planted(name, family, lambda: _all_replaced(changes), shared))
+    for toy in toys.split():
+        FAULTS.append(Planted(name, toy, lambda: _all_replaced(changes), shared, options))
 
 
 @contextlib.contextmanager

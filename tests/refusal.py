@@ -34,6 +34,19 @@ def first_reason(verdict: Verdict) -> str:
     return '; '.join(verdict.reasons)
 
 
+def stop_at_reason(proof: Any, method: str) -> None:
+    """Let a method of a proof raise `Refused` where something has failed after it."""
+    run = getattr(proof, method)
+
+    def stopping(*args: Any) -> Any:
+        result, reason = run(*args), first_reason(proof.verdict)
+        if reason:
+            raise Refused(reason)
+        return result
+
+    setattr(proof, method, stopping)
+
+
 @contextlib.contextmanager
 def stopped_at_refusal() -> Iterator[None]:
     """Inside the block every proof raises `Refused` as soon as one of its parts fails."""
@@ -41,23 +54,8 @@ def stopped_at_refusal() -> Iterator[None]:
 
     def opened(*args: Any, **settings: Any) -> Any:
         proof = open_proof(*args, **settings)
-        check, run = proof.check, proof.run
-
-        def checked(*claims: Any) -> Verdict:
-            check(*claims)
-            stop_at_reason()
-            return proof.verdict
-
-        def ran(proof_input: Any) -> None:
-            run(proof_input)
-            stop_at_reason()
-
-        def stop_at_reason() -> None:
-            reason = first_reason(proof.verdict)
-            if reason:
-                raise Refused(reason)
-
-        proof.check, proof.run = checked, ran
+        for method in ('check', 'run'):
+            stop_at_reason(proof, method)
         return proof
 
     ladder.open_proof = opened

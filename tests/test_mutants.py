@@ -139,9 +139,9 @@ def test_the_table_counts_what_was_proven_and_what_inputs_caught():
     assert '| `ulp` | 3 / 30 (10 %) |  |' in shown
 
 
-@pytest.mark.parametrize('family', sorted({fault.family for fault in FAULTS}))
-def test_every_planted_fault_finds_its_place_in_our_code(family):
+@pytest.mark.parametrize('toy', sorted({fault.toy for fault in FAULTS}))
+def test_every_planted_fault_finds_its_place_in_our_code(toy):
     for fault in FAULTS:
-        if fault.family == family:
+        if fault.toy == toy:
             with fault.apply() as idle:
                 assert idle(), f'{fault.name}: no place is changed'

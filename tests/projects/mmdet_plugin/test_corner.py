@@ -8,7 +8,6 @@ import pytest
 import torch
 from mmcv.ops import CornerPool
 
-from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.exporter import default_opset
 from mmdeploy_ext.exporting.ops.replaced_modules import AXES, replace_class
@@ -18,27 +17,13 @@ from mmdeploy_ext.runtime.corner.model import detections
 from planting import altered
 from projects.mmdet_plugin.corner import postprocess
 from projects.toydata.seeded import seeded_model
+from toy_corner import KINDS, toy
 from toy_query import exported, images, options_of, run_stages
 
 FAMILY = FAMILIES['corner']
-KINDS = dict(
-    corner='cornernet/cornernet_hourglass104_mstest_8x6_210e_coco.py',
-    centripetal='centripetalnet/centripetalnet_hourglass104_mstest_16x6_210e_coco.py',
-)
 LEAST = dict(corner=20, centripetal=12)
 """Results of a picture whose scores are not low."""
 OPTIONS = options_of(family='corner')
-
-
-def toy(kind='corner'):
-    """Return the config of a toy: one small hourglass."""
-    cfg = load_config(mmdet_config(KINDS[kind]))
-    model = cfg.model
-    sizes = dict(stage_channels=[16, 16, 24], stage_blocks=[1, 1, 1])
-    model.backbone.update(sizes, downsample_times=2, num_stacks=1, feat_channel=16)
-    model.bbox_head.update(num_classes=6, in_channels=16, num_feat_levels=1)
-    model.test_cfg.max_per_img = 40
-    return cfg
 
 
 @functools.cache

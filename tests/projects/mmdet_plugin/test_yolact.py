@@ -7,7 +7,6 @@ import functools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof.tasks.boxed_mask import match_detections
@@ -16,26 +15,11 @@ from planting import altered
 from projects.mmdet_plugin.yolact import postprocess
 from projects.toydata.seeded import seeded_model
 from toy_query import exported, images, options_of, run_stages
-from toy_two_stage import CONFIG
+from toy_yolact import toy
 
 FAMILY = FAMILIES['yolact']
 ORIGINAL = (150, 210)
 OPTIONS = options_of(family='yolact')
-
-
-def toy():
-    """Return the config of a toy: the backbone of the Mask R-CNN toy, 32 channels, eight prototypes."""
-    cfg = load_config(mmdet_config('yolact/yolact_r50_1x8_coco.py'))
-    model = cfg.model
-    model.backbone = copy.deepcopy(load_config(CONFIG).model.backbone)
-    model.backbone.pop('init_cfg', None)
-    model.neck.update(in_channels=[16, 32, 64, 128], out_channels=32)
-    sizes = dict(num_classes=6, in_channels=32)
-    model.bbox_head.update(sizes, feat_channels=32, num_protos=8)
-    model.mask_head.update(sizes, num_protos=8, proto_channels=(32, None, 8), proto_kernel_sizes=(3, -2, 1))
-    model.segm_head.update(sizes)
-    model.test_cfg.update(max_per_img=40, nms_pre=200, top_k=50)
-    return cfg
 
 
 @functools.cache
