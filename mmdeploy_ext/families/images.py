@@ -191,6 +191,10 @@ class ImageFamily(Family):
         """Return where a detector keeps how many results it gives per image."""
         return ResultLimit(head_of(model).test_cfg)
 
+    def finds_always(self, model: torch.nn.Module) -> bool:
+        """Return whether a detector gives its best results of every picture, however low their scores."""
+        return False
+
     def results_left_out(self, options: Mapping[str, Any]) -> str:
         """Return why a proof does not compare the results of a file with these options; '' where it does."""
         return ''

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proof.inputs.inputs import proof_inputs
+from mmdeploy_ext.proof.inputs.inputs import plain_inputs, proof_inputs
 from mmdeploy_ext.proof.near_ties import near_ties
 
 if TYPE_CHECKING:
@@ -102,3 +102,21 @@ def references(
 ) -> list[Reference]:
     """Return the references of all inputs of a proof; see `proof_inputs` for the arguments."""
     return [Reference(deployment, one) for one in proof_inputs(deployment, options, images)]
+
+
+def empty_reference(deployment: Deployment, options: Options) -> tuple[Reference | None, str]:
+    """Return what PyTorch gives for a plain picture in which it finds nothing, or None and why there is none.
+
+    A plain picture with results is no input: all its cells look the same, so that rounding decides which of
+    them are the best.
+    """
+    if deployment.family.finds_always(deployment.model):
+        return None, 'the model gives results of every picture: an empty list was not compared'
+    counts = {}
+    for plain in plain_inputs(deployment, options):
+        reference, (title, _) = Reference(deployment, plain), plain.sources[0]
+        counts[title] = sum(map(len, reference.results))
+        if not counts[title]:
+            return reference, ''
+    found = ', '.join(f'{count} in a {title} one' for title, count in counts.items())
+    return None, f'PyTorch finds something in plain pictures ({found}): an empty list was not compared'

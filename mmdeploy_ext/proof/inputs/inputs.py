@@ -2,7 +2,8 @@
 
 Of a dynamic file: batches of 1, 2 and 3; landscape, portrait, wide and tall inputs, see `sizes.py`; every
 picture that the user gives, at the size that the config's rule gives it. Of every file: a dark and a bright
-picture, and optional inputs left out, each alone and all together. One input sets off several things.
+picture, one of one colour, and optional inputs left out, each alone and all together. One input sets off
+several things.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ Picture = tuple[str, np.ndarray]
 """Title, (h, w, 3) uint8 BGR."""
 BATCHES = (1, 2, 3)
 """Of a file with a dynamic batch: faults of batches begin at 2, and where pairs are meant at 3."""
+
+PLAIN = dict(grey=128, black=0, white=255)
+"""Title of a picture of one colour -> the value of all its pixels; the likeliest to show nothing first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,17 @@ def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> l
     maker = _Inputs(deployment, options, [picture])
     views = [(titled(title, change), view) for change, view in more_views(image).items()]
     return [maker.fixed('one more image', [view] * options.batch) for view in views]
+
+
+def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
+    """Return pictures of one colour at the traced size: a detector finds nothing in most of them."""
+    maker, size = _Inputs(deployment, options, []), (options.height, options.width)
+    return [
+        maker.fixed(
+            'plain picture, nothing found', [(title, np.full((*size, 3), value, np.uint8))] * options.batch
+        )
+        for title, value in PLAIN.items()
+    ]
 
 
 class _Inputs:

@@ -15,7 +15,7 @@ from mmdeploy_ext.proof.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proof.levels.cases import run_case, timing
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.provenance import normalisation_notes
-from mmdeploy_ext.proof.references import Reference
+from mmdeploy_ext.proof.references import Reference, empty_reference
 
 if TYPE_CHECKING:
     import contextlib
@@ -66,14 +66,18 @@ class ImageProof(ExportedProof):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
-        (file,), self.first = self.files, None
+        (file,), self.first, self.empty = self.files, None, None
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
 
     def inputs(self) -> Sequence[ProofInput]:
-        """See `Proof.inputs`: what is made of the pictures."""
-        return proof_inputs(self.deployment, self.asked_for, self.samples)
+        """See `Proof.inputs`: what is made of the pictures, and a plain one."""
+        inputs = proof_inputs(self.deployment, self.asked_for, self.samples)
+        if not self.deployment.family.results_left_out(self.files[0].options):
+            self.empty, note = empty_reference(self.deployment, self.asked_for)
+            self.verdict.notes += [note] if note else []
+        return [*inputs, self.empty.input] if self.empty else inputs
 
     def more_inputs(self) -> Sequence[ProofInput]:
         """See `Proof.more_inputs`: of ten more pictures, where ties are a larger share than the bar allows.
@@ -90,7 +94,8 @@ class ImageProof(ExportedProof):
 
     def cases(self, one: ProofInput) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`."""
-        reference = Reference(self.deployment, one)
+        empty = self.empty is not None and one is self.empty.input
+        reference = self.empty if empty else Reference(self.deployment, one)
         self.first = self.first or reference
         found = run_case(reference, self.backend)
         reference.forget()

@@ -93,6 +93,10 @@ class DenseFamily(ImageFamily):
         """See `ImageFamily.result_limit`."""
         return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
 
+    def finds_always(self, model: nn.Module) -> bool:
+        """See `ImageFamily.finds_always`: the best peaks have no threshold."""
+        return kind_of(model.bbox_head).limit == 'topk'
+
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`: what `runtime/dense/model.py` reads."""
         head = dict(head=plain(graphs.described(model).to_json()))

@@ -65,6 +65,10 @@ class QueryFamily(ImageFamily):
         head = model.bbox_head
         return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
 
+    def finds_always(self, model: nn.Module) -> bool:
+        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
+        return True
+
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""
         head = model.bbox_head
@@ -122,6 +126,10 @@ class QueryMasksFamily(ImageFamily):
         most = masks.max_per_image(model.panoptic_fusion_head)
         return dict(max_per_img=most, num_classes=self.num_classes(model))
 
+    def finds_always(self, model: nn.Module) -> bool:
+        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
+        return True
+
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""
         head, fusion = model.panoptic_head, model.panoptic_fusion_head
@@ -158,6 +166,10 @@ class QueryPanopticFamily(QueryMasksFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return panoptic.facts_of(model.panoptic_fusion_head)
+
+    def finds_always(self, model: nn.Module) -> bool:
+        """See `ImageFamily.finds_always`: queries have a threshold here."""
+        return False
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`: none."""
@@ -206,6 +218,10 @@ class QueryRegionsFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return dict(max_per_img=int(model.roi_head.test_cfg.max_per_img), num_classes=self.num_classes(model))
+
+    def finds_always(self, model: nn.Module) -> bool:
+        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
+        return True
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""

@@ -74,6 +74,10 @@ class RtDetrFamily(ImageFamily):
         """See `Family.num_classes`."""
         return int(model.decoder.num_classes)
 
+    def finds_always(self, model: nn.Module) -> bool:
+        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
+        return True
+
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`: as long as there are pairs of query and class."""
         pairs = int(model.decoder.num_queries) * int(model.decoder.num_classes)

@@ -146,6 +146,10 @@ class TwoStageFamily(ImageFamily):
         found = dict(last.to_json(), num_classes=self.num_classes(model))
         return dict(found, proposals=first.to_json()) if self.proposes else found
 
+    def finds_always(self, model: nn.Module) -> bool:
+        """See `ImageFamily.finds_always`: proposals have no threshold of their scores."""
+        return graphs.roi_head_of(model) is None
+
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""
         return ResultLimit(result_cfg(model))

@@ -1,0 +1,78 @@
+"""A picture in which PyTorch finds nothing: every proof has one where there is one."""
+
+import contextlib
+
+import pytest
+import torch
+
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.ladder import open_proof
+from mmdeploy_ext.proof.references import empty_reference
+from planting import replaced, result
+from toy_atss import PICTURE, REPO, load_toy
+
+PICTURES = [('toy.jpg', read_image(PICTURE))]
+
+
+def options_of(deployment):
+    return deployment.family.choose(opset=17, height=256, width=320)
+
+
+def load(name):
+    return deploy.load(
+        *(str(REPO / path) for path in (f'configs/demo/{name}_toy.py', f'demo/checkpoints/{name}_toy.pth'))
+    )
+
+
+def from_nothing(found, *_):
+    """Return a hundred boxes of score 0.9 where there are no results."""
+    dets, labels, *count = found
+    more = torch.cat([torch.rand(1, 100, 4), torch.full((1, 100, 1), 0.9)], 2)
+    rows = 100 * (1 - (labels >= 0).sum(1).amax().clamp(max=1))
+    more, classes = more[:, :rows], torch.zeros(1, 100, dtype=torch.int64)[:, :rows]
+    return torch.cat([dets, more], 1), torch.cat([labels, classes], 1), *count
+
+
+def test_boxes_where_pytorch_finds_nothing_are_refused(tmp_path):
+    deployment, path = load_toy(), str(tmp_path / 'm.onnx')
+    options = options_of(deployment)
+    traced = deploy.prepare_fixed(deployment.rule, PICTURES[0][1], options.height, options.width)
+    place = 'mmdeploy_ext.exporting.postprocess.bbox2d:DenseBoxPostprocess.forward'
+    with replaced(place, result(from_nothing)), contextlib.ExitStack() as stack:
+        export_files(deployment, options, path, [traced])
+        proof = open_proof(deployment, path, PICTURES)
+        assert proof.check().graphs[0].equal
+        proof.start(stack)
+        traced, *_, plain = proof.inputs()
+        for one in (traced, plain):
+            proof.run(one)
+    right, wrong = proof.verdict.cases
+    assert right.passed and not wrong.passed
+    assert wrong.name == 'plain picture, nothing found' and wrong.detections[0].reason == '100 extra'
+
+
+@pytest.mark.parametrize(
+    'make', [load_toy, lambda: load('mask_rcnn'), lambda: load('solov2')], ids=['atss', 'mask_rcnn', 'solov2']
+)
+def test_trained_models_find_nothing_in_a_plain_picture(make):
+    deployment = make()
+    reference, note = empty_reference(deployment, options_of(deployment))
+    assert [len(one) for one in reference.results] == [0] and not note
+
+
+@pytest.mark.parametrize(
+    ('name', 'why'),
+    [
+        ('deformable_detr', 'the model gives results of every picture'),
+        (
+            'panoptic_fpn',
+            'PyTorch finds something in plain pictures (1 in a grey one, 3 in a black one, 2 in',
+        ),
+    ],
+)
+def test_where_no_picture_is_empty_a_note_says_so(name, why):
+    deployment = load(name)
+    reference, note = empty_reference(deployment, options_of(deployment))
+    assert reference is None and note.startswith(why)
