@@ -17,7 +17,7 @@ PICTURES = [('toy.jpg', read_image(PICTURE))]
 
 
 def options_of(deployment):
-    return deployment.family.choose(opset=17, height=256, width=320)
+    return deployment.family.choose(opset=17, height=128, width=160)
 
 
 def load(name):
@@ -66,10 +66,7 @@ def test_trained_models_find_nothing_in_a_plain_picture(make):
     ('name', 'why'),
     [
         ('deformable_detr', 'the model gives results of every picture'),
-        (
-            'panoptic_fpn',
-            'PyTorch finds something in plain pictures (1 in a grey one, 3 in a black one, 2 in',
-        ),
+        ('panoptic_fpn', 'PyTorch finds something in plain pictures (1 in a grey one, '),
     ],
 )
 def test_where_no_picture_is_empty_a_note_says_so(name, why):
