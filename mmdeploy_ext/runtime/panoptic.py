@@ -46,9 +46,9 @@ class Segments(Instances):
 
     @classmethod
     def of_map(cls, panoptic: np.ndarray, classes: int) -> Segments:
-        """Return the segments of a map (h, w) of `classes` classes."""
+        """Return the segments of a map (h, w) of `classes` classes; a pixel of this value is in none."""
         ids = np.unique(panoptic).astype(np.int64)
-        ids = ids[ids % OFFSET != classes]
+        ids = ids[ids != classes]
         masks = panoptic[None] == ids[:, None, None]
         return cls(masks, np.ones(len(ids), np.float32), ids % OFFSET, ids)
 
@@ -68,14 +68,15 @@ def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segment
     """Return the segments per image of a `full` graph, which gives `panoptic` (B, h, w) int32.
 
     Raises:
-        ModelFileError: the map holds a class that the model, of things and of stuff, does not have.
+        ModelFileError: the map holds a class that the model, of things and of stuff, does not have, or a
+            number where there is no segment.
     """
     panoptic = outputs['panoptic']
-    wrong = (panoptic < 0) | (panoptic % OFFSET > classes)
+    wrong = (panoptic < 0) | ((panoptic % OFFSET >= classes) & (panoptic != classes))
     if wrong.any():
         raise ModelFileError(
             f'panoptic: a pixel is {int(panoptic[wrong][0])}, which is no class + number * {OFFSET} of '
-            f'{classes} classes'
+            f'{classes} classes, nor {classes}, which says that it is in no segment'
         )
     return [Segments.of_map(one, classes) for one in panoptic]
 
