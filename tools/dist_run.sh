@@ -22,8 +22,26 @@ if [ -z "${PORT:-}" ]; then
     PORT=29500
     [ "$NNODES" = 1 ] && PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 fi
-"$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" \
-    --master_port "$PORT" --nproc_per_node "$NPROC" "$ROOT/tools/test.py" "$CONFIG" "$CHECKPOINT" --launcher pytorch "$@"
+# A signal to this script ends torchrun, and with it the ranks. A shell's background process never sees SIGINT, so that
+# every signal becomes the one that torchrun passes on.
+SIGNAL='' RUN=''
+trap 'SIGNAL=INT; kill -TERM "$RUN" 2>/dev/null' INT
+trap 'SIGNAL=TERM; kill -TERM "$RUN" 2>/dev/null' TERM
+trap 'SIGNAL=HUP; kill -TERM "$RUN" 2>/dev/null' HUP
+TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" \
+    --master_addr "$MASTER_ADDR" --master_port "$PORT" --nproc_per_node "$NPROC" "$ROOT/tools/test.py" "$CONFIG" \
+    "$CHECKPOINT" --launcher pytorch "$@" &
+RUN=$!
+[ -z "$SIGNAL" ] || kill -TERM "$RUN"
+wait "$RUN"
 status=$?
+while kill -0 "$RUN" 2>/dev/null; do # a signal has ended the wait, not the run
+    wait "$RUN"
+    status=$?
+done
+if [ -n "$SIGNAL" ]; then
+    echo "error: the distributed run of $CONFIG was ended by SIG$SIGNAL" >&2
+    exit $((128 + $(kill -l "$SIGNAL")))
+fi
 [ $status -ne 0 ] && echo "error: the distributed run of $CONFIG ended with status $status; the first rank that failed is named above" >&2
 exit $status
