@@ -19,7 +19,6 @@ import torch
 
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.deploy import files
-from mmdeploy_ext.exporting import functional
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +59,7 @@ def _key(graph: Any, options: Any, keep_fp32: Any, example: Any) -> str:
     """Return the hash of an export, of each part by itself: what equal parts share is pickled only once."""
     traced = example or graph.example
     parts = [graph.name, graph.spec, graph.model, *graph.stages, *traced.values()]
-    asked = [*traced, *options.items(), keep_fp32, functional._all.get()]
+    asked = [*traced, *options.items(), keep_fp32]
     return digest([*map(digest, parts), repr(asked)])
 
 

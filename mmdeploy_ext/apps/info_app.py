@@ -79,7 +79,7 @@ def describe(path: Path) -> dict[str, Any]:
     values = {name: json.loads(props[PREFIX + name]) for name in names}
     if 'voxels' not in names:  # a sparse backbone says less
         read = Metadata.from_props(props, path)
-        values.update(precision=read.precision, family=read.family)  # by its current name
+        values['precision'] = read.precision
     return dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path), **values)
 
 

@@ -116,7 +116,7 @@ def family_of(cfg: Any, path: str) -> Family:
     if Path(path).is_file() and cfg.get('model'):
         with contextlib.suppress(ModelFileError):  # whoever reads the whole file says what is wrong with it
             props = {entry.key: entry.value for entry in read(path).metadata_props}
-            named = FAMILIES.get(read_entry(props, 'family', path, '""'))
+            named = FAMILIES.get(read_entry(props, 'family', path))
     return named if named is not None and named.claims(cfg) else find_family(cfg, DETECTOR)
 
 

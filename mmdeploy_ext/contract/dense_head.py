@@ -10,6 +10,7 @@ from mmdeploy_ext.contract.schema import (
     anything,
     either,
     exactly,
+    full_record,
     items,
     number,
     one_of,
@@ -141,32 +142,27 @@ def pair(second: Check) -> Check:
     return check
 
 
-NEWER = dict(peaks=0, suppresses=True, bordered=False)
-"""Entries of a head that files of earlier versions lack -> what they stand for."""
-HEAD = record(
-    dict(
-        outputs=items(pair(COUNT), 1, 8),
-        scores=NAME,
-        first_class=number(0, 64, whole=True),
-        activation=one_of('sigmoid', 'softmax', 'none'),
-        factor=NAME,
-        factor_from=either(exactly(0, anything), pair(number(0, 100_000, whole=True))),
-        root=FLAG,
-        choose=one_of('pairs', 'priors', 'best', 'all'),
-        judged=one_of('class', 'product'),
-        inclusive=FLAG,
-        conf_thr=number(),
-        votes=FLAG,
-        clip_inset=number(0),
-        visible=NAME,
-        visible_thr=number(),
-        inverted=FLAG,
-        maps_by_stride=FLAG,
-        peaks=number(0, 99, whole=True),
-        suppresses=FLAG,
-        bordered=FLAG,
-    ),
-    tuple(field.name for field in dataclasses.fields(Head) if field.name not in NEWER),
+HEAD = full_record(
+    outputs=items(pair(COUNT), 1, 8),
+    scores=NAME,
+    first_class=number(0, 64, whole=True),
+    activation=one_of('sigmoid', 'softmax', 'none'),
+    factor=NAME,
+    factor_from=either(exactly(0, anything), pair(number(0, 100_000, whole=True))),
+    root=FLAG,
+    choose=one_of('pairs', 'priors', 'best', 'all'),
+    judged=one_of('class', 'product'),
+    inclusive=FLAG,
+    conf_thr=number(),
+    votes=FLAG,
+    clip_inset=number(0),
+    visible=NAME,
+    visible_thr=number(),
+    inverted=FLAG,
+    maps_by_stride=FLAG,
+    peaks=number(0, 99, whole=True),
+    suppresses=FLAG,
+    bordered=FLAG,
 )
 
 

@@ -5,7 +5,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from mmdeploy_ext.contract.metadata_entries import PREFIX, Facts, checked_facts, current, damaged, read_entry
+from mmdeploy_ext.contract.metadata_entries import (
+    GRAPH_RULES,
+    PREFIX,
+    Facts,
+    check_names,
+    checked_facts,
+    damaged,
+    read_entry,
+)
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.inputs import cameras
@@ -13,20 +21,8 @@ from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 from mmdeploy_ext.inputs.points import VoxelRule
 
-GRAPH_RULES = 3
-"""Number of the rules by which graphs are written; a new one whenever the same model gives another graph.
-
-1: files without a number; batch normalisation folded in float32. 2: folded in float64, see `fold`. 3: the
-post-processing has operators of its own; the dynamo exporter exports it, too, and decomposes what has to be.
-"""
-SAME_BYTES_RULES = 2
-"""From these on constants are the same to the bit on every machine."""
-FEW_DECOMPOSED_RULES = 3
-"""From these on, see `exporting.functional`."""
 Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
 """How an image, or the images of all cameras, or points become an input."""
-NEWER = dict(rules='1', edits='[]')
-"""Fields that files of older versions lack -> what they stand for, as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,29 +86,18 @@ class Metadata:
     @classmethod
     def from_props(cls, props: Mapping[str, str], path: object = 'the file') -> Self:
         """Rebuild from `metadata_props`; ModelFileError: not written by mm2onnx, or damaged metadata."""
-        fields = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in fields if PREFIX + name not in props and name not in NEWER]
-        if missing:
-            raise ModelFileError(
-                f'{path}: has no mm2onnx metadata ({PREFIX}{missing[0]} is missing); '
-                f'export it with tools/deployment/pytorch2onnx.py'
-            )
-        values = {name: read_entry(props, name, path, NEWER.get(name, '')) for name in fields}
+        check_names(props, path)
+        values = {field.name: read_entry(props, field.name, path) for field in dataclasses.fields(cls)}
         try:
             rule = _rule_from_json(values['preprocess'])
         except (ValueError, TypeError, OverflowError) as error:  # of numbers that do not go together
             raise damaged(path, 'preprocess', error) from error
-        family, facts = current(values['family'], values['postprocess'])
-        spec = GraphSpec.from_json(values['spec'])
-        if family != values['family']:
-            spec = dataclasses.replace(spec, name=f'{family}/{values["form"]}')
         values.update(
-            family=family,
             edits=tuple(values['edits']),
-            spec=spec,
+            spec=GraphSpec.from_json(values['spec']),
             classes=tuple(values['classes']),
             preprocess=rule,
-            postprocess=checked_facts(facts, family, path),
+            postprocess=checked_facts(values['postprocess'], values['family'], path),
             options=Facts(values['options'], f'{path}: {PREFIX}options'),
         )
         return cls(**values)

@@ -4,12 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mmdeploy_ext.contract.families import FORMER, POSTPROCESS
-from mmdeploy_ext.contract.metadata_schema import FIELDS, SPARSE_OPTIONS
+from mmdeploy_ext.contract.families import POSTPROCESS
+from mmdeploy_ext.contract.metadata_schema import BACKBONE_ENTRIES, FIELDS, FILE_ENTRIES, SPARSE_OPTIONS
 from mmdeploy_ext.contract.schema import Check, Mismatch
 from mmdeploy_ext.core.errors import ModelFileError
 
 PREFIX = 'mm2onnx.'
+GRAPH_RULES = 4
+"""Number of the rules by which files are written; a new one whenever the same model gives another graph, or
+metadata of another form. Files of another number are refused: there is one way to read a file."""
 
 
 class Facts(dict):
@@ -38,25 +41,59 @@ def damaged(path: object, name: str, error: object) -> ModelFileError:
     )
 
 
-def read_entry(
-    props: Mapping[str, str], name: str, path: object, default: str = '', check: Check | None = None
-) -> Any:
+def check_names(props: Mapping[str, str], path: object, entries: Mapping[str, bool] = FILE_ENTRIES) -> None:
+    """Refuse a file that states what today's exports do not: other graph rules, or entries of another name.
+
+    What an entry that nothing compares says would be taken by whoever reads it first.
+
+    Args:
+        props: `metadata_props` of the file.
+        path: of the file, for the message.
+        entries: `FILE_ENTRIES`, or `BACKBONE_ENTRIES` of a file that `export_scn.py` writes.
+
+    Raises:
+        ModelFileError: not written by mm2onnx, by other rules, without an entry, or with one too many.
+    """
+    if f'{PREFIX}family' not in props:
+        tool = 'pytorch2onnx.py' if entries is FILE_ENTRIES else 'export_scn.py'
+        raise ModelFileError(
+            f'{path}: has no mm2onnx metadata ({PREFIX}family is missing); export it with '
+            f'tools/deployment/{tool}'
+        )
+    rules = read_entry(props, 'rules', path) if f'{PREFIX}rules' in props else 'not stated'
+    if rules != GRAPH_RULES:
+        raise ModelFileError(
+            f'{path}: its {PREFIX}rules are {rules}, expected {GRAPH_RULES}: another version wrote it; '
+            f'export it again'
+        )
+    if missing := [name for name, needed in entries.items() if needed and PREFIX + name not in props]:
+        raise damaged(path, missing[0], 'is missing')
+    names = [key.removeprefix(PREFIX) for key in props if key.startswith(PREFIX)]
+    if unknown := [name for name in names if name not in entries]:
+        raise damaged(path, unknown[0], f'no export writes it; expected {", ".join(entries)}')
+
+
+def read_entry(props: Mapping[str, str], name: str, path: object, check: Check | None = None) -> Any:
     """Return one entry of a file's metadata, by its name without prefix, checked.
 
-    `default` is JSON that stands for an entry which is not there; `check` is of its value, where it is not
-    the usual one. ModelFileError: it is no JSON, or of another type, range or length; the message names the
-    key.
+    `check` is of its value, where it is not the usual one. ModelFileError: it is no JSON, or of another type,
+    range or length; the message names the key.
     """
     try:
-        value = json.loads(props.get(PREFIX + name, default))
+        value = json.loads(props.get(PREFIX + name, ''))
     except (ValueError, RecursionError) as error:
         raise damaged(path, name, f'is not JSON: {error}') from error
     return check_entry(value, name, path, check)
 
 
 def check_entries(props: Mapping[str, str], path: object) -> None:
-    """Check all entries of a sparse file, whatever reads them; for errors see `read_entry`."""
-    checks = {} if f'{PREFIX}preprocess' in props else dict(options=SPARSE_OPTIONS)
+    """Check all entries of a sparse file, whatever reads them.
+
+    For errors see `check_names` and `read_entry`.
+    """
+    of_detector = f'{PREFIX}preprocess' in props
+    check_names(props, path, FILE_ENTRIES if of_detector else BACKBONE_ENTRIES)
+    checks = {} if of_detector else dict(options=SPARSE_OPTIONS)
     for name in FIELDS:
         if PREFIX + name in props:
             read_entry(props, name, path, check=checks.get(name))
@@ -69,12 +106,6 @@ def check_entry(value: Any, name: str, path: object, check: Check | None = None)
     except (Mismatch, OverflowError, RecursionError) as error:
         raise damaged(path, name, error) from error
     return value
-
-
-def current(family: str, facts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the family of a file by its current name, and the facts as it would write them now."""
-    name, upgrade = FORMER.get(family, (family, dict))
-    return name, upgrade(facts)
 
 
 def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:

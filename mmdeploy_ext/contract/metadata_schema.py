@@ -25,19 +25,17 @@ DTYPES = ('bool', 'int8', 'uint8', 'int16', 'int32', 'int64', 'float16', 'float3
 COLOURS = dict(mean=exactly(3, number()), std=exactly(3, POSITIVE), to_rgb=FLAG)
 COLOURS['size_divisor'] = number(1, 4096, whole=True)
 
-IMAGE = record(
-    dict(
-        COLOURS,
-        img_scale=maybe(exactly(2, PIXELS)),
-        keep_ratio=FLAG,
-        size=maybe(exactly(2, PIXELS)),
-        pad_val=exactly(3, number()),
-        pad_size=maybe(exactly(2, PIXELS)),
-        resize=one_of('cv2', 'pillow'),
-        pad_or=number(0, 4096, whole=True),
-        pad_more=number(0, 4096, whole=True),
-        centred=FLAG,
-    )
+IMAGE = full_record(
+    **COLOURS,
+    img_scale=maybe(exactly(2, PIXELS)),
+    keep_ratio=FLAG,
+    size=maybe(exactly(2, PIXELS)),
+    pad_val=exactly(3, number()),
+    pad_size=maybe(exactly(2, PIXELS)),
+    resize=one_of('cv2', 'pillow'),
+    pad_or=number(0, 4096, whole=True),
+    pad_more=number(0, 4096, whole=True),
+    centred=FLAG,
 )
 
 
@@ -66,7 +64,7 @@ MULTIVIEW = full_record(
     cameras=items(NAME, 0, 64),
     also=_rig,
 )
-VOXEL_FIELDS = dict(
+VOXELS = full_record(
     point_cloud_range=exactly(6, number(-1e6, 1e6)),
     voxel_size=exactly(3, number(above=0, most=1e6)),
     max_points=LIMIT,
@@ -75,7 +73,6 @@ VOXEL_FIELDS = dict(
     in_channels=number(1, 1024, whole=True),
     mode=one_of('hard', 'dynamic'),
 )
-VOXELS = record(VOXEL_FIELDS, tuple(VOXEL_FIELDS)[:-1])
 FUSION = full_record(
     kind=one_of('fusion'), views=maybe(MULTIVIEW), voxels=maybe(VOXELS), sweeps=number(0, 1000, whole=True)
 )
@@ -97,33 +94,27 @@ def _axis(value: Any, where: str) -> None:
     (NAME if isinstance(value, str) else number(0, 2**31, whole=True))(value, where)
 
 
-GROUP = record(
-    dict(
-        name=text(),
-        columns=maybe(items(number(0, 2**31, whole=True), 1)),
-        unit=text(),
-        rtol=number(0),
-        atol=number(0),
-    ),
-    ('columns',),
+GROUP = full_record(
+    name=text(),
+    columns=maybe(items(number(0, 2**31, whole=True), 1)),
+    unit=text(),
+    rtol=number(0),
+    atol=number(0),
 )
-TENSOR = record(
-    dict(
-        name=NAME,
-        dtype=one_of(*DTYPES),
-        axes=items(_axis, 0, 8),
-        meaning=text(),
-        unit=text(),
-        groups=items(GROUP),
-        default=maybe(number()),
-        unused=FLAG,
-        compare=one_of('values', 'detections'),
-        single=FLAG,
-        smallest=PIXELS,
-        multiple=PIXELS,
-        positive=FLAG,
-    ),
-    ('name', 'dtype', 'axes', 'groups'),
+TENSOR = full_record(
+    name=NAME,
+    dtype=one_of(*DTYPES),
+    axes=items(_axis, 0, 8),
+    meaning=text(),
+    unit=text(),
+    groups=items(GROUP),
+    default=maybe(number()),
+    unused=FLAG,
+    compare=one_of('values', 'detections'),
+    single=FLAG,
+    smallest=PIXELS,
+    multiple=PIXELS,
+    positive=FLAG,
 )
 
 
@@ -210,5 +201,22 @@ FIELDS: dict[str, Check] = dict(
     edits=items(EDIT),
     ranges=mapping(anything),
     scn=SCN,
+    scn_modules=mapping(text()),
 )
 """Entry, without its prefix -> check of its value; of `postprocess` see also `checked_facts`."""
+NEEDED = (
+    *('family', 'form', 'options', 'config', 'config_sha256', 'checkpoint_sha256', 'versions'),
+    *('rules', 'edits'),
+)
+OF_SPARSE_GRAPHS = ('scn', 'scn_modules')
+"""Entries that the writers of sparse graphs add."""
+FILE_ENTRIES = {
+    **dict.fromkeys((*NEEDED, 'spec', 'preprocess', 'classes', 'postprocess'), True),
+    **dict.fromkeys(OF_SPARSE_GRAPHS, False),
+}
+"""Entry of a detector's file -> whether all have it; the others are of graphs of sparse convolutions."""
+BACKBONE_ENTRIES = {
+    **dict.fromkeys((*NEEDED, 'voxels'), True),
+    **dict.fromkeys(('ranges', *OF_SPARSE_GRAPHS), False),
+}
+"""Entry of a sparse backbone's file -> whether all have it."""

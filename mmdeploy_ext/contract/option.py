@@ -30,7 +30,6 @@ class Option:
         metavar: of its argument.
         least: of a number that is given.
         only_with: name and value of the option that it goes with; has no effect with other values.
-        kept: when the metadata keep it: 'always', 'set' (not at its default), or 'half' (in float16 files).
         stated: whether the command that exports again states it at its default, too.
         pair: name of the option whose value follows in the same argument: height and width.
         hint: what to do instead of an unknown value.
@@ -50,7 +49,6 @@ class Option:
     metavar: str | None = None
     least: int | None = None
     only_with: tuple[str, Any] | None = None
-    kept: str = 'always'
     stated: bool = False
     pair: str = ''
     hint: str = ''
@@ -213,13 +211,7 @@ class Options(Mapping[str, Any]):
 
     def to_json(self) -> dict[str, Any]:
         """Return what the metadata keep, as plain JSON types."""
-        kept = {one.name: self[one.name] for one in self.declared if self._keeps(one)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
-
-    def _keeps(self, option: Option) -> bool:
-        if option.kept == 'half':
-            return self['precision'] != 'fp32'
-        return option.kept == 'always' or self[option.name] != option.default
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -48,7 +48,6 @@ GROUP_NORM = Option(
     'in two steps, in 1.2 to 1.8 times its time (default: exact where the backbone has it, else operator)',
     ('', 'operator', 'exact'),
     key='group_norm',
-    kept='set',
     only_with=('precision', 'fp32'),
 )
 PRECISION = Option(
@@ -78,7 +77,6 @@ KEEP_FP32 = Option(
     key='keep_fp32',
     metavar='PATTERN',
     group='half precision',
-    kept='set',
     only_with=('precision', 'fp16'),
 )
 HALF = (PRECISION, FP16_IO, KEEP_FP32)
@@ -126,7 +124,7 @@ IMAGE = (
     ),
     SIMPLIFY,
     GROUP_NORM,
-    *(dataclasses.replace(option, kept='half') for option in HALF),
+    *HALF,
 )
 """What every family of single images has."""
 OF_SOME = 'options of some families'
@@ -169,7 +167,6 @@ SPARSE_FORM = Option(
     'tables, two to five times slower, for engines that cannot split at run time (TensorRT)',
     ('buckets', 'tables'),
     key='sparse_form',
-    kept='set',
     group='models of cameras and sweeps',
 )
 SPARSE = (
@@ -220,7 +217,7 @@ SPARSE = (
         only_with=('target', 'libspconv'),
     ),
     dataclasses.replace(
-        SPARSE_FORM, name='form', key=None, kept='always', only_with=('target', 'portable'), group=''
+        SPARSE_FORM, name='form', key=None, only_with=('target', 'portable'), group=''
     ),
 )
 """How a sparse backbone is written."""

@@ -186,7 +186,9 @@ def read_files(path: str) -> ExportedFiles:
     check_same_export(known)
     first, metadata = next(iter(known.items()))
     family = FAMILIES.get(metadata.family)
-    names = () if family is None else family.names_of(family.written(metadata.options, first))
+    names: Sequence[str] = ()
+    if family is not None and family.files:
+        names = family.names_of(family.written(metadata.options, first))
     places = {name: place for place, name in enumerate(names)}
     order = sorted(known, key=lambda file: (places.get(known[file].form, len(names)), file))
     return ExportedFiles(order, [known[file] for file in order])

@@ -5,7 +5,7 @@ import json
 import time
 from pathlib import Path
 
-from mmdeploy_ext.contract.metadata import PREFIX
+from mmdeploy_ext.contract.metadata_entries import GRAPH_RULES, PREFIX
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.files import atomic_path
@@ -115,6 +115,8 @@ def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | No
         config_sha256=deployment.config_sha256,
         checkpoint_sha256=deployment.checkpoint_sha256,
         versions=versions(),
+        rules=GRAPH_RULES,
+        edits=[],
         **(dict(ranges=ranges.to_json()) if ranges else {}),
     )
     return {PREFIX + name: json.dumps(value) for name, value in values.items()}

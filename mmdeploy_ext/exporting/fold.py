@@ -23,17 +23,10 @@ BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm is one
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """A convolution with its batch normalisation folded in, float64.
-
-    The magnitudes of weight (out, in / groups, kh, kw) and bias (out,) are the sums of the absolute values of
-    the terms that both are sums of: how far their last bits may be off where they were rounded in another
-    order, whatever cancels.
-    """
+    """A convolution with its batch normalisation folded in: float64 (out, in / groups, kh, kw) and (out,)."""
 
     weight: np.ndarray
     bias: np.ndarray
-    weight_magnitude: np.ndarray
-    bias_magnitude: np.ndarray
 
     def put_into(self, conv: nn.Conv2d) -> None:
         """Give a convolution this weight and bias, in the type and on the device of its weight."""
@@ -50,9 +43,6 @@ class Summed(Protocol):
 
     def reparameterise(self) -> None:
         """Make `conv` of the branches, which stay beside it; once only."""
-
-    def folded(self) -> Folded:
-        """Return the sum of the branches."""
 
 
 PREPARATIONS: list[Callable[[nn.Module], None]] = []
@@ -75,7 +65,7 @@ def fuse(model: nn.Module) -> nn.Module:
         if isinstance(module, Summed):
             module.reparameterise()
     places = Counter(id(child) for module in fused.modules() for child in module.children())
-    for _, parent, conv, norm in list(_pairs(fused)):
+    for parent, conv, norm in list(_pairs(fused)):
         if places[id(getattr(parent, conv))] > 1:
             setattr(parent, conv, copy.deepcopy(getattr(parent, conv)))
         fold_pair(getattr(parent, conv), getattr(parent, norm)).put_into(getattr(parent, conv))
@@ -83,33 +73,12 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
-def folded_bias_magnitudes(model: nn.Module) -> dict[str, np.ndarray]:
-    """Return what the last bits of folded sums have to be measured by: |beta| + |mean * scale| of a bias.
-
-    Plus |bias * scale| where the convolution has a bias. A `Summed` module has the magnitudes of all its
-    branches, its weight too. A sum may cancel to nearly nothing, and its terms were rounded before that.
-
-    Of a model as it was loaded: name in `fuse(model).state_dict()` of each folded bias, and of the weight of
-    each `Summed` module -> float64 of its shape, 0 or more. Any other folded weight is a product: its own
-    value is the measure.
-    """
-    found = {
-        f'{prefix}{conv}.bias': fold_pair(getattr(parent, conv), getattr(parent, norm)).bias_magnitude
-        for prefix, parent, conv, norm in _pairs(model)
-    }
-    for name, module in model.named_modules():
-        if isinstance(module, Summed):
-            both, where = module.folded(), f'{name}.conv'.lstrip('.')
-            found[f'{where}.weight'], found[f'{where}.bias'] = both.weight_magnitude, both.bias_magnitude
-    return found
-
-
 def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
     """Return a convolution with the normalisation after it folded in; `nn.Identity` is one folded before."""
     weight = _double(conv.weight)
     bias = np.zeros(len(weight)) if conv.bias is None else _double(conv.bias)
     if isinstance(norm, nn.Identity):
-        return Folded(weight, bias, np.abs(weight), np.abs(bias))
+        return Folded(weight, bias)
     mean, variance = _double(norm.running_mean), _double(norm.running_var)
     gamma, beta = (
         np.full_like(mean, default) if array is None else _double(array)
@@ -117,23 +86,21 @@ def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
     )
     with np.errstate(all='ignore'):  # damaged checkpoints give NaN, which is found where it is said of what
         scale = gamma / np.sqrt(variance + norm.eps)
-        weight, bias_magnitude = weight * scale[:, None, None, None], np.abs(bias * scale)
-        bias_magnitude += np.abs(beta) + np.abs(mean * scale)
-        return Folded(weight, (bias - mean) * scale + beta, np.abs(weight), bias_magnitude)
+        return Folded(weight * scale[:, None, None, None], (bias - mean) * scale + beta)
 
 
-def _pairs(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module, str, str]]:
-    """Yield the path of a parent with its final dot, the parent, and its children convolution and norm."""
+def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Yield a parent and the names of its children, a convolution and the normalisation that follows it."""
     last = None
     for name, child in module.named_children():
         if isinstance(child, BatchNorm):
             if last is not None and _adjacent(module) and _is_linear(getattr(module, last)):
-                yield prefix, module, last, name
+                yield module, last, name
             last = None
         elif isinstance(child, nn.Conv2d):
             last = name
         else:
-            yield from _pairs(child, f'{prefix}{name}.')
+            yield from _pairs(child)
 
 
 def _adjacent(module: nn.Module) -> bool:

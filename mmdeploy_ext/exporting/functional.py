@@ -9,7 +9,6 @@ onnxscript's 500 functions at every `torch.onnx.export`: 0.5 s of CPU time, most
 """
 
 import contextlib
-import contextvars
 import copy
 from collections.abc import Callable, Container, Iterator
 from typing import Any
@@ -28,7 +27,6 @@ SAME: dict[Any, tuple[Any, Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
 }
 """Operator that is not translated -> one that is, and from the arguments of the first to those of the second:
 what a decomposition would give."""
-_all: contextvars.ContextVar[bool] = contextvars.ContextVar('decompose_all', default=False)
 LEFT_OUT = frozenset({aten._assert_tensor_metadata.default, aten._assert_scalar.default})
 """The exporter removes them."""
 
@@ -57,24 +55,11 @@ def translations_read_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def all_decomposed(by_old_rules: bool = True) -> Iterator[None]:
-    """Inside the block every program is decomposed, as graph rules 1 and 2 have it, unless told otherwise."""
-    token = _all.set(by_old_rules)
-    try:
-        yield
-    finally:
-        _all.reset(token)
-
-
-@contextlib.contextmanager
 def decomposed_where_needed(translated: Container[Any]) -> Iterator[None]:
     """Inside the block `ExportedProgram.run_decompositions` returns a program that needs none.
 
     `translated` are operators that the exporter knows beside those of PyTorch.
     """
-    if _all.get():
-        yield
-        return
     from onnxscript.function_libs.torch_lib.registration import default_registry
 
     def known(target: Any) -> bool:

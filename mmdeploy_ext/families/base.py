@@ -94,16 +94,14 @@ class Family(abc.ABC):
     def written(self, content: Mapping[str, Any], path: object = 'the file') -> Options:
         """Return the options that a file was exported with, of `options` of its metadata.
 
-        Files of older versions have options of other families, too, at their defaults. ModelFileError:
-        options that no export of the family has.
+        ModelFileError: options that no export of the family has, or one that is missing.
         """
-        own = {option.name for option in self.options}
-        values = {name: value for name, value in content.items() if name in own}
-        every = {option.name: option.default for other in FAMILIES.values() for option in other.options}
-        for name in content.keys() - own - {'cfg_options'}:
-            if name not in every or content[name] != every[name]:
-                said = self.lacks(name, content)
-                raise ModelFileError(f'{path}: its options fit no export: {said}; export it again')
+        values = {name: value for name, value in content.items() if name != 'cfg_options'}
+        names = [option.name for option in self.options]
+        refusals = [self.lacks(name, content) for name in values if name not in names]
+        refusals += [f'{name} is missing' for name in names if name not in values]
+        if refusals:
+            raise ModelFileError(f'{path}: its options fit no export: {refusals[0]}; export it again')
         return self.choose(**values)
 
     def lacks(self, name: str, values: Mapping[str, Any]) -> str:

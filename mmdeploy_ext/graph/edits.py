@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from mmdeploy_ext.contract.metadata import NEWER, PREFIX
+from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
 from mmdeploy_ext.graph.equality import spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fold import fold
@@ -37,9 +37,9 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
     props = {entry.key: entry for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
         return
-    entry = props.get(KEY)
-    if entry is None:
-        entry = model.metadata_props.add(key=KEY, value=NEWER['edits'])
+    if KEY not in props:
+        raise ModelFileError(f'the file has no {KEY}; export it again')
+    entry = props[KEY]
     versions = {package: importlib.metadata.version(package) for package in packages}
     one = dict(command=command, arguments=dict(arguments), versions=versions)
     entry.value = json.dumps([*json.loads(entry.value), one])

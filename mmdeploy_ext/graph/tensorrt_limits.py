@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mmdeploy_ext.contract.families import FORMER, OPTIONS
+from mmdeploy_ext.contract.families import OPTIONS
 from mmdeploy_ext.contract.metadata_entries import PREFIX, read_entry
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import EngineError
@@ -163,7 +163,6 @@ def _constant_shapes(model: onnx.ModelProto) -> str:
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}family' in props:
         family = read_entry(props, 'family', 'the file')
-        family, _ = FORMER.get(family, (family, None))
         if not any(option.name in LIMITS for option in OPTIONS.get(family, ())):
             return f'the family {family} has no form with constant shapes'
     return CONSTANT_SHAPES

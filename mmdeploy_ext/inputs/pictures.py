@@ -8,7 +8,6 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -74,11 +73,6 @@ class PreprocessRule(Plain):
     pad_or: int = 0
     pad_more: int = 0
     centred: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """See `Plain`; padding of a kind that few files have is left out of the others."""
-        later = ('pad_or', 'pad_more', 'centred')
-        return {key: one for key, one in super().to_json().items() if one or key not in later}
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) after the resize of an image of `height` x `width`."""

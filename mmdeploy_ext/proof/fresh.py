@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.metadata import FEW_DECOMPOSED_RULES
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy import files
-from mmdeploy_ext.exporting.functional import all_decomposed
 from mmdeploy_ext.graph import edits
-from mmdeploy_ext.proof.older import Rounding, rounding_of
 from mmdeploy_ext.quantize.dense import QUANTISE, quantise_again
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     import onnx
@@ -47,15 +43,10 @@ class Reference:
     Attributes:
         export: returns a fresh export by the options of the file.
         edits: commands that changed the file, and that `fresh` does again.
-        rounding: returns what constants of files of older rules are judged by.
-        network: returns the names of the tensors between network and post-processing in a fresh export;
-            none where the graph has no post-processing.
     """
 
     export: Callable[[], onnx.ModelProto]
     edits: tuple[Mapping[str, Any], ...] = ()
-    rounding: Callable[[], Rounding] = Rounding
-    network: Callable[[], Sequence[str]] = tuple
 
     def fresh(self) -> onnx.ModelProto:
         """Return what the file has to be.
@@ -71,14 +62,12 @@ def of_images(
 ) -> Reference:
     """Return what a file of single pictures is compared with; no constant depends on the image."""
     chosen = exported_with(options, metadata)
-    stages = functools.cache(lambda: deployment.family.stages(deployment.model, options))
 
     def export() -> onnx.ModelProto:
         traced = deploy.prepare_fixed(deployment.rule, image_bgr, chosen.height, chosen.width)
         return files.export_graphs(deployment, chosen, [traced])[0][0]
 
-    reference = _reference(deployment, chosen, metadata, export)
-    return dataclasses.replace(reference, network=lambda: stages()[0].outputs if len(stages()) > 1 else ())
+    return _reference(deployment, chosen, metadata, export)
 
 
 def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph: Graph | None) -> Reference:
@@ -96,17 +85,15 @@ def of_graph(deployment: Deployment, options: Options, metadata: Metadata, graph
 def _reference(
     deployment: Deployment, options: Options, metadata: Metadata, export: Callable[[], onnx.ModelProto]
 ) -> Reference:
-    """Return a reference whose export, by the graph rules of a file, is made once."""
-    older = metadata.rules < FEW_DECOMPOSED_RULES
-    key = metadata.form, options, *['older'] * older
+    """Return a reference whose export is made once per deployment."""
+    key = metadata.form, options
 
-    def kept() -> onnx.ModelProto:
+    def export_once() -> onnx.ModelProto:
         if key not in deployment.exports:
-            with all_decomposed(older):
-                deployment.keep(key, export())
+            deployment.keep(key, export())
         return deployment.exports[key]
 
-    return Reference(kept, metadata.edits, lambda: rounding_of(deployment.model))
+    return Reference(export_once, metadata.edits)
 
 
 def exported_with(options: Options, metadata: Metadata) -> Options:

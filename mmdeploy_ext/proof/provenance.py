@@ -215,7 +215,6 @@ def stale_reason(found: Metadata, wanted: Metadata) -> str:
         'export options': mine != theirs,
         'versions': found.versions != wanted.versions,
         'tolerances': differing_contract(found.spec, wanted.spec),
-        'number of graph rules': found.rules != wanted.rules,
     }
     differing = [title for title, differs in facts.items() if differs]
     return f'stale: another {" and ".join(differing)}' if differing else ''

@@ -31,7 +31,7 @@ class GraphResult:
         equal: it is the graph of a fresh export, so that what holds for that one holds for the file.
         differences: where it is not.
         by_inputs: why inputs alone decide, e.g. 'edited graph'; '' where the graph does.
-        note: what the comparison allowed, of files of older graph rules.
+        note: commands that changed both graphs, or packages whose other version may explain a difference.
         error: why there is no fresh export to compare with.
     """
 
@@ -56,8 +56,6 @@ class GraphResult:
             found = f'equal to a fresh export ({self.nodes:,} nodes)'
         elif self.by_inputs == EDITED:
             found = f'not compared, inputs alone decide ({self.by_inputs}, {self.nodes:,} nodes)'
-        elif self.by_inputs:
-            found = f'the network equals a fresh export, inputs alone decide the rest ({self.by_inputs})'
         elif self.error:
             found = f'no fresh export to compare with: {self.error}'
         else:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,10 @@ import toy_atss
 from docs._pages.exporters import page as exporters_page
 from docs._pages.exporters import tool as exporters_tool
 from docs._pages.exporters.rows import MODELS, Row
-from mmdeploy_ext.contract.metadata import GRAPH_RULES
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.exporting import exporter, functional
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof import fresh
 from mmdeploy_ext.proof.ladder import prove
 
 REPO = Path(__file__).resolve().parents[2]
@@ -268,19 +265,3 @@ def test_what_is_written_in_place_is_in_the_file_whether_decomposed_or_not(of_a_
     found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, dict(x=x.numpy()))
     for got, wanted in zip(found, module(x.clone()), strict=True):
         np.testing.assert_array_equal(got, wanted.numpy())
-
-
-def test_a_file_of_older_rules_is_compared_with_a_decomposed_export(monkeypatch):
-    asked = []
-    monkeypatch.setattr(functional, 'make_functional', lambda *args: asked.append(args))
-    deployment = types.SimpleNamespace(exports={})
-    deployment.keep = deployment.exports.__setitem__
-
-    def export():
-        return export_module(InPlace(False).eval(), (torch.rand(3, 4),), exporter='dynamo', opset=18)
-
-    for rules, calls in ((2, 0), (GRAPH_RULES, 1), (2, 1)):
-        metadata = types.SimpleNamespace(rules=rules, form='raw', edits=())
-        fresh._reference(deployment, ('fixed',), metadata, export).export()
-        assert len(asked) == calls
-    assert len(deployment.exports) == 2

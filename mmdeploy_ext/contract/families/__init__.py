@@ -4,8 +4,7 @@ A module may have
 
 - `OPTIONS`: what can be chosen about its graphs, besides what is in `contract/options.py`,
 - `POSTPROCESS`: a check of what its files tell their consumer (`postprocess` of the metadata). A key that a
-  graph does not need may be missing; what reads it says so,
-- `FORMER`: name of the family in files of earlier versions -> what makes their facts today's.
+  graph does not need may be missing; what reads it says so.
 """
 
 import dataclasses
@@ -62,5 +61,3 @@ DETECTOR = (*IMAGE, *_own_options())
 """What `pytorch2onnx.py` takes."""
 POSTPROCESS = _have('POSTPROCESS')
 """Family -> check of what its files tell their consumer."""
-FORMER = {former: (name, upgrade) for name, of in _have('FORMER').items() for former, upgrade in of.items()}
-"""Families of files of earlier versions -> their current name, and what makes their facts current."""

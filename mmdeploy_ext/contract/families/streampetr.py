@@ -54,7 +54,6 @@ NODE_IMAGES = Option(
     ('bgr', 'rgb'),
     key='node_images',
     only_with=('contract', AUTOWARE),
-    kept='set',
     group=GROUP,
 )
 OPTIONS = (CONTRACT, FORK_VERSION, FORK_IMG2LIDAR, LAYERS, NODE_IMAGES)

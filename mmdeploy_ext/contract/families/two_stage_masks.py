@@ -13,7 +13,6 @@ PASTE_MASKS = Option(
     schema=FLAG,
     key='paste_masks',
     only_with=('form', 'full'),
-    kept='set',
     group=OF_SOME,
 )
 OPTIONS = (*two_stage.OPTIONS, PASTE_MASKS)

@@ -60,7 +60,7 @@ class Record:
     profiles: dict[str, list[list[int]]]
     layers: dict[str, dict[str, int]]
     metadata: dict[str, str]
-    tf32: bool = False
+    tf32: bool
 
     @property
     def computes_in(self) -> str:

@@ -6,7 +6,7 @@ import torch
 def length(size: torch.Tensor | int) -> torch.Tensor:
     """Return an entry of a tensor's shape as () int64."""
     if isinstance(size, torch.Tensor):
-        return torch.as_tensor(size)  # a Cast of no effect, which files of graph rules 2 have
+        return torch.as_tensor(size)  # traced as a Cast of no effect
     return torch.scalar_tensor(size, dtype=torch.int64)  # `as_tensor` would freeze a symbol
 
 

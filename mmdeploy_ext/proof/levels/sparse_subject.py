@@ -10,7 +10,6 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, read_entry
 from mmdeploy_ext.contract.metadata_schema import SPARSE_OPTIONS
-from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.deploy import sparse as deploy
@@ -23,11 +22,9 @@ from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.deployed import from_checkpoint
 from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.ir import Add, SparseConvolution
-from mmdeploy_ext.sparse.libspconv import read
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.portable import to_onnx
-from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
+from mmdeploy_ext.sparse.ranges import Ranges
 
 if TYPE_CHECKING:
     import onnx
@@ -37,21 +34,10 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import SparseGraph
 
 
-def stored_fact(model: onnx.ModelProto, path: str, name: str, default: str = '') -> Any:
-    """Return what a file says about itself under a name, e.g. 'family'.
-
-    The default is JSON that stands for an entry that older files lack; '' where it has to be there.
-
-    Raises:
-        ModelFileError: it was not written by mm2onnx, or its metadata is damaged.
-    """
+def stored_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
+    """Return the entry of a file's metadata with a name, e.g. 'family'; ModelFileError: it is damaged."""
     props = {entry.key: entry.value for entry in model.metadata_props}
-    if PREFIX + name not in props and not default:
-        raise ModelFileError(
-            f'{path}: has no mm2onnx metadata ({PREFIX}{name} is missing); export it with '
-            f'tools/deployment/export_scn.py'
-        )
-    return read_entry(props, name, path, default, check=SPARSE_OPTIONS if name == 'options' else None)
+    return read_entry(props, name, path, check=SPARSE_OPTIONS if name == 'options' else None)
 
 
 def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
@@ -61,7 +47,7 @@ def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:
 
 
 def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
-    """Return the ranges that a file was exported with, None where it is too old to say."""
+    """Return the ranges that a file was exported with, None where it was exported without."""
     if not any(entry.key == f'{PREFIX}ranges' for entry in model.metadata_props):
         return None
     try:
@@ -84,18 +70,6 @@ def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ran
             most, wanted = float(found.max()), float(exact[0].max())
             wrong.append(f'{node.name}: {most:.6g}, expected {wanted:.6g} at most')
     return Check('ranges of the weights follow from the weights', not wrong, '; '.join(wrong)[:300])
-
-
-def stored_ranges(path: str) -> Ranges:
-    """Return the ranges that a libspconv file holds, to see that all else in it is the model's."""
-    nodes = {}
-    for node in read(path).nodes:
-        if isinstance(node, SparseConvolution):
-            weights = None if node.weight_ranges is None else tuple(map(float, node.weight_ranges))
-            nodes[node.name] = NodeRange(node.module, node.input_range, weights)
-        elif isinstance(node, Add):
-            nodes[node.name] = NodeRange(node.module, node.input_range)
-    return Ranges(nodes, 'file', str(path), 0, '', path=str(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,16 +133,15 @@ def subject_of(deployment: Deployment, path: str, ranges: Ranges | None) -> Subj
     """
     model = load_model(path)
     written = file_options(model, path)
-    known = {one.name: written[one.name] for one in SPARSE if one.name in written}
-    options = deployment.family.choose(**known)
     said = stored_fact(model, path, 'family')
     if said != deployment.family.name:
         raise ModelFileError(
             f'{path}: is a model of family {said!r}; {deployment.config} is {deployment.family.name!r}'
         )
+    options = deployment.family.written(written, path)
     traced, given = deploy.trace(deployment), ranges is not None
     if not given and deploy.has_precision(options):
-        ranges = recorded_ranges(model, path) or stored_ranges(path)
+        ranges = recorded_ranges(model, path)
     expected = deploy.make_graph(traced, options, deployment.family, ranges)
     rounded = options.fold == 'fp16' or deploy.fp16_modules(options, deployment.family)
     exact = reorder(fold(traced, 'fp32'), options.order) if rounded else expected
@@ -181,7 +154,7 @@ def compare_graph(subject: Subject) -> GraphResult:
     if subject.asked_for.target == 'libspconv':
         same = sparse_structure.dialect_differences(subject.path, subject.model, subject.expected)
     else:
-        done = stored_fact(subject.model, subject.path, 'edits', '[]')
+        done = stored_fact(subject.model, subject.path, 'edits')
         fresh = edits.repeat(to_onnx(subject.expected, form=subject.asked_for.form), done)
         same = differences(subject.model, fresh) or differing_facts(subject.model, fresh)
     return GraphResult('', size(subject.model), not same, tuple(same))

@@ -51,7 +51,7 @@ class ScnOnnx(Opened):
     Attributes:
         order: axis order of the coordinates that the graph takes, 'xyz' or 'zyx'.
         plan: what its rulebook has to find.
-        rule: how points become voxels; None in a file that does not say.
+        rule: how points become voxels.
         output_shape: (1, C, H, W).
         threads: of the rulebook and of the engine.
         props: `metadata_props` of the file.
@@ -113,7 +113,6 @@ class ScnOnnx(Opened):
             PointsError: points of another width, not finite, or none in range (an empty sweep is a broken
                 sensor, not an empty scene); voxels outside the grid, duplicated, of another width or sample,
                 or more than the rule's `max_voxels`; neither or both given.
-            ModelFileError: points for a file without a voxel rule.
             InferenceError: the engine failed.
         """
         if (points is None) == (voxels is None):
@@ -138,11 +137,6 @@ class ScnOnnx(Opened):
         return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}
 
     def _voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.rule is None:
-            raise ModelFileError(
-                f'{self.path}: does not say how points become voxels; give voxels, or export it with '
-                f'tools/deployment/export_scn.py'
-            )
         features, coordinates = voxelise(points, self.rule)
         if not len(features):
             raise PointsError(
@@ -152,8 +146,7 @@ class ScnOnnx(Opened):
         return features, coordinates if self.rule.order == self.order else coordinates[:, [0, 3, 2, 1]]
 
     def _checked(self, features: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        hard = self.rule is not None and self.rule.mode == 'hard'
-        if hard and len(features) > self.rule.max_voxels:
+        if self.rule.mode == 'hard' and len(features) > self.rule.max_voxels:
             raise PointsError(
                 f'voxels: got {len(features)}, the model takes at most {self.rule.max_voxels} (max_voxels); '
                 f'leave some out, or give the points'
@@ -170,10 +163,13 @@ def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
         )
     check_entries(props, path)
     facts = read_entry(props, FACTS.removeprefix(PREFIX), path)
-    key = next((key for key in ('voxels', 'preprocess') if PREFIX + key in props), '')
+    key = 'voxels' if PREFIX + 'voxels' in props else 'preprocess'
+    content = read_entry(props, key, path, check=rule_of_points)
+    content = content.get('voxels', content)
+    if content is None:
+        raise damaged(path, key, 'voxels is None, expected how points become voxels')
     try:
-        content = read_entry(props, key, path, check=rule_of_points) if key else None
-        rule = VoxelRule.from_json(content.get('voxels', content)) if content else None
+        rule = VoxelRule.from_json(content)
     except ConfigError as error:  # numbers that do not go together
         raise damaged(path, key, error) from error
     return facts | {'plan': Plan.from_json(facts['plan']), 'rule': rule}

@@ -5,7 +5,6 @@ Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/nn/backbone/common.py and s
 Glossary: B batch, C channels, h, w map size, T tokens, Q queries, D embedding, M heads.
 """
 
-import dataclasses
 import itertools
 from typing import Any, Self
 
@@ -133,10 +132,6 @@ class RepVggBlock(nn.Module):
 
     def folded(self) -> Folded:
         """Return the sum of both branches as one 3x3 convolution."""
-        large, small = (
-            dataclasses.astuple(fold_pair(branch.conv, branch.norm)) for branch in (self.conv1, self.conv2)
-        )
-        sides = ((0, 0), (0, 0), (1, 1), (1, 1))
-        return Folded(
-            *(a + (np.pad(b, sides) if b.ndim == 4 else b) for a, b in zip(large, small, strict=True))
-        )
+        large, small = (fold_pair(branch.conv, branch.norm) for branch in (self.conv1, self.conv2))
+        padded = np.pad(small.weight, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        return Folded(large.weight + padded, large.bias + small.bias)

@@ -11,8 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.contract.dense_head import factor_head
-from mmdeploy_ext.contract.metadata import NEWER, PREFIX, Metadata, read_metadata
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.inputs.pictures import PreprocessRule
@@ -65,14 +64,30 @@ def test_every_field_is_one_json_value():
     assert json.loads(props[PREFIX + 'classes'])[0] == '人'
 
 
-@pytest.mark.parametrize(
-    'field', [field.name for field in dataclasses.fields(Metadata) if field.name not in NEWER]
-)
+@pytest.mark.parametrize('field', [field.name for field in dataclasses.fields(Metadata)])
 def test_a_file_without_one_field_is_refused_by_name(model, tmp_path, field):
     props = METADATA.to_props()
     del props[PREFIX + field]
     path = write(model, tmp_path / 'm.onnx', props)
-    with pytest.raises(ModelFileError, match=rf'm\.onnx: has no mm2onnx metadata \(mm2onnx\.{field} is'):
+    with pytest.raises(ModelFileError, match=r'm\.onnx: .*export it') as error:
+        read_metadata(path)
+    messages = dict(family='has no mm2onnx metadata', rules='mm2onnx.rules are not stated')
+    assert messages.get(field, f'mm2onnx.{field}: is missing') in str(error.value)
+
+
+@pytest.mark.parametrize('rules', [GRAPH_RULES - 1, GRAPH_RULES + 1])
+def test_a_file_of_other_graph_rules_is_refused_with_what_to_do(model, tmp_path, rules):
+    props = dict(METADATA.to_props(), **{f'{PREFIX}rules': str(rules), f'{PREFIX}options': '{}'})
+    said = rf'm\.onnx: its mm2onnx\.rules are {rules}, expected {GRAPH_RULES}: .*; export it again'
+    with pytest.raises(ModelFileError, match=said):
+        read_metadata(write(model, tmp_path / 'm.onnx', props))
+
+
+@pytest.mark.parametrize('name', ['voxels', 'ranges', 'threshold'])
+def test_an_entry_that_no_export_writes_is_refused_by_name(model, tmp_path, name):
+    """The runtime of sparse backbones takes `voxels` before `preprocess`, which alone is compared."""
+    path = write(model, tmp_path / 'm.onnx', {**METADATA.to_props(), PREFIX + name: '{}'})
+    with pytest.raises(ModelFileError, match=rf'm\.onnx: its .* is damaged \(mm2onnx\.{name}: no export'):
         read_metadata(path)
 
 
@@ -111,17 +126,3 @@ def test_facts_without_a_key_name_the_file_and_are_plain_data_otherwise(model, t
         options['magic']
     assert copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == options
     assert dataclasses.asdict(read_metadata(path))['options'] == options
-
-
-def test_a_file_that_says_atss_is_read_as_one_of_the_dense_family(model, tmp_path):
-    coder = dict(means=[0.0] * 4, stds=[0.1, 0.1, 0.2, 0.2], wh_ratio_clip=0.016)
-    facts = dict(METADATA.postprocess, num_classes=3, coder=coder, strides=[8])
-    former = dataclasses.replace(METADATA, family='atss', postprocess=facts)
-    read = read_metadata(write(model, tmp_path / 'm.onnx', former.to_props()))
-    head = factor_head(3, 'centerness').to_json()
-    assert read.family == 'dense' and read.spec.name == 'dense/raw'
-    assert json.loads(json.dumps(read.postprocess)) == json.loads(
-        json.dumps(dict(facts, coder=dict(coder, type='delta'), head=head))
-    )
-    with pytest.raises(ModelFileError, match=r"m\.onnx: mm2onnx\.postprocess\.coder has no 'bins'; export"):
-        read.postprocess['coder']['bins']

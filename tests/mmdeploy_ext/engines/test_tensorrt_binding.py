@@ -93,7 +93,7 @@ NO_SHAPE = dict(name='x', dtype='float32', shape=None)
 @pytest.mark.parametrize('ports', [[['a', 'float32', [1]]], ['x'], 'abc', [None], [NO_SHAPE]])
 def test_a_record_with_damaged_ports_is_named(ports):
     built = ('tensorrt-rtx', '1', (86,), '', 0, 'm.onnx', '', AS_GIVEN, (), ())
-    record = Record(*built, STATED, STATED, {}, {}, {})
+    record = Record(*built, STATED, STATED, {}, {}, {}, False)
     assert Record.from_json(record.to_json()) == record
     with pytest.raises(ModelFileError, match=r'^m\.json: is not a record of an engine'):
         Record.from_json({**record.to_json(), 'inputs': ports}, 'm.json')

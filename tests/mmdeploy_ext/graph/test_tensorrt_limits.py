@@ -139,7 +139,6 @@ def test_tensorrt_proper_has_these(case):
     ('family', 'hint'),
     [
         ('two_stage', r'export full with --max-candidates K'),
-        ('atss', r'export full with --max-candidates K'),  # a former name
         ('query_regions', r'the family query_regions has no form with constant shapes, or build with'),
     ],
 )

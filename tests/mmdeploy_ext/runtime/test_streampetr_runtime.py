@@ -393,7 +393,7 @@ def test_a_file_of_another_family_is_refused(fork, tmp_path):
     model = onnx.load(fork)
     for entry in model.metadata_props:
         if entry.key == 'mm2onnx.family':
-            entry.value = '"atss"'
+            entry.value = '"dense"'
     onnx.save(model, tmp_path / 'other.onnx')
     with pytest.raises(ModelFileError, match="is a model of family 'dense', expected 'streampetr'"):
         StreamPetrOnnx(tmp_path / 'other.onnx')

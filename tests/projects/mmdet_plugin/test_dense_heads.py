@@ -9,8 +9,6 @@ import pytest
 import torch
 from dense_heads import BORDERS, CONFIGS, HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
 
-from mmdeploy_ext.contract import dense_head
-from mmdeploy_ext.contract.metadata_entries import checked_facts, current
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import load_config
@@ -271,11 +269,3 @@ def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():
     model = dense_heads.FAMILY.build(cfg).eval()
     with pytest.raises(ConfigError, match='CenterNetHead: its maps have a stride of 8 pixels; expected 4'):
         dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(dynamic=True))
-
-
-def test_files_without_later_entries_of_a_head_are_read_as_they_were():
-    facts = dense_heads.FAMILY.postprocess_facts(detector(make_head('RetinaHead')))
-    old = dict(facts, head={key: one for key, one in facts['head'].items() if key not in dense_head.NEWER})
-    family, now = current('dense', old)
-    assert (family, now) == ('dense', facts) and 'peaks' not in old['head']
-    assert checked_facts(now, family, 'a file') == facts
