@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NOTE = 'note: '
 """How details begin that a verdict only notes."""
-NOTED = ('config', 'config_sha256', 'checkpoint_sha256', 'versions', 'rules')
+NOTED = ('config', 'config_sha256', 'checkpoint_sha256', 'versions')
 """Keys that say where a file comes from: where the graph is equal they are a note, or nothing."""
 WORDS = ('meaning', 'unit')
 """Keys of the contract that are for people."""
