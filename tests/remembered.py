@@ -103,10 +103,11 @@ def loaded_once() -> Iterator[None]:
             before_weights(known.cfg, known.family, known.model)
         return copy.copy(LOADED[key])
 
-    def inputs_once(deployment, options, samples):
+    def inputs_once(deployment, options, samples, by_pipeline=()):  # which equals what the rule makes of them
         key = id(deployment.model), digest(deployment.rule), repr([*options.items()]), digest(samples)
         if key not in INPUTS:
-            INPUTS[key] = deployment.model, make(deployment, options, samples)  # the model keeps its id
+            # the model keeps its id
+            INPUTS[key] = deployment.model, make(deployment, options, samples, by_pipeline)
         return list(INPUTS[key][1])
 
     deploy.load, deploy.KEPT_EXPORTS, images.proof_inputs = once, KEPT_EXPORTS, inputs_once

@@ -150,7 +150,10 @@ class Export:
             args.config, args.checkpoint, self.cfg_options, args.device, self.check, *kind
         )
         found, origin = samples.of(deployment) if args.verify else ([], '')
-        found = [*traced, *(found if args.test_img else ())] if images else found
+        if images:
+            found = [*traced, *(found if args.test_img else ())]
+            given = [args.input_img or proof.DEFAULT_IMAGE, *(samples.files if args.test_img else ())]
+            self.claims['picture_files'] = given
         with after_weights():
             paths = self.write(deployment, found)
             if args.verify:
@@ -176,7 +179,7 @@ class Export:
         from mmdeploy_ext.deploy.files import export_files
 
         args, options, family, images = self.args, self.options, self.family, []
-        deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
+        deployment.normalise_with(args.mean, args.std)
         if family.samples == 'images':
             picture = samples[0][1]
             images = [deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)]

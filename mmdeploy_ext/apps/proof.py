@@ -27,15 +27,21 @@ MAX_IMAGES = 8
 PICTURE_WIDTH = 1100
 
 
+def picture_files(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[Path]:
+    """Return the files of images and folders of images, at most `most`."""
+    from mmdeploy_ext.inputs.pictures import list_images
+
+    files = list_images(paths)
+    if len(files) > most > 1:
+        print(f'{len(files)} images were given, the first {most} are used')
+    return files[:most]
+
+
 def read_images(paths: Iterable[str | Path], most: int = MAX_IMAGES) -> list[tuple[str, np.ndarray]]:
     """Read images and folders of images: (file name, BGR picture), at most `most`."""
-    from mmdeploy_ext.inputs.pictures import list_images, read_image
+    from mmdeploy_ext.inputs.pictures import read_image
 
-    found = list_images(paths)
-    files = found[:most]
-    if len(found) > most > 1:
-        print(f'{len(found)} images were given, the first {most} are used')
-    return [(file.name, read_image(file)) for file in files]
+    return [(file.name, read_image(file)) for file in picture_files(paths, most)]
 
 
 def check_report_targets(args: argparse.Namespace) -> None:
@@ -45,7 +51,12 @@ def check_report_targets(args: argparse.Namespace) -> None:
 
 
 class Samples:
-    """What a proof runs on: pictures are read at once, frames and sweeps when there is a model."""
+    """What a proof runs on: pictures are read at once, frames and sweeps when there is a model.
+
+    Attributes:
+        files: of the pictures.
+        pictures: (file name, BGR picture).
+    """
 
     def __init__(
         self, family: Family, given: Sequence[str], frames: int | None = None, option: str = '--images'
@@ -61,7 +72,9 @@ class Samples:
         from mmdeploy_ext.proof.inputs.samples import check_given
 
         pictures = family.samples == 'images'
-        self.given, self.pictures = given, read_images(given or [DEFAULT_IMAGE]) if pictures else []
+        self.given = given
+        self.files = picture_files(given or [DEFAULT_IMAGE]) if pictures else []
+        self.pictures = read_images(self.files)
         self.count = 0 if pictures else check_given(family, given, frames, option)
 
     def of(self, deployment: Deployment) -> tuple[Collection[Any], str]:

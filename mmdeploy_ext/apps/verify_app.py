@@ -129,11 +129,13 @@ def prove_files(
 
     kind = family.product, weight_layout
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check, *kind)
-    deployment.rule = deploy.with_normalisation(deployment.rule, args.mean, args.std)
+    deployment.normalise_with(args.mean, args.std)
     found = samples.of(deployment)
     with after_weights():
         metrics = _metrics(deployment, paths, metadata, args.eval, engine) if args.eval else []
         claims['edited'] = args.edited
+        if family.samples == 'images':
+            claims['picture_files'] = samples.files
         return proof.run_proof(deployment, paths, found, args, engine, metrics, **claims)
 
 

@@ -36,6 +36,7 @@ IMAGE = full_record(
     pad_or=number(0, 4096, whole=True),
     pad_more=number(0, 4096, whole=True),
     centred=FLAG,
+    to_float32=FLAG,
 )
 
 

@@ -1,5 +1,6 @@
 """From config and checkpoint to an ONNX file: what `pytorch2onnx.py` and the `_onnx` configs call."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ import torch
 
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.config import load_config, test_pipeline
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import check_writable, sha256_file
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
+from mmdeploy_ext.inputs.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
 KEPT_EXPORTS = 4
@@ -39,6 +41,8 @@ class Deployment:
     rule: Any  # how a sample becomes the input
     settings: Any = None  # see `Family.settings`
     report: Any = None  # what was found in the checkpoint, see `Family.load`
+    normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """`mean` and `std` of the command line, where they replace the config's."""
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
     """The last ones of this model: name of a graph and options -> graph."""
 
@@ -48,6 +52,19 @@ class Deployment:
         while len(self.exports) > KEPT_EXPORTS:
             del self.exports[next(iter(self.exports))]
         return model
+
+    def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Take `--mean` and `--std` in place of the config's; None keeps the config's.
+
+        Padding before the normalisation is normalised, too, so the rule is read again from changed steps.
+        """
+        given = dict(mean=mean, std=std)
+        self.normalisation = {name: tuple(values) for name, values in given.items() if values}
+        if self.normalisation:
+            cfg = copy.deepcopy(self.cfg)
+            for step in steps_of(test_pipeline(cfg), 'Normalize', 'RandomCenterCropPad'):
+                step.update(self.normalisation)
+            self.rule = with_normalisation(self.family.preprocess_rule(cfg), mean, std)
 
     @property
     def config_sha256(self) -> str:

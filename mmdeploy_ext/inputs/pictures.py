@@ -58,6 +58,7 @@ class PreprocessRule(Plain):
         size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
         pad_val: value of the padding per channel, applied after normalisation as mmdet does.
         resize: whose bilinear interpolation, 'cv2' or 'pillow'.
+        to_float32: resize in float32, without rounding to 8 bits.
     """
 
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -73,6 +74,7 @@ class PreprocessRule(Plain):
     pad_or: int = 0
     pad_more: int = 0
     centred: bool = False
+    to_float32: bool = False
 
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) after the resize of an image of `height` x `width`."""
@@ -101,6 +103,8 @@ class PreprocessRule(Plain):
     def apply(self, image_bgr: np.ndarray) -> PreparedImage:
         """Return the network input of an image (h, w, 3) uint8, as OpenCV reads it, and how it was made."""
         height, width = image_bgr.shape[:2]
+        if self.to_float32:
+            image_bgr = image_bgr.astype(np.float32)
         resized_h, resized_w = self.resized_shape(height, width)
         if (resized_h, resized_w) != (height, width):
             image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
@@ -128,7 +132,7 @@ def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
 
 
 def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (h, w, 3) uint8 to `height` x `width` as OpenCV's bilinear interpolation does."""
+    """Resize (h, w, 3) uint8 or float32 to `height` x `width` as OpenCV's bilinear interpolation does."""
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
 
 

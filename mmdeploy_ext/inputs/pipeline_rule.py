@@ -1,6 +1,6 @@
 """From an mmdet 2.x test pipeline to a `PreprocessRule`; what the rule cannot express is refused by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ NEUTRAL = (
     *('ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect'),
 )
 NEEDED = {
-    'LoadImageFromFile': dict(color_type='color'),
-    'Resize': dict(interpolation='bilinear', ratio_range=None),
+    'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
+    'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
     'MultiScaleFlipAug': dict(flip=False),
     'RandomCenterCropPad': dict(test_mode=True),
 }
@@ -35,9 +35,10 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     for step in _flat_steps(pipeline, values):
         kind = step.get('type')
         _check_options(step)
+        if kind in READERS:
+            READERS[kind](step, values)
         if kind in ORDERED:
             order.append(kind)
-            READERS[kind](step, values)
         elif kind not in NEUTRAL:
             raise ConfigError(
                 f'test pipeline step {kind!r} changes the image in a way that the exported file cannot '
@@ -46,6 +47,17 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
     if order[-2:] == ['Pad', 'Normalize']:  # Mask2Former's: padding is normalised, too
         order[-2:] = reversed(order[-2:])
         values['pad_pixel'] = np.asarray(values['pad_val'], np.float32).reshape(1, 1, 3)
+    _check_combination(order, values)
+    if 'Resize' not in order:  # MultiScaleFlipAug only passes its scale on
+        values.pop('img_scale', None)
+    if (pixel := values.pop('pad_pixel', None)) is not None:
+        colours = {key: values.get(key, getattr(PreprocessRule, key)) for key in ('mean', 'std', 'to_rgb')}
+        values['pad_val'] = tuple(map(float, normalise(pixel, **colours)[0, 0]))
+    return PreprocessRule(**values)
+
+
+def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Refuse steps that the rule could express each alone, but not together or in this order."""
     if order != [kind for kind in ORDERED if kind in order]:
         raise ConfigError(
             f'test pipeline: got the steps {", ".join(order)}; expected each of {", ".join(ORDERED)} at most '
@@ -53,21 +65,19 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
         )
     if {'RandomCenterCropPad', 'Pad'} <= set(order):
         raise ConfigError('test pipeline: RandomCenterCropPad and Pad both pad the image; expected one')
-    _check_rounding(pipeline, values)
-    if (pixel := values.pop('pad_pixel', None)) is not None:
-        colours = {key: values.get(key, getattr(PreprocessRule, key)) for key in ('mean', 'std', 'to_rgb')}
-        values['pad_val'] = tuple(map(float, normalise(pixel, **colours)[0, 0]))
-    return PreprocessRule(**values)
-
-
-def _check_rounding(pipeline: Sequence[Mapping[str, Any]], values: Mapping[str, Any]) -> None:
-    """Refuse an image that is resized in float32: the rule resizes 8 bits, as most pipelines do."""
-    step = next((step for step in pipeline if step.get('type') == 'LoadImageFromFile'), {})
-    if step.get('to_float32') and values.get('img_scale') is not None:
+    if values.get('to_float32') and values.get('resize') == 'pillow':
         raise ConfigError(
-            'test pipeline step LoadImageFromFile: to_float32=True with a Resize to img_scale cannot be '
-            'described by the exported file; expected to_float32=False, or the original size'
+            "test pipeline step LoadImageFromFile: to_float32=True before Resize with backend='pillow', "
+            'which resizes 8 bits only; expected to_float32=False'
         )
+
+
+def steps_of(pipeline: Sequence[Mapping[str, Any]], *kinds: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the steps of some types, those inside other steps too."""
+    for step in pipeline:
+        if step.get('type') in kinds:
+            yield step
+        yield from steps_of(step.get('transforms', ()), *kinds)
 
 
 def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> list[Mapping[str, Any]]:
@@ -107,6 +117,10 @@ def _single_scale(img_scale: Any) -> tuple[int, int]:
             f'(test-time augmentation is no part of it)'
         )
     return int(scales[0][0]), int(scales[0][1])
+
+
+def _read_load(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    values['to_float32'] = bool(step.get('to_float32'))
 
 
 def _read_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
@@ -166,6 +180,7 @@ def _square(values: Mapping[str, Any]) -> tuple[int, int]:
 
 
 READERS = {
+    'LoadImageFromFile': _read_load,
     'Resize': _read_resize,
     'RandomCenterCropPad': _read_centre_pad,
     'Normalize': _read_normalize,

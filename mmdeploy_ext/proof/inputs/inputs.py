@@ -64,11 +64,22 @@ class ProofInput:
     left_out: tuple[str, ...] = ()
 
 
-def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Picture]) -> list[ProofInput]:
+def proof_inputs(
+    deployment: Deployment,
+    options: Options,
+    images: Sequence[Picture],
+    by_pipeline: Sequence[PreparedImage] = (),
+) -> list[ProofInput]:
     """Return the inputs of a proof, the traced one first, of which the first picture is made.
 
     A mirrored one is added when it is alone. Where all have one size the second is cut: a graph that knows
     only that size would pass.
+
+    Args:
+        deployment: the model.
+        options: of the export.
+        images: pictures to prove it on.
+        by_pipeline: the same pictures as the config's test pipeline prepares them; none takes the rule.
     """
     given = list(images)
     if len(images) == 1:
@@ -78,7 +89,7 @@ def proof_inputs(deployment: Deployment, options: Options, images: Sequence[Pict
         images = [images[0], (titled(title, 'cut'), cut(picture)), *images[2:]]
     maker = _Inputs(deployment, options, list(images))
     cases = [maker.traced(), *maker.batches()]
-    cases += [*maker.by_rule(given), *maker.of_sizes()] if options.dynamic else maker.others()
+    cases += [*maker.by_rule(given, by_pipeline), *maker.of_sizes()] if options.dynamic else maker.others()
     return [*maker.optional_left_out(cases), *maker.larger()]
 
 
@@ -190,11 +201,11 @@ class _Inputs:
             ),
         ]
 
-    def by_rule(self, given: Sequence[Picture]) -> list[ProofInput]:
+    def by_rule(self, given: Sequence[Picture], by_pipeline: Sequence[PreparedImage]) -> list[ProofInput]:
         """Return every picture that was given at the size that the config's rule gives it."""
         rule, cases = deploy.rule_of(self.deployment, self.options), []
         for index, (title, picture) in enumerate(given):
-            image = rule.apply(picture)
+            image = by_pipeline[index] if by_pipeline else rule.apply(picture)
             size = image.tensor.shape[1:]
             if not fits(self.deployment, self.options, size):
                 cases.append(self.fixed('other image', [(title, picture)]))

@@ -14,22 +14,38 @@ from mmdeploy_ext.proof.enough import ties_of, too_many_ties
 from mmdeploy_ext.proof.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proof.levels.cases import run_case, timing
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
+from mmdeploy_ext.proof.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proof.provenance import normalisation_notes
 from mmdeploy_ext.proof.references import Reference, empty_reference
 
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
 
     from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.inputs.pictures import PreparedImage
     from mmdeploy_ext.proof.inputs.inputs import ProofInput
-    from mmdeploy_ext.proof.results import Case, Pair
+    from mmdeploy_ext.proof.results import Case, Pair, PreprocessingResult
 
 
 class ImageProof(ExportedProof):
-    """A proof of one file. Its samples are (title, BGR picture); the first is taken as the traced one."""
+    """A proof of one file. Its samples are (title, BGR picture); the first is taken as the traced one.
+
+    Attributes:
+        picture_files: of the samples, where these are of files.
+        by_pipeline: those pictures as the config's test pipeline prepares them, once they were compared.
+    """
 
     most_pictures = 8
+
+    def __init__(self, *given: Any, picture_files: Sequence[str | Path] = ()) -> None:
+        """Read the file; see `Proof`."""
+        super().__init__(*given)
+        self.picture_files = picture_files
+        self.by_pipeline: Sequence[PreparedImage] = ()
 
     def read(self, path: str) -> ExportedFile:
         """See `Proof.read`."""
@@ -64,6 +80,23 @@ class ImageProof(ExportedProof):
         contract = make_metadata(deployment, options).spec
         return reference, deploy.rule_of(deployment, options), contract
 
+    def preprocessing(self) -> PreprocessingResult:
+        """Compare the rule of the file with the config's pipeline on pictures; see `compare_pictures`."""
+        (file,), deployment = self.files, self.deployment
+
+        def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
+            return deployment.family.feeds([image] * batch, True)
+
+        result, self.by_pipeline = compare_pictures(
+            deployment.cfg,
+            file.metadata,
+            self.picture_files,
+            self.samples[0][1],
+            deployment.normalisation,
+            feeds,
+        )
+        return result
+
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
         (file,), self.first, self.empty = self.files, None, None
@@ -73,7 +106,7 @@ class ImageProof(ExportedProof):
 
     def inputs(self) -> Sequence[ProofInput]:
         """See `Proof.inputs`: what is made of the pictures, and a plain one."""
-        inputs = proof_inputs(self.deployment, self.asked_for, self.samples)
+        inputs = proof_inputs(self.deployment, self.asked_for, self.samples, self.by_pipeline)
         if not self.deployment.family.results_left_out(self.files[0].options):
             self.empty, note = empty_reference(self.deployment, self.asked_for)
             self.verdict.notes += [note] if note else []

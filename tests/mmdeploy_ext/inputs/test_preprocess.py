@@ -143,6 +143,19 @@ def test_padding_all_around_equals_mmdets(image_file, steps, size):
     assert prepared.border == (top, left)
 
 
+@pytest.mark.parametrize('size', [(120, 90), (333, 500), (640, 427)])
+def test_pictures_resized_in_float32_equal_mmdets(image_file, size):
+    prepared = assert_equals_mmdet(in_float32(), image_file(*size))
+    rounded = rule_from_pipeline(with_step('Resize')).apply(read_image(image_file(*size)))
+    assert 0 < np.abs(prepared.tensor - rounded.tensor).max() < 0.02
+
+
+def test_without_resize_the_scale_of_the_augmentation_resizes_nothing():
+    steps = with_step('Resize')
+    steps[1]['transforms'] = steps[1]['transforms'][1:]
+    assert rule_from_pipeline(steps).apply(picture(70, 500)).img_shape == (70, 500)
+
+
 @pytest.mark.parametrize(
     'config',
     [
@@ -198,6 +211,12 @@ def with_step(step, **changes):
     return steps
 
 
+def in_float32(**resize):
+    steps = with_step('Resize', **resize)
+    steps[0]['to_float32'] = True
+    return steps
+
+
 def reordered(*kinds):
     steps = pipeline((333, 200), IMAGENET, dict(size_divisor=32))
     by_kind = {entry['type']: entry for entry in steps[1]['transforms']}
@@ -211,7 +230,9 @@ def reordered(*kinds):
         (with_step('Resize', interpolation='bicubic'), "interpolation='bicubic'"),
         (with_step('Resize', backend='tifffile'), "backend='tifffile'"),
         (with_step('Pad', pad_to_square=True, size_divisor=None), 'pad_to_square=True'),
-        (with_step('LoadImageFromFile', to_float32=True), 'to_float32=True'),
+        (in_float32(backend='pillow'), 'to_float32=True'),
+        (with_step('LoadImageFromFile', channel_order='rgb'), "channel_order='rgb'"),
+        (with_step('Resize', override=True), 'override=True'),
         (with_step('LoadImageFromFile', color_type='grayscale'), "color_type='grayscale'"),
         (with_step('MultiScaleFlipAug', flip=True), 'flip=True'),
         (with_step('MultiScaleFlipAug', img_scale=[(333, 200), (666, 400)]), '2 scales'),

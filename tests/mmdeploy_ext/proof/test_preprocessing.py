@@ -1,0 +1,201 @@
+"""Preprocessing as a level of the proof: the rule of a file against the config's own test pipeline."""
+
+import copy
+import dataclasses
+import types
+
+import cv2
+import pytest
+
+import toy_atss
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.core.config import test_pipeline as steps_of_config
+from mmdeploy_ext.inputs import pipeline_rule
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.inputs.config_pipeline import ConfigPipeline
+from mmdeploy_ext.proof.inputs.picture_files import landscape_size, portrait_size
+from mmdeploy_ext.proof.levels.preprocessing import compare_pictures
+from mmdeploy_ext.zoo import configs
+from planted_preprocessing import FAULTS, another_interpolation, another_result, another_rule
+from proofs import check_files
+
+PICTURE = read_image(toy_atss.PICTURE)
+SIZES = (None, (256, 320), (608, 608), (320, 192))
+
+
+def file_of(rule, size=None):
+    """Return what a proof reads of a file with a rule, of any size or of one."""
+    height, width = size or (0, 0)
+    axes = ('B', 3, *(size or ('H', 'W')))
+    return types.SimpleNamespace(
+        options=dict(dynamic=size is None, height=height, width=width),
+        preprocess=dataclasses.replace(rule, size=size),
+        spec=types.SimpleNamespace(inputs=[TensorSpec('input', 'float32', axes)]),
+    )
+
+
+def compared(cfg, size=None, files=(toy_atss.PICTURE,), **options):
+    rule = pipeline_rule.rule_from_pipeline(steps_of_config(cfg))
+    return compare_pictures(cfg, file_of(rule, size), files, PICTURE, **options)[0]
+
+
+def with_steps(**changes):
+    """Return the toy's config with other options of some steps; None removes a step, `UNSET` an option."""
+    cfg = copy.deepcopy(TOY)
+    outer = steps_of_config(cfg)
+    steps = outer[1]['transforms']
+    for kind, options in changes.items():
+        for step in [step for step in (*outer, *steps) if step['type'] == kind]:
+            step.update(options or {})
+            for name in [name for name, value in step.items() if value is UNSET]:
+                del step[name]
+            if options is None:
+                steps.remove(step)
+    return cfg
+
+
+UNSET = object()
+TOY = load_config(toy_atss.CONFIG)
+CORNER = load_config(mmdet_config('cornernet/cornernet_hourglass104_mstest_10x5_210e_coco.py'))
+configs.without_augmentation(CORNER)
+OTHERS = dict(
+    ssd=load_config(mmdet_config('ssd/ssd300_coco.py')),
+    corner=CORNER,
+    fast_rcnn=load_config(mmdet_config('fast_rcnn/fast_rcnn_r50_fpn_1x_coco.py')),
+    mask2former=load_config(mmdet_config('mask2former/mask2former_r50_lsj_8x2_50e_coco.py')),
+    yolox=load_config(mmdet_config('yolox/yolox_tiny_8x8_300e_coco.py')),
+    pillow=with_steps(Resize=dict(backend='pillow')),
+    float32=with_steps(LoadImageFromFile=dict(to_float32=True)),
+    no_pad=with_steps(Pad=None),
+    no_resize=with_steps(Resize=None, ImageToTensor=dict(type='DefaultFormatBundle', keys=UNSET)),
+)
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('name', ['toy', *OTHERS])
+def test_the_rule_of_a_config_equals_its_pipeline_on_files_of_three_sizes(name, size):
+    cfg = dict(OTHERS, toy=TOY)[name]
+    result = compared(cfg, size)
+    words = f' at {size[0]}x{size[1]}' if size else ''
+    assert result.text == f"equal to the config's test pipeline{words} (3 pictures)"
+    assert result.passed
+
+
+@pytest.mark.parametrize('size', SIZES[:2], ids=str)
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_fault_in_the_preparation_of_pictures_is_not_proven(name, size):
+    if size is None and name == 'the fixed size of a file ignored':
+        pytest.skip('the file has none')
+    with FAULTS[name]():
+        result = compared(TOY, size)
+    assert not result.passed and (result.differences or result.error)
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'fault'),
+    [
+        (OTHERS['pillow'], lambda: another_rule(resize=lambda _: 'cv2')),
+        (OTHERS['float32'], lambda: another_rule(to_float32=lambda _: False)),
+        (CORNER, lambda: another_result(border=lambda result: result.border[::-1])),
+        (CORNER, lambda: another_rule(centred=lambda _: False)),
+        (OTHERS['mask2former'], lambda: another_rule(pad_val=lambda _: (0.0, 0.0, 0.0))),
+        (OTHERS['ssd'], lambda: another_interpolation(cv2.INTER_AREA)),
+    ],
+    ids=['pillow', 'float32', 'border', 'centred', 'padding before the normalisation', 'stretched'],
+)
+def test_faults_of_rarer_rules_are_not_proven(cfg, fault):
+    with fault():
+        assert compared(cfg, (256, 320)).differences
+
+
+@pytest.mark.parametrize(
+    'reading',
+    [
+        ('Normalize', dict(mean=(1.0, 2.0, 3.0))),
+        ('Normalize', dict(to_rgb=False)),
+        ('Pad', dict(size_divisor=64)),
+        ('Resize', dict(keep_ratio=False)),
+    ],
+    ids=str,
+)
+def test_a_pipeline_that_is_read_wrongly_is_not_proven(reading, monkeypatch):
+    kind, values = reading
+    monkeypatch.setitem(pipeline_rule.READERS, kind, lambda _, found: found.update(values))
+    result = compared(TOY)
+    assert result.differences and 'tensor' in result.text
+
+
+def test_a_difference_names_picture_value_both_sides_and_how_many():
+    with another_rule(mean=lambda value: (value[0] + 1, *value[1:])):
+        result = compared(TOY, (256, 320))
+    first = result.differences[0]
+    assert (first.sample, first.name) == ('toy.jpg', 'tensor')
+    assert 'at [0, 0, 0] (76,800 of 245,760 values differ, by 0.0171 at most)' in first.got
+    assert result.text.startswith("differs from the config's test pipeline at 256x320: toy.jpg: tensor: got ")
+    with another_result(img_shape=lambda result: (1, 2)):
+        words = {difference.text for difference in compared(TOY).differences}
+    assert 'toy.jpg: img_shape: got (1, 2), expected (240, 320)' in words
+
+
+def test_given_mean_and_deviation_are_those_of_the_pipeline():
+    given = dict(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    for cfg in (TOY, OTHERS['yolox'], CORNER, OTHERS['mask2former']):
+        deployment = toy_atss.deploy.Deployment(
+            **dict.fromkeys(('config', 'checkpoint', 'checkpoint_sha256', 'classes', 'model'), ''),
+            cfg=cfg,
+            cfg_options={},
+            family=types.SimpleNamespace(
+                preprocess_rule=lambda cfg: pipeline_rule.rule_from_pipeline(steps_of_config(cfg))
+            ),
+            rule=pipeline_rule.rule_from_pipeline(steps_of_config(cfg)),
+        )
+        assert deployment.normalisation == {}
+        deployment.normalise_with(*given.values())
+        for size in (None, (256, 320)):
+            options = [cfg, file_of(deployment.rule, size), [toy_atss.PICTURE], PICTURE]
+            result = compare_pictures(*options, deployment.normalisation)[0]
+            assert result.passed and 'with --mean and --std (3 pictures)' in result.text
+            assert compare_pictures(*options)[0].differences, 'they are not those of the config'
+
+
+def test_what_a_pipeline_raises_and_several_pictures_of_one_are_not_proven():
+    broken = with_steps(Collect=dict(keys=['gone']))
+    assert "KeyError: 'gone'" in compared(broken).text and not compared(broken).passed
+    flipped = copy.deepcopy(TOY)
+    steps_of_config(flipped)[1]['flip'] = True
+    rule = pipeline_rule.rule_from_pipeline(steps_of_config(TOY))
+    result = compare_pictures(flipped, file_of(rule), [toy_atss.PICTURE], PICTURE)[0]
+    assert 'makes 2 pictures of one, expected 1' in result.text and not result.passed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigPipeline, '__call__', lambda *_: None)
+        assert not compared(TOY).passed
+
+
+def test_pictures_that_are_no_files_are_written():
+    result = compared(TOY, files=())
+    assert result.passed and result.samples[0] == 'sample.bmp' and len(result.samples) == 3
+
+
+EDGES = 320, 256, 608, 640, 800, 1333, 896, 300, 511, 1300
+
+
+@pytest.mark.parametrize('edge', EDGES)
+def test_generated_pictures_are_resized_to_fractions_of_pixels_that_other_roundings_show(edge):
+    height, width = portrait_size(edge)
+    resized = width * (edge / height)
+    assert height > 1.9 * width and resized % 1 == 0.5 and (edge % 4 == 3 or round(resized) == int(resized))
+    height, width = landscape_size(edge)
+    assert width > 1.9 * height and 0 < height * (edge / width) % 1 < 0.5
+
+
+def test_a_whole_proof_has_the_line_and_takes_the_pictures_of_the_pipeline(tmp_path):
+    deployment = toy_atss.load_toy()
+    path = toy_atss.export_toy(deployment, tmp_path / 'toy.onnx', dynamic=False)
+    samples = [('toy.jpg', PICTURE)]
+    verdict = check_files(deployment, path, samples)
+    assert verdict.preprocessing.text == "equal to the config's test pipeline at 256x320 (3 pictures)"
+    with FAULTS['to_rgb inverted']():
+        verdict = check_files(deployment, path, samples)
+    assert all(check.passed for check in verdict.structure) and verdict.graphs[0].equal
+    assert not verdict.passed and verdict.preprocessing.differences
