@@ -258,6 +258,12 @@ ENTRIES = (
         test=TOOLS + 'test_graph_tool.py::test_a_good_file_keeps_the_contract',
     ),
     Entry(
+        r'python tools/(deployment/pytorch2onnx.py .*--contract cuda-bevfusion|onnx/graph.py check-folder)'
+        r'.* work_dirs/engine_toy',
+        run=True,
+        matrix=True,
+    ),
+    Entry(
         r'python tools/(deployment/pytorch2onnx.py .*--contract cuda-bevfusion|onnx/graph.py check-folder)',
         why='full size',
         test=PROJECTS + 'mmdet3d_plugin/test_bevfusion_cuda.py::'
@@ -358,6 +364,7 @@ ENTRIES = (
     ),
     # ---- families
     Entry(r'python -m projects.toydata.seeded configs/demo/mask_rcnn_toy.py', run=True, matrix=True),
+    Entry(r'python -m projects.toydata.seeded .*bevfusion_toy_engine', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
     Entry(EXPORT + r'configs/demo/(yolox|retinanet|deformable_detr)_toy.py', run=True, matrix=True),

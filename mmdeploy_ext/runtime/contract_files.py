@@ -34,11 +34,10 @@ def given_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 def ends_of(model: onnx.ModelProto) -> Ends:
     """Return what a model takes and gives; an initializer is no input."""
-    from onnx import TensorProto
+    from mmdeploy_ext.graph.io.types import type_name
 
     sides = given_inputs(model), list(model.graph.output)
-    named = TensorProto.DataType.Name
-    kinds = {value.name: named(value.type.tensor_type.elem_type) for side in sides for value in side}
+    kinds = {value.name: type_name(value.type.tensor_type.elem_type) for side in sides for value in side}
     return Ends(*({value.name: shape_of(value) for value in side} for side in sides), kinds)
 
 

@@ -23,7 +23,7 @@ import onnx
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.sparse.contract_fields import ERROR, READ, WARNING, WRITTEN, Field, Layer, Violation
-from mmdeploy_ext.sparse.contract_flow import Walk, graph_rules
+from mmdeploy_ext.sparse.contract_flow import Walk, graph_rules, type_rules
 from mmdeploy_ext.sparse.contract_rules import node_rules, order_rules
 from mmdeploy_ext.sparse.ir import ORDERS
 
@@ -71,6 +71,7 @@ def check(
     found = [*reader.violations, *attributes_twice(graph)]
     for layer in reader.layers:
         found.extend(node_rules(layer))
+    found.extend(type_rules(graph))
     found.extend(graph_rules(graph, reader.layers))
     found.extend(Walk(graph, reader.layers, max_voxels).violations)
     found.extend(order_rules(reader.layers, order_of_name(name)))

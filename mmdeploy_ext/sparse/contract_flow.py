@@ -6,14 +6,15 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING
 
+import onnx
+
+from mmdeploy_ext.graph.io.types import type_name
 from mmdeploy_ext.sparse.contract_fields import ERROR, INT8, WARNING, Violation
 from mmdeploy_ext.sparse.contract_rules import TRIPLES, input_ranges, range_problem
 from mmdeploy_ext.sparse.plan import dense_output_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import onnx
 
     from mmdeploy_ext.sparse.contract_fields import Layer
 
@@ -67,6 +68,16 @@ def graph_rules(graph: onnx.GraphProto, layers: list[Layer]) -> Iterator[Violati
     for entry in graph.input:
         if entry.name not in used:
             yield Violation('', entry.name, 'disconnected', f'graph input {entry.name!r} is used by no node')
+
+
+def type_rules(graph: onnx.GraphProto) -> Iterator[Violation]:
+    """Yield inputs and outputs of the graph that do not hold the halves with which the engine computes."""
+    for entry in (*graph.input, *graph.output):
+        elem_type = entry.type.tensor_type.elem_type
+        if elem_type != onnx.TensorProto.FLOAT16:
+            message = f'{entry.name!r} is {type_name(elem_type)}, expected FLOAT16; the engine does not look'
+            is_a_type = elem_type in onnx.TensorProto.DataType.values() and elem_type != 0
+            yield Violation('', entry.name, 'tensor-type', message, WARNING if is_a_type else ERROR)
 
 
 class Walk:

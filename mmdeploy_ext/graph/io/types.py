@@ -97,3 +97,9 @@ def sizes(kind: onnx.TypeProto | None) -> str:
     """Return e.g. '1x3xhxw', '' when nothing is known."""
     found = shape(kind)
     return '' if found is None else 'x'.join(map(str, found)) or 'scalar'
+
+
+def type_name(elem_type: int) -> str:
+    """Return ONNX's word for a type of elements, such as 'FLOAT', or 'type 99' for a number that it lacks."""
+    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    return names.get(elem_type, f'type {elem_type}')

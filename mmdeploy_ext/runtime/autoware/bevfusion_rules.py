@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.schema import exactly, items, number
 from mmdeploy_ext.contract.values import COUNT, FLAG, NAME, PIXELS, POSITIVE
+from mmdeploy_ext.runtime.autoware.graph_files import read_graph
 from mmdeploy_ext.runtime.autoware.manifest import (
+    CELL_METRES,
     absent_files,
     bound,
     class_rules,
@@ -25,7 +27,8 @@ from mmdeploy_ext.runtime.autoware.manifest import (
     remapper_rules,
     right,
 )
-from mmdeploy_ext.runtime.autoware.tensors import Bound, by_name, graph_rules
+from mmdeploy_ext.runtime.autoware.tensors import Bound, by_name, graph_rules, has_errors
+from mmdeploy_ext.runtime.autoware.trial import LOAD, trial_rules
 from mmdeploy_ext.runtime.contract_files import ends_of
 from mmdeploy_ext.sparse.contract_fields import Violation
 
@@ -42,7 +45,7 @@ KEYS = dict(
     class_names=items(NAME, 1),
     voxels_num=exactly(3, number(1, 10_000_000, whole=True)),
     point_cloud_range=cuboid,
-    voxel_size=exactly(3, POSITIVE),
+    voxel_size=exactly(3, CELL_METRES),
     **dict.fromkeys(('num_proposals', 'out_size_factor', 'max_points_per_voxel'), COUNT),
     use_intensity=FLAG,
     **dict.fromkeys(BOUNDS, bound),
@@ -68,8 +71,6 @@ LOST = 'which the node declares; it counts and names all tensors'
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return what is wrong with a folder, and the files that were read."""
-    from mmdeploy_ext.graph.io.files import read
-
     fusion = any((folder / f'{name}.onnx').is_file() for name in (FUSION, BACKBONE))
     main = FUSION if fusion else LIDAR
     manifest = f'ml_package_{main}.param.yaml'
@@ -82,14 +83,19 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         found += own or _parameters(manifest, values)
     if REMAPPER in there:
         found += remapper_rules(there[REMAPPER])
-    known = right(values, KEYS, found)
+    known, tried = right(values, KEYS, found), []
     for name, bounds in ((main, main_bounds), (BACKBONE, backbone_bounds)):
         file = f'{name}.onnx'
         if file in there:
-            graph = read(there[file])
-            inputs, outputs = bounds(known, fusion)
-            found += by_name(file, ends_of(graph), inputs, outputs, exact=True, why=LOST)
-            found += graph_rules(file, graph, PLUGINS if name == main else {})
+            graph, wrong = read_graph(there[file])
+            found += wrong
+            if graph is not None:
+                inputs, outputs = bounds(known, fusion)
+                found += by_name(file, ends_of(graph), inputs, outputs, exact=True, why=LOST)
+                found += graph_rules(file, graph, PLUGINS if name == main else {})
+                tried.append((there[file], graph, LOAD))
+    if not has_errors(found):
+        found += trial_rules(tried)
     return found, there
 
 

@@ -12,11 +12,17 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.schema import exactly, items, number, one_of, text
-from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, NAME, POSITIVE
+from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, NAME
+from mmdeploy_ext.runtime.autoware.graph_files import read_graph
 from mmdeploy_ext.runtime.autoware.manifest import (
+    CELL_METRES,
+    NOT_REAL,
+    are_reals,
     ascending,
+    check_inside,
     class_rules,
     cuboid,
+    file_in_folder,
     grid_rules,
     key_rules,
     model_params,
@@ -25,8 +31,8 @@ from mmdeploy_ext.runtime.autoware.manifest import (
     remapper_rules,
     right,
 )
-from mmdeploy_ext.runtime.autoware.probe import convention_rules
-from mmdeploy_ext.runtime.autoware.tensors import Bound, by_index, graph_rules, severe
+from mmdeploy_ext.runtime.autoware.tensors import Bound, by_index, graph_rules, has_errors
+from mmdeploy_ext.runtime.autoware.trial import CONVENTION, LOAD, trial_rules
 from mmdeploy_ext.runtime.contract_files import ends_of
 from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
@@ -62,7 +68,7 @@ MODEL_KEYS: Mapping[str, Check] = dict(
     has_variance=FLAG,
     max_voxel_size=number(1, 10_000_000, whole=True),
     point_cloud_range=cuboid,
-    voxel_size=exactly(3, POSITIVE),
+    voxel_size=exactly(3, CELL_METRES),
     downsample_factor=COUNT,
     encoder_in_feature_size=one_of(*POINT_WIDTH),
     yaw_norm_thresholds=items(FRACTION),
@@ -91,7 +97,7 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     found += lost
     if REMAPPER_KEY in paths:
         found += remapper_rules(paths[REMAPPER_KEY])
-    found += _graphs(paths, _known(model, found))
+    found += list(_graphs(paths, _known(model, found), list(found)))
     return found, {path.name: path for path in (path, *paths.values())}
 
 
@@ -121,21 +127,33 @@ def _version(version: str) -> Iterator[Violation]:
 
 
 def _paths(folder: Path, values: Mapping[str, Any]) -> tuple[dict[str, Path], list[Violation]]:
-    """Return the files that the manifest names, and those that are not there."""
-    paths, lost = {}, []
+    """Return the files that the manifest names and that are in the folder, and which paths are wrong."""
+    paths, wrong = {}, []
     for key in ('encoder_onnx_path', 'head_onnx_path', REMAPPER_KEY):
         value = values.get(key)
-        if not isinstance(value, str) or not value:
-            continue
-        if (path := folder / value).is_file():
-            paths[key] = path
-        else:
-            said = f'{key} is {value}, and there is no such file; the path is relative to this folder'
-            lost.append(Violation(MANIFEST, key, 'path', said))
+        if isinstance(value, str) and value:
+            try:
+                paths[key] = file_in_folder(folder, value)
+            except ValueError as error:
+                wrong.append(Violation(MANIFEST, key, 'path', f'{key} is {value!r}: {error}'))
     if 'encoder_onnx_path' in paths and paths.get('head_onnx_path') == paths['encoder_onnx_path']:
         said = 'head_onnx_path is the file of encoder_onnx_path'
-        lost.append(Violation(MANIFEST, 'head_onnx_path', 'path', said))
-    return paths, lost
+        wrong.append(Violation(MANIFEST, 'head_onnx_path', 'path', said))
+    engines = {key: values.get(key) for key in ('encoder_engine_path', 'head_engine_path')}
+    for key, value in engines.items():
+        if isinstance(value, str) and value.lower().endswith(('.onnx', '.yaml')):
+            said = f'{key} is {value!r}: the node writes the engine there, over a file that it has to read'
+            wrong.append(Violation(MANIFEST, key, 'path', said))
+        elif isinstance(value, str):
+            try:
+                check_inside(folder, value)
+            except ValueError as error:
+                wrong.append(Violation(MANIFEST, key, 'path', f'{key} is {value!r}: {error}'))
+    first, second = engines.values()
+    if isinstance(first, str) and first and first == second:
+        said = f'head_engine_path is {second!r}, as encoder_engine_path is: one engine replaces the other'
+        wrong.append(Violation(MANIFEST, 'head_engine_path', 'path', said))
+    return paths, wrong
 
 
 def _joined(known: Mapping[str, Any]) -> Iterator[Violation]:
@@ -183,7 +201,9 @@ def _thresholds(model: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[
         if not isinstance(values, list) or len(values) != bins:
             got = 'is not there' if values is None else f'is {values!r}'
             yield Violation(MANIFEST, key, 'value', f'{key} {got}, expected {bins} numbers, one of each bin')
-        elif not all(isinstance(one, int | float) and 0 <= one < 1 for one in values):
+        elif not are_reals(values):
+            yield Violation(MANIFEST, key, 'ros-type', f'{key} {NOT_REAL}')
+        elif not all(0 <= score < 1 for score in values):
             said = f'{key} is {values}; the node takes what is not in [0, 1) for 0: every box passes'
             yield Violation(MANIFEST, key, 'value', said)
 
@@ -198,18 +218,27 @@ def _mapping(value: Any, where: str) -> None:
 _SCORES = dict(distance_bin_upper_limits=ascending, min_confidence_scores=_mapping)
 
 
-def _graphs(paths: Mapping[str, Path], known: Mapping[str, Any]) -> Iterator[Violation]:
-    from mmdeploy_ext.graph.io.files import read
-
-    for key, bounds in (('encoder_onnx_path', encoder_bounds), ('head_onnx_path', head_bounds)):
+def _graphs(
+    paths: Mapping[str, Path], known: Mapping[str, Any], violations: list[Violation]
+) -> Iterator[Violation]:
+    """Yield what is wrong with the graphs; they are tried where nothing else in the folder is wrong."""
+    tried = []
+    rows = ('encoder_onnx_path', encoder_bounds, LOAD), ('head_onnx_path', head_bounds, CONVENTION)
+    for key, bounds, probe in rows:
         if key not in paths:
             continue
-        file, graph = paths[key].name, read(paths[key])
-        ends = ends_of(graph)
-        own = [*by_index(file, ends, bounds(known), 1), *graph_rules(file, graph, {})]
-        if bounds is head_bounds and not severe(own, file):
-            own += convention_rules(file, graph, list(ends.outputs))
-        yield from own
+        path = paths[key]
+        graph, wrong = read_graph(path)
+        if graph is not None:
+            wrong += [
+                *by_index(path.name, ends_of(graph), bounds(known), 1),
+                *graph_rules(path.name, graph, {}),
+            ]
+            tried.append((path, graph, probe))
+        violations = [*violations, *wrong]
+        yield from wrong
+    if not has_errors(violations):
+        yield from trial_rules(tried)
 
 
 def encoder_bounds(known: Mapping[str, Any]) -> list[Bound]:

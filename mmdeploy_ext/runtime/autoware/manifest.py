@@ -7,11 +7,11 @@ schemas and what the nodes declare (names, types and ranges; facts, no code).
 from __future__ import annotations
 
 import itertools
-import math
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.contract.schema import Mismatch
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.contract.schema import Mismatch, number
+from mmdeploy_ext.runtime.autoware.parameter_file import ParameterFileError, read_parameter_file
 from mmdeploy_ext.sparse.contract_fields import ERROR, WARNING, Violation
 
 if TYPE_CHECKING:
@@ -22,24 +22,25 @@ if TYPE_CHECKING:
 
 NODES, BELOW = '/**', 'ros__parameters'
 """Keys above all parameters: of any node."""
+NOT_REAL = 'holds whole numbers without a point, integers to ROS 2: the node throws; write 64.0, not 64'
+LARGEST_METRES = 1e5
+"""Of a bound of a range: no sensor sees a hundred kilometres."""
+CELL_METRES = number(1e-3, 1e3)
+"""Side of a voxel."""
 OTHER_WORD = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
 """Nodes know a motorcycle by either."""
 
 
 def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
     """Return the parameters of a file, and what is wrong with it as a whole; needs PyYAML."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise ModelFileError(f'{path}: reading it needs PyYAML; pip install pyyaml') from error
 
     def wrong(said: str) -> tuple[dict[str, Any], list[Violation]]:
         return {}, [Violation(path.name, '', 'manifest', said)]
 
     try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return wrong(f'{path.name} is no YAML: {" ".join(str(error).split())}')
+        content = read_parameter_file(path)
+    except ParameterFileError as error:
+        return wrong(f'{path.name}: {error}')
     if not isinstance(content, dict) or NODES not in content:
         got = ', '.join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         return wrong(f'{path.name} begins with {got}, expected {NODES!r}: the parameters reach no node')
@@ -47,6 +48,29 @@ def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
     if not isinstance(below, dict) or not isinstance(below.get(BELOW), dict):
         return wrong(f'{path.name} has no {BELOW} below {NODES!r}; put all keys below it')
     return below[BELOW], []
+
+
+def file_in_folder(folder: Path, value: str) -> Path:
+    """Return the regular file that a manifest names by a path relative to its folder.
+
+    Raises:
+        ValueError: the path leads out of the folder, or to no regular file.
+    """
+    check_inside(folder, value)
+    path = folder / value
+    if not path.is_file():
+        raise ValueError('there is no such file; the path is relative to this folder')
+    return path
+
+
+def check_inside(folder: Path, value: str) -> None:
+    """Raise ValueError for a path of a manifest that leads out of its folder, a link in it followed."""
+    if '\0' in value:
+        raise ValueError('a path holds no NUL')
+    path = PurePath(value)
+    inside = not path.is_absolute() and '..' not in path.parts
+    if not inside or not (folder / path).resolve().is_relative_to(folder.resolve()):
+        raise ValueError('it leads out of the folder, which has to hold all files of the model')
 
 
 def model_params(file: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Violation]]:
@@ -69,8 +93,9 @@ def key_rules(
 ) -> Iterator[Violation]:
     """Yield keys that are missing or that a node would refuse.
 
-    All of `fields`, key -> check, are required; `reals` the node declares as floating point, so that ROS 2,
-    where parameters keep their type, refuses whole numbers without a point. `at` stands above the keys.
+    All of `fields`, key -> check, are required. The node declares the keys in `reals` as floating point; as
+    parameters of ROS 2 keep their type, it throws where whole numbers without a point are given. `at` stands
+    above the keys.
     """
     for key, check in fields.items():
         name = f'{at}{key}'
@@ -82,10 +107,13 @@ def key_rules(
         except Mismatch as error:
             yield Violation(file, name, 'value', str(error))
             continue
-        numbers = values[key] if isinstance(values[key], list) else [values[key]]
-        if key in reals and not all(isinstance(one, float) for one in numbers):
-            said = 'holds whole numbers without a point; ROS 2 takes them for integers: write 64.0, not 64'
-            yield Violation(file, name, 'ros-type', f'{name} {said}', WARNING)
+        if key in reals and not are_reals(values[key]):
+            yield Violation(file, name, 'ros-type', f'{name} {NOT_REAL}')
+
+
+def are_reals(value: Any) -> bool:
+    """Return whether a number, or each number of a list, is one that ROS 2 takes for floating point."""
+    return all(isinstance(number, float) for number in (value if isinstance(value, list) else [value]))
 
 
 def right(
@@ -118,14 +146,16 @@ def bound(value: Any, where: str) -> None:
 
 
 def _check_numbers(value: Any, where: str, count: int, expected: str) -> None:
-    """Check a list of so many finite numbers; 0: of any, but not none."""
+    """Check a list of `count` finite numbers, or of at least one where `count` is 0."""
     if not _all_finite(value) or not value or len(value) != (count or len(value)):
         raise Mismatch(f'{where} is {value!r}, expected {expected}')
 
 
 def _all_finite(value: Any) -> bool:
+    """Return whether a value is a list of numbers that a float32 can hold as metres or square metres."""
     return isinstance(value, list) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in value
+        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= LARGEST_METRES
+        for number in value
     )
 
 
@@ -196,7 +226,10 @@ def remapper_rules(path: Path) -> Iterator[Violation]:
             yield Violation(path.name, key, 'value', said.replace('has None', 'is not there'))
             continue
         sizes[key] = len(rows)
-        if key.startswith('allow') and not all(isinstance(one, int) and one in (0, 1) for one in rows):
+        if not key.startswith('allow'):
+            if not are_reals(rows):
+                yield Violation(path.name, key, 'ros-type', f'{key} {NOT_REAL}')
+        elif not all(isinstance(entry, int) and entry in (0, 1) for entry in rows):
             yield Violation(path.name, key, 'value', f'{key} holds other values than the integers 0 and 1')
     if len(set(sizes.values())) > 1:
         said = ', '.join(f'{key} has {count} entries' for key, count in sizes.items())

@@ -16,7 +16,8 @@ from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    import onnx
 
     from mmdeploy_ext.runtime.contract_files import Ends
 
@@ -24,16 +25,14 @@ TOLERANCE = 1e-3
 """Of metres and seconds, beside numbers of a few tens."""
 
 
-def memory_rules(file: str, path: Path, ends: Ends) -> Iterator[Violation]:
+def memory_rules(file: str, model: onnx.ModelProto, ends: Ends) -> Iterator[Violation]:
     """Yield what a head of the right names and sizes does to the memory that the node does not expect."""
-    import onnx
-
     from mmdeploy_ext.graph.run import run
 
     feeds = probe_feeds(ends)
     try:
-        found = run(onnx.load(path), feeds)
-    except (Mm2OnnxError, OSError) as error:
+        found = run(model, feeds)
+    except Mm2OnnxError as error:
         said = f'{file}: a memory could not be sent through it: {" ".join(str(error).split())[:300]}'
         yield Violation(file, '', 'memory', said, WARNING)
         return

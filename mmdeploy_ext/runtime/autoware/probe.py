@@ -116,9 +116,12 @@ def _through(model: onnx.ModelProto, name: str, values: np.ndarray) -> np.ndarra
 def _learnt(index: Index, name: str) -> list[str]:
     """Return the tensors of the last learnt layers above an output, or graph inputs where there are none."""
     starts: dict[str, None] = {}
-    waiting = [name]
+    waiting, visited = [name], set()
     while waiting:
         tensor = waiting.pop()
+        if tensor in visited:
+            continue
+        visited.add(tensor)
         node = index.producer(tensor)
         if node is not None and index.nodes[node].op_type not in LEARNT:
             waiting += [one for one in index.reads(node) if one]

@@ -17,6 +17,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.schema import items, number
 from mmdeploy_ext.contract.values import COUNT, NAME, PIXELS
+from mmdeploy_ext.runtime.autoware.graph_files import read_graph
 from mmdeploy_ext.runtime.autoware.manifest import (
     absent_files,
     class_rules,
@@ -26,8 +27,9 @@ from mmdeploy_ext.runtime.autoware.manifest import (
     read_parameters,
     right,
 )
-from mmdeploy_ext.runtime.autoware.memory_probe import memory_rules
-from mmdeploy_ext.runtime.autoware.tensors import Bound, by_name, fixed_rules, graph_rules, severe
+from mmdeploy_ext.runtime.autoware.tensors import Bound, by_name, fixed_rules, graph_rules, has_errors
+from mmdeploy_ext.runtime.autoware.trial import LOAD, trial_rules
+from mmdeploy_ext.runtime.autoware.trial import MEMORY as MEMORY_PROBE
 from mmdeploy_ext.runtime.contract_files import Ends, ends_of, shape_text
 from mmdeploy_ext.sparse.contract_fields import Violation
 
@@ -84,8 +86,6 @@ def from_node(
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return what is wrong with a folder, and the files that were read."""
-    from mmdeploy_ext.graph.io.files import read
-
     names = (*(f'{name}.onnx' for name in FILES), MANIFEST)
     there = {name: folder / name for name in names if (folder / name).is_file()}
     found = absent_files(names, there)
@@ -97,16 +97,22 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
             model, wrong = model_params(MANIFEST, values)
             found += wrong or _model(model)
     known = right(model, KEYS, found, 'model_params.')
-    graphs = {name: read(path) for name, path in there.items() if name != MANIFEST}
+    graphs = {}
+    for name, path in there.items():
+        if name != MANIFEST:
+            graph, wrong = read_graph(path)
+            found += wrong
+            if graph is not None:
+                graphs[name] = graph
     ends = {name: ends_of(graph) for name, graph in graphs.items()}
     for name, graph in graphs.items():
         inputs, outputs = BOUNDS[name](known, ends)
         found += by_name(name, ends[name], inputs, outputs, exact=False, why=LOST)
         found += [*fixed_rules(name, ends[name]), *graph_rules(name, graph, {})]
     found += _between(ends)
-    head = f'{HEAD}.onnx'
-    if head in graphs and not severe(found, head):
-        found += memory_rules(head, there[head], ends[head])
+    probes = {f'{HEAD}.onnx': MEMORY_PROBE}
+    if not has_errors(found):
+        found += trial_rules([(there[name], graph, probes.get(name, LOAD)) for name, graph in graphs.items()])
     return found, there
 
 

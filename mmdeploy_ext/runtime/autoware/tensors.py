@@ -134,6 +134,6 @@ def graph_rules(
         yield Violation(file, '', 'precision', said, WARNING)
 
 
-def severe(found: Sequence[Violation], file: str) -> bool:
-    """Return whether a file has errors already, so that no probe would tell more."""
-    return any(one.node == file and one.severity == ERROR for one in found)
+def has_errors(violations: Sequence[Violation]) -> bool:
+    """Return whether a folder has errors already, so that its graphs need not be tried."""
+    return any(violation.severity == ERROR for violation in violations)

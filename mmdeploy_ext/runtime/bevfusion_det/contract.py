@@ -95,13 +95,14 @@ def _names(side: str, names: list[str], wanted: tuple[str, ...]) -> Iterator[Vio
 def _types(value: onnx.ValueInfoProto) -> Iterator[Violation]:
     import onnx
 
+    from mmdeploy_ext.graph.io.types import type_name
+
     kind, kinds = value.type.tensor_type.elem_type, onnx.TensorProto
     if kind == kinds.FLOAT16:
         said = f'{value.name} is float16; the ONNX files are float32, and the engine is built with fp16:chw'
         yield Violation('', value.name, 'type', said, WARNING)
     elif kind != kinds.FLOAT:
-        name = kinds.DataType.Name(kind)
-        yield Violation('', value.name, 'type', f'{value.name} is {name}, expected FLOAT')
+        yield Violation('', value.name, 'type', f'{value.name} is {type_name(kind)}, expected FLOAT')
     if None in shape_of(value) or not shape_of(value):
         said = f'{value.name} has axes that are not fixed; the C++ reads every size from the engine'
         yield Violation('', value.name, 'dynamic', said)

@@ -1,0 +1,66 @@
+"""Read the ONNX files of a folder for Autoware: what no engine could load, whichever node it is for.
+
+Needs onnx. The files come from anybody: damaged ones, and ones made to hang a reader, end in a finding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.sparse.contract_fields import Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import onnx
+
+OLDEST_OPSET, NEWEST_OPSET = 9, 24
+"""Opsets that the ONNX parser of the nodes' TensorRT reads; source: onnx-tensorrt, docs/operators.md."""
+
+
+def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
+    """Return a file's model, and why no engine could load it; None where it holds no model at all.
+
+    The weights are in the model unless a violation says that they cannot be read.
+    """
+    from mmdeploy_ext.graph.io.files import load, read
+
+    model = None
+    try:
+        model = read(path)
+        model = load(path)
+    except ModelFileError as error:
+        said = ' '.join(str(error).replace(str(path), path.name).split())
+        return model, [Violation(path.name, '', 'onnx', said)]
+    return model, list(_model_rules(path.name, model))
+
+
+def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
+    from onnx import checker
+
+    from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
+    from mmdeploy_ext.graph.io.constants import tensor_values
+    from mmdeploy_ext.graph.io.index import all_tensors
+
+    opsets = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
+    if len(opsets) != 1 or not OLDEST_OPSET <= opsets[0] <= NEWEST_OPSET:
+        got = 'states no opset' if not opsets else f'is of opset {" and ".join(map(str, opsets))}'
+        said = f'{file} {got}; TensorRT reads {OLDEST_OPSET} to {NEWEST_OPSET}'
+        yield Violation(file, '', 'opset', said)
+        return
+    try:
+        checker.check_model(model)
+    except (checker.ValidationError, ValueError, UnicodeDecodeError) as error:
+        said = f'{file}: onnx.checker: {" ".join(str(error).split())[:300]}'
+        yield Violation(file, '', 'onnx', said)
+        return
+    for tensor in all_tensors(model):
+        values = tensor_values(tensor)
+        if values.dtype.kind == 'f' and np.isnan(values).any():
+            count = int(np.isnan(values).sum())
+            said = f'{file}: {count} of {values.size} weights of {tensor.name!r} are not a number'
+            yield Violation(file, tensor.name, 'not-finite', said)
