@@ -40,7 +40,7 @@ def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
 
 
 def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    from onnx import checker
+    from onnx import checker, shape_inference
 
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.io.constants import tensor_values
@@ -54,12 +54,20 @@ def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
         return
     try:
         checker.check_model(model)
-    except (checker.ValidationError, ValueError, UnicodeDecodeError) as error:
+        # ONNX Runtime, which loads the others, knows no operators of plug-ins
+        if any(node.domain not in DEFAULT_DOMAINS for node in model.graph.node):
+            shape_inference.infer_shapes(model, strict_mode=True)
+    except (checker.ValidationError, shape_inference.InferenceError, ValueError, UnicodeDecodeError) as error:
         said = f'{file}: onnx.checker: {" ".join(str(error).split())[:300]}'
         yield Violation(file, '', 'onnx', said)
         return
     for tensor in all_tensors(model):
-        values = tensor_values(tensor)
+        try:
+            values = tensor_values(tensor)
+        except (KeyError, TypeError, ValueError) as error:
+            said = f'{file}: the weights of {tensor.name!r} cannot be read: {type(error).__name__}: {error}'
+            yield Violation(file, tensor.name, 'onnx', said)
+            continue
         if values.dtype.kind == 'f' and np.isnan(values).any():
             count = int(np.isnan(values).sum())
             said = f'{file}: {count} of {values.size} weights of {tensor.name!r} are not a number'

@@ -27,6 +27,8 @@ LARGEST_METRES = 1e5
 """Of a bound of a range: no sensor sees a hundred kilometres."""
 CELL_METRES = number(1e-3, 1e3)
 """Side of a voxel."""
+REMAPPER_SIZES = 64, 100
+"""Entries of a matrix of the remapper."""
 OTHER_WORD = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
 """Nodes know a motorcycle by either."""
 
@@ -219,18 +221,9 @@ def remapper_rules(path: Path) -> Iterator[Violation]:
         return
     sizes = {}
     for key in ('allow_remapping_by_area_matrix', 'min_area_matrix', 'max_area_matrix'):
-        rows = values.get(key)
-        if not _all_finite(rows) or len(rows) not in (64, 100):
-            count = f'{len(rows)} entries' if isinstance(rows, list) else repr(rows)
-            said = f'{key} has {count}, expected 64 numbers: 8 x 8 labels, row by row (100 since #12732)'
-            yield Violation(path.name, key, 'value', said.replace('has None', 'is not there'))
-            continue
-        sizes[key] = len(rows)
-        if not key.startswith('allow'):
-            if not are_reals(rows):
-                yield Violation(path.name, key, 'ros-type', f'{key} {NOT_REAL}')
-        elif not all(isinstance(entry, int) and entry in (0, 1) for entry in rows):
-            yield Violation(path.name, key, 'value', f'{key} holds other values than the integers 0 and 1')
+        yield from _matrix_rules(path.name, key, values.get(key))
+        if _all_finite(values.get(key)) and len(values[key]) in REMAPPER_SIZES:
+            sizes[key] = len(values[key])
     if len(set(sizes.values())) > 1:
         said = ', '.join(f'{key} has {count} entries' for key, count in sizes.items())
         yield Violation(path.name, 'allow_remapping_by_area_matrix', 'value', said)
@@ -239,3 +232,21 @@ def remapper_rules(path: Path) -> Iterator[Violation]:
         if any(low > high for low, high in zip(lower, upper, strict=True)):
             said = 'min_area_matrix has an entry above that of max_area_matrix: nothing is remapped there'
             yield Violation(path.name, 'min_area_matrix', 'value', said)
+
+
+def _matrix_rules(file: str, key: str, entries: Any) -> Iterator[Violation]:
+    """Yield what is wrong with the entries of one matrix of the remapper."""
+    expected = 'expected 64 numbers: 8 x 8 labels, row by row (100 since #12732)'
+    if not isinstance(entries, list):
+        got = 'is not there' if entries is None else f'is {repr(entries)[:60]}'
+        yield Violation(file, key, 'value', f'{key} {got}, {expected}')
+    elif not _all_finite(entries):
+        said = f'{key} has entries that are no numbers up to {LARGEST_METRES:g}, {expected}'
+        yield Violation(file, key, 'value', said)
+    elif len(entries) not in REMAPPER_SIZES:
+        yield Violation(file, key, 'value', f'{key} has {len(entries)} entries, {expected}')
+    elif not key.startswith('allow'):
+        if not are_reals(entries):
+            yield Violation(file, key, 'ros-type', f'{key} {NOT_REAL}')
+    elif not all(isinstance(entry, int) and entry in (0, 1) for entry in entries):
+        yield Violation(file, key, 'value', f'{key} holds other values than the integers 0 and 1')
