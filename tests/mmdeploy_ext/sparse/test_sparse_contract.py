@@ -225,7 +225,11 @@ FAULTS = {
     'side view': (XYZ, attribute('transpose0', 'dims', [0, 1, 2, 3, 4]), 'transpose0', 'order'),
     'two inputs': (XYZ, lambda model: model.graph.input.add(name='coordinates'), '', 'graph-input'),
     'a type that ONNX lacks': (
-        XYZ, lambda model: setattr(model.graph.input[0].type.tensor_type, 'elem_type', 99), '', 'tensor-type'),
+        XYZ,
+        lambda model: setattr(model.graph.input[0].type.tensor_type, 'elem_type', 99),
+        '',
+        'tensor-type',
+    ),
     'output of nobody': (XYZ, lambda model: setattr(model.graph.output[0], 'name', '99'), '', 'graph-output'),
 }
 HARMLESS = {
