@@ -232,6 +232,22 @@ CHANGES = {
 }
 
 
+def exchange(draft: Draft) -> tuple[str, str]:
+    """Let two constants of the same type and sizes have each other's values."""
+    groups: dict[tuple[int, ...], list[TensorProto]] = {}
+    for tensor in all_tensors(draft.model):
+        if np.prod(tensor.dims) and tensor.data_type != TensorProto.STRING:
+            groups.setdefault((tensor.data_type, *tensor.dims), []).append(tensor)
+    group = draft.pick(group for group in groups.values() if len(group) > 1)
+    first, second = (group[index] for index in draft.random.permutation(len(group))[:2])
+    arrays = numpy_helper.to_array(first).copy(), numpy_helper.to_array(second).copy()
+    if np.array_equal(*arrays):
+        raise NoSite
+    labels = constant_label(draft, first), constant_label(draft, second)
+    write(first, arrays[1]), write(second, arrays[0])
+    return ', '.join(labels), 'values exchanged'
+
+
 def ulp(draft: Draft) -> tuple[str, str]:
     """Move one value of a float constant by 1, 2, 4, 8 or 64 units in the last place."""
     tensor = _tensor(draft, floats_only=True)

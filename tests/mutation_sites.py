@@ -31,6 +31,7 @@ class Draft:
         model: to be changed in place.
         random: all choices come from it.
         kinds: types of the tensors of the main graph, of the original.
+        beside: name -> content of files that the model needs beside it.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Draft:
     ) -> None:
         """Copy the model."""
         self.model, self.random, self.kinds = onnx.ModelProto(), random, kinds
+        self.beside: dict[str, bytes] = {}
         self.model.CopyFrom(model)
         self.main = self.model.graph
         self.inner = [graph for graph in all_graphs(self.model) if graph is not self.main and graph.node]
