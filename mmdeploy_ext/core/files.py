@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -97,10 +98,10 @@ def _parts(path: Path) -> list[Path]:
     if path.is_dir():
         graphs = list(path.glob('*.onnx'))
         return graphs or [file for file in path.rglob('*') if _is_data(file)]
-    return sorted({path.parent / location for location in _external_data(path)})
+    return sorted({path.parent / location for location in external_locations(path)})
 
 
-def _external_data(path: Path) -> set[str]:
+def external_locations(path: Path) -> set[str]:
     """Return where an ONNX file says that its weights are; nothing of a file that cannot be read."""
     try:
         import onnx
@@ -177,10 +178,14 @@ def _is_running(pid: int) -> bool:
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove the temporary files that killed processes left beside `target`."""
+    """Remove the temporary files and folders that killed processes left beside `target`."""
     for leftover in target.parent.glob(f'.{glob.escape(target.name)}.*.part'):
         pid = leftover.name.rsplit('.', 2)[-2]
-        if not pid.isdigit() or not _is_running(int(pid)):
+        if pid.isdigit() and _is_running(int(pid)):
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
             leftover.unlink(missing_ok=True)
 
 

@@ -1,8 +1,6 @@
 """The files of an export, written and read: one .onnx file, or a folder of graphs."""
 
 import dataclasses
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +16,14 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
+from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.deploy.deployment import Deployment, rule_of
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES, Family
 from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.inputs.pictures import PreparedImage
-from mmdeploy_ext.runtime.exported import check_same_export, model_files
+from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
 
 
 def check_output(output: str, options: Options, family: Family, where: str = '--output-file ') -> None:
@@ -41,6 +40,8 @@ def check_output(output: str, options: Options, family: Family, where: str = '--
     if not one and Path(output).is_file():
         raise UsageError(f'{where}{output}: is a file, expected a folder')
     paths = [Path(output)] if one else [Path(output) / f'{name}.onnx' for name in family.names_of(options)]
+    if not one:
+        check_replaceable(output)
     for path in paths:
         check_writable(path)
     will_write(where.strip(' ='), paths)
@@ -143,25 +144,17 @@ def export_files(
 def _write_folder(
     found: Sequence[tuple[onnx.ModelProto, Metadata]], folder: Path, more: Mapping[str, str]
 ) -> list[str]:
-    """Write all files beside the folder first; they move in together, replacing an older export.
+    """Write all files beside the folder first, then replace an older export at once.
 
     `more` is name -> text of other files. Returns the paths of the graphs.
     """
-    graphs, whole = [f'{metadata.form}.onnx' for _, metadata in found], folder.resolve()  # '.' has no name
-    staging = whole.with_name(f'{whole.name}.partial-{os.getpid()}')
-    try:
+    family = found[-1][1].family
+    with replaced_folder(folder, files_of_family(folder, family)) as staging:
         for model, metadata in found:
             export.save(model, staging / f'{metadata.form}.onnx', metadata)
         for name, text in more.items():
             (staging / name).write_text(text, encoding='utf-8')
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (*graphs, *more):
-            (folder / name).unlink(missing_ok=True)
-        for name in (*graphs, *more):
-            os.replace(staging / name, folder / name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return [str(folder / name) for name in graphs]
+    return [str(folder / f'{metadata.form}.onnx') for _, metadata in found]
 
 
 @dataclasses.dataclass(frozen=True)

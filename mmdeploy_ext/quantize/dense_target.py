@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.quantize.cameras import IMAGES, quantised_graph
 from mmdeploy_ext.quantize.dense_layers import is_quantised
+from mmdeploy_ext.runtime.exported import files_of_family
 
 if TYPE_CHECKING:
     import onnx
@@ -35,22 +37,15 @@ class Target:
         return str(self.output.parent if self.beside else self.output)
 
     def save(self, model: onnx.ModelProto) -> None:
-        """Write the INT8 file; a folder's files are made beside it and move in together."""
+        """Write the INT8 file; a folder's files are made beside it and replace an older one at once."""
         if not self.beside:
             files.save(model, self.output, inputs=[self.model])
             return
-        folder = self.output.parent.resolve()
-        staging = folder.with_name(f'{folder.name}.partial-{os.getpid()}')
-        try:
-            staging.mkdir(parents=True)
+        folder, family = self.output.parent, read_metadata(str(self.model)).family
+        with replaced_folder(folder, files_of_family(folder, family)) as staging:
             files.save(model, staging / self.output.name)
             for path in self.beside:
                 shutil.copy(path, staging)
-            folder.mkdir(exist_ok=True)
-            for path in staging.iterdir():
-                os.replace(path, folder / path.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def find_target(model: str, output: str | None) -> Target:
@@ -84,6 +79,7 @@ def find_target(model: str, output: str | None) -> Target:
         )
     own = (graph.name, f'{graph.name}.data')
     beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in own]
+    check_replaceable(folder)
     check_writable(folder / graph.name)
     return Target(graph, folder / graph.name, tuple(beside))
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.metadata import read_props
+from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
+from mmdeploy_ext.core.files import external_locations
 from mmdeploy_ext.engines import BACKENDS, build_backend
 
 if TYPE_CHECKING:
@@ -124,6 +128,16 @@ def model_files(path: str | Path) -> list[Path]:
             f'{path}: no .onnx file in this folder; export with tools/deployment/pytorch2onnx.py'
         )
     return files
+
+
+def files_of_family(folder: str | Path, family: str) -> set[str]:
+    """Return the names of a family's graphs in a folder and of their external data: an earlier export."""
+    names: set[str] = set()
+    for path in Path(folder).glob('*.onnx'):
+        with contextlib.suppress(ModelFileError):  # a file of somebody else
+            if read_props(path).get(f'{PREFIX}family') == json.dumps(family):
+                names |= {path.name, *external_locations(path)}
+    return names
 
 
 def check_forms(files: Mapping[str, Path], known: Mapping[str, Metadata], family: str) -> None:

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json, sha256_file, write_json
+from mmdeploy_ext.core.folders import exchange
 
 MANIFEST = 'READY.json'
 """Written last into a finished folder: `parameters`, and `sha256` of every other file."""
@@ -98,9 +99,12 @@ def publish(root: Path, parameters: dict[str, Any]) -> None:
     write_json(staging / MANIFEST, {'parameters': parameters, 'sha256': hashes})
     outdated = root.with_name(f'.{root.name}.old')
     shutil.rmtree(outdated, ignore_errors=True)
-    if root.exists():
-        root.rename(outdated)
-    staging.rename(root)
+    if root.exists() and exchange(staging, root):
+        staging.rename(outdated)
+    else:
+        if root.exists():
+            root.rename(outdated)
+        staging.rename(root)
     shutil.rmtree(outdated, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper as external_data
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
+from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable, external_locations
 from mmdeploy_ext.graph.io import checks, types
 from mmdeploy_ext.graph.io.checks import AGAIN, Name, is_sparse
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
@@ -114,7 +115,8 @@ def save(
     """Check a model and write it; what was there stays as it is until the new file is whole.
 
     A model of more than `limit` bytes, by default what one protobuf message can hold, gets its large tensors
-    in `NAME.data` beside it. Graphs of the libspconv dialect are no valid ONNX and are written unchecked.
+    in `NAME.data` beside it, or in `NAME.2.data` where the old model uses the former. Graphs of the libspconv
+    dialect are no valid ONNX and are written unchecked.
 
     Returns:
         The files that were written, the model first.
@@ -125,7 +127,7 @@ def save(
     """
     path = Path(path)
     external = serialised_size(model) > limit
-    targets = [path, path.with_name(f'{path.name}.data')] if external else [path]
+    targets = [path, _data_path(path)] if external else [path]
     check_targets(targets, inputs)
     checks.check_order(model, path)
     model = with_output_shapes(model)
@@ -167,15 +169,16 @@ def serialised_size(model: onnx.ModelProto) -> int:
 
 
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
-    """Write a model and its large tensors; the old model goes before the data that it may use does."""
+    """Write a model and its large tensors, whose file comes first; data of the old model go at the end."""
     import onnx_ir
 
+    outdated = external_locations(path) & {data_path.name for data_path in _data_paths(path)} - {data.name}
     with (
         atomic_path(path) as temporary,
         atomic_path(data) as temporary_data,
-        tempfile.TemporaryDirectory(prefix='.mm2onnx-', dir=path.parent) as folder,
+        _folder_beside(path) as folder,
     ):
-        new, new_data = Path(folder, path.name), Path(folder, data.name)
+        new, new_data = folder / path.name, folder / data.name
         new_data.touch()
         layout = dict(size_threshold_bytes=SMALLEST_EXTERNAL, alignment=ALIGNMENT, align_threshold=0)
         onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
@@ -183,8 +186,29 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
             checks.check(new, path)
         new.replace(temporary)
         new_data.replace(temporary_data)
-        if data.exists():
-            path.unlink(missing_ok=True)
+    for name in outdated:
+        path.with_name(name).unlink(missing_ok=True)
+
+
+def _data_paths(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f'{path.name}.data'), path.with_name(f'{path.name}.2.data')
+
+
+def _data_path(path: Path) -> Path:
+    """Return the file for large tensors that the model which is there does not use."""
+    used = external_locations(path) if path.exists() else ()
+    return next((data for data in _data_paths(path) if data.name not in used), _data_paths(path)[0])
+
+
+@contextlib.contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a folder for the time of the body; that of a killed process goes with its temporary files."""
+    folder = path.with_name(f'.{path.name}.folder.{os.getpid()}.part')
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_large(model: onnx.ModelProto) -> bool:

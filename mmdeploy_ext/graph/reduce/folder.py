@@ -1,6 +1,5 @@
 """A reduced graph as a folder that runs on its own."""
 
-import contextlib
 import os
 import shutil
 import zipfile
@@ -10,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
+from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.case import Candidate
@@ -59,22 +59,8 @@ def check_folder(target: str | os.PathLike[str]) -> None:
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f'--output {target}: is there already; give the name of a new folder')
+    check_replaceable(target)
     check_writable(target / 'model.onnx')
-
-
-@contextlib.contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """Yield a new folder that becomes `target` on success and is removed on failure."""
-    temporary = target.with_name(f'.{target.name}.{os.getpid()}.part')
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        raise Mm2OnnxError(f'{target}: could not be written ({error.strerror or error})') from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_folder(
@@ -103,7 +89,7 @@ def save_folder(
         nodes='\n'.join(_rows(candidate)),
         expected=EXPECTED[facts['check']],
     )
-    with _whole_folder(target) as folder:
+    with replaced_folder(target) as folder:
         files.write(candidate.model, folder / 'model.onnx')
         save_npz(folder / 'inputs.npz', candidate.feeds)
         save_npz(folder / 'expected.npz', expected)

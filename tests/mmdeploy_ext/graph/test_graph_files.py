@@ -1,5 +1,6 @@
 """ONNX files, in and out: damage is named, what is written is whole."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -155,8 +156,42 @@ def test_a_model_over_the_limit_gets_a_data_file(tmp_path):
     onnx.checker.check_model(path, full_check=True)
     feeds = random_feeds(model)
     same(run(files.load(path), feeds), run(model, feeds))
-    assert files.save(files.load(path), path, limit=10_000) == written  # a second time, over itself
-    same(run(files.load(path), feeds), run(model, feeds))
+    for name in ('big.onnx.2.data', 'big.onnx.data'):  # again, over itself: never the data of the old model
+        written = files.save(files.load(path), path, limit=10_000)
+        assert written == [path, tmp_path / name] and sorted(tmp_path.iterdir()) == sorted(written)
+        same(run(files.load(path), feeds), run(model, feeds))
+
+
+class Killed(BaseException):
+    """Ends a write as a signal would, but for what the process cleans up."""
+
+
+@pytest.mark.parametrize('limit', [100, files.PROTOBUF_LIMIT])
+def test_a_model_that_is_written_over_is_whole_at_every_rename(tmp_path, monkeypatch, limit):
+    path, model, changed = tmp_path / 'big.onnx', large_net(), large_net()
+    changed.doc_string = 'changed'
+    files.save(model, path, limit=10_000)
+    for count in range(9):
+        left = [count]
+
+        def replace(*names, function=os.replace, left=left):
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return function(*names)
+
+        monkeypatch.setattr(os, 'replace', replace)
+        ended = False
+        with contextlib.suppress(Killed):
+            files.save(changed, path, limit=limit)
+            ended = True
+        monkeypatch.undo()
+        whole = files.load(path)
+        assert whole.doc_string == ('changed' if ended else '')
+        assert whole.graph.initializer[0].raw_data == model.graph.initializer[0].raw_data
+        if ended:
+            return
+    pytest.fail('never ended')
 
 
 def test_weights_that_are_not_raw_go_into_the_data_file_too(tmp_path):

@@ -1,0 +1,104 @@
+"""A folder is the old one or the new one, as a whole, whatever happens while it is replaced."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import killed_folders
+from killed_folders import LATER, NEW, OLD, OTHERS, OUTDATED, content, replace, write
+from mmdeploy_ext.core import folders
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def target(tmp_path):
+    folder = tmp_path / 'work/graphs'
+    write(folder, OLD | OTHERS)
+    return folder
+
+
+@pytest.fixture(params=['exchanged', 'moved'])
+def renames(request, monkeypatch):
+    """Both ways in which a folder comes into its place."""
+    if request.param == 'moved':
+        monkeypatch.setattr(folders, 'exchange', lambda first, second: False)
+
+
+def test_what_is_no_part_of_the_old_export_stays(target, renames):
+    (target / 'link').symlink_to('notes.txt')
+    before = os.stat(target / 'proof').st_ino
+    replace(target, NEW)
+    assert content(target) == NEW | OTHERS | {'link': 'notes'} and (target / 'link').is_symlink()
+    assert os.stat(target / 'proof').st_ino == before  # who works in it still does
+    assert os.listdir(target.parent) == ['graphs']
+
+
+def test_a_new_folder_is_made_with_those_above_it(tmp_path):
+    replace(tmp_path / 'a/b/graphs', NEW)
+    assert content(tmp_path / 'a') == {f'b/graphs/{name}': text for name, text in NEW.items()}
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_else(target, renames):
+    with pytest.raises(ZeroDivisionError), folders.replaced_folder(target) as new:
+        write(new, NEW)
+        raise ZeroDivisionError
+    with pytest.raises(Mm2OnnxError, match='could not be written'), folders.replaced_folder(target) as new:
+        raise OSError(28, 'No space left on device')
+    assert content(target) == OLD | OTHERS and os.listdir(target.parent) == ['graphs']
+
+
+def test_a_link_to_a_folder_stays_one(target):
+    link = target.parent.parent / 'link'
+    link.symlink_to(target)
+    replace(link, NEW)
+    assert link.is_symlink() and content(target) == NEW | OTHERS
+
+
+def test_a_process_that_is_killed_before_any_step_loses_nothing():
+    script = [sys.executable, killed_folders.__file__]
+    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY))
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for steps, faults in json.loads(done.stdout):
+        assert steps > 15 and faults == {}
+
+
+def test_two_processes_that_write_one_folder_come_one_after_the_other(target):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def first():
+        with folders.replaced_folder(target, OUTDATED) as new:
+            write(new, NEW)
+            inside.set()
+            assert go_on.wait(20)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(20)
+    second = folders.replaced_folder(target, OUTDATED, patience_s=0.2)
+    with pytest.raises(UsageError, match='graphs: another process is writing this folder'):
+        second.__enter__()
+    assert content(target) == OLD | OTHERS
+    go_on.set()
+    replace(target, LATER)  # waits for the first
+    thread.join()
+    assert content(target) == LATER | OTHERS and os.listdir(target.parent) == ['graphs']
+
+
+def test_folders_that_cannot_be_replaced_are_refused(target, monkeypatch):
+    folders.check_replaceable(target)
+    folders.check_replaceable(target.parent / 'new')
+    with pytest.raises(UsageError, match=r'is a mount point.* give the name of one in it: /proc/graphs'):
+        folders.check_replaceable('/proc')
+    monkeypatch.chdir(target)
+    with pytest.raises(UsageError, match=r'^\.: is the working folder; .*: graphs'):
+        folders.check_replaceable('.')
+    monkeypatch.chdir(target / 'proof')
+    folders.check_replaceable('..')
