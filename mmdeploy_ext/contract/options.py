@@ -216,8 +216,6 @@ SPARSE = (
         least=0,
         only_with=('target', 'libspconv'),
     ),
-    dataclasses.replace(
-        SPARSE_FORM, name='form', key=None, only_with=('target', 'portable'), group=''
-    ),
+    dataclasses.replace(SPARSE_FORM, name='form', key=None, only_with=('target', 'portable'), group=''),
 )
 """How a sparse backbone is written."""

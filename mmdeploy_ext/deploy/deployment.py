@@ -102,13 +102,19 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
 
 def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Return class names: of the checkpoint's `meta`, the config, the data set's class, or else numbers."""
+    from mmcv import list_from_file
     from mmdet.datasets import DATASETS
 
     dataset = (cfg.get('data') or {}).get('test') or {}
+    if isinstance(dataset, list | tuple):
+        dataset = dataset[0]
+    listed = dataset.get('classes')
+    if isinstance(listed, str):  # a file of names
+        listed = list_from_file(listed)
     kind = DATASETS.get(str(dataset.get('type')))
     for names in (
         meta.get('CLASSES'),
-        dataset.get('classes'),
+        listed,
         cfg.get('classes'),
         cfg.get('class_names'),
         getattr(kind, 'CLASSES', None),

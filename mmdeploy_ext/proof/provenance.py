@@ -10,6 +10,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.proof.class_names import class_names_check
 from mmdeploy_ext.proof.results import Check
 
 if TYPE_CHECKING:
@@ -40,14 +41,13 @@ def provenance(
         contract: see `differing_contract`.
     """
     facts = deployment.family.postprocess_facts(deployment.model)
-    classes = dict(classes=metadata.classes), dict(classes=deployment.classes)
     differing = {
         'preprocessing as in the config': _differing(metadata.preprocess.to_json(), rule.to_json()),
-        'classes as in the config': _differing(*classes),
         'post-processing as in the config': _differing(metadata.postprocess, facts),
         'tolerances as the family states them': differing_contract(metadata.spec, contract),
     }
     checks = [Check(title, not found, found) for title, found in differing.items()]
+    checks.insert(1, class_names_check(deployment, metadata.classes))
     checks.insert(-1, settings_check(deployment.cfg, metadata.options.get('cfg_options') or {}))
     return checks
 

@@ -265,7 +265,12 @@ def test_a_file_of_another_checkpoint_is_not_proven(deployment, files):
     [
         ('preprocess', dict(to_rgb=False), 'preprocessing as in the config', 'to_rgb: the file says False'),
         ('preprocess', dict(keep_ratio=False), 'preprocessing as in the config', 'keep_ratio'),
-        ('classes', None, 'classes as in the config', "the file says ['none']"),
+        (
+            'classes',
+            None,
+            'classes as in checkpoint, data set or config',
+            "names: the file has 1, the checkpoint 6; label 0: the file says 'none', the checkpoint ",
+        ),
         ('postprocess', dict(score_thr=0.9), 'post-processing as in the config', 'score_thr: the file says'),
     ],
 )

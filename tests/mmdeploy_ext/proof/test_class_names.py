@@ -1,0 +1,55 @@
+"""The proof reads the names of classes itself: names in another order are not proven."""
+
+import types
+
+import pytest
+
+from mmdeploy_ext.deploy.deployment import class_names
+from mmdeploy_ext.proof.class_names import class_names_check
+
+CLASSES = ('dog', 'cat', 'ant')
+
+
+def deployment(cfg=None, meta=None, count=3):
+    family = types.SimpleNamespace(num_classes=lambda model: count)
+    report = None if meta is None else types.SimpleNamespace(meta=meta)
+    return types.SimpleNamespace(cfg=cfg or {}, report=report, family=family, model=None)
+
+
+def data(**test):
+    return dict(data=dict(test=test))
+
+
+SOURCES = {
+    'checkpoint': (data(type='CocoDataset', classes=('x', 'y', 'z')), dict(CLASSES=CLASSES)),
+    'checkpoint of mmengine': ({}, dict(dataset_meta=dict(classes=CLASSES), CLASSES=CLASSES)),
+    'data set': (data(type='CocoDataset', classes=list(CLASSES)), dict(CLASSES=('of', 'another'))),
+    'list of data sets': (dict(data=dict(test=[dict(type='CocoDataset', classes=CLASSES)])), {}),
+    'config': (dict(classes=CLASSES, class_names=('x', 'y', 'z')), {}),
+    'config in 3D': (dict(class_names=CLASSES), None),
+}
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_names_of_every_source_are_those_of_the_file_in_their_order(source):
+    cfg, meta = SOURCES[source]
+    assert class_names(cfg, meta or {}, 3) == CLASSES
+    assert class_names_check(deployment(cfg, meta), CLASSES).passed
+    for wrong in (sorted(CLASSES), CLASSES[:2], (*CLASSES, 'bee'), ('Dog', 'cat', 'ant'), ()):
+        assert not class_names_check(deployment(cfg, meta), wrong).passed
+    detail = class_names_check(deployment(cfg, meta), sorted(CLASSES)).detail
+    assert detail.startswith("label 0: the file says 'ant', the ") and "'dog'; label 2: the file" in detail
+
+
+def test_names_in_a_file_and_those_of_a_published_data_set(tmp_path):
+    path = tmp_path / 'names.txt'
+    path.write_text('\n'.join(CLASSES))
+    cfg = data(type='CocoDataset', classes=str(path))
+    assert class_names(cfg, {}, 3) == CLASSES and class_names_check(deployment(cfg), CLASSES).passed
+    cfg = data(type='CityscapesDataset')
+    names = class_names(cfg, {}, 8)
+    assert names[0] == 'person' and class_names_check(deployment(cfg, count=8), names).passed
+    assert not class_names_check(deployment(cfg, count=8), sorted(names)).passed
+    assert class_names({}, {}, 2) == ('class 0', 'class 1')
+    assert class_names_check(deployment(count=2), ('class 0', 'class 1')).passed
+    assert not class_names_check(deployment(count=2), ('class 1', 'class 2')).passed
