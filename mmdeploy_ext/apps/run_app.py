@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps import demo
 from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError
+from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.consumers import runner_of, runtime_of
 from mmdeploy_ext.runtime.exported import Opened, model_files
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.infos import RigFrame
 
 TAKES = dict(
     images='pictures, or folders of them',
@@ -121,7 +124,8 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
         def run_one(source: Path, target: Path) -> dict[str, Any]:
             points = read_points(source, model.width)
             start = time.perf_counter()
-            found = model.detect(points)
+            with named(source):
+                found = model.detect(points)
             entry = entry_of(dict(sweep=str(source)), target, start, found, args, model.classes)
             title = f'{len(points)} points, {source.name}'  # a long name is cut at its end
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
@@ -129,14 +133,14 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
             return entry
 
         start = time.perf_counter()
-        entries = run_images.run_all(targets, run_one)
-        run_images.finish(args, metadata, entries, time.perf_counter() - start)
-    return 0
+        entries = run_images.run_all(targets, run_one, 'sweep', args.fail_fast)
+        return run_images.finish(args, metadata, entries, time.perf_counter() - start)
 
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw the boxes of each frame into the cameras and from above; a memory goes from frame to frame."""
     from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import compare_picture
     from mmdeploy_ext.runtime.infos import read_frames
 
@@ -156,29 +160,41 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     targets = [args.out if video else args.out / f'{number:04d}.png' for number in range(len(frames))]
     run_images.check_targets(args, dict.fromkeys(targets))
     entries, begun = [], time.perf_counter()
-    with opened(args, metadata) as model, demo.open_writer(args.out, FPS) as draw:
-        for frame, target in zip(frames, targets, strict=True):
+    fail_fast = args.fail_fast or len(frames) == 1
+    cameras = rule.cameras or tuple(map(str, range(rule.num_cameras)))
+    film = demo.open_writer(args.out, FPS) if video else contextlib.nullcontext()
+    with opened(args, metadata) as model, film as add_to_film:
+
+        def run_one(frame: RigFrame, target: Path, facts: dict[str, Any]) -> dict[str, Any]:
             images = frame.read_pictures()
             points = None
-            if metadata.samples == 'fused':
-                given: tuple[Any, ...] = (images, frame, args.data_root)
-                points = model.points(frame, args.data_root)
+            with named(f'{frame.source}: {frame.name}'):
+                if metadata.samples == 'fused':
+                    given: tuple[Any, ...] = (images, frame, args.data_root)
+                    points = model.points(frame, args.data_root)
+                else:
+                    calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
+                    given = images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token
+                start = time.perf_counter()
+                found = model.detect(*given)
+            entry = entry_of(facts, target, start, found, args, model.classes)
+            layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
+            if add_to_film is None:
+                write_picture(target, picture)
             else:
-                calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
-                given = images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token
-            start = time.perf_counter()
-            found = model.detect(*given)
+                add_to_film(picture)
+            return entry
+
+        for frame, target in zip(frames, targets, strict=True):
             facts: dict[str, Any] = dict(frame=frame.name, scene=frame.scene_token)
-            cameras = rule.cameras or map(str, range(rule.num_cameras))
             if black := [name for name, path in zip(cameras, frame.pictures, strict=True) if path is None]:
                 facts['black'] = black
-            entries.append(entry_of(facts, target, start, found, args, model.classes))
-            layer = Layer('ONNX Runtime', found.above(args.score_thr))
-            draw(compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points))
+            run = functools.partial(run_one, frame, target, facts)
+            entries.append(run_images.usable(run, facts, fail_fast))
             name = f'{frame.name} ({", ".join(black)} black)' if black else frame.name
-            print(run_images.result_line(name, entries[-1]), flush=True)
-    run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
-    return 0
+            run_images.report(name, entries[-1])
+    return run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
 
 
 RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)

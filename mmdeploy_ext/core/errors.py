@@ -69,6 +69,19 @@ class RankError(Mm2OnnxError):
 
 
 @contextlib.contextmanager
+def named(name: object) -> Iterator[None]:
+    """Let the message of every error inside begin with what it is about: a file, or a frame of one."""
+    try:
+        yield
+    except Mm2OnnxError as error:
+        if str(error).startswith(f'{name}: '):
+            raise
+        about = type(error)(f'{name}: {error}')
+        about.exit_code = error.exit_code
+        raise about from error
+
+
+@contextlib.contextmanager
 def after_weights() -> Iterator[None]:
     """Give every error inside exit status 1: it was found after the weights had loaded, if here."""
     try:

@@ -6,6 +6,9 @@ Glossary: H, W height and width of the network input in pixels; h, w of an image
 import contextlib
 import dataclasses
 import os
+import re
+import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +18,14 @@ import numpy as np
 from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.core.files import will_read
 from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.inputs.image_headers import size_in_header
 from mmdeploy_ext.inputs.pillow_resize import resize_pillow
 
+MOST_PIXELS = 100_000_000
+"""Of a picture that is decoded: it and its copies take about 10 bytes per pixel."""
+DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
+"""What libjpeg writes, and then goes on with pixels that are not those of the picture."""
+_ONE_DECODER = threading.Lock()  # the descriptor is that of all threads
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
@@ -153,37 +162,71 @@ def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Silence OpenCV and libpng, which write to file descriptor 2 about what is an error here anyway."""
-    kept = os.dup(2)
+def _decoder_messages() -> Iterator[list[str]]:
+    """Yield a list that has, after the body, the lines that C libraries wrote to file descriptor 2 in it.
+
+    OpenCV gives no other way to learn of the warnings of libjpeg. Works where the descriptor is closed, too.
+    """
+    lines: list[str] = []
+    with _ONE_DECODER, tempfile.TemporaryFile() as messages:
+        stderr = _duplicate_of_stderr()
+        os.dup2(messages.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            messages.seek(0)
+            lines += messages.read().decode('latin1').splitlines()
+
+
+def _duplicate_of_stderr() -> int:
     try:
-        with open(os.devnull, 'wb') as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        return os.dup(2)
+    except OSError:  # closed: what is written there goes nowhere from now on
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            return os.dup(null)
+        finally:
+            if null != 2:
+                os.close(null)
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as (h, w, 3) uint8 BGR; grayscale is converted.
 
     Raises:
-        ImageError: no such file, no permission, zero bytes, or not an image.
+        ImageError: no such file, no permission, zero bytes, not an image, damaged as far as the decoder
+            notices, or of more than `MOST_PIXELS`.
     """
     path = Path(path)
     if not path.is_file():
-        raise ImageError(f'{path}: no such image file')
+        is_other = path.exists() and not path.is_dir()
+        raise ImageError(f'{path}: is a pipe or a device' if is_other else f'{path}: no such image file')
     try:
-        content = np.fromfile(path, np.uint8)
+        content = path.read_bytes()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror or error})') from error
-    if content.size == 0:
+    if not content:
         raise ImageError(f'{path}: is empty (0 bytes), expected an image')
-    with _silent_stderr():
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    size = size_in_header(content)
+    if size is not None and size[0] * size[1] > MOST_PIXELS:
+        raise ImageError(
+            f'{path}: has {size[1]} x {size[0]} pixels, expected at most {MOST_PIXELS // 10**6} million; cut '
+            f'it into tiles, or make it smaller'
+        )
+    with _decoder_messages() as messages:
+        try:
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as error:
+            raise ImageError(f'{path}: cannot be decoded by OpenCV ({error.err or error})') from error
     if image is None:
         raise ImageError(f'{path}: is not an image that OpenCV can decode')
+    if damage := [line for line in messages if DAMAGE.search(line)]:
+        raise ImageError(
+            f'{path}: is damaged ({damage[0].strip()}); copy it again, or, if it looks right in a viewer, '
+            f'save it again from there'
+        )
     return image
 
 
@@ -192,7 +235,11 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.rglob('*') if file.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(
+                file
+                for file in path.rglob('*')
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
+            )
             if not inside:
                 raise ImageError(f'{path}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
             found.extend(inside)

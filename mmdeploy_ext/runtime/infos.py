@@ -204,7 +204,7 @@ def _frame(
         invert_pose(np.stack(to_lidar)),
         pose_of(info, place, 'ego2global') @ pose_of(info, place, 'lidar2ego'),
         seconds_of(info, place),
-        info.get('scene_token'),
+        None if info.get('scene_token') is None else str(info['scene_token']),
         info,
         source,
     )

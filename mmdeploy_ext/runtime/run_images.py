@@ -6,6 +6,7 @@ Needs numpy, OpenCV and ONNX Runtime only; all that it has to know about the mod
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 import time
@@ -13,8 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, ModelFileError, UsageError
+from mmdeploy_ext.core.errors import (
+    DataError,
+    EngineError,
+    ImageError,
+    InferenceError,
+    ModelFileError,
+    ShapeError,
+    UsageError,
+    named,
+)
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
+from mmdeploy_ext.core.printable import printable
 from mmdeploy_ext.runtime.consumers import runner_of
 
 if TYPE_CHECKING:
@@ -25,6 +36,8 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 BAR_WIDTH = 30
+UNUSABLE = (ImageError, DataError, ShapeError, InferenceError, MemoryError)
+"""What is wrong with one sample alone."""
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 OTHER_SUFFIXES = (
     *('.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg', '.pdf'),
@@ -66,6 +79,8 @@ def make_parser(
     parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=said)
     said = "threads within an operator, 1 or more (default: ONNX Runtime's choice)"
     parser.add_argument('--threads', type=int, metavar='N', help=said)
+    said = 'end at the first sample that cannot be used, instead of going on and ending with status 1'
+    parser.add_argument('--fail-fast', action='store_true', help=said)
     cli.add_debug_option(parser)
     return parser
 
@@ -86,9 +101,10 @@ def run_files(args: argparse.Namespace, tool: str) -> int:
     with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
         check_file(args.model, backend.metadata, tool)
         start = time.perf_counter()
-        entries = run_all(targets, lambda *files: run_file(backend, *files, args.score_thr))
-        finish(args, backend.metadata, entries, time.perf_counter() - start)
-    return 0
+        entries = run_all(
+            targets, lambda *files: run_file(backend, *files, args.score_thr), 'image', args.fail_fast
+        )
+        return finish(args, backend.metadata, entries, time.perf_counter() - start)
 
 
 def plan_pictures(
@@ -153,15 +169,22 @@ def finish(
     entries: list[dict[str, Any]],
     seconds: float,
     kind: str = '',
-) -> None:
-    """Write what was found to --json, and of several samples (`kind`, or as the file names them) how many."""
+) -> int:
+    """Write what was found to --json, and of several samples (`kind`, or as the file names them) how many.
+
+    Returns the exit status: 1 where a sample could not be used.
+    """
     kind = kind or metadata.samples
     if args.json:
         facts = dict(model=args.model, family=metadata.family, form=metadata.form)
         write_json(args.json, {**facts, 'classes': list(metadata.classes), kind: entries})
     if len(entries) > 1:
-        drawn = sum(entry['drawn'] for entry in entries)
+        drawn = sum(entry.get('drawn', 0) for entry in entries)
         print(f'{len(entries)} {kind}, {drawn} detections, {seconds:.1f} s')
+    failed = sum('error' in entry for entry in entries)
+    if failed:
+        print(f'error: {failed} of {len(entries)} {kind} could not be used; see above', file=sys.stderr)
+    return 1 if failed else 0
 
 
 def check_file(path: str, metadata: Metadata, tool: str) -> None:
@@ -204,10 +227,8 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
 
     image = read_image(source)
     start = time.perf_counter()
-    try:
+    with named(source):
         found = detect(backend, image)
-    except Mm2OnnxError as error:
-        raise type(error)(f'{source}: {error}') from error
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
     paint = draw.draw_instances if isinstance(found, Instances) else draw.draw_detections
@@ -225,11 +246,21 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
 
 
 def run_all(
-    targets: Mapping[Path, Path], run_one: Callable[[Path, Path], dict[str, Any]]
+    targets: Mapping[Path, Path],
+    run_one: Callable[[Path, Path], dict[str, Any]],
+    kind: str,
+    fail_fast: bool = False,
 ) -> list[dict[str, Any]]:
     """Run samples, by the picture to write, one printed line each, above a bar on stderr if a terminal.
 
-    `run_one` does one, and returns its entry for the JSON file.
+    A sample that cannot be used is reported and has its error in its entry; where it is the only one, or with
+    `fail_fast`, the error is raised.
+
+    Args:
+        targets: file of the sample -> picture to write.
+        run_one: does one, and returns its entry for the JSON file.
+        kind: key of the file in an entry.
+        fail_fast: end at the first sample that cannot be used.
     """
     total, entries = len(targets), []
     visible = total > 1 and sys.stderr.isatty()
@@ -239,16 +270,37 @@ def run_all(
             bar = '#' * filled + '.' * (BAR_WIDTH - filled)
             print(f'[{bar}] {done}/{total} ', end='', file=sys.stderr, flush=True)
         try:
-            entry = run_one(source, target)
+            run = functools.partial(run_one, source, target)
+            entry = usable(run, {kind: str(source)}, fail_fast or total == 1)
         finally:
             if visible:
                 print('\r\x1b[K', end='', file=sys.stderr, flush=True)
-        print(result_line(source, entry), flush=True)
+        report(source, entry)
         entries.append(entry)
     return entries
+
+
+def usable(
+    run_one: Callable[[], dict[str, Any]], facts: Mapping[str, Any], fail_fast: bool
+) -> dict[str, Any]:
+    """Return the entry of a sample: its facts and the error where it cannot be used, if not `fail_fast`."""
+    try:
+        return run_one()
+    except UNUSABLE as error:
+        if fail_fast:
+            raise
+        return dict(facts, error=cli.one_line(error) or type(error).__name__)
+
+
+def report(name: object, entry: Mapping[str, Any]) -> None:
+    """Print the line of a sample, that of an error to stderr."""
+    if 'error' in entry:
+        print(f'error: {printable(entry["error"])}', file=sys.stderr, flush=True)
+    else:
+        print(result_line(name, entry), flush=True)
 
 
 def result_line(source: object, entry: Mapping[str, Any]) -> str:
     """Return the line that is printed for one sample."""
     found = f'{entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}'
-    return f'{source}: {found}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}'
+    return printable(f'{source}: {found}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}')

@@ -1,0 +1,161 @@
+"""Pictures that cannot be used: named, not decoded where they are too large, and no end of a folder's run."""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import picture_faults
+from mmdeploy_ext.apps import run_app
+from mmdeploy_ext.core.errors import ImageError
+from mmdeploy_ext.inputs.image_headers import size_in_header
+from mmdeploy_ext.inputs.pictures import list_images, read_image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL = str(REPOSITORY / 'demo/atss_toy.onnx')
+TOY = REPOSITORY / 'demo/toy.jpg'
+BAD = {
+    'b_cut.jpg': 'is not an image',
+    'd_damaged.jpg': 'is damaged (Corrupt JPEG data',
+    'f_empty.png': 'is empty',
+}
+
+
+def damaged(content):
+    """Return a JPEG whose middle is not what was written: it has a size, an end, and other pixels."""
+    middle = len(content) // 2
+    return content[:middle] + bytes(400) + content[middle + 400 :]
+
+
+def png_header(width, height):
+    """Return a PNG of these sides with next to no data."""
+    parts = [(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)), (b'IDAT', zlib.compress(b''))]
+    chunks = [
+        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        for kind, data in (*parts, (b'IEND', b''))
+    ]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of three good pictures between three bad ones."""
+    content = TOY.read_bytes()
+    files = {'b_cut.jpg': content[: len(content) // 2], 'd_damaged.jpg': damaged(content), 'f_empty.png': b''}
+    for name in ('a.jpg', 'c.jpg', 'e.jpg'):
+        files[name] = content
+    for name, data in files.items():
+        (tmp_path / 'in').mkdir(exist_ok=True)
+        (tmp_path / 'in' / name).write_bytes(data)
+    return tmp_path / 'in'
+
+
+def run(folder, *words):
+    return run_app.main([MODEL, str(folder), '--out', str(folder.parent / 'out'), '--threads', '1', *words])
+
+
+def test_a_bad_picture_is_reported_and_the_others_are_done(folder, capsys):
+    report = folder.parent / 'found.json'
+    assert run(folder, '--json', str(report)) == 1
+    out, err = capsys.readouterr()
+    entries = json.loads(report.read_text())['images']
+    assert [Path(entry['image']).name for entry in entries] == sorted(path.name for path in folder.iterdir())
+    for entry in entries:
+        message = BAD.get(Path(entry['image']).name)
+        assert ('detections' in entry) == (message is None)
+        assert message is None or (entry['error'] in err and f'{entry["image"]}: {message}' in entry['error'])
+    assert out.count('detections, ') == 4 and 'error: 3 of 6 images could not be used' in err
+    assert len(err.splitlines()) == 4 and all(line.startswith('error: ') for line in err.splitlines())
+    assert sorted(os.listdir(folder.parent / 'out')) == ['a_det.jpg', 'c_det.jpg', 'e_det.jpg']
+
+
+def test_fail_fast_ends_at_the_first_one(folder, capsys):
+    assert run(folder, '--fail-fast') == 2
+    out, err = capsys.readouterr()
+    assert out.count(' detections, ') == 1 and err.count('\n') == 1 and 'b_cut.jpg: is not an image' in err
+
+
+def test_a_single_bad_picture_is_refused(folder, capsys):
+    assert run_app.main([MODEL, str(folder / 'b_cut.jpg'), '--out', str(folder.parent / 'out')]) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+@pytest.mark.parametrize('captured', [True, False])
+def test_a_jpeg_that_is_damaged_in_the_middle_is_refused(folder, captured, capfd):
+    script = (
+        f'from mmdeploy_ext.inputs.pictures import read_image; read_image({str(folder / "d_damaged.jpg")!r})'
+    )
+    if captured:
+        with capfd.disabled(), pytest.raises(ImageError, match=r'd_damaged\.jpg: is damaged \(Corrupt JPEG'):
+            read_image(folder / 'd_damaged.jpg')
+        with pytest.raises(ImageError, match='is damaged'):
+            read_image(folder / 'd_damaged.jpg')
+        assert capfd.readouterr() == ('', '')
+        return
+    closed = f'import os, sys; os.close(2)\ntry:\n    {script}\nexcept Exception as error:\n    print(error)'
+    environment = dict(os.environ, PYTHONPATH=str(REPOSITORY))
+    done = subprocess.run([sys.executable, '-c', closed], env=environment, capture_output=True, text=True)
+    assert 'is damaged (Corrupt JPEG data' in done.stdout, done
+
+
+@pytest.mark.parametrize(
+    ('width', 'height'), [(20_000, 20_000), (2**31 - 1, 1), (65_000, 65_000), (10, 2**24)]
+)
+def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(tmp_path, width, height, monkeypatch):
+    (tmp_path / 'large.png').write_bytes(png_header(width, height))
+    monkeypatch.setattr(cv2, 'imdecode', lambda *words: pytest.fail('decoded'))
+    with pytest.raises(
+        ImageError, match=rf'large\.png: has {width} x {height} pixels, expected at most 100 mill'
+    ):
+        read_image(tmp_path / 'large.png')
+
+
+def test_what_opencv_raises_is_an_error_that_names_the_file(tmp_path):
+    # sides that OpenCV takes for impossible, in a format whose header is not read here
+    (tmp_path / 'large.pgm').write_bytes(b'P5\n2000000 2000000\n255\n')
+    with pytest.raises(ImageError, match=r'large\.pgm: cannot be decoded|large\.pgm: is not an image'):
+        read_image(tmp_path / 'large.pgm')
+
+
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.bmp', '.webp', '.tiff'])
+@pytest.mark.parametrize('options', [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_WEBP_QUALITY, 101]])
+def test_the_header_tells_the_size(ending, options):
+    content = cv2.imencode(ending, np.zeros((37, 53, 3), np.uint8), options)[1].tobytes()
+    assert size_in_header(content) == (37, 53)
+    for length in range(60):
+        assert size_in_header(content[:length]) in (None, (37, 53))
+
+
+def test_headers_of_any_bytes_are_read(tmp_path):
+    rng = random.Random(45)
+    for start in (b'\xff\xd8', b'\x89PNG\r\n\x1a\n', b'BM', b'RIFF', b'II*\x00', b'MM\x00*'):
+        for _ in range(50):
+            size_in_header(start + rng.randbytes(rng.randrange(200)))
+            size_in_header(start + b'\xff' * rng.randrange(200))
+
+
+def test_folders_with_the_names_of_pictures_are_none_and_pipes_are_refused(tmp_path):
+    (tmp_path / 'album.jpg').mkdir()
+    (tmp_path / 'album.jpg' / 'a.png').write_bytes(b'x')
+    os.mkfifo(tmp_path / 'pipe.png')
+    assert [path.name for path in list_images([tmp_path])] == ['a.png', 'pipe.png']
+    with pytest.raises(ImageError, match=r'pipe\.png: is a pipe'):
+        read_image(tmp_path / 'pipe.png')
+
+
+def test_damaged_pictures_are_read_or_refused(tmp_path):
+    for number, (name, content) in enumerate(picture_faults.pictures(TOY, 60, seed=45)):
+        path = tmp_path / f'{number}{name}'
+        path.write_bytes(content)
+        try:
+            assert read_image(path).dtype == np.uint8
+        except ImageError as error:
+            assert str(error).startswith(f'{path}: ')
