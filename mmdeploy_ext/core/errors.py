@@ -43,6 +43,10 @@ class ModelFileError(UsageError):
     """An ONNX file that is corrupt, of another family, or not written by this project."""
 
 
+class LoadError(ModelFileError):
+    """An ONNX file that an engine reads and does not load; a proof says so as its verdict."""
+
+
 class EngineError(UsageError):
     """An engine, execution provider or option of it that is not available here."""
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, check_graph
-from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError, ModelFileError
 from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
 from mmdeploy_ext.engines.base import Backend
 
@@ -110,7 +110,7 @@ class OnnxRuntimeBackend(Backend):
             source = _rounded(self.path) if self.round_fp16 else self.path
             self.session = onnxruntime.InferenceSession(source, self._options(), providers=self.providers)
         except Exception as error:
-            raise ModelFileError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
+            raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_metadata
-from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, ModelFileError
+from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError
 from mmdeploy_ext.engines.base import Backend
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class OpenVinoBackend(Backend):
                     f'with ONNX Runtime'
                 ) from error
             text = ' '.join(str(error).split())
-            raise ModelFileError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
+            raise LoadError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
 
     def _check_precision(self, core: Any) -> None:
         """Refuse a precision that the device lacks: OpenVINO would accept the hint and compute in float32."""

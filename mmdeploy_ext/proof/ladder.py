@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.cli import one_line, tracked
+from mmdeploy_ext.core.errors import LoadError
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.proof.levels.frames import SweepProof
 from mmdeploy_ext.proof.levels.images import ImageProof
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PROOFS = dict(images=ImageProof, drive=DriveProof, sweeps=SweepProof, fused=SweepProof, voxels=SparseProof)
 """What a model takes -> how its files are proven."""
+MOST_CHARACTERS = 500
+"""Of what an engine says about a file that it does not load."""
 
 
 def open_proof(
@@ -68,7 +71,11 @@ def prove(
     proof = open_proof(deployment, paths, samples, engine, **settings)
     proof.check(edited, asked)
     with contextlib.ExitStack() as stack:
-        proof.start(stack)
+        try:
+            proof.start(stack)
+        except LoadError as error:  # the graph that level 1 has just judged is one that nothing can run
+            proof.verdict.reasons.append(one_line(error)[:MOST_CHARACTERS])
+            return proof.verdict, []
         for made in (proof.inputs, proof.more_inputs):
             inputs = made()
             for one in tracked(inputs, len(inputs), 'proving'):

@@ -5,6 +5,9 @@ from pathlib import Path
 import onnx
 import pytest
 
+from mmdeploy_ext.core.errors import LoadError
+from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 YOLOX = '../shared/data/weights/yolox_nano/yolox_nano.onnx'
 
@@ -80,12 +83,46 @@ def test_a_runner_refuses_a_file_that_it_cannot_run(make, words, bench):
     bench.refuses('run', 'bad.onnx: ', *words, onnx=path)
 
 
-@pytest.mark.parametrize('tool', ['verify', 'run'])
-def test_an_operator_that_the_engine_does_not_have_is_one_line(tool, bench):
+def test_an_operator_that_the_engine_does_not_have_is_one_line(bench):
     path = bench.folder / 'bad.onnx'
     unknown_operator(bench.onnx_file, path)
-    status = dict(verify=1, run=2)[tool]
-    bench.refuses(tool, 'bad.onnx: ', 'cannot load it', 'NoSuchOperator', status=status, onnx=path)
+    bench.refuses('run', 'bad.onnx: ', 'cannot load it', 'NoSuchOperator', onnx=path)
+
+
+def attribute_out_of_range(source: Path, target: Path) -> None:
+    """Write `source` with an axis that no tensor has, which only an engine or shape inference finds."""
+    model = onnx.load(source)
+    node = next(node for node in model.graph.node if node.op_type == 'Concat')
+    node.attribute[0].i = 99
+    onnx.save(model, target)
+
+
+@pytest.mark.parametrize('more', ['', '--edited', '--eval bbox'])
+@pytest.mark.parametrize('change', [unknown_operator, attribute_out_of_range])
+def test_a_file_that_the_engine_does_not_load_is_not_proven(change, more, bench):
+    if more == '--eval bbox' and change is unknown_operator:
+        pytest.skip('one of both is enough')
+    path = bench.folder / 'bad.onnx'
+    change(bench.onnx_file, path)
+    if more == '--eval bbox':
+        bench.data()
+        more += f' --cfg-options {bench.data_options()}'
+    done = bench.call('verify', onnx=path, more=more)
+    (line,) = [line for line in done.out.splitlines() if line.startswith('NOT PROVEN: ')]
+    assert done.status == 1 and 'error: ' not in done.err
+    assert 'bad.onnx: ONNX Runtime cannot load it: ' in line
+    assert ('NoSuchOperator' if change is unknown_operator else 'axis') in line
+
+
+def test_an_export_that_the_engine_does_not_load_is_not_proven(bench, monkeypatch):
+    message = 'm.onnx: ONNX Runtime cannot load it: [ShapeInferenceError] axis 99'
+
+    def refuse(backend):
+        raise LoadError(message)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, 'open_session', refuse)
+    done = bench.call('export', more='--verify --shape 128')
+    assert done.status == 1 and f'NOT PROVEN: {message}; ' in done.out and 'error: ' not in done.err
 
 
 @pytest.mark.parametrize('tool', ['verify', 'run'])

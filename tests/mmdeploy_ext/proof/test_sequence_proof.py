@@ -195,6 +195,16 @@ def test_a_planted_fault_is_refuted_and_named(fault, words, paths, tmp_path):
         assert any(word in reason for reason in reasons), reasons
 
 
+def test_a_file_that_onnx_runtime_does_not_load_is_not_proven(paths, tmp_path):
+    spoiled = [shutil.copy(path, tmp_path) for path in paths]
+    model = onnx.load(spoiled[-1])
+    next(node for node in model.graph.node if node.op_type == 'Concat').attribute[0].i = 99
+    onnx.save(model, spoiled[-1])
+    verdict, pictures = prove(toy.deployment(), spoiled, toy.drive(4))
+    assert not verdict.passed and not pictures and not verdict.sequence
+    assert 'pts_head_memory.onnx: ONNX Runtime cannot load it: ' in last_line(verdict)
+
+
 def test_files_cannot_loosen_the_tolerances_that_they_are_judged_by(paths, tmp_path):
     spoiled = [shutil.copy(path, tmp_path) for path in paths]
     model = onnx.load(spoiled[-1])

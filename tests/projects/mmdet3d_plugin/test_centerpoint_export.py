@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.proof import enough
 from mmdeploy_ext.proof.enough import AGAIN
 from mmdeploy_ext.proof.ladder import open_proof, prove
+from mmdeploy_ext.proof.views.table import last_line
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_atss import REPO
 from toy_engines import package
@@ -136,6 +138,18 @@ def test_a_sweep_that_the_engine_refuses_is_a_failed_case(toy):
         (case,), pictures = proof.cases(sweep)
     assert not pictures and not case.passed
     assert case.detections[0].missing == len(expected.detections)
+
+
+def test_a_file_that_onnx_runtime_does_not_load_is_not_proven(toy, tmp_path):
+    deployment, folder, *_ = toy
+    spoiled = [shutil.copy(path, tmp_path) for path in paths_of(folder)]
+    model = onnx.load(spoiled[-1])
+    next(node for node in model.graph.node if node.op_type == 'Conv').attribute.append(
+        onnx.helper.make_attribute('auto_pad', 'NONSENSE')
+    )
+    onnx.save(model, spoiled[-1])
+    verdict, _ = prove(deployment, spoiled, sweeps(1), dict(engine='OnnxRuntimeBackend'))
+    assert not verdict.passed and 'ONNX Runtime cannot load it: ' in last_line(verdict)
 
 
 def test_an_engine_that_fails_on_every_sweep_is_not_proven(toy, monkeypatch):
