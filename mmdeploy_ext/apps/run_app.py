@@ -172,7 +172,8 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 moment = model.moment(images, frame, args.data_root)
                 found = model.step(moment).detections
             entry = entry_of(facts, target, start, found, args, model.classes)
-            layer, points = Layer('ONNX Runtime', found.above(args.score_thr)), getattr(moment, 'points', None)
+            layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            points = getattr(moment, 'points', None)
             picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
             if add_to_film is None:
                 write_picture(target, picture)

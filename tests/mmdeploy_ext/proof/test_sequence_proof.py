@@ -253,6 +253,7 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     image = image_augmentation((32, 96), (0.06, 0.07))
     test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
     assert test['ann_file'] == str(infos)
+    test['classes'] = list(toy.deployment().classes)
     cfg = Config(dict(model=toy_streampetr.model_cfg(), data=dict(test=test)))
     deployment = dataclasses.replace(toy.deployment(), cfg=cfg, rule=rule_from_pipeline(test['pipeline']))
     written = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
