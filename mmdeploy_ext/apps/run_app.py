@@ -167,13 +167,18 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
 
         def run_one(frame: RigFrame, target: Path, facts: dict[str, Any]) -> dict[str, Any]:
             images = frame.read_pictures()
+            points = None
             with named(f'{frame.source}: {frame.name}'):
+                if metadata.samples == 'fused':
+                    given: tuple[Any, ...] = (images, frame, args.data_root)
+                    points = model.points(frame, args.data_root)
+                else:
+                    calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
+                    given = images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token
                 start = time.perf_counter()
-                moment = model.moment(images, frame, args.data_root)
-                found = model.step(moment).detections
+                found = model.detect(*given)
             entry = entry_of(facts, target, start, found, args, model.classes)
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
-            points = getattr(moment, 'points', None)
             picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
             if add_to_film is None:
                 write_picture(target, picture)

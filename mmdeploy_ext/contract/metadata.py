@@ -12,7 +12,6 @@ from mmdeploy_ext.contract.metadata_entries import (
     check_names,
     checked_facts,
     damaged,
-    entries_of,
     read_entry,
 )
 from mmdeploy_ext.contract.spec import GraphSpec
@@ -153,7 +152,7 @@ def read_metadata(path: str) -> Metadata:
 
 
 def read_props(path: object) -> dict[str, str]:
-    """Return the `metadata_props` of a file; ModelFileError: missing, corrupt, or an entry is there twice."""
+    """Return the `metadata_props` of an ONNX file; ModelFileError: it is missing or corrupt."""
     import onnx
 
     try:
@@ -162,4 +161,4 @@ def read_props(path: object) -> dict[str, str]:
         raise ModelFileError(f'{path}: no such ONNX file') from error
     except Exception as error:
         raise ModelFileError(f'{path}: is not a readable ONNX file ({type(error).__name__})') from error
-    return entries_of(model.metadata_props, path)
+    return {entry.key: entry.value for entry in model.metadata_props}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, PointsError
+from mmdeploy_ext.core.files import check_regular
 from mmdeploy_ext.inputs.points import check_points as checked
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 WIDTHS, LEAST_VALUES = range(3, 8), 1000
 """Values per point that sweeps have; fewer values than that tell nothing."""
+LARGEST_VALUE = 1e5
+"""Of a point: metres in its sensor's frame, intensities of up to 16 bits, seconds before the key frame."""
 ALIKE, UNLIKE = 1.5, 3.0
 """Ratio of the largest to the smallest spread of a column: mixed columns stay below the first, real ones are
 above the second."""
@@ -24,10 +27,11 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
     """Return a sweep (P, width) of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
 
     Raises:
-        DataError: no such file, a size that is not a multiple of a point, or values that fall into place with
-            another number of values per point.
+        DataError: no such file, a size that is not a multiple of a point, values that no sensor measures, or
+            values that fall into place with another number of values per point.
     """
     try:
+        check_regular(path)
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror}); expected a sweep of float32') from error
@@ -37,12 +41,42 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
             f'of {width} float32 values'
         )
     values = np.frombuffer(content, '<f4').copy()  # a buffer's view cannot be written to, torch warns of it
+    if _is_float64(content, width):
+        check_plausible(values.reshape(-1, width), path, 'the file looks like float64: save it as float32')
+    check_plausible(values.reshape(-1, width), path)
     if other := _likelier_width(values, width):
         raise DataError(
             f'{path}: its {len(values)} values are points of {other} values by their look, the model takes '
             f'points of {width}: add or leave out the columns that differ'
         )
     return check_points(values.reshape(-1, width), width, str(path))
+
+
+def check_plausible(
+    points: np.ndarray, path: str | Path, advice: str = 'repair the file, or remove it'
+) -> None:
+    """Refuse points (P, D) of a file with a value that no sensor measures, by its row and column.
+
+    Raises:
+        DataError: says what the first such value is, how many there are, and the advice.
+    """
+    rows, columns = np.nonzero(~(np.abs(points) <= LARGEST_VALUE))
+    if not len(rows):
+        return
+    row, column = int(rows[0]), int(columns[0])
+    title = f'{"xyz"[column]}, in metres,' if column < 3 else f'column {column}'
+    several = f' ({len(rows)} values of the file cannot be)' if len(rows) > 1 else ''
+    raise DataError(
+        f'{path}: {title} of point {row} is {points[row, column]:g}{several}, expected a number of at most '
+        f'{LARGEST_VALUE:g}: {advice}'
+    )
+
+
+def _is_float64(content: bytes, width: int) -> bool:
+    """Return whether the content of a file is plausible points of float64."""
+    if len(content) % (8 * width):
+        return False
+    return bool((np.abs(np.frombuffer(content, '<f8')) <= LARGEST_VALUE).all())
 
 
 def _likelier_width(values: np.ndarray, width: int) -> int:

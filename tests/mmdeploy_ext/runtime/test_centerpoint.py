@@ -1,5 +1,6 @@
 """CenterPoint on ONNX Runtime: points to boxes without PyTorch, and what it refuses."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,33 @@ def test_a_sweep_of_another_width_is_refused_though_its_size_fits(tmp_path, writ
     with pytest.raises(DataError, match=rf'sweep\.bin.*points of {written} values.*takes points of {read}'):
         read_points(path, read)
     assert read_points(path, written).shape == (600, written)
+
+
+@pytest.mark.parametrize(
+    ('row', 'column', 'value', 'expected'),
+    [
+        (3, 0, 3e38, 'x, in metres, of point 3 is 3e+38'),
+        (7, 2, float('nan'), 'z, in metres, of point 7 is nan'),
+        (9, 3, 1e30, 'column 3 of point 9 is 1e+30'),
+        (0, 1, -float('inf'), 'y, in metres, of point 0 is -inf'),
+    ],
+)
+@pytest.mark.filterwarnings('error')
+def test_a_value_that_no_sensor_measures_is_refused_by_row_and_column(tmp_path, row, column, value, expected):
+    points = np.random.default_rng(0).normal(size=(600, 5)).astype('<f4') * np.float32([20, 20, 2, 40, 9])
+    points[row, column] = value
+    path = tmp_path / 'sweep.bin'
+    points.tofile(path)
+    with pytest.raises(DataError, match=re.escape(f'{path}: {expected}, expected a number of at most')):
+        read_points(path, 5)
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_sweep_that_was_saved_as_float64_is_told_so(tmp_path):
+    path = tmp_path / 'sweep.bin'
+    (np.random.default_rng(0).normal(size=(600, 5)) * [20, 20, 2, 40, 9]).astype('<f8').tofile(path)
+    with pytest.raises(DataError, match=r'sweep\.bin: .*the file looks like float64: save it as float32'):
+        read_points(path, 5)
 
 
 def test_a_network_that_gives_nan_is_an_error(graphs, tmp_path):
