@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.apps import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.printable import UNPRINTABLE
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
 def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     import cv2
 
+    if UNPRINTABLE.search(str(out.resolve())):  # OpenCV ends in a crash
+        raise UsageError(f'--out {out}: OpenCV writes no film under a name that cannot be printed')
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
         # OpenCV chooses the container by the suffix, so the unfinished file needs a folder, not a suffix
@@ -94,4 +97,5 @@ def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
             yield write
         finally:
             video.release()
-        unfinished.replace(out)
+        if unfinished.exists():  # no picture at all makes none
+            unfinished.replace(out)

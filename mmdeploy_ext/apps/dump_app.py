@@ -11,6 +11,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.dump import MANIFEST, list_samples, load_dump, load_manifest
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import write_json
+from mmdeploy_ext.core.printable import escape
 
 RTOL = 1e-4
 """Of the largest value of the first dump's tensor."""
@@ -67,11 +68,11 @@ def _list(args: argparse.Namespace) -> int:
         manifest = load_manifest(path)
         size = sum((path / entry['file']).stat().st_size for entry in manifest['tensors'].values())
         table.add_row(
-            name,
+            escape(name),
             str(len(manifest['tensors'])),
             f'{size / 1e6:.2f}',
-            str(manifest.get('config', '')),
-            str(manifest.get('frame', '')),
+            escape(manifest.get('config', '')),
+            escape(manifest.get('frame', '')),
         )
     cli.stdout().print(table)
     return 0
@@ -82,13 +83,13 @@ def _show(args: argparse.Namespace) -> int:
 
     for name, path in samples_of(args.folder).items():
         tensors, manifest = load_dump(path)
-        table = Table('tensor', 'dtype', 'shape', 'min', 'max', 'mean', title=name)
+        table = Table('tensor', 'dtype', 'shape', 'min', 'max', 'mean', title=escape(name))
         for key, array in tensors.items():
             shape = 'x'.join(map(str, array.shape)) or 'scalar'
             values = (array.min(), array.max(), array.mean()) if array.size else ()
             table.add_row(
-                key,
-                manifest['tensors'][key]['dtype'],
+                escape(key),
+                escape(manifest['tensors'][key]['dtype']),
                 shape,
                 *(f'{value:.{15 if array.dtype == np.float64 else 6}g}' for value in values),
             )
@@ -147,7 +148,11 @@ def _print(rows: list) -> None:
     for name, row in rows:
         figures = ['' if value is None else f'{value:.3g}' for value in (row.max_abs, row.tolerance)]
         table.add_row(
-            name, row.tensor, row.shape, *figures, 'equal' if row.passed else row.reason or 'DIFFERS'
+            escape(name),
+            escape(row.tensor),
+            row.shape,
+            *figures,
+            'equal' if row.passed else escape(row.reason or 'DIFFERS'),
         )
     cli.stdout().print(table)
 

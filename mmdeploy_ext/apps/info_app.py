@@ -10,6 +10,7 @@ from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import read_json, sha256_file, write_json
+from mmdeploy_ext.core.printable import escape, printable
 from mmdeploy_ext.runtime.exported import model_files
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
     )
     for name, text in rows.items():
         if text:
-            table.add_row(name.replace('_', ' '), Text(text))
+            lines = text.splitlines() if name == 'file' else [text]
+            table.add_row(name.replace('_', ' '), Text('\n'.join(map(printable, lines))))
     return table
 
 
@@ -148,14 +150,15 @@ def tensors(file: Mapping[str, Any]) -> Table:
 
     spec = GraphSpec.from_json(file['spec'])
     fed = {target: source for source, target in spec.state}
-    table = Table('', 'name', 'type', 'shape', 'default', 'meaning', title=Path(file['file']).name)
+    table = Table('', 'name', 'type', 'shape', 'default', 'meaning', title=escape(Path(file['file']).name))
     for side, found in (('in', spec.inputs), ('out', spec.outputs)):
         for tensor in found[:MOST_TENSORS]:
             default = '' if tensor.default is None else f'{tensor.default:g}'
             unit = f' [{tensor.unit}]' if tensor.unit else ''
             memory = f'; {fed[tensor.name]} of the frame before' if tensor.name in fed else ''
             meaning = f'{tensor.meaning}{unit}{memory}'
-            table.add_row(side, tensor.name, tensor.dtype, tensor.shape_text(), default, Text(meaning))
+            texts = (tensor.name, tensor.dtype, tensor.shape_text(), default, meaning)
+            table.add_row(side, *(Text(printable(text)) for text in texts))
         if (hidden := len(found) - MOST_TENSORS) > 0:
             table.add_row(side, f'{hidden} more', '', '', '', '--json has all')
     return table

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
+    import numpy as np
+
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.infos import RigFrame
 
@@ -164,26 +166,18 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     cameras = rule.cameras or tuple(map(str, range(rule.num_cameras)))
     film = demo.open_writer(args.out, FPS) if video else contextlib.nullcontext()
     with opened(args, metadata) as model, film as add_to_film:
+        draw = (lambda target, picture: add_to_film(picture)) if video else write_picture
 
         def run_one(frame: RigFrame, target: Path, facts: dict[str, Any]) -> dict[str, Any]:
             images = frame.read_pictures()
-            points = None
             with named(f'{frame.source}: {frame.name}'):
-                if metadata.samples == 'fused':
-                    given: tuple[Any, ...] = (images, frame, args.data_root)
-                    points = model.points(frame, args.data_root)
-                else:
-                    calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
-                    given = images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token
+                given, points = inputs_of(model, metadata.samples, frame, images, args.data_root)
                 start = time.perf_counter()
                 found = model.detect(*given)
             entry = entry_of(facts, target, start, found, args, model.classes)
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
             picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
-            if add_to_film is None:
-                write_picture(target, picture)
-            else:
-                add_to_film(picture)
+            draw(target, picture)
             return entry
 
         for frame, target in zip(frames, targets, strict=True):
@@ -195,6 +189,16 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             name = f'{frame.name} ({", ".join(black)} black)' if black else frame.name
             run_images.report(name, entries[-1])
     return run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
+
+
+def inputs_of(
+    model: Any, samples: str, frame: RigFrame, images: list[np.ndarray], root: str | None
+) -> tuple[tuple[Any, ...], np.ndarray | None]:
+    """Return what `detect` of a model of frames takes of one, and its points; None without a LiDAR."""
+    if samples == 'fused':
+        return (images, frame, root), model.points(frame, root)
+    calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
+    return (images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token), None
 
 
 RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)

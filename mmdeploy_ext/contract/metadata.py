@@ -15,7 +15,9 @@ from mmdeploy_ext.contract.metadata_entries import (
     read_entry,
 )
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.files import check_regular
+from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.inputs import cameras
 from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.inputs.pictures import PreprocessRule
@@ -156,9 +158,18 @@ def read_props(path: object) -> dict[str, str]:
     import onnx
 
     try:
+        check_regular(path)
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:
         raise ModelFileError(f'{path}: no such ONNX file') from error
+    except UsageError:
+        raise
     except Exception as error:
         raise ModelFileError(f'{path}: is not a readable ONNX file ({type(error).__name__})') from error
-    return {entry.key: entry.value for entry in model.metadata_props}
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    for text in (*props, *props.values()):
+        if isinstance(text, bytes):  # protobuf's answer where it is not UTF-8
+            raise ModelFileError(
+                f'{path}: its metadata has {shortened(text)}, which is not UTF-8; export it again'
+            )
+    return props

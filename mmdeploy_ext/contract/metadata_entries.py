@@ -8,6 +8,7 @@ from mmdeploy_ext.contract.families import POSTPROCESS
 from mmdeploy_ext.contract.metadata_schema import BACKBONE_ENTRIES, FIELDS, FILE_ENTRIES, SPARSE_OPTIONS
 from mmdeploy_ext.contract.schema import Check, Mismatch
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.printable import printable
 
 PREFIX = 'mm2onnx.'
 GRAPH_RULES = 4
@@ -81,6 +82,11 @@ def read_entry(props: Mapping[str, str], name: str, path: object, check: Check |
     """
     try:
         value = json.loads(props.get(PREFIX + name, ''))
+        if '\\ud' in props.get(PREFIX + name, '').lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = printable(error.object[error.start : error.end])
+        raise damaged(path, name, f"has '{half}', which is half a character") from error
     except (ValueError, RecursionError) as error:
         raise damaged(path, name, f'is not JSON: {error}') from error
     return check_entry(value, name, path, check)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.core.files import RunFiles, check_writable, watched_run
 from mmdeploy_ext.core.outputs import outputs
+from mmdeploy_ext.core.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,7 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit."""
-        print(f'error: {message} (see {self.prog} --help)', file=sys.stderr)
+        print(printable(f'error: {message} (see {self.prog} --help)'), file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -127,7 +128,7 @@ def _run(
         message = one_line(error) or type(error).__name__
         if isinstance(error, BrokenPipeError):  # of stdout and stderr none comes here
             message += ': a process that this one was writing to has ended; --debug shows where'
-    print(f'error: {as_typed(message)}', file=sys.stderr)
+    print(printable(f'error: {as_typed(message)}'), file=sys.stderr)
     return status, True
 
 
@@ -168,7 +169,7 @@ def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
     """Print a line as it is, however long; before it a word in colour."""
     if word:
         console.print(f'[{colour}]{word}[/{colour}] ', end='')
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def tracked(items: Iterable[Item], total: int | None, what: str, shown: bool = True) -> Iterator[Item]:

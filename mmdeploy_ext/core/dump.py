@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,32 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
+from mmdeploy_ext.core.printable import shortened
 
 MANIFEST = 'manifest.json'
+UNSAFE = re.compile(r'[%/\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff]')
+"""Characters of a tensor's name that its file has in another form: of Linux and of Windows."""
+LONGEST_NAME = 180
+"""Bytes of a tensor's name in that of a file, which has 255 at most."""
 
 
 def file_name(name: str, array: np.ndarray, suffixes: Mapping[str, str] | None = None) -> str:
     """Return 'NAME_1x3x256x256.bin'; a scalar is 'NAME_scalar.bin'.
 
-    `suffixes`: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'.
+    What no file name may have is '%2F' in it, with the number of the character; of a very long name the end
+    is its hash. Two names never give one file.
+
+    Args:
+        name: of a tensor, whoever has given it.
+        array: the tensor.
+        suffixes: name prefix -> what comes after the shape, '_pth' in 'post_mem_velo_1x640x2_pth.bin'.
     """
     suffix = next((end for prefix, end in (suffixes or {}).items() if name.startswith(prefix)), '')
-    return f'{name}_{"x".join(map(str, array.shape)) or "scalar"}{suffix}.bin'
+    safe = re.sub(f'^\\.|{UNSAFE.pattern}', lambda match: f'%{ord(match[0]):02X}', name)
+    if len(safe.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()
+        safe = f'{safe.encode()[: LONGEST_NAME // 2].decode(errors="ignore")}%{digest[:32]}'
+    return f'{safe}_{"x".join(map(str, array.shape)) or "scalar"}{suffix}.bin'
 
 
 def save_dump(
@@ -69,6 +85,11 @@ def load_dump(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
     tensors = {}
     for name, entry in manifest['tensors'].items():
         path = folder / entry['file']
+        if Path(entry['file']).name != entry['file'] or entry['file'] == '..' or path.is_symlink():
+            raise DataError(
+                f'{folder / MANIFEST}: the file of {shortened(name)} is {shortened(entry["file"])}, expected '
+                f'the name of one in this folder; dump again with the _pth config'
+            )
         if not path.is_file():
             raise DataError(
                 f'{path}: is named in {folder / MANIFEST} and missing; dump again with the _pth config'
@@ -96,7 +117,9 @@ def load_manifest(folder: str | Path) -> dict[str, Any]:
     manifest = read_json(path)
     entries = manifest.get('tensors') if isinstance(manifest, dict) else None
     if not isinstance(entries, dict) or not all(
-        isinstance(entry, dict) and entry.keys() >= {'file', 'dtype', 'shape', 'sha256'}
+        isinstance(entry, dict)
+        and entry.keys() >= {'file', 'dtype', 'shape', 'sha256'}
+        and isinstance(entry['file'], str)
         for entry in entries.values()
     ):
         raise DataError(f'{path}: is not a manifest of a dump; dump again with the _pth config')

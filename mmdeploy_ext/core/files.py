@@ -42,6 +42,8 @@ class RunFiles:
         `what` they are, 'the checkpoint', is for the UsageError where one of them is to be written.
         """
         for path in map(Path, paths):
+            if _is_special(path):
+                raise UsageError(f'{path}: is a pipe or a device, expected a file; save its content to one')
             key = _key(path)
             self._read.setdefault(key, what)
             if path.is_dir() or path.suffix == '.onnx':
@@ -230,18 +232,26 @@ def write_json(target: str | os.PathLike[str], content: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; a missing or damaged one is a UsageError that names it."""
+    check_regular(path)
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file') from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f'{path}: is not valid JSON ({error})') from error
+
+
+def _is_special(path: AnyPath) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # nothing is there
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def check_regular(path: AnyPath) -> None:
     """Refuse a pipe, a socket or a device, which reading would wait for or never end with; by its path."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    if _is_special(path):
         raise UsageError(
             f'{printable(path)}: is a pipe or a device, expected a file; save its content to one'
         )

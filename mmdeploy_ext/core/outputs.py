@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
+from mmdeploy_ext.core.printable import writable
+
 
 class Output:
     """A stream that is written to without an error when its reader has closed it.
@@ -13,7 +15,8 @@ class Output:
     A broken pipe's error does not say whose it was: that of a worker is an error, stdout's own is none.
     What is written after it goes nowhere, so that no console, no child process and no exit meets it again.
     Loggers and default arguments that were made during the run (of mmcv's ProgressBar) keep it; after the
-    run they write to the sys.stdout or sys.stderr of that moment.
+    run they write to the sys.stdout or sys.stderr of that moment. What a terminal or the encoding cannot take
+    is written as an escape, see `writable`.
 
     Attributes:
         own: the stream, None after the run.
@@ -34,7 +37,7 @@ class Output:
     def write(self, text: str) -> int:
         """Write; returns how many characters."""
         with self._noticing():
-            self._stream.write(text)
+            self._stream.write(writable(text, getattr(self._stream, 'encoding', None)))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -7,6 +7,9 @@ LONGEST = 200
 """Characters of a name from a file that a message shows."""
 UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
 """Controls, which a terminal would obey; marks that turn or break a line; halves of characters."""
+STYLE = r'\x1b\[[0-9;]*[A-HJKSTfm]|\x1b\[\?25[hl]'
+"""What consoles and progress bars write on purpose: colours, and where the cursor is."""
+NOT_OUTPUT = re.compile(f'{STYLE}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]')
 
 
 def printable(text: object) -> str:
@@ -17,11 +20,27 @@ def printable(text: object) -> str:
     return UNPRINTABLE.sub(_escaped, str(text))
 
 
+def escape(text: object) -> str:
+    """Return a text from a file for a console of rich: printable, and without markup."""
+    from rich import markup
+
+    return markup.escape(printable(text))
+
+
 def shortened(value: object) -> str:
     """Return a value from a file for a message: printable, and short however large the value is."""
     text = printable(value if isinstance(value, str) else reprlib.repr(value))
     text = repr(text) if isinstance(value, str) else text
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
+
+
+def writable(text: str, encoding: str | None) -> str:
+    """Return what a tool writes as a stream of an encoding can take it, whatever a name in it holds.
+
+    Lines, colours and moves of the cursor stay; other controls and what the encoding lacks become escapes.
+    """
+    text = NOT_OUTPUT.sub(lambda match: match[0] if len(match[0]) > 1 else _escaped(match), text)
+    return text.encode(encoding or 'utf-8', 'backslashreplace').decode(encoding or 'utf-8')
 
 
 def _escaped(match: re.Match[str]) -> str:

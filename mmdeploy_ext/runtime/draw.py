@@ -10,6 +10,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.core.printable import printable
 from mmdeploy_ext.runtime.detections import Detections, bounding_box
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def text_colour(background_bgr: Colour) -> Colour:
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
-    """Return a class's name; its index where there is none."""
-    return str(classes[label]) if 0 <= label < len(classes) else f'class {label}'
+    """Return a class's name, as it can be printed; its index where there is none."""
+    return printable(classes[label]) if 0 <= label < len(classes) else f'class {label}'
 
 
 def draw_detections(
@@ -199,6 +200,7 @@ def _pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
 
 def _place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, taken: Sequence[Box]) -> Box:
     """Return a label's place, inside the image and clear of earlier ones where possible."""
+    text = printable(text)  # half a character ends OpenCV's text in a crash
     (text_w, text_h), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
     width, height = text_w + 2 * style.pad, text_h + baseline + 2 * style.pad
     right, low = max(shape[1] - width, 0), shape[0] - height
@@ -231,8 +233,8 @@ def write(
     thickness: int = 1,
 ) -> None:
     """Write a line of text with its lower left corner at a pixel."""
-    printable = text.encode('ascii', 'replace').decode()
-    cv2.putText(canvas, printable, at, FONT, scale, colour, thickness, cv2.LINE_AA)
+    letters = printable(text).encode('ascii', 'replace').decode()
+    cv2.putText(canvas, letters, at, FONT, scale, colour, thickness, cv2.LINE_AA)
 
 
 def encode_png(image_bgr: np.ndarray) -> bytes:

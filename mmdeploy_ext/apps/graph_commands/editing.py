@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.apps.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.printable import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -65,12 +66,12 @@ def _write(
         facts['proof'] = found.as_json()
     write_json(args, dict(**facts, **content))
     for line in changes.lines(content):
-        print(line)
+        print(printable(line))
     if len(written) > 1:
         print(f'weights beside it: {", ".join(map(str, written[1:]))}')
     if found is not None:
         print(found.text)
-    print(f'{args.output}: {content["nodes"][1]} nodes')
+    print(printable(f'{args.output}: {content["nodes"][1]} nodes'))
     return 0 if found is None or found.equal else 1
 
 

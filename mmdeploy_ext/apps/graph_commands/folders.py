@@ -12,6 +12,7 @@ from mmdeploy_ext.apps.graph_commands.command import Commands, argument, output,
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.core.printable import escape
 
 if TYPE_CHECKING:
     import argparse
@@ -122,7 +123,6 @@ def _judge(args: argparse.Namespace, found: Sequence[Violation], facts: dict[str
 def _print_violations(found: Sequence[Violation], console: Console) -> None:
     """Print violations as a table; nothing when there are none."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     if not found:
@@ -155,5 +155,5 @@ def run_tables(args: argparse.Namespace) -> int:
     facts = write(args.folder, args.calibration, args.output)
     write_json(args, dict(folder=args.folder, contract=name, output=args.output, **facts))
     said = ', '.join(f'{count} {fact.replace("_", " ")}' for fact, count in facts.items())
-    cli.stdout().print(f'{args.output}: {said}', highlight=False)
+    cli.say(cli.stdout(), f'{args.output}: {said}')
     return 0

@@ -8,6 +8,7 @@ from mmdeploy_ext.apps.graph_commands.command import Commands, argument, output,
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.core.printable import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -60,7 +61,7 @@ def run_show(args: argparse.Namespace) -> int:
         lines += ['', *summary.node_lines(content['node_list'])]
     write_json(args, dict(file=args.file, **content))
     for line in lines:
-        print(line)
+        print(printable(line))
     return 0
 
 
@@ -90,7 +91,7 @@ def run_tree(args: argparse.Namespace) -> int:
     root = tree.build(model)
     write_json(args, dict(file=args.file, sources=sources, tree=tree.as_json(root)))
     for line in tree.lines(root, args.depth):
-        print(line)
+        print(printable(line))
     print()
     known = ', '.join(f'{modules.SOURCES[name]} ({many} nodes)' for name, many in sources.items())
     print(f'modules known by {known}')
@@ -128,5 +129,6 @@ def run_draw(args: argparse.Namespace) -> int:
         drawn = draw(model, args.output, title=title, node=args.node, depth=depth)
     left_out = len(model.graph.node) - drawn
     write_json(args, dict(file=args.file, picture=args.output, drawn=drawn, **_describe(model)))
-    print(f'{args.output}: {drawn} nodes drawn' + (f', {left_out} left out' if left_out else ''))
+    left = f', {left_out} left out' if left_out else ''
+    print(printable(f'{args.output}: {drawn} nodes drawn{left}'))
     return 0

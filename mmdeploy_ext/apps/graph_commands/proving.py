@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.apps.graph_commands.command import argument, output, write_json
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.printable import escape
 
 if TYPE_CHECKING:
     import argparse
@@ -164,7 +165,6 @@ def begin(args: argparse.Namespace) -> onnx.ModelProto:
 def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
     """Print one line per output; of several sets of inputs the worst."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     from mmdeploy_ext.proof.views.table import cosine_text, figure

@@ -8,6 +8,7 @@ from mmdeploy_ext.apps.graph_commands import proving
 from mmdeploy_ext.apps.graph_commands.command import Commands, argument, output, write_json
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ShapeError, UsageError
+from mmdeploy_ext.core.printable import printable
 
 if TYPE_CHECKING:
     import argparse
@@ -142,10 +143,10 @@ def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
 def _print(args: argparse.Namespace, found: Reduction) -> None:
     candidate = found.candidate
     left = len(candidate.positions)
-    print(f'{args.file}: {found.nodes_before} nodes, reduced to {left} with {found.checks} checks')
+    print(printable(f'{args.file}: {found.nodes_before} nodes, reduced to {left} with {found.checks} checks'))
     for node in candidate.model.graph.node:
         reads, writes = (', '.join(name for name in names if name) for names in (node.input, node.output))
-        print(f'  {node.name or "(no name)"} {node.op_type}: {reads} -> {writes}')
+        print(printable(f'  {node.name or "(no name)"} {node.op_type}: {reads} -> {writes}'))
     if found.stopped:
         print(f'stopped early: {found.stopped}; this is the smallest part so far')
     print(f'{args.output}: see README.md in it; python {args.output}/run.py shows the fault again')

@@ -5,6 +5,7 @@ import argparse
 from mmdeploy_ext.apps.graph_commands import proving
 from mmdeploy_ext.apps.graph_commands.command import Commands, argument
 from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.printable import printable
 
 COMMANDS = Commands()
 TOLERANCE = 1e-4
@@ -52,7 +53,7 @@ def run_replace(args: argparse.Namespace) -> int:
     for report in reports:
         print(f'{report.count} places replaced by {report.rule}')
         for reason in report.kept:
-            print(f'  {reason}')
+            print(printable(f'  {reason}'))
     content = [dict(rule=report.rule, count=report.count, kept=list(report.kept)) for report in reports]
     edits.record(model, 'replace', dict(rules=texts, named=args.named))
     return proving.finish(args, before, model, dict(rules=content))

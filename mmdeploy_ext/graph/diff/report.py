@@ -12,6 +12,7 @@ from mmdeploy_ext.compare.axes import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, tex
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
+from mmdeploy_ext.core.printable import escape
 from mmdeploy_ext.graph.diff.findings import Comparison, Difference, Entry
 from mmdeploy_ext.graph.io.index import listed
 
@@ -124,7 +125,6 @@ def print_comparison(found: Comparison, console: Console, everything: bool = Fal
 
 def _table(found: Comparison, everything: bool) -> Any:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))

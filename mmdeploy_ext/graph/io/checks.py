@@ -3,14 +3,15 @@
 import graphlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
 from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.graph.io.index import all_tensors, label, reads, writes
+from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, label, reads, writes
 
 Name = str | os.PathLike[str]
 AGAIN = 'export it again, or download it again if it came from elsewhere'
@@ -52,6 +53,32 @@ def check_opsets(model: onnx.ModelProto, name: Name = 'the model') -> None:
             f'{name}: is of IR version {model.ir_version}, and onnx {onnx.__version__} knows versions up to '
             f'{int(onnx.IR_VERSION)}; upgrade onnx'
         )
+
+
+def check_names(model: onnx.ModelProto, name: Name) -> None:
+    """Raise ModelFileError for a name that is not UTF-8, which protobuf gives as bytes."""
+    for where, text in _names(model):
+        if isinstance(text, bytes):
+            raise ModelFileError(f'{name}: the name of {where} is not UTF-8: {shortened(text)}; {AGAIN}')
+
+
+def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
+    """Yield what has a name, and the name."""
+    for place, node in enumerate(all_nodes(model)):
+        for text in (node.name, node.op_type, node.domain, node.overload):
+            yield f'node {place}', text
+        for text in (*node.input, *node.output):
+            yield f'a tensor of node {place}', text
+        for attribute in node.attribute:
+            yield f'an attribute of node {place}', attribute.name
+    for tensor in all_tensors(model):
+        yield 'a constant', tensor.name
+    graph = model.graph
+    yield 'the graph', graph.name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield 'a tensor', value.name
+        for axis in value.type.tensor_type.shape.dim:
+            yield f'an axis of {value.name}', axis.dim_param
 
 
 def check_bytes(model: onnx.ModelProto, name: Name) -> None:

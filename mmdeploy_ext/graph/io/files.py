@@ -16,8 +16,14 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper as external_data
 
-from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable, external_locations
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.files import (
+    atomic_path,
+    check_outputs,
+    check_regular,
+    check_writable,
+    external_locations,
+)
 from mmdeploy_ext.graph.io import checks, types
 from mmdeploy_ext.graph.io.checks import AGAIN, Name, is_sparse
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
@@ -35,6 +41,7 @@ SMALLEST_EXTERNAL = 1024
 def read(path: Name) -> onnx.ModelProto:
     """Read an ONNX file as it is, broken graphs too, without external data; else raise ModelFileError."""
     try:
+        check_regular(path)
         model = onnx.load(os.fspath(path), load_external_data=False)
     except FileNotFoundError as error:
         raise ModelFileError(f'{path}: no such ONNX file') from error
@@ -42,6 +49,8 @@ def read(path: Name) -> onnx.ModelProto:
         raise ModelFileError(f'{path}: is a folder, expected an ONNX file') from error
     except PermissionError as error:
         raise ModelFileError(f'{path}: may not be read; change its permissions') from error
+    except UsageError:
+        raise
     except (DecodeError, ValueError) as error:
         raise ModelFileError(
             f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
@@ -49,6 +58,7 @@ def read(path: Name) -> onnx.ModelProto:
         ) from error
     if not model.graph.node:
         raise ModelFileError(f'{path}: holds no graph: expected an ONNX file with nodes; {AGAIN}')
+    checks.check_names(model, path)
     return model
 
 

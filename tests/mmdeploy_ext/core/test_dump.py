@@ -100,3 +100,41 @@ def test_a_folder_without_a_whole_dump_is_refused_and_not_listed(tmp_path):
     (tmp_path / '0000' / MANIFEST).write_text(json.dumps({})[:-1])
     with pytest.raises(UsageError, match=r'manifest\.json: is not valid JSON'):
         load_dump(tmp_path / '0000')
+
+
+NAMES = st.text(st.characters(), max_size=12)
+NAMES |= st.sampled_from(
+    ['../x', '/etc/x', 'a/b', '..', '.', '', 'a\0b', '%2F', '/', 'x' * 500, 'é' * 300, 'a\\b', 'C:', '\ud800']
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(NAMES, min_size=2, max_size=4, unique=True))
+def test_any_name_of_a_tensor_stays_in_the_folder(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp('x') / 'dump'
+    tensors = {name: np.full(2, place, np.float32) for place, name in enumerate(names)}
+    save_dump(folder, tensors, {})
+    assert len(list(folder.iterdir())) == len(names) + 1 and len(list(folder.parent.iterdir())) == 1
+    loaded, _ = load_dump(folder)
+    assert list(loaded) == names
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(loaded[name], array)
+
+
+def test_names_that_two_tensors_could_share_give_two_files():
+    array = np.zeros(2)
+    names = ['a/b', 'a%2Fb', 'a_b', '%', '%25', 'x' * 500, 'x' * 501, '.a', '%2Ea']
+    assert len({file_name(name, array) for name in names}) == len(names)
+    assert file_name('/head/Conv_output_0', array) == '%2Fhead%2FConv_output_0_2.bin'
+
+
+@pytest.mark.parametrize('file', ['../secret.bin', '/etc/passwd', 'a/../../secret.bin', '..', 5, None])
+def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path, file):
+    folder = tmp_path / 'dump'
+    save_dump(folder, TENSORS, {})
+    (tmp_path / 'secret.bin').write_bytes(b'secret')
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest['tensors']['labels']['file'] = file
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r'expected the name of one in this folder|is not a manifest'):
+        load_dump(folder)
