@@ -16,8 +16,6 @@ NOTE = 'note: '
 """How details begin that a verdict only notes."""
 NOTED = ('config', 'config_sha256', 'checkpoint_sha256', 'versions')
 """Keys that say where a file comes from: where the graph is equal they are a note, or nothing."""
-WORDS = ('meaning', 'unit')
-"""Keys of the contract that are for people."""
 TRACED = ('height', 'width', 'batch', 'dynamic_batch')
 """Options that a dynamic graph does not depend on."""
 
@@ -39,10 +37,8 @@ def metadata(draft: Draft) -> tuple[str, str]:
         content, path = _changed(draft, content, '')
     entry.value = json.dumps(content)
     leaf = path.split(':')[0].rsplit('.')[-1]
-    named = (key, path.split(':')[0]) == ('spec', '.name')
     traced = key == 'options' and leaf in TRACED and content.get('dynamic')
-    free = leaf in WORDS or named or traced
-    note = NOTE if key in NOTED or free else ''
+    note = NOTE if key in NOTED or traced else ''
     return key, f'{note}{path}'
 
 

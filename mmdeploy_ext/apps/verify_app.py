@@ -116,11 +116,9 @@ def prove_files(
     """
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.proof.provenance import missing_overrides
 
-    paths, written, metadata = _read(family, args.onnx_file)
-    given = shared.parse_cfg_options(args.cfg_options)
-    cfg_options = {**missing_overrides(cfg, written.get('cfg_options', {})), **given}
+    paths, metadata = _read(family, args.onnx_file)
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
 
     def check(cfg: Any, family: Family, model: object) -> None:
         if metadata is not None:
@@ -142,8 +140,8 @@ def prove_files(
         return proof.run_proof(deployment, paths, found, args, engine, metrics, **claims)
 
 
-def _read(family: Family, path: str) -> tuple[list[str], dict[str, Any], Metadata | None]:
-    """Return the files, their options, and their metadata: None for backbones, which keep less of it.
+def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
+    """Return the files, and the metadata of the last: None for backbones, which keep less of it.
 
     What is damaged is refused now, not after the weights have loaded.
     """
@@ -152,11 +150,12 @@ def _read(family: Family, path: str) -> tuple[list[str], dict[str, Any], Metadat
     from mmdeploy_ext.proof.levels.sparse_subject import file_options
 
     if family.product == BACKBONE:
-        return [path], file_options(read(path), path), None
+        file_options(read(path), path)
+        return [path], None
     files = read_files(path)
     for file in files.paths:
         load(file)
-    return files.paths, files.metadata.options, files.metadata
+    return files.paths, files.metadata
 
 
 def _metrics(

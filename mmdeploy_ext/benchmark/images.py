@@ -25,6 +25,7 @@ from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting import fold
 from mmdeploy_ext.inputs.pictures import PreparedImage, list_images, read_image
+from mmdeploy_ext.proof.provenance import refuse_other_settings
 
 if TYPE_CHECKING:
     import argparse
@@ -61,14 +62,13 @@ class ImagePlan(Plan):
         if len(paths) > MAX_IMAGES:
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
-        written = found[0].options.get('cfg_options', {}) if found else {}
 
-        def check(_cfg: Any, family: ImageFamily, _model: Any) -> None:
+        def check(cfg: Any, family: ImageFamily, _model: Any) -> None:
             for path, metadata in zip(args.onnx, found, strict=True):
                 metadata.require(path, family.name)
+                refuse_other_settings(cfg, metadata.options.get('cfg_options', {}), path)
 
-        settings = {**written, **args.cfg_options}
-        self.deployment = deploy.load(args.config, args.checkpoint, settings, args.device, check)
+        self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, args.device, check)
         self.notes = [
             f'{path} was made from another checkpoint than {args.checkpoint}'
             for path, metadata in zip(args.onnx, found, strict=True)

@@ -17,7 +17,7 @@ from mmdeploy_ext.graph.equality import spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.named_rules import replace_all
+from mmdeploy_ext.graph.passes.named_rules import APPROXIMATE, replace_all
 from mmdeploy_ext.graph.passes.opset import convert_opset
 from mmdeploy_ext.graph.passes.outputs import insert_outputs
 from mmdeploy_ext.graph.passes.rename import rename
@@ -102,13 +102,38 @@ def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onn
 
 
 REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
+    # Equal by construction: a node of constants has one value, which ONNX's definition of the operator gives.
     'fold': fold,
+    # Fixed code without an argument, which `--simplify` of an export runs, too: a part of the exporter.
     'simplify': simplify,
+    # Fixed code: each operator is written as the other opset defines the same function.
     'convert-opset': lambda model, opset: convert_opset(model, opset),
+    # A rule may say anything: see `judged_by_inputs`.
     'replace': lambda model, rules, named: replace_all(model, rules, named)[0],
+    # Equal by construction: names are no part of what is computed.
     'rename': rename,
+    # Equal by construction: it changes declared shapes, and no node.
     'set-shape': lambda model, shapes: set_by_text(model, shapes),
+    # Equal by construction: no output that was there depends on the new ones.
     'insert-outputs': lambda model, tensors: insert_outputs(model, tensors),
+    # Never PROVEN: judged by the bars of half precision, whatever stays float32.
     'fp16': lambda model, io, keep_fp32: half(model, io, keep_fp32)[0],
 }
-"""Commands of graph.py -> what does them again, with the arguments of the record."""
+"""Commands of graph.py -> what does them again, with the arguments of the record.
+
+The proof does to the fresh export what the record says, so that a change of what is computed would be on both
+sides of the comparison of graphs: only what is equal by construction may be excused by a record.
+"""
+
+
+def judged_by_inputs(edits: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the replacements of recorded commands for whose equality inputs alone stand, as text.
+
+    These are rules that were typed, and named ones of `APPROXIMATE`.
+    """
+    changes = [edit['arguments'] for edit in edits if edit['command'] == 'replace']
+    return [
+        f'replace: {rule}'
+        for arguments in changes
+        for rule in (*arguments['rules'], *(name for name in arguments['named'] if name in APPROXIMATE))
+    ]

@@ -43,10 +43,10 @@ class Proof:
         """One line."""
         many = len(self.tensors)
         if self.exact:
-            return f'PROVEN: {many} outputs equal bit for bit on random inputs'
+            return f'EQUAL ON 1 INPUT: {many} outputs equal bit for bit on random numbers'
         if self.equal:
             most = max(self.tensors.values())
-            return f'PROVEN: {many} outputs equal on random inputs, to {most:.1e} of their largest value'
+            return f'EQUAL ON 1 INPUT: {many} outputs equal on random numbers, to {most:.1e} of their largest'
         wrong = {name: value for name, value in self.tensors.items() if value > ROUNDING}
         words = ', '.join(f'{name} by {value:.3g}' for name, value in list(wrong.items())[:5])
         return f'NOT EQUAL: {len(wrong)} of {many} outputs differ (relative to their largest value): {words}'

@@ -10,6 +10,7 @@ from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy import files
 from mmdeploy_ext.graph import edits
+from mmdeploy_ext.graph.equality import with_half_ends
 from mmdeploy_ext.quantize.dense import QUANTISE, quantise_again
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.contract.stages import Graph
     from mmdeploy_ext.deploy.deployment import Deployment
 
@@ -98,6 +100,16 @@ def _reference(
 
 def exported_with(options: Options, metadata: Metadata) -> Options:
     """Return the options of the export itself: float16 that a command wrote into the file came later."""
-    if any(edit['command'] == 'fp16' for edit in metadata.edits):
+    if _half_edits(metadata):
         return options.replace(precision='fp32', fp16_io=False, keep_fp32=())
     return options
+
+
+def contract_after(spec: GraphSpec, metadata: Metadata) -> GraphSpec:
+    """Return the contract of a file that the recorded commands made of an export with this one."""
+    half_ends = any(edit['arguments'].get('io') == 'fp16' for edit in _half_edits(metadata))
+    return with_half_ends(spec) if half_ends else spec
+
+
+def _half_edits(metadata: Metadata) -> list[dict[str, Any]]:
+    return [edit for edit in metadata.edits if edit['command'] == 'fp16']

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.proof.class_names import class_names_check
 from mmdeploy_ext.proof.results import Check
 
@@ -18,11 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.deploy.deployment import Deployment
-
-JUDGED = ('groups', 'compare', 'unused', 'default', 'single', 'smallest', 'multiple', 'positive')
-"""Fields of a tensor's contract by which a proof judges; sizes, types and words for people are not."""
 
 
 def provenance(
@@ -44,7 +42,7 @@ def provenance(
     differing = {
         'preprocessing as in the config': _differing(metadata.preprocess.to_json(), rule.to_json()),
         'post-processing as in the config': _differing(metadata.postprocess, facts),
-        'tolerances as the family states them': differing_contract(metadata.spec, contract),
+        'contract as the family states it': differing_contract(metadata.spec, contract),
     }
     checks = [Check(title, not found, found) for title, found in differing.items()]
     checks.insert(1, class_names_check(deployment, metadata.classes))
@@ -90,20 +88,37 @@ def asked_checks(options: Mapping[str, Any], asked: Mapping[str, Any]) -> list[C
     return checks
 
 
-def missing_overrides(cfg: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides of a file that a config says nothing about: only these are taken from the file."""
-    return {key: value for key, value in overrides.items() if _setting(cfg, key) is _MISSING}
-
-
 def settings_check(cfg: Any, overrides: Mapping[str, Any]) -> Check:
-    """Check that a config says what a file says that it was exported with."""
+    """Check that a config, with the overrides of the command line, has the overrides of a file.
+
+    Nothing is taken from the file: also a key that the config does not have has to be given.
+    """
+    differing = _differing_settings(cfg, overrides)
+    return Check('settings as in the config', not differing, differing)
+
+
+def refuse_other_settings(cfg: Any, overrides: Mapping[str, Any], path: object) -> None:
+    """Refuse a file that was exported with overrides which neither the config nor the command line has.
+
+    UsageError: the message has the options to give.
+    """
+    if differing := _differing_settings(cfg, overrides):
+        raise UsageError(f'{path}: was exported with other settings than this config has: {differing}')
+
+
+def _differing_settings(cfg: Any, overrides: Mapping[str, Any]) -> str:
+    """Return which overrides of a file a config lacks or has otherwise, and what to type; '' for none."""
     here = {key: _like(_setting(cfg, key), value) for key, value in overrides.items()}
     other = [key for key, value in overrides.items() if here[key] != value and _matters(cfg, key, value)]
-    differing = _differing(*({key: side[key] for key in other} for side in (overrides, here)))
-    if differing:
-        words = ' '.join(f'{key}={value}' for key, value in overrides.items())
-        differing += f'; where that is meant, give --cfg-options {words}'
-    return Check('settings as in the config', not differing, differing)
+    if not other:
+        return ''
+    differing = '; '.join(
+        f'{key}: the file says {overrides[key]}, the config '
+        f'{"has no such key" if here[key] is _MISSING else here[key]}'
+        for key in other
+    )
+    words = ' '.join(f'{key}={value}' for key, value in overrides.items())
+    return f'{differing[:300]}; where that is meant, give --cfg-options {words}'
 
 
 def _matters(cfg: Any, key: str, value: Any) -> bool:
@@ -117,8 +132,6 @@ def _matters(cfg: Any, key: str, value: Any) -> bool:
 
 def _like(setting: Any, override: Any) -> Any:
     """Return what a config says as plain types; of a dict the keys of an override, which is merged in."""
-    if setting is _MISSING:
-        return override
     if isinstance(override, dict) and hasattr(setting, 'get'):
         return {key: _like(setting.get(key, _MISSING), value) for key, value in override.items()}
     return _plain(setting)
@@ -148,29 +161,29 @@ def _plain(value: Any) -> Any:
 
 
 def differing_contract(written: GraphSpec, here: GraphSpec | None) -> str:
-    """Return how the contract in a file differs from the family's, in what a proof judges by; '' for nothing.
+    """Return how the contract in a file differs from the family's; '' for nothing.
 
-    The family's is what it states for a file with these options; None where it has no such graph.
+    The family's is what it states for a file with these options; None where it has no such graph. Everything
+    counts: a proof judges by the tolerances, runtimes by names and axes, and a consumer reads units and
+    meanings.
     """
     if here is None:
         return f'the family has no graph {written.name!r} with the options in the file'
     found = []
     for title in ('inputs', 'outputs'):
         sides = (getattr(spec, title) for spec in (here, written))
-        ours, theirs = ({tensor.name: _judged(tensor) for tensor in tensors} for tensors in sides)
+        ours, theirs = ({tensor.name: dataclasses.asdict(tensor) for tensor in tensors} for tensors in sides)
         for name in dict.fromkeys([*ours, *theirs]):
             if name not in ours or name not in theirs:
                 found.append(f'{name}: only {"the file" if name in theirs else "the family"} has it')
             elif theirs[name] != ours[name]:
                 found.append(f'{name}: {_differing(theirs[name], ours[name], "family")}')
-    if written.state != here.state:
-        found.append(f'state: the file says {written.state}, the family {here.state}')
+        if not found and list(theirs) != list(ours):
+            found.append(f'{title}: the file has the order {", ".join(theirs)}, the family {", ".join(ours)}')
+    for name in ('state', 'name'):
+        if getattr(written, name) != getattr(here, name):
+            found.append(f'{name}: the file says {getattr(written, name)}, the family {getattr(here, name)}')
     return '; '.join(found)[:300]
-
-
-def _judged(tensor: TensorSpec) -> dict[str, Any]:
-    content = dataclasses.asdict(tensor)
-    return {name: content[name] for name in JUDGED}
 
 
 def _differing(written: Mapping[str, Any], here: Mapping[str, Any], source: str = 'config') -> str:
@@ -214,7 +227,7 @@ def stale_reason(found: Metadata, wanted: Metadata) -> str:
         'checkpoint': found.checkpoint_sha256 != wanted.checkpoint_sha256,
         'export options': mine != theirs,
         'versions': found.versions != wanted.versions,
-        'tolerances': differing_contract(found.spec, wanted.spec),
+        'contract': differing_contract(found.spec, wanted.spec),
     }
     differing = [title for title, differs in facts.items() if differs]
     return f'stale: another {" and ".join(differing)}' if differing else ''

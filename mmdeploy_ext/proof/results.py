@@ -18,7 +18,7 @@ EDITED = 'edited graph'
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences that are at a node."""
 SHOWN = 3
-"""Differences that one line lists; the JSON file has them all."""
+"""Differences, or rules, that one line lists; the JSON file has all differences."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class GraphResult:
         nodes: of the main graph, constants not counted.
         equal: it is the graph of a fresh export, so that what holds for that one holds for the file.
         differences: where it is not.
-        by_inputs: why inputs alone decide, e.g. 'edited graph'; '' where the graph does.
+        by_inputs: why inputs alone decide: 'edited graph', or rules that a record of an edit has, which the
+            fresh export went through as well; '' where the graph decides.
         note: commands that changed both graphs, or packages whose other version may explain a difference.
         error: why there is no fresh export to compare with.
     """

@@ -47,7 +47,7 @@ def test_files_of_other_projects_are_edited_and_proven(name, tmp_path, capsys):
         assert main([*argv, '--output', str(first), '--prove', '--json', str(found)]) == 0
         content = json.loads(found.read_text())
         assert content['changed'] and content['proof']['equal'] and content['output'] == str(first)
-        assert 'PROVEN' in capsys.readouterr().out
+        assert 'EQUAL ON 1 INPUT: ' in capsys.readouterr().out
         onnx.checker.check_model(str(first), full_check=True)
         again = [word.format(file=first) for word in words]
         assert main([*again, '--output', str(second)]) == 0
@@ -92,7 +92,7 @@ def test_two_halves_are_merged_and_proven(net, tmp_path, capsys):
     assert main(['rename', bottom, '--tensor', 'b', 'features', '--output', str(tmp_path / 'r.onnx')]) == 0
     argv = ['merge', top, str(tmp_path / 'r.onnx'), '--connect', 'b', 'features', '--output', both, '--prove']
     assert main(argv) == 0
-    assert 'PROVEN: 1 outputs equal bit for bit' in capsys.readouterr().out
+    assert 'EQUAL ON 1 INPUT: 1 outputs equal bit for bit' in capsys.readouterr().out
     assert [value.name for value in files.load(both).graph.output] == ['scores']
 
 

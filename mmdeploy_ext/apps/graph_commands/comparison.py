@@ -115,17 +115,18 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.graph.diff.findings import HALF, Bars
     from mmdeploy_ext.proof.difference.locate import first_difference
+    from mmdeploy_ext.proof.provenance import refuse_other_settings
 
     if args.register is not None:
         args.register()
     config, checkpoint, path = args.models
     metadata = read_metadata(path)
-    given = parse_cfg_options(args.cfg_options)
-    cfg_options = {**metadata.options.get('cfg_options', {}), **given}
+    cfg_options = parse_cfg_options(args.cfg_options)
     images, feeds = read_images(args.images or [DEFAULT_IMAGE]), _feeds(args)
 
     def check(cfg: Any, family: Any, model: object) -> None:
         metadata.require(path, family.name)
+        refuse_other_settings(cfg, metadata.options.get('cfg_options', {}), path)
         if args.images and family.samples != 'images':
             raise UsageError('--images: goes with image models; give others real inputs with --input')
 

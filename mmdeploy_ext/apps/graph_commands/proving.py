@@ -111,7 +111,7 @@ def finish(
     from mmdeploy_ext.graph.equality import compare_models, is_exact
     from mmdeploy_ext.graph.io import files
 
-    console, rows = cli.stdout(), []
+    console, rows, feeds = cli.stdout(), [], []
     if not args.no_proof:
         feeds = read_feeds(args, before)
         try:
@@ -136,11 +136,12 @@ def finish(
         failed = '; '.join(dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed))
         cli.say(console, f'{args.output} was not written: {failed}; {hint}', 'NOT EQUAL', 'bold red')
         return 1
-    worst = max(row.max_rel or 0 for row in rows)
+    worst, inputs = max(row.max_rel or 0 for row in rows), len(feeds)
     text = f'largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
     if is_exact(rows):
         text = 'every output is the same, bit for bit'
-    cli.say(console, f'{args.output}: {text}', 'EQUAL', 'bold green')
+    claim = f'EQUAL ON {inputs} INPUT{"S" if inputs > 1 else ""}'
+    cli.say(console, f'{args.output}: {text}', claim, 'bold green')
     return 0
 
 

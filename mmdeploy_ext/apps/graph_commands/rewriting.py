@@ -55,7 +55,8 @@ def run_replace(args: argparse.Namespace) -> int:
         for reason in report.kept:
             print(printable(f'  {reason}'))
     content = [dict(rule=report.rule, count=report.count, kept=list(report.kept)) for report in reports]
-    edits.record(model, 'replace', dict(rules=texts, named=args.named))
+    if any(report.count for report in reports):
+        edits.record(model, 'replace', dict(rules=texts, named=args.named))
     return proving.finish(args, before, model, dict(rules=content))
 
 

@@ -24,7 +24,17 @@ NAMED = {
     'y = ReduceL2<keepdims = @keepdims>(a, axes)',
     'double-cast': 'c = Cast<to = 1>(a); y = Cast<to = @to>(c) -> y = Cast<to = @to>(a)',
 }
-"""Rules by name. 'double-cast' drops a rounding to float32 between two casts: numbers may differ."""
+"""Rules by name."""
+APPROXIMATE = {
+    'log-softmax': 'the logarithm of a probability that rounds to 0 is -infinity, LogSoftmax is finite there',
+    'double-cast': 'a rounding to float32 between two casts is dropped',
+}
+"""Name of a replacement that changes numbers by more than rounding, for some inputs -> why.
+
+The others are equal by construction: 'hard-swish', 'expand-hard-swish', 'expand-mish' and 'reduce-l2' are the
+function that ONNX defines the operator by, 'expand-gelu' is its formula, and the passes are the same sums in
+another order.
+"""
 PASSES = {
     'grid-sample': (replace_grid_sample, 'GridSample', 'another mode, padding or alignment'),
     'group-norm': (replace_group_norm, 'InstanceNormalization', 'a scale or bias of its own, or no groups'),

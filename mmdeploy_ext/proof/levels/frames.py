@@ -82,7 +82,8 @@ class FramesProof(ExportedProof):
         """See `ExportedProof.expected`."""
         graph = self.graphs.get(file.name)
         reference = fresh.of_graph(self.deployment, self.asked_for, file.metadata, graph)
-        return reference, self.deployment.rule, graph.spec if graph else None
+        contract = fresh.contract_after(graph.spec, file.metadata) if graph else None
+        return reference, self.deployment.rule, contract
 
     def checks(self, file: ExportedFile) -> list[Check]:
         """See `Proof.checks`; with the last file those of the texts beside the graphs."""

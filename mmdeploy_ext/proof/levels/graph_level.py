@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph import edits, same
-from mmdeploy_ext.proof.results import GraphResult
+from mmdeploy_ext.proof.results import SHOWN, GraphResult
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +33,11 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
         return GraphResult(name, mine.size, False, tuple(facts))
     if mine.equals(other):
         commands = ', '.join(edit['command'] for edit in metadata.edits)
-        return GraphResult(name, mine.size, True, note=f'both after {commands}' if commands else '')
+        rules = edits.judged_by_inputs(metadata.edits)
+        if len(rules) > SHOWN:
+            rules = [*rules[:SHOWN], f'{len(rules) - SHOWN} more']
+        note = f'both after {commands}' if commands else ''
+        return GraphResult(name, mine.size, True, by_inputs=', '.join(rules), note=note)
     differences = tuple(same.differences(model, fresh, (mine, other)))
     other_versions = '; '.join(edits.other_versions(metadata.edits))
     return GraphResult(name, mine.size, False, differences, note=other_versions)

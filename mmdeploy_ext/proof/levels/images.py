@@ -77,7 +77,8 @@ class ImageProof(ExportedProof):
         """See `ExportedProof.expected`."""
         deployment, options = self.deployment, self.asked_for
         reference = fresh.of_images(deployment, options, file.metadata, self.samples[0][1])
-        contract = make_metadata(deployment, options).spec
+        exported = make_metadata(deployment, fresh.exported_with(options, file.metadata))
+        contract = fresh.contract_after(exported.spec, file.metadata)
         return reference, deploy.rule_of(deployment, options), contract
 
     def preprocessing(self) -> PreprocessingResult:

@@ -132,6 +132,8 @@ def test_commands_of_ours_are_recorded_and_done_again_on_the_fresh_export(
     assert entry['command'] == command
     graph = judged(deployment, model, tmp_path)
     assert graph.equal, graph.text
+    by_inputs = 'replace: y = Relu(x) -> y = Clip(x, 0.0)' if command == 'replace' else ''
+    assert graph.by_inputs == by_inputs
     moved(max(model.graph.initializer, key=lambda value: len(value.raw_data)), 1)
     assert not judged(deployment, model, tmp_path).passed
     if command not in ('rename', 'fold'):  # these leave this graph the same graph

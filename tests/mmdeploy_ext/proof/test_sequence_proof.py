@@ -218,7 +218,7 @@ def test_files_cannot_loosen_the_tolerances_that_they_are_judged_by(paths, tmp_p
     verdict, _ = prove(toy.deployment(), spoiled, toy.drive(4))
     assert not verdict.proven
     (failed,) = [one for one in verdict.structure if not one.passed]
-    assert failed.name == 'pts_head_memory: tolerances as the family states them'
+    assert failed.name == 'pts_head_memory: contract as the family states it'
     assert 'all_cls_scores: groups: the file says' in failed.detail
 
 
