@@ -92,9 +92,10 @@ class SparsePlan(Plan):
 
     def export(self, folder: str) -> dict[str, str]:
         """See `Plan.export`: the graph that the engines run."""
-        path = Path(folder) / 'portable.onnx'
-        path.write_bytes(portable.to_onnx(self.graph).SerializeToString())
-        return dict(portable=str(path))
+        path = str(Path(folder) / 'portable.onnx')
+        options = self.deployment.family.choose(target='portable', order=self.graph.order)
+        deploy.write_file(self.deployment, self.graph, options, path)
+        return dict(portable=path)
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
         """See `Plan.torch_contenders`: the unpatched model on spconv, one thread, its only correct mode."""
