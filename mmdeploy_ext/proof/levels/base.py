@@ -83,12 +83,12 @@ class Proof(abc.ABC):
     def checks(self, file: Any) -> list[Check]:
         """Return whether a file is valid, and its metadata agree with contract, config and options."""
 
+    @abc.abstractmethod
     def preprocessing(self) -> PreprocessingResult | None:
         """Compare samples prepared by the rule in the files with those of the config's own test pipeline.
 
-        The reference side calls no code of `inputs/`. None: this kind of proof has no such comparison yet.
+        The reference side calls no code of `inputs/`. None: the model takes no samples but voxels.
         """
-        return None
 
     def _subject(self) -> dict[str, Any]:
         deployment, paths = self.deployment, self.paths

@@ -170,6 +170,8 @@ def failure_reasons(verdict: Verdict) -> list[str]:
         reasons.append('structure was not checked')
     if verdict.preprocessing is not None and not verdict.preprocessing.passed:
         reasons.append(f'preprocessing: {verdict.preprocessing.text}')
+    if verdict.preprocessing is None and verdict.takes_samples:
+        reasons.append("preprocessing was not compared with the config's test pipeline")
     if not any(not case.traced for case in verdict.cases):
         reasons.append('no input that the exporter did not see was compared')
     for case in () if verdict.sequence else verdict.cases:  # a sequence says why itself, with the frames

@@ -10,7 +10,7 @@ from test_report import EVIL, Page
 
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
 from mmdeploy_ext.proof.levels.sequence_run import Bars
-from mmdeploy_ext.proof.results import Case, Check, GraphResult, Pair
+from mmdeploy_ext.proof.results import Case, Check, GraphResult, Pair, PreprocessingResult
 from mmdeploy_ext.proof.verdict import Verdict
 from mmdeploy_ext.proof.views import report
 from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
@@ -43,6 +43,7 @@ def verdict(candidate=lambda: ToyStepper(noise=1e-7)) -> Verdict:
         timing_ms={'PyTorch': 2.0},
         sequence=list(rows.values()),
         graphs=[GraphResult('backbone', 20, True), GraphResult('head', 30, True)],
+        preprocessing=PreprocessingResult(('a', 'b'), 'frame'),
     )
 
 
