@@ -20,7 +20,7 @@ from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.nodes import Constants, Program
 from mmdeploy_ext.graph.diff.structure import Change, attributes, changes, exact_text
 from mmdeploy_ext.graph.io.constants import constant_value, dense_values, tensor_values
-from mmdeploy_ext.graph.io.index import bodies, label
+from mmdeploy_ext.graph.io.index import all_nodes, bodies, label
 from mmdeploy_ext.graph.io.modules import module_path
 
 KEPT_OUT = ('metadata',)
@@ -62,8 +62,15 @@ def signature(model: onnx.ModelProto) -> Signature:
     made = scope.enter(graph, tensors)
     interface = [f'input {_typed(value)} {_default(defaults.get(value.name))}' for value in graph.input]
     interface += [f'output {_typed(value)} {tensors.get(value.name)}' for value in graph.output]
-    interface += sorted(f'opset {entry.domain or "ai.onnx"} {entry.version}' for entry in model.opset_import)
+    interface += _opsets(model)
     return Signature(collections.Counter(filter(None, made)), tuple(interface), tensors, tuple(made))
+
+
+def _opsets(model: onnx.ModelProto) -> list[str]:
+    """Return the opsets that decide what nodes compute; one of a domain that no node is of decides nothing."""
+    used = {'ai.onnx', *(node.domain or 'ai.onnx' for node in all_nodes(model))}
+    pairs = ((entry.domain or 'ai.onnx', entry.version) for entry in model.opset_import)
+    return sorted(f'opset {domain} {version}' for domain, version in pairs if domain in used)
 
 
 def size(model: onnx.ModelProto) -> int:

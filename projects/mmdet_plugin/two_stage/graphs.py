@@ -17,6 +17,7 @@ from mmdeploy_ext.exporting.postprocess.sizes import hw
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.dense.forms import same_priors
 from projects.mmdet_plugin.dense.graphs import box_outputs, image_input, optional_inputs
+from projects.mmdet_plugin.dense.plain import clips
 from projects.mmdet_plugin.two_stage.boxes import Boxes, thresholds
 from projects.mmdet_plugin.two_stage.caps import COUNTS, rows_of
 from projects.mmdet_plugin.two_stage.grid import Grid, grid_of
@@ -194,6 +195,23 @@ def with_area(boxes: torch.Tensor) -> torch.Tensor:
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
 
 
+def clips_proposals(model: nn.Module) -> bool:
+    """Return whether a head of proposals clips boxes to the image, in any of its stages."""
+    if not proposes(model):
+        return False
+    head = model.rpn_head
+    return any(clips(stage) for stage in (head.stages if is_staged(head) else [head]))
+
+
+def clips_regions(model: nn.Module) -> bool:
+    """Return whether a head of regions clips boxes to the image; one that moves no box clips regions."""
+    roi_head = roi_head_of(model)
+    if roi_head is None:
+        return False
+    heads = [part_of(roi_head, 'bbox_head', stage) for stage in range(stages_of(roi_head))]
+    return any(clips(head) if getattr(head, 'with_reg', True) else True for head in heads)
+
+
 def has_masks(model: nn.Module) -> bool:
     """Return whether a detector gives masks of its boxes."""
     roi_head = roi_head_of(model)
@@ -245,7 +263,8 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
             meaning = 'scores of the masks: of the box times the predicted IoU; zero where dets is padding'
             outputs += (TensorSpec(MASK_NAMES[1], 'float32', (batch, rows), meaning, compare='detections'),)
     outputs += _count_outputs(model, options, batch)
-    inputs = (image, *optional_inputs(batch, True))
+    clipped = clips_proposals(model) or clips_regions(model)
+    inputs = (image, *optional_inputs(batch, clipped))
     inputs += size_inputs(options, batch)
     if not proposes(model):
         meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'

@@ -179,11 +179,13 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     proposals = TensorSpec('proposals', 'float32', (image.axes[0], 'K', 4), meaning, 'pixel')
     if options.form == PROPOSALS:
         heads = tuple(_tensor(name, known[name], options, False) for name in graphs.proposal_names(model))
-        inputs = image, img_shape
+        inputs = image, dataclasses.replace(img_shape, unused=not graphs.clips_proposals(model))
         outputs = *features, dataclasses.replace(proposals, compare='detections'), *heads
     else:
         meaning = 'height and width before padding, which boxes are clipped to'
-        size = dataclasses.replace(img_shape, meaning=meaning, default=None, positive=True)
+        size = dataclasses.replace(
+            img_shape, meaning=meaning, default=None, positive=True, unused=not graphs.clips_regions(model)
+        )
         inputs = *features, proposals, size, scale_factor
         inner = (_tensor(name, known[name], options, True) for name in inner_names(model, options))
         outputs = *full.outputs, *inner

@@ -109,6 +109,16 @@ def test_names_and_the_order_of_nodes_do_not_count():
     assert differences(left, right) == []
 
 
+def test_an_opset_of_a_domain_that_no_node_is_of_does_not_count():
+    """Converters and simplifiers add or drop such imports; one of a domain in use counts."""
+    left, right = (model_of(*attribute()) for _ in range(2))
+    left.opset_import.add(domain='com.example', version=7)
+    next(entry for entry in left.opset_import if entry.domain == 'own').version = 2
+    assert differences(left, right) == []
+    next(entry for entry in left.opset_import if entry.domain == 'ai.onnx.ml').version = 2
+    assert differences(left, right)
+
+
 def change_attribute(model):
     model.graph.node[0].op_type = 'Div'
 

@@ -149,3 +149,24 @@ def test_the_second_of_two_graphs_is_compared_with_the_model_that_is_given_its_p
         known.deployment.model, {**subject.beside, **subject.feeds}, 'regions'
     )
     assert 'region_features_0' in found
+
+
+@pytest.mark.parametrize(
+    ('form', 'coders', 'unused'),
+    [
+        ('full', ('rpn_head', 'bbox_head'), True),
+        pytest.param('full', ('rpn_head',), False, marks=pytest.mark.matrix),
+        ('regions', ('bbox_head',), True),
+        pytest.param('proposals', ('rpn_head',), True, marks=pytest.mark.matrix),
+    ],
+)
+def test_a_size_that_no_box_is_clipped_to_is_an_input_of_no_use(tmp_path, form, coders, unused):
+    """It was refused as frozen, though mmdet does not look at the size either."""
+    cfg = toy('faster')
+    for name in coders:
+        head = cfg.model.rpn_head if name == 'rpn_head' else cfg.model.roi_head.bbox_head
+        head.bbox_coder.clip_border = False
+    known = Known(tmp_path, write_config(cfg, tmp_path / 'm.py'))
+    verdict = check_files(known.deployment, known.path(form), [('toy.jpg', PICTURE)])
+    assert verdict.graphs[0].passed and all(check.passed for check in verdict.structure)
+    assert open_file(known.path(form)).metadata.spec.tensor('img_shape').unused == unused
