@@ -67,7 +67,7 @@ def signature(model: onnx.ModelProto) -> Signature:
 
 
 def _opsets(model: onnx.ModelProto) -> list[str]:
-    """Return the opsets that decide what nodes compute; one of a domain that no node is of decides nothing."""
+    """Return the opsets that nodes are of; one of a domain that no node is of decides nothing."""
     used = {'ai.onnx', *(node.domain or 'ai.onnx' for node in all_nodes(model))}
     pairs = ((entry.domain or 'ai.onnx', entry.version) for entry in model.opset_import)
     return sorted(f'opset {domain} {version}' for domain, version in pairs if domain in used)
