@@ -60,9 +60,11 @@ def reason_of(export: Export, mutant: Mutant) -> str:
 
 def _reason(right: onnx.ModelProto, mutant: onnx.ModelProto) -> str:
     keys = differing_keys(right, mutant)
-    if keys is None or not set(keys) <= set(NOTED):
+    if keys is None or not set(keys) <= {*NOTED, 'edits'}:
         return ''
     noted = f'only noted in a verdict: {", ".join(keys)}' if keys else ''
+    if 'edits' in keys:
+        noted = 'the command that is recorded changes nothing in this graph'
     aside: tuple[str, ...] = ()
     for leaves_aside, reason in REASONS:
         aside = (*aside, leaves_aside)
@@ -98,7 +100,7 @@ def canonical(model: onnx.ModelProto, aside: tuple[str, ...]) -> str:
     keys = numbering.graph(model.graph, known)
     defaults = {tensor.name: _constant(tensor) for tensor in model.graph.initializer}
     parts = [_ends(value, defaults.get(value.name, '')) for value in model.graph.input]
-    parts += [_ends(value, known[value.name]) for value in model.graph.output]
+    parts += [_ends(value, known.get(value.name, 'unknown')) for value in model.graph.output]
     parts += sorted(f'{entry.domain or "ai.onnx"} {entry.version}' for entry in model.opset_import)
     if 'dead' not in aside:
         parts += sorted(keys)
