@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 import types
 
 import cv2
@@ -212,11 +213,18 @@ def test_generated_pictures_are_resized_to_fractions_of_pixels_that_other_roundi
     assert width > 1.9 * height and 0 < height * (edge / width) % 1 < 0.5
 
 
-def test_a_whole_proof_has_the_line_and_takes_the_pictures_of_the_pipeline(tmp_path):
+def test_a_whole_proof_has_the_line_and_names_other_copies_of_packages(tmp_path, monkeypatch):
     deployment = toy_atss.load_toy()
     path = toy_atss.export_toy(deployment, tmp_path / 'toy.onnx', dynamic=False)
     samples = [('toy.jpg', PICTURE)]
+    other = types.ModuleType('onnxslim')
+    other.__version__, other.__file__ = '9.9.9', str(tmp_path / 'onnxslim/__init__.py')
+    monkeypatch.setitem(sys.modules, 'onnxslim', other)
     verdict = check_files(deployment, path, samples)
+    assert verdict.subject['proven_with']['onnxslim'] == f'9.9.9 ({tmp_path}/onnxslim)'
+    assert (
+        f'onnxslim 9.9.9 was imported from {tmp_path}/onnxslim, not from the installed' in verdict.notes[-1]
+    )
     assert verdict.preprocessing.text == "equal to the config's test pipeline at 256x320 (3 pictures)"
     with FAULTS['to_rgb inverted']():
         verdict = check_files(deployment, path, samples)
