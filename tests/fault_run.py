@@ -1,5 +1,7 @@
 """Faults in our own code, each with a fresh export and its proof: `python tests/fault_run.py --family dense`.
 
+At the end is a table: family, faults, PROVEN.
+
 A fresh export has the fault too, so that level 1 finds the same graph: inputs and other checks alone can
 tell. The exit status is 1 where a file with a fault is PROVEN, or where a fault shows nothing: nothing called
 it, it changed the reference without being declared as one of shared code, or the export failed.
@@ -9,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import logging
 import sys
 import tempfile
@@ -25,11 +26,10 @@ if __name__ == '__main__':
 
 from mmdeploy_ext.core import cli  # noqa: E402
 from mmdeploy_ext.core.errors import Mm2OnnxError  # noqa: E402
-from mmdeploy_ext.core.files import read_json, write_json  # noqa: E402
 from mmdeploy_ext.stack import compat  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mutation_toys import Toy
     from planting import Planted
@@ -40,7 +40,7 @@ class Outcome:
     """What became of one fault.
 
     Attributes:
-        toy: key of `mutation_toys.TOYS`.
+        toy: key of `planted_toys.FAULT_TOYS`.
         name: of the fault.
         proven: the proof of a file with the fault passed.
         reason: the verdict, or what the proof found first.
@@ -82,7 +82,7 @@ def run_fault(toy: Toy, fault: Planted, right: Sequence[bytes], folder: Path) ->
             outcome.proven, outcome.reason = verdict.passed, verdict.title
         except Refused as refusal:
             outcome.reason = str(refusal)
-            if outcome.reason.startswith('graph:'):
+            if 'from a fresh export' in outcome.reason:
                 outcome.problems.append('the fresh export does not have the fault')
         except Mm2OnnxError as error:
             outcome.reason = f'refused: {error}'
@@ -94,14 +94,13 @@ def run_fault(toy: Toy, fault: Planted, right: Sequence[bytes], folder: Path) ->
     return outcome
 
 
-def run_faults(name: str, words: str = '', before: Container[str] = ()) -> Iterator[Outcome]:
-    """Yield the outcome of every fault of a toy whose name has some words and is not in `before`."""
-    from mutation_toys import TOYS
+def run_faults(name: str, words: str = '') -> Iterator[Outcome]:
+    """Yield the outcome of every fault of a toy whose name has some words."""
     from planted_faults import FAULTS
+    from planted_toys import FAULT_TOYS
 
-    toy = TOYS[name]
+    toy = FAULT_TOYS[name]
     faults = [fault for fault in FAULTS if fault.toy == name and words in fault.name]
-    faults = [fault for fault in faults if fault.name not in before]
     right = toy.reference_bytes() if faults else []
     for fault in faults:
         with tempfile.TemporaryDirectory(prefix='fault_') as folder:
@@ -110,12 +109,12 @@ def run_faults(name: str, words: str = '', before: Container[str] = ()) -> Itera
 
 def untouched(name: str) -> Outcome:
     """Return the outcome of a toy without a fault; it is the only one that has to be proven."""
-    from mutation_toys import TOYS
+    from planted_toys import FAULT_TOYS
     from refusal import first_reason
 
     start = time.process_time()
     with tempfile.TemporaryDirectory(prefix='fault_') as folder:
-        verdict = TOYS[name].export_and_prove(Path(folder) / 'export').verdict
+        verdict = FAULT_TOYS[name].export_and_prove(Path(folder) / 'export').verdict
     seconds, reason = round(time.process_time() - start, 2), first_reason(verdict) or verdict.title
     return Outcome(name, 'no fault', verdict.passed, reason, cpu_s=seconds)
 
@@ -129,16 +128,26 @@ def print_outcome(outcome: Outcome) -> None:
     sys.stdout.flush()
 
 
+def print_table(outcomes: Iterable[Outcome]) -> None:
+    """Print how many faults each family has, and how many of them are PROVEN, or show nothing."""
+    from planting import FAMILY_OF
+
+    rows: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        rows.setdefault(FAMILY_OF[outcome.toy], []).append(outcome)
+    print(f'{"family":16} {"faults":>6} {"PROVEN":>6} {"problems":>8} {"CPU s":>6}')
+    for family, found in rows.items():
+        counts = len(found), sum(one.proven for one in found), sum(bool(one.problems) for one in found)
+        print(f'{family:16} {counts[0]:6} {counts[1]:6} {counts[2]:8} {sum(one.cpu_s for one in found):6.0f}')
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser."""
     parser = cli.ArgumentParser(description='Prove toys with faults in our own code: none may be PROVEN.')
     add = cli.adder(parser)
-    add('--family NAME...', 'families of planting.TOYS_OF, or toys of mutation_toys.TOYS (default: all)')
+    add('--family NAME...', 'families of planting.TOYS_OF, or toys of planted_toys.FAULT_TOYS (default: all)')
     add('--fault WORDS', 'only faults whose name has these words', default='')
     add('--right', 'first prove each toy without a fault')
-    add(
-        '--out FOLDER', 'also write TOY.faults.json for each toy, and leave out faults that are in it already'
-    )
     return parser
 
 
@@ -148,25 +157,18 @@ def run(args: argparse.Namespace) -> int:
     compat.apply()
     logging.disable(logging.INFO)  # of mmcv, which lists every weight
     warnings.simplefilter('ignore')
-    from mutation_toys import TOYS, names_of
+    from planted_toys import FAULT_TOYS, toys_of
 
-    outcomes = []
-    for name in names_of(args.family) if args.family else TOYS:
+    outcomes, rights = [], []
+    for name in toys_of(args.family) if args.family else FAULT_TOYS:
         if args.right:
-            right = untouched(name)
-            print_outcome(right)
-            outcomes.append(dataclasses.replace(right, proven=not right.proven))
-        path = Path(args.out or '.', f'{name}.faults.json')
-        kept = [Outcome(**entry) for entry in read_json(path)] if args.out and path.is_file() else []
-        outcomes += kept
-        for outcome in run_faults(name, args.fault, {entry.name for entry in kept}):
+            rights.append(untouched(name))
+            print_outcome(rights[-1])
+        for outcome in run_faults(name, args.fault):
             print_outcome(outcome)
             outcomes.append(outcome)
-            kept.append(outcome)
-            if args.out:
-                write_json(path, [dataclasses.asdict(entry) for entry in kept])
-            gc.collect()
-    return 0 if all(outcome.passed for outcome in outcomes) else 1
+    print_table(outcomes)
+    return 0 if all(one.passed for one in outcomes) and all(right.proven for right in rights) else 1
 
 
 def main(argv: Iterable[str] | None = None) -> int:

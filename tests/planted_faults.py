@@ -1,15 +1,40 @@
 """Faults planted in our own code, so that a fresh export has them too: only its inputs can tell.
 
 Each is one that somebody could make: a wrong constant, axis, sign or default, a case forgotten. What the
-PyTorch reference runs stays as it is: modules that both share are faulty only while they are traced.
+PyTorch reference runs stays as it is: modules that both share are faulty only while they are traced, and what
+is faulty on both sides is declared as shared.
 """
 
-import planted_atss_rtdetr
+import planted_corner
+import planted_dense
 import planted_frames
+import planted_inputs
+import planted_masks
 import planted_networks
+import planted_panoptic
+import planted_query
+import planted_query_masks
+import planted_rtdetr
 import planted_solo
 import planted_streampetr
+import planted_two_stage
+import planted_yolact
 from planting import FAULTS
 
-MODULES = (planted_networks, planted_atss_rtdetr, planted_solo, planted_frames, planted_streampetr)
+MODULES = (
+    planted_networks,
+    planted_inputs,
+    planted_dense,
+    planted_two_stage,
+    planted_masks,
+    planted_query,
+    planted_query_masks,
+    planted_panoptic,
+    planted_yolact,
+    planted_corner,
+    planted_solo,
+    planted_rtdetr,
+    planted_frames,
+    planted_streampetr,
+)
 __all__ = ['FAULTS', 'MODULES']

@@ -1,4 +1,7 @@
-"""How a fault is planted in our own code: what is replaced, and by what; all is restored on exit."""
+"""How a fault is planted in our own code: what is replaced, and by what; all is restored on exit.
+
+A fault is named by what it does to a public function, method or constant, never by a line or a private name.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+import unittest.mock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,17 +21,18 @@ if TYPE_CHECKING:
 
     Idle = Callable[[], list[str]]
     Make = Callable[[Callable], Callable]
+    Change = tuple[str, Make]
 
 TOYS_OF = dict(
-    dense=('atss', 'retinanet', 'yolox'),
-    two_stage=('faster_rcnn',),
+    dense=('atss', 'retinanet', 'yolox', 'ssd', 'centernet'),
+    two_stage=('faster_rcnn', 'cascade_rcnn', 'soft_rcnn'),
     masks=('mask_rcnn',),
-    query=('deformable_detr',),
+    query=('deformable_detr', 'detr', 'dino'),
     query_masks=('queryinst', 'mask2former'),
     panoptic=('panoptic_fpn', 'mask2former_panoptic'),
     yolact=('yolact',),
-    corner=('cornernet',),
-    solo=('solov2', 'decoupled_solo'),
+    corner=('cornernet', 'centripetalnet'),
+    solo=('solov2', 'decoupled_solo', 'solo'),
     rtdetr=('rtdetr',),
     streampetr=('streampetr',),
     centerpoint=('centerpoint',),
@@ -37,7 +42,7 @@ TOYS_OF = dict(
     sparse_libspconv=('sparse_libspconv',),
     autoware=('autoware_centerpoint',),
 )
-"""Family of the mutation table -> its toys, keys of `mutation_toys.TOYS`."""
+"""Family of the mutation table -> its toys, keys of `planted_toys.FAULT_TOYS`."""
 FAMILY_OF = {toy: family for family, toys in TOYS_OF.items() for toy in toys}
 
 
@@ -47,12 +52,13 @@ class Planted:
 
     Attributes:
         name: what is wrong.
-        toy: whose export has it: key of `mutation_toys.TOYS`.
+        toy: whose export has it: key of `planted_toys.FAULT_TOYS`.
         apply: gives the context inside which our code has the fault; entering it gives a function that lists
             the changed places which nothing has called so far.
         shared: the code is that of the PyTorch side too (pictures, class names, sweeps): the results of the
             reference may change with it. Of other faults they have to stay the same, bit for bit.
         options: of the export, besides those of the toy: name of the family's option -> value.
+        places: what is replaced, see `replaced`.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Planted:
     apply: Callable[[], contextlib.AbstractContextManager[Idle]]
     shared: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    places: tuple[str, ...] = ()
 
     @property
     def family(self) -> str:
@@ -68,26 +75,29 @@ class Planted:
 
 
 OURS = ('mmdeploy_ext', 'projects')
+REFERENCE = ('.reference', '.counted')
+"""Ends of the names of modules that run the PyTorch side: they keep the functions that others define."""
 FAULTS: list[Planted] = []
 """All of them; filled by the modules that `planted_faults` imports."""
 
 
-def planted(name: str, toys: str, *changes: tuple[str, Make], shared: bool = False, **options: Any) -> None:
+def planted(name: str, toys: str, *changes: Change, shared: bool = False, **options: Any) -> None:
     """Add a fault to each of several toys.
 
     Args:
         name: what is wrong; the same toy has no other fault of this name.
-        toys: keys of `mutation_toys.TOYS`, as words.
+        toys: keys of `planted_toys.FAULT_TOYS`, as words.
         changes: what `replaced` takes, each; all are applied together.
         shared: see `Planted`.
         options: see `Planted`.
     """
+    places = tuple(place for place, _ in changes)
     for toy in toys.split():
-        FAULTS.append(Planted(name, toy, lambda: _all_replaced(changes), shared, options))
+        FAULTS.append(Planted(name, toy, lambda: _all_replaced(changes), shared, options, places))
 
 
 @contextlib.contextmanager
-def _all_replaced(changes: Iterable[tuple[str, Make]]) -> Iterator[Idle]:
+def _all_replaced(changes: Iterable[Change]) -> Iterator[Idle]:
     """Do all changes; see `Planted.apply`."""
     idle: dict[str, None] = {}
     with contextlib.ExitStack() as stack:
@@ -98,10 +108,13 @@ def _all_replaced(changes: Iterable[tuple[str, Make]]) -> Iterator[Idle]:
 
 
 def _noting(make: Make, called: Callable[[], Any]) -> Make:
-    """Return `make` whose function calls `called` first."""
+    """Return `make` whose function calls `called` first; a constant counts as called."""
 
-    def noting(original: Callable) -> Callable:
+    def noting(original: Any) -> Any:
         changed = make(original)
+        if not callable(original):
+            called()
+            return changed
 
         @functools.wraps(changed)
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -117,8 +130,9 @@ def _noting(make: Make, called: Callable[[], Any]) -> Make:
 def replaced(place: str, make: Make) -> Iterator[None]:
     """Replace 'module:name' or 'module:Class.name' by what `make` returns for the original.
 
-    A function that is replaced in the module that defines it is replaced in all of our modules and classes
-    that have it, as if its text were wrong; in a module that imports it, in this one alone.
+    A function that is replaced in the module that defines it is replaced in all of our modules, their tables
+    and classes that have it, as if its text were wrong, but for those that run the reference; in a module
+    that imports it, in this one alone. A constant is replaced in its module.
     """
     module, path = place.split(':')
     owner: Any = importlib.import_module(module)
@@ -129,32 +143,47 @@ def replaced(place: str, make: Make) -> Iterator[None]:
     changed = make(original.fget if isinstance(original, property) else original)
     owners = [(owner, name)]
     if not classes and getattr(original, '__module__', '') == module:
-        owners = list(_owners(original))
+        owners = _owners(original, len(sys.modules))
     with contextlib.ExitStack() as stack:
         for one, known in owners:
             stack.enter_context(_attribute(one, known, changed))
         yield
 
 
-def _owners(function: Any) -> Iterator[tuple[Any, str]]:
-    """Yield our modules and their classes that have a function, and its name there."""
-    seen: set[int] = set()
+@functools.cache
+def _owners(function: Any, modules: int) -> list[tuple[Any, Any]]:
+    """Return our modules, their tables and classes that have a function, and its name or key there.
+
+    It is looked for anew when there are other `modules`, as many as Python has loaded.
+    """
+    owners, seen = [], set()
     for title, module in list(sys.modules.items()):
-        if not title.startswith(OURS) or module is None:
+        if not title.startswith(OURS) or title.endswith(REFERENCE) or module is None:
             continue
         for name, value in list(vars(module).items()):
             if value is function:
-                yield module, name
+                owners.append((module, name))
+            elif isinstance(value, dict) and not name.startswith('__') and id(value) not in seen:
+                seen.add(id(value))
+                owners += ((value, key) for key, entry in list(value.items()) if entry is function)
             elif isinstance(value, type) and value.__module__.startswith(OURS) and id(value) not in seen:
                 seen.add(id(value))
                 for attribute, entry in list(vars(value).items()):
                     if entry is function or getattr(entry, '__func__', None) is function:
-                        yield value, attribute
+                        owners.append((value, attribute))
+    return owners
 
 
 @contextlib.contextmanager
-def _attribute(owner: Any, name: str, changed: Any) -> Iterator[None]:
-    """Set an attribute of a module or class; a class that has inherited it inherits it again afterwards."""
+def _attribute(owner: Any, name: Any, changed: Any) -> Iterator[None]:
+    """Set an attribute of a module or class, or an entry of a table.
+
+    A class that has inherited the attribute inherits it again afterwards.
+    """
+    if isinstance(owner, dict):
+        with unittest.mock.patch.dict(owner, {name: changed}):
+            yield
+        return
     before = vars(owner).get(name)
     if isinstance(before, property):
         changed = property(changed)
@@ -197,9 +226,26 @@ def traced(make: Make) -> Make:
     return of
 
 
+def called(wrong: Callable) -> Make:
+    """Return what runs `wrong(original, *args)` in place of the original."""
+    return lambda original: lambda *args, **kwargs: wrong(original, *args, **kwargs)
+
+
 def arguments(change: Callable) -> Make:
     """Return what calls the original with `change(*args)` instead of its arguments."""
     return lambda original: lambda *args: original(*change(*args))
+
+
+def argument(place: int, change: Callable) -> Make:
+    """Return what calls the original with one positional argument changed."""
+
+    def make(original: Callable) -> Callable:
+        def changed(*args: Any, **kwargs: Any) -> Any:
+            return original(*args[:place], change(args[place]), *args[place + 1 :], **kwargs)
+
+        return changed
+
+    return make
 
 
 def result(change: Callable) -> Make:
@@ -208,30 +254,21 @@ def result(change: Callable) -> Make:
 
 
 def settings(**changes: Callable) -> Make:
-    """Return what reads settings wrongly: field -> change of its value."""
+    """Return what reads settings, a data class or a dict, wrongly: field -> change of its value."""
 
-    def wrong(found: Any, *_: Any) -> Any:
+    def wrong(right: Any, *_: Any) -> Any:
+        if isinstance(right, dict):
+            return right | {name: change(right[name]) for name, change in changes.items()}
         return dataclasses.replace(
-            found, **{name: change(getattr(found, name)) for name, change in changes.items()}
+            right, **{name: change(getattr(right, name)) for name, change in changes.items()}
         )
 
     return result(wrong)
 
 
 def folding(change: Callable[[torch.nn.Module], None]) -> Callable[[], contextlib.AbstractContextManager]:
-    """Return a fault of the folding: it works on a copy of the model to which `change` was done.
-
-    Every module that has `fuse` as a name of its own gets the fault; one of them is to call it.
-    """
-
-    @contextlib.contextmanager
-    def apply() -> Iterator[Idle]:
-        ours = {name: module for name, module in sys.modules.items() if name.startswith(OURS)}
-        places = [f'{name}:fuse' for name, module in ours.items() if 'fuse' in vars(module)]
-        with _all_replaced((place, _of_changed(change)) for place in places) as idle:
-            yield lambda: places if len(idle()) == len(places) else []
-
-    return apply
+    """Return a fault of the folding: it works on a copy of the model to which `change` was done."""
+    return lambda: _all_replaced([('mmdeploy_ext.exporting.fold:fuse', _of_changed(change))])
 
 
 def _of_changed(change: Callable[[torch.nn.Module], None]) -> Make:

@@ -12,7 +12,6 @@ from mmdeploy_ext.contract.metadata_entries import (
     check_names,
     checked_facts,
     damaged,
-    entries_of,
     read_entry,
 )
 from mmdeploy_ext.contract.spec import GraphSpec
@@ -155,7 +154,7 @@ def read_metadata(path: str) -> Metadata:
 
 
 def read_props(path: object) -> dict[str, str]:
-    """Return the `metadata_props` of a file; ModelFileError: missing, corrupt, or an entry is there twice."""
+    """Return the `metadata_props` of an ONNX file; ModelFileError: it is missing or corrupt."""
     import onnx
 
     try:
@@ -167,10 +166,10 @@ def read_props(path: object) -> dict[str, str]:
         raise
     except Exception as error:
         raise ModelFileError(f'{path}: is not a readable ONNX file ({type(error).__name__})') from error
-    texts = (text for entry in model.metadata_props for text in (entry.key, entry.value))
-    for text in texts:
+    props = {entry.key: entry.value for entry in model.metadata_props}
+    for text in (*props, *props.values()):
         if isinstance(text, bytes):  # protobuf's answer where it is not UTF-8
             raise ModelFileError(
                 f'{path}: its metadata has {shortened(text)}, which is not UTF-8; export it again'
             )
-    return entries_of(model.metadata_props, path)
+    return props

@@ -1,12 +1,9 @@
-"""Four small dense heads with weights, and faults of their files and of the code that writes them."""
+"""Four small dense heads with weights, and faults of their files."""
 
-import copy
 import functools
-import math
 from pathlib import Path
 
 import numpy as np
-import torch
 from onnx import numpy_helper
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
@@ -14,7 +11,6 @@ from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.graph.io.constants import constant_value
 from mmdeploy_ext.inputs.pictures import read_image
-from planting import arguments, result, settings
 from projects.toydata.seeded import write_seeded
 
 REPO = Path(__file__).resolve().parents[3]
@@ -160,72 +156,4 @@ OF_FILES = {
     ('centernet', 'cells of 5 pixels'): constant(4.0, lambda one: one + 1),
     ('centernet', 'topk 1999'): constant(2000, one_less),
     ('centernet', 'class order'): classes('heatmap_head.2'),
-}
-
-# --- faults of code: (place, what replaces it) while the file is written and judged ----------------------
-
-FORMS = 'projects.mmdet_plugin.dense.forms'
-POSTPROCESS = 'mmdeploy_ext.exporting.postprocess.bbox2d:DenseBoxPostprocess'
-
-
-def coder(**changes):
-    def wrong(facts, *_):
-        settings = {key: change(facts['coder'][key]) for key, change in changes.items()}
-        return dict(facts, coder=dict(facts['coder'], **settings))
-
-    return f'{FORMS}:facts_of', result(wrong)
-
-
-def generator(key, change):
-    def wrong(found, *_):
-        found = copy.copy(found)
-        setattr(found, key, change(getattr(found, key)))
-        return found
-
-    return f'{FORMS}:generator_of', result(wrong)
-
-
-def head_of_peaks(facts, *_):
-    return dict(facts, head=dict(facts['head'], peaks=1))
-
-
-def threshold(**changes):
-    return f'{FORMS}:thresholds', settings(**changes)
-
-
-def tenth(one):
-    return [one[0], one[1], one[2] * 1.1, one[3]]
-
-
-SCORES, FACTORS = f'{FORMS}:scores_of', f'{FORMS}:factors_of'
-OF_CODE = {
-    ('retinanet', "a coder's deviation"): coder(stds=tenth),
-    ('retinanet', "a level's stride"): generator('strides', lambda one: [(9, 9), *one[1:]]),
-    ('retinanet', "a prior's size"): generator('base_sizes', lambda one: [one[0] * 1.1, *one[1:]]),
-    ('retinanet', 'score_thr 0.06'): threshold(score_thr=lambda one: one + 0.01),
-    ('retinanet', 'nms_pre 20'): threshold(nms_pre=lambda one: 20),
-    ('retinanet', 'IoU 0.55'): threshold(iou_threshold=lambda one: one + 0.05),
-    ('retinanet', 'class order'): (SCORES, result(lambda scores, *_: scores.flip(-1))),
-    ('yolox', 'objectness left out'): (FACTORS, result(lambda factors, *_: torch.ones_like(factors))),
-    ('yolox', "a level's stride"): coder(strides=lambda one: [one[0] + 1, *one[1:]]),
-    ('yolox', 'score_thr 0.02'): threshold(score_thr=lambda one: one + 0.01),
-    ('yolox', 'IoU 0.7'): threshold(iou_threshold=lambda one: one + 0.05),
-    ('yolox', 'class order'): (SCORES, result(lambda scores, *_: scores.flip(-1))),
-    ('ssd', 'the background first'): (
-        SCORES,
-        lambda original: lambda xp, facts, rows: rows['cls_score'].softmax(-1)[..., 1:],
-    ),
-    ('ssd', "a coder's deviation"): coder(stds=tenth),
-    ('ssd', "a prior's size"): coder(wh_ratio_clip=lambda one: math.exp(-0.1)),
-    ('ssd', 'score_thr 0.03'): threshold(score_thr=lambda one: one + 0.01),
-    ('ssd', 'IoU 0.5'): threshold(iou_threshold=lambda one: one + 0.05),
-    ('ssd', 'class order'): (SCORES, result(lambda scores, *_: scores.flip(-1))),
-    ('centernet', 'the border left out'): (
-        f'{POSTPROCESS}.forward',
-        arguments(lambda self, *given: (self, *given[:-1], None)),
-    ),
-    ('centernet', 'no peaks'): (f'{FORMS}:facts_of', result(head_of_peaks)),
-    ('centernet', 'cells of 5 pixels'): coder(strides=lambda one: [5]),
-    ('centernet', 'topk 1999'): threshold(nms_pre=one_less, max_per_img=one_less),
-    ('centernet', 'class order'): (SCORES, result(lambda scores, *_: scores.flip(-1))),
 }
