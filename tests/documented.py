@@ -52,7 +52,10 @@ class Entry:
 REASONS = {
     'installs': ('it installs packages', r'(MMCV_WITH_OPS=1 )?(pip|apt) install |make env'),
     'ruff': ('tests/test_guards.py runs ruff', r'make lint$'),
-    'suite': ('it is this suite, or a part of it', r'make test(-fast|-matrix)?$|python -m pytest '),
+    'suite': (
+        'it is this suite, or a part of it',
+        r'make test(-fast|-matrix)?$|python -m pytest |python tests/\w+\.py',
+    ),
     'steps': ('its steps are commands of their own, each tested', r'make (demo(-\w+)?)$'),
     'site': ('tests/test_site.py runs its command', r'make site$'),
     'doctor': ('it runs python -m mmdeploy_ext.stack.doctor', r'make doctor$'),
@@ -154,6 +157,7 @@ ENTRIES = (
     Entry(r'make test(-fast|-matrix)?$', why='suite'),
     Entry(r'make lint$', why='ruff'),
     Entry(r'python -m pytest ', why='suite'),
+    Entry(r'python tests/(mutation_run|fault_run|mutation_table)\.py ', why='suite'),
     Entry(r'make demo(-stream|-lidar|-fusion)?$', why='steps'),
     Entry(r'make site$', why='site', test='tests/test_site.py::test_no_link_and_no_anchor_dangles'),
     Entry(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +31,6 @@ from projects.toydata.scene import make_scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from mmdeploy_ext.deploy.deployment import Deployment
     from mutation_toys import Toy
@@ -49,20 +50,32 @@ def reason_of(export: Export, mutant: Mutant) -> str:
     """Return why a mutant computes and tells the same as the right files; '' where no reason is known."""
     reasons = []
     for name, content in mutant.changes.items():
-        if name not in export.models or content is None:
+        if content is None or not (name in export.models or name.endswith('.data')):
             return ''
-        reason = _reason(export.models[name], onnx.load_model_from_string(content))
+        if name.endswith('.data'):  # weights beside a graph that changed with them
+            continue
+        reason = _reason(export.models[name], _with_weights(name, mutant.changes))
         if not reason:
             return ''
         reasons.append(reason)
     return '; '.join(dict.fromkeys(reasons))
 
 
+def _with_weights(name: str, files: Mapping[str, bytes | None]) -> onnx.ModelProto:
+    """Return a graph with the weights that are beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for file, content in files.items():
+            Path(folder, file).write_bytes(content or b'')
+        return onnx.load(str(Path(folder, name)))
+
+
 def _reason(right: onnx.ModelProto, mutant: onnx.ModelProto) -> str:
     keys = differing_keys(right, mutant)
-    if keys is None or not set(keys) <= set(NOTED):
+    if keys is None or not set(keys) <= {*NOTED, 'edits'}:
         return ''
     noted = f'only noted in a verdict: {", ".join(keys)}' if keys else ''
+    if 'edits' in keys:
+        noted = 'the command that is recorded changes nothing in this graph'
     aside: tuple[str, ...] = ()
     for leaves_aside, reason in REASONS:
         aside = (*aside, leaves_aside)
@@ -98,7 +111,7 @@ def canonical(model: onnx.ModelProto, aside: tuple[str, ...]) -> str:
     keys = numbering.graph(model.graph, known)
     defaults = {tensor.name: _constant(tensor) for tensor in model.graph.initializer}
     parts = [_ends(value, defaults.get(value.name, '')) for value in model.graph.input]
-    parts += [_ends(value, known[value.name]) for value in model.graph.output]
+    parts += [_ends(value, known.get(value.name, 'unknown')) for value in model.graph.output]
     parts += sorted(f'{entry.domain or "ai.onnx"} {entry.version}' for entry in model.opset_import)
     if 'dead' not in aside:
         parts += sorted(keys)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import logging
 import sys
 import tempfile
@@ -26,10 +27,11 @@ if __name__ == '__main__':
 
 from mmdeploy_ext.core import cli  # noqa: E402
 from mmdeploy_ext.core.errors import Mm2OnnxError  # noqa: E402
+from mmdeploy_ext.core.files import read_json, write_json  # noqa: E402
 from mmdeploy_ext.stack import compat  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from mutation_toys import Toy
     from planting import Planted
@@ -82,7 +84,7 @@ def run_fault(toy: Toy, fault: Planted, right: Sequence[bytes], folder: Path) ->
             outcome.proven, outcome.reason = verdict.passed, verdict.title
         except Refused as refusal:
             outcome.reason = str(refusal)
-            if 'from a fresh export' in outcome.reason:
+            if outcome.reason.startswith('graph:'):
                 outcome.problems.append('the fresh export does not have the fault')
         except Mm2OnnxError as error:
             outcome.reason = f'refused: {error}'
@@ -94,13 +96,14 @@ def run_fault(toy: Toy, fault: Planted, right: Sequence[bytes], folder: Path) ->
     return outcome
 
 
-def run_faults(name: str, words: str = '') -> Iterator[Outcome]:
-    """Yield the outcome of every fault of a toy whose name has some words."""
+def run_faults(name: str, words: str = '', before: Container[str] = ()) -> Iterator[Outcome]:
+    """Yield the outcome of every fault of a toy whose name has some words and is not in `before`."""
     from planted_faults import FAULTS
     from planted_toys import FAULT_TOYS
 
     toy = FAULT_TOYS[name]
     faults = [fault for fault in FAULTS if fault.toy == name and words in fault.name]
+    faults = [fault for fault in faults if fault.name not in before]
     right = toy.reference_bytes() if faults else []
     for fault in faults:
         with tempfile.TemporaryDirectory(prefix='fault_') as folder:
@@ -148,6 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
     add('--family NAME...', 'families of planting.TOYS_OF, or toys of planted_toys.FAULT_TOYS (default: all)')
     add('--fault WORDS', 'only faults whose name has these words', default='')
     add('--right', 'first prove each toy without a fault')
+    add(
+        '--out FOLDER', 'also write TOY.faults.json for each toy, and leave out faults that are in it already'
+    )
     return parser
 
 
@@ -164,9 +170,16 @@ def run(args: argparse.Namespace) -> int:
         if args.right:
             rights.append(untouched(name))
             print_outcome(rights[-1])
-        for outcome in run_faults(name, args.fault):
+        path = Path(args.out or '.', f'{name}.faults.json')
+        kept = [Outcome(**entry) for entry in read_json(path)] if args.out and path.is_file() else []
+        outcomes += kept
+        for outcome in run_faults(name, args.fault, {entry.name for entry in kept}):
             print_outcome(outcome)
             outcomes.append(outcome)
+            kept.append(outcome)
+            if args.out:
+                write_json(path, [dataclasses.asdict(entry) for entry in kept])
+            gc.collect()
     print_table(outcomes)
     return 0 if all(one.passed for one in outcomes) and all(right.proven for right in rights) else 1
 

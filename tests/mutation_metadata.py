@@ -83,7 +83,10 @@ def keys(draft: Draft) -> tuple[str, str]:
     elif detail == 'twice':
         content, change = _changed(draft, _read(entry.value), '')
         props.add(key=key, value=json.dumps(content))
-        detail = f'twice, then {change}'
+        place = draft.pick(('first', 'last'))
+        if place == 'first':
+            entry.value, props[-1].value = props[-1].value, entry.value
+        detail = f'twice, the {place} one with {change}'
     elif detail == 'renamed':
         entry.key = f'{key}s'
     elif detail == 'added':
@@ -122,11 +125,12 @@ def edits(draft: Draft) -> tuple[str, str]:
         node = draft.pick(node for node in draft.main.node if node.op_type == old)
         node.op_type = new
         node.ClearField('attribute')
-    elif 'run' in detail:
+    elif command == 'replace':
         edited, reports = replace_all(draft.model, **arguments)
         if not any(report.count for report in reports):
-            raise NoSite
-        draft.model.CopyFrom(edited)
+            raise NoSite  # a record of nothing
+        if 'run' in detail:
+            draft.model.CopyFrom(edited)
     next(entry for entry in draft.model.metadata_props if entry.key == f'{PREFIX}edits').value = record
     return 'edits', f'{name} {detail}'
 

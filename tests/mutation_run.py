@@ -7,7 +7,6 @@ traceback. What was judged is in the JSON file of the family and seed, and is no
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import logging
 import sys
@@ -28,46 +27,47 @@ from mmdeploy_ext.stack import compat  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from mutation_judges import Judge
+    from mutations import Mutant
+
 OUT = REPO / 'work_dirs/mutations'
 COUNT = 100
 EQUIVALENT_SHARE = 0.05
 """Of the mutants; where more are drawn, others are drawn instead."""
 
 
-def run_family(family: str, seed: int, count: int, out: Path) -> dict[str, Any]:
+def run_family(family: str, seeds: Iterable[int], count: int, out: Path) -> Iterator[dict[str, Any]]:
+    """Yield the result of each seed for a family, whose right files are exported and proven once."""
+    from mutation_judges import Judge
+    from planting import TOYS_OF
+    from remembered import loaded_once
+
+    with tempfile.TemporaryDirectory(prefix='mutants_') as folder, loaded_once():
+        judges = [Judge(name, Path(folder) / name) for name in TOYS_OF[family]]
+        for seed in seeds:
+            yield judge_draws(family, judges, seed, count, out / f'{family}.{seed}.json')
+
+
+def judge_draws(family: str, judges: list[Judge], seed: int, count: int, path: Path) -> dict[str, Any]:
     """Judge mutants of a family's files, until there are as many as asked for.
 
     Args:
         family: key of `planting.TOYS_OF`.
+        judges: of its toys.
         seed: of the draws; the same one gives the same mutants.
         count: of mutants.
-        out: folder of the JSON file, from which what was judged before is taken.
+        path: of the JSON file, from which what was judged before is taken.
     """
-    from mutation_judges import EQUIVALENT, Judge, summary
+    from mutation_judges import EQUIVALENT, summary
     from mutations import Draws
-    from planting import TOYS_OF
-    from remembered import loaded_once
 
-    path, start = out / f'{family}.{seed}.json', time.process_time()
+    start = time.process_time()
     before = {one['digest']: one for one in (read_json(path)['judged'] if path.is_file() else ())}
     judged: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mutants_')))
-        stack.enter_context(loaded_once())
-        names = TOYS_OF[family]
-        judges = [Judge(name, folder / name) for name in names]
-        draws, equivalents = Draws([judge.export for judge in judges], seed), 0
-        show = stack.enter_context(cli.progress(f'{family}, seed {seed}', count))
+    draws, equivalents = Draws([judge.export for judge in judges], seed), 0
+    with cli.progress(f'{family}, seed {seed}', count) as show:
         while len(judged) < count and (mutant := draws.next()) is not None:
-            entry = before.get(mutant.digest)
-            if entry is None:
-                begin = time.process_time()
-                judgement = judges[mutant.source].judge(mutant)
-                entry = dict(
-                    toy=names[mutant.source], kind=mutant.kind, where=mutant.where, detail=mutant.detail,
-                    digest=mutant.digest, outcome=judgement.outcome, reason=judgement.reason[-2000:],
-                    cpu_s=round(time.process_time() - begin, 3),
-                )  # fmt: skip
+            entry = before.get(mutant.digest) or judge_mutant(judges[mutant.source], mutant)
             equivalents += entry['outcome'] == EQUIVALENT
             if entry['outcome'] == EQUIVALENT and equivalents > EQUIVALENT_SHARE * count:
                 draws.give_back(mutant)
@@ -80,6 +80,16 @@ def run_family(family: str, seed: int, count: int, out: Path) -> dict[str, Any]:
     result = dict(family=family, seed=seed, cpu_s=seconds, **summary(judged), judged=judged)
     write_json(path, result)
     return result
+
+
+def judge_mutant(judge: Judge, mutant: Mutant) -> dict[str, Any]:
+    """Return what became of a mutant as plain data."""
+    begin = time.process_time()
+    judgement = judge.judge(mutant)
+    facts = {name: getattr(mutant, name) for name in ('kind', 'where', 'detail', 'digest')}
+    seconds = round(time.process_time() - begin, 3)
+    reason = judgement.reason[-2000:]
+    return dict(toy=judge.toy.name, **facts, outcome=judgement.outcome, reason=reason, cpu_s=seconds)
 
 
 def _rest(before: dict[str, Any], judged: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -116,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
         description='Draw mutants of the files of every family and prove them: none may be PROVEN.'
     )
     add = cli.adder(parser)
-    add('--seed N', 'of the draws', type=int, required=True)
+    add('--seed N...', 'of the draws, one or several', type=int, required=True)
     add('--family NAME...', 'families of planting.TOYS_OF (default: all)')
     add('--count N', 'mutants of each family (default: %(default)s)', COUNT)
     add('--out FOLDER', 'of the JSON files (default: work_dirs/mutations)', OUT)
@@ -134,11 +144,11 @@ def run(args: argparse.Namespace) -> int:
 
     failed = []
     for family in args.family or TOYS_OF:
-        result = run_family(family, args.seed, args.count, args.out)
-        print(title(result), flush=True)
-        lines = failures(result, args.count)
-        print(*lines, sep='\n', end='\n' * bool(lines), flush=True)
-        failed += lines
+        for result in run_family(family, args.seed, args.count, args.out):
+            print(title(result), flush=True)
+            for line in failures(result, args.count):
+                print(line, flush=True)
+                failed.append(line)
         gc.collect()
     return 1 if failed else 0
 

@@ -48,6 +48,8 @@ def _external(change: Callable[[Draft, bytes], tuple[bytes, dict[str, int]]]) ->
         tensor = _weight(draft)
         raw = numpy_helper.to_array(tensor).tobytes()
         content, place = change(draft, raw)
+        if content == raw:
+            raise NoSite
         external_data_helper.set_external_data(tensor, DATA, **place)
         tensor.ClearField('raw_data'), tensor.ClearField('float_data')
         tensor.data_location = TensorProto.EXTERNAL

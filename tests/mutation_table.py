@@ -1,10 +1,11 @@
-"""The figures of the proof as tables in docs/proof.md, from what tests/matrix/test_mutations.py measured.
+"""The mutation table of docs/proof.md: `python tests/mutation_table.py --seed A B`, from two runs.
 
-First `python -m pytest -m matrix tests/matrix/test_mutations.py`, then `python tests/mutation_table.py`.
+These are `python tests/mutation_run.py --seed A B` and `python tests/fault_run.py --out work_dirs/mutations`.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,101 +14,99 @@ REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
 from mmdeploy_ext.apps.tensorrt_table import shown_in  # noqa: E402
-from mmdeploy_ext.core.files import read_json, write_json  # noqa: E402
+from mmdeploy_ext.core import cli  # noqa: E402
+from mmdeploy_ext.core.errors import DataError  # noqa: E402
+from mmdeploy_ext.core.files import read_json  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-RESULTS = REPO / 'work_dirs/mutations'
-PAGES = ('docs/proof.md', 'docs/zh-CN/proof.md')
+OUT = REPO / 'work_dirs/mutations'
 MARK = 'mutations'
 HEADS = {
     'docs/proof.md': (
-        'file',
-        'mutants, PROVEN',
-        'the same graph, PROVEN',
-        'caught by inputs alone',
-        'faults in our code, PROVEN',
+        'family',
+        'files, seed {}: mutants, PROVEN, equivalent',
+        'code: faults, PROVEN',
     ),
     'docs/zh-CN/proof.md': (
-        '文件',
-        '变异数,其中 PROVEN',
-        '图相同的变异,其中 PROVEN',
-        '仅凭输入发现',
-        '代码中植入的错误,其中 PROVEN',
+        '模型族',
+        '文件，种子 {}：变异数、PROVEN、等价',
+        '代码：错误数、PROVEN',
     ),
 }
-"""Page -> heads of its first table; the second one has a row per kind, a column per file."""
+"""Page -> heads: of the families, of each seed, of the faults in code."""
 
 
-def keep(name: str, part: str, figures: Any) -> None:
-    """Keep a part of a file's figures on disk, beside those of other runs."""
-    path = RESULTS / f'{name}.json'
-    known = read_json(path) if path.is_file() else {}
-    write_json(path, {**known, part: figures})
+def read_files(out: Path, family: str, seed: int) -> list[int] | None:
+    """Return how many mutants of a family there are for a seed, proven and equivalent; None without a run."""
+    path = out / f'{family}.{seed}.json'
+    content = read_json(path) if path.is_file() else {}
+    if 'mutants' not in content:
+        return None
+    return [content[name] for name in ('mutants', 'proven', 'equivalent')]
 
 
-def table(results: Mapping[str, Mapping[str, Any]], heads: Sequence[str]) -> str:
-    """Return both tables.
+def read_faults(out: Path, toys: Sequence[str]) -> list[int] | None:
+    """Return how many faults of a family's toys ran, and how many were proven; None without a run."""
+    paths = [path for toy in toys if (path := out / f'{toy}.faults.json').is_file()]
+    outcomes = [outcome for path in paths for outcome in read_json(path)]
+    return [len(outcomes), sum(outcome['proven'] for outcome in outcomes)] if outcomes else None
 
-    Args:
-        results: toy -> 'mutants', 'harmless', 'inputs' (kind -> [count, of]) and 'planted' ([proven, of]).
-        heads: of the first one.
+
+def rows_of(out: Path, seeds: Sequence[int], families: Mapping[str, Sequence[str]]) -> list[list[Any]]:
+    """Return a row per family: its name, figures of each seed, figures of its faults.
+
+    Raises:
+        DataError: no family has run with one of the seeds.
     """
     rows = [
-        (
-            f'`{name}`',
-            *(_of(found.get(part), reverse=True) for part in ('mutants', 'harmless')),
-            _share(found.get('inputs')),
-            _of({'all': found['planted']} if 'planted' in found else None, reverse=True),
-        )
-        for name, found in results.items()
+        [family, *(read_files(out, family, seed) for seed in seeds), read_faults(out, toys)]
+        for family, toys in families.items()
     ]
-    kinds = list(dict.fromkeys(kind for found in results.values() for kind in found.get('inputs', {})))
-    seen = [
-        (
-            f'`{kind}`',
-            *(_share({kind: found.get('inputs', {}).get(kind, [0, 0])}) for found in results.values()),
-        )
-        for kind in kinds
-    ]
-    tables = [_table(heads, rows)]
-    if kinds:
-        tables.append(_table((heads[3], *(f'`{name}`' for name in results)), seen))
-    return '\n'.join(tables)
+    for place, seed in enumerate(seeds):
+        if not any(row[place + 1] for row in rows):
+            raise DataError(
+                f'{out}: has no run of seed {seed}; run python tests/mutation_run.py --seed {seed}'
+            )
+    return rows
 
 
-def _sums(counts: Mapping[str, Sequence[int]]) -> tuple[int, int]:
-    return tuple(sum(column) for column in zip(*counts.values(), strict=True)) or (0, 0)
-
-
-def _of(counts: Mapping[str, Sequence[int]] | None, reverse: bool = False) -> str:
-    if not counts:
-        return ''
-    count, of = _sums(counts)
-    return f'{of}, {count}' if reverse else f'{count} / {of}'
-
-
-def _share(counts: Mapping[str, Sequence[int]] | None) -> str:
-    if not counts or not _sums(counts)[1]:
-        return ''
-    count, of = _sums(counts)
-    return f'{count} / {of} ({100 * count / of:.0f} %)'
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ['---'] * len(heads), *rows]
+def table(rows: Sequence[Sequence[Any]], seeds: Sequence[int], heads: Sequence[str]) -> str:
+    """Return the table; what did not run is an empty cell."""
+    first, of_seed, last = heads
+    lines = [[first, *(of_seed.format(seed) for seed in seeds), last]]
+    lines.append(['---'] * len(lines[0]))
+    for family, *figures in rows:
+        lines.append([f'`{family}`', *(', '.join(map(str, counts or ())) for counts in figures)])
     return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 
 
-def main() -> int:
-    """Write the tables into both pages."""
-    results = {path.stem: read_json(path) for path in sorted(RESULTS.glob('*.json'))}
-    for page in PAGES:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(description='Write the mutation table into docs/proof.md.')
+    add = cli.adder(parser)
+    add('--seed N...', 'of the runs', type=int, required=True)
+    add('--out FOLDER', 'of the JSON files (default: work_dirs/mutations)', OUT)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the table into both pages."""
+    from planting import TOYS_OF
+
+    rows = rows_of(args.out, args.seed, TOYS_OF)
+    for page, heads in HEADS.items():
         path = REPO / page
-        path.write_text(shown_in(path.read_text(), table(results, HEADS[page]), MARK))
+        shown = shown_in(path.read_text(encoding='utf-8'), table(rows, args.seed, heads), MARK)
+        path.write_text(shown, encoding='utf-8')
         print(page)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return cli.run(run, build_parser(), argv)
 
 
 if __name__ == '__main__':

@@ -7,10 +7,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from equivalence import reason_of
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.graph.io.index import all_nodes
 from mmdeploy_ext.sparse.libspconv import to_onnx
-from mutation_table import HEADS, table
-from mutations import KINDS, is_valid, mutants
+from mutation_table import HEADS, rows_of, table
+from mutations import KINDS, Draws, Export, Mutant, is_valid, mutants
 from toy_atss import REPO
 from toy_sparse_graph import graph as sparse_graph
 
@@ -125,15 +128,60 @@ def test_no_fault_wires_a_node_to_another_copy_of_the_same_value(atss):
             assert not np.array_equal(constants[old], constants[new])
 
 
-def test_the_table_counts_what_was_proven_and_what_inputs_caught():
-    figures = dict(
-        mutants={'ulp': [0, 30], 'ends': [0, 30]},
-        harmless={'harmless': [30, 30]},
-        inputs={'ulp': [3, 30], 'ends': [30, 30]},
-        planted=[0, 25],
-    )
-    shown = table({'toy': figures, 'other': dict(mutants={'ulp': [1, 7]})}, HEADS['docs/proof.md'])
-    assert '| `toy` | 60, 0 | 30, 30 | 33 / 60 (55 %) | 25, 0 |' in shown
-    assert '| `other` | 7, 1 |  |  |  |' in shown
-    assert '| `ulp` | 3 / 30 (10 %) |  |' in shown
+def test_the_table_has_a_row_for_each_family_and_empty_cells_for_what_did_not_run(tmp_path):
+    write_json(tmp_path / 'solo.7.json', dict(mutants=100, proven=0, equivalent=2, judged=[]))
+    for toy, proven in (('solov2', False), ('decoupled_solo', True)):
+        write_json(tmp_path / f'{toy}.faults.json', [dict(proven=proven), dict(proven=False)])
+    rows = rows_of(tmp_path, [7], dict(solo=('solov2', 'decoupled_solo'), yolact=('yolact',)))
+    shown = table(rows, [7], HEADS['docs/proof.md'])
+    assert '| `solo` | 100, 0, 2 | 4, 1 |' in shown and '| `yolact` |  |  |' in shown
+    with pytest.raises(DataError, match='has no run of seed 8'):
+        rows_of(tmp_path, [8], dict(solo=('solov2',)))
+
+
+def draws_of(seed, count):
+    """Return mutants of a folder of two small graphs and a text."""
+    model = with_bodies()
+    helper.set_model_props(model, {'mm2onnx.family': '"toy"', 'mm2onnx.edits': '[]'})
+    content, text = model.SerializeToString(), b'a: 1\nb: [2.5, true]\n'
+    draws = Draws([Export({'one.onnx': content, 'two.onnx': content, 'm.yaml': text})], seed)
+    found = [draws.next() for _ in range(count)]
+    return draws, [mutant for mutant in found if mutant is not None]
+
+
+def test_of_a_folder_each_kind_is_drawn_at_most_ten_times_and_texts_too():
+    draws, found = draws_of(3, 300)
+    kinds = collections.Counter(mutant.kind for mutant in found)
+    assert max(kinds.values()) == 10 and {'text', 'text_keys', 'swap'} <= set(kinds)
+    assert len({mutant.digest for mutant in found}) == len(found)
+    assert [mutant.digest for mutant in draws_of(3, 300)[1]] == [mutant.digest for mutant in found]
+    assert draws.counts == kinds
+
+
+def equivalent(change):
+    """Return the reason why a changed model is equivalent to itself before."""
+    model = with_bodies()
+    helper.set_model_props(model, {'mm2onnx.family': '"toy"', 'mm2onnx.config': '"a.py"'})
+    export = Export({'m.onnx': model.SerializeToString()})
+    change(model)
+    return reason_of(export, Mutant('kind', '', '', changes={'m.onnx': model.SerializeToString()}))
+
+
+def renamed(model):
+    model.graph.node[0].name = 'other'
+    model.graph.node[0].output[0] = model.graph.node[1].input[0] = 'inner'
+
+
+def unread(model):
+    model.graph.node.append(helper.make_node('Neg', ['x'], ['nobody']))
+
+
+def test_a_reason_is_given_for_equivalent_models_alone():
+    assert 'written in another way' in equivalent(renamed)
+    assert 'reaches no output' in equivalent(unread)
+    assert 'only noted' in equivalent(lambda model: setattr(model.metadata_props[1], 'value', '"b.py"'))
+    assert not equivalent(lambda model: setattr(model.metadata_props[0], 'value', '"solo"'))
+    assert not equivalent(lambda model: setattr(model.graph.node[0].attribute[0].g.node[0], 'op_type', 'Neg'))
+    assert not equivalent(lambda model: setattr(model.functions[0].node[0], 'op_type', 'Neg'))
+    assert not equivalent(lambda model: setattr(model.graph.output[0], 'name', 'z'))
 

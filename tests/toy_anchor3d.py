@@ -107,6 +107,7 @@ DATA = """
 del head, test, second, neck, layer, norm
 data = dict(test=dict(type='KittiDataset', classes=['car', 'bus', 'truck'], pipeline=[
     dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    dict(type='DefaultFormatBundle3D', class_names=[], with_label=False),
     dict(type='Collect3D', keys=['points'])]))
 """
 KINDS = dict(

@@ -8,6 +8,7 @@ import projects.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import find_family
+from projects.configs.nuscenes_fusion import test_pipeline
 from toy_atss import REPO
 
 PUBLISHED = f'{REPO}/projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
@@ -48,16 +49,15 @@ CHANGES = dict(
         )
     ),
 )  # fmt: skip
-PIPELINE = [
-    dict(type='ImageAug3D', final_dim=SIZE, resize_lim=[0.08, 0.08], bot_pct_lim=[0.0, 0.0]),
-    dict(type='ImageNormalize', mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
-]
+IMAGE = dict(final_dim=SIZE, resize_lim=[0.08, 0.08], bot_pct_lim=[0.0, 0.0])
 
 
 def write_config(path, **more):
     """Write the config; more is what is merged into its model."""
+    no_cameras = more.get('encoders', {}).get('camera', IMAGE) is None
+    pipeline = test_pipeline(None if no_cameras else IMAGE, 0)
     text = f'_base_ = [{PUBLISHED!r}]\nmodel = {pprint.pformat(dict(CHANGES, **more))}\n'
-    path.write_text(text + f'data = dict(test=dict(_delete_=True, type="Missing", pipeline={PIPELINE!r}))\n')
+    path.write_text(text + f'data = dict(test=dict(_delete_=True, type="Missing", pipeline={pipeline!r}))\n')
     return str(path)
 
 

@@ -38,7 +38,8 @@ model = dict(
         nms_type='rotate', pre_max_size=40, post_max_size=20, nms_thr=0.2)))
 load = dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5)
 data = dict(test=dict(type='NuScenesDataset', classes=['car', 'bus', 'truck'],
-                      pipeline=[load, dict(type='Collect3D', keys=['points'])]))
+                      pipeline=[load, dict(type='DefaultFormatBundle3D', class_names=[], with_label=False),
+                                dict(type='Collect3D', keys=['points'])]))
 """
 
 

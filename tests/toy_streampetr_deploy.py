@@ -13,6 +13,7 @@ from mmdeploy_ext.deploy.deployment import Deployment
 from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.proof.inputs.synthetic_drive import Drive, synthetic_drive
+from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 
 
 @functools.cache
@@ -23,7 +24,8 @@ def deployment() -> Deployment:
     model = exported.model()
     model.input_sizes = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH)
     model.image_norm = exported.RULE.mean, exported.RULE.std, exported.RULE.to_rgb
-    cfg = Config(dict(model=toy.model_cfg(), test_pipeline=[dict(type='LoadMultiViewImageFromFiles')]))
+    image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=exported.RULE.source)
+    cfg = Config(dict(model=toy.model_cfg(), test_pipeline=test_pipeline(image)))
     classes = tuple(f'class {label}' for label in range(toy.NUM_CLASSES))
     return Deployment(
         cfg, 'toy.py', {}, StreamPetrFamily(), model, 'toy.pth', 'd' * 64, classes, exported.RULE

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
-    import numpy as np
-
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.infos import RigFrame
 
@@ -171,11 +169,12 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
         def run_one(frame: RigFrame, target: Path, facts: dict[str, Any]) -> dict[str, Any]:
             images = frame.read_pictures()
             with named(f'{frame.source}: {frame.name}'):
-                given, points = inputs_of(model, metadata.samples, frame, images, args.data_root)
                 start = time.perf_counter()
-                found = model.detect(*given)
+                moment = model.moment(images, frame, args.data_root)
+                found = model.step(moment).detections
             entry = entry_of(facts, target, start, found, args, model.classes)
             layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            points = getattr(moment, 'points', None)
             picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
             draw(target, picture)
             return entry
@@ -189,16 +188,6 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             name = f'{frame.name} ({", ".join(black)} black)' if black else frame.name
             run_images.report(name, entries[-1])
     return run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
-
-
-def inputs_of(
-    model: Any, samples: str, frame: RigFrame, images: list[np.ndarray], root: str | None
-) -> tuple[tuple[Any, ...], np.ndarray | None]:
-    """Return what `detect` of a model of frames takes of one, and its points; None without a LiDAR."""
-    if samples == 'fused':
-        return (images, frame, root), model.points(frame, root)
-    calibration = model.rule.calibrate(frame.intrinsics, frame.lidar2cam)
-    return (images, calibration, frame.ego_pose, frame.timestamp_s, frame.scene_token), None
 
 
 RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)

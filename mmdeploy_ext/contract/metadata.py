@@ -12,6 +12,7 @@ from mmdeploy_ext.contract.metadata_entries import (
     check_names,
     checked_facts,
     damaged,
+    entries_of,
     read_entry,
 )
 from mmdeploy_ext.contract.spec import GraphSpec
@@ -154,7 +155,7 @@ def read_metadata(path: str) -> Metadata:
 
 
 def read_props(path: object) -> dict[str, str]:
-    """Return the `metadata_props` of an ONNX file; ModelFileError: it is missing or corrupt."""
+    """Return the `metadata_props` of a file; ModelFileError: missing, corrupt, or an entry is there twice."""
     import onnx
 
     try:
@@ -166,10 +167,10 @@ def read_props(path: object) -> dict[str, str]:
         raise
     except Exception as error:
         raise ModelFileError(f'{path}: is not a readable ONNX file ({type(error).__name__})') from error
-    props = {entry.key: entry.value for entry in model.metadata_props}
-    for text in (*props, *props.values()):
+    texts = (text for entry in model.metadata_props for text in (entry.key, entry.value))
+    for text in texts:
         if isinstance(text, bytes):  # protobuf's answer where it is not UTF-8
             raise ModelFileError(
                 f'{path}: its metadata has {shortened(text)}, which is not UTF-8; export it again'
             )
-    return props
+    return entries_of(model.metadata_props, path)

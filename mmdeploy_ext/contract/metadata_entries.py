@@ -1,7 +1,7 @@
 """The `mm2onnx.*` entries of a file, read: JSON that passes its schema, or an error that names the entry."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmdeploy_ext.contract.families import POSTPROCESS
@@ -40,6 +40,19 @@ def damaged(path: object, name: str, error: object) -> ModelFileError:
     return ModelFileError(
         f'{path}: its mm2onnx metadata is damaged ({PREFIX}{name}: {error}); export it again'
     )
+
+
+def entries_of(listed: Iterable[Any], path: object) -> dict[str, str]:
+    """Return the `metadata_props` of a file as a dict; ModelFileError: one of ours is there twice.
+
+    Which of two values counts would depend on who reads the file. Entries have a `key` and a `value`.
+    """
+    props: dict[str, str] = {}
+    for entry in listed:
+        if entry.key in props and entry.key.startswith(PREFIX):
+            raise damaged(path, entry.key.removeprefix(PREFIX), 'is there twice')
+        props[entry.key] = entry.value
+    return props
 
 
 def check_names(props: Mapping[str, str], path: object, entries: Mapping[str, bool] = FILE_ENTRIES) -> None:

@@ -75,7 +75,14 @@ VOXELS = full_record(
     mode=one_of('hard', 'dynamic'),
 )
 FUSION = full_record(
-    kind=one_of('fusion'), views=maybe(MULTIVIEW), voxels=maybe(VOXELS), sweeps=number(0, 1000, whole=True)
+    kind=one_of('fusion'),
+    views=maybe(MULTIVIEW),
+    voxels=maybe(VOXELS),
+    load_dim=number(3, 1024, whole=True),
+    use_dim=items(number(0, 1023, whole=True), 3, 1024),
+    sweeps=number(0, 1000, whole=True),
+    pad_empty_sweeps=FLAG,
+    remove_close=FLAG,
 )
 
 

@@ -2,16 +2,76 @@
 
 import contextlib
 import importlib.metadata
+import json
+import sys
+import urllib.parse
+from pathlib import Path
 
 import mmdeploy_ext
 
-PACKAGES = ('torch', 'mmcv-full', 'mmdet', 'mmdet3d', 'onnx', 'onnxruntime', 'onnxslim')
+PACKAGES = {
+    'torch': 'torch',
+    'mmcv-full': 'mmcv',
+    'mmdet': 'mmdet',
+    'mmdet3d': 'mmdet3d',
+    'onnx': 'onnx',
+    'onnxruntime': 'onnxruntime',
+    'onnxslim': 'onnxslim',
+}
+"""Distribution -> the module that it installs."""
 
 
 def versions() -> dict[str, str]:
-    """Return the version of this project and of every package of `PACKAGES` that is installed."""
+    """Return the version of this project and of every package of `PACKAGES` that is imported or installed.
+
+    That of an imported module is its own: another copy than the installed one may have been imported.
+    """
     found = {'mm2onnx': mmdeploy_ext.__version__}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
+    for package, module in PACKAGES.items():
+        version = getattr(sys.modules.get(module), '__version__', None)
+        if version is None and (distribution := _distribution(package)) is not None:
+            version = distribution.version
+        if version is not None:
+            found[package] = str(version)
     return found
+
+
+def other_copies() -> dict[str, str]:
+    """Return package -> folder of every imported module that is not of the installed distribution."""
+    found = {}
+    for package, module in PACKAGES.items():
+        file = getattr(sys.modules.get(module), '__file__', None)
+        if file is None:
+            continue
+        folder, distribution = Path(file).resolve().parent, _distribution(package)
+        places = [] if distribution is None else _places(distribution, module)
+        if folder not in places:
+            found[package] = str(folder)
+    return found
+
+
+def versions_with_places() -> dict[str, str]:
+    """Return `versions`, and behind that of a module that is not of the distribution the folder it is in."""
+    places = other_copies()
+    return {
+        package: f'{version} ({places[package]})' if package in places else version
+        for package, version in versions().items()
+    }
+
+
+def _distribution(package: str) -> importlib.metadata.Distribution | None:
+    """Return the distribution of a package, which may have the name of its module: mmcv with operators."""
+    for name in (package, PACKAGES[package]):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.distribution(name)
+    return None
+
+
+def _places(distribution: importlib.metadata.Distribution, module: str) -> list[Path]:
+    """Return the folders that a module of a distribution may be in: of an editable one in its checkout."""
+    places = [Path(str(distribution.locate_file(module)))]
+    origin = json.loads(distribution.read_text('direct_url.json') or '{}')
+    if origin.get('dir_info', {}).get('editable'):
+        checkout = Path(urllib.parse.unquote(urllib.parse.urlparse(origin['url']).path))
+        places += [checkout / module, checkout / 'src' / module]
+    return [place.resolve() for place in places]

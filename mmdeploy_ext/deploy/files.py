@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
 from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.core.versions import versions
@@ -182,6 +182,22 @@ def read_files(path: str) -> ExportedFiles:
     names: Sequence[str] = ()
     if family is not None and family.files:
         names = family.names_of(family.written(metadata.options, first))
+    if names and Path(path).is_dir():
+        check_file_names(path, {Path(file).name: f'{one.form}.onnx' for file, one in known.items()})
     places = {name: place for place, name in enumerate(names)}
     order = sorted(known, key=lambda file: (places.get(known[file].form, len(names)), file))
     return ExportedFiles(order, [known[file] for file in order])
+
+
+def check_file_names(folder: str, expected: Mapping[str, str]) -> None:
+    """Refuse a folder whose files do not have the names of their graphs, by which runtimes open them.
+
+    `expected` is name of a file -> the name that an export gives it. ModelFileError: lists the wrong ones.
+    """
+    wrong = {name: expected_name for name, expected_name in expected.items() if name != expected_name}
+    if not wrong:
+        return
+    exchanged = set(wrong) == set(wrong.values())
+    reason = "files have each other's names" if exchanged else 'files do not have the names of their graphs'
+    listed = ', '.join(f'{name} holds the graph of {expected_name}' for name, expected_name in wrong.items())
+    raise ModelFileError(f'{folder}: {reason} ({listed}); rename them, or export again')

@@ -19,6 +19,8 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, Stepper, Sweep
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
 
@@ -48,6 +50,23 @@ class SequenceFamily(Family):
     def memory_spec(self, facts: Mapping[str, Any]) -> MemorySpec:
         """What a proof has to know of the memory, of `postprocess_facts` as a file has them."""
         raise NotImplementedError(f'{self.name}: has no memory')
+
+    @abc.abstractmethod
+    def generated_dataset(self, folder: Path, cfg: Any, rule: Any) -> dict[str, Any]:
+        """Write generated moments as files into a folder; return the config of a data set that reads them.
+
+        It is the one that a config has in `data.test`, where that reads infos of nuScenes' kind, with another
+        `ann_file`; else the family's with the config's test pipeline. The rule says what files there are.
+        """
+
+    @abc.abstractmethod
+    def moments(
+        self, cfg: Any, rule: Any, infos: Path, root: str | Path | None = None
+    ) -> Iterable[Frame | Sweep]:
+        """Yield the moments of infos as the runtime reads and prepares them by a rule; names are tokens.
+
+        `root` is the folder of the data set.
+        """
 
     def generated_sweeps(self, rule: Any, count: int) -> Iterable[Sweep]:
         """Return sweeps to prove a LiDAR model on where there is no data set."""

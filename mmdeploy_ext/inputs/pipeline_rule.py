@@ -84,6 +84,11 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -
     steps: list[Mapping[str, Any]] = []
     for step in pipeline:
         if step.get('type') != 'MultiScaleFlipAug':
+            if step.get('type') == 'RandomFlip' and step.get('flip_ratio'):
+                raise ConfigError(
+                    f'test pipeline step RandomFlip: flip_ratio={step["flip_ratio"]} outside of '
+                    f'MultiScaleFlipAug flips pictures at random; expected 0'
+                )
             steps.append(step)
             continue
         _check_options(step)

@@ -11,8 +11,9 @@ import numpy as np
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.inputs.past_sweeps import AGE, PastSweeps
 from mmdeploy_ext.quantize.images import evenly
-from mmdeploy_ext.runtime.infos import INFOS, PastSweep, find_file, past_sweeps, read_infos, seconds_of
+from mmdeploy_ext.runtime.infos import INFOS, find_file, past_sweeps, read_infos, seconds_of
 from mmdeploy_ext.runtime.points import check_plausible, read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
 
@@ -22,11 +23,7 @@ if TYPE_CHECKING:
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 ENDINGS = ('.bin', '.npy', '.npz')
-CLOSE_M = 1.0
-"""Points of past sweeps nearer than this in x and y are of the car itself."""
 KEY_FRAMES = Path('samples/LIDAR_TOP')
-TIME = 4
-"""Column of the time lag, s, that merging writes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +33,14 @@ class PointRule:
     Attributes:
         load_dim: values per point in a file.
         use_dim: columns that the model takes, in order.
-        past: sweeps of the past that are merged into each; infos only.
+        past: sweeps of the past that are merged into each, of infos only; None merges none.
         past_dim: columns after merging, None: `use_dim` as it is.
-        remove_close: drop points of past sweeps that are close to the car.
     """
 
     load_dim: int
     use_dim: tuple[int, ...]
-    past: int = 0
+    past: PastSweeps | None = None
     past_dim: tuple[int, ...] | None = None
-    remove_close: bool = False
 
     def __post_init__(self) -> None:
         """Refuse columns that are not there."""
@@ -67,8 +62,18 @@ class PointRule:
         past = found.get('LoadPointsFromMultiSweeps')
         if past is None:
             return cls(*read)
-        merged = _columns(past.get('use_dim', [0, 1, 2, 4])), bool(past.get('remove_close', False))
-        return cls(*read, int(past.get('sweeps_num', 10)), *merged)
+        return cls(*read, past_rule(past), _columns(past.get('use_dim', [0, 1, 2, 4])))
+
+
+def past_rule(step: Mapping[str, Any]) -> PastSweeps:
+    """Return how a LoadPointsFromMultiSweeps merges sweeps of the past.
+
+    ConfigError: it writes their age to another column than the one that mmdet3d's configs have.
+    """
+    if (column := step.get('time_dim', AGE)) != AGE:
+        raise ConfigError(f'LoadPointsFromMultiSweeps: time_dim={column}; expected {AGE}')
+    flags = (bool(step.get(name, False)) for name in ('pad_empty_sweeps', 'remove_close'))
+    return PastSweeps(int(step.get('sweeps_num', 10)), *flags)
 
 
 def point_rule(cfg: Any, in_channels: int) -> PointRule:
@@ -135,26 +140,18 @@ class Sweeps:
         points = self._load(self._find(_path_of(info, self.source)))[:, list(rule.use_dim)]
         if not rule.past:
             return np.ascontiguousarray(points)
-        if points.shape[1] <= TIME:
+        if points.shape[1] <= AGE:
             raise DataError(
                 f'{self.source}: points of {points.shape[1]} values have no column for the time lag that '
                 f'merging writes; give LoadPointsFromFile use_dim=5'
             )
-        points = points.copy()
-        points[:, TIME] = 0
-        before = past_sweeps(info, place)[: rule.past]
-        clouds = [points, *(self._past(past, seconds_of(info, place)) for past in before)]
-        return np.ascontiguousarray(np.concatenate(clouds)[:, list(rule.past_dim or range(points.shape[1]))])
-
-    def _past(self, past: PastSweep, now_s: float) -> np.ndarray:
-        """Return the points of a past sweep in the LiDAR frame of now; as mmdet3d 1.0 merges them."""
-        points = self._load(self._find(past.path))[:, list(self.rule.use_dim)].copy()
-        if self.rule.remove_close:
-            points = points[~(np.abs(points[:, :2]) < CLOSE_M).all(axis=1)]
-        points[:, :3] = points[:, :3] @ past.rotation.T
-        points[:, :3] += past.translation
-        points[:, TIME] = now_s - past.timestamp_s
-        return points
+        merged = rule.past.merge(
+            points.copy(),
+            past_sweeps(info, place),
+            seconds_of(info, place),
+            lambda name: self._load(self._find(name))[:, list(rule.use_dim)].copy(),
+        )
+        return np.ascontiguousarray(merged[:, list(rule.past_dim or range(points.shape[1]))])
 
     def _load(self, path: Path) -> np.ndarray:
         if path.suffix != '.npy':

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io.files import external_files, read
 from mmdeploy_ext.graph.same import size
 from mmdeploy_ext.proof import half
@@ -102,7 +102,7 @@ class Proof(abc.ABC):
             checkpoint=deployment.checkpoint,
             config_sha256=deployment.config_sha256,
             checkpoint_sha256=deployment.checkpoint_sha256,
-            proven_with=versions(),
+            proven_with=versions_with_places(),
             python=platform.python_version(),
         )
 
@@ -122,6 +122,10 @@ class Proof(abc.ABC):
             ]
             verdict.notes += [note for note in notes if note not in verdict.notes]
         verdict.structure += asked_checks(self.files[-1].options, asked or {})
+        verdict.notes += [
+            f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
+            for package, folder in other_copies().items()
+        ]
         verdict.preprocessing = self.preprocessing()
         return verdict
 

@@ -13,6 +13,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, run_twice
+from mmdeploy_ext.proof.moments import compare_moments
 from mmdeploy_ext.proof.near_ties import near_ties
 from mmdeploy_ext.proof.provenance import companion_checks
 from mmdeploy_ext.proof.results import Case, Pair
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.proof.results import Check
+    from mmdeploy_ext.proof.results import Check, PreprocessingResult
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
@@ -91,6 +92,10 @@ class FramesProof(ExportedProof):
             return super().checks(file)
         wanted = self.deployment.family.companions(self.deployment.model, self.asked_for)
         return [*super().checks(file), *companion_checks(Path(file.path).parent, wanted)]
+
+    def preprocessing(self) -> PreprocessingResult:
+        """Compare moments prepared by the rule in the last file with those of the config's test pipeline."""
+        return compare_moments(self.deployment, self.metadata[-1].preprocess, self.samples, self.unit)
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""

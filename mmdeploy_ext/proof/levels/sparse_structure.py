@@ -55,6 +55,13 @@ def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph
         found += differences(read(path), half(expected))
     except Mm2OnnxError as error:
         found.append(f'file: cannot be read: {error}')
+    found += [
+        f'function {function.name}: no file of the dialect has functions' for function in model.functions
+    ]
+    found += [
+        f'{tensor.values.name}: is a sparse initializer, which the engine does not read'
+        for tensor in model.graph.sparse_initializer
+    ]
     lines = (line.partition(': ') for line in found)
     return [Difference('node', where, '', detail) for where, _, detail in lines]
 

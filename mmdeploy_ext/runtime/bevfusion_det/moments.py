@@ -1,6 +1,6 @@
 """Moments of a data set's infos as the model takes them: pictures, points, sweeps of the past, matrices.
 
-Needs numpy and OpenCV. Source of the sweeps' steps: mmdet3d 1.0.0rc6, LoadPointsFromMultiSweeps.
+Needs numpy and OpenCV.
 """
 
 from __future__ import annotations
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 NO_POINTS = np.zeros((0, 5), np.float32)
-AGE = 4
-"""Column of a point that says how long before the key frame it was measured, s."""
-CLOSE = 1.0
-"""Points of sweeps of the past nearer than this in x and y are the car's own, m."""
 
 
 class Detecting(Memoryless):
@@ -67,10 +63,6 @@ class Detecting(Memoryless):
         """See the function of this name."""
         return moment(images_bgr, rig, self.rule, root)
 
-    def points(self, rig: RigFrame, root: str | Path | None = None) -> np.ndarray:
-        """See `points_of`."""
-        return points_of(rig, self.rule, root)
-
 
 def moment(
     images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: FusionRule, root: str | Path | None = None
@@ -103,10 +95,9 @@ def moment(
 
 
 def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -> np.ndarray:
-    """Return the points (P, V) of a key frame and of `rule.sweeps` before it, in the key frame's coordinates.
+    """Return the points (P, V) of a key frame and of sweeps before it, see `PastSweeps.merge`.
 
-    Without sweeps in the info the key frame's own points, but for the car's, stand for each of them. None
-    without LiDAR; see `moment`.
+    None without LiDAR; for the errors see `moment`.
     """
     if rule.voxels is None:
         return NO_POINTS
@@ -115,22 +106,9 @@ def points_of(rig: RigFrame, rule: FusionRule, root: str | Path | None = None) -
         raise DataError(f'{place} has no lidar_path; expected that of a sweep')
 
     def read(name: Any) -> np.ndarray:
-        return read_points(find_file(name, rig.source, root, 'sweep'), rule.voxels.in_channels)
+        return read_points(find_file(name, rig.source, root, 'sweep'), rule.load_dim)
 
     points = read(info['lidar_path'])
-    if not rule.sweeps:
-        return points
-    points[:, AGE] = 0
-    before = past_sweeps(info, place)[: rule.sweeps]
-    parts = [points] + ([] if before else [_without_car(points)] * rule.sweeps)
-    for sweep in before:
-        found = _without_car(read(sweep.path))
-        found[:, :3] = found[:, :3] @ sweep.rotation.T
-        found[:, :3] += sweep.translation
-        found[:, AGE] = rig.timestamp_s - sweep.timestamp_s
-        parts.append(found)
-    return np.concatenate(parts)
-
-
-def _without_car(points: np.ndarray) -> np.ndarray:
-    return points[~(np.abs(points[:, :2]) < CLOSE).all(1)]
+    if rule.past:
+        points = rule.past.merge(points, past_sweeps(info, place), rig.timestamp_s, read)
+    return np.ascontiguousarray(points[:, list(rule.use_dim)])

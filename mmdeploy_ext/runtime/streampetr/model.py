@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.engines.base import Backend
+    from mmdeploy_ext.inputs.cameras import MultiViewRule
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
+    from mmdeploy_ext.runtime.infos import RigFrame
 
 logger = logging.getLogger(__name__)
 FAMILY = 'streampetr'
@@ -139,6 +141,12 @@ class StreamPetrOnnx(Runtime):
         images, (seen, intrinsics) = self.rule.apply(images_bgr), calibration or (None, None)
         return self.step(Frame(images, seen, intrinsics, ego_pose, timestamp_s, scene_token)).detections
 
+    def moment(
+        self, images_bgr: Sequence[np.ndarray], rig: RigFrame, root: str | Path | None = None
+    ) -> Frame:
+        """Return a frame of a data set's infos as `step` takes it; see the function of this name."""
+        return moment(images_bgr, rig, self.rule)
+
     def step(self, frame: Frame) -> StepResult:
         """Run a prepared frame; raises what `detect` raises."""
         images = checks.check_prepared(frame.images, self.image_shape)
@@ -208,6 +216,18 @@ class StreamPetrOnnx(Runtime):
             logger.warning(said, time - last_time, self.max_gap_s)
             return True
         return False
+
+
+def moment(images_bgr: Sequence[np.ndarray], rig: RigFrame, rule: MultiViewRule) -> Frame:
+    """Return one frame of `read_frames`, and its N pictures (h, w, 3) uint8, as the model takes it.
+
+    Raises:
+        ShapeError: wrong number or size of pictures.
+        DataError: an invalid calibration.
+    """
+    calibration = rule.calibrate(rig.intrinsics, rig.lidar2cam)
+    images = rule.apply(images_bgr)
+    return Frame(images, *calibration, rig.ego_pose, rig.timestamp_s, rig.scene_token, rig.name)
 
 
 OPENS = StreamPetrOnnx

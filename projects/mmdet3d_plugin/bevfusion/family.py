@@ -27,8 +27,16 @@ from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
-from projects.mmdet3d_plugin.bevfusion.samples import dumped, frame, fusion_rule, generated, result
+from projects.mmdet3d_plugin.bevfusion.samples import (
+    dumped,
+    frame,
+    fusion_rule,
+    generated,
+    moments,
+    result,
+)
 from projects.mmdet3d_plugin.common.generated import crowded
+from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.common.samples import arrays
 from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
 
@@ -52,7 +60,7 @@ class BEVFusionFamily(SequenceFamily):
     files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
     postprocess_facts = staticmethod(postprocess_facts)
-    frame, result = staticmethod(frame), staticmethod(result)
+    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
     compared = ('cells', 'depth', 'bev')
@@ -77,6 +85,11 @@ class BEVFusionFamily(SequenceFamily):
             check_cuda(cfg)
         if options.contract == AUTOWARE:
             autoware.check(cfg)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
+        """Write moments of the sensors that a model has."""
+        default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
+        return generated_dataset(folder, cfg, default, rule.views, rule.voxels)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.inputs.fusion import FusionRule
 from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.quantize.sweeps import point_rule
 from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES
+from mmdeploy_ext.runtime.bevfusion_det.moments import moment, points_of
 from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
+from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
 from projects.mmdet3d_plugin.common import generated as sweeps
 from projects.mmdet3d_plugin.common.samples import check_dumped, only, result
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 
-__all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'result']
+__all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'moments', 'result']
 SOURCE = 900, 1600
 """Height and width of nuScenes' pictures, pixels; `source` of ImageAug3D says another one."""
 NO_POINTS = np.zeros((0, 5), np.float32)
@@ -33,8 +37,21 @@ def fusion_rule(cfg: Any) -> FusionRule:
     if encoders.get('lidar'):
         channels = int(encoders.lidar.backbone.in_channels)
         voxels = rule_of_layer(encoders.lidar.voxelize, channels, 'xyz')
-    past = [step for step in test_pipeline(cfg) if step.get('type') == 'LoadPointsFromMultiSweeps']
-    return FusionRule(views, voxels, int(past[0].get('sweeps_num', 10)) if past and voxels else 0)
+    return FusionRule(views, voxels, **(_points(cfg, voxels.in_channels) if voxels else {}))
+
+
+def _points(cfg: Any, width: int) -> dict[str, Any]:
+    """Return how points of a `width` are read; ConfigError: as a file cannot say."""
+    rule = point_rule(cfg, width)
+    if rule.past is None:
+        return dict(load_dim=rule.load_dim, use_dim=rule.use_dim)
+    if rule.use_dim != tuple(range(rule.load_dim)):
+        raise ConfigError(
+            f'{cfg.filename}: use_dim={list(rule.use_dim)} of LoadPointsFromFile; expected all of its '
+            f'load_dim={rule.load_dim}, since LoadPointsFromMultiSweeps chooses'
+        )
+    past = dict(pad_empty_sweeps=rule.past.pad_empty, remove_close=rule.past.remove_close)
+    return dict(load_dim=rule.load_dim, use_dim=rule.past_dim, sweeps=rule.past.most, **past)
 
 
 def _views(cfg: Any, camera: Any) -> MultiViewRule:
@@ -78,6 +95,20 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
         calibration={name: np.asarray(meta[name], np.float32) for name in MATRICES if name in meta},
         image_files=tuple(map(str, meta.get('filename', ()))),
     )
+
+
+def moments(
+    cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None
+) -> Iterator[FusedFrame]:
+    """Yield the moments of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    if rule.views is not None:
+        for rig in read_frames(infos, rule.views, root):
+            yield moment(rig.read_pictures(), rig, rule, root)
+        return
+    none = np.zeros((0, 3, 3)), np.zeros((0, 4, 4)), np.eye(4)
+    for info in read_infos(infos):
+        rig = RigFrame(str(info['token']), (), *none, info['timestamp'] / 1e6, None, info, infos)
+        yield FusedFrame(points_of(rig, rule, root), rig.name)
 
 
 def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:

@@ -34,8 +34,9 @@ from projects.mmdet3d_plugin.centerpoint.autoware_reference import NodeReference
 from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.centerpoint.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
-from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, result, sweep
+from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, moments, result, sweep
 from projects.mmdet3d_plugin.common.generated import crowded
+from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 from projects.mmdet3d_plugin.common.samples import arrays
 from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
@@ -67,7 +68,7 @@ class CenterPointFamily(SequenceFamily):
     options = tuple(OWN.get(one.name, one) for one in (*OPTIONS, SPARSE_FORM, *DRIVE))
     files = ('backbone', 'head')
     samples = 'sweeps'
-    frame, result = staticmethod(sweep), staticmethod(result)
+    frame, result, moments = staticmethod(sweep), staticmethod(result), staticmethod(moments)
     postprocess_facts = staticmethod(postprocess_facts)
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
     reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
@@ -86,6 +87,10 @@ class CenterPointFamily(SequenceFamily):
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'CenterPoint' else Claim.NO
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
+        """Write moments of a LiDAR alone."""
+        return generated_dataset(folder, cfg, 'NuScenesDataset', voxels=rule)
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""

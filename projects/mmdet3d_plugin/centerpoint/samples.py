@@ -1,15 +1,18 @@
 """Samples of mmdet3d's test loader as sweeps, dumps read back, detections as results of the data set."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
 from mmdeploy_ext.runtime.frames import Sweep
 from projects.mmdet3d_plugin.common.generated import generated
 from projects.mmdet3d_plugin.common.samples import check_dumped, check_given, only, result
 
-__all__ = ['dumped', 'generated', 'result', 'sweep']
+__all__ = ['dumped', 'generated', 'moments', 'result', 'sweep']
 
 
 def sweep(data: Mapping[str, Any]) -> Sweep:
@@ -21,6 +24,16 @@ def sweep(data: Mapping[str, Any]) -> Sweep:
         name=str(meta.get('sample_idx', '')),
         points_file=str(meta.get('pts_filename', '')),
     )
+
+
+def moments(cfg: Any, rule: VoxelRule, infos: Path, root: str | Path | None = None) -> Iterator[Sweep]:
+    """Yield the sweeps of infos by the config's columns and sweeps of the past; see `SequenceFamily.moments`.
+
+    A file takes points, and says nothing of how they were read: calibration and proofs read infos this way.
+    """
+    sweeps = Sweeps(infos, lambda points: (points, points), point_rule(cfg, rule.in_channels), root)
+    for info in sweeps.items:
+        yield Sweep(sweeps.points(info), str(info.get('token', '')), points_file=sweeps.name(info))
 
 
 def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Sweep:

@@ -4,6 +4,7 @@ Glossary: N cameras, H, W network input in pixels.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from mmdet3d.models import build_model
@@ -24,6 +25,7 @@ from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES as NODE_FILES
 from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
+from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.streampetr import autoware
 from projects.mmdet3d_plugin.streampetr.graphs import graphs
 from projects.mmdet3d_plugin.streampetr.reference import Reference
@@ -33,6 +35,7 @@ from projects.mmdet3d_plugin.streampetr.samples import (
     dump_tensors,
     dumped_frame,
     frame,
+    moments,
     result,
 )
 from projects.mmdet3d_plugin.streampetr.spec import sizes
@@ -97,7 +100,7 @@ class StreamPetrFamily(SequenceFamily):
     )
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     reference, memory_spec = staticmethod(Reference), staticmethod(memory_spec)
-    frame, result = staticmethod(frame), staticmethod(result)
+    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 
     def claims(self, cfg: Any) -> Claim:
@@ -134,6 +137,11 @@ class StreamPetrFamily(SequenceFamily):
         steps = test_pipeline(cfg)
         with refused_by_name(cfg):
             return rule_from_pipeline(steps, cameras)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        """Write moments of all cameras; the data set has no keys to collect, since it trains no model."""
+        found = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
+        return dict(dict(collect_keys=[]), **found)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""

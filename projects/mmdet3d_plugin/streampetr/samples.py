@@ -3,7 +3,8 @@
 Source of the dump's names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.inputs.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.infos import read_frames
+from mmdeploy_ext.runtime.streampetr.model import moment
 from projects.mmdet3d_plugin.common.samples import check_dumped, check_given, only, result
 
-__all__ = ['DUMP_NAMES', 'DUMP_SUFFIXES', 'dump_tensors', 'dumped_frame', 'frame', 'result']
+__all__ = ['DUMP_NAMES', 'DUMP_SUFFIXES', 'dump_tensors', 'dumped_frame', 'frame', 'moments', 'result']
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
 """Prefix of a name -> what the fork's file names end in."""
 INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists')
@@ -50,6 +54,12 @@ def frame(data: Mapping[str, Any]) -> Frame:
         image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
         ego_pose_inv=_array(values['ego_pose_inv'], 2).astype(np.float64),
     )
+
+
+def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    for rig in read_frames(infos, rule, root):
+        yield moment(rig.read_pictures(), rig, rule)
 
 
 def _array(value: Any, axes: int) -> np.ndarray:

@@ -91,6 +91,15 @@ def test_an_entry_that_no_export_writes_is_refused_by_name(model, tmp_path, name
         read_metadata(path)
 
 
+def test_an_entry_that_is_there_twice_is_refused_by_name(model, tmp_path):
+    path = write(model, tmp_path / 'm.onnx', METADATA.to_props())
+    twice = onnx.load(path)
+    twice.metadata_props.add(key=f'{PREFIX}classes', value='["a", "b", "c"]')
+    onnx.save(twice, path)
+    with pytest.raises(ModelFileError, match=r'mm2onnx\.classes: is there twice.*export it again'):
+        read_metadata(path)
+
+
 @pytest.mark.parametrize('value', ['{', '[]', '{"name": "x"}', '{"preprocess": 1}'])
 @pytest.mark.parametrize('field', ['spec', 'preprocess'])
 def test_damaged_metadata_is_refused_by_name(model, tmp_path, field, value):

@@ -35,13 +35,24 @@ def parser() -> cli.ArgumentParser:
 def raising(error: BaseException):
     def body(_):
         raise error
+
     return body
 
 
-@pytest.mark.parametrize(('error', 'status'), [
-    (UsageError('a'), 2), (ConfigError('a'), 2), (CheckpointError('a'), 2), (Mm2OnnxError('a'), 1),
-    (ShapeError('a'), 1), (ExportError('a'), 1), (OSError(28, 'a'), 1),
-    (MemoryError('a'), 1), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    ('error', 'status'),
+    [
+        (UsageError('a'), 2),
+        (ConfigError('a'), 2),
+        (CheckpointError('a'), 2),
+        (Mm2OnnxError('a'), 1),
+        (ShapeError('a'), 1),
+        (ExportError('a'), 1),
+        (OSError(28, 'a'), 1),
+        (MemoryError('a'), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
 def test_an_error_is_one_line_and_an_exit_status(error, status, capsys):
     assert cli.run(raising(error), parser(), []) == status
     out, err = capsys.readouterr()
@@ -102,12 +113,15 @@ def test_the_words_of_an_argument_say_how_many_values_it_has():
     assert '--rounds N, -r N' in made.format_help() and '--rename OLD NEW' in made.format_help()
 
 
-@pytest.mark.parametrize('words', [
-    ['tools/deployment/solo2onnx.py', 'c.py', 'c.pth'],
-    ['tools/deployment/verify.py', 'c.py', 'c.pth', 'm.onnx'],
-    ['tools/test.py', 'c.py', 'c.pth', '--eval', 'segm'],
-    ['tools/onnx/graph.py', 'show', 'm.onnx'],
-])
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['tools/deployment/solo2onnx.py', 'c.py', 'c.pth'],
+        ['tools/deployment/verify.py', 'c.py', 'c.pth', 'm.onnx'],
+        ['tools/test.py', 'c.py', 'c.pth', '--eval', 'segm'],
+        ['tools/onnx/graph.py', 'show', 'm.onnx'],
+    ],
+)
 def test_without_any_package_the_help_is_shown_and_the_tool_names_the_one_that_is_missing(words, tmp_path):
     bare = [sys.executable, '-I', '-S', str(REPOSITORY / words[0])]
     done = subprocess.run([*bare, '--help'], cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -120,9 +134,13 @@ def test_the_status_of_the_body_is_the_status_of_the_tool():
     assert [cli.run(lambda args: args.size, parser(), ['--size', str(size)]) for size in (0, 1)] == [0, 1]
 
 
-@pytest.mark.parametrize(('words', 'message'), [
-    (['--size', 'x'], "argument --size: invalid int value: 'x'"),
-    (['--none'], 'unrecognized arguments: --none')])
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--size', 'x'], "argument --size: invalid int value: 'x'"),
+        (['--none'], 'unrecognized arguments: --none'),
+    ],
+)
 def test_a_wrong_option_is_one_line_and_names_the_help(words, message, capsys):
     with pytest.raises(SystemExit) as left:
         cli.run(lambda args: 0, parser(), words)
@@ -148,16 +166,32 @@ def test_the_root_cause_is_the_first_error():
     assert repr(root_cause(error.value)) == "KeyError('first')"
 
 
-@pytest.mark.parametrize(('text', 'value'), [
-    ('3', 3), ('0.5', 0.5), ('true', True), ('None', None), ('abc', 'abc'), ('a,b', ['a', 'b']),
-    ('1,2', [1, 2]), ('(1,2)', (1, 2)), ('[1,2]', [1, 2]), ('{"a": 1}', {'a': 1}), ('', ''),
-    ('a=b', 'a=b'), ('-1', -1)])
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('3', 3),
+        ('0.5', 0.5),
+        ('true', True),
+        ('None', None),
+        ('abc', 'abc'),
+        ('a,b', ['a', 'b']),
+        ('1,2', [1, 2]),
+        ('(1,2)', (1, 2)),
+        ('[1,2]', [1, 2]),
+        ('{"a": 1}', {'a': 1}),
+        ('', ''),
+        ('a=b', 'a=b'),
+        ('-1', -1),
+    ],
+)
 def test_overrides_are_read_as_openmmlab_reads_them(text, value):
     assert options.parse_cfg_options([f'a.b={text}']) == {'a.b': value}
 
 
-@pytest.mark.parametrize(('shape', 'sizes'), [
-    (None, (0, 0)), (64, (64, 64)), ([64], (64, 64)), ([64, 96], (64, 96)), ((64, 96), (64, 96))])
+@pytest.mark.parametrize(
+    ('shape', 'sizes'),
+    [(None, (0, 0)), (64, (64, 64)), ([64], (64, 64)), ([64, 96], (64, 96)), ((64, 96), (64, 96))],
+)
 def test_a_shape_is_height_and_width(shape, sizes):
     assert options.parse_shape(shape) == sizes
 
@@ -168,15 +202,23 @@ def test_a_shape_that_is_none_is_refused_by_name(shape):
         options.parse_shape(shape, 'backend_config.shape')
 
 
-@pytest.mark.parametrize(('script', 'words', 'status'), [
-    ('tools/deployment/pytorch2onnx.py', [], 2),
-    ('tools/deployment/verify.py', ['none.py', 'none.pth', 'none.onnx'], 2),
-    ('tools/test.py', ['none.py', 'none.pth', '--eval', 'bbox'], 2),
-    ('tools/onnx/onnx_with_postprocess.py', ['none.onnx', 'none.jpg'], 2),
-])
+@pytest.mark.parametrize(
+    ('script', 'words', 'status'),
+    [
+        ('tools/deployment/pytorch2onnx.py', [], 2),
+        ('tools/deployment/verify.py', ['none.py', 'none.pth', 'none.onnx'], 2),
+        ('tools/test.py', ['none.py', 'none.pth', '--eval', 'bbox'], 2),
+        ('tools/onnx/onnx_with_postprocess.py', ['none.onnx', 'none.jpg'], 2),
+    ],
+)
 def test_the_exit_status_and_the_line_reach_the_shell(script, words, status, tmp_path):
-    done = subprocess.run([sys.executable, REPOSITORY / script, *words], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / script, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == status and done.stdout == ''
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
     assert not list(tmp_path.iterdir())
@@ -273,15 +315,24 @@ def test_a_proof_whose_table_nobody_reads_writes_its_verdict_and_report(tmp_path
     import toy_atss
 
     path = toy_atss.export_toy(
-        toy_atss.load_toy(), tmp_path / 'raw.onnx', form='raw', dynamic=False, height=128, width=160)
+        toy_atss.load_toy(), tmp_path / 'raw.onnx', form='raw', dynamic=False, height=128, width=160
+    )
     words = ['configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth', str(path)]
     files = ['--json', str(tmp_path / 'v.json'), '--report', str(tmp_path / 'r')]
     done = unread(tool('verify_app'), *words, *files)
     assert done.returncode == 141 and 'Traceback' not in done.stderr and 'error' not in done.stderr
     assert json.loads((tmp_path / 'v.json').read_text())['verdict'] == 'proven'
     assert (tmp_path / 'r/report.html').is_file() and (tmp_path / 'r/detections.png').is_file()
-    done = unread(tool('graph_app'), 'diff', str(path), str(path), '--json', str(tmp_path / 'd.json'),
-                  '--report', str(tmp_path / 'd'))
+    done = unread(
+        tool('graph_app'),
+        'diff',
+        str(path),
+        str(path),
+        '--json',
+        str(tmp_path / 'd.json'),
+        '--report',
+        str(tmp_path / 'd'),
+    )
     assert (done.returncode, done.stderr) == (141, '')
     assert json.loads((tmp_path / 'd.json').read_text())['equal'] and (tmp_path / 'd/report.html').is_file()
 
@@ -291,11 +342,17 @@ class Unprintable(io.StringIO):
         raise UnicodeEncodeError('ascii', text, 0, 1, 'a terminal of another kind')
 
 
-@pytest.mark.parametrize('words', [
-    ['show', '{net}'], ['tree', '{net}'], ['diff', '{net}', '{net}', '--report', '{folder}/r'],
-    ['rename', '{net}', '--prefix=a', '--output', '{folder}/f.onnx'],
-    ['draw', '{net}', '--output', '{folder}/f.svg'],
-], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['show', '{net}'],
+        ['tree', '{net}'],
+        ['diff', '{net}', '{net}', '--report', '{folder}/r'],
+        ['rename', '{net}', '--prefix=a', '--output', '{folder}/f.onnx'],
+        ['draw', '{net}', '--output', '{folder}/f.svg'],
+    ],
+    ids=lambda words: words[0],
+)
 def test_what_was_found_is_on_the_disk_before_anything_is_printed(words, tmp_path, monkeypatch):
     import onnx
 

@@ -51,9 +51,11 @@ def upstream_config(folder, base='_base_/default_runtime.py'):
     """A config in the shape of StreamPETR's, whose bases lie in a checkout of mmdet3d beside the project."""
     path = folder / 'projects/configs/StreamPETR/x.py'
     path.parent.mkdir(parents=True)
-    path.write_text(f"_base_ = ['../../../mmdetection3d/configs/_base_/datasets/nus-3d.py',\n"
-                    f"          '../../../mmdetection3d/configs/{base}']\n"
-                    f"model = dict(type='Petr3D')\ndata = dict(test=dict(type='CustomNuScenesDataset'))\n")
+    path.write_text(
+        f"_base_ = ['../../../mmdetection3d/configs/_base_/datasets/nus-3d.py',\n"
+        f"          '../../../mmdetection3d/configs/{base}']\n"
+        f"model = dict(type='Petr3D')\ndata = dict(test=dict(type='CustomNuScenesDataset'))\n"
+    )
     return path
 
 
@@ -84,14 +86,18 @@ def test_a_missing_base_elsewhere_stays_mmcvs_error(tmp_path):
         load_config(str(tmp_path / 'x.py'))
 
 
-@pytest.mark.parametrize('text', [
-    'data = dict(test=dict(pipeline={}))',
-    'data = dict(test=dict(type="RepeatDataset", dataset=dict(pipeline={})))',
-    'data = dict(test=[dict(pipeline={}), dict(pipeline=[])])',
-    'data = dict(train=dict(pipeline=[1]), val=dict(pipeline={}))',
-    'data = dict(train=dict())\ntest_pipeline = {}',
-    'test_pipeline = {}',
-], ids=['test', 'wrapped', 'list', 'val', 'data without', 'alone'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        'data = dict(test=dict(pipeline={}))',
+        'data = dict(test=dict(type="RepeatDataset", dataset=dict(pipeline={})))',
+        'data = dict(test=[dict(pipeline={}), dict(pipeline=[])])',
+        'data = dict(train=dict(pipeline=[1]), val=dict(pipeline={}))',
+        'data = dict(train=dict())\ntest_pipeline = {}',
+        'test_pipeline = {}',
+    ],
+    ids=['test', 'wrapped', 'list', 'val', 'data without', 'alone'],
+)
 def test_the_test_pipeline_is_found_wherever_it_is_kept(text, tmp_path):
     (tmp_path / 'x.py').write_text(text.format(PIPELINE))
     assert config.test_pipeline(load_config(str(tmp_path / 'x.py'))) == PIPELINE
@@ -103,25 +109,31 @@ def test_a_config_without_a_test_pipeline_is_refused(tmp_path):
         config.test_pipeline(load_config(str(tmp_path / 'x.py')))
 
 
-@pytest.mark.parametrize(('override', 'changes'), [
-    ({'model.bbox_head.num_classes': 7}, True),
-    ({'model.test_cfg.score_thr': 0.3}, True),
-    ({'model.test_cfg.nms.iou_threshold': 0.5}, True),
-    ({'data.test.pipeline.1.img_scale': (640, 512)}, True),
-    ({'data.test.pipeline.1.transforms.2.to_rgb': False}, True),
-    ({'optimizer.lr': 0.1}, False),
-    ({'runner.max_epochs': 1}, False),
-    ({'data.test.ann_file': 'x.json', 'data.samples_per_gpu': 1}, False),
-    ({'work_dir': 'x', 'log_config.interval': 1}, False),
-    ({'backend_config': dict(type='TorchBackend')}, False),
-], ids=lambda value: next(iter(value)) if isinstance(value, dict) else '')
+@pytest.mark.parametrize(
+    ('override', 'changes'),
+    [
+        ({'model.bbox_head.num_classes': 7}, True),
+        ({'model.test_cfg.score_thr': 0.3}, True),
+        ({'model.test_cfg.nms.iou_threshold': 0.5}, True),
+        ({'data.test.pipeline.1.img_scale': (640, 512)}, True),
+        ({'data.test.pipeline.1.transforms.2.to_rgb': False}, True),
+        ({'optimizer.lr': 0.1}, False),
+        ({'runner.max_epochs': 1}, False),
+        ({'data.test.ann_file': 'x.json', 'data.samples_per_gpu': 1}, False),
+        ({'work_dir': 'x', 'log_config.interval': 1}, False),
+        ({'backend_config': dict(type='TorchBackend')}, False),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
+)
 def test_the_hash_is_that_of_model_and_test_pipeline(override, changes):
     assert (config_sha256(load_config(TOY, override)) != config_sha256(load_config(TOY))) == changes
 
 
 def test_the_hash_does_not_depend_on_order_or_on_tuple_or_list(tmp_path):
-    texts = [f'model = dict(a=(1, 2), b="x")\ntest_pipeline = {PIPELINE}',
-             f'test_pipeline = {PIPELINE}\nmodel = dict(b="x", a=[1, 2])']
+    texts = [
+        f'model = dict(a=(1, 2), b="x")\ntest_pipeline = {PIPELINE}',
+        f'test_pipeline = {PIPELINE}\nmodel = dict(b="x", a=[1, 2])',
+    ]
     hashes = set()
     for text in texts:
         (tmp_path / 'x.py').write_text(text)

@@ -106,8 +106,10 @@ def test_json_comes_back_as_it_was(tmp_path):
     assert read_json(tmp_path / 'x.json') == content and names(tmp_path) == ['x.json']
 
 
-@pytest.mark.parametrize(('content', 'message'), [
-    (None, 'no such file'), (b'{"a": 1', 'not valid JSON'), (b'\xff\xfe', 'not valid JSON')])
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [(None, 'no such file'), (b'{"a": 1', 'not valid JSON'), (b'\xff\xfe', 'not valid JSON')],
+)
 def test_json_that_cannot_be_read_is_refused_by_name(content, message, tmp_path):
     if content is not None:
         (tmp_path / 'x.json').write_bytes(content)
@@ -131,8 +133,13 @@ def test_checking_a_target_changes_nothing(tmp_path):
 def test_targets_that_are_no_files_are_refused(tmp_path):
     (tmp_path / 'file').touch()
     os.mkfifo(tmp_path / 'pipe')
-    cases = {'': 'is a folder', 'file/x/y': 'is a file, not a folder', 'pipe': 'a device or pipe',
-             '/dev/null': 'a device or pipe', '/proc/none/x': 'cannot be written'}
+    cases = {
+        '': 'is a folder',
+        'file/x/y': 'is a file, not a folder',
+        'pipe': 'a device or pipe',
+        '/dev/null': 'a device or pipe',
+        '/proc/none/x': 'cannot be written',
+    }
     for target, message in cases.items():
         with pytest.raises(UsageError, match=message):
             check_writable(tmp_path / target)

@@ -1,11 +1,13 @@
 """Files of an export, read again."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import projects.mmdet_plugin  # noqa: F401
 import toy_centerpoint
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.deploy.files import check_output, read_files
 from mmdeploy_ext.families.base import FAMILIES
 
@@ -28,3 +30,15 @@ def test_a_folder_of_graphs_is_no_file_and_the_other_way_round(folder, tmp_path)
     check_output(str(tmp_path / 'any'), FAMILIES['dense'].choose(), FAMILIES['dense'])
     with pytest.raises(ValueError, match='deploy contract is several graphs, expected a folder'):
         check_output(str(tmp_path / 'm.onnx'), FAMILIES['centerpoint'].choose(), FAMILIES['centerpoint'])
+
+
+def test_files_with_the_names_of_other_graphs_are_refused(folder, tmp_path):
+    target = shutil.copytree(folder, tmp_path / 'graphs')
+    (target / 'head.onnx').rename(target / 'x')
+    (target / 'backbone.onnx').rename(target / 'head.onnx')
+    (target / 'x').rename(target / 'backbone.onnx')
+    with pytest.raises(ModelFileError, match=r"each other's names .*backbone.onnx holds .* head.onnx"):
+        read_files(str(target))
+    (target / 'backbone.onnx').rename(target / 'network.onnx')
+    with pytest.raises(ModelFileError, match=r'network.onnx holds the graph of head.onnx.*rename them'):
+        read_files(str(target))

@@ -240,6 +240,7 @@ def reordered(*kinds):
         ([*centred()[:1], dict(centred()[1], flip=True)], 'flip=True'),
         (centred(test_mode=False), 'test_mode=False'),
         ([*centred(), dict(type='Pad', size_divisor=32)], 'both pad the image'),
+        ([dict(type='LoadImageFromFile'), dict(type='RandomFlip', flip_ratio=0.5)], 'flip_ratio=0.5'),
         (reordered('Pad', 'Resize', 'Normalize'), 'Pad, Resize, Normalize'),
         (reordered('Normalize', 'Resize'), 'Normalize, Resize'),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 import types
 
 import cv2
@@ -11,6 +12,7 @@ import toy_atss
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.config import test_pipeline as steps_of_config
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.inputs import pipeline_rule
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.proof.inputs.config_pipeline import ConfigPipeline
@@ -80,6 +82,28 @@ def test_the_rule_of_a_config_equals_its_pipeline_on_files_of_three_sizes(name, 
     words = f' at {size[0]}x{size[1]}' if size else ''
     assert result.text == f"equal to the config's test pipeline{words} (3 pictures)"
     assert result.passed
+
+
+@pytest.mark.matrix
+def test_every_config_of_mmdet_whose_rule_is_taken_equals_its_pipeline():
+    results, equal = {}, 0
+    for path in configs.paths([]):
+        try:
+            cfg = load_config(str(path))
+        except ConfigError as error:
+            assert 'mmcls' in str(error), path  # it is not installed
+            continue
+        if not cfg.get('model'):
+            continue
+        configs.without_augmentation(cfg)
+        steps = steps_of_config(cfg)
+        if repr(steps) not in results:
+            results[repr(steps)] = [
+                compared(cfg, size) for size in (None, (608, 608), (480, 800), (832, 512))
+            ]
+        assert all(result.passed for result in results[repr(steps)]), path
+        equal += 1
+    assert equal >= 600 and len(results) >= 30
 
 
 @pytest.mark.parametrize('size', SIZES[:2], ids=str)
@@ -189,11 +213,18 @@ def test_generated_pictures_are_resized_to_fractions_of_pixels_that_other_roundi
     assert width > 1.9 * height and 0 < height * (edge / width) % 1 < 0.5
 
 
-def test_a_whole_proof_has_the_line_and_takes_the_pictures_of_the_pipeline(tmp_path):
+def test_a_whole_proof_has_the_line_and_names_other_copies_of_packages(tmp_path, monkeypatch):
     deployment = toy_atss.load_toy()
     path = toy_atss.export_toy(deployment, tmp_path / 'toy.onnx', dynamic=False)
     samples = [('toy.jpg', PICTURE)]
+    other = types.ModuleType('onnxslim')
+    other.__version__, other.__file__ = '9.9.9', str(tmp_path / 'onnxslim/__init__.py')
+    monkeypatch.setitem(sys.modules, 'onnxslim', other)
     verdict = check_files(deployment, path, samples)
+    assert verdict.subject['proven_with']['onnxslim'] == f'9.9.9 ({tmp_path}/onnxslim)'
+    assert (
+        f'onnxslim 9.9.9 was imported from {tmp_path}/onnxslim, not from the installed' in verdict.notes[-1]
+    )
     assert verdict.preprocessing.text == "equal to the config's test pipeline at 256x320 (3 pictures)"
     with FAULTS['to_rgb inverted']():
         verdict = check_files(deployment, path, samples)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from mmcv import Config
 from onnx import helper, numpy_helper
 from rich.console import Console
 
@@ -252,7 +253,9 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     image = image_augmentation((32, 96), (0.06, 0.07))
     test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
     assert test['ann_file'] == str(infos)
-    deployment = dataclasses.replace(toy.deployment(), rule=rule_from_pipeline(test['pipeline']))
+    test['classes'] = list(toy.deployment().classes)
+    cfg = Config(dict(model=toy_streampetr.model_cfg(), data=dict(test=test)))
+    deployment = dataclasses.replace(toy.deployment(), cfg=cfg, rule=rule_from_pipeline(test['pipeline']))
     written = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
     drive = list(DatasetFrames(deployment.family, build_dataset(test), range(frames)))
     assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'

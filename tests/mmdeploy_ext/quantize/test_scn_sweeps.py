@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.inputs.past_sweeps import PastSweeps
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
 from mmdeploy_ext.runtime.infos import read_infos
 
@@ -86,17 +87,17 @@ def test_a_limit_takes_sweeps_evenly(tmp_path):
     assert len(Sweeps(tmp_path / 'a', keep, RULE, limit=99)) == 9
 
 
-@pytest.mark.parametrize('remove_close', [False, True])
+@pytest.mark.parametrize(('remove_close', 'pad'), [(False, True), (True, False), (True, True)])
 @pytest.mark.parametrize('past', [2, 10])
-def test_infos_with_past_sweeps_give_mmdet3ds_points(tmp_path, past, remove_close):
+def test_infos_with_past_sweeps_give_mmdet3ds_points(tmp_path, past, remove_close, pad):
     from mmdet3d.datasets.pipelines import LoadPointsFromFile, LoadPointsFromMultiSweeps
 
     infos = infos_of(tmp_path)
+    infos.append(dict(infos[-1], sweeps=[]))
+    options = dict(sweeps_num=past, use_dim=[0, 1, 2, 4], remove_close=remove_close, pad_empty_sweeps=pad)
     steps = [
         dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
-        dict(
-            type='LoadPointsFromMultiSweeps', sweeps_num=past, use_dim=[0, 1, 2, 4], remove_close=remove_close
-        ),
+        dict(type='LoadPointsFromMultiSweeps', **options),
     ]
     rule = PointRule.from_pipeline(steps, 4)
     sweeps = Sweeps(dump(tmp_path, dict(infos=infos)), keep, rule, root=tmp_path)
@@ -249,7 +250,7 @@ def test_infos_whose_sweeps_are_elsewhere_name_the_option(tmp_path):
 def test_an_info_with_a_part_missing_or_of_another_kind_is_refused(change, tmp_path):
     infos = infos_of(tmp_path, 1)
     change(infos[0])
-    rule = dataclasses.replace(RULE, past=2)
+    rule = dataclasses.replace(RULE, past=PastSweeps(2))
     with pytest.raises(DataError, match=r'infos\.pkl: sweep0\.bin: '):
         list(Sweeps(dump(tmp_path, infos), keep, rule))
 
@@ -262,4 +263,4 @@ def test_infos_without_a_path_are_refused(tmp_path):
 def test_merging_needs_a_column_for_the_time(tmp_path):
     path = dump(tmp_path, infos_of(tmp_path, 1))
     with pytest.raises(DataError, match='have no column for the time lag'):
-        list(Sweeps(path, keep, PointRule(5, (0, 1, 2, 3), past=2)))
+        list(Sweeps(path, keep, PointRule(5, (0, 1, 2, 3), past=PastSweeps(2))))

@@ -1,5 +1,6 @@
 """StreamPETR for camera_streampetr: proven frame by frame through the node's own loop, its faults refused."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -185,7 +186,9 @@ def test_what_a_node_makes_of_the_bytes_becomes_what_the_model_was_trained_with(
 def test_another_norm_is_changed_in_the_graph(toy, folder, tmp_path, monkeypatch):
     rule = dataclasses.replace(toy.rule, mean=(0.0, 1.0, 2.0), std=(255.0, 254.0, 253.0))
     monkeypatch.setattr(toy.model, 'image_norm', (rule.mean, rule.std, rule.to_rgb))
-    own = dataclasses.replace(toy, rule=rule)
+    cfg = copy.deepcopy(toy.cfg)
+    cfg.test_pipeline[2].update(mean=rule.mean, std=rule.std)
+    own = dataclasses.replace(toy, cfg=cfg, rule=rule)
     target = tmp_path / 'files'
     export_files(own, own.family.choose(contract='autoware', opset=17), str(target))
     ours, other = (onnx.load(paths(place)[0]).graph.node for place in (target, folder))

@@ -95,10 +95,13 @@ class ImageAug3D:
 
 @PIPELINES.register_module()
 class ImageNormalize:
-    """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB; both of red, green, blue in 0..1."""
+    """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB; both of red, green, blue in 0..1.
+
+    Both are rounded to float32 once, as mmdet's steps have them.
+    """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = (np.array(values, np.float64) * 255.0 for values in (mean, std))
+        self.mean, self.std = (np.float32(np.array(values, np.float64) * 255.0) for values in (mean, std))
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Normalise results['img'], a list of (H, W, 3)."""

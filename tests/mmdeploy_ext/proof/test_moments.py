@@ -1,0 +1,154 @@
+"""What the runtimes make of infos is what the config's own test pipeline makes of them; faults are named."""
+
+import dataclasses
+import functools
+import types
+
+import numpy as np
+import pytest
+
+import projects.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.inputs import cameras, past_sweeps
+from mmdeploy_ext.inputs.cameras import MultiViewRule
+from mmdeploy_ext.proof.moments import compare_moments
+from mmdeploy_ext.runtime import infos
+from mmdeploy_ext.runtime.frames import invert_pose
+from planting import altered, arguments, result
+from projects.configs import nuscenes_fusion
+from projects.mmdet3d_plugin.streampetr import samples
+from toy_atss import REPO
+
+CONFIGS = dict(
+    streampetr='StreamPETR/stream_petr_toy',
+    bevfusion='BEVFusion/bevfusion_toy',
+    centerpoint='BEVFusion/centerpoint_toy',
+    anchor3d='PointPillars/pointpillars_toy',
+    past_sweeps='Autoware/centerpoint_pillar_toy',
+)
+IMAGE = dict(final_dim=[96, 256], resize_lim=[256 / 352, 256 / 352], source=[198, 352])
+
+
+@functools.cache
+def deployment(name):
+    """Return a config without a model: the comparison needs none."""
+    path = CONFIGS.get(name, CONFIGS['bevfusion'])
+    cfg = load_config(f'{REPO}/projects/configs/{path}.py')
+    if name == 'fusion_past_sweeps':
+        cfg.data.test.pipeline = nuscenes_fusion.test_pipeline(IMAGE, 3)
+    family = find_family(cfg)
+    return types.SimpleNamespace(cfg=cfg, family=family, rule=family.preprocess_rule(cfg), classes=('car',))
+
+
+def compare(name):
+    one = deployment(name)
+    rule = type(one.rule).from_json(one.rule.to_json())
+    return compare_moments(one, rule, (), 'frame')
+
+
+@pytest.mark.parametrize('name', [*CONFIGS, 'fusion_past_sweeps'])
+def test_moments_are_those_of_the_test_pipeline(name):
+    found = compare(name)
+    assert found.passed and found.text == "equal to the config's test pipeline (2 frames)"
+
+
+def rotated(order):
+    return lambda original: lambda *args: [original(*args)[index] for index in order]
+
+
+FAULTS = [
+    ('bgr', 'streampetr', 'images', altered(cameras, 'normalise', arguments(lambda *a: (*a[:3], not a[3])))),
+    (
+        'another filter',
+        'bevfusion',
+        'images',
+        altered(
+            cameras,
+            'resize_pillow',
+            lambda make: lambda *args, **named: make(*args, **{**named, 'resample': 'bilinear'}),
+        ),
+    ),
+    ('cameras', 'streampetr', 'images', altered(infos, 'camera_names', rotated([0, 2, 1, 3, 4, 5]))),
+    (
+        'crop',
+        'streampetr',
+        'lidar2img',
+        altered(
+            MultiViewRule,
+            'crop_matrix',
+            result(lambda matrix, *_: matrix - np.eye(len(matrix))[:, ::-1].astype(np.float32) * 0.5),
+        ),
+    ),
+    (
+        'pose',
+        'streampetr',
+        'ego_pose',
+        altered(
+            samples,
+            'moment',
+            result(lambda one, *_: dataclasses.replace(one, ego_pose=invert_pose(one.ego_pose))),
+        ),
+    ),
+    ('milliseconds', 'streampetr', 'timestamp_s', altered(infos, 'MICROSECONDS', lambda value: value / 1e3)),
+    (
+        'camera2lidar',
+        'bevfusion',
+        'camera2lidar',
+        altered(infos, 'invert_pose', lambda make: lambda pose: pose),
+    ),
+    (
+        'sign of an age',
+        'past_sweeps',
+        'points',
+        altered(
+            past_sweeps.PastSweeps,
+            '_moved',
+            result(lambda points, *_: points * np.float32([1, 1, 1, 1, -1])),
+        ),
+    ),
+    (
+        'sign of an age of cameras and a LiDAR',
+        'fusion_past_sweeps',
+        'points',
+        altered(
+            past_sweeps.PastSweeps,
+            '_moved',
+            result(lambda points, *_: points * np.float32([1, 1, 1, 1, -1])),
+        ),
+    ),
+    (
+        'a sweep less',
+        'fusion_past_sweeps',
+        'points',
+        altered(
+            past_sweeps.PastSweeps, 'merge', arguments(lambda self, one, all_, *a: (self, one, all_[1:], *a))
+        ),
+    ),
+    (
+        'no padding',
+        'fusion_past_sweeps',
+        'points',
+        altered(
+            past_sweeps.PastSweeps,
+            'merge',
+            lambda make: lambda self, *args: make(dataclasses.replace(self, pad_empty=False), *args),
+        ),
+    ),
+    (
+        'the car',
+        'fusion_past_sweeps',
+        'points',
+        altered(past_sweeps.PastSweeps, '_without_car', lambda make: lambda self, points: points),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ('config', 'value', 'plant'), [one[1:] for one in FAULTS], ids=[one[0] for one in FAULTS]
+)
+def test_a_fault_of_the_runtimes_reading_is_named(config, value, plant, monkeypatch):
+    deployment(config)
+    plant(monkeypatch)
+    found = compare(config)
+    assert not found.passed and value in {one.name for one in found.differences}, found.text

@@ -1,0 +1,71 @@
+"""Faults of sparse backbones' files that random mutants showed: what the graph alone does not hold."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import external_data_helper, helper, numpy_helper
+
+import toy_scn_family
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.deploy.sparse import export_file
+from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.proof.levels.sparse_subject import compare_graph, subject_of
+
+
+@pytest.fixture(scope='module')
+def deployment(tmp_path_factory):
+    model = toy_scn_family.write_model(tmp_path_factory.mktemp('second'), 'second')
+    return deploy.load(*model, product=BACKBONE)
+
+
+def exported(deployment, folder, target):
+    """Return the path of a file, and its graph."""
+    path = str(folder / 'backbone.xyz.onnx')
+    export_file(deployment, deployment.family.choose(target=target, order='xyz'), path)
+    return path, onnx.load(path)
+
+
+def judged(deployment, path, model):
+    onnx.save(model, path)
+    return compare_graph(subject_of(deployment, path, None))
+
+
+def test_a_recorded_command_is_no_excuse_in_the_libspconv_dialect(deployment, tmp_path):
+    path, model = exported(deployment, tmp_path, 'libspconv')
+    assert judged(deployment, path, model).equal
+    entry = next(entry for entry in model.metadata_props if entry.key == 'mm2onnx.edits')
+    entry.value = json.dumps([dict(command='simplify', arguments={}, versions={})])
+    assert 'edits: simplify' in judged(deployment, path, model).text
+
+
+def test_a_function_in_a_file_of_the_libspconv_dialect_is_a_difference(deployment, tmp_path):
+    path, model = exported(deployment, tmp_path, 'libspconv')
+    body = [helper.make_node('Neg', ['a'], ['b'])]
+    model.functions.append(
+        helper.make_function('', 'Reshape', ['a'], ['b'], body, [helper.make_opsetid('', 17)])
+    )
+    assert 'function Reshape' in judged(deployment, path, model).text
+
+
+def test_an_entry_that_is_there_twice_is_refused_in_both_dialects(deployment, tmp_path):
+    for target in ('libspconv', 'portable'):
+        path, model = exported(deployment, tmp_path, target)
+        model.metadata_props.add(key='mm2onnx.voxels', value='{}')
+        with pytest.raises(ModelFileError, match='voxels: is there twice'):
+            judged(deployment, path, model)
+
+
+def test_weights_beside_a_portable_file_are_read_and_compared(deployment, tmp_path):
+    path, model = exported(deployment, tmp_path, 'portable')
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == 'conv1.bias')
+    right = numpy_helper.to_array(tensor)
+    external_data_helper.set_external_data(tensor, 'bias.data', 0, right.nbytes)
+    tensor.ClearField('raw_data')
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    (tmp_path / 'backbone.xyz.onnx').write_bytes(model.SerializeToString())
+    for values, equal in ((right, True), (np.flip(right), False)):
+        (tmp_path / 'bias.data').write_bytes(values.tobytes())
+        assert compare_graph(subject_of(deployment, path, None)).equal is equal
