@@ -7,16 +7,13 @@ import dataclasses
 import shutil
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from equivalence import reason_of, same_results
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mutation_toys import TOYS
-from mutations import Export
+from mutations import Export, Mutant
 from refusal import Refused, first_reason, stopped_at_refusal, unexplained_graphs
-
-if TYPE_CHECKING:
-    from mutations import Mutant
 
 PROVEN, REFUSED, CRASHED = 'proven', 'refused', 'crashed'
 """What becomes of a mutant: the proof passes, it fails or an error names the file, there is a traceback."""
@@ -54,7 +51,7 @@ class Judge:
         self.toy, self.folder = TOYS[name], folder
         self.right = self.toy.export(folder / 'right')
         self.export = Export.read(self.right)
-        judgement = self._prove(self.right)
+        judgement = self._prove(self._written(Mutant('none', '', '')))
         if judgement.outcome != PROVEN:
             raise ValueError(f'{name}: the files without a fault are not proven: {judgement.reason}')
 

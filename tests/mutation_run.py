@@ -39,11 +39,11 @@ EQUIVALENT_SHARE = 0.05
 def run_family(family: str, seeds: Iterable[int], count: int, out: Path) -> Iterator[dict[str, Any]]:
     """Yield the result of each seed for a family, whose right files are exported and proven once."""
     from mutation_judges import Judge
-    from planting import TOYS_OF
+    from mutation_toys import names_of
     from remembered import loaded_once
 
     with tempfile.TemporaryDirectory(prefix='mutants_') as folder, loaded_once():
-        judges = [Judge(name, Path(folder) / name) for name in TOYS_OF[family]]
+        judges = [Judge(name, Path(folder) / name) for name in names_of([family])]
         for seed in seeds:
             yield judge_draws(family, judges, seed, count, out / f'{family}.{seed}.json')
 

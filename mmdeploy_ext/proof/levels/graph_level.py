@@ -6,7 +6,7 @@ Equal graphs compute the same for every input, so that what inputs show of the e
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
@@ -16,6 +16,8 @@ from mmdeploy_ext.graph import edits, same
 from mmdeploy_ext.proof.results import SHOWN, GraphResult
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import onnx
 
     from mmdeploy_ext.contract.metadata import Metadata
@@ -33,14 +35,19 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
         return GraphResult(name, mine.size, False, tuple(facts))
     if mine.equals(other):
         commands = ', '.join(edit['command'] for edit in metadata.edits)
-        rules = edits.judged_by_inputs(metadata.edits)
-        if len(rules) > SHOWN:
-            rules = [*rules[:SHOWN], f'{len(rules) - SHOWN} more']
         note = f'both after {commands}' if commands else ''
-        return GraphResult(name, mine.size, True, by_inputs=', '.join(rules), note=note)
+        return GraphResult(name, mine.size, True, by_inputs=rules_text(metadata.edits), note=note)
     differences = tuple(same.differences(model, fresh, (mine, other)))
     other_versions = '; '.join(edits.other_versions(metadata.edits))
     return GraphResult(name, mine.size, False, differences, note=other_versions)
+
+
+def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rules of recorded commands for whose equality inputs alone stand, in one line; '' for none."""
+    rules = edits.judged_by_inputs(recorded)
+    if len(rules) > SHOWN:
+        rules = [*rules[:SHOWN], f'{len(rules) - SHOWN} more']
+    return ', '.join(rules)
 
 
 def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[same.Difference]:

@@ -18,7 +18,7 @@ from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.files import load
 from mmdeploy_ext.graph.same import Difference, differences, size
 from mmdeploy_ext.proof.levels import sparse_structure
-from mmdeploy_ext.proof.levels.graph_level import differing_facts
+from mmdeploy_ext.proof.levels.graph_level import differing_facts, rules_text
 from mmdeploy_ext.proof.results import Check, GraphResult
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.deployed import from_checkpoint
@@ -159,7 +159,7 @@ def subject_of(deployment: Deployment, path: str, ranges: Ranges | None) -> Subj
 
 def compare_graph(subject: Subject) -> GraphResult:
     """Compare the graph of a file with what its model gives."""
-    done = stored_fact(subject.model, subject.path, 'edits')
+    done, rules = stored_fact(subject.model, subject.path, 'edits'), ''
     if subject.asked_for.target == 'libspconv':
         same = sparse_structure.dialect_differences(subject.path, subject.model, subject.expected)
         reason = 'a command of graph.py, none of which changes files of this dialect; export it again'
@@ -167,7 +167,8 @@ def compare_graph(subject: Subject) -> GraphResult:
     else:
         fresh = edits.repeat(to_onnx(subject.expected, form=subject.asked_for.form), done)
         same = differences(subject.model, fresh) or differing_facts(subject.model, fresh)
-    return GraphResult('', size(subject.model), not same, tuple(same))
+        rules = '' if same else rules_text(done)
+    return GraphResult('', size(subject.model), not same, tuple(same), by_inputs=rules)
 
 
 def says_check(subject: Subject) -> Check:

@@ -12,6 +12,8 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.sparse import export_file
 from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.graph.edits import record
+from mmdeploy_ext.graph.passes.named_rules import replace_all
 from mmdeploy_ext.proof.levels.sparse_subject import compare_graph, subject_of
 
 
@@ -69,3 +71,12 @@ def test_weights_beside_a_portable_file_are_read_and_compared(deployment, tmp_pa
     for values, equal in ((right, True), (np.flip(right), False)):
         (tmp_path / 'bias.data').write_bytes(values.tobytes())
         assert compare_graph(subject_of(deployment, path, None)).equal is equal
+
+
+def test_a_rule_that_was_typed_leaves_a_portable_file_to_its_inputs(deployment, tmp_path):
+    path, model = exported(deployment, tmp_path, 'portable')
+    rule = 'y = Relu(x) -> y = Clip(x, 0.0, 20.0)'
+    edited, _ = replace_all(model, [rule], [])
+    record(edited, 'replace', dict(rules=[rule], named=[]))
+    result = judged(deployment, path, edited)
+    assert result.equal and result.by_inputs == f'replace: {rule}'
