@@ -43,7 +43,7 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
 
 
 def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rules of recorded commands for whose equality inputs alone stand, in one line; '' for none."""
+    """Return in one line the rules of recorded commands for whose equality inputs alone stand, or ''."""
     rules = edits.judged_by_inputs(recorded)
     if len(rules) > SHOWN:
         rules = [*rules[:SHOWN], f'{len(rules) - SHOWN} more']
