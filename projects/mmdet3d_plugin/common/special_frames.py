@@ -50,57 +50,64 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
 
 
 def changed_drive(frame: Frame) -> Iterator[Frame]:
-    """Yield frames of one drive: as it is, with one thing of its rig changed each time, and without pictures.
+    """Yield frames of one drive: as it is, each with one more change of its rig, and one without pictures.
 
-    The same thing changes alone, so that what keeps something of the last rig has to look at all of it.
+    A frame differs from the one before it in one thing alone, so that what keeps something of the last rig
+    has to look at all of it.
     """
     extrinsics = np.linalg.solve(frame.intrinsics, frame.lidar2img)
     last = len(frame.images) - 1
+    focal = _focal(frame.intrinsics, 0, FOCAL)
     moved = extrinsics.copy()
     moved[last] = moved[last] @ _moved()
-    focal = _focal(frame.intrinsics, 0, FOCAL)
     changes = {
         'the rig as it was': {},
         'another focal length': dict(intrinsics=focal, lidar2img=focal @ extrinsics),
-        'another place of a camera': dict(lidar2img=frame.intrinsics @ moved),
-        'intrinsics alone': dict(intrinsics=_focal(frame.intrinsics, last, ALONE)),
+        'another place of a camera': dict(lidar2img=focal @ moved),
+        'intrinsics alone': dict(intrinsics=_focal(focal, last, ALONE)),
         'pictures of one colour': dict(images=np.zeros_like(frame.images)),
     }
-    for number, (name, values) in enumerate(changes.items()):
-        yield dataclasses.replace(
-            frame,
-            **values,
-            name=name,
-            timestamp_s=frame.timestamp_s + number * STEP_S,
-            scene_token='special frames',
+    for name, values in changes.items():
+        frame = dataclasses.replace(
+            frame, **values, name=name, timestamp_s=frame.timestamp_s + STEP_S, scene_token='special frames'
         )
+        yield frame
 
 
 def changed_rigs(frame: FusedFrame, limits: Sequence[float] | None) -> Iterator[FusedFrame]:
-    """Yield moments of cameras and a LiDAR in which one thing of the rig changed, and one of one colour.
+    """Yield moments of cameras and a LiDAR, each with one more change of the rig, and one of one colour.
 
     They have every eighth point: what the LiDAR alone sees is not at issue.
     """
     frame = dataclasses.replace(frame, points=frame.points[::SPARSER])
-    known = {name: np.asarray(matrix, np.float64) for name, matrix in frame.calibration.items()}
-    intrinsics, camera2lidar = known['camera_intrinsics'], known['camera2lidar']
-    last = len(intrinsics) - 1
-    focal, moved, cut = _focal(intrinsics, 0, FOCAL), camera2lidar.copy(), known['img_aug_matrix'].copy()
-    moved[last] = _moved() @ moved[last]
-    cut[last, :2, 3] += 3.0
-    changes = {
-        'the rig as it was': {},
-        'another focal length': dict(
-            camera_intrinsics=focal, lidar2image=focal @ np.linalg.inv(camera2lidar)
-        ),
-        'another place of a camera': dict(camera2lidar=moved, lidar2image=intrinsics @ np.linalg.inv(moved)),
-        'another cut of a picture': dict(img_aug_matrix=cut),
-        'points that were moved': dict(lidar_aug_matrix=_moved() @ known['lidar_aug_matrix']),
-        'intrinsics alone': dict(camera_intrinsics=_focal(intrinsics, last, ALONE)),
-        'lidar2image alone': dict(lidar2image=_focal(known['lidar2image'], 0, ALONE)),
-    }
-    for name, matrices in changes.items():
-        calibration = {key: np.float32(value) for key, value in {**known, **matrices}.items()}
+    matrices = {name: np.asarray(matrix, np.float64) for name, matrix in frame.calibration.items()}
+    last = len(matrices['camera_intrinsics']) - 1
+    for name in (
+        'the rig as it was',
+        'another focal length',
+        'another place of a camera',
+        'another cut of a picture',
+        'points that were moved',
+        'intrinsics alone',
+        'lidar2image alone',
+    ):
+        intrinsics, poses = matrices['camera_intrinsics'], matrices['camera2lidar'].copy()
+        if name == 'another focal length':
+            matrices['camera_intrinsics'] = intrinsics = _focal(intrinsics, 0, FOCAL)
+        elif name == 'another place of a camera':
+            poses[last] = _moved() @ poses[last]
+            matrices['camera2lidar'] = poses
+        elif name == 'another cut of a picture':
+            matrices['img_aug_matrix'] = matrices['img_aug_matrix'].copy()
+            matrices['img_aug_matrix'][last, :2, 3] += 3.0
+        elif name == 'points that were moved':
+            matrices['lidar_aug_matrix'] = _moved() @ matrices['lidar_aug_matrix']
+        if name.startswith('another'):
+            matrices['lidar2image'] = intrinsics @ np.linalg.inv(poses)
+        elif name.endswith('alone'):
+            key = 'lidar2image' if name.startswith('lidar2image') else 'camera_intrinsics'
+            matrices[key] = _focal(matrices[key], last, ALONE)
+        calibration = {key: np.float32(value) for key, value in matrices.items()}
         yield dataclasses.replace(frame, calibration=calibration, name=name)
     plain = frame if limits is None else plain_sweep(frame, limits)
     yield dataclasses.replace(plain, images=np.zeros_like(frame.images), name='pictures of one colour')
