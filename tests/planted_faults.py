@@ -5,17 +5,22 @@ PyTorch reference runs stays as it is: modules that both share are faulty only w
 is faulty on both sides is declared as shared.
 """
 
+import planted_anchor3d
+import planted_autoware
+import planted_bevfusion
+import planted_centerpoint
 import planted_corner
 import planted_dense
-import planted_frames
 import planted_inputs
 import planted_masks
 import planted_networks
 import planted_panoptic
+import planted_points
 import planted_query
 import planted_query_masks
 import planted_rtdetr
 import planted_solo
+import planted_sparse
 import planted_streampetr
 import planted_two_stage
 import planted_yolact
@@ -34,7 +39,12 @@ MODULES = (
     planted_corner,
     planted_solo,
     planted_rtdetr,
-    planted_frames,
     planted_streampetr,
+    planted_points,
+    planted_centerpoint,
+    planted_anchor3d,
+    planted_bevfusion,
+    planted_sparse,
+    planted_autoware,
 )
 __all__ = ['FAULTS', 'MODULES']

@@ -6,20 +6,36 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+import toy_anchor3d
+import toy_bevfusion
+import toy_centerpoint
 import toy_corner
 import toy_query
 import toy_solo
 import toy_two_stage
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import UsageError
-from mutation_toys import DYNAMIC, SMALL_DYNAMIC, TOYS, Toy, of_query, seeded, write_small
+from mutation_toys import (
+    DYNAMIC,
+    SMALL_DYNAMIC,
+    SWEEPS,
+    TOYS,
+    AutowareToy,
+    Toy,
+    of_query,
+    register,
+    seeded,
+    tiny_centerpoint,
+    write_small,
+)
 from planting import TOYS_OF
 from toy_atss import REPO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 def _ssd() -> Any:
@@ -76,6 +92,30 @@ def _solo(folder: Path) -> tuple[str, str]:
     return write_small(deployment.cfg, folder), str(folder / 'seeded.pth')
 
 
+def _tiny_anchors(kind: str) -> Callable[[Path], tuple[str, str]]:
+    """Return what writes a tiny detector of `toy_anchor3d`."""
+    return lambda folder: toy_anchor3d.exported(kind)[2:]
+
+
+def _tiny_bevfusion(folder: Path) -> tuple[str, str]:
+    """Write a small BEVFusion whose boxes differ as those of a trained one."""
+    register()
+    return toy_bevfusion.varied(folder)
+
+
+def _wide_sweeps(folder: Path, lags: bool = False) -> list[str]:
+    """Write sweeps of a wider range than `tiny_sweeps`; of those with time lags every pillar counts."""
+    paths = []
+    for seed, count in enumerate(SWEEPS[:3] if lags else SWEEPS[1:4]):
+        points = toy_centerpoint.sweep(seed, count) * np.float32([1, 1.5, 1, 1, 1])
+        if lags:
+            points[:, 4] = np.random.default_rng(seed).integers(0, 2, count) * 0.1
+        paths.append(str(folder / f'sweep_{seed}.npy'))
+        np.save(paths[-1], points)
+    return ['--images', *paths]
+
+
+_node_sweeps = functools.partial(_wide_sweeps, lags=True)
 MORE = (
     Toy('ssd', seeded(_ssd), DYNAMIC),
     Toy('centernet', seeded(_centernet), DYNAMIC),
@@ -85,6 +125,19 @@ MORE = (
     Toy('dino', seeded(_dino), SMALL_DYNAMIC),
     Toy('centripetalnet', seeded(toy_corner.toy, 'centripetal'), SMALL_DYNAMIC),
     Toy('solo', _solo, DYNAMIC),
+    Toy('centerpoint_rotate', tiny_centerpoint('oblong'), (), _wide_sweeps, folder=True),
+    Toy('centerpoint_circle', tiny_centerpoint('circle'), (), _wide_sweeps, folder=True),
+    Toy('pillars', _tiny_anchors('pointpillars'), (), _wide_sweeps, folder=True),
+    Toy('second', _tiny_anchors('second'), (), _wide_sweeps, folder=True),
+    Toy('mvx', _tiny_anchors('mvx'), (), _wide_sweeps, folder=True),
+    Toy('bevfusion_varied', _tiny_bevfusion, folder=True),
+    AutowareToy(
+        'autoware_varied',
+        tiny_centerpoint('node_oblong'),
+        ('--contract', 'autoware'),
+        _node_sweeps,
+        folder=True,
+    ),
 )
 """Toys whose files are not mutated: their graphs are built of the same modules as others of their family."""
 FAULT_TOYS: dict[str, Toy] = TOYS | {toy.name: toy for toy in MORE}

@@ -35,12 +35,12 @@ TOYS_OF = dict(
     solo=('solov2', 'decoupled_solo', 'solo'),
     rtdetr=('rtdetr',),
     streampetr=('streampetr',),
-    centerpoint=('centerpoint',),
-    anchor3d=('pointpillars',),
-    bevfusion=('bevfusion',),
+    centerpoint=('centerpoint', 'centerpoint_rotate', 'centerpoint_circle'),
+    anchor3d=('pointpillars', 'pillars', 'second', 'mvx'),
+    bevfusion=('bevfusion', 'bevfusion_varied'),
     sparse_portable=('sparse_portable',),
     sparse_libspconv=('sparse_libspconv',),
-    autoware=('autoware_centerpoint',),
+    autoware=('autoware_centerpoint', 'autoware_varied'),
 )
 """Family of the mutation table -> its toys, keys of `planted_toys.FAULT_TOYS`."""
 FAMILY_OF = {toy: family for family, toys in TOYS_OF.items() for toy in toys}

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmdeploy_ext.runtime.frames import Sweep
+from toy_spread import spread_out
+
 RANGE = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
 WIDTH = 5
 CONFIG = """
@@ -69,7 +72,7 @@ NODE = {
     '        encoder_channels=((4, 4, 8), (8, 8)), encoder_paddings=((0, 0, 1), (0, 0)), '
     "block_type='basicblock'": "type='PointPillarsScatter', in_channels=32, output_shape=(32, 32)",
     "type='SECOND', in_channels=16": "type='SECOND', in_channels=32",
-    "[dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]": "[dict("
+    "[dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]": '[dict('
     "num_class=3, class_names=['car', 'bus', 'pedestrian'])]",
     'min_radius=[4, 12]': 'min_radius=[0.25]',
     "nms_type='rotate'": "nms_type='circle'",
@@ -79,7 +82,40 @@ NODE = {
     'load_dim=5, use_dim=5': 'load_dim=5, use_dim=[0, 1, 2, 4]',
 }
 """Words that make the toy one that lidar_centerpoint takes."""
-VARIANTS = dict(sparse={}, deformable=DCN_HEAD, pillars=PILLARS, node=NODE)
+OBLONG = {
+    'pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]': 'pc_range = [-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]',
+    'max_num_points=4, voxel_size=[0.4, 0.4, 0.4]': 'max_num_points=4, voxel_size=[0.4, 0.3, 0.4]',
+    'sparse_shape=[9, 32, 32]': 'sparse_shape=[9, 64, 32]',
+    'out_size_factor=2, voxel_size=[0.4, 0.4]': 'out_size_factor=2, voxel_size=[0.4, 0.3]',
+    'post_center_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0], max_num=40': 'post_center_range=[-6.0, -9.0, -1.1, '
+    '5.8, 8.8, 0.5], max_num=160',
+    'limit_range=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0], min_radius=[4, 12]': 'limit_range=[-5.6, -8.6, -0.9, '
+    '5.4, 8.4, 0.3], min_radius=[1, 3]',
+    'pre_max_size=40, post_max_size=20': 'pre_max_size=120, post_max_size=60',
+}
+"""Words that make a toy of oblong cells whose limits all drop something; its scores are of all sizes."""
+CIRCLE = {**OBLONG, "nms_type='rotate'": "nms_type='circle'"}
+NODE_OBLONG = {
+    **NODE,
+    'pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]': 'pc_range = [-6.4, -9.6, -1.6, 6.4, 9.6, 1.6]',
+    'voxel_size=[0.4, 0.4, 0.4], max_voxels': 'voxel_size=[0.4, 0.3, 3.2], max_voxels',
+    "dict(type='HardSimpleVFE', num_features=5)": NODE["dict(type='HardSimpleVFE', num_features=5)"].replace(
+        '(0.4, 0.4, 3.2)', '(0.4, 0.3, 3.2)'
+    ),
+    'out_size_factor=2, voxel_size=[0.4, 0.4]': 'out_size_factor=2, voxel_size=[0.4, 0.3]',
+    'max_num=40, score_threshold=0.05': 'max_num=256, score_threshold=0.04',
+    'output_shape=(32, 32)': 'output_shape=(64, 32)',
+}
+"""Words of the same with oblong cells; its scores are of all sizes."""
+VARIANTS = dict(
+    sparse={},
+    deformable=DCN_HEAD,
+    pillars=PILLARS,
+    node=NODE,
+    oblong=OBLONG,
+    circle=CIRCLE,
+    node_oblong=NODE_OBLONG,
+)
 
 
 def register():
@@ -130,6 +166,17 @@ def seeded_model(family, cfg):
     return model
 
 
+SPREAD = dict(
+    reg=([0.3], [0.5]),
+    height=([0.4], [-0.3]),
+    dim=([0.3], [0.5, 0.1, 0.3]),
+    rot=([1.0], [0.0]),
+    vel=([3.0], [0.0]),
+    heatmap=([2.0], [-4.0]),
+)
+"""Output of the head -> deviations and means of its channels, see `toy_spread.spread_out`."""
+
+
 @functools.cache
 def exported(variant='sparse', contract='deploy'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
@@ -143,8 +190,13 @@ def exported(variant='sparse', contract='deploy'):
     config = write_config(folder, words=VARIANTS[variant])
     checkpoint = str(folder / 'tiny.pth')
     cfg = load_config(config)
-    weights = seeded_model(find_family(cfg), cfg).state_dict()
-    names = 'car', 'bus', 'pedestrian' if variant == 'node' else 'truck'
+    model = seeded_model(find_family(cfg), cfg)
+    if variant in ('oblong', 'circle', 'node_oblong'):
+        heads, reference = model.pts_bbox_head.task_heads, find_family(cfg).reference(model.eval())
+        lasts = {getattr(head, name)[-1]: values for head in heads for name, values in SPREAD.items()}
+        spread_out(lasts, lambda: reference.step(Sweep(sweep(0, 1200)[:, : reference.width])))
+    weights = model.state_dict()
+    names = 'car', 'bus', 'pedestrian' if 'node' in variant else 'truck'
     torch.save(dict(state_dict=weights, meta=dict(CLASSES=names)), checkpoint)
     deployment = deploy.load(config, checkpoint)
     options = deploy.resolve_opset(deployment.family.choose(opset=0, contract=contract), deployment.model)
