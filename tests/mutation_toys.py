@@ -220,7 +220,7 @@ def picture_results(deployment: Deployment) -> list[np.ndarray]:
     results = [family.reference_detections(model, [image], True)[0] for image in images]
     tensors: dict[str, np.ndarray] = {}
     if 'raw' in family.forms:
-        with contextlib.suppress(NotImplementedError):
+        with contextlib.suppress(NotImplementedError, KeyError):
             tensors = family.reference_tensors(model, family.feeds(images[:1], True), 'raw')
     return [*tensors.values(), *(array for result in results for array in vars(result).values())]
 
