@@ -78,7 +78,8 @@ REASONS = {
     ),
     'data set': (
         'it goes over a whole generated data set',
-        r'.*(--eval|toy_coco|toy_nuscenes|--frames 120|stream|_video|centerpoint_toy|autoware_toy|\$LOOP)',
+        r'.*(--eval|toy_coco|toy_nuscenes|few_sweeps|--frames 120|stream|_video|centerpoint_toy|autoware_toy|'
+        r'\$LOOP)',
     ),
     'zoo': ('it goes through many configs for hours, or takes what that found', r'.*zoo'),
     'mmdet 3': (

@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.metadata_entries import (
     read_entry,
 )
 from mmdeploy_ext.contract.spec import GraphSpec
-from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.errors import LoadError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_regular
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.inputs import cameras
@@ -120,11 +120,20 @@ def check_graph(
 ) -> None:
     """Refuse a spec that is not of the graph in its file; ModelFileError names the tensor of the spec.
 
+    A graph that has lost optional inputs is a LoadError: its metadata is right.
     `inputs` and `outputs` have the dtype and axes of the graph's by name, a letter or None where one is
     dynamic.
     """
+    absent = [tensor for tensor in spec.inputs if tensor.name not in inputs]
+    if absent and all(tensor.default is not None for tensor in absent):
+        raise LoadError(
+            f'{path}: the graph has lost its optional inputs {", ".join(tensor.name for tensor in absent)}, '
+            f'which have their defaults for good; simplifiers take an input with a default for a constant: '
+            f'export with --simplify, or use tools/onnx/graph.py simplify, which keeps them'
+        )
     for kind, tensors, given in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
-        if (names := {tensor.name for tensor in tensors}) != set(given):
+        names = [tensor.name for tensor in tensors]
+        if set(names) != set(given):
             raise damaged(path, 'spec', f'{kind} are {", ".join(names)}, the graph has {", ".join(given)}')
         for tensor in tensors:
             dtype, axes = given[tensor.name]

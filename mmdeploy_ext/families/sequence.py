@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.memory import MemorySpec
@@ -74,6 +74,22 @@ class SequenceFamily(Family):
 
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
         """Return sweeps, as points alone, that reach a rule's limits; only the tensors are compared."""
+        return ()
+
+    def special_samples(self, rule: Any, sample: Frame | Sweep) -> Iterable[Frame | Sweep]:
+        """Yield samples, made of another one, with nothing to see, or with one thing of the rig changed.
+
+        Those of a model with a memory are one drive.
+        """
+        return ()
+
+    def synthetic_outputs(
+        self, model: torch.nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, np.ndarray]]]:
+        """Yield titles and outputs of the last file, of a spec, that reach the limits of what follows it.
+
+        The reference and the runner have a method `boxes_of` that takes them. A file of boxes needs none.
+        """
         return ()
 
     def with_limit(

@@ -67,7 +67,7 @@ def repeat(
             )
         try:
             model = known[name](model, **edit['arguments'])
-        except (Mm2OnnxError, TypeError, ValueError) as error:
+        except (Mm2OnnxError, TypeError, ValueError, AttributeError, KeyError) as error:
             raise ModelFileError(f'{KEY}: {name} cannot be done again on a fresh export: {error}') from error
     return model
 

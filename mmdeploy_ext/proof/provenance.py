@@ -40,8 +40,8 @@ def provenance(
     """
     facts = deployment.family.postprocess_facts(deployment.model)
     differing = {
-        'preprocessing as in the config': _differing(metadata.preprocess.to_json(), rule.to_json()),
-        'post-processing as in the config': _differing(metadata.postprocess, facts),
+        'preprocessing as in the config': unequal_entries(metadata.preprocess.to_json(), rule.to_json()),
+        'post-processing as in the config': unequal_entries(metadata.postprocess, facts),
         'contract as the family states it': differing_contract(metadata.spec, contract),
     }
     checks = [Check(title, not found, found) for title, found in differing.items()]
@@ -54,7 +54,8 @@ def companion_checks(folder: Path, wanted: Mapping[str, str]) -> list[Check]:
     """Compare the texts beside the graphs with those that an export writes, see `Family.companions`."""
     found = []
     for name, text in wanted.items():
-        there = (folder / name).read_text(encoding='utf-8') if (folder / name).is_file() else None
+        path = folder / name
+        there = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else None
         pairs = zip((there or '').splitlines(), text.splitlines(), strict=False)
         line = next((f'{got.strip()!r}, expected {due.strip()!r}' for got, due in pairs if got != due), '')
         said = 'is not there' if there is None else line or 'has another number of lines'
@@ -177,7 +178,7 @@ def differing_contract(written: GraphSpec, here: GraphSpec | None) -> str:
             if name not in ours or name not in theirs:
                 found.append(f'{name}: only {"the file" if name in theirs else "the family"} has it')
             elif theirs[name] != ours[name]:
-                found.append(f'{name}: {_differing(theirs[name], ours[name], "family")}')
+                found.append(f'{name}: {unequal_entries(theirs[name], ours[name], "family")}')
         if not found and list(theirs) != list(ours):
             found.append(f'{title}: the file has the order {", ".join(theirs)}, the family {", ".join(ours)}')
     for name in ('state', 'name'):
@@ -186,13 +187,15 @@ def differing_contract(written: GraphSpec, here: GraphSpec | None) -> str:
     return '; '.join(found)[:300]
 
 
-def _differing(written: Mapping[str, Any], here: Mapping[str, Any], source: str = 'config') -> str:
-    """Return which facts differ, compared as JSON has them."""
-    written, here = (json.loads(json.dumps(side)) for side in (written, here))
+def unequal_entries(written: Mapping[str, Any], here: Mapping[str, Any], source: str = 'config') -> str:
+    """Return which entries differ, compared as JSON: one that is None is there, and True is not 1."""
+    texts = [
+        {key: json.dumps(value, sort_keys=True) for key, value in side.items()} for side in (written, here)
+    ]
     return '; '.join(
-        f'{key}: the file says {written.get(key)}, the {source} {here.get(key)}'
+        f'{key}: the file says {written.get(key, "nothing")}, the {source} {here.get(key, "nothing")}'
         for key in dict.fromkeys([*here, *written])
-        if written.get(key) != here.get(key)
+        if texts[0].get(key) != texts[1].get(key)
     )[:300]
 
 

@@ -27,7 +27,8 @@ TOY = f"_base_ = ['{REPOSITORY}/configs/demo/atss_toy.py']\n"
 AUGMENTED = """
 flips = dict(type='MultiScaleFlipAug', img_scale=[(96, 64), (128, 96)], flip=True, transforms=[
     dict(type='Resize', keep_ratio=True), dict(type='Normalize', mean=[1.0] * 3, std=[57.0] * 3),
-    dict(type='Pad', size_divisor=32), dict(type='Collect', keys=['img'])])
+    dict(type='Pad', size_divisor=32), dict(type='ImageToTensor', keys=['img']),
+    dict(type='Collect', keys=['img'])])
 data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), flips]))
 """
 

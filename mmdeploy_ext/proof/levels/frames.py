@@ -13,6 +13,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, run_twice
+from mmdeploy_ext.proof.levels.synthetic import synthetic_cases
 from mmdeploy_ext.proof.moments import compare_moments
 from mmdeploy_ext.proof.near_ties import near_ties
 from mmdeploy_ext.proof.provenance import companion_checks
@@ -182,6 +183,13 @@ class SweepProof(FramesProof):
             sweep = dataclasses.replace(self.first or crowd, points=crowd.points, name=crowd.name)
             expected, found = self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
             yield self.judge_tensors(sweep, expected, found)
+        if self.first is not None:
+            for special in family.special_samples(self.deployment.rule, self.first):
+                found = attempt(functools.partial(self.runner.step, special))
+                yield self.judge(special, self.reference.step(special), found)[0]
+        if not self.low:
+            made = family.synthetic_outputs(self.deployment.model, self.runner, self.metadata[-1].spec)
+            yield from synthetic_cases(self.reference, self.runner, made)
         if not self.most or self.low:  # which results are left depends on their order
             return
         chosen, seen = self.most

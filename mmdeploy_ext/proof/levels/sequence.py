@@ -12,6 +12,7 @@ from mmdeploy_ext.proof.enough import too_few
 from mmdeploy_ext.proof.levels.frames import FramesProof
 from mmdeploy_ext.proof.levels.sequence_pair import Modes
 from mmdeploy_ext.proof.levels.sequence_run import Bars
+from mmdeploy_ext.proof.levels.synthetic import synthetic_cases
 from mmdeploy_ext.proof.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proof.tasks import bbox3d
 from mmdeploy_ext.runtime.frames import invert_pose
@@ -28,6 +29,7 @@ FULL_DRIVE = Bars()
 SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 """What `--verify` asks of whatever frames it is given; the verdict says how many there were."""
 
+SPECIAL = 'frames with one thing of the rig changed, and of one colour'
 NEAR_M = 100.0
 """Metres: scenes that begin this near to the origin stay where they are."""
 
@@ -96,6 +98,7 @@ class DriveProof(FramesProof):
         """See `Proof`; bars say what passes, None takes `default_bars`."""
         super().__init__(*given)
         self.bars = bars or default_bars(self.verdict.precision)
+        self.first: Frame | None = None
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
@@ -117,6 +120,7 @@ class DriveProof(FramesProof):
 
     def run(self, one: Frame) -> None:
         """See `Proof.run`."""
+        self.first = self.first or one
         expected, results = self.modes.add(one)
         self.shape = self.shape or 'x'.join(map(str, one.images.shape))
         if self.count in self.shown and 'free' in results:
@@ -129,6 +133,27 @@ class DriveProof(FramesProof):
         self.verdict.sequence = list(rows.values())
         self.verdict.cases = [_case(rows['teacher'], self.shape)]
         super().conclude()
+        if self.verdict.precision == 'fp32':
+            made = self.deployment.family.synthetic_outputs(
+                self.deployment.model, self.runner, self.metadata[-1].spec
+            )
+            self.verdict.cases += synthetic_cases(self.reference, self.runner, made)
+            self.run_special_frames()
+
+    def run_special_frames(self) -> None:
+        """Judge frames that no drive has: one thing of the rig changed, nothing to see."""
+        if self.first is None:
+            return
+        memory = self.deployment.family.memory_spec(self.metadata[-1].postprocess)
+        bars = dataclasses.replace(self.bars, frames=1, resets=0)
+        settings = dict(memory=memory, bars=bars, task=self.deployment.family.task)
+        modes = Modes(self.reference, dict(teacher=self.runner), self.spec, **settings)
+        for frame in self.deployment.family.special_samples(self.deployment.rule, self.first):
+            modes.add(frame)
+        row = modes.finish()['teacher']
+        self.verdict.cases.append(dataclasses.replace(_case(row, self.shape), name=SPECIAL))
+        if row.match_rate is not None:
+            self.verdict.reasons += [f'{SPECIAL}: {reason}' for reason in row.reasons]
 
     def timing(self) -> dict[str, float]:
         """See `Proof.timing`."""

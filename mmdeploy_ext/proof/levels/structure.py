@@ -70,7 +70,12 @@ def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
         pairs = zip(found, expected, strict=False)
         differing = [f'got {got}, expected {want}' for got, want in pairs if got != want]
         if len(found) != len(expected):
-            differing.append(f'got {len(found)}, expected {len(expected)}')
+            names, wanted = ([entry[0] for entry in side] for side in (found, expected))
+            absent, extra = (
+                ', '.join(name for name in side if name not in other)
+                for side, other in ((wanted, names), (names, wanted))
+            )
+            differing.insert(0, f'absent: {absent or "none"}, too many: {extra or "none"}')
         if title == 'inputs':
             differing += _differing_defaults(model, tensors)
         checks.append(Check(f'{title} equal the spec', not differing, '; '.join(differing)[:300]))

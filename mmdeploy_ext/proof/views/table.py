@@ -174,7 +174,7 @@ def failure_reasons(verdict: Verdict) -> list[str]:
         reasons.append("preprocessing was not compared with the config's test pipeline")
     if not any(not case.traced for case in verdict.cases):
         reasons.append('no input that the exporter did not see was compared')
-    for case in () if verdict.sequence else verdict.cases:  # a sequence says why itself, with the frames
+    for case in verdict.cases[1:] if verdict.sequence else verdict.cases:  # the first one is of the sequence
         reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
         reasons += [f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed]
     for row in verdict.sequence:

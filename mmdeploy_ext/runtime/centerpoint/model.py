@@ -22,6 +22,8 @@ from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.runtime.scn.model import ScnOnnx
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -95,9 +97,13 @@ class CenterPointOnnx(Memoryless):
         outputs = self.head.infer(fed)
         check_finite(outputs, sweep.name or 'sweep')
         start = self.passed('head', start)
-        detections = self.decode(outputs, self.box_rule)
+        detections = self.boxes_of(outputs)
         self.passed('boxes', start)
         return StepResult(dict(**fed, **outputs), detections)
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes that outputs of the head stand for, best first."""
+        return self.decode(outputs, self.box_rule)
 
     def feeds(self, sweep: Sweep) -> dict[str, np.ndarray]:
         """Return what the head's graph takes of a sweep, `bev` (1, C, H, W); raises what `detect` raises."""

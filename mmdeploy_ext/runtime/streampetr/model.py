@@ -168,8 +168,11 @@ class StreamPetrOnnx(Runtime):
             raise InferenceError('the network gave NaN or infinity; the memory was emptied')
         self._last = pose, time, scene if frame.scene_token is None else frame.scene_token
         self.was_reset = fresh
-        found = decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], self.metadata.postprocess)
-        return StepResult(outputs, found, fresh)
+        return StepResult(outputs, self.boxes_of(outputs), fresh)
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes that outputs of the head stand for, best first; see `boxes.decode`."""
+        return decode(outputs['all_cls_scores'], outputs['all_bbox_preds'], self.metadata.postprocess)
 
     def graph_seconds(self) -> dict[str, float]:
         """Return the seconds that the engine spent in each part so far."""

@@ -1,12 +1,13 @@
 """The family of LiDAR detectors with anchors: which configs it claims, and what it refuses."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from mmdeploy_ext.contract.families.centerpoint import CONTRACTS
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
@@ -14,6 +15,7 @@ from mmdeploy_ext.runtime.frames import Stepper
 from projects.mmdet3d_plugin.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
 from projects.mmdet3d_plugin.anchor3d.reference import AnchorReference
 from projects.mmdet3d_plugin.anchor3d.samples import result
+from projects.mmdet3d_plugin.anchor3d.synthetic import synthetic_outputs
 from projects.mmdet3d_plugin.centerpoint.family import DYNAMIC_DETECTOR, CenterPointFamily, check_points_side
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 
@@ -71,6 +73,12 @@ class AnchorFamily(CenterPointFamily):
             )
         if not head.get('use_direction_classifier', True):
             raise ConfigError(f'{filename}: model.{key}.use_direction_classifier=False is not exported')
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield outputs of the head with anchors."""
+        return synthetic_outputs(runner.box_rule, spec)
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""

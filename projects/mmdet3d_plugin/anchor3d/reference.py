@@ -1,9 +1,22 @@
 """LiDAR detectors with anchors in PyTorch as a stepper: mmdet3d's detectors as they are."""
 
-import functools
+from collections.abc import Mapping
+from typing import Any
 
+import torch
+
+from mmdeploy_ext.runtime.anchor3d.boxes import OUTPUTS
 from projects.mmdet3d_plugin.anchor3d.graphs import anchor_rule, flat_outputs
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 
-AnchorReference = functools.partial(Reference, rule=anchor_rule, flatten=flat_outputs)
-"""CenterPoint's stepper with the outputs of `Anchor3DHead`."""
+
+class AnchorReference(Reference):
+    """CenterPoint's stepper with the outputs of `Anchor3DHead`."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model, anchor_rule, flat_outputs)
+
+    def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        """Return named outputs as `Anchor3DHead.get_bboxes` takes them: lists of the levels."""
+        levels = len(tensors) // len(OUTPUTS)
+        return tuple([tensors[f'{name}_{level}'] for level in range(levels)] for name in OUTPUTS)

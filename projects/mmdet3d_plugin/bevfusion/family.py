@@ -21,7 +21,7 @@ from mmdeploy_ext.runtime.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.runtime.bevfusion_det.cuda import GRAPHS as CUDA_FILES
 from mmdeploy_ext.runtime.bevfusion_det.model import is_cuda, opened
-from mmdeploy_ext.runtime.frames import Stepper, Sweep
+from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
@@ -39,6 +39,7 @@ from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.common.samples import arrays
 from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
+from projects.mmdet3d_plugin.common.special_frames import changed_rigs, plain_sweep
 
 CAMERAS = 6
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
@@ -90,6 +91,14 @@ class BEVFusionFamily(SequenceFamily):
         """Write moments of the sensors that a model has."""
         default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
         return generated_dataset(folder, cfg, default, rule.views, rule.voxels)
+
+    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
+        """Yield moments in which one thing of the rig changes, and one without objects."""
+        limits = None if rule.voxels is None else rule.voxels.point_cloud_range
+        if rule.views is None:
+            yield plain_sweep(sample, limits)
+        else:
+            yield from changed_rigs(sample, limits)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""

@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.families.centerpoint import AUTOWARE, CONTRACTS, SPAR
 from mmdeploy_ext.contract.families.streampetr import LAYERS, OPTIONS
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
-from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
@@ -35,11 +35,13 @@ from projects.mmdet3d_plugin.centerpoint.graphs import graphs, postprocess_facts
 from projects.mmdet3d_plugin.centerpoint.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, moments, result, sweep
+from projects.mmdet3d_plugin.centerpoint.synthetic import synthetic_outputs
 from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 from projects.mmdet3d_plugin.common.samples import arrays
 from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
+from projects.mmdet3d_plugin.common.special_frames import plain_sweep
 from projects.mmdet3d_plugin.sparse_backbone.grid import grid_size
 from projects.mmdet3d_plugin.sparse_backbone.samples import rule_of_layer
 
@@ -126,6 +128,16 @@ class CenterPointFamily(SequenceFamily):
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
         """See `SequenceFamily.crowded_sweeps`; the node leaves other points out than mmdet3d."""
         return () if options.contract == AUTOWARE else crowded(rule)
+
+    def special_samples(self, rule: VoxelRule, sample: Sweep) -> Iterable[Sweep]:
+        """Yield a sweep of one point."""
+        yield plain_sweep(sample, rule.point_cloud_range)
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield outputs of the head; nodes have rules of their own."""
+        return synthetic_outputs(runner.box_rule, spec) if hasattr(runner, 'box_rule') else ()
 
     @contextlib.contextmanager
     def with_limit(self, model: nn.Module, runner: Stepper, found: Detections3D) -> Iterator[int]:

@@ -3,13 +3,15 @@
 Glossary: P points, D values per point, N voxels, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 from mmdeploy_ext.stack.compat import single_thread
@@ -42,6 +44,22 @@ class Reference:
 
     def reset(self) -> None:
         """Nothing to do: there is no memory."""
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the head's own boxes of its outputs by name; see `SequenceFamily.synthetic_outputs`."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        meta = dict(box_type_3d=LiDARInstance3DBoxes)
+        with torch.no_grad():
+            ((boxes, scores, labels),) = self.parts.head.get_bboxes(*self.head_outputs(tensors), [meta])
+        return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+
+    def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        """Return named outputs as `CenterHead.get_bboxes` takes them: tasks, of one level each."""
+        tasks: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, task = name.rsplit('_', 1)
+            tasks.setdefault(task, {})[kind] = tensor
+        return (tuple([named] for named in tasks.values()),)
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep through `simple_test`; points that cannot be raise what `CenterPointOnnx` raises."""

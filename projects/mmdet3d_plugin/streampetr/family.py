@@ -3,7 +3,7 @@
 Glossary: N cameras, H, W network input in pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch import nn
 from mmdeploy_ext.contract.families.streampetr import AUTOWARE, OPTIONS
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
-from mmdeploy_ext.contract.spec import ColumnGroup, TensorSpec
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
@@ -23,9 +23,10 @@ from mmdeploy_ext.families.memory import MemorySpec
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.inputs.cameras import MultiViewRule, rule_from_pipeline
 from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES as NODE_FILES
-from mmdeploy_ext.runtime.frames import Stepper
+from mmdeploy_ext.runtime.frames import Frame, Stepper
 from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
 from projects.mmdet3d_plugin.common.info_files import generated_dataset
+from projects.mmdet3d_plugin.common.special_frames import changed_drive
 from projects.mmdet3d_plugin.streampetr import autoware
 from projects.mmdet3d_plugin.streampetr.graphs import graphs
 from projects.mmdet3d_plugin.streampetr.reference import Reference
@@ -39,6 +40,7 @@ from projects.mmdet3d_plugin.streampetr.samples import (
     result,
 )
 from projects.mmdet3d_plugin.streampetr.spec import sizes
+from projects.mmdet3d_plugin.streampetr.synthetic import synthetic_outputs
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
 HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
@@ -188,6 +190,17 @@ class StreamPetrFamily(SequenceFamily):
         """See `SequenceFamily.runner`."""
         # the published model knows no time gap: the proof and the metrics compare like with like
         return StreamPetrOnnx(paths, max_gap_s=None, **engine)
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
+        """Yield a drive in which one thing of the rig changes, and pictures of one colour."""
+        return changed_drive(sample)
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield outputs of the head's last layer."""
+        head, facts = model.pts_bbox_head, runner.metadata.postprocess
+        return synthetic_outputs(facts, int(head.num_query) + int(head.num_propagated), int(head.num_classes))
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""

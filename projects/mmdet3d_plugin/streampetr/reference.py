@@ -3,6 +3,7 @@
 Glossary: N cameras, H, W network input in pixels, n memory rows.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.inputs.cameras import Calibration
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
 from mmdeploy_ext.runtime.streampetr import checks
 from mmdeploy_ext.runtime.streampetr.state import FIELDS, to_global, to_local
@@ -55,6 +57,14 @@ class Reference:
         self.head.reset_memory()
         self.model.prev_scene_token = None
         self._last = None
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the head's own boxes of its outputs; see `SequenceFamily.synthetic_outputs`."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        meta = dict(box_type_3d=LiDARInstance3DBoxes)
+        with torch.no_grad():
+            ((boxes, scores, labels),) = self.head.get_bboxes(tensors, [meta])
+        return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
 
     def step(self, frame: Frame) -> StepResult:
         """Run one frame through `forward_test`, with everything that it names as outputs.

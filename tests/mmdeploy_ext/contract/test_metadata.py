@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, read_metadata
+from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, check_graph, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.errors import LoadError, ModelFileError
 from mmdeploy_ext.inputs.pictures import PreprocessRule
 
 METADATA = Metadata(
@@ -135,3 +135,14 @@ def test_facts_without_a_key_name_the_file_and_are_plain_data_otherwise(model, t
         options['magic']
     assert copy.deepcopy(options) == pickle.loads(pickle.dumps(options)) == options
     assert dataclasses.asdict(read_metadata(path))['options'] == options
+
+
+def test_a_graph_that_a_simplifier_took_optional_inputs_from_is_told_so():
+    """Its metadata is right: onnxslim takes an input with a default for a constant."""
+    image, size = TensorSpec('input', 'float32', ('B', 3)), TensorSpec('size', 'float32', ('B',), default=0.0)
+    spec = GraphSpec('toy', (image, size), (TensorSpec('y', 'float32', ('B', 3)),))
+    ends = dict(input=('float32', ['B', 3])), dict(y=('float32', ['B', 3]))
+    with pytest.raises(LoadError, match=r'^m\.onnx: the graph has lost its optional inputs size, .*simplify'):
+        check_graph(spec, *ends, 'm.onnx')
+    with pytest.raises(ModelFileError, match=r'damaged \(mm2onnx\.spec: inputs are input, size, the graph'):
+        check_graph(spec, dict(size=('float32', ['B'])), ends[1], 'm.onnx')

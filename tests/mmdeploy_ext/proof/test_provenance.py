@@ -1,12 +1,18 @@
 """What a file says of its export is compared with the config, and taken from neither side in silence."""
 
 import pytest
+from onnx import TensorProto, helper
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.edits import judged_by_inputs
-from mmdeploy_ext.proof.provenance import refuse_other_settings, settings_check
-from mmdeploy_ext.proof.results import Case, Check, GraphResult
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.graph.edits import judged_by_inputs, repeat
+from mmdeploy_ext.proof.provenance import (
+    companion_checks,
+    refuse_other_settings,
+    settings_check,
+    unequal_entries,
+)
+from mmdeploy_ext.proof.results import Case, Check, GraphResult, PreprocessingResult
 from mmdeploy_ext.proof.verdict import Verdict
 from toy_atss import CONFIG
 
@@ -37,6 +43,34 @@ def test_tools_that_are_instructed_by_a_file_refuse_other_settings_with_what_to_
     refuse_other_settings(load_config(CONFIG, dict(ABSENT)), ABSENT, 'm.onnx')
 
 
+@pytest.mark.parametrize(
+    ('written', 'detail'),
+    [
+        (dict(limit=1), 'nms: the file says nothing, the config None'),
+        (dict(limit=1, nms=None, more=None), 'more: the file says None, the config nothing'),
+        (dict(limit=True, nms=None), 'limit: the file says True, the config 1'),
+        (dict(nms=None, limit=1), ''),
+    ],
+)
+def test_a_fact_that_is_none_is_there_and_true_is_not_one(written, detail):
+    assert unequal_entries(written, dict(limit=1, nms=None)) == detail
+
+
+@pytest.mark.parametrize('arguments', [dict(tensors=3), dict(prefix=[1]), dict(nodes={'#0': None})])
+def test_damaged_arguments_of_a_record_are_no_traceback(arguments):
+    node = helper.make_node('Relu', ['x'], ['y'], name='relu')
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in 'xy']
+    model = helper.make_model(helper.make_graph([node], 'g', ends[:1], ends[1:]))
+    with pytest.raises(ModelFileError, match=r'mm2onnx\.edits: rename cannot be done again on a fresh'):
+        repeat(model, [dict(command='rename', arguments=arguments, versions={})])
+
+
+def test_a_text_beside_the_graphs_that_is_no_utf8_is_told_so(tmp_path):
+    (tmp_path / 'a.yaml').write_bytes(b'thr: \xff\n')
+    (check,) = companion_checks(tmp_path, {'a.yaml': 'thr: 1\n'})
+    assert not check.passed and "expected 'thr: 1'" in check.detail
+
+
 def test_a_rule_that_was_typed_weakens_the_verdict_and_one_that_is_exact_does_not():
     def edit(*rules, named=()):
         return dict(command='replace', arguments=dict(rules=list(rules), named=list(named)), versions={})
@@ -48,5 +82,6 @@ def test_a_rule_that_was_typed_weakens_the_verdict_and_one_that_is_exact_does_no
     assert reasons == [f'replace: {rule}', 'replace: double-cast']
     graph = GraphResult('', 9, True, by_inputs=', '.join(reasons[:1]), note='both after replace')
     verdict = Verdict({}, graphs=[graph], structure=[Check('x', True)], cases=[Case('other', '1', False)] * 5)
+    verdict.preprocessing = PreprocessingResult(('a.jpg',))
     assert verdict.title == f'PROVEN ON 5 INPUTS (replace: {rule})'
     assert graph.text == 'equal to a fresh export (9 nodes); both after replace'

@@ -23,7 +23,7 @@ from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.inputs.cameras import rule_from_pipeline
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.levels.frames import output_spec
-from mmdeploy_ext.proof.levels.sequence import NearOrigin, default_bars
+from mmdeploy_ext.proof.levels.sequence import SPECIAL, NearOrigin, default_bars
 from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.proof.views.table import failure_reasons, last_line, print_verdict
 from mmdeploy_ext.runtime.streampetr.state import relative_motion
@@ -54,7 +54,8 @@ def test_the_files_of_an_export_are_proven(proven):
     for row in (teacher, free):
         assert (row.frames, row.resets, row.time_jumps) == (18, 2, 1)
         assert row.match_rate == 1 and row.matched > 100
-    (case,) = verdict.cases
+    case, *others = verdict.cases
+    assert [one.name.split(':')[0] for one in others] == [*['synthetic outputs of the head'] * 3, SPECIAL]
     assert case.tensors == teacher.tensors and case.detections[0].matched == teacher.matched
     assert not case.traced and case.input_shape == '6x3x32x96'
     assert {check.name.split(':')[0] for check in verdict.structure} == {

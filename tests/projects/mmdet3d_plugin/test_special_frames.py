@@ -1,0 +1,66 @@
+"""Moments in which one thing of the rig changes: what is kept of a rig has to look at every matrix."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.inputs.cameras import Calibration
+from mmdeploy_ext.runtime.bevfusion_det.frames import check_calibration
+from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
+from mmdeploy_ext.runtime.frames import FusedFrame
+from mmdeploy_ext.runtime.streampetr import checks
+from projects.mmdet3d_plugin.bevfusion.graphs import RIG_MATRICES
+from projects.mmdet3d_plugin.common.special_frames import changed_drive, changed_rigs, plain_sweep
+from toy_streampetr_deploy import drive
+
+LIMITS = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)
+
+
+class Caching(Detecting):
+    """A runtime that gives the matrices themselves, kept by some of them."""
+
+    def step(self, frame):
+        """Nothing runs."""
+
+
+def fused():
+    (seen,) = drive(1)
+    points = np.random.default_rng(0).uniform(-15, 3, (400, 5)).astype(np.float32)
+    matrices = dict(
+        camera_intrinsics=seen.intrinsics,
+        camera2lidar=np.linalg.inv(np.linalg.solve(seen.intrinsics, seen.lidar2img)),
+        lidar2image=seen.lidar2img,
+        img_aug_matrix=np.tile(np.eye(4), (len(seen.images), 1, 1)),
+        lidar_aug_matrix=np.eye(4),
+    )
+    calibration = {name: np.float32(matrix) for name, matrix in matrices.items()}
+    return FusedFrame(points, images=seen.images, calibration=calibration)
+
+
+@pytest.mark.parametrize('ignored', ['', *RIG_MATRICES])
+def test_a_cache_that_ignores_one_matrix_gives_those_of_another_rig(ignored):
+    runtime, stale = Caching(), []
+    names = [name for name in RIG_MATRICES if name != ignored]
+    for frame in changed_rigs(fused(), LIMITS):
+        check_calibration(frame.calibration, len(frame.images))
+        kept = runtime.of_rig(frame.calibration, names, dict)
+        if any((kept[name] != frame.calibration[name]).any() for name in RIG_MATRICES):
+            stale.append(frame.name)
+    assert bool(stale) == bool(ignored)
+
+
+def test_frames_of_a_drive_have_rigs_that_are_let_through_and_differ_in_one_thing():
+    frames = list(changed_drive(next(iter(drive(1)))))
+    rigs = [Calibration(frame.lidar2img, frame.intrinsics) for frame in frames]
+    for rig in rigs:
+        checks.check_calibration(rig, len(frames[0].images))
+    places = [(before.lidar2img != after.lidar2img).any() for before, after in itertools.pairwise(rigs)]
+    lenses = [(before.intrinsics != after.intrinsics).any() for before, after in itertools.pairwise(rigs)]
+    assert (places, lenses) == ([True, True, False, False], [True, False, True, False])
+    assert not frames[-1].images.any() and len({frame.scene_token for frame in frames}) == 1
+
+
+def test_a_plain_sweep_has_one_point_and_that_is_in_range():
+    points = plain_sweep(fused(), LIMITS).points
+    assert points.shape == (1, 5) and (np.abs(points[0, :2]) < 20).all()
