@@ -77,11 +77,15 @@ class SequenceFamily(Family):
         return ()
 
     def special_samples(self, rule: Any, sample: Frame | Sweep) -> Iterable[Frame | Sweep]:
-        """Yield samples, made of another one, with nothing to see, or with one thing of the rig changed.
+        """Yield samples, made of another one, each with one more change of the rig.
 
-        Those of a model with a memory are one drive.
+        Those of a model with a memory are one drive, with a frame of one colour.
         """
         return ()
+
+    def plain_sample(self, rule: Any, sample: Sweep) -> Sweep | None:
+        """Return a sample without a memory in which there is nothing to see; None where none is made."""
+        return None
 
     def synthetic_outputs(
         self, model: torch.nn.Module, runner: Stepper, spec: GraphSpec

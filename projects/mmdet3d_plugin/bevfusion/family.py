@@ -39,7 +39,7 @@ from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.common.samples import arrays
 from projects.mmdet3d_plugin.common.sparse_graph import check_form, load_whole
-from projects.mmdet3d_plugin.common.special_frames import changed_rigs, plain_sweep
+from projects.mmdet3d_plugin.common.special_frames import changed_rigs, plain_moment
 
 CAMERAS = 6
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
@@ -93,12 +93,13 @@ class BEVFusionFamily(SequenceFamily):
         return generated_dataset(folder, cfg, default, rule.views, rule.voxels)
 
     def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
-        """Yield moments in which one thing of the rig changes, and one without objects."""
+        """Yield moments each of which changes one thing more of the rig."""
+        return () if rule.views is None else changed_rigs(sample)
+
+    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
+        """Return a moment of one point, and of pictures of one colour."""
         limits = None if rule.voxels is None else rule.voxels.point_cloud_range
-        if rule.views is None:
-            yield plain_sweep(sample, limits)
-        else:
-            yield from changed_rigs(sample, limits)
+        return plain_moment(sample, limits)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""

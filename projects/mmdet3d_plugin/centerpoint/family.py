@@ -129,9 +129,9 @@ class CenterPointFamily(SequenceFamily):
         """See `SequenceFamily.crowded_sweeps`; the node leaves other points out than mmdet3d."""
         return () if options.contract == AUTOWARE else crowded(rule)
 
-    def special_samples(self, rule: VoxelRule, sample: Sweep) -> Iterable[Sweep]:
-        """Yield a sweep of one point."""
-        yield plain_sweep(sample, rule.point_cloud_range)
+    def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
+        """Return a sweep of one point."""
+        return plain_sweep(sample, rule.point_cloud_range)
 
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec

@@ -74,8 +74,15 @@ def changed_drive(frame: Frame) -> Iterator[Frame]:
         yield frame
 
 
-def changed_rigs(frame: FusedFrame, limits: Sequence[float] | None) -> Iterator[FusedFrame]:
-    """Yield moments of cameras and a LiDAR, each with one more change of the rig, and one of one colour.
+def plain_moment(frame: FusedFrame, limits: Sequence[float] | None) -> FusedFrame:
+    """Return a moment of one point in a range, where there are points, and of pictures of one colour."""
+    plain = frame if limits is None else plain_sweep(frame, limits)
+    images = None if frame.images is None else np.zeros_like(frame.images)
+    return dataclasses.replace(plain, images=images, name='nothing to see')
+
+
+def changed_rigs(frame: FusedFrame) -> Iterator[FusedFrame]:
+    """Yield moments of cameras and a LiDAR, each with one more change of the rig.
 
     They have every eighth point: what the LiDAR alone sees is not at issue.
     """
@@ -109,5 +116,3 @@ def changed_rigs(frame: FusedFrame, limits: Sequence[float] | None) -> Iterator[
             matrices[key] = _focal(matrices[key], last, ALONE)
         calibration = {key: np.float32(value) for key, value in matrices.items()}
         yield dataclasses.replace(frame, calibration=calibration, name=name)
-    plain = frame if limits is None else plain_sweep(frame, limits)
-    yield dataclasses.replace(plain, images=np.zeros_like(frame.images), name='pictures of one colour')

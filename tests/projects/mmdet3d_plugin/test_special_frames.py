@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.inputs.cameras import Calibration
+from mmdeploy_ext.proof.levels.frames import best_scores_row
 from mmdeploy_ext.runtime.bevfusion_det.frames import check_calibration
 from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.streampetr import checks
 from projects.mmdet3d_plugin.bevfusion.graphs import RIG_MATRICES
@@ -42,7 +44,7 @@ def fused():
 def test_a_cache_that_ignores_one_matrix_gives_those_of_another_rig(ignored):
     runtime, stale = Caching(), []
     names = [name for name in RIG_MATRICES if name != ignored]
-    for frame in changed_rigs(fused(), LIMITS):
+    for frame in changed_rigs(fused()):
         check_calibration(frame.calibration, len(frame.images))
         kept = runtime.of_rig(frame.calibration, names, dict)
         if any((kept[name] != frame.calibration[name]).any() for name in RIG_MATRICES):
@@ -64,3 +66,13 @@ def test_frames_of_a_drive_have_rigs_that_are_let_through_and_differ_in_one_thin
 def test_a_plain_sweep_has_one_point_and_that_is_in_range():
     points = plain_sweep(fused(), LIMITS).points
     assert points.shape == (1, 5) and (np.abs(points[0, :2]) < 20).all()
+
+
+@pytest.mark.parametrize(('best', 'passed'), [(0.3, True), (0.45, True), (0.9, False), (0.0, True)])
+def test_of_results_where_nothing_is_to_see_the_best_may_not_be_much_higher(best, passed):
+    def results(*scores):
+        boxes = np.zeros((len(scores), 9), np.float32)
+        return Detections3D(boxes, np.array(scores, np.float32), np.zeros(len(scores), np.int64))
+
+    found = results(*[best] * 100) if best else results()
+    assert best_scores_row(results(0.3, 0.2), found).passed == passed
