@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from mmdeploy_ext.runtime.exported import Opened, model_files
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.infos import RigFrame
@@ -34,6 +36,8 @@ ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
 OF_INFOS = ('frames', 'fused')
 """Kind of samples -> how its files end; all others are pictures."""
 FPS = 4.0
+NOTE_AFTER_S = 2.0
+COMPILING = 'note: the loops for points are compiled, once on this machine; it takes some 10 s'
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,11 +124,13 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
     targets = run_images.plan_pictures(args.images, args.out, list_sweeps, 'sweep')
     run_images.check_targets(args, targets.values())
     with opened(args, metadata) as model:
+        compile_loops = once(COMPILING)
 
         def run_one(source: Path, target: Path) -> dict[str, Any]:
             points = read_points(source, model.width)
-            start = time.perf_counter()
             with named(source):
+                compile_loops(lambda: model.detect(points))
+                start = time.perf_counter()
                 found = model.detect(points)
             entry = entry_of(dict(sweep=str(source)), target, start, found, args, model.classes)
             title = f'{len(points)} points, {source.name}'  # a long name is cut at its end
@@ -165,10 +171,14 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     film = demo.open_writer(args.out, FPS) if video else contextlib.nullcontext()
     with opened(args, metadata) as model, film as add_to_film:
         draw = (lambda target, picture: add_to_film(picture)) if video else write_picture
+        compile_loops = once(COMPILING)
 
         def run_one(frame: RigFrame, target: Path, facts: dict[str, Any]) -> dict[str, Any]:
             images = frame.read_pictures()
             with named(f'{frame.source}: {frame.name}'):
+                if metadata.samples == 'fused':
+                    prepared = model.moment(images, frame, args.data_root)
+                    compile_loops(functools.partial(model.step, prepared))
                 start = time.perf_counter()
                 moment = model.moment(images, frame, args.data_root)
                 found = model.step(moment).detections
@@ -188,6 +198,24 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             name = f'{frame.name} ({", ".join(black)} black)' if black else frame.name
             run_images.report(name, entries[-1])
     return run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
+
+
+def once(note: str) -> Callable[[Callable[[], Any]], None]:
+    """Return what runs the first function that it is given, and prints the note where that takes long."""
+    done: list[bool] = []
+
+    def run_first(function: Callable[[], Any]) -> None:
+        if done:
+            return
+        timer = threading.Timer(NOTE_AFTER_S, print, [note], dict(file=sys.stderr, flush=True))
+        timer.start()
+        try:
+            function()
+            done.append(True)
+        finally:
+            timer.cancel()
+
+    return run_first
 
 
 RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)

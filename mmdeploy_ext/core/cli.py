@@ -31,6 +31,8 @@ ONE_FILE = ('config', 'checkpoint')
 """Arguments that no folder is taken for."""
 SUB_COMMANDS: dict[str, str] = {}
 """Pattern of a script in messages -> what is typed in its place, where that is what was started."""
+EXTRAS = dict(pygraphviz='draw', matplotlib='draw', openvino='openvino', nncf='nncf')
+"""Package that few tools need -> the extra of this project that installs it."""
 OWN_PACKAGES = ('mmdeploy_ext', 'projects')
 
 
@@ -144,6 +146,11 @@ def _not_installed(error: ModuleNotFoundError) -> str:
     name = (error.name or '').split('.')[0]
     if name in ('', *OWN_PACKAGES):
         raise error
+    if extra := EXTRAS.get(name):
+        return (
+            f'{name} is not installed for {sys.executable}; it comes with an extra: '
+            f"pip install 'mm2onnx[{extra}]', or '.[{extra}]' in a checkout"
+        )
     return (
         f'{name} is not installed for {sys.executable}; activate the environment that `make env` makes '
         f'(source .venv/bin/activate), or install it there'

@@ -181,7 +181,17 @@ def print_report(findings: Sequence[Finding]) -> None:
     for f in problems:
         expected = f' (expected {f.expected})' if f.expected else ''
         print(f'problem: {f.name}: {f.found}{expected}\n    fix: {f.fix}')
-    print(f'{len(problems)} problem(s)' if problems else 'healthy')
+    print(f'{len(problems)} problem(s)' if problems else summary(findings))
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Return the last line of a report without problems, which names what differs from what was tried."""
+    differing = [f'{f.name} {f.found} for {f.expected}' for f in findings if f.verdict == 'differs']
+    if not differing:
+        return 'healthy'
+    return (
+        f'healthy, with other versions than those tried: {", ".join(differing)}; the checks passed with them'
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -217,6 +217,7 @@ def _body(args: argparse.Namespace) -> int:
         raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')
     compat.apply()
     write_seeded(args.config, args.out, args.seed)
+    print(f'{args.out}: seeded weights of {args.config}, {args.out.stat().st_size / 1e6:.1f} MB')
     return 0
 
 

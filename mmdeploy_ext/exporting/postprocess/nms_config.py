@@ -44,10 +44,15 @@ class SoftNmsConfig(NmsConfig):
     min_score: float = 1e-3
 
 
-def nms_config(test_cfg: Mapping[str, Any], soft: bool = False) -> NmsConfig:
+def nms_config(test_cfg: Mapping[str, Any], soft: bool = False, key: str = 'model.test_cfg') -> NmsConfig:
     """Read an mmdet `test_cfg`; with `soft` one of `soft_nms` is taken, too, as a `SoftNmsConfig`.
 
     `deploy_nms_pre` replaces `nms_pre` when it is set: -1 = no top-k, K = K.
+
+    Args:
+        test_cfg: of a head.
+        soft: whether `soft_nms` has a form here.
+        key: of `test_cfg` in the config, for messages.
 
     Raises:
         ConfigError: an NMS type or option that the graph does not reproduce.
@@ -58,7 +63,7 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False) -> NmsConfig:
     if kind != 'nms' and decay is None:
         raise ConfigError(
             f"test_cfg.nms.type={kind!r} has no ONNX form that gives the same detections; expected 'nms' "
-            f'(--cfg-options model.test_cfg.nms.type=nms)'
+            f'({_plain_nms(key, test_cfg)})'
         )
     iou_threshold = nms.pop('iou_threshold', None)
     class_agnostic = bool(nms.pop('class_agnostic', False))
@@ -66,7 +71,7 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False) -> NmsConfig:
     if iou_threshold is None or nms:
         raise ConfigError(
             f'test_cfg.nms: got {dict(test_cfg.get("nms") or {})}; expected iou_threshold, and only '
-            f'class_agnostic and split_thr beside it'
+            f'class_agnostic and split_thr beside it ({_plain_nms(key, test_cfg)})'
         )
     limits = {key: test_cfg.get(key, -1) for key in ('nms_pre', 'max_per_img')}
     if test_cfg.get('deploy_nms_pre') is not None:
@@ -85,6 +90,13 @@ def nms_config(test_cfg: Mapping[str, Any], soft: bool = False) -> NmsConfig:
         return NmsConfig(**found)
     positive('max_per_img (with soft_nms)', limits['max_per_img'])
     return SoftNmsConfig(**found, **decay)
+
+
+def _plain_nms(key: str, test_cfg: Mapping[str, Any]) -> str:
+    """Return the option that replaces what a config has by plain NMS of the same threshold."""
+    threshold = (test_cfg.get('nms') or {}).get('iou_threshold', 0.5)
+    values = {'_delete_': True, 'type': 'nms', 'iou_threshold': threshold}
+    return f'--cfg-options {" ".join(f"{key}.nms.{name}={value}" for name, value in values.items())}'
 
 
 def _decay(nms: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def coder_of(head: nn.Module) -> dict[str, Any]:
 
 def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
     """Return what `test_cfg.rcnn` decides; `soft_nms` is taken."""
-    return nms_config(test_cfg, soft=True)
+    return nms_config(test_cfg, soft=True, key='model.test_cfg.rcnn')
 
 
 def output_names(head: nn.Module) -> tuple[str, ...]:

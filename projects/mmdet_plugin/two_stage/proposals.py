@@ -49,7 +49,7 @@ def check_head(head: nn.Module) -> None:
 
 def thresholds(head: nn.Module) -> NmsConfig:
     """Return what `test_cfg.rpn` decides; scores have no threshold there."""
-    return nms_config(dict(head.test_cfg, score_thr=0.0))
+    return nms_config(dict(head.test_cfg, score_thr=0.0), key='model.test_cfg.rpn')
 
 
 def smallest_side(head: nn.Module) -> float:
