@@ -3,6 +3,7 @@
     python tests/broken_inputs.py metadata --count 1000 --seed 7
     python tests/broken_inputs.py infos --count 500 --seed 7
     python tests/broken_inputs.py sweeps --count 300 --seed 7
+    python tests/broken_inputs.py pictures --count 500 --seed 7
 
 A command has to end with a right answer, status 0, or with one line that begins with 'error: ': no traceback,
 no hang, and no warning of numpy. Folders for Autoware have `broken_autoware.py`.
@@ -36,6 +37,7 @@ import numpy as np  # noqa: E402
 import onnx  # noqa: E402
 
 import metadata_fuzz  # noqa: E402
+import picture_faults  # noqa: E402
 import toy_stream_files  # noqa: E402
 from mmdeploy_ext.apps.command import main as mm2onnx  # noqa: E402
 from mutation_toys import TOYS  # noqa: E402
@@ -232,8 +234,19 @@ def infos_outcomes(name: str, count: int, seed: int):
         infos = write_infos(folder, draw)
         for number in range(count):
             path = break_infos(infos, folder, random.Random(seed + number))
-            words = ('run', str(exported(name)), str(path), '--out', str(folder / 'out'))
+            words = ('run', str(exported(name)), str(path), '--out', str(folder / 'out'), '--fail-fast')
             yield f'seed {seed + number}', 'run', outcome(*words)
+
+
+def pictures_outcomes(name: str, count: int, seed: int):
+    """Yield the number of a damaged picture, and how `run` ends with it."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for number, (ending, content) in enumerate(picture_faults.pictures(PICTURE, count, seed)):
+            path = folder / f'picture{ending}'
+            path.write_bytes(content)
+            words = ('run', str(exported(name)), str(path), '--out', str(folder / 'out'))
+            yield f'picture {number} ({ending})', 'run', outcome(*words)
 
 
 def sweeps_outcomes(name: str, count: int, seed: int):
@@ -252,6 +265,7 @@ TABLES = dict(
     metadata=(metadata_outcomes, tuple(TOYS)),
     infos=(infos_outcomes, ('streampetr', 'bevfusion')),
     sweeps=(sweeps_outcomes, ('centerpoint', 'pointpillars')),
+    pictures=(pictures_outcomes, ('atss',)),
 )
 """What is broken -> what yields the outcomes, and the toys."""
 

@@ -10,6 +10,8 @@ JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG that have its size."""
 JPEG_ALONE = {0x01, *range(0xD0, 0xD9)}
 """Markers without a length."""
+PNG, CHUNK_BYTES = b'\x89PNG\r\n\x1a\n', 12
+"""First bytes of a PNG, and those of a chunk beside its data."""
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 
 
@@ -22,6 +24,21 @@ def size_in_header(content: bytes) -> tuple[int, int] | None:
             except (struct.error, IndexError):  # cut short
                 return None
     return None
+
+
+def is_cut_png(content: bytes) -> bool:
+    """Return whether a chunk of a PNG is longer than the file: OpenCV takes memory for all of it."""
+    if not content.startswith(PNG):
+        return False
+    place = len(PNG)
+    while place < len(content):
+        length = int.from_bytes(content[place : place + 4], 'big')
+        if place + CHUNK_BYTES + length > len(content):
+            return True
+        if content[place + 4 : place + 8] == b'IEND':
+            return False
+        place += CHUNK_BYTES + length
+    return True
 
 
 def _png(content: bytes) -> tuple[int, int]:
@@ -80,7 +97,7 @@ def _tiff(content: bytes) -> tuple[int, int] | None:
 
 READERS = {
     b'\xff\xd8': _jpeg,
-    b'\x89PNG\r\n\x1a\n': _png,
+    PNG: _png,
     b'BM': _bmp,
     b'RIFF': _webp,
     b'II*\x00': _tiff,

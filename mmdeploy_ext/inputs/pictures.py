@@ -18,7 +18,7 @@ import numpy as np
 from mmdeploy_ext.core.errors import ImageError
 from mmdeploy_ext.core.files import will_read
 from mmdeploy_ext.core.plain import Plain
-from mmdeploy_ext.inputs.image_headers import size_in_header
+from mmdeploy_ext.inputs.image_headers import is_cut_png, size_in_header
 from mmdeploy_ext.inputs.pillow_resize import resize_pillow
 
 MOST_PIXELS = 100_000_000
@@ -215,6 +215,8 @@ def read_image(path: str | Path) -> np.ndarray:
             f'{path}: has {size[1]} x {size[0]} pixels, expected at most {MOST_PIXELS // 10**6} million; cut '
             f'it into tiles, or make it smaller'
         )
+    if is_cut_png(content):
+        raise ImageError(f'{path}: is not an image that OpenCV can decode: it was cut short, or damaged')
     with _decoder_messages() as messages:
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)

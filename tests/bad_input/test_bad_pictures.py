@@ -118,6 +118,15 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(tmp_path, w
         read_image(tmp_path / 'large.png')
 
 
+def test_a_png_whose_parts_are_longer_than_it_takes_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, 'imdecode', lambda *words: pytest.fail('decoded'))
+    content = cv2.imencode('.png', np.zeros((37, 53, 3), np.uint8))[1].tobytes()
+    for broken in (content[:33] + b'\x7f\xff\xff\xff' + content[37:], content[:-20], content[:33]):
+        (tmp_path / 'a.png').write_bytes(broken)
+        with pytest.raises(ImageError, match=r'a\.png: is not an image that OpenCV can decode: it was cut'):
+            read_image(tmp_path / 'a.png')
+
+
 def test_what_opencv_raises_is_an_error_that_names_the_file(tmp_path):
     # sides that OpenCV takes for impossible, in a format whose header is not read here
     (tmp_path / 'large.pgm').write_bytes(b'P5\n2000000 2000000\n255\n')

@@ -1,11 +1,11 @@
-"""Broken metadata, infos and sweeps: a right answer or one line, never a traceback, a hang or much memory."""
+"""Broken metadata, infos, sweeps and pictures: a right answer or one line, never a traceback or a hang."""
 
 import pytest
 
 import broken_inputs
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(7200)]
-COUNTS = dict(metadata=1000, infos=500, sweeps=300)
+COUNTS = dict(metadata=1000, infos=500, sweeps=300, pictures=500)
 SEED = 6_000
 CASES = [(kind, toy) for kind, (_, toys) in broken_inputs.TABLES.items() for toy in toys]
 
