@@ -177,8 +177,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
             images = frame.read_pictures()
             with named(f'{frame.source}: {frame.name}'):
                 if metadata.samples == 'fused':
-                    prepared = model.moment(images, frame, args.data_root)
-                    compile_loops(functools.partial(model.step, prepared))
+                    compile_loops(lambda: model.step(model.moment(images, frame, args.data_root)))
                 start = time.perf_counter()
                 moment = model.moment(images, frame, args.data_root)
                 found = model.step(moment).detections
