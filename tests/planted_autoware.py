@@ -331,7 +331,7 @@ planted(
 planted(
     'node: distances along x alone',
     TOY,
-    (PASSING, arguments(lambda xy, scores, labels, settings: (2 * xy * [1, 0], scores, labels, settings))),
+    (PASSING, arguments(lambda xy, scores, labels, settings: (3 * xy * [1, 0], scores, labels, settings))),
     shared=True,
 )
 planted(

@@ -12,7 +12,6 @@ from mmdeploy_ext.runtime.bevfusion_det.frames import (
     MATRICES,
     check_calibration,
     check_images,
-    in_lidar_columns,
 )
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
@@ -134,7 +133,14 @@ class PartsReference(Reference):
 
 
 def detections(found: dict[str, torch.Tensor]) -> Detections3D:
-    """Return what `TransFusionHead.get_bboxes` gives of one sample, best first."""
+    """Return what `TransFusionHead.get_bboxes` gives of one sample, best first, in columns of mmdet3d 1.0.
+
+    The columns are moved here and the heading is taken from its sine and cosine, so that the runtime's
+    `in_lidar_columns` is compared with something else than itself.
+    """
     order = found['scores'].argsort(descending=True, stable=True)
     boxes, scores, labels = (found[name][order].cpu().numpy() for name in ('bboxes', 'scores', 'labels'))
-    return Detections3D(in_lidar_columns(boxes), scores, labels)
+    x_y_z, (width, length, height), yaw = boxes[:, :3], boxes[:, 3:6].T, boxes[:, 6]
+    heading = np.arctan2(-np.cos(yaw), -np.sin(yaw))
+    columns = np.stack([length, width, height, heading], axis=1)
+    return Detections3D(np.concatenate([x_y_z, columns, boxes[:, 7:]], axis=1), scores, labels)

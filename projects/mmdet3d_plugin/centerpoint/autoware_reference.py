@@ -5,29 +5,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv.ops import box_iou_rotated
+from mmdet3d.core import circle_nms
 from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCoder
 
-from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS, Objects, passing, suppressed
+from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS, Objects
 from mmdeploy_ext.runtime.autoware.centerpoint import PILLARS, SPATIAL
-from mmdeploy_ext.runtime.autoware.settings import Settings
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
-from projects.mmdet3d_plugin.centerpoint.autoware import parameters
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.common.parts import watching
 
 FAR_M = 1e6
+CIRCLE_M2, OVERLAP, OVERLAP_SEARCH_M = 0.25, 0.1, 10.0
+"""The node's defaults: squared distance, IoU from above, metres.
+
+Source: autoware_universe 4dff8e23, centerpoint_common.param.yaml.
+"""
 
 
 class NodeReference(Reference):
     """The unpatched detector and, of its raw outputs, mmdet3d's own boxes of every cell.
 
-    Which of them the node keeps (thresholds of its manifest, two suppressions) is its own rule and applied as
-    the node has it; what boxes are (voxels, decoration, network, decoding, convention) is mmdet3d's.
+    Which of them the node keeps is its own rule. Thresholds are read from the head here, and both
+    suppressions are computed by mmdet3d's and mmcv's operators, so that a fault of the manifest or of the
+    node's port is not on both sides; what boxes are (voxels, decoration, network, decoding, convention) is
+    mmdet3d's.
     """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__(model)
-        self.settings = Settings.of(parameters(model, model.CLASSES))
 
     def step(self, sweep: Sweep) -> StepResult:
         """Run one sweep; raises what `Reference.step` raises."""
@@ -50,8 +53,22 @@ class NodeReference(Reference):
         along, across = cos * boxes[:, 7] + sin * boxes[:, 8], cos * boxes[:, 8] - sin * boxes[:, 7]
         twists = np.stack([along, across], axis=1)
         objects = Objects(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], twists, scores, labels)
-        good = passing(boxes[:, :2], scores, labels, self.settings)
-        return suppressed(objects[good].best_first(), self.settings)
+        least = np.float32(self.parts.head.bbox_coder.score_threshold or 0.0)
+        objects = objects[(scores >= least) & (scores > 0)].best_first()
+        places = np.concatenate([objects.places[:, :2], objects.scores[:, None]], axis=1).astype(np.float32)
+        objects = objects[np.array(circle_nms(places, CIRCLE_M2, len(places)), np.int64)]
+        return objects[self._without_overlaps(objects)]
+
+    def _without_overlaps(self, objects: Objects) -> np.ndarray:
+        """Return (n,) bool: no better object of those that it is compared with overlaps it too much."""
+        flat = np.concatenate([objects.places[:, :2], objects.sizes[:, :2], objects.yaws[:, None]], axis=1)
+        rows = torch.from_numpy(flat.astype(np.float32))
+        overlaps = box_iou_rotated(rows, rows).numpy()
+        near = np.linalg.norm(flat[:, None, :2] - flat[None, :, :2], axis=-1) <= OVERLAP_SEARCH_M
+        walks = np.array([str(name).upper() == 'PEDESTRIAN' for name in self.model.CLASSES])[objects.labels]
+        compared = (objects.labels[:, None] == objects.labels) | ~(walks[:, None] | walks)
+        better = np.tri(len(flat), k=-1, dtype=bool)
+        return ~((overlaps > OVERLAP) & near & compared & better).any(axis=1)
 
     def _decoded(self, heat: torch.Tensor, raw: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return mmdet3d's boxes of all cells for one class: no number and no range cuts them off."""

@@ -53,9 +53,9 @@ def crowded(rule: VoxelRule) -> Iterator[Sweep]:
     places = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
     low, high = np.array(rule.point_cloud_range).reshape(2, 3)
     points = np.zeros((len(cells) + 6, rule.in_channels), np.float32)
-    points[:-6, :3] = places * rule.voxel_size + low
-    points[-6:, :3] = (low + high) / 2 + 0.3 * np.array(rule.voxel_size)
-    for axis in range(3):
-        points[-6 + 2 * axis, axis], points[-5 + 2 * axis, axis] = low[axis], high[axis]
+    points[6:, :3] = places * rule.voxel_size + low
+    points[:6, :3] = (low + high) / 2 + 0.3 * np.array(rule.voxel_size)
+    for axis in range(3):  # the first ones, since the last voxels do not count
+        points[2 * axis, axis], points[2 * axis + 1, axis] = low[axis], high[axis]
     points[:, 3:4] = rng.random((len(points), 1))
     yield Sweep(points, 'more voxels and points than count')

@@ -323,3 +323,17 @@ def test_the_config_that_fits_is_what_the_node_takes():
     family = find_family(cfg)
     family.check(cfg, family.choose(opset=17, **AUTOWARE))
     assert family.preprocess_rule(cfg).grid_size == (480, 480, 1)
+
+
+@pytest.mark.parametrize(
+    ('place', 'change'),
+    [
+        ('suppressed', lambda found, settings: (found, dataclasses.replace(settings, circle_m=0.0))),
+        ('overlap_nms', lambda found, alone, *rest: (found, set(), *rest)),
+    ],
+)
+def test_a_fault_of_the_nodes_suppressions_is_not_on_both_sides(place, change):
+    deployment, folder, *_ = toy_centerpoint.exported('node_oblong', 'autoware')
+    with replaced(f'{RUNTIME}.boxes:{place}', arguments(change)):
+        verdict, _ = prove(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
+    assert not verdict.passed
