@@ -104,6 +104,12 @@ class FramesProof(ExportedProof):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
+        written = {file.name for file in self.files}
+        if absent := [f'{name}.onnx' for name in self.graphs if name not in written]:
+            raise ModelFileError(
+                f'{Path(self.paths[0]).parent}: has no {", ".join(absent)}; the files of one export belong '
+                f'together: export it again'
+            )
         family, given = self.deployment.family, (self.deployment.model, self.asked_for)
         self.spec, self.clock = output_spec(self.metadata, family.between_files(*given)), Clock()
         self.who = f'PyTorch ({self.unit})', f'{self.verdict.subject["engine"]} ({self.unit})'

@@ -10,6 +10,7 @@ import toy_centerpoint
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.deploy.files import check_output, read_files
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.proof import ladder
 
 
 @pytest.fixture(scope='module')
@@ -42,3 +43,9 @@ def test_files_with_the_names_of_other_graphs_are_refused(folder, tmp_path):
     (target / 'backbone.onnx').rename(target / 'network.onnx')
     with pytest.raises(ModelFileError, match=r'network.onnx holds the graph of head.onnx.*rename them'):
         read_files(str(target))
+
+
+def test_a_proof_of_a_folder_without_one_of_its_graphs_is_refused_by_its_name():
+    deployment, folder, *_ = toy_centerpoint.exported()
+    with pytest.raises(ModelFileError, match=r'graphs: has no backbone.onnx; .* export it again'):
+        ladder.prove(deployment, [str(folder / 'head.onnx')])
