@@ -29,6 +29,8 @@ def first_reason(verdict: Verdict) -> str:
     for check in verdict.structure:
         if not check.passed:
             return f'{check.name}: {check.detail}'
+    if verdict.preprocessing is not None and not verdict.preprocessing.passed:
+        return f'preprocessing: {verdict.preprocessing.text}'
     for case in verdict.cases:
         if not case.passed:
             return f'input: {case.name}'
