@@ -314,12 +314,6 @@ planted(
     shared=True,
 )
 planted(
-    'node: scores above the threshold of the first class',
-    TOY,
-    (PASSING, arguments(lambda xy, scores, labels, settings: (xy, scores, labels * 0, settings))),
-    shared=True,
-)
-planted(
     'node: scores 10 % above the threshold',
     TOY,
     (

@@ -9,8 +9,9 @@ from mmcv.ops import box_iou_rotated
 from mmdet3d.core import circle_nms
 from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCoder
 
-from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS, Objects
+from mmdeploy_ext.runtime.autoware.boxes import OUTPUTS
 from mmdeploy_ext.runtime.autoware.centerpoint import PILLARS, SPATIAL
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.common.parts import watching
@@ -40,28 +41,26 @@ class NodeReference(Reference):
         found = self._boxes({name: torch.from_numpy(value) for name, value in outputs.items()})
         outputs['dim'] = outputs['dim'][:, [1, 0, 2]]
         outputs['rot'] = -outputs['rot'][:, ::-1]
-        return StepResult({PILLARS: kept[PILLARS], SPATIAL: raw['bev'], **outputs}, found.detections())
+        return StepResult({PILLARS: kept[PILLARS], SPATIAL: raw['bev'], **outputs}, found)
 
-    def _boxes(self, raw: Mapping[str, torch.Tensor]) -> Objects:
+    def _boxes(self, raw: Mapping[str, torch.Tensor]) -> Detections3D:
         """Return what the node would publish of mmdet3d's boxes."""
         heat = raw['heatmap'].sigmoid()
         heat = heat * (heat == heat.amax(1, keepdim=True))  # the node looks at the best class of a cell alone
         found = [self._decoded(heat[:, index : index + 1], raw) for index in range(heat.shape[1])]
         boxes, scores = (np.concatenate([one[name] for one in found]) for name in ('bboxes', 'scores'))
         labels = np.repeat(np.arange(len(found)), [len(one['scores']) for one in found])
-        cos, sin = np.cos(boxes[:, 6]), np.sin(boxes[:, 6])
-        along, across = cos * boxes[:, 7] + sin * boxes[:, 8], cos * boxes[:, 8] - sin * boxes[:, 7]
-        twists = np.stack([along, across], axis=1)
-        objects = Objects(boxes[:, :3], boxes[:, 3:6], boxes[:, 6], twists, scores, labels)
         least = np.float32(self.parts.head.bbox_coder.score_threshold or 0.0)
-        objects = objects[(scores >= least) & (scores > 0)].best_first()
-        places = np.concatenate([objects.places[:, :2], objects.scores[:, None]], axis=1).astype(np.float32)
+        objects = Detections3D(boxes, scores, labels)[(scores >= least) & (scores > 0)].best_first()
+        places = np.concatenate([objects.boxes[:, :2], objects.scores[:, None]], axis=1).astype(np.float32)
         objects = objects[np.array(circle_nms(places, CIRCLE_M2, len(places)), np.int64)]
-        return objects[self._without_overlaps(objects)]
+        objects = objects[self._without_overlaps(objects)]
+        objects.boxes[:, 2] -= objects.boxes[:, 5] / 2  # z at the bottom
+        return objects
 
-    def _without_overlaps(self, objects: Objects) -> np.ndarray:
+    def _without_overlaps(self, objects: Detections3D) -> np.ndarray:
         """Return (n,) bool: no better object of those that it is compared with overlaps it too much."""
-        flat = np.concatenate([objects.places[:, :2], objects.sizes[:, :2], objects.yaws[:, None]], axis=1)
+        flat = objects.boxes[:, [0, 1, 3, 4, 6]]
         rows = torch.from_numpy(flat.astype(np.float32))
         overlaps = box_iou_rotated(rows, rows).numpy()
         near = np.linalg.norm(flat[:, None, :2] - flat[None, :, :2], axis=-1) <= OVERLAP_SEARCH_M
