@@ -318,13 +318,7 @@ for _name, _change in {
     'headings turn the other way': lambda boxes, given: _with_yaw(boxes, given[:, 6] - np.pi / 2),
     'headings of 0.x a quarter off': lambda boxes, given: _with_yaw(boxes, -given[:, 6]),
 }.items():
-    planted(
-        _name,
-        TOY,
-        (f'{RUNTIME}.frames:in_lidar_columns', result(_change)),
-        (f'{HERE}.reference:in_lidar_columns', result(_change)),
-        shared=True,
-    )
+    planted(_name, TOY, (f'{RUNTIME}.frames:in_lidar_columns', result(_change)))
 
 
 def _with_yaw(boxes: Any, yaw: Any) -> Any:
