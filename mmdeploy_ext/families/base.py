@@ -16,6 +16,8 @@ from mmdeploy_ext.families.building import head_of
 from mmdeploy_ext.families.nearest import refusal
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
+    from pathlib import Path
+
     import numpy as np
     import torch
 
@@ -176,6 +178,13 @@ class Family(abc.ABC):
     def companions(self, model: torch.nn.Module, options: Options) -> Mapping[str, str]:
         """Return name -> text of files that a contract has beside its graphs, in the same folder."""
         return {}
+
+    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
+        """Return what the files of `companions` in a folder say otherwise than a config.
+
+        It reads both by itself, so that a fault of `companions` is not on both sides.
+        """
+        return []
 
     def one_file(self, options: Options) -> bool:
         """Return whether an export is one file; otherwise it is a folder of graphs."""

@@ -17,7 +17,7 @@ from mmdeploy_ext.proof.levels.synthetic import synthetic_cases
 from mmdeploy_ext.proof.moments import compare_moments
 from mmdeploy_ext.proof.near_ties import near_ties
 from mmdeploy_ext.proof.provenance import companion_checks
-from mmdeploy_ext.proof.results import Case, DetectionRow, Pair
+from mmdeploy_ext.proof.results import Case, Check, DetectionRow, Pair
 from mmdeploy_ext.proof.tasks import bbox3d
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
     from mmdeploy_ext.contract.spec import TensorSpec
     from mmdeploy_ext.contract.stages import Graph
-    from mmdeploy_ext.proof.results import Check, PreprocessingResult
+    from mmdeploy_ext.proof.results import PreprocessingResult
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
 
@@ -96,7 +96,14 @@ class FramesProof(ExportedProof):
         if file is not self.files[-1]:
             return super().checks(file)
         wanted = self.deployment.family.companions(self.deployment.model, self.asked_for)
-        return [*super().checks(file), *companion_checks(Path(file.path).parent, wanted)]
+        folder, family = Path(file.path).parent, self.deployment.family
+        companions = companion_checks(folder, wanted)
+        checks = [*super().checks(file), *companions]
+        written_right = companions and all(check.passed for check in companions)
+        wrong = family.companion_differences(folder, self.deployment.cfg) if written_right else []
+        if wrong:
+            checks.append(Check('texts beside the graphs as in the config', False, '; '.join(wrong)))
+        return checks
 
     def preprocessing(self) -> PreprocessingResult:
         """Compare moments prepared by the rule in the last file with those of the config's test pipeline."""

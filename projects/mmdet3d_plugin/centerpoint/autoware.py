@@ -9,7 +9,8 @@ Glossary: V pillars, F values of a decorated point, K classes, H, W map.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -202,3 +203,23 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
 def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
     """Return name -> text of the files beside the graphs."""
     return {node.MANIFEST: text_of(parameters(model, classes)), node.REMAPPER: remapper_text()}
+
+
+def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a manifest says otherwise than a config's model that no result of a proof shows."""
+    import yaml
+
+    (node_parameters,) = yaml.safe_load((folder / node.MANIFEST).read_text()).values()
+    written = node_parameters['ros__parameters']
+    prefix = prefix_of(model)
+    voxels = model[f'{prefix}voxel_layer']['max_voxels']
+    tasks = model[f'{prefix}bbox_head']['tasks']
+    names = [str(name).upper() for task in tasks for name in task['class_names']]
+    own = written['model_params']
+    for key, got, expected in (
+        ('trt_precision', written['trt_precision'], 'fp32'),
+        ('max_voxel_size', own['max_voxel_size'], voxels[-1] if isinstance(voxels, list | tuple) else voxels),
+        ('class_names', [name.replace('MOTORBIKE', 'MOTORCYCLE') for name in own['class_names']], names),
+    ):
+        if got != expected:
+            yield f'{node.MANIFEST}: {key} is {got}, the config has {expected}'

@@ -117,6 +117,10 @@ class CenterPointFamily(SequenceFamily):
         """See `Family.companions`."""
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
+    def companion_differences(self, folder: Path, cfg: Any) -> list[str]:
+        """Compare class names, voxels and precision of a manifest with a config."""
+        return list(autoware.manifest_differences(folder, cfg.model))
+
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         """See `SequenceFamily.reference_of`."""
         return NodeReference(model) if options.contract == AUTOWARE else self.reference(model)

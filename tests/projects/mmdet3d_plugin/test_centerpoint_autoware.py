@@ -337,3 +337,14 @@ def test_a_fault_of_the_nodes_suppressions_is_not_on_both_sides(place, change):
     with replaced(f'{RUNTIME}.boxes:{place}', arguments(change)):
         verdict, _ = prove(deployment, paths(folder), sweeps(2), dict(engine='OnnxRuntimeBackend'))
     assert not verdict.passed
+
+
+def test_a_manifest_is_compared_with_the_config_itself(toy, tmp_path):
+    deployment, folder, *_ = toy
+    copied(folder, tmp_path)
+    family = deployment.family
+    assert family.companion_differences(tmp_path, deployment.cfg) == []
+    key(ML, 'trt_precision', 'fp16')(tmp_path)
+    key(ML, 'model_params.class_names', ['BUS', 'CAR', 'PEDESTRIAN'])(tmp_path)
+    wrong = family.companion_differences(tmp_path, deployment.cfg)
+    assert [line.split()[1] for line in wrong] == ['trt_precision', 'class_names']
