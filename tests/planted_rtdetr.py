@@ -97,7 +97,12 @@ planted(
     TOY,
     network(lambda logits, boxes, *rest: (first_of_batch(logits), boxes, *rest)),
 )
-planted('fed: height before width', TOY, (FEEDS, settings(**{SIZES: lambda sizes: sizes[:, ::-1].copy()})))
+planted(
+    'fed: height before width',
+    TOY,
+    (FEEDS, settings(**{SIZES: lambda sizes: sizes[:, ::-1].copy()})),
+    shared=True,
+)
 # --- the model, while it is traced ------------------------------------------------------------------
 planted(
     'sampling points rounded to 1 / 512',
