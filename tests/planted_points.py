@@ -18,6 +18,8 @@ PLACES = dict(
     second=f'{POINTS}:voxelise',
     bevfusion_varied=f'{POINTS}:voxelise',
     pillars=f'{POINTS}:pillars',
+    sparse_portable=f'{POINTS}:voxelise',
+    sparse_libspconv=f'{POINTS}:voxelise',
 )
 """Toy -> what makes its voxels."""
 RULE = 'projects.mmdet3d_plugin.sparse_backbone.samples:rule_of_layer'
@@ -93,7 +95,7 @@ _planted(
             found[-1][:, [0, 2, 1, 3] if rule.order == 'xyz' else [0, 1, 3, 2]],
         )
     ),
-    'second bevfusion_varied pillars',
+    'second bevfusion_varied pillars sparse_portable sparse_libspconv',
 )
 
 
@@ -106,7 +108,11 @@ def _padded_mean(original: Callable) -> Callable:
     return voxelise
 
 
-_planted('the mean of all rows of a voxel', _padded_mean, 'centerpoint_rotate second bevfusion_varied')
+_planted(
+    'the mean of all rows of a voxel',
+    _padded_mean,
+    'centerpoint_rotate second bevfusion_varied sparse_portable sparse_libspconv',
+)
 _planted(
     'all rows of a pillar count',
     result(lambda found, points, rule: (found[0], np.full_like(found[1], rule.max_points), found[2])),

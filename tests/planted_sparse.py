@@ -452,3 +452,15 @@ planted(
     _fact('voxels', lambda voxels: {**voxels, 'max_points': voxels['max_points'] // 2}),
     shared=True,
 )
+planted(
+    'the metadata tell voxels of another height',
+    BOTH,
+    _fact('voxels', lambda voxels: {**voxels, 'voxel_size': [*voxels['voxel_size'][:2], 0.4]}),
+    shared=True,
+)
+planted(
+    'the metadata tell as many voxels as in training',
+    BOTH,
+    _fact('voxels', lambda voxels: {**voxels, 'max_voxels': 2000}),
+    shared=True,
+)

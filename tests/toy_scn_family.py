@@ -1,6 +1,7 @@
 """A family of sparse backbones for tests: BEVFusion's encoder and SECOND's at 24 x 24 cells, seeded."""
 
 import torch
+from mmcv.ops import Voxelization
 
 import toy_seeded as seeded
 from mmdeploy_ext.core.errors import ConfigError
@@ -43,6 +44,9 @@ class ToyScnFamily(SparseFamily):
 
     def encoder(self, model):
         return model
+
+    def voxel_layer(self, model):
+        return Voxelization((1.0, 1.0, 0.2), (-12.0, -12.0, -4.0, 12.0, 12.0, 4.2), 10, 5000).eval()
 
     def preprocess_rule(self, cfg):
         order = 'xyz' if cfg.model.net == 'bevfusion' else 'zyx'

@@ -101,6 +101,10 @@ class SparseFamily(Family):
         """Return the sparse encoder inside the model."""
 
     @abc.abstractmethod
+    def voxel_layer(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return mmcv's `Voxelization` of the model, which a proof compares the rule in a file with."""
+
+    @abc.abstractmethod
     def preprocess_rule(self, cfg: Any) -> VoxelRule:
         """Return how points become voxels: what the metadata keeps and the runtime follows."""
 

@@ -117,6 +117,7 @@ class PreprocessingResult:
         differences: every value that differs.
         note: how the pipeline was changed to the options of the file, e.g. 'at 608x608'.
         error: why the pipeline or the rule could not run at all.
+        source: what the samples are compared with, where a model has no test pipeline.
     """
 
     samples: tuple[str, ...]
@@ -124,6 +125,7 @@ class PreprocessingResult:
     differences: tuple[PreprocessingDifference, ...] = ()
     note: str = ''
     error: str = ''
+    source: str = "the config's test pipeline"
 
     @property
     def passed(self) -> bool:
@@ -133,7 +135,7 @@ class PreprocessingResult:
     @property
     def text(self) -> str:
         """The line of the verdict."""
-        pipeline = f"the config's test pipeline{f' {self.note}' if self.note else ''}"
+        pipeline = f'{self.source} {self.note}'.strip()
         if self.error:
             return f'not compared with {pipeline}: {self.error}'
         if not self.samples:

@@ -25,8 +25,8 @@ class Verdict:
         subject: file, family, form, config, checkpoint, hashes, versions, engine: printed as they are.
         graphs: level 1, first of all: the graph of every file.
         structure: the other checks of level 1.
-        preprocessing: samples prepared by the rule in the file and by the config's test pipeline; None of
-            sparse backbones, which take voxels.
+        preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or
+            voxels by the rule and by the layer of the model; None where nothing was compared.
         cases: levels 2 and 3.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
@@ -73,11 +73,6 @@ class Verdict:
         return ', '.join(dict.fromkeys(graph.by_inputs for graph in self.graphs if graph.by_inputs))
 
     @property
-    def takes_samples(self) -> bool:
-        """Whether the model takes pictures, frames or sweeps; a sparse backbone takes voxels."""
-        return self.subject.get('task') != 'bev'
-
-    @property
     def inputs(self) -> int:
         """How many inputs both engines were given: pictures, sweeps, voxels, or frames of a drive."""
         return max([len(self.cases), *(row.frames for row in self.sequence)])
@@ -98,12 +93,11 @@ class Verdict:
     def passed(self) -> bool:
         """Whether everything passed, and something was compared at all, on an input that was not traced."""
         unseen = any(not case.traced for case in self.cases)
-        prepared = self.preprocessing is not None or not self.takes_samples
-        found = [*self.graphs, *self.structure, *self.cases, *self.sequence, *self.metrics]
-        if self.preprocessing is not None:
-            found.append(self.preprocessing)
-        judged = bool(self.graphs and self.structure and unseen and prepared) and not self.reasons
-        return judged and all(one.passed for one in found)
+        judged = self.graphs and self.structure and unseen and self.preprocessing
+        if not judged or self.reasons:
+            return False
+        results = [*self.graphs, *self.structure, *self.cases, *self.sequence, *self.metrics]
+        return self.preprocessing.passed and all(result.passed for result in results)
 
     def summary(self) -> dict[str, Any]:
         """Return the figures of all cases together: counts, worst values, one histogram of all tensors."""

@@ -84,10 +84,10 @@ class Proof(abc.ABC):
         """Return whether a file is valid, and its metadata agree with contract, config and options."""
 
     @abc.abstractmethod
-    def preprocessing(self) -> PreprocessingResult | None:
+    def preprocessing(self) -> PreprocessingResult:
         """Compare samples prepared by the rule in the files with those of the config's own test pipeline.
 
-        The reference side calls no code of `inputs/`. None: the model takes no samples but voxels.
+        The reference side calls no code of `inputs/`. Of a model that takes voxels it is the voxelisation.
         """
 
     def _subject(self) -> dict[str, Any]:

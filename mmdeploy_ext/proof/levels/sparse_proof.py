@@ -17,7 +17,14 @@ from mmdeploy_ext.proof.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proof.levels import sparse_files, sparse_structure
 from mmdeploy_ext.proof.levels.base import Proof
 from mmdeploy_ext.proof.levels.run_twice import attempt
-from mmdeploy_ext.proof.levels.sparse_subject import Subject, compare_graph, says_check, subject_of
+from mmdeploy_ext.proof.levels.sparse_subject import (
+    Subject,
+    compare_graph,
+    says_check,
+    stored_fact,
+    subject_of,
+)
+from mmdeploy_ext.proof.levels.voxels import compare_voxels
 from mmdeploy_ext.proof.provenance import settings_check
 from mmdeploy_ext.proof.results import Case, Check, Pair
 from mmdeploy_ext.sparse.libspconv import to_node_list
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.proof.levels.sparse_files import Reference
-    from mmdeploy_ext.proof.results import GraphResult
+    from mmdeploy_ext.proof.results import GraphResult, PreprocessingResult
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DRAWN_VOXELS = 500
@@ -105,9 +112,11 @@ class SparseProof(Proof):
             checks += sparse_structure.compare_node_lists(to_node_list(file.model), wanted, name)
         return checks
 
-    def preprocessing(self) -> None:
-        """Compare nothing: the backbone takes voxels."""
-        return
+    def preprocessing(self) -> PreprocessingResult:
+        """Compare the voxels by the rule in the file with those of the model's own layer."""
+        layer = self.deployment.family.voxel_layer(self.deployment.model)
+        rule = stored_fact(self.subject.model, self.subject.path, 'voxels')
+        return compare_voxels(layer, self.deployment.settings, rule)
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`; a file that cannot be run is a reason, and nothing is."""

@@ -170,7 +170,7 @@ def failure_reasons(verdict: Verdict) -> list[str]:
         reasons.append('structure was not checked')
     if verdict.preprocessing is not None and not verdict.preprocessing.passed:
         reasons.append(f'preprocessing: {verdict.preprocessing.text}')
-    if verdict.preprocessing is None and verdict.takes_samples:
+    if verdict.preprocessing is None:
         reasons.append("preprocessing was not compared with the config's test pipeline")
     if not any(not case.traced for case in verdict.cases):
         reasons.append('no input that the exporter did not see was compared')

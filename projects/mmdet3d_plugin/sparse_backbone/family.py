@@ -11,7 +11,7 @@ from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
 from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
 from projects.mmdet3d_plugin.sparse_backbone import graphs
-from projects.mmdet3d_plugin.sparse_backbone.reference import run_encoder
+from projects.mmdet3d_plugin.sparse_backbone.reference import run_encoder, voxel_layer
 from projects.mmdet3d_plugin.sparse_backbone.samples import parts_of, voxel_rule
 
 
@@ -20,7 +20,7 @@ class LidarFamily(SparseFamily):
 
     encoder_type: ClassVar[str]
     encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
-    run_encoder = staticmethod(run_encoder)
+    run_encoder, voxel_layer = staticmethod(run_encoder), staticmethod(voxel_layer)
 
     def claims(self, cfg: Any) -> Claim:
         """See SparseFamily."""

@@ -7,6 +7,11 @@ from mmdeploy_ext.stack import compat
 from projects.mmdet3d_plugin.sparse_backbone.graphs import encoder
 
 
+def voxel_layer(model: torch.nn.Module) -> torch.nn.Module:
+    """See `SparseFamily.voxel_layer`."""
+    return model.pts_voxel_layer if hasattr(model, 'pts_voxel_layer') else model.voxel_layer
+
+
 def run_encoder(model: torch.nn.Module, features: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
     """See `SparseFamily.run_encoder`."""
     with compat.single_thread(), torch.no_grad():

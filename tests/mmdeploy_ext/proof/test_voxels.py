@@ -1,0 +1,69 @@
+"""The rule of a sparse backbone's file is compared with mmcv's own voxelisation of the config."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from mmcv.ops import Voxelization
+
+from mmdeploy_ext.families.sparse import EncoderSettings
+from mmdeploy_ext.inputs import points as inputs
+from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.proof.levels import voxels
+
+RULE = VoxelRule((-6.0, -6.0, -2.0, 6.0, 6.0, 2.0), (0.5, 0.5, 0.5), 5, 300, 'xyz', 5)
+
+
+def judged(order='xyz', points=5, limit=300, **changes):
+    """Compare a rule, in which the values that begin with `rule_` are changed, with mmcv's layer."""
+    layer = Voxelization([0.5] * 3, [-6, -6, -2, 6, 6, 2], points, (100, limit)).eval()
+    settings = EncoderSettings('', order, (24, 24, 8), 5)
+    mode = 'dynamic' if -1 in (points, limit) else 'hard'
+    rule = dataclasses.replace(RULE, order=order, max_points=points, max_voxels=limit, mode=mode).to_json()
+    changed = {key.removeprefix('rule_'): value for key, value in changes.items()}
+    return voxels.compare_voxels(layer, settings, {**rule, **changed})
+
+
+@pytest.mark.parametrize(
+    'values', [{}, dict(order='zyx'), dict(points=-1, limit=-1)], ids=['xyz', 'zyx', 'dynamic']
+)
+def test_the_right_rule_makes_the_voxels_of_mmcv(values):
+    result = judged(**values)
+    assert result.passed, result.text
+    assert result.text == "equal to mmcv's Voxelization of the config (1 sweep)"
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('order', 'zyx'),
+        ('point_cloud_range', [0.0, 0.0, -2.0, 6.0, 6.0, 2.0]),
+        ('voxel_size', [0.5, 0.5, 1.0]),
+        ('max_points', 2),
+        ('max_voxels', 100),
+        ('mode', 'dynamic'),
+        ('in_channels', 4),
+    ],
+)
+def test_another_rule_is_named(key, value):
+    text = judged(**{f'rule_{key}': value}).text
+    assert key in text
+    assert 'equal' not in text
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda points: points[::-1],
+        lambda points: points.astype(np.float16).astype(np.float32),
+        lambda points: points * np.float32([1, 1, 1, 1, 0]),
+        lambda points: points[points[:, 0] > -6],
+        lambda points: np.where(points == 6, np.float32(5.9), points),
+        lambda points: points.clip([-5.9, -5.9, -1.9, 0, 0], [5.9, 5.9, 1.9, 1, 1]),
+    ],
+    ids=['last points', 'float16', 'a column is zero', 'lower edge', 'upper edge', 'moved inside'],
+)
+def test_a_fault_of_the_shared_voxelisation_is_seen(monkeypatch, change):
+    original = inputs.voxelise
+    monkeypatch.setattr(inputs, 'voxelise', lambda points, rule: original(change(points), rule))
+    assert not judged().passed
