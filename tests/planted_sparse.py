@@ -387,11 +387,17 @@ def _written(change: Callable[[SparseConvolution], dict]) -> tuple[str, Callable
     )
 
 
-planted('room for 64 active sites', 'sparse_libspconv', _written(lambda node: dict(output_bound=64)))
+planted(
+    'room for 64 active sites',
+    'sparse_libspconv',
+    _written(lambda node: dict(output_bound=64)),
+    in_graph=True,
+)
 planted(
     'the activation is written in small letters',
     'sparse_libspconv',
     _written(lambda node: dict(activation=node.activation.lower())),
+    in_graph=True,
 )
 planted(
     'all submanifold layers have one rulebook',
@@ -407,6 +413,7 @@ planted(
     'biases are written before folding',
     'sparse_libspconv',
     _written(lambda node: dict(bias=np.zeros_like(node.bias))),
+    in_graph=True,
 )
 planted(
     'weights of the order from the input channel',
@@ -418,6 +425,7 @@ planted(
             else {}
         )
     ),
+    in_graph=True,
 )
 
 # ---- what the metadata tell

@@ -59,6 +59,8 @@ class Planted:
             reference may change with it. Of other faults they have to stay the same, bit for bit.
         options: of the export, besides those of the toy: name of the family's option -> value.
         places: what is replaced, see `replaced`.
+        in_graph: level 1 compares the graph of the file with that of the model, not with another export by
+            the same code, so that a difference of the graph is how the fault has to be found.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Planted:
     shared: bool = False
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     places: tuple[str, ...] = ()
+    in_graph: bool = False
 
     @property
     def family(self) -> str:
@@ -81,7 +84,9 @@ FAULTS: list[Planted] = []
 """All of them; filled by the modules that `planted_faults` imports."""
 
 
-def planted(name: str, toys: str, *changes: Change, shared: bool = False, **options: Any) -> None:
+def planted(
+    name: str, toys: str, *changes: Change, shared: bool = False, in_graph: bool = False, **options: Any
+) -> None:
     """Add a fault to each of several toys.
 
     Args:
@@ -89,11 +94,12 @@ def planted(name: str, toys: str, *changes: Change, shared: bool = False, **opti
         toys: keys of `planted_toys.FAULT_TOYS`, as words.
         changes: what `replaced` takes, each; all are applied together.
         shared: see `Planted`.
+        in_graph: see `Planted`.
         options: see `Planted`.
     """
     places = tuple(place for place, _ in changes)
     for toy in toys.split():
-        FAULTS.append(Planted(name, toy, lambda: _all_replaced(changes), shared, options, places))
+        FAULTS.append(Planted(name, toy, lambda: _all_replaced(changes), shared, options, places, in_graph))
 
 
 @contextlib.contextmanager
