@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from mmdeploy_ext.proof.ladder import open_proof
 from mmdeploy_ext.proof.levels.cases import judge_outputs, run_case
 from mmdeploy_ext.proof.levels.run_twice import attempt
 from mmdeploy_ext.proof.levels.sequence_pair import Modes
-from mmdeploy_ext.runtime.frames import invert_pose
+from mmdeploy_ext.proof.levels.shifted import Shifted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proof.references import Reference
     from mmdeploy_ext.proof.results import Case, SequenceRow
     from mmdeploy_ext.proof.verdict import Verdict
-    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
+    from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 UTM_M = 7e5, 4e6, 500.0
 """x, y, z: metres as in UTM coordinates."""
@@ -83,44 +80,6 @@ def run_once(known: Iterable[Reference], backend: Backend) -> Iterator[Case]:
     for reference in known:
         feeds = reference.feeds_of(backend.metadata)
         yield judge_outputs(reference, backend, attempt(functools.partial(backend.infer, feeds)))[0]
-
-
-class Shifted:
-    """A stepper that runs frames elsewhere on the map and at another time, and tells of it as if at home.
-
-    Attributes:
-        stepper: the engine that runs.
-        offset_m: (3,) added to the place.
-        offset_s: added to the time.
-    """
-
-    def __init__(self, stepper: Stepper, offset_m: tuple[float, float, float], offset_s: float) -> None:
-        self.stepper, self.offset_m, self.offset_s = stepper, np.asarray(offset_m, np.float64), offset_s
-
-    @property
-    def state(self) -> StreamState | None:
-        """The memory after the last frame, with the pose and time at home."""
-        state = self.stepper.state
-        return None if state is None else self._moved(state, -1)
-
-    @state.setter
-    def state(self, state: StreamState | None) -> None:
-        self.stepper.state = None if state is None else self._moved(state, 1)
-
-    def reset(self) -> None:
-        """Empty the memory."""
-        self.stepper.reset()
-
-    def step(self, frame: Frame) -> StepResult:
-        """Run a frame over there."""
-        moved = self._moved(frame, 1)
-        inverse = None if frame.ego_pose_inv is None else invert_pose(moved.ego_pose)
-        return self.stepper.step(dataclasses.replace(moved, ego_pose_inv=inverse))
-
-    def _moved(self, what: Any, sign: int) -> Any:
-        pose = np.array(what.ego_pose, np.float64)
-        pose[:3, 3] += sign * self.offset_m
-        return dataclasses.replace(what, ego_pose=pose, timestamp_s=what.timestamp_s + sign * self.offset_s)
 
 
 def run_far(

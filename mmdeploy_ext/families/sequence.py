@@ -87,6 +87,10 @@ class SequenceFamily(Family):
         """Return a sample without a memory in which there is nothing to see; None where none is made."""
         return None
 
+    def ignores_places(self, options: Options) -> bool:
+        """Return whether files with these options give the same results anywhere on the map."""
+        return False
+
     def synthetic_outputs(
         self, model: torch.nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, np.ndarray]]]:

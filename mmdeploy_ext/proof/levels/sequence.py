@@ -12,6 +12,7 @@ from mmdeploy_ext.proof.enough import too_few
 from mmdeploy_ext.proof.levels.frames import FramesProof
 from mmdeploy_ext.proof.levels.sequence_pair import Modes
 from mmdeploy_ext.proof.levels.sequence_run import Bars
+from mmdeploy_ext.proof.levels.shifted import Shifted
 from mmdeploy_ext.proof.levels.synthetic import synthetic_cases
 from mmdeploy_ext.proof.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proof.tasks import bbox3d
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from mmdeploy_ext.proof.results import SequenceRow
-    from mmdeploy_ext.runtime.frames import Frame, StepResult
+    from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult
 
 FULL_DRIVE = Bars()
 """A hundred frames with a scene change: what a claim about drift is made of."""
@@ -30,6 +31,8 @@ SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
 """What `--verify` asks of whatever frames it is given; the verdict says how many there were."""
 
 SPECIAL = 'frames with one thing of the rig changed, and of one colour'
+FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
+"""A place as in UTM coordinates, where float32 has steps of a quarter of a metre, and another heading."""
 NEAR_M = 100.0
 """Metres: scenes that begin this near to the origin stay where they are."""
 
@@ -141,13 +144,19 @@ class DriveProof(FramesProof):
             self.run_special_frames()
 
     def run_special_frames(self) -> None:
-        """Judge frames that no drive has: one thing of the rig changed, nothing to see."""
+        """Judge frames that no drive has: one thing of the rig changed, nothing to see.
+
+        Files whose results ignore the place run them far out on the map, the reference near its origin.
+        """
         if self.first is None:
             return
         memory = self.deployment.family.memory_spec(self.metadata[-1].postprocess)
         bars = dataclasses.replace(self.bars, frames=1, resets=0)
         settings = dict(memory=memory, bars=bars, task=self.deployment.family.task)
-        modes = Modes(self.reference, dict(teacher=self.runner), self.spec, **settings)
+        candidate: Stepper = self.runner
+        if self.deployment.family.ignores_places(self.asked_for):
+            candidate = Shifted(self.runner, **FAR)
+        modes = Modes(self.reference, dict(teacher=candidate), self.spec, **settings)
         for frame in self.deployment.family.special_samples(self.deployment.rule, self.first):
             modes.add(frame)
         row = modes.finish()['teacher']

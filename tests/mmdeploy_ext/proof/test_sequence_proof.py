@@ -26,6 +26,7 @@ from mmdeploy_ext.proof.levels.frames import output_spec
 from mmdeploy_ext.proof.levels.sequence import SPECIAL, NearOrigin, default_bars
 from mmdeploy_ext.proof.levels.sequence_run import Bars
 from mmdeploy_ext.proof.views.table import failure_reasons, last_line, print_verdict
+from mmdeploy_ext.runtime.streampetr import model
 from mmdeploy_ext.runtime.streampetr.state import relative_motion
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 from proofs import run_far
@@ -306,6 +307,15 @@ def test_a_long_drive_far_from_the_origin_is_as_exact_as_the_first_frame(paths):
     errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
     assert errors['all_cls_scores'] < 5e-5 and errors['all_bbox_preds [xyz]'] < 5e-4
     assert errors['memory reference_point'] < 5e-4 and errors['memory timestamp'] < 1e-6
+
+
+def test_the_ego_motion_in_float32_is_seen_though_the_drive_is_near_the_origin(paths, monkeypatch):
+    def motion(last, pose):
+        return (np.linalg.inv(np.float32(pose)) @ np.float32(last)).astype(np.float64)
+
+    monkeypatch.setattr(model, 'relative_motion', motion)
+    verdict, _ = prove(toy.deployment(), paths, toy.drive(2), bars=Bars(frames=2, resets=0))
+    assert SPECIAL in said(verdict) and 'memory' in said(verdict)
 
 
 def test_a_global_float32_memory_is_not(paths):
