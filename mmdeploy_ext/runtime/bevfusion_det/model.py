@@ -87,9 +87,12 @@ class BEVFusionOnnx(Detecting):
         outputs = self._infer('frame', given)
         check_finite(outputs, frame.name or 'frame')
         self.passed('frame', start)
-        boxes = spread_out(detections(outputs), self.metadata.postprocess['nms'])
         kept = {name: given[name] for name in self._between if name in given}
-        return StepResult({**kept, **outputs}, boxes)
+        return StepResult({**kept, **outputs}, self.boxes_of(outputs))
+
+    def boxes_of(self, outputs: Arrays) -> Detections3D:
+        """Return what is left of the boxes of the frame's file, best first."""
+        return spread_out(detections(outputs), self.metadata.postprocess['nms'])
 
     def feeds(self, frame: FusedFrame) -> dict[str, np.ndarray]:
         """Return what the frame's graph takes of a frame; raises what `step` raises."""

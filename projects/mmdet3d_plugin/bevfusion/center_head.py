@@ -162,6 +162,17 @@ class BEVFusionCenterHead(CenterHead):
         boxes[:, 2] -= boxes[:, 5] * 0.5
         return dict(bboxes=boxes, scores=scores[rows], labels=labels[rows].long() + group['classes'][0])
 
+    def spread_out(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the boxes of one sample, of all tasks, that the suppression of their tasks keeps."""
+        parts = []
+        for group in self.nms:
+            first = group['classes'][0]
+            rows = torch.isin(found['labels'], found['labels'].new_tensor(group['classes'])).nonzero()[:, 0]
+            boxes, scores, labels = (found[name][rows] for name in ('bboxes', 'scores', 'labels'))
+            parts.append(rows[kept_rows(boxes, scores, labels - first, group)])
+        kept = torch.cat(parts)
+        return {name: value[kept] for name, value in found.items()}
+
     def loss(
         self, found: Sequence[Mapping[str, Tensor]], boxes: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> dict[str, Tensor]:

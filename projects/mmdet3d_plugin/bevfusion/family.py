@@ -10,7 +10,7 @@ from torch import nn
 from mmdeploy_ext.contract.families.bevfusion_det import AUTOWARE, CUDA, OPTIONS, PORTABLE
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
-from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
@@ -35,6 +35,7 @@ from projects.mmdet3d_plugin.bevfusion.samples import (
     moments,
     result,
 )
+from projects.mmdet3d_plugin.bevfusion.synthetic import synthetic_outputs
 from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.common.samples import arrays
@@ -100,6 +101,15 @@ class BEVFusionFamily(SequenceFamily):
         """Return a moment of one point, and of pictures of one colour."""
         limits = None if rule.voxels is None else rule.voxels.point_cloud_range
         return plain_moment(sample, limits)
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield boxes of the frame's graph; files of other contracts end in other outputs."""
+        if not hasattr(runner, 'boxes_of'):
+            return ()
+        queries = int(next(tensor for tensor in spec.outputs if tensor.name == 'boxes').axes[0])
+        return synthetic_outputs(runner.metadata.postprocess['nms'], self.num_classes(model), queries)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""

@@ -176,7 +176,7 @@ class TransFusionHead(nn.Module):
         """Return 'bboxes' (n, 9), 'scores' (n,), 'labels' (n,) per sample, see `TransFusionBBoxCoder`."""
         values = (found[name] for name in PREDICTED if name in found)
         boxes = self.bbox_coder.decode(self.scores(found), *values)
-        return boxes if self.nms is None else [self._spread_out(one) for one in boxes]
+        return [self.spread_out(sample) for sample in boxes]
 
     @property
     def nms(self) -> dict[str, Any] | None:
@@ -186,8 +186,10 @@ class TransFusionHead(nn.Module):
         data = self.test_cfg['dataset']
         return dict(classes=list(UNLIMITED[data]), radius=RADII[data], most=MOST)
 
-    def _spread_out(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def spread_out(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the boxes of one sample without those too near to a better one; others stay as they are."""
+        if self.nms is None:
+            return found
         kept = torch.ones_like(found['scores'], dtype=torch.bool)
         for label in self.nms['classes']:
             rows = (found['labels'] == label).nonzero()[:, 0]

@@ -1,6 +1,7 @@
 """BEVFusion in PyTorch as a stepper: the detector as it is, spconv on one thread."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,13 @@ class Reference:
         for name, array in dict(given, points=frame.points, **outputs).items():
             tap(name, torch.from_numpy(np.ascontiguousarray(array)))  # for `collect_taps` around this step
         return StepResult(outputs, detections(boxes))
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return what the head keeps of boxes of the graph; see `SequenceFamily.synthetic_outputs`."""
+        names = dict(bboxes='boxes', scores='scores', labels='labels')
+        rows = outputs['labels'] >= 0
+        found = {name: torch.from_numpy(outputs[output][rows]) for name, output in names.items()}
+        return detections(self.model.heads['object'].spread_out(found))
 
     def _inputs(self, frame: FusedFrame) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
         """Return pictures (1, N, 3, H, W) and the points of a frame, None without a sensor."""

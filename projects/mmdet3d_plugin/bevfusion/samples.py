@@ -97,9 +97,7 @@ def frame(data: Mapping[str, Any]) -> FusedFrame:
     )
 
 
-def moments(
-    cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None
-) -> Iterator[FusedFrame]:
+def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
     """Yield the moments of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
     if rule.views is not None:
         for rig in read_frames(infos, rule.views, root):
