@@ -31,7 +31,7 @@ def first_reason(verdict: Verdict) -> str:
             return f'{check.name}: {check.detail}'
     if verdict.preprocessing is not None and not verdict.preprocessing.passed:
         return f'preprocessing: {verdict.preprocessing.text}'
-    for case in verdict.cases:
+    for case in (*verdict.cases, *verdict.trials):
         if not case.passed:
             return f'input: {case.name}'
     for row in verdict.sequence:

@@ -41,6 +41,8 @@ class Deployment:
     rule: Any  # how a sample becomes the input
     settings: Any = None  # see `Family.settings`
     report: Any = None  # what was found in the checkpoint, see `Family.load`
+    unbuilt_cfg: Any = None
+    """`cfg` before the model was built, for which mmcv takes entries out, such as `fallback_on_stride`."""
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """`mean` and `std` of the command line, where they replace the config's."""
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
@@ -153,10 +155,11 @@ def load(
     rule = family.preprocess_rule(cfg)
     if not Path(checkpoint).is_file():
         load_checkpoint(checkpoint)  # says what it is
+    unbuilt = copy.deepcopy(cfg)
     model = family.build(cfg)
     settings = family.settings(cfg, model)
     if before_weights is not None:
-        before_weights(cfg, family, model)
+        before_weights(unbuilt, family, model)
     report = family.load(model, checkpoint, weight_layout)
     classes = class_names(cfg, getattr(report, 'meta', {}), family.num_classes(model))
     model.CLASSES = classes
@@ -172,6 +175,7 @@ def load(
         rule=rule,
         settings=settings,
         report=report,
+        unbuilt_cfg=unbuilt,
     )
 
 

@@ -21,6 +21,7 @@ from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights, head_of
+from mmdeploy_ext.families.limits import Kind, Limit, limits_of
 from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.consumers import runtime_of
@@ -55,12 +56,21 @@ class ImageFamily(Family):
         own_options: what it has besides the options of every family of images.
         tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides of a whole
             result; see `proof/near_ties.py`.
+        trial_rows: results in which every threshold decides of some, see `proof/levels/other_limits.py`.
+        first: name of the list of rows that the results are made from; '' where there is none.
+        lowest_share: of a threshold of scores, where few candidates are chosen of the rows that pass it.
+        shares_network: whether the modules of the network are the reference's own, so that only a file shows
+            what becomes of them.
     """
 
     samples = 'images'
     forms: ClassVar[tuple[str, ...]]
     own_options: ClassVar[tuple[Option, ...]] = ()
     tie_keys: ClassVar[tuple[str, ...]] = ('iou_threshold',)
+    trial_rows: ClassVar[int] = 400
+    first: ClassVar[str] = ''
+    lowest_share: ClassVar[float] = 0.0
+    shares_network: ClassVar[bool] = False
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -191,6 +201,60 @@ class ImageFamily(Family):
         """Return where a detector keeps how many results it gives per image."""
         return ResultLimit(head_of(model).test_cfg)
 
+    def limits(self, model: torch.nn.Module) -> list[Limit]:
+        """Return the limits and thresholds that a detector reads, those of earlier choices first."""
+        last = self.result_limit(model)
+        results = Limit(last.config, last.key, Kind.ROWS, default=last.default, available=last.available)
+        known = limits_of(model)
+        others = [one for one in known if not one.is_same_entry(results)]
+        (head,) = {one.head for one in known if one.is_same_entry(results)} or {''}
+        return [*others, dataclasses.replace(results, head=head)] if results.limits else others
+
+    def lists(
+        self, model: torch.nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> dict[str, Sequence[Any]]:
+        """Return every list of rows that upstream's test path makes, per image: '' are the results."""
+        return {'': self.reference_detections(model, images, rescale)}
+
+    def first_list(self, model: torch.nn.Module, images: Sequence[PreparedImage]) -> Sequence[Any]:
+        """Return the list named `first`, per image, without what comes after it."""
+        raise NotImplementedError(f'{self.name}: makes no list before its results')
+
+    def scores_of(self, model: torch.nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
+        """Return the scores of one of the lists of the first image, without what comes after it."""
+        if name and name == self.first:
+            return self.first_list(model, images)[0].scores
+        return self.lists(model, images, True)[name][0].scores
+
+    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Return the lists but the results that a graph of `trial` gives of one image."""
+        return {}
+
+    def trial(self, model: torch.nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """Return the stages behind the network, and their outputs: also lists on the way to the results."""
+        return self.stages(model, options)[1:], self.spec(model, options).outputs
+
+    def first_trial(
+        self, model: torch.nn.Module, options: Options
+    ) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """Return the stages behind the network that make the list named `first`, and their outputs."""
+        raise NotImplementedError(f'{self.name}: makes no list before its results')
+
+    def network_outputs(
+        self, model: torch.nn.Module, options: Options, feeds: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Return what the stages of `trial` take of the network, by the model's own layers."""
+        network, *_ = self.stages(model, options, fold=False)
+        return run_stage(network, feeds)
+
+    def exaggerated(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which heads give some boxes that trained weights rarely do.
+
+        These reach far beyond the image, or end before they begin: what decoding and clipping do to them
+        shows in no picture else. It changes outputs of layers, so that both sides see the same.
+        """
+        return contextlib.nullcontext()
+
     def finds_always(self, model: torch.nn.Module) -> bool:
         """Return whether a detector gives its best results of every picture, however low their scores."""
         return False
@@ -226,3 +290,14 @@ class ImageFamily(Family):
     ) -> list[Detections] | list[Instances]:
         """Turn outputs of a graph of any form into detections as the family's runtime does, without torch."""
         return runtime_of(self.name).detections(metadata, outputs, feeds)
+
+
+def run_stage(stage: Stage, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the outputs of a stage by name, computed by PyTorch on the device of its parameters."""
+    import torch
+
+    device = next((one.device for one in stage.module.parameters()), torch.device('cpu'))
+    with torch.no_grad():
+        found = stage.module(*(torch.from_numpy(feeds[name]).to(device) for name in stage.inputs))
+    found = found if isinstance(found, tuple | list) else (found,)
+    return {name: one.cpu().numpy() for name, one in zip(stage.outputs, found, strict=True)}

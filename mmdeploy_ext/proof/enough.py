@@ -71,6 +71,15 @@ def too_many_ties(cases: Sequence[Case]) -> bool:
     return ties > max(TIES_LEAST, TIES * total)
 
 
+def excused_ties(cases: Sequence[Case]) -> list[str]:
+    """Return why so many excused results are no proof, or nothing."""
+    ties, total = ties_of(cases)
+    if not too_many_ties(cases):
+        return []
+    why = 'results have no partner but a suppression near its threshold, which is more than'
+    return [f'{ties} {why} {100 * TIES:g} % of {total}']
+
+
 def whole_reasons(
     cases: Sequence[Case],
     precision: str = 'fp32',
@@ -91,10 +100,7 @@ def whole_reasons(
         return []
     first = [case for case in cases if not case.name.endswith(AGAIN)]
     reasons = too_few([sum(row.matched for row in case.detections) for case in first], unit, advice)
-    ties, total = ties_of(cases)
-    if too_many_ties(cases):
-        why = 'results have no partner but a suppression near its threshold, which is more than'
-        reasons.append(f'{ties} {why} {100 * TIES:g} % of {total}')
+    reasons += excused_ties(cases)
     low, alone = (sum(getattr(row, name) for row in detections) for name in ('low', 'low_alone'))
     return reasons + (lone_low_results(low, alone) if precision == 'fp32' else [])
 

@@ -46,7 +46,10 @@ def provenance(
     }
     checks = [Check(title, not found, found) for title, found in differing.items()]
     checks.insert(1, class_names_check(deployment, metadata.classes))
-    checks.insert(-1, settings_check(deployment.cfg, metadata.options.get('cfg_options') or {}))
+    checks.insert(
+        -1,
+        settings_check(deployment.unbuilt_cfg or deployment.cfg, metadata.options.get('cfg_options') or {}),
+    )
     return checks
 
 

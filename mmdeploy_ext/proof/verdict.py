@@ -28,6 +28,7 @@ class Verdict:
         preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or
             voxels by the rule and by the layer of the model; None where nothing was compared.
         cases: levels 2 and 3.
+        trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
         timing_ms: name -> median milliseconds.
@@ -45,6 +46,7 @@ class Verdict:
     sequence: list[SequenceRow] = dataclasses.field(default_factory=list)
     graphs: list[GraphResult] = dataclasses.field(default_factory=list)
     preprocessing: PreprocessingResult | None = None
+    trials: list[Case] = dataclasses.field(default_factory=list)
 
     @property
     def precision(self) -> str:
@@ -96,7 +98,7 @@ class Verdict:
         judged = self.graphs and self.structure and unseen and self.preprocessing
         if not judged or self.reasons:
             return False
-        results = [*self.graphs, *self.structure, *self.cases, *self.sequence, *self.metrics]
+        results = [*self.graphs, *self.structure, *self.cases, *self.trials, *self.sequence, *self.metrics]
         return self.preprocessing.passed and all(result.passed for result in results)
 
     def summary(self) -> dict[str, Any]:
@@ -126,8 +128,9 @@ class Verdict:
         """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
         first = dict(verdict=self.title.lower(), by_inputs=self.by_inputs, summary=self.summary())
         content = first | dataclasses.asdict(self)
-        for case, entry in zip(self.cases, content['cases'], strict=True):
-            entry['passed'] = case.passed
+        for kind in ('cases', 'trials'):
+            for case, entry in zip(getattr(self, kind), content[kind], strict=True):
+                entry['passed'] = case.passed
         for row, entry in zip(self.sequence, content['sequence'], strict=True):
             entry.update(passed=row.passed, title=row.title)
         for graph, entry in zip(self.graphs, content['graphs'], strict=True):

@@ -206,7 +206,7 @@ def _failures(verdict: Verdict) -> list[str]:
     """Return what failed, the graph first."""
     found = [graph.text for graph in verdict.graphs if not graph.passed]
     found += [f'{check.name}: {check.detail}' for check in verdict.structure if not check.passed]
-    for case in (one for one in verdict.cases if not one.passed):
+    for case in (one for one in (*verdict.cases, *verdict.trials) if not one.passed):
         bad = (row for row in case.tensors if not row.passed and row.max_rel)
         tensors = ', '.join(f'{row.tensor} {row.max_rel:.1e}' for row in bad)
         images = sum(not row.passed for row in case.detections)

@@ -186,11 +186,14 @@ def test_a_failed_export_leaves_the_folder_as_it_was(config, tmp_path, exported,
     assert 'could not be written' in line and snapshot(tmp_path) == before
 
 
-def test_an_export_into_the_working_folder(config, tmp_path, checkpoint, monkeypatch):
+def test_an_export_into_the_working_folder_is_refused_with_a_name_that_would_do(
+    config, tmp_path, checkpoint, monkeypatch, capfd
+):
+    """A folder is replaced as a whole, and the shell would go on in the one that is gone."""
     (tmp_path / 'here').mkdir()
     monkeypatch.chdir(tmp_path / 'here')
-    assert export_app.main(register, [config, checkpoint, '--output-file', '.']) == 0
-    assert len(list((tmp_path / 'here').iterdir())) == 3
+    assert export_app.main(register, [config, checkpoint, '--output-file', '.']) == 2
+    assert 'is the working folder' in capfd.readouterr().err and not list((tmp_path / 'here').iterdir())
 
 
 def test_verify_refuses_what_it_cannot_prove(config, tmp_path, exported, checkpoint, capfd):

@@ -142,7 +142,8 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
     assert 'tools/demo/lidar_demo.py SWEEP.bin' in said
     content = read_json(report / 'verdict.json')
     assert content['verdict'] == 'proven'
-    assert len(content['cases']) == 4
+    names = [case['name'] for case in content['cases']]
+    assert len(names) > 4 and any('more candidates than are compared' in name for name in names)
     assert 'data:image/jpeg' in (report / 'report.html').read_text()
     verify = [CONFIG, CHECKPOINT, graphs, '--frames', '2', '--eval', 'bbox', '--cfg-options', *data]
     assert verify_app.main(register, verify) == 0

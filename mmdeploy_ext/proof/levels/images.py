@@ -10,10 +10,11 @@ from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.deploy.files import make_metadata
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.proof import fresh
-from mmdeploy_ext.proof.enough import ties_of, too_many_ties
+from mmdeploy_ext.proof.enough import excused_ties, ties_of, too_many_ties
 from mmdeploy_ext.proof.inputs.inputs import more_inputs, proof_inputs
 from mmdeploy_ext.proof.levels.cases import run_case, timing
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
+from mmdeploy_ext.proof.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proof.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proof.provenance import normalisation_notes
 from mmdeploy_ext.proof.references import Reference, empty_reference
@@ -107,11 +108,22 @@ class ImageProof(ExportedProof):
 
     def inputs(self) -> Sequence[ProofInput]:
         """See `Proof.inputs`: what is made of the pictures, and a plain one."""
-        inputs = proof_inputs(self.deployment, self.asked_for, self.samples, self.by_pipeline)
+        inputs, note = proof_inputs(self.deployment, self.asked_for, self.samples), ''
         if not self.deployment.family.results_left_out(self.files[0].options):
             self.empty, note = empty_reference(self.deployment, self.asked_for)
-            self.verdict.notes += [note] if note else []
-        return [*inputs, self.empty.input] if self.empty else inputs
+        inputs += [self.empty.input] if self.empty else []
+        trials = self._trials()
+        if note and not any(isinstance(one, NothingPasses) for one in trials):
+            self.verdict.notes.append(note)
+        return [*inputs, *trials]
+
+    def _trials(self) -> list[Trial]:
+        """Return the cases of exports with other limits: of a file that is what the exporter makes."""
+        if not all(graph.equal for graph in self.verdict.graphs):
+            return []
+        file = self.files[0].model if self.verdict.precision == 'fp32' else None
+        trials = Trials(self.deployment, self.asked_for, self.samples[0], file)
+        return trials.cases(finds_nothing=self.empty is not None)
 
     def more_inputs(self) -> Sequence[ProofInput]:
         """See `Proof.more_inputs`: of ten more pictures, where ties are a larger share than the bar allows.
@@ -126,6 +138,13 @@ class ImageProof(ExportedProof):
         self.verdict.notes.append(f'{ties} of {total} results were ties: more pictures were taken')
         return more_inputs(self.deployment, self.asked_for, self.samples[0])
 
+    def run(self, one: ProofInput | Trial) -> None:
+        """See `Proof.run`."""
+        if isinstance(one, Trial):
+            self.verdict.trials.append(one.case())
+        else:
+            super().run(one)
+
     def cases(self, one: ProofInput) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`."""
         empty = self.empty is not None and one is self.empty.input
@@ -139,6 +158,10 @@ class ImageProof(ExportedProof):
         """See `Proof.timing`: of the first input, where all passed."""
         passed = all(case.passed for case in self.verdict.cases)
         return timing(self.first, self.backend) if passed else {}
+
+    def reasons(self) -> list[str]:
+        """See `Proof.reasons`: ties are judged by themselves where limits are others."""
+        return super().reasons() or excused_ties(self.verdict.trials)
 
     def notes(self) -> list[str]:
         """See `Proof.notes`."""

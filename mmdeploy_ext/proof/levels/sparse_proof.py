@@ -105,7 +105,10 @@ class SparseProof(Proof):
                 'tools/quantization/scn_ptq.py'
             )
         overrides = file.options.get('cfg_options') or {}
-        checks += [settings_check(self.deployment.cfg, overrides), says_check(file)]
+        checks += [
+            settings_check(self.deployment.unbuilt_cfg or self.deployment.cfg, overrides),
+            says_check(file),
+        ]
         checks += [file.ranges] * (file.ranges is not None)
         if self.node_list:
             wanted, name = read_json(self.node_list), Path(self.node_list).name

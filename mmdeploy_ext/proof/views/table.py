@@ -59,8 +59,9 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
 
 def verdict_table(verdict: Verdict) -> Table:
     """Return the table: per case one line per tensor and one per image, each level with its own headings."""
-    tensors = any(case.tensors for case in verdict.cases)
-    boxes = [row for case in verdict.cases for row in case.detections]
+    cases = [*verdict.cases, *verdict.trials]
+    tensors = any(case.tensors for case in cases)
+    boxes = [row for case in cases for row in case.detections]
     what = ' or '.join(['tensor'] * tensors + ['image'] * bool(boxes))
     table = _table(f'case\n  {what}')
     for titles in zip(TENSOR_TITLES, _detection_titles(verdict, boxes), strict=True):
@@ -68,8 +69,8 @@ def verdict_table(verdict: Verdict) -> Table:
         if any(lines):
             table.add_column('\n'.join(lines), justify='right', overflow='fold')
     table.add_column('verdict')
-    brief = sum(len(case.tensors) + len(case.detections) for case in verdict.cases) > MAX_LINES
-    for case in verdict.cases:
+    brief = sum(len(case.tensors) + len(case.detections) for case in cases) > MAX_LINES
+    for case in cases:
         table.add_row(f'[bold]{escape(case.name)}[/bold] [dim]{escape(case.input_shape)}[/dim]')
         lines, count = _case_lines(case, brief), len(table.columns) - 1
         for place, line in enumerate(lines, 1):
@@ -140,6 +141,9 @@ def last_line(verdict: Verdict) -> str:
         matched = sum(row.matched for case in verdict.cases for row in case.detections)
         found = [f'{tensors} tensor comparisons'] * bool(tensors)
         found += [f'{matched} matched detections'] * bool(matched)
+        if verdict.trials:
+            rows = sum(row.matched for case in verdict.trials for row in case.detections)
+            found.append(f'{rows} more with other limits')
         inputs = f'{len(verdict.cases)} inputs'
         if verdict.sequence:
             free = verdict.sequence[-1]
@@ -174,7 +178,8 @@ def failure_reasons(verdict: Verdict) -> list[str]:
         reasons.append("preprocessing was not compared with the config's test pipeline")
     if not any(not case.traced for case in verdict.cases):
         reasons.append('no input that the exporter did not see was compared')
-    for case in verdict.cases[1:] if verdict.sequence else verdict.cases:  # the first one is of the sequence
+    cases = verdict.cases[1:] if verdict.sequence else verdict.cases  # the first one is of the sequence
+    for case in (*cases, *verdict.trials):
         reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
         reasons += [f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed]
     for row in verdict.sequence:

@@ -11,8 +11,9 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.limits import Kind, Limit
 from projects.mmdet_plugin.corner import graphs, reference, samples
-from projects.mmdet_plugin.corner.postprocess import PAIRS, suppression, thresholds
+from projects.mmdet_plugin.corner.postprocess import FEWEST_CORNERS, PAIRS, suppression, thresholds
 from projects.mmdet_plugin.dense import parts
 
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
@@ -53,6 +54,15 @@ class CornerFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return dict(thresholds(model.bbox_head.test_cfg), num_classes=self.num_classes(model))
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """See `ImageFamily.limits`: of corners, of pairs, and of their suppression."""
+        config = model.bbox_head.test_cfg
+        return [
+            Limit(config, 'corner_topk', Kind.CANDIDATES, least=FEWEST_CORNERS),
+            Limit(config, 'distance_threshold', Kind.NUMBER, never=-1.0),
+            *(limit for limit in super().limits(model) if limit.key != 'score_thr'),  # which nothing reads
+        ]
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""

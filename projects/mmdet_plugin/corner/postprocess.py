@@ -25,6 +25,8 @@ from projects.mmdet_plugin.dense.own import side_of_peaks
 FULL = ('dets', 'labels')
 PAIRS = 1000
 """Of the best pairs, which are suppressed: mmdet's `num_dets`."""
+FEWEST_CORNERS = 32
+"""Corners of a kind that make as many pairs."""
 LARGE, CENTRAL = 3500.0, (2.4, 2.1)
 """Boxes larger than this, pixels, have a central region of 1 / 2.1 of their sides; others of 1 / 2.4."""
 
@@ -33,8 +35,8 @@ def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
     """Return what `test_cfg` decides; ConfigError names an entry that is missing or not repeated."""
     found = {key: positive(key, test_cfg.get(key)) for key in ('corner_topk', 'max_per_img')}
     found['local_maximum_kernel'] = side_of_peaks(test_cfg)
-    if found['corner_topk'] ** 2 < PAIRS:
-        raise ConfigError(f'test_cfg.corner_topk={found["corner_topk"]}: expected 32 or more')
+    if found['corner_topk'] < FEWEST_CORNERS:
+        raise ConfigError(f'test_cfg.corner_topk={found["corner_topk"]}: expected {FEWEST_CORNERS} or more')
     if found['max_per_img'] > PAIRS:
         raise ConfigError(f'test_cfg.max_per_img={found["max_per_img"]}: expected 1 to {PAIRS}')
     found['distance_threshold'] = number('distance_threshold', test_cfg.get('distance_threshold'), float)

@@ -1,7 +1,8 @@
 """The family of dense heads: which configs it claims, what it refuses, and what the other modules give."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmdet.models.builder import DETECTORS, HEADS
@@ -11,22 +12,30 @@ from torch import nn
 
 from mmdeploy_ext.contract.families.dense import OPTIONS
 from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import graphs, parts, reference, samples
+from projects.mmdet_plugin.dense.exaggerated import changed_outputs, exaggerated_cells, replaced
 from projects.mmdet_plugin.dense.kinds import (
     KINDS,
     QUERIES,
+    described,
     facts_of,
     generator_of,
     kind_of,
     plain,
     thresholds,
 )
+
+BOXES = ('bbox_pred', 'bbox_reg', 'shape_pred', 'wh', 'offset')
+"""Outputs of heads that say where boxes are, and nothing else."""
 
 
 class DenseFamily(ImageFamily):
@@ -92,6 +101,31 @@ class DenseFamily(ImageFamily):
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""
         return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """See `ImageFamily.limits`: without those that the head does not look at."""
+        fixed = kind_of(model.bbox_head).fixed
+        return [limit for limit in super().limits(model) if limit.key not in fixed]
+
+    def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """See `ImageFamily.trial`: none of the layers is used, so that none is folded."""
+        return graphs.stages(model, options, fold=False)[1:], graphs.spec(model, options).outputs
+
+    @contextlib.contextmanager
+    def exaggerated(self, model: nn.Module) -> Iterator[None]:
+        """See `ImageFamily.exaggerated`."""
+        head = model.bbox_head
+        names, levels = described(head).names, len(generator_of(head).strides)
+        coder = kind_of(head).coder(head)
+
+        def change(outputs: Any) -> Any:
+            flat = kind_of(head).flat(outputs)
+            kinds = [name for name in names for _ in range(levels)]
+            boxes = [one for name, one in zip(kinds, flat, strict=True) if name in BOXES]
+            return replaced(outputs, {id(one): exaggerated_cells(one, coder) for one in boxes})
+
+        with changed_outputs(head, change):
+            yield
 
     def finds_always(self, model: nn.Module) -> bool:
         """See `ImageFamily.finds_always`: the best peaks have no threshold."""

@@ -12,6 +12,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.limits import Kind, Limit
 from projects.mmdet_plugin.dense import parts
 from projects.mmdet_plugin.query import (
     graphs,
@@ -166,6 +167,15 @@ class QueryPanopticFamily(QueryMasksFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return panoptic.facts_of(model.panoptic_fusion_head)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """See `ImageFamily.limits`: of the fusion, with the defaults that mmdet has for them."""
+        config = model.panoptic_fusion_head.test_cfg
+        return [
+            Limit(config, 'object_mask_thr', Kind.SCORE, default=0.8),
+            Limit(config, 'iou_thr', Kind.SHARE, default=0.8),
+            Limit(config, 'filter_low_score', Kind.SWITCH, default=False),
+        ]
 
     def finds_always(self, model: nn.Module) -> bool:
         """See `ImageFamily.finds_always`: queries have a threshold here."""

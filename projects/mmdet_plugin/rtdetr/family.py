@@ -25,6 +25,7 @@ class RtDetrFamily(ImageFamily):
     task = 'bbox2d'
     forms = ('full', 'raw')
     own_options = OPTIONS
+    shares_network = True
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
     reference_tensors = staticmethod(reference.tensors)
@@ -53,7 +54,7 @@ class RtDetrFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`: what `runtime/rtdetr/model.py` reads."""
         return dict(
-            max_per_img=model.max_per_img,
+            max_per_img=model.postprocess.max_per_img,
             num_queries=int(model.decoder.num_queries),
             num_classes=int(model.decoder.num_classes),
             orig_target_sizes='width, height',

@@ -106,7 +106,7 @@ def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]
 
 
 def _full_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
-    most = model.max_per_img
+    most = model.postprocess.max_per_img
     outputs = (
         ('labels', 'int64', (batch, most), 'class indices'),
         ('boxes', 'float32', (batch, most, 4), 'x1 y1 x2 y2, not clipped', 'pixel'),

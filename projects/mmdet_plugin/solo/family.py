@@ -1,5 +1,6 @@
 """The SOLO family: which configs it claims, what it refuses, and what the package's other modules give."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +12,18 @@ from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
 from mmdeploy_ext.weights.convert.solo_names import original_head
 from projects.mmdet_plugin.solo import graphs, reference, samples
 from projects.mmdet_plugin.solo.networks import LEVELS
 from projects.mmdet_plugin.solo.postprocess import mask_stride
+
+LIMITING = ('score_thr', 'mask_thr', 'filter_thr', 'nms_pre', 'max_per_img', 'sigma')
+"""Entries of `test_cfg` that SOLO reads."""
+NO_SCORE = 1 - 2.0**-20
+"""No score is larger, but for those that rounding makes 1."""
 
 
 class SoloFamily(ImageFamily):
@@ -28,6 +35,8 @@ class SoloFamily(ImageFamily):
     task = 'mask'
     forms = ('full', 'raw')
     own_options = OPTIONS
+    trial_rows = 100  # masks take most of the time
+    lowest_share = 0.2  # before candidates are chosen, all that pass have masks
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
     batches, whole = staticmethod(samples.batches), staticmethod(samples.whole)
@@ -36,6 +45,14 @@ class SoloFamily(ImageFamily):
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
     rounded_choices = staticmethod(reference.rounded_choices)
     candidate_bounds = staticmethod(reference.candidate_bounds)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """See `ImageFamily.limits`: thresholds of scores are below 1."""
+        return [
+            dataclasses.replace(one, never=NO_SCORE) if one.key == 'score_thr' else one
+            for one in super().limits(model)
+            if one.key in LIMITING
+        ]
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""

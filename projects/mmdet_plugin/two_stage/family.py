@@ -1,10 +1,12 @@
 """The family of two-stage detectors: what it claims and refuses, and what the other modules give."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
@@ -17,9 +19,12 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.limits import Limit, entries_of
 from mmdeploy_ext.inputs.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.dense.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
+from projects.mmdet_plugin.dense.graphs import box_outputs
 from projects.mmdet_plugin.dense.samples import feeds
 from projects.mmdet_plugin.two_stage import (
     boxes,
@@ -42,6 +47,32 @@ from projects.mmdet_plugin.two_stage.kinds import (
     result_cfg,
     result_key,
 )
+from projects.mmdet_plugin.two_stage.regions import part_of, stages_of
+
+
+def _exaggerated_proposals(head: nn.Module) -> Callable[[Any], Any]:
+    """Return what changes the outputs of a head of proposals: deltas, its second ones, in some cells."""
+    coder = proposals.facts_of(head)['coder']
+
+    def change(outputs: Any) -> Any:
+        scores, deltas, *others = outputs
+        return scores, [exaggerated_cells(one, coder) for one in deltas], *others
+
+    return change
+
+
+def _exaggerated_regions(head: nn.Module) -> Callable[[Any], Any]:
+    """Return what changes the outputs of a head of boxes: of every third class widths, of others heights."""
+    box = torch.tensor(QUADRANT) / torch.tensor(head.bbox_coder.stds)
+
+    def change(outputs: Any) -> Any:
+        scores, deltas = outputs
+        columns = torch.arange(deltas.shape[1], device=deltas.device)
+        label, delta = torch.div(columns, 4, rounding_mode='floor') % 3, columns % 4
+        chosen = (label == 1) & (delta % 2 == 0) | (label == 2) & (delta % 2 == 1)
+        return scores, torch.where(chosen, box.to(deltas).repeat(deltas.shape[1] // 4), deltas)
+
+    return change
 
 
 class TwoStageFamily(ImageFamily):
@@ -146,6 +177,96 @@ class TwoStageFamily(ImageFamily):
         found = dict(last.to_json(), num_classes=self.num_classes(model))
         return dict(found, proposals=first.to_json()) if self.proposes else found
 
+    @property
+    def first(self) -> str:
+        """See `ImageFamily`."""
+        return graphs.PROPOSALS if self.proposes else ''
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """See `ImageFamily.limits`: those of proposals, which have a list of their own, come first."""
+        found = super().limits(model)
+        if not self.makes_proposals_first(model):
+            return found
+        proposals = entries_of(model.rpn_head.test_cfg, 'rpn', graphs.PROPOSALS)
+        return proposals + [
+            dataclasses.replace(limit, head='rcnn')
+            for limit in found
+            if not any(map(limit.is_same_entry, proposals))
+        ]
+
+    def makes_proposals_first(self, model: nn.Module) -> bool:
+        """Return whether a detector makes proposals, and something else of them."""
+        return self.proposes and graphs.roi_head_of(model) is not None
+
+    def lists(
+        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> dict[str, Sequence[Any]]:
+        """See `ImageFamily.lists`: with the proposals."""
+        if not self.makes_proposals_first(model):
+            return super().lists(model, images, rescale)
+        proposals: list[Detections] = []
+        keep = reference.recorded(
+            model.rpn_head,
+            'simple_test_rpn',
+            lambda found, *_: proposals.extend(reference.rows_of_proposals(found)),
+        )
+        with keep:
+            return super().lists(model, images, rescale) | {graphs.PROPOSALS: proposals}
+
+    def first_list(self, model: nn.Module, images: Sequence[PreparedImage]) -> Sequence[Detections]:
+        """See `ImageFamily.first_list`: the proposals."""
+        return reference.proposals_alone(model, images)
+
+    def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
+        """See `ImageFamily.scores_of`: of results without their masks."""
+        with reference.without_masks(graphs.roi_head_of(model)):
+            return super().scores_of(model, images, name)
+
+    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """See `ImageFamily.inner_lists`: rows of padding have score 0."""
+        proposals = outputs.get(graphs.PROPOSALS)
+        if (
+            proposals is None or proposals.shape[-1] == 4
+        ):  # without scores: an input, or a graph that ends there
+            return {}
+        (rows,) = (one[one[:, 4] > 0] for one in proposals)
+        return {graphs.PROPOSALS: Detections(rows[:, :4], rows[:, 4], np.zeros(len(rows), np.int64))}
+
+    def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """See `ImageFamily.trial`; a graph of regions has no network before it."""
+        chain, outputs = self.stages(model, options), self.spec(model, options).outputs
+        if options.form == split.REGIONS:
+            return chain, outputs
+        if options.form == split.PROPOSALS or not self.makes_proposals_first(model):
+            return chain[1:], outputs
+        return graphs.with_proposals(chain[1:], outputs)
+
+    def first_trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """See `ImageFamily.first_trial`: the proposals."""
+        return graphs.proposals_stage(model)
+
+    def network_outputs(
+        self, model: nn.Module, options: Options, feeds: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """See `ImageFamily.network_outputs`; a graph of regions is given PyTorch's proposals."""
+        if options.form == split.REGIONS:
+            return reference.inner_inputs(model, feeds, options.form)
+        return super().network_outputs(model, options, feeds)
+
+    @contextlib.contextmanager
+    def exaggerated(self, model: nn.Module) -> Iterator[None]:
+        """See `ImageFamily.exaggerated`: proposals, and boxes of regions where every class has its own."""
+        roi_head = graphs.roi_head_of(model)
+        stages = range(0 if roi_head is None else stages_of(roi_head))
+        with contextlib.ExitStack() as stack:
+            if self.proposes:
+                stack.enter_context(changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head)))
+            for head in (part_of(roi_head, 'bbox_head', stage) for stage in stages):
+                by_class = not getattr(head, 'reg_class_agnostic', True) and getattr(head, 'with_reg', True)
+                if by_class and boxes.coder_of(head)['type'] == 'delta':
+                    stack.enter_context(changed_outputs(head, _exaggerated_regions(head)))
+            yield
+
     def finds_always(self, model: nn.Module) -> bool:
         """See `ImageFamily.finds_always`: proposals have no threshold of their scores."""
         return graphs.roi_head_of(model) is None
@@ -163,6 +284,7 @@ class TwoStageMasksFamily(TwoStageFamily):
     near = ('MaskRCNN', 'MaskHead')
     task = 'boxed_mask'
     with_masks = True
+    trial_rows = 100  # masks take most of the time
     own_options = two_stage_masks.OPTIONS
     feeds = staticmethod(samples.feeds_with_sizes)
 
@@ -185,6 +307,47 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
     feeds, batches = staticmethod(samples.feeds_with_size), staticmethod(samples.batches_of_one_size)
     reference_detections = staticmethod(reference.segments)
     rounded_choices = staticmethod(panoptic.rounded_choices)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """See `ImageFamily.limits`: of proposals, of instances, and of their fusion."""
+        fusion = [
+            dataclasses.replace(limit, never=panoptic.WHOLE) if limit.key == 'stuff_area_limit' else limit
+            for limit in entries_of(model.test_cfg.panoptic, 'panoptic', panoptic.INSTANCES)
+        ]
+        return entries_of(model.rpn_head.test_cfg, 'rpn', graphs.PROPOSALS) + fusion
+
+    def lists(
+        self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
+    ) -> dict[str, Sequence[Any]]:
+        """See `ImageFamily.lists`: with the instances that are laid over each other."""
+        instances: list[Detections] = []
+
+        def keep(result: Any, boxes: Any, labels: Any, *others: Any) -> None:
+            rows = boxes.cpu().numpy()
+            instances.append(Detections(rows[:, :4], rows[:, 4], labels.cpu().numpy()))
+
+        with reference.recorded(model.panoptic_fusion_head, 'simple_test', keep):
+            return super().lists(model, images, rescale) | {panoptic.INSTANCES: instances}
+
+    def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
+        """See `ImageFamily.scores_of`: instances are those of the map, so that there are masks."""
+        return ImageFamily.scores_of(self, model, images, name)
+
+    def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """See `ImageFamily.inner_lists`."""
+        if 'dets' not in outputs:
+            return super().inner_lists(outputs)
+        (boxes,), (labels,) = outputs['dets'], outputs['labels']
+        boxes, labels = boxes[labels >= 0], labels[labels >= 0]
+        instances = Detections(boxes[:, :4], boxes[:, 4], labels)
+        return super().inner_lists(outputs) | {panoptic.INSTANCES: instances}
+
+    def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+        """See `ImageFamily.trial`: with proposals and instances."""
+        chain, outputs = self.stages(model, options), self.spec(model, options).outputs
+        missing = [one for one in box_outputs(1, 'n') if one.name not in [known.name for known in outputs]]
+        outputs = tuple(one for one in outputs if one.name != panoptic.SEMANTIC)  # the network gives it
+        return graphs.with_proposals(chain[1:], (*outputs, *missing))
 
     def picture(self, model: nn.Module, options: Options) -> TensorSpec:
         """See `ImageFamily.picture`."""

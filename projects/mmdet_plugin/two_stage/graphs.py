@@ -3,6 +3,7 @@
 Glossary: B batch, H, W network input in pixels, n detections, L levels.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -117,6 +118,7 @@ class FullForm(nn.Module):
     def __init__(self, model: nn.Module, max_proposals: int = 0, max_candidates: int = 0) -> None:
         """Keep the heads of regions, and the settings of all post-processing; see `Suppression.cap`."""
         super().__init__()
+        self.shows_proposals = False
         roi_head = roi_head_of(model)
         alone = roi_head is None
         self.proposals = proposals_of(model.rpn_head, alone, max_proposals) if proposes(model) else None
@@ -131,7 +133,8 @@ class FullForm(nn.Module):
         """Find proposals and look at their regions; return what `full_names` names.
 
         `maps` are what `Network` gives, and before it proposals (B, K, 4) where the model finds none; for the
-        other inputs see `dense.forms.FullForm`.
+        other inputs see `dense.forms.FullForm`. Where proposals are shown they come last, (B, K, 5) with
+        scores.
         """
         clip_hw = clip_size(image, img_shape)
         if self.proposals is None:
@@ -142,7 +145,8 @@ class FullForm(nn.Module):
         if self.boxes is None:
             boxes, scores = proposals[..., :4] / scale_factor[:, None], proposals[..., 4:]
             return tap('dets', torch.cat([boxes, scores], dim=2)), tap('labels', levels.clamp(max=0)), *count
-        return *self._results(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor), *count
+        results = self._results(features, proposals[..., :4], levels >= 0, clip_hw, scale_factor)
+        return *results, *count, *((proposals,) if self.shows_proposals else ())
 
     def _results(
         self,
@@ -281,3 +285,44 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
     inputs, names = ('input', 'img_shape', 'scale_factor', *given, *network.names), full_names(model, options)
     found = [Stage('network', network, first, network.names), Stage('regions', form, inputs, names)]
     return with_pasting(found, options, threshold(result_cfg(model))) if has_masks(model) else found
+
+
+PROPOSALS = 'proposals'
+SCORED = TensorSpec(
+    PROPOSALS,
+    'float32',
+    (1, 'K', 5),
+    'x1 y1 x2 y2 score; rows that an image does not have are zero',
+    compare='detections',
+)
+"""The list of boxes that the results are made from, as a proof compares it."""
+
+
+def with_proposals(
+    chain: list[Stage], outputs: tuple[TensorSpec, ...]
+) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+    """Return stages behind the network and all their outputs; the first one gives its proposals, too."""
+    regions, *others = chain
+    regions.module.shows_proposals = True
+    regions = dataclasses.replace(regions, outputs=(*regions.outputs, PROPOSALS))
+    return [regions, *others], (*outputs, SCORED)
+
+
+class ScoredProposals(nn.Module):
+    """What makes proposals of the outputs of the network, alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.proposals = proposals_of(model.rpn_head)
+
+    def forward(
+        self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Return proposals with scores (B, K, 5); see `FullForm.forward`."""
+        return (self.proposals(maps, clip_size(image, img_shape))[0],)
+
+
+def proposals_stage(model: nn.Module) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
+    """Return the stage that makes proposals alone, and its output."""
+    inputs = ('input', 'img_shape', *proposal_names(model))
+    return [Stage(PROPOSALS, ScoredProposals(model), inputs, (PROPOSALS,))], (SCORED,)

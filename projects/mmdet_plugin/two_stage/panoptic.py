@@ -39,6 +39,8 @@ RATIO, MULTIPLE = 4, 32
 SEMANTIC = 'semantic_logits'
 GIVEN = ('img_shape', 'scale_factor', 'ori_shape', 'dets', 'labels', 'box_masks', SEMANTIC)
 """What a map is made of."""
+INSTANCES, WHOLE = 'instances', 10**9
+"""The list of boxes whose masks are laid over each other, and an area that no picture has."""
 TIE_SCORE = 1e-6
 """Scores of two instances this close are a tie: the one that is laid first has the pixels of both."""
 

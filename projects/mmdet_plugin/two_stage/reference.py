@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,6 +147,47 @@ def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict
     sizes = [pasted_size(image, True) if rescale else image.ori_shape for image in images]
     every = zip(images_metas(images), sizes, strict=True)
     return [meta | dict(ori_shape=(*size, 3), flip=False) for meta, size in every]
+
+
+@contextlib.contextmanager
+def without_masks(roi_head: nn.Module | None) -> Iterator[None]:
+    """Inside the block a head of regions gives boxes alone."""
+    masks = getattr(roi_head, 'mask_head', None)
+    if masks is None:
+        yield
+        return
+    roi_head.mask_head = None
+    try:
+        yield
+    finally:
+        roi_head.mask_head = masks
+
+
+@contextlib.contextmanager
+def recorded(owner: Any, name: str, keep: Callable[..., None]) -> Iterator[None]:
+    """Inside the block a method of upstream also gives its result and its arguments to `keep`."""
+    method = getattr(owner, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        result = method(*args, **kwargs)
+        keep(result, *args)
+        return result
+
+    with replaced_entry(vars(owner), name, watched):
+        yield
+
+
+def rows_of_proposals(proposals: Sequence[torch.Tensor]) -> list[Detections]:
+    """Return proposals with scores (K, 5) of every image as boxes of one class."""
+    every = (one.cpu().numpy() for one in proposals)
+    return [Detections(one[:, :4], one[:, 4], np.zeros(len(one), np.int64)) for one in every]
+
+
+def proposals_alone(model: nn.Module, images: Sequence[PreparedImage]) -> list[Detections]:
+    """Return the proposals of mmdet's head of proposals."""
+    with torch.no_grad():
+        maps = model.extract_feat(batch_of(model, images).contiguous())
+        return rows_of_proposals(model.rpn_head.simple_test_rpn(maps, metas_of_images(images, True)))
 
 
 def maps_of(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:

@@ -10,12 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import projects.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.apps.quantize_app import main
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
 from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.deploy.files import read_files
+from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.quantize.cameras import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
@@ -44,7 +46,7 @@ def metadata(form, inputs):
         tuple(TensorSpec(name, 'float32', SHAPE) for name in inputs),
         (TensorSpec('img_feats', 'float32', (2, 8, 32, 64)),),
     )
-    options = dict(opset=17, exporter='torchscript')
+    options = FAMILIES['streampetr'].choose(opset=17).to_json()
     return Metadata('streampetr', form, spec, RULE, ('car',), {}, options, 'toy.py', 'c' * 64, 'd' * 64, {})
 
 

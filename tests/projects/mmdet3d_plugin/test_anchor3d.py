@@ -48,7 +48,7 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
     assert verdict.proven, verdict.reasons
     assert sum(row.matched for case in verdict.cases for row in case.detections) >= 30
     names = {row.tensor for case in verdict.cases for row in case.tensors}
-    levels = 2 if kind == 'nuscenes' else 1
+    levels = 2 if kind in ('nuscenes', 'mvx') else 1
     assert {read_metadata(path).spec.name.split('/')[0] for path in paths_of(folder)} == {'anchor3d'}
     assert names == {'bev', *(f'{name}_{level}' for name in boxes.OUTPUTS for level in range(levels))}
 

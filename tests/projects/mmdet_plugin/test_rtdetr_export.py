@@ -373,7 +373,7 @@ def test_the_tables_of_the_page_are_the_spec(toy):
 
     page = (toy_rtdetr.REPO / 'projects/mmdet_plugin/rtdetr/README.md').read_text(encoding='utf-8')
     model = copy.deepcopy(toy.model)  # a shallow copy shares its parts
-    model.decoder.num_queries, model.decoder.num_classes, model.max_per_img = 300, 80, 300
+    model.decoder.num_queries, model.decoder.num_classes, model.postprocess.max_per_img = 300, 80, 300
     for form in package.family.RtDetrFamily.forms:
         spec = toy.family.spec(model, FAMILIES['rtdetr'].choose(form=form, dynamic=True))
         for side, tensors in (('in', spec.inputs), ('out', spec.outputs)):

@@ -1,0 +1,188 @@
+"""Entries of a model's settings that decide which rows become results: limits of their number, thresholds.
+
+They are constants of a graph. A limit of 99 for 100 shows in no picture with 90 results, one that is capped
+at 100 in none with fewer: a proof exports what follows the network with other values, on both sides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.config import replaced_entry
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Kind(enum.Enum):
+    """What an entry decides."""
+
+    CANDIDATES = enum.auto()
+    """How many rows enter a suppression."""
+    ROWS = enum.auto()
+    """How many rows a list has at most."""
+    SCORE = enum.auto()
+    """Which score a row needs."""
+    OVERLAP = enum.auto()
+    """The IoU from which on a row suppresses another."""
+    SHARE = enum.auto()
+    """Another share, 0..1, such as what a pixel of a mask has to reach."""
+    NUMBER = enum.auto()
+    """Any positive number."""
+    SIDE = enum.auto()
+    """How long the sides of a box have to be, pixels."""
+    SWITCH = enum.auto()
+    """Whether something is done."""
+
+
+KINDS = dict(
+    nms_pre=Kind.CANDIDATES,
+    deploy_nms_pre=Kind.CANDIDATES,
+    nms_post=Kind.CANDIDATES,
+    top_k=Kind.CANDIDATES,
+    max_per_img=Kind.ROWS,
+    score_thr=Kind.SCORE,
+    conf_thr=Kind.SCORE,
+    filter_thr=Kind.SCORE,
+    min_score=Kind.SCORE,
+    iou_threshold=Kind.OVERLAP,
+    iou_thr=Kind.OVERLAP,
+    mask_thr=Kind.SHARE,
+    mask_thr_binary=Kind.SHARE,
+    mask_overlap=Kind.SHARE,
+    sigma=Kind.NUMBER,
+    stuff_area_limit=Kind.NUMBER,
+    min_bbox_size=Kind.SIDE,
+)
+"""Entries of mmdet's `test_cfg`, and of `nms` in it, that mean the same in every family."""
+FEWER_CANDIDATES = 19
+"""Rows of each level that are chosen where limits are lowered: even coarse levels have more. None of them is
+suppressed then, so that the list shows the choice itself; of five levels they are less than 100."""
+NO_SUPPRESSION = 1.0
+"""No IoU is larger."""
+NEVER = {Kind.SCORE: 2.0}
+"""Kind -> value that lets no row pass: no score is as large."""
+RAISED, LEAST_RAISED = 0.1, 2
+"""By how much of itself, and at least by how many rows, a limit is raised."""
+OTHER_SHARE, OTHER_NUMBER = 0.8, 1.25
+"""What a share, or its distance to 1, and a number are multiplied by."""
+LONGER = 6.0
+"""Pixels. By how much longer sides have to be where limits are raised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """An entry of the settings that a live model reads.
+
+    Attributes:
+        config: the settings.
+        key: of the entry.
+        kind: what it decides.
+        head: name of the part of the model that reads it, '' where there is one alone.
+        list: name of the list of rows that it decides of, see `ImageFamily.lists`.
+        default: value where the entry is missing.
+        available: rows that there can be at most.
+        least: smallest value that the model takes.
+        never: value that lets no row pass, where it is another one than `NEVER` has.
+    """
+
+    config: dict[str, Any]
+    key: str
+    kind: Kind
+    head: str = ''
+    list: str = ''
+    default: Any = None
+    available: int = 10**9
+    least: int = 1
+    never: float | None = None
+
+    @property
+    def nothing(self) -> float | None:
+        """Value that lets no row pass, None where there is none."""
+        return NEVER.get(self.kind) if self.never is None else self.never
+
+    @property
+    def value(self) -> Any:
+        """What the model reads."""
+        return self.config.get(self.key, self.default)
+
+    @property
+    def name(self) -> str:
+        """What people call the entry."""
+        return f'{self.head}.{self.key}' if self.head else self.key
+
+    def is_same_entry(self, other: Limit) -> bool:
+        """Return whether another one is the same entry of the same settings."""
+        return self.config is other.config and self.key == other.key
+
+    @property
+    def limits(self) -> bool:
+        """Whether the entry leaves anything out: limits of 0 and below do not."""
+        counts = self.kind in (Kind.CANDIDATES, Kind.ROWS)
+        return self.value is not None and (self.value > 0 or not counts)
+
+
+def limits_of(model: torch.nn.Module) -> list[Limit]:
+    """Return the entries of `KINDS` that heads of a detector have in their `test_cfg`, in order of the heads.
+
+    The detector itself is left out: its heads have the settings that are read.
+    """
+    heads = {name: getattr(head, 'test_cfg', None) for name, head in model.named_modules() if name}
+    configs = {name: config for name, config in heads.items() if isinstance(config, dict)}
+    found = [limit for name, config in configs.items() for limit in entries_of(config, name)]
+    if len(configs) == 1:
+        found = [dataclasses.replace(limit, head='') for limit in found]
+    return [*{(id(limit.config), limit.key): limit for limit in found}.values()]
+
+
+def entries_of(config: dict[str, Any], head: str, name: str = '') -> list[Limit]:
+    """Return the entries of `KINDS` that limit anything in the settings of a head, of the list of a name."""
+    found = [Limit(place, key, KINDS[key], head, name) for place, key in _entries(config)]
+    return [limit for limit in found if limit.limits]
+
+
+def _entries(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    for key, value in config.items():
+        if key in KINDS and isinstance(value, int | float):
+            yield config, key
+        elif isinstance(value, dict):
+            yield from _entries(value)
+
+
+@contextlib.contextmanager
+def changed(values: Iterable[tuple[Limit, Any]]) -> Iterator[None]:
+    """Inside the block a model has other values of its limits."""
+    with contextlib.ExitStack() as stack:
+        for limit, value in values:
+            stack.enter_context(replaced_entry(limit.config, limit.key, value))
+        yield
+
+
+def lowered(limit: Limit) -> Any:
+    """Return a smaller number of candidates, share or number, and no suppression."""
+    if limit.kind is Kind.OVERLAP:
+        return NO_SUPPRESSION
+    if limit.kind is Kind.SHARE:
+        return limit.value * OTHER_SHARE
+    if limit.kind is Kind.NUMBER:
+        return type(limit.value)(limit.value / OTHER_NUMBER)
+    if limit.kind in (Kind.SIDE, Kind.SWITCH):
+        return limit.value
+    return max(min(FEWER_CANDIDATES, limit.value - 1), limit.least)
+
+
+def raised(limit: Limit) -> Any:
+    """Return a larger number of candidates, share, number or side, and the other position of a switch."""
+    if limit.kind in (Kind.OVERLAP, Kind.SHARE):
+        return 1 - (1 - limit.value) * OTHER_SHARE
+    if limit.kind is Kind.NUMBER:
+        return type(limit.value)(limit.value * OTHER_NUMBER)
+    if limit.kind is Kind.SIDE:
+        return max(limit.value, 0) + LONGER
+    if limit.kind is Kind.SWITCH:
+        return not limit.value
+    return min(limit.value + max(int(limit.value * RAISED), LEAST_RAISED), limit.available)

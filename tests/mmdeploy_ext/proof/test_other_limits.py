@@ -1,0 +1,145 @@
+"""Limits and thresholds with other values: what no picture reaches shows in a case of its own."""
+
+import contextlib
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
+from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.proof.levels.other_limits import Trials, cut
+from planting import arguments, replaced, result, settings
+from toy_atss import PICTURE, REPO
+
+IMAGE = 'toy.jpg', read_image(PICTURE)
+LOWERED, PROPOSALS, RAISED = 'limits lowered', 'limits of proposals raised', 'limits raised'
+FORMS, TWO_STAGE = 'projects.mmdet_plugin.dense.forms', 'projects.mmdet_plugin.two_stage'
+PROPOSAL_CODE = f'{TWO_STAGE}.proposals'
+
+
+@functools.cache
+def load(name):
+    import projects.mmdet_plugin  # noqa: F401
+
+    return deploy.load(
+        str(REPO / f'configs/demo/{name}_toy.py'), str(REPO / f'demo/checkpoints/{name}_toy.pth')
+    )
+
+
+def cases(name, *titles):
+    """Return the cases of a toy with these names, all where there are none."""
+    deployment = load(name)
+    options = deployment.family.choose(opset=17, height=128, width=160)
+    trials = Trials(deployment, options, IMAGE).cases(finds_nothing=True)
+    return [one.case() for one in trials if not titles or one.name in titles]
+
+
+def threshold(**changes):
+    return f'{FORMS}:thresholds', settings(**changes)
+
+
+def proposals(**changes):
+    return f'{PROPOSAL_CODE}:thresholds', settings(**changes)
+
+
+def without_the_last_level(levels, *_):
+    return list(levels)[:-1]
+
+
+def other_clip(facts, *_):
+    return dict(facts, coder=dict(facts['coder'], wh_ratio_clip=0.02))
+
+
+POSTPROCESS = 'mmdeploy_ext.exporting.postprocess.bbox2d:DenseBoxPostprocess.forward'
+FAULTS = {
+    'nms_pre 297 of 300': ('retinanet', LOWERED, threshold(nms_pre=lambda most: int(most * 0.99))),
+    'max_per_img 99 of 100': ('retinanet', LOWERED, threshold(max_per_img=lambda most: most - 1)),
+    'max_per_img capped at 80': ('retinanet', RAISED, threshold(max_per_img=lambda most: min(most, 80))),
+    'the limit of a size': ('retinanet', RAISED, (f'{FORMS}:facts_of', result(other_clip))),
+    'without the last level': (
+        'retinanet',
+        LOWERED,
+        (
+            POSTPROCESS,
+            arguments(lambda self, *given: (self, *(one[:-1] for one in given[:3]), *given[3:])),
+        ),
+    ),
+    'proposals: nms_pre capped at 290': (
+        'mask_rcnn',
+        PROPOSALS,
+        proposals(nms_pre=lambda most: min(most, 290)),
+    ),
+    'proposals: without the last level': (
+        'mask_rcnn',
+        PROPOSALS,
+        (f'{PROPOSAL_CODE}:Proposals._levels', result(without_the_last_level)),
+    ),
+    'proposals: the limit of a size': (
+        'mask_rcnn',
+        PROPOSALS,
+        (f'{PROPOSAL_CODE}:facts_of', result(other_clip)),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'mask_rcnn'])
+def test_what_is_right_passes_with_every_row_of_every_list(name):
+    found = cases(name)
+    titles = [LOWERED, *([PROPOSALS] if name == 'mask_rcnn' else []), RAISED]
+    assert [case.name.split(':')[0] for case in found] == titles
+    assert all(case.passed for case in found)
+    assert all(row.matched == row.reference > 15 for case in found for row in case.detections)
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_a_fault_that_pictures_hide_is_refused(fault):
+    name, title, change = FAULTS[fault]
+    with replaced(*change):
+        (case,) = cases(name, title)
+    assert not case.passed
+
+
+def test_the_model_is_as_before():
+    deployment = load('retinanet')
+    before = str(deployment.model.bbox_head.test_cfg)
+    cases('retinanet', LOWERED)
+    assert str(deployment.model.bbox_head.test_cfg) == before
+    assert not {'extract_feat'} & set(vars(deployment.model))
+    assert not deployment.model.bbox_head._forward_hooks and 'forward' not in vars(deployment.model.bbox_head)
+
+
+def test_limits_are_restored_where_something_fails():
+    config = dict(nms_pre=300)
+    limit = Limit(config, 'nms_pre', Kind.CANDIDATES)
+    with contextlib.suppress(ValueError), changed([(limit, 19)]):
+        assert limit.value == 19
+        raise ValueError
+    assert config == dict(nms_pre=300)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'value', 'smaller', 'larger'),
+    [
+        (Kind.CANDIDATES, 300, 19, 330),
+        (Kind.CANDIDATES, 10, 9, 12),
+        (Kind.OVERLAP, 0.5, 1.0, 0.6),
+        (Kind.SHARE, 0.5, 0.4, 0.6),
+        (Kind.NUMBER, 2.0, 1.6, 2.5),
+        (Kind.SIDE, 0, 0, 6.0),
+        (Kind.SWITCH, False, False, True),
+    ],
+)
+def test_every_kind_of_limit_has_other_values(kind, value, smaller, larger):
+    limit = Limit(dict(entry=value), 'entry', kind)
+    assert (lowered(limit), raised(limit)) == (smaller, larger)
+    assert raised(dataclasses.replace(limit, available=value)) == value or kind is not Kind.CANDIDATES
+
+
+def test_a_list_is_cut_where_rounding_mixes_nothing():
+    scores = np.linspace(0.9, 0.5, 100)
+    scores[97:] -= 0.1
+    assert cut(scores, 1) == 97 and cut(scores, 98) >= 98
+    assert cut(scores[:3], 3) == 0
