@@ -5,6 +5,7 @@ Glossary: R reference detections (rows), C candidate detections (columns), N cam
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from mmdeploy_ext.proof.tasks import matching
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.proof.results import DetectionRow
     from mmdeploy_ext.proof.tasks.matching import Pairing
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -67,7 +69,7 @@ def _figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, A
     return fields, f'worst: distance {distance:.2g} m, {others}'
 
 
-match_detections = functools.partial(
+match_lists = functools.partial(
     matching.match_lists,
     problem=problem,
     pair_by=pair_up,
@@ -80,6 +82,19 @@ match_detections = functools.partial(
 What replaces the IoU are bars for the centre, the sizes, the yaw and the velocity; the row has its
 `worst_distance` in metres, and its `worst_iou` says nothing: 1, or 0 of lists that cannot be compared.
 """
+
+
+def match_detections(
+    image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
+) -> DetectionRow:
+    """Match two lists of boxes, see `match_lists`; the candidate's has to be in the order of its scores."""
+    row = match_lists(image, reference, candidate, **settings)
+    rising = np.flatnonzero(np.diff(candidate.scores) > 0)
+    if row.broken or not rising.size:
+        return row
+    scores = candidate.scores[rising[0] : rising[0] + 2]
+    order = f'results are not in descending order of their scores ({scores[0]:.4g} before {scores[1]:.4g})'
+    return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {order}' if row.reason else order)
 
 
 def boxes_centre(boxes: np.ndarray) -> np.ndarray:

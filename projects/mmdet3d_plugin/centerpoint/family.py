@@ -36,7 +36,7 @@ from projects.mmdet3d_plugin.centerpoint.pillars import DYNAMIC_ENCODER, ENCODER
 from projects.mmdet3d_plugin.centerpoint.reference import Reference
 from projects.mmdet3d_plugin.centerpoint.samples import dumped, generated, moments, result, sweep
 from projects.mmdet3d_plugin.centerpoint.synthetic import synthetic_outputs
-from projects.mmdet3d_plugin.common.generated import crowded
+from projects.mmdet3d_plugin.common.generated import crowded, in_order_of_columns
 from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.common.parts import parts_of, prefix_of
 from projects.mmdet3d_plugin.common.samples import arrays
@@ -130,8 +130,13 @@ class CenterPointFamily(SequenceFamily):
         return autoware.between() if options.contract == AUTOWARE else ()
 
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
-        """See `SequenceFamily.crowded_sweeps`; the node leaves other points out than mmdet3d."""
-        return () if options.contract == AUTOWARE else crowded(rule)
+        """Yield sweeps that reach a rule's limits.
+
+        The node leaves the last pillars in the order of their cells out, mmdet3d those in the order of their
+        first points: a sweep for the node has both in one order.
+        """
+        sweeps = crowded(rule)
+        return (in_order_of_columns(one, rule) for one in sweeps) if options.contract == AUTOWARE else sweeps
 
     def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
         """Return a sweep of one point."""

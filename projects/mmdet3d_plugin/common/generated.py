@@ -1,5 +1,6 @@
 """Sweeps of the generated world, for proofs without a data set."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -35,6 +36,16 @@ FEW, MANY = 5_000, 60_000
 """Voxels of a crowded sweep at most: where the grid has several layers, and of pillars."""
 FULL = 0.02
 """Share of its voxels that have more points than count."""
+
+
+def in_order_of_columns(sweep: Sweep, rule: VoxelRule) -> Sweep:
+    """Return a sweep whose points are in the order of their cells: x from the last, then y from the first.
+
+    Of such a sweep the first cells are the same in the order of the points and in that of the cells.
+    """
+    low, size = np.float32(rule.point_cloud_range[:2]), np.float32(rule.voxel_size[:2])
+    x, y = np.floor((sweep.points[:, :2] - low) / size).T
+    return dataclasses.replace(sweep, points=sweep.points[np.lexsort((y, -x))])
 
 
 def crowded(rule: VoxelRule) -> Iterator[Sweep]:

@@ -30,11 +30,17 @@ def rows(detections, index):
     return Detections3D(detections.boxes[index], detections.scores[index], detections.labels[index])
 
 
-def test_equal_lists_match_in_any_order():
-    reference = make()
-    row = match_detections('f', reference, rows(reference, np.random.default_rng(1).permutation(12)))
+def test_equal_lists_match_in_any_order_of_the_reference():
+    candidate = make()
+    row = match_detections('f', rows(candidate, np.random.default_rng(1).permutation(12)), candidate)
     assert row.passed and row.matched == row.reference == 12 and row.worst_distance == 0.0
     assert task_module('bbox3d').match_detections is match_detections
+
+
+def test_results_that_are_not_in_the_order_of_their_scores_fail():
+    reference = make()
+    row = match_detections('f', reference, rows(reference, [0, 2, 1, *range(3, 12)]))
+    assert not row.passed and row.matched == 12 and 'not in descending order of their scores' in row.reason
 
 
 def test_differences_within_the_bars_pass_and_are_told():
@@ -101,7 +107,8 @@ def test_more_lost_than_one_decision_loses_counts_by_results():
 def faint(count=12):
     """Return boxes of which every second score is below the threshold of level 3."""
     found = make(count)
-    return dataclasses.replace(found, scores=np.where(np.arange(count) % 2, 0.05, found.scores))
+    found = dataclasses.replace(found, scores=np.where(np.arange(count) % 2, 0.05, found.scores))
+    return rows(found, np.argsort(-found.scores, kind='stable'))
 
 
 @pytest.mark.parametrize('column', [0, 6, 7])

@@ -11,10 +11,12 @@ from mmdeploy_ext.apps.check_autoware_app import main
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, PointsError, UsageError
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.inputs import points as inputs
 from mmdeploy_ext.proof.ladder import prove
 from mmdeploy_ext.proof.views.commands import next_command
-from mmdeploy_ext.runtime.autoware import boxes
+from mmdeploy_ext.runtime.autoware import boxes, pillars
 from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS, AutowareCenterPoint
+from mmdeploy_ext.runtime.autoware.settings import read_settings
 from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import arguments, replaced, result
@@ -348,3 +350,42 @@ def test_a_manifest_is_compared_with_the_config_itself(toy, tmp_path):
     key(ML, 'model_params.class_names', ['BUS', 'CAR', 'PEDESTRIAN'])(tmp_path)
     wrong = family.companion_differences(tmp_path, deployment.cfg)
     assert [line.split()[1] for line in wrong] == ['trt_precision', 'class_names']
+
+
+@pytest.fixture(scope='module')
+def crowd(toy):
+    """Return the sweep that reaches a node's limits, and the pillars that mmdet3d has of it."""
+    deployment = toy[0]
+    (sweep,) = deployment.family.crowded_sweeps(deployment.rule, deployment.family.choose(**AUTOWARE))
+    voxels, _, cells = inputs.pillars(sweep.points, deployment.rule)
+    order = np.lexsort((cells[:, 3], cells[:, 2]))
+    return sweep.points, voxels[order], cells[order, 2:]
+
+
+def pillars_of_the_node(points, settings):
+    features, cells = pillars.decorated(points, settings)
+    order = np.lexsort((cells[:, 1], cells[:, 0]))
+    return features[order, :, : settings.point_width], cells[order]
+
+
+def test_a_crowded_sweep_has_the_same_pillars_in_the_node_and_in_mmdet3d(toy, crowd):
+    settings = read_settings(toy[1])
+    points, *expected = crowd
+    assert len(expected[0]) == settings.pillars
+    found = pillars_of_the_node(points, settings)
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        lambda points, settings: (points[::-1], settings),
+        lambda points, settings: (points, dataclasses.replace(settings, pillars=settings.pillars - 1)),
+        lambda points, settings: (points, dataclasses.replace(settings, pillars=settings.pillars + 1)),
+    ],
+    ids=['last points', 'a pillar less', 'a pillar more'],
+)
+def test_other_limits_of_pillars_are_seen_in_a_crowded_sweep(toy, crowd, wrong):
+    points, *expected = crowd
+    found = pillars_of_the_node(*wrong(points, read_settings(toy[1])))
+    assert found[0].shape != expected[0].shape or not np.array_equal(found[0], expected[0])
