@@ -182,4 +182,9 @@ def read_props(path: object) -> dict[str, str]:
             raise ModelFileError(
                 f'{path}: its metadata has {shortened(text)}, which is not UTF-8; export it again'
             )
+    for value in (*model.graph.input, *model.graph.output):
+        if isinstance(value.name, bytes):
+            raise ModelFileError(
+                f'{path}: the name of an input or output is not UTF-8: {shortened(value.name)}; export it again'
+            )
     return entries_of(model.metadata_props, path)

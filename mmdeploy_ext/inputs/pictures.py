@@ -23,6 +23,8 @@ from mmdeploy_ext.inputs.pillow_resize import resize_pillow
 
 MOST_PIXELS = 100_000_000
 """Of a picture that is decoded: it and its copies take about 10 bytes per pixel."""
+MOST_BYTES = 8 * MOST_PIXELS
+"""Of a picture file: that many pixels of four 16-bit channels, not compressed."""
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
 """What libjpeg writes, and then goes on with pixels that are not those of the picture."""
 _ONE_DECODER = threading.Lock()  # the descriptor is that of all threads
@@ -197,13 +199,18 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises:
         ImageError: no such file, no permission, zero bytes, not an image, damaged as far as the decoder
-            notices, or of more than `MOST_PIXELS`.
+            notices, or of more than `MOST_PIXELS` or `MOST_BYTES`.
     """
     path = Path(path)
     if not path.is_file():
         is_other = path.exists() and not path.is_dir()
         raise ImageError(f'{path}: is a pipe or a device' if is_other else f'{path}: no such image file')
     try:
+        if (size_bytes := path.stat().st_size) > MOST_BYTES:
+            raise ImageError(
+                f'{path}: has {size_bytes} bytes, expected at most {MOST_BYTES}; if it is a picture, make it '
+                f'smaller'
+            )
         content = path.read_bytes()
     except OSError as error:
         raise ImageError(f'{path}: cannot be read ({error.strerror or error})') from error
@@ -233,7 +240,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return image files, folders replaced by the images in them, sorted; ImageError where there is none."""
+    """Return image files, folders replaced by the images in them, sorted; ImageError where there is none.
+
+    Pipes and devices in a folder are returned too: `read_image` refuses them, one by one.
+    """
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -249,5 +259,5 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
             found.append(path)
         else:
             raise ImageError(f'{path}: no such image or folder')
-    will_read('a picture', found)
+    will_read('a picture', [file for file in found if file.is_file()])
     return found

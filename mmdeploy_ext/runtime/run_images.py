@@ -144,7 +144,8 @@ def plan_pictures(
             target, number = target.with_name(f'{name.stem}_det_{number}{suffix}'), number + 1
         targets[file] = out if one else target
         taken.add(target)
-    check_outputs({'--out': targets.values()}, {f'a {kind}': targets})
+    regular = [file for file in targets if file.is_file()]  # what else is in a folder is reported when read
+    check_outputs({'--out': targets.values()}, {f'a {kind}': regular})
     return targets
 
 

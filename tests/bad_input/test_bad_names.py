@@ -128,6 +128,15 @@ def test_names_of_a_graph_that_are_not_utf_8_are_refused(model, place, command, 
     assert err.count('\n') == 1 and 'm.onnx: the name of ' in err and 'is not UTF-8: b' in err
 
 
+def test_names_of_inputs_that_are_not_utf_8_are_refused_by_what_runs_and_shows_a_file(tmp_path, capsys):
+    content = MODEL.read_bytes().replace(b'\x05input', b'\x05inp\xff\xfe')
+    (tmp_path / 'm.onnx').write_bytes(content)
+    for main, words in ((run_app.main, [str(TOY)]), (info_app.main, [])):
+        assert main([str(tmp_path / 'm.onnx'), *words]) == 2
+        err = capsys.readouterr().err
+        assert err.count('\n') == 1 and "m.onnx: the name of an input or output is not UTF-8: b'inp" in err
+
+
 def test_a_picture_whose_name_is_not_utf_8_is_run(tmp_path, capsys):
     picture = os.path.join(os.fsencode(tmp_path), b'\xff\xfe.jpg')
     shutil.copy(TOY, picture)
