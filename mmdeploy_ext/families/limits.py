@@ -35,6 +35,8 @@ class Kind(enum.Enum):
     """Any positive number."""
     SIDE = enum.auto()
     """How long the sides of a box have to be, pixels."""
+    AREA = enum.auto()
+    """How many pixels a segment of stuff needs."""
     SWITCH = enum.auto()
     """Whether something is done."""
 
@@ -55,7 +57,7 @@ KINDS = dict(
     mask_thr_binary=Kind.SHARE,
     mask_overlap=Kind.SHARE,
     sigma=Kind.NUMBER,
-    stuff_area_limit=Kind.NUMBER,
+    stuff_area_limit=Kind.AREA,
     min_bbox_size=Kind.SIDE,
 )
 """Entries of mmdet's `test_cfg`, and of `nms` in it, that mean the same in every family."""
@@ -168,7 +170,7 @@ def lowered(limit: Limit) -> Any:
         return NO_SUPPRESSION
     if limit.kind is Kind.SHARE:
         return limit.value * OTHER_SHARE
-    if limit.kind is Kind.NUMBER:
+    if limit.kind in (Kind.NUMBER, Kind.AREA):
         return type(limit.value)(limit.value / OTHER_NUMBER)
     if limit.kind in (Kind.SIDE, Kind.SWITCH):
         return limit.value
@@ -179,7 +181,7 @@ def raised(limit: Limit) -> Any:
     """Return a larger number of candidates, share, number or side, and the other position of a switch."""
     if limit.kind in (Kind.OVERLAP, Kind.SHARE):
         return 1 - (1 - limit.value) * OTHER_SHARE
-    if limit.kind is Kind.NUMBER:
+    if limit.kind in (Kind.NUMBER, Kind.AREA):
         return type(limit.value)(limit.value * OTHER_NUMBER)
     if limit.kind is Kind.SIDE:
         return max(limit.value, 0) + LONGER

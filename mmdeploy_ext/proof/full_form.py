@@ -16,6 +16,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.compare.rows import TensorRow
+    from mmdeploy_ext.contract.spec import GraphSpec
+
+
+def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:
+    """Return a failing row for every output with results whose shape differs from its contract."""
+    rows = []
+    for tensor in spec.outputs:
+        array = outputs.get(tensor.name)
+        if tensor.compare != 'detections' or array is None:  # others are compared with the reference
+            continue
+        wrong = len(tensor.axes) != array.ndim or any(
+            isinstance(axis, int) and axis != size
+            for axis, size in zip(tensor.axes, array.shape, strict=True)
+        )
+        if wrong:
+            reason = f'shape: got {"x".join(map(str, array.shape))}, expected {tensor.shape_text()}'
+            rows.append(failed_row(tensor.name, reason, array))
+    return rows
 
 
 def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:

@@ -61,6 +61,7 @@ def judge_outputs(
             raise outputs
         rows = (
             *_tensor_rows(reference, metadata, outputs, bars),
+            *full_form.shape_rows(outputs, metadata.spec),
             *_form_rows(reference, metadata, outputs, bars),
         )
         if deployment.family.results_left_out(metadata.options):

@@ -29,6 +29,7 @@ from mmdeploy_ext.proof.levels.run_twice import FAILURES, nothing_found
 from mmdeploy_ext.proof.near_ties import near_ties
 from mmdeploy_ext.proof.results import Case
 from mmdeploy_ext.proof.tasks import task_module
+from mmdeploy_ext.runtime.panoptic import OFFSET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +57,10 @@ SCORE_BAR = 1e-5
 """Largest score difference of a matched pair of boxes: both sides have the same logits."""
 BOXED = 'bbox2d', 'boxed_mask'
 """Tasks whose results are boxes."""
+LEAST_GAP = 2e-5
+"""Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
+PASSING = (0.75, 0.5, 0.25, 0.125)
+"""Share of the scores of a full list that a raised threshold leaves at most."""
 CUT_FROM = 0.95
 """Share of the rows that there are of which a limit leaves as many at least."""
 
@@ -101,6 +106,7 @@ class Trials:
                 [FirstLimitsRaised(self)] if any(limit.list for limit in self.limits) and family.first else []
             )
             trials.append(LimitsRaised(self))
+            trials += [ThresholdsRaised(self)] if self.is_full() else []
         if not finds_nothing and not family.finds_always(model):
             trials.append(NothingPasses(self))
         return trials
@@ -109,6 +115,21 @@ class Trials:
     def limits(self) -> list[Limit]:
         """The limits of the model."""
         return self.deployment.family.limits(self.deployment.model)
+
+    def is_full(self) -> bool:
+        """Return whether the limit cuts the list of results off, so that it hides the threshold of scores."""
+        kinds = {limit.kind: limit for limit in self.limits}  # the last of each
+        if not {Kind.ROWS, Kind.SCORE} <= kinds.keys():
+            return False
+        last, model = kinds[Kind.ROWS], self.deployment.model
+        with self.computed_once():
+            scores = self.deployment.family.scores_of(model, [self.image], last.list)
+        return len(scores) >= max(last.value, 2)
+
+    @property
+    def most_masks(self) -> int:
+        """Number of masks of the size of the picture that are compared at most."""
+        return PIXELS // math.prod(self.image.ori_shape)
 
     @property
     def capped(self) -> bool:
@@ -221,10 +242,12 @@ class Trial(abc.ABC):
 
     Attributes:
         name: of the case.
+        area: limit of areas, as a share of the area of a segment; 0 leaves the one of `values`.
         trials: what it has in common with others.
     """
 
     name: ClassVar[str]
+    area: ClassVar[float] = 0.0
 
     def __init__(self, trials: Trials) -> None:
         self.trials = trials
@@ -249,11 +272,23 @@ class Trial(abc.ABC):
         """Choose the limits, export what follows the network with them, and compare every list."""
         shape = 'x'.join(map(str, (1, *self.trials.image.tensor.shape)))
         with self.boxes():
-            values = self.values()
-            named = ', '.join(f'{one.name} {value:.4g}' for one, value in values if value != one.value)
+            values = self.with_areas(self.values(), self.area)
+            final = {(id(limit.config), limit.key): (limit, value) for limit, value in values}
+            changes = [(limit, value) for limit, value in final.values() if value != limit.value]
+            named = ', '.join(f'{limit.name} {value:.4g}' for limit, value in changes)
             with changed(values):
                 rows = self._compared()
         return Case(f'{self.name}: {named}', shape, False, detections=rows)
+
+    def with_areas(self, values: Values, share: float) -> Values:
+        """Return values in which limits of areas are this share of the area of a segment."""
+        for limit in self.of_kind(Kind.AREA) if share else ():
+            with changed([*values, (limit, 1)]):
+                segments = self.trials.lists()['']
+            areas = np.sort(segments.masks[segments.ids < OFFSET].sum((1, 2)))
+            if len(areas):
+                values = [*values, (limit, int(share * areas[len(areas) // 2]))]
+        return values
 
     def of_kind(self, *kinds: Kind) -> list[Limit]:
         """Return the limits of some kinds."""
@@ -294,6 +329,7 @@ class LimitsLowered(Trial):
     """Few candidates of each level, none of which is suppressed, and lists that are cut off."""
 
     name = 'limits lowered'
+    area = 0.98  # the segment is left: a pixel may round to either side
 
     def values(self) -> Values:
         """See `Trial.values`."""
@@ -305,13 +341,15 @@ class LimitsLowered(Trial):
             values.append((limit, cut(scores, limit.least) or lowered(limit)))
         if last is None:
             return values
-        without_end = (last, last.available if self._are_few() else last.value)
-        scores = self.scores_with([*values, without_end], last.list)
+        scores = self.scores_with([*values, (last, self._without_end(last))], last.list)
         return [*values, (last, cut(scores, last.least) or lowered(last))]
 
-    def _are_few(self) -> bool:
-        """Return whether results are so few that all of them can be compared: boxes of few candidates."""
-        return self.trials.deployment.family.task == 'bbox2d' and bool(self.of_kind(Kind.CANDIDATES))
+    def _without_end(self, limit: Limit) -> int:
+        """Return a limit that leaves all results of few candidates, where they can be compared."""
+        if not self.of_kind(Kind.CANDIDATES):
+            return limit.value
+        masks = self.trials.deployment.family.task != 'bbox2d'
+        return min(max(limit.value, self.trials.most_masks), limit.available) if masks else limit.available
 
     def _share(self) -> float:
         """Return what thresholds of scores are multiplied by: 0 where few candidates are chosen anyway."""
@@ -324,6 +362,7 @@ class LimitsRaised(Trial):
     """More candidates and results than the limits of the model let through, and boxes beyond all borders."""
 
     name = 'limits raised'
+    area = 1.02  # the segment is gone
 
     def boxes(self) -> contextlib.AbstractContextManager[None]:
         """See `Trial.boxes`."""
@@ -354,7 +393,7 @@ class LimitsRaised(Trial):
     def _most(self, limit: Limit) -> int:
         """Return how many results are compared at most."""
         masks = self.trials.deployment.family.task != 'bbox2d'
-        return max(PIXELS // math.prod(self.trials.image.ori_shape) if masks else MOST, raised(limit))
+        return max(self.trials.most_masks if masks else MOST, raised(limit))
 
     def _thresholds(self, values: Values, name: str, least: int, most: int) -> Values:
         """Return thresholds of scores that let more than `least` rows of a list in, and fewer than `most`.
@@ -393,6 +432,8 @@ class LimitsRaised(Trial):
 class FirstLimitsRaised(LimitsRaised):
     """More rows of the list that the results are made from, which alone is looked at."""
 
+    area = 0.0
+
     @property
     def name(self) -> str:
         """See `Trial`."""
@@ -416,6 +457,27 @@ class FirstLimitsRaised(LimitsRaised):
         return self.trials.exported_first_list()
 
 
+class ThresholdsRaised(Trial):
+    """A threshold between two scores of a full list, so that it decides of the list, and not the limit."""
+
+    name = 'thresholds raised'
+
+    def values(self) -> Values:
+        """Return a threshold between two scores that are close: with almost any other one, results differ.
+
+        It may be compared with a score before that is multiplied by another one, which is higher than that of
+        the result: then more pass, and a higher threshold is taken.
+        """
+        *_, last = self.of_kind(Kind.ROWS)
+        threshold, *_ = self.of_kind(Kind.SCORE)
+        scores = self.scores_with([], last.list)
+        for share in PASSING:
+            values = [(threshold, _between(scores, int(share * len(scores))))]
+            if len(self.scores_with(values, last.list)) < last.value:
+                break
+        return values
+
+
 class NothingPasses(Trial):
     """Thresholds that no row passes, of a model that finds something in every plain picture."""
 
@@ -428,6 +490,15 @@ class NothingPasses(Trial):
 
 COUNTED = Kind.ROWS, Kind.SCORE
 """Limits whose values follow from how many rows there are."""
+
+
+def _between(scores: np.ndarray, place: int) -> float:
+    """Return a value between two of descending scores that are close; one of them is near a place."""
+    middle = scores[place // 2 : place + 2]
+    gaps = middle[:-1] - middle[1:]
+    wide = gaps[gaps >= LEAST_GAP]
+    index = int(np.argmax(gaps == (wide.min() if len(wide) else gaps.max())))
+    return float(middle[index : index + 2].mean())
 
 
 def cut(scores: np.ndarray, least: int) -> int:

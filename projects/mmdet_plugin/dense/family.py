@@ -103,9 +103,11 @@ class DenseFamily(ImageFamily):
         return ResultLimit(model.bbox_head.test_cfg, kind_of(model.bbox_head).limit)
 
     def limits(self, model: nn.Module) -> list[Limit]:
-        """See `ImageFamily.limits`: without those that the head does not look at."""
-        fixed = kind_of(model.bbox_head).fixed
-        return [limit for limit in super().limits(model) if limit.key not in fixed]
+        """Return the limits that the head reads; of peaks nothing but their number is limited."""
+        kind, limits = kind_of(model.bbox_head), super().limits(model)
+        if kind.limit == 'topk':
+            return [limit for limit in limits if limit.key == kind.limit]
+        return [limit for limit in limits if limit.key not in kind.fixed]
 
     def trial(self, model: nn.Module, options: Options) -> tuple[list[Stage], tuple[TensorSpec, ...]]:
         """See `ImageFamily.trial`: none of the layers is used, so that none is folded."""

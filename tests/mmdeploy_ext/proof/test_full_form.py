@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proof.full_form import count_rows, order_rows
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.proof.full_form import count_rows, order_rows, shape_rows
 from mmdeploy_ext.runtime.detections import count_bounds
 
 SCORES = np.array([[0.9, 0.5, 0.5, 0.2], [0.8, 0.3, 0.0, 0.0]], np.float32)
@@ -47,3 +48,20 @@ def test_the_number_of_candidates_is_that_of_the_reference_but_for_scores_at_the
         assert not row.passed and row.reason == f'got {wrong}, expected 2 to 3, 0 to 1'
     (row,) = count_rows({}, dict(candidates=bounds))
     assert not row.passed and row.reason == 'is not an output of the graph'
+
+
+@pytest.mark.parametrize(
+    ('shape', 'axes', 'failing'),
+    [
+        ((2, 40, 5), ('B', 40, 5), False),
+        ((2, 39, 5), ('B', 40, 5), True),
+        ((2, 40, 5), ('B', 'n', 5), False),
+        ((40, 5), ('B', 40, 5), True),
+    ],
+)
+def test_results_have_the_shape_of_the_contract(shape, axes, failing):
+    outputs = dict(dets=np.zeros(shape, np.float32), scores=np.zeros((2, 3)))
+    others = TensorSpec('scores', 'float32', ('B', 5)), TensorSpec('labels', 'int64', ('B', 5))
+    dets = TensorSpec('dets', 'float32', axes, compare='detections')
+    rows = shape_rows(outputs, GraphSpec('full', (), (dets, *others)))
+    assert [row.tensor for row in rows] == ['dets'] * failing

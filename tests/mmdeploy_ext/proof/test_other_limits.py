@@ -10,12 +10,14 @@ import pytest
 from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.levels.other_limits import Trials, cut
+from mmdeploy_ext.proof.levels.other_limits import LimitsLowered, LimitsRaised, Trials, cut
+from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 from planting import arguments, replaced, result, settings
 from toy_atss import PICTURE, REPO
 
 IMAGE = 'toy.jpg', read_image(PICTURE)
 LOWERED, PROPOSALS, RAISED = 'limits lowered', 'limits of proposals raised', 'limits raised'
+THRESHOLDS = 'thresholds raised'
 FORMS, TWO_STAGE = 'projects.mmdet_plugin.dense.forms', 'projects.mmdet_plugin.two_stage'
 PROPOSAL_CODE = f'{TWO_STAGE}.proposals'
 
@@ -34,7 +36,7 @@ def cases(name, *titles):
     deployment = load(name)
     options = deployment.family.choose(opset=17, height=128, width=160)
     trials = Trials(deployment, options, IMAGE).cases(finds_nothing=True)
-    return [one.case() for one in trials if not titles or one.name in titles]
+    return [trial.case() for trial in trials if not titles or trial.name in titles]
 
 
 def threshold(**changes):
@@ -88,7 +90,10 @@ FAULTS = {
 @pytest.mark.parametrize('name', ['retinanet', 'mask_rcnn'])
 def test_what_is_right_passes_with_every_row_of_every_list(name):
     found = cases(name)
-    titles = [LOWERED, *([PROPOSALS] if name == 'mask_rcnn' else []), RAISED]
+    titles = {
+        'retinanet': [LOWERED, RAISED, THRESHOLDS],  # the list of whose results is full
+        'mask_rcnn': [LOWERED, PROPOSALS, RAISED],
+    }[name]
     assert [case.name.split(':')[0] for case in found] == titles
     assert all(case.passed for case in found)
     assert all(row.matched == row.reference > 15 for case in found for row in case.detections)
@@ -100,6 +105,31 @@ def test_a_fault_that_pictures_hide_is_refused(fault):
     with replaced(*change):
         (case,) = cases(name, title)
     assert not case.passed
+
+
+@pytest.mark.parametrize('share', [1.0, 1.02])
+def test_a_threshold_of_a_full_list_decides_of_results_in_a_case_of_its_own(share):
+    with replaced(*threshold(score_thr=lambda least: least * share)):
+        (case,) = cases('retinanet', THRESHOLDS)
+    assert case.passed == (share == 1.0)
+    assert 10 < case.detections[0].reference < 100
+
+
+@pytest.mark.parametrize(('trial', 'area'), [(LimitsLowered, 49), (LimitsRaised, 51)])
+def test_a_limit_of_areas_is_near_the_area_of_a_segment_that_it_decides_of(trial, area):
+    limit = Limit(dict(stuff_area_limit=4096), 'stuff_area_limit', Kind.AREA)
+    areas, ids = np.array([40, 50, 60, 55]), np.array([3, 4, 5, 1 + OFFSET])
+    masks = (np.arange(100) < areas[:, None]).reshape(4, 10, 10)
+
+    class OneMap:
+        limits = (limit,)
+
+        def lists(self):
+            assert limit.value == 1
+            return {'': Segments(masks, np.ones(4), ids % OFFSET, ids)}
+
+    assert trial(OneMap()).with_areas([], trial.area) == [(limit, area)]
+    assert limit.value == 4096
 
 
 def test_the_model_is_as_before():

@@ -269,3 +269,13 @@ def test_maps_of_another_stride_than_the_head_decodes_by_are_refused():
     model = dense_heads.FAMILY.build(cfg).eval()
     with pytest.raises(ConfigError, match='CenterNetHead: its maps have a stride of 8 pixels; expected 4'):
         dense_heads.FAMILY.spec(model, dense_heads.FAMILY.choose(dynamic=True))
+
+
+def test_the_number_of_peaks_is_all_that_limits_results_of_centernet():
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bbox_head = make_head('CenterNetHead')
+
+    limits = dense_heads.FAMILY.limits(Detector())
+    assert [limit.key for limit in limits] == ['topk']
