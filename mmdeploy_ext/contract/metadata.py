@@ -185,6 +185,7 @@ def read_props(path: object) -> dict[str, str]:
     for value in (*model.graph.input, *model.graph.output):
         if isinstance(value.name, bytes):
             raise ModelFileError(
-                f'{path}: the name of an input or output is not UTF-8: {shortened(value.name)}; export it again'
+                f'{path}: the name of an input or output is not UTF-8: {shortened(value.name)}; export it '
+                f'again'
             )
     return entries_of(model.metadata_props, path)
