@@ -29,7 +29,6 @@ for _name, _toys, _changes in (
     ('max_num one less', EVERY, dict(max_num=lambda value: value - 1)),
     ('max_num one more', EVERY, dict(max_num=lambda value: value + 1)),
     ('max_num is 80 at most', EVERY, dict(max_num=lambda value: min(value, 80))),
-    ('max_num is 499 at most', EVERY, dict(max_num=lambda value: min(value, 499))),
     ('nms_pre half', EVERY, dict(nms_pre=lambda value: value // 2)),
     ('nms_pre one less', EVERY, dict(nms_pre=lambda value: value - 1)),
     ('boxes are not turned where they overlap', 'pillars second', dict(rotated=lambda value: not value)),
@@ -60,6 +59,17 @@ for _name, _toys, _changes in (
     ('dir_limit_offset 0.5', EVERY, dict(dir_limit_offset=lambda value: value + 0.5)),
 ):
     planted(_name, _toys, (RULE, settings(**_changes)))
+
+planted(
+    'max_num is 499 at most',
+    EVERY,
+    (
+        DECODE,
+        arguments(
+            lambda outputs, rule: (outputs, dataclasses.replace(rule, max_num=min(rule.max_num, 499)))
+        ),
+    ),
+)
 
 # ---- anchors and deltas
 

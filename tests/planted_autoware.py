@@ -387,9 +387,9 @@ def _by_kept(original: Callable) -> Callable:
 
 
 planted(
-    'node: settings take the first class for all',
+    'node: settings of the first class need twice the score',  # an export has one score for all classes
     TOY,
-    (SETTINGS, settings(scores=lambda scores: tuple((row[0],) * len(row) for row in scores))),
+    (SETTINGS, settings(scores=lambda scores: tuple((2 * row[0], *row[1:]) for row in scores))),
     shared=True,
 )
 planted('node: a pillar less', TOY, (SETTINGS, settings(pillars=lambda count: count - 1)), shared=True)

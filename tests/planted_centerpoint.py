@@ -35,7 +35,11 @@ planted('post_max_size one more', BOTH, (RULE, settings(post_max_size=lambda val
 planted('pre_max_size ten less', TOY, (RULE, settings(pre_max_size=lambda value: value - 10)))
 planted('max_num half', BOTH, (RULE, settings(max_num=lambda value: value // 2)))
 planted('at most 80 peaks', BOTH, (RULE, settings(max_num=lambda value: min(value, 80))))
-planted('at most 499 peaks', BOTH, (RULE, settings(max_num=lambda value: min(value, 499))))
+planted(
+    'at most 499 peaks',
+    BOTH,
+    (TASK, arguments(lambda named, rule: (named, dataclasses.replace(rule, max_num=min(rule.max_num, 499))))),
+)
 planted('the voxel size of x along y', TOY, (RULE, settings(voxel_size=lambda size: (size[0], size[0]))))
 planted('the corner of x along y', TOY, (RULE, settings(pc_origin=lambda low: (low[0], low[0]))))
 planted('out_size_factor of the backbone', TOY, (RULE, settings(out_size_factor=lambda value: value * 2)))

@@ -110,6 +110,15 @@ class SequenceFamily(Family):
         """
         return contextlib.nullcontext(0)
 
+    def other_limits(
+        self, model: torch.nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
+        """Yield titles, and contexts in which a model and its files have other limits of numbers of boxes.
+
+        In each of them `synthetic_outputs`, which are those of the model's own limits, are compared again.
+        """
+        return ()
+
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:
         """Return one collated sample of the test loader (batch 1) as a frame."""

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, run_twice
-from mmdeploy_ext.proof.levels.synthetic import synthetic_cases
+from mmdeploy_ext.proof.levels.synthetic import cases_of_family
 from mmdeploy_ext.proof.moments import compare_moments
 from mmdeploy_ext.proof.near_ties import near_ties
 from mmdeploy_ext.proof.provenance import companion_checks
@@ -206,8 +206,8 @@ class SweepProof(FramesProof):
                 yield self.judge(special, self.reference.step(special), found)[0]
             yield from self.nothing_to_see(family.plain_sample(self.deployment.rule, self.first))
         if not self.low:
-            made = family.synthetic_outputs(self.deployment.model, self.runner, self.metadata[-1].spec)
-            yield from synthetic_cases(self.reference, self.runner, made)
+            given = self.deployment.model, self.reference, self.runner, self.metadata[-1].spec
+            yield from cases_of_family(family, *given)
         if not self.most or self.low:  # which results are left depends on their order
             return
         chosen, seen = self.most

@@ -18,6 +18,7 @@ from mmdeploy_ext.proof.tasks import bbox3d
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.runtime.detections3d import Detections3D
 
 NAME = 'synthetic outputs of the head'
@@ -34,6 +35,25 @@ def synthetic_cases(
         expected: Detections3D = reference.boxes_of(outputs)
         found = attempt(lambda outputs=outputs: runner.boxes_of(outputs))
         yield Case(f'{NAME}: {title}', '', False, detections=(judge(expected, found),))
+
+
+def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: GraphSpec) -> Iterator[Case]:
+    """Yield cases of a family's synthetic outputs, by the model's own limits and by its other ones.
+
+    Args:
+        family: of `SequenceFamily`.
+        model: the detector.
+        reference: PyTorch's stepper, see `synthetic_cases`.
+        runner: that of the files.
+        spec: of the last file.
+    """
+    outputs = list(family.synthetic_outputs(model, runner, spec))
+    yield from synthetic_cases(reference, runner, outputs)
+    for title, limits in family.other_limits(model, runner, spec):
+        with limits:
+            yield from synthetic_cases(
+                reference, runner, [(f'{name}, {title}', values) for name, values in outputs]
+            )
 
 
 def judge(expected: Detections3D, found: Detections3D | Exception) -> DetectionRow:

@@ -50,6 +50,8 @@ class AnchorRule(HeadRule):
 
     limit: ClassVar[str] = 'max_num'
     """Name of the number of results that are kept at most."""
+    candidates: ClassVar[tuple[str, ...]] = ('nms_pre',)
+    """Names of the numbers of boxes that are looked at."""
 
     num_classes: int
     code_size: int

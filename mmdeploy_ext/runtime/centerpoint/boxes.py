@@ -47,6 +47,8 @@ class BoxRule(HeadRule):
 
     limit: ClassVar[str] = 'post_max_size'
     """Name of the number of results that are kept at most."""
+    candidates: ClassVar[tuple[str, ...]] = ('max_num', 'pre_max_size')
+    """Names of the numbers of boxes that are looked at."""
 
     num_classes: tuple[int, ...]
     voxel_size: tuple[float, float]

@@ -54,6 +54,9 @@ def _level(
     own = len(anchors) // (height * width)
     scores = np.full((len(anchors), rule.num_classes), NOTHING, np.float32)
     rows = np.arange(height * width) * own + rng.integers(0, own, height * width)
+    spread = count is None and side == SMALL and rule.nms_pre > len(rows)
+    if spread:  # more candidates than cells: all anchors, beside each other
+        rows = np.arange(len(anchors))
     if count is None:  # every second row and column: centres of anchors of a cell may be apart
         high = np.linspace(max(rule.score_thr, 0.2) + 0.01, 0.98, len(rows))
         scores[rows, rng.integers(0, rule.num_classes, len(rows))] = logits(rng.permutation(high))
@@ -65,6 +68,9 @@ def _level(
     cell = float(np.abs(np.diff(np.unique(anchors[:, 0]))).min()) if width > 1 else 1.0
     deltas = np.zeros((len(anchors), rule.code_size), np.float32)
     deltas[:, 3:5] = np.log(side * cell / anchors[:, 3:5])
+    if spread:
+        deltas[:, 0] = np.arange(len(anchors)) % own * cell / own / np.hypot(anchors[:, 3], anchors[:, 4])
+        deltas[:, 3:5] -= np.log(own)
     end = rule.dir_offset - rule.dir_limit_offset * np.pi
     turns = headings(len(anchors), rng, (end, end + np.pi, end - np.pi))
     if side > 1:  # a turn would make other overlaps

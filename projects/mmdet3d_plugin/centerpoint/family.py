@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
 from mmdeploy_ext.families.building import build_without_weights
@@ -51,6 +52,8 @@ DYNAMIC_DETECTOR = 'DynamicVoxelNet'
 """The detector whose voxels hold all their points."""
 ONLY = 'export_scn.py writes the sparse backbone for other engines'
 
+FEW, MANY = 19, 700
+"""Boxes that lowered limits of candidates let through, fewer than other limits do, and raised limits."""
 OWN = {'contract': CONTRACTS, 'layers': dataclasses.replace(LAYERS, choices=LAYERS.choices[:1], hint=ONLY)}
 """Options that streams have, too, with the choices of this family."""
 
@@ -151,18 +154,31 @@ class CenterPointFamily(SequenceFamily):
     @contextlib.contextmanager
     def with_limit(self, model: nn.Module, runner: Stepper, found: Detections3D) -> Iterator[int]:
         """See `SequenceFamily.with_limit`; nodes have settings of their own."""
-        rule, settings = getattr(runner, 'box_rule', None), parts_of(model).head.test_cfg
+        rule = getattr(runner, 'box_rule', None)
         limit = limit_between(found, rule.groups(found.labels)) if rule is not None else 0
-        if not limit:
-            yield 0
-            return
-        known = settings[rule.limit]
-        try:
-            settings[rule.limit] = limit
-            runner.box_rule = dataclasses.replace(rule, **{rule.limit: limit})
+        with _with_limits(model, runner, {rule.limit: limit} if limit else {}):
             yield limit
-        finally:
-            settings[rule.limit], runner.box_rule = known, rule
+
+    def other_limits(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
+        """Yield fewer candidates, more results, and more of both; nodes have settings of their own."""
+        rule = getattr(runner, 'box_rule', None)
+        if rule is None:
+            return
+        cells = min(math.prod(tensor.axes[2:]) for tensor in spec.outputs)  # mmdet3d chooses in each class
+        candidates = {name: getattr(rule, name) for name in rule.candidates}
+        limited = {name: count for name, count in candidates.items() if count and count > 0}
+        for name, count in limited.items():
+            fewer = min(FEW, count)
+            yield f'{name} {fewer}', _with_limits(model, runner, {name: fewer})
+        results = getattr(rule, rule.limit)
+        more = {} if results is None else {rule.limit: raised(results)}
+        yield f'{rule.limit} raised', _with_limits(model, runner, more)
+        more |= {name: raised(count) for name, count in limited.items()}
+        if 'max_num' in limited:
+            more['max_num'] = min(more['max_num'], cells)
+        yield 'all limits raised', _with_limits(model, runner, more)
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
@@ -204,6 +220,25 @@ class CenterPointFamily(SequenceFamily):
             backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
             boxes=[(parts.head, 'get_bboxes')],
         )
+
+
+@contextlib.contextmanager
+def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, int]) -> Iterator[None]:
+    """Give the head of a model and its files other limits for a while, by name."""
+    head, rule = parts_of(model).head, getattr(runner, 'box_rule', None)
+    with contextlib.ExitStack() as stack:
+        for name, limit in limits.items():
+            settings = head.test_cfg if name in head.test_cfg else vars(head.bbox_coder)
+            stack.enter_context(replaced_entry(settings, name, limit))
+        if limits:
+            runner.box_rule = dataclasses.replace(rule, **limits)
+            stack.callback(setattr, runner, 'box_rule', rule)
+        yield
+
+
+def raised(limit: int) -> int:
+    """Return a limit that lets more through, and no number that takes long to suppress."""
+    return max(MANY, limit + max(limit // 10, 1))
 
 
 def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads: Sequence[str]) -> None:

@@ -31,13 +31,20 @@ def synthetic_outputs(rule: BoxRule, spec: GraphSpec) -> Iterator[tuple[str, dic
     """Yield outputs of the head for a model that decodes by a rule, by the names of its file."""
     rng = np.random.default_rng(0)
     shapes = {tensor.name: tuple(tensor.axes) for tensor in spec.outputs}
-    sides = {'more boxes than are kept': SMALL, 'more candidates than are compared': None}
+    sides = {
+        'more boxes than are kept': SMALL,
+        'more candidates than are compared': None,
+        'all classes in a cell': SMALL,
+    }
     for title, side in sides.items():
         outputs = {}
         for task in range(len(rule.num_classes)):
             classes, height, width = shapes[f'heatmap_{task}'][1:]
             cells = classes * height * width
-            scores = np.linspace(0.2, 0.98, cells)[rng.permutation(cells)]
+            ranks = rng.permutation(cells)
+            if title == 'all classes in a cell':  # one behind the other, beginning with another class
+                ranks = _ranks_of_cells(classes, height * width, rng)
+            scores = np.linspace(0.2, 0.98, cells)[ranks]
             cell = np.float32(rule.voxel_size[0]) * rule.out_size_factor
             own = clear_size(rule.nms_thr) if side is None else side
             maps = _maps(rule, shapes, task, own * cell, rng)
@@ -52,6 +59,12 @@ def synthetic_outputs(rule: BoxRule, spec: GraphSpec) -> Iterator[tuple[str, dic
     nothing = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     nothing |= {name: array + NOTHING for name, array in nothing.items() if name.startswith('heatmap')}
     yield 'nothing', {name: array.astype(np.float32) for name, array in nothing.items()}
+
+
+def _ranks_of_cells(classes: int, cells: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a rank (classes * cells,) for each class and cell: those of a cell are one behind the other."""
+    turns = (np.arange(classes)[:, None] + rng.integers(0, classes, cells)) % classes
+    return (classes * rng.permutation(cells) + turns).ravel()
 
 
 def _maps(

@@ -10,7 +10,7 @@ import toy_anchor3d
 import toy_centerpoint
 import toy_streampetr_deploy as petr
 import toy_streampetr_export as petr_files
-from mmdeploy_ext.proof.levels.synthetic import synthetic_cases
+from mmdeploy_ext.proof.levels.synthetic import cases_of_family
 from mmdeploy_ext.runtime.anchor3d import boxes as anchors
 from mmdeploy_ext.runtime.centerpoint import boxes as points
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -24,12 +24,12 @@ def opened(deployment, files):
     runner = family.runner([str(file) for file in files], {})
     reference = family.reference(deployment.model)
     spec = (runner.head if hasattr(runner, 'head') else runner).metadata.spec
-    return reference, runner, list(family.synthetic_outputs(deployment.model, runner, spec))
+    return family, deployment.model, reference, runner, spec
 
 
 @functools.cache
 def toy(name, folder=None):
-    """Return the reference, the runner, and the outputs of one toy, made once."""
+    """Return what `cases_of_family` takes of one toy, made once."""
     if name == 'streampetr':
         return opened(petr.deployment(), petr_files.write(folder))
     deployment, folder, *_ = (
@@ -41,7 +41,7 @@ def toy(name, folder=None):
 @pytest.fixture(scope='module')
 def cases_of(tmp_path_factory):
     folder = tmp_path_factory.mktemp('streampetr')
-    return lambda name: list(synthetic_cases(*toy(name, folder if name == 'streampetr' else None)))
+    return lambda name: list(cases_of_family(*toy(name, folder if name == 'streampetr' else None)))
 
 
 def reasons(cases):
@@ -102,6 +102,15 @@ def less(**changes):
     return make
 
 
+def of_best_classes(original):
+    def boxes(named, rule):
+        heat = named['heatmap']
+        best = np.where(heat == heat.max(1, keepdims=True), heat, np.float32(-99))
+        return original({**named, 'heatmap': best}, rule)
+
+    return boxes
+
+
 def decoding(runtime, change):
     """Return a fault of what the runtime of centers or anchors decodes with."""
     from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
@@ -115,6 +124,8 @@ FAULTS = {
     'centers: a heading at the end': ('centers sparse', decoding(points, near_the_end(np.zeros_like))),
     'centers: a turn more': ('centers sparse', decoding(points, near_the_end(without_a_turn))),
     'centers: max_num': ('centers sparse', altered(points, 'top_rows', capped(30))),
+    'centers: 200 peaks at most': ('centers sparse', altered(points, 'top_rows', capped(200))),
+    'centers: the best class of a cell': ('centers sparse', altered(points, 'task_boxes', of_best_classes)),
     'centers: nothing': ('centers sparse', decoding(points, boxes_on_nothing)),
     'centers: score_threshold': (
         'centers sparse',
@@ -132,6 +143,8 @@ FAULTS = {
     'anchors: a heading at the end': ('kitti', decoding(anchors, near_the_end(np.zeros_like))),
     'anchors: max_num': ('kitti', decoding(anchors, less(max_num=lambda one: one - 5))),
     'anchors: nms_pre': ('kitti', decoding(anchors, less(nms_pre=lambda one: one // 2))),
+    'anchors: nms_pre one less': ('kitti', decoding(anchors, less(nms_pre=lambda one: one - 1))),
+    'anchors: max_num is 60 at most': ('kitti', decoding(anchors, less(max_num=lambda one: min(one, 60)))),
     'anchors: score_thr': ('kitti', decoding(anchors, less(score_thr=lambda one: one * 1.02))),
     'anchors: directions': ('kitti', decoding(anchors, less(dir_limit_offset=lambda one: one + 0.003))),
     'anchors: nothing': ('kitti', decoding(anchors, boxes_on_nothing)),
