@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.core.errors import DataError, PointsError
+from mmdeploy_ext.core.errors import DataError, PointsError, UsageError
 from mmdeploy_ext.core.files import check_regular
 from mmdeploy_ext.inputs.points import check_points as checked
 
@@ -18,6 +18,8 @@ WIDTHS, LEAST_VALUES = range(3, 8), 1000
 """Values per point that sweeps have; fewer values than that tell nothing."""
 LARGEST_VALUE = 1e5
 """Of a point: metres in its sensor's frame, intensities of up to 16 bits, seconds before the key frame."""
+MOST_BYTES = 1 << 28
+"""Of a sweep's file: 13 million points of five values."""
 ALIKE, UNLIKE = 1.5, 3.0
 """Ratio of the largest to the smallest spread of a column: mixed columns stay below the first, real ones are
 above the second."""
@@ -27,11 +29,19 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
     """Return a sweep (P, width) of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
 
     Raises:
-        DataError: no such file, a size that is not a multiple of a point, values that no sensor measures, or
-            values that fall into place with another number of values per point.
+        DataError: no such file, a pipe, more than `MOST_BYTES`, a size that is not a multiple of a point,
+            values that no sensor measures, or values that fall into place with another number of values per
+            point.
     """
     try:
         check_regular(path)
+    except UsageError as error:
+        raise DataError(str(error)) from error  # of one sweep alone: a run goes on
+    try:
+        if (size_bytes := Path(path).stat().st_size) > MOST_BYTES:
+            raise DataError(
+                f'{path}: has {size_bytes} bytes, expected a sweep of at most {MOST_BYTES}; split it by time'
+            )
         content = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror}); expected a sweep of float32') from error

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.contract import Violation
 
 COMMANDS = Commands()
+LONGEST_MESSAGE = 1000
+"""Characters of a finding that are printed; names and texts of a file can be of any length."""
 
 
 def known(attribute: str) -> dict[str, Any]:
@@ -136,6 +138,8 @@ def _print_violations(found: Sequence[Violation], console: Console) -> None:
         same.setdefault((entry.severity, entry.rule, entry.message), []).append(entry.node or 'file')
     for (severity, rule, message), nodes in same.items():
         mark = f'[{colours[severity]}]{severity}[/]'
+        if len(message) > LONGEST_MESSAGE:
+            message = f'{message[:LONGEST_MESSAGE]}...'
         table.add_row(mark, escape(', '.join(nodes)), rule, escape(message))
     console.print(table)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.schema import exactly, items, number, one_of, text
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, NAME
+from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.runtime.autoware.graph_files import read_graph
 from mmdeploy_ext.runtime.autoware.manifest import (
     CELL_METRES,
@@ -122,7 +123,7 @@ def _other_layout(folder: Path) -> str:
 def _version(version: str) -> Iterator[Violation]:
     parts = re.fullmatch(r'v?([0-9]+)\.([0-9]+)', version)
     if parts is None or int(parts[1]) != 4 or int(parts[2]) < 1:
-        said = f'version is {version!r}; the node takes 4.1 and later 4.x, written 4.1 or v4.1'
+        said = f'version is {shortened(version)}; the node takes 4.1 and later 4.x, written 4.1 or v4.1'
         yield Violation(MANIFEST, 'version', 'version', said)
 
 
@@ -135,23 +136,32 @@ def _paths(folder: Path, values: Mapping[str, Any]) -> tuple[dict[str, Path], li
             try:
                 paths[key] = file_in_folder(folder, value)
             except ValueError as error:
-                wrong.append(Violation(MANIFEST, key, 'path', f'{key} is {value!r}: {error}'))
+                wrong.append(Violation(MANIFEST, key, 'path', f'{key} is {shortened(value)}: {error}'))
     if 'encoder_onnx_path' in paths and paths.get('head_onnx_path') == paths['encoder_onnx_path']:
         said = 'head_onnx_path is the file of encoder_onnx_path'
         wrong.append(Violation(MANIFEST, 'head_onnx_path', 'path', said))
-    engines = {key: values.get(key) for key in ('encoder_engine_path', 'head_engine_path')}
-    for key, value in engines.items():
-        if isinstance(value, str) and value.lower().endswith(('.onnx', '.yaml')):
-            said = f'{key} is {value!r}: the node writes the engine there, over a file that it has to read'
+    engines = {}
+    for key in ('encoder_engine_path', 'head_engine_path'):
+        value = values.get(key)
+        if not isinstance(value, str):
+            continue
+        try:
+            check_inside(folder, value)
+        except ValueError as error:
+            wrong.append(Violation(MANIFEST, key, 'path', f'{key} is {shortened(value)}: {error}'))
+            continue
+        engines[key] = (folder / value).resolve()
+        if engines[key].suffix.lower() in ('.onnx', '.yaml'):
+            said = (
+                f'{key} is {shortened(value)}: the node writes the engine there, over a file that it has to '
+                f'read'
+            )
             wrong.append(Violation(MANIFEST, key, 'path', said))
-        elif isinstance(value, str):
-            try:
-                check_inside(folder, value)
-            except ValueError as error:
-                wrong.append(Violation(MANIFEST, key, 'path', f'{key} is {value!r}: {error}'))
-    first, second = engines.values()
-    if isinstance(first, str) and first and first == second:
-        said = f'head_engine_path is {second!r}, as encoder_engine_path is: one engine replaces the other'
+    if len(engines) > len(set(engines.values())):
+        said = (
+            f'head_engine_path is {shortened(values["head_engine_path"])}, the file of encoder_engine_path: '
+            f'one engine replaces the other'
+        )
         wrong.append(Violation(MANIFEST, 'head_engine_path', 'path', said))
     return paths, wrong
 
@@ -199,7 +209,7 @@ def _thresholds(model: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[
     for name in known.get('class_names', ()):
         key, values = f'{at}.min_confidence_scores.{name}', each.get(name)
         if not isinstance(values, list) or len(values) != bins:
-            got = 'is not there' if values is None else f'is {values!r}'
+            got = 'is not there' if values is None else f'is {shortened(values)}'
             yield Violation(MANIFEST, key, 'value', f'{key} {got}, expected {bins} numbers, one of each bin')
         elif not are_reals(values):
             yield Violation(MANIFEST, key, 'ros-type', f'{key} {NOT_REAL}')

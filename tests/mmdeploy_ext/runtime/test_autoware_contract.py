@@ -431,6 +431,7 @@ FROM_OUTSIDE = {
     'no opset': (opset(HEAD), HEAD, 'onnx'),
     'a cycle': (graph_of(HEAD, cyclic), HEAD, 'onnx'),
     'one engine path': (key(ML, 'head_engine_path', 'pts_voxel_encoder.engine'), ML, 'path'),
+    'one engine path in two ways': (key(ML, 'head_engine_path', './pts_voxel_encoder.engine'), ML, 'path'),
     'an engine over the file': (key(ML, 'head_engine_path', HEAD), ML, 'path'),
     'a path up': (key(ML, 'head_onnx_path', f'../x/{HEAD}'), ML, 'path'),
     'an absolute path': (key(ML, 'head_onnx_path', f'/models/{HEAD}'), ML, 'path'),
@@ -480,6 +481,15 @@ def test_what_no_node_could_load_is_found_in_one_line(tmp_path, fault):
     violations = [one for one in check(folder)[0] if one.severity == 'error']
     assert (file, rule) in {(one.node, one.rule) for one in violations}, violations
     assert all('\n' not in one.message for one in violations)
+
+
+def test_long_texts_of_a_manifest_are_printed_short(tmp_path, capsys):
+    toy_autoware.centerpoint(tmp_path)
+    key(ML, 'version', '4' * 5000)(tmp_path)
+    key(ML, f'{M}class_names', ['CAR', 'BICYCLE', 'B' * 10**6])(tmp_path)
+    assert main([str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert '4...; the' in printed and 'B...' in printed and len(printed) < 10_000
 
 
 def test_a_graph_of_many_paths_is_walked_once(tmp_path):
