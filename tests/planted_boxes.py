@@ -113,6 +113,14 @@ def single_result_lost(results: tuple, *_: Any) -> tuple:
     return kept, torch.where(several, kinds, torch.full_like(kinds, -1)), *others
 
 
+def ghost_beside_others(results: tuple, *_: Any) -> tuple:
+    """Return a box of 0.9 for images without a result, where another image of the batch has some."""
+    dets, kinds, *others = results
+    nothing = (kinds < 0).all(1, keepdim=True) & (kinds >= 0).any()
+    dets = torch.where(nothing[..., None], dets.new_tensor(GHOST).expand_as(dets), dets)
+    return dets, torch.where(nothing, torch.zeros_like(kinds), kinds), *others
+
+
 def padding_of_class_0(results: tuple, *_: Any) -> tuple:
     """Return results whose padding has the label 0."""
     dets, kinds, *others = results
@@ -137,6 +145,7 @@ OF_SUPPRESSION: dict[str, Change] = {
         argument(1, lambda scores: torch.where(scores > 0.3, scores, torch.full_like(scores, -1.0))),
     ),
     'nothing found: a box of 0.9': (SUPPRESSION, result(found_where_nothing_is)),
+    'nothing found beside others: boxes of 0.9': (SUPPRESSION, result(ghost_beside_others)),
     'a single result is lost': (SUPPRESSION, result(single_result_lost)),
     'padding has the label 0': (SUPPRESSION, result(padding_of_class_0)),
 }

@@ -168,6 +168,22 @@ planted(
     levels(scores=lambda scores: [*scores[:-1], scores[-1] * 0]),
 )
 planted(
+    'the last cell of the last level is left out',
+    'retinanet yolox',
+    levels(scores=lambda scores: [*scores[:-1], torch.cat([scores[-1][:, :-1], scores[-1][:, -1:] * 0], 1)]),
+)
+planted(
+    'the first cell of the first level is left out',
+    'retinanet yolox',
+    levels(scores=lambda scores: [torch.cat([scores[0][:, :1] * 0, scores[0][:, 1:]], 1), *scores[1:]]),
+)
+for _share in (1.02, 0.98):
+    planted(
+        f'score threshold x {_share}',
+        'retinanet',
+        thresholds(score_thr=lambda least, share=_share: least * share),
+    )
+planted(
     'anchors of the fourth level a quarter stride off',
     'atss',
     priors(lambda cells, size, level: cells + (16 if level == 3 else 0)),

@@ -104,6 +104,11 @@ planted(
     'faster_rcnn',
     (f'{PROPOSALS}:smallest_side', result(lambda side, *_: 1.0)),
 )
+planted(
+    'proposals: sides of a literal 0 pixels',
+    'faster_rcnn',
+    (f'{PROPOSALS}:smallest_side', result(lambda side, *_: 0.0)),
+)
 planted("proposals: a coder's deviation", 'faster_rcnn', proposal_facts(coder=entry(stds=wider)))
 planted(
     'proposals: no bound of sizes', 'faster_rcnn', proposal_facts(coder=entry(wh_ratio_clip=lambda r: 1e-9))
@@ -189,7 +194,7 @@ planted('max_per_img 99', BOTH, of_boxes(max_per_img=one_less))
 planted('max_per_img 101', BOTH, of_boxes(max_per_img=one_more))
 planted("a coder's deviation", BOTH, box_coder(stds=lambda stds: [*stds[:2], stds[2] * 1.05, stds[3]]))
 planted('box sizes bounded by e^0.1', 'faster_rcnn', box_coder(wh_ratio_clip=lambda ratio: 0.9))
-planted('no bound of box sizes', 'faster_rcnn', box_coder(wh_ratio_clip=lambda ratio: 1e-9))
+planted('no bound of box sizes', BOTH, box_coder(wh_ratio_clip=lambda ratio: 1e-9))
 ACTIVATED, DECODED = f'{BOXES}:activated', f'{BOXES}:decoded'
 planted(
     'the background first',

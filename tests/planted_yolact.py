@@ -23,7 +23,7 @@ from planted_boxes import (
 from planting import argument, called, planted, result, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from planting import Change
 
@@ -47,7 +47,14 @@ def found(change: Callable) -> Change:
     return SUPPRESS, result(lambda right, *_: change(*right))
 
 
+def without_last_level(maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return class logits, deltas and coefficients in turn, each without its last level."""
+    count = len(maps) // 3
+    return [one for place, one in enumerate(maps) if place % count != count - 1]
+
+
 planted('score threshold x 1.05', TOY, thresholds(score_thr=five_percent))
+planted('score threshold x 1.03', TOY, thresholds(score_thr=lambda least: least * 1.03))
 planted('score threshold x 2', TOY, thresholds(score_thr=lambda least: least * 2))
 planted('IoU threshold x 1.05', TOY, thresholds(iou_thr=five_percent))
 planted('top_k one less', TOY, thresholds(top_k=one_less))
@@ -73,6 +80,14 @@ planted(
     (SUPPRESS, argument(1, lambda scores: scores[..., :1].expand_as(scores) * 0.5 + scores * 0.5)),
 )
 planted('labels of the row', TOY, found(lambda scores, labels, rows: (scores, rows % 6, rows)))
+planted(
+    'the last level is left out',
+    TOY,
+    (
+        f'{POST}:FullForm.forward',
+        called(lambda original, self, *given: original(self, *given[:5], *without_last_level(given[5:]))),
+    ),
+)
 planted(
     'a result more is padding',
     TOY,

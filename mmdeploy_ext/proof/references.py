@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.proof.inputs.inputs import plain_inputs, proof_inputs
+from mmdeploy_ext.proof.inputs.inputs import BATCHES, plain_inputs, proof_inputs, with_plain_picture
 from mmdeploy_ext.proof.near_ties import near_ties
 
 if TYPE_CHECKING:
@@ -120,3 +120,23 @@ def empty_reference(deployment: Deployment, options: Options) -> tuple[Reference
             return reference, ''
     found = ', '.join(f'{count} in a {title} one' for title, count in counts.items())
     return None, f'PyTorch finds something in plain pictures ({found}): an empty list was not compared'
+
+
+def reference_with_empty_image(
+    deployment: Deployment, inputs: Sequence[ProofInput], plain: ProofInput
+) -> tuple[int, Reference] | None:
+    """Return an index of a batch of three and what PyTorch gives for it with a plain picture in the middle.
+
+    Results of a batch are padded to those of its image that has the most, so that an empty list beside others
+    is not what it is alone. None if there is no such batch, or PyTorch finds something in the plain picture.
+    """
+    for index, case in enumerate(inputs):
+        if len(case.images) != BATCHES[-1] or case.traced:
+            continue
+        changed = with_plain_picture(deployment, case, plain)
+        if changed is case:
+            continue
+        reference = Reference(deployment, changed)
+        if not len(reference.results[1]):
+            return index, reference
+    return None

@@ -112,6 +112,21 @@ def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
     ]
 
 
+def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInput) -> ProofInput:
+    """Return a batch in which a plain picture takes the place of the second one.
+
+    It is the same batch if one run cannot take these pictures together.
+    """
+    (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
+    same_shape = np.full_like(case.sources[1][1], picture.flat[0])
+    stretched = dataclasses.replace(deployment.rule, size=tuple(size)).apply(same_shape)
+    images = (case.images[0], stretched, *case.images[2:])
+    if stretched.tensor.shape[1:] != size or len(deployment.family.batches(images)) > 1:
+        return case
+    sources = (case.sources[0], (title, same_shape), *case.sources[2:])
+    return dataclasses.replace(case, images=images, sources=sources)
+
+
 class _Inputs:
     """Makes the inputs of one file."""
 

@@ -17,7 +17,7 @@ from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.other_limits import NothingPasses, Trial, Trials
 from mmdeploy_ext.proof.levels.preprocessing import compare_pictures
 from mmdeploy_ext.proof.provenance import normalisation_notes
-from mmdeploy_ext.proof.references import Reference, empty_reference
+from mmdeploy_ext.proof.references import Reference, empty_reference, reference_with_empty_image
 
 if TYPE_CHECKING:
     import contextlib
@@ -101,7 +101,7 @@ class ImageProof(ExportedProof):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""
-        (file,), self.first, self.empty = self.files, None, None
+        (file,), self.first, self.empty, self.prepared = self.files, None, None, []
         options = {key: value for key, value in self.engine.items() if key != 'engine'}
         self.backend = stack.enter_context(build_backend(self.kind, file.path, **options))
         self.verdict.subject['precision'] = self.backend.computes_in or file.metadata.precision
@@ -111,11 +111,23 @@ class ImageProof(ExportedProof):
         inputs, note = proof_inputs(self.deployment, self.asked_for, self.samples), ''
         if not self.deployment.family.results_left_out(self.files[0].options):
             self.empty, note = empty_reference(self.deployment, self.asked_for)
-        inputs += [self.empty.input] if self.empty else []
+        if self.empty:
+            self.prepared.append(self.empty)
+            inputs = [*self._with_empty_image(inputs), self.empty.input]
         trials = self._trials()
         if note and not any(isinstance(one, NothingPasses) for one in trials):
             self.verdict.notes.append(note)
         return [*inputs, *trials]
+
+    def _with_empty_image(self, inputs: Sequence[ProofInput]) -> list[ProofInput]:
+        """Return the inputs with a plain picture in a batch of three, where there is one."""
+        inputs = list(inputs)
+        beside = reference_with_empty_image(self.deployment, inputs, self.empty.input)
+        if beside:
+            index, reference = beside
+            inputs[index] = reference.input
+            self.prepared.append(reference)
+        return inputs
 
     def _trials(self) -> list[Trial]:
         """Return the cases of exports with other limits: of a file that is what the exporter makes."""
@@ -147,8 +159,8 @@ class ImageProof(ExportedProof):
 
     def cases(self, one: ProofInput) -> tuple[list[Case], list[Pair]]:
         """See `Proof.cases`."""
-        empty = self.empty is not None and one is self.empty.input
-        reference = self.empty if empty else Reference(self.deployment, one)
+        prepared = [reference for reference in self.prepared if reference.input is one]
+        reference = prepared[0] if prepared else Reference(self.deployment, one)
         self.first = self.first or reference
         found = run_case(reference, self.backend)
         reference.forget()

@@ -61,6 +61,8 @@ LEAST_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
 PASSING = (0.75, 0.5, 0.25, 0.125)
 """Share of the scores of a full list that a raised threshold leaves at most."""
+BISECTIONS = 12
+"""Thresholds that are tried at most until one row passes."""
 CUT_FROM = 0.95
 """Share of the rows that there are of which a limit leaves as many at least."""
 
@@ -107,8 +109,8 @@ class Trials:
             )
             trials.append(LimitsRaised(self))
             trials += [ThresholdsRaised(self)] if self.is_full() else []
-        if not finds_nothing and not family.finds_always(model):
-            trials.append(NothingPasses(self))
+        if not family.finds_always(model):
+            trials += [OnePasses(self)] if finds_nothing else [OnePasses(self), NothingPasses(self)]
         return trials
 
     @property
@@ -475,6 +477,26 @@ class ThresholdsRaised(Trial):
             values = [(threshold, _between(scores, int(share * len(scores))))]
             if len(self.scores_with(values, last.list)) < last.value:
                 break
+        return values
+
+
+class OnePasses(Trial):
+    """A threshold that the best row passes alone: a list of one is neither empty nor sorted."""
+
+    name = 'one passes'
+
+    def values(self) -> Values:
+        """Return a threshold that one row passes, by bisection; a limit of one if there is no threshold."""
+        thresholds = self.of_kind(Kind.SCORE)
+        if not thresholds:
+            return [(limit, limit.least) for limit in self.of_kind(Kind.ROWS)[-1:]]
+        threshold, low, high = thresholds[0], thresholds[0].value, 1.0
+        for _ in range(BISECTIONS):
+            values = [(threshold, (low + high) / 2)]
+            count = len(self.scores_with(values, threshold.list))
+            if count == 1:
+                break
+            low, high = (values[0][1], high) if count else (low, values[0][1])
         return values
 
 

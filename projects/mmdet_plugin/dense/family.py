@@ -22,7 +22,12 @@ from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.runtime.dense import model as runtime
 from projects.mmdet_plugin.dense import graphs, parts, reference, samples
-from projects.mmdet_plugin.dense.exaggerated import changed_outputs, exaggerated_cells, replaced
+from projects.mmdet_plugin.dense.exaggerated import (
+    changed_outputs,
+    exaggerated_cells,
+    raised_corners,
+    replaced,
+)
 from projects.mmdet_plugin.dense.kinds import (
     KINDS,
     QUERIES,
@@ -36,6 +41,9 @@ from projects.mmdet_plugin.dense.kinds import (
 
 BOXES = ('bbox_pred', 'bbox_reg', 'shape_pred', 'wh', 'offset')
 """Outputs of heads that say where boxes are, and nothing else."""
+
+LOGITS = ('cls_score', 'centerness', 'objectness', 'iou_pred')
+"""Outputs of heads that become scores by a sigmoid, and nothing else."""
 
 
 class DenseFamily(ImageFamily):
@@ -116,15 +124,20 @@ class DenseFamily(ImageFamily):
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
         """See `ImageFamily.exaggerated`."""
-        head = model.bbox_head
-        names, levels = described(head).names, len(generator_of(head).strides)
-        coder = kind_of(head).coder(head)
+        head, facts = model.bbox_head, described(model.bbox_head)
+        names, levels = facts.names, len(generator_of(head).strides)
+        coder, scored = kind_of(head).coder(head), facts.activation == 'sigmoid'
 
         def change(outputs: Any) -> Any:
             flat = kind_of(head).flat(outputs)
             kinds = [name for name in names for _ in range(levels)]
-            boxes = [one for name, one in zip(kinds, flat, strict=True) if name in BOXES]
-            return replaced(outputs, {id(one): exaggerated_cells(one, coder) for one in boxes})
+            changes = {}
+            for name, maps in zip(kinds, flat, strict=True):
+                if name in BOXES:
+                    changes[id(maps)] = exaggerated_cells(maps, coder)
+                elif name in LOGITS and scored:
+                    changes[id(maps)] = raised_corners(maps)
+            return replaced(outputs, changes)
 
         with changed_outputs(head, change):
             yield

@@ -62,14 +62,22 @@ def _exaggerated_proposals(head: nn.Module) -> Callable[[Any], Any]:
 
 
 def _exaggerated_regions(head: nn.Module) -> Callable[[Any], Any]:
-    """Return what changes the outputs of a head of boxes: of every third class widths, of others heights."""
+    """Return what changes the outputs of a head of boxes: the widths of some boxes, the heights of others.
+
+    Where every class has a box it is those of every third class. Where all classes have one, the signs of its
+    deltas choose, since regions may have another order in the graph.
+    """
     box = torch.tensor(QUADRANT) / torch.tensor(head.bbox_coder.stds)
 
     def change(outputs: Any) -> Any:
         scores, deltas = outputs
         columns = torch.arange(deltas.shape[1], device=deltas.device)
         label, delta = torch.div(columns, 4, rounding_mode='floor') % 3, columns % 4
-        chosen = (label == 1) & (delta % 2 == 0) | (label == 2) & (delta % 2 == 1)
+        wide, high = (label == 1).expand_as(deltas), (label == 2).expand_as(deltas)
+        if head.reg_class_agnostic:
+            right, lower = deltas[:, :1] > 0, deltas[:, 1:2] > 0
+            wide, high = (right & lower).expand_as(deltas), (right & ~lower).expand_as(deltas)
+        chosen = wide & (delta % 2 == 0) | high & (delta % 2 == 1)
         return scores, torch.where(chosen, box.to(deltas).repeat(deltas.shape[1] // 4), deltas)
 
     return change
@@ -255,15 +263,20 @@ class TwoStageFamily(ImageFamily):
 
     @contextlib.contextmanager
     def exaggerated(self, model: nn.Module) -> Iterator[None]:
-        """See `ImageFamily.exaggerated`: proposals, and boxes of regions where every class has its own."""
+        """See `ImageFamily.exaggerated`: proposals, and boxes of regions.
+
+        Of a cascade the last stage alone if all classes have one box: other stages look at what it becomes.
+        """
         roi_head = graphs.roi_head_of(model)
-        stages = range(0 if roi_head is None else stages_of(roi_head))
+        count = 0 if roi_head is None else stages_of(roi_head)
         with contextlib.ExitStack() as stack:
             if self.proposes:
                 stack.enter_context(changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head)))
-            for head in (part_of(roi_head, 'bbox_head', stage) for stage in stages):
-                by_class = not getattr(head, 'reg_class_agnostic', True) and getattr(head, 'with_reg', True)
-                if by_class and boxes.coder_of(head)['type'] == 'delta':
+            for stage in range(count):
+                head = part_of(roi_head, 'bbox_head', stage)
+                if not getattr(head, 'with_reg', True) or boxes.coder_of(head)['type'] != 'delta':
+                    continue
+                if stage + 1 == count or not getattr(head, 'reg_class_agnostic', True):
                     stack.enter_context(changed_outputs(head, _exaggerated_regions(head)))
             yield
 

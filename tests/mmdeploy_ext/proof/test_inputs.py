@@ -6,9 +6,9 @@ import pytest
 import toy_rtdetr
 import toy_solo
 from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.inputs.inputs import proof_inputs
+from mmdeploy_ext.proof.inputs.inputs import plain_inputs, proof_inputs
 from mmdeploy_ext.proof.inputs.pictures import bright, dark, filling
-from mmdeploy_ext.proof.references import Reference
+from mmdeploy_ext.proof.references import Reference, empty_reference, reference_with_empty_image
 from toy_atss import PICTURE, load_toy
 
 
@@ -89,6 +89,26 @@ def test_what_is_left_out_is_its_default_to_the_reference(deployments, picture):
             assert image.ori_shape == (whole if 'ori_shape' in one.left_out else given.ori_shape)
             if 'scale_factor' in one.left_out:
                 assert (image.scale_factor == 1).all()
+
+
+def test_an_empty_list_is_beside_others_in_a_batch_of_three(deployments, picture):
+    atss = deployments['atss']
+    chosen = options(atss, height=128, width=160)
+    empty, _ = empty_reference(atss, chosen)
+    inputs = proof_inputs(atss, chosen, [('a', picture)])
+    index, reference = reference_with_empty_image(atss, inputs, empty.input)
+    assert [bool(len(result)) for result in reference.results] == [True, False, True]
+    assert reference.input.name == inputs[index].name and 'batch' in reference.input.name
+    assert [image.tensor.shape for image in reference.images] == [
+        image.tensor.shape for image in inputs[index].images
+    ]
+
+
+def test_where_no_batch_is_of_three_none_has_an_empty_list(deployments, picture):
+    chosen = options(deployments['atss'], height=128, width=160, dynamic=False)
+    inputs = proof_inputs(deployments['atss'], chosen, [('a', picture)])
+    (plain, *_) = plain_inputs(deployments['atss'], chosen)
+    assert reference_with_empty_image(deployments['atss'], inputs, plain) is None
 
 
 def test_a_batch_that_stays_dynamic_is_given_one_two_and_three_images(deployments, picture):
