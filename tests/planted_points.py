@@ -56,7 +56,8 @@ def _columns(points: np.ndarray, columns: Any, factor: float) -> np.ndarray:
 
 def _with_upper_edge(points: np.ndarray, rule: Any) -> np.ndarray:
     high = np.float32(rule.point_cloud_range[3:])
-    points[:, :3] = np.where(points[:, :3] == high, np.nextafter(high, -np.float32(np.inf)), points[:, :3])
+    inside = high - np.float32(rule.voxel_size) / 4  # the next float32 below may be in the cell of the edge
+    points[:, :3] = np.where(points[:, :3] == high, inside, points[:, :3])
     return points
 
 

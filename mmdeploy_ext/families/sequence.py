@@ -72,6 +72,13 @@ class SequenceFamily(Family):
         """Return sweeps to prove a LiDAR model on where there is no data set."""
         raise NotImplementedError(f'{self.name}: takes no sweeps')
 
+    def voxel_layer(self, model: torch.nn.Module) -> tuple[torch.nn.Module, str, int] | None:
+        """Return mmcv's `Voxelization` of a model, the order of axes behind it, and the values of a point.
+
+        A proof compares the rule in a file with it; None of a model without voxels.
+        """
+        return None
+
     def crowded_sweeps(self, rule: Any, options: Options) -> Iterable[Sweep]:
         """Return sweeps, as points alone, that reach a rule's limits; only the tensors are compared."""
         return ()

@@ -14,6 +14,7 @@ from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, run_twice
 from mmdeploy_ext.proof.levels.synthetic import cases_of_family
+from mmdeploy_ext.proof.levels.voxels import compare_voxels
 from mmdeploy_ext.proof.moments import compare_moments
 from mmdeploy_ext.proof.near_ties import near_ties
 from mmdeploy_ext.proof.provenance import companion_checks
@@ -106,8 +107,18 @@ class FramesProof(ExportedProof):
         return checks
 
     def preprocessing(self) -> PreprocessingResult:
-        """Compare moments prepared by the rule in the last file with those of the config's test pipeline."""
-        return compare_moments(self.deployment, self.metadata[-1].preprocess, self.samples, self.unit)
+        """Compare moments prepared by the rule in the last file with those of the config's test pipeline.
+
+        The voxels of its rule are compared with those of the model's own layer.
+        """
+        rule = self.metadata[-1].preprocess
+        result = compare_moments(self.deployment, rule, self.samples, self.unit)
+        layer = self.deployment.family.voxel_layer(self.deployment.model)
+        if layer is None or result.error:
+            return result
+        voxels = compare_voxels(*layer, getattr(rule, 'voxels', rule).to_json())
+        differences = *result.differences, *voxels.differences
+        return dataclasses.replace(result, differences=differences, error=voxels.error)
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`."""

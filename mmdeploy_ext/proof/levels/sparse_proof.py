@@ -119,7 +119,8 @@ class SparseProof(Proof):
         """Compare the voxels by the rule in the file with those of the model's own layer."""
         layer = self.deployment.family.voxel_layer(self.deployment.model)
         rule = stored_fact(self.subject.model, self.subject.path, 'voxels')
-        return compare_voxels(layer, self.deployment.settings, rule)
+        settings = self.deployment.settings
+        return compare_voxels(layer, settings.order, settings.in_channels, rule)
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """See `Proof.start`; a file that cannot be run is a reason, and nothing is."""

@@ -1,4 +1,4 @@
-"""Level 1 of sparse backbones: the rule in a file makes the voxels that mmcv's layer of the model makes.
+"""Level 1 of models of points: the rule in a file makes the voxels that mmcv's layer of the model makes.
 
 The reference is mmcv's `Voxelization` as the config builds it. Nothing of `mmdeploy_ext/inputs` makes its
 points or its voxels: a fault in it would be on both sides.
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mmdeploy_ext.families.sparse import EncoderSettings
-
 SOURCE = "mmcv's Voxelization of the config"
 SWEEP = 'generated sweep'
 FEATURE_RTOL = 1e-5
@@ -34,18 +32,19 @@ ROOM = 200_000
 
 
 def compare_voxels(
-    layer: nn.Module, settings: EncoderSettings, rule: Mapping[str, Any]
+    layer: nn.Module, order: str, in_channels: int, rule: Mapping[str, Any]
 ) -> PreprocessingResult:
     """Compare the voxel rule in a file with the voxelisation of its model.
 
     Args:
         layer: mmcv's `Voxelization` of the model, in evaluation mode.
-        settings: of the model's encoder.
+        order: of the axes of coordinates that the model's encoder takes, 'xyz' or 'zyx'.
+        in_channels: D.
         rule: entry `voxels` of the file's metadata.
     """
     result = PreprocessingResult((), 'sweep', source=SOURCE)
     try:
-        expected = layer_values(layer, settings)
+        expected = layer_values(layer, order, in_channels)
         wrong = [
             PreprocessingDifference('voxel rule', name, str(rule.get(name)), str(wanted))
             for name, wanted in expected.items()
@@ -54,7 +53,7 @@ def compare_voxels(
         if not wrong:
             points = sweep_of(expected)
             got = inputs.voxelise(points, VoxelRule.from_json(rule))
-            wrong += differences(got, layer_voxels(layer, points, settings.order))
+            wrong += differences(got, layer_voxels(layer, points, order))
     except Exception as error:  # mmcv and a damaged rule raise what they like
         return dataclasses.replace(result, error=f'{type(error).__name__}: {one_line(error)[:300]}')
     return dataclasses.replace(result, samples=(SWEEP,), differences=tuple(wrong))
@@ -65,7 +64,7 @@ def plain(value: Any) -> Any:
     return [float(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def layer_values(layer: nn.Module, settings: EncoderSettings) -> dict[str, Any]:
+def layer_values(layer: nn.Module, order: str, in_channels: int) -> dict[str, Any]:
     """Return what a voxel rule has to hold, by the attributes of mmcv's layer."""
     limits = int(layer.max_num_points), int(layer.max_voxels[1])
     return dict(
@@ -73,8 +72,8 @@ def layer_values(layer: nn.Module, settings: EncoderSettings) -> dict[str, Any]:
         voxel_size=plain(tuple(layer.voxel_size)),
         max_points=limits[0],
         max_voxels=limits[1],
-        order=settings.order,
-        in_channels=settings.in_channels,
+        order=order,
+        in_channels=in_channels,
         mode='dynamic' if -1 in limits else 'hard',
     )
 

@@ -71,6 +71,13 @@ class BEVFusionFamily(SequenceFamily):
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
 
+    def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int] | None:
+        """Return the layer of the LiDAR's encoder, whose axes are x, y, z."""
+        if 'lidar' not in model.sensors:
+            return None
+        lidar = model.encoders['lidar']
+        return lidar.voxel_layer, 'xyz', int(lidar.in_channels)
+
     def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
         """See `SequenceFamily.crowded_sweeps`."""
         return crowded(rule.voxels) if rule.voxels is not None else ()

@@ -132,6 +132,10 @@ class CenterPointFamily(SequenceFamily):
         """See `SequenceFamily.between_files`."""
         return autoware.between() if options.contract == AUTOWARE else ()
 
+    def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int]:
+        """Return the layer of the detector; mmdet3d's encoders take z, y, x."""
+        return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
+
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
         """Yield sweeps that reach a rule's limits.
 

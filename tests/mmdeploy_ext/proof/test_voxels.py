@@ -1,15 +1,17 @@
 """The rule of a sparse backbone's file is compared with mmcv's own voxelisation of the config."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 from mmcv.ops import Voxelization
 
-from mmdeploy_ext.families.sparse import EncoderSettings
+import toy_centerpoint
 from mmdeploy_ext.inputs import points as inputs
 from mmdeploy_ext.inputs.points import VoxelRule
 from mmdeploy_ext.proof.levels import voxels
+from mmdeploy_ext.proof.levels.frames import FramesProof
 
 RULE = VoxelRule((-6.0, -6.0, -2.0, 6.0, 6.0, 2.0), (0.5, 0.5, 0.5), 5, 300, 'xyz', 5)
 
@@ -17,11 +19,10 @@ RULE = VoxelRule((-6.0, -6.0, -2.0, 6.0, 6.0, 2.0), (0.5, 0.5, 0.5), 5, 300, 'xy
 def judged(order='xyz', points=5, limit=300, **changes):
     """Compare a rule, in which the values that begin with `rule_` are changed, with mmcv's layer."""
     layer = Voxelization([0.5] * 3, [-6, -6, -2, 6, 6, 2], points, (100, limit)).eval()
-    settings = EncoderSettings('', order, (24, 24, 8), 5)
     mode = 'dynamic' if -1 in (points, limit) else 'hard'
     rule = dataclasses.replace(RULE, order=order, max_points=points, max_voxels=limit, mode=mode).to_json()
     changed = {key.removeprefix('rule_'): value for key, value in changes.items()}
-    return voxels.compare_voxels(layer, settings, {**rule, **changed})
+    return voxels.compare_voxels(layer, order, 5, {**rule, **changed})
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,17 @@ def test_a_fault_of_the_shared_voxelisation_is_seen(monkeypatch, change):
     original = inputs.voxelise
     monkeypatch.setattr(inputs, 'voxelise', lambda points, rule: original(change(points), rule))
     assert not judged().passed
+
+
+def test_the_rule_of_a_detectors_file_is_compared_with_its_own_layer():
+    """Moments of a proof have fewer voxels than the rule lets through."""
+    deployment = toy_centerpoint.exported('sparse')[0]
+    rule = deployment.rule
+    given = types.SimpleNamespace(deployment=deployment, samples=[], unit='sweep')
+    for limit, passes in ((rule.max_voxels, True), (rule.max_voxels - 1, False)):
+        given.metadata = [
+            types.SimpleNamespace(preprocess=dataclasses.replace(rule, max_voxels=limit)),
+        ]
+        result = FramesProof.preprocessing(given)
+        assert result.passed is passes, result.text
+    assert 'max_voxels: got 599, expected 600' in result.text
