@@ -18,7 +18,6 @@ import io
 import os
 import pickle
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -43,6 +42,7 @@ from mmdeploy_ext.apps.command import main as mm2onnx  # noqa: E402
 from mutation_toys import TOYS  # noqa: E402
 
 MOST_CPU_SECONDS, MOST_MEMORY_KB = 30, 1 << 20
+"""Of one command; memory in KiB, beside what this process has taken to import PyTorch and to export."""
 KINDS_OF_TOYS = dict(streampetr='infos', bevfusion='infos', centerpoint='sweeps', pointpillars='sweeps')
 """Toy -> what it is run on; all others take pictures."""
 WITHOUT_BOXES = ('sparse_portable', 'sparse_libspconv')
@@ -169,8 +169,26 @@ def break_sweep(path: Path, draw: random.Random) -> Path:  # noqa: C901 one line
 # ---- what becomes of it
 
 
+def memory_kb(entry: str) -> int:
+    """Return a size from Linux' account of this process in KiB: VmRSS is resident, VmHWM the peak."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f'{entry}:'))
+
+
+@functools.cache
+def memory_before_kb() -> int:
+    """Return the resident memory before the first command, in KiB."""
+    return memory_kb('VmRSS')
+
+
+PEAKS_KB = [0]
+"""Memory of each command so far, in KiB."""
+
+
 def outcome(*words: str) -> str:
     """Return how a command ends: 'ran', 'refused', or what is wrong about its end."""
+    before = memory_before_kb()
+    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
     printed, said, begin = io.StringIO(), io.StringIO(), time.process_time()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
@@ -183,6 +201,9 @@ def outcome(*words: str) -> str:
     seconds, text = time.process_time() - begin, said.getvalue()
     if seconds > MOST_CPU_SECONDS:
         return f'took {seconds:.0f} CPU s'
+    PEAKS_KB.append(memory_kb('VmHWM') - before)
+    if PEAKS_KB[-1] > MOST_MEMORY_KB:
+        return f'took {PEAKS_KB[-1]} KiB'
     if 'Traceback' in text + printed.getvalue():
         return f'traceback: {text[-300:]}'
     if status == 0:
@@ -298,8 +319,9 @@ def main() -> int:
     for name, command in dict.fromkeys((name, command) for name, command, _ in counts):
         numbers = [str(counts.get((name, command, ended), 0)) for ended in ('ran', 'refused', 'fault')]
         print(f'| {name} | `{command}` | {" | ".join(numbers)} |')
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f'peak memory {peak / 1e6:.2f} GB', *faults, sep='\n')
+    sizes_gb = [size * 1024 / 1e9 for size in (max(PEAKS_KB), memory_before_kb())]
+    print('a command took {:.2f} GB at most, beside {:.2f} GB of PyTorch and the export'.format(*sizes_gb))
+    print(*faults, sep='\n')
     return int(bool(faults))
 
 

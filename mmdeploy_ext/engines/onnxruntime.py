@@ -107,6 +107,12 @@ class OnnxRuntimeBackend(Backend):
         if not os.path.isfile(self.path):
             raise ModelFileError(f'{self.path}: no such ONNX file')
         try:
+            self.path.encode()
+        except UnicodeEncodeError as error:
+            raise ModelFileError(
+                f'{self.path}: its path is not UTF-8, and ONNX Runtime opens no such file; rename it'
+            ) from error
+        try:
             source = _rounded(self.path) if self.round_fp16 else self.path
             self.session = onnxruntime.InferenceSession(source, self._options(), providers=self.providers)
         except Exception as error:

@@ -155,6 +155,13 @@ def test_a_picture_whose_name_is_not_utf_8_is_run(tmp_path, capsys):
     assert os.listdir(os.fsencode(tmp_path / 'out')) == [b'\xff\xfe_det.jpg']
 
 
+def test_a_model_whose_path_is_not_utf_8_is_refused_by_what_is_wrong(tmp_path, capsys):
+    model = os.path.join(os.fsencode(tmp_path), b'\xff.onnx')
+    shutil.copy(MODEL, model)
+    assert run_app.main([os.fsdecode(model), str(TOY), '--out', str(tmp_path / 'out')]) == 2
+    assert r'\xff.onnx: its path is not UTF-8, and ONNX Runtime opens no such' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('name', ['m.onnx', 'p.jpg', 's.bin', 'i.pkl'])
 def test_a_pipe_is_refused_before_it_is_opened(name, tmp_path, capsys):
     os.mkfifo(tmp_path / name)
