@@ -269,6 +269,17 @@ def table(count: int, seed: int) -> tuple[dict, list[str]]:
     return dict(counts), faults
 
 
+ENDINGS = ('broken', 'refused', 'kept', 'fault')
+
+
+def rows(counts: dict) -> list[str]:
+    """Return the rows of the table: what is broken, and how many folders end in which way."""
+    return [
+        f'| {kind.replace("_", " ")} | {" | ".join(str(counts.get((kind, end), 0)) for end in ENDINGS)} |'
+        for kind in sorted({kind for kind, _ in counts})
+    ]
+
+
 def main() -> int:
     """Break folders and print the table; status 1 with faults."""
     parser = argparse.ArgumentParser(description='Break folders for Autoware and check them.')
@@ -276,11 +287,8 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     counts, faults = table(args.count, args.seed)
-    endings = ('broken', 'refused', 'kept', 'fault')
-    print(f'| what is broken | {" | ".join(endings)} |\n|---|{"---:|" * len(endings)}')
-    for kind in sorted({kind for kind, _ in counts}):
-        row = ' | '.join(str(counts.get((kind, ending), 0)) for ending in endings)
-        print(f'| {kind.replace("_", " ")} | {row} |')
+    print(f'| what is broken | {" | ".join(ENDINGS)} |\n|---|{"---:|" * len(ENDINGS)}')
+    print(*rows(counts), sep='\n')
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f'peak memory {peak / 1e6:.2f} GB', *faults, sep='\n')
     return int(bool(faults) or peak > 1e6)

@@ -306,6 +306,15 @@ def table(kind: str, count: int, seed: int, toys: tuple[str, ...] = ()) -> tuple
     return dict(counts), faults
 
 
+def rows(counts: dict) -> list[str]:
+    """Return the rows of the table: toy, command, and how many ran, were refused, or are faults."""
+    texts = []
+    for name, command in dict.fromkeys((name, command) for name, command, _ in counts):
+        numbers = [str(counts.get((name, command, ended), 0)) for ended in ('ran', 'refused', 'fault')]
+        texts.append(f'| {name} | `{command}` | {" | ".join(numbers)} |')
+    return texts
+
+
 def main() -> int:
     """Break files and print the table; status 1 with faults."""
     parser = argparse.ArgumentParser(description='Break files and give them to mm2onnx.')
@@ -316,9 +325,7 @@ def main() -> int:
     args = parser.parse_args()
     counts, faults = table(args.kind, args.count, args.seed, tuple(args.toys))
     print('| toy | command | ran | refused in one line | fault |\n|---|---|---:|---:|---:|')
-    for name, command in dict.fromkeys((name, command) for name, command, _ in counts):
-        numbers = [str(counts.get((name, command, ended), 0)) for ended in ('ran', 'refused', 'fault')]
-        print(f'| {name} | `{command}` | {" | ".join(numbers)} |')
+    print(*rows(counts), sep='\n')
     sizes_gb = [size * 1024 / 1e9 for size in (max(PEAKS_KB), memory_before_kb())]
     print('a command took {:.2f} GB at most, beside {:.2f} GB of PyTorch and the export'.format(*sizes_gb))
     print(*faults, sep='\n')

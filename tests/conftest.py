@@ -14,7 +14,7 @@ if str(REPO) not in sys.path:
 from mmdeploy_ext.core import cli  # noqa: E402
 from mmdeploy_ext.stack import compat  # noqa: E402
 
-pytest_plugins = ['cpu_seconds', 'exported_once', 'heap', 'one_run', 'one_thread', 'resume']
+pytest_plugins = ['cpu_seconds', 'exported_once', 'heap', 'one_run', 'one_thread', 'resume', 'table_rows']
 WORKER_BYTES = 4 << 30
 COLLECT_AFTER = 10_000, 20, 50
 """For garbage: with Python's own numbers the search takes a 22nd of the CPU seconds."""

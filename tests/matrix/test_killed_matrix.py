@@ -13,6 +13,7 @@ import pytest
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.files import sha256_file
 from rank_processes import REPOSITORY, SERVER, serve
+from table_rows import ROW
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 MOMENTS, SEED = 30, 45
@@ -81,7 +82,7 @@ def case(name, folder, log):
 
 
 @pytest.mark.parametrize('name', ['export', 'quantize', 'quantize a folder'])
-def test_a_kill_at_any_moment_loses_nothing(name, tmp_path):
+def test_a_kill_at_any_moment_loses_nothing(name, tmp_path, record_property):
     log = tmp_path / 'log'
     target, words, before = case(name, tmp_path / 'w', log)
     run(before, log)
@@ -106,4 +107,4 @@ def test_a_kill_at_any_moment_loses_nothing(name, tmp_path):
     assert hashes(target) == new and sorted(Path(target.parent).iterdir()) == sorted(
         path for path in target.parent.iterdir() if not path.name.startswith('.')
     )
-    print(f'{name}: killed {MOMENTS} times within {seconds:.1f} s: {ended}')
+    record_property(ROW, f'{name}: killed {MOMENTS} times within {seconds:.1f} s: {ended}')
