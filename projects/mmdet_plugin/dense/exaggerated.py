@@ -14,8 +14,9 @@ from torch import nn
 
 CELLS = 17
 """Of so many cells three are changed, another way each; neighbours have different places."""
-WIDTH = 8.0
-"""Logits within plus or minus this become scores of 0.37 to 0.92 in the first and the last cell."""
+WIDTH, HIGHEST = 8.0, 2.0
+"""Logits within plus or minus the first differ by up to 0.8 in the first and the last cell; what is added to
+the highest one, which becomes a score of 0.83 to 0.92."""
 FARTHER, AWAY = 8.0, 5.0
 """What outputs are multiplied by in some cells, and what is added in others."""
 LARGEST = 1000 / 16
@@ -38,14 +39,16 @@ def exaggerated_cells(maps: torch.Tensor, coder: Mapping[str, Any] | None = None
 
 
 def raised_corners(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits (B, columns, h, w) whose first and last cell have scores that many results have.
+    """Return logits (B, columns, h, w) with high scores in the first and the last cell.
 
-    Trained weights rarely find anything there, so that a cell that is left out at either end would not show.
-    Their order stays as it is, and no two become equal.
+    Trained weights rarely find anything there, so that a prior that is left out at either end would not show.
+    The first column of the first cell and the last one of the last cell have the highest scores, which no
+    other box of the cell suppresses. No two become equal.
     """
-    raised, changed = torch.tanh(logits / WIDTH) * 2 + 1, torch.zeros_like(logits[0, 0], dtype=torch.bool)
-    changed[0, 0] = changed[-1, -1] = True
-    return torch.where(changed, raised, logits)
+    raised, steps = logits.clone(), torch.linspace(0, HIGHEST, logits.shape[1]).to(logits)
+    raised[..., 0, 0] = torch.tanh(logits[..., 0, 0] / WIDTH) / 2 + steps.flip(0)
+    raised[..., -1, -1] = torch.tanh(logits[..., -1, -1] / WIDTH) / 2 + steps
+    return raised
 
 
 def _shifted(maps: torch.Tensor, coder: Mapping[str, Any]) -> torch.Tensor:

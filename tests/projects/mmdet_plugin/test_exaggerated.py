@@ -1,0 +1,33 @@
+"""Outputs of heads that trained weights rarely give: scores of the outermost cells, boxes beyond limits."""
+
+import types
+
+import pytest
+import torch
+
+from projects.mmdet_plugin.dense.exaggerated import raised_corners
+from projects.mmdet_plugin.two_stage.family import _exaggerated_regions
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 2), (3, 4)])
+def test_the_first_and_the_last_prior_have_the_highest_scores(size):
+    logits = torch.randn(2, 6, *size, generator=torch.Generator().manual_seed(0)) - 5
+    scores = raised_corners(logits).sigmoid()
+    assert (scores[:, -1, -1, -1] > 0.8).all()
+    assert size == (1, 1) or (scores[:, 0, 0, 0] > 0.8).all()
+    best_of_last = scores[..., -1, -1].argmax(1)
+    assert best_of_last.tolist() == [5, 5]
+    unchanged = torch.ones(size, dtype=torch.bool)
+    unchanged[0, 0] = unchanged[-1, -1] = False
+    assert (raised_corners(logits) == logits)[..., unchanged].all()
+
+
+@pytest.mark.parametrize('agnostic', [True, False])
+def test_some_boxes_of_regions_are_beyond_the_limit_of_a_width_and_others_of_a_height(agnostic):
+    coder = types.SimpleNamespace(stds=(0.1, 0.1, 0.2, 0.2))
+    head = types.SimpleNamespace(bbox_coder=coder, reg_class_agnostic=agnostic)
+    deltas = torch.randn(40, 4 if agnostic else 12, generator=torch.Generator().manual_seed(0))
+    scores, changed = _exaggerated_regions(head)((torch.zeros(40, 4), deltas))
+    widths, heights = (changed[:, column::4] > 20 for column in (2, 3))
+    assert widths.any() and heights.any() and not (widths & heights).any()
+    assert not (widths | heights).all() and not scores.any()
