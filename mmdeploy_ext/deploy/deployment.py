@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config, test_pipeline
-from mmdeploy_ext.core.errors import EngineError
+from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.core.files import check_writable, sha256_file
+from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
 from mmdeploy_ext.families.images import ImageFamily
@@ -103,7 +104,11 @@ def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
 
 
 def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return class names: of the checkpoint's `meta`, the config, the data set's class, or else numbers."""
+    """Return class names: of the checkpoint's `meta`, the config, the data set's class, or else numbers.
+
+    Raises:
+        UsageError: a name is no text that a file could have.
+    """
     from mmcv import list_from_file
     from mmdet.datasets import DATASETS
 
@@ -122,8 +127,20 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
         getattr(kind, 'CLASSES', None),
     ):
         if isinstance(names, list | tuple) and len(names) == num_classes:
-            return tuple(map(str, names))
+            _check_text(names := tuple(map(str, names)))
+            return names
     return tuple(f'class {index}' for index in range(num_classes))
+
+
+def _check_text(names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f'the class name {shortened(name)} has half a character, expected text; correct CLASSES of '
+                f"the checkpoint's meta, or classes of the config"
+            ) from error
 
 
 def load(

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 import metadata_fuzz as fuzz
 from mmdeploy_ext.apps import graph_app, info_app, run_app
+from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.outputs import Output
 from mmdeploy_ext.core.printable import UNPRINTABLE, escape, printable, shortened
+from mmdeploy_ext.deploy.deployment import class_names
 from mmdeploy_ext.inputs.pictures import read_image
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.draw import draw_detections
@@ -153,6 +155,15 @@ def test_a_picture_whose_name_is_not_utf_8_is_run(tmp_path, capsys):
     (entry,) = json.loads((tmp_path / 'j.json').read_text())['images']
     assert os.fsencode(entry['image']) == picture and read_image(entry['picture']).any()
     assert os.listdir(os.fsencode(tmp_path / 'out')) == [b'\xff\xfe_det.jpg']
+
+
+@pytest.mark.parametrize('source', ['checkpoint', 'config'])
+def test_class_names_with_half_a_character_are_not_exported(source):
+    names, others = ['a', '\ud800'], ['b', 'c']
+    meta = dict(CLASSES=names if source == 'checkpoint' else None)
+    cfg = dict(classes=others if source == 'checkpoint' else names)
+    with pytest.raises(UsageError, match=r"the class name '\\ud800' has half a character"):
+        class_names(cfg, meta, 2)
 
 
 def test_a_model_whose_path_is_not_utf_8_is_refused_by_what_is_wrong(tmp_path, capsys):
