@@ -1,8 +1,12 @@
 """The family of detectors of queries: what it claims and refuses, and what the other modules give."""
 
+import contextlib
 import copy
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
@@ -14,6 +18,7 @@ from mmdeploy_ext.families.base import Claim, register_family
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
 from projects.mmdet_plugin.dense import parts
+from projects.mmdet_plugin.dense.exaggerated import changed_outputs
 from projects.mmdet_plugin.query import (
     graphs,
     kinds,
@@ -27,6 +32,9 @@ from projects.mmdet_plugin.query import (
 from projects.mmdet_plugin.two_stage import pasting
 from projects.mmdet_plugin.two_stage.masks import threshold
 from projects.mmdet_plugin.two_stage.samples import feeds_with_sizes
+
+SIZES = 4.0
+"""What widths and heights of some regions are multiplied by, and of others divided by."""
 
 
 class QueryFamily(ImageFamily):
@@ -186,6 +194,19 @@ class QueryPanopticFamily(QueryMasksFamily):
         return ResultLimit({})
 
 
+def _of_all_sizes(stds: Sequence[float]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what changes deltas (..., 4) of queries: the sizes of some are larger, of others smaller."""
+
+    def change(deltas: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(deltas[..., 0].numel(), device=deltas.device) % 3
+        sizes = (1 - places).to(deltas) * math.log(SIZES)
+        changed = deltas.reshape(-1, 4).clone()
+        changed[:, 2:] += sizes[:, None] / deltas.new_tensor(stds[2:])
+        return changed.reshape(deltas.shape)
+
+    return change
+
+
 class QueryRegionsFamily(ImageFamily):
     """mmdet's detectors whose queries have regions of their own, which stages move."""
 
@@ -236,6 +257,11 @@ class QueryRegionsFamily(ImageFamily):
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""
         return ResultLimit(model.roi_head.test_cfg, available=regions.pairs(model))
+
+    def exaggerated(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Let the first stage make regions of all sizes, so that later ones look at every level."""
+        first = model.roi_head.bbox_head[0]
+        return changed_outputs(first.fc_reg, _of_all_sizes(first.bbox_coder.stds))
 
 
 class QueryRegionsMasksFamily(QueryRegionsFamily):

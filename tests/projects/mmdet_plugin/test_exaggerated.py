@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from projects.mmdet_plugin.dense.exaggerated import raised_corners
+from projects.mmdet_plugin.query.family import _of_all_sizes
 from projects.mmdet_plugin.two_stage.family import _exaggerated_regions
 
 
@@ -31,3 +32,13 @@ def test_some_boxes_of_regions_are_beyond_the_limit_of_a_width_and_others_of_a_h
     widths, heights = (changed[:, column::4] > 20 for column in (2, 3))
     assert widths.any() and heights.any() and not (widths & heights).any()
     assert not (widths | heights).all() and not scores.any()
+
+
+@pytest.mark.parametrize('shape', [(6, 4), (1, 6, 4)])
+def test_regions_of_queries_become_larger_and_smaller(shape):
+    moved = _of_all_sizes((0.5, 0.5, 1.0, 2.0))(torch.zeros(shape))
+    sizes = (moved * torch.tensor([0.5, 0.5, 1.0, 2.0])).exp().reshape(-1, 4)
+    assert moved.shape == shape
+    torch.testing.assert_close(sizes[:, 2], torch.tensor([4.0, 1.0, 0.25] * 2))
+    torch.testing.assert_close(sizes[:, 2], sizes[:, 3])
+    assert (sizes[:, :2] == 1).all()
