@@ -126,6 +126,16 @@ class SequenceFamily(Family):
         """
         return ()
 
+    def heads_with_other_limits(
+        self, model: torch.nn.Module, options: Options, reference: Stepper, sample: Sweep
+    ) -> Iterable[tuple[str, Detections3D, Detections3D | Exception]]:
+        """Yield titles and results of a head with other limits that are constants of a graph.
+
+        These are PyTorch's, and those of an export with `options`, or the exception that it raised; both are
+        of the same map of a sample.
+        """
+        return ()
+
     @abc.abstractmethod
     def frame(self, data: Mapping[str, Any]) -> Frame | Sweep:
         """Return one collated sample of the test loader (batch 1) as a frame."""

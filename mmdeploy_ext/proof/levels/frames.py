@@ -13,7 +13,7 @@ from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.proof import fresh, half
 from mmdeploy_ext.proof.levels.exported import ExportedFile, ExportedProof
 from mmdeploy_ext.proof.levels.run_twice import Clock, attempt, nothing_found, run_twice
-from mmdeploy_ext.proof.levels.synthetic import cases_of_family
+from mmdeploy_ext.proof.levels.synthetic import cases_of_family, judge_all
 from mmdeploy_ext.proof.levels.voxels import compare_voxels
 from mmdeploy_ext.proof.moments import compare_moments
 from mmdeploy_ext.proof.near_ties import near_ties
@@ -219,6 +219,7 @@ class SweepProof(FramesProof):
         if not self.low:
             given = self.deployment.model, self.reference, self.runner, self.metadata[-1].spec
             yield from cases_of_family(family, *given)
+            yield from self.other_heads()
         if not self.most or self.low:  # which results are left depends on their order
             return
         chosen, seen = self.most
@@ -227,6 +228,15 @@ class SweepProof(FramesProof):
                 found = attempt(functools.partial(self.runner.step, chosen))
                 named = dataclasses.replace(chosen, name=f'{chosen.name or "sweep"}, at most {limit} results')
                 yield self.judge(named, self.reference.step(chosen), found)[0]
+
+    def other_heads(self) -> Iterator[Case]:
+        """Yield results of the head with other limits in its graph."""
+        if self.first is None:
+            return
+        options = fresh.exported_with(self.asked_for, self.metadata[0])
+        given = self.deployment.model, options, self.reference, self.first
+        for title, expected, found in self.deployment.family.heads_with_other_limits(*given):
+            yield Case(title, '', False, detections=(judge_all(expected, found),))
 
     def nothing_to_see(self, plain: Sweep | None) -> Iterator[Case]:
         """Yield the tensors of a plain sample, and its results where the reference finds nothing.

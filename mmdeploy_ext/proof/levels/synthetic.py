@@ -58,20 +58,33 @@ def cases_of_family(family: Any, model: Any, reference: Any, runner: Any, spec: 
 
 def judge(expected: Detections3D, found: Detections3D | Exception) -> DetectionRow:
     """Match two lists by the bars of samples, and headings also without a turn more or less."""
-    if isinstance(found, Exception):
-        return nothing_found('boxes', expected, found)
-    row = bbox3d.match_detections('boxes', expected, found)
-    if row.broken:
+    row = judge_all(expected, found)
+    if row.broken or isinstance(found, Exception):
         return row
-    reasons = [row.reason] if row.reason else []
-    if row.low_alone:
-        reasons.append(f'{row.low_alone} of {row.low} results below the score threshold have no partner')
     pairs = bbox3d.pair_up(expected, found).matched
     one, two = (
         side.boxes[list(rows), 6].astype(np.float64)
         for side, rows in ((expected, pairs.keys()), (found, pairs.values()))
     )
     turned = int((np.abs(one - two) > bbox3d.YAW_BAR).sum())
-    if turned:
-        reasons.append(f'{turned} headings are a turn more or less than those of the model')
-    return dataclasses.replace(row, passed=not reasons, reason=', '.join(reasons), low=0, low_alone=0)
+    return with_reason(
+        row, f'{turned} headings are a turn more or less than those of the model' if turned else ''
+    )
+
+
+def judge_all(expected: Detections3D, found: Detections3D | Exception) -> DetectionRow:
+    """Match two lists by the bars of samples; each result below the score threshold needs a partner, too."""
+    if isinstance(found, Exception):
+        return nothing_found('boxes', expected, found)
+    row = bbox3d.match_detections('boxes', expected, found)
+    if row.broken:
+        return row
+    alone = f'{row.low_alone} of {row.low} results below the score threshold have no partner'
+    return dataclasses.replace(with_reason(row, alone if row.low_alone else ''), low=0, low_alone=0)
+
+
+def with_reason(row: DetectionRow, reason: str) -> DetectionRow:
+    """Return a row that fails for one reason more; '' leaves it as it is."""
+    if not reason:
+        return row
+    return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {reason}' if row.reason else reason)

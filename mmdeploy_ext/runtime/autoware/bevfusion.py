@@ -114,9 +114,12 @@ class AutowareBEVFusion(Detecting):
         outputs = self.head.run({BEV: bev})
         check_finite(outputs, frame.name or 'frame')
         self.passed('head', start)
+        return StepResult({BEV: bev, **outputs}, self.boxes_of(outputs))
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes that outputs of the file stand for and that nothing suppresses, best first."""
         facts = self.metadata.postprocess
-        boxes = spread_out(detections(outputs, facts['coder']), facts['nms'])
-        return StepResult({BEV: bev, **outputs}, boxes)
+        return spread_out(detections(outputs, facts['coder']), facts['nms'])
 
     def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
         """Return what the node publishes of one cloud (P, F); raises what `step` raises."""

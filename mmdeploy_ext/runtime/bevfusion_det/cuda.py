@@ -100,9 +100,13 @@ class CudaBEVFusion(Detecting):
         check_finite(found, frame.name or 'frame')
         self.passed('head.bbox', start)
         cells = self.tables.geometry.astype(np.int64).reshape(found['camera_depth_weights'].shape)
-        between, facts = {DEPTH: depth, POOLED: seen, CELLS: cells}, self.metadata.postprocess
-        boxes = spread_out(detections(found, facts['coder']), facts['nms'])
-        return StepResult({**between, **maps, **found}, boxes)
+        between = {DEPTH: depth, POOLED: seen, CELLS: cells}
+        return StepResult({**between, **maps, **found}, self.boxes_of(found))
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes that outputs of the head stand for and that nothing suppresses, best first."""
+        facts = self.metadata.postprocess
+        return spread_out(detections(outputs, facts['coder']), facts['nms'])
 
     def _run(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         return dict(self.sessions[name].infer(feeds))

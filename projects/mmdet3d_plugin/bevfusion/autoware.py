@@ -68,9 +68,25 @@ class DenseHead(OfModel):
 
     def forward(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of (1, C, X, Y)."""
-        head = self.model.heads['object']
-        found = head(self.model.joined([bev]))
-        return node_boxes(found)[0], head.scores(found).amax(1)[0], found['query_labels'][0]
+        return boxes_of_node(self.model.heads['object'], self.model.joined([bev]))
+
+
+class NodeHead(nn.Module):
+    """The map that the head reads to the node's values of boxes."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `DenseHead` returns, of (1, C, X, Y)."""
+        return boxes_of_node(self.head, middle)
+
+
+def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the map that a head reads."""
+    found = head(joined)
+    return node_boxes(found)[0], head.scores(found).amax(1)[0], found['query_labels'][0]
 
 
 def node_boxes(found: Mapping[str, Tensor]) -> Tensor:

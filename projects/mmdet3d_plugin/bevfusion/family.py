@@ -21,11 +21,13 @@ from mmdeploy_ext.runtime.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.runtime.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.runtime.bevfusion_det.cuda import GRAPHS as CUDA_FILES
 from mmdeploy_ext.runtime.bevfusion_det.model import is_cuda, opened
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from projects.mmdet3d_plugin.bevfusion import autoware, cuda_graphs
 from projects.mmdet3d_plugin.bevfusion.fusion import SENSORS, check_parts
 from projects.mmdet3d_plugin.bevfusion.graphs import graphs, postprocess_facts
+from projects.mmdet3d_plugin.bevfusion.head_limits import heads_with_other_limits
 from projects.mmdet3d_plugin.bevfusion.reference import PartsReference, Reference
 from projects.mmdet3d_plugin.bevfusion.samples import (
     dumped,
@@ -35,7 +37,7 @@ from projects.mmdet3d_plugin.bevfusion.samples import (
     moments,
     result,
 )
-from projects.mmdet3d_plugin.bevfusion.synthetic import synthetic_outputs
+from projects.mmdet3d_plugin.bevfusion.synthetic import NEARER, synthetic_outputs, values_of_boxes
 from projects.mmdet3d_plugin.common.generated import crowded
 from projects.mmdet3d_plugin.common.info_files import generated_dataset
 from projects.mmdet3d_plugin.common.samples import arrays
@@ -112,11 +114,22 @@ class BEVFusionFamily(SequenceFamily):
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-        """Yield boxes of the frame's graph; files of other contracts end in other outputs."""
-        if not hasattr(runner, 'boxes_of'):
-            return ()
-        queries = int(next(tensor for tensor in spec.outputs if tensor.name == 'boxes').axes[0])
-        return synthetic_outputs(runner.metadata.postprocess['nms'], self.num_classes(model), queries)
+        """Yield boxes of the frame's graph, or what the last graph of another contract gives for them."""
+        head, nms = model.heads['object'], runner.metadata.postprocess['nms']
+        queries, names = int(head.num_proposals), spec.output_names
+        if 'boxes' in names:
+            queries = int(next(tensor for tensor in spec.outputs if tensor.name == 'boxes').axes[0])
+            yield from synthetic_outputs(nms, self.num_classes(model), queries)
+            return
+        for title, outputs in synthetic_outputs(nms, self.num_classes(model), queries, NEARER):
+            given = outputs, head.bbox_coder, self.num_classes(model)
+            yield title, values_of_boxes(*given, of_node='bbox_pred' in names)
+
+    def heads_with_other_limits(
+        self, model: nn.Module, options: Options, reference: Stepper, sample: FusedFrame
+    ) -> Iterable[tuple[str, Detections3D, Detections3D | Exception]]:
+        """See the function of this name."""
+        return heads_with_other_limits(model, options, reference, sample)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""

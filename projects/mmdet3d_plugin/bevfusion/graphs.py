@@ -86,9 +86,13 @@ class FusedFrame(OfModel):
             lifted = self.model.lifted(given['img'], given.get('depth'))
             pooled = transform.pool_by_tables(*lifted, [given[name] for name in TABLES])
             maps['camera'] = transform.downsample(pooled)
-        head = self.model.heads['object']
-        found = head.candidates(head(self.model.joined([maps[name] for name in self.model.sensors])))
-        return tuple(rows[0] for rows in found)
+        joined = self.model.joined([maps[name] for name in self.model.sensors])
+        return boxes_of_map(self.model.heads['object'], joined)
+
+
+def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
+    """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the map that a head reads, (1, C, X, Y)."""
+    return tuple(rows[0] for rows in head.candidates(head(joined)))
 
 
 def frame_inputs(model: nn.Module) -> tuple[str, ...]:

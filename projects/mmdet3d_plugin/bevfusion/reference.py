@@ -58,11 +58,19 @@ class Reference:
         return StepResult(outputs, detections(boxes))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return what the head keeps of boxes of the graph; see `SequenceFamily.synthetic_outputs`."""
+        """Return what the head keeps of boxes of the graph; see `SequenceFamily.synthetic_outputs`.
+
+        Graphs of other contracts than the portable one give what boxes are made of: the head's own coder
+        decodes it.
+        """
+        head = self.model.heads['object']
+        if 'boxes' not in outputs:
+            (found,) = head.bbox_coder.decode(*head_values(outputs, head.num_classes))
+            return detections(head.spread_out(found))
         names = dict(bboxes='boxes', scores='scores', labels='labels')
         rows = outputs['labels'] >= 0
         found = {name: torch.from_numpy(outputs[output][rows]) for name, output in names.items()}
-        return detections(self.model.heads['object'].spread_out(found))
+        return detections(head.spread_out(found))
 
     def _inputs(self, frame: FusedFrame) -> tuple[torch.Tensor | None, list[torch.Tensor] | None]:
         """Return pictures (1, N, 3, H, W) and the points of a frame, None without a sensor."""
@@ -95,6 +103,21 @@ class Reference:
     def more(self, found: dict[str, torch.Tensor], cloud: Any) -> dict[str, torch.Tensor]:
         """Return what is compared besides; `found` is of the head, `cloud` one of points (P, V)."""
         return {}
+
+
+def head_values(outputs: Mapping[str, np.ndarray], classes: int) -> list[torch.Tensor]:
+    """Return scores (1, K, Q), centres, heights, sizes, turns and velocities (1, ., Q) for the coder.
+
+    The outputs are those of CUDA-BEVFusion's head, or of Autoware's node: its boxes have length, width and
+    a heading from x counter-clockwise, those of the coder width, length and one from -y clockwise.
+    """
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+    if 'bbox_pred' not in tensors:
+        return [tensors[name] for name in ('score', 'reg', 'height', 'dim', 'rot', 'vel')]
+    x, y, z, length, width, height, sine, cosine, *velocity = tensors['bbox_pred']
+    scores = torch.nn.functional.one_hot(tensors['label_pred'], classes).T * tensors['score']
+    rows = [[x, y], [z], [width, length, height], [-cosine, -sine], velocity]
+    return [scores[None], *(torch.stack(row)[None] for row in rows)]
 
 
 class PartsReference(Reference):

@@ -16,14 +16,21 @@ UNIT_M = 0.5
 """Cell of the grid on which rotated boxes are, metres."""
 APART = 40
 """Times as far from each other: nothing is suppressed but by number."""
+NEARER = 5
+"""The same of boxes that have to be in the range of a coder."""
+ABOVE_M = 1e3
+"""How far above others boxes are that a coder drops, metres."""
 OTHER_SIZE_M = 1.0
 """Side of boxes that nothing suppresses."""
 
 
 def synthetic_outputs(
-    nms: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, classes: int, count: int
+    nms: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, classes: int, count: int, apart: int = APART
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yield titles and outputs of the frame's graph with `count` boxes, by the suppression of the file."""
+    """Yield titles and outputs of the frame's graph with `count` boxes, by the suppression of the file.
+
+    Boxes far apart are `apart` times as far from each other as those beside each other.
+    """
     groups = (
         [dict(nms, classes=[label]) for label in nms['classes']] if isinstance(nms, Mapping) else nms or ()
     )
@@ -35,7 +42,28 @@ def synthetic_outputs(
     for group in groups:
         labels = np.full(count, group['classes'][-1])
         yield f'boxes of class {labels[0]} alone', _boxes(groups, labels, 1, rng)
-        yield f'boxes of class {labels[0]} far apart', _boxes(groups, labels, APART, rng)
+        yield f'boxes of class {labels[0]} far apart', _boxes(groups, labels, apart, rng)
+
+
+def values_of_boxes(
+    outputs: Mapping[str, np.ndarray], coder: Any, classes: int, of_node: bool
+) -> dict[str, np.ndarray]:
+    """Return what a head gives for boxes of the frame's graph, as CUDA-BEVFusion or Autoware's node has it.
+
+    A box without a label is far above the range of the coder. The values are those of `head_values`.
+    """
+    boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
+    dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
+    step, low = (np.array(values[:2]) for values in (coder.voxel_size, coder.pc_range))
+    centres = (boxes[:, :2] - low) / (step * coder.out_size_factor)
+    middle = boxes[:, 2] + boxes[:, 5] / 2 + np.where(dropped, ABOVE_M, 0.0)
+    sizes, sine, cosine = np.log(boxes[:, 3:6]), np.sin(boxes[:, 6]), np.cos(boxes[:, 6])
+    if of_node:
+        columns = [*centres.T, middle, *sizes[:, [1, 0, 2]].T, -cosine, -sine, *boxes[:, 7:].T]
+        return dict(bbox_pred=np.stack(columns).astype(np.float32), score=scores, label_pred=labels)
+    values = dict(rot=[sine, cosine], dim=sizes.T, reg=centres.T, height=[middle], vel=boxes[:, 7:].T)
+    score = np.eye(classes, dtype=np.float32)[labels].T * scores
+    return dict(score=score[None], **{name: np.float32(rows)[None] for name, rows in values.items()})
 
 
 def _boxes(

@@ -1,18 +1,30 @@
-"""What follows BEVFusion's frame graph is compared with the heads on synthetic boxes of it."""
+"""What follows BEVFusion's graphs is compared with the heads: on synthetic boxes, and with other limits."""
 
 import types
 
 import numpy as np
 import pytest
+import torch
 from test_bevfusion_center_head import head
 
-from mmdeploy_ext.proof.levels.synthetic import synthetic_cases
+import toy_bevfusion
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.proof.levels.synthetic import judge_all, synthetic_cases
+from mmdeploy_ext.runtime.autoware import bevfusion as node
+from mmdeploy_ext.runtime.bevfusion_det import cuda
 from mmdeploy_ext.runtime.bevfusion_det.frames import spread_out
 from mmdeploy_ext.runtime.bevfusion_det.model import detections
+from planting import called, replaced, result, traced
+from projects.mmdet3d_plugin.bevfusion.coder import TransFusionBBoxCoder
 from projects.mmdet3d_plugin.bevfusion.head import TransFusionHead
+from projects.mmdet3d_plugin.bevfusion.head_limits import heads_with_other_limits
 from projects.mmdet3d_plugin.bevfusion.reference import Reference
-from projects.mmdet3d_plugin.bevfusion.synthetic import synthetic_outputs
+from projects.mmdet3d_plugin.bevfusion.synthetic import NEARER, synthetic_outputs, values_of_boxes
+from toy_spread import spread_out as spread_weights
 
+HERE = 'projects.mmdet3d_plugin.bevfusion'
+HEAD, COUNTED = f'{HERE}.head:TransFusionHead', f'{HERE}.coder:TransFusionBBoxCoder'
 CIRCLE = dict(classes=[8, 9], radius=0.175, most=83)
 
 
@@ -68,3 +80,100 @@ def test_a_wrong_limit_of_rotated_boxes_is_seen(key):
     changes = dict(overlap=0.5, most=150, first=100, scales=[5.0, 5.0])
     groups = [dict(group, **{key: changes[key]}) if key in group else group for group in model_head.nms]
     assert judged(model_head, right(groups), 400)
+
+
+RANGE = (-15.0, -17.0, -2.7, 17.0, 15.0, 0.6)
+CODER = TransFusionBBoxCoder([-19.2, -19.2], 8, [0.2, 0.2], RANGE, 0.05)
+FACTS = dict(
+    pc_range=CODER.pc_range,
+    voxel_size=CODER.voxel_size,
+    out_size_factor=8,
+    post_center_range=RANGE,
+    score_threshold=0.05,
+)
+CONTRACTS = dict(cuda=cuda.detections, node=node.detections)
+
+
+def failed_of_contract(contract, wrong=lambda found, facts: (found, facts), nms=CIRCLE):
+    """Return the synthetic cases of a contract's runtime that failed."""
+    reference = Reference.__new__(Reference)
+    model_head = trans_fusion()
+    model_head.bbox_coder, model_head.num_classes = CODER, 10
+    reference.model = types.SimpleNamespace(heads=dict(object=model_head))
+
+    def boxes_of(outputs):
+        return spread_out(CONTRACTS[contract](*wrong(outputs, FACTS)), nms)
+
+    made = [
+        (title, values_of_boxes(outputs, CODER, 10, of_node=contract == 'node'))
+        for title, outputs in synthetic_outputs(CIRCLE, 10, 200, NEARER)
+    ]
+    cases = list(synthetic_cases(reference, types.SimpleNamespace(boxes_of=boxes_of), made))
+    failed = [case.name for case in cases if not case.passed]
+    assert len(cases) == 5
+    assert failed or sum(row.matched for case in cases for row in case.detections) > 100
+    return failed
+
+
+@pytest.mark.parametrize('contract', CONTRACTS)
+def test_what_other_contracts_end_in_is_decoded_as_the_head_does(contract):
+    assert failed_of_contract(contract) == []
+
+
+@pytest.mark.parametrize('contract', CONTRACTS)
+@pytest.mark.parametrize(
+    'fault',
+    [
+        dict(nms=None),
+        dict(nms=dict(CIRCLE, most=82)),
+        dict(wrong=lambda found, facts: (found, dict(facts, post_center_range=None))),
+        dict(wrong=lambda found, facts: (found, dict(facts, out_size_factor=7))),
+    ],
+    ids=['no suppression', 'one less', 'any range', 'another stride'],
+)
+def test_a_wrong_runtime_of_other_contracts_is_seen(contract, fault):
+    assert failed_of_contract(contract, **fault)
+
+
+@pytest.fixture(scope='module')
+def transfusion(tmp_path_factory):
+    """Return a small model, and a reference whose head reads one map, a few peaks of each class."""
+    folder = tmp_path_factory.mktemp('head')
+    changes = toy_bevfusion.merged(toy_bevfusion.CHANGES, toy_bevfusion.LIMITS)
+    cfg = load_config(toy_bevfusion.write_config(folder / 'm.py', **changes))
+    model = toy_bevfusion.seeded(cfg)
+    head = model.heads['object']
+    middle = torch.randn(1, 64, 24, 24, generator=torch.Generator().manual_seed(0))
+    spread_weights({head.heatmap_head[1]: ([1.5], [-3.0] * 10)}, lambda: head(middle))
+    lasts = {
+        head.prediction_heads[0][name][-1]: values for name, values in toy_bevfusion.PREDICTED.items()
+    }
+    spread_weights(lasts, lambda: head(middle))
+    return find_family(cfg), model, types.SimpleNamespace(model=model, step=lambda _: head(middle))
+
+
+def heads_that_fail(transfusion, contract='portable'):
+    family, model, reference = transfusion
+    options = family.choose(contract=contract, opset=17)
+    found = list(heads_with_other_limits(model, options, reference, None))
+    assert len(found) == 2 and all(len(expected) for _, expected, _ in found)
+    return [title for title, *sides in found if not judge_all(*sides).passed]
+
+
+@pytest.mark.parametrize('contract', ['portable', 'cuda-bevfusion', 'autoware'])
+def test_the_exported_head_with_other_limits_finds_what_the_head_finds(transfusion, contract):
+    assert heads_that_fail(transfusion, contract) == []
+
+
+@pytest.mark.parametrize(
+    ('place', 'wrong'),
+    [
+        (f'{HEAD}.proposals', called(lambda original, self, heat: heat.flatten(1).topk(120).indices)),
+        (f'{HEAD}.proposals', result(lambda cells, *_: torch.cat([cells[:, :-1], cells[:, -2:-1]], 1))),
+        (f'{COUNTED}.kept', called(lambda original, self, boxes, scores: original(self, boxes, scores + 1))),
+    ],
+    ids=['120 queries', 'a query less', 'no score threshold'],
+)
+def test_another_limit_in_the_graph_is_seen(transfusion, place, wrong):
+    with replaced(place, traced(wrong)):
+        assert heads_that_fail(transfusion)
