@@ -292,6 +292,12 @@ planted(
     ),
 )
 
+planted(
+    'results in the order of x',
+    EVERY,
+    (DECODE, result(lambda found, *_: found[np.argsort(found.boxes[:, 0], kind='stable')])),
+)
+
 # ---- the graphs
 
 planted(

@@ -308,6 +308,11 @@ planted(
     ),
 )
 planted(
+    'node: results in the order of x',
+    TOY,
+    (DETECTIONS, result(lambda found, *_: found[np.argsort(found.boxes[:, 0], kind='stable')])),
+)
+planted(
     'node: results below 0.1 are dropped',
     TOY,
     (DETECTIONS, result(lambda found, *_: found[found.scores >= 0.1])),

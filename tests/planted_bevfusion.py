@@ -383,6 +383,11 @@ planted(
     TOY,
     (DETECTIONS, arguments(lambda outputs: ({**outputs, 'labels': np.abs(outputs['labels'])},))),
 )
+planted(
+    'results in the order of x after suppression',
+    TOY,
+    (SPREAD, result(lambda found, *_: found[np.argsort(found.boxes[:, 0], kind='stable')])),
+)
 planted('no suppression', TOY, (SPREAD, arguments(lambda found, nms: (found, None))))
 planted(
     'suppression of all classes together',

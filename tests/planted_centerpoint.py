@@ -210,6 +210,11 @@ planted(
 )
 planted('a radius is no square', CIRCLE, (CIRCLES, arguments(lambda centres, radius: (centres, radius**2))))
 planted('results below 0.1 are dropped', BOTH, (DECODE, result(lambda found, *_: found[found.scores >= 0.1])))
+planted(
+    'results in the order of x',
+    BOTH,
+    (DECODE, result(lambda found, *_: found[np.argsort(found.boxes[:, 0], kind='stable')])),
+)
 planted('results below 0.1 are turned by half', BOTH, (DECODE, result(lambda found, *_: _turned(found))))
 planted(
     '100 results of 0.9 where nothing is',

@@ -352,6 +352,11 @@ planted(
     ),
 )
 planted(
+    'results in the order of x',
+    FAMILY,
+    (DECODE, result(lambda found, *_: found[np.argsort(found.boxes[:, 0], kind='stable')])),
+)
+planted(
     'boxes of the decoder layer before the last one',
     FAMILY,
     (DECODE, arguments(lambda scores, boxes, facts: (scores, boxes[:-1], facts))),
