@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.contract.metadata_entries import damaged
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError
 from mmdeploy_ext.inputs.cameras import Calibration
 from mmdeploy_ext.runtime.autoware.streampetr import NodeContract
@@ -89,6 +90,11 @@ class StreamPetrOnnx(Runtime):
         self.metadata = self.contract.metadata
         self.image_shape = self.contract.image_shape
         self.num_cameras = self.image_shape[0]
+        rule = self.metadata.preprocess
+        prepared_shape = (rule.num_cameras, 3, *rule.input_size)
+        if prepared_shape != self.image_shape:
+            error = f'makes images of {prepared_shape}, the graph takes {self.image_shape}'
+            raise damaged(', '.join(backend.path for backend in backends.values()), 'preprocess', error)
         self.max_gap_s = max_gap_s
         self.was_reset = False
         self._last: tuple[np.ndarray, float, str | None] | None = None

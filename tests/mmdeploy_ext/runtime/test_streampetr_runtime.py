@@ -399,6 +399,16 @@ def test_a_file_of_another_family_is_refused(fork, tmp_path):
         StreamPetrOnnx(tmp_path / 'other.onnx')
 
 
+def test_a_rule_of_other_pictures_than_the_graph_takes_is_refused_when_it_is_opened(fork, tmp_path):
+    model = onnx.load(fork)
+    entry = next(entry for entry in model.metadata_props if entry.key == 'mm2onnx.preprocess')
+    rule = json.loads(entry.value)
+    entry.value = json.dumps(rule | dict(size=[1, rule['size'][1]], pad_size=None, size_divisor=1))
+    onnx.save(model, tmp_path / 'other.onnx')
+    with pytest.raises(ModelFileError, match=r'other\.onnx: .*preprocess: makes images of .*the graph takes'):
+        StreamPetrOnnx(tmp_path / 'other.onnx')
+
+
 def test_the_fork_contract_is_refused_in_openvino(fork):
     pytest.importorskip('openvino', reason='optional: pip install openvino')
     with pytest.raises(EngineError, match='the fork contract does not run right in OpenVINO; export deploy'):
