@@ -331,7 +331,7 @@ zoo: $(ENV)
 	$(RUN) tools/analysis_tools/zoo.py $(ZOO_ARGS)
 
 doctor: $(ENV)
-	$(RUN) -m mmdeploy_ext.stack.doctor
+	$(RUN) -m mmdeploy_ext.compat.doctor
 
 # The generator goes into the same environment; constraints keep every pinned package as it is.
 SITE := build/site

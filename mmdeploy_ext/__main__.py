@@ -2,7 +2,7 @@
 
 import sys
 
-from mmdeploy_ext.apps.command import main
+from mmdeploy_ext.cli.command import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -118,7 +118,7 @@ def model():
     """Return the detector with the weights of the goldens, and their hash."""
     from mmdet3d.models import build_model
 
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
 
     built = build_model(load_config(str(CONFIG)).model).eval()

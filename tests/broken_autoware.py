@@ -26,7 +26,7 @@ import yaml  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
 import toy_autoware  # noqa: E402
-from mmdeploy_ext.apps.check_autoware_app import main as check_autoware  # noqa: E402
+from mmdeploy_ext.cli.check_autoware_app import main as check_autoware  # noqa: E402
 
 FOLDERS = (toy_autoware.centerpoint, toy_autoware.streampetr, toy_autoware.bevfusion)
 ODD_VALUES = (

@@ -28,7 +28,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / 'tests')]
 
-from mmdeploy_ext.stack import compat  # noqa: E402
+from mmdeploy_ext import compat  # noqa: E402
 
 compat.apply()
 
@@ -38,7 +38,7 @@ import onnx  # noqa: E402
 import metadata_fuzz  # noqa: E402
 import picture_faults  # noqa: E402
 import toy_stream_files  # noqa: E402
-from mmdeploy_ext.apps.command import main as mm2onnx  # noqa: E402
+from mmdeploy_ext.cli.command import main as mm2onnx  # noqa: E402
 from mutation_toys import TOYS  # noqa: E402
 
 MOST_CPU_SECONDS, MOST_MEMORY_KB = 30, 1 << 20

@@ -11,8 +11,8 @@ REPO = Path(__file__).resolve().parents[1]
 if str(REPO) not in sys.path:
     sys.path.insert(0, str(REPO))
 
+from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
-from mmdeploy_ext.stack import compat  # noqa: E402
 
 pytest_plugins = ['cpu_seconds', 'exported_once', 'heap', 'one_run', 'one_thread', 'resume', 'table_rows']
 WORKER_BYTES = 4 << 30

@@ -58,7 +58,7 @@ REASONS = {
     ),
     'steps': ('its steps are commands of their own, each tested', r'make (demo(-\w+)?)$'),
     'site': ('tests/test_site.py runs its command', r'make site$'),
-    'doctor': ('it runs python -m mmdeploy_ext.stack.doctor', r'make doctor$'),
+    'doctor': ('it runs python -m mmdeploy_ext.compat.doctor', r'make doctor$'),
     'minutes': ('it makes data or trains for minutes', r'python (-m projects\.toydata\.|tools/train\.py)'),
     'published': (
         'it needs the product of a training',
@@ -90,7 +90,7 @@ REASONS = {
     'long': (
         'it builds, quantises, exports with torch.export or asks every package: more than ten seconds',
         r'mm2onnx doctor'
-        r'|python (-m mmdeploy_ext\.stack\.doctor|tools/deployment/(onnx2tensorrt|quantize|int8_table)\.py'
+        r'|python (-m mmdeploy_ext\.compat\.doctor|tools/deployment/(onnx2tensorrt|quantize|int8_table)\.py'
         r'|.*--exporter dynamo)',
     ),
 }
@@ -165,7 +165,7 @@ ENTRIES = (
         r'make doctor$', why='doctor', test=SELF + 'stack/test_doctor.py::test_exit_status_report_and_json'
     ),
     Entry(
-        r'python -m mmdeploy_ext\.stack\.doctor',
+        r'python -m mmdeploy_ext\.compat\.doctor',
         why='long',
         test=SELF + 'stack/test_doctor.py::test_exit_status_report_and_json',
     ),
@@ -417,7 +417,7 @@ ENTRIES = (
         '::test_a_film_shows_both_engines_in_all_cameras_and_over_the_points',
     ),
     Entry(
-        r'python -m mmdeploy_ext.apps.dump_app (list|show|compare)',
+        r'python -m mmdeploy_ext.cli.dump_app (list|show|compare)',
         why='data set',
         test=TOOLS + 'test_streaming_loop.py::test_dumps_are_listed_shown_and_compared',
     ),

@@ -19,20 +19,20 @@ import onnx
 from onnx import numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, read_metadata
-from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.proof.inputs.samples import proof_samples
-from mmdeploy_ext.proof.inputs.sizes import fits
-from mmdeploy_ext.proof.levels import sparse_files
-from mmdeploy_ext.proof.levels.sparse_subject import subject_of
+from mmdeploy_ext.proving.inputs.samples import proof_samples
+from mmdeploy_ext.proving.inputs.sizes import fits
+from mmdeploy_ext.proving.levels import sparse_files
+from mmdeploy_ext.proving.levels.sparse_subject import subject_of
+from mmdeploy_ext.synthetic.scene import make_scene
 from mutation_metadata import NOTED
-from projects.toydata.scene import make_scene
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.exporting.deployment import Deployment
     from mutation_toys import Toy
     from mutations import Export, Mutant
 
@@ -237,7 +237,7 @@ def _of_images(deployment: Deployment, path: Path, count: int) -> Iterator[Mappi
 
 def _of_frames(deployment: Deployment, path: Path, count: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Yield outputs and results of generated frames or sweeps."""
-    from mmdeploy_ext.deploy.files import read_files
+    from mmdeploy_ext.exporting.files import read_files
 
     with redirect_stdout(io.StringIO()):
         samples, _ = proof_samples(deployment, count)

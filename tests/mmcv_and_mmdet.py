@@ -1,9 +1,9 @@
 """What takes long to import, for processes that are forked from one that has it."""
 
-from mmdeploy_ext.stack import compat
+from mmdeploy_ext import compat
 
 compat.apply()
 
 import mmdet.apis  # noqa: E402, F401
 
-import projects.mmdet_plugin  # noqa: E402, F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: E402, F401

@@ -20,9 +20,9 @@ REPO = Path(__file__).resolve().parents[1]
 if __name__ == '__main__':
     sys.path.insert(0, str(REPO))
 
+from mmdeploy_ext import compat  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 from mmdeploy_ext.core.files import read_json, write_json  # noqa: E402
-from mmdeploy_ext.stack import compat  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

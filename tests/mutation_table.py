@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from mmdeploy_ext.apps.tensorrt_table import shown_in  # noqa: E402
+from mmdeploy_ext.cli.tensorrt_table import shown_in  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 from mmdeploy_ext.core.errors import DataError  # noqa: E402
 from mmdeploy_ext.core.files import read_json  # noqa: E402

@@ -23,24 +23,24 @@ import toy_query
 import toy_scn_family
 import toy_two_stage
 import toy_yolact
-from mmdeploy_ext.apps import check_autoware_app, export_app, export_scn_app, verify_app
+from mmdeploy_ext.cli import check_autoware_app, export_app, export_scn_app, verify_app
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof import ladder
-from mmdeploy_ext.proof.inputs.samples import proof_samples
-from mmdeploy_ext.proof.inputs.voxel_sets import proof_sets
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving import ladder
+from mmdeploy_ext.proving.inputs.samples import proof_samples
+from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
+from mmdeploy_ext.synthetic.seeded import write_seeded
 from mmdeploy_ext.zoo.configs import without_augmentation
-from projects.toydata.seeded import write_seeded
 from toy_atss import PICTURE, REPO
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.proof.verdict import Verdict
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.proving.verdict import Verdict
 
     Model = tuple[str, str]
 
@@ -55,7 +55,9 @@ SMALL = (320, 256)
 def register() -> None:
     """Register all families, as the tools do."""
     cli.imports(
-        'projects.mmdet_plugin', 'projects.mmdet3d_plugin', 'projects.mmdet3d_plugin.sparse_backbone'
+        'mmdeploy_ext.families.mmdet_plugin',
+        'mmdeploy_ext.families.mmdet3d_plugin',
+        'mmdeploy_ext.families.sparse_backbone',
     )()
     toy_scn_family.register()
 

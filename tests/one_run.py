@@ -14,7 +14,7 @@ FOLDERS = (
     *(f'tests/mmdeploy_ext/{name}' for name in ('contract', 'proof', 'quantize')),
 )
 """Where the faults of files are in both runs."""
-MODULE = 'mmdeploy_ext.proof.levels.run_twice'
+MODULE = 'mmdeploy_ext.proving.levels.run_twice'
 
 
 @pytest.fixture

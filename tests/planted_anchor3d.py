@@ -13,11 +13,11 @@ from planting import arguments, planted, result, settings, traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HERE, RUNTIME = 'projects.mmdet3d_plugin.anchor3d.graphs', 'mmdeploy_ext.runtime.anchor3d.boxes'
+HERE, RUNTIME = 'mmdeploy_ext.families.anchor3d.graphs', 'mmdeploy_ext.families.anchor3d.runtime.boxes'
 RULE, FLAT = f'{HERE}:anchor_rule', f'{HERE}:flat_outputs'
 ANCHORS, DECODE = f'{RUNTIME}:anchors_of', f'{RUNTIME}:decode'
 ROTATED, UPRIGHT = 'mmdeploy_ext.runtime.bev_nms:rotated_nms', 'mmdeploy_ext.runtime.detections:nms'
-PILLARS = 'projects.mmdet3d_plugin.centerpoint.pillars'
+PILLARS = 'mmdeploy_ext.families.centerpoint.pillars'
 EVERY = 'pillars second mvx'
 
 
@@ -367,12 +367,12 @@ def _moved_origin(original: Callable, cells: float) -> Callable:
 planted(
     'class names are sorted',
     'second',
-    ('mmdeploy_ext.deploy.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
+    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
     shared=True,
 )
 planted(
     'the last class name comes first',
     'pillars mvx',
-    ('mmdeploy_ext.deploy.deployment:class_names', result(lambda names, *_: (names[-1], *names[:-1]))),
+    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: (names[-1], *names[:-1]))),
     shared=True,
 )

@@ -12,7 +12,7 @@ from planting import arguments, planted, result, settings, traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HERE, RUNTIME = 'projects.mmdet3d_plugin.centerpoint.autoware', 'mmdeploy_ext.runtime.autoware'
+HERE, RUNTIME = 'mmdeploy_ext.families.centerpoint.autoware', 'mmdeploy_ext.consumers.autoware'
 OUTPUTS, PARAMETERS, ENCODER = (
     f'{HERE}:{name}' for name in ('node_outputs', 'parameters', 'Encoder.forward')
 )

@@ -13,13 +13,20 @@ from planting import arguments, planted, result, settings, traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HERE, RUNTIME = 'projects.mmdet3d_plugin.bevfusion', 'mmdeploy_ext.runtime.bevfusion_det'
-VIEW, RIG, CELLS = f'{HERE}.view_transform:ViewTransform', f'{HERE}.rig', 'mmdeploy_ext.exporting.ops.cells'
-HEAD, CODER = f'{HERE}.head:TransFusionHead', f'{HERE}.coder:TransFusionBBoxCoder'
+HERE, RUNTIME = 'mmdeploy_ext.families.bevfusion', 'mmdeploy_ext.families.bevfusion.runtime'
+VIEW, RIG, CELLS = (
+    'mmdeploy_ext.models.bevfusion.view_transform:ViewTransform',
+    'mmdeploy_ext.models.bevfusion.rig',
+    'mmdeploy_ext.exporting.ops.cells',
+)
+HEAD, CODER = (
+    'mmdeploy_ext.models.bevfusion.head:TransFusionHead',
+    'mmdeploy_ext.models.bevfusion.coder:TransFusionBBoxCoder',
+)
 STEP, OF_RIG = f'{RUNTIME}.model:BEVFusionOnnx.step', f'{RUNTIME}.moments:Detecting.of_rig'
 DETECTIONS, SPREAD = f'{RUNTIME}.model:detections', f'{RUNTIME}.frames:spread_out'
 MOMENT, POINTS = f'{RUNTIME}.moments:moment', f'{RUNTIME}.moments:points_of'
-VIEWS, RULE = 'mmdeploy_ext.inputs.cameras:MultiViewRule', f'{HERE}.samples:fusion_rule'
+VIEWS, RULE = 'mmdeploy_ext.preprocess.cameras:MultiViewRule', f'{HERE}.samples:fusion_rule'
 TOY = 'bevfusion_varied'
 
 
@@ -194,12 +201,12 @@ _traced(
 )
 _traced(
     'the LiDAR first in the fuser',
-    f'{HERE}.fusion:ConvFuser.forward',
+    'mmdeploy_ext.models.bevfusion.fusion:ConvFuser.forward',
     arguments(lambda self, maps: (self, maps[::-1])),
 )
 _traced(
     'the coarser level of the neck',
-    f'{HERE}.fusion:BEVFusion.camera_maps',
+    'mmdeploy_ext.models.bevfusion.fusion:BEVFusion.camera_maps',
     result(lambda maps, *_: torch.nn.functional.interpolate(maps[..., ::2, ::2], scale_factor=2)),
 )
 
@@ -528,7 +535,7 @@ planted(
     'moments: pictures are resized bilinearly',
     TOY,
     (
-        'mmdeploy_ext.inputs.cameras:resize_pillow',
+        'mmdeploy_ext.preprocess.cameras:resize_pillow',
         lambda original: lambda *args, resample, **given: original(*args, resample='bilinear', **given),
     ),
     shared=True,
@@ -545,6 +552,6 @@ planted(
 planted(
     'class names are sorted',
     TOY,
-    ('mmdeploy_ext.deploy.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
+    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
     shared=True,
 )

@@ -19,11 +19,11 @@ BATCHED_NMS = 'mmdeploy_ext.exporting.ops.nms:batched_nms'
 CLASS_OFFSETS = 'mmdeploy_ext.exporting.ops.nms:class_offsets'
 CLIP = 'mmdeploy_ext.exporting.postprocess.suppress:clip_to'
 LIMIT = 'mmdeploy_ext.exporting.postprocess.sizes:limit'
-PRIORS = 'projects.mmdet_plugin.dense.forms:same_priors'
-BOXES_OF = 'mmdeploy_ext.runtime.dense.coders:boxes_of'
-SCORES_OF = 'mmdeploy_ext.runtime.dense.coders:scores_of'
-CLIP_SIZE = 'projects.mmdet_plugin.two_stage.graphs:clip_size'
-APPLY = 'mmdeploy_ext.inputs.pictures:PreprocessRule.apply'
+PRIORS = 'mmdeploy_ext.families.dense.forms:same_priors'
+BOXES_OF = 'mmdeploy_ext.families.dense.runtime.coders:boxes_of'
+SCORES_OF = 'mmdeploy_ext.families.dense.runtime.coders:scores_of'
+CLIP_SIZE = 'mmdeploy_ext.families.two_stage.graphs:clip_size'
+APPLY = 'mmdeploy_ext.preprocess.pictures:PreprocessRule.apply'
 GHOST = (0.0, 0.0, 9.0, 9.0, 0.9)
 """A box and its score."""
 

@@ -13,7 +13,7 @@ from planting import arguments, planted, result, settings, traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HERE, RUNTIME = 'projects.mmdet3d_plugin.centerpoint', 'mmdeploy_ext.runtime.centerpoint'
+HERE, RUNTIME = 'mmdeploy_ext.families.centerpoint', 'mmdeploy_ext.families.centerpoint.runtime'
 RULE, HEAD, FLAT = (
     f'{HERE}.graphs:box_rule',
     f'{HERE}.graphs:DenseHead.forward',
@@ -247,7 +247,7 @@ planted(
     'class names are sorted',
     TOY,
     (
-        'mmdeploy_ext.deploy.deployment:class_names',
+        'mmdeploy_ext.exporting.deployment:class_names',
         result(lambda names, *_: tuple(sorted(names, reverse=True))),
     ),
     shared=True,
@@ -255,6 +255,6 @@ planted(
 planted(
     "the first task's class names come last",
     TOY,
-    ('mmdeploy_ext.deploy.deployment:class_names', result(lambda names, *_: (*names[1:], names[0]))),
+    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: (*names[1:], names[0]))),
     shared=True,
 )

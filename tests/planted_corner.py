@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-POST = 'projects.mmdet_plugin.corner.postprocess'
+POST = 'mmdeploy_ext.families.corner.postprocess'
 BEST, FORM = f'{POST}:best_corners', f'{POST}:FullForm.forward'
 SUPPRESSION = 'mmdeploy_ext.exporting.postprocess.suppress:Suppression.__call__'
 OFFSETS = 'mmdeploy_ext.exporting.ops.nms:class_offsets'
-PEAKS = 'mmdeploy_ext.runtime.dense.coders:peaks_of'
-NETWORK = 'projects.mmdet_plugin.corner.graphs:Network.forward'
+PEAKS = 'mmdeploy_ext.families.dense.runtime.coders:peaks_of'
+NETWORK = 'mmdeploy_ext.families.corner.graphs:Network.forward'
 TOY, BOTH = 'cornernet', 'cornernet centripetalnet'
 
 

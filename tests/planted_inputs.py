@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-RULE = 'mmdeploy_ext.inputs.pipeline_rule:rule_from_pipeline'
-PICTURES = 'mmdeploy_ext.inputs.pictures'
+RULE = 'mmdeploy_ext.preprocess.pipeline_rule:rule_from_pipeline'
+PICTURES = 'mmdeploy_ext.preprocess.pictures'
 APPLY, RESIZED, CV2 = (
     f'{PICTURES}:PreprocessRule.apply',
     f'{PICTURES}:PreprocessRule.resized_shape',
     f'{PICTURES}:resize_cv2',
 )
-NORMALISE, NAMES = f'{PICTURES}:normalise', 'mmdeploy_ext.deploy.deployment:class_names'
+NORMALISE, NAMES = f'{PICTURES}:normalise', 'mmdeploy_ext.exporting.deployment:class_names'
 
 
 def rule(**changes: Callable) -> Change:

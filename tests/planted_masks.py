@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-PACKAGE = 'projects.mmdet_plugin.two_stage'
+PACKAGE = 'mmdeploy_ext.families.two_stage'
 MASKS, LOGITS, STAGES = f'{PACKAGE}.masks', f'{PACKAGE}.mask_logits', f'{PACKAGE}.mask_logits:Stages.forward'
 FORM, THRESHOLD = f'{MASKS}:Masks.forward', f'{MASKS}:threshold'
-PASTE = 'mmdeploy_ext.runtime.two_stage_masks.model:paste'
+PASTE = 'mmdeploy_ext.families.two_stage.runtime.masks:paste'
 IN_GRAPH = f'{PACKAGE}.pasting:Paste.forward'
 WRITTEN = f'{PACKAGE}.family:TwoStageMasksFamily.postprocess_facts'
-FEEDS = 'projects.mmdet_plugin.two_stage.samples:feeds_with_sizes'
+FEEDS = 'mmdeploy_ext.families.two_stage.samples:feeds_with_sizes'
 TOY = 'mask_rcnn'
 
 
@@ -178,7 +178,7 @@ planted(
 planted(
     'proposals: the last level is left out',
     TOY,
-    ('projects.mmdet_plugin.two_stage.proposals:Proposals.forward', called(without_last_level)),
+    ('mmdeploy_ext.families.two_stage.proposals:Proposals.forward', called(without_last_level)),
 )
 planted('proposals: of the first image', TOY, chosen(first_of_batch, first_of_batch))
 planted('img_shape left out', TOY, (CLIP_SIZE, argument(1, lambda shape: shape * 0)))

@@ -26,22 +26,22 @@ FOLDED = ('atss', 'solov2', 'decoupled_solo', 'rtdetr', 'streampetr', 'centerpoi
 FAULTS += [Planted('folding: epsilon x 10', toy, folding(_large_epsilon)) for toy in FOLDED]
 FAULTS += [Planted('folding: the last mean is forgotten', toy, folding(_no_mean)) for toy in FOLDED[:4]]
 
-PROJECTS = 'projects.mmdet_plugin'
+PROJECTS = 'mmdeploy_ext.families.mmdet_plugin'
 NETWORKS = dict(
-    atss=f'{PROJECTS}.dense.forms:RawNetwork.forward',
-    solov2=f'{PROJECTS}.solo.networks:BatchedNetwork.forward',
-    decoupled_solo=f'{PROJECTS}.solo.networks:BatchedNetwork.forward',
-    rtdetr=f'{PROJECTS}.rtdetr.graphs:Network.forward',
+    atss='mmdeploy_ext.families.dense.forms:RawNetwork.forward',
+    solov2='mmdeploy_ext.families.solo.networks:BatchedNetwork.forward',
+    decoupled_solo='mmdeploy_ext.families.solo.networks:BatchedNetwork.forward',
+    rtdetr='mmdeploy_ext.families.rtdetr.graphs:Network.forward',
 )
 OTHERS = dict(
-    faster_rcnn=f'{PROJECTS}.two_stage.graphs:Network.forward',
-    mask_rcnn=f'{PROJECTS}.two_stage.graphs:Network.forward',
-    panoptic_fpn=f'{PROJECTS}.two_stage.graphs:Network.forward',
-    deformable_detr=f'{PROJECTS}.query.networks:QueryNetwork.forward',
-    queryinst=f'{PROJECTS}.query.regions:RegionsNetwork.forward',
-    mask2former=f'{PROJECTS}.query.masks:Mask2FormerNetwork.forward',
-    yolact=f'{PROJECTS}.yolact.graphs:Network.forward',
-    cornernet=f'{PROJECTS}.corner.graphs:Network.forward',
+    faster_rcnn='mmdeploy_ext.families.two_stage.graphs:Network.forward',
+    mask_rcnn='mmdeploy_ext.families.two_stage.graphs:Network.forward',
+    panoptic_fpn='mmdeploy_ext.families.two_stage.graphs:Network.forward',
+    deformable_detr='mmdeploy_ext.families.query.networks:QueryNetwork.forward',
+    queryinst='mmdeploy_ext.families.query.regions:RegionsNetwork.forward',
+    mask2former='mmdeploy_ext.families.query.masks:Mask2FormerNetwork.forward',
+    yolact='mmdeploy_ext.families.yolact.graphs:Network.forward',
+    cornernet='mmdeploy_ext.families.corner.graphs:Network.forward',
 )
 """Toy -> its network, which gets the faults of `FEW`."""
 

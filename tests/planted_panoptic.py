@@ -24,8 +24,8 @@ IDS, PIXELS = f'{FUSION}:ids_of', f'{FUSION}:pixels'
 RESIZING = 'mmdeploy_ext.exporting.postprocess.mask_resize:resizing_of'
 FPN, FORMER, BOTH = 'panoptic_fpn', 'mask2former_panoptic', 'panoptic_fpn mask2former_panoptic'
 FPN_PACKAGE, FORMER_PACKAGE = (
-    'projects.mmdet_plugin.two_stage.panoptic',
-    'projects.mmdet_plugin.query.panoptic',
+    'mmdeploy_ext.families.two_stage.panoptic',
+    'mmdeploy_ext.families.query.panoptic',
 )
 
 
@@ -144,7 +144,7 @@ planted('regions: the last level is left out', FPN, (LEVELS, result(lambda level
 planted(
     'proposals: the last level is left out',
     FPN,
-    ('projects.mmdet_plugin.two_stage.proposals:Proposals.forward', called(without_last_level)),
+    ('mmdeploy_ext.families.two_stage.proposals:Proposals.forward', called(without_last_level)),
 )
 planted('proposals: max_per_img 50', FPN, of_proposals(max_per_img=lambda most: 50))
 planted('score threshold x 1.05', FPN, of_boxes(score_thr=five_percent))
@@ -277,7 +277,7 @@ planted(
     'metadata: overlap x 1.05',
     FPN,
     (
-        'projects.mmdet_plugin.two_stage.family:TwoStagePanopticFamily.postprocess_facts',
+        'mmdeploy_ext.families.two_stage.family:TwoStagePanopticFamily.postprocess_facts',
         settings(mask_overlap=five_percent),
     ),
     form='raw',
@@ -286,7 +286,7 @@ planted(
     'metadata: areas of stuff twice as large',
     FPN,
     (
-        'projects.mmdet_plugin.two_stage.family:TwoStagePanopticFamily.postprocess_facts',
+        'mmdeploy_ext.families.two_stage.family:TwoStagePanopticFamily.postprocess_facts',
         settings(stuff_area_limit=lambda least: 2 * least),
     ),
     form='raw',
@@ -295,7 +295,7 @@ planted(
     'metadata: IoU threshold x 1.05',
     FORMER,
     (
-        'projects.mmdet_plugin.query.family:QueryPanopticFamily.postprocess_facts',
+        'mmdeploy_ext.families.query.family:QueryPanopticFamily.postprocess_facts',
         settings(iou_thr=five_percent),
     ),
     form='raw',

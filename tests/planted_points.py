@@ -12,7 +12,7 @@ from planting import arguments, planted, result, settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-POINTS = 'mmdeploy_ext.inputs.points'
+POINTS = 'mmdeploy_ext.preprocess.points'
 PLACES = dict(
     centerpoint_rotate=f'{POINTS}:voxelise',
     second=f'{POINTS}:voxelise',
@@ -22,7 +22,7 @@ PLACES = dict(
     sparse_libspconv=f'{POINTS}:voxelise',
 )
 """Toy -> what makes its voxels."""
-RULE = 'projects.mmdet3d_plugin.sparse_backbone.samples:rule_of_layer'
+RULE = 'mmdeploy_ext.families.sparse_backbone.samples:rule_of_layer'
 
 
 def _planted(name: str, make: Callable, toys: str = ' '.join(PLACES)) -> None:
@@ -101,7 +101,7 @@ _planted(
 
 
 def _padded_mean(original: Callable) -> Callable:
-    from mmdeploy_ext.inputs.points import pillars
+    from mmdeploy_ext.preprocess.points import pillars
 
     def voxelise(points: np.ndarray, rule: Any) -> tuple[np.ndarray, np.ndarray]:
         return pillars(points, rule)[0].sum(1) / np.float32(rule.max_points), original(points, rule)[1]

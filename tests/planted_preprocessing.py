@@ -1,6 +1,6 @@
 """Faults of the preprocessing of pictures: name -> a context in which the rule or the reader has it.
 
-They are planted by what they do, around public functions of `inputs/` and of the runtime's reader.
+They are planted by what they do, around public functions of `preprocess/` and of the runtime's reader.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from mmdeploy_ext.inputs import pictures
-from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
+from mmdeploy_ext.preprocess import pictures
+from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.runtime import detect
 
 if TYPE_CHECKING:

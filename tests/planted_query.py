@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-PACKAGE = 'projects.mmdet_plugin.query'
+PACKAGE = 'mmdeploy_ext.families.query'
 NETWORKS, POST, PADDING = f'{PACKAGE}.networks', f'{PACKAGE}.postprocess', f'{PACKAGE}.padding'
 FORM, BEST, MOST = f'{POST}:FullForm.forward', f'{POST}:best_pairs', f'{POST}:max_per_img'
 ATTENTION = 'mmdeploy_ext.exporting.ops.deformable_attention'
@@ -23,7 +23,7 @@ LOCATIONS, ATTEND, SHARES = (
 )
 NETWORK, REFERENCE = f'{NETWORKS}:QueryNetwork.forward', f'{NETWORKS}:reference_points'
 LEVEL, POSITIONS = f'{PADDING}:Level', f'{PADDING}:SinePositions.forward'
-XYXY = 'projects.mmdet_plugin.rtdetr.boxes:cxcywh_to_xyxy'
+XYXY = 'mmdeploy_ext.models.rtdetr.boxes:cxcywh_to_xyxy'
 LAYERS = f'{PACKAGE}.layers'
 
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-PACKAGE = 'projects.mmdet_plugin.query'
+PACKAGE = 'mmdeploy_ext.families.query'
 REGIONS, MASKS = f'{PACKAGE}.regions', f'{PACKAGE}.masks'
 REGIONS_FORM, INTERACT = f'{REGIONS}:RegionsFullForm.forward', f'{REGIONS}:interact'
 BEST = f'{PACKAGE}.postprocess:best_pairs'
-CODER = 'projects.mmdet_plugin.two_stage.boxes:coder_of'
-THRESHOLD = 'projects.mmdet_plugin.two_stage.masks:threshold'
+CODER = 'mmdeploy_ext.families.two_stage.boxes:coder_of'
+THRESHOLD = 'mmdeploy_ext.families.two_stage.masks:threshold'
 QUERY = 'queryinst'
 
 
@@ -59,12 +59,12 @@ planted('masks of another query', QUERY, (INTERACT, result(lambda right, *_: (*r
 planted(
     'masks of the next class',
     QUERY,
-    ('projects.mmdet_plugin.two_stage.mask_logits:own_class', argument(1, lambda labels: (labels + 1) % 6)),
+    ('mmdeploy_ext.families.two_stage.mask_logits:own_class', argument(1, lambda labels: (labels + 1) % 6)),
 )
 planted(
     'masks of classes by query',
     QUERY,
-    ('projects.mmdet_plugin.two_stage.mask_logits:own_class', argument(1, lambda labels: labels.roll(1))),
+    ('mmdeploy_ext.families.two_stage.mask_logits:own_class', argument(1, lambda labels: labels.roll(1))),
 )
 planted(
     'queries that do not look at each other',
@@ -112,7 +112,7 @@ planted('regions: maps of the first image', QUERY, (POOL, argument(3, lambda ima
 planted(
     'regions of another query',
     QUERY,
-    ('projects.mmdet_plugin.two_stage.regions:Regions.features', argument(2, pairs)),
+    ('mmdeploy_ext.families.two_stage.regions:Regions.features', argument(2, pairs)),
 )
 planted('mask threshold x 1.05', QUERY, (THRESHOLD, result(lambda least, *_: least * 1.05)))
 planted('pasting: half a pixel off', QUERY, pasted(lambda masks, boxes, *rest: (masks, boxes + 0.5, *rest)))

@@ -15,9 +15,16 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-PACKAGE = 'projects.mmdet_plugin.rtdetr'
-POST, DECODER, ENCODER = f'{PACKAGE}.decoder:Postprocess.forward', f'{PACKAGE}.decoder', f'{PACKAGE}.encoder'
-ATTENTION, ATTEND = f'{PACKAGE}.attention:DeformableAttention', f'{PACKAGE}.attention:attend_maps'
+PACKAGE = 'mmdeploy_ext.families.rtdetr'
+POST, DECODER, ENCODER = (
+    'mmdeploy_ext.models.rtdetr.decoder:Postprocess.forward',
+    'mmdeploy_ext.models.rtdetr.decoder',
+    'mmdeploy_ext.models.rtdetr.encoder',
+)
+ATTENTION, ATTEND = (
+    'mmdeploy_ext.models.rtdetr.attention:DeformableAttention',
+    'mmdeploy_ext.models.rtdetr.attention:attend_maps',
+)
 NETWORK, FEEDS = f'{PACKAGE}.graphs:Network.forward', f'{PACKAGE}.samples:feeds'
 SIZES = 'orig_target_sizes'
 TOY = 'rtdetr'
@@ -180,7 +187,7 @@ planted(
 planted(
     'RepVGG: the second bias is forgotten',
     TOY,
-    (f'{PACKAGE}.layers:RepVggBlock.reparameterise', called(_bent)),
+    ('mmdeploy_ext.models.rtdetr.layers:RepVggBlock.reparameterise', called(_bent)),
 )
 planted(
     'tokens: a margin of 0.05',
@@ -255,7 +262,7 @@ def _smooth(features: torch.Tensor) -> torch.Tensor:
 
 
 # --- raw outputs and their post-processing in numpy --------------------------------------------------
-NUMPY = 'mmdeploy_ext.runtime.rtdetr.model:postprocess_image'
+NUMPY = 'mmdeploy_ext.families.rtdetr.runtime:postprocess_image'
 WRITTEN = f'{PACKAGE}.family:RtDetrFamily.postprocess_facts'
 planted('metadata: max_per_img 59', TOY, (WRITTEN, settings(max_per_img=one_less)), form='raw')
 planted('numpy: height and width swapped', TOY, (NUMPY, argument(2, lambda size: size[::-1])), form='raw')

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-NETWORKS, MASK = 'projects.mmdet_plugin.solo.networks', 'mmdeploy_ext.exporting.postprocess.mask'
+NETWORKS, MASK = 'mmdeploy_ext.families.solo.networks', 'mmdeploy_ext.exporting.postprocess.mask'
 SOFT, RESIZE = (
     'mmdeploy_ext.exporting.postprocess.soft_masks',
     'mmdeploy_ext.exporting.postprocess.mask_resize',
 )
 POST, DECAY = f'{MASK}:MaskPostprocess.forward', f'{MASK}:matrix_decay'
 RESIZED = f'{RESIZE}:resize_and_threshold'
-WRITTEN = 'projects.mmdet_plugin.solo.family:SoloFamily.postprocess_facts'
+WRITTEN = 'mmdeploy_ext.families.solo.family:SoloFamily.postprocess_facts'
 V2, DECOUPLED, PLAIN = 'solov2', 'decoupled_solo', 'solo'
 BOTH, EVERY = f'{V2} {DECOUPLED}', f'{V2} {DECOUPLED} {PLAIN}'
 
@@ -297,7 +297,7 @@ for _name, _change in {
     'metadata: masks of a fifth of the input': dict(mask_stride=lambda stride: stride + 1),
 }.items():
     planted(_name, BOTH, (WRITTEN, settings(**_change)), form='raw')
-NUMPY = 'mmdeploy_ext.runtime.solo.model'
+NUMPY = 'mmdeploy_ext.families.solo.runtime'
 planted(
     'numpy: masks are not cropped to img_shape',
     DECOUPLED,

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
-FOLD, TRACE = 'mmdeploy_ext.sparse.fold:fold', 'mmdeploy_ext.deploy.sparse:trace'
+FOLD, TRACE = 'mmdeploy_ext.sparse.fold:fold', 'mmdeploy_ext.exporting.sparse_backbone:trace'
 ORDER, NAMES = 'mmdeploy_ext.sparse.order:reorder', 'mmdeploy_ext.sparse.sites:name_rulebooks'
 PORTABLE, DIALECT = 'mmdeploy_ext.sparse.portable:to_onnx', 'mmdeploy_ext.sparse.libspconv:to_onnx'
 BUILD, FEEDS = 'mmdeploy_ext.sparse.rulebook:build', 'mmdeploy_ext.sparse.buckets:feeds'
 WRITER = 'mmdeploy_ext.sparse.node_writer:NodeWriter'
-FACTS = 'mmdeploy_ext.deploy.sparse:metadata_props'
+FACTS = 'mmdeploy_ext.exporting.sparse_backbone:metadata_props'
 BOTH = 'sparse_portable sparse_libspconv'
 
 
@@ -357,7 +357,7 @@ planted(
     'features in float16',
     'sparse_portable',
     (
-        'mmdeploy_ext.runtime.scn.model:ScnOnnx.feeds',
+        'mmdeploy_ext.families.sparse_backbone.runtime:ScnOnnx.feeds',
         arguments(
             lambda self, features, sites: (self, features.astype(np.float16).astype(np.float32), sites)
         ),
@@ -367,7 +367,7 @@ planted(
     'axes of voxels in the other order',
     'sparse_portable',
     (
-        'mmdeploy_ext.runtime.scn.model:ScnOnnx.feeds',
+        'mmdeploy_ext.families.sparse_backbone.runtime:ScnOnnx.feeds',
         arguments(lambda self, features, sites: (self, features, sites[:, [0, 2, 1, 3]])),
     ),
 )

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.runtime.frames import Frame
 
-PETR, RUNTIME = 'projects.mmdet3d_plugin.streampetr', 'mmdeploy_ext.runtime.streampetr'
-STEP, MEMORY, STEPS = f'{PETR}.graphs:PtsHeadMemory.forward', f'{PETR}.memory', f'{PETR}.steps:FrameSteps'
+PETR, RUNTIME = 'mmdeploy_ext.families.streampetr', 'mmdeploy_ext.families.streampetr.runtime'
+STEP, MEMORY, STEPS = (
+    f'{PETR}.graphs:PtsHeadMemory.forward',
+    'mmdeploy_ext.models.streampetr.memory',
+    'mmdeploy_ext.models.streampetr.steps:FrameSteps',
+)
 STEP_ON_ENGINE, DEPLOY = f'{RUNTIME}.model:StreamPetrOnnx.step', f'{RUNTIME}.deploy:DeployContract.run'
 MOTION, DECODE, BOXES = (
     f'{RUNTIME}.{name}' for name in ('state:relative_motion', 'boxes:decode', 'boxes:boxes')
 )
 VIEWS, PIPELINE = (
-    'mmdeploy_ext.inputs.cameras:MultiViewRule',
-    'mmdeploy_ext.inputs.cameras:rule_from_pipeline',
+    'mmdeploy_ext.preprocess.cameras:MultiViewRule',
+    'mmdeploy_ext.preprocess.cameras:rule_from_pipeline',
 )
 INFOS, SAMPLE = 'mmdeploy_ext.runtime.infos', f'{PETR}.family:StreamPetrFamily.frame'
 INPUTS = dict(ego_motion=9, delta_t_s=10, prev_exists=11)
@@ -132,7 +136,10 @@ planted(
 planted(
     'the velocities of rows are turned',
     FAMILY,
-    (f'{PETR}.steps:motion_code', traced(arguments(lambda velo, age, pose: (velo.flip(-1), age, pose)))),
+    (
+        'mmdeploy_ext.models.streampetr.steps:motion_code',
+        traced(arguments(lambda velo, age, pose: (velo.flip(-1), age, pose))),
+    ),
 )
 planted(
     'memory of the best queries by their first class',
@@ -154,7 +161,7 @@ planted(
     'tokens get the focal length of their own camera, other than in training',
     FAMILY,
     (
-        f'{PETR}.rays:focal_per_token',
+        'mmdeploy_ext.models.streampetr.rays:focal_per_token',
         traced(
             lambda original: lambda intrinsics, tokens: original(intrinsics, 1).repeat_interleave(tokens, 1)
         ),
@@ -179,7 +186,8 @@ planted(
 
 def _later_queries(original: Callable) -> Callable:
     def init(self: Any, model: Any, *args: Any) -> None:
-        from projects.mmdet3d_plugin.streampetr.steps import sine_encoding
+        import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+        from mmdeploy_ext.models.streampetr.steps import sine_encoding
 
         original(self, model, *args)
         head = model.pts_bbox_head
@@ -462,7 +470,7 @@ planted(
 planted(
     'class names are sorted',
     FAMILY,
-    ('mmdeploy_ext.deploy.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
+    ('mmdeploy_ext.exporting.deployment:class_names', result(lambda names, *_: tuple(sorted(names)))),
     shared=True,
 )
 
@@ -483,7 +491,7 @@ planted(
     'pictures are resized bilinearly',
     FAMILY,
     (
-        'mmdeploy_ext.inputs.cameras:resize_pillow',
+        'mmdeploy_ext.preprocess.cameras:resize_pillow',
         lambda original: lambda *args, resample, **given: original(*args, resample='bilinear', **given),
     ),
     shared=True,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-PACKAGE = 'projects.mmdet_plugin.two_stage'
+PACKAGE = 'mmdeploy_ext.families.two_stage'
 PROPOSALS, PROPOSALS_FORM = f'{PACKAGE}.proposals', f'{PACKAGE}.proposals:Proposals.forward'
 BOXES, REGIONS = f'{PACKAGE}.boxes', f'{PACKAGE}.regions'
 LEVELS, FEATURES, POOL = f'{REGIONS}:Pool.levels', f'{REGIONS}:Regions.features', f'{REGIONS}:Pool.forward'
@@ -292,7 +292,7 @@ planted(
     (f'{PROPOSALS}:needed', result(lambda count, *_: count - 1)),
     **CAPPED,
 )
-SPLIT = 'projects.mmdet_plugin.two_stage.split'
+SPLIT = 'mmdeploy_ext.families.two_stage.split'
 planted(
     'two graphs: proposals in another order',
     'faster_rcnn',

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-POST = 'projects.mmdet_plugin.yolact.postprocess'
+POST = 'mmdeploy_ext.families.yolact.postprocess'
 FORM, SUPPRESS, MASKS = f'{POST}:FullForm.forward', f'{POST}:fast_suppression', f'{POST}:masks_of'
 IOU, RESIZING = (
     'mmdeploy_ext.exporting.ops.nms:pairwise_iou',
     'mmdeploy_ext.exporting.postprocess.mask_resize:resizing',
 )
-NETWORK = 'projects.mmdet_plugin.yolact.graphs:Network.forward'
+NETWORK = 'mmdeploy_ext.families.yolact.graphs:Network.forward'
 TOY = 'yolact'
 
 

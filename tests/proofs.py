@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.proof.ladder import open_proof
-from mmdeploy_ext.proof.levels.cases import judge_outputs, run_case
-from mmdeploy_ext.proof.levels.run_twice import attempt
-from mmdeploy_ext.proof.levels.sequence_pair import Modes
-from mmdeploy_ext.proof.levels.shifted import Shifted
+from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.levels.cases import judge_outputs, run_case
+from mmdeploy_ext.proving.levels.run_twice import attempt
+from mmdeploy_ext.proving.levels.sequence_pair import Modes
+from mmdeploy_ext.proving.levels.shifted import Shifted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
-    from mmdeploy_ext.proof.references import Reference
-    from mmdeploy_ext.proof.results import Case, SequenceRow
-    from mmdeploy_ext.proof.verdict import Verdict
+    from mmdeploy_ext.proving.references import Reference
+    from mmdeploy_ext.proving.results import Case, SequenceRow
+    from mmdeploy_ext.proving.verdict import Verdict
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 UTM_M = 7e5, 4e6, 500.0

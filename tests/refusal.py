@@ -8,13 +8,13 @@ import unittest.mock
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.graph import same
-from mmdeploy_ext.proof import ladder
-from mmdeploy_ext.proof.levels import sparse_subject
+from mmdeploy_ext.proving import ladder
+from mmdeploy_ext.proving.levels import sparse_subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mmdeploy_ext.proof.verdict import Verdict
+    from mmdeploy_ext.proving.verdict import Verdict
 
 
 class Refused(Exception):

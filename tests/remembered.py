@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.proof.levels import images
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.proving.levels import images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

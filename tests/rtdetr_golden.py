@@ -17,8 +17,8 @@ import torch
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from projects.toydata.seeded_rtdetr import seeded_weights
-from projects.toydata.seeded_sparse import rng
+from mmdeploy_ext.synthetic.seeded_rtdetr import seeded_weights
+from mmdeploy_ext.synthetic.seeded_sparse import rng
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/rtdetr'
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def weights(name: str) -> dict[str, torch.Tensor]:
 
 def empty_model(name: str, **overrides: object) -> torch.nn.Module:
     """Return the config's model without weights."""
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     cfg = load_config(config_of(name), overrides)
     return find_family(cfg).build(cfg)

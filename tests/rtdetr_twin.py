@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.families.rtdetr.reference import tied_selection
+from mmdeploy_ext.models.rtdetr.backbone import STAGE_BLOCKS
 from mmdeploy_ext.weights.convert import rtdetr_names as names
-from projects.mmdet_plugin.rtdetr.backbone import STAGE_BLOCKS
-from projects.mmdet_plugin.rtdetr.reference import tied_selection
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.exporting.deployment import Deployment
 
 ROW_MAJOR = {'model.encoder.position_layout': 'row_major'}
 """What transformers 5 has."""

@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import torch
 
-from mmdeploy_ext.proof.near_ties import with_other_rounding
-from projects.toydata.seeded import normalisation, seeded_picture
+from mmdeploy_ext.proving.near_ties import with_other_rounding
+from mmdeploy_ext.synthetic.seeded import normalisation, seeded_picture
 
 HEIGHT, WIDTH = 320, 448
 SEEDS = (7, 8)

@@ -18,11 +18,11 @@ from mmdet.models import build_detector
 from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.synthetic.seeded_solo import seeded_image, seeded_weights
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert.solo_names import original_name
 from mmdeploy_ext.weights.convert.solo_wxinlong import convert
 from model_shapes import model_shapes
-from projects.toydata.seeded_solo import seeded_image, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/solo'
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from projects.toydata.seeded_sparse import rng
-from projects.toydata.seeded_streampetr import seeded_weights
+from mmdeploy_ext.synthetic.seeded_sparse import rng
+from mmdeploy_ext.synthetic.seeded_streampetr import seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/streampetr'
 NUM_FRAMES = 6

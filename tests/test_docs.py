@@ -8,50 +8,50 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.apps.command import TOOLS
+from mmdeploy_ext.cli.command import TOOLS
 from mmdeploy_ext.zoo import configs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ATSS = 'projects/mmdet_plugin/dense/README.md'
+ATSS = 'mmdeploy_ext/families/dense/README.md'
 PLACES = (
-    'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/*.md', 'docs/zh-CN/*.md', 'projects/*/*/README.md',
-    'demo/checkpoints/README.md')
+    'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'docs/*.md', 'docs/zh-CN/*.md',
+    'mmdeploy_ext/families/*/README.md', 'demo/checkpoints/README.md')
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix() for pattern in PLACES for path in REPOSITORY.glob(pattern))
 CHINESE = {page: page.replace('/zh-CN/', '/').replace('_zh-CN', '') for page in PAGES if 'zh-CN' in page}
 """Page in Chinese -> the same in English."""
 PARSERS = {
-    'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.apps.export_app',
-    'tools/deployment/solo2onnx.py': 'mmdeploy_ext.apps.export_app',
+    'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.cli.export_app',
+    'tools/deployment/solo2onnx.py': 'mmdeploy_ext.cli.export_app',
     'tools/convert/solo_wxinlong.py': 'tools/convert/solo_wxinlong.py',
     'tools/convert/rtdetr.py': 'tools/convert/rtdetr.py',
     'tools/convert/mmdet3.py': 'tools/convert/mmdet3.py',
     'tools/onnx/onnx_rtdetr.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_solo.py': 'mmdeploy_ext.runtime.run_images',
-    'tools/deployment/verify.py': 'mmdeploy_ext.apps.verify_app',
-    'tools/deployment/export_scn.py': 'mmdeploy_ext.apps.export_scn_app',
-    'tools/deployment/onnx2tensorrt.py': 'mmdeploy_ext.apps.tensorrt_app',
-    'tools/deployment/quantize.py': 'mmdeploy_ext.apps.quantize_app',
+    'tools/deployment/verify.py': 'mmdeploy_ext.cli.verify_app',
+    'tools/deployment/export_scn.py': 'mmdeploy_ext.cli.export_scn_app',
+    'tools/deployment/onnx2tensorrt.py': 'mmdeploy_ext.cli.tensorrt_app',
+    'tools/deployment/quantize.py': 'mmdeploy_ext.cli.quantize_app',
     'tools/deployment/int8_table.py': 'docs._pages.int8_table',
-    'tools/quantization/scn_ptq.py': 'mmdeploy_ext.apps.scn_ptq_app',
-    'tools/onnx/graph.py': 'mmdeploy_ext.apps.graph_app',
-    'tools/onnx/lint.py': 'mmdeploy_ext.apps.lint_app',
+    'tools/quantization/scn_ptq.py': 'mmdeploy_ext.cli.scn_ptq_app',
+    'tools/onnx/graph.py': 'mmdeploy_ext.cli.graph_app',
+    'tools/onnx/lint.py': 'mmdeploy_ext.cli.lint_app',
     'tools/analysis_tools/exporters.py': 'docs._pages.exporters.tool',
-    'tools/analysis_tools/zoo.py': 'mmdeploy_ext.apps.zoo_app',
-    'tools/analysis_tools/benchmark.py': 'mmdeploy_ext.apps.benchmark_app',
+    'tools/analysis_tools/zoo.py': 'mmdeploy_ext.cli.zoo_app',
+    'tools/analysis_tools/benchmark.py': 'mmdeploy_ext.cli.benchmark_app',
     'tools/analysis_tools/benchmark_all.py': 'docs._pages.benchmarks.tool',
-    'tools/test.py': 'mmdeploy_ext.apps.test_app',
-    'tools/dist_test_pth.sh': 'mmdeploy_ext.apps.test_app',
-    'tools/dist_test_onnx.sh': 'mmdeploy_ext.apps.test_app',
-    'tools/slurm_test.sh': 'mmdeploy_ext.apps.test_app',
+    'tools/test.py': 'mmdeploy_ext.cli.test_app',
+    'tools/dist_test_pth.sh': 'mmdeploy_ext.cli.test_app',
+    'tools/dist_test_onnx.sh': 'mmdeploy_ext.cli.test_app',
+    'tools/slurm_test.sh': 'mmdeploy_ext.cli.test_app',
     'tools/onnx/onnx_with_postprocess.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_no_topk_nms.py': 'mmdeploy_ext.runtime.run_images',
     'tools/train.py': 'tools/train.py',
     'tools/create_data.py': 'tools/create_data.py',
-    'tools/demo/lidar_demo.py': 'mmdeploy_ext.apps.lidar_demo_app',
-    'tools/demo/fusion_video.py': 'mmdeploy_ext.apps.video_app',
-    'tools/demo/streampetr_video.py': 'mmdeploy_ext.apps.video_app',
-    'mmdeploy_ext.apps.dump_app compare': 'mmdeploy_ext.apps.dump_app',
+    'tools/demo/lidar_demo.py': 'mmdeploy_ext.cli.lidar_demo_app',
+    'tools/demo/fusion_video.py': 'mmdeploy_ext.cli.video_app',
+    'tools/demo/streampetr_video.py': 'mmdeploy_ext.cli.video_app',
+    'mmdeploy_ext.cli.dump_app compare': 'mmdeploy_ext.cli.dump_app',
     **{f'mm2onnx {name}': f'mmdeploy_ext.{tool.module}' for name, tool in TOOLS.items()},
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
@@ -191,8 +191,9 @@ def test_pictures_are_small():
 
 def contract_rows(form: str, dynamic: bool, max_candidates: int) -> list[str]:
     """Return the table rows of the ATSS contract with 80 classes, from the spec itself."""
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
-    from projects.mmdet_plugin.dense.family import DenseFamily
+    from mmdeploy_ext.families.dense.family import DenseFamily
 
     cfg = load_config(str(REPOSITORY / 'configs/demo/atss_toy.py'), {'model.bbox_head.num_classes': 80})
     options = DenseFamily().choose(

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.inputs.pictures import list_images, read_image
-from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from projects.toydata import coco
-from projects.toydata.seeded import fill_seeded
+from mmdeploy_ext.preprocess.pictures import list_images, read_image
+from mmdeploy_ext.proving.tasks.bbox2d import match_detections
+from mmdeploy_ext.synthetic import coco
+from mmdeploy_ext.synthetic.seeded import fill_seeded
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = str(REPO / 'configs/atss/atss.py')

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.inputs.pictures import PreparedImage
-from mmdeploy_ext.proof.tasks.mask import match_detections
-from projects.toydata.seeded_solo import seeded_image, seeded_weights
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.proving.tasks.mask import match_detections
+from mmdeploy_ext.synthetic.seeded_solo import seeded_image, seeded_weights
 
 CONFIG = 'configs/solov2/solov2_light_r34.py'
 

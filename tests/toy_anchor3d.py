@@ -151,7 +151,8 @@ def write_config(folder, kind='kitti', **words):
 
 def seeded_model(family, cfg):
     """Return the model with weights and statistics of a seed; scores of cells without points are low."""
-    from projects.mmdet3d_plugin.common.parts import parts_of
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.parts import parts_of
 
     model, generator = family.build(cfg), torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -178,11 +179,12 @@ def seeded_model(family, cfg):
 @functools.cache
 def exported(kind='kitti'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.files import export_files
+    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting.files import export_files
     from mmdeploy_ext.families.base import find_family
-    from projects.mmdet3d_plugin.common.parts import parts_of
+    from mmdeploy_ext.families.parts.parts import parts_of
 
     register()
     folder = Path(tempfile.mkdtemp(prefix=f'tiny_{kind}_'))

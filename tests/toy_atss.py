@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = str(REPO / 'configs/demo/atss_toy.py')
@@ -16,7 +16,7 @@ PICTURE = REPO / 'demo/toy.jpg'
 
 def load_toy() -> deploy.Deployment:
     """Return the trained toy model."""
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     return deploy.load(CONFIG, CHECKPOINT)
 

@@ -7,7 +7,7 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.runtime.autoware import bevfusion_rules, centerpoint_rules, streampetr_rules
+from mmdeploy_ext.consumers.autoware import bevfusion_rules, centerpoint_rules, streampetr_rules
 
 FLOAT, INT32, INT64, UINT8, BOOL = (
     getattr(TensorProto, name) for name in ('FLOAT', 'INT32', 'INT64', 'UINT8', 'BOOL')

@@ -13,7 +13,7 @@ from toy_spread import spread_out
 RANGE = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
 WIDTH = 5
 CONFIG = """
-custom_imports = dict(imports=['projects.mmdet3d_plugin'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmdeploy_ext.families.mmdet3d_plugin'], allow_failed_imports=False)
 norm = dict(type='BN', eps=1e-3, momentum=0.01)
 pc_range = [-6.4, -6.4, -1.6, 6.4, 6.4, 1.6]
 model = dict(
@@ -119,7 +119,7 @@ VARIANTS = dict(
 
 
 def register():
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
 
 def write_config(folder, **replaced):
@@ -181,8 +181,8 @@ SPREAD = dict(
 def exported(variant='sparse', contract='deploy'):
     """Return (deployment, folder of graphs, config, checkpoint), made once per process."""
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.files import export_files
+    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting.files import export_files
     from mmdeploy_ext.families.base import find_family
 
     register()

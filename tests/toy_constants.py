@@ -13,7 +13,7 @@ if __name__ == '__main__':
 
 import onnx  # noqa: E402
 
-from mmdeploy_ext.deploy import deployment as deploy  # noqa: E402
+from mmdeploy_ext.exporting import deployment as deploy  # noqa: E402
 from mmdeploy_ext.graph.io.constants import tensor_values  # noqa: E402
 from mmdeploy_ext.graph.io.index import all_tensors  # noqa: E402
 
@@ -49,10 +49,10 @@ def digest(name: str) -> str:
 
 
 def _export(name: str, folder: Path) -> list[str]:
-    import projects.mmdet3d_plugin
-    import projects.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.deploy.files import export_files
-    from mmdeploy_ext.inputs.pictures import read_image
+    import mmdeploy_ext.families.mmdet3d_plugin
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.exporting.files import export_files
+    from mmdeploy_ext.preprocess.pictures import read_image
 
     toy = name.split()[0]
     config = str(REPO / CONFIGS.get(toy, f'configs/demo/{toy}_toy.py'))
@@ -67,7 +67,7 @@ def _export(name: str, folder: Path) -> list[str]:
 
 
 if __name__ == '__main__':
-    from mmdeploy_ext.stack import compat
+    from mmdeploy_ext import compat
 
     compat.apply()
     for asked in sys.argv[1:]:

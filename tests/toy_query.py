@@ -8,11 +8,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from projects.toydata.seeded import seeded_model
+from mmdeploy_ext.synthetic.seeded import seeded_model
 from toy_two_stage import CONFIG, run_stages
 from toy_two_stage import images as less_padded
 

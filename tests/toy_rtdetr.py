@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from mmdeploy_ext.apps import test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.inputs.pictures import read_image
-from projects.toydata.seeded_rtdetr import seeded_weights
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.synthetic.seeded_rtdetr import seeded_weights
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = str(REPO / 'configs/demo/rtdetr_toy.py')
@@ -22,7 +22,7 @@ PICTURE = REPO / 'demo/toy.jpg'
 
 def write_checkpoint(path: Path, config: str = CONFIG, overrides: dict | None = None) -> str:
     """Write a checkpoint with seeded weights for a config."""
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     cfg = load_config(config, overrides)
     with torch.device('meta'):
@@ -71,4 +71,4 @@ def evaluate_both(folder: Path, checkpoint: str, data: Path, form: str = 'full')
 
 
 def _register() -> None:
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401

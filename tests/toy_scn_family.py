@@ -4,11 +4,11 @@ import torch
 from mmcv.ops import Voxelization
 
 import toy_seeded as seeded
+from mmdeploy_ext import compat
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, Claim, register_family
 from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
-from mmdeploy_ext.inputs.points import VoxelRule
-from mmdeploy_ext.stack import compat
+from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.weights.sparse_checkpoint import load_model
 from scn_nets import bevfusion, second
 

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
-from projects.toydata.seeded_sparse import COUNTER, fill_module, weights
+from mmdeploy_ext.synthetic.seeded_sparse import COUNTER, fill_module, weights
 
 __all__ = ['amax', 'centerpoint_ptq_path', 'digest', 'fill_module', 'input_range', 'voxels', 'weights']
 

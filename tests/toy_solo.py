@@ -9,10 +9,10 @@ import torch
 
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from projects.toydata import coco
-from projects.toydata.seeded_solo import seeded_weights
+from mmdeploy_ext.synthetic import coco
+from mmdeploy_ext.synthetic.seeded_solo import seeded_weights
 
 TRACED = (128, 160)
 GRIDS = [14, 12, 8, 6, 4]
@@ -55,7 +55,7 @@ MASK_GAIN, KERNEL_GAIN, CLASS_GAIN = 3.0, 4.0, 3.0
 
 def load_toy(name: str, folder, changes: dict | None = None) -> deploy.Deployment:
     """Return a small model with seeded weights; `changes` are more config options."""
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     config, options = HEADS[name]
     options = copy.deepcopy({**options, **(changes or {})})

@@ -12,7 +12,7 @@ import torch
 
 import toy_streampetr as toy
 import toy_streampetr_export as exported
-from mmdeploy_ext.inputs.cameras import CAMERAS
+from mmdeploy_ext.preprocess.cameras import CAMERAS
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 SOURCE = (90, 160)
@@ -26,7 +26,7 @@ def write_config(folder: Path, name: str = 'toy_stream', tail: str = '') -> str:
     image = image_augmentation((toy.HEIGHT, toy.WIDTH), (0.5, 0.6), source=SOURCE)
     data = stream_data(image, toy.PC_RANGE, root=f'{folder}/set/', infos='toy', workers_per_gpu=0)
     text = (
-        f'custom_imports = dict(imports=["projects.mmdet3d_plugin"])\n'
+        f'custom_imports = dict(imports=["mmdeploy_ext.families.mmdet3d_plugin"])\n'
         f'model = {toy.model_cfg()!r}\ndata = {data!r}\n{tail}\n'
     )
     path = folder / f'{name}.py'

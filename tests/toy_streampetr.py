@@ -155,7 +155,7 @@ def build(seed: int = 0, **options):
     from mmcv import ConfigDict
     from mmdet3d.models import build_model
 
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
     torch.manual_seed(seed)
     model = build_model(ConfigDict(model_cfg(**options)))

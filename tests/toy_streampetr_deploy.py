@@ -9,17 +9,18 @@ from mmcv import Config
 
 import toy_streampetr as toy
 import toy_streampetr_export as exported
-from mmdeploy_ext.deploy.deployment import Deployment
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting.deployment import Deployment
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.proof.inputs.synthetic_drive import Drive, synthetic_drive
+from mmdeploy_ext.proving.inputs.synthetic_drive import Drive, synthetic_drive
 from projects.configs.nuscenes_stream import image_augmentation, test_pipeline
 
 
 @functools.cache
 def deployment() -> Deployment:
     """Return the seeded toy as if it came from a config and a checkpoint."""
-    from projects.mmdet3d_plugin.streampetr.family import StreamPetrFamily
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 
     model = exported.model()
     model.input_sizes = (toy.NUM_CAMS, toy.HEIGHT, toy.WIDTH)

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.inputs.cameras import MultiViewRule
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
 
 RULE = MultiViewRule(
@@ -54,7 +54,8 @@ def write(
     folder, contract: str = 'deploy', seed: int = 0, checkpoint: str = 'd' * 64, **options
 ) -> list[str]:
     """Write the toy's files and return their paths."""
-    from projects.mmdet3d_plugin.streampetr import graphs, spec
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.streampetr import graphs, spec
 
     chosen = FAMILIES['streampetr'].choose(contract=contract, **options)
     detector = model(seed)

@@ -5,13 +5,13 @@ import functools
 import numpy as np
 import torch
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.inputs.pictures import PreparedImage
-from mmdeploy_ext.proof.near_ties import with_other_rounding
-from mmdeploy_ext.proof.tasks import task_module
-from projects.toydata.seeded import seeded_model, seeded_scene
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.proving.near_ties import with_other_rounding
+from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.synthetic.seeded import seeded_model, seeded_scene
 from toy_atss import REPO
 from two_stage_parts import FUSED, PARTS, REFUSED, cascade
 

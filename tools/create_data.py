@@ -7,13 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.stack import compat
 
 
 def _body(args: argparse.Namespace) -> int:
     compat.apply()
-    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 
     written = create_infos(
         args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.max_sweeps

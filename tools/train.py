@@ -15,11 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmdeploy_ext.apps.options import parse_cfg_options
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli.options import parse_cfg_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.stack import compat
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -89,12 +89,13 @@ def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
     samplers = {name: cfg.data[name] for name in names if name in cfg.data}
     import mmdet.apis.train
 
+    from mmdeploy_ext.compat.import_hook import patched
     from mmdeploy_ext.evaluate.evaluation import dataset_builder
-    from mmdeploy_ext.stack.import_hook import patched
 
     builders = dict(build_dataset=dataset_builder())
     if samplers:
-        from projects.mmdet3d_plugin.datasets.builder import build_dataloader
+        import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+        from mmdeploy_ext.models.datasets.builder import build_dataloader
 
         builders['build_dataloader'] = functools.partial(build_dataloader, **samplers)
     return patched(mmdet.apis.train, **builders)

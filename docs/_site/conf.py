@@ -14,11 +14,11 @@ extensions = ['myst_parser', 'site_map', 'mixed_search']
 root_doc = 'README'
 source_suffix = {'.md': 'markdown'}
 include_patterns = [
-    'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'LICENSE', 'docs/**.md', 'projects/*/*/README.md',
-    'demo/checkpoints/README.md',
+    'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'LICENSE', 'docs/**.md',
+    'mmdeploy_ext/families/*/README.md', 'demo/checkpoints/README.md',
 ]  # fmt: skip
 exclude_patterns = [
-    '.*', 'data', 'work_dirs', 'build', 'dist', 'tests', 'mmdeploy_ext', 'tools', 'configs', '**/__pycache__',
+    '.*', 'data', 'work_dirs', 'build', 'dist', 'tests', 'tools', 'configs', '**/__pycache__',
     'docs/_pages', 'docs/_site', 'docs/images', '*.egg-info',
 ]  # fmt: skip
 myst_heading_anchors = 4

@@ -20,12 +20,12 @@ from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import fold
-from mmdeploy_ext.inputs.pictures import PreparedImage, list_images, read_image
-from mmdeploy_ext.proof.provenance import refuse_other_settings
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import PreparedImage, list_images, read_image
+from mmdeploy_ext.proving.provenance import refuse_other_settings
 
 if TYPE_CHECKING:
     import argparse

@@ -13,9 +13,9 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.engines.registry import ENGINES
-from mmdeploy_ext.stack import compat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -79,7 +79,7 @@ class Source:
     def load(self, change: Callable[[Any], Any] | None) -> tuple[int, Any]:
         """Load the model and perhaps change it; return the kB before it had weights, and its deployment."""
         self.prepare()
-        from mmdeploy_ext.deploy import deployment
+        from mmdeploy_ext.exporting import deployment
 
         before = []
 

@@ -23,13 +23,13 @@ from mmdeploy_ext.benchmark.machine import cores
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, busy
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.deploy import sparse as deploy
-from mmdeploy_ext.deploy.deployment import load
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
+from mmdeploy_ext.exporting import sparse_backbone as deploy
+from mmdeploy_ext.exporting.deployment import load
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
-from mmdeploy_ext.runtime.scn.model import ScnOnnx
+from mmdeploy_ext.families.sparse_backbone.runtime import ScnOnnx
+from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
 from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.fold import fold
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.benchmark.plan import Runs
-    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.exporting.deployment import Deployment
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
 THREADS = (1, 2)

@@ -14,16 +14,16 @@ import numpy as np
 from mmdeploy_ext.benchmark.measure import LEAST_ROUNDS, repeated
 from mmdeploy_ext.benchmark.plan import bar_rows
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
-from mmdeploy_ext.inputs.points import voxelise
+from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.deploy.deployment import Deployment
-    from mmdeploy_ext.inputs.points import VoxelRule
-    from mmdeploy_ext.proof.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.preprocess.points import VoxelRule
+    from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
     from mmdeploy_ext.sparse.ir import SparseGraph, Triple
 
 RACING_RUNS = 3
@@ -229,8 +229,9 @@ def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[st
     """Run spconv with all threads, which is wrong, and say by how much: relative to the largest value."""
     from threadpoolctl import threadpool_limits
 
-    from mmdeploy_ext.stack import compat, patches_spconv
-    from mmdeploy_ext.stack.import_hook import patched
+    from mmdeploy_ext import compat
+    from mmdeploy_ext.compat import patches_spconv
+    from mmdeploy_ext.compat.import_hook import patched
 
     family, model = deployment.family, deployment.model
     right = family.run_encoder(model, voxels.features, voxels.coordinates)

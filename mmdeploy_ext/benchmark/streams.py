@@ -18,11 +18,11 @@ from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import Plan, bar_rows, short_labels
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files, read_files
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES
-from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proof.inputs.voxel_sets import points_of
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files, read_files
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.inputs.voxel_sets import points_of
 from mmdeploy_ext.runtime.frames import Sweep
 
 if TYPE_CHECKING:

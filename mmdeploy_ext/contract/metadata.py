@@ -19,10 +19,10 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import LoadError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_regular
 from mmdeploy_ext.core.printable import shortened
-from mmdeploy_ext.inputs import cameras
-from mmdeploy_ext.inputs.fusion import FusionRule
-from mmdeploy_ext.inputs.pictures import PreprocessRule
-from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.preprocess import cameras
+from mmdeploy_ext.preprocess.fusion import FusionRule
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
+from mmdeploy_ext.preprocess.points import VoxelRule
 
 Rule = PreprocessRule | cameras.MultiViewRule | VoxelRule | FusionRule
 """How an image, or the images of all cameras, or points become an input."""

@@ -12,7 +12,7 @@ import torch
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import collect_taps
 from mmdeploy_ext.evaluate.loop import Network, scene_tokens
-from mmdeploy_ext.inputs.pictures import PreparedImage
+from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances, ScoredMasks
 from mmdeploy_ext.runtime.draw import draw_detections, draw_instances, write_picture
 from mmdeploy_ext.runtime.panoptic import Segments

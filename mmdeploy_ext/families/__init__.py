@@ -1,1 +1,45 @@
-"""Base classes of model families, and the registry."""
+"""Base classes of model families, and the registry: names of modules, so that this imports nothing."""
+
+OPTION_MODULES = {
+    'anchor3d': 'mmdeploy_ext.families.anchor3d.options',
+    'bevfusion_det': 'mmdeploy_ext.families.bevfusion.options',
+    'centerpoint': 'mmdeploy_ext.families.centerpoint.options',
+    'corner': 'mmdeploy_ext.families.corner.options',
+    'dense': 'mmdeploy_ext.families.dense.options',
+    'query': 'mmdeploy_ext.families.query.options',
+    'query_masks': 'mmdeploy_ext.families.query.options_masks',
+    'query_panoptic': 'mmdeploy_ext.families.query.options_panoptic',
+    'query_regions': 'mmdeploy_ext.families.query.options_regions',
+    'query_regions_masks': 'mmdeploy_ext.families.query.options_regions_masks',
+    'rtdetr': 'mmdeploy_ext.families.rtdetr.options',
+    'solo': 'mmdeploy_ext.families.solo.options',
+    'streampetr': 'mmdeploy_ext.families.streampetr.options',
+    'two_stage': 'mmdeploy_ext.families.two_stage.options',
+    'two_stage_masks': 'mmdeploy_ext.families.two_stage.options_masks',
+    'two_stage_panoptic': 'mmdeploy_ext.families.two_stage.options_panoptic',
+    'two_stage_regions': 'mmdeploy_ext.families.two_stage.options_regions',
+    'yolact': 'mmdeploy_ext.families.yolact.options',
+}
+"""Name of a family -> module of its options and of the check of its metadata."""
+RUNTIME_MODULES = {
+    'anchor3d': 'mmdeploy_ext.families.anchor3d.runtime.model',
+    'bevfusion_det': 'mmdeploy_ext.families.bevfusion.runtime.model',
+    'centerpoint': 'mmdeploy_ext.families.centerpoint.runtime.model',
+    'corner': 'mmdeploy_ext.families.corner.runtime',
+    'dense': 'mmdeploy_ext.families.dense.runtime.model',
+    'query': 'mmdeploy_ext.families.query.runtime.model',
+    'query_masks': 'mmdeploy_ext.families.query.runtime.masks',
+    'query_panoptic': 'mmdeploy_ext.families.query.runtime.panoptic',
+    'query_regions': 'mmdeploy_ext.families.query.runtime.regions',
+    'query_regions_masks': 'mmdeploy_ext.families.query.runtime.regions_masks',
+    'rtdetr': 'mmdeploy_ext.families.rtdetr.runtime',
+    'scn': 'mmdeploy_ext.families.sparse_backbone.runtime',
+    'solo': 'mmdeploy_ext.families.solo.runtime',
+    'streampetr': 'mmdeploy_ext.families.streampetr.runtime.model',
+    'two_stage': 'mmdeploy_ext.families.two_stage.runtime.model',
+    'two_stage_masks': 'mmdeploy_ext.families.two_stage.runtime.masks',
+    'two_stage_panoptic': 'mmdeploy_ext.families.two_stage.runtime.panoptic',
+    'two_stage_regions': 'mmdeploy_ext.families.two_stage.runtime.regions',
+    'yolact': 'mmdeploy_ext.families.yolact.runtime',
+}
+"""Name of a family -> module of what runs its files: see `runtime/consumers.py`."""

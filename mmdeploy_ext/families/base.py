@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # --help and messages about what is missing come without any 
     import numpy as np
     import torch
 
-    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.weights.checkpoint import Checkpoint
 
 
@@ -45,7 +45,7 @@ class Family(abc.ABC):
 
     Attributes:
         name: of the family, as the metadata keeps it.
-        task: module of `proof/tasks` that matches, draws and evaluates its results.
+        task: module of `proving/tasks` that matches, draws and evaluates its results.
         product: what its files hold: 'detector', or 'backbone' of one.
         samples: what it is run on: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused'
             frames of both.

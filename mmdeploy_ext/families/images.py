@@ -22,8 +22,8 @@ from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.building import build_without_weights, head_of
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
-from mmdeploy_ext.inputs.pictures import PreparedImage, PreprocessRule
-from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 from mmdeploy_ext.runtime.consumers import runtime_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
 
@@ -55,8 +55,8 @@ class ImageFamily(Family):
         forms: what its graphs may contain of the post-processing.
         own_options: what it has besides the options of every family of images.
         tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides of a whole
-            result; see `proof/near_ties.py`.
-        trial_rows: results in which every threshold decides of some, see `proof/levels/other_limits.py`.
+            result; see `proving/near_ties.py`.
+        trial_rows: results in which every threshold decides of some, see `proving/levels/other_limits.py`.
         first: name of the list of rows that the results are made from; '' where there is none.
         lowest_share: of a threshold of scores, where few candidates are chosen of the rows that pass it.
         shares_network: whether the modules of the network are the reference's own, so that only a file shows
@@ -172,7 +172,7 @@ class ImageFamily(Family):
     def rounded_choices(self, model: torch.nn.Module) -> Iterable[contextlib.AbstractContextManager[None]]:
         """Return contexts in which upstream's test path decides ties otherwise, besides those of an IoU.
 
-        A proof asks for the results in each where an engine's have no partner, see `proof/near_ties.py`.
+        A proof asks for the results in each where an engine's have no partner, see `proving/near_ties.py`.
         """
         return ()
 

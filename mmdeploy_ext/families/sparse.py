@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import SPARSE
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.families.base import BACKBONE, Family
-from mmdeploy_ext.inputs.points import VoxelRule
+from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.sparse.ir import Triple
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mmdeploy_ext.compare.rows import TensorRow
-from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.proving.rows import TensorRow
+from mmdeploy_ext.proving.tensors import compare_tensors
 
 
 def spec_of(model: onnx.ModelProto, rtol: float = DEFAULT_RTOL) -> GraphSpec:

@@ -12,11 +12,11 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.lint.marks import NOTHING, SHAPE_ONLY, VALUES_FROM_SIZES, Mark, Marks
 from mmdeploy_ext.lint.nested import leaves, tensors_in, without_sizes
 from mmdeploy_ext.lint.record import Recorder, mark_size, origins_of
 from mmdeploy_ext.lint.sites import caller
-from mmdeploy_ext.stack.import_hook import patched
 
 
 @dataclasses.dataclass

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.lint.nested import tensors_in
 from mmdeploy_ext.lint.record import Recorder
 from mmdeploy_ext.lint.sites import caller
-from mmdeploy_ext.stack.import_hook import patched
 
 OWN = {'_buffers', '_parameters', '_modules', '_non_persistent_buffers_set', 'training'}
 HOOKS = ('_forward', '_backward')

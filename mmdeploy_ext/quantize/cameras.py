@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
-from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
-from mmdeploy_ext.inputs.pictures import list_images, read_image
+from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
+from mmdeploy_ext.preprocess.pictures import list_images, read_image
 from mmdeploy_ext.quantize.images import CalibrationSet, calibration_images, evenly, image_files
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
 from mmdeploy_ext.runtime.consumers import runtime_of

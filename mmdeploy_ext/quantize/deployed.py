@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.deploy.sparse import trace
+from mmdeploy_ext.exporting.sparse_backbone import trace
 from mmdeploy_ext.quantize import PERCENTILE
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
 from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.deploy.deployment import Deployment
+    from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.families.sparse import SparseFamily
 
 SWAPPED = [0, 3, 2, 1]
@@ -63,7 +63,7 @@ def sweeps_of(
     deployment: Deployment, source: str | Path, order: str, limit: int = 0, root: str = ''
 ) -> Sweeps:
     """Return the voxels of a source's sweeps, as the config loads and voxelises them; see `Sweeps`."""
-    from mmdeploy_ext.inputs.points import voxelise
+    from mmdeploy_ext.preprocess.points import voxelise
 
     def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features, coordinates = voxelise(points, deployment.rule)

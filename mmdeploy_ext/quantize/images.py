@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, ModelFileError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.inputs.pictures import PreprocessRule, list_images, read_image
+from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
 from mmdeploy_ext.runtime.detect import BESIDE, make_feeds, prepare
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-"""The post-processing of a family outside of its graphs: its package of `runtime`, and the tool that runs it.
+"""The post-processing of a family outside of its graphs: its `runtime`, and the tool that runs it.
 
-`runtime/<family>/model.py` of a family of images has `detections(metadata, outputs, feeds)`, which returns
+`families/<family>/runtime` of a family of images has `detections(metadata, outputs, feeds)`, which returns
 results per image of what a file gave by name and was fed, and `RUNNERS`: form of a file -> the tool that
 draws its results. That of a family of frames or sweeps has `OPENS`, the class that runs the files of an
 export. Where one of these graphs is fed by the others and has the layers that `quantize.py` puts in INT8,
@@ -12,20 +12,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.families import RUNTIME_MODULES
+
 if TYPE_CHECKING:
     from types import ModuleType
-
-RUNTIME = 'mmdeploy_ext.runtime'
 
 
 def runtime_of(family: str) -> ModuleType | None:
     """Return the module of a family; None where there is none."""
-    try:
-        return importlib.import_module(f'{RUNTIME}.{family}.model')
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith(RUNTIME):
-            raise
-        return None
+    module = RUNTIME_MODULES.get(family)
+    return importlib.import_module(module) if module else None
 
 
 def runner_of(family: str, form: str) -> str:

@@ -13,7 +13,7 @@ from mmdeploy_ext.runtime.consumers import runtime_of
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.preprocess.pictures import PreparedImage
     from mmdeploy_ext.runtime.detections import Detections, Instances
 
 

@@ -22,7 +22,7 @@ from mmdeploy_ext.runtime.frames import invert_pose, not_rigid
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mmdeploy_ext.inputs.cameras import MultiViewRule
+    from mmdeploy_ext.preprocess.cameras import MultiViewRule
 
 INFOS = ('.pkl', '.json')
 MICROSECONDS = 1e6
@@ -145,7 +145,7 @@ class RigFrame:
         Raises:
             DataError: a file that is no picture, or none is there at all.
         """
-        from mmdeploy_ext.inputs.pictures import read_image
+        from mmdeploy_ext.preprocess.pictures import read_image
 
         found = [path and read_image(path) for path in self.pictures]
         there = next((picture for picture in found if picture is not None), None)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import DataError, PointsError, UsageError
 from mmdeploy_ext.core.files import check_regular
-from mmdeploy_ext.inputs.points import check_points as checked
+from mmdeploy_ext.preprocess.points import check_points as checked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -122,7 +122,7 @@ def plan_pictures(
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
             written.
     """
-    from mmdeploy_ext.inputs.pictures import list_images
+    from mmdeploy_ext.preprocess.pictures import list_images
 
     if out.suffix.lower() in OTHER_SUFFIXES and not out.is_dir():
         raise UsageError(f'--out {out}: expected a folder, or a .jpg or .png file for one image')
@@ -209,7 +209,7 @@ def check_file(path: str, metadata: Metadata, tool: str) -> None:
 def check_picture_graph(path: str, metadata: Metadata) -> None:
     """Refuse a file whose graph does not take one picture, or whose rule is not of one, by the key."""
     from mmdeploy_ext.contract.metadata_entries import damaged
-    from mmdeploy_ext.inputs.pictures import PreprocessRule
+    from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
     first = metadata.spec.inputs[0]
     if len(first.axes) != 4 or first.axes[1] != 3 or not first.dtype.startswith('float'):
@@ -221,7 +221,7 @@ def check_picture_graph(path: str, metadata: Metadata) -> None:
 
 def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr: float) -> dict[str, Any]:
     """Detect, draw and write one image; return its entry for the JSON file."""
-    from mmdeploy_ext.inputs.pictures import read_image
+    from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime import draw
     from mmdeploy_ext.runtime.detect import detect
     from mmdeploy_ext.runtime.detections import Instances

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import PointsError
-from mmdeploy_ext.inputs import voxel_hash
-from mmdeploy_ext.inputs.voxel_hash import LEAST_SLOTS, empty_slots
+from mmdeploy_ext.preprocess import voxel_hash
+from mmdeploy_ext.preprocess.voxel_hash import LEAST_SLOTS, empty_slots
 from mmdeploy_ext.sparse.plan import dense_output_shape
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmdeploy_ext.compat import numpy_checkpoint_globals
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.stack.compat import numpy_checkpoint_globals
 from mmdeploy_ext.weights.convert import mmdet3_names, rtdetr_names, solo_names, sources  # noqa: F401  (register)
 
 SHOWN_KEYS = 10

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-JUDGES = ('compare', 'engines', 'families', 'proof', 'runtime', 'stack')
+JUDGES = ('compat', 'consumers', 'engines', 'families', 'models', 'proving', 'runtime')
 """Packages that a verdict comes from; with those of the family."""
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
-from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.zoo.configs import Config, without_augmentation
 from mmdeploy_ext.zoo.record import FILES, NOT_PROVEN, Outcome, Record, failure
 from mmdeploy_ext.zoo.rules import files_digest, proof_rules
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.proof.verdict import Verdict
+    from mmdeploy_ext.proving.verdict import Verdict
 
 WEIGHTS = 'seeded weights'
 """What stands for the path of a checkpoint."""

@@ -27,14 +27,14 @@ SCRIPTS = {
     'test': 'tools/test.py',
     'run': 'tools/onnx/onnx_with_postprocess.py',
 }
-APPS = {name: f'mmdeploy_ext.apps.{name}_app' for name in ('export', 'verify', 'test')}
+APPS = {name: f'mmdeploy_ext.cli.{name}_app' for name in ('export', 'verify', 'test')}
 CLASSES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 NOBODY = 65534
 
 
 def register():
     """Import the families, as the scripts do."""
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
@@ -188,7 +188,7 @@ class Bench:
 def toy_onnx(tmp_path_factory) -> Path:
     """Export the toy model once, with the tool."""
     path = tmp_path_factory.mktemp('toy') / 'toy.onnx'
-    from mmdeploy_ext.apps import export_app
+    from mmdeploy_ext.cli import export_app
 
     assert export_app.main(register, [CONFIG, CHECKPOINT, '--output-file', str(path), '--shape', '128']) == 0
     return path

@@ -10,11 +10,11 @@ import torch
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.synthetic.seeded_solo import seeded_weights
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert.rtdetr import DENOISING
 from mmdeploy_ext.weights.convert.solo_names import original_name
 from model_shapes import model_shapes
-from projects.toydata.seeded_solo import seeded_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOLO = REPOSITORY / 'configs/demo/solov2_toy.py'

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 import toy_bevfusion
-from mmdeploy_ext.apps import export_app
+from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError, ShapeError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES, checked, spread_out
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, checked, spread_out
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 GOLDEN = Path(__file__).resolve().parents[3] / 'shared/golden/bevfusion/state_dict_swint.json'
 
 
 def register():
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +31,8 @@ def rule(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def frame(rule):
-    from projects.mmdet3d_plugin.bevfusion.samples import generated
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.bevfusion.samples import generated
 
     return next(generated(rule, 1))
 

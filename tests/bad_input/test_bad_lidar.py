@@ -6,9 +6,9 @@ import pytest
 import toy_anchor3d
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, PointsError
+from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.points import read_points
 from mmdeploy_ext.zoo.configs import installed
@@ -64,7 +64,7 @@ def test_points_that_cannot_be_are_refused_alike_by_both_engines(kind, change, m
 
 @pytest.mark.parametrize('kind', ['kitti', 'voxels', 'dynamic'])
 def test_a_sweep_of_more_voxels_than_the_maximum_gives_the_same_boxes(kind):
-    from mmdeploy_ext.inputs.points import voxelise
+    from mmdeploy_ext.preprocess.points import voxelise
 
     deployment, folder, *_ = toy_anchor3d.exported(kind)
     points = sweep(2, 6000, spread=1.1)

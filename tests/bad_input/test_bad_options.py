@@ -112,7 +112,7 @@ def test_an_image_that_cannot_be_read_is_refused_by_name(make, words, option, be
 
 def test_an_image_without_permission_is_refused(public_folder, without_privileges):
     from mmdeploy_ext.core.errors import ImageError
-    from mmdeploy_ext.inputs.pictures import read_image
+    from mmdeploy_ext.preprocess.pictures import read_image
 
     path = public_folder / 'picture.png'
     path.write_bytes(TOY_IMAGE.read_bytes())

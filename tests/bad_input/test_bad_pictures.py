@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import picture_faults
-from mmdeploy_ext.apps import run_app
+from mmdeploy_ext.cli import run_app
 from mmdeploy_ext.core.errors import ImageError
-from mmdeploy_ext.inputs.image_headers import size_in_header
-from mmdeploy_ext.inputs.pictures import list_images, read_image
+from mmdeploy_ext.preprocess.image_headers import size_in_header
+from mmdeploy_ext.preprocess.pictures import list_images, read_image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = str(REPOSITORY / 'demo/atss_toy.onnx')
@@ -108,9 +108,8 @@ def test_a_single_bad_picture_is_refused(folder, capsys):
 
 @pytest.mark.parametrize('captured', [True, False])
 def test_a_jpeg_that_is_damaged_in_the_middle_is_refused(folder, captured, capfd):
-    script = (
-        f'from mmdeploy_ext.inputs.pictures import read_image; read_image({str(folder / "d_damaged.jpg")!r})'
-    )
+    script = 'from mmdeploy_ext.preprocess.pictures import read_image; '
+    script += f'read_image({str(folder / "d_damaged.jpg")!r})'
     if captured:
         with capfd.disabled(), pytest.raises(ImageError, match=r'd_damaged\.jpg: is damaged \(Corrupt JPEG'):
             read_image(folder / 'd_damaged.jpg')

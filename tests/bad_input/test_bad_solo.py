@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.synthetic.seeded_solo import seeded_weights
 from mmdeploy_ext.weights.convert.solo_names import original_name
-from projects.toydata.seeded_solo import seeded_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOLO = REPOSITORY / 'configs/demo/solov2_toy.py'
@@ -19,7 +19,7 @@ COMMAND = 'tools/convert/solo_wxinlong.py'
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def weights_of(config, rename=lambda key: key):
@@ -47,7 +47,7 @@ def solo(bench, solo_weights):
 @pytest.fixture(scope='module')
 def solo_onnx(tmp_path_factory, solo_weights):
     """Export the toy SOLOv2 once, with a cap that every picture exceeds."""
-    from mmdeploy_ext.apps import export_app
+    from mmdeploy_ext.cli import export_app
 
     folder = tmp_path_factory.mktemp('solo')
     torch.save(dict(state_dict=solo_weights), folder / 'solo.pth')

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.apps.options import parse_cfg_options
+from mmdeploy_ext.cli.options import parse_cfg_options
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.evaluate import evaluation

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmdeploy_ext.stack import compat
-from projects.toydata.coco import ensure_toy_coco
-from projects.toydata.shapes import CLASSES
+from mmdeploy_ext import compat
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.synthetic.shapes import CLASSES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = REPOSITORY / 'demo' / 'checkpoints'

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import toy_rtdetr
-from projects.toydata.coco import ensure_toy_coco
-from projects.toydata.shapes import CLASSES
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.synthetic.shapes import CLASSES
 
 CHECKPOINTS = toy_rtdetr.REPO / 'demo/checkpoints'
 CHECKPOINT = CHECKPOINTS / 'rtdetr_toy.pth'

@@ -13,9 +13,9 @@ from mmdet.datasets import build_dataloader, build_dataset
 from mmdet.models import build_detector
 
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.synthetic.shapes import CLASSES
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
-from projects.toydata.coco import ensure_toy_coco
-from projects.toydata.shapes import CLASSES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = REPOSITORY / 'demo' / 'checkpoints'

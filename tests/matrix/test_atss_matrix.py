@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import EngineError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.inputs.pictures import list_images, read_image
-from mmdeploy_ext.proof.ladder import prove
-from projects.toydata import coco
-from projects.toydata.seeded import fill_seeded, normalised_deviation
+from mmdeploy_ext.preprocess.pictures import list_images, read_image
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.synthetic import coco
+from mmdeploy_ext.synthetic.seeded import fill_seeded, normalised_deviation
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 REPO = Path(__file__).resolve().parents[2]

@@ -9,11 +9,11 @@ import torch
 import bevfusion_golden
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.runtime.bevfusion_det.moments import moment
+from mmdeploy_ext.families.bevfusion.runtime.moments import moment
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import FusedFrame, invert_pose
 from mmdeploy_ext.runtime.infos import RigFrame
 from real_nuscenes import NUSCENES

@@ -38,8 +38,8 @@ TYPED = (
         {'--frames 120': '--frames 12', ' CKPT ': ' {stream} '},
     ),
     (r'python tools/demo/streampetr_video.py', {}),
-    (r'python -m mmdeploy_ext.apps.dump_app (list|show|compare)', {}),
-    (r'python -m mmdeploy_ext.stack.doctor', {}),
+    (r'python -m mmdeploy_ext.cli.dump_app (list|show|compare)', {}),
+    (r'python -m mmdeploy_ext.compat.doctor', {}),
     (
         r'python tools/deployment/quantize.py (demo/atss_toy|work_dirs/(int8/)?atss|work_dirs/stream_toy)',
         {'data/coco/': 'data/toy_coco/'},

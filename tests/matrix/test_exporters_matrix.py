@@ -14,8 +14,8 @@ REPO = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(('name', 'form'), [(name, form) for name, model in exporters.MODELS.items()
                                             for form in model.forms])
 def test_the_dynamo_exporter_is_proven(name, form, opset, tmp_path):
-    import projects.mmdet3d_plugin
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     model = exporters.MODELS[name]
     export = exporters.Export(model, REPO, REPO / 'demo/toy.jpg')

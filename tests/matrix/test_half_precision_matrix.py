@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.apps import test_app, verify_app
+from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.proof.half import BARS, METRIC
-from projects.toydata.coco import ensure_toy_coco
+from mmdeploy_ext.proving.half import BARS, METRIC
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 REPO = Path(__file__).resolve().parents[2]
@@ -21,8 +21,8 @@ FP16 = 'backend_config.precision=fp16'
 
 
 def register():
-    import projects.mmdet3d_plugin
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -35,8 +35,9 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
-    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
-    from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+    from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
 
     root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
     ensure_toy_nuscenes(root, Options(train_scenes=1), jobs=1, quiet=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.apps import quantize_app, test_app
+from mmdeploy_ext.cli import quantize_app, test_app
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.inputs.pictures import read_image
-from projects.toydata.coco import ensure_toy_coco
-from projects.toydata.seeded import write_seeded
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
+from mmdeploy_ext.synthetic.seeded import write_seeded
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]
 REPO = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ TOYS = {'atss_toy': ('bbox', 'bbox_mAP'), 'solov2_toy': ('segm', 'segm_mAP')}
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def has_vnni():

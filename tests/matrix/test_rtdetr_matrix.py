@@ -7,11 +7,11 @@ import torch
 import rtdetr_golden as golden
 import toy_rtdetr
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
-from mmdeploy_ext.deploy import deployment as deploy
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.inputs.pictures import other_view
-from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.inputs.pictures import other_view
+from mmdeploy_ext.proving.ladder import prove
 
 pytestmark = pytest.mark.matrix
 

@@ -10,9 +10,9 @@ import mmdet
 import pytest
 
 from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.synthetic.seeded import fill_seeded, normalisation
+from mmdeploy_ext.synthetic.seeded_dense import build_student, calibration_of, known
 from mmdeploy_ext.zoo import configs
-from projects.toydata.seeded import fill_seeded, normalisation
-from projects.toydata.seeded_dense import build_student, calibration_of, known
 from seeded_results import CALM, amplified, find
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1200)]

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.inputs.pictures import list_images, read_image
-from mmdeploy_ext.proof.ladder import prove
-from projects.toydata import coco
-from projects.toydata.seeded_solo import seeded_image, seeded_weights
+from mmdeploy_ext.preprocess.pictures import list_images, read_image
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.synthetic import coco
+from mmdeploy_ext.synthetic.seeded_solo import seeded_image, seeded_weights
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 REPO = Path(__file__).resolve().parents[2]

@@ -5,21 +5,21 @@ import dataclasses
 import pytest
 import torch
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import real_nuscenes
 import streampetr_seeded as seeded
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proof import ladder
-from mmdeploy_ext.proof.inputs.samples import proof_samples
-from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
-from mmdeploy_ext.proof.levels.frames import output_spec
-from mmdeploy_ext.proof.levels.sequence import FULL_DRIVE, SHORT_DRIVE
-from mmdeploy_ext.proof.views.table import failure_reasons
+from mmdeploy_ext.proving import ladder
+from mmdeploy_ext.proving.inputs.samples import proof_samples
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.proving.levels.frames import output_spec
+from mmdeploy_ext.proving.levels.sequence import FULL_DRIVE, SHORT_DRIVE
+from mmdeploy_ext.proving.views.table import failure_reasons
 from proofs import run_far
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

@@ -5,14 +5,14 @@ import gc
 import pytest
 import torch
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import find_family
-from projects.toydata import coco
+from mmdeploy_ext.synthetic import coco
 from toy_engines import package
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

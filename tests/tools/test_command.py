@@ -12,7 +12,7 @@ import pytest
 import installed_wheel
 import toy_centerpoint
 from mmdeploy_ext import __version__
-from mmdeploy_ext.apps import command
+from mmdeploy_ext.cli import command
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import sha256_file
 
@@ -222,9 +222,9 @@ def test_an_installed_package_in_a_checkout_hands_over_to_its_code(tmp_path):
     """The families are those of the checkout, and so is all else: no two versions in one process."""
     package = tmp_path / 'site' / 'mmdeploy_ext'
     shutil.copytree(REPOSITORY / 'mmdeploy_ext', package, ignore=shutil.ignore_patterns('__pycache__'))
-    (package / 'apps/export_app.py').write_text('raise SystemExit("the installed one")')
+    (package / 'cli/export_app.py').write_text('raise SystemExit("the installed one")')
     code = (
-        f'import sys; sys.path.insert(0, {str(tmp_path / "site")!r}); from mmdeploy_ext.apps import command; '
+        f'import sys; sys.path.insert(0, {str(tmp_path / "site")!r}); from mmdeploy_ext.cli import command; '
     )
     words = [sys.executable, '-P', '-c', code + 'sys.exit(command.main(["export", "--help"]))']
     for folder, expected in ((REPOSITORY, 'usage: mm2onnx export '), (tmp_path, 'the installed one')):

@@ -93,10 +93,10 @@ def test_a_config_that_uses_its_bases_is_refused_by_the_same_line(config3):
 @pytest.mark.matrix
 def test_a_checkpoint_of_mmdet_3_ends_in_a_proven_file(tmp_path, capsys):
     """Translate the config, convert the file that mmengine's Runner writes, export and verify."""
-    import projects.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.apps.export_app import main as export
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.cli.export_app import main as export
     from mmdeploy_ext.families.base import find_family
-    from projects.toydata.seeded import seeded_model
+    from mmdeploy_ext.synthetic.seeded import seeded_model
 
     config3, config2 = tmp_path / 'detr3.py', tmp_path / 'detr2.py'
     source, target = tmp_path / 'epoch_12.pth', tmp_path / 'detr2.pth'

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mmdeploy_ext.apps import export_app, test_app
+from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
 
@@ -25,12 +25,12 @@ CHECKPOINTS = REPO / 'demo/checkpoints'
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    from projects.toydata.coco import ensure_toy_coco
+    from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
     root = tmp_path_factory.mktemp('data') / 'toy'
     ensure_toy_coco(root, train_images=1, quiet=True)
@@ -80,7 +80,7 @@ def test_a_file_of_another_pad_value_is_not_proven(tmp_path, capsys):
     pad = 'data.test.pipeline.1.transforms.2.pad_val.img=0.0,0.0,0.0'
     argv = [config, checkpoint, '--output-file', model, '--shape', '128', '128', '--cfg-options', pad]
     assert export_app.main(register, argv) == 0
-    from mmdeploy_ext.apps import verify_app
+    from mmdeploy_ext.cli import verify_app
 
     assert verify_app.main(register, [config, checkpoint, model]) == 1
     assert 'preprocessing' in capsys.readouterr().out

@@ -11,14 +11,14 @@ import torch
 
 import toy_scn_family
 import toy_seeded as seeded
-from mmdeploy_ext.apps import info_app
-from mmdeploy_ext.apps.export_scn_app import main
+from mmdeploy_ext.cli import info_app
+from mmdeploy_ext.cli.export_scn_app import main
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy import sparse as deploy
-from mmdeploy_ext.deploy.deployment import load
+from mmdeploy_ext.exporting import sparse_backbone as deploy
+from mmdeploy_ext.exporting.deployment import load
 from mmdeploy_ext.families.base import BACKBONE, find_family
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.levels.sparse_structure import compare_node_lists
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.levels.sparse_structure import compare_node_lists
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.fold import fold
@@ -498,7 +498,7 @@ PREFIXES = dict(bevfusion='encoders.lidar.backbone.', centerpoint='backbone.')
 @pytest.fixture(scope='module')
 def full_models(tmp_path_factory):
     """Return network -> config, checkpoint with the goldens' weights, ranges by the goldens' rule."""
-    import projects.mmdet3d_plugin.sparse_backbone  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
     folder, found = tmp_path_factory.mktemp('full'), {}
     for net, prefix in PREFIXES.items():

@@ -15,11 +15,11 @@ import toy_atss
 from docs._pages.exporters import page as exporters_page
 from docs._pages.exporters import tool as exporters_tool
 from docs._pages.exporters.rows import MODELS, Row
-from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import exporter, functional
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
 
 REPO = Path(__file__).resolve().parents[2]
 PAGE = f'# Title\n\n{exporters_page.BEGIN}\n{{}}\n{exporters_page.END}\nafter\n'
@@ -28,7 +28,7 @@ REASON = '1. ATSS raw, dynamo: an old reason'
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def run(*arguments):

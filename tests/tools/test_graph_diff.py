@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import toy_faults
-from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.cli.graph_app import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
@@ -18,7 +18,7 @@ CHECKPOINT = str(REPOSITORY / 'demo/checkpoints/atss_toy.pth')
 
 
 def register() -> None:
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +70,7 @@ def test_a_file_that_lacks_an_output_of_its_contract_differs_from_its_checkpoint
 
 def test_two_files_need_no_torch(exported, broken):
     code = (
-        'import sys; sys.modules["torch"] = None; from mmdeploy_ext.apps.graph_app import main; '
+        'import sys; sys.modules["torch"] = None; from mmdeploy_ext.cli.graph_app import main; '
         f'sys.exit(main(["diff", {exported!r}, {broken!r}]))'
     )
     done = subprocess.run(

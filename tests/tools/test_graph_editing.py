@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.graph.io import files
 from scn_files import golden_model
 from toy_graphs import FOREIGN, conv_net, foreign

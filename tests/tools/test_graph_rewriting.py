@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, external_data_helper, helper
 
-from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.graph.io import files
 from scn_files import golden_model
 from toy_chain import chain

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.sparse.show import columns, sparse_layers
 from scn_files import golden_model, node_of, set_attribute
 
@@ -195,7 +195,7 @@ def test_the_tool_runs_where_neither_torch_nor_mmcv_is(sparse):
         "        if name.split('.')[0] in ('torch', 'mmcv', 'mmdet', 'mmdet3d', 'spconv'):\n"
         "            raise ModuleNotFoundError('blocked: ' + name, name=name)\n"
         'sys.meta_path.insert(0, Blocker())\n'
-        'from mmdeploy_ext.apps.graph_app import main\n'
+        'from mmdeploy_ext.cli.graph_app import main\n'
         "sys.exit(main(['check-scn', sys.argv[1]]) or main(['show', sys.argv[1]]))\n"
     )
     done = subprocess.run(

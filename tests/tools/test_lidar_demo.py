@@ -5,7 +5,7 @@ import pytest
 
 import toy_anchor3d
 import toy_centerpoint
-from mmdeploy_ext.apps import lidar_demo_app
+from mmdeploy_ext.cli import lidar_demo_app
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +93,7 @@ def test_a_model_of_images_is_refused(sweep, tmp_path, capsys):
     words += ['--checkpoint', str(REPO / 'demo/checkpoints/atss_toy.pth'), '--out', str(tmp_path / 'x.png')]
 
     def register():
-        import projects.mmdet_plugin  # noqa: F401
+        import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     assert lidar_demo_app.main(register, words) == 2
     assert 'takes no LiDAR sweep alone' in capsys.readouterr().err

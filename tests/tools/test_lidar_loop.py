@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from mmdeploy_ext.apps import check_autoware_app, export_app, test_app, verify_app
+from mmdeploy_ext.cli import check_autoware_app, export_app, test_app, verify_app
 from mmdeploy_ext.core.dump import list_samples
 from mmdeploy_ext.core.files import read_json
 from toy_atss import REPO
@@ -23,13 +23,14 @@ CONFIG, PTH, ONNX, CHECKPOINT = files('centerpoint_toy', 'BEVFusion')
 
 
 def register():
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
-    from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+    from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
 
     root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
     options = Options(train_scenes=1, val_scenes=1, frames=FRAMES, image_size=(32, 32))

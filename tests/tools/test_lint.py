@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.apps.lint_app import main
+from mmdeploy_ext.cli.lint_app import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')
@@ -27,7 +27,7 @@ class BrightnessResNet(ResNet):
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def lint(*words):

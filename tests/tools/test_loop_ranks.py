@@ -18,7 +18,7 @@ def assert_both_say(ended, status, message):
 
 
 def test_a_folder_that_only_the_first_rank_cannot_write(tmp_path):
-    from projects.toydata.coco import ensure_toy_coco
+    from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
     root = tmp_path / 'toy'
     ensure_toy_coco(root, train_images=1, val_images=2)
@@ -48,8 +48,9 @@ def test_files_that_only_the_first_rank_reads(tmp_path, nuscenes_words):
 
 @pytest.fixture
 def nuscenes_words(tmp_path):
-    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
-    from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+    from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
 
     root = tmp_path / 'toy_nuscenes'
     ensure_toy_nuscenes(root, Options(train_scenes=1, val_scenes=1, frames=2), jobs=1, quiet=True)

@@ -10,8 +10,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULES = {
-    'seeded': 'projects.toydata.seeded',
-    'dump': 'mmdeploy_ext.apps.dump_app',
+    'seeded': 'mmdeploy_ext.synthetic.seeded',
+    'dump': 'mmdeploy_ext.cli.dump_app',
 }
 SCRIPTS = {
     name: REPOSITORY / 'tools' / path

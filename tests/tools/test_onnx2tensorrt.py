@@ -5,8 +5,8 @@ import json
 import onnx
 import pytest
 
-from mmdeploy_ext.apps import tensorrt_table
-from mmdeploy_ext.apps.tensorrt_app import main
+from mmdeploy_ext.cli import tensorrt_table
+from mmdeploy_ext.cli.tensorrt_app import main
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 from mmdeploy_ext.engines.tensorrt.file import read_record
 from toy_atss import REPO, export_toy, load_toy

@@ -16,16 +16,16 @@ import torch
 from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families import mmdet_plugin  # noqa: F401  (registers the families)
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.tasks.bbox2d import match_detections
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.detections import Detections
-from projects import mmdet_plugin  # noqa: F401  (registers the families)
-from projects.toydata import coco
-from projects.toydata.seeded import fill_seeded
+from mmdeploy_ext.synthetic import coco
+from mmdeploy_ext.synthetic.seeded import fill_seeded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = str(REPOSITORY / 'configs/demo/atss_toy.py')

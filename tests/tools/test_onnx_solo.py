@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from instances_json import decoded
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.tasks.mask import match_detections
-from projects.toydata import coco
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.tasks.mask import match_detections
+from mmdeploy_ext.synthetic import coco
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / 'tools/onnx/onnx_solo.py'

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.apps import export_app, run_app, test_app, verify_app
+from mmdeploy_ext.cli import export_app, run_app, test_app, verify_app
 from mmdeploy_ext.core.files import read_json
 from toy_atss import PICTURE, REPO
 
@@ -16,12 +16,12 @@ CONFIG = str(REPO / 'configs/demo/panoptic_fpn_toy.py')
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def data_of(root, count):
     """Make a set of so many pictures; return the options that name it."""
-    from projects.toydata.panoptic import ensure_toy_panoptic
+    from mmdeploy_ext.synthetic.panoptic import ensure_toy_panoptic
 
     ensure_toy_panoptic(root, train_images=1, val_images=count, quiet=True)
     return [

@@ -8,8 +8,8 @@ import sys
 import onnx
 import pytest
 
-from mmdeploy_ext.apps import test_app
-from mmdeploy_ext.apps.quantize_app import main
+from mmdeploy_ext.cli import test_app
+from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import read_json, sha256_file
@@ -25,7 +25,7 @@ LAYERS, LAST = 35, 3
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    from projects.toydata.coco import ensure_toy_coco
+    from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
     root = tmp_path_factory.mktemp('data') / 'toy'
     ensure_toy_coco(root, train_images=8, val_images=12)
@@ -123,7 +123,7 @@ def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tm
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def test_a_stale_int8_file_is_not_written_over(int8, data, tmp_path, capsys):
@@ -240,7 +240,7 @@ def test_it_runs_where_torch_and_mmcv_are_missing(data, tmp_path):
         "        if name.split('.')[0] in ('torch', 'mmcv', 'mmdet'):\n"
         "            raise ModuleNotFoundError('blocked: ' + name, name=name)\n"
         'sys.meta_path.insert(0, Blocker())\n'
-        'from mmdeploy_ext.apps.quantize_app import main\n'
+        'from mmdeploy_ext.cli.quantize_app import main\n'
         'sys.exit(main(sys.argv[1:]))\n'
     )
     output = tmp_path / 'out.onnx'

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.apps.quantize_app import main
+from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.runtime.detect import make_feeds, prepare
 from toy_atss import PICTURE, REPO
@@ -25,7 +25,7 @@ HOW = 'needs NNCF and OpenVINO: pip install openvino nncf -c requirements-lock.t
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    from projects.toydata.coco import ensure_toy_coco
+    from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
     root = tmp_path_factory.mktemp('data') / 'toy'
     ensure_toy_coco(root, train_images=32, val_images=1)

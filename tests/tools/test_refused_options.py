@@ -2,9 +2,9 @@
 
 import pytest
 
-from mmdeploy_ext.apps import benchmark_app, export_app, test_app, verify_app
-from mmdeploy_ext.apps.lint_app import main as lint
-from mmdeploy_ext.apps.options import refuse_given
+from mmdeploy_ext.cli import benchmark_app, export_app, test_app, verify_app
+from mmdeploy_ext.cli.lint_app import main as lint
+from mmdeploy_ext.cli.options import refuse_given
 from mmdeploy_ext.core.errors import UsageError
 from toy_atss import REPO
 
@@ -21,8 +21,8 @@ UNREAD = str(REPO / 'README.md')
 
 
 def register():
-    import projects.mmdet3d_plugin
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def refusal(main, words, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 import toy_rtdetr
 from mmdeploy_ext.core.dump import list_samples, load_dump
-from projects.toydata.coco import ensure_toy_coco
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
 SAMPLES = 3
 

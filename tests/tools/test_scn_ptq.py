@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import toy_scn_family
-from mmdeploy_ext.apps import ranges as shared
-from mmdeploy_ext.apps.scn_ptq_app import main
+from mmdeploy_ext.cli import ranges as shared
+from mmdeploy_ext.cli.scn_ptq_app import main
 from mmdeploy_ext.sparse.ranges import Ranges
 
 

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 import toy_stream_files as files
-from mmdeploy_ext.apps import export_app, test_app, verify_app
+from mmdeploy_ext.cli import export_app, test_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump
-from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 
 GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 
 
 def register():
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
@@ -121,10 +121,10 @@ def test_fork_version_may_come_from_the_command_line(folder, tmp_path):
 def test_dumping_keeps_no_tensor_of_frames_that_are_done(folder, tmp_path):
     """Memory use must not grow with the number of frames: count what is alive after each of them."""
     from mmdeploy_ext.core.dump import DumpWriter
-    from mmdeploy_ext.deploy import deployment as deploy
     from mmdeploy_ext.evaluate.detector import FrameDetector
     from mmdeploy_ext.evaluate.evaluation import build_dataset
     from mmdeploy_ext.evaluate.loop import run_dataset
+    from mmdeploy_ext.exporting import deployment as deploy
 
     deployment = deploy.load(str(folder / 'toy_stream.py'), str(folder / 'toy.pth'))
     family = deployment.family

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mmdeploy_ext.apps import dump_app, test_app
+from mmdeploy_ext.cli import dump_app, test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 from rank_processes import run_ranks
@@ -20,13 +20,14 @@ SCENES, FRAMES = 2, 4
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
-    from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+    from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
 
     root = tmp_path_factory.mktemp('data') / 'toy_nuscenes'
     options = Options(train_scenes=1, val_scenes=SCENES, frames=FRAMES)
@@ -205,7 +206,7 @@ def test_settings_that_cannot_be_are_one_line(options, message, data, tmp_path, 
 
 
 def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
-    from mmdeploy_ext.apps import verify_app
+    from mmdeploy_ext.cli import verify_app
 
     folder = str(onnx_run / 'stream_petr_toy_deploy')
     options = ['--eval', 'bbox', '--frames', '4', '--json', str(tmp_path / 'verdict.json')]
@@ -217,7 +218,7 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
 
 
 def test_verify_takes_the_frames_of_an_info_file(onnx_run, data, tmp_path):
-    from mmdeploy_ext.apps import verify_app
+    from mmdeploy_ext.cli import verify_app
 
     folder, infos = str(onnx_run / 'stream_petr_toy_deploy'), data[0].partition('=')[2]
     options = ['--images', infos, '--frames', '2', '--json', str(tmp_path / 'verdict.json')]
@@ -228,7 +229,7 @@ def test_verify_takes_the_frames_of_an_info_file(onnx_run, data, tmp_path):
 
 def test_far_from_the_origin_a_dump_is_as_coarse_as_pytorchs_own_memory():
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-    from mmdeploy_ext.proof.against_dump import far_spec
+    from mmdeploy_ext.proving.against_dump import far_spec
 
     groups = (ColumnGroup('xyz', (0,), 'm', atol=5e-3), ColumnGroup('log size', (1,), atol=1e-3))
     spec = GraphSpec('x', (), (TensorSpec('all_bbox_preds', 'float32', (1, 2), groups=groups),))

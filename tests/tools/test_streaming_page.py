@@ -12,11 +12,11 @@ from test_streampetr_video import write_dataset
 import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
-from mmdeploy_ext.apps import command
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.cli import command
 from mmdeploy_ext.evaluate.loop import DatasetFrames
-from mmdeploy_ext.inputs.cameras import rule_from_pipeline
-from mmdeploy_ext.proof.tasks.bbox3d import match_detections
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.cameras import rule_from_pipeline
+from mmdeploy_ext.proving.tasks.bbox3d import match_detections
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
 PAGE = Path(__file__).resolve().parents[2] / 'docs/streaming.md'

@@ -11,8 +11,8 @@ import torch
 
 import toy_streampetr
 import toy_streampetr_export as toy
-from mmdeploy_ext.apps import video_app
-from mmdeploy_ext.inputs.cameras import CAMERAS
+from mmdeploy_ext.cli import video_app
+from mmdeploy_ext.preprocess.cameras import CAMERAS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIG = """

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mmdeploy_ext.apps import test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 from rank_processes import run_ranks
@@ -21,12 +21,12 @@ SAMPLES = 12
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    from projects.toydata.coco import ensure_toy_coco
+    from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
     root = tmp_path_factory.mktemp('data') / 'toy'
     ensure_toy_coco(root, train_images=1, val_images=SAMPLES)
@@ -154,7 +154,7 @@ def test_pth_results_equal_mmdet_own_test_loop(pth_run, data):
     from mmcv.parallel import MMDataParallel
     from mmdet.apis import single_gpu_test
 
-    from mmdeploy_ext.apps.options import parse_cfg_options
+    from mmdeploy_ext.cli.options import parse_cfg_options
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.evaluate import evaluation
     from toy_atss import load_toy

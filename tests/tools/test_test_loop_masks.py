@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.apps import test_app
+from mmdeploy_ext.cli import test_app
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.files import read_json
 
@@ -19,7 +19,7 @@ TOYS = dict(solov2_toy={'scores', 'cate_pred'}, mask_rcnn_toy={'dets', 'scale_fa
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    from projects.toydata.coco import ensure_toy_coco
+    from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 
     root = tmp_path_factory.mktemp('data') / 'toy'
     ensure_toy_coco(root, train_images=1, val_images=SAMPLES)
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 @pytest.fixture(scope='module', params=TOYS)

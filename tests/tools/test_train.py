@@ -2,7 +2,7 @@
 
 import pytest
 
-from projects.toydata.coco import ensure_toy_coco
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco
 from train_tool import REPOSITORY, load_tool, train
 
 CONFIG = 'configs/demo/atss_toy.py'

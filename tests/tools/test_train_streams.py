@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
-from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
 from train_tool import REPOSITORY, train
 
 CONFIG = """

@@ -14,7 +14,7 @@ import mmcv
 import pytest
 
 from docs._pages.zoo import page
-from mmdeploy_ext.apps import zoo_app
+from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
@@ -34,12 +34,12 @@ data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), flips]))
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def seeded(cfg, family):
     """Return a model with seeded weights; configs whose name says so end badly."""
-    from projects.toydata.seeded import seeded_model
+    from mmdeploy_ext.synthetic.seeded import seeded_model
 
     name = Path(cfg.filename).stem
     if name == 'killed':
@@ -259,7 +259,7 @@ def test_lidar_detectors_of_mmdet3d_have_a_section_of_their_own(zoo):
 
 def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path, monkeypatch):
     import toy_anchor3d
-    from projects.toydata.seeded import seeded_model
+    from mmdeploy_ext.synthetic.seeded import seeded_model
 
     toy_anchor3d.register()
     path = toy_anchor3d.write_config(tmp_path, 'kitti')
@@ -308,7 +308,7 @@ def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
 
 
 def test_a_size_that_a_network_does_not_take_is_enlarged():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     cfg = load_config(str(configs.installed() / 'ssd/ssd512_coco.py'))
     family = find_family(cfg, DETECTOR)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from docs._pages.exporters.tool import main
 from mmdeploy_ext.core.cli import imports
 
-register = imports('projects.mmdet3d_plugin', 'projects.mmdet_plugin')
+register = imports('mmdeploy_ext.families.mmdet3d_plugin', 'mmdeploy_ext.families.mmdet_plugin')
 
 if __name__ == '__main__':
     sys.exit(main(register))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext.apps.zoo_app import main
+from mmdeploy_ext.cli.zoo_app import main
 from mmdeploy_ext.core.cli import imports
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.families.base import Family
 
-register = imports('projects.mmdet3d_plugin', 'projects.mmdet_plugin')
+register = imports('mmdeploy_ext.families.mmdet3d_plugin', 'mmdeploy_ext.families.mmdet_plugin')
 
 
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
     """Return the detector of a config with seeded weights."""
-    from projects.toydata.seeded import seeded_model
+    from mmdeploy_ext.synthetic.seeded import seeded_model
 
     return seeded_model(cfg, family)
 

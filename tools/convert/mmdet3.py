@@ -12,9 +12,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.stack import compat
 
 
 class Parser(cli.ArgumentParser):
@@ -31,7 +31,7 @@ class Parser(cli.ArgumentParser):
 def convert(args: argparse.Namespace) -> int:
     """Convert the checkpoint or the config."""
     compat.apply()
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
 
     target = args.out_file

@@ -12,16 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext.apps import options as shared
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.stack import compat
 
 
 def convert(args: argparse.Namespace) -> int:
     """Read, rename, account for every key, write."""
     compat.apply()
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.weights.convert.rtdetr import convert_file
 
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))

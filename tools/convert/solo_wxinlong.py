@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.stack import compat
 
 
 def convert(args: argparse.Namespace) -> int:

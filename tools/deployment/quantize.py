@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext.apps.quantize_app import main
+from mmdeploy_ext.cli.quantize_app import main
 
 if __name__ == '__main__':
     sys.exit(main())

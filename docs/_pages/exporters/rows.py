@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.contract.option import Options
-    from mmdeploy_ext.inputs.pictures import PreparedImage
+    from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 EXPORTERS = ('torchscript', 'dynamo')
 ENGINE = DEFAULT.runner_options(threads=1)
@@ -96,9 +96,9 @@ class Export:
             root: of the repository.
             picture: what models of single images are traced and run with.
         """
-        from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.inputs.pictures import read_image
-        from mmdeploy_ext.proof.inputs.synthetic_drive import synthetic_drive
+        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.preprocess.pictures import read_image
+        from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
 
         self.deployment = deploy.load(str(root / model.config), str(root / model.checkpoint))
         self.of_images = self.deployment.family.samples == 'images'
@@ -109,8 +109,8 @@ class Export:
 
     def write(self, form: str, exporter: str, opset: int, folder: Path) -> list[str]:
         """Export, with dynamic axes where the family has them; return the files."""
-        from mmdeploy_ext.deploy import deployment as deploy
-        from mmdeploy_ext.deploy.files import export_files
+        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.files import export_files
 
         deployment, name = self.deployment, f'{form}-{exporter}-{opset}'
         choose = functools.partial(deployment.family.choose, exporter=exporter, opset=opset)
@@ -127,13 +127,13 @@ class Export:
 
     def _prepared(self, options: Options) -> PreparedImage:
         """Return the picture in the size of an export."""
-        from mmdeploy_ext.deploy.deployment import prepare_fixed
+        from mmdeploy_ext.exporting.deployment import prepare_fixed
 
         return prepare_fixed(self.deployment.rule, self.samples[0][1], options.height, options.width)
 
     def prove(self, paths: Sequence[str]) -> Any:
         """Return the verdict of the ladder, which feeds inputs that the export never saw."""
-        from mmdeploy_ext.proof.ladder import prove
+        from mmdeploy_ext.proving.ladder import prove
 
         return prove(self.deployment, paths, self.samples, ENGINE)[0]
 

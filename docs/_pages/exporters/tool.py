@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     """Measure, print, write."""
     cli.wait_passively()
-    from mmdeploy_ext.stack import compat
+    from mmdeploy_ext import compat
 
     compat.apply()
     from docs._pages.exporters import page as exporters_page
@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace, forms: dict[str, tuple[str, ...]], folder:
     """Measure all models; a progress bar counts exports."""
     from rich.progress import Progress
 
-    from mmdeploy_ext.apps.proof import DEFAULT_IMAGE
+    from mmdeploy_ext.cli.proof import DEFAULT_IMAGE
 
     root, console, rows = DEFAULT_IMAGE.parents[1], cli.stderr(), []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -84,11 +84,11 @@ def count() -> tuple[dict[str, int], list[str]]:
 
 def body(_: argparse.Namespace) -> int:
     """Count, print and keep."""
+    from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import read_json, write_json
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     found, refused = count()
     print(json.dumps(found), *refused, sep='\n')

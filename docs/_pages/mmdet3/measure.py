@@ -56,7 +56,7 @@ def configs3() -> Path:
 
 def batch_of(cfg: Any) -> np.ndarray:
     """Return a generated picture as the detector takes it: (1, 3, *SIZE) float32, padded with 0."""
-    from projects.toydata.seeded import normalisation, seeded_scene
+    from mmdeploy_ext.synthetic.seeded import normalisation, seeded_scene
 
     deviation, offset = normalisation(cfg)
     drawn = seeded_scene(11, *PICTURE).numpy() * deviation + offset
@@ -124,11 +124,11 @@ def prepare(name: str, folder: Path) -> str:
     """Write the job of a config, with the results of mmdet 2.28; return the name of its parts."""
     import torch
 
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.families.base import FAMILIES, find_family
+    from mmdeploy_ext.synthetic.seeded import seeded_model
     from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
     from mmdeploy_ext.zoo.configs import parts
-    from projects.toydata.seeded import seeded_model
 
     cfg = config2(read_config3(configs3() / name))
     claimed = any(family.claims(cfg) for family in FAMILIES.values())
@@ -168,7 +168,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 def compare(folder: Path, own: str = 'results2.npz', other: str = 'results.npz') -> dict[str, Any]:
     """Return the figures of a job: matched one to one by class, IoU 0.999 (masks 0.995), scores 1e-4."""
-    from mmdeploy_ext.proof.tasks import bbox2d, mask
+    from mmdeploy_ext.proving.tasks import bbox2d, mask
     from mmdeploy_ext.runtime.detections import Detections, Instances
 
     one, two = (dict(np.load(folder / name)) for name in (own, other))
@@ -226,8 +226,8 @@ def measure(names: Sequence[str], out: Path) -> Iterator[dict[str, Any]]:
 
 def body(args: argparse.Namespace) -> int:
     """Measure the configs that are asked for, or those that are not measured yet."""
+    from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import read_json, write_json
-    from mmdeploy_ext.stack import compat
 
     compat.apply()
     configs3()

@@ -34,12 +34,12 @@ def picture2(name: str) -> np.ndarray:
 
 def body(args: argparse.Namespace) -> int:
     """Write the pictures of mmdet 3, or compare both."""
+    from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import read_json, write_json
-    from mmdeploy_ext.stack import compat
 
     args.out.mkdir(parents=True, exist_ok=True)
     compat.apply()
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     command = [
         str(OTHER / 'bin/python'),

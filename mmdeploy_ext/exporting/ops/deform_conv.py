@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.stack.import_hook import patched
 
 MIN_OPSET = 19
 MODULE = 'mmcv.ops'

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator, Plugin
 from mmdeploy_ext.exporting.postprocess.sizes import length
-from mmdeploy_ext.stack.import_hook import patched
 
 
 def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ from spconv.pytorch.conv import SparseConvolution as ConvolutionModule
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ExportError, ShapeError
 from mmdeploy_ext.exporting.sparse import trace_functions as functions
 from mmdeploy_ext.exporting.sparse.trace_functions import UnsupportedOperatorError, Value, Values
 from mmdeploy_ext.sparse.ir import ScatterDense, SparseConvolution, Transpose
-from mmdeploy_ext.stack.import_hook import patched
 
 
 class NoSiteLeftError(ExportError):

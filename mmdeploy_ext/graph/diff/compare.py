@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.diff import findings
@@ -18,6 +17,7 @@ from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import Reference, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.proving.tensors import shape_text
 
 
 def engine_notes(

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.graph.diff.nodes import Program
 from mmdeploy_ext.graph.diff.region import Region, regions
 from mmdeploy_ext.graph.diff.structure import ONLY_HERE, Change
 from mmdeploy_ext.graph.diff.walk import BORN_RTOL, FREE_RTOL, INNER, UNKNOWN, Reference, Walk
 from mmdeploy_ext.graph.io.modules import module_path
+from mmdeploy_ext.proving.tensors import shape_text
 
 MAX_EVIDENCE = 6
 STRUCTURE = ('node', 'wiring', 'function')

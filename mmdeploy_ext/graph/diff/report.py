@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from mmdeploy_ext.compare.axes import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, text
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
 from mmdeploy_ext.core.printable import escape
 from mmdeploy_ext.graph.diff.findings import Comparison, Difference, Entry
 from mmdeploy_ext.graph.io.index import listed
+from mmdeploy_ext.proving.axes import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, operator
 from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of
+from mmdeploy_ext.proving.tensors import shape_text
 
 SHOWN = 60
 """Characters of a value in a text."""

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.graph.diff.nodes import OUTPUT_TIES, NodeRunner, Program
+from mmdeploy_ext.proving.tensors import shape_text
 
 BORN_RTOL = 1e-5
 """One node on the same inputs: float32 rounding stays below it, a wrong epsilon or weight does not."""

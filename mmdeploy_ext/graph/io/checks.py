@@ -8,10 +8,10 @@ from pathlib import Path
 
 import onnx
 
-from mmdeploy_ext.compare.tensors import shape_text
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, label, reads, writes
+from mmdeploy_ext.proving.tensors import shape_text
 
 Name = str | os.PathLike[str]
 AGAIN = 'export it again, or download it again if it came from elsewhere'

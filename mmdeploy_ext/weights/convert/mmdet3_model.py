@@ -24,7 +24,7 @@ OWN = {
     'SoftTeacher': 'Soft Teacher',
 }
 """Detectors that mmdet 3 alone has, without those that this project has a part for."""
-PLUGINS = {'RTMDet': 'projects.mmdet_plugin', 'DINO': 'projects.mmdet_plugin'}
+PLUGINS = {'RTMDet': 'mmdeploy_ext.models', 'DINO': 'mmdeploy_ext.models'}
 """Detector that mmdet 2.28 lacks -> module of this project that registers it."""
 COSTS = {
     'HungarianAssigner': ('cls_cost', 'reg_cost', 'iou_cost'),

@@ -12,14 +12,14 @@ import onnx
 import pytest
 import torch
 
-from mmdeploy_ext.apps import benchmark_app
 from mmdeploy_ext.benchmark import compiled, measure, memory, ort_profile, report
 from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
 from mmdeploy_ext.benchmark.plan import doubts
+from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.core.errors import EngineError, UsageError
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+from mmdeploy_ext.exporting.files import export_files
 from rank_processes import run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -28,7 +28,7 @@ SHAPE = ['--shape', '128', '160']
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def contender(name, seconds=1.0, engine='onnxruntime', form='full', log=None, network=0.5):
@@ -170,9 +170,9 @@ def toy(tmp_path_factory):
     import torch
 
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.deploy import deployment as deploy
+    from mmdeploy_ext.exporting import deployment as deploy
     from mmdeploy_ext.families.base import find_family
-    from projects.toydata.seeded import fill_seeded
+    from mmdeploy_ext.synthetic.seeded import fill_seeded
 
     register()
     folder = tmp_path_factory.mktemp('benchmark')

@@ -8,11 +8,12 @@ import onnx
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr_export as toy
-from mmdeploy_ext.apps import benchmark_app
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.streams import held_to
-from projects.mmdet3d_plugin.streampetr.family import StreamPetrFamily
+from mmdeploy_ext.cli import benchmark_app
+from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 
 CONFIG = """
 import toy_streampetr as toy
@@ -26,7 +27,7 @@ data = stream_data(
 
 
 def register():
-    import projects.mmdet3d_plugin.streampetr.family  # noqa: F401
+    import mmdeploy_ext.families.streampetr.family  # noqa: F401
 
 
 @pytest.fixture(scope='module')

@@ -8,10 +8,10 @@ import pytest
 
 import toy_scn_family
 import toy_sparse
-from mmdeploy_ext.apps.benchmark_app import main
 from mmdeploy_ext.benchmark import sparse_figures as figures
 from mmdeploy_ext.benchmark.sparse_figures import growth_exponent, points_in, surfaces
-from mmdeploy_ext.inputs.points import VoxelRule, voxelise
+from mmdeploy_ext.cli.benchmark_app import main
+from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
 from mmdeploy_ext.sparse.rulebook import Level
 from toy_rulebook import submanifold_table
 
@@ -178,8 +178,8 @@ def test_what_cannot_be_meant_is_refused(model, case, capsys):
 
 
 def test_a_given_file_is_measured_and_another_is_refused(model, tmp_path, capsys):
-    from mmdeploy_ext.deploy import sparse as deploy
-    from mmdeploy_ext.deploy.deployment import load
+    from mmdeploy_ext.exporting import sparse_backbone as deploy
+    from mmdeploy_ext.exporting.deployment import load
     from mmdeploy_ext.families.base import BACKBONE
 
     path, dialect = str(tmp_path / 'p.onnx'), str(tmp_path / 'l.onnx')

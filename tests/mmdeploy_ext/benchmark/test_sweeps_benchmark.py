@@ -5,7 +5,7 @@ import json
 import pytest
 
 import toy_centerpoint
-from mmdeploy_ext.apps import benchmark_app
+from mmdeploy_ext.cli import benchmark_app
 
 
 @pytest.fixture(scope='module')

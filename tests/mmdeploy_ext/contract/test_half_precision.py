@@ -8,21 +8,21 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 import toy_solo
-from mmdeploy_ext.apps import backend_config, export_app, verify_app
+from mmdeploy_ext.cli import backend_config, export_app, verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.precision import with_half_features
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_graphs
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.files import export_graphs
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.precision import in_precision
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
 KEEP = '*/bbox_head/*'

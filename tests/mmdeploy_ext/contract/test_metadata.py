@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, Metadata, check_graph, read_metadata
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import LoadError, ModelFileError
-from mmdeploy_ext.inputs.pictures import PreprocessRule
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 METADATA = Metadata(
     family='dense',

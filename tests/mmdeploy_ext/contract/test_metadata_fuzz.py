@@ -11,11 +11,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import metadata_fuzz as fuzz
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import make_metadata
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import make_metadata
 from mmdeploy_ext.runtime import run_images
 from mmdeploy_ext.runtime.consumers import runner_of
 
@@ -242,7 +242,7 @@ def test_every_option_of_an_export_has_a_check():
 @pytest.mark.parametrize('form', ['full', 'raw'])
 @pytest.mark.parametrize(('name', 'family'), [('atss', 'dense'), ('solov2', 'solo'), ('rtdetr', 'rtdetr')])
 def test_no_metadata_of_a_real_file_are_a_traceback(name, family, form, picture, tmp_path, capsys):
-    from mmdeploy_ext.apps import export_app
+    from mmdeploy_ext.cli import export_app
 
     config, weights = (
         REPOSITORY / part for part in (f'configs/demo/{name}_toy.py', f'demo/checkpoints/{name}_toy.pth')

@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.stack import compat
 
 compat.apply()
 

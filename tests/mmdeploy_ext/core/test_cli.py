@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.apps import options
+from mmdeploy_ext.cli import options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import (
     CheckpointError,
@@ -305,8 +305,8 @@ def test_a_broken_pipe_of_another_process_is_an_error_with_a_message():
 def tool(module: str) -> str:
     """Return code that runs a tool with the words that follow."""
     return (
-        f'import sys\nfrom mmdeploy_ext.apps import {module}\n'
-        f'def register():\n    import projects.mmdet_plugin\n'
+        f'import sys\nfrom mmdeploy_ext.cli import {module}\n'
+        f'def register():\n    import mmdeploy_ext.families.mmdet_plugin\n'
         f'sys.exit({module}.main(argv=sys.argv[1:], register=register))'
     )
 
@@ -356,7 +356,7 @@ class Unprintable(io.StringIO):
 def test_what_was_found_is_on_the_disk_before_anything_is_printed(words, tmp_path, monkeypatch):
     import onnx
 
-    from mmdeploy_ext.apps import graph_app
+    from mmdeploy_ext.cli import graph_app
 
     text = '<ir_version: 9, opset_import: ["": 17]> net (float[3] x) => (float[3] y) { y = Abs (x) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / 'net.onnx')

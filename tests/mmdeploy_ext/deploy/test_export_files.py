@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_centerpoint
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.deploy.files import check_output, read_files
+from mmdeploy_ext.exporting.files import check_output, read_files
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.proof import ladder
+from mmdeploy_ext.proving import ladder
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from mmdeploy_ext.apps import options
+from mmdeploy_ext.cli import options
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import IMAGE
@@ -30,7 +30,7 @@ from mmdeploy_ext.engines.registry import ENGINES as ENGINE_ROWS
 from mmdeploy_ext.engines.registry import ROWS
 from mmdeploy_ext.engines.torch import TorchBackend
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.inputs.pictures import PreprocessRule
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
 
 class First(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.apps.backend_config import read_settings
+from mmdeploy_ext.cli.backend_config import read_settings
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, ShapeError, UsageError
@@ -102,7 +102,7 @@ def test_without_a_gpu_an_onnx_file_is_refused_before_it_is_read():
 )
 @pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
 def test_the_fragment_makes_a_config_of_the_test_loop(toy, own, tmp_path):
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     package()
     bases = [f'{REPO}/configs/demo/{toy}.py', f'{REPO}/configs/_base_/backends/tensorrt.py']

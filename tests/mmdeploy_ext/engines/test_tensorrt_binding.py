@@ -8,7 +8,7 @@ import pytest
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.tensorrt.binding import Port, Session, check_ports, read_ports
 from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record
-from mmdeploy_ext.proof.tensorrt import compare_outputs
+from mmdeploy_ext.proving.tensorrt import compare_outputs
 from toy_engines import CpuEngine, HostMemory
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)

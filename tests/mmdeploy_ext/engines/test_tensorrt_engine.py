@@ -20,7 +20,7 @@ from mmdeploy_ext.engines.tensorrt.file import (
     record_path,
 )
 from mmdeploy_ext.engines.tensorrt.package import Package, check_architectures, find_package
-from mmdeploy_ext.proof.tensorrt import holds_float16
+from mmdeploy_ext.proving.tensorrt import holds_float16
 from toy_engines import package, two_outputs
 
 needs_no_gpu = pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')

@@ -127,7 +127,8 @@ def test_a_normalisation_without_weights_is_folded_too(affine):
 
 
 def test_a_repvgg_block_is_the_sum_of_its_branches_rounded_once():
-    from projects.mmdet_plugin.rtdetr.layers import RepVggBlock
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.models.rtdetr.layers import RepVggBlock
 
     block = fill(RepVggBlock(6, 'relu'))
     fused = fuse(block)

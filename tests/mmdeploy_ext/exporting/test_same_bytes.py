@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_constants
 from mmdeploy_ext.exporting.same_bytes import SameBytes, power
-from projects.mmdet_plugin.rtdetr.decoder import Anchors
-from projects.mmdet_plugin.rtdetr.encoder import PositionEmbedding
-from projects.mmdet_plugin.rtdetr.graphs import with_fixed_size
+from mmdeploy_ext.families.rtdetr.graphs import with_fixed_size
+from mmdeploy_ext.models.rtdetr.decoder import Anchors
+from mmdeploy_ext.models.rtdetr.encoder import PositionEmbedding
 
 PINNED = {
     'atss': '144a9247d12569947d66b6a2f2e16cb0354acc5730b37900cec0a4cf09df6735',

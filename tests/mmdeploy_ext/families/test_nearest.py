@@ -2,8 +2,8 @@
 
 import pytest
 
-import projects.mmdet3d_plugin
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet3d_plugin
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family

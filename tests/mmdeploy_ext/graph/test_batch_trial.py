@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.graph.batch_trial import check_batch
 from mmdeploy_ext.graph.passes.shapes import set_by_text

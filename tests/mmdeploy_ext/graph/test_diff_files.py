@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, inliner, numpy_helper
 
 import toy_faults
-from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import equality
 from mmdeploy_ext.graph.diff import compare as diff

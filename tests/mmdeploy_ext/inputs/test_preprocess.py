@@ -12,9 +12,9 @@ from PIL import Image
 
 from mmdeploy_ext.core.config import load_config, mmdet_config, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, ImageError
-from mmdeploy_ext.inputs.pictures import PreprocessRule, list_images, read_image
-from mmdeploy_ext.inputs.pillow_resize import resize_pillow
-from mmdeploy_ext.inputs.pipeline_rule import rule_from_pipeline
+from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
+from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
+from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
 
 test_pipeline.__test__ = False
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule, rule_from_pipeline
-from mmdeploy_ext.inputs.pillow_resize import FILTERS, resize_pillow
+from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule, rule_from_pipeline
+from mmdeploy_ext.preprocess.pillow_resize import FILTERS, resize_pillow
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 R50 = dict(
@@ -74,7 +74,7 @@ def test_resize_is_pillows_bit_for_bit(source, target, resample):
 def test_equals_the_real_pipeline_bit_for_bit(conf, pad):
     from mmdet3d.datasets.pipelines import Compose
 
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
     steps = pipeline(conf, **pad)
     images, intrinsics, lidar2cam = rig((conf['H'], conf['W']))
@@ -101,7 +101,7 @@ def test_the_numbers_of_the_published_config():
 
 def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
     from mmdeploy_ext.contract.metadata import _rule_from_json
-    from mmdeploy_ext.inputs.pictures import PreprocessRule
+    from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
     for rule in (rule_from_pipeline(pipeline(SMALL, size=(64, 128))), PreprocessRule(size=(4, 5))):
         assert _rule_from_json(json.loads(json.dumps(rule.to_json()))) == rule

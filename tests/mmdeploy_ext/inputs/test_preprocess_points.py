@@ -11,7 +11,7 @@ from mmcv.ops import Voxelization
 from mmdet3d.models.voxel_encoders import HardSimpleVFE
 
 from mmdeploy_ext.core.errors import ConfigError, PointsError
-from mmdeploy_ext.inputs.points import VoxelRule, pillars, voxelise
+from mmdeploy_ext.preprocess.points import VoxelRule, pillars, voxelise
 
 RULE = VoxelRule((-5.4, -5.4, -5.0, 5.4, 5.4, 3.0), (0.075, 0.075, 0.2), 10, 160000, 'zyx', 5)
 

@@ -105,7 +105,7 @@ def _same(got, expected):
 if __name__ == '__main__':
     sys.path.insert(0, str(REPOSITORY))
     from docs._pages.lint.examples import EXAMPLES
-    from mmdeploy_ext.stack import compat
+    from mmdeploy_ext import compat
 
     compat.apply()
     print(outcome(getattr(EXAMPLES[sys.argv[1]], sys.argv[2]), sys.argv[3]))

@@ -5,10 +5,10 @@ import functools
 import pytest
 
 from conditional_faults import SIZES
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.references import references
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.references import references
 from remembered import loaded_once
 from toy_atss import PICTURE, REPO
 
@@ -22,7 +22,7 @@ def _loaded_once():
 @pytest.fixture(scope='session')
 def known(tmp_path_factory):
     """Return family -> (right file, references of its inputs), both made once."""
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     folder, images = tmp_path_factory.mktemp('right'), [('toy.jpg', read_image(PICTURE))]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmdeploy_ext.proof.results import Pair
-from mmdeploy_ext.proof.tasks.bbox2d import class_iou, draw_pair, fit_pair, match_detections
+from mmdeploy_ext.proving.results import Pair
+from mmdeploy_ext.proving.tasks.bbox2d import class_iou, draw_pair, fit_pair, match_detections
 from mmdeploy_ext.runtime.detections import Detections
 
 

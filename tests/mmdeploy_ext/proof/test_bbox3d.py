@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proof.results import Pair
-from mmdeploy_ext.proof.tasks import task_module
-from mmdeploy_ext.proof.tasks.assignment import maximum_matching
-from mmdeploy_ext.proof.tasks.bbox3d import draw_pair, match_detections
+from mmdeploy_ext.proving.results import Pair
+from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tasks.assignment import maximum_matching
+from mmdeploy_ext.proving.tasks.bbox3d import draw_pair, match_detections
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 

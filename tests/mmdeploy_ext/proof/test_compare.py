@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
-from mmdeploy_ext.proof.levels import metrics as dataset
-from mmdeploy_ext.proof.verdict import Verdict
+from mmdeploy_ext.proving.levels import metrics as dataset
+from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.proving.verdict import Verdict
 
 SPEC = GraphSpec(
     'toy/raw',

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mmdeploy_ext.proof.enough import AGAIN, MATCHED_IN, MATCHED_LEAST, too_few, whole_reasons
-from mmdeploy_ext.proof.results import Case, DetectionRow
+from mmdeploy_ext.proving.enough import AGAIN, MATCHED_IN, MATCHED_LEAST, too_few, whole_reasons
+from mmdeploy_ext.proving.results import Case, DetectionRow
 
 
 def case(matched, name='other image', passed=True, low=0, alone=0):

@@ -8,14 +8,14 @@ import pytest
 from onnx import numpy_helper
 
 import toy_faults
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_graphs, make_metadata
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_graphs, make_metadata
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.difference.locate import Search
-from mmdeploy_ext.proof.difference.subject import subject_of
-from mmdeploy_ext.proof.fresh import Reference
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.difference.locate import Search
+from mmdeploy_ext.proving.difference.subject import subject_of
+from mmdeploy_ext.proving.fresh import Reference
 
 FAMILIES = tuple(toy_faults.NODES)
 

@@ -5,13 +5,13 @@ import pytest
 import toy_faults
 import toy_rtdetr
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_graphs
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_graphs
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import print_comparison
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.difference.locate import Search
-from mmdeploy_ext.proof.difference.subject import subject_of
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.difference.locate import Search
+from mmdeploy_ext.proving.difference.subject import subject_of
 
 CONFIG = toy_rtdetr.CONFIG
 WEIGHT = 'network/decoder/layers.1/linear1/MatMul'

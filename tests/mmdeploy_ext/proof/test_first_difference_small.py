@@ -10,9 +10,9 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.report import headline
-from mmdeploy_ext.proof.difference.locate import Search
-from mmdeploy_ext.proof.difference.subject import Subject
-from mmdeploy_ext.proof.fresh import Reference
+from mmdeploy_ext.proving.difference.locate import Search
+from mmdeploy_ext.proving.difference.subject import Subject
+from mmdeploy_ext.proving.fresh import Reference
 
 OUTPUTS = ('y', 'z')
 

@@ -16,8 +16,8 @@ from conditional_faults import (
     with_logits,
 )
 from mmdeploy_ext.graph.io.constants import constant_value
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.levels.graph_level import judge
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.levels.graph_level import judge
 from proofs import check_files
 from toy_atss import PICTURE
 
@@ -116,8 +116,8 @@ ONE_CODE = 'rtdetr', 'solov2'
     ],
 )
 def test_a_fault_that_no_input_sets_off_is_refused_by_the_graph(known, tmp_path, family, fault):
-    from mmdeploy_ext.proof import fresh
-    from mmdeploy_ext.proof.levels.exported import open_file
+    from mmdeploy_ext.proving import fresh
+    from mmdeploy_ext.proving.levels.exported import open_file
 
     path, inputs = known(family)
     deployment, file = inputs[0].deployment, open_file(path)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.apps import export_app, graph_app, quantize_app, verify_app
+from mmdeploy_ext.cli import export_app, graph_app, quantize_app, verify_app
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, read_metadata
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy import files as deployed_files
-from mmdeploy_ext.inputs.pictures import read_image
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting import files as deployed_files
+from mmdeploy_ext.preprocess.pictures import read_image
 from proofs import check_files
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
 
@@ -192,7 +192,7 @@ def verdict_of(tmp_path, capsys, *words):
 
 
 def _register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_of_the_setting(

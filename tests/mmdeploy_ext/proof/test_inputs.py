@@ -5,10 +5,10 @@ import pytest
 
 import toy_rtdetr
 import toy_solo
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.inputs.inputs import plain_inputs, proof_inputs
-from mmdeploy_ext.proof.inputs.pictures import bright, dark, filling
-from mmdeploy_ext.proof.references import Reference, empty_reference, reference_with_empty_image
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs
+from mmdeploy_ext.proving.inputs.pictures import bright, dark, filling
+from mmdeploy_ext.proving.references import Reference, empty_reference, reference_with_empty_image
 from toy_atss import PICTURE, load_toy
 
 

@@ -20,8 +20,8 @@ from conditional_faults import (
 )
 from graph_behind import Behind, Right
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.proof.enough import AGAIN, whole_reasons
-from mmdeploy_ext.proof.levels.cases import run_case
+from mmdeploy_ext.proving.enough import AGAIN, whole_reasons
+from mmdeploy_ext.proving.levels.cases import run_case
 from proofs import run_cases, run_once
 
 

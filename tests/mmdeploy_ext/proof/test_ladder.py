@@ -8,15 +8,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mmdeploy_ext.apps import verify_app
+from mmdeploy_ext.cli import verify_app
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.graph.same import signature
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof import enough
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.provenance import override_notes
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving import enough
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.provenance import override_notes
 from proofs import check_files
 from remembered import LOADED
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
@@ -206,7 +206,7 @@ def test_a_change_of_any_parameter_is_another_graph(files):
     ],
 )
 def test_options_of_the_command_line_reach_a_file_that_is_proven_later(tmp_path, capsys, options, shape):
-    from mmdeploy_ext.apps import export_app
+    from mmdeploy_ext.cli import export_app
 
     target = str(tmp_path / 'm.onnx')
     command = [
@@ -363,7 +363,7 @@ def test_another_mean_than_that_of_the_config_is_said_where_it_was_asked_for(fil
 
 
 def register():
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def test_verify_exits_0_for_a_proven_file_and_writes_json_and_a_page(files, tmp_path, capsys):
@@ -396,7 +396,7 @@ def test_verify_exits_1_for_a_file_with_a_changed_weight(files, tmp_path, capsys
 
 
 def test_an_export_without_verify_says_not_proven_and_how_to_prove_it(tmp_path, capsys):
-    from mmdeploy_ext.apps import export_app
+    from mmdeploy_ext.cli import export_app
 
     target = str(tmp_path / 'm.onnx')
     assert export_app.main(register, [CONFIG, CHECKPOINT, '--output-file', target]) == 0

@@ -4,10 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from mmdeploy_ext.compare.tensors import without_ties
-from mmdeploy_ext.proof.results import Pair
-from mmdeploy_ext.proof.tasks import boxed_mask
-from mmdeploy_ext.proof.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
+from mmdeploy_ext.proving.results import Pair
+from mmdeploy_ext.proving.tasks import boxed_mask
+from mmdeploy_ext.proving.tasks.mask import class_iou, draw_pair, fit_pair, match_detections
+from mmdeploy_ext.proving.tensors import without_ties
 from mmdeploy_ext.runtime.detections import BoxedInstances, Instances, bounding_box, run_lengths
 from mmdeploy_ext.runtime.draw import draw_instances
 

@@ -7,17 +7,17 @@ import types
 import numpy as np
 import pytest
 
-import projects.mmdet3d_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.inputs import cameras, past_sweeps
-from mmdeploy_ext.inputs.cameras import MultiViewRule
-from mmdeploy_ext.proof.moments import compare_moments
+from mmdeploy_ext.families.streampetr import samples
+from mmdeploy_ext.preprocess import cameras, past_sweeps
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.proving.moments import compare_moments
 from mmdeploy_ext.runtime import infos
 from mmdeploy_ext.runtime.frames import invert_pose
 from planting import altered, arguments, result
 from projects.configs import nuscenes_fusion
-from projects.mmdet3d_plugin.streampetr import samples
 from toy_atss import REPO
 
 CONFIGS = dict(

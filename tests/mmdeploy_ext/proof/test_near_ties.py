@@ -7,10 +7,10 @@ import pytest
 import torch
 from mmcv.ops import batched_nms
 
-from mmdeploy_ext.proof.enough import whole_reasons
-from mmdeploy_ext.proof.near_ties import TIE_IOU, with_moved_thresholds, with_other_rounding
-from mmdeploy_ext.proof.results import Case
-from mmdeploy_ext.proof.tasks.bbox2d import match_detections
+from mmdeploy_ext.proving.enough import whole_reasons
+from mmdeploy_ext.proving.near_ties import TIE_IOU, with_moved_thresholds, with_other_rounding
+from mmdeploy_ext.proving.results import Case
+from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from mmdeploy_ext.runtime.detections import Detections
 
 THRESHOLD = 0.5

@@ -5,11 +5,11 @@ import contextlib
 import pytest
 import torch
 
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import open_proof
-from mmdeploy_ext.proof.references import empty_reference
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import open_proof
+from mmdeploy_ext.proving.references import empty_reference
 from planting import replaced, result
 from toy_atss import PICTURE, REPO, load_toy
 

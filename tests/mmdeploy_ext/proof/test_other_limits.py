@@ -7,10 +7,10 @@ import functools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.deploy import deployment as deploy
+from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.levels.other_limits import LimitsLowered, LimitsRaised, Trials, cut
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.levels.other_limits import LimitsLowered, LimitsRaised, Trials, cut
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 from planted_boxes import OF_SUPPRESSION
 from planting import arguments, replaced, result, settings
@@ -19,13 +19,13 @@ from toy_atss import PICTURE, REPO
 IMAGE = 'toy.jpg', read_image(PICTURE)
 LOWERED, PROPOSALS, RAISED = 'limits lowered', 'limits of proposals raised', 'limits raised'
 THRESHOLDS, ONE = 'thresholds raised', 'one passes'
-FORMS, TWO_STAGE = 'projects.mmdet_plugin.dense.forms', 'projects.mmdet_plugin.two_stage'
+FORMS, TWO_STAGE = 'mmdeploy_ext.families.dense.forms', 'mmdeploy_ext.families.two_stage'
 PROPOSAL_CODE = f'{TWO_STAGE}.proposals'
 
 
 @functools.cache
 def load(name):
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     return deploy.load(
         str(REPO / f'configs/demo/{name}_toy.py'), str(REPO / f'demo/checkpoints/{name}_toy.pth')

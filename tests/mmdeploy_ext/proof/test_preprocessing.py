@@ -13,11 +13,11 @@ from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.config import test_pipeline as steps_of_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.inputs import pipeline_rule
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.inputs.config_pipeline import ConfigPipeline
-from mmdeploy_ext.proof.inputs.picture_files import landscape_size, portrait_size
-from mmdeploy_ext.proof.levels.preprocessing import compare_pictures
+from mmdeploy_ext.preprocess import pipeline_rule
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.inputs.config_pipeline import ConfigPipeline
+from mmdeploy_ext.proving.inputs.picture_files import landscape_size, portrait_size
+from mmdeploy_ext.proving.levels.preprocessing import compare_pictures
 from mmdeploy_ext.zoo import configs
 from planted_preprocessing import FAULTS, another_interpolation, another_result, another_rule
 from proofs import check_files

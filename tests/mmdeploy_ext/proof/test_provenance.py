@@ -6,14 +6,14 @@ from onnx import TensorProto, helper
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.edits import judged_by_inputs, repeat
-from mmdeploy_ext.proof.provenance import (
+from mmdeploy_ext.proving.provenance import (
     companion_checks,
     refuse_other_settings,
     settings_check,
     unequal_entries,
 )
-from mmdeploy_ext.proof.results import Case, Check, GraphResult, PreprocessingResult
-from mmdeploy_ext.proof.verdict import Verdict
+from mmdeploy_ext.proving.results import Case, Check, GraphResult, PreprocessingResult
+from mmdeploy_ext.proving.verdict import Verdict
 from toy_atss import CONFIG
 
 ABSENT = {'model.test_cfg.nms.class_agnostic': True}

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mmdeploy_ext.apps import command
-from mmdeploy_ext.compare.tensors import compare_tensors
+from mmdeploy_ext.cli import command
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proof.results import (
+from mmdeploy_ext.proving.results import (
     Case,
     Check,
     GraphResult,
@@ -25,11 +24,12 @@ from mmdeploy_ext.proof.results import (
     PreprocessingDifference,
     PreprocessingResult,
 )
-from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from mmdeploy_ext.proof.verdict import Verdict
-from mmdeploy_ext.proof.views import report
-from mmdeploy_ext.proof.views.commands import next_command
-from mmdeploy_ext.proof.views.table import failure_reasons, print_verdict
+from mmdeploy_ext.proving.tasks.bbox2d import match_detections
+from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.proving.verdict import Verdict
+from mmdeploy_ext.proving.views import report
+from mmdeploy_ext.proving.views.commands import next_command
+from mmdeploy_ext.proving.views.table import failure_reasons, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
 
 EVIL = '<script>alert("1")</script> & "Müller\'s" [red]'

@@ -9,10 +9,10 @@ import pytest
 
 import toy_centerpoint
 import toy_scn_family
-from mmdeploy_ext.apps import export_app, export_scn_app, verify_app
+from mmdeploy_ext.cli import export_app, export_scn_app, verify_app
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.proof.inputs.samples import check_given, proof_samples
+from mmdeploy_ext.proving.inputs.samples import check_given, proof_samples
 from toy_atss import REPO
 
 MEMORY = types.SimpleNamespace(memory=True, samples='frames')

@@ -18,16 +18,16 @@ import real_nuscenes
 import toy_streampetr
 import toy_streampetr_deploy as toy
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.evaluate.loop import DatasetFrames
-from mmdeploy_ext.inputs.cameras import rule_from_pipeline
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.levels.frames import output_spec
-from mmdeploy_ext.proof.levels.sequence import SPECIAL, NearOrigin, default_bars
-from mmdeploy_ext.proof.levels.sequence_run import Bars
-from mmdeploy_ext.proof.views.table import failure_reasons, last_line, print_verdict
-from mmdeploy_ext.runtime.streampetr import model
-from mmdeploy_ext.runtime.streampetr.state import relative_motion
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.streampetr.runtime import model
+from mmdeploy_ext.families.streampetr.runtime.state import relative_motion
+from mmdeploy_ext.preprocess.cameras import rule_from_pipeline
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.levels.frames import output_spec
+from mmdeploy_ext.proving.levels.sequence import SPECIAL, NearOrigin, default_bars
+from mmdeploy_ext.proving.levels.sequence_run import Bars
+from mmdeploy_ext.proving.views.table import failure_reasons, last_line, print_verdict
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 from proofs import run_far
 

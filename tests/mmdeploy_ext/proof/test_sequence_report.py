@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from test_report import EVIL, Page
 
-from mmdeploy_ext.proof.inputs.synthetic_drive import Drive
-from mmdeploy_ext.proof.levels.sequence_run import Bars
-from mmdeploy_ext.proof.results import Case, Check, GraphResult, Pair, PreprocessingResult
-from mmdeploy_ext.proof.verdict import Verdict
-from mmdeploy_ext.proof.views import report
-from mmdeploy_ext.proof.views.drift_plot import drift_plot, match_shares, match_strip
-from mmdeploy_ext.proof.views.table import failure_reasons
+from mmdeploy_ext.proving.inputs.synthetic_drive import Drive
+from mmdeploy_ext.proving.levels.sequence_run import Bars
+from mmdeploy_ext.proving.results import Case, Check, GraphResult, Pair, PreprocessingResult
+from mmdeploy_ext.proving.verdict import Verdict
+from mmdeploy_ext.proving.views import report
+from mmdeploy_ext.proving.views.drift_plot import drift_plot, match_shares, match_strip
+from mmdeploy_ext.proving.views.table import failure_reasons
 from proofs import run_modes
 from toy_stepper import MEMORY, SPEC, Altered, ToyStepper
 

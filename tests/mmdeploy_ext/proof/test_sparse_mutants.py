@@ -9,12 +9,12 @@ from onnx import external_data_helper, helper, numpy_helper
 
 import toy_scn_family
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.sparse import export_file
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.sparse_backbone import export_file
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.graph.edits import record
 from mmdeploy_ext.graph.passes.named_rules import replace_all
-from mmdeploy_ext.proof.levels.sparse_subject import compare_graph, subject_of
+from mmdeploy_ext.proving.levels.sparse_subject import compare_graph, subject_of
 
 
 @pytest.fixture(scope='module')

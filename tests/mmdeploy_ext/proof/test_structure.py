@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
-from mmdeploy_ext.proof.levels.structure import _inputs_used, _names
+from mmdeploy_ext.proving.levels.structure import _inputs_used, _names
 
 
 @pytest.mark.parametrize(

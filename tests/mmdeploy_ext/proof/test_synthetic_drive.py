@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proof.inputs.synthetic_drive import Drive, rig
+from mmdeploy_ext.proving.inputs.synthetic_drive import Drive, rig
 from mmdeploy_ext.runtime.frames import invert_pose
 
 DRIVE = Drive(frames=30, size=(32, 88))

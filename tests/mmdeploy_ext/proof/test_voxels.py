@@ -8,10 +8,10 @@ import pytest
 from mmcv.ops import Voxelization
 
 import toy_centerpoint
-from mmdeploy_ext.inputs import points as inputs
-from mmdeploy_ext.inputs.points import VoxelRule
-from mmdeploy_ext.proof.levels import voxels
-from mmdeploy_ext.proof.levels.frames import FramesProof
+from mmdeploy_ext.preprocess import points as inputs
+from mmdeploy_ext.preprocess.points import VoxelRule
+from mmdeploy_ext.proving.levels import voxels
+from mmdeploy_ext.proving.levels.frames import FramesProof
 
 RULE = VoxelRule((-6.0, -6.0, -2.0, 6.0, 6.0, 2.0), (0.5, 0.5, 0.5), 5, 300, 'xyz', 5)
 

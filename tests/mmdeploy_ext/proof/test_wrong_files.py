@@ -10,10 +10,10 @@ from onnx import helper, numpy_helper
 import toy_atss
 import toy_rtdetr
 import toy_solo
-from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.views.table import failure_reasons
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.views.table import failure_reasons
 
 PICTURE = read_image(toy_atss.PICTURE)
 SMALL = PICTURE[::2, ::2]

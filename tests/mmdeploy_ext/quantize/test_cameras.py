@@ -10,15 +10,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import projects.mmdet3d_plugin  # noqa: F401
-from mmdeploy_ext.apps.quantize_app import main
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
 from mmdeploy_ext.core.files import read_json, sha256_file
-from mmdeploy_ext.deploy.files import read_files
+from mmdeploy_ext.exporting.files import read_files
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.inputs.cameras import CAMERAS, MultiViewRule
+from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.quantize.cameras import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.quantize.dense_target import find_target, refuse_stale

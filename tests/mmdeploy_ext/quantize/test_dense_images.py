@@ -79,7 +79,7 @@ def test_an_unreadable_image_is_named(tmp_path):
 
 
 def test_models_of_several_images_are_refused():
-    from mmdeploy_ext.inputs.cameras import MultiViewRule
+    from mmdeploy_ext.preprocess.cameras import MultiViewRule
 
     metadata = read_metadata(str(REPO / 'demo/atss_toy.onnx'))
     rule = MultiViewRule.__new__(MultiViewRule)

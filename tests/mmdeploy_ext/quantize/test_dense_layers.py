@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.apps.quantize_app import int8_layers
+from mmdeploy_ext.cli.quantize_app import int8_layers
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.quantize.dense import DenseQuantiser, check_weights, finished

@@ -9,13 +9,13 @@ import pytest
 from onnx import numpy_helper
 
 import toy_anchor3d
-from mmdeploy_ext.apps.quantize_app import main
+from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.tasks.bbox3d import match_detections
+from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.tasks.bbox3d import match_detections
 from mmdeploy_ext.quantize.dense_target import find_target
-from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_centerpoint import sweep

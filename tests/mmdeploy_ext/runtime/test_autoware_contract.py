@@ -9,12 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import toy_autoware
-from mmdeploy_ext.apps.check_autoware_app import main
-from mmdeploy_ext.apps.graph_app import main as graph
+from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.cli.graph_app import main as graph
+from mmdeploy_ext.consumers.autoware import trial
+from mmdeploy_ext.consumers.autoware.contract import check
+from mmdeploy_ext.consumers.autoware.manifest import node_cells
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.runtime.autoware import trial
-from mmdeploy_ext.runtime.autoware.contract import check
-from mmdeploy_ext.runtime.autoware.manifest import node_cells
 from toy_autoware import LOST, key
 
 ML = 'ml_package.param.yaml'

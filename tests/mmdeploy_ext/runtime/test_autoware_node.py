@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import toy_autoware
+from mmdeploy_ext.consumers.autoware import boxes
+from mmdeploy_ext.consumers.autoware.centerpoint import check_columns
+from mmdeploy_ext.consumers.autoware.pillars import decorated, densified, scattered
+from mmdeploy_ext.consumers.autoware.settings import Settings
 from mmdeploy_ext.core.errors import PointsError
-from mmdeploy_ext.runtime.autoware import boxes
-from mmdeploy_ext.runtime.autoware.centerpoint import check_columns
-from mmdeploy_ext.runtime.autoware.pillars import decorated, densified, scattered
-from mmdeploy_ext.runtime.autoware.settings import Settings
 
 HALF = math.sqrt(0.5)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.runtime.bevfusion_det import geometry
-from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES
-from mmdeploy_ext.runtime.bevfusion_det.pooling import engine_tables, pooled, tables_of
+from mmdeploy_ext.families.bevfusion.runtime import geometry
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
+from mmdeploy_ext.families.bevfusion.runtime.pooling import engine_tables, pooled, tables_of
 from mmdeploy_ext.runtime.frames import FusedFrame
 
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion'
@@ -60,7 +60,8 @@ def test_a_point_on_a_border_is_in_one_cell_whatever_the_rounding(noise):
     """A camera that looks along an axis puts whole planes of points there."""
     import torch
 
-    from projects.mmdet3d_plugin.bevfusion.rig import cells_of
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.models.bevfusion.rig import cells_of
 
     corner = VIEW.centre - VIEW.step / np.float32(2)
     border = corner.astype(np.float64) + np.arange(361)[:, None] * np.array([0.3, 0.3, 0])

@@ -10,11 +10,12 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.families.centerpoint.graphs import box_rule
+from mmdeploy_ext.families.centerpoint.runtime.boxes import BoxRule, decode
 from mmdeploy_ext.runtime import bev_loops
 from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, rotated_nms
-from mmdeploy_ext.runtime.centerpoint.boxes import BoxRule, decode
-from projects.mmdet3d_plugin.centerpoint.graphs import box_rule
 
 SIDE = 24
 TASKS = [dict(num_class=1, class_names=['car']), dict(num_class=2, class_names=['bus', 'truck'])]

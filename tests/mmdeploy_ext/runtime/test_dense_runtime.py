@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from mmdet.core import DeltaXYWHBBoxCoder, build_prior_generator
 from mmdet.models import build_head
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract import dense_head
 from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.runtime.dense import coders
-from mmdeploy_ext.runtime.dense import model as runtime
+from mmdeploy_ext.families.dense.family import DenseFamily
+from mmdeploy_ext.families.dense.forms import Decode, raw_names
+from mmdeploy_ext.families.dense.runtime import coders
+from mmdeploy_ext.families.dense.runtime import model as runtime
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
-from projects.mmdet_plugin.dense.family import DenseFamily
-from projects.mmdet_plugin.dense.forms import Decode, raw_names
 
 STRIDES = [8, 16, 32]
 MEANS, STDS = [0.0, 0.01, -0.02, 0.0], [0.1, 0.1, 0.2, 0.2]

@@ -11,7 +11,7 @@ from pyquaternion import Quaternion
 import infos_fuzz
 import toy_stream_files as stream
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.inputs.cameras import CAMERAS
+from mmdeploy_ext.preprocess.cameras import CAMERAS
 from mmdeploy_ext.runtime.infos import read_frames, read_infos
 from toy_streampetr_export import RULE
 

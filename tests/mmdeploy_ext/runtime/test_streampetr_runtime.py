@@ -14,11 +14,11 @@ import torch
 
 import toy_streampetr_export as toy
 from mmdeploy_ext.core.errors import DataError, EngineError, InferenceError, ModelFileError, ShapeError
-from mmdeploy_ext.inputs.cameras import Calibration
+from mmdeploy_ext.families.streampetr.runtime.boxes import decode
+from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.runtime.state import relative_motion, to_global, to_local
+from mmdeploy_ext.preprocess.cameras import Calibration
 from mmdeploy_ext.runtime.frames import invert_pose
-from mmdeploy_ext.runtime.streampetr.boxes import decode
-from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
-from mmdeploy_ext.runtime.streampetr.state import relative_motion, to_global, to_local
 from toy_streampetr import HEIGHT, NUM_CAMS, WIDTH
 from toy_streampetr_deploy import export
 
@@ -420,7 +420,8 @@ def test_the_fork_contract_is_refused_in_openvino(fork):
 
 @pytest.mark.parametrize('threshold', [None, 0.0, 0.3])
 def test_decoding_equals_the_models_coder(threshold):
-    from projects.mmdet3d_plugin.streampetr.coder import NMSFreeCoder
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.models.streampetr.coder import NMSFreeCoder
 
     rng = np.random.default_rng(1)
     facts = dict(
@@ -467,7 +468,7 @@ class Blocker:
             raise ModuleNotFoundError('blocked: ' + name, name=name)
 sys.meta_path.insert(0, Blocker())
 import numpy as np
-from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 runtime = StreamPetrOnnx(sys.argv[1], threads=1)
 given = np.load(sys.argv[2])
 rig = runtime.rule.calibrate(given['intrinsics'], given['lidar2cam'])

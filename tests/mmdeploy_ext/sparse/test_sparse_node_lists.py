@@ -11,6 +11,7 @@ from spconv.pytorch import SparseConvTensor, SparseSequential, SubMConv3d
 import scn_goldens
 import scn_nets
 import toy_seeded as seeded
+from mmdeploy_ext import compat
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.sparse import libspconv
 from mmdeploy_ext.sparse.fold import fold
@@ -18,7 +19,6 @@ from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
 from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
-from mmdeploy_ext.stack import compat
 
 CENTERPOINT_FP16 = {
     'conv_input.0': 'fp16',

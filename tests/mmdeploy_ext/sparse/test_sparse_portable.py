@@ -182,7 +182,7 @@ def test_spconv_gives_the_same(form):
     import torch
 
     import toy_seeded as seeded
-    from mmdeploy_ext.stack.compat import single_thread
+    from mmdeploy_ext.compat import single_thread
 
     net = scn_nets.bevfusion(
         toy_sparse.GRID, ((16, 16, 8), (8, 8, 16), (16, 16, 16), (16, 16)), output_channels=16

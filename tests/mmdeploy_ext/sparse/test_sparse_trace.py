@@ -105,7 +105,8 @@ def test_second_encoder_of_conv_modules_computes_what_it_did():
 
 
 def test_the_projects_encoders_give_the_same_graphs():
-    from projects.mmdet3d_plugin.sparse_backbone import encoders
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.models.sparse_backbone import encoders
 
     paddings = ((0, 0, 1), (0, 0))
     torch.manual_seed(0)

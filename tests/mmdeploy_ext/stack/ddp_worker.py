@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from mmdeploy_ext.stack import compat
+from mmdeploy_ext import compat
 
 compat.apply()
 

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.stack import compat, patches_mmcv, patches_spconv
-from mmdeploy_ext.stack.import_hook import PATCHES, Patches, patched
+from mmdeploy_ext import compat
+from mmdeploy_ext.compat import patches_mmcv, patches_spconv
+from mmdeploy_ext.compat.import_hook import PATCHES, Patches, patched
 from rank_processes import run_ranks
 
 torch = pytest.importorskip('torch')
 mmcv = pytest.importorskip('mmcv')
 REPO = Path(__file__).resolve().parents[3]
-APPLY = 'from mmdeploy_ext.stack import compat; compat.apply()\n'
+APPLY = 'from mmdeploy_ext import compat; compat.apply()\n'
 # No patch but the one for torchvision, without which nothing else gets as far as its own failure.
 BARE = 'import sys; sys.modules["torchvision._meta_registrations"] = type(sys)("empty")\n'
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason='this patch is for machines without a GPU')

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from mmdeploy_ext.stack import compat
+from mmdeploy_ext import compat
 
 torch = pytest.importorskip('torch')
 sp = pytest.importorskip('spconv.pytorch')
@@ -156,7 +156,7 @@ def test_dense_puts_features_at_their_sites_without_a_warning_and_with_gradients
 
 
 def test_tensors_on_a_gpu_go_to_the_original_untouched():
-    from mmdeploy_ext.stack import patches_spconv
+    from mmdeploy_ext.compat import patches_spconv
 
     seen = []
 
@@ -269,7 +269,7 @@ sp.SparseConvTensor(torch.zeros(1, 4), torch.zeros(1, 4).int(), [2, 2, 2], 1)
 
 
 def test_a_sparse_tensor_says_nothing_on_stderr():
-    first = 'from mmdeploy_ext.stack import compat; compat.apply()'
+    first = 'from mmdeploy_ext import compat; compat.apply()'
     words = [sys.executable, '-c', MAKE_ONE.format(first=first)]
     found = subprocess.run(words, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, '')

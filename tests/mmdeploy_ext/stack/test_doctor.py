@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.stack import doctor
-from mmdeploy_ext.stack.doctor import Finding
+from mmdeploy_ext.compat import doctor
+from mmdeploy_ext.compat.doctor import Finding
 
 REPO = Path(__file__).resolve().parents[3]
 
@@ -26,7 +26,7 @@ def test_expected_versions_are_those_of_the_requirement_files():
 
 
 def test_imports_nothing_that_it_checks():
-    code = ('import sys, mmdeploy_ext.stack.doctor\n'
+    code = ('import sys, mmdeploy_ext.compat.doctor\n'
             'print(sorted({"torch", "mmcv", "numpy", "onnx", "onnxruntime", "rich"} & set(sys.modules)))')
     done = subprocess.run([sys.executable, '-c', code], cwd=REPO, capture_output=True, text=True, check=True)
     assert done.stdout == '[]\n'

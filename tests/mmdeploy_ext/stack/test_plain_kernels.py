@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.stack import compat
+from mmdeploy_ext import compat
 
 compat.apply()
 

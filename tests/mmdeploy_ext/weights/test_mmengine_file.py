@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.deploy.deployment import class_names
+from mmdeploy_ext.exporting.deployment import class_names
 from mmdeploy_ext.weights.checkpoint import (
     LeftOut,
     load_checkpoint,

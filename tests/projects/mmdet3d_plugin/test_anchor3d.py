@@ -8,24 +8,25 @@ import onnx
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_anchor3d
 from mmdeploy_ext.benchmark import memory
 from mmdeploy_ext.benchmark.streams import run_files
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, PointsError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.anchor3d.runtime import boxes
+from mmdeploy_ext.families.anchor3d.runtime import model as anchor_model
+from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.inputs.points import VoxelRule, assigned
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.runtime.anchor3d import boxes
-from mmdeploy_ext.runtime.anchor3d import model as anchor_model
-from mmdeploy_ext.runtime.anchor3d.model import AnchorOnnx
-from mmdeploy_ext.runtime.centerpoint import pillars as pillars_model
+from mmdeploy_ext.families.centerpoint.pillars import DynamicPillars
+from mmdeploy_ext.families.centerpoint.runtime import pillars as pillars_model
+from mmdeploy_ext.preprocess.points import VoxelRule, assigned
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.zoo import configs
-from projects.mmdet3d_plugin.centerpoint.pillars import DynamicPillars
 from proofs import check_files
 from toy_atss import REPO
 from toy_centerpoint import sweep
@@ -56,8 +57,8 @@ def test_both_files_are_proven_on_sweeps_that_were_not_traced(kind):
 @pytest.mark.parametrize('kind', [kind for kind in toy_anchor3d.KINDS if kind != 'shapes'])
 def test_anchors_equal_mmdet3ds(kind):
     deployment, *_ = toy_anchor3d.exported(kind)
-    from projects.mmdet3d_plugin.anchor3d.graphs import anchor_rule
-    from projects.mmdet3d_plugin.common.parts import parts_of
+    from mmdeploy_ext.families.anchor3d.graphs import anchor_rule
+    from mmdeploy_ext.families.parts.parts import parts_of
 
     head = parts_of(deployment.model).head
     rule, sizes = anchor_rule(head), [(16, 12), (8, 6)][: head.anchor_generator.num_levels]
@@ -240,7 +241,7 @@ def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
 
 
 def test_the_page_names_the_outputs_of_the_head():
-    page = (REPO / 'projects/mmdet3d_plugin/anchor3d/README.md').read_text()
+    page = (REPO / 'mmdeploy_ext/families/anchor3d/README.md').read_text()
     page = page.split('## head.onnx')[1].split('\n## ')[0]
     stated = {line.split('`')[1] for line in page.splitlines() if line.startswith('| `')}
     assert stated == {'bev', *(f'{name}_l' for name in boxes.OUTPUTS)}
@@ -248,7 +249,7 @@ def test_the_page_names_the_outputs_of_the_head():
 
 def register_pictures():
     """Import what the tools do: the families of sweeps are imported when a config asks for one."""
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def test_the_memory_of_its_files_is_measured_without_a_plugin_in_the_config():

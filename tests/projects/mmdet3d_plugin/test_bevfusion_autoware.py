@@ -10,20 +10,20 @@ import torch
 from onnx import numpy_helper
 
 import toy_bevfusion
-from mmdeploy_ext.apps.check_autoware_app import main
+from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.consumers.autoware import bevfusion, bevfusion_rules
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, PointsError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.views.commands import next_command
-from mmdeploy_ext.runtime.autoware import bevfusion, bevfusion_rules
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.runtime.frames import FusedFrame
 from planting import arguments, replaced, result
 from proofs import check_files
 
 AUTOWARE = dict(contract='autoware')
-HERE = 'projects.mmdet3d_plugin.bevfusion.autoware'
-NODE, GEMM = 'mmdeploy_ext.runtime.autoware.bevfusion', 'mmdeploy_ext.sparse.implicit_gemm'
+HERE = 'mmdeploy_ext.families.bevfusion.autoware'
+NODE, GEMM = 'mmdeploy_ext.consumers.autoware.bevfusion', 'mmdeploy_ext.sparse.implicit_gemm'
 CLASSES = ('car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 'motorcycle', 'bicycle')
 
 

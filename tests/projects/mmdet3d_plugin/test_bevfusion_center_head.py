@@ -5,14 +5,15 @@ import pytest
 import torch
 from mmdet3d.models.builder import build_head
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proof import near_ties
-from mmdeploy_ext.runtime.bevfusion_det.frames import spread_out
+from mmdeploy_ext.families.bevfusion.runtime.frames import spread_out
+from mmdeploy_ext.models.bevfusion.fusion import HEADS
+from mmdeploy_ext.proving import near_ties
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from projects.mmdet3d_plugin.bevfusion.fusion import HEADS
 from toy_atss import REPO
 
 HEAD = toy_bevfusion.CENTERS['heads']['object']

@@ -8,16 +8,17 @@ import onnx
 import pytest
 
 import toy_bevfusion
-from mmdeploy_ext.apps.graph_app import main
+from mmdeploy_ext.cli.graph_app import main
+from mmdeploy_ext.consumers.cuda_bevfusion import cuda
+from mmdeploy_ext.consumers.cuda_bevfusion.contract import check
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.runtime.bevfusion_det import cuda, geometry
-from mmdeploy_ext.runtime.bevfusion_det.contract import check
+from mmdeploy_ext.families.bevfusion.runtime import geometry
+from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
 
 CONTRACT = dict(contract='cuda-bevfusion')
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/bevfusion/contract.json'
-HERE, RUNTIME = 'projects.mmdet3d_plugin.bevfusion', 'mmdeploy_ext.runtime.bevfusion_det'
+HERE, RUNTIME = 'mmdeploy_ext.families.bevfusion', 'mmdeploy_ext.families.bevfusion.runtime'
 
 
 @pytest.fixture(scope='module')
@@ -59,14 +60,20 @@ IN_RUNTIME = {
         f'{RUNTIME}.geometry:cells',
         lambda _: geometry.engine_cells,
     ),
-    'the last point of an interval is lost': (f'{RUNTIME}.cuda:tables_of', result(last_lost)),
-    'x and y of the pooled map': (f'{RUNTIME}.cuda:pooled', result(lambda seen, *_: seen.swapaxes(2, 3))),
+    'the last point of an interval is lost': (
+        'mmdeploy_ext.consumers.cuda_bevfusion.cuda:tables_of',
+        result(last_lost),
+    ),
+    'x and y of the pooled map': (
+        'mmdeploy_ext.consumers.cuda_bevfusion.cuda:pooled',
+        result(lambda seen, *_: seen.swapaxes(2, 3)),
+    ),
     'the first point of a pixel': (
         f'{RUNTIME}.geometry:depth_maps',
         arguments(lambda points, *rest: (points[::-1], *rest)),
     ),
     'z is that of the centre': (
-        f'{RUNTIME}.cuda:detections',
+        'mmdeploy_ext.consumers.cuda_bevfusion.cuda:detections',
         arguments(
             lambda found, coder: (
                 dict(found, height=found['height'] + np.exp(found['dim'][:, 2:]) / 2),
@@ -88,15 +95,15 @@ def test_a_fault_between_the_files_is_refused(known, folder, frames, fault):
 
 TRACED = {
     'the LiDAR first in the fuser': (
-        f'{HERE}.fusion:ConvFuser.forward',
+        'mmdeploy_ext.models.bevfusion.fusion:ConvFuser.forward',
         arguments(lambda self, maps: (self, maps[::-1])),
     ),
     'weights of the bins over rows': (
-        f'{HERE}.view_transform:ViewTransform.split',
+        'mmdeploy_ext.models.bevfusion.view_transform:ViewTransform.split',
         lambda original: lambda self, joint: (joint[:, : self.D].softmax(2), original(self, joint)[1]),
     ),
     'peaks of no class are exempt': (
-        f'{HERE}.head:TransFusionHead.peaks',
+        'mmdeploy_ext.models.bevfusion.head:TransFusionHead.peaks',
         result(lambda heat, self, given: heat * (heat == largest(given))),
     ),
 }
@@ -132,7 +139,7 @@ def weaker(model):
 
 @pytest.mark.parametrize('name', ['fuser', 'lidar.backbone.zyx'])
 def test_other_weights_in_one_file_are_refused(known, folder, tmp_path, name):
-    from mmdeploy_ext.proof.ladder import open_proof
+    from mmdeploy_ext.proving.ladder import open_proof
 
     for path in paths(folder):
         (tmp_path / Path(path).name).write_bytes(Path(path).read_bytes())

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.apps import export_app, test_app
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.cli import export_app, test_app
+from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.dump import list_samples, load_dump, save_dump
 from mmdeploy_ext.core.files import read_json
-from mmdeploy_ext.runtime.bevfusion_det.frames import MATRICES, in_lidar_columns
-from mmdeploy_ext.stack.compat import single_thread
-from projects.mmdet3d_plugin.bevfusion.coder import TransFusionBBoxCoder
-from projects.mmdet3d_plugin.bevfusion.samples import frame
-from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
-from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES, in_lidar_columns
+from mmdeploy_ext.families.bevfusion.samples import frame
+from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
+from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/BEVFusion/bevfusion_toy.py')
@@ -23,7 +24,7 @@ PTH, ONNX = (CONFIG.replace('.py', f'_{name}.py') for name in ('pth', 'onnx'))
 
 
 def register():
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401, F811
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +78,7 @@ def test_one_matrix_moves_the_points_as_all_steps_of_training_did(dataset, seed)
 @pytest.mark.parametrize('turns', [(0.0, 0.0), (-20.0, 20.0)])
 def test_a_point_of_a_picture_is_where_its_matrix_says(dataset, turns):
     """A picture whose values are its columns (or rows), so that a value says where it came from."""
-    from projects.mmdet3d_plugin.datasets.pipelines import ImageAug3D
+    from mmdeploy_ext.models.datasets.pipelines import ImageAug3D
 
     rows, columns = np.mgrid[:198, :250].astype(np.float32)
     image = np.stack([rows, columns, 0 * rows], -1)
@@ -179,7 +180,7 @@ def test_every_parameter_learns_and_the_losses_fall(cfg, dataset):
 
 
 def test_each_box_has_one_query_and_one_peak(cfg, dataset):
-    from projects.mmdet3d_plugin.bevfusion.losses import HeadLosses
+    from mmdeploy_ext.models.bevfusion.losses import HeadLosses
 
     data, head = batch(dataset, 1), cfg.model.heads.object
     coder = TransFusionBBoxCoder(**{key: value for key, value in head.bbox_coder.items() if key != 'type'})
@@ -264,8 +265,8 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp
 
     from mmdeploy_ext.evaluate.evaluation import build_loader
     from mmdeploy_ext.families.base import find_family
-    from mmdeploy_ext.inputs.pictures import read_image
-    from mmdeploy_ext.runtime.bevfusion_det.moments import moment
+    from mmdeploy_ext.families.bevfusion.runtime.moments import moment
+    from mmdeploy_ext.preprocess.pictures import read_image
     from mmdeploy_ext.runtime.infos import read_frames
 
     path = tmp_path / 'infos.pkl'
@@ -297,7 +298,7 @@ def test_a_moment_of_the_runtime_is_that_of_the_loader(options, cfg, sweeps, tmp
 
 
 def test_mm2onnx_run_draws_the_frames_of_an_info_file(runs, options, tmp_path, capsys):
-    from mmdeploy_ext.apps import run_app
+    from mmdeploy_ext.cli import run_app
 
     folder, out = runs / 'bevfusion_toy_portable', tmp_path / 'out'
     infos = options['data.test.ann_file']
@@ -313,7 +314,7 @@ def test_a_film_shows_both_engines_in_all_cameras_and_over_the_points(
     """`fusion_video.py`: the upper half is PyTorch's, the lower one that of the files."""
     import cv2
 
-    from mmdeploy_ext.apps import video_app
+    from mmdeploy_ext.cli import video_app
 
     words = [f'{key}={value}' for key, value in options.items()]
     files = ['--onnx', str(runs / 'bevfusion_toy_portable'), '--cfg-options', *words]
@@ -334,7 +335,7 @@ def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, op
 
     import cv2
 
-    from mmdeploy_ext.apps import run_app
+    from mmdeploy_ext.cli import run_app
 
     with open(options['data.test.ann_file'], 'rb') as stream:
         content = pickle.load(stream)
@@ -360,7 +361,7 @@ def test_mm2onnx_run_takes_a_black_picture_for_a_camera_that_is_missing(runs, op
 
 
 def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, options, capsys):
-    from mmdeploy_ext.apps import verify_app
+    from mmdeploy_ext.cli import verify_app
 
     words = [f'{key}={value}' for key, value in options.items()]
     files = str(runs / 'bevfusion_toy_portable')
@@ -373,8 +374,8 @@ def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, optio
 
 def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options, tmp_path):
     """Its other graphs give what it takes; heads and the heat map, which is sorted, stay float."""
-    from mmdeploy_ext.apps import quantize_app
-    from mmdeploy_ext.runtime.bevfusion_det.model import BEVFusionOnnx
+    from mmdeploy_ext.cli import quantize_app
+    from mmdeploy_ext.families.bevfusion.runtime.model import BEVFusionOnnx
 
     words = [f'{runs}/bevfusion_toy_portable', '--calibrate', options['data.test.ann_file'], '--rounds', '0']
     report, target = tmp_path / 'r.json', tmp_path / 'int8'
@@ -390,7 +391,7 @@ def test_the_frames_graph_is_calibrated_on_moments_of_an_info_file(runs, options
 
 
 def test_a_real_sweep_stands_in_for_that_of_a_generated_frame(runs, checkpoint, cfg, options, tmp_path):
-    from mmdeploy_ext.apps import benchmark_app
+    from mmdeploy_ext.cli import benchmark_app
     from mmdeploy_ext.runtime.infos import read_infos
 
     sweep = read_infos(options['data.test.ann_file'])[0]['lidar_path']

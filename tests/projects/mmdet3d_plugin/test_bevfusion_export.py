@@ -6,13 +6,14 @@ import dataclasses
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
-from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.models.bevfusion.rig import Rig
+from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
-from projects.mmdet3d_plugin.bevfusion.rig import Rig
 
-HERE = 'projects.mmdet3d_plugin.bevfusion'
-VIEW = f'{HERE}.view_transform:ViewTransform'
+HERE = 'mmdeploy_ext.families.bevfusion'
+VIEW = 'mmdeploy_ext.models.bevfusion.view_transform:ViewTransform'
 
 
 def first_camera(rig):
@@ -48,7 +49,7 @@ FAULTS = {
         result(lambda found, *_: (found[0], (found[1] - 1).clamp(min=0), *found[2:])),
     ),
     'the LiDAR first in the fuser': (
-        f'{HERE}.fusion:ConvFuser.forward',
+        'mmdeploy_ext.models.bevfusion.fusion:ConvFuser.forward',
         arguments(lambda self, maps: (self, maps[::-1])),
     ),
     'points are not moved back for the depth': (
@@ -60,15 +61,15 @@ FAULTS = {
         arguments(lambda self, rig: (self, unmoved(rig))),
     ),
     'a bin of depth too far': (
-        f'{HERE}.rig:seen_points',
+        'mmdeploy_ext.models.bevfusion.rig:seen_points',
         arguments(lambda frustum, rig: (frustum + torch.tensor([0.0, 0.0, 1.0]), rig)),
     ),
     'peaks of all classes': (
-        f'{HERE}.head:TransFusionHead.peaks',
+        'mmdeploy_ext.models.bevfusion.head:TransFusionHead.peaks',
         lambda original: lambda self, heat: original(self, heat) * (heat == pooled(heat)),
     ),
     'z is that of the centre': (
-        f'{HERE}.coder:TransFusionBBoxCoder.boxes',
+        'mmdeploy_ext.models.bevfusion.coder:TransFusionBBoxCoder.boxes',
         result(
             lambda boxes, *_: torch.cat(
                 [boxes[..., :2], boxes[..., 2:3] + boxes[..., 5:6] / 2, boxes[..., 3:]], -1

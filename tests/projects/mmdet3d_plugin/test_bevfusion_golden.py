@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import bevfusion_golden as golden
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.exporting.ops.cells import LastInCell
-from projects.mmdet3d_plugin.bevfusion import rig as rigs
-from projects.mmdet3d_plugin.bevfusion.coder import TransFusionBBoxCoder
+from mmdeploy_ext.models.bevfusion import rig as rigs
+from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
 
 HASH = '93d11bc201658e7dfbccd23f09a877f294601748b70a145574cbdbd964182709'
 FRUSTUM = rigs.frustum((256, 704), (32, 88), (1.0, 60.0, 0.5))

@@ -11,8 +11,8 @@ import torch
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError, UsageError
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.runtime.bevfusion_det.model import OPENS
+from mmdeploy_ext.families.bevfusion.runtime.model import OPENS
+from mmdeploy_ext.proving.ladder import prove
 from planting import arguments, replaced, result, when_traced
 
 FILES = dict(camera=['rig', 'frame'], lidar=['lidar', 'frame'], centers=['rig', 'frame'])
@@ -59,12 +59,12 @@ def column(boxes, index, values):
     return torch.cat([boxes[..., :index], values[..., None], boxes[..., index + 1 :]], -1)
 
 
-CANDIDATES = 'projects.mmdet3d_plugin.bevfusion.center_head:BEVFusionCenterHead.candidates'
-SEEN = 'mmdeploy_ext.runtime.bevfusion_det.frames:_kept_of'
+CANDIDATES = 'mmdeploy_ext.models.bevfusion.center_head:BEVFusionCenterHead.candidates'
+SEEN = 'mmdeploy_ext.families.bevfusion.runtime.frames:_kept_of'
 FAULTS = {
     'x and y of the pooled map': (
         'camera',
-        'projects.mmdet3d_plugin.bevfusion.view_transform:ViewTransform.pool_by_tables',
+        'mmdeploy_ext.models.bevfusion.view_transform:ViewTransform.pool_by_tables',
         result(lambda seen, *_: seen.transpose(2, 3)),
     ),
     'x and y of the boxes': (

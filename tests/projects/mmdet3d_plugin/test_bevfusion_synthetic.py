@@ -7,24 +7,28 @@ import pytest
 import torch
 from test_bevfusion_center_head import head
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
+from mmdeploy_ext.consumers.autoware import bevfusion as node
+from mmdeploy_ext.consumers.cuda_bevfusion import cuda
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proof.levels.synthetic import judge_all, synthetic_cases
-from mmdeploy_ext.runtime.autoware import bevfusion as node
-from mmdeploy_ext.runtime.bevfusion_det import cuda
-from mmdeploy_ext.runtime.bevfusion_det.frames import spread_out
-from mmdeploy_ext.runtime.bevfusion_det.model import detections
+from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
+from mmdeploy_ext.families.bevfusion.reference import Reference
+from mmdeploy_ext.families.bevfusion.runtime.frames import spread_out
+from mmdeploy_ext.families.bevfusion.runtime.model import detections
+from mmdeploy_ext.families.bevfusion.synthetic import NEARER, synthetic_outputs, values_of_boxes
+from mmdeploy_ext.models.bevfusion.coder import TransFusionBBoxCoder
+from mmdeploy_ext.models.bevfusion.head import TransFusionHead
+from mmdeploy_ext.proving.levels.synthetic import judge_all, synthetic_cases
 from planting import called, replaced, result, traced
-from projects.mmdet3d_plugin.bevfusion.coder import TransFusionBBoxCoder
-from projects.mmdet3d_plugin.bevfusion.head import TransFusionHead
-from projects.mmdet3d_plugin.bevfusion.head_limits import heads_with_other_limits
-from projects.mmdet3d_plugin.bevfusion.reference import Reference
-from projects.mmdet3d_plugin.bevfusion.synthetic import NEARER, synthetic_outputs, values_of_boxes
 from toy_spread import spread_out as spread_weights
 
-HERE = 'projects.mmdet3d_plugin.bevfusion'
-HEAD, COUNTED = f'{HERE}.head:TransFusionHead', f'{HERE}.coder:TransFusionBBoxCoder'
+HERE = 'mmdeploy_ext.families.bevfusion'
+HEAD, COUNTED = (
+    'mmdeploy_ext.models.bevfusion.head:TransFusionHead',
+    'mmdeploy_ext.models.bevfusion.coder:TransFusionBBoxCoder',
+)
 CIRCLE = dict(classes=[8, 9], radius=0.175, most=83)
 
 

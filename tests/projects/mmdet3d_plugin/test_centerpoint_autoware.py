@@ -7,24 +7,24 @@ import onnx
 import pytest
 
 import toy_centerpoint
-from mmdeploy_ext.apps.check_autoware_app import main
+from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.consumers.autoware import boxes, pillars
+from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS, AutowareCenterPoint
+from mmdeploy_ext.consumers.autoware.settings import read_settings
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, PointsError, UsageError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.inputs import points as inputs
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.views.commands import next_command
-from mmdeploy_ext.runtime.autoware import boxes, pillars
-from mmdeploy_ext.runtime.autoware.centerpoint import GRAPHS, AutowareCenterPoint
-from mmdeploy_ext.runtime.autoware.settings import read_settings
-from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
+from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
+from mmdeploy_ext.preprocess import points as inputs
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.views.commands import next_command
 from mmdeploy_ext.runtime.frames import Sweep
 from planting import arguments, replaced, result
 from proofs import check_files
 from toy_autoware import key
 
 AUTOWARE = dict(contract='autoware')
-HERE, RUNTIME = 'projects.mmdet3d_plugin.centerpoint.autoware', 'mmdeploy_ext.runtime.autoware'
+HERE, RUNTIME = 'mmdeploy_ext.families.centerpoint.autoware', 'mmdeploy_ext.consumers.autoware'
 ML = 'ml_package.param.yaml'
 
 
@@ -122,8 +122,8 @@ def sine_first(original):
 
 @pytest.mark.parametrize('fault', [unswapped, turned, sine_first])
 def test_boxes_of_another_convention_in_the_graph_are_refused(toy, tmp_path, fault):
-    from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.files import export_files
+    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting.files import export_files
 
     deployment = deploy.load(*toy[2:])
     options = deployment.family.choose(**AUTOWARE, opset=17)

@@ -15,15 +15,15 @@ import toy_centerpoint
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, DataError, InferenceError, UsageError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.deployment import check_options
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.deployment import check_options
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proof import enough
-from mmdeploy_ext.proof.enough import AGAIN
-from mmdeploy_ext.proof.ladder import open_proof, prove
-from mmdeploy_ext.proof.views.table import last_line
+from mmdeploy_ext.proving import enough
+from mmdeploy_ext.proving.enough import AGAIN
+from mmdeploy_ext.proving.ladder import open_proof, prove
+from mmdeploy_ext.proving.views.table import last_line
 from mmdeploy_ext.runtime.frames import Sweep
 from toy_atss import REPO
 from toy_engines import package
@@ -87,7 +87,7 @@ def test_a_head_with_deformable_convolutions_is_exported_at_the_opset_that_has_t
 
 
 def test_the_exporter_chooses_the_opset_of_a_deformable_head_and_refuses_a_lower_one(tmp_path, capsys):
-    from mmdeploy_ext.apps import export_app
+    from mmdeploy_ext.cli import export_app
 
     _, _, config, checkpoint = toy_centerpoint.exported('deformable')
     words = [config, checkpoint, '--output-file', str(tmp_path / 'graphs')]
@@ -272,12 +272,13 @@ def test_a_checkpoint_without_the_head_is_refused(toy, tmp_path):
 
 
 def page_section(title):
-    page = (REPO / 'projects/mmdet3d_plugin/centerpoint/README.md').read_text()
+    page = (REPO / 'mmdeploy_ext/families/centerpoint/README.md').read_text()
     return page.split(f'## {title}\n')[1].split('\n## ')[0]
 
 
 def test_the_page_states_the_contract_of_the_head():
-    from projects.mmdet3d_plugin.centerpoint import graphs
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.centerpoint import graphs
 
     toy_centerpoint.register()
     cfg = load_config(str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py'))
@@ -330,7 +331,7 @@ def test_the_form_for_engines_that_cannot_split_is_proven_and_found_in_the_file(
 
 @pytest.mark.skipif(find_gpu() is not None, reason='skipped: says what happens without a GPU')
 def test_the_folder_is_taken_to_tensorrt_which_wants_a_gpu(toy, tables, capsys):
-    from mmdeploy_ext.apps import verify_app
+    from mmdeploy_ext.cli import verify_app
 
     package()
     words = [toy[2], toy[3], str(Path(tables[0]).parent), '--engine', 'tensorrt']

@@ -6,14 +6,15 @@ import pytest
 import torch
 from mmdet3d.models.builder import build_middle_encoder, build_voxel_encoder
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_centerpoint
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, PointsError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.runtime.centerpoint.model import CenterPointOnnx
+from mmdeploy_ext.families.centerpoint import pillars
+from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
-from projects.mmdet3d_plugin.centerpoint import pillars
 from proofs import check_files
 
 RANGE, SIZE = (-4.0, -4.0, -2.0, 4.0, 4.0, 2.0), (0.5, 0.5, 4.0)
@@ -130,8 +131,8 @@ def corner(original):
 
 @pytest.mark.parametrize('fault', [transposed, without_mask, corner])
 def test_a_fault_in_our_own_part_is_not_proven_by_inputs(toy, tmp_path, monkeypatch, fault):
-    from mmdeploy_ext.deploy import deployment as deploy
-    from mmdeploy_ext.deploy.files import export_files
+    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting.files import export_files
 
     _, _, config, checkpoint = toy
     monkeypatch.setattr(pillars.Pillars, 'forward', fault(pillars.Pillars.forward))

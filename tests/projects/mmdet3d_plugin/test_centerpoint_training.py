@@ -17,7 +17,7 @@ def boxes(yaws):
 
 
 def test_opposite_headings_become_one_and_nothing_else_changes():
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
     yaws = [0.4, 0.4 - math.pi, 0.4 + math.pi, -0.4, 3.0, -7.0]
     before = boxes(yaws).tensor.clone()
@@ -31,7 +31,7 @@ def test_opposite_headings_become_one_and_nothing_else_changes():
 
 
 def test_no_box_at_all_stays_none():
-    import projects.mmdet3d_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 
     empty = LiDARInstance3DBoxes(torch.zeros((0, 9)), box_dim=9)
     results = PIPELINES.build(dict(type='FoldHeading'))(dict(gt_bboxes_3d=empty))

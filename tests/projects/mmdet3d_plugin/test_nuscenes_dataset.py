@@ -12,12 +12,13 @@ from mmdet.datasets import build_dataset
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from pyquaternion import Quaternion
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
+from mmdeploy_ext.models.datasets.builder import build_dataloader
+from mmdeploy_ext.models.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
+from mmdeploy_ext.synthetic.nuscenes import Options, ensure_toy_nuscenes
 from projects.configs.nuscenes_stream import CLASS_NAMES, image_augmentation, stream_data
-from projects.mmdet3d_plugin.common.nuscenes_infos import create_infos
-from projects.mmdet3d_plugin.datasets.builder import build_dataloader
-from projects.mmdet3d_plugin.datasets.nuscenes_dataset import camera_inputs, rigid_inverse
-from projects.toydata.nuscenes import Options, ensure_toy_nuscenes
 
 GOLDEN = Path(__file__).resolve().parents[4] / 'shared/golden/streampetr/inputs.npz'
 FRAMES = 4

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import DataError, UsageError
-from projects.mmdet3d_plugin.common import nuscenes_infos, nuscenes_samples, nuscenes_source
-from projects.toydata import nuscenes as toy
+from mmdeploy_ext.families.parts import nuscenes_infos, nuscenes_samples, nuscenes_source
+from mmdeploy_ext.synthetic import nuscenes as toy
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 REAL = REPOSITORY.parent / 'shared/data/nuscenes/scene-0061'

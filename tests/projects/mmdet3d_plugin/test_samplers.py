@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.evaluate.loop import shard_scenes
-from projects.mmdet3d_plugin.datasets.nuscenes_dataset import scene_lengths, sequence_flags
-from projects.mmdet3d_plugin.datasets.samplers import (
+from mmdeploy_ext.models.datasets.nuscenes_dataset import scene_lengths, sequence_flags
+from mmdeploy_ext.models.datasets.samplers import (
     SAMPLER,
     InfiniteGroupEachSampleInBatchSampler,
 )

@@ -11,7 +11,7 @@ from mmdet3d.models.middle_encoders import SparseEncoder
 from spconv.pytorch import SubMConv3d
 from torch import nn
 
-import projects.mmdet3d_plugin.sparse_backbone  # noqa: F401
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import BACKBONE, find_family

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip('spconv')
 
-import projects.mmdet3d_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
@@ -164,7 +164,7 @@ def test_calibration_is_the_references_unless_options_say_otherwise():
 
 
 def test_seeded_weights_of_a_detector_are_those_of_its_encoder_and_a_rest(tmp_path):
-    from projects.toydata.seeded import sparse_weights
+    from mmdeploy_ext.synthetic.seeded import sparse_weights
 
     cfg = load('second_secfpn_kitti')
     torch.save(dict(state_dict=sparse_weights(cfg)), tmp_path / 'c.pth')

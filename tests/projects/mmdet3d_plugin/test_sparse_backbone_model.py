@@ -8,7 +8,7 @@ pytest.importorskip('spconv')
 
 from mmdet3d.models.builder import build_detector
 
-import projects.mmdet3d_plugin.sparse_backbone  # noqa: F401
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
 from mmdeploy_ext.core.errors import DataError, ShapeError
 

@@ -5,15 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from mmdeploy_ext.inputs.cameras import Calibration
-from mmdeploy_ext.proof.levels.frames import best_scores_row
-from mmdeploy_ext.runtime.bevfusion_det.frames import check_calibration
-from mmdeploy_ext.runtime.bevfusion_det.moments import Detecting
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.families.bevfusion.graphs import RIG_MATRICES
+from mmdeploy_ext.families.bevfusion.runtime.frames import check_calibration
+from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
+from mmdeploy_ext.families.parts.special_frames import changed_drive, changed_rigs, plain_sweep
+from mmdeploy_ext.families.streampetr.runtime import checks
+from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.proving.levels.frames import best_scores_row
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame
-from mmdeploy_ext.runtime.streampetr import checks
-from projects.mmdet3d_plugin.bevfusion.graphs import RIG_MATRICES
-from projects.mmdet3d_plugin.common.special_frames import changed_drive, changed_rigs, plain_sweep
 from toy_streampetr_deploy import drive
 
 LIMITS = (-20.0, -20.0, -5.0, 20.0, 20.0, 3.0)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from mmdet.core.bbox.builder import build_assigner
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from projects.mmdet3d_plugin.streampetr import assigners  # noqa: F401
-from projects.mmdet3d_plugin.streampetr.coder import denormalize_bbox, normalize_bbox
+from mmdeploy_ext.models.streampetr import assigners  # noqa: F401
+from mmdeploy_ext.models.streampetr.coder import denormalize_bbox, normalize_bbox
 
 ASSIGNER_2D = toy.roi_head()['train_cfg']['assigner2d']
 CODE_WEIGHTS = torch.tensor([2.0, 2.0, 1, 1, 1, 1, 1, 1, 1, 1])

@@ -8,20 +8,20 @@ import onnx
 import pytest
 
 import toy_streampetr_deploy as deployed
-from mmdeploy_ext.apps.check_autoware_app import main
+from mmdeploy_ext.cli.check_autoware_app import main
+from mmdeploy_ext.consumers.autoware.stream_boxes import StreamSettings, objects_of
+from mmdeploy_ext.consumers.autoware.streampetr import NodeContract
+from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, NORMS, from_node
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.runtime.autoware.stream_boxes import StreamSettings, objects_of
-from mmdeploy_ext.runtime.autoware.streampetr import NodeContract
-from mmdeploy_ext.runtime.autoware.streampetr_rules import FILES, NORMS, from_node
-from mmdeploy_ext.runtime.streampetr.boxes import boxes
-from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.streampetr.runtime.boxes import boxes
+from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
+from mmdeploy_ext.proving.ladder import prove
 from planting import replaced
 from proofs import check_files
 from toy_autoware import key
 
-HERE, LOOP = 'projects.mmdet3d_plugin.streampetr.autoware', 'mmdeploy_ext.runtime.autoware.streampetr'
+HERE, LOOP = 'mmdeploy_ext.families.streampetr.autoware', 'mmdeploy_ext.consumers.autoware.streampetr'
 CLASSES = (
     'car',
     'truck',
@@ -141,7 +141,8 @@ def test_a_fault_in_the_graph_is_refused(toy, tmp_path, fault, drive):
 
 
 def planes_as_they_come(original):
-    from projects.mmdet3d_plugin.streampetr.graphs import ExtractImgFeat
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.streampetr.graphs import ExtractImgFeat
 
     return lambda self, img: ExtractImgFeat.forward(self, img[0])
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import streampetr_seeded as seeded
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet3d_plugin.streampetr.coder import NMSFreeCoder
+from mmdeploy_ext.models.streampetr.coder import NMSFreeCoder
 
 PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 WIDE = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]

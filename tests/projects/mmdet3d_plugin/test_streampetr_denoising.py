@@ -6,8 +6,9 @@ import pytest
 import torch
 from mmcv.parallel import DataContainer
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from projects.mmdet3d_plugin.streampetr import denoising
+from mmdeploy_ext.models.streampetr import denoising
 
 GROUPS = 2
 

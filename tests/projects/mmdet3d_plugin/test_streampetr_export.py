@@ -7,18 +7,19 @@ import numpy as np
 import onnx
 import pytest
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import streampetr_seeded as seeded
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.streampetr import spec
+from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.runtime.state import to_local
 from mmdeploy_ext.runtime.frames import Frame
-from mmdeploy_ext.runtime.streampetr.model import StreamPetrOnnx
-from mmdeploy_ext.runtime.streampetr.state import to_local
-from projects.mmdet3d_plugin.streampetr import spec
 from proofs import check_files
 
 CONFIG = 'projects/configs/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py'
@@ -155,7 +156,7 @@ def test_onnxslim_keeps_the_contract(tmp_path):
         )
 
 
-README = Path('projects/mmdet3d_plugin/streampetr/README.md')
+README = Path('mmdeploy_ext/families/streampetr/README.md')
 
 
 def table_rows(contract):

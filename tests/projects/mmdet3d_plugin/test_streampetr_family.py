@@ -8,18 +8,19 @@ import torch
 from mmcv import Config
 from mmcv.parallel import DataContainer
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.dump import load_dump, save_dump
 from mmdeploy_ext.core.errors import ConfigError, DataError, UsageError
 from mmdeploy_ext.core.taps import collect_taps
-from mmdeploy_ext.deploy.deployment import check_options
+from mmdeploy_ext.exporting.deployment import check_options
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from projects.configs.nuscenes_stream import image_augmentation
 from projects.configs.nuscenes_stream import test_pipeline as stream_pipeline
-from projects.mmdet3d_plugin.streampetr.family import StreamPetrFamily
 
 FAMILY = StreamPetrFamily()
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from mmdet.models import build_head
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from projects.mmdet3d_plugin.streampetr import assigners  # noqa: F401
-from projects.mmdet3d_plugin.streampetr.focal_head import draw_heatmap
+from mmdeploy_ext.models.streampetr import assigners  # noqa: F401
+from mmdeploy_ext.models.streampetr.focal_head import draw_heatmap
 
 STATE_DICT = Path(__file__).resolve().parents[3].parent / 'shared/golden/streampetr/state_dict.json'
 FEATURES = (2, toy.NUM_CAMS, toy.EMBED, 2, 6)

@@ -7,14 +7,15 @@ import onnx
 import onnxruntime
 import pytest
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import streampetr_seeded as seeded
 import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy.files import export_graph
+from mmdeploy_ext.exporting.files import export_graph
 from mmdeploy_ext.families.base import FAMILIES
-from projects.mmdet3d_plugin.streampetr import spec
+from mmdeploy_ext.families.streampetr import spec
 
 VERSIONS = ('1.0', '1.1')
 BOX = np.array([5e-3] * 3 + [1e-3] * 7)

@@ -6,15 +6,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import streampetr_seeded as seeded
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.deploy.files import export_graph
+from mmdeploy_ext.exporting.files import export_graph
 from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, relative_motion, to_local
+from mmdeploy_ext.families.streampetr.spec import FEATURES
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.runtime.streampetr.state import FIELDS, relative_motion, to_local
-from projects.mmdet3d_plugin.streampetr.spec import FEATURES
 
 COSINE = 0.999
 

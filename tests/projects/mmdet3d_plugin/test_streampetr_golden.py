@@ -16,11 +16,12 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.models import build_model
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import streampetr_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.taps import collect_taps
-from projects.mmdet3d_plugin.streampetr import memory as temporal
-from projects.mmdet3d_plugin.streampetr.memory import Memory
+from mmdeploy_ext.models.streampetr import memory as temporal
+from mmdeploy_ext.models.streampetr.memory import Memory
 
 CONFIG = Path('projects/configs/StreamPETR/stream_petr_r50_flash_704_bs2_seq_428q_nui_60e.py')
 PAD_SHAPE = (256, 704, 3)

@@ -10,13 +10,13 @@ import torch
 from mmcv import ConfigDict
 from mmdet3d.models import build_head, build_model
 
-import projects.mmdet3d_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 from mmdeploy_ext.core.errors import ConfigError, ShapeError
-from projects.mmdet3d_plugin.streampetr import memory as temporal
-from projects.mmdet3d_plugin.streampetr import rays
-from projects.mmdet3d_plugin.streampetr.memory import Memory
-from projects.mmdet3d_plugin.streampetr.steps import nerf_encoding, point_encoding, sine_encoding
+from mmdeploy_ext.models.streampetr import memory as temporal
+from mmdeploy_ext.models.streampetr import rays
+from mmdeploy_ext.models.streampetr.memory import Memory
+from mmdeploy_ext.models.streampetr.steps import nerf_encoding, point_encoding, sine_encoding
 
 SIZE = (toy.HEIGHT, toy.WIDTH)
 ROWS = toy.MEMORY_LEN + toy.NUM_PROPAGATED
@@ -336,7 +336,7 @@ def test_flash_attention_says_so_in_one_line(monkeypatch):
 
     from mmcv.utils import get_logger
 
-    from projects.mmdet3d_plugin.streampetr import transformer
+    from mmdeploy_ext.models.streampetr import transformer
 
     monkeypatch.setattr(transformer, '_announced', set())
     said, handler = [], logging.Handler()

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projects.mmdet3d_plugin.streampetr import memory as temporal
-from projects.mmdet3d_plugin.streampetr.memory import Memory
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mmdeploy_ext.models.streampetr import memory as temporal
+from mmdeploy_ext.models.streampetr.memory import Memory
 
 LEN, NEW, CHANNELS = 6, 3, 4
 PSEUDO = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)

@@ -6,8 +6,9 @@ import torch
 from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.datasets.pipelines import Compose
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import DataError
-from projects.mmdet3d_plugin.datasets.pipelines.augmentation import (
+from mmdeploy_ext.models.datasets.pipelines.augmentation import (
     GlobalRotScaleTransImage,
     ImageTransform,
     ResizeCropFlipRotImage,

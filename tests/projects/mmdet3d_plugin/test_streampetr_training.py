@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet3d_plugin.streampetr.detector import GridMask, without_gradients
+from mmdeploy_ext.models.streampetr.detector import GridMask, without_gradients
 
 LOSS_3D = {
     'loss_cls',

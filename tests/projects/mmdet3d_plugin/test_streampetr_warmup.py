@@ -7,8 +7,9 @@ import pytest
 import torch
 from mmcv.parallel import DataContainer
 
+import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from projects.mmdet3d_plugin.streampetr.warmup import GeometryWarmupHook, draw_points, footprint, warm_up
+from mmdeploy_ext.models.streampetr.warmup import GeometryWarmupHook, draw_points, footprint, warm_up
 
 SIZE = (toy.HEIGHT, toy.WIDTH)
 

@@ -7,11 +7,11 @@ import numpy as np
 from onnx import numpy_helper
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.graph.io.constants import constant_value
-from mmdeploy_ext.inputs.pictures import read_image
-from projects.toydata.seeded import write_seeded
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.synthetic.seeded import write_seeded
 
 REPO = Path(__file__).resolve().parents[3]
 PICTURE = read_image(REPO / 'demo/toy.jpg')
@@ -42,7 +42,7 @@ NAMES = ('retinanet', 'yolox', *SEEDED)
 
 def load(name, folder):
     """Return a trained toy, or a small model with seeded weights."""
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     if name not in SEEDED:
         paths = f'configs/demo/{name}_toy.py', f'demo/checkpoints/{name}_toy.pth'

@@ -6,9 +6,10 @@ import mmdet
 import numpy as np
 import torch
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
-from projects.mmdet_plugin.dense.family import DenseFamily
-from projects.mmdet_plugin.dense.kinds import facts_of, generator_of, kind_of
+from mmdeploy_ext.families.dense.family import DenseFamily
+from mmdeploy_ext.families.dense.kinds import facts_of, generator_of, kind_of
 
 FAMILY = DenseFamily()
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'

@@ -2,9 +2,10 @@
 
 import torch
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.exporting.ops import deformable_attention
+from mmdeploy_ext.families.query import networks, padding, postprocess
 from planting import altered
-from projects.mmdet_plugin.query import networks, padding, postprocess
 
 
 def sampled(change):

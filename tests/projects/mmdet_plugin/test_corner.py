@@ -8,15 +8,16 @@ import pytest
 import torch
 from mmcv.ops import CornerPool
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.exporter import default_opset
 from mmdeploy_ext.exporting.ops.replaced_modules import AXES, replace_class
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from mmdeploy_ext.runtime.corner.model import detections
+from mmdeploy_ext.families.corner import postprocess
+from mmdeploy_ext.families.corner.runtime import detections
+from mmdeploy_ext.proving.tasks.bbox2d import match_detections
+from mmdeploy_ext.synthetic.seeded import seeded_model
 from planting import altered
-from projects.mmdet_plugin.corner import postprocess
-from projects.toydata.seeded import seeded_model
 from toy_corner import KINDS, toy
 from toy_query import exported, images, options_of, run_stages
 

@@ -7,11 +7,11 @@ import pytest
 from dense_faulty import NAMES, OF_FILES, PICTURE, export, load, options_of
 
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.proof import fresh
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.levels.exported import open_file
-from mmdeploy_ext.proof.levels.graph_level import judge
-from mmdeploy_ext.proof.references import references
+from mmdeploy_ext.proving import fresh
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.levels.exported import open_file
+from mmdeploy_ext.proving.levels.graph_level import judge
+from mmdeploy_ext.proving.references import references
 from planted_faults import FAULTS
 from proofs import run_once
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from dense_heads import BORDERS, CONFIGS, HEADS, ONE_IMAGE, by_mmdet, detector, make_head, random_outputs
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.runtime.dense import model as runtime
-from projects.mmdet_plugin.dense import kinds, reference
-from projects.mmdet_plugin.dense.family import candidates_there
-from projects.mmdet_plugin.dense.forms import DecodeForm, FullForm, decode_names, raw_names
+from mmdeploy_ext.families.dense import kinds, reference
+from mmdeploy_ext.families.dense.family import candidates_there
+from mmdeploy_ext.families.dense.forms import DecodeForm, FullForm, decode_names, raw_names
+from mmdeploy_ext.families.dense.runtime import model as runtime
 
 SIZE = (128, 192)
 CLIPS = (121.0, 180.0)

@@ -9,14 +9,14 @@ import torch
 from mmdet.models import builder
 
 import dino_golden as golden
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.families.query import networks
+from mmdeploy_ext.families.query.networks import DinoNetwork
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.weights.convert.mmdet3_model import model2
 from mmdeploy_ext.weights.convert.mmdet3_names import NOT_OF_THE_MODEL, renamed
-from projects.mmdet_plugin.query import networks
-from projects.mmdet_plugin.query.networks import DinoNetwork
 from rtmdet_golden import drawn
 
 

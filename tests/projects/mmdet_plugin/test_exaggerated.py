@@ -5,9 +5,10 @@ import types
 import pytest
 import torch
 
-from projects.mmdet_plugin.dense.exaggerated import raised_corners
-from projects.mmdet_plugin.query.family import _of_all_sizes
-from projects.mmdet_plugin.two_stage.family import _exaggerated_regions
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.families.dense.exaggerated import raised_corners
+from mmdeploy_ext.families.query.family import _of_all_sizes
+from mmdeploy_ext.families.two_stage.family import _exaggerated_regions
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 2), (3, 4)])

@@ -4,11 +4,12 @@ import pytest
 import torch
 from mmdet.models.utils import SinePositionalEncoding
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from mmdeploy_ext.runtime.query.model import detections
-from projects.mmdet_plugin.query.padding import Level, SinePositions
+from mmdeploy_ext.families.query.padding import Level, SinePositions
+from mmdeploy_ext.families.query.runtime.model import detections
+from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from toy_query import KINDS, exported, images, options_of, run_stages, seeded, toy
 
 FAMILY = FAMILIES['query']

@@ -6,8 +6,8 @@ import pytest
 from query_faulty import DEFORMABLE, EVERY, TWO_STAGE
 
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.proof.tasks.bbox2d import match_detections
-from mmdeploy_ext.runtime.query.model import detections
+from mmdeploy_ext.families.query.runtime.model import detections
+from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from toy_query import images, options_of, run_stages, seeded
 
 FAMILY = FAMILIES['query']

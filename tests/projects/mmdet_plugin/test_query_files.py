@@ -9,16 +9,17 @@ import test_two_stage_panoptic
 from query_faulty import DEFORMABLE, EVERY
 from two_stage_faulty import iou_left_out, points_a_cell_off
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_query
 import toy_two_stage
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.two_stage.family import TwoStageFamily
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.synthetic.seeded import write_seeded
 from mmdeploy_ext.zoo.configs import without_augmentation
 from planting import altered
-from projects.mmdet_plugin.two_stage.family import TwoStageFamily
-from projects.toydata.seeded import write_seeded
 from toy_atss import PICTURE
 
 SIZE = (192, 256)

@@ -7,15 +7,16 @@ import pytest
 import torch
 from query_faulty import a_cell_off
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops import deformable_attention
 from mmdeploy_ext.exporting.postprocess import mask_resize
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proof.tasks.mask import match_detections
-from mmdeploy_ext.runtime.query_masks.model import detections
+from mmdeploy_ext.families.query import masks
+from mmdeploy_ext.families.query.runtime.masks import detections
+from mmdeploy_ext.proving.tasks.mask import match_detections
 from planting import altered
-from projects.mmdet_plugin.query import masks
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
 FAMILY = FAMILIES['query_masks']

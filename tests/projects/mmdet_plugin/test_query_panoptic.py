@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.exporting.postprocess import mask_resize, panoptic
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proof.tasks.panoptic import match_detections
+from mmdeploy_ext.families.query import maskformer, padding
+from mmdeploy_ext.families.query import panoptic as forms
+from mmdeploy_ext.families.query.runtime.panoptic import detections
+from mmdeploy_ext.proving.tasks.panoptic import match_detections
 from mmdeploy_ext.runtime.panoptic import Segments, segments_of
-from mmdeploy_ext.runtime.query_panoptic.model import detections
 from planting import altered
-from projects.mmdet_plugin.query import maskformer, padding
-from projects.mmdet_plugin.query import panoptic as forms
 from toy_query import exported, images, options_of, run_stages, seeded, toy
 
 FAMILY, CLASSES = FAMILIES['query_panoptic'], 6

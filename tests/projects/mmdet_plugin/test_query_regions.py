@@ -6,11 +6,12 @@ import types
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proof.tasks import task_module
+from mmdeploy_ext.families.query import regions
+from mmdeploy_ext.proving.tasks import task_module
 from planting import altered
-from projects.mmdet_plugin.query import regions
 from toy_query import REGIONS, exported, images, options_of, run_stages, seeded, toy
 
 FULL = types.SimpleNamespace(form='full', options={}, postprocess=dict(mask_thr=0.5))

@@ -10,14 +10,14 @@ import test_yolact
 import toy_query
 from instances_json import decoded
 from mmdeploy_ext.core.errors import EngineError
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.graph.tensorrt_limits import check_limits, find_refusals
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.tasks.mask import match_detections
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
-from projects.toydata.seeded import write_seeded
+from mmdeploy_ext.synthetic.seeded import write_seeded
 from toy_atss import PICTURE, REPO
 from toy_two_stage import write_config
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from projects.mmdet_plugin.rtdetr.decoder import Anchors
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.models.rtdetr.decoder import Anchors
 
 
 def test_centres_count_as_in_float32_comparisons_at_every_size():

@@ -21,7 +21,7 @@ from model_shapes import model_shapes
 @pytest.fixture(scope='module', params=['r18vd', 'r50vd'])
 def name(request):
     golden.require_golden()
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
     return request.param
 
@@ -155,7 +155,7 @@ def test_ema_weights_are_taken_where_the_file_holds_them(toy, capsys):
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert 'plain weights (model)' in capsys.readouterr().out
-    import projects.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.families.base import find_family
 
     cfg = load_config(str(golden.REPOSITORY / TOY))

@@ -14,12 +14,12 @@ from mmdeploy_ext.core.errors import ConfigError, ShapeError, UsageError
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.against_dump import DumpedImages, check_dump
-from mmdeploy_ext.proof.inputs.inputs import proof_inputs
-from mmdeploy_ext.proof.ladder import prove
+from mmdeploy_ext.families.rtdetr import runtime
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.against_dump import DumpedImages, check_dump
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs
+from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime import detect
-from mmdeploy_ext.runtime.rtdetr import model as runtime
 
 
 @pytest.fixture(scope='module')
@@ -369,9 +369,10 @@ def test_re_parameterised_blocks_are_the_blocks(toy):
 
 
 def test_the_tables_of_the_page_are_the_spec(toy):
-    import projects.mmdet_plugin.rtdetr as package
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+    import mmdeploy_ext.families.rtdetr as package
 
-    page = (toy_rtdetr.REPO / 'projects/mmdet_plugin/rtdetr/README.md').read_text(encoding='utf-8')
+    page = (toy_rtdetr.REPO / 'mmdeploy_ext/families/rtdetr/README.md').read_text(encoding='utf-8')
     model = copy.deepcopy(toy.model)  # a shallow copy shares its parts
     model.decoder.num_queries, model.decoder.num_classes, model.postprocess.max_per_img = 300, 80, 300
     for form in package.family.RtDetrFamily.forms:

@@ -50,7 +50,8 @@ def test_the_comparison_sees_what_is_wrong(run):
 
 
 def test_the_position_embeddings_differ_for_non_square_maps_only():
-    from projects.mmdet_plugin.rtdetr.encoder import PositionEmbedding
+    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+    from mmdeploy_ext.models.rtdetr.encoder import PositionEmbedding
 
     original, row_major = PositionEmbedding(32), PositionEmbedding(32, 'row_major')
     square, wide = torch.zeros(1, 32, 4, 4), torch.zeros(1, 32, 3, 5)

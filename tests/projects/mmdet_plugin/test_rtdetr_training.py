@@ -5,12 +5,13 @@ import itertools
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import toy_rtdetr
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.rtdetr.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
-from projects.mmdet_plugin.rtdetr.denoising import attention_mask, denoising_queries
-from projects.mmdet_plugin.rtdetr.losses import Objects, SetLoss, varifocal
+from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
+from mmdeploy_ext.models.rtdetr.denoising import attention_mask, denoising_queries
+from mmdeploy_ext.models.rtdetr.losses import Objects, SetLoss, varifocal
 
 
 def build(**overrides):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from mmdet.models import builder
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import rtmdet_golden as golden
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import FAMILIES
-from projects.mmdet_plugin.dense.parts import multiple
-from projects.mmdet_plugin.rtmdet.csp import CSPNeXtLayer
+from mmdeploy_ext.families.dense.parts import multiple
+from mmdeploy_ext.models.rtmdet.csp import CSPNeXtLayer
 from toy_atss import REPO
 
 CONFIGS = {'tiny': 4.896, 's': 8.887, 'm': 24.709, 'l': 52.316, 'x': 94.856}

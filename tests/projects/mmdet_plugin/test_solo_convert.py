@@ -8,14 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import solo_golden as golden
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
+from mmdeploy_ext.families.solo.family import check_grids
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert.solo_names import converted_names, original_name
 from mmdeploy_ext.weights.convert.solo_wxinlong import convert
 from model_shapes import model_shapes
-from projects.mmdet_plugin.solo.family import check_grids
 
 TOY = 'configs/demo/solov2_toy.py'
 NETS = (

@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from mmdeploy_ext.compare.tensors import without_ties
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
-from mmdeploy_ext.proof.ladder import prove
-from mmdeploy_ext.proof.tasks.mask import match_detections
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.proving.tasks.mask import match_detections
+from mmdeploy_ext.proving.tensors import without_ties
 from proofs import check_files
 from toy_solo import GRIDS, HEADS, TRACED, load_toy, options_for, picture, prepared
 

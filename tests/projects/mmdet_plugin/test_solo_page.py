@@ -7,13 +7,14 @@ import pytest
 import torch
 from mmdet.models import build_head
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.proof.views.commands import export_command
+from mmdeploy_ext.families.solo.family import SoloFamily, check_grids
+from mmdeploy_ext.proving.views.commands import export_command
 from mmdeploy_ext.weights.checkpoint import Checkpoint
-from projects.mmdet_plugin.solo.family import SoloFamily, check_grids
 
-PAGE = Path(__file__).resolve().parents[3] / 'projects/mmdet_plugin/solo/README.md'
+PAGE = Path(__file__).resolve().parents[3] / 'mmdeploy_ext/families/solo/README.md'
 LIGHT, SOLO = 'solov2/solov2_light_r34_fpn_3x_coco.py', 'solo/solo_r50_fpn_1x_coco.py'
 DECOUPLED = 'solo/decoupled_solo_r50_fpn_1x_coco.py'
 GRIDS = SimpleNamespace(num_grids=[40, 36, 24, 16, 12])

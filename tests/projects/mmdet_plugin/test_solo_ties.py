@@ -5,9 +5,9 @@ import contextlib
 import numpy as np
 import pytest
 
-from mmdeploy_ext.compare.tensors import without_ties
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.proof.tasks.mask import match_detections
+from mmdeploy_ext.proving.tasks.mask import match_detections
+from mmdeploy_ext.proving.tensors import without_ties
 from toy_solo import load_toy, prepared
 
 ROUNDING = 1e-6

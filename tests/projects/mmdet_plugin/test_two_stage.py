@@ -9,12 +9,13 @@ import pytest
 import torch
 from mmdet.models.builder import DETECTORS
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.exporter import check_operators, default_opset
 from mmdeploy_ext.families.base import find_family
-from projects.mmdet_plugin.two_stage.kinds import result_cfg
-from projects.mmdet_plugin.two_stage.regions import Pool
+from mmdeploy_ext.families.two_stage.kinds import result_cfg
+from mmdeploy_ext.families.two_stage.regions import Pool
 from toy_two_stage import (
     KINDS,
     SIZE,

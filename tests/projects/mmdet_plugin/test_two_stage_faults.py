@@ -5,8 +5,9 @@ import types
 import pytest
 from two_stage_faulty import FAULTS, OF_NETWORKS, RARE
 
-from mmdeploy_ext.proof.tasks import task_module
-from projects.mmdet_plugin.two_stage import boxes as boxes_module
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
+from mmdeploy_ext.families.two_stage import boxes as boxes_module
+from mmdeploy_ext.proving.tasks import task_module
 from toy_two_stage import family_of, images, options_of, run_stages, seeded
 from two_stage_parts import SINGLE
 

@@ -14,15 +14,15 @@ from two_stage_edited import (
     sampling_ratio,
 )
 
-from mmdeploy_ext.deploy import deployment as deploy
-from mmdeploy_ext.deploy.files import export_files
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
 from mmdeploy_ext.engines.openvino import OpenVinoBackend
-from mmdeploy_ext.inputs.pictures import read_image
-from mmdeploy_ext.proof.difference.subject import subject_of
-from mmdeploy_ext.proof.levels.exported import open_file
-from mmdeploy_ext.proof.references import references
-from projects.toydata.seeded import write_seeded
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.difference.subject import subject_of
+from mmdeploy_ext.proving.levels.exported import open_file
+from mmdeploy_ext.proving.references import references
+from mmdeploy_ext.synthetic.seeded import write_seeded
 from proofs import check_files, run_once
 from toy_atss import REPO
 from toy_two_stage import toy, write_config
@@ -36,7 +36,7 @@ class Known:
     """A model with seeded weights and its honest file of each form."""
 
     def __init__(self, folder, config=CONFIG, batch=1):
-        import projects.mmdet_plugin  # noqa: F401
+        import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
         self.folder, self.batch = folder, batch
         write_seeded(config, folder / 'm.pth')

@@ -10,15 +10,16 @@ import onnxruntime
 import pytest
 import torch
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.postprocess import mask_resize, panoptic
-from mmdeploy_ext.proof.tasks.panoptic import match_detections
+from mmdeploy_ext.families.two_stage import panoptic as forms
+from mmdeploy_ext.families.two_stage.runtime.panoptic import detections
+from mmdeploy_ext.proving.tasks.panoptic import match_detections
 from mmdeploy_ext.runtime.panoptic import fuse_instances
-from mmdeploy_ext.runtime.two_stage_panoptic.model import detections
 from planting import altered
-from projects.mmdet_plugin.two_stage import panoptic as forms
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
 
 FAMILY, CLASSES = family_of('panoptic'), 11

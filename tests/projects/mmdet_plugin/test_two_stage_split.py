@@ -23,10 +23,10 @@ from two_stage_faulty import (
     unclipped,
 )
 
-from mmdeploy_ext.compare.tensors import compare_tensors
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.proof.tasks import task_module
+from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tensors import compare_tensors
 from toy_two_stage import (
     KINDS,
     TIES,

@@ -10,11 +10,12 @@ from mmdet.models.necks import BFP, NASFPN
 from mmdet.models.necks.nasfcos_fpn import NASFCOS_FPN
 from torch import nn
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.fold import fuse
-from projects.mmdet_plugin.dense.prepared import pooled
+from mmdeploy_ext.families.dense.prepared import pooled
 
 SEEN, UNSEEN = (1, 64, 96), ((2, 88, 56), (1, 130, 201), (3, 64, 64))
 

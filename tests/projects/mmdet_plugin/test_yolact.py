@@ -7,13 +7,14 @@ import functools
 import numpy as np
 import pytest
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.proof.tasks.boxed_mask import match_detections
-from mmdeploy_ext.runtime.yolact.model import detections
+from mmdeploy_ext.families.yolact import postprocess
+from mmdeploy_ext.families.yolact.runtime import detections
+from mmdeploy_ext.proving.tasks.boxed_mask import match_detections
+from mmdeploy_ext.synthetic.seeded import seeded_model
 from planting import altered
-from projects.mmdet_plugin.yolact import postprocess
-from projects.toydata.seeded import seeded_model
 from toy_query import exported, images, options_of, run_stages
 from toy_yolact import toy
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmdeploy_ext.core.errors import DataError, UsageError
-from projects.toydata import coco, scene, shapes, staging
+from mmdeploy_ext.synthetic import coco, scene, shapes, staging
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = dict(seed=3, train_images=24, val_images=40, quiet=True)
@@ -253,7 +253,7 @@ def test_pycocotools_gives_the_ground_truth_itself_ap_1(small_set, kind):
 
 @pytest.fixture(scope='module')
 def val_dataset(small_set):
-    from mmdeploy_ext.stack import compat
+    from mmdeploy_ext import compat
 
     compat.apply()
     from mmdet.datasets import build_dataset

@@ -11,9 +11,9 @@ import pytest
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.errors import DataError, UsageError
-from projects.toydata import nuscenes as toy
-from projects.toydata import nuscenes_rig, nuscenes_scene, nuscenes_world, staging
-from projects.toydata.nuscenes_render import ray_box, render
+from mmdeploy_ext.synthetic import nuscenes as toy
+from mmdeploy_ext.synthetic import nuscenes_rig, nuscenes_scene, nuscenes_world, staging
+from mmdeploy_ext.synthetic.nuscenes_render import ray_box, render
 
 SMALL = toy.Options(2, 2, 8, seed=3, image_size=(160, 90), sweeps=1)
 TINY = toy.Options(1, 1, 2, seed=3, image_size=(48, 32))

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from mmdeploy_ext.compat.panoptic_quality import PQStat, id2rgb, rgb2id
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.stack.panoptic_quality import PQStat, id2rgb, rgb2id
-from projects.toydata import textures
-from projects.toydata.coco import ensure_toy_coco, sample
-from projects.toydata.panoptic import STUFF, ensure_toy_panoptic, ground_and_shapes
-from projects.toydata.shapes import CLASSES
+from mmdeploy_ext.synthetic import textures
+from mmdeploy_ext.synthetic.coco import ensure_toy_coco, sample
+from mmdeploy_ext.synthetic.panoptic import STUFF, ensure_toy_panoptic, ground_and_shapes
+from mmdeploy_ext.synthetic.shapes import CLASSES
 
 
 @pytest.fixture(scope='module')

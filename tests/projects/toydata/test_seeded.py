@@ -6,10 +6,11 @@ import pytest
 import torch
 from mmcv import Config
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
-from projects.mmdet_plugin.dense.parts import without_teacher
-from projects.toydata.seeded import fill_seeded, normalisation, write_seeded
-from projects.toydata.seeded_dense import build_student, check_known
+from mmdeploy_ext.families.dense.parts import without_teacher
+from mmdeploy_ext.synthetic.seeded import fill_seeded, normalisation, write_seeded
+from mmdeploy_ext.synthetic.seeded_dense import build_student, check_known
 from seeded_results import CALM, amplified, find
 
 PIPELINE = [
@@ -143,8 +144,6 @@ def test_a_head_without_known_layers_is_refused_by_name():
 
 
 def test_a_config_that_no_family_claims_gets_weights(tmp_path):
-    import projects.mmdet_plugin  # noqa: F401
-
     path = tmp_path / 'own.py'
     config('points and distances').dump(str(path))
     write_seeded(str(path), tmp_path / 'own.pth')

@@ -7,7 +7,7 @@ import torch
 import toy_bevfusion
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from projects.toydata.seeded import main, seeded_model
+from mmdeploy_ext.synthetic.seeded import main, seeded_model
 
 
 @pytest.mark.parametrize('changes', [{}, toy_bevfusion.alone('centers')], ids=['fusion', 'cameras'])

@@ -11,8 +11,8 @@ import toy_centerpoint
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.runtime.detections import sigmoid
-from projects.toydata.seeded import seeded_model, write_seeded
-from projects.toydata.seeded_lidar import EMPTY, SWEEPS, dense
+from mmdeploy_ext.synthetic.seeded import seeded_model, write_seeded
+from mmdeploy_ext.synthetic.seeded_lidar import EMPTY, SWEEPS, dense
 
 KINDS = [
     *(('anchor3d', kind) for kind in toy_anchor3d.KINDS),
@@ -34,7 +34,8 @@ def registered():
 
 @pytest.mark.parametrize(('name', 'kind'), KINDS)
 def test_sweeps_give_boxes_of_several_classes_and_an_empty_map_none(tmp_path, name, kind):
-    from projects.mmdet3d_plugin.common.parts import parts_of
+    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+    from mmdeploy_ext.families.parts.parts import parts_of
 
     cfg = load_config(config_of(tmp_path, name, kind))
     family = find_family(cfg, DETECTOR)

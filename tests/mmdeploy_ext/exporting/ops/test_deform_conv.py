@@ -11,6 +11,7 @@ from mmdet.models.dense_heads import TOODHead
 from mmdet.models.necks import DyHead
 from torch import nn
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
@@ -24,7 +25,7 @@ from mmdeploy_ext.exporting.ops.deform_conv import (
     has_deform_conv,
     standard_deform_conv,
 )
-from projects.mmdet_plugin.dense import prepared
+from mmdeploy_ext.families.dense import prepared
 
 FUNCTIONS = (DeformConv2dFunction, ModulatedDeformConv2dFunction)
 SHAPES = {

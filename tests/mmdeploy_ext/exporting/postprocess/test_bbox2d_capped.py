@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.ops import nms
 
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import IMAGE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
@@ -31,9 +32,9 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.families.dense.forms import FULL_NAMES, FullForm
+from mmdeploy_ext.families.dense.runtime import model as runtime
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals
-from mmdeploy_ext.runtime.dense import model as runtime
-from projects.mmdet_plugin.dense.forms import FULL_NAMES, FullForm
 
 SIZE = (64, 96)
 CAP = 130

@@ -10,16 +10,15 @@ import torch
 from mmcv import ConfigDict
 from mmdet.models.dense_heads import DecoupledSOLOHead, SOLOHead, SOLOV2Head
 
-import projects.mmdet_plugin  # noqa: F401
+import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
-from mmdeploy_ext.proof.tasks.mask import match_detections
+from mmdeploy_ext.families.solo import reference, runtime
+from mmdeploy_ext.families.solo.postprocess import FullForm
+from mmdeploy_ext.proving.tasks.mask import match_detections
 from mmdeploy_ext.runtime.detections import Instances
-from mmdeploy_ext.runtime.solo import model as runtime
-from projects.mmdet_plugin.solo import reference
-from projects.mmdet_plugin.solo.postprocess import FullForm
 
 GRIDS, STRIDES, CLASSES, CHANNELS = [10, 8, 6, 4, 3], [8, 8, 16, 32, 32], 4, 12
 QUARTER = (24, 32)
@@ -78,7 +77,7 @@ def random_raw(kind, seed=0, batch=1, shift=0.0):
 
 
 def contract_points_nms(logits):
-    from projects.mmdet_plugin.solo.networks import points_nms
+    from mmdeploy_ext.families.solo.networks import points_nms
 
     return points_nms(logits)
 

@@ -1,0 +1,218 @@
+"""`benchmark.py`: PyTorch and ONNX engines against each other, interleaved in one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.core import cli, distributed
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, check_names
+from mmdeploy_ext.families.base import BACKBONE, Family, find_family
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.benchmark.plan import Plan
+
+WITH_POINTS = ('sweeps', 'fused')
+"""Kinds of samples that hold points of a LiDAR."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; where mmdet 2.28's benchmark.py has an option, name and meaning are the same."""
+    parser = cli.ArgumentParser(
+        description='Measure a model in PyTorch and as ONNX graphs: interleaved rounds in one '
+        'process, from prepared images to detections.'
+    )
+    shared.add_model_arguments(parser)
+    cli.add(
+        parser,
+        '--onnx m.onnx...',
+        'exported files (default: `full` and `raw` are exported to a temporary folder)',
+        [],
+    )
+    _add_round_options(parser)
+    _add_input_options(parser)
+    _add_output_options(parser)
+    _add_point_options(parser)
+    cli.add_debug_option(parser)
+    return parser
+
+
+def _add_round_options(parser: argparse.ArgumentParser) -> None:
+    add = cli.adder(parser)
+    add('--engines A,B', f'of {",".join(ENGINES)} (default: torch,onnxruntime)', 'torch,onnxruntime')
+    add('--max-iter N', 'rounds that count (default: 20)', 20)
+    add('--repeat-num N', 'repeat all rounds (default: 1)', 1)
+    add('--warmup N', 'rounds before, not counted (default: 3)', 3)
+    add('--spare-rounds N', 'run up to N rounds again that other processes disturbed (default: 0)', 0)
+    add(
+        '--max-seconds S',
+        'begin no round after S seconds, once three count (default: run all rounds)',
+        0,
+        type=float,
+    )
+    add(
+        '--skip-refused',
+        'leave out files that an engine cannot load or run, and say why (default: that is an error)',
+    )
+    add('--log-interval N', 'print medians every N rounds (default: 10)', 10)
+    add('--fuse-conv-bn', 'also measure PyTorch with convolution and BN fused')
+
+
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
+    add = cli.adder(parser)
+    add(
+        '--shape N...',
+        'height and width, or one number for both (default: of the files, else from the test pipeline)',
+        type=int,
+    )
+    add('--samples-per-gpu --batch-size N', 'images per batch (default: of the files, else 1)', 0)
+    add('--threads N', 'of every engine (default: the cores)', 0)
+    add('--images PATH...', 'images or folders (default: demo/toy.jpg)')
+    add(
+        '--prepared FILE.npz',
+        'a network input instead of images: arrays input (3, H, W), img_shape, ori_shape',
+    )
+    add('--profile', "operators by ONNX Runtime's profiler, in sessions of their own")
+    add('--no-memory', 'do not measure memory (a process per contender)')
+
+
+def _add_point_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('models of LiDAR sweeps, and their sparse backbones')
+    add = cli.adder(group)
+    add(
+        '--sweep FILE...',
+        'real sweeps: points (.bin), of models with cameras in place of those of generated frames; of a '
+        'backbone also voxels (.npz: features and coordinates, coors_bxyz, coors_bzyx)',
+        [],
+    )
+    add(
+        '--voxels N...',
+        'measure the sparse backbone alone, on synthetic scenes of these sizes (default, where no more '
+        'of the model is exported: 5000 20000 60000 120000)',
+        type=int,
+    )
+    add('--no-racing', 'leave out spconv with all threads, which is wrong')
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    add = cli.adder(parser)
+    add('--json FILE', 'write all figures as JSON')
+    add('--chart FILE.png', 'draw a bar chart', writes='{}')
+    add(
+        '--launcher',
+        'processes of one machine share the rounds, in step; rank 0 reports',
+        'none',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+    )
+    add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
+
+
+def _check(args: argparse.Namespace) -> list[str]:
+    """Refuse what can be refused before anything is loaded; returns the engines."""
+    cli.check_least(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
+    cli.check_least(args, samples_per_gpu=0, threads=0, max_seconds=0)
+    engines = [name.strip() for name in args.engines.split(',') if name.strip()]
+    check_names(engines, said=f'--engines {args.engines}')
+    if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
+        raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
+    if args.prepared and args.images:
+        raise UsageError('--prepared and --images: the benchmark measures on one of them')
+    _check_engines_used(args, engines)
+    for name in ('max_seconds', 'spare_rounds'):
+        if getattr(args, name) and args.launcher != 'none':
+            raise UsageError(
+                f'--{name.replace("_", "-")} and --launcher: processes that measure in step run all rounds '
+                f'once'
+            )
+    if missing := [path for path in args.sweep if not Path(path).is_file()]:
+        raise UsageError(f'--sweep {missing[0]}: no such file')
+    if args.chart and not args.chart.endswith('.png'):
+        raise UsageError(f'--chart {args.chart}: expected a .png file')
+    for target in filter(None, (args.json, args.chart)):
+        check_writable(target)
+    return engines
+
+
+def _check_engines_used(args: argparse.Namespace, engines: Sequence[str]) -> None:
+    """Refuse options of engines that do not take part."""
+    said = f'got --engines {args.engines}'
+    if args.onnx and not any(ENGINES[name].files for name in engines):
+        raise UsageError(f'--onnx {" ".join(args.onnx)}: goes with an engine that runs files, {said}')
+    if args.fuse_conv_bn and BASELINE not in engines:
+        raise UsageError(f'--fuse-conv-bn: goes with --engines {BASELINE}, {said}')
+    if args.profile and 'onnxruntime' not in engines:
+        raise UsageError(f'--profile: goes with --engines onnxruntime, {said}')
+
+
+def plan_of(family: Family, args: argparse.Namespace) -> type[Plan]:
+    """Return how the models of a family are measured: whole, or the sparse backbone of a LiDAR model alone.
+
+    `voxels`, `no_racing` and a portable file in `onnx` ask for the backbone of a detector.
+    """
+    from mmdeploy_ext.benchmark.images import ImagePlan
+    from mmdeploy_ext.benchmark.sparse import SparsePlan
+    from mmdeploy_ext.benchmark.streams import StreamPlan
+
+    if family.samples == 'images':
+        return ImagePlan
+    wanted = args.voxels or args.no_racing or any(map(is_portable, args.onnx))
+    return SparsePlan if family.product == BACKBONE or (wanted and family.samples == 'sweeps') else StreamPlan
+
+
+def is_portable(path: str) -> bool:
+    """Return whether a file is a sparse backbone alone, in standard operators."""
+    from mmdeploy_ext.contract.metadata import read_props
+
+    return Path(path).is_file() and json.loads(read_props(path).get('mm2onnx.form', '""')) == 'portable'
+
+
+def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    from mmdeploy_ext.benchmark import report
+
+    if args.json:
+        write_json(args.json, result)
+    if args.chart:
+        report.write_chart(result, args.chart)
+    report.print_result(result, cli.stdout())
+    if args.chart:
+        print(f'chart: {args.chart}')
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Measure and report."""
+    engines = _check(args)
+
+    compat.apply()
+    import cv2
+    import torch
+
+    register()
+    args.cfg_options = shared.parse_cfg_options(args.cfg_options)
+    family = find_family(load_config(args.config, args.cfg_options))
+    kind = plan_of(family, args)
+    foreign = kind.foreign if family.samples in WITH_POINTS else (*kind.foreign, 'sweep')
+    shared.refuse_given(args, build_parser(), foreign, f'{kind.models} do not have it')
+    with distributed.join(args.launcher, args.local_rank) as ranks:
+        plan = kind(args, engines, register, ranks)
+        torch.set_num_threads(plan.threads[0])
+        cv2.setNumThreads(plan.threads[0])
+        plan.load()
+        with after_weights():
+            result = plan.run()
+            if ranks.rank == 0:
+                _publish(args, result)
+    return 0
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

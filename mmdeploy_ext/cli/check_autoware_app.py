@@ -1,0 +1,27 @@
+"""`check_autoware.py`: `graph.py check-folder --contract autoware` by a name of its own."""
+
+import argparse
+from collections.abc import Sequence
+
+from mmdeploy_ext.cli.graph_commands.folders import run_check
+from mmdeploy_ext.core import cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Say what a perception node of Autoware would reject or read wrongly in a folder of ONNX '
+        'files and manifests. Exit status 1 with findings.'
+    )
+    add = cli.adder(parser)
+    add('folder FOLDER', 'of ONNX files and manifests, whoever wrote them')
+    add('--strict', 'warnings fail, too')
+    add('--json FILE', 'also write what was found as JSON')
+    cli.add_debug_option(parser)
+    parser.set_defaults(contract='autoware')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 nothing was found, 1 something was, 2 usage."""
+    return cli.run(run_check, build_parser(), argv)

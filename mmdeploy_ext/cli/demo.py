@@ -1,0 +1,101 @@
+"""What the tools that draw boxes in 3D share: both engines, their options, and where pictures go."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.printable import UNPRINTABLE
+from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.proving.results import Pair
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+
+ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
+"""--engine -> its title."""
+OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
+"""Names that are meant for one file and would become a folder."""
+
+
+def add_options(parser: argparse.ArgumentParser, engine: str | None, said: str) -> None:
+    """Add --engine, --score-thr, --cfg-options and --threads; `said` is the default engine in words."""
+    add = cli.adder(parser)
+    add('--engine', f'engine to run (default: {said})', engine, choices=(*ENGINES, 'both'))
+    add('--score-thr S', 'draw boxes of at least this score, 0..1 (default: %(default)s)', 0.3)
+    add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
+    add('--threads N', 'threads of ONNX Runtime', 0)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse invalid numbers."""
+    if not 0 <= args.score_thr <= 1:
+        raise UsageError(f'--score-thr {args.score_thr}: expected a value in 0..1')
+    cli.check_least(args, threads=0)
+
+
+def draw_found(
+    pair: Pair, found: Mapping[str, Detections3D], classes: Sequence[str], score_thr: float
+) -> np.ndarray:
+    """Draw the boxes of one or both engines (key of `ENGINES` -> boxes); of two, what differs is marked."""
+    from mmdeploy_ext.proving.tasks import bbox3d
+    from mmdeploy_ext.runtime.bird_eye import Layer
+
+    if len(found) == 2:
+        return bbox3d.draw_pair(pair, classes, score_thr)
+    layers = [Layer(ENGINES[name], boxes.above(score_thr)) for name, boxes in found.items()]
+    return bbox3d.draw_layers(pair, layers, classes)
+
+
+def is_video(out: Path) -> bool:
+    """Return whether an output is one video file."""
+    return out.suffix.lower() == '.mp4'
+
+
+@contextlib.contextmanager
+def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield what takes one picture after the other; a video appears when it is complete."""
+    from mmdeploy_ext.runtime.draw import write_picture
+
+    if is_video(out):
+        with _open_video(out, fps) as write:
+            yield write
+        return
+    numbers = itertools.count()
+    yield lambda image: write_picture(out / f'{next(numbers):04d}.png', image)
+
+
+@contextlib.contextmanager
+def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    import cv2
+
+    if UNPRINTABLE.search(str(out.resolve())):  # OpenCV ends in a crash
+        raise UsageError(f'--out {out}: OpenCV writes no film under a name that cannot be printed')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
+        # OpenCV chooses the container by the suffix, so the unfinished file needs a folder, not a suffix
+        unfinished, video = Path(folder) / 'video.mp4', cv2.VideoWriter()
+        code = cv2.VideoWriter_fourcc(*'mp4v')
+
+        def write(image: np.ndarray) -> None:
+            if not video.isOpened() and not video.open(str(unfinished), code, fps, image.shape[1::-1]):
+                raise UsageError(f'--out {out}: this OpenCV cannot write mp4; name a folder for PNG files')
+            video.write(image)
+
+        try:
+            yield write
+        finally:
+            video.release()
+        if unfinished.exists():  # no picture at all makes none
+            unfinished.replace(out)

@@ -1,0 +1,251 @@
+"""`pytorch2onnx.py`: export a detector, and prove it with `--verify`. `export_scn.py` derives from it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.cli import proof
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import will_write
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.proving.tasks import task_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.exporting.deployment import Deployment
+
+
+IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
+"""Arguments about pictures."""
+ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
+
+
+def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
+    """Return the parser; names and meaning are those of mmdet 2.28's pytorch2onnx.py.
+
+    `only_check` is of a command line with --check, which needs no checkpoint.
+    """
+    parser = cli.ArgumentParser(
+        description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
+    )
+    shared.add_model_arguments(parser, needs_checkpoint=not only_check)
+    add = cli.adder(parser)
+    add('--check', 'say what would be exported, how, and what would be refused; takes no CHECKPOINT')
+    add(
+        '--output-file OUTPUT_FILE',
+        'where the graph is written (default: tmp.onnx); three graphs go to a folder '
+        "(default: the config's name)",
+        writes='{}',
+    )
+    add('--input-img INPUT_IMG', 'image that is traced (default: demo/toy.jpg)')
+    add(
+        '--test-img TEST_IMG...',
+        'samples that --verify adds, as --images of verify.py: images or folders (default: the '
+        'mirrored --input-img), LiDAR sweeps or an info file (default: of the data set, else generated)',
+    )
+    shared.add_graph_arguments(parser)
+    shared.add_normalisation_arguments(parser)
+    add(
+        '--dataset DATASET',
+        'accepted for old command lines; class names come from the checkpoint or the config',
+    )
+    add('--verify', 'prove the file; exit status 1 when it is not')
+    add('--show', "draw both engines' detections to OUTPUT_FILE.png and print the graph")
+    shared.add_proof_arguments(parser)
+    shared.add_report_arguments(parser)
+    cli.add_debug_option(parser)
+    return parser
+
+
+class Export:
+    """One export from the command line, and its proof.
+
+    `given_by` is the option that names samples of the proof; `claims` are about files, see `ladder.prove`;
+    `product` and `weight_layout` are those of `Family`.
+    """
+
+    product: ClassVar[str] = DETECTOR
+    given_by: ClassVar[str] = '--test-img'
+    weight_layout = 'auto'
+    engine: dict[str, Any]
+    cfg_options: dict[str, Any]
+    cfg: Any
+    family: Family
+    options: Options
+
+    def __init__(self, args: argparse.Namespace, only: str = '') -> None:
+        """Keep the arguments; `only` names the one family that the tool is for."""
+        self.args, self.only = args, only
+        self.claims: dict[str, Any] = {}
+
+    def values(self) -> dict[str, Any]:
+        """Return the options of the export that were given, and look at all that needs no config."""
+        args = self.args
+        self.engine, values = shared.engine_options(args), shared.graph_values(args)
+        for name in ('report', 'json', 'frames'):
+            if getattr(args, name) is not None and not args.verify:
+                raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
+        if not args.verify and not args.show:
+            why = 'goes with --verify; the export itself runs no engine'
+            shared.refuse_given(args, build_parser(), ENGINE_OPTIONS, why)
+        shared.check_normalisation(args)
+        return {'opset': 0, **values}
+
+    def run(self, register: Callable[[], None]) -> int:
+        """Export, and prove when asked to; returns the exit status."""
+        cli.wait_passively()
+
+        compat.apply()
+        args, values = self.args, self.values()
+        self.cfg_options = shared.parse_cfg_options(args.cfg_options)
+        proof.check_report_targets(args)
+        register()
+        self.cfg = load_config(args.config, self.cfg_options)
+        self.family = find_family(self.cfg, self.product)
+        self.check_family()
+        self.options = self.family.choose(**values)
+        self.options.check(given=values)
+        if getattr(args, 'check', False):
+            from mmdeploy_ext.cli.check_app import print_exports
+
+            return print_exports(self.cfg, self.family, self.options)
+        return self.export(proof.Samples(self.family, args.test_img or [], args.frames, self.given_by))
+
+    def check_family(self) -> None:
+        """Refuse a family that the tool is not for, and arguments that the family does not have."""
+        args, family = self.args, self.family
+        if self.only and family.name != self.only:
+            raise UsageError(
+                f'{args.config}: is a config of family {family.name!r}, expected {self.only!r}; '
+                f'use tools/deployment/pytorch2onnx.py for it'
+            )
+        if family.samples != 'images':
+            why = f'family {family.name!r} has no such option; {family.of_config}'
+            shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
+            shared.check_engine_kind(self.engine['engine'], self.engine.get('inference_precision'))
+
+    def export(self, samples: proof.Samples) -> int:
+        """Write the files, and prove them when asked to, or say what proves them."""
+        from mmdeploy_ext.exporting import deployment as deploy
+
+        args, family = self.args, self.family
+        args.output_file = args.output_file or family.default_output(Path(args.config).stem, self.options)
+        images = family.samples == 'images'
+        traced = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) if images else []
+        kind = self.product, self.weight_layout
+        deployment = deploy.load(
+            args.config, args.checkpoint, self.cfg_options, args.device, self.check, *kind
+        )
+        found, origin = samples.of(deployment) if args.verify else ([], '')
+        if images:
+            found = [*traced, *(found if args.test_img else ())]
+            given = [args.input_img or proof.DEFAULT_IMAGE, *(samples.files if args.test_img else ())]
+            self.claims['picture_files'] = given
+        with after_weights():
+            paths = self.write(deployment, found)
+            if args.verify:
+                return proof.run_proof(deployment, paths, (found, origin), args, self.engine, **self.claims)
+        words = ['python', *self.proof_command(), *shared.given_words(args)]
+        command = cli.as_typed(shlex.join(words))
+        print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command}')
+        return 0
+
+    def check(self, cfg: Any, family: Family, model: Any) -> None:
+        """Refuse, before the weights load, what cannot be exported or written."""
+        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.files import check_output
+
+        if self.args.show:
+            will_write('--show', [f'{self.args.output_file}.png'])
+        self.options = deploy.check_options(self.options, cfg, family, model)
+        check_output(self.args.output_file, self.options, family)
+
+    def write(self, deployment: Deployment, samples: Collection[Any]) -> list[str]:
+        """Write the files, say what they are, and return their paths."""
+        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.files import export_files
+
+        args, options, family, images = self.args, self.options, self.family, []
+        deployment.normalise_with(args.mean, args.std)
+        if family.samples == 'images':
+            picture = samples[0][1]
+            images = [deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)]
+        paths, seconds = export_files(deployment, options, args.output_file, images)
+        print(f'{args.output_file}: {_title(family, options, len(paths))}, exported in {seconds:.1f} s')
+        if args.show:
+            _show(deployment, args.output_file, samples[0], self.engine)
+        return paths
+
+    def proof_command(self) -> list[str]:
+        """Return the words that prove the files, without `given_words`."""
+        return ['tools/deployment/verify.py', self.args.config, self.args.checkpoint, self.args.output_file]
+
+
+def _title(family: Family, options: Options, count: int) -> str:
+    """Return what was exported, in a few words."""
+    written = f'opset {options.opset}, {options.precision}'
+    if 'contract' in options:
+        return f'{options.contract} contract, {count} graph(s), {written}'
+    return f'{family.name}/{options.form}, {written}, {_shape_title(options)}'
+
+
+def _shape_title(options: Options) -> str:
+    if options.dynamic:
+        return 'dynamic batch and size'
+    return 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed shape'
+
+
+def _show(
+    deployment: Deployment, path: str, image: tuple[str, np.ndarray], engine: Mapping[str, Any]
+) -> None:
+    """Print the graph and draw both engines' detections beside the file."""
+    import onnx
+    import onnx.printer
+
+    from mmdeploy_ext.proving.levels.cases import run_case
+    from mmdeploy_ext.proving.levels.exported import open_file
+    from mmdeploy_ext.proving.references import references
+    from mmdeploy_ext.runtime.draw import write_picture
+
+    file = open_file(path)
+    shown = onnx.GraphProto()
+    shown.CopyFrom(file.model.graph)
+    shown.ClearField('initializer')  # their values would fill the screen
+    print(onnx.printer.to_text(shown))
+    options = dict(engine)
+    with build_backend(options.pop('engine'), path, **options) as backend:
+        traced = references(deployment, deployment.family.written(file.options, path), [image])[0]
+        _, pairs = run_case(traced, backend)
+    task = task_module(deployment.family.task)
+    for pair in pairs[:1]:
+        picture = Path(f'{path}.png')
+        write_picture(picture, task.draw_pair(task.fit_pair(pair), deployment.classes))
+        print(f'detections side by side: {picture}')
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None, only: str = '') -> int:
+    """Run the tool.
+
+    Args:
+        register: imports the projects whose families can be exported.
+        argv: command line; None reads sys.argv.
+        only: the one family that the tool takes; '' takes all.
+
+    Returns:
+        0 exported (and proven when asked), 1 checked and failed, 2 usage.
+    """
+    only_check = '--check' in (sys.argv[1:] if argv is None else argv)
+    return cli.run(lambda args: Export(args, only).run(register), build_parser(only_check), argv)

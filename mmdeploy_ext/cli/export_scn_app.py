@@ -1,0 +1,188 @@
+"""`export_scn.py`: write a sparse LiDAR backbone, and prove it with `--verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.cli import proof, ranges
+from mmdeploy_ext.cli.export_app import Export
+from mmdeploy_ext.contract import options as choices
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import will_write
+from mmdeploy_ext.families.base import BACKBONE, Family
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Collection, Sequence
+
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.sparse.ranges import Ranges
+
+PRECISIONS = ('fp16', 'int8')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description="Export the sparse-convolution backbone of a LiDAR model: to NVIDIA's libspconv dialect "
+        'or to ONNX of standard operators. No GPU is needed, neither to export nor to prove.'
+    )
+    ranges.add_backbone_arguments(parser)
+    cli.add(parser, '--output-file F', 'file to write (default: lidar.backbone.ORDER.onnx)', writes='{}')
+    shared.add_declared(parser, choices.SPARSE)
+    ranges.add_arguments(
+        parser.add_argument_group('ranges of int8', 'measured ones are kept in OUTPUT_FILE.ranges.json')
+    )
+    _add_proof_options(parser)
+    cli.add_debug_option(parser)
+    parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)
+    parser.set_defaults(engine='onnxruntime', providers=None, inference_precision=None)
+    return parser
+
+
+def _add_proof_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('proof')
+    add = cli.adder(group)
+    add('--verify', 'prove the file; exit status 1 when it is not')
+    add('--verify-only', 'prove OUTPUT_FILE as it is there, write nothing')
+    add('--edited', 'with --verify-only: the file was edited on purpose, inputs alone decide about its graph')
+    add(
+        '--input SWEEP...',
+        'real sweeps that the proof adds: points (.bin, .npy), voxels (.npz: features and coordinates, '
+        'coors_bxyz or coors_bzyx), folders of them, or info files (.pkl)',
+        [],
+        dest='test_img',
+    )
+    add('--max-voxels N', 'most voxels of a sweep, for the contract', type=int)
+    add('--node-list JSON', 'stored node list of another exporter that the file has to equal')
+    add('--threads N', 'of ONNX Runtime (default: it decides)', 0)
+    shared.add_report_arguments(parser)
+
+
+def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+    """Read PATTERN=P or PATTERN=P:Q; a UsageError of another form, or of an unknown precision."""
+    found = []
+    for entry in entries:
+        pattern, _, value = entry.rpartition('=')
+        precision, _, output_precision = value.partition(':')
+        output_precision = output_precision or precision
+        if not pattern or precision not in PRECISIONS or output_precision not in PRECISIONS:
+            raise UsageError(
+                f'--layer-precision {entry}: expected PATTERN=fp16 or PATTERN=int8:fp16, e.g. '
+                f"'conv_input.*=fp16'"
+            )
+        found.append((pattern, precision, output_precision))
+    return tuple(found)
+
+
+class BackboneExport(Export):
+    """An export of a sparse backbone."""
+
+    product = BACKBONE
+    given_by = '--input'
+
+    def values(self) -> dict[str, Any]:
+        """See `Export`."""
+        from mmdeploy_ext.sparse.contract import order_of_name
+
+        args = self.args
+        self.engine, self.weight_layout = shared.engine_options(args), args.weight_layout
+        self.claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
+        values = shared.given_values(args, choices.SPARSE)
+        if 'layer_precision' in values:
+            values['layer_precision'] = parse_layer_precision(values['layer_precision'])
+        cli.check_least(args, max_voxels=1)
+        _check_proof(args)
+        for name in ('ranges', 'calibrate'):
+            path = getattr(args, name)
+            if path and not (args.precision or args.layer_precision):
+                raise UsageError(f'--{name} {path}: goes with --precision or --layer-precision')
+        ranges.check(args)
+        return {'order': order_of_name(args.output_file or ''), **values}
+
+    def export(self, samples: proof.Samples) -> int:
+        """See `Export`; with `--verify-only` prove the file that is there."""
+        if not self.args.verify_only:
+            return super().export(samples)
+        from mmdeploy_ext.cli.verify_app import prove_files
+
+        self.args.onnx_file = self.args.output_file
+        self.claims['ranges'] = self.args.known
+        of = self.args, self.cfg, self.family, samples, self.engine, self.weight_layout
+        return prove_files(*of, **self.claims)
+
+    def check(self, cfg: Any, family: Family, model: Any) -> None:
+        """See `Export`; the name of the file has to say the right order, if any."""
+        from mmdeploy_ext.sparse.contract import order_of_name
+
+        path = self.args.output_file
+        if (named := order_of_name(path)) not in ('', self.options.order):
+            raise UsageError(
+                f'--output-file {path}: the name says {named}, the order is {self.options.order}; correct '
+                f'the name or give --order {named}'
+            )
+        super().check(cfg, family, model)
+        if self.args.calibrate:
+            will_write('--calibrate', [f'{path}.ranges.json'])
+
+    def write(self, deployment: Deployment, samples: Collection[Any]) -> list[str]:
+        """See `Export`."""
+        from mmdeploy_ext.exporting import sparse_backbone as deploy
+
+        print(deployment.report.summary())
+        path, options = self.args.output_file, self.options
+        found = self.claims['ranges'] = self.ranges(deployment)
+        graph, seconds = deploy.export_file(deployment, options, path, found)
+        print(
+            f'{path}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
+            f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
+        )
+        return [path]
+
+    def ranges(self, deployment: Deployment) -> Ranges | None:
+        """Return the ranges to write: of a file, measured, or of the checkpoint; None without need."""
+        from mmdeploy_ext.exporting.sparse_backbone import has_int8, has_precision
+
+        args = self.args
+        if not has_precision(self.options):
+            return None
+        target = f'{args.output_file}.ranges.json'
+        found = ranges.find(args, deployment, target, int8_fp16_io=self.options.int8_fp16_io)
+        if found is None and has_int8(self.options):
+            raise UsageError(
+                'int8 needs a range for every layer, and the checkpoint has none: give sweeps by '
+                '--calibrate, or the file of an earlier calibration by --ranges'
+            )
+        return found
+
+    def proof_command(self) -> list[str]:
+        """See `Export`."""
+        args, tool = self.args, 'tools/deployment/export_scn.py'
+        words = [tool, args.config, args.checkpoint, '--output-file', args.output_file, '--verify-only']
+        return words + (['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else [])
+
+
+def _check_proof(args: argparse.Namespace) -> None:
+    """Refuse arguments of a proof that do not go together."""
+    if args.verify and args.verify_only:
+        raise UsageError('--verify and --verify-only: give one of them')
+    if args.verify_only and not args.output_file:
+        raise UsageError('--verify-only: give the file by --output-file')
+    if args.edited and not args.verify_only:
+        raise UsageError('--edited: goes with --verify-only')
+    given = dict(report=args.report, json=args.json, input=args.test_img, node_list=args.node_list)
+    for name, value in given.items():
+        if value and not (args.verify or args.verify_only):
+            raise UsageError(f'--{name.replace("_", "-")}: goes with --verify or --verify-only')
+    if args.target == 'portable' and (args.node_list or args.max_voxels is not None):
+        raise UsageError('--node-list and --max-voxels go with --target libspconv')
+    if args.node_list and not Path(args.node_list).is_file():
+        raise UsageError(f'{args.node_list}: no such file')
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: BackboneExport(args).run(register), build_parser(), argv)

@@ -1,0 +1,57 @@
+"""`graph.py`: look at ONNX files, compare, cut, rewrite and check them.
+
+Needs neither torch nor mmcv, but for `diff` against a checkpoint.
+A subcommand is an entry of the `COMMANDS` of a module of `graph_commands`.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from mmdeploy_ext.cli.graph_commands import comparison, editing, folders, inspection, reduction, rewriting
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import Mm2OnnxError
+
+MODULES = (inspection, comparison, reduction, editing, rewriting, folders)
+COMMANDS = {name: command for module in MODULES for name, command in module.COMMANDS.items()}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(description='Look at ONNX files, compare, cut, rewrite and check them.')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=f'{command.help}.')
+        if command.takes_file:
+            cli.add(sub, 'file FILE', 'ONNX file')
+        for add in command.arguments:
+            add(sub)
+        cli.add(sub, '--json FILE', 'also write what was found as JSON')
+        cli.add_debug_option(sub)
+    return parser
+
+
+def run(args: argparse.Namespace, register: Callable[[], None] | None = None) -> int:
+    """Run the chosen subcommand; one that needs model families finds `register` in its arguments."""
+    args.register = register
+    with naming(getattr(args, 'file', None)):
+        return COMMANDS[args.command].run(args)
+
+
+@contextlib.contextmanager
+def naming(file: str | None) -> Iterator[None]:
+    """Let every error inside name the file that was being read; passes know only the graph."""
+    try:
+        yield
+    except Mm2OnnxError as error:
+        if file is not None and file not in str(error):
+            error.args = (f'{file}: {error}',)
+        raise
+
+
+def main(argv: Sequence[str] | None = None, register: Callable[[], None] | None = None) -> int:
+    """Run the tool: 0 done, 1 checked and failed, 2 usage.
+
+    `register` imports the projects whose families `diff` can compare with a checkpoint.
+    """
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

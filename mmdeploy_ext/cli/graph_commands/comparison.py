@@ -1,0 +1,140 @@
+"""`graph.py diff`: the first difference of a file and its PyTorch model, or of two files."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
+from mmdeploy_ext.cli.options import parse_cfg_options
+from mmdeploy_ext.cli.proof import DEFAULT_IMAGE, read_images
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import check_writable
+
+if TYPE_CHECKING:
+    import argparse
+
+    from mmdeploy_ext.graph.diff.findings import Comparison
+
+COMMANDS = Commands()
+CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
+"""Options that only a comparison with a checkpoint has."""
+DEFAULT_SEED = 0
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that two files have, too."""
+    add = cli.adder(parser)
+    add('--input PATH', 'inputs by name: .npz, a folder of .npy, or a dump of a _pth run')
+    add('--seed SEED', 'of random inputs for two files (default: 0)', type=int)
+    add(
+        '--rtol RTOL',
+        'an error is born where one node differs by more than this share of the largest value '
+        '(default: 1e-5; 3e-3 for float16)',
+        type=float,
+    )
+    add('--all', 'print every tensor, not only those near the difference')
+    add(
+        '--report DIR',
+        'write DIR/report.html: errors along the depth of the graph, all tensors',
+        writes=('{}/report.html', '{}/diff.json'),
+    )
+
+
+@COMMANDS.add(
+    'diff',
+    'Find the first tensor where a file differs from its PyTorch model, or from another file',
+    argument(
+        'models MODEL...',
+        'CONFIG CHECKPOINT m.onnx: a file against PyTorch; or a.onnx b.onnx: b against a, without torch',
+    ),
+    argument('--images PATH...', 'pictures for PyTorch (default: demo/toy.jpg)'),
+    argument(
+        '--no-fresh',
+        'do not export again to tell which tensor is which: pair by names, values and places alone',
+    ),
+    argument('--cfg-options KEY=VALUE...', 'override the config'),
+    add_pair_arguments,
+    takes_file=False,
+)
+def run_diff(args: argparse.Namespace) -> int:
+    """Compare, write and print: 0 equal, 1 not."""
+    from pathlib import Path
+
+    if len(args.models) not in (2, 3):
+        raise UsageError(
+            f'diff takes CONFIG CHECKPOINT m.onnx, or a.onnx b.onnx; got {len(args.models)}: '
+            f'{" ".join(args.models)}'
+        )
+    if args.rtol is not None and not args.rtol > 0:
+        raise UsageError(f'--rtol {args.rtol}: expected a positive number')
+    if args.report:
+        check_writable(Path(args.report) / 'report.html')
+    with cli.stderr().status('comparing') if cli.stderr().is_terminal else contextlib.nullcontext():
+        found = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
+    from mmdeploy_ext.graph.diff.report import print_comparison, write_report
+
+    write_json(args, found.to_json())
+    page = write_report(found, Path(args.report)) if args.report else None
+    print_comparison(found, cli.stdout(), args.all)
+    if page:
+        print(f'report: {page}')
+    return 0 if found.equal else 1
+
+
+def _feeds(args: argparse.Namespace) -> dict[str, Any] | None:
+    from mmdeploy_ext.graph.io.tensors import load_tensors
+
+    return load_tensors(args.input) if args.input else None
+
+
+def _two_files(args: argparse.Namespace) -> Comparison:
+    from mmdeploy_ext.graph.diff.compare import diff_files
+
+    for name in CHECKPOINT_OPTIONS:
+        if getattr(args, name):
+            raise UsageError(
+                f'--{name.replace("_", "-")} goes with CONFIG CHECKPOINT m.onnx, not with two files'
+            )
+    if args.seed is not None and args.input:
+        raise UsageError(f'--seed {args.seed}: --input gives the inputs, nothing is random')
+    seed = DEFAULT_SEED if args.seed is None else args.seed
+    return diff_files(*args.models, _feeds(args), seed, args.rtol)
+
+
+def _against_checkpoint(args: argparse.Namespace) -> Comparison:
+    if args.seed is not None:
+        raise UsageError(f'--seed {args.seed} goes with two files; PyTorch gets pictures, or --input')
+    if args.input and args.images:
+        raise UsageError('--input and --images: give one of them')
+    cli.wait_passively()
+    compat.apply()
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.graph.diff.findings import HALF, Bars
+    from mmdeploy_ext.proving.difference.locate import first_difference
+    from mmdeploy_ext.proving.provenance import refuse_other_settings
+
+    if args.register is not None:
+        args.register()
+    config, checkpoint, path = args.models
+    metadata = read_metadata(path)
+    cfg_options = parse_cfg_options(args.cfg_options)
+    images, feeds = read_images(args.images or [DEFAULT_IMAGE]), _feeds(args)
+
+    def check(cfg: Any, family: Any, model: object) -> None:
+        metadata.require(path, family.name)
+        refuse_other_settings(cfg, metadata.options.get('cfg_options', {}), path)
+        if args.images and family.samples != 'images':
+            raise UsageError('--images: goes with image models; give others real inputs with --input')
+
+    deployment = deploy.load(config, checkpoint, cfg_options, before_weights=check)
+    if deployment.family.samples == 'images':
+        deployment.rule = deploy.file_rule(deployment.rule, metadata)
+    default = HALF if metadata.options.get('precision') == 'fp16' else Bars()
+    with after_weights():
+        return first_difference(
+            deployment, path, images, feeds, default.at(args.rtol), fresh=not args.no_fresh
+        )

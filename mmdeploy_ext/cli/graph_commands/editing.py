@@ -1,0 +1,225 @@
+"""`graph.py extract, cut, insert-outputs, rename, set-shape, merge`: other inputs, outputs or shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.printable import printable
+
+if TYPE_CHECKING:
+    import argparse
+
+    import onnx
+
+    from mmdeploy_ext.graph.proof import Proof
+
+
+COMMANDS = Commands()
+OUTPUT = (
+    output('y.onnx', 'file to write; never the input'),
+    argument('--prove', 'run both on random inputs: unequal numbers are exit status 1'),
+    argument('--seed SEED', 'of the random inputs of --prove (default: 0)', 0),
+)
+
+
+def _load(args: argparse.Namespace) -> onnx.ModelProto:
+    """Read the input, after a look at where the output goes."""
+    from mmdeploy_ext.graph.io import files
+
+    files.check_targets([args.output], [args.file])
+    return files.load(args.file)
+
+
+def _finish(
+    args: argparse.Namespace,
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    renamed: dict[str, str] | None = None,
+    **facts: str,
+) -> int:
+    """Prove what was asked to be proven, write the file and say what changed; `facts` go to --json."""
+    from mmdeploy_ext.graph import proof
+
+    found = proof.prove(before, after, seed=args.seed, renamed=renamed) if args.prove else None
+    return _write(args, [args.file], [before], after, found, **facts)
+
+
+def _write(
+    args: argparse.Namespace,
+    sources: list[str],
+    before: list[onnx.ModelProto],
+    after: onnx.ModelProto,
+    found: Proof | None,
+    **more: str,
+) -> int:
+    from mmdeploy_ext.graph.io import changes, files
+
+    written = files.save(after, args.output, inputs=sources)
+    content = changes.describe(before, after)
+    facts: dict[str, Any] = dict(
+        files=sources, output=args.output, written=[str(path) for path in written], **more
+    )
+    if found is not None:
+        facts['proof'] = found.as_json()
+    write_json(args, dict(**facts, **content))
+    for line in changes.lines(content):
+        print(printable(line))
+    if len(written) > 1:
+        print(f'weights beside it: {", ".join(map(str, written[1:]))}')
+    if found is not None:
+        print(found.text)
+    print(printable(f'{args.output}: {content["nodes"][1]} nodes'))
+    return 0 if found is None or found.equal else 1
+
+
+@COMMANDS.add(
+    'extract',
+    'Write some nodes as a model of their own',
+    argument('--nodes NODE...', "names, patterns ('/backbone/*') or positions ('#12')", []),
+    argument('--tensors TENSOR...', 'names or patterns: the nodes that make them', []),
+    *OUTPUT,
+)
+def run_extract(args: argparse.Namespace) -> int:
+    """Write some nodes as a model of their own."""
+    from mmdeploy_ext.graph.io.index import Index
+    from mmdeploy_ext.graph.passes.extract import extract
+    from mmdeploy_ext.graph.passes.select import matching, select
+
+    if not args.nodes and not args.tensors:
+        raise UsageError('extract: say which nodes, by --nodes or --tensors')
+    model = _load(args)
+    index = Index(model)
+    chosen = set(select(index, args.nodes))
+    for pattern in args.tensors:
+        chosen.update(index.producer(name) for name in matching(index, pattern))
+    return _finish(args, model, extract(model, chosen))
+
+
+@COMMANDS.add(
+    'cut',
+    'Write what lies between tensors',
+    argument('--inputs TENSOR...', 'tensors that become inputs (default: the inputs that are needed)'),
+    argument('--outputs TENSOR...', "tensors that become outputs (default: the graph's outputs)"),
+    *OUTPUT,
+)
+def run_cut(args: argparse.Namespace) -> int:
+    """Write what lies between tensors."""
+    from mmdeploy_ext.graph.passes.extract import cut
+
+    if not args.inputs and not args.outputs:
+        raise UsageError('cut: say where, by --inputs or --outputs')
+    model = _load(args)
+    return _finish(args, model, cut(model, args.inputs, args.outputs))
+
+
+@COMMANDS.add(
+    'insert-outputs',
+    'Make inner tensors outputs',
+    argument('tensors TENSOR...', "names or patterns ('/head/*') of inner tensors"),
+    *OUTPUT,
+)
+def run_insert_outputs(args: argparse.Namespace) -> int:
+    """Write a file that also gives inner tensors."""
+    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.passes.outputs import insert_outputs
+
+    model = _load(args)
+    after = insert_outputs(model, args.tensors)
+    edits.record(after, 'insert-outputs', dict(tensors=args.tensors))
+    return _finish(args, model, after)
+
+
+@COMMANDS.add(
+    'rename',
+    'Give tensors and nodes other names',
+    *(
+        argument(f'--{what} OLD NEW', f'another name for a {what}; can be given again', [], action='append')
+        for what in ('tensor', 'node')
+    ),
+    argument('--prefix P', 'before the names of all nodes and inner tensors, e.g. net/', ''),
+    argument('--name-nodes', 'name the nodes without a name, e.g. Conv_12'),
+    *OUTPUT,
+)
+def run_rename(args: argparse.Namespace) -> int:
+    """Write the graph with other names."""
+    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.passes.rename import rename
+
+    if not (args.tensor or args.node or args.prefix or args.name_nodes):
+        raise UsageError('rename: say what, by --tensor, --node, --prefix or --name-nodes')
+    wanted = []
+    for what, pairs in (('--tensor', args.tensor), ('--node', args.node)):
+        if len({old for old, _ in pairs}) < len(pairs):
+            raise UsageError(f'{what}: one name is given two new ones')
+        wanted.append(dict(pairs))
+    model = _load(args)
+    after = rename(model, *wanted, prefix=args.prefix, fill=args.name_nodes)
+    arguments = dict(tensors=wanted[0], nodes=wanted[1], prefix=args.prefix, fill=args.name_nodes)
+    edits.record(after, 'rename', arguments)
+    return _finish(args, model, after, renamed=wanted[0])
+
+
+@COMMANDS.add(
+    'set-shape',
+    'Fix or open the shapes of inputs',
+    argument(
+        'shapes NAME=SIZES...',
+        'images=1x3x640x640 (fix), images=batch,3,h,w (open by name; ? without one), batch=1 (an axis)',
+    ),
+    argument('--no-trial', 'do not run the result once at a size that the file did not have before'),
+    *OUTPUT,
+)
+def run_set_shape(args: argparse.Namespace) -> int:
+    """Write the graph with other input shapes, after a trial that it runs at them."""
+    from mmdeploy_ext.graph import batch_trial, edits, proof
+    from mmdeploy_ext.graph.passes import shapes
+
+    model = _load(args)
+    after = shapes.set_by_text(model, args.shapes)
+    edits.record(after, 'set-shape', dict(shapes=args.shapes))
+    note = ''
+    if not args.no_trial:
+        tried = proof.try_sizes(model, after, seed=args.seed)
+        note = batch_trial.check_batch(model, after, seed=args.seed)
+        if tried:
+            print(f'runs at {tried}')
+        if note:
+            print(f'note: {note}')
+    return _finish(args, model, after, **({'note': note} if note else {}))
+
+
+@COMMANDS.add(
+    'merge',
+    'Write several files as one: outputs feed inputs',
+    argument('files FILE...', 'ONNX files, in the order of execution'),
+    argument(
+        '--connect OUT IN',
+        'an output of an earlier file feeds this input of a later one; equal names need none',
+        action='append',
+        default=[],
+    ),
+    argument('--names NAME...', "one per file, before its names (default: the files' names)"),
+    argument('--outputs TENSOR...', 'outputs to keep (default: those that no later file takes)'),
+    *OUTPUT,
+    takes_file=False,
+)
+def run_merge(args: argparse.Namespace) -> int:
+    """Write several files as one."""
+    from mmdeploy_ext.graph import proof
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.passes.merge import merge
+
+    if len(args.files) < 2:
+        raise UsageError(f'merge: expected at least two files, got {args.files[0]}')
+    names = args.names or [Path(file).stem for file in args.files]
+    if len(names) != len(args.files):
+        raise UsageError(f'--names: got {len(names)} names for {len(args.files)} files')
+    files.check_targets([args.output], args.files)
+    models = [files.load(file) for file in args.files]
+    connections = dict(args.connect)
+    after = merge(models, names, connections=connections, outputs=args.outputs)
+    found = proof.prove_chain(models, after, connections, seed=args.seed) if args.prove else None
+    return _write(args, args.files, models, after, found)

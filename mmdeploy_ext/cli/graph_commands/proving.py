@@ -1,0 +1,187 @@
+"""Shared by commands that rewrite a graph: inputs to run it on, the comparison, the output file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli.graph_commands.command import argument, output, write_json
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.printable import escape
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    import numpy as np
+    import onnx
+    from rich.console import Console
+
+    from mmdeploy_ext.cli.graph_commands.command import Adds
+    from mmdeploy_ext.proving.rows import TensorRow
+
+SEEDS = 2
+SHOWN = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
+"""Fields of a row that --json has."""
+HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
+
+
+FEEDS = (
+    argument('--inputs FILE', 'inputs to run on: .npz, or a folder of .npy (default: random values)'),
+    argument('--seed N', 'seed of random inputs (default: 0)', 0),
+    argument(
+        '--size AXIS=N',
+        'size of a symbolic axis for random inputs; may be repeated (default: 1 for the first axis of '
+        'an input, else 64)',
+        [],
+        action='append',
+    ),
+)
+"""Where inputs come from."""
+
+
+def proof(tolerance: float) -> tuple[Adds, ...]:
+    """Return the arguments of how the result is compared with the input file."""
+    return (
+        output('OUT.onnx', 'file to write; the input file is never touched'),
+        *FEEDS,
+        argument(
+            '--tolerance T',
+            'largest difference of an output, relative to its largest value (default: %(default)g)',
+            tolerance,
+        ),
+        argument('--no-proof', 'write the file without running it'),
+    )
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Refuse a tolerance that makes no sense."""
+    if not 0 <= tolerance < 1:
+        raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
+
+
+def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """Read `AXIS=N`."""
+    sizes = {}
+    for text in texts:
+        name, _, number = text.rpartition('=')
+        if not name or not number.isdigit() or int(number) < 1:
+            raise UsageError(f'--size {text!r}: expected AXIS=N with a positive number, e.g. N=2')
+        sizes[name] = int(number)
+    return sizes
+
+
+def read_feeds(
+    args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
+) -> list[dict[str, np.ndarray]]:
+    """Return the inputs that were asked for: the given ones, or `count` sets of random ones."""
+    from mmdeploy_ext.graph.feeds import random_feeds
+    from mmdeploy_ext.graph.io.tensors import load_tensors
+
+    sizes = parse_sizes(args.size)
+    if args.inputs and sizes:
+        raise UsageError('--size is for random inputs and --inputs gives them; leave one out')
+    if args.inputs:
+        return [load_tensors(args.inputs)]
+    return [random_feeds(model, args.seed + step, sizes) for step in range(count)]
+
+
+def finish(
+    args: argparse.Namespace,
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    content: dict[str, Any],
+    *,
+    any_float: bool = False,
+    hint: str = HINT,
+) -> int:
+    """Compare the result with the model of `args.file`, write it when they agree, and say so.
+
+    Args:
+        args: of `proof`.
+        before: the model of `args.file`.
+        after: the result.
+        content: what the command found, for --json.
+        any_float: see `graph.equality.compare_models`.
+        hint: what to do about different numbers.
+
+    Returns:
+        0 written; 1 the numbers differ and nothing was written.
+    """
+    from mmdeploy_ext.graph.equality import compare_models, is_exact
+    from mmdeploy_ext.graph.io import files
+
+    console, rows, feeds = cli.stdout(), [], []
+    if not args.no_proof:
+        feeds = read_feeds(args, before)
+        try:
+            rows = compare_models(before, after, feeds, args.tolerance, any_float=any_float)
+        except ModelFileError as error:
+            raise ModelFileError(
+                f'{args.file}: {error}; --no-proof writes the file without running it'
+            ) from error
+    equal = all(row.passed for row in rows)
+    content = dict(file=args.file, output=args.output if equal else None, **content)
+    outputs = [{name: getattr(row, name) for name in SHOWN} for row in rows]
+    found = dict(equal=equal, exact=is_exact(rows), tolerance=args.tolerance, outputs=outputs)
+    content['proof'] = None if args.no_proof else found
+    if equal:
+        files.save(after, args.output, inputs=[args.file])
+    write_json(args, content)
+    if args.no_proof:
+        cli.say(console, f'{args.output}: written, the numbers were not compared', 'NOT PROVEN', 'yellow')
+        return 0
+    print_rows(rows, console)
+    if not equal:
+        failed = '; '.join(dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed))
+        cli.say(console, f'{args.output} was not written: {failed}; {hint}', 'NOT EQUAL', 'bold red')
+        return 1
+    worst, inputs = max(row.max_rel or 0 for row in rows), len(feeds)
+    text = f'largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
+    if is_exact(rows):
+        text = 'every output is the same, bit for bit'
+    claim = f'EQUAL ON {inputs} INPUT{"S" if inputs > 1 else ""}'
+    cli.say(console, f'{args.output}: {text}', claim, 'bold green')
+    return 0
+
+
+def load(path: str) -> onnx.ModelProto:
+    """Read a file of operators that ONNX Runtime knows; no graph of the libspconv dialect."""
+    from mmdeploy_ext.graph.io import checks, files
+
+    model = files.load(path)
+    checks.check_ordinary(model)
+    return model
+
+
+def begin(args: argparse.Namespace) -> onnx.ModelProto:
+    """Read `args.file`, after a look at the tolerance and at where the output goes."""
+    from mmdeploy_ext.graph.io import files
+
+    check_tolerance(args.tolerance)
+    files.check_targets([args.output], [args.file])
+    return load(args.file)
+
+
+def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
+    """Print one line per output; of several sets of inputs the worst."""
+    from rich import box
+    from rich.table import Table
+
+    from mmdeploy_ext.proving.views.table import cosine_text, figure
+
+    worst: dict[str, TensorRow] = {}
+    for row in rows:
+        other = worst.get(row.tensor)
+        if other is None or (row.passed, -(row.max_rel or 0)) < (other.passed, -(other.max_rel or 0)):
+            worst[row.tensor] = row
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column('output', overflow='fold', max_width=44)
+    for title in ('shape', 'max abs', 'max rel', 'cosine'):
+        table.add_column(title, justify='right')
+    table.add_column('')
+    for row in worst.values():
+        mark = '[green]equal[/green]' if row.passed else '[red]differs[/red]'
+        figures = (figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine))
+        table.add_row(escape(row.tensor), row.shape, *figures, mark)
+    console.print(table)

@@ -1,0 +1,164 @@
+"""`graph.py reduce`: the smallest part of a graph that still shows a fault."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli.graph_commands import proving
+from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ShapeError, UsageError
+from mmdeploy_ext.core.printable import printable
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+    import onnx
+
+    from mmdeploy_ext.graph.reduce.case import Candidate, Case
+    from mmdeploy_ext.graph.reduce.checks import Check, CheckText
+    from mmdeploy_ext.graph.reduce.search import Reduction
+
+COMMANDS = Commands()
+CHECK_HELP = (
+    "how to see the fault: 'nan' (not finite), 'engines' (ONNX Runtime's optimisations change the result), "
+    "'reference' (ONNX Runtime against the reference implementation), 'differs OTHER.onnx', 'crash', or a "
+    'shell command that is called with the file of a candidate ({} stands for it, else it comes last; '
+    'inputs.npz lies beside it) and exits with 0 when the fault is there'
+)
+
+
+@COMMANDS.add(
+    'reduce',
+    'Find the smallest part of a graph that still shows a fault',
+    argument('--check CHECK', CHECK_HELP, required=True),
+    output('DIR', 'new folder for the reduced graph', '{}/model.onnx', '{}/README.md', '{}/case.json'),
+    *proving.FEEDS,
+    argument('--good GOOD.onnx', 'model without the fault: the check has to say no to it'),
+    argument(
+        '--tolerance T',
+        'difference that is no fault, as a part of the largest value (default: %(default)g)',
+        1e-4,
+    ),
+    argument('--timeout S', 'seconds for one check (default: %(default)g)', 60, type=float),
+    argument('--max-checks N', 'most checks in all (default: %(default)s)', 400),
+)
+def run_reduce(args: argparse.Namespace) -> int:
+    """Reduce a graph."""
+    from pathlib import Path
+
+    from rich.progress import MofNCompleteColumn
+
+    from mmdeploy_ext.graph.reduce.folder import save_folder
+    from mmdeploy_ext.graph.reduce.search import reduce
+
+    text = _checked(args)
+    feeds, case = _case(args, text)
+    check = _check(args, text, case, feeds)
+    good = _good(args, case, feeds, text)
+    with cli.progress('reducing', args.max_checks, MofNCompleteColumn()) as update:
+
+        def report(checks: int, nodes: int) -> None:
+            update(completed=checks, description=f'{nodes} nodes left, checks')
+
+        found = reduce(case, check, most_checks=args.max_checks, good=good, progress=report)
+    expected = check.expected(found.candidate, case.values)
+    source = Path(args.file).name
+    save_folder(found, args.output, check.facts(), expected, meaning=check.meaning, source=source)
+    write_json(args, dict(file=args.file, output=args.output, check=args.check, **_content(found)))
+    _print(args, found)
+    return 0
+
+
+def _checked(args: argparse.Namespace) -> CheckText:
+    """Look at all options before any work."""
+    from mmdeploy_ext.graph.reduce.checks import parse_check
+    from mmdeploy_ext.graph.reduce.folder import check_folder
+
+    proving.check_tolerance(args.tolerance)
+    if args.timeout <= 0:
+        raise UsageError(f'--timeout {args.timeout:g}: expected a positive number of seconds')
+    cli.check_least(args, max_checks=1)
+    check_folder(args.output)
+    return parse_check(args.check)
+
+
+def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarray], Case]:
+    from mmdeploy_ext.graph.feeds import check_feeds
+    from mmdeploy_ext.graph.io.index import Index
+    from mmdeploy_ext.graph.reduce.case import Case, prepare, record
+
+    model = proving.load(args.file)
+    feeds = proving.read_feeds(args, model, 1)[0]
+    check_feeds(Index(model), feeds)
+    ready = prepare(model, feeds)
+    return feeds, Case(ready, record(ready, feeds, apart=text.kind == 'crash'))
+
+
+def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
+    from mmdeploy_ext.graph.reduce import checks, process
+    from mmdeploy_ext.graph.reduce.case import prepare, record
+
+    if text.kind == 'command':
+        return process.Command(text.rest, args.timeout)
+    if text.kind == 'crash':
+        return process.Crash(args.timeout)
+    if text.kind == 'differs':
+        other = prepare(_comparable(text.rest, feeds), feeds)
+        return checks.Differs(args.tolerance, record(other, feeds), case.values)
+    return checks.NUMERIC[text.kind](args.tolerance)
+
+
+def _good(
+    args: argparse.Namespace, case: Case, feeds: dict[str, np.ndarray], text: CheckText
+) -> list[Candidate]:
+    """Return what the check has to say no to: with a command a graph of zeros, and the file of --good."""
+    from mmdeploy_ext.graph.reduce.case import Case, prepare, record
+
+    good = [case.trivial()] if text.kind == 'command' else []
+    if args.good:
+        ready = prepare(_comparable(args.good, feeds), feeds)
+        one = Case(ready, record(ready, feeds))
+        good.append(one.candidate(one.everything))
+    return good
+
+
+def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """Load another model that is to run on the same inputs."""
+    from mmdeploy_ext.graph.feeds import check_feeds
+    from mmdeploy_ext.graph.io.index import Index
+
+    model = proving.load(path)
+    taken = {value.name for value in model.graph.input}
+    try:
+        check_feeds(Index(model), {name: feed for name, feed in feeds.items() if name in taken})
+    except ShapeError as error:
+        raise UsageError(
+            f'{path}: does not take the inputs {", ".join(feeds)} of this graph: {error}'
+        ) from error
+    return model
+
+
+def _print(args: argparse.Namespace, found: Reduction) -> None:
+    candidate = found.candidate
+    left = len(candidate.positions)
+    print(printable(f'{args.file}: {found.nodes_before} nodes, reduced to {left} with {found.checks} checks'))
+    for node in candidate.model.graph.node:
+        reads, writes = (', '.join(name for name in names if name) for names in (node.input, node.output))
+        print(printable(f'  {node.name or "(no name)"} {node.op_type}: {reads} -> {writes}'))
+    if found.stopped:
+        print(f'stopped early: {found.stopped}; this is the smallest part so far')
+    print(f'{args.output}: see README.md in it; python {args.output}/run.py shows the fault again')
+
+
+def _content(found: Reduction) -> dict[str, Any]:
+    nodes = found.candidate.model.graph.node
+    return dict(
+        nodes_before=found.nodes_before,
+        nodes=[dict(name=node.name, op_type=node.op_type, outputs=list(node.output)) for node in nodes],
+        inputs=list(found.candidate.feeds),
+        outputs=list(found.candidate.outputs),
+        checks=found.checks,
+        stopped=found.stopped or None,
+    )

@@ -1,0 +1,144 @@
+"""`graph.py replace, fold, simplify, convert-opset, fp16`: the same graph in other operators."""
+
+import argparse
+
+from mmdeploy_ext.cli.graph_commands import proving
+from mmdeploy_ext.cli.graph_commands.command import Commands, argument
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.printable import printable
+
+COMMANDS = Commands()
+TOLERANCE = 1e-4
+FP16_TOLERANCE = 1e-2
+
+
+@COMMANDS.add(
+    'replace',
+    'Replace patterns of nodes by other nodes',
+    argument(
+        '--rule',
+        "what to replace, e.g. 's = Sigmoid(a); y = Mul(a, s) -> y = Swish(a)'; may be repeated",
+        [],
+        action='append',
+        metavar="'PATTERN -> NODES'",
+    ),
+    argument('--rules FILE', 'file of rules, one per line, # begins a comment'),
+    argument(
+        '--named NAME',
+        'a rule that is there already (grid-sample, group-norm, ...); a wrong name lists them all',
+        [],
+        action='append',
+    ),
+    *proving.proof(TOLERANCE),
+)
+def run_replace(args: argparse.Namespace) -> int:
+    """Replace patterns of nodes."""
+    from pathlib import Path
+
+    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.passes.named_rules import PASSES, named_rule, replace_all
+    from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
+
+    texts = list(args.rule)
+    if args.rules:
+        if not Path(args.rules).is_file():
+            raise UsageError(f'--rules {args.rules}: no such file')
+        texts += rule_lines(Path(args.rules).read_text(encoding='utf-8'))
+    checked = [parse_rule(text) for text in texts]
+    checked += [name for name in args.named if name in PASSES or named_rule(name)]
+    if not checked:
+        raise UsageError('nothing to replace: give --rule, --rules or --named')
+    before = proving.begin(args)
+    model, reports = replace_all(before, texts, args.named)
+    for report in reports:
+        print(f'{report.count} places replaced by {report.rule}')
+        for reason in report.kept:
+            print(printable(f'  {reason}'))
+    content = [dict(rule=report.rule, count=report.count, kept=list(report.kept)) for report in reports]
+    if any(report.count for report in reports):
+        edits.record(model, 'replace', dict(rules=texts, named=args.named))
+    return proving.finish(args, before, model, dict(rules=content))
+
+
+@COMMANDS.add('fold', 'Compute what depends on constants alone', *proving.proof(TOLERANCE))
+def run_fold(args: argparse.Namespace) -> int:
+    """Fold constants."""
+    from mmdeploy_ext.graph.passes.fold import fold
+
+    return _shrink(args, 'fold', fold)
+
+
+@COMMANDS.add('simplify', 'Simplify a graph with onnxslim', *proving.proof(TOLERANCE))
+def run_simplify(args: argparse.Namespace) -> int:
+    """Run onnxslim."""
+    from mmdeploy_ext.graph.passes.simplify import simplify
+
+    return _shrink(args, 'simplify', simplify, 'onnxslim')
+
+
+def _shrink(args: argparse.Namespace, command: str, change: object, *packages: str) -> int:
+    from mmdeploy_ext.graph import edits
+
+    model = proving.begin(args)
+    result = change(model)
+    edits.record(result, command, {}, *packages)
+    sizes = [len(one.graph.node) for one in (model, result)]
+    print(f'{args.file}: {sizes[0]} nodes, {sizes[1]} are left')
+    before, after = (
+        {f'{function.domain}.{function.name}' for function in one.functions} for one in (model, result)
+    )
+    inlined = sorted(before - after)
+    if inlined:
+        print(f'local functions written out in place of the nodes that called them: {", ".join(inlined)}')
+    content = dict(nodes_before=sizes[0], nodes_after=sizes[1], functions_written_out=inlined)
+    return proving.finish(args, model, result, content)
+
+
+@COMMANDS.add(
+    'convert-opset',
+    'Write a graph in another opset',
+    argument('--opset N', 'opset to write', type=int, required=True),
+    *proving.proof(TOLERANCE),
+)
+def run_opset(args: argparse.Namespace) -> int:
+    """Convert to another opset."""
+    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.io.schemas import opsets_of
+    from mmdeploy_ext.graph.passes.opset import convert_opset
+
+    model = proving.begin(args)
+    result, before = convert_opset(model, args.opset), opsets_of(model)['']
+    edits.record(result, 'convert-opset', dict(opset=args.opset), 'onnx')
+    sizes = [len(one.graph.node) for one in (model, result)]
+    print(f'{args.file}: opset {before} to {args.opset}, {sizes[0]} nodes to {sizes[1]}')
+    return proving.finish(args, model, result, dict(opset_before=before, opset_after=args.opset))
+
+
+@COMMANDS.add(
+    'fp16',
+    'Write float16 into a graph, but for what has to stay float32',
+    argument(
+        '--keep-fp32 PATTERN',
+        "nodes that stay float32 by name, operator, module or output: '/decoder/*', Softmax; repeatable",
+        [],
+        action='append',
+    ),
+    argument('--io', 'floats of inputs and outputs (default: %(default)s)', 'fp32', choices=('fp32', 'fp16')),
+    *proving.proof(FP16_TOLERANCE),
+)
+def run_fp16(args: argparse.Namespace) -> int:
+    """Write float16 into a graph."""
+    from mmdeploy_ext.graph import edits
+    from mmdeploy_ext.graph.passes.precision import recorded
+    from mmdeploy_ext.graph.passes.select import matching_nodes
+
+    model = proving.begin(args)
+    matching_nodes(model.graph.node, args.keep_fp32)
+    result, kept = edits.half(model, args.io, args.keep_fp32)
+    result = recorded(result, args.io == 'fp16', args.keep_fp32)
+    edits.record(result, 'fp16', dict(io=args.io, keep_fp32=args.keep_fp32))
+    casts = [sum(node.op_type == 'Cast' for node in one.graph.node) for one in (model, result)]
+    print(f'{args.file}: {kept} nodes kept float32 by name, {casts[1] - casts[0]} casts added')
+    hint = f'keep nodes with --keep-fp32, {proving.HINT}'
+    content = dict(kept=kept, casts=casts[1] - casts[0])
+    return proving.finish(args, model, result, content, any_float=True, hint=hint)

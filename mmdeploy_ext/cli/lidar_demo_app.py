@@ -1,0 +1,159 @@
+"""`lidar_demo.py`: a LiDAR sweep through PyTorch and ONNX Runtime, and a picture of the boxes from above."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import demo
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import ConfigError, after_weights
+from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.exported import export_files as files_of
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+
+CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
+CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
+GRAPHS = Path('work_dirs/lidar_demo/graphs')
+RUNS = 3
+"""The fastest of them is reported; the first one warms up."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Run a LiDAR detector on one sweep and draw its boxes from above, by PyTorch, by ONNX '
+        'Runtime, or by both side by side.'
+    )
+    add = cli.adder(parser)
+    add('sweep', "raw float32 points: nuScenes' .pcd.bin, or .bin of as many values per point")
+    add('--config CONFIG', 'default: %(default)s', CONFIG)
+    add('--checkpoint CHECKPOINT', 'default: %(default)s', CHECKPOINT)
+    add(
+        '--onnx FOLDER',
+        f'what pytorch2onnx.py wrote (default: exported to {GRAPHS} from config and checkpoint)',
+    )
+    demo.add_options(parser, 'both', 'both')
+    add('--out FILE', 'default: %(default)s', Path('work_dirs/lidar_demo/sweep.png'), writes='{}')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Detect, compare and draw."""
+    cli.wait_passively()
+    demo.check_options(args)
+    check_writable(args.out)
+    with contextlib.ExitStack() as stack:
+        found: dict[str, Detections3D] = {}
+        deployment = None
+        if args.engine != 'onnx' or not args.onnx:
+            deployment = load(args, register)
+        with after_weights():
+            runtime = open_runtime(args, deployment, stack) if args.engine != 'torch' else None
+            points, classes = read_sweep(args.sweep, deployment, runtime)
+            if args.engine != 'onnx':
+                found['torch'] = timed('torch', reference_of(deployment, args.sweep), points)
+            if runtime is not None:
+                found['onnx'] = timed('onnx', runtime.detect, points)
+            return show(args, points, found, classes)
+
+
+def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
+    """Return the deployment of config and checkpoint, a detector of LiDAR sweeps."""
+    compat.apply()
+    from mmdeploy_ext.exporting import deployment as deploy
+
+    def check(cfg: Any, family: Any, model: object) -> None:
+        if family.samples != 'sweeps':
+            raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
+
+    register()
+    overrides = shared.parse_cfg_options(args.cfg_options)
+    return deploy.load(args.config, args.checkpoint, overrides, 'cpu', check)
+
+
+def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
+    """Return the exported files on ONNX Runtime, exported first where none are given."""
+    from mmdeploy_ext.contract.metadata import read_metadata
+    from mmdeploy_ext.families.centerpoint.runtime.model import GRAPHS as NAMES
+
+    folder = args.onnx
+    if folder is None:
+        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.files import export_files
+
+        folder = str(GRAPHS)
+        options = deploy.resolve_opset(deployment.family.choose(opset=0), deployment.model)
+        _, seconds = export_files(deployment, options, folder)
+        print(f'{folder}: exported in {seconds:.1f} s')
+    opens = runtime_of(read_metadata(files_of(folder, NAMES)[-1]).family).OPENS
+    return stack.enter_context(opens(folder, threads=args.threads))
+
+
+def read_sweep(path: str, deployment: Any, runtime: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the points and the class names."""
+    from mmdeploy_ext.runtime.points import read_points
+
+    model = deployment if runtime is None else runtime
+    return read_points(path, int(model.rule.in_channels)), model.classes
+
+
+def reference_of(deployment: Any, name: str) -> Callable[[np.ndarray], Detections3D]:
+    """Return the PyTorch model as a function of points."""
+    from mmdeploy_ext.runtime.frames import Sweep
+
+    stepper = deployment.family.reference(deployment.model)
+    return lambda points: stepper.step(Sweep(points, name)).detections
+
+
+def timed(engine: str, step: Callable[[np.ndarray], Detections3D], points: np.ndarray) -> Detections3D:
+    """Run a few times, say how long the fastest took, and return the boxes."""
+    milliseconds = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        detections = step(points)
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+    fastest = f'{min(milliseconds):.0f} ms from points to boxes'
+    print(f'{demo.ENGINES[engine]}: {len(detections)} boxes, {fastest}')
+    return detections
+
+
+def show(
+    args: argparse.Namespace, points: np.ndarray, found: dict[str, Detections3D], classes: Sequence[str]
+) -> int:
+    """Write the picture; with two engines say whether their boxes are equal: then 0, else 1."""
+    from mmdeploy_ext.proving.results import Pair
+    from mmdeploy_ext.proving.tasks import bbox3d
+    from mmdeploy_ext.runtime.draw import write_picture
+
+    title = f'{Path(args.sweep).name}, {len(points)} points'
+    pair = Pair(title, points, found.get('torch'), found.get('onnx'))
+    equal = True
+    if len(found) == 2:
+        row = bbox3d.match_detections(title, found['torch'], found['onnx'])
+        equal, verdict = row.passed, 'equal' if row.passed else f'DIFFERENT: {row.reason}'
+        print(
+            f'boxes of at least {bbox3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
+            f'distance {row.worst_distance:.2g} m, worst score difference {row.worst_score:.2g}: {verdict}'
+        )
+    write_picture(args.out, demo.draw_found(pair, found, classes, args.score_thr))
+    print(f'picture: {args.out}')
+    return 0 if equal else 1
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

@@ -1,0 +1,121 @@
+"""`lint.py`: run a model once under observation and report what an export of it will get wrong."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import after_weights
+from mmdeploy_ext.core.files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.lint.report import Report
+
+BOTH = 'both'
+IMAGE_OPTIONS = ('input_img', 'shape', 'dynamic_export', 'postprocess')
+"""Options that streaming and LiDAR models do not have."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Run a model once under observation and say, with lines of code, what an export of it '
+        'will get wrong and what to write instead. Exit status 1 when there is an error among it.'
+    )
+    shared.add_model_arguments(parser)
+    add = cli.adder(parser)
+    add('--input-img INPUT_IMG', 'image that is run (default: demo/toy.jpg)')
+    add('--shape N...', 'height and width (default: from the test pipeline)', type=int)
+    add(
+        '--dynamic-export',
+        'sizes will differ: pitfalls of sizes count (default: sizes stay those of the example)',
+    )
+    add('--postprocess', 'form (default: full)', 'full', choices=('full', 'decode', 'raw'))
+    add(
+        '--exporter',
+        'exporter that severities are for, and that is tried (default: torchscript)',
+        'torchscript',
+        choices=('torchscript', 'dynamo', BOTH),
+    )
+    add('--opset-version N', 'opset of the trial export', type=int)
+    add(
+        '--upstream',
+        "observe the detector's own simple_test instead, with its post-processing; tries no export",
+    )
+    add('--no-export', 'observe only; try no export')
+    add('--notes', 'show what the exporter gets right, too')
+    add('--json FILE', 'also write what was found as JSON')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Observe every stage or graph of a model, print, write."""
+    cli.wait_passively()
+    compat.apply()
+    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting.exporter import check_opset
+    from mmdeploy_ext.lint.report import print_report
+    from mmdeploy_ext.lint.rule import EXPORTERS
+
+    exporters = EXPORTERS if args.exporter == BOTH else (args.exporter,)
+    for exporter in exporters if args.opset_version is not None else ():
+        check_opset(args.opset_version, exporter)
+    height, width = shared.parse_shape(args.shape)
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    register()
+
+    def check(_cfg: object, family: Family, _model: object) -> None:
+        if family.samples != 'images':
+            why = "streaming and LiDAR models do not have it; graphs and sizes are the config's"
+            shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
+
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
+    reports: list[Report] = []
+    with after_weights():
+        for report in lint(deployment, args, exporters, (height, width)):
+            print_report(report, cli.stdout(), args.notes)
+            reports.append(report)
+    failed = any(report.failed for report in reports)
+    if args.json:
+        write_json(args.json, dict(failed=failed, reports=[report.to_json() for report in reports]))
+    return int(failed)
+
+
+def lint(
+    deployment: Deployment, args: argparse.Namespace, exporters: Sequence[str], shape: tuple[int, int]
+) -> Iterator[Report]:
+    """Yield a report per stage or graph."""
+    from mmdeploy_ext.cli.lint_parts import parts_of
+    from mmdeploy_ext.lint import check
+
+    options, (height, width) = deployment.family.choose(), shape
+    if deployment.family.samples == 'images':
+        asked = dict(form=args.postprocess, opset=0, height=height, width=width, dynamic=args.dynamic_export)
+        options = deployment.family.choose(**asked)
+    for part in parts_of(deployment, options, args.input_img, args.upstream):
+        with cli.stderr().status(f'{part.name}: one observed run, then {" and ".join(exporters)}'):
+            report = check(
+                part.module,
+                part.inputs,
+                other_inputs=part.other_inputs,
+                input_names=part.input_names,
+                dynamic=args.dynamic_export and part.other_inputs is not None,
+                exporters=part.exporters or exporters,
+                opset=args.opset_version,
+                try_exports=not (args.no_export or args.upstream),
+                name=part.name,
+            )
+        yield report
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 clean, 1 findings of severity error or an export that is refused, 2 usage."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

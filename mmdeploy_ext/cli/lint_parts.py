@@ -1,0 +1,119 @@
+"""What `lint.py` observes: stages of an image model, graphs of a sequence family, or upstream itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.cli import proof
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.proving.inputs.pictures import other_view
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.exporting.deployment import Deployment
+
+Feeds = dict[str, torch.Tensor]
+LARGER = 64
+"""Pixels that the second picture has more of, so that sizes differ; a multiple of every family's stride."""
+
+
+class Upstream(torch.nn.Module):
+    """Calls `simple_test` of a detector, with the metadata of a picture that was not resized."""
+
+    def __init__(self, detector: torch.nn.Module) -> None:
+        """Keep the detector."""
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, img: torch.Tensor) -> Any:
+        """Return what the detector returns for pictures (B, 3, H, W)."""
+        batch, _, height, width = (int(size) for size in img.detach().numpy().shape)
+        shape = (height, width, 3)
+        meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0, flip=False)
+        meta.update(batch_input_shape=shape[:2], border=(0, height, 0, width))
+        return self.detector.simple_test(img, [meta] * batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is observed alone: a stage or a graph, which takes its inputs by position.
+
+    Attributes:
+        other_inputs: that it meets later; None where sizes are fixed.
+        exporters: that it is pinned to; empty follows the option.
+    """
+
+    name: str
+    module: torch.nn.Module
+    input_names: tuple[str, ...]
+    inputs: list[Any]
+    other_inputs: list[Any] | None = None
+    exporters: tuple[str, ...] = ()
+
+
+def parts_of(
+    deployment: Deployment, options: Options, picture: str | None = None, upstream: bool = False
+) -> Iterator[Part]:
+    """Yield what is observed, in the order in which a frame goes through it.
+
+    Args:
+        deployment: the trained model.
+        options: form, shape and whether sizes are dynamic.
+        picture: that is run; by default the demo's.
+        upstream: the detector's own `simple_test` instead of what is exported, where the family has one.
+    """
+    family, images = deployment.family, deployment.family.samples == 'images'
+    if upstream and not images:
+        raise UsageError(
+            f'{deployment.config}: family {family.name!r} has no simple_test of one image to observe'
+        )
+    options = deploy.resolve(options, deployment.model, deployment.rule)
+    runs = _feeds(deployment, picture, options) if images else []
+    yield from _upstream(deployment, options, runs) if upstream else _stages(deployment, options, runs)
+
+
+def _upstream(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
+    """Yield the detector as published, on a picture and on another one."""
+    name = next(iter(deployment.family.spec(deployment.model, options).input_names))
+    inputs = [[feeds[name]] for feeds in runs]
+    yield Part(f'{deployment.family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
+
+
+def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
+    """Yield the stages of all graphs, each run on `runs`, or on the example of its graph."""
+    family, model = deployment.family, deployment.model
+    family.check(deployment.cfg, options)
+    for graph in family.graphs(model, options):
+        known = runs or [dict(graph.example)]
+        for stage in graph.stages:
+            stage.module.eval().to(next(model.parameters()).device)
+            inputs = [[tensors[name] for name in stage.inputs] for tensors in known]
+            exporters = (stage.exporter,) if stage.exporter else ()
+            name = f'{family.name}: {stage.name or graph.name}'
+            yield Part(name, stage.module, stage.inputs, *inputs, exporters=exporters)
+            for tensors, given in zip(known, inputs, strict=True):
+                with torch.no_grad():
+                    outputs = stage.module(*given)
+                outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+                tensors.update(zip(stage.outputs, outputs, strict=True))
+
+
+def _feeds(deployment: Deployment, picture: str | None, options: Options) -> list[Feeds]:
+    """Return the inputs of two runs: a picture, and another one, larger where sizes are dynamic."""
+    ((_, image),) = proof.read_images([picture or proof.DEFAULT_IMAGE], 1)
+    more = LARGER if options.dynamic else 0
+    device = next(deployment.model.parameters()).device
+    found = []
+    for view, extra in ((image, 0), (other_view(image), more)):
+        prepared = deploy.prepare_fixed(
+            deployment.rule, view, options.height + extra, options.width + 2 * extra
+        )
+        feeds = deployment.family.feeds([prepared], True)
+        found.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
+    return found

@@ -1,0 +1,244 @@
+"""`mm2onnx run`: an exported model on pictures, LiDAR sweeps or frames of several cameras, as it says."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli import demo
+from mmdeploy_ext.contract.metadata_entries import PREFIX
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
+from mmdeploy_ext.runtime import run_images
+from mmdeploy_ext.runtime.consumers import runner_of, runtime_of
+from mmdeploy_ext.runtime.exported import Opened, model_files
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.infos import RigFrame
+
+TAKES = dict(
+    images='pictures, or folders of them',
+    sweeps='LiDAR sweeps (raw float32 points in .bin), or folders of them',
+    frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
+    fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
+)
+"""Kind of samples -> what it is in words."""
+ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
+OF_INFOS = ('frames', 'fused')
+"""Kind of samples -> how its files end; all others are pictures."""
+FPS = 4.0
+NOTE_AFTER_S = 2.0
+COMPILING = 'note: the loops for points are compiled, once on this machine; it takes some 10 s'
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser: that of the scripts in `tools/onnx`, for all models."""
+    parser = run_images.make_parser(
+        'Run an exported model in ONNX Runtime and draw what it finds. The file says what it takes.',
+        'ONNX file, or folder of graphs, that mm2onnx exported',
+        f'{TAKES["images"]}; {TAKES["sweeps"]}; {TAKES["frames"]}, to be drawn to a folder or an .mp4',
+    )
+    cli.add(parser, '--data-root DIR', 'of frames: folder of the data set, where the infos say another one')
+    cli.add(
+        parser,
+        '--black-if-missing',
+        'of frames: a black picture for a camera whose picture is not there, instead of an error',
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the options say."""
+    from mmdeploy_ext.contract.metadata import Metadata, read_props
+
+    run_images.check_options(args)
+    files = model_files(args.model)
+    props = read_props(files[-1])
+    if f'{PREFIX}voxels' in props:
+        raise ModelFileError(
+            f'{files[-1]}: is a sparse backbone, whose map from above has no boxes to draw; use it in a '
+            f'program (mmdeploy_ext.families.sparse_backbone.runtime.ScnOnnx, docs/lidar.md)'
+        )
+    metadata = Metadata.from_props(props, files[-1])
+    check_inputs(args, metadata.samples)
+    if metadata.samples == 'images':
+        if len(files) > 1:
+            raise ModelFileError(f'{args.model}: has {len(files)} image models; name one of the files')
+        args.model = str(files[0])
+        return run_images.run_files(args, runner_of(metadata.family, metadata.form))
+    return RUNS[metadata.samples](args, metadata)
+
+
+def check_inputs(args: argparse.Namespace, samples: str) -> None:
+    """Refuse files of another kind than the model takes."""
+    for path in map(Path, args.images):
+        suffix = path.suffix.lower()
+        kind = next((name for name, endings in ENDINGS.items() if suffix in endings), 'images')
+        fits = samples in OF_INFOS if kind == 'frames' else kind == samples
+        if not fits and not (path.is_dir() and samples not in OF_INFOS):
+            raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
+    of_frames = {f'--data-root {args.data_root}': args.data_root, '--black-if-missing': args.black_if_missing}
+    for words, given in of_frames.items():
+        if given and samples not in OF_INFOS:
+            raise UsageError(f'{words}: goes with frames; {args.model} takes {TAKES[samples]}')
+
+
+def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
+    """Open the files of a model of sweeps or frames, where something here makes boxes of its outputs."""
+    cls = getattr(runtime_of(metadata.family), 'OPENS', None)
+    if cls is None:
+        raise ModelFileError(
+            f'{args.model}: family {metadata.family!r} gives no boxes that could be drawn; '
+            f'mm2onnx info shows its outputs'
+        )
+    return cls(args.model, providers=args.providers, threads=args.threads or 0)
+
+
+def list_sweeps(paths: Iterable[Path]) -> list[Path]:
+    """Return sweeps, folders replaced by those in them, sorted; a folder without any is a DataError."""
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f'{path}: no sweep (.bin) in this folder')
+        found += inside
+    return found
+
+
+def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
+    """Draw the boxes of each sweep from above."""
+    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.draw import write_picture
+    from mmdeploy_ext.runtime.draw3d import sweep_picture
+    from mmdeploy_ext.runtime.points import read_points
+
+    targets = run_images.plan_pictures(args.images, args.out, list_sweeps, 'sweep')
+    run_images.check_targets(args, targets.values())
+    with opened(args, metadata) as model:
+        compile_loops = once(COMPILING)
+
+        def run_one(source: Path, target: Path) -> dict[str, Any]:
+            points = read_points(source, model.width)
+            with named(source):
+                compile_loops(lambda: model.detect(points))
+                start = time.perf_counter()
+                found = model.detect(points)
+            entry = entry_of(dict(sweep=str(source)), target, start, found, args, model.classes)
+            title = f'{len(points)} points, {source.name}'  # a long name is cut at its end
+            layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            write_picture(target, sweep_picture(title, points, [layer], model.classes))
+            return entry
+
+        start = time.perf_counter()
+        entries = run_images.run_all(targets, run_one, 'sweep', args.fail_fast)
+        return run_images.finish(args, metadata, entries, time.perf_counter() - start)
+
+
+def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
+    """Draw the boxes of each frame into the cameras and from above; a memory goes from frame to frame."""
+    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.draw import write_picture
+    from mmdeploy_ext.runtime.draw3d import compare_picture
+    from mmdeploy_ext.runtime.infos import read_frames
+
+    video = demo.is_video(args.out)
+    if not video and args.out.suffix.lower() in demo.OTHER_FILES and not args.out.is_dir():
+        raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
+    rule = getattr(metadata.preprocess, 'views', metadata.preprocess)
+    if rule is None:
+        raise ModelFileError(
+            f'{args.model}: is of LiDAR alone; use it in a program (its step() takes points)'
+        )
+    frames = [
+        frame
+        for path in args.images
+        for frame in read_frames(path, rule, args.data_root, args.black_if_missing)
+    ]
+    targets = [args.out if video else args.out / f'{number:04d}.png' for number in range(len(frames))]
+    run_images.check_targets(args, dict.fromkeys(targets))
+    entries, begun = [], time.perf_counter()
+    fail_fast = args.fail_fast or len(frames) == 1
+    cameras = rule.cameras or tuple(map(str, range(rule.num_cameras)))
+    film = demo.open_writer(args.out, FPS) if video else contextlib.nullcontext()
+    with opened(args, metadata) as model, film as add_to_film:
+        draw = (lambda target, picture: add_to_film(picture)) if video else write_picture
+        compile_loops = once(COMPILING)
+
+        def run_one(frame: RigFrame, target: Path, facts: dict[str, Any]) -> dict[str, Any]:
+            images = frame.read_pictures()
+            with named(f'{frame.source}: {frame.name}'):
+                if metadata.samples == 'fused':
+                    compile_loops(lambda: model.step(model.moment(images, frame, args.data_root)))
+                start = time.perf_counter()
+                moment = model.moment(images, frame, args.data_root)
+                found = model.step(moment).detections
+            entry = entry_of(facts, target, start, found, args, model.classes)
+            layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            points = getattr(moment, 'points', None)
+            picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
+            draw(target, picture)
+            return entry
+
+        for frame, target in zip(frames, targets, strict=True):
+            facts: dict[str, Any] = dict(frame=frame.name, scene=frame.scene_token)
+            if black := [name for name, path in zip(cameras, frame.pictures, strict=True) if path is None]:
+                facts['black'] = black
+            run = functools.partial(run_one, frame, target, facts)
+            entries.append(run_images.usable(run, facts, fail_fast))
+            name = f'{frame.name} ({", ".join(black)} black)' if black else frame.name
+            run_images.report(name, entries[-1])
+    return run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
+
+
+def once(note: str) -> Callable[[Callable[[], Any]], None]:
+    """Return what runs the first function that it is given, and prints the note where that takes long."""
+    done: list[bool] = []
+
+    def run_first(function: Callable[[], Any]) -> None:
+        if done:
+            return
+        timer = threading.Timer(NOTE_AFTER_S, print, [note], dict(file=sys.stderr, flush=True))
+        timer.start()
+        try:
+            function()
+            done.append(True)
+        finally:
+            timer.cancel()
+
+    return run_first
+
+
+RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)
+"""What goes in -> what runs it."""
+
+
+def entry_of(
+    facts: dict[str, Any],
+    target: Path,
+    start: float,
+    found: Any,
+    args: argparse.Namespace,
+    classes: tuple[str, ...],
+) -> dict[str, Any]:
+    """Return what --json says of a sample whose detection began at `start` (seconds) and has just ended."""
+    return dict(
+        **facts,
+        picture=str(target),
+        milliseconds=round((time.perf_counter() - start) * 1000, 2),
+        drawn=len(found.above(args.score_thr)),
+        detections=found.to_json(classes),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 done, 1 an engine failed, 2 usage."""
+    return cli.run(run, build_parser(), argv)

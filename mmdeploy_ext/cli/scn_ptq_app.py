@@ -1,0 +1,179 @@
+"""`scn_ptq.py`: INT8 ranges of a sparse backbone, and what int8 and fp16 do to its numbers, without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.cli import ranges
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.quantize import METHODS, PERCENTILE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.quantize.fidelity import Fidelity, Finding
+    from mmdeploy_ext.sparse.ranges import Ranges
+
+DEFAULT_OUTPUT = 'ranges.json'
+WORST = 10
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Calibrate INT8 ranges of a LiDAR backbone on a CPU, or see what int8 and fp16 do to it, '
+        'layer by layer.'
+    )
+    ranges.add_backbone_arguments(parser)
+    _add_calibration(parser.add_argument_group('calibration'))
+    _add_fidelity(parser.add_argument_group('fidelity'))
+    cli.add_debug_option(parser)
+    return parser
+
+
+def _add_calibration(group: argparse._ArgumentGroup) -> None:
+    ranges.add_arguments(group)
+    add = cli.adder(group)
+    add('--percentile P', 'for --method percentile (default: 99.99)', PERCENTILE)
+    add(
+        '--add-method',
+        'of residual additions (default: as the reference, max for CenterPoint, else as --method)',
+        choices=METHODS,
+    )
+    add(
+        '--unfolded MODULE...',
+        'weight ranges of the kernel before batch normalisation is folded (default: as the reference, '
+        'conv_input.0 of CenterPoint, with --int8-fp16-input-output)',
+    )
+    add('--output FILE', f'where ranges are written (default: {DEFAULT_OUTPUT})', writes='{}')
+
+
+def _add_fidelity(group: argparse._ArgumentGroup) -> None:
+    add = cli.adder(group)
+    add(
+        '--fidelity DIR|INFOS',
+        'compare int8 and fp16 with fp32 (default: on the sweeps of --calibrate)',
+        nargs='?',
+        const='',
+    )
+    add('--fidelity-batches N', 'sweeps, evenly; 0 takes all (default: 4)', 4)
+    add('--int8-fp16-input-output', "the first and last layer as in the reference's INT8 file")
+    add('--fp16-layers PATTERN...', 'layers that stay fp16, by name or module path', [])
+    add('--target TARGET', 'cosine that advice aims at (default: 0.999)', 0.999)
+    add('--no-advice', 'skip the runs that advice needs')
+    add('--assumptions', 'also: how far int8 depends on what files do not say')
+    add('--all', f'show all layers, not only the {WORST} worst')
+    add('--draw PNG', 'draw the layers', writes='{}')
+    add('--json FILE', 'write what was found as JSON')
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, sources without sweeps and targets that cannot be written."""
+    from mmdeploy_ext.quantize.calibrators import calibrator
+    from mmdeploy_ext.quantize.sweeps import sweep_items
+
+    _check_together(args)
+    calibrator(args.method, args.percentile)
+    cli.check_least(args, fidelity_batches=0)
+    ranges.check(args)
+    if args.fidelity:
+        sweep_items(args.fidelity)
+    output = args.output or (DEFAULT_OUTPUT if args.calibrate else None)
+    for path in filter(None, (output, args.draw, args.json)):
+        check_writable(path)
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    if args.output and args.ranges:
+        raise UsageError('--output writes what --calibrate finds; --ranges are written already')
+    if args.fidelity is None and not args.calibrate and not args.output:
+        raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
+    if args.fidelity == '' and not args.calibrate:
+        raise UsageError('--fidelity: say on which sweeps (a folder or infos)')
+    if args.fidelity is None and (args.draw or args.json):
+        raise UsageError('--draw and --json show what --fidelity finds: give it too')
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Calibrate, or read ranges; then compare where that is asked for."""
+    check(args)
+    cli.wait_passively()
+    compat.apply()
+    register()
+    from mmdeploy_ext.exporting.deployment import load
+
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    deployment = load(
+        args.config, args.checkpoint, cfg_options, product=BACKBONE, weight_layout=args.weight_layout
+    )
+    cli.say(cli.stderr(), deployment.report.summary())
+    with after_weights():
+        found = _ranges(args, deployment)
+        if args.fidelity is not None:
+            _compare(args, deployment, found)
+    return 0
+
+
+def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
+    found = ranges.find(
+        args,
+        deployment,
+        args.output or DEFAULT_OUTPUT,
+        percentile=args.percentile,
+        add_method=args.add_method,
+        unfolded=None if args.unfolded is None else tuple(args.unfolded),
+        int8_fp16_io=args.int8_fp16_input_output,
+    )
+    if found is None:
+        raise UsageError(f'{args.checkpoint}: has no ranges; give --calibrate DIR|INFOS or --ranges FILE')
+    if args.output and not args.calibrate:
+        ranges.save(found, args.output)
+    return found
+
+
+def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -> None:
+    from mmdeploy_ext.exporting import sparse_backbone as deploy
+    from mmdeploy_ext.quantize import deployed
+    from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
+
+    options = deployment.family.choose(
+        order=deployment.settings.order,
+        precision='int8',
+        int8_fp16_io=args.int8_fp16_input_output,
+        layer_precision=tuple((pattern, 'fp16', 'fp16') for pattern in args.fp16_layers),
+    )
+    graph = deploy.make_graph(
+        deploy.trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256
+    )
+    source = args.fidelity or args.calibrate
+    sweeps = deployed.sweeps_of(deployment, source, graph.order, args.fidelity_batches, args.data_root)
+    found = fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
+    findings = compare_assumptions(graph, ranges, sweeps) if args.assumptions else ()
+    _show(args, found, findings)
+
+
+def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]) -> None:
+    from mmdeploy_ext.quantize import views
+
+    if args.draw:
+        views.draw_fidelity(found, args.draw)
+    if args.json:
+        content = found.to_json()
+        write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
+    console = cli.stdout()
+    console.print(views.fidelity_table(found, None if args.all else WORST))
+    cli.say(console, found.advice_text())
+    if findings:
+        console.print(views.assumption_table(findings))
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

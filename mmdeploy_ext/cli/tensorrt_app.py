@@ -1,0 +1,241 @@
+"""`onnx2tensorrt.py`: build a TensorRT engine, say what it holds, and prove it where there is a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.cli.options import refuse_given
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mmdeploy_ext.engines.tensorrt.engine import Job
+    from mmdeploy_ext.engines.tensorrt.file import Record
+
+PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
+"""Kinds of layers that multiply with weights."""
+NO_GPU = 'NOT PROVEN: not measured: no GPU'
+BUILD_OPTIONS = ('output', 'package', 'fp16', 'keep_fp32', 'tf32', 'layers', 'check')
+"""Of one build."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Build a TensorRT engine of an ONNX file. tensorrt-rtx builds for a chosen GPU '
+        'architecture on a machine without a GPU. Dtypes are those of the file; --fp16 writes float16 into '
+        'it first.'
+    )
+    add = cli.adder(parser)
+    add(
+        'onnx onnx...',
+        'ONNX file, or an engine (.engine), which is checked and described; several for --table',
+    )
+    add('--output F', 'engine to write (default: ONNX with .engine)', writes=('{}', '{}.json'))
+    add(
+        '--sm N...',
+        'architectures of one engine, e.g. 86 for SM 8.6 (default: the GPU at hand)',
+        [],
+        type=int,
+    )
+    add(
+        '--package',
+        'auto: tensorrt-rtx with --sm, else the one that is installed (default)',
+        'auto',
+        choices=('auto', 'tensorrt', 'tensorrt-rtx'),
+    )
+    add('--fp16', 'mixed precision; inputs and outputs stay as they are')
+    add(
+        '--keep-fp32 PATTERN...',
+        "with --fp16: nodes that stay float32, by name, operator, module or output ('*', '?'; default: "
+        'decoding and post-processing)',
+    )
+    add(
+        '--shapes NAME=MIN/OPT/MAX...',
+        'sizes of inputs or axes that are open, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344',
+        [],
+    )
+    add(
+        '--constant NAME[=VALUES]...',
+        'inputs that become constants, of their default or of VALUES (1,2,...), where sizes inside '
+        'follow from them (masks, form full: img_shape ori_shape)',
+        [],
+    )
+    add('--tf32', 'let float32 products round to 10 bits')
+    add(
+        '--table MD',
+        'build all files in float32 and float16 for each of --sm, write a table between the marks of MD',
+        writes='{}',
+    )
+    add('--mark NAME', 'the marks of --table: <!-- NAME --> and <!-- /NAME --> (default: table)', 'table')
+    add('--layers JSON', 'write the dtype of every layer', writes='{}')
+    add('--check', 'only say what TensorRT cannot take; no build')
+    add('--verify', 'run it beside ONNX Runtime, where there is a GPU; 1 if unproven')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build (and prove when asked), or describe an engine; 1 is not proven."""
+    from mmdeploy_ext.engines.tensorrt import engine
+
+    _refuse_idle(args)
+    if args.table:
+        return _table(args)
+    if len(args.onnx) > 1:
+        raise UsageError(f'{len(args.onnx)} files: one at a time, or --table')
+    args.onnx = args.onnx[0]
+    if args.onnx.endswith('.engine'):
+        return _describe(args)
+    if args.keep_fp32 and not args.fp16:
+        raise UsageError('--keep-fp32 goes with --fp16')
+    output = args.output or f'{args.onnx.removesuffix(".onnx")}.engine'
+    job = engine.prepare(
+        args.onnx,
+        fp16=args.fp16,
+        keep_fp32=args.keep_fp32,
+        shapes=args.shapes,
+        constants=args.constant,
+        package=args.package,
+        architectures=args.sm,
+        tf32=args.tf32,
+        only_check=args.check,
+    )
+    if args.check:
+        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, nothing that {job.title} cannot take')
+        return 0
+    return _build(args, job, output)
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse options that have no effect together."""
+    parser = build_parser()
+    if args.table:
+        refuse_given(args, parser, (*BUILD_OPTIONS, 'verify'), 'does nothing with --table')
+        return
+    refuse_given(args, parser, ('mark',), 'goes with --table')
+    if args.onnx[0].endswith('.engine'):
+        names = (*BUILD_OPTIONS, 'sm', 'shapes', 'constant')
+        refuse_given(args, parser, names, 'does nothing with an engine, which is built already')
+    if args.check:
+        refuse_given(args, parser, ('output', 'layers', 'verify'), 'does nothing with --check')
+
+
+def _build(args: argparse.Namespace, job: Job, output: str) -> int:
+    from mmdeploy_ext.engines.tensorrt import engine
+
+    for target in filter(None, (output, args.layers)):
+        check_writable(target)
+    with _progress() as progress:
+        record, built = engine.build_file(job, output, progress)
+    if args.layers:
+        write_json(args.layers, dict(network=built.layers_json(), inspector=_inspected(output)))
+    layers = f'{len(built.layers)} layers, built in {built.seconds:.1f} s'
+    print(f'{output}: {_title(record)}, {record.precision}, {layers}')
+    _print_layers(record.layers)
+    for warning in built.warnings[:5]:
+        print(f'  TensorRT: {cli.one_line(warning)[:200]}')
+    if args.verify:
+        return _verify(output, args.onnx)
+    return 0
+
+
+def _title(record: Record) -> str:
+    built_for = ', '.join(f'SM {number}' for number in record.architectures)
+    return f'{record.package} {record.version}, {built_for}, {record.nbytes / 1e6:.1f} MB'
+
+
+def _inspected(engine: str) -> Any:
+    """Return what the inspector says of an engine on its GPU; None without one."""
+    import json
+
+    from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
+    from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+    from mmdeploy_ext.engines.tensorrt.file import read_record
+
+    gpu = find_gpu()
+    if gpu is None or gpu.architecture not in read_record(engine).architectures:
+        return None
+    backend = TensorRtBackend(engine)
+    backend.open_session()
+    return json.loads(backend.layers())
+
+
+def _print_layers(layers: dict[str, dict[str, int]]) -> None:
+    """Print the dtypes of the layers that multiply, and of all."""
+    products = {kind: layers[kind] for kind in PRODUCTS if kind in layers}
+    total = sum(map(collections.Counter, layers.values()), collections.Counter())
+    for kind, counts in {**products, 'all layers': total}.items():
+        words = ', '.join(f'{count} {dtype}' for dtype, count in sorted(counts.items(), key=lambda x: -x[1]))
+        print(f'  {kind.lower().replace("_", " ")}: {words}')
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show the phase that TensorRT is in; yield the function that sets it."""
+    with cli.progress('building') as update:
+        yield lambda phase, done, steps: update(description=phase, completed=done, total=steps or None)
+
+
+def _table(args: argparse.Namespace) -> int:
+    """Measure all files and write the table."""
+    from pathlib import Path
+
+    from mmdeploy_ext.cli import tensorrt_table
+    from mmdeploy_ext.engines.tensorrt.package import find_package
+
+    if not args.sm:
+        raise UsageError('--table: give the architectures by --sm')
+    page = Path(args.table)
+    check_writable(page)
+    version = find_package('tensorrt-rtx').version
+    with _progress() as progress:
+        rows = tensorrt_table.measure(args.onnx, args.sm, args.shapes, args.constant, progress)
+    table = tensorrt_table.markdown(rows, args.sm, version)
+    before = page.read_text(encoding='utf-8') if page.is_file() else ''
+    with atomic_path(page) as temporary:
+        temporary.write_text(tensorrt_table.shown_in(before, table, args.mark), encoding='utf-8')
+    print(table, end='')
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    """Check an engine against its record and print what is known of it."""
+    from mmdeploy_ext.engines.tensorrt.file import read_record
+
+    record = read_record(args.onnx)
+    print(f'{args.onnx}: {_title(record)}')
+    print(f'  of {record.onnx} ({record.onnx_sha256[:12]}), {record.precision}')
+    for side, ports in (('input', record.inputs), ('output', record.outputs)):
+        for port in ports:
+            print(f'  {side} {port.name}: {port.dtype} {"x".join(map(str, port.shape))}')
+    _print_layers(record.layers)
+    return _verify(args.onnx, None) if args.verify else 0
+
+
+def _verify(engine: str, onnx: str | None) -> int:
+    from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+    from mmdeploy_ext.proving import tensorrt as tensorrt_proof
+
+    if onnx is None:
+        raise UsageError('--verify: give the ONNX file, so that the engine can be compared with it')
+    if find_gpu() is None:
+        print(NO_GPU)
+        return 1
+    rows: list[Any] = tensorrt_proof.compare(engine, onnx)
+    for row in rows:
+        print(f'  {tensorrt_proof.row_text(row)}')
+    proven = bool(rows) and all(row.passed for row in rows)
+    print('PROVEN' if proven else 'NOT PROVEN')
+    return 0 if proven else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 built (and proven when asked), 1 built and not proven, 2 usage."""
+    return cli.run(run, build_parser(), argv)

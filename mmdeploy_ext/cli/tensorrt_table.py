@@ -1,0 +1,162 @@
+"""What builds for which architecture, with the size of the engine: a table in Markdown."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
+from mmdeploy_ext.engines.tensorrt.build import Built, build
+from mmdeploy_ext.graph.feeds import random_feeds
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.passes.for_tensorrt import spec_of
+from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.proving.tensorrt import compare_outputs
+
+PRECISIONS = ('fp32', 'fp16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One graph in one precision.
+
+    Attributes:
+        name: of the graph.
+        precision: 'fp32' (the file as it is) or 'fp16'.
+        nodes: of the ONNX file.
+        built: architectures that an engine was built for.
+        nbytes: of one engine for all of them; 0 without.
+        halves: layers that multiply weights in float16, and all such layers.
+        cosine: worst of all float outputs, the float16 graph against the file, both in ONNX Runtime on the
+            same random inputs; None of fp32.
+        refused: why nothing was built, for some or all architectures; ''.
+    """
+
+    name: str
+    precision: str
+    nodes: int
+    built: tuple[int, ...]
+    nbytes: int
+    halves: tuple[int, int]
+    cosine: float | None
+    refused: str
+
+
+def suiting(path: str, texts: Sequence[str]) -> list[str]:
+    """Return those of NAME=... whose name is an input or an axis of a file."""
+    model = files.load(path)
+    spec = spec_of(model)
+    names = {value.name for value in model.graph.input}
+    names |= {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
+    return [text for text in texts if text.partition('=')[0] in names]
+
+
+def measure(
+    paths: Sequence[str],
+    architectures: Sequence[int],
+    shapes: Sequence[str] = (),
+    constants: Sequence[str] = (),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Row]:
+    """Build every file in both precisions for all architectures; what one refuses, others may take.
+
+    Of `shapes` and `constants` each file takes those that it has; `progress` is told the file, how many are
+    done and how many there are.
+    """
+    rows = []
+    for done, path in enumerate(paths):
+        for precision in PRECISIONS:
+            if progress is not None:
+                progress(f'{_name(path)} {precision}', done, len(paths))
+            rows.append(_row(path, precision, architectures, shapes, constants))
+    return rows
+
+
+def _name(path: str) -> str:
+    return f'{Path(path).parent.name}/{Path(path).stem}'
+
+
+def _row(
+    path: str, precision: str, architectures: Sequence[int], shapes: Sequence[str], constants: Sequence[str]
+) -> Row:
+    name, nodes = _name(path), len(files.read(path).graph.node)
+    reasons: dict[str, list[int]] = {}
+    found: list[tuple[tuple[int, ...], Built, tensorrt_engine.Job]] = []
+    waiting = [tuple(architectures)]
+    while waiting:
+        group = waiting.pop(0)
+        try:
+            job = tensorrt_engine.prepare(
+                path,
+                fp16=precision == 'fp16',
+                shapes=suiting(path, shapes),
+                constants=suiting(path, constants),
+                package='tensorrt-rtx',
+                architectures=group,
+            )
+            found.append((group, build(job.model, job.package, group, job.profiles), job))
+        except Mm2OnnxError as error:
+            if len(group) > 1:
+                waiting += [group[:1], group[1:]]
+            else:
+                reasons.setdefault(str(error).removeprefix(f'{path}: '), []).extend(group)
+    refused = '; '.join(
+        reason if len(numbers) == len(architectures) else f'SM {" ".join(map(str, numbers))}: {reason}'
+        for reason, numbers in reasons.items()
+    )
+    if not found:
+        return Row(name, precision, nodes, (), 0, (0, 0), None, refused)
+    _, built, job = max(found, key=lambda entry: len(entry[0]))
+    everything = tuple(sorted(number for group, _, _ in found for number in group))
+    cosine = _cosine(path, job) if precision == 'fp16' else None
+    return Row(name, precision, nodes, everything, len(built.data), _halves(built.dtypes()), cosine, refused)
+
+
+def _halves(dtypes: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
+    products = [dtypes.get(kind, {}) for kind in ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')]
+    return sum(counts.get('float16', 0) for counts in products), sum(sum(x.values()) for x in products)
+
+
+def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:
+    """Return the worst cosine; None where random inputs give zeros alone, which would say nothing."""
+    single = tensorrt_engine.prepare(path, constants=job.constants, only_check=True).model
+    usual = {name: shapes[1] for name, shapes in job.profiles.items()}
+    feeds = random_feeds(single, 0, usual)
+    reference, got = Runner(single).run(feeds), Runner(job.model).run(feeds)
+    floats = {name: array for name, array in reference.items() if array.dtype.kind == 'f' and array.any()}
+    rows = compare_outputs(floats, {name: got[name] for name in floats}, half=True)
+    return min((row.cosine or 0.0 for row in rows), default=None)
+
+
+def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) -> str:
+    """Return the table, with the version above it."""
+    heads = ['graph', 'nodes', 'precision', *(f'SM {number}' for number in architectures)]
+    heads += ['MB', 'products in float16', 'cosine of fp16']
+    first = f'tensorrt-rtx {version}; the size is that of one engine for all architectures of the row.'
+    lines = [first, '', _line(heads), _line(['---'] * len(heads))]
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        if row.refused:
+            refused.setdefault(row.refused, []).append(f'`{row.name}` {row.precision}')
+        if not row.built:
+            continue
+        marks = ['builds' if number in row.built else 'refused' for number in architectures]
+        size = f'{row.nbytes / 1e6:.1f}'
+        half = f'{row.halves[0]} of {row.halves[1]}'
+        cosine = '-' * (row.precision == 'fp16') if row.cosine is None else f'{row.cosine:.5f}'
+        lines.append(_line([row.name, str(row.nodes), row.precision, *marks, size, half, cosine]))
+    if refused:
+        lines += ['', 'Refused before the build:', '']
+        lines += [f'- {", ".join(names)}: {reason}' for reason, names in refused.items()]
+    return '\n'.join(lines) + '\n'
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+def shown_in(text: str, table: str, mark: str = 'table') -> str:
+    """Return a page with the table between its marks, `<!-- table -->` and `<!-- /table -->`."""
+    start, end = f'<!-- {mark} -->\n', f'<!-- /{mark} -->'
+    before, _, rest = text.partition(start)
+    return f'{before}{start}{table}{end}{rest.partition(end)[2]}' if rest else f'{start}{table}{end}\n'

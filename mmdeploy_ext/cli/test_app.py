@@ -1,0 +1,245 @@
+"""`test.py`: mmdet's test loop over PyTorch or an ONNX engine, chosen by the config's `backend_config`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import backend_config
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.cli.test_models import FrameModel, ImageModel, TestedModel, check_dataset
+from mmdeploy_ext.core import cli, distributed
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
+from mmdeploy_ext.core.files import atomic_path, check_writable
+from mmdeploy_ext.engines import BACKENDS
+from mmdeploy_ext.families.base import DETECTOR, find_family
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Sequence
+
+    from mmdeploy_ext.core.distributed import Ranks
+    from mmdeploy_ext.core.dump import DumpWriter
+    from mmdeploy_ext.evaluate.loop import Network
+    from mmdeploy_ext.exporting.deployment import Deployment
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; names and meaning are those of mmdet 2.28's test.py."""
+    parser = cli.ArgumentParser(
+        description='Evaluate a detector with PyTorch (X_pth.py) or an ONNX engine (X_onnx.py).'
+    )
+    shared.add_model_arguments(parser, device='auto')
+    add = cli.adder(parser)
+    add('--eval METRIC...', 'metrics of the data set, e.g. bbox')
+    add('--eval-options KEY=VALUE...', 'arguments of dataset.evaluate()')
+    add('--out FILE', 'write the results, .pkl or .pickle', writes='{}')
+    add('--format-only', "write the results in the data set's format, no evaluation")
+    add('--fuse-conv-bn', 'fold batch normalisation into the convolutions (PyTorch)')
+    work = add('--work-dir WORK_DIR', 'default: work_dirs/<config without _pth or _onnx>')
+    show = add('--show-dir SHOW_DIR', 'draw the detections into this folder')
+    add('--show-score-thr SHOW_SCORE_THR', 'drawn from this score on (default: 0.3)', 0.3)
+    parts = add('--tmpdir TMPDIR', 'where ranks leave their part of the results (default: they are sent)')
+    for folder in (work, show, parts):
+        cli.writes(folder, '')
+    add('--gpu-collect', 'collect results through the GPUs')
+    add('--launcher', '', 'none', choices=('none', 'pytorch', 'slurm', 'mpi'))
+    add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
+    cli.add_debug_option(parser)
+    return parser
+
+
+def resolve_device(device: str) -> str:
+    """Return the device of this process; 'auto' is its own GPU where there is one."""
+    import torch
+
+    if device != 'auto':
+        return device
+    if not torch.cuda.is_available():
+        return 'cpu'
+    return f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if not (args.out or args.eval or args.format_only or args.show_dir):
+        raise UsageError('nothing to do: give at least one of --eval, --out, --format-only, --show-dir')
+    if args.eval and args.format_only:
+        raise UsageError('--eval and --format-only exclude each other')
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out {args.out}: expected a .pkl or .pickle file')
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Evaluate."""
+    cli.wait_passively()
+    compat.apply()
+    _check_arguments(args)
+    with distributed.join(args.launcher, args.local_rank) as ranks:
+        return _run(args, register, ranks)
+
+
+def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -> int:
+    """Evaluate on the processes of the run, which end with one exit status."""
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.evaluate.loop import run_dataset
+    from mmdeploy_ext.exporting import deployment as deploy
+
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    shared.parse_cfg_options(args.eval_options, '--eval-options')
+    register()
+    cfg = load_config(args.config, cfg_options)
+    if args.out:
+        check_writable(args.out)
+    work_dir = Path(
+        args.work_dir or cfg.get('work_dir') or f'work_dirs/{evaluation.work_dir_name(args.config)}'
+    )
+    family = find_family(cfg, DETECTOR)
+    kind = ImageModel if family.samples == 'images' else FrameModel
+    if family.samples != 'images':
+        why = f'these models are drawn by {family.used_by[""].split()[0]}'
+        shared.refuse_given(args, build_parser(), ('show_dir', 'show_score_thr'), why)
+    tested = kind(cfg, family, args, work_dir)
+    dataset = evaluation.build_dataset(cfg)
+    check_dataset(cfg, tested, family, dataset)
+    if args.eval:
+        evaluation.check_tables(cfg, dataset)
+    device = resolve_device(args.device)
+    deployment = deploy.load(args.config, args.checkpoint, cfg_options, device, tested.check)
+    with after_weights():
+        with open_network(deployment, tested, ranks) as network:
+            if network is None:
+                return 1
+            results = run_dataset(network, cfg, dataset, ranks, args.tmpdir, args.gpu_collect)
+        status = finish(deployment, tested, args, dataset, results, ranks.size) if ranks.rank == 0 else 0
+        return ranks.gather(status)[0]
+
+
+@contextlib.contextmanager
+def open_network(deployment: Deployment, tested: TestedModel, ranks: Ranks) -> Iterator[Network | None]:
+    """Yield the model on the engine of its config; None when the engine disagrees with the dump.
+
+    Files that are missing, or were made from another config or checkpoint, are exported first, by rank 0.
+    The PyTorch weights are gone before an ONNX engine evaluates.
+    """
+    from mmdeploy_ext.proving.against_dump import check_dump
+
+    if tested.settings['type'] == 'TorchBackend':
+        with tested.in_torch(deployment, _dump(deployment, tested, ranks.rank == 0)) as network:
+            yield network
+        return
+    if ranks.rank == 0:
+        export_if_stale(deployment, tested)
+    ranks.gather()
+    engine = backend_config.engine_options(tested.settings)
+    if ranks.size > 1 and 'threads' in BACKENDS[tested.settings['type']].keys:
+        engine.setdefault('threads', threads_per_process())
+    with tested.on_engine(deployment, engine) as (network, dumped):
+        agrees = True
+        if ranks.rank == 0 and tested.settings.get('check_dump', True):
+            folder = tested.settings.get('dump_dir') or tested.work_dir / 'dump'
+            agrees = check_dump(dumped, deployment, Path(folder))
+        agrees = all(ranks.gather(agrees))
+        deployment.model = None
+        yield network if agrees else None
+
+
+def threads_per_process() -> int:
+    """Return this process's share of the cores of its machine."""
+    return max(len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1)
+
+
+def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
+    """Export unless the files were made from this config, checkpoint and these options.
+
+    Raises:
+        ModelFileError: they are stale and one is quantised: an export would put a float32 file in its place.
+    """
+    from mmdeploy_ext.exporting.files import read_files
+    from mmdeploy_ext.proving.provenance import stale_reason
+    from mmdeploy_ext.quantize.dense_target import refuse_stale
+
+    target, reason = tested.target, 'missing'
+    if Path(target).exists():
+        try:
+            found = read_files(target)
+        except ModelFileError as error:
+            raise ModelFileError(
+                f'{error} (backend_config.onnx_file; delete it to have it exported)'
+            ) from error
+        wanted = tested.wanted(deployment)
+        reason = stale_reason(found.metadata, wanted[-1])
+        if len(found.paths) != len(wanted):
+            reason = f'incomplete: {len(found.paths)} of {len(wanted)} graphs'
+        if not reason:
+            print(f'{target}: up to date', flush=True)
+            return
+        for path in found.paths:
+            refuse_stale(path, reason)
+    seconds = tested.export(deployment)
+    print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
+
+
+def _dump(deployment: Deployment, tested: TestedModel, first: bool) -> DumpWriter | None:
+    """Return what the config wants dumped; the first rank prints it."""
+    from mmdeploy_ext.core.dump import DumpWriter
+
+    dump, unit = tested.settings['dump'], tested.unit
+    if dump is None:
+        return None
+    folder, chosen = Path(dump['dir'] or tested.work_dir / 'dump'), dump[unit]
+    if first:
+        which = f'the first {chosen} {unit}' if isinstance(chosen, int) else f'{unit} {list(chosen)}'
+        print(f'dumping the tensors of {which} to {folder}', flush=True)
+    facts = dict(model_facts(deployment), **tested.dump_facts())
+    return DumpWriter(folder, facts, chosen, dump['tensors'])
+
+
+def model_facts(deployment: Deployment) -> dict[str, str]:
+    """Return what a dump and a metrics file say about the model that they are of."""
+    return dict(
+        config=Path(deployment.config).name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+    )
+
+
+def finish(
+    deployment: Deployment,
+    tested: TestedModel,
+    args: argparse.Namespace,
+    dataset: Any,
+    results: Any,
+    processes: int,
+) -> int:
+    """Write results, evaluate, keep the metrics and print the difference of the engines."""
+    import pickle
+
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.proving.levels.metrics import keep_metrics
+
+    if args.out:
+        with atomic_path(args.out) as temporary:
+            temporary.write_bytes(pickle.dumps(results))
+        print(f'results: {args.out}')
+    eval_options = shared.parse_cfg_options(args.eval_options, '--eval-options')
+    if args.format_only:
+        eval_options.setdefault('jsonfile_prefix', str(tested.work_dir / 'results'))
+        dataset.format_results(results, **eval_options)
+        print(f'formatted results: {eval_options["jsonfile_prefix"]}*')
+    if not args.eval:
+        return 0
+    settings = tested.settings
+    facts = dict(model_facts(deployment), samples=len(dataset), processes=processes)
+    facts['memory'] = settings.get('memory', 'keep')
+    metrics = evaluation.evaluate(deployment.cfg, dataset, results, args.eval, eval_options)
+    precision = backend_config.precision(settings)
+    return 0 if keep_metrics(tested.work_dir, settings['type'], metrics, facts, precision) else 1
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

@@ -1,0 +1,216 @@
+"""What the test loop needs of a kind of model: its settings, its network on an engine, its files."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mmdeploy_ext.cli import backend_config
+from mmdeploy_ext.cli.options import check_engine_kind
+from mmdeploy_ext.cli.proof import DEFAULT_IMAGE
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.engines import Backend, build_backend
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from torch.utils.data import Dataset
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.core.dump import DumpWriter
+    from mmdeploy_ext.evaluate.loop import Network
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.preprocess.pictures import PreparedImage
+    from mmdeploy_ext.proving.against_dump import Dumped
+
+
+class TestedModel(abc.ABC):
+    """A model of the test loop, as its config describes it.
+
+    Attributes:
+        settings: as `backend_config.read_settings` returns it.
+        options: of the export; resolved once `check` has run.
+        target: file or folder of the exported model.
+        unit: key of `backend_config.dump` that says how much is written.
+    """
+
+    unit: ClassVar[str]
+
+    def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
+        """Read the settings; refuses what this kind of model does not have.
+
+        `work_dir` is shared by the `_pth` and the `_onnx` run.
+        """
+        self.args, self.work_dir = args, work_dir
+        self.settings = backend_config.read_settings(cfg, family)
+        self.options = backend_config.graph_options(cfg, self.settings, family)
+        backend_config.check_targets(self.settings, work_dir)
+        own = work_dir / f'{work_dir.name}_{self.own_name()}'
+        self.target = str(self.settings.get('onnx_file') or own)
+
+    def check(self, cfg: Any, family: Family, model: Any) -> None:
+        """Refuse, before the weights load, what cannot be exported; fill in what the config left open."""
+        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.files import check_output
+
+        try:
+            self.options = deploy.check_options(self.options, cfg, family, model)
+            if self.settings['type'] != 'TorchBackend':
+                check_output(self.target, self.options, family, 'onnx_file=')
+        except UsageError as error:
+            raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
+
+    def dump_facts(self) -> dict[str, Any]:
+        """Return what every manifest of a dump says besides what those of all models do."""
+        return {}
+
+    @abc.abstractmethod
+    def own_name(self) -> str:
+        """Return how the file or folder in the work directory ends."""
+
+    @abc.abstractmethod
+    def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> AbstractContextManager[Network]:
+        """Return the model in PyTorch."""
+
+    def wanted(self, deployment: Deployment) -> list[Metadata]:
+        """Return what the files of an export would say about themselves."""
+        from mmdeploy_ext.exporting.files import make_metadata
+
+        graphs = deployment.family.graphs(deployment.model, self.options)
+        return [make_metadata(deployment, self.options, graph) for graph in graphs]
+
+    def export(self, deployment: Deployment) -> float:
+        """Write the files; returns the seconds that it took."""
+        from mmdeploy_ext.exporting.files import export_files
+
+        return export_files(deployment, self.options, self.target, self.traced(deployment))[1]
+
+    def traced(self, deployment: Deployment) -> list[PreparedImage]:
+        """Return the images that an export traces; none where graphs have examples of their own."""
+        return []
+
+    @abc.abstractmethod
+    def on_engine(
+        self, deployment: Deployment, engine: Mapping[str, Any]
+    ) -> AbstractContextManager[tuple[Network, Dumped]]:
+        """Return the exported model on its engine, for the loop and for the samples of a dump."""
+
+
+class ImageModel(TestedModel):
+    """A detector of images."""
+
+    unit = 'samples'
+
+    def own_name(self) -> str:
+        """See `TestedModel`."""
+        return f'{self.options.form}.onnx'
+
+    def dump_facts(self) -> dict[str, Any]:
+        """See `TestedModel`."""
+        return dict(form=self.options.form)
+
+    @contextlib.contextmanager
+    def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
+        """See `TestedModel`; precision is of the file."""
+        from mmdeploy_ext.exporting.files import make_metadata
+
+        options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
+        metadata = make_metadata(deployment, options)
+        stages = deployment.family.stages(deployment.model, options, fold=self.args.fuse_conv_bn)
+        device = str(next(deployment.model.parameters()).device)
+        with build_backend('TorchBackend', stages, metadata.spec, device=device) as backend:
+            yield self._network(deployment, backend, metadata, dump)
+
+    def _network(
+        self, deployment: Deployment, backend: Backend, metadata: Metadata, dump: DumpWriter | None = None
+    ) -> Network:
+        from mmdeploy_ext.evaluate.detector import BackendDetector, Show
+
+        folder = self.args.show_dir
+        show = Show(Path(folder), metadata.classes, self.args.show_score_thr) if folder else None
+        return BackendDetector(backend, deployment.family, metadata, dump, show)
+
+    def traced(self, deployment: Deployment) -> list[PreparedImage]:
+        """See `TestedModel`: the demo's picture."""
+        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.preprocess.pictures import read_image
+
+        picture = read_image(DEFAULT_IMAGE)
+        size = self.options.height, self.options.width
+        return [deploy.prepare_fixed(deployment.rule, picture, *size)]
+
+    @contextlib.contextmanager
+    def on_engine(
+        self, deployment: Deployment, engine: Mapping[str, Any]
+    ) -> Iterator[tuple[Network, Dumped]]:
+        """See `TestedModel`."""
+        from mmdeploy_ext.proving.against_dump import DumpedImages
+
+        with build_backend(self.settings['type'], self.target, **engine) as backend:
+            yield self._network(deployment, backend, backend.metadata), DumpedImages(backend, deployment)
+
+
+class FrameModel(TestedModel):
+    """A streaming or LiDAR model, whose samples are frames or sweeps."""
+
+    unit = 'frames'
+
+    def own_name(self) -> str:
+        """See `TestedModel`."""
+        check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
+        return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
+
+    @contextlib.contextmanager
+    def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
+        """See `TestedModel`."""
+        from mmdeploy_ext.exporting.fold import fuse
+
+        model = fuse(deployment.model) if self.args.fuse_conv_bn else deployment.model
+        yield self._network(deployment, deployment.family.reference(model), dump)
+
+    def _network(self, deployment: Deployment, stepper: Any, dump: DumpWriter | None = None) -> Network:
+        from mmdeploy_ext.evaluate.detector import FrameDetector
+
+        keep = self.settings.get('memory') != 'reset'
+        return FrameDetector(stepper, deployment.family, dump, deployment.model, keep)
+
+    @contextlib.contextmanager
+    def on_engine(
+        self, deployment: Deployment, engine: Mapping[str, Any]
+    ) -> Iterator[tuple[Network, Dumped]]:
+        """See `TestedModel`."""
+        from mmdeploy_ext.exporting.files import read_files
+        from mmdeploy_ext.proving.against_dump import DumpedFrames
+
+        files = read_files(self.target)
+        stepper = deployment.family.runner(files.paths, dict(engine=self.settings['type'], **engine))
+        yield self._network(deployment, stepper), DumpedFrames(stepper, files.all_metadata, deployment)
+
+
+def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
+    """Refuse a data set that lacks what its models need, and a dump that cannot be written."""
+    from mmdeploy_ext.evaluate.loop import scene_tokens
+
+    if family.memory:
+        scene_tokens(dataset)
+    family.check_dataset(cfg, dataset)
+    dump, unit, names = tested.settings['dump'], tested.unit, getattr(family, 'dump_names', ())
+    if dump is None:
+        return
+    asked = [] if isinstance(dump[unit], int) else dump[unit]
+    if beyond := [index for index in asked if index >= len(dataset)]:
+        raise ConfigError(
+            f'{cfg.filename}: backend_config.dump.{unit} names {beyond}; data.test has {len(dataset)} '
+            f'{unit}, counted from 0'
+        )
+    unknown = sorted(set(dump['tensors'] or ()) - set(names))
+    if names and unknown:
+        raise ConfigError(
+            f'{cfg.filename}: backend_config.dump.tensors names {unknown}, which this model does not have; '
+            f'there are {sorted(names)}'
+        )

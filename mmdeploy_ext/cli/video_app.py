@@ -1,0 +1,174 @@
+"""`streampetr_video.py`, `fusion_video.py`: a scene of a data set through a model, as a video of boxes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import demo
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, UsageError, after_weights
+from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.families.base import DETECTOR, find_family
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Sequence
+
+    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.runtime.frames import Frame, Stepper
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Run a scene of data.test through a model of cameras, LiDAR or both and draw its boxes '
+        'into all cameras and from above, by PyTorch, by ONNX Runtime, or by both side by side.'
+    )
+    add = cli.adder(parser)
+    add('config', 'config file')
+    add('checkpoint', 'checkpoint file; PyTorch needs it', nargs='?')
+    add('--onnx PATH', 'folder or file that pytorch2onnx.py wrote; ONNX Runtime needs it')
+    demo.add_options(parser, None, 'both where a checkpoint and --onnx are given, else the one that is')
+    add('--scene N', 'number of the scene, from 0 (default: %(default)s)', 0)
+    add('--frames N', 'only the first N frames (default: all)', type=int)
+    add(
+        '--out PATH',
+        'a video in .mp4, or a folder for one PNG file per frame',
+        type=Path,
+        required=True,
+        writes='{}',
+    )
+    add('--fps F', 'of the video (default: %(default)s)', 4.0)
+    add('--device DEVICE', 'where PyTorch runs (default: %(default)s)', 'cpu')
+    add('--providers EP...', 'ONNX Runtime execution providers, in order')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def chosen_engines(args: argparse.Namespace) -> list[str]:
+    """Return the keys of `demo.ENGINES` to run, PyTorch first; refuses an engine without its model."""
+    given = [name for name, model in (('torch', args.checkpoint), ('onnx', args.onnx)) if model]
+    if not given:
+        raise UsageError('got neither a checkpoint nor --onnx; expected at least one of them')
+    wanted = {'both': list(demo.ENGINES), None: given}.get(args.engine, [args.engine])
+    for name in wanted:
+        if name not in given:
+            needed = 'a checkpoint (second argument)' if name == 'torch' else '--onnx PATH'
+            raise UsageError(f'--engine {args.engine}: {demo.ENGINES[name]} needs {needed}')
+    return wanted
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse invalid numbers, and an output that cannot be written, before anything is loaded."""
+    demo.check_options(args)
+    cli.check_least(args, scene=0, frames=1)
+    if not args.fps > 0:
+        raise UsageError(f'--fps {args.fps}: expected more than 0')
+    if not demo.is_video(args.out) and (args.out.is_file() or args.out.suffix.lower() in demo.OTHER_FILES):
+        raise UsageError(f'--out {args.out}: is a file, expected a name in .mp4 or a folder')
+    check_writable(args.out if demo.is_video(args.out) else args.out / 'x.png')
+
+
+def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+    """Draw a scene."""
+    cli.wait_passively()
+    engines = chosen_engines(args)
+    check_options(args)
+
+    compat.apply()
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
+
+    register()
+    cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
+    family = drawn_family(args.config, cfg)
+    dataset = evaluation.build_dataset(cfg)
+    indices = scene_indices(scene_tokens(dataset, family.memory), args.scene, args.frames)
+    models = load(args, engines, family)
+    with after_weights():
+        frames = DatasetFrames(family, dataset, indices, min(cfg.data.get('workers_per_gpu', 2), 2))
+        summary = draw_scene(args, family.preprocess_rule(cfg), frames, len(indices), *models)
+    print(f'{args.out}: {len(indices)} frames of scene {args.scene}; {summary}')
+    return 0
+
+
+def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list[int]:
+    """Return the sample indices of a scene in order."""
+    scenes = list(dict.fromkeys(tokens))
+    if scene >= len(scenes):
+        raise UsageError(
+            f'--scene {scene}: the data set has {len(scenes)} scenes, expected 0..{len(scenes) - 1}'
+        )
+    return [index for index, token in enumerate(tokens) if token == scenes[scene]][:frames]
+
+
+def drawn_family(config: str, cfg: Any) -> SequenceFamily:
+    """Return the family of a config, whose models do not take single pictures."""
+    family = find_family(cfg, DETECTOR)
+    if family.samples == 'images':
+        raise ConfigError(
+            f'{config}: family {family.name!r} takes single pictures; expected a model of all cameras, of '
+            f'LiDAR or of both (pictures are drawn by `mm2onnx run`)'
+        )
+    return family
+
+
+def load(
+    args: argparse.Namespace, engines: Sequence[str], family: SequenceFamily
+) -> tuple[dict[str, Stepper], tuple[str, ...]]:
+    """Return key of `demo.ENGINES` -> model with its memory, of the engines that run; and class names."""
+    steppers: dict[str, Stepper] = {}
+    classes: tuple[str, ...] = ()
+    if 'torch' in engines:
+        from mmdeploy_ext.exporting import deployment as deploy
+
+        overrides = shared.parse_cfg_options(args.cfg_options)
+        deployment = deploy.load(args.config, args.checkpoint, overrides, args.device)
+        steppers['torch'], classes = family.reference(deployment.model), deployment.classes
+    if 'onnx' in engines:
+        from mmdeploy_ext.exporting.files import read_files
+
+        files = read_files(args.onnx)
+        engine: dict[str, Any] = dict(engine='OnnxRuntimeBackend', threads=args.threads)
+        if args.providers:
+            engine['providers'] = args.providers
+        steppers['onnx'], classes = family.runner(files.paths, engine), files.metadata.classes
+    return steppers, classes
+
+
+def draw_scene(
+    args: argparse.Namespace,
+    rule: Any,
+    frames: Iterable[Frame],
+    count: int,
+    steppers: dict[str, Stepper],
+    classes: Sequence[str],
+) -> str:
+    """Run `count` frames and write the pictures; return what to say about it."""
+    from mmdeploy_ext.proving.tasks import bbox3d
+
+    seconds: dict[str, list[float]] = {name: [] for name in steppers}
+    with demo.open_writer(args.out, args.fps) as write:
+        for number, frame in enumerate(cli.tracked(frames, count, 'frames')):
+            found = {}
+            for name, stepper in steppers.items():
+                start = time.perf_counter()
+                found[name] = stepper.step(frame).detections
+                seconds[name].append(time.perf_counter() - start)
+            title = f'scene {args.scene}, frame {number + 1} of {count}'
+            both = map(found.get, demo.ENGINES)
+            pair = bbox3d.pair_of(frame, rule, title, *both, demo.ENGINES['onnx'])
+            write(demo.draw_found(pair, found, classes, args.score_thr))  # of one size for all frames
+    medians = {demo.ENGINES[name]: statistics.median(values) * 1e3 for name, values in seconds.items()}
+    return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'
+
+
+def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+    """Run the tool; see `export_app.main`."""
+    return cli.run(lambda args: run(args, register), build_parser(), argv)

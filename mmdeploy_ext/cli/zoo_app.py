@@ -1,0 +1,137 @@
+"""`zoo.py`: which configs export and are proven, with seeded weights; of mmdet, of mmdet3d, or one's own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli.proof import DEFAULT_IMAGE, read_images
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.zoo.record import FILES, Outcome, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from mmdeploy_ext.families.base import Family
+
+    Seeded = Callable[[Any, Family], torch.nn.Module]
+
+GIGABYTES = 6.0
+SECONDS = 1800.0
+SWEEPS = 3
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(
+        description='Export every config with seeded weights, with one size and with any, and prove the '
+        'files against PyTorch. What was proven once is not proven again until its graph or the code of the '
+        'proof changes. Exit status 1 when a config of a known family is not proven.'
+    )
+    add = cli.adder(parser)
+    add(
+        'configs CONFIG',
+        'files, folders and globs, also below the configs of the installed mmdet (default: all of them) '
+        "or, as 'mmdet3d/second/*.py', of mmdet3d",
+        nargs='*',
+    )
+    add('--out FOLDER', '', Path('work_dirs/zoo'), writes='{}')
+    add('--heads CLASS...', 'only configs with these heads', ())
+    add('--height HEIGHT', 'of the traced input, pixels (default: 320)', 320)
+    add('--width WIDTH', 'of the traced input, pixels (default: 448)', 448)
+    add('--sweeps SWEEPS', f'generated ones that LiDAR models are proven on (default: {SWEEPS})', SWEEPS)
+    add(
+        '--files',
+        'of one size, and of any size and batch, which takes twice the time (default: both)',
+        FILES,
+        nargs='+',
+        choices=FILES,
+    )
+    add('--jobs JOBS', 'processes (default: one per core, as memory holds)', 0)
+    add('--timeout TIMEOUT', f'of a config, s (default: {SECONDS:g})', SECONDS)
+    add('--memory MEMORY', f'of a process, GB (default: {GIGABYTES:g})', GIGABYTES)
+    add('--list', 'print the configs and their parts; export nothing')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def main(register: Callable[[], None], seeded: Seeded, argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 every config of a known family is proven, 1 one is not, 2 usage.
+
+    `register` imports the projects whose families can be exported; `seeded` gives (cfg, family) -> the
+    detector with seeded weights.
+    """
+    return cli.run(lambda args: _body(args, register, seeded), build_parser(), argv)
+
+
+def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded) -> int:
+    for name in ('height', 'width', 'timeout', 'memory', 'sweeps'):
+        if getattr(args, name) <= 0:
+            raise UsageError(f'--{name} {getattr(args, name)}: expected more than 0')
+    if args.jobs < 0:
+        raise UsageError(f'--jobs {args.jobs}: expected 0 (one per core) or more')
+    check_writable(args.out / 'zoo.json')
+    cli.wait_passively()
+    compat.apply()
+    register()
+    from mmdeploy_ext.zoo import configs, summary
+
+    files = configs.paths(args.configs)
+    reading = cli.tracked(configs.found(files, args.heads), len(files), 'reading')
+    chosen = [config for config in reading if config is not None]
+    if not chosen:
+        raise UsageError(
+            f'none of {len(files)} configs has a model with such a head; --list shows what they have'
+        )
+    if args.list:
+        for config in chosen:
+            print(
+                ' '.join([config.name, *(f'{key}={value}' for key, value in config.parts.items() if value)])
+            )
+        return 0
+    records = []
+    for record in cli.tracked(_records(chosen, args, seeded), len(chosen), 'zoo'):
+        records.append(record)
+        print(_line(record), flush=True)
+        write_json(args.out / 'zoo.json', summary.content(records))  # also of a run that is stopped
+    print(f'{summary.line(records)}; {args.out / "zoo.json"}')
+    return int(any(record.family and not record.proven for record in records))
+
+
+def _records(chosen: Sequence[Any], args: argparse.Namespace, seeded: Seeded) -> Any:
+    from mmdeploy_ext.engines.registry import DEFAULT
+    from mmdeploy_ext.zoo.processes import Limits, run_all
+    from mmdeploy_ext.zoo.subject import Settings
+
+    picture = read_images([DEFAULT_IMAGE], 1)[0]
+    engine = DEFAULT.runner_options(threads=1)
+    size = args.height, args.width
+    settings = Settings(size, picture, seeded, engine, tuple(args.files), args.sweeps)
+    jobs = args.jobs or _jobs(args.memory)
+    return run_all(chosen, settings, args.out, jobs, Limits(args.timeout, args.memory))
+
+
+def _jobs(gigabytes: float) -> int:
+    """Return how many processes cores and memory hold."""
+    whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+    return max(1, min(len(os.sched_getaffinity(0)), int(whole // gigabytes)))
+
+
+def _line(record: Record) -> str:
+    """Return what became of a config, in one line."""
+    return f'{record.config}: fixed {_text(record.fixed)}; dynamic {_text(record.dynamic)}'
+
+
+def _text(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return 'not tried'
+    if outcome.proven:
+        return f'proven, {outcome.matched} of {outcome.reference} detections, {outcome.seconds:.0f} s'
+    return f'{outcome.reason}: {cli.one_line(outcome.why)[:160]}'

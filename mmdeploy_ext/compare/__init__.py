@@ -1,1 +1,0 @@
-"""Comparison of tensors, with bars. No torch, no mmcv."""

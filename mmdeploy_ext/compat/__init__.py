@@ -1,0 +1,18 @@
+"""All that mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6 and spconv 2.3.8 need on today's PyTorch.
+
+`apply()` imports no library: each patch runs when its module is imported, and looks then whether it is
+needed. Call it before the first import of torchvision, mmcv, mmdet or mmdet3d:
+
+    from mmdeploy_ext import compat
+    compat.apply()
+    import mmdet.apis
+
+It returns all the patches; `effective()` says later which of them had something to do. See
+`import_hook.Patch` for what a patch takes and returns.
+"""
+
+from mmdeploy_ext.compat import patches_mmcv, patches_mmdet, patches_spconv  # noqa: F401 - they register
+from mmdeploy_ext.compat.import_hook import PATCHES
+
+apply, effective = PATCHES.apply, PATCHES.effective
+numpy_checkpoint_globals, single_thread = patches_mmcv.numpy_checkpoint_globals, patches_spconv.single_thread

@@ -1,0 +1,227 @@
+"""What torchvision and mmcv-full 1.7.2 need on today's PyTorch and numpy, each patch with its reason."""
+
+import functools
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
+
+
+@patch('torchvision._meta_registrations', versions='torchvision 0.28.0 for CUDA beside torch 2.13.0 for CPU')
+def torchvision_without_operators(module: ModuleType, execute: Execute) -> bool:
+    """Without its compiled operators torchvision dies in its import: "torchvision::nms does not exist".
+
+    The public index's wheel is built for CUDA and links libtorch_cuda.so, which a CPU-only torch has not.
+    torchvision tolerates that everywhere but in this module, which registers fake kernels for the absent
+    operators. The detectors use mmcv's operators, not these.
+    """
+    extension = sys.modules['torchvision.extension']
+    if extension._has_ops():
+        execute()
+        return False
+    return True
+
+
+@patch('mmcv', 'mmcv.cnn.bricks.transformer', versions='mmcv-full 1.7.2')
+def mmcv_import_warnings(module: ModuleType, execute: Execute) -> bool:
+    """At every import mmcv warns that version 2 comes in 2023, and that a class has moved inside it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='On January 1, 2023, MMCV will release v2.0.0')
+        warnings.filterwarnings('ignore', message=r'``\w*MultiScaleDeformableAttention`` has been moved')
+        execute()
+    return True
+
+
+@after('mmcv.runner.dist_utils', versions='mmcv-full 1.7.2', without_gpu=True)
+def init_dist_without_gpu(module: ModuleType) -> None:
+    """init_dist takes the rank modulo the number of GPUs: ZeroDivisionError on a machine without one.
+
+    There it sees one GPU while it runs and its choice of the device is skipped; the backend nccl, which every
+    OpenMMLab base config names, cannot run there and becomes gloo, with a warning.
+    """
+    original = module.init_dist
+
+    @functools.wraps(original)
+    def init_dist(launcher: str, backend: str = 'nccl', **kwargs: Any) -> None:
+        import torch
+
+        if backend == 'nccl':
+            warnings.warn('no GPU: torch.distributed uses gloo instead of nccl', stacklevel=2)
+            backend = 'gloo'
+        with patched(torch.cuda, device_count=lambda: 1, set_device=lambda device: None):
+            original(launcher, backend=backend, **kwargs)
+
+    module.init_dist = init_dist
+
+
+@after('mmcv.runner.iter_based_runner', versions='mmcv-full 1.7.2', without_gpu=True)
+def resume_iterations_without_gpu(module: ModuleType) -> None:
+    """IterBasedRunner.resume puts the checkpoint on the current GPU and asks not whether there is one."""
+    original = module.IterBasedRunner.resume
+
+    @functools.wraps(original)
+    def resume(
+        self: Any, checkpoint: str, resume_optimizer: bool = True, map_location: str | Callable = 'default'
+    ) -> None:
+        original(self, checkpoint, resume_optimizer, 'cpu' if map_location == 'default' else map_location)
+
+    module.IterBasedRunner.resume = resume
+
+
+@after('mmcv.parallel._functions', versions='mmcv-full 1.7.2, torch >= 2.1')
+def scatter_stream_of_int_device(module: ModuleType) -> bool | None:
+    """Scatter asks for a copy stream by GPU number; torch 2.1 wants a device: 'int' has no 'type'."""
+    import torch
+
+    parameter = next(iter(inspect.signature(module._get_stream).parameters.values()))
+    if 'device' not in str(parameter.annotation):
+        return False
+    module._get_stream = functools.cache(torch.cuda.Stream)
+
+
+@after('mmcv.parallel.distributed', versions='mmcv-full 1.7.2, torch >= 2.0')
+def distributed_data_parallel(module: ModuleType) -> bool | None:
+    """MMDistributedDataParallel.forward reads _use_replicated_tensor_module, which newer torch has not.
+
+    On CPU it also hands DataContainers to the model unopened. train_step and val_step go through torch's own
+    forward here, which does the bucket, buffer and unused-parameter work that mmcv repeats by hand for torch
+    1.x.
+    """
+    wrapper = module.MMDistributedDataParallel
+    if not hasattr(module.DistributedDataParallel, '_inside_ddp_forward'):
+        return False
+
+    def run_forward(self: Any, *inputs: Any, **kwargs: Any) -> Any:
+        device = self.device_ids[0] if self.device_ids else -1
+        inputs, kwargs = self.to_kwargs(inputs, kwargs, device)
+        step = getattr(self.module, self.__dict__.get('_step_name', '__call__'))
+        with self._inside_ddp_forward():
+            return step(*inputs[0], **kwargs[0])
+
+    def through_forward(name: str) -> Callable:
+        def step(self: Any, *inputs: Any, **kwargs: Any) -> Any:
+            self._step_name = name
+            try:
+                return self(*inputs, **kwargs)
+            finally:
+                del self._step_name
+
+        return step
+
+    wrapper._run_ddp_forward = run_forward
+    wrapper.train_step, wrapper.val_step = through_forward('train_step'), through_forward('val_step')
+
+
+@after('mmcv.runner.checkpoint', versions='mmcv-full 1.7.2, torch >= 2.6')
+def numpy_in_checkpoints(module: ModuleType) -> None:
+    """torch.load (weights_only=True since 2.6) refuses the numpy values in an mmcv checkpoint's `meta`.
+
+    Only what rebuilds numpy scalars and arrays is allowed: checkpoints stay data and cannot run code.
+    """
+    import torch
+
+    torch.serialization.add_safe_globals(numpy_checkpoint_globals())
+
+
+def numpy_checkpoint_globals() -> list[Any]:
+    """What `torch.load(weights_only=True)` must allow for numpy scalars and arrays, and nothing else.
+
+    Classes, and pairs of a function and its name in the file, once as numpy 1 and once as numpy 2 writes it.
+    """
+    import numpy as np
+
+    core = np.core if np.lib.NumpyVersion(np.__version__) < '2.0.0' else np._core
+    rebuild = [
+        (getattr(core.multiarray, function), f'numpy.{package}.multiarray.{function}')
+        for function in ('scalar', '_reconstruct')
+        for package in ('core', '_core')
+    ]
+    dtypes = {type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?OSU'}
+    return [*rebuild, np.ndarray, np.dtype, *sorted(dtypes, key=str)]
+
+
+OPENMMLAB = 'mmcv-full 1.7.2, mmdet 2.28.2, mmdet3d 1.0.0rc6'
+
+
+@patch('mmcv.ops.pixel_group', 'mmdet', 'mmdet3d', versions=f'{OPENMMLAB} with numpy >= 1.24')
+def numpy_aliases(module: ModuleType, execute: Execute) -> bool:
+    """numpy 1.24 removed np.bool, np.int, np.float and np.long; data sets and evaluators use them."""
+    import numpy as np
+
+    aliases = dict(bool=bool, int=int, float=float, long=int)
+    missing = {name: alias for name, alias in aliases.items() if name not in vars(np)}
+    vars(np).update(missing)
+    execute()
+    return bool(missing)
+
+
+@after('mmcv.ops.scatter_points', versions='mmcv-full 1.7.2')
+def dynamic_scatter_without_gpu(module: ModuleType) -> None:
+    """DynamicScatter, the mean of dynamic voxels, has only a CUDA kernel; the CPU gets torch's operators."""
+    _on_cpu(module, 'dynamic_scatter')
+
+
+@after('mmcv.ops.masked_conv', versions='mmcv-full 1.7.2')
+def masked_conv_without_gpu(module: ModuleType) -> None:
+    """MaskedConv2d, which convolves where a mask is, has only a CUDA kernel; the CPU convolves everywhere."""
+    _on_cpu(module, 'masked_conv2d')
+
+
+@after('mmcv.ops.carafe', versions='mmcv-full 1.7.2')
+def carafe_without_gpu(module: ModuleType) -> None:
+    """CARAFE, which enlarges maps by kernels of their own, has only a CUDA kernel."""
+    _on_cpu(module, 'carafe')
+    _on_cpu(module, 'carafe_naive', 'carafe')
+
+
+@after('mmcv.ops.deform_roi_pool', versions='mmcv-full 1.7.2')
+def deform_roi_pool_without_gpu(module: ModuleType) -> None:
+    """Deformable pooling of regions has only a CUDA kernel."""
+    _on_cpu(module, 'deform_roi_pool')
+
+
+@after('mmcv.ops.roi_align', versions='mmcv-full 1.7.2')
+def regions_without_numbers(module: ModuleType) -> None:
+    """RoIAlign's kernel ends in an internal assertion where a region is NaN or infinite."""
+    original = module.roi_align
+
+    def roi_align(features: Any, regions: Any, *args: Any) -> Any:
+        from mmdeploy_ext.core.errors import CheckpointError
+
+        if not features.is_cuda and not regions.isfinite().all():
+            lost = int((~regions.isfinite().all(dim=1)).sum())
+            raise CheckpointError(
+                f'RoIAlign: {lost} of {len(regions)} regions have coordinates that are no finite numbers; '
+                f'weights that give such boxes are of another model, or damaged: check the checkpoint'
+            )
+        return original(features, regions, *args)
+
+    module.roi_align = roi_align
+
+
+def _on_cpu(module: ModuleType, name: str, plain: str = '') -> None:
+    """Let a function of a module be that of `plain_kernels` where its first argument is on the CPU."""
+    original = getattr(module, name)
+
+    def function(features: Any, *args: Any, **kwargs: Any) -> Any:
+        from mmdeploy_ext.compat import plain_kernels
+
+        chosen = original if features.is_cuda else getattr(plain_kernels, plain or name)
+        return chosen(features, *args, **kwargs)
+
+    setattr(module, name, function)
+
+
+@after('mmcv.ops.sync_bn', versions='mmcv-full 1.7.2', without_gpu=True)
+def sync_bn_without_gpu(module: ModuleType) -> None:
+    """MMSyncBN asks for a process group when it is built, and its kernels are CUDA's; torch's does neither.
+
+    Parameters and statistics have the same names in both.
+    """
+    import torch
+
+    module.NORM_LAYERS.module_dict['MMSyncBN'] = torch.nn.SyncBatchNorm

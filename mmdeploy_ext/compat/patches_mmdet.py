@@ -1,0 +1,181 @@
+"""What mmdet 2.28.2 and mmdet3d 1.0.0rc6 need on today's PyTorch, each patch with its reason."""
+
+import functools
+import importlib
+import importlib.util
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
+
+RARELY_USED = {
+    'torchvision.ops.roi_align': ('torch._dynamo', 'torch._dynamo.utils'),
+    'mmdet.models.dense_heads.paa_head': ('sklearn', 'sklearn.mixture'),
+    'nuscenes.nuscenes': ('sklearn', 'sklearn.metrics'),
+}
+"""Module -> a package and the module of it that it imports."""
+
+
+class _LazyModule(ModuleType):
+    """A module whose functions and classes are rarely called: it is imported by the first call."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+
+
+@patch(*RARELY_USED, versions='torchvision 0.28.0, mmdet 2.28.2, nuscenes-devkit 1.2.0')
+def libraries_that_few_models_call(module: ModuleType, execute: Execute) -> bool:
+    """Half of the start of a tool, 4 of 8.5 s, went into torch._dynamo and sklearn, for a function each."""
+    package, name = RARELY_USED[module.__name__]
+    if package in sys.modules or importlib.util.find_spec(package) is None:
+        execute()
+        return False
+    stubs = _LazyModule(package), _LazyModule(name)
+    setattr(stubs[0], name.rpartition('.')[2], stubs[1])
+    sys.modules.update(zip((package, name), stubs, strict=True))
+    try:
+        execute()
+    finally:
+        del sys.modules[package], sys.modules[name]
+    return True
+
+
+@after('mmdet.apis.test', 'mmcv.engine.test', versions='mmcv-full 1.7.2, mmdet 2.28.2', without_gpu=True)
+def collect_results_without_gpu(module: ModuleType) -> None:
+    """collect_results_cpu tells the ranks its temporary folder through a CUDA tensor, also without a GPU."""
+    original = module.collect_results_cpu
+
+    @functools.wraps(original)
+    def collect_results_cpu(result_part: list, size: int, tmpdir: str | None = None) -> list | None:
+        from torch import distributed as dist
+
+        if tmpdir is None:
+            Path('.dist_test').mkdir(exist_ok=True)  # mmcv's own place: on a cluster every node sees it
+            box = [tempfile.mkdtemp(dir='.dist_test') if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(box)
+            tmpdir = box[0]
+        return original(result_part, size, tmpdir)
+
+    module.collect_results_cpu = collect_results_cpu
+
+
+@after('mmdet.utils.util_distribution', versions='mmdet 2.28.2')
+def build_ddp_on_cpu(module: ModuleType) -> None:
+    """build_ddp asserts that the device is an accelerator, so distributed training with gloo cannot start.
+
+    Its argument broadcast_buffers, deprecated in torch, is not worth a warning per rank.
+    """
+    original = module.build_ddp
+
+    @functools.wraps(original)
+    def build_ddp(model: Any, device: str = 'cuda', *args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', '`broadcast_buffers` is deprecated', FutureWarning)
+            if device != 'cpu':
+                return original(model, device, *args, **kwargs)
+            return module.MMDistributedDataParallel(model, *args, **kwargs | dict(device_ids=None))
+
+    module.build_ddp = build_ddp
+
+
+@after(
+    'mmdet.datasets.api_wrappers.panoptic_evaluation',
+    'mmdet.datasets.coco_panoptic',
+    'mmdet.datasets.pipelines.loading',
+    versions='mmdet 2.28.2',
+)
+def panoptic_without_panopticapi(module: ModuleType) -> bool | None:
+    """Panoptic data sets and their evaluation ask for panopticapi, which is in no package registry.
+
+    Where it is installed it is used; otherwise what mmdet takes from it is in `compat/panoptic_quality.py`.
+    """
+    if importlib.util.find_spec('panopticapi') is not None:
+        return False
+    from mmdeploy_ext.compat import panoptic_quality
+
+    module.panopticapi = panoptic_quality
+    for name in ('PQStat', 'rgb2id', 'id2rgb', 'VOID', 'OFFSET'):
+        setattr(module, name, getattr(panoptic_quality, name))
+
+
+@patch('mmdet3d', versions='mmdet3d 1.0.0rc6 with mmcv-full 1.7.1 and 1.7.2')
+def mmdet3d_version_check(module: ModuleType, execute: Execute) -> bool:
+    """Importing mmdet3d asserts mmcv <= 1.7.0, though 1.7.1 and 1.7.2 only fixed bugs: it sees 1.7.0 then."""
+    import mmcv
+
+    if mmcv.__version__ not in ('1.7.1', '1.7.2'):
+        execute()
+        return False
+    with patched(mmcv, __version__='1.7.0'):
+        execute()
+    return True
+
+
+@patch('mmdet3d.core.evaluation.lyft_eval', 'mmdet3d.datasets.lyft_dataset', versions='mmdet3d 1.0.0rc6')
+def mmdet3d_without_lyft(module: ModuleType, execute: Execute) -> bool:
+    """mmdet3d imports lyft_dataset_sdk even for nuScenes, and that package pins libraries of 2019.
+
+    Stand-ins let these two modules load. They exist only during the import, and using one raises with the
+    command that installs the real package.
+    """
+    if importlib.util.find_spec('lyft_dataset_sdk') is not None:
+        execute()
+        return False
+    sdk = 'lyft_dataset_sdk'
+    names = [sdk, f'{sdk}.eval', f'{sdk}.eval.detection', f'{sdk}.eval.detection.mAP_evaluation']
+    names += [f'{sdk}.lyftdataset', f'{sdk}.utils', f'{sdk}.utils.data_classes']
+    sys.modules.update({name: _StandIn(name) for name in names})
+    try:
+        execute()
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    return True
+
+
+class _StandIn(ModuleType):
+    """A module of an absent package: every name in it is a function that says what is missing."""
+
+    __path__: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Callable:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def absent(*args: object, **kwargs: object) -> None:
+            raise ImportError(f'{self.__name__} is not installed: pip install --no-deps lyft_dataset_sdk')
+
+        return absent
+
+
+@after('mmdet.models.dense_heads.solo_head', 'mmdet.models.dense_heads.solov2_head', versions='mmdet 2.28.2')
+def instances_all_filtered(module: ModuleType) -> None:
+    """SOLO's heads raise where the last threshold removes every instance: they resize a stack of no masks."""
+    functional = module.F
+
+    def interpolate(values: Any, size: Any = None, *args: Any, **options: Any) -> Any:
+        if size is not None and values.shape[1] == 0:
+            return values.new_zeros((*values.shape[:2], *size))
+        return functional.interpolate(values, size, *args, **options)
+
+    module.F = ModuleType('functional')
+    module.F.__dict__.update(vars(functional), interpolate=interpolate)
+
+
+@after('mmdet.models.dense_heads.tood_head', versions='mmdet 2.28.2')
+def geometric_mean_without_gradient(module: ModuleType) -> None:
+    """TOOD's scores are an autograd.Function, which no exporter sees into: the formula, without gradients."""
+    trained = module.sigmoid_geometric_mean
+
+    def sigmoid_geometric_mean(x: Any, y: Any) -> Any:
+        trains = x.requires_grad or y.requires_grad
+        return trained(x, y) if trains else (x.sigmoid() * y.sigmoid()).sqrt()
+
+    module.sigmoid_geometric_mean = sigmoid_geometric_mean

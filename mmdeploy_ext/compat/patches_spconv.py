@@ -1,0 +1,149 @@
+"""What spconv 2.3.8 needs on the CPU, each patch with its reason."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.compat.import_hook import after
+
+if TYPE_CHECKING:
+    import torch
+
+Function = Callable[..., Any]
+
+
+def _openmp_runtimes() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api='openmp')
+
+
+@contextlib.contextmanager
+def single_thread(runtimes: Callable[[], Any] = _openmp_runtimes) -> Iterator[None]:
+    """Runs its body with one OpenMP thread in every loaded runtime; spconv 2.3.8 on CPU needs it.
+
+    With more threads it has a race: 4 of 27,774 rows of a convolution were wrong, others in each run (one
+    thread: within 1e-7, and faster). It brings an OpenMP runtime of its own, so torch.set_num_threads alone
+    does not reach it.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with runtimes().limit(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+_one_thread = functools.partial(single_thread, functools.cache(_openmp_runtimes))
+"""For kernels that are called sixty times per sweep: looked up once (0.7 ms), spconv is loaded by then."""
+
+
+def one_thread_on_cpu(function: Function) -> Function:
+    """Let a function of spconv run with one OpenMP thread when its first argument is on the CPU."""
+
+    @functools.wraps(function)
+    def limited(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.nullcontext() if tensor.is_cuda else _one_thread():
+            return function(tensor, *args, **kwargs)
+
+    return limited
+
+
+def convolution_on_cpu(indice_conv: Function, activate: Function) -> Function:
+    """Give spconv's `indice_conv` what its CPU kernel refuses: a bias, an activation, and no voxel at all.
+
+    Args:
+        indice_conv: takes features (N, I), filters (O, k0, k1, k2, I), pairs, their numbers and N_out.
+        activate: spconv's (features, act_type, act_alpha, act_beta) -> features.
+    """
+
+    @functools.wraps(indice_conv)
+    def convolve(features: torch.Tensor, filters: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if features.is_cuda:
+            return indice_conv(features, filters, *args, **kwargs)
+        bias, kind = kwargs.pop('bias', None), kwargs.pop('act_type', None)
+        alpha, beta = kwargs.pop('act_alpha', 0.0), kwargs.pop('act_beta', 0.0)
+        if len(features):
+            out = indice_conv(features, filters, *args, **kwargs)
+        else:
+            out = features.new_zeros(args[2], filters.shape[0])
+        if bias is not None:
+            out = out + bias
+        return out if kind is None else activate(out, kind, alpha, beta)
+
+    return convolve
+
+
+def gradient_on_cpu(indice_conv_backward: Function) -> Function:
+    """Give spconv's `indice_conv_backward` no voxel at all, which its CPU kernel refuses: gradients are 0."""
+
+    @functools.wraps(indice_conv_backward)
+    def gradient(features: torch.Tensor, filters: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
+        if features.is_cuda or len(features):
+            return indice_conv_backward(features, filters, *args, **kwargs)
+        return features.new_zeros(features.shape), filters.new_zeros(filters.shape)
+
+    return gradient
+
+
+@after('spconv.pytorch.cppcore', 'spconv.pytorch.ops', versions='spconv 2.3.8', without_gpu=True)
+def spconv_stream_without_gpu(module: ModuleType) -> None:
+    """The backward pass of spconv asks for the current CUDA stream also on the CPU; it gets 0."""
+    module.get_current_stream = lambda: 0
+
+
+@after('spconv.pytorch.ops', versions='spconv 2.3.8')
+def spconv_one_thread(module: ModuleType) -> None:
+    """The CPU kernels of spconv race with more than one OpenMP thread, forward and backward: they get one.
+
+    See `single_thread` for what was measured. The other operations of a model keep all threads, and so does
+    the CUDA path.
+    """
+    for name in ('indice_conv', 'indice_conv_backward', 'indice_maxpool', 'indice_maxpool_backward'):
+        setattr(module, name, one_thread_on_cpu(getattr(module, name)))
+    module.get_indice_pairs = one_thread_on_cpu(module.get_indice_pairs)
+
+
+@after('spconv.pytorch.conv', versions='spconv 2.3.8')
+def spconv_convolution_on_cpu(module: ModuleType) -> None:
+    """On the CPU spconv refuses a bias and an activation, which come after it here, and an empty sweep."""
+    ops = module.ops
+    ops.indice_conv = convolution_on_cpu(ops.indice_conv, module._apply_act)
+    ops.indice_conv_backward = gradient_on_cpu(ops.indice_conv_backward)
+
+
+@after('spconv.pytorch.core', versions='spconv 2.3.8, torch >= 2.9')
+def spconv_dense_by_tuple(module: ModuleType) -> None:
+    """SparseConvTensor.dense indexes by a list of tensors: torch warns that it will mean something else."""
+
+    def scatter_nd(indices: Any, updates: Any, shape: list[int]) -> Any:
+        where = indices.reshape(-1, indices.shape[-1]).unbind(1)
+        values = updates.reshape(-1, *shape[len(where) :])
+        return updates.new_zeros(shape).index_put(where, values)
+
+    module.scatter_nd = scatter_nd
+
+
+@after('spconv.pytorch.core', versions='spconv 2.3.8, torch 2.13.0')
+def spconv_without_tracing_warning(module: ModuleType) -> bool | None:
+    """SparseConvTensor is traceable by torch.fx, which warns users of `is_fx_tracing` on stderr, once.
+
+    Every process that made a sparse tensor printed it. The one warning is spent here, unseen.
+    """
+    from torch.fx import _symbolic_trace
+
+    warn = getattr(_symbolic_trace, 'is_fx_tracing_warning', None)
+    if warn is None:
+        return False
+    disabled, _symbolic_trace.log.disabled = _symbolic_trace.log.disabled, True
+    try:
+        warn()
+    finally:
+        _symbolic_trace.log.disabled = disabled

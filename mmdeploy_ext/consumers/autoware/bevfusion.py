@@ -1,0 +1,230 @@
+"""bevfusion's path from points to objects, LiDAR alone, without Autoware: its file in numpy and ONNX Runtime.
+
+    runtime = AutowareBEVFusion('work_dirs/autoware')      # written with --contract autoware
+    found = runtime.step(FusedFrame(points)).detections
+
+What is in the node's plug-ins runs in numpy, what follows in ONNX Runtime. Needs numpy, numba, onnx and ONNX
+Runtime. No node was run here; see docs/autoware.md.
+
+Source: autoware_universe 5e12a711, autoware_bevfusion, lib/preprocess/preprocess_kernel.cu and
+lib/postprocess/postprocess_kernel.cu:50-121 (formulas and defaults, no code).
+
+Glossary: V voxels, A points of a voxel, F values of a point, Q queries; in the plug-ins V sites that a
+convolution reads, W that it writes, K offsets of its kernel, I, O channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.consumers.autoware.bevfusion_rules import LIDAR
+from mmdeploy_ext.consumers.autoware.boxes import Objects, suppressed
+from mmdeploy_ext.core.errors import EngineError, ModelFileError
+from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, checked, kept, spread_out
+from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
+from mmdeploy_ext.preprocess.points import pillars
+from mmdeploy_ext.runtime.exported import check_finite, export_files
+from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
+from mmdeploy_ext.sparse.engine import gathered
+from mmdeploy_ext.sparse.rulebook import pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.exported import Paths
+
+ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
+GRAPHS = (LIDAR,)
+"""Files of one export, by their `form`."""
+BEV = 'bev'
+"""The tensor between the sparse encoder and what is standard ONNX."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeSettings:
+    """What decides which boxes are published; the last three are as those of `settings.Settings`.
+
+    Attributes:
+        class_names: by label, in the node's words; of the manifest. What follows is of the node's own file.
+        limits: of the bins of distance, m; what is further is dropped.
+        scores: least score, for all classes and bins.
+        yaw_norm: least length of (sine, cosine), but of pedestrians.
+    """
+
+    class_names: tuple[str, ...]
+    limits: tuple[float, ...] = (50.0, 90.0, 121.0, 200.0)
+    scores: float = 0.1
+    yaw_norm: float = 0.3
+    circle_m: float = 0.5
+    iou: float = 0.1
+    iou_search_m: float = 10.0
+
+
+class AutowareBEVFusion(Detecting):
+    """A folder of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        engine: str = ENGINE,
+        providers: Sequence[str] = PROVIDERS,
+        threads: int = 0,
+        graph_optimization: str = 'all',
+    ) -> None:
+        """Open the folder, or its file; options of what is standard ONNX, see `engines.onnxruntime`.
+
+        Raises:
+            ModelFileError: it is missing, of another model family, or does not begin as the node's.
+            EngineError: another engine or provider than ONNX Runtime and the CPU's.
+        """
+        import onnx
+
+        from mmdeploy_ext.contract.metadata import Metadata, read_props
+        from mmdeploy_ext.graph.run import Runner
+
+        super().__init__()
+        if engine != ENGINE or tuple(providers) != PROVIDERS:
+            raise EngineError(f"{engine}: Autoware's plug-ins run in numpy here, what follows in {ENGINE}")
+        (path,) = export_files(paths, GRAPHS)
+        self.metadata = Metadata.from_props(read_props(path), path)
+        self.metadata.require(path, FAMILY, GRAPHS)
+        encoder, head = halves(onnx.load(path), BEV, str(path))
+        self.encoder = evaluator(encoder)
+        self.head = Runner(head, optimization=graph_optimization, threads=threads)
+        self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
+
+    def step(self, frame: FusedFrame) -> StepResult:
+        """See `Detecting.step`; gives all queries of the model, not what the node publishes of them."""
+        points, _ = checked(frame, self.rule)
+        start = time.perf_counter()
+        voxels, counts, cells = pillars(points, self.rule.voxels)
+        zyx = cells[:, 1:] if self.rule.voxels.order == 'zyx' else cells[:, :0:-1]
+        given = dict(voxels=voxels, num_points_per_voxel=counts, coors=np.ascontiguousarray(zyx))
+        (bev,) = self.encoder.run([BEV], given)
+        start = self.passed('encoder', start)
+        outputs = self.head.run({BEV: bev})
+        check_finite(outputs, frame.name or 'frame')
+        self.passed('head', start)
+        return StepResult({BEV: bev, **outputs}, self.boxes_of(outputs))
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes that outputs of the file stand for and that nothing suppresses, best first."""
+        facts = self.metadata.postprocess
+        return spread_out(detections(outputs, facts['coder']), facts['nms'])
+
+    def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
+        """Return what the node publishes of one cloud (P, F); raises what `step` raises."""
+        outputs = self.step(FusedFrame(points)).outputs
+        chosen = settings or NodeSettings(tuple(name.upper() for name in self.classes))
+        return published(outputs, self.metadata.postprocess['coder'], chosen)
+
+
+def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return what makes a tensor, and what is made of it.
+
+    Raises:
+        ModelFileError: no node makes it, or what follows it reads the inputs, too; names the file.
+    """
+    from onnx import ValueInfoProto
+
+    from mmdeploy_ext.graph.io.index import Index
+    from mmdeploy_ext.graph.part import part
+
+    index = Index(model)
+    later = index.ancestors(index.outputs, [tensor])
+    if index.producer(tensor) is None or index.leaves(later, [tensor]):
+        raise ModelFileError(
+            f'{name}: is not cut in two by {tensor!r}, the map of the sparse encoder; export it again'
+        )
+    typed = [value for value in model.graph.value_info if value.name == tensor]
+    first = part(index, index.ancestors([tensor]), model.graph.input, [ValueInfoProto(name=tensor)])
+    return first, part(index, later, typed, model.graph.output)
+
+
+def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
+    """Return centres (Q, 3) in m of `bbox_pred` (10, Q); `coder` is that of the file's facts."""
+    step = np.float32(coder['voxel_size'][:2]) * np.float32(coder['out_size_factor'])
+    flat = boxes[:2] * step[:, None] + np.float32(coder['pc_range'][:2])[:, None]
+    return np.concatenate([flat, boxes[2:3]]).T
+
+
+def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
+    """Return the boxes that the file's outputs stand for by the model's own limits, best first.
+
+    These are `bbox_pred` (10, Q), `score` (Q,), `label_pred` (Q,); `coder` is that of the file's facts.
+    """
+    values, sizes = outputs['bbox_pred'], np.exp(outputs['bbox_pred'][3:6]).T
+    bottom = places(values, coder) - sizes * np.float32([0, 0, 0.5])
+    boxes = np.concatenate([bottom, sizes, np.arctan2(values[6], values[7])[:, None], values[8:].T], 1)
+    return kept(boxes, outputs['score'], outputs['label_pred'], coder)
+
+
+def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], settings: NodeSettings) -> Objects:
+    """Return what the node publishes of a file's outputs, see `detections`, best first, before its remapper.
+
+    `coder` is of the file's facts; the manifest has the same numbers.
+    """
+    values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
+    walker = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']
+    centres, turn = places(values, coder), np.hypot(values[6], values[7])
+    turned = (turn >= np.float32(settings.yaw_norm)) | np.isin(labels, walker)
+    scores = np.where(turned, outputs['score'], np.float32(0))
+    inside = (centres[:, :2] ** 2).sum(1) < np.float32(max(settings.limits)) ** 2
+    found = Objects(
+        places=centres,
+        sizes=np.exp(values[3:6]).T,
+        yaws=np.arctan2(values[6], values[7]),
+        twists=np.zeros((len(scores), 2), np.float32),  # the message has none
+        scores=scores,
+        labels=labels,
+    )
+    return suppressed(found[inside & (scores >= np.float32(settings.scores))].best_first(), settings)
+
+
+# The plug-ins of spconv: pairs are (K, W) rows of the input, -1 for none. Masks and their order, which the
+# plug-in of the engine needs to be quick, are zeros here: nothing else reads them.
+
+
+def _indice_pairs(self: Any, indices: np.ndarray, **given: Any) -> tuple[np.ndarray, ...]:
+    """Return sites (W, 4), pairs (K, W), masks (W, 1), their order (W,), and how many sites there are."""
+    geometry = (given[name] for name in ('ksize', 'stride', 'padding', 'dilation'))
+    reached, table = pairs(indices, given['spatial_shape'], bool(given['subm']), *geometry)
+    table = np.where(table < len(indices), table, -1).astype(np.int32)
+    unread = np.zeros(len(reached), np.int32)
+    return reached, table, unread[:, None], unread, np.array(len(reached), np.int32)
+
+
+def _products(
+    self: Any,
+    features: np.ndarray,
+    filters: np.ndarray,
+    table: np.ndarray,
+    masks: np.ndarray,
+    order: np.ndarray,
+    **_: Any,
+) -> tuple[np.ndarray]:
+    """Return (W, O): for each site the sum over its pairs of features times the filters of the offset."""
+    return (gathered(features, filters, np.where(table < 0, len(features), table)),)
+
+
+def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
+    """Return what runs a graph of standard operators and these two."""
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
+
+    kernels = {PAIRS: _indice_pairs, PRODUCTS: _products}
+    operators = [
+        type(name, (OpRun,), dict(op_domain=DOMAIN, _run=kernel)) for name, kernel in kernels.items()
+    ]
+    return ReferenceEvaluator(model, new_ops=operators)

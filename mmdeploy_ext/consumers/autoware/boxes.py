@@ -1,0 +1,149 @@
+"""The head's outputs to objects, as lidar_centerpoint computes and publishes them. Needs numpy and numba.
+
+Source: autoware_universe 5e12a711, autoware_lidar_centerpoint, lib/postprocess/{postprocess_kernel.cu,
+circle_nms_kernel.cu,non_maximum_suppression.cpp}, lib/ros_utils.cpp (formulas, no code).
+
+Glossary: n objects, K classes, H, W cells of the head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.families.streampetr.runtime.boxes import sigmoid
+from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, common_area
+from mmdeploy_ext.runtime.detections import Rows
+from mmdeploy_ext.runtime.detections3d import Detections3D
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.consumers.autoware.settings import Settings
+    from mmdeploy_ext.runtime.detections import Arrays
+
+OUTPUTS = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
+LEAST_UNION_M2 = 0.01
+"""Boxes that cover less together do not overlap."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects(Rows):
+    """Objects as the node publishes them, best first.
+
+    Attributes:
+        places: (n, 3) float32, metres, of the centres.
+        sizes: (n, 3) float32, metres: length along the heading, width, height.
+        yaws: (n,) float32, radians, counter-clockwise from x.
+        twists: (n, 2) float32, m/s, along the heading and to its left; zeros without has_twist.
+        scores: (n,) float32.
+        labels: (n,) int64, indices of class_names.
+        variances: (n, 9) float32 of x, y, z, width, length, height, yaw, vx, vy; None without has_variance.
+    """
+
+    places: np.ndarray
+    sizes: np.ndarray
+    yaws: np.ndarray
+    twists: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    variances: np.ndarray | None = None
+
+    def detections(self) -> Detections3D:
+        """Return them as mmdet3d has boxes: z at the bottom, velocities along x and y."""
+        cos, sin = np.cos(self.yaws), np.sin(self.yaws)
+        along, across = self.twists.T
+        speed = np.stack([cos * along - sin * across, sin * along + cos * across], axis=1)
+        bottom = self.places - np.float32([0, 0, 0.5]) * self.sizes[:, 2:]
+        boxes = np.concatenate([bottom, self.sizes, self.yaws[:, None], speed], axis=1)
+        return Detections3D(boxes.astype(np.float32), self.scores, self.labels)
+
+
+def decode(outputs: Arrays, settings: Settings) -> Objects:
+    """Return one object for each cell that passes the thresholds, best first; nothing is suppressed.
+
+    `OUTPUTS` are (1, K, H, W) logits, (1, 2, H, W) cells, (1, 1, H, W) m, (1, 3, H, W) logarithms of width,
+    length, height in m, (1, 2, H, W) sine and cosine of the older yaw, (1, 2, H, W) m/s; with has_variance
+    twice the channels but of the heat map.
+    """
+    heat = sigmoid(outputs['heatmap'][0].astype(np.float32))
+    labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
+    values = {name: outputs[name][0].reshape(outputs[name].shape[1], -1) for name in OUTPUTS[1:]}
+    step = np.float32(settings.voxel[:2]) * np.float32(settings.stride)
+    cells = np.stack(np.divmod(np.arange(len(labels)), heat.shape[2])[::-1]).astype(np.float32)
+    xy = step[:, None] * (cells + values['reg'][:2]) + np.float32(settings.cloud[:2])[:, None]
+    places = np.concatenate([xy, values['height'][:1]]).T
+    sine, cosine = values['rot'][:2]
+    yaws = -np.arctan2(sine, cosine) - np.float32(np.pi / 2)
+    cos, sin = np.cos(yaws), np.sin(yaws)
+    vx, vy = values['vel'][:2] * np.float32(settings.has_twist)
+    found = Objects(
+        places=places.astype(np.float32),
+        sizes=np.exp(values['dim'][[1, 0, 2]]).T,
+        yaws=yaws,
+        twists=np.stack([cos * vx + sin * vy, cos * vy - sin * vx], axis=1),
+        scores=scores,
+        labels=labels,
+        variances=_variances(values, settings) if settings.has_variance else None,
+    )
+    good = passing(places[:, :2], scores, labels, settings)
+    good &= np.hypot(sine, cosine) >= np.float32(settings.yaw_norms)[labels]
+    return found[good].best_first()
+
+
+def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Settings) -> np.ndarray:
+    """Return (n,) bool: the score reaches that of the bin of distance and the class."""
+    bins = np.searchsorted(np.float32(settings.limits), np.hypot(*xy.T.astype(np.float32)), side='right')
+    last = len(settings.limits) - 1
+    least = np.float32(settings.scores)[bins.clip(max=last), labels]
+    return (bins <= last) & (scores >= least) & (scores > 0)
+
+
+def suppressed(found: Objects, settings: Any) -> Objects:
+    """Return objects, best first, without those that a node's two suppressions drop.
+
+    Its settings have `class_names`, `circle_m`, `iou` and `iou_search_m`.
+    """
+    near = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far
+    if settings.circle_m > 0:
+        found = found[circle_nms(found.places[:, :2].astype(np.float64), near)]
+    walker = {index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN'}
+    return found[overlap_nms(found, walker, settings.iou, settings.iou_search_m)]
+
+
+def overlap_nms(found: Objects, alone: set[int], threshold: float, search_m: float) -> np.ndarray:
+    """Return rows that overlap no better one by more than a threshold, whether that one was dropped or not.
+
+    Seen from above; labels in `alone` are compared with their own alone, and nothing further apart than
+    `search_m`.
+    """
+    flat = np.concatenate([found.places[:, :2], found.sizes[:, :2], found.yaws[:, None]], axis=1)
+    corners = bev_corners(flat.astype(np.float64))
+    areas = np.prod(found.sizes[:, :2].astype(np.float64), axis=1)
+    labels, lonely = found.labels, np.isin(found.labels, list(alone))
+    kept = []
+    for row, place in enumerate(found.places[:, :2]):
+        gap = ((found.places[:row, :2] - place) ** 2).sum(1)
+        compared = (labels[:row] == labels[row]) | ~(lonely[:row] | lonely[row])
+        near = np.flatnonzero((gap <= search_m**2) & compared)
+        if all(_overlap(corners, areas, row, other) <= threshold for other in near):
+            kept.append(row)
+    return np.array(kept, np.int64)
+
+
+def _overlap(corners: np.ndarray, areas: np.ndarray, one: int, other: int) -> float:
+    shared = common_area(corners[one], corners[other])
+    union = areas[one] + areas[other] - shared
+    return 0.0 if union < LEAST_UNION_M2 else shared / union
+
+
+def _variances(values: Arrays, settings: Settings) -> np.ndarray:
+    """Return (cells, 9) of x, y, z, width, length, height, yaw, vx, vy; y by the voxel of x, as there."""
+    step = np.float32(settings.voxel[0]) * np.float32(settings.stride)
+    sine, cosine = values['rot'][:2]
+    turn = (cosine**2 * np.exp(values['rot'][2]) + sine**2 * np.exp(values['rot'][3])) / (
+        sine**2 + cosine**2
+    ) ** 2
+    plain = [values['height'][1:], values['dim'][3:]]
+    rows = [step * np.exp(values['reg'][2:]), *map(np.exp, plain), turn[None], np.exp(values['vel'][2:])]
+    return np.concatenate(rows).T

@@ -1,0 +1,115 @@
+"""What lidar_centerpoint reads from its manifest, and what its own parameter file has.
+
+Source: autoware_universe 656cdab8 (ml_package.schema.json), 4dff8e23 (centerpoint_common.param.yaml): names
+and numbers, no code.
+
+Glossary: K classes, B bins of distance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.consumers.autoware.manifest import node_cells, read_parameters
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.sparse.contract_fields import ERROR
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One CenterPoint as the node runs it.
+
+    Attributes:
+        class_names: K, in Autoware's words.
+        has_twist: whether velocities are published.
+        has_variance: the head gives variances, too.
+        point_width: values of a point: x, y, z, intensity where it is 5, time lag.
+        features: values of a decorated point: 9, 10 or 11.
+        pillars: rows of the encoder; further pillars are left out.
+        cloud: point_cloud_range, metres.
+        voxel: voxel_size, metres.
+        stride: voxels of a cell of the head.
+        yaw_norms: (K,) least length of (sine, cosine).
+        limits: (B,) upper bounds of distance, metres, ascending.
+        scores: (B, K) least scores.
+        circle_m: boxes nearer to a better one are dropped, whatever their class; of the node's own file, as
+            are those below.
+        iou: so are those that overlap one by more; above 1 it is off.
+        iou_search_m: boxes further apart are not compared.
+    """
+
+    class_names: tuple[str, ...]
+    has_twist: bool
+    has_variance: bool
+    point_width: int
+    features: int
+    pillars: int
+    cloud: tuple[float, ...]
+    voxel: tuple[float, float, float]
+    stride: int
+    yaw_norms: tuple[float, ...]
+    limits: tuple[float, ...]
+    scores: tuple[tuple[float, ...], ...]
+    circle_m: float = 0.5
+    iou: float = 0.1
+    iou_search_m: float = 10.0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Cells along x and y: float32 quotients, cut off."""
+        x, y = (node_cells(self.cloud[axis], self.cloud[axis + 3], self.voxel[axis]) for axis in (0, 1))
+        return x, y
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Settings:
+        """Return the settings of a manifest that `contract.check` has nothing against."""
+        model = parameters['model_params']
+        thresholds = model['detection_score_thresholds']
+        each = np.array([thresholds['min_confidence_scores'][name] for name in model['class_names']])
+        scores = np.where((each >= 0) & (each < 1), each, 0.0).T
+        return cls(
+            class_names=tuple(model['class_names']),
+            has_twist=model['has_twist'],
+            has_variance=model['has_variance'],
+            point_width=model['point_feature_size'],
+            features=model['encoder_in_feature_size'],
+            pillars=model['max_voxel_size'],
+            cloud=tuple(map(float, model['point_cloud_range'])),
+            voxel=tuple(map(float, model['voxel_size'])),
+            stride=model['downsample_factor'],
+            yaw_norms=tuple(model['yaw_norm_thresholds']),
+            limits=tuple(thresholds['distance_bin_upper_limits']),
+            scores=tuple(map(tuple, scores.tolist())),
+        )
+
+
+def read_settings(folder: str | Path) -> Settings:
+    """Return the settings of a folder.
+
+    Raises:
+        ModelFileError: the node would reject the folder or read it wrongly; names the first thing.
+    """
+    from mmdeploy_ext.consumers.autoware.centerpoint_rules import MANIFEST, REMAPPER_KEY, check
+
+    found, _ = check(Path(folder))
+    wrong = [one for one in found if one.severity == ERROR]
+    if wrong:
+        more = f' ({len(wrong) - 1} more)' if len(wrong) > 1 else ''
+        raise ModelFileError(
+            f'{folder}: {wrong[0].message}{more}; see tools/deployment/check_autoware.py {folder}'
+        )
+    parameters, _ = read_parameters(Path(folder) / MANIFEST)
+    remapper, _ = read_parameters(Path(folder) / parameters[REMAPPER_KEY])
+    if any(remapper['allow_remapping_by_area_matrix']):
+        raise ModelFileError(
+            f'{folder}: {parameters[REMAPPER_KEY]} allows classes to change by area, which is not computed '
+            f'here; set allow_remapping_by_area_matrix to zeros'
+        )
+    return Settings.of(parameters)

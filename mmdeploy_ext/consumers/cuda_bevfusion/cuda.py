@@ -1,0 +1,148 @@
+"""The files of CUDA-BEVFusion's contract from pictures and points to boxes, without that engine.
+
+What it computes between the graphs is here in numpy: depth maps, cells, sums of cells, voxels, the sparse
+backbone (interpreted, so slow), boxes. A right file gives what the detector in PyTorch gives.
+
+    runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
+    found = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
+
+Needs numpy, numba, onnx and ONNX Runtime, no PyTorch. Glossary: N cameras, V values per point, Q queries.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.core.errors import PointsError
+from mmdeploy_ext.families.bevfusion.runtime import geometry
+from mmdeploy_ext.families.bevfusion.runtime.frames import (
+    FAMILY,
+    MATRICES,
+    checked,
+    in_lidar_columns,
+    kept,
+    spread_out,
+)
+from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
+from mmdeploy_ext.families.bevfusion.runtime.pooling import pooled, tables_of
+from mmdeploy_ext.preprocess.points import voxelise
+from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
+from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.sparse import engine as sparse_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.families.bevfusion.runtime.pooling import Tables
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.exported import Paths
+    from mmdeploy_ext.runtime.frames import FusedFrame
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
+SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
+GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
+"""Files of one export, by their `form`; the last gives what boxes are made of."""
+DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
+"""What is computed between the files."""
+OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
+"""The LiDAR's map by the second sparse file, and by the first once more: what a proof compares."""
+
+
+class CudaBEVFusion(Detecting):
+    """An exported BEVFusion of CUDA-BEVFusion's contract: a `Stepper` of fused frames, without a memory.
+
+    Attributes:
+        tables: of the last calibration; None before the first frame.
+    """
+
+    def __init__(
+        self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', to_compare: bool = False, **options: Any
+    ) -> None:
+        """Open the files, see `BEVFusionOnnx`; the engine is of the graphs that are ordinary ONNX.
+
+        `to_compare` runs the second sparse file, too, and gives all maps of the LiDAR.
+        """
+        from mmdeploy_ext.sparse.libspconv import read
+
+        super().__init__()
+        files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
+        known = {name: Metadata.from_props(read_props(path), path) for name, path in files.items()}
+        check_forms(files, known, FAMILY)
+        self.metadata = known[GRAPHS[-1]]
+        self.sessions = {name: self.opened(engine, files[name], options) for name in DENSE}
+        orders = SPARSE if to_compare else SPARSE[:1]
+        self.sparse: dict[str, SparseGraph] = {name: read(files[name]) for name in orders}
+        self.view = geometry.View.of(self.metadata.postprocess['view'])
+        self.seconds = dict.fromkeys((*GRAPHS, 'pooling'), 0.0)
+        self.tables: Tables | None = None
+
+    def step(self, frame: FusedFrame) -> StepResult:
+        """See `Detecting.step`."""
+        points, images = checked(frame, self.rule)
+        start = time.perf_counter()
+        depth = geometry.depth_maps(points, frame.calibration, self.view.image_size)
+        found = self._run('camera.backbone', img=images[None], depth=depth[None])
+        start = self.passed('camera.backbone', start)
+        self.tables = self.of_rig(frame.calibration, MATRICES, self._tables)
+        seen = pooled(found['camera_feature'], found['camera_depth_weights'], self.tables)
+        start = self.passed('pooling', start)
+        found |= self._run('camera.vtransform', feat_in=seen)
+        start = self.passed('camera.vtransform', start)
+        maps = self._lidar_maps(points)
+        found |= self._run('fuser', camera=found['feat_out'], lidar=next(iter(maps.values())))
+        start = self.passed('fuser', start)
+        found |= self._run('head.bbox', middle=found['middle'])
+        check_finite(found, frame.name or 'frame')
+        self.passed('head.bbox', start)
+        cells = self.tables.geometry.astype(np.int64).reshape(found['camera_depth_weights'].shape)
+        between = {DEPTH: depth, POOLED: seen, CELLS: cells}
+        return StepResult({**between, **maps, **found}, self.boxes_of(found))
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the boxes that outputs of the head stand for and that nothing suppresses, best first."""
+        facts = self.metadata.postprocess
+        return spread_out(detections(outputs, facts['coder']), facts['nms'])
+
+    def _run(self, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(self.sessions[name].infer(feeds))
+
+    def _tables(self, calibration: Mapping[str, np.ndarray]) -> Tables:
+        return tables_of(geometry.cells(calibration, self.view), self.view.shape)
+
+    def _lidar_maps(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the map of the first sparse file by the name of its output, and that of the other."""
+        start = time.perf_counter()
+        features, coordinates = voxelise(points, self.rule.voxels)
+        if not len(features):
+            raise PointsError('points: none is inside the range of the model')
+        maps = {}
+        for name, graph in self.sparse.items():
+            own = coordinates if graph.order == self.rule.voxels.order else coordinates[:, [0, 3, 2, 1]]
+            key = OTHER_ORDER if maps else graph.output
+            maps[key] = sparse_engine.run(graph, own, features)
+            start = self.passed(name, start)
+        return {**maps, UNROUNDED: next(iter(maps.values()))} if len(maps) > 1 else maps
+
+
+def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
+    """Return the boxes that the head's outputs stand for, best first; `coder` is that of the file's facts.
+
+    These are `score` (1, K, Q), `rot` (1, 2, Q), `dim` (1, 3, Q), `reg` (1, 2, Q), `height` (1, 1, Q), `vel`
+    (1, 2, Q), as the contract has them.
+
+    Source: mit-han-lab/bevfusion db75150, core/bbox/coders/transfusion_bbox_coder.py.
+    """
+    best = outputs['score'][0]
+    labels, scores = best.argmax(0), best.max(0)
+    step = np.float32(coder['voxel_size'][:2]) * np.float32(coder['out_size_factor'])
+    place = outputs['reg'][0] * step[:, None] + np.float32(coder['pc_range'][:2])[:, None]
+    size = np.exp(outputs['dim'][0])
+    bottom = outputs['height'][0] - size[2:] * np.float32(0.5)
+    yaw = np.arctan2(outputs['rot'][0, :1], outputs['rot'][0, 1:])
+    boxes = np.concatenate([place, bottom, size, yaw, outputs['vel'][0]]).T
+    return kept(in_lidar_columns(boxes), scores, labels, coder)

@@ -1,1 +1,0 @@
-"""From config and checkpoint to files."""

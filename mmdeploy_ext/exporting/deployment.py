@@ -1,0 +1,254 @@
+"""From config and checkpoint to an ONNX file: what `pytorch2onnx.py` and the `_onnx` configs call."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from mmdeploy_ext.contract.metadata import Metadata
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.core.config import load_config, test_pipeline
+from mmdeploy_ext.core.errors import EngineError, UsageError
+from mmdeploy_ext.core.files import check_writable, sha256_file
+from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
+from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
+from mmdeploy_ext.preprocess.pipeline_rule import steps_of
+from mmdeploy_ext.weights.checkpoint import load_checkpoint
+
+KEPT_EXPORTS = 4
+"""As many as the graphs of a model."""
+
+
+@dataclasses.dataclass
+class Deployment:
+    """A trained model, ready to be exported or compared."""
+
+    cfg: Any  # mmcv's, overrides applied
+    config: str  # its path
+    cfg_options: dict[str, Any]  # the overrides
+    family: Family
+    model: torch.nn.Module  # of upstream, with its weights, in evaluation mode
+    checkpoint: str  # the path of the weights
+    checkpoint_sha256: str
+    classes: tuple[str, ...]  # names by label; none of a backbone
+    rule: Any  # how a sample becomes the input
+    settings: Any = None  # see `Family.settings`
+    report: Any = None  # what was found in the checkpoint, see `Family.load`
+    unbuilt_cfg: Any = None
+    """`cfg` before the model was built, for which mmcv takes entries out, such as `fallback_on_stride`."""
+    normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """`mean` and `std` of the command line, where they replace the config's."""
+    exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """The last ones of this model: name of a graph and options -> graph."""
+
+    def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Cache an export, which must not be changed, for a proof that may follow; returns it."""
+        self.exports[key] = model
+        while len(self.exports) > KEPT_EXPORTS:
+            del self.exports[next(iter(self.exports))]
+        return model
+
+    def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Take `--mean` and `--std` in place of the config's; None keeps the config's.
+
+        Padding before the normalisation is normalised, too, so the rule is read again from changed steps.
+        """
+        given = dict(mean=mean, std=std)
+        self.normalisation = {name: tuple(values) for name, values in given.items() if values}
+        if self.normalisation:
+            cfg = copy.deepcopy(self.cfg)
+            for step in steps_of(test_pipeline(cfg), 'Normalize', 'RandomCenterCropPad'):
+                step.update(self.normalisation)
+            self.rule = with_normalisation(self.family.preprocess_rule(cfg), mean, std)
+
+    @property
+    def config_sha256(self) -> str:
+        """See `Family.config_sha256`."""
+        return self.family.config_sha256(self.cfg)
+
+
+def check_device(device: str) -> torch.device:
+    """Refuse (EngineError) a device that is not here; the message says what is."""
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'") from error
+    if parsed.type == 'cuda' and not torch.cuda.is_available():
+        raise EngineError(f'--device {device}: this torch {torch.__version__} sees no GPU; use --device cpu')
+    if parsed.type not in ('cpu', 'cuda'):
+        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'")
+    return parsed
+
+
+def resolve_opset(options: Options, model: torch.nn.Module) -> Options:
+    """Return export options with opset 0 replaced by the model's default; sparse graphs have their own.
+
+    UsageError: an opset that the exporter cannot write, or that lacks an operator of the model.
+    """
+    if 'opset' not in options:
+        return options
+    if 'opset' in options.fixed:  # of graphs that leave out what would need another one
+        return options.replace(opset=options.fixed['opset'][1])
+    opset = options.opset or default_opset(model, options.exporter)
+    check_opset(opset, options.exporter)
+    check_operators(model, opset)
+    return options.replace(opset=opset)
+
+
+def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Return class names: of the checkpoint's `meta`, the config, the data set's class, or else numbers.
+
+    Raises:
+        UsageError: a name is no text that a file could have.
+    """
+    from mmcv import list_from_file
+    from mmdet.datasets import DATASETS
+
+    dataset = (cfg.get('data') or {}).get('test') or {}
+    if isinstance(dataset, list | tuple):
+        dataset = dataset[0]
+    listed = dataset.get('classes')
+    if isinstance(listed, str):  # a file of names
+        listed = list_from_file(listed)
+    kind = DATASETS.get(str(dataset.get('type')))
+    for names in (
+        meta.get('CLASSES'),
+        listed,
+        cfg.get('classes'),
+        cfg.get('class_names'),
+        getattr(kind, 'CLASSES', None),
+    ):
+        if isinstance(names, list | tuple) and len(names) == num_classes:
+            _check_text(names := tuple(map(str, names)))
+            return names
+    return tuple(f'class {index}' for index in range(num_classes))
+
+
+def _check_text(names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f'the class name {shortened(name)} has half a character, expected text; correct CLASSES of '
+                f"the checkpoint's meta, or classes of the config"
+            ) from error
+
+
+def load(
+    config: str,
+    checkpoint: str,
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    before_weights: Callable[[Any, Family, torch.nn.Module], None] | None = None,
+    product: str = DETECTOR,
+    weight_layout: str = 'auto',
+) -> Deployment:
+    """Read config and checkpoint, and move the model to a device.
+
+    Args:
+        config: path of the config.
+        checkpoint: path of the weights.
+        cfg_options: overrides of the config.
+        device: where the model goes.
+        before_weights: called with cfg, family and model before the weights are read, to refuse options.
+        product: what is exported of the model, see `Family.product`.
+        weight_layout: see `Family.load`.
+
+    Raises:
+        UsageError: one of its subclasses says what is wrong with which file.
+    """
+    target = check_device(device)
+    cfg = load_config(config, cfg_options)
+    family = find_family(cfg, product)
+    rule = family.preprocess_rule(cfg)
+    if not Path(checkpoint).is_file():
+        load_checkpoint(checkpoint)  # says what it is
+    unbuilt = copy.deepcopy(cfg)
+    model = family.build(cfg)
+    settings = family.settings(cfg, model)
+    if before_weights is not None:
+        before_weights(unbuilt, family, model)
+    report = family.load(model, checkpoint, weight_layout)
+    classes = class_names(cfg, getattr(report, 'meta', {}), family.num_classes(model))
+    model.CLASSES = classes
+    return Deployment(
+        cfg=cfg,
+        config=config,
+        cfg_options=dict(cfg_options or {}),
+        family=family,
+        model=model.eval().to(target),
+        checkpoint=checkpoint,
+        checkpoint_sha256=sha256_file(checkpoint),
+        classes=classes,
+        rule=rule,
+        settings=settings,
+        report=report,
+        unbuilt_cfg=unbuilt,
+    )
+
+
+def option_check(options: Options, output_file: str) -> Callable[[Any, ImageFamily, torch.nn.Module], None]:
+    """Return a `before_weights` hook that refuses options before the weights load.
+
+    The hook raises UsageError: opset, form, shape, or an output file that cannot be written.
+    """
+
+    def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
+        check_options(options, cfg, family, model)
+        check_writable(output_file)
+
+    return check
+
+
+def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
+    """Return options with the default opset and size; UsageError names one that no export of a model has."""
+    options.check()
+    resolved = resolve(options, model, family.preprocess_rule(cfg))
+    family.check(cfg, resolved)
+    return resolved
+
+
+def resolve(options: Options, model: torch.nn.Module, rule: PreprocessRule) -> Options:
+    """Fill in what the user left open: opset 0, shape 0 x 0 and group normalisation."""
+    options, changes = resolve_opset(options, model), {}
+    if options.get('height') == 0 and options.width == 0:
+        long_edge, short_edge = max(rule.img_scale or (640, 640)), min(rule.img_scale or (640, 640))
+        height, width = (short_edge, long_edge) if rule.keep_ratio else rule.resized_shape(1, 1)
+        changes['height'], changes['width'] = rule.size or rule.padded_shape(height, width)
+    if options.get('group_norm') == '' and options.precision == 'fp32':
+        changes['group_norm'] = default_group_norm(model)
+    return options.replace(**changes)
+
+
+def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, width: int) -> PreparedImage:
+    """Prepare an image for an input of exactly `height` x `width`: resized to fit, then padded."""
+    return dataclasses.replace(rule, size=(height, width)).apply(image_bgr)
+
+
+def rule_of(deployment: Deployment, options: Options) -> Any:
+    """Return how samples become the input of a file with these options: a fixed one has one size."""
+    if options.get('dynamic', True):
+        return deployment.rule
+    return dataclasses.replace(deployment.rule, size=(options.height, options.width))
+
+
+def with_normalisation(
+    rule: PreprocessRule, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> PreprocessRule:
+    """Return the config's rule with `--mean` and `--std` where they are given."""
+    given = dict(mean=mean, std=std)
+    return dataclasses.replace(rule, **{name: tuple(value) for name, value in given.items() if value})
+
+
+def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:
+    """Return the config's rule with the normalisation that the file was exported with (`--mean`, `--std`)."""
+    return with_normalisation(rule, metadata.preprocess.mean, metadata.preprocess.std)

@@ -1,0 +1,203 @@
+"""The files of an export, written and read: one .onnx file, or a folder of graphs."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.errors import ModelFileError, UsageError
+from mmdeploy_ext.core.files import check_writable, will_write
+from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
+from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.exporting import export
+from mmdeploy_ext.exporting.deployment import Deployment, rule_of
+from mmdeploy_ext.families.base import FAMILIES, Family
+from mmdeploy_ext.graph.passes.precision import check_patterns, in_precision
+from mmdeploy_ext.preprocess.pictures import PreparedImage
+from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
+
+
+def check_output(output: str, options: Options, family: Family, where: str = '--output-file ') -> None:
+    """Refuse a file or folder that the files of an export cannot be written to.
+
+    `where` is the option or key that gave it. UsageError: a file name for a folder of graphs, or the other
+    way round, or not writable.
+    """
+    is_file, one = output.endswith('.onnx'), family.one_file(options)
+    if is_file != one and family.files:
+        what = f'the {options.contract} contract is'
+        wanted = 'one file, expected a name in .onnx' if one else 'several graphs, expected a folder'
+        raise UsageError(f'{where}{output}: {what} {wanted}')
+    if not one and Path(output).is_file():
+        raise UsageError(f'{where}{output}: is a file, expected a folder')
+    paths = [Path(output)] if one else [Path(output) / f'{name}.onnx' for name in family.names_of(options)]
+    if not one:
+        check_replaceable(output)
+    for path in paths:
+        check_writable(path)
+    will_write(where.strip(' ='), paths)
+
+
+def make_metadata(deployment: Deployment, options: Options, graph: Graph | None = None) -> Metadata:
+    """Return the metadata of one file; by default of the last one, which gives the outputs."""
+    family = deployment.family
+    graph = graph or family.graphs(deployment.model, options)[-1]
+    return Metadata(
+        family=family.name,
+        form=graph.name,
+        spec=graph.spec,
+        preprocess=rule_of(deployment, options),
+        classes=deployment.classes,
+        postprocess=family.postprocess_facts(deployment.model),
+        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
+        config=Path(deployment.config).name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        versions=versions(),
+    )
+
+
+def plain_options(value: Any) -> Any:
+    """Return overrides as plain JSON types."""
+    if isinstance(value, dict):
+        return {str(key): plain_options(item) for key, item in value.items()}
+    return [plain_options(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def export_graph(
+    graph: Graph,
+    options: Options,
+    keep_fp32: Sequence[str] = (),
+    example: Mapping[str, torch.Tensor] | None = None,
+) -> onnx.ModelProto:
+    """Export one graph with the names, types and opset of its spec and in its precision.
+
+    A finished one is taken as it is. `keep_fp32` are patterns of nodes that stay float32 in the family's
+    float16 files; `example` is traced instead of the graph's own.
+    """
+    model = graph.model
+    if model is None:
+        model = export.export_stages(graph.stages, example or graph.example, graph.spec, options)
+    return in_precision(model, graph.spec, options, keep_fp32)
+
+
+def export_graphs(
+    deployment: Deployment, options: Options, images: Sequence[PreparedImage] = ()
+) -> list[tuple[onnx.ModelProto, Metadata]]:
+    """Export all graphs of a model, in the order in which a sample goes through them.
+
+    `options` have opset and shape resolved; `images`, of models of images, are one or more of the traced
+    shape, repeated to the batch. ExportError: a graph cannot be exported; UsageError: a pattern of
+    `keep_fp32` that fits no node.
+    """
+    family, found = deployment.family, []
+    device = next(deployment.model.parameters()).device
+    given = family.example(images, options)
+    for graph in family.graphs(deployment.model, options):
+        example = graph.example or _fed(given, graph.spec)
+        example = {name: tensor.to(device) for name, tensor in example.items()}
+        for stage in graph.stages:
+            stage.module.eval().to(device)
+        model = export_graph(graph, options, family.keep_fp32, example)
+        found.append((model, make_metadata(deployment, options, graph)))
+    check_patterns([model for model, _ in found], options.keep_fp32)
+    return found
+
+
+def _fed(given: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, torch.Tensor]:
+    """Return the inputs of a graph; optional ones that no picture gives have their defaults."""
+    known = {name: array for name, array in given.items() if name in spec.input_names}
+    return {name: torch.from_numpy(array) for name, array in spec.with_defaults(known).items()}
+
+
+def export_files(
+    deployment: Deployment, options: Options, output: str, images: Sequence[PreparedImage] = ()
+) -> tuple[list[str], float]:
+    """Export a model and write its file, or its folder of graphs, atomically; see `export_graphs`.
+
+    Returns the paths in the order in which a sample goes through them, and the seconds it took. Where it
+    raises, nothing was written.
+    """
+    start = time.perf_counter()
+    found = export_graphs(deployment, options, images)
+    if deployment.family.one_file(options):
+        ((model, metadata),) = found
+        export.save(model, output, metadata)
+        paths = [output]
+    else:
+        more = deployment.family.companions(deployment.model, options)
+        paths = _write_folder(found, Path(output), more)
+    for model, metadata in found:
+        deployment.keep((metadata.form, options), model)
+    return paths, time.perf_counter() - start
+
+
+def _write_folder(
+    found: Sequence[tuple[onnx.ModelProto, Metadata]], folder: Path, more: Mapping[str, str]
+) -> list[str]:
+    """Write all files beside the folder first, then replace an older export at once.
+
+    `more` is name -> text of other files. Returns the paths of the graphs.
+    """
+    family = found[-1][1].family
+    with replaced_folder(folder, files_of_family(folder, family)) as staging:
+        for model, metadata in found:
+            export.save(model, staging / f'{metadata.form}.onnx', metadata)
+        for name, text in more.items():
+            (staging / name).write_text(text, encoding='utf-8')
+    return [str(folder / f'{metadata.form}.onnx') for _, metadata in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedFiles:
+    """Files of one export."""
+
+    paths: list[str]  # in the order in which a sample goes through them, which the family states
+    all_metadata: list[Metadata]  # of each
+
+    @property
+    def metadata(self) -> Metadata:
+        """Of the last one, which gives the outputs."""
+        return self.all_metadata[-1]
+
+
+def read_files(path: str) -> ExportedFiles:
+    """Read the metadata of an exported folder or file.
+
+    ModelFileError: not there, not ours, or files of different exports in one folder.
+    """
+    known = {str(file): read_metadata(str(file)) for file in model_files(path)}
+    check_same_export(known)
+    first, metadata = next(iter(known.items()))
+    family = FAMILIES.get(metadata.family)
+    names: Sequence[str] = ()
+    if family is not None and family.files:
+        names = family.names_of(family.written(metadata.options, first))
+    if names and Path(path).is_dir():
+        check_file_names(path, {Path(file).name: f'{one.form}.onnx' for file, one in known.items()})
+    places = {name: place for place, name in enumerate(names)}
+    order = sorted(known, key=lambda file: (places.get(known[file].form, len(names)), file))
+    return ExportedFiles(order, [known[file] for file in order])
+
+
+def check_file_names(folder: str, expected: Mapping[str, str]) -> None:
+    """Refuse a folder whose files do not have the names of their graphs, by which runtimes open them.
+
+    `expected` is name of a file -> the name that an export gives it. ModelFileError: lists the wrong ones.
+    """
+    wrong = {name: expected_name for name, expected_name in expected.items() if name != expected_name}
+    if not wrong:
+        return
+    exchanged = set(wrong) == set(wrong.values())
+    reason = "files have each other's names" if exchanged else 'files do not have the names of their graphs'
+    listed = ', '.join(f'{name} holds the graph of {expected_name}' for name, expected_name in wrong.items())
+    raise ModelFileError(f'{folder}: {reason} ({listed}); rename them, or export again')

@@ -1,0 +1,152 @@
+"""From config and checkpoint to a file of a sparse backbone: what `export_scn.py` and `benchmark.py` call."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from mmdeploy_ext.contract.metadata_entries import GRAPH_RULES, PREFIX
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.core.versions import versions
+from mmdeploy_ext.exporting.deployment import Deployment
+from mmdeploy_ext.exporting.files import plain_options
+from mmdeploy_ext.families.sparse import SparseFamily
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import SparseGraph
+from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.sparse.ranges import Ranges
+
+
+def trace(deployment: Deployment) -> SparseGraph:
+    """Return the encoder's graph in its own order, BatchNorm and Relu as nodes.
+
+    ConfigError: the encoder gives another shape than the config says.
+    """
+    from mmdeploy_ext.exporting.sparse import trace as tracing
+
+    settings = deployment.settings
+    graph = tracing.trace(
+        deployment.family.encoder(deployment.model),
+        order=settings.order,
+        spatial_shape=settings.spatial_shape,
+        in_channels=settings.in_channels,
+    )
+    wanted = settings.output_shape
+    if wanted is not None and tuple(wanted) != graph.output_shape:
+        raise ConfigError(
+            f'{deployment.config}: the encoder gives {list(graph.output_shape)}, what follows it takes '
+            f'{list(wanted)}; correct sparse_shape, voxel_size or the channels of the next layer'
+        )
+    return graph
+
+
+def has_precision(options: Options) -> bool:
+    """Return whether a file gets precision attributes."""
+    return bool(options.precision or options.layer_precision)
+
+
+def has_int8(options: Options) -> bool:
+    """Return whether a layer of a file computes or stores in INT8."""
+    return options.precision == 'int8' or any('int8' in entry[1:] for entry in options.layer_precision)
+
+
+def make_graph(
+    traced: SparseGraph,
+    options: Options,
+    family: SparseFamily,
+    ranges: Ranges | None = None,
+    checkpoint_sha256: str = '',
+) -> SparseGraph:
+    """Return the traced graph as the file has it; int8 needs the ranges of the quantisers.
+
+    UsageError: ranges are missing, of another network or of other weights; a pattern matches no layer.
+    ExportError: something that cannot be folded.
+    """
+    graph = reorder(fold(traced, options.fold, fp16_modules(options, family)), options.order)
+    if has_precision(options):
+        from mmdeploy_ext.sparse.precision import apply_precision
+
+        if ranges is not None:
+            ranges.check(graph, checkpoint_sha256)
+        graph = apply_precision(graph, options.precision or 'fp16', overrides(graph, options, family), ranges)
+    if options.output_bound:
+        graph = with_bound(graph, options.output_bound)
+    return graph
+
+
+def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
+    """Return the convolutions that the reference's INT8 file has folded in fp16, whatever `options.fold`."""
+    return family.int8.fp16_folded if options.int8_fp16_io else ()
+
+
+def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
+    """Return pattern -> (precision, output precision), the user's own after those of the reference."""
+    from mmdeploy_ext.sparse.precision import fp16_ends
+
+    found = {}
+    if options.int8_fp16_io:
+        found.update(family.int8.precisions or fp16_ends(graph))
+    for pattern, precision, output_precision in options.layer_precision:
+        found.pop(pattern, None)  # the last one given counts, and stands last
+        found[pattern] = (precision, output_precision)
+    return found
+
+
+def with_bound(graph: SparseGraph, output_bound: int) -> SparseGraph:
+    """Return the graph with another output bound on every convolution."""
+    names = {node.name for node in graph.convolutions()}
+    nodes = tuple(
+        dataclasses.replace(node, output_bound=output_bound) if node.name in names else node
+        for node in graph.nodes
+    )
+    return dataclasses.replace(graph, nodes=nodes)
+
+
+def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
+    """Return the metadata of the file: one JSON value per key. No engine reads it."""
+    values = dict(
+        family=deployment.family.name,
+        form=options.target,
+        options=dict(options.to_json(), cfg_options=plain_options(deployment.cfg_options)),
+        voxels=deployment.rule.to_json(),
+        config=Path(deployment.config).name,
+        config_sha256=deployment.config_sha256,
+        checkpoint_sha256=deployment.checkpoint_sha256,
+        versions=versions(),
+        rules=GRAPH_RULES,
+        edits=[],
+        **(dict(ranges=ranges.to_json()) if ranges else {}),
+    )
+    return {PREFIX + name: json.dumps(value) for name, value in values.items()}
+
+
+def write_file(
+    deployment: Deployment, graph: SparseGraph, options: Options, path: str, ranges: Ranges | None = None
+) -> None:
+    """Write a graph to a file of its target, atomically.
+
+    ExportError: something that the target cannot say; Mm2OnnxError: the file cannot be written.
+    """
+    props = metadata_props(deployment, options, ranges)
+    if options.target == 'libspconv':
+        from mmdeploy_ext.sparse.libspconv import write
+
+        write(graph, path, props)
+        return
+    from mmdeploy_ext.sparse.portable import to_onnx
+
+    model = to_onnx(graph, form=options.form, metadata=props)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def export_file(
+    deployment: Deployment, options: Options, path: str, ranges: Ranges | None = None
+) -> tuple[SparseGraph, float]:
+    """Trace, fold and write; return the graph that was written and the seconds it took."""
+    start = time.perf_counter()
+    graph = make_graph(trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256)
+    write_file(deployment, graph, options, path, ranges)
+    return graph, time.perf_counter() - start

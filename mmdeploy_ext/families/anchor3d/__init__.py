@@ -1,0 +1,1 @@
+"""mmdet3d's one-stage LiDAR detectors with anchors: PointPillars, SECOND."""

@@ -1,0 +1,92 @@
+"""The family of LiDAR detectors with anchors: which configs it claims, and what it refuses."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts
+from mmdeploy_ext.families.anchor3d.reference import AnchorReference
+from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
+from mmdeploy_ext.families.anchor3d.samples import result
+from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.centerpoint.family import DYNAMIC_DETECTOR, CenterPointFamily, check_points_side
+from mmdeploy_ext.families.centerpoint.options import CONTRACTS
+from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
+from mmdeploy_ext.runtime.frames import Stepper
+
+PER_CLASS_HEAD = 'ShapeAwareHead'
+HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
+DETECTORS = ('VoxelNet', 'MVXFasterRCNN', DYNAMIC_DETECTOR)
+CODER = 'DeltaXYZWLHRBBoxCoder'
+
+
+class AnchorFamily(CenterPointFamily):
+    """mmdet3d's `VoxelNet`, `DynamicVoxelNet` and `MVXFasterRCNN` of points alone, without a memory."""
+
+    name = 'anchor3d'
+    exports = 'PointPillars, SECOND and SSN with Anchor3DHead (mmdeploy_ext/families/anchor3d/README.md)'
+    near = (
+        'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
+        'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SparseEncoderSASSD',
+    )  # fmt: skip
+    options = tuple(
+        dataclasses.replace(one, choices=one.choices[:1]) if one == CONTRACTS else one
+        for one in CenterPointFamily.options
+    )
+    graphs, result = staticmethod(graphs), staticmethod(result)
+    postprocess_facts = staticmethod(postprocess_facts)
+    reference = staticmethod(AnchorReference)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
+        mine = cfg.model.get('type') in DETECTORS and head.get('type') in HEADS
+        return Claim.DETECTOR if mine else Claim.NO
+
+    def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
+        """See `CenterPointFamily.check_parts`."""
+        check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
+        key = f'{prefix_of(model)}bbox_head'
+        head = model[key]
+        for part, kind, allowed in (
+            ('anchor_generator', head['anchor_generator']['type'], tuple(GENERATORS)),
+            ('bbox_coder', (head.get('bbox_coder') or dict(type=CODER))['type'], (CODER,)),
+        ):
+            if kind not in allowed:
+                raise ConfigError(
+                    f'{filename}: model.{key}.{part}.type={kind!r}, expected {" or ".join(allowed)}'
+                )
+        kind = head['anchor_generator']['type']
+        if (head['type'] == PER_CLASS_HEAD) != (kind == PER_CLASS):
+            raise ConfigError(
+                f'{filename}: model.{key}.anchor_generator.type={kind!r} of {head["type"]}: {PER_CLASS} and '
+                f'{PER_CLASS_HEAD} go together'
+            )
+        if not (head.get('loss_cls') or {}).get('use_sigmoid', False):
+            raise ConfigError(
+                f'{filename}: model.{key}.loss_cls.use_sigmoid=False: scores are exported as sigmoids'
+            )
+        if not head.get('use_direction_classifier', True):
+            raise ConfigError(f'{filename}: model.{key}.use_direction_classifier=False is not exported')
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield outputs of the head with anchors."""
+        return synthetic_outputs(runner.box_rule, spec)
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(parts_of(model).head.num_classes)
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """See `SequenceFamily.runner`."""
+        return AnchorOnnx(paths, **engine)
+
+
+register_family(AnchorFamily())

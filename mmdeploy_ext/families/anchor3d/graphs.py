@@ -1,0 +1,99 @@
+"""Graphs of LiDAR detectors with anchors: CenterPoint's points' side, and the dense remainder.
+
+Glossary: A anchors of a cell, C classes, D values of a box, H, W bird's-eye view.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.anchor3d.runtime.boxes import AnchorRule
+from mmdeploy_ext.families.centerpoint.graphs import DenseHead, head_graph, head_spec, points_graph
+from mmdeploy_ext.families.centerpoint.pillars import points_facts
+from mmdeploy_ext.families.parts.parts import parts_of
+
+PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
+"""The anchor generator of heads whose classes have maps of their own."""
+GENERATORS = {'Anchor3DRangeGenerator': False, 'AlignedAnchor3DRangeGenerator': True, PER_CLASS: True}
+"""Anchor generator -> whether anchors lie in the middle of cells."""
+MEANINGS = dict(
+    cls_score='scores of each anchor and class',
+    bbox_pred='deltas of each anchor',
+    dir_cls_pred='whether a box points the other way',
+)
+
+
+def flat_outputs(outputs: tuple[list[torch.Tensor], ...]) -> tuple[torch.Tensor, ...]:
+    """Return what `Anchor3DHead.forward` gives as one tuple, in the order of `AnchorRule.output_names`."""
+    return tuple(one for level in zip(*outputs, strict=True) for one in level)
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return the points' side, a sparse backbone or pillars, and the dense head."""
+    points = points_graph(model, options, 'anchor3d')
+    head = DenseHead(fuse(model), flat_outputs)
+    return [points, head_graph(head, dense_spec(model, points.spec.outputs[0].axes))]
+
+
+def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
+    """Return the contract of the dense head, whose input is the bird's-eye view (1, C, H, W)."""
+    names = anchor_rule(parts_of(model).head).output_names
+    bev = TensorSpec('bev', 'float32', tuple(bev_shape), "bird's-eye view of the points")
+    facts = [
+        (f'{MEANINGS[kind]}, level {level}', '' if kind == 'bbox_pred' else 'logit')
+        for kind, level in (name.rsplit('_', 1) for name in names)
+    ]
+    return head_spec('anchor3d/head', DenseHead(model, flat_outputs), bev, names, facts)
+
+
+def postprocess_facts(model: nn.Module) -> dict[str, Any]:
+    """Return what the metadata tells about decoding: an `AnchorRule`."""
+    facts = anchor_rule(parts_of(model).head, cells_of(model)).to_json() | points_facts(model)
+    return {key: value for key, value in facts.items() if key != 'cells' or value}
+
+
+def cells_of(model: nn.Module) -> tuple[int, ...]:
+    """Return `AnchorRule.cells` of a detector, which a `ShapeAwareHead` knows after it has run."""
+    parts = parts_of(model)
+    if not hasattr(parts.head, 'featmap_sizes'):
+        return ()
+    if not parts.head.featmap_sizes:
+        scatter, device = parts.middle_encoder, next(model.parameters()).device
+        empty = torch.zeros(1, int(scatter.in_channels), int(scatter.ny), int(scatter.nx), device=device)
+        with torch.no_grad():
+            DenseHead(model, flat_outputs)(empty)
+    return tuple(int(side) for size in parts.head.featmap_sizes for side in size)
+
+
+def anchor_rule(head: nn.Module, cells: tuple[int, ...] = ()) -> AnchorRule:
+    """Return how an `Anchor3DHead` decodes; for `cells` see `AnchorRule`."""
+    anchors, test = head.anchor_generator, head.test_cfg
+    return AnchorRule(
+        num_classes=int(head.num_classes),
+        code_size=int(head.box_code_size),
+        levels=int(anchors.num_levels),
+        aligned=GENERATORS[type(anchors).__name__],
+        align_corner=bool(getattr(anchors, 'align_corner', False)),
+        ranges=_flat(anchors.ranges),
+        sizes=_flat(anchors.sizes),
+        rotations=tuple(map(float, anchors.rotations)),
+        scales=tuple(map(float, anchors.scales)),
+        size_per_range=bool(anchors.size_per_range),
+        dir_offset=float(head.dir_offset),
+        dir_limit_offset=float(head.dir_limit_offset),
+        nms_pre=int(test.get('nms_pre', -1)),
+        score_thr=float(test.get('score_thr', 0)),
+        nms_thr=float(test['nms_thr']),
+        rotated=bool(test['use_rotate_nms']),
+        max_num=int(test['max_num']),
+        cells=cells,
+    )
+
+
+def _flat(rows: Any) -> tuple[float, ...]:
+    return tuple(float(value) for row in rows for value in row)

@@ -1,0 +1,22 @@
+"""LiDAR detectors with anchors in PyTorch as a stepper: mmdet3d's detectors as they are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mmdeploy_ext.families.anchor3d.graphs import anchor_rule, flat_outputs
+from mmdeploy_ext.families.anchor3d.runtime.boxes import OUTPUTS
+from mmdeploy_ext.families.centerpoint.reference import Reference
+
+
+class AnchorReference(Reference):
+    """CenterPoint's stepper with the outputs of `Anchor3DHead`."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model, anchor_rule, flat_outputs)
+
+    def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        """Return named outputs as `Anchor3DHead.get_bboxes` takes them: lists of the levels."""
+        levels = len(tensors) // len(OUTPUTS)
+        return tuple([tensors[f'{name}_{level}'] for level in range(levels)] for name in OUTPUTS)

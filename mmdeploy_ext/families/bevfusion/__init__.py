@@ -1,0 +1,1 @@
+"""BEVFusion of cameras and LiDAR."""

@@ -1,0 +1,232 @@
+"""BEVFusion of LiDAR alone as Autoware's bevfusion loads it: one graph from voxels to values of boxes.
+
+The sparse encoder is in the node's plug-ins, which no other engine runs; all else is standard. The node makes
+voxels and boxes itself. Boxes leave in the convention of mmdet3d 1.0, as the node reads them.
+
+Source: autoware_universe 5e12a711, autoware_bevfusion (names, shapes, formulas; facts, no code).
+
+Glossary: V voxels, A points of a voxel, F values of a point, C channels, X, Y cells of the bird's-eye view, Q
+queries, K classes.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from mmdeploy_ext.consumers.autoware import bevfusion_rules as node
+from mmdeploy_ext.consumers.autoware.bevfusion import BEV
+from mmdeploy_ext.consumers.autoware.writing import known_words, remapper_text, text_of
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph, Stage
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.parts.parts import OfModel
+from mmdeploy_ext.families.parts.sparse_graph import backbone_graph
+from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
+from mmdeploy_ext.sparse.ir import SparseGraph
+from mmdeploy_ext.sparse.node_writer import NodeWriter
+
+logger = logging.getLogger(__name__)
+
+MOST_SITES = 256_000
+"""Of a level of the sparse encoder: the plug-in has room for no more."""
+OF_CAMERAS = dict(
+    d_bound=[1.0, 60.0, 0.5],
+    z_bound=[-10.0, 10.0, 20.0],
+    num_cameras=6,
+    raw_image_height=900,
+    raw_image_width=1600,
+    img_aug_scale_x=0.48,
+    img_aug_scale_y=0.48,
+    roi_height=256,
+    roi_width=704,
+    features_height=32,
+    features_width=88,
+    num_depth_features=118,
+    image_feature_channel=80,
+)
+"""Keys that the node wants of a model without cameras, too, and does not use then: numbers that agree."""
+MEANINGS = dict(
+    voxels='x, y, z in m, intensity 0 to 255 where there are five, time lag in s; zeros after the points',
+    num_points_per_voxel='how many of the rows are points',
+    coors='cell of the voxel: z, y, x',
+    bbox_pred='x, y in cells, z of the centre in m, log of l, w, h in m, sine, cosine of the yaw, velocity',
+    score='probability',
+    label_pred='class',
+)
+
+
+class DenseHead(OfModel):
+    """The LiDAR's map to the node's values of boxes."""
+
+    def forward(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of (1, C, X, Y)."""
+        return boxes_of_node(self.model.heads['object'], self.model.joined([bev]))
+
+
+class NodeHead(nn.Module):
+    """The map that the head reads to the node's values of boxes."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, middle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `DenseHead` returns, of (1, C, X, Y)."""
+        return boxes_of_node(self.head, middle)
+
+
+def boxes_of_node(head: nn.Module, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `bbox_pred` (10, Q), `score` (Q,) and `label_pred` (Q,) of the map that a head reads."""
+    found = head(joined)
+    return node_boxes(found)[0], head.scores(found).amax(1)[0], found['query_labels'][0]
+
+
+def node_boxes(found: Mapping[str, Tensor]) -> Tensor:
+    """Return (B, 10, Q) as the node reads them, of a head's values.
+
+    The model has width, length, height and a yaw' from -y clockwise, as mmdet3d 0.x; the node length, width,
+    height and yaw = -yaw' - pi / 2: sine = -cosine', cosine = -sine'.
+    """
+    sizes, turns = found['dim'], found['rot']
+    swapped = [sizes[:, 1:2], sizes[:, :1], sizes[:, 2:], -turns[:, 1:], -turns[:, :1]]
+    return torch.cat([found['center'], found['height'], *swapped, found['vel']], 1)
+
+
+def graphs(model: nn.Module) -> list[Graph]:
+    """Return the one graph."""
+    sparse = backbone_graph(model.encoders['lidar'].encoder)
+    voxels, queries = model.encoders['lidar'].voxel_layer, model.heads['object'].num_proposals
+    width = int(model.encoders['lidar'].in_channels)
+    inputs = (
+        _spec('voxels', 'float32', ('V', int(voxels.max_num_points), width)),
+        _spec('num_points_per_voxel', 'int32', ('V',)),
+        _spec('coors', 'int32', ('V', 3)),
+    )
+    kinds = dict(
+        bbox_pred=('float32', (10, queries)), score=('float32', (queries,)), label_pred=('int64', (queries,))
+    )
+    outputs = tuple(_spec(name, *facts, compare='detections') for name, facts in kinds.items())
+    spec = GraphSpec(f'bevfusion/{node.LIDAR}', inputs, outputs)
+    stage = Stage(
+        'dense',
+        DenseHead(fuse(model)).eval(),
+        (BEV,),
+        tuple(spec.output_names),
+        passes=(functools.partial(with_encoder, sparse=sparse, spec=spec),),
+    )
+    example = {BEV: torch.rand(sparse.output_shape, generator=torch.Generator().manual_seed(0))}
+    return [Graph(node.LIDAR, None, spec, example, make=lambda: (stage,))]
+
+
+def _spec(name: str, dtype: str, axes: tuple[int | str, ...], compare: str = 'values') -> TensorSpec:
+    return TensorSpec(name, dtype, axes, MEANINGS[name], compare=compare)
+
+
+def with_encoder(
+    model: onnx.ModelProto, sparse: SparseGraph, spec: GraphSpec
+) -> tuple[onnx.ModelProto, bool]:
+    """Return a graph whose one input is `bev` with voxels and sparse encoder before it, and that it changed.
+
+    The inputs are those of the spec; the encoder is folded.
+    """
+    writer = NodeWriter()
+    for tensor in spec.inputs:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+        writer.input(tensor.name, kind, *tensor.axes)
+    one = writer.integers(1)
+    total = writer.op('ReduceSum', ['voxels', one], 'mean/total', keepdims=0)
+    count = writer.op('Cast', ['num_points_per_voxel'], 'mean/count', to=TensorProto.FLOAT)
+    features = writer.op('Div', [total, writer.op('Unsqueeze', [count, one], 'mean/column')], 'mean/features')
+    sites = _sites(writer, sparse.order)
+    found = ImplicitGemm(sparse, writer).write(sites, features)
+    last = next(item for item in writer.nodes if item.output[0] == found)
+    last.output[0] = BEV
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    graph.value_info.extend(graph.input)
+    nodes = [*writer.nodes, *graph.node]
+    for field, values in ((graph.node, nodes), (graph.input, writer.inputs)):
+        del field[:]
+        field.extend(values)
+    graph.initializer.extend(writer.initializers.values())
+    result.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    return result, True
+
+
+def _sites(writer: Any, order: str) -> str:
+    """Return sample 0 and the cells in the order of the encoder, of `coors`: z, y, x."""
+    columns = [0, 2, 1, 0] if order == 'xyz' else [0, 0, 1, 2]
+    picked = writer.op(
+        'Gather', ['coors', writer.constant('sites/columns', np.array(columns))], 'sites/picked', axis=1
+    )
+    mask = writer.constant('sites/sample', np.array([0, 1, 1, 1], np.int32))
+    return writer.op('Mul', [picked, mask], 'sites/all')
+
+
+def between() -> tuple[TensorSpec, ...]:
+    """Return what is compared inside the graph."""
+    return (TensorSpec(BEV, 'float32', (), "LiDAR's map of the sparse encoder"),)
+
+
+def check(cfg: Any) -> None:
+    """Raise ConfigError, which names file and key, for what the node has no place for."""
+    where = f'{cfg.filename}: --contract autoware: model.'
+    if cfg.model.encoders.get('camera'):
+        raise ConfigError(f'{where}encoders.camera: the files of LiDAR alone are written; leave cameras out')
+    voxels, head = cfg.model.encoders.lidar.voxelize, cfg.model.heads.object
+    if 'vel' not in head.common_heads:
+        raise ConfigError(f'{where}heads.object.common_heads has no vel, which the node reads')
+    width = int(cfg.model.encoders.lidar.backbone.in_channels)
+    if width not in (4, 5):
+        raise ConfigError(
+            f'{where}encoders.lidar.backbone.in_channels={width}, expected 4 (x, y, z, time lag) or 5 (with '
+            f'intensity)'
+        )
+    if (most := _most_voxels(voxels.max_voxels)) > MOST_SITES:
+        raise ConfigError(
+            f'{where}encoders.lidar.voxelize.max_voxels={most}: the plug-in has room for {MOST_SITES}'
+        )
+
+
+def _most_voxels(given: Any) -> int:
+    return int(given[1] if isinstance(given, list | tuple) else given)
+
+
+def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the manifest of a model that `check` has nothing against; `classes` are names by label."""
+    voxels, coder = model.encoders['lidar'].voxel_layer, model.heads['object'].bbox_coder
+    cloud, size = (
+        [float(value) for value in values] for values in (voxels.point_cloud_range, voxels.voxel_size)
+    )
+    most, stride = _most_voxels(voxels.max_voxels), int(coder.out_size_factor)
+    names, lost = known_words(classes, node.CLASSES)
+    if lost:
+        logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(lost))
+    bounds = {f'{"xy"[axis]}_bound': [cloud[axis], cloud[axis + 3], size[axis] * stride] for axis in (0, 1)}
+    return dict(
+        class_names=names,
+        voxels_num=[1, most // 2, most],
+        point_cloud_range=cloud,
+        voxel_size=size,
+        num_proposals=int(model.heads['object'].num_proposals),
+        out_size_factor=stride,
+        max_points_per_voxel=int(voxels.max_num_points),
+        use_intensity=int(model.encoders['lidar'].in_channels) == 5,
+        **bounds,
+        **OF_CAMERAS,
+    )
+
+
+def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
+    """Return name -> text of the files beside the graph."""
+    manifest = text_of(parameters(model, classes))
+    return {f'ml_package_{node.LIDAR}.param.yaml': manifest, node.REMAPPER: remapper_text()}

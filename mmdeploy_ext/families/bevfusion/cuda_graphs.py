@@ -1,0 +1,147 @@
+"""BEVFusion's graphs as NVIDIA's CUDA-BEVFusion loads them: names, shapes and types are API of its C++.
+
+Pooling, voxels and boxes are outside, see `mmdeploy_ext/consumers/cuda_bevfusion/cuda.py`.
+
+Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion: its C++ binds tensors by name;
+facts, no code.
+
+Glossary: N cameras, D depth bins, h, w cells of a feature map, C channels, X, Y cells of the bird's-eye view,
+K classes, Q queries.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.consumers.cuda_bevfusion.cuda import CELLS, DEPTH, OTHER_ORDER, POOLED, SPARSE, UNROUNDED
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.parts.parts import OfModel
+from mmdeploy_ext.families.parts.sparse_graph import backbone_graph, model_spec
+from mmdeploy_ext.sparse import libspconv
+from mmdeploy_ext.sparse.order import reorder
+
+HEAD = dict(
+    score='probability; of a query one class alone is not zero',
+    rot='sine, cosine of the yaw',
+    dim='logarithm of w, l, h in m',
+    reg='centre in cells of the head, x first',
+    height='of the centre, m',
+    vel='m/s, x first',
+)
+"""Outputs of the head, in order; rows are channels, columns queries."""
+
+
+class CameraBackbone(OfModel):
+    """Pictures and depth maps to features, channels last, and the weights of the depth bins."""
+
+    def forward(self, img: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N, h, w, C) and (N, D, h, w) of (1, N, 3, H, W) and (1, N, 1, H, W)."""
+        transform = self.model.encoders['camera']['vtransform']
+        weights, features = transform.lift(self.model.camera_maps(img[0]), depth[0])
+        return features.permute(0, 2, 3, 1), weights
+
+
+class Fuser(OfModel):
+    """Both maps to the one that the head reads."""
+
+    def forward(self, camera: Tensor, lidar: Tensor) -> Tensor:
+        """Return (1, C, X, Y)."""
+        return self.model.joined([camera, lidar])
+
+
+class Head(nn.Module):
+    """The head's values before they are decoded."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, middle: Tensor) -> tuple[Tensor, ...]:
+        """Return what `HEAD` names, (1, ., Q)."""
+        found = self.head(middle)
+        return self.head.scores(found), *(found[name] for name in ('rot', 'dim', 'center', 'height', 'vel'))
+
+
+def graphs(model: nn.Module, cameras: int) -> list[Graph]:
+    """Return the graphs in the order of `runtime.bevfusion_det.cuda.GRAPHS`."""
+    folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
+    sizes = _sizes(model, cameras, sparse.output_shape)
+    made = [
+        _graph('camera.backbone', CameraBackbone(folded), sizes, ('img', 'depth'), _CAMERA),
+        _graph('camera.vtransform', transform_of(folded).downsample, sizes, (POOLED,), _SEEN),
+        _graph('fuser', Fuser(folded), sizes, ('camera', 'lidar'), _JOINT),
+    ]
+    for name in SPARSE:
+        file = libspconv.to_onnx(reorder(sparse, name.rpartition('.')[2]))
+        made.append(Graph(name, None, model_spec(file, f'bevfusion/{name}'), {}, file))
+    made.append(_graph('head.bbox', Head(folded.heads['object']), sizes, ('middle',), HEAD, 'detections'))
+    return made
+
+
+def transform_of(model: nn.Module) -> nn.Module:
+    """Return the view transform of a `BEVFusion`."""
+    return model.encoders['camera']['vtransform']
+
+
+_CAMERA = dict(camera_feature='channels last', camera_depth_weights='of the bins of depth; they add up to 1')
+_SEEN = dict(feat_out='what the cameras see from above')
+_JOINT = dict(middle="bird's-eye view of both sensors")
+
+
+def _sizes(model: nn.Module, cameras: int, lidar: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every tensor of the files of ordinary ONNX."""
+    transform, head = transform_of(model), model.heads['object']
+    bins, rows, columns = transform.frustum.shape[:3]
+    queries, counts = head.num_proposals, dict(rot=2, dim=3, reg=2, height=1, vel=2)
+    x, y = lidar[2:]
+    return dict(
+        img=(1, cameras, 3, *transform.image_size),
+        depth=(1, cameras, 1, *transform.image_size),
+        camera_feature=(cameras, rows, columns, transform.C),
+        camera_depth_weights=(cameras, bins, rows, columns),
+        feat_in=(1, transform.C, *transform.shape),
+        feat_out=(1, transform.C, x, y),
+        camera=(1, transform.C, x, y),
+        lidar=tuple(lidar),
+        middle=(1, head.shared_conv.in_channels, x, y),
+        score=(1, head.num_classes, queries),
+        **{name: (1, count, queries) for name, count in counts.items()},
+    )
+
+
+def _graph(
+    name: str,
+    module: nn.Module,
+    sizes: dict[str, tuple[int, ...]],
+    inputs: Sequence[str],
+    outputs: dict[str, str],
+    compare: str = 'values',
+) -> Graph:
+    taken = tuple(TensorSpec(one, 'float32', sizes[one]) for one in inputs)
+    given = tuple(
+        TensorSpec(one, 'float32', sizes[one], text, compare=compare) for one, text in outputs.items()
+    )
+    generator = torch.Generator().manual_seed(0)
+    example = {one: torch.rand(sizes[one], generator=generator) for one in inputs}
+    return Graph(name, module.eval(), GraphSpec(f'bevfusion/{name}', taken, given), example)
+
+
+HALF = ColumnGroup(rtol=5e-3)
+"""Of the file's float16 weights against the model's float32 ones; as of the sparse backbone alone."""
+
+
+def between() -> tuple[TensorSpec, ...]:
+    """Return what a runner computes between the files; cells have to be equal."""
+    exact, same = (ColumnGroup(rtol=0.0),), (ColumnGroup(rtol=1e-6),)
+    return (
+        TensorSpec(DEPTH, 'float32', (), 'what the LiDAR measured in each pixel', 'm', same),
+        TensorSpec(CELLS, 'int64', (), 'cell of each point of the frustum', groups=exact),
+        TensorSpec(POOLED, 'float32', (), 'sums of cells'),
+        TensorSpec(OTHER_ORDER, 'float32', (), "LiDAR's map by the file of the other order"),
+        TensorSpec(
+            UNROUNDED, 'float32', (), "LiDAR's map with the weights of the checkpoint", groups=(HALF,)
+        ),
+    )

@@ -1,0 +1,248 @@
+"""BEVFusion's family: which configs it claims, what it refuses, and what the other modules give."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmdet3d.models import build_model
+from torch import nn
+
+from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
+from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
+from mmdeploy_ext.consumers.cuda_bevfusion.cuda import GRAPHS as CUDA_FILES
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
+from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
+from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
+from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, OPTIONS, PORTABLE
+from mmdeploy_ext.families.bevfusion.reference import PartsReference, Reference
+from mmdeploy_ext.families.bevfusion.runtime.model import is_cuda, opened
+from mmdeploy_ext.families.bevfusion.samples import (
+    dumped,
+    frame,
+    fusion_rule,
+    generated,
+    moments,
+    result,
+)
+from mmdeploy_ext.families.bevfusion.synthetic import NEARER, synthetic_outputs, values_of_boxes
+from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.parts.generated import crowded
+from mmdeploy_ext.families.parts.info_files import generated_dataset
+from mmdeploy_ext.families.parts.samples import arrays
+from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
+from mmdeploy_ext.families.parts.special_frames import changed_rigs, plain_moment
+from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.models.bevfusion.fusion import SENSORS, check_parts
+from mmdeploy_ext.preprocess.fusion import FusionRule
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import FusedFrame, Stepper, Sweep
+from mmdeploy_ext.weights.checkpoint import Checkpoint
+
+CAMERAS = 6
+DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
+
+
+class BEVFusionFamily(SequenceFamily):
+    """`BEVFusion` of cameras, LiDAR or both with TransFusion's head or CenterPoint's; it has no memory."""
+
+    name = 'bevfusion_det'
+    exports = 'BEVFusion of cameras and LiDAR (mmdeploy_ext/families/bevfusion/README.md)'
+    near = ('TransFusion', 'BEVFusion', 'LSS')
+    of_config = "the grid and the cameras are the config's"
+    task = 'bbox3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        '': '-m mmdeploy_ext run {file} INFOS.pkl',
+        AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
+    }
+    options = (*OPTIONS, *DRIVE)
+    files = ('rig', 'depth', 'lidar', 'frame')
+    samples = 'fused'
+    postprocess_facts = staticmethod(postprocess_facts)
+    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
+    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
+    reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
+    compared = ('cells', 'depth', 'bev')
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
+
+    def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int] | None:
+        """Return the layer of the LiDAR's encoder, whose axes are x, y, z."""
+        if 'lidar' not in model.sensors:
+            return None
+        lidar = model.encoders['lidar']
+        return lidar.voxel_layer, 'xyz', int(lidar.in_channels)
+
+    def crowded_sweeps(self, rule: FusionRule, options: Options) -> Iterable[Sweep]:
+        """See `SequenceFamily.crowded_sweeps`."""
+        return crowded(rule.voxels) if rule.voxels is not None else ()
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `SequenceFamily.check`."""
+        if options.precision != 'fp32':
+            raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
+        check_model(cfg)
+        check_form(cfg.filename, options, bool(cfg.model.encoders.get('lidar')))
+        if options.contract != PORTABLE:
+            check_head(cfg, options.contract)
+        if options.contract == CUDA:
+            check_cuda(cfg)
+        if options.contract == AUTOWARE:
+            autoware.check(cfg)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
+        """Write moments of the sensors that a model has."""
+        default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
+        return generated_dataset(folder, cfg, default, rule.views, rule.voxels)
+
+    def special_samples(self, rule: FusionRule, sample: FusedFrame) -> Iterable[Sweep]:
+        """Yield moments each of which changes one thing more of the rig."""
+        return () if rule.views is None else changed_rigs(sample)
+
+    def plain_sample(self, rule: FusionRule, sample: FusedFrame) -> FusedFrame:
+        """Return a moment of one point, and of pictures of one colour."""
+        limits = None if rule.voxels is None else rule.voxels.point_cloud_range
+        return plain_moment(sample, limits)
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield boxes of the frame's graph, or what the last graph of another contract gives for them."""
+        head, nms = model.heads['object'], runner.metadata.postprocess['nms']
+        queries, names = int(head.num_proposals), spec.output_names
+        if 'boxes' in names:
+            queries = int(next(tensor for tensor in spec.outputs if tensor.name == 'boxes').axes[0])
+            yield from synthetic_outputs(nms, self.num_classes(model), queries)
+            return
+        for title, outputs in synthetic_outputs(nms, self.num_classes(model), queries, NEARER):
+            given = outputs, head.bbox_coder, self.num_classes(model)
+            yield title, values_of_boxes(*given, of_node='bbox_pred' in names)
+
+    def heads_with_other_limits(
+        self, model: nn.Module, options: Options, reference: Stepper, sample: FusedFrame
+    ) -> Iterable[tuple[str, Detections3D, Detections3D | Exception]]:
+        """See the function of this name."""
+        return heads_with_other_limits(model, options, reference, sample)
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        """See `SequenceFamily.graphs`."""
+        if options.contract == AUTOWARE:
+            return autoware.graphs(model)
+        return cuda_graphs.graphs(model, CAMERAS) if options.contract == CUDA else graphs(model, options)
+
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        """See `Family.names_of`."""
+        return {CUDA: CUDA_FILES, AUTOWARE: AUTOWARE_FILES}.get(options.contract, self.files)
+
+    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
+        """See `Family.companions`."""
+        return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
+
+    def reference_of(self, model: nn.Module, options: Options) -> Stepper:
+        """See `SequenceFamily.reference_of`."""
+        return (PartsReference if options.contract == CUDA else Reference)(model)
+
+    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        """See `SequenceFamily.between_files`."""
+        if options.contract == AUTOWARE:
+            return autoware.between()
+        return cuda_graphs.between() if options.contract == CUDA else ()
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `Family.build`."""
+        check_model(cfg)
+        return build_without_weights(cfg, build_model)
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        """See `Family.load_weights`; kernels of either spconv layout."""
+        depth = checkpoint.state_dict.get(DEPTH_KERNEL)
+        if depth is not None and depth.ndim == 4 and depth.shape[1] == 6:
+            raise CheckpointError(
+                f'{checkpoint.path}: {DEPTH_KERNEL} takes six depth channels, as mit-han-lab/bevfusion has '
+                f'after db75150; this model takes one: use a published checkpoint, or one trained by db75150'
+            )
+        if 'lidar' in model.sensors:
+            load_whole(model, checkpoint, 'encoders.lidar.backbone')
+        else:
+            super().load_weights(model, checkpoint)
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.heads['object'].num_classes)
+
+    def preprocess_rule(self, cfg: Any) -> FusionRule:
+        """See `Family.preprocess_rule`."""
+        check_model(cfg)
+        return fusion_rule(cfg)
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """See `SequenceFamily.runner`."""
+        if tuple(Path(path).stem for path in paths) == AUTOWARE_FILES:
+            return AutowareBEVFusion(paths, **engine)
+        more = dict(to_compare=True) if is_cuda(paths) else {}
+        return opened(paths, **more, **engine)
+
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        """See `SequenceFamily.timed_methods`."""
+        found: dict[str, list[tuple[object, str]]] = dict(frame=[(model, 'joined')])
+        if 'camera' in model.sensors:
+            transform = model.encoders['camera']['vtransform']
+            found |= dict(rig=[(transform, 'cells')], depth=[(transform, 'depth_maps')])
+            found['frame'].append((model, 'camera_maps'))
+        if 'lidar' in model.sensors:
+            found['lidar'] = [(model, 'lidar_view')]
+        return found
+
+
+def check_head(cfg: Any, contract: str) -> None:
+    """Refuse heads that a contract has no place for."""
+    if (kind := cfg.model.heads.object.type) != 'TransFusionHead':
+        raise ConfigError(
+            f'{cfg.filename}: model.heads.object.type={kind!r}: --contract {contract} takes TransFusionHead'
+        )
+
+
+def check_cuda(cfg: Any) -> None:
+    """Refuse what CUDA-BEVFusion has no files for."""
+    encoders = cfg.model.encoders
+    lacking = [name for name in SENSORS if not encoders.get(name)]
+    if lacking:
+        raise ConfigError(
+            f'{cfg.filename}: model.encoders has no {lacking[0]}: --contract {CUDA} takes both sensors'
+        )
+    if encoders.camera.vtransform.type != 'DepthLSSTransform':
+        raise ConfigError(
+            f'{cfg.filename}: model.encoders.camera.vtransform.type={encoders.camera.vtransform.type!r}: '
+            f'--contract {CUDA} takes depth maps; expected DepthLSSTransform'
+        )
+
+
+def check_model(cfg: Any) -> None:
+    """Raise ConfigError, which names file and key, for detectors whose parts are not exported."""
+    model, where = cfg.model, f'{cfg.filename}: model'
+    try:
+        check_parts(model.get('encoders') or {}, model.get('fuser'), model.get('heads') or {})
+    except ConfigError as error:
+        raise ConfigError(f'{where}: {error}') from error
+    lidar, camera = model.encoders.get('lidar'), model.encoders.get('camera')
+    if not lidar and camera.vtransform.type != 'LSSTransform':
+        raise ConfigError(
+            f'{where}.encoders.camera.vtransform.type={camera.vtransform.type!r} looks at points, and there '
+            f'is no LiDAR; expected LSSTransform'
+        )
+    kind = lidar.backbone.get('type') if lidar else ''
+    if lidar and kind != 'BEVFusionSparseEncoder':
+        raise ConfigError(
+            f'{where}.encoders.lidar.backbone.type={kind!r}; expected BEVFusionSparseEncoder, whose axes are '
+            f'x, y, z'
+        )
+
+
+register_family(BEVFusionFamily())

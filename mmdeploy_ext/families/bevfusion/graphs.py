@@ -1,0 +1,242 @@
+"""BEVFusion's graphs: cells of a rig, depth maps, the sparse backbone, and from all of them to boxes.
+
+Glossary: N cameras, D depth bins, h, w cells of a feature map, P points, V values per point, C channels,
+X, Y cells of the bird's-eye view, Q queries, R, R2, R3 rows of tables, W the width of the third.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.parts.parts import OfModel
+from mmdeploy_ext.families.parts.sparse_graph import portable_graph
+from mmdeploy_ext.models.bevfusion.rig import Rig
+
+DEPTH_MATRICES = ('lidar2image', 'img_aug_matrix', 'lidar_aug_matrix')
+RIG_MATRICES = ('camera_intrinsics', 'camera2lidar', 'img_aug_matrix', 'lidar_aug_matrix')
+TABLES = ('first', 'pixels', 'second', 'third', 'slots')
+"""Of the rig's graph, inputs of the frame's: see `ViewTransform.pool_tables`."""
+TABLE_MEANINGS = dict(
+    cells='cell of each point of the frustum, x * Y + y; X * Y for none',
+    first='points of the frustum in one cell, numbered from 1; 0 for none',
+    pixels='cell of a feature map that each of them stands for',
+    second='rows of `first` in one cell; 0 for none',
+    third='rows of `second` in one cell; 0 for none',
+    slots='row of a cell in the sums of `first`, `second` and `third`, one behind the other',
+)
+MEANINGS = dict(
+    camera_intrinsics='camera to picture as it was taken, pixels',
+    camera2lidar='camera to LiDAR, before the augmentation of points',
+    lidar2image='LiDAR before the augmentation to picture as it was taken',
+    img_aug_matrix='picture as it was taken to input of the network, pixels',
+    lidar_aug_matrix='LiDAR to augmented LiDAR; a unit matrix when it is deployed',
+)
+
+
+class RigTables(nn.Module):
+    """The cell of each point of the frustum, and who falls into each cell, for one calibration."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.transform = model.encoders['camera']['vtransform']
+
+    def forward(
+        self, intrinsics: Tensor, camera2lidar: Tensor, img_aug: Tensor, lidar_aug: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the cells (N, D, h, w) int64, see `ViewTransform.cells`, and their `pool_tables`.
+
+        Matrices are (N, 4, 4), and (4, 4) of points.
+        """
+        rig = Rig(img_aug[None], lidar_aug[None], intrinsics[None], camera2lidar[None])
+        cells = self.transform.cells(rig)[0]
+        return cells, *self.transform.pool_tables(cells)
+
+
+class DepthMaps(nn.Module):
+    """What the LiDAR measured in each pixel."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.transform = model.encoders['camera']['vtransform']
+
+    def forward(self, points: Tensor, *matrices: Tensor) -> Tensor:
+        """Return (N, 1, H, W) metres of points (P, 3) and `DEPTH_MATRICES`, see `rig.depth_maps`."""
+        rig = Rig(**{name: given[None] for name, given in zip(DEPTH_MATRICES, matrices, strict=True)})
+        return self.transform.depth_maps([points], rig)[0]
+
+
+class FusedFrame(OfModel):
+    """Pictures, their depth maps and the LiDAR's map to boxes: what is computed in float32 and dense."""
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the head's `candidates`.
+
+        Inputs are those of `frame_inputs`.
+        """
+        given = dict(zip(frame_inputs(self.model), inputs, strict=True))
+        maps = dict(lidar=given.get('bev'))
+        if 'camera' in self.model.sensors:
+            transform = self.model.encoders['camera']['vtransform']
+            lifted = self.model.lifted(given['img'], given.get('depth'))
+            pooled = transform.pool_by_tables(*lifted, [given[name] for name in TABLES])
+            maps['camera'] = transform.downsample(pooled)
+        joined = self.model.joined([maps[name] for name in self.model.sensors])
+        return boxes_of_map(self.model.heads['object'], joined)
+
+
+def boxes_of_map(head: nn.Module, joined: Tensor) -> tuple[Tensor, ...]:
+    """Return `boxes` (Q, 9), `scores` (Q,) and `labels` (Q,) of the map that a head reads, (1, C, X, Y)."""
+    return tuple(rows[0] for rows in head.candidates(head(joined)))
+
+
+def frame_inputs(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the inputs of `FusedFrame`."""
+    names: list[str] = []
+    if 'camera' in model.sensors:
+        names += ['img', *TABLES, *(['depth'] if uses_points(model) else [])]
+    return (*names, *(['bev'] if 'lidar' in model.sensors else []))
+
+
+def uses_points(model: nn.Module) -> bool:
+    """Return whether a `BEVFusion` looks at depth maps."""
+    return 'camera' in model.sensors and bool(model.encoders['camera']['vtransform'].uses_points)
+
+
+def graphs(model: nn.Module, options: Options, cameras: int = 6) -> list[Graph]:
+    """Return the graphs of rig, depth maps, sparse backbone and frame; those of sensors that there are."""
+    found = []
+    if 'camera' in model.sensors:
+        found.append(rig_graph(model, cameras))
+    if uses_points(model):
+        found.append(depth_graph(model, cameras))
+    shape = None
+    if 'lidar' in model.sensors:
+        found.append(portable_graph(model.encoders['lidar'].encoder, 'lidar', 'bevfusion', options))
+        (bev,) = found[-1].spec.outputs
+        shape = bev.axes
+    return [*found, frame_graph(model, shape, cameras)]
+
+
+def _graph(
+    name: str, module: nn.Module, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
+) -> Graph:
+    spec = GraphSpec(f'bevfusion/{name}', tuple(inputs), tuple(outputs))
+    return Graph(name, module.eval(), spec, {one.name: _example(one) for one in spec.inputs})
+
+
+def rig_graph(model: nn.Module, cameras: int) -> Graph:
+    """Return the graph that is run once for a calibration."""
+    inputs = (_matrix(name, cameras) for name in RIG_MATRICES)
+    return _graph('rig', RigTables(model), inputs, _table_specs(model, cameras).values())
+
+
+def depth_graph(model: nn.Module, cameras: int) -> Graph:
+    """Return the graph that puts the points of a frame into its pictures."""
+    points = TensorSpec('points', 'float32', ('P', 3), 'augmented LiDAR frame', 'm', single=True)
+    inputs = (points, *(_matrix(name, cameras) for name in DEPTH_MATRICES))
+    return _graph('depth', DepthMaps(model), inputs, [_depth_spec(model, cameras)])
+
+
+def frame_graph(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> Graph:
+    """Return the graph of a frame; `bev` is the shape of the LiDAR's map, None without LiDAR."""
+    specs = _frame_specs(model, bev, cameras)
+    queries = model.heads['object'].num_proposals
+    kinds = dict(
+        boxes=('float32', (queries, 9), 'bottom centre, w, l, h, yaw, velocity; m, rad, m/s'),
+        scores=('float32', (queries,), 'probability'),
+        labels=('int64', (queries,), 'class; -1 for a box out of range'),
+    )
+    outputs = (TensorSpec(name, *facts, compare='detections') for name, facts in kinds.items())
+    return _graph('frame', FusedFrame(fuse(model)), (specs[name] for name in frame_inputs(model)), outputs)
+
+
+def _matrix(name: str, cameras: int) -> TensorSpec:
+    axes = (4, 4) if name == 'lidar_aug_matrix' else (cameras, 4, 4)
+    return TensorSpec(name, 'float32', axes, MEANINGS[name], single=True)
+
+
+def _frame_specs(model: nn.Module, bev: tuple[int, ...] | None, cameras: int) -> dict[str, TensorSpec]:
+    found = {}
+    if bev is not None:
+        found['bev'] = TensorSpec('bev', 'float32', tuple(bev), "bird's-eye view of the sparse backbone")
+    if 'camera' in model.sensors:
+        size = (cameras, 3, *model.encoders['camera']['vtransform'].image_size)
+        found['img'] = TensorSpec('img', 'float32', size, 'pictures, normalised')
+        found |= _table_specs(model, cameras)
+    if uses_points(model):
+        found['depth'] = _depth_spec(model, cameras)
+    return found
+
+
+def _depth_spec(model: nn.Module, cameras: int) -> TensorSpec:
+    size = (cameras, 1, *model.encoders['camera']['vtransform'].image_size)
+    same = (ColumnGroup(rtol=1e-6),)
+    return TensorSpec(
+        'depth', 'float32', size, 'what the LiDAR measured in a pixel; 0 where nothing', 'm', same
+    )
+
+
+def _table_specs(model: nn.Module, cameras: int) -> dict[str, TensorSpec]:
+    transform = model.encoders['camera']['vtransform']
+    first, second = transform.tables.WIDTHS
+    axes = dict(
+        cells=(cameras, *transform.frustum.shape[:3]),
+        first=('R', first),
+        pixels=('R', first),
+        second=('R2', second),
+        third=('R3', 'W'),
+        slots=(transform.tables.count,),
+    )
+    exact = (ColumnGroup(rtol=0.0),)
+    return {
+        name: TensorSpec(name, 'int64', sizes, TABLE_MEANINGS[name], groups=exact)
+        for name, sizes in axes.items()
+    }
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    """Return a tensor that is traced."""
+    generator = torch.Generator().manual_seed(0)
+    shape = tuple(16 if isinstance(axis, str) else axis for axis in spec.axes)
+    if spec.name in MEANINGS:
+        return torch.eye(4).expand(*shape).clone()
+    if spec.dtype == 'int64':
+        return torch.zeros(shape, dtype=torch.int64)
+    return torch.rand(shape, generator=generator)
+
+
+def postprocess_facts(model: nn.Module) -> dict[str, Any]:
+    """Return what the metadata tells of the model's inputs, its view, and how its head's values are boxes."""
+    coder = model.heads['object'].bbox_coder
+    facts = dict(
+        sensors=list(model.sensors),
+        queries=int(model.heads['object'].num_proposals),
+        uses_points=False,
+        nms=model.heads['object'].nms,
+        coder=dict(
+            pc_range=list(coder.pc_range),
+            voxel_size=list(coder.voxel_size),
+            out_size_factor=int(coder.out_size_factor),
+            post_center_range=coder.post_center_range and list(coder.post_center_range),
+            score_threshold=coder.score_threshold,
+        ),
+    )
+    if 'camera' in model.sensors:
+        transform = model.encoders['camera']['vtransform']
+        facts.update(uses_points=bool(transform.uses_points), view=_view(transform))
+    return facts
+
+
+def _view(transform: nn.Module) -> dict[str, Any]:
+    """Return what decides the cells of a frustum, see `runtime.bevfusion_det.geometry.View`."""
+    grid = transform.frustum.detach().cpu()
+    numbers = dict(columns=grid[0, 0, :, 0], rows=grid[0, :, 0, 1], depths=grid[:, 0, 0, 2])
+    numbers |= dict(centre=transform.bx, step=transform.dx, count=transform.nx)
+    found = {name: value.detach().cpu().tolist() for name, value in numbers.items()}
+    return dict(found, image_size=list(transform.image_size))

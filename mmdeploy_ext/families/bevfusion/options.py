@@ -1,0 +1,70 @@
+"""BEVFusion whole: its options, and what its files tell `families/bevfusion/runtime`."""
+
+import dataclasses
+from typing import Any
+
+from mmdeploy_ext.contract.options import CONTRACT as DECLARED
+from mmdeploy_ext.contract.options import SPARSE_FORM
+from mmdeploy_ext.contract.schema import (
+    either,
+    exactly,
+    full_record,
+    items,
+    maybe,
+    number,
+    one_of,
+    open_record,
+    record,
+)
+from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE, RANGE
+
+PORTABLE, CUDA, AUTOWARE = 'portable', 'cuda-bevfusion', 'autoware'
+CONTRACT = dataclasses.replace(
+    DECLARED,
+    default=PORTABLE,
+    help='portable: graphs of standard operators, points to boxes (default); cuda-bevfusion: the files '
+    "that NVIDIA's CUDA-BEVFusion loads, by its names and shapes; autoware: the file that Autoware's "
+    'bevfusion loads, of models of LiDAR alone',
+    choices=(PORTABLE, CUDA, AUTOWARE),
+    fixes={CUDA: dict(opset=13, exporter='torchscript', precision='fp32'), AUTOWARE: dict(precision='fp32')},
+)
+OPTIONS = (CONTRACT, dataclasses.replace(SPARSE_FORM, only_with=('contract', PORTABLE)))
+NUMBERS, TRIPLE = items(number(), 1), exactly(3, number())
+CLASSES = items(number(0, 1000, whole=True), 1)
+CIRCLE = full_record(classes=CLASSES, radius=number(0), most=COUNT)
+ROTATED = full_record(
+    classes=CLASSES, most=COUNT, overlap=number(0, 1), first=maybe(COUNT), scales=items(POSITIVE, 1)
+)
+
+
+def _group(value: Any, where: str) -> None:
+    """Check what suppresses a group of classes: by distance, or by overlap."""
+    (ROTATED if isinstance(value, dict) and 'overlap' in value else CIRCLE)(value, where)
+
+
+POSTPROCESS = open_record(
+    sensors=items(one_of('camera', 'lidar'), 1, 2),
+    queries=COUNT,
+    uses_points=FLAG,
+    view=record(
+        dict(
+            image_size=exactly(2, COUNT),
+            columns=NUMBERS,
+            rows=NUMBERS,
+            depths=NUMBERS,
+            centre=TRIPLE,
+            step=TRIPLE,
+            count=exactly(3, COUNT),
+        )
+    ),
+    nms=maybe(either(CIRCLE, items(_group, 1))),
+    coder=record(
+        dict(
+            pc_range=items(number(), 2, 6),
+            voxel_size=items(POSITIVE, 2, 3),
+            out_size_factor=COUNT,
+            post_center_range=maybe(RANGE),
+            score_threshold=maybe(number()),
+        )
+    ),
+)

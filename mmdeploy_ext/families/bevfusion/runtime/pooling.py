@@ -1,0 +1,139 @@
+"""View pooling beside the graphs, as CUDA-BEVFusion does it: tables of a rig, and sums of their intervals.
+
+`write_tables` is for a consumer of its files.
+
+Glossary: N cameras, D depth bins, h, w cells of a feature map, T = N D h w points, X, Y cells of the
+bird's-eye view, C channels, n intervals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.contract.metadata import Metadata, read_props
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, MATRICES, check_calibration
+from mmdeploy_ext.families.bevfusion.runtime.geometry import View, cells, engine_cells
+from mmdeploy_ext.runtime.exported import model_files
+
+if TYPE_CHECKING:
+    import os
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """What says which points of the frustum are added up in which cell.
+
+    Attributes:
+        geometry: (T,) int32 cell `x * Y + y` of each point; of points outside of the grid X * Y.
+        ranks: (T,) int32 by which points are sorted: their cell, or -1 outside.
+        indices: (T,) uint32 points in that order, `camera * (D h w) + (d h + row) w + column`.
+        intervals: (n, 3) int32: first place in `indices`, the one after the last, and the cell.
+        shape: (X, Y).
+    """
+
+    geometry: np.ndarray
+    ranks: np.ndarray
+    indices: np.ndarray
+    intervals: np.ndarray
+    shape: tuple[int, int]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them to an .npz file, atomically."""
+        with atomic_path(Path(path)) as temporary, temporary.open('wb') as stream:
+            np.savez(stream, **dataclasses.asdict(self))
+
+
+def tables_of(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
+    """Return the tables of a rig, of cells (N, D, h, w) of `geometry.cells` on a grid of (X, Y)."""
+    geometry = cells.reshape(-1).astype(np.int32)
+    ranks = np.where(geometry < shape[0] * shape[1], geometry, np.int32(-1))
+    return _tables(geometry, ranks, shape, 0, len(geometry))
+
+
+def engine_tables(cells: np.ndarray, shape: tuple[int, int]) -> Tables:
+    """Return the tables as CUDA-BEVFusion makes them: points outside have rank 0, the last point is lost.
+
+    Source: NVIDIA-AI-IOT/Lidar_AI_Solution 787ad95, CUDA-BEVFusion/src/bevfusion/camera-geometry.cu:60-88 and
+    218-265, its behaviour in own words.
+    """
+    geometry = cells.reshape(-1).astype(np.int32)
+    kept = geometry < shape[0] * shape[1]
+    ranks = np.where(kept, geometry, np.int32(0))
+    return _tables(geometry, ranks, shape, len(geometry) - int(kept.sum()), len(geometry) - 1)
+
+
+def _tables(geometry: np.ndarray, ranks: np.ndarray, shape: tuple[int, int], first: int, end: int) -> Tables:
+    """Return the tables of points by their ranks; intervals are of those from `first` to `end`."""
+    indices = np.argsort(ranks, kind='stable')
+    starts = np.flatnonzero(np.diff(ranks[indices][first:], prepend=np.int32(-1))) + first
+    ends = np.append(starts[1:], end)[: len(starts)]
+    intervals = np.stack([starts, ends, geometry[indices[starts]]], 1).astype(np.int32)
+    return Tables(geometry, ranks, indices.astype(np.uint32), intervals, tuple(shape))
+
+
+def pooled(features: np.ndarray, weights: np.ndarray, tables: Tables) -> np.ndarray:
+    """Return the sums of weighted features in each cell, (1, C, X, Y) float32, in the order of the points.
+
+    Args:
+        features: (N, h, w, C), `camera_feature`.
+        weights: (N, D, h, w), `camera_depth_weights`.
+        tables: of the rig; DataError where they are of another.
+    """
+    from mmdeploy_ext.runtime.bev_loops import add_up
+
+    if weights.size != len(tables.indices):
+        raise DataError(
+            f'the tables are of {len(tables.indices)} points, the network gave weights of {weights.size}'
+        )
+    channels, places = features.shape[3], features.shape[1] * features.shape[2]
+    sums = np.zeros((tables.shape[0] * tables.shape[1], channels), np.float32)
+    rows = np.ascontiguousarray(features, np.float32).reshape(-1, channels)
+    flat = np.ascontiguousarray(weights, np.float32).reshape(-1)
+    add_up(rows, flat, tables.indices, tables.intervals, weights.shape[1], places, sums)
+    return np.ascontiguousarray(sums.T).reshape(1, channels, *tables.shape)
+
+
+def read_calibration(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the matrices of an .npz file, float32, see `FusedFrame`; DataError where it is none."""
+    try:
+        with np.load(path) as stored:
+            found = {name: np.asarray(stored[name], np.float32) for name in MATRICES if name in stored}
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f'{path}: cannot be read; expected an .npz file of {", ".join(MATRICES)}') from error
+    return {'lidar_aug_matrix': np.eye(4, dtype=np.float32), **found}
+
+
+def write_tables(folder: str, calibration: str, output: str) -> dict[str, int]:
+    """Write the tables of a rig to an .npz file: of the folder of an export and an .npz file of matrices.
+
+    Without `lidar_aug_matrix` points are not augmented.
+
+    Returns:
+        'points' and 'intervals' of the tables, 'dropped' points, and 'engine_differs': points that
+        CUDA-BEVFusion's own float32 puts elsewhere.
+
+    Raises:
+        ModelFileError: not there, or not of this family.
+        DataError: a calibration that cannot be.
+    """
+    path = model_files(folder)[0]
+    metadata = Metadata.from_props(read_props(path), path)
+    metadata.require(path, FAMILY)
+    rig = read_calibration(calibration)
+    check_calibration(rig, metadata.preprocess.views.num_cameras, calibration)
+    view = View.of(metadata.postprocess['view'])
+    found = cells(rig, view)
+    tables = tables_of(found, view.shape)
+    tables.save(output)
+    return dict(
+        points=found.size,
+        intervals=len(tables.intervals),
+        dropped=int((tables.ranks < 0).sum()),
+        engine_differs=int((engine_cells(rig, view) != found).sum()),
+    )

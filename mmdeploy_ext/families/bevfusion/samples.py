@@ -1,0 +1,175 @@
+"""Samples of BEVFusion: the rule of a config, generated frames, dumps read back, results of the data set."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.core.errors import ConfigError, DataError
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
+from mmdeploy_ext.families.bevfusion.runtime.moments import moment, points_of
+from mmdeploy_ext.families.parts import generated as sweeps
+from mmdeploy_ext.families.parts.samples import check_dumped, only, result
+from mmdeploy_ext.families.sparse_backbone.samples import rule_of_layer
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.preprocess.fusion import FusionRule
+from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive
+from mmdeploy_ext.quantize.sweeps import point_rule
+from mmdeploy_ext.runtime.frames import FusedFrame, of_rays
+from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
+
+__all__ = ['dumped', 'frame', 'fusion_rule', 'generated', 'moments', 'result']
+SOURCE = 900, 1600
+"""Height and width of nuScenes' pictures, pixels; `source` of ImageAug3D says another one."""
+NO_POINTS = np.zeros((0, 5), np.float32)
+HIDDEN = 500
+"""Points behind others, for each camera."""
+
+
+def fusion_rule(cfg: Any) -> FusionRule:
+    """Return how pictures and points become the input of a config's model."""
+    encoders = cfg.model.encoders
+    views = _views(cfg, encoders.camera) if encoders.get('camera') else None
+    voxels = None
+    if encoders.get('lidar'):
+        channels = int(encoders.lidar.backbone.in_channels)
+        voxels = rule_of_layer(encoders.lidar.voxelize, channels, 'xyz')
+    return FusionRule(views, voxels, **(_points(cfg, voxels.in_channels) if voxels else {}))
+
+
+def _points(cfg: Any, width: int) -> dict[str, Any]:
+    """Return how points of a `width` are read; ConfigError: as a file cannot say."""
+    rule = point_rule(cfg, width)
+    if rule.past is None:
+        return dict(load_dim=rule.load_dim, use_dim=rule.use_dim)
+    if rule.use_dim != tuple(range(rule.load_dim)):
+        raise ConfigError(
+            f'{cfg.filename}: use_dim={list(rule.use_dim)} of LoadPointsFromFile; expected all of its '
+            f'load_dim={rule.load_dim}, since LoadPointsFromMultiSweeps chooses'
+        )
+    past = dict(pad_empty_sweeps=rule.past.pad_empty, remove_close=rule.past.remove_close)
+    return dict(load_dim=rule.load_dim, use_dim=rule.past_dim, sweeps=rule.past.most, **past)
+
+
+def _views(cfg: Any, camera: Any) -> MultiViewRule:
+    """Return how pictures become the input."""
+    steps = {step.get('type'): step for step in test_pipeline(cfg)}
+    for name in ('ImageAug3D', 'ImageNormalize'):
+        if name not in steps:
+            raise ConfigError(f'{cfg.filename}: the test pipeline has no {name}; it makes the pictures')
+    height, width = camera.vtransform.image_size
+    low, high = steps['ImageAug3D']['resize_lim']
+    bottom = float(np.mean(steps['ImageAug3D'].get('bot_pct_lim', (0.0, 0.0))))
+    scale = float(np.mean((low, high)))
+    source = tuple(steps['ImageAug3D'].get('source', SOURCE))
+    resized = int(source[0] * scale), int(source[1] * scale)
+    normalise = steps['ImageNormalize']
+    return MultiViewRule(
+        mean=tuple(255.0 * value for value in normalise['mean']),
+        std=tuple(255.0 * value for value in normalise['std']),
+        to_rgb=True,
+        source=source,
+        scale=scale,
+        resized=resized,
+        crop=(int((1 - bottom) * resized[0]) - height, max(0, resized[1] - width) // 2),
+        size=(height, width),
+    )
+
+
+def frame(data: Mapping[str, Any]) -> FusedFrame:
+    """Return one collated sample of the test loader (batch 1) as a fused frame."""
+    if 'img_metas' not in data or not {'img', 'points'} & set(data):
+        raise DataError('the test pipeline gives no img, points and img_metas; see the keys of Collect3D')
+    meta = only(data['img_metas'], 'img_metas')
+    points = only(data['points'], 'points').cpu().numpy() if 'points' in data else NO_POINTS
+    images = only(data['img'], 'img').cpu().numpy() if 'img' in data else None
+    if images is not None and images.ndim == 5 and len(images) == 1:  # the loader's batch
+        images = images[0]
+    return FusedFrame(
+        np.ascontiguousarray(points, np.float32),
+        str(meta.get('sample_idx', '')),
+        images=images,
+        calibration={name: np.asarray(meta[name], np.float32) for name in MATRICES if name in meta},
+        image_files=tuple(map(str, meta.get('filename', ()))),
+    )
+
+
+def moments(cfg: Any, rule: FusionRule, infos: Path, root: str | Path | None = None) -> Iterator[FusedFrame]:
+    """Yield the moments of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    if rule.views is not None:
+        for rig in read_frames(infos, rule.views, root):
+            yield moment(rig.read_pictures(), rig, rule, root)
+        return
+    none = np.zeros((0, 3, 3)), np.zeros((0, 4, 4)), np.eye(4)
+    for info in read_infos(infos):
+        rig = RigFrame(str(info['token']), (), *none, info['timestamp'] / 1e6, None, info, infos)
+        yield FusedFrame(points_of(rig, rule, root), rig.name)
+
+
+def generated(rule: FusionRule, count: int) -> Iterator[FusedFrame]:
+    """Yield frames of a synthetic drive with sweeps of the generated world, each seen by another rig.
+
+    Every other frame is augmented as in training: its points are turned, scaled and moved, and each camera's
+    picture is taken as another cut of what the camera saw. Behind a part of the points, as a camera sees
+    them, is another one, before or after it in the sweep.
+    """
+    if rule.views is None:
+        for number, sweep in enumerate(sweeps.generated(rule.voxels, count)):
+            yield FusedFrame(sweep.points, f'generated frame {number}')
+        return
+    points = (
+        sweeps.generated(rule.voxels, count) if rule.voxels is not None else itertools.repeat(None, count)
+    )
+    pairs = zip(points, synthetic_drive(count, rule.views), strict=True)
+    for index, (sweep, seen) in enumerate(pairs):
+        rng = np.random.default_rng(index)
+        taken = rule.img_aug_matrix().astype(np.float64)
+        if index % 2:
+            taken[:, [0, 1], [0, 1]] *= rng.uniform(0.9, 1.1, (len(taken), 1))
+            taken[:, :2, 3] += rng.uniform(-0.05, 0.05, (len(taken), 2)) * rule.views.input_size
+        cut_back = np.linalg.inv(of_rays(taken))
+        lidar2image, intrinsics = cut_back @ seen.lidar2img, cut_back @ seen.intrinsics
+        camera2lidar = np.linalg.inv(lidar2image) @ intrinsics
+        points = NO_POINTS
+        if sweep is not None:
+            points = _with_hidden(sweep.points, camera2lidar[:, :3, 3], rng)
+        moved = np.eye(4)
+        if index % 2:
+            angle, scale = rng.uniform(-0.4, 0.4), rng.uniform(0.95, 1.05)
+            moved[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+            moved[:3, :3] *= scale
+            moved[:3, 3] = rng.uniform(-0.3, 0.3, 3)
+        points[:, :3] = points[:, :3] @ moved[:3, :3].T + moved[:3, 3]
+        calibration = dict(
+            camera_intrinsics=intrinsics,
+            camera2lidar=camera2lidar,
+            lidar2image=lidar2image,
+            img_aug_matrix=taken,
+            lidar_aug_matrix=moved,
+        )
+        calibration = {name: matrix.astype(np.float32) for name, matrix in calibration.items()}
+        yield FusedFrame(
+            points.astype(np.float32), f'generated frame {index}', images=seen.images, calibration=calibration
+        )
+
+
+def _with_hidden(points: np.ndarray, cameras: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return points (P, V) with others behind them, from each camera (N, 3), in another order."""
+    hidden = points[rng.integers(len(points), size=(len(cameras), HIDDEN))].astype(np.float64)
+    hidden[..., :3] = cameras[:, None] + rng.uniform(1.3, 3.0) * (hidden[..., :3] - cameras[:, None])
+    joint = np.concatenate([points, hidden.reshape(-1, points.shape[1]).astype(points.dtype)])
+    return joint[rng.permutation(len(joint))]
+
+
+def dumped(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> FusedFrame:
+    """Return a dumped frame as it was fed."""
+    check_dumped(tensors, ('points', *(('images', *MATRICES) if 'cells' in tensors else ())))
+    return FusedFrame(
+        np.ascontiguousarray(tensors['points']),
+        str(manifest.get('frame', '')),
+        images=tensors.get('images'),
+        calibration={name: tensors[name] for name in MATRICES if name in tensors},
+    )

@@ -1,0 +1,95 @@
+"""Synthetic boxes of BEVFusion's frame graph that reach the limits of what follows it.
+
+Glossary: Q boxes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.proving.inputs.head_outputs import HIGH, clear_size
+
+NEAR = 0.65
+"""Of a radius: boxes beside each other, and at a corner of each other, are nearer than it; others are not."""
+UNIT_M = 0.5
+"""Cell of the grid on which rotated boxes are, metres."""
+APART = 40
+"""Times as far from each other: nothing is suppressed but by number."""
+NEARER = 5
+"""The same of boxes that have to be in the range of a coder."""
+ABOVE_M = 1e3
+"""How far above others boxes are that a coder drops, metres."""
+OTHER_SIZE_M = 1.0
+"""Side of boxes that nothing suppresses."""
+
+
+def synthetic_outputs(
+    nms: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, classes: int, count: int, apart: int = APART
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield titles and outputs of the frame's graph with `count` boxes, by the suppression of the file.
+
+    Boxes far apart are `apart` times as far from each other as those beside each other.
+    """
+    groups = (
+        [dict(nms, classes=[label]) for label in nms['classes']] if isinstance(nms, Mapping) else nms or ()
+    )
+    rng = np.random.default_rng(0)
+    suppressed = [label for group in groups for label in group['classes']]
+    others = [label for label in range(classes) if label not in suppressed][-1:]
+    labels = np.resize([*suppressed, *others], count)
+    yield 'boxes beside those of other classes', _boxes(groups, rng.permutation(labels), 1, rng)
+    for group in groups:
+        labels = np.full(count, group['classes'][-1])
+        yield f'boxes of class {labels[0]} alone', _boxes(groups, labels, 1, rng)
+        yield f'boxes of class {labels[0]} far apart', _boxes(groups, labels, apart, rng)
+
+
+def values_of_boxes(
+    outputs: Mapping[str, np.ndarray], coder: Any, classes: int, of_node: bool
+) -> dict[str, np.ndarray]:
+    """Return what a head gives for boxes of the frame's graph, as CUDA-BEVFusion or Autoware's node has it.
+
+    A box without a label is far above the range of the coder. The values are those of `head_values`.
+    """
+    boxes, scores = outputs['boxes'].astype(np.float64), outputs['scores']
+    dropped, labels = outputs['labels'] < 0, outputs['labels'].clip(min=0)
+    step, low = (np.array(values[:2]) for values in (coder.voxel_size, coder.pc_range))
+    centres = (boxes[:, :2] - low) / (step * coder.out_size_factor)
+    middle = boxes[:, 2] + boxes[:, 5] / 2 + np.where(dropped, ABOVE_M, 0.0)
+    sizes, sine, cosine = np.log(boxes[:, 3:6]), np.sin(boxes[:, 6]), np.cos(boxes[:, 6])
+    if of_node:
+        columns = [*centres.T, middle, *sizes[:, [1, 0, 2]].T, -cosine, -sine, *boxes[:, 7:].T]
+        return dict(bbox_pred=np.stack(columns).astype(np.float32), score=scores, label_pred=labels)
+    values = dict(rot=[sine, cosine], dim=sizes.T, reg=centres.T, height=[middle], vel=boxes[:, 7:].T)
+    score = np.eye(classes, dtype=np.float32)[labels].T * scores
+    return dict(score=score[None], **{name: np.float32(rows)[None] for name, rows in values.items()})
+
+
+def _boxes(
+    groups: Sequence[Mapping[str, Any]], labels: np.ndarray, apart: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Return boxes (Q, 9), columns of the graph, on a grid; scores in no order, and a few without a label."""
+    count, boxes = len(labels), np.zeros((len(labels), 9))
+    rows = rng.permutation(count)
+    side = int(np.ceil(np.sqrt(count)))
+    for row, label in enumerate(labels):
+        group = next((group for group in groups if label in group['classes']), {})
+        step = size = OTHER_SIZE_M
+        if 'radius' in group:
+            step = NEAR * np.sqrt(group['radius'])
+        elif group:
+            scale = group['scales'][group['classes'].index(label)]
+            step, size = UNIT_M, UNIT_M * clear_size(group['overlap']) / scale
+        boxes[row, :2] = np.array([rows[row] // side, rows[row] % side]) * step * apart
+        boxes[row, 3:5] = size
+        if 'overlap' not in group:
+            boxes[row, 6] = rng.uniform(-3.0, 1.5)  # the same heading in both kinds of columns
+    boxes[:, 2] = rng.uniform(-2, 1, count)
+    boxes[:, 5] = rng.uniform(0.5, 2, count)
+    boxes[:, 7:] = rng.uniform(-5, 5, (count, 2))
+    return dict(
+        boxes=boxes.astype(np.float32),
+        scores=rng.permutation(np.linspace(*HIGH, count)).astype(np.float32),
+        labels=np.where(rng.random(count) < 0.1, -1, labels).astype(np.int64),
+    )

@@ -1,0 +1,52 @@
+"""CenterPoint: which files it is written as, and what they tell `families/centerpoint/runtime`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmdeploy_ext.contract import options
+from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, open_record
+from mmdeploy_ext.contract.values import COUNT, FLAG, LIMIT, POSITIVE, RANGE, equal_lengths
+
+AUTOWARE = 'autoware'
+CONTRACTS = dataclasses.replace(
+    options.CONTRACT,
+    default='deploy',
+    help="deploy: two graphs, points to boxes (default); autoware: the files that Autoware's "
+    'lidar_centerpoint loads, of models with pillars',
+    choices=('deploy', AUTOWARE),
+    hint='export_scn.py writes the sparse backbone for other engines',
+    fixes={AUTOWARE: dict(precision='fp32')},
+)
+SPARSE_FORM = dataclasses.replace(options.SPARSE_FORM, only_with=('contract', 'deploy'))
+OPTIONS = (CONTRACTS, SPARSE_FORM)
+
+
+def _circles(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse radii that are not one per task, where they are read, and a range of other than six numbers."""
+    if facts.get('nms_type') == 'circle':
+        equal_lengths('num_classes', 'min_radius')(facts, where)
+    if (count := len(facts.get('post_center_limit_range', ()))) not in (0, 6):
+        raise Mismatch(f'post_center_limit_range has {count} numbers, expected 6 or none')
+
+
+POSTPROCESS = open_record(
+    points=one_of('pillars'),
+    num_classes=items(COUNT, 1, 64),
+    voxel_size=exactly(2, POSITIVE),
+    pc_origin=exactly(2, number()),
+    out_size_factor=number(1, 1024, whole=True),
+    max_num=COUNT,
+    score_threshold=maybe(number()),
+    post_center_range=RANGE,
+    norm_bbox=FLAG,
+    with_velocity=FLAG,
+    nms_type=one_of('rotate', 'circle'),
+    nms_thr=number(0),
+    nms_score_threshold=number(),
+    pre_max_size=maybe(LIMIT),
+    post_max_size=LIMIT,
+    min_radius=items(number(0), 0, 64),
+    post_center_limit_range=items(number(), 0, 6),
+    also=_circles,
+)

@@ -1,0 +1,184 @@
+"""Pillars of a detector as modules of flat tensors: mmdet3d's encoders of pillars and their scatter.
+
+Source: mmdet3d 1.0.0rc6, models/voxel_encoders/{pillar,voxel}_encoder.py, middle_encoders/pillar_scatter.py.
+Differs in: where pillars have all their points (`DynamicPillarFeatureNet`), each point says which pillar it
+is in; upstream looks that up on a map of all pillars, whose size it rounds down.
+
+Glossary: P points in range, N pillars, M points of a pillar, D values per point, C channels, H, W bird's-eye
+view.
+"""
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
+from mmdeploy_ext.families.centerpoint.runtime.pillars import DYNAMIC_INPUTS, INPUTS, PILLARS
+from mmdeploy_ext.families.parts.parts import Parts, parts_of
+
+EXAMPLE = 3
+"""Pillars of the traced input."""
+ENCODERS, SCATTER = ('PillarFeatureNet', 'HardVFE'), 'PointPillarsScatter'
+DYNAMIC_ENCODER = 'DynamicPillarFeatureNet'
+OPSET = 18
+"""The first whose ScatterElements takes the largest value."""
+
+
+class PillarsOnMap(nn.Module):
+    """The parts of a detector that make features of pillars and put them on a map."""
+
+    def __init__(self, encoder: nn.Module, scatter: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.rows, self.columns = encoder, int(scatter.ny), int(scatter.nx)
+        origin = encoder.x_offset, encoder.y_offset, encoder.z_offset
+        self.register_buffer('size', torch.tensor([encoder.vx, encoder.vy, encoder.vz]), persistent=False)
+        self.register_buffer('origin', torch.tensor(origin), persistent=False)
+
+    def on_map(self, features: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
+        """Return the map (1, C, H, W) of features (N, C) at the last two values of coors (N, 4)."""
+        places = (coors[:, 2] * self.columns + coors[:, 3]).long()
+        canvas = features.new_zeros(self.rows * self.columns, features.shape[1])
+        return canvas.index_put((places,), features).t().reshape(1, -1, self.rows, self.columns)
+
+
+class Pillars(PillarsOnMap):
+    """Features of each pillar's points by one of `ENCODERS`, and the map that they are put on."""
+
+    def forward(self, voxels: torch.Tensor, num_points: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
+        """Return the bird's-eye view (1, C, H, W) float32.
+
+        Voxels are (N, M, D) float32, metres first, zeros after a pillar's last point; num_points (N,) int32,
+        1 or more; coors (N, 4) int32: sample 0, z, y, x of the pillar.
+        """
+        net, xyz = self.encoder, voxels[..., :3]
+        counts = num_points.to(voxels.dtype)[:, None, None]
+        centred = xyz - (coors[:, 1:].flip(1).to(voxels.dtype) * self.size + self.origin)[:, None]
+        legacy = getattr(net, 'legacy', False)
+        moved = legacy and net._with_voxel_center  # upstream writes the second over the first
+        columns = [torch.cat([centred, voxels[..., 3:]], dim=-1) if moved else voxels]
+        if net._with_cluster_center:
+            columns.append(xyz - xyz.sum(1, keepdim=True) / counts)
+        if net._with_voxel_center:
+            columns.append(centred)
+        if net._with_distance:
+            columns.append(columns[0][..., :3].norm(dim=2, keepdim=True))
+        real = torch.arange(voxels.shape[1], device=voxels.device)[:, None] < num_points[:, None, None]
+        features = torch.cat(columns, dim=-1) * real.to(voxels.dtype)
+        for layer in getattr(net, 'vfe_layers', ()):
+            features = layer(features)
+        for layer in getattr(net, 'pfn_layers', ()):
+            features = layer(features, num_points)
+        return self.on_map(features.flatten(1), coors)
+
+
+def gathered(values: torch.Tensor, places: torch.Tensor, pillars: torch.Tensor, way: str) -> torch.Tensor:
+    """Return what the points of each pillar come to (N, C), by way of 'sum' or 'amax'.
+
+    Values are (P, C), of 0 or more for 'amax'; places (P,) int64 are the pillar of each point; of pillars (N,
+    any) the length alone counts.
+    """
+    empty = values.new_zeros(pillars.shape[0], values.shape[1])
+    return empty.scatter_reduce(0, places[:, None].expand(-1, values.shape[1]), values, way)
+
+
+class DynamicPillars(PillarsOnMap):
+    """Features of each pillar's points by a `DynamicPillarFeatureNet`, and the map that they are put on."""
+
+    def forward(self, points: torch.Tensor, rows: torch.Tensor, coors: torch.Tensor) -> torch.Tensor:
+        """Return the bird's-eye view (1, C, H, W) float32.
+
+        Points are (P, D) float32, metres first; rows (P,) int32 the pillar of each; coors (N, 4) int32:
+        sample 0, z, y, x of the pillar.
+        """
+        net, xyz, places = self.encoder, points[:, :3], rows.long()
+        ones = torch.ones_like(points[:, :1])
+        counts = gathered(ones, places, coors, 'sum')
+        columns = [points]
+        if net._with_cluster_center:
+            columns.append(xyz - (gathered(xyz, places, coors, 'sum') / counts)[places])
+        if net._with_voxel_center:
+            cells = coors[:, 1:].flip(1).to(points.dtype)[places]
+            columns.append(xyz - (cells * self.size + self.origin))
+        if net._with_distance:
+            columns.append(xyz.norm(dim=1, keepdim=True))
+        features = torch.cat(columns, dim=1)
+        for index, layer in enumerate(net.pfn_layers):
+            found = layer(features)  # ends in a ReLU
+            mean = net.pfn_scatter.average_points
+            pillars = gathered(found, places, coors, 'sum' if mean else 'amax')
+            pillars = pillars / counts if mean else pillars
+            if index < len(net.pfn_layers) - 1:
+                features = torch.cat([found, pillars[places]], dim=1)
+        return self.on_map(pillars, coors)
+
+
+def has_pillars(model: nn.Module) -> bool:
+    """Return whether a detector's points become pillars."""
+    return type(parts_of(model).middle_encoder).__name__ == SCATTER
+
+
+def points_facts(model: nn.Module) -> dict[str, str]:
+    """Return what the metadata tells about the points' side: of pillars that it has them."""
+    return dict(points=PILLARS) if has_pillars(model) else {}
+
+
+def pillars_graph(parts: Parts, family: str) -> Graph:
+    """Return the graph from pillars to the bird's-eye view."""
+    encoder, scatter = parts.voxel_encoder, parts.middle_encoder
+    width, device = point_width(encoder), next(encoder.parameters()).device
+    if has_dynamic_pillars(encoder):
+        inputs, module = dynamic_inputs(width), DynamicPillars(encoder, scatter)
+    else:
+        inputs, module = hard_inputs(int(parts.voxel_layer.max_num_points), width), Pillars(encoder, scatter)
+    shape = (1, int(scatter.in_channels), int(scatter.ny), int(scatter.nx))
+    bev = TensorSpec('bev', 'float32', shape, "bird's-eye view")
+    spec = GraphSpec(f'{family}/pillars', tuple(tensor for tensor, _ in inputs), (bev,))
+    example = {tensor.name: value.to(device) for tensor, value in inputs}
+    return Graph('backbone', module.eval().to(device), spec, example)
+
+
+def _points(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+PLACES = torch.arange(EXAMPLE, dtype=torch.int32)
+CELLS = torch.stack([0 * PLACES, 0 * PLACES, PLACES, PLACES], dim=1)
+
+
+def hard_inputs(most: int, width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
+    """Return the inputs of a graph of pillars with M points of D values, and what is traced."""
+    points, cells = 'points of each pillar, then zeros', 'sample 0, z, y, x of each pillar, each pillar once'
+    tensors = (
+        TensorSpec(INPUTS[0], 'float32', ('N', most, width), points, single=True),
+        TensorSpec(INPUTS[1], 'int32', ('N',), 'how many points a pillar has'),
+        TensorSpec(INPUTS[2], 'int32', ('N', 4), cells, 'cell'),
+    )
+    return list(zip(tensors, (_points(EXAMPLE, most, width), PLACES % most + 1, CELLS), strict=True))
+
+
+def dynamic_inputs(width: int) -> list[tuple[TensorSpec, torch.Tensor]]:
+    """Return the inputs of a graph of pillars with all their points, and what is traced: two of each."""
+    rows, cells = 'the pillar of each point, as a row of coors', 'sample 0, z, y, x of each pillar, each once'
+    tensors = (
+        TensorSpec(DYNAMIC_INPUTS[0], 'float32', ('P', width), 'points in range', single=True),
+        TensorSpec(DYNAMIC_INPUTS[1], 'int32', ('P',), rows),
+        TensorSpec(DYNAMIC_INPUTS[2], 'int32', ('N', 4), cells, 'cell'),
+    )
+    return list(zip(tensors, (_points(2 * EXAMPLE, width), PLACES.repeat(2), CELLS), strict=True))
+
+
+def point_width(encoder: nn.Module) -> int:
+    """Return D, values per point, of an encoder of pillars, which counts what it adds to them, too."""
+    added = 3 * bool(encoder._with_cluster_center) + 3 * bool(encoder._with_voxel_center)
+    return int(encoder.in_channels) - added - bool(encoder._with_distance)
+
+
+def has_dynamic_pillars(module: nn.Module) -> bool:
+    """Return whether a module has an encoder of dynamic pillars."""
+    return any(type(part).__name__ == DYNAMIC_ENCODER for part in module.modules())
+
+
+LIBRARY_OPERATORS.append(
+    LibraryOperator(('dynamic pillars', 'ScatterElements with max'), OPSET, has_dynamic_pillars)
+)

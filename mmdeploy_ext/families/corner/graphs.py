@@ -1,0 +1,54 @@
+"""The graph of detectors of corners: its contract, and the chain of modules that keeps it."""
+
+import torch
+from torch import nn
+
+import mmdeploy_ext.exporting.ops.replaced_modules  # noqa: F401 - what CornerPool becomes
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.corner.postprocess import FULL, FullForm, outputs_of, thresholds
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.dense.graphs import box_outputs, image_input, optional_inputs
+
+STRIDE = 4
+"""Of the maps of an hourglass, pixels."""
+NAMES = tuple(f'{corner}_{kind}' for corner in ('tl', 'br') for kind in ('heat', 'off', 'pair'))
+
+
+class Network(nn.Module):
+    """Backbone and head of mmdet's detector behind flat tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the maps of corners of (B, 3, H, W) float32 normalised images."""
+        found = outputs_of(self.model.bbox_head, self.model.extract_feat(image))
+        return tuple(tap(name, one) for name, one in zip(NAMES, found, strict=True))
+
+
+def smallest(model: nn.Module) -> int:
+    """Return the smallest side of an input, pixels: a square of it has as many cells as there are corners."""
+    cells = -(-int(thresholds(model.bbox_head.test_cfg)['corner_topk']) // int(model.bbox_head.num_classes))
+    side = next(side for side in range(1, cells + 1) if side * side >= cells)
+    return max(parts.smallest(model.bbox_head, STRIDE), (side - 1) * STRIDE + 1)
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of the graph."""
+    image = image_input(options, smallest(model), parts.multiple(model), 'all around')
+    batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
+    inputs = (image, *optional_inputs(batch, False, True))
+    return GraphSpec('corner/full', inputs, box_outputs(batch, rows))
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and the post-processing after it."""
+    return [
+        Stage('network', Network(fuse(model) if fold else model), ('input',), NAMES),
+        Stage('postprocess', FullForm(model.bbox_head), ('input', 'scale_factor', 'border', *NAMES), FULL),
+    ]

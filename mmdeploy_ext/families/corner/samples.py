@@ -1,0 +1,5 @@
+"""Prepared pictures as inputs of graphs of corners: those of dense graphs."""
+
+from mmdeploy_ext.families.dense.samples import feeds
+
+__all__ = ['feeds']

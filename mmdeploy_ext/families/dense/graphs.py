@@ -1,0 +1,219 @@
+"""The graphs of dense heads: their contracts, and the chain of modules that keeps them.
+
+The modules are in `forms.py`; what a head is, `kinds.py` says. Glossary: see `forms.py`.
+"""
+
+import operator
+import types
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.dense.forms import (
+    FULL_NAMES,
+    DecodeForm,
+    FullForm,
+    RawNetwork,
+    decode_names,
+    described,
+    flat_outputs,
+    num_levels,
+    raw_names,
+)
+from mmdeploy_ext.families.dense.kinds import facts_of, generator_of, kind_of, thresholds
+
+DECODED = dict(
+    centerness='centerness, 0..1',
+    objectness='objectness, 0..1',
+    iou_pred='predicted IoU, 0..1',
+    confidence='confidence of the sides, 0..1',
+)
+"""Score factors -> what they are."""
+PIXELS = ColumnGroup(name='xyxy', unit='pixel')
+
+
+def image_input(
+    options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
+) -> TensorSpec:
+    """Return `input` (B, 3, H, W), of a dynamic file at any size."""
+    size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
+    meaning = f'normalised images, padded {padded}'
+    return TensorSpec('input', 'float32', size, meaning, smallest=smallest, multiple=multiple)
+
+
+def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
+    """Return `img_shape` and `scale_factor`; without clipping the first has no use."""
+    size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
+    ratios = 'w h w h ratios, input / original; boxes are divided by it'
+    padding = 'rows of padding above the image and columns left of it, which boxes lose'
+    inputs = (
+        TensorSpec('img_shape', 'float32', (batch, 2), size, 'pixel', default=0.0, unused=not clips),
+        TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0),
+        TensorSpec('border', 'float32', (batch, 2), padding, 'pixel', default=0.0),
+    )
+    return inputs if bordered else inputs[:2]
+
+
+def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
+    """Return `dets` and `labels` of a `full` graph."""
+    boxes = (
+        'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
+        'when scale_factor is fed; padded with zeros'
+    )
+    labels = 'class indices; -1 where dets is padding'
+    return (
+        TensorSpec('dets', 'float32', (batch, rows, 5), boxes, compare='detections'),
+        TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
+    )
+
+
+def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    batch, cap = 'B' if options.dynamic else options.batch, options.max_candidates
+    outputs = box_outputs(batch, capped(cap, thresholds(model.bbox_head).max_per_img) if cap else 'n')
+    if not cap:
+        return outputs
+    meaning = f'(prior, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
+
+
+def _decode_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head = described(model)
+    batch, priors = 'B', 'A'
+    if not options.dynamic:
+        per_cell = generator_of(model.bbox_head).num_base_priors
+        cells = [height * width for height, width in feature_shapes(model, options)]
+        batch, priors = options.batch, sum(map(operator.mul, cells, per_cell))
+    meaning = f'class score times {head.factor}' if options.score_form == 'product' else 'class scores, 0..1'
+    shape = (batch, priors, int(model.bbox_head.num_classes))
+    boxes = 'x1 y1 x2 y2 per prior, level by level, not clipped'
+    specs = dict(
+        boxes=TensorSpec('boxes', 'float32', (batch, priors, 4), boxes, 'pixel', (PIXELS,)),
+        scores=TensorSpec('scores', 'float32', shape, meaning),
+        level_sizes=TensorSpec('level_sizes', 'int64', (num_levels(model),), 'rows of boxes per level'),
+    )
+    if head.factor:
+        specs[head.factor] = TensorSpec(head.factor, 'float32', (batch, priors), DECODED[head.factor])
+    return tuple(specs[name] for name in decode_names(model, options))
+
+
+RAW = dict(
+    cls_score=('class logits', 'logit'),
+    centerness=('centerness logits', 'logit'),
+    objectness=('objectness logits', 'logit'),
+    iou_pred=('logits of the predicted IoU', 'logit'),
+    shape_pred=('logarithms of the size of guided anchors', ''),
+    loc_pred=('logits of where anchors are', 'logit'),
+    bbox_cls=('bucket logits of the sides', 'logit'),
+    bbox_reg=('offsets in the buckets of the sides', ''),
+    heatmap=('class scores of centres, 0..1', ''),
+    wh=('width and height, strides', ''),
+    offset=('place of the centre in its cell, strides', ''),
+    pred_map=('per anchor x y logits, w h logarithms, objectness and class logits', ''),
+)
+"""Kind of raw output -> meaning and unit."""
+BOXES = dict(
+    delta='box deltas dx dy dw dh',
+    guided='box deltas dx dy dw dh',
+    tblr='box sides top bottom left right',
+    distance='distances left top right bottom, pixels',
+    base_length='logarithms of the distances left top right bottom',
+    integral='logits of the distributions of left top right bottom',
+    scaled='x1 y1 x2 y2, strides',
+    yolox='centre and logarithms of the size, strides',
+)
+"""Coder -> meaning of `bbox_pred`."""
+
+
+def _raw_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    head, generator = described(model), generator_of(model.bbox_head)
+    coder = kind_of(model.bbox_head).coder(model.bbox_head)['type']
+    meanings = dict(RAW, bbox_pred=(BOXES.get(coder, ''), ''))
+    if head.activation == 'none':
+        meanings['cls_score'] = ('class scores, 0..1', '')
+    batch = 'B' if options.dynamic else options.batch
+    shapes = feature_shapes(model, options)
+    outputs = []
+    for kind, columns in head.outputs:
+        meaning, unit = meanings[kind]
+        for level, per_cell in enumerate(generator.num_base_priors):
+            size = (f'h{level}', f'w{level}') if options.dynamic else shapes[level]
+            axes = (batch, columns * per_cell, *size)
+            outputs.append(TensorSpec(f'{kind}_{level}', 'float32', axes, f'{meaning}, level {level}', unit))
+    return tuple(outputs)
+
+
+_SHAPES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], Any]] = weakref.WeakKeyDictionary()
+"""Model -> input (H, W) -> (h, w) of each level."""
+
+
+def feature_shapes(model: nn.Module, options: Options) -> list[tuple[int, int]]:
+    """Return (h, w) of each level at the size of an export; UsageError: the model does not take it."""
+    if options.dynamic:
+        return [(0, 0)] * num_levels(model)
+    known = _SHAPES.setdefault(model, {})
+    size = options.height, options.width
+    if size not in known:
+        image = next(model.parameters()).new_zeros((1, 3, *size))
+        try:
+            with torch.no_grad():
+                outputs = flat_outputs(model, image)
+        except RuntimeError as error:
+            raise UsageError(f'--shape {size[0]} {size[1]}: the model does not take it: {error}') from error
+        known[size] = [tuple(one.shape[2:]) for one in outputs[: num_levels(model)]]
+    return known[size]
+
+
+def _check_stride(model: nn.Module) -> None:
+    """Refuse (ConfigError) maps of another stride than a head without priors of its own is decoded by."""
+    head = model.bbox_head
+    if isinstance(kind_of(head).generator, str):
+        return
+    side, (stride,) = 2 * max(parts.multiple(model), 32), facts_of(head)['strides']
+    small = types.SimpleNamespace(dynamic=False, height=side, width=side)
+    if (shape := feature_shapes(model, small)[0]) != (side // stride, side // stride):
+        raise ConfigError(
+            f'{type(head).__name__}: its maps have a stride of {side / shape[0]:g} pixels; expected {stride}'
+        )
+
+
+OUTPUTS = dict(full=_full_outputs, decode=_decode_outputs, raw=_raw_outputs)
+"""Form -> its outputs."""
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    _check_stride(model)
+    bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])
+    smallest = parts.smallest(model.bbox_head, stride, parts.round_down(model))
+    padded = 'all around' if bordered else 'bottom and right'
+    image = image_input(options, smallest, parts.multiple(model), padded)
+    batch = image.axes[0]
+    outputs = OUTPUTS[options.form](model, options)
+    clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))
+    inputs = (image, *optional_inputs(batch, clips, bordered)) if options.form == 'full' else (image,)
+    return GraphSpec(f'dense/{options.form}', inputs, outputs)
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it."""
+    raw = raw_names(model)
+    network = fuse(model) if fold else model
+    chain = [Stage('network', RawNetwork(network), ('input',), raw)]
+    if options.form == 'decode':
+        form = DecodeForm(model, options.score_form == 'product')
+        chain.append(Stage('decode', form, raw, decode_names(model, options)))
+    elif options.form == 'full':
+        border = ('border',) if described(model).bordered else ()
+        inputs = ('input', 'img_shape', 'scale_factor', *border, *raw)
+        names = FULL_NAMES if options.max_candidates else FULL_NAMES[:2]
+        chain.append(Stage('postprocess', FullForm(model, options.max_candidates), inputs, names))
+    return chain

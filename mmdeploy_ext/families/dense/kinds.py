@@ -1,0 +1,103 @@
+"""The kinds of dense heads: what each class of mmdet 2.28.2 gives, and by which of its methods.
+
+A detector exports because its head is of a kind; a head that overrides the methods below is not. What is only
+of one kind stands in its entry (`plain.py`, `own.py`): what it outputs, its coder, and the boxes as mmdet's
+own functions give them, for the proof.
+"""
+
+import dataclasses
+from typing import Any
+
+from mmdet.core.anchor.point_generator import MlvlPointGenerator
+from mmdet.models import dense_heads as heads
+from torch import nn
+
+from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, positive
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.dense.own import OWN
+from mmdeploy_ext.families.dense.plain import PLAIN, Kind
+
+QUERIES = heads.DETRHead
+"""Heads of queries: dense ones by inheritance alone; they have no priors."""
+METHODS = (
+    *('get_bboxes', '_get_bboxes_single', '_bbox_post_process'),
+    *('_bboxes_nms', '_bbox_decode', 'decode_heatmap'),
+)
+"""Methods of upstream that the graphs repeat."""
+KINDS: dict[str, Kind] = PLAIN | OWN
+"""Class of mmdet -> its kind; a subclass that keeps `METHODS` is of the same kind."""
+
+
+def kind_of(head: nn.Module) -> Kind:
+    """Return the kind of a head; ConfigError: it is of none, or overrides a method that graphs repeat."""
+    known = [KINDS[name] for name in (one.__name__ for one in type(head).__mro__) if name in KINDS]
+    if not known:
+        raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
+    parts.same_methods(type(head), known[0].upstream, METHODS)
+    return known[0]
+
+
+def generator_of(head: nn.Module) -> Any:
+    """Return what makes the priors of a head."""
+    generator = kind_of(head).generator
+    return generator(head) if callable(generator) else getattr(head, generator)
+
+
+def base_priors(head: nn.Module) -> list[list[list[float]]]:
+    """Return the priors of the first cell of each level: anchors xyxy or points x, y; pixels."""
+    generator = generator_of(head)
+    if isinstance(generator, MlvlPointGenerator):
+        return [[[side * generator.offset for side in stride]] for stride in generator.strides]
+    return [base.tolist() for base in generator.base_anchors]
+
+
+INVERTED = ('tblr', 'distance', 'scaled', 'bucket')
+"""Coders whose boxes may end before they begin; those of the others have sizes that are no less than zero."""
+
+
+def described(head: nn.Module) -> Head:
+    """Return what a head outputs, and how that becomes candidates."""
+    kind = kind_of(head)
+    return dataclasses.replace(kind.head(head), inverted=kind.coder(head)['type'] in INVERTED)
+
+
+def facts_of(head: nn.Module) -> dict[str, Any]:
+    """Return what is known of a head, besides thresholds: see `families/dense/runtime`."""
+    kind = kind_of(head)
+    coder = kind.coder(head)  # refuses those that are not known, which may have no borders
+    return dict(
+        clip_border=bool(kind.clips(head)),
+        strides=[int(stride[0]) for stride in generator_of(head).strides],
+        base_anchors=base_priors(head),
+        coder=coder,
+        num_classes=int(head.num_classes),
+        head=plain(described(head).to_json()),
+    )
+
+
+def plain(value: Any) -> Any:
+    """Return tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def thresholds(head: nn.Module) -> NmsConfig:
+    """Return the thresholds of a head; what its `get_bboxes` does not look at limits nothing.
+
+    ConfigError: `test_cfg` lacks an entry that upstream reads, or has one that no graph repeats.
+    """
+    kind = kind_of(head)
+    given = head.test_cfg or {}
+    needed = [key for key in kind.needed if key not in kind.fixed]
+    if missing := [key for key in needed if given.get(key) is None]:
+        raise ConfigError(
+            f'model.test_cfg has no {", ".join(missing)}, which {type(head).__name__} reads; expected '
+            f'{", ".join(needed)}'
+        )
+    if kind.limit == 'topk':  # the best cells, without a suppression
+        most = positive('topk', given['topk'])
+        return NmsConfig(score_thr=0.0, nms_pre=most, iou_threshold=1.0, max_per_img=most)
+    return dataclasses.replace(nms_config(head.test_cfg), **kind.fixed)

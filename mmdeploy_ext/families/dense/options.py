@@ -1,0 +1,33 @@
+"""Dense heads: their options, and what their files tell `families/dense/runtime`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmdeploy_ext.contract import dense_head
+from mmdeploy_ext.contract.options import MAX_CANDIDATES
+from mmdeploy_ext.contract.schema import number, open_record
+from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, LIMIT, STRIDES, equal_lengths
+
+OPTIONS = (MAX_CANDIDATES,)
+
+
+def _dense(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse levels of unequal number, and a head that does not go with its coder and priors."""
+    equal_lengths('strides', 'base_anchors')(facts, where)
+    dense_head.together(facts, where)
+
+
+POSTPROCESS = open_record(
+    score_thr=number(),
+    nms_pre=LIMIT,
+    iou_threshold=FRACTION,
+    max_per_img=LIMIT,
+    class_agnostic=FLAG,
+    clip_border=FLAG,
+    strides=STRIDES,
+    base_anchors=dense_head.PRIORS,
+    coder=dense_head.coder,
+    head=dense_head.HEAD,
+    num_classes=COUNT,
+    also=_dense,
+)

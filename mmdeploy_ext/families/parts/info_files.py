@@ -1,0 +1,196 @@
+"""Two generated moments as files: pictures, sweeps, and the infos that mmdet3d and the runtimes read.
+
+Nothing in them looks like a road: what a comparison of preprocessing needs is pictures of the right size that
+are not alike, points in every part of the range and close to the car, sweeps of the past with poses and ages
+of their own, and matrices none of which is a unit matrix.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from pyquaternion import Quaternion
+
+from mmdeploy_ext.core.config import test_pipeline
+from mmdeploy_ext.families.parts.nuscenes_source import CAMERAS
+from mmdeploy_ext.zoo.configs import without_augmentation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.preprocess.cameras import MultiViewRule
+    from mmdeploy_ext.preprocess.points import VoxelRule
+
+INFOS = 'infos.pkl'
+MOMENTS = 2
+SUFFIXES = '.jpg', '.png'
+"""Of the pictures of each moment."""
+COARSE = 16
+"""Pixels of a patch of a picture."""
+POINTS, POINTS_CLOSE = 1500, 50
+"""Of a sweep, in and around the range; and within a metre of the car."""
+RANGE = -54.0, -54.0, -5.0, 54.0, 54.0, 3.0
+"""Metres: of points that a pipeline loads for a model that takes none."""
+START_US, BETWEEN_US, PAST_US = 1_533_151_607_548_047, 498_884, 50_123
+"""Microseconds: when the drive begins, between the moments, and between two sweeps."""
+
+
+def generated_dataset(
+    folder: Path,
+    cfg: Any,
+    default: str,
+    views: MultiViewRule | None = None,
+    voxels: VoxelRule | None = None,
+) -> dict[str, Any]:
+    """Write two moments and return a data set of them; see `SequenceFamily.generated_dataset`.
+
+    `default` is the type of the data set where that of the config reads no infos of nuScenes. Test-time
+    augmentation is left out: no file takes several samples.
+    """
+    from mmdet3d.datasets import NuScenesDataset
+    from mmdet3d.datasets.builder import DATASETS
+
+    cfg = copy.deepcopy(cfg)
+    without_augmentation(cfg)
+    steps = test_pipeline(cfg)
+    files = dict(ann_file=str(write_infos(folder, steps, views, voxels)), data_root=f'{folder}/')
+    own = (cfg.get('data') or {}).get('test')
+    if isinstance(own, dict):
+        kind = DATASETS.get(own.get('type', ''))
+        if isinstance(kind, type) and issubclass(kind, NuScenesDataset):
+            return dict(own, **files)
+    modality = dict(use_camera=views is not None, use_lidar=voxels is not None)
+    return dict(type=default, pipeline=steps, modality=modality, **files)
+
+
+def write_infos(
+    folder: Path,
+    steps: Sequence[Mapping[str, Any]],
+    views: MultiViewRule | None = None,
+    voxels: VoxelRule | None = None,
+) -> Path:
+    """Write two moments of one scene and return the path of their infos.
+
+    The first one has more sweeps of the past than the steps of a test pipeline take, where they take the
+    nearest ones, and else as many as they take; the second one has none.
+    """
+    moments = []
+    for number in range(MOMENTS):
+        rng = np.random.default_rng([number, 7])
+        time_us = START_US + number * BETWEEN_US
+        info = dict(
+            token=f'generated moment {number}',
+            scene_token='generated scene',
+            prev='',
+            next='',
+            frame_idx=number,
+            timestamp=time_us,
+            lidar_path='',
+            sweeps=[],
+            cams={},
+            **_pose(rng, 'lidar2ego', 1.0),
+            **_pose(rng, 'ego2global', 300.0),
+        )
+        if views is not None:
+            info['cams'] = _cameras(folder, number, views, time_us, rng)
+        if voxels is not None or any(step.get('type') == 'LoadPointsFromFile' for step in steps):
+            info |= _sweeps(folder, number, steps, voxels, time_us, rng)
+        moments.append(info)
+    path = folder / INFOS
+    path.write_bytes(pickle.dumps(dict(infos=moments, metadata=dict(version='generated'))))
+    return path
+
+
+def _turn(rng: np.random.Generator, most: float = np.pi) -> Quaternion:
+    """Return a rotation by up to `most` radians about an axis that is near z."""
+    return Quaternion(axis=[*rng.uniform(-0.1, 0.1, 2), 1.0], radians=rng.uniform(-most, most))
+
+
+def _pose(rng: np.random.Generator, name: str, most_m: float) -> dict[str, list[float]]:
+    place = [*rng.uniform(0.5 * most_m, most_m, 2), rng.uniform(0.5, 2.0)]
+    return {f'{name}_rotation': list(_turn(rng)), f'{name}_translation': place}
+
+
+def _cameras(
+    folder: Path, number: int, views: MultiViewRule, time_us: int, rng: np.random.Generator
+) -> dict[str, dict[str, Any]]:
+    """Write a picture for each camera and return `cams` of an info."""
+    height, width = views.source
+    names = CAMERAS if views.num_cameras == len(CAMERAS) else range(views.num_cameras)
+    cameras = {}
+    for index, name in enumerate(names):
+        path = folder / f'{number}_{index}{SUFFIXES[number]}'
+        cv2.imwrite(str(path), _picture(height, width, rng))
+        yaw = np.pi / 2 - 2 * np.pi * index / views.num_cameras
+        ahead, down = np.array([np.cos(yaw), np.sin(yaw), 0.0]), np.array([0.0, 0.0, -1.0])
+        facing = np.stack([np.cross(down, ahead), down, ahead], axis=1)
+        focal = rng.uniform(0.6, 0.9) * width
+        cameras[str(name)] = dict(
+            data_path=str(path),
+            timestamp=time_us + int(rng.integers(-40_000, 40_000)),
+            cam_intrinsic=np.array(
+                [
+                    [focal, 0.0, rng.uniform(0.45, 0.55) * width],
+                    [0.0, 1.01 * focal, rng.uniform(0.45, 0.55) * height],
+                    [0.0, 0.0, 1.0],
+                ]
+            ),
+            sensor2lidar_rotation=_turn(rng, 0.1).rotation_matrix @ facing,
+            sensor2lidar_translation=ahead + rng.uniform(-0.5, 0.5, 3),
+        )
+    return cameras
+
+
+def _picture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a picture (height, width, 3) uint8 of coloured patches."""
+    patches = rng.integers(0, 256, (height // COARSE + 2, width // COARSE + 2, 3), np.uint8)
+    return cv2.resize(patches, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _sweeps(
+    folder: Path,
+    number: int,
+    steps: Sequence[Mapping[str, Any]],
+    voxels: VoxelRule | None,
+    time_us: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Write the sweeps of a moment; return `lidar_path` and `sweeps` of its info."""
+    loaders = {step.get('type'): step for step in steps}
+    width = int(loaders.get('LoadPointsFromFile', {}).get('load_dim', voxels and voxels.in_channels))
+    limits = RANGE if voxels is None else voxels.point_cloud_range
+    key, past = folder / f'{number}.bin', loaders.get('LoadPointsFromMultiSweeps')
+    key.write_bytes(_points(limits, width, rng).tobytes())
+    if past is None or number > 0:
+        return dict(lidar_path=str(key), sweeps=[])
+    taken, sweeps = int(past.get('sweeps_num', 10)), []
+    for age in range(1, taken + 1 + bool(past.get('test_mode', False))):
+        path = folder / f'{number}_{age}_before.bin'
+        path.write_bytes(_points(limits, int(past.get('load_dim', 5)), rng).tobytes())
+        sweeps.append(
+            dict(
+                data_path=str(path),
+                timestamp=time_us - age * PAST_US,
+                sensor2lidar_rotation=_turn(rng, 0.1).rotation_matrix,
+                sensor2lidar_translation=rng.uniform(-1.0, 1.0, 3) - np.array([0.0, 0.5 * age, 0.0]),
+            )
+        )
+    return dict(lidar_path=str(key), sweeps=sweeps)
+
+
+def _points(limits: Sequence[float], width: int, rng: np.random.Generator) -> np.ndarray:
+    """Return points (P, width) float32: places, then intensities, rings and whatever else."""
+    low, high = np.array(limits).reshape(2, 3)
+    middle, reach = (low + high) / 2, (high - low) / 2
+    places = middle + 1.1 * reach * rng.uniform(-1, 1, (POINTS, 3))
+    close = np.concatenate([rng.uniform(-1, 1, (POINTS_CLOSE, 2)), rng.uniform(-2, 1, (POINTS_CLOSE, 1))], 1)
+    points = np.zeros((POINTS + POINTS_CLOSE, max(width, 5)), np.float32)
+    points[:, :3] = rng.permutation(np.concatenate([places, close]))
+    points[:, 3] = rng.integers(0, 256, len(points))
+    points[:, 4:] = rng.integers(0, 32, (len(points), points.shape[1] - 4))
+    return np.ascontiguousarray(points[:, :width])

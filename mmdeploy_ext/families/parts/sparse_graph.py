@@ -1,0 +1,109 @@
+"""A sparse encoder inside a detector: its graph, its weights, and the contract of a finished graph."""
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import SPARSE_FORM
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.errors import CheckpointError, UsageError
+from mmdeploy_ext.exporting.sparse.trace import trace
+from mmdeploy_ext.models.sparse_backbone.model import axes
+from mmdeploy_ext.proving.spconv_layers import layer_sources
+from mmdeploy_ext.sparse import portable
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import SparseGraph
+from mmdeploy_ext.weights.checkpoint import Checkpoint, listed
+from mmdeploy_ext.weights.sparse_checkpoint import load_model
+
+
+def backbone_graph(encoder: nn.Module) -> SparseGraph:
+    """Return a sparse encoder with batch normalisation folded, coordinates in its own order."""
+    return fold(_traced(encoder))
+
+
+def _traced(encoder: nn.Module) -> SparseGraph:
+    shape = tuple(int(size) for size in encoder.sparse_shape)
+    return trace(encoder, order=axes(encoder), spatial_shape=shape, in_channels=int(encoder.in_channels))
+
+
+@torch.no_grad()
+def half_encoder(encoder: nn.Module) -> nn.Module:
+    """Return a copy of an encoder, in spconv as before, with the kernels of a libspconv file.
+
+    Batch normalisation, which is behind every convolution, is folded in, then they are rounded to float16.
+    """
+    traced = _traced(encoder)
+    sources, rounded = layer_sources(traced), copy.deepcopy(encoder)
+    for node in fold(traced).convolutions():
+        conv, norm = map(rounded.get_submodule, (node.module, sources[node.module].norm))
+        weight, bias = (
+            torch.from_numpy(array.astype(np.float16).astype(np.float32))
+            for array in (node.weight, node.bias)
+        )
+        conv.weight.copy_(weight if weight.shape == conv.weight.shape else weight.permute(1, 2, 3, 4, 0))
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1.0)
+        norm.weight.fill_(1.0)
+        norm.bias.copy_(bias)
+        norm.eps = 0.0
+    return rounded
+
+
+def check_form(filename: str, options: Options, sparse: bool) -> None:
+    """Refuse a form of a sparse backbone (UsageError) for a config that has none."""
+    if options.sparse_form != SPARSE_FORM.default and not sparse:
+        raise UsageError(
+            f'--sparse-form {options.sparse_form}: {filename} has no sparse backbone; leave it out'
+        )
+
+
+def portable_graph(encoder: nn.Module, name: str, family: str, options: Options) -> Graph:
+    """Return the graph of a sparse encoder in standard operators.
+
+    Its inputs are coordinates: float32 up to the first kernel in a float16 file.
+    """
+    model = portable.to_onnx(backbone_graph(encoder), opset=options.opset, form=options.sparse_form)
+    spec = model_spec(model, f'{family}/{name}')
+    inputs = tuple(dataclasses.replace(tensor, single=True) for tensor in spec.inputs)
+    return Graph(name, None, dataclasses.replace(spec, inputs=inputs), {}, model)
+
+
+def model_spec(model: onnx.ModelProto, name: str) -> GraphSpec:
+    """Return the contract that a finished graph has."""
+
+    def tensors(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+        kinds = [(value.name, value.type.tensor_type) for value in values]
+        return tuple(
+            TensorSpec(
+                name,
+                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)).name,
+                tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim),
+            )
+            for name, kind in kinds
+        )
+
+    return GraphSpec(name, tensors(model.graph.input), tensors(model.graph.output))
+
+
+def load_whole(model: nn.Module, checkpoint: Checkpoint, encoder: str) -> None:
+    """Load all weights of a detector; kernels of its sparse encoder, at a path, in either spconv layout.
+
+    Raises:
+        CheckpointError: the file lacks weights of the model, or has others.
+    """
+    report = load_model(checkpoint.path, model, encoder)
+    if report.rest != 'loaded' or report.unused:
+        missing = 'nothing but the sparse encoder' if report.rest != 'loaded' else 'all of the model'
+        raise CheckpointError(
+            f'{checkpoint.path}: does not fit the model of the config: it holds {missing}'
+            f'{", and unexpected keys " + listed(report.unused) if report.unused else ""}. Use the '
+            f'config that this checkpoint was trained with'
+        )

@@ -1,0 +1,164 @@
+"""The graphs of detectors of queries: their contract, and the chain of modules that keeps it.
+
+Glossary: B batch, H, W network input in pixels.
+"""
+
+import itertools
+import weakref
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.panoptic import map_output
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.dense.graphs import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.query import kinds, masks, panoptic, regions
+from mmdeploy_ext.families.query.maskformer import MaskFormerNetwork
+from mmdeploy_ext.families.query.networks import NAMES, NETWORKS
+from mmdeploy_ext.families.query.postprocess import FULL_NAMES, FullForm, max_per_img
+from mmdeploy_ext.families.solo.graphs import mask_inputs, mask_outputs
+from mmdeploy_ext.families.two_stage.graphs import has_masks
+from mmdeploy_ext.families.two_stage.masks import threshold
+from mmdeploy_ext.families.two_stage.pasting import mask_output, size_inputs, with_pasting
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+
+WHOLE = '0 means those of the input'
+MASK_MULTIPLE = 32
+"""Of the sides of an input of Mask2Former, whose masks are a quarter of it."""
+PROBE = 256
+"""Side of the input whose maps tell their strides, pixels."""
+_STRIDES: weakref.WeakKeyDictionary[nn.Module, tuple[int, ...]] = weakref.WeakKeyDictionary()
+
+
+def strides(model: nn.Module) -> tuple[int, ...]:
+    """Return the strides of the maps of a detector, pixels."""
+    if model not in _STRIDES:
+        image = next(model.parameters()).new_zeros((1, 3, PROBE, PROBE))
+        with torch.no_grad():
+            _STRIDES[model] = tuple(PROBE // one.shape[-1] for one in model.extract_feat(image))
+    return _STRIDES[model]
+
+
+def count_tokens(model: nn.Module, height: int, width: int) -> int:
+    """Return how many tokens an input of H x W pixels has."""
+    return sum(-(-height // stride) * -(-width // stride) for stride in strides(model))
+
+
+def proposals(model: nn.Module) -> int:
+    """Return how many tokens become queries; 0 where queries are learned."""
+    head = model.bbox_head
+    two_stage = getattr(head, 'as_two_stage', False)
+    return int(head.transformer.two_stage_num_proposals) if two_stage else 0
+
+
+def smallest(model: nn.Module) -> int:
+    """Return the smallest side of an input, pixels: a square of it has as many tokens as become queries."""
+    return next(side for side in itertools.count(1) if count_tokens(model, side, side) >= proposals(model))
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of the graph; UsageError: its size has fewer tokens than become queries."""
+    there = count_tokens(model, options.height, options.width)
+    parts.check_tokens(there, options, 'two_stage_num_proposals', proposals(model))
+    image = image_input(options, smallest(model), parts.multiple(model))
+    batch = image.axes[0]
+    inputs = (image, *optional_inputs(batch, True))
+    return GraphSpec(f'query/{options.form}', inputs, box_outputs(batch, max_per_img(model.bbox_head)))
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it."""
+    network = NETWORKS[kinds.kind_of(model.bbox_head)](fuse(model) if fold else model)
+    passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
+    inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
+    return [
+        Stage('network', network, ('input', 'img_shape'), NAMES, passes=passes),
+        Stage('postprocess', FullForm(model.bbox_head), inputs, FULL_NAMES),
+    ]
+
+
+def mask_image(model: nn.Module, options: Options) -> TensorSpec:
+    """Return the input of a graph of masks."""
+    step = max(parts.multiple(model), MASK_MULTIPLE)
+    return image_input(options, step, step)
+
+
+def masks_spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a graph of instances."""
+    image = mask_image(model, options)
+    batch, rows = image.axes[0], masks.max_per_image(model.panoptic_fusion_head)
+    return GraphSpec('query_masks/full', (image, *mask_inputs(batch, WHOLE)), mask_outputs(batch, rows))
+
+
+def masks_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and the post-processing after it."""
+    form = masks.MasksFullForm(model.panoptic_fusion_head)
+    inputs = 'img_shape', 'ori_shape', *masks.NAMES
+    return [mask_network(model, options, fold), Stage('postprocess', form, inputs, masks.MASKS_FULL)]
+
+
+def mask_network(model: nn.Module, options: Options, fold: bool) -> Stage:
+    """Return the stage that gives logits of classes and of masks."""
+    own = fuse(model) if fold else model
+    if not kinds.looks_inside(model.panoptic_head):
+        return Stage('network', MaskFormerNetwork(own), ('input', 'img_shape'), masks.NAMES)
+    size = None if options.dynamic or not fold else (options.height, options.width)
+    passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
+    return Stage('network', masks.Mask2FormerNetwork(own, size), ('input',), masks.NAMES, passes=passes)
+
+
+def panoptic_spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a graph of panoptic maps, or of what they are made of."""
+    image = mask_image(model, options)
+    batch = image.axes[0]
+    content, original = mask_inputs(batch, WHOLE)
+    if options.form == 'full':
+        return GraphSpec('query_panoptic/full', (image, content, original), map_output(batch))
+    inputs = (image,) if kinds.looks_inside(model.panoptic_head) else (image, content)
+    return GraphSpec('query_panoptic/raw', inputs, _mask_logits(model, options, batch))
+
+
+def _mask_logits(model: nn.Module, options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    head = model.panoptic_head
+    sides = (options.height // masks.RATIO, options.width // masks.RATIO)
+    quarter = ('H4', 'W4') if options.dynamic else sides
+    meaning = 'class logits of queries, the last column is no class'
+    columns, rows = int(head.num_classes) + 1, (batch, head.num_queries)
+    return (
+        TensorSpec('logits', 'float32', (*rows, columns), meaning, 'logit'),
+        TensorSpec('mask_logits', 'float32', (*rows, *quarter), 'masks of queries', 'logit'),
+    )
+
+
+def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and for `full` what fuses the masks after it."""
+    network = mask_network(model, options, fold)
+    if options.form == 'raw':
+        return [network]
+    form = panoptic.MapFullForm(model.panoptic_fusion_head)
+    return [network, Stage('fusion', form, ('img_shape', 'ori_shape', *masks.NAMES), ('panoptic',))]
+
+
+def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a graph of queries with regions."""
+    image = image_input(options, 1, parts.multiple(model))
+    batch, rows = image.axes[0], int(model.roi_head.test_cfg.max_per_img)
+    outputs = box_outputs(batch, rows)
+    outputs += (mask_output(model, options, batch, rows),) if has_masks(model) else ()
+    inputs = (image, *optional_inputs(batch, True), *size_inputs(options, batch))
+    return GraphSpec('query_regions/full', inputs, outputs)
+
+
+def regions_stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and what the form adds to it."""
+    own = fuse(model) if fold else model
+    network, form = regions.RegionsNetwork(own), regions.RegionsFullForm(own)
+    found = [
+        Stage('network', network, ('input', 'img_shape'), network.names),
+        Stage('postprocess', form, ('scale_factor', *network.names), form.names),
+    ]
+    return with_pasting(found, options, threshold(model.roi_head.test_cfg)) if has_masks(model) else found

@@ -1,0 +1,202 @@
+"""Which detectors of queries the graphs repeat: parts of mmdet 2.28.2 and mmcv, each with its own methods.
+
+A class that is derived from one of these and keeps the methods is taken, too; any other part is refused by
+its name, and so is one that overrides a method.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmcv.cnn.bricks import transformer as bricks
+from mmcv.ops import multi_scale_deform_attn as deformable
+from mmdet.models import dense_heads as heads
+from mmdet.models import detectors, roi_heads
+from mmdet.models.plugins import MSDeformAttnPixelDecoder, PixelDecoder, TransformerEncoderPixelDecoder
+from mmdet.models.roi_heads.mask_heads import DynamicMaskHead
+from mmdet.models.seg_heads import MaskFormerFusionHead
+from mmdet.models.utils import positional_encoding, transformer
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.dense.plain import chosen_coder
+from mmdeploy_ext.families.two_stage.regions import check_extractor, part_of, stages_of
+from mmdeploy_ext.models import dino
+
+DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
+MASKFORMER = detectors.MaskFormer
+"""What detectors of masks by queries are derived from."""
+MASK_DETECTORS = (detectors.Mask2Former, detectors.MaskFormer)
+MASK_HEADS = {
+    heads.Mask2FormerHead: (MSDeformAttnPixelDecoder,),
+    heads.MaskFormerHead: (PixelDecoder, TransformerEncoderPixelDecoder),
+}
+"""Heads of masks -> their pixel decoders."""
+REGION_DETECTORS = (detectors.SparseRCNN,)
+REGION_PARTS = dict(
+    rpn_head=heads.EmbeddingRPNHead,
+    roi_head=roi_heads.SparseRoIHead,
+    bbox_head=roi_heads.DIIHead,
+    mask_head=DynamicMaskHead,
+)
+"""Of detectors whose queries have regions."""
+HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
+TRANSFORMERS = dict(
+    DETRHead=transformer.Transformer,
+    DeformableDETRHead=transformer.DeformableDetrTransformer,
+    DINOHead=dino.DinoTransformer,
+)
+PARTS = (
+    transformer.DetrTransformerEncoder,
+    transformer.DetrTransformerDecoder,
+    transformer.DeformableDetrTransformerDecoder,
+    dino.DinoTransformerDecoder,
+    transformer.DetrTransformerDecoderLayer,
+    bricks.BaseTransformerLayer,
+    bricks.MultiheadAttention,
+    deformable.MultiScaleDeformableAttention,
+    bricks.FFN,
+    positional_encoding.SinePositionalEncoding,
+)
+"""What a transformer and its head are made of."""
+METHODS = (
+    *('simple_test', 'simple_test_bboxes', 'forward', 'forward_single', 'get_bboxes', '_get_bboxes_single'),
+    *('forward_head', 'instance_postprocess', 'panoptic_postprocess'),
+    *('simple_test_rpn', '_decode_init_proposals', '_bbox_forward', '_mask_forward'),
+    *('refine_bboxes', 'regress_by_class', 'get_seg_masks'),
+    *('gen_encoder_output_proposals', 'get_proposal_pos_embed', 'get_reference_points', 'get_valid_ratio'),
+)
+"""Methods of upstream that the graphs repeat."""
+
+
+def kind_of(head: nn.Module) -> str:
+    """Return the name of mmdet's class that a head is of; ConfigError: it is of none."""
+    known = [one.__name__ for one in type(head).__mro__ if one.__name__ in TRANSFORMERS]
+    if not known:
+        raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
+    return known[0]
+
+
+def samples_points(head: nn.Module) -> bool:
+    """Return whether a head looks at points of maps, which is GridSample."""
+    return any(isinstance(one, deformable.MultiScaleDeformableAttention) for one in head.modules())
+
+
+def check_class(found: type, known: tuple[type, ...], what: str) -> None:
+    """Refuse (ConfigError) a class that is none of those `known`, or has a method of its own."""
+    upstream = next((one for one in found.__mro__ if one in known), None)
+    if upstream is None:
+        names = ', '.join(one.__name__ for one in known)
+        raise ConfigError(f'{found.__name__}: no {what} that is exported; expected {names}')
+    parts.same_methods(found, upstream, METHODS)
+
+
+def check_head(head: nn.Module) -> None:
+    """Refuse (ConfigError) a head, or a part of it, that the graphs do not repeat."""
+    check_class(type(head), HEADS, 'head of queries')
+    own, wanted = head.transformer, TRANSFORMERS[kind_of(head)]
+    check_class(type(own), (wanted,), 'transformer')
+    _check_parts((head.positional_encoding, own.encoder, own.decoder), (own.encoder, own.decoder))
+    points_in = () if kind_of(head) == 'DETRHead' else ('encoder', 'decoder')
+    _check_attentions(dict(encoder=own.encoder, decoder=own.decoder), points_in)
+    if getattr(own, 'as_two_stage', False) != getattr(head, 'as_two_stage', False):
+        raise ConfigError(
+            f'{type(head).__name__}: as_two_stage={head.as_two_stage}, and its transformer has another; '
+            f'expected the same'
+        )
+
+
+def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
+    """Refuse (ConfigError) heads of masks, or a part of them, that the graphs do not repeat."""
+    check_class(type(head), tuple(MASK_HEADS), 'head of masks')
+    check_class(type(fusion), (MaskFormerFusionHead,), 'head that fuses masks')
+    pixels, decoder = head.pixel_decoder, head.transformer_decoder
+    own = next(known for upstream, known in MASK_HEADS.items() if isinstance(head, upstream))
+    check_class(type(pixels), own, 'pixel decoder')
+    encoder = getattr(pixels, 'encoder', None)
+    if looks_inside(head):
+        encodings = pixels.postional_encoding, head.decoder_positional_encoding
+    else:
+        encodings = head.decoder_pe, *([pixels.positional_encoding] if encoder else [])
+    stacks = {name: one for name, one in (('encoder', encoder), ('decoder', decoder)) if one is not None}
+    _check_parts((*encodings, *stacks.values()), tuple(stacks.values()))
+    _check_attentions(stacks, points_in=('encoder',) if looks_inside(head) else ())
+    if looks_inside(head) and pixels.num_outs != pixels.num_encoder_levels:
+        raise ConfigError(
+            f'pixel_decoder: num_outs={pixels.num_outs} with {pixels.num_encoder_levels} levels of its '
+            f'encoder; expected as many'
+        )
+
+
+def looks_inside(head: nn.Module) -> bool:
+    """Return whether queries look at maps inside their masks; otherwise at all of the image."""
+    return isinstance(head, heads.Mask2FormerHead)
+
+
+def fuses(cfg: Any) -> bool:
+    """Return whether the masks of a detector of queries become a panoptic map, as its config has it."""
+    return bool(parts.test_cfg_of(cfg).get('panoptic_on', True))
+
+
+def check_instances(fusion: nn.Module) -> None:
+    """Refuse (ConfigError) a fusion head that gives no instances, where they are asked for."""
+    if not fusion.test_cfg.get('instance_on', False):
+        raise ConfigError(
+            'model.test_cfg.instance_on is False, and so is panoptic_on: it gives neither instances nor a map'
+        )
+
+
+def check_panoptic(head: nn.Module, fusion: nn.Module) -> None:
+    """Refuse (ConfigError) heads of other classes each, and semantic maps beside the panoptic one."""
+    counts = [(int(one.num_things_classes), int(one.num_stuff_classes)) for one in (head, fusion)]
+    if counts[0] != counts[1]:
+        raise ConfigError(
+            f'model.panoptic_head has {counts[0][0]} things and {counts[0][1]} stuff classes, '
+            f'panoptic_fusion_head {counts[1][0]} and {counts[1][1]}; expected the same'
+        )
+    if fusion.test_cfg.get('semantic_on', False):
+        raise ConfigError(
+            'model.test_cfg.semantic_on is True: mmdet 2.28.2 has no semantic results; set False'
+        )
+
+
+def check_region_heads(found: Mapping[str, nn.Module]) -> None:
+    """Refuse (ConfigError) heads of queries with regions that the graphs do not repeat."""
+    for name, part in found.items():
+        check_class(type(part), (REGION_PARTS[name],), name)
+    roi_head = found['roi_head']
+    for stage in range(stages_of(roi_head)):
+        for kind in ('bbox', 'mask')[: 1 + roi_head.with_mask]:
+            check_extractor(part_of(roi_head, f'{kind}_roi_extractor', stage))
+            head = part_of(roi_head, f'{kind}_head', stage)
+            check_class(type(head), (REGION_PARTS[f'{kind}_head'],), f'{kind}_head')
+        chosen_coder(part_of(roi_head, 'bbox_head', stage), 'model.roi_head.bbox_head')
+    if roi_head.with_shared_head:
+        raise ConfigError('model.roi_head.shared_head: queries with regions export without')
+
+
+def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> None:
+    """Refuse parts of transformers that the graphs do not repeat; `stacks` are encoders and decoders."""
+    layers = [layer for stack in stacks for layer in stack.layers]
+    for part in (*parts, *layers, *(one for layer in layers for one in (*layer.attentions, *layer.ffns))):
+        check_class(type(part), PARTS, 'part of a transformer')
+
+
+def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str]) -> None:
+    """Refuse (ConfigError) attention in a place where the graphs have another one.
+
+    `points_in` names those of the `stacks`, 'encoder' and 'decoder', that look at points of maps; queries
+    always look at each other in full.
+    """
+    plain, points = bricks.MultiheadAttention, deformable.MultiScaleDeformableAttention
+    for stack, part in stacks.items():
+        looks = points if stack in points_in else plain
+        kinds = dict(self_attn=looks) if stack == 'encoder' else dict(self_attn=plain, cross_attn=looks)
+        for layer in part.layers:
+            for attention in layer.attentions:
+                wanted = kinds.get(attention.operation_name, plain)
+                if not isinstance(attention, wanted):
+                    raise ConfigError(
+                        f'{stack}: {attention.operation_name} is {type(attention).__name__}; expected '
+                        f'{wanted.__name__}'
+                    )

@@ -1,0 +1,8 @@
+"""Detectors of queries with regions and masks: options, and what files tell `families/query/runtime`."""
+
+from mmdeploy_ext.contract.schema import open_record
+from mmdeploy_ext.contract.values import COUNT, FRACTION
+from mmdeploy_ext.families.two_stage.options_masks import PASTE_MASKS
+
+OPTIONS = (PASTE_MASKS,)
+POSTPROCESS = open_record(max_per_img=COUNT, num_classes=COUNT, mask_thr=FRACTION)

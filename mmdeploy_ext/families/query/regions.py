@@ -1,0 +1,122 @@
+"""Sparse R-CNN and QueryInst: learned queries, each with a region that dynamic heads look at and move.
+
+Source of the algorithm: mmdet 2.28.2 `dense_heads/embedding_rpn_head.py`, `roi_heads/sparse_roi_head.py`,
+`roi_heads/bbox_heads/dii_head.py` and `roi_heads/mask_heads/dynamic_mask_head.py`. Regions are pooled and
+decoded, and masks of the own class computed, by the parts of two-stage detectors.
+
+Glossary: B batch, Q queries, C classes, D embedding, R = B * Q, n detections, m side of a mask.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.postprocess.suppress import gather_rows
+from mmdeploy_ext.families.query.layers import attend_to
+from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
+from mmdeploy_ext.families.two_stage.boxes import decoded
+from mmdeploy_ext.families.two_stage.graphs import clip_size, feature_names, has_masks
+from mmdeploy_ext.families.two_stage.mask_logits import own_class
+from mmdeploy_ext.families.two_stage.regions import Regions, stages_of
+from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
+
+NAMES = ('logits', 'boxes')
+
+
+class RegionsNetwork(nn.Module):
+    """`SparseRoIHead` behind flat tensors, up to the boxes of its last stage."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        stages = range(stages_of(model.roi_head))
+        self.regions = nn.ModuleList(Regions(model.roi_head, 'bbox', stage) for stage in stages)
+        seen = ('attended', *feature_names(model)) if has_masks(model) else ()
+        self.names = (*NAMES, *seen)
+
+    def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return class logits (B, Q, C) and boxes (B, Q, 4) xyxy, pixels of the input (B, 3, H, W).
+
+        Where there are masks also what queries saw of each other in the last stage (B, Q, D), and the maps
+        of all levels. `img_shape` (B, 2) is h, w before padding; 0 means the input size.
+        """
+        maps = self.model.extract_feat(image)
+        found = (*self.look(maps, clip_size(image, img_shape)), *maps)
+        return tuple(tap(name, one) for name, one in zip(self.names, found, strict=False))
+
+    def look(self, maps: Sequence[torch.Tensor], clip_hw: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what comes before the maps in `forward`; `clip_hw` (B, 2) is the size of the images."""
+        learned = self.model.rpn_head
+        whole = clip_hw.flip(1).repeat(1, 2)[:, None]
+        boxes = cxcywh_to_xyxy(learned.init_proposal_bboxes.weight)[None] * whole
+        first = learned.init_proposal_features.weight[None]
+        query = first.repeat(maps[0].shape[0], 1, 1)  # of an expanded one torch.export freezes the batch
+        for regions, head in zip(self.regions, self.model.roi_head.bbox_head, strict=True):
+            logits, deltas, query, attended = interact(head, regions.features(maps, boxes), query)
+            boxes = decoded(head, boxes, (deltas,), clip_hw)[0][:, :, 0]
+        return logits, boxes, attended
+
+
+def interact(head: nn.Module, features: torch.Tensor, query: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Run mmdet's `DIIHead`: queries (B, Q, D) look at each other, and then each at its region (R, D, h, w).
+
+    Returns:
+        Class logits (B, Q, C), deltas of boxes (B, Q, 4), queries of the next stage (B, Q, D), and queries
+        that have looked at each other alone (B, Q, D).
+    """
+    attended = head.attention_norm(query + attend_to(head.attention, query, query, query))
+    rows = attended.flatten(0, 1)
+    rows = head.instance_interactive_conv_norm(rows + head.instance_interactive_conv(rows, features))
+    query = head.ffn_norm(head.ffn(rows)).reshape(query.shape)
+    scores = moves = query
+    for layer in head.cls_fcs:
+        scores = layer(scores)
+    for layer in head.reg_fcs:
+        moves = layer(moves)
+    return head.fc_cls(scores), head.fc_reg(moves), query, attended
+
+
+class RegionsFullForm(nn.Module):
+    """What the `full` form adds to the network: the best pairs of query and class, and their masks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        roi_head, last = model.roi_head, stages_of(model.roi_head) - 1
+        self.most = int(roi_head.test_cfg.max_per_img)
+        self.sigmoid = bool(roi_head.bbox_head[last].loss_cls.use_sigmoid)
+        self.regions = Regions(roi_head, 'mask', last) if has_masks(model) else None
+        self.mask_head = roi_head.mask_head[last] if has_masks(model) else None
+        self.names = (*FULL_NAMES, 'masks') if has_masks(model) else FULL_NAMES
+
+    def forward(
+        self, scale_factor: torch.Tensor, logits: torch.Tensor, boxes: torch.Tensor, *seen: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Return dets (B, n, 5), labels (B, n), and where there are masks (B, n, m, m) in the box's frame.
+
+        Of logits (B, Q, C), or with a column more for the background, boxes (B, Q, 4) xyxy, pixels of the
+        input, which are divided by `scale_factor` (B, 4), and what else the network has `seen`.
+        """
+        scores = logits.sigmoid() if self.sigmoid else logits.softmax(2)[..., :-1]
+        scores, labels, query = best_pairs(scores, self.most)
+        chosen = gather_rows(boxes, query)
+        dets = torch.cat([chosen / scale_factor[:, None], scores[..., None]], 2)
+        found = [dets, labels]
+        if self.mask_head is not None:
+            attended, *maps = seen
+            found.append(self._masks(maps, chosen, labels, gather_rows(attended, query)))
+        return tuple(tap(name, one) for name, one in zip(self.names, found, strict=True))
+
+    def _masks(
+        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, labels: torch.Tensor, query: torch.Tensor
+    ) -> torch.Tensor:
+        """Return probabilities (B, n, m, m) of the own class."""
+        with own_class([self.mask_head], labels.flatten()):
+            found = self.mask_head(self.regions.features(maps, boxes), query).sigmoid()
+        return found.reshape(*labels.shape, *found.shape[2:])
+
+
+def pairs(model: nn.Module) -> int:
+    """Return how many results there can be: pairs of query and class."""
+    return int(model.rpn_head.num_proposals) * int(model.roi_head.bbox_head[-1].num_classes)

@@ -1,0 +1,5 @@
+"""Detectors of queries with regions without PyTorch: a `full` graph does all of it."""
+
+from mmdeploy_ext.families.query.runtime.model import RUNNERS, detections
+
+__all__ = ['RUNNERS', 'detections']

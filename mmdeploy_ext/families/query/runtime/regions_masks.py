@@ -1,0 +1,5 @@
+"""Detectors of queries with regions and masks without PyTorch: pasted as those of two-stage ones."""
+
+from mmdeploy_ext.families.two_stage.runtime.masks import RUNNERS, detections
+
+__all__ = ['RUNNERS', 'detections']

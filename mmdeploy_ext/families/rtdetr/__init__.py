@@ -1,0 +1,1 @@
+"""RT-DETR: detector, hybrid encoder, decoder and vd backbone for mmdet, and its family."""

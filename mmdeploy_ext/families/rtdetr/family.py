@@ -1,0 +1,101 @@
+"""RT-DETR's family: which configs it claims, what it refuses, and what the package's other modules give."""
+
+from typing import Any
+
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.core.errors import ConfigError, UsageError
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.rtdetr import graphs, reference, runtime, samples
+from mmdeploy_ext.families.rtdetr.options import OPTIONS
+from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
+from mmdeploy_ext.preprocess.pictures import PreprocessRule
+
+
+class RtDetrFamily(ImageFamily):
+    """The `RTDETR` detector of this plugin."""
+
+    name = 'rtdetr'
+    exports = 'RTDETR, queries without suppression (mmdeploy_ext/families/rtdetr/README.md)'
+    near = ('RTDETR', 'RTDetrV2', 'HybridEncoder')
+    task = 'bbox2d'
+    forms = ('full', 'raw')
+    own_options = OPTIONS
+    shares_network = True
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds = staticmethod(samples.feeds)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+    choose_as = staticmethod(reference.choose_as)
+    keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        return Claim.DETECTOR if cfg.model.get('type') == 'RTDETR' else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: opset, sizes."""
+        parts.check_grid_sample('RT-DETR', options)
+        if options.height % STRIDE or options.width % STRIDE:
+            raise UsageError(
+                f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
+            )
+        _check_queries(cfg, options)
+
+    def takes(self, model: nn.Module, options: Options, height: int, width: int) -> bool:
+        """See `ImageFamily.takes`: as many tokens as queries, or more."""
+        enough = runtime.count_tokens(height, width) >= int(model.decoder.num_queries)
+        return enough and super().takes(model, options, height, width)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`: what `families/rtdetr/runtime.py` reads."""
+        return dict(
+            max_per_img=model.postprocess.max_per_img,
+            num_queries=int(model.decoder.num_queries),
+            num_classes=int(model.decoder.num_classes),
+            orig_target_sizes='width, height',
+            position_layout=model.encoder.position.layout,
+        )
+
+    def preprocess_rule(self, cfg: Any) -> PreprocessRule:
+        """See `Family.preprocess_rule`; refuses padding, to which boxes would be relative."""
+        rule = super().preprocess_rule(cfg)
+        if rule.keep_ratio or rule.pad_size or rule.size_divisor > 1:
+            raise ConfigError(
+                f'{cfg.filename}: the test pipeline keeps the ratio or pads; RT-DETR takes whole images: '
+                f'Resize(keep_ratio=False) and no Pad'
+            )
+        return rule
+
+    def num_classes(self, model: nn.Module) -> int:
+        """See `Family.num_classes`."""
+        return int(model.decoder.num_classes)
+
+    def finds_always(self, model: nn.Module) -> bool:
+        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
+        return True
+
+    def result_limit(self, model: nn.Module) -> ResultLimit:
+        """See `ImageFamily.result_limit`: as long as there are pairs of query and class."""
+        pairs = int(model.decoder.num_queries) * int(model.decoder.num_classes)
+        return ResultLimit(vars(model.postprocess), available=pairs)
+
+
+def _check_queries(cfg: Any, options: Options) -> None:
+    """Refuse sizes whose maps have fewer tokens than there are queries."""
+    decoder = cfg.model.decoder
+    tokens = runtime.count_tokens(options.height, options.width)
+    queries = decoder.get('num_queries', 300)
+    parts.check_tokens(tokens, options, 'num_queries', queries)
+    pairs = queries * decoder.num_classes
+    most = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
+    if most > pairs:
+        raise ConfigError(
+            f'{cfg.filename}: model.test_cfg.max_per_img={most}, more than {pairs} pairs of query and class'
+        )
+
+
+register_family(RtDetrFamily())

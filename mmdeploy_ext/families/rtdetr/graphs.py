@@ -1,0 +1,131 @@
+"""The graphs of RT-DETR: their contracts, and the modules that keep them.
+
+Source of the contract: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/tools/export_onnx.py.
+
+Glossary: B batch, C classes, Q queries, n detections, H, W network input in pixels.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.families.rtdetr.runtime import SIZES, STRIDES
+from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
+from mmdeploy_ext.models.rtdetr.detector import STRIDE
+from mmdeploy_ext.models.rtdetr.layers import RepVggBlock
+
+RAW_NAMES = ('logits', 'boxes', 'tokens')
+FULL_NAMES = ('labels', 'boxes', 'scores')
+HEADS = ('pred_logits', 'pred_boxes')
+
+
+class Network(nn.Module):
+    """Backbone, encoder and decoder behind flat tensors; its parameters keep their names below `model.`."""
+
+    def __init__(self, model: nn.Module, with_tokens: bool) -> None:
+        """Keep the detector; `with_tokens` gives the selected tokens, too, which tell ties of scores."""
+        super().__init__()
+        self.model = model
+        self.with_tokens = with_tokens
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the network on (B, 3, H, W) float32 RGB / 255.
+
+        Returns class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q) int64.
+        """
+        outputs = self.model.decoder(self.model.extract_feat(images))
+        return outputs if self.with_tokens else outputs[:2]
+
+
+class Constants(nn.Module):
+    """Tensors in place of a module that computes them from the size of its input alone."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        """Keep the tensors as buffers, so that constants of the graph are named after the module."""
+        super().__init__()
+        for index, tensor in enumerate(tensors):
+            self.register_buffer(f'constant{index}', tensor)
+
+    def forward(self, _: Any) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Return the one tensor, or all of them."""
+        tensors = tuple(self.buffers())
+        return tensors if len(tensors) > 1 else tensors[0]
+
+
+def with_fixed_size(model: nn.Module, height: int, width: int) -> None:
+    """Let a copy made by `fuse` hold positions and anchors of one size, the same bytes on every machine.
+
+    For files that are simplified: onnxslim would fold their sines and logarithms differently on each CPU.
+    """
+    device = next(model.parameters()).device
+    maps = [torch.empty(1, 1, height // stride, width // stride) for stride in STRIDES]
+    with torch.no_grad(), SameBytes():
+        position, anchors = model.encoder.position(maps[-1]), model.decoder.anchors(maps)
+    model.encoder.position = Constants(position).to(device)
+    model.decoder.anchors = Constants(*anchors).to(device)
+
+
+def separate_branches(model: nn.Module) -> None:
+    """Let the RepVGG blocks of a copy made by `fuse` run both branches again."""
+    for module in model.modules():
+        if isinstance(module, RepVggBlock):
+            module.conv = None
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    batch = 'B' if options.dynamic or options.dynamic_batch else options.batch
+    height, width = ('H', 'W') if options.dynamic else (options.height, options.width)
+    meaning, shape = 'RGB / 255, resized without keeping the ratio', (batch, 3, height, width)
+    images = TensorSpec('images', 'float32', shape, meaning, smallest=STRIDE, multiple=STRIDE)
+    if options.form == 'raw':
+        return GraphSpec('rtdetr/raw', (images,), _raw_outputs(model.decoder, batch))
+    meaning = 'width and height of the original image'
+    sizes = TensorSpec(SIZES, 'int64', (batch, 2), meaning, 'pixel', positive=True)
+    return GraphSpec('rtdetr/full', (images, sizes), _full_outputs(model, batch))
+
+
+def _raw_outputs(decoder: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
+    queries, classes = int(decoder.num_queries), int(decoder.num_classes)
+    boxes, groups = (
+        'cx cy w h relative to the input, 0..1',
+        (ColumnGroup('cxcy', (0, 1)), ColumnGroup('wh', (2, 3))),
+    )
+    tokens = 'which token of the encoder a query was, by descending score; maps fine to coarse, row by row'
+    return (
+        TensorSpec('logits', 'float32', (batch, queries, classes), 'class logits per query', 'logit'),
+        TensorSpec('boxes', 'float32', (batch, queries, 4), boxes, groups=groups),
+        TensorSpec('tokens', 'int64', (batch, queries), tokens, groups=(ColumnGroup(rtol=0.0),)),
+    )
+
+
+def _full_outputs(model: nn.Module, batch: int | str) -> tuple[TensorSpec, ...]:
+    most = model.postprocess.max_per_img
+    outputs = (
+        ('labels', 'int64', (batch, most), 'class indices'),
+        ('boxes', 'float32', (batch, most, 4), 'x1 y1 x2 y2, not clipped', 'pixel'),
+        ('scores', 'float32', (batch, most), '0..1, descending'),
+    )
+    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and for `full` the post-processing after it."""
+    network = fuse(model) if fold else model
+    if fold and not options.fuse:
+        separate_branches(network)
+    if fold and options.simplify and not options.dynamic:
+        with_fixed_size(network, options.height, options.width)
+    passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
+    if options.form == 'raw':
+        return [Stage('network', Network(network, True), ('images',), RAW_NAMES, passes=passes)]
+    return [
+        Stage('network', Network(network, False), ('images',), HEADS, passes=passes),
+        Stage('postprocess', model.postprocess, (*HEADS, SIZES), FULL_NAMES),
+    ]

@@ -1,0 +1,29 @@
+"""RT-DETR: its options, and what its files tell `families/rtdetr/runtime`."""
+
+from mmdeploy_ext.contract.option import Option
+from mmdeploy_ext.contract.options import OF_SOME
+from mmdeploy_ext.contract.schema import open_record, text
+from mmdeploy_ext.contract.values import COUNT, FLAG
+
+FUSE = Option(
+    'fuse',
+    True,
+    'branches of RepVGG blocks become one convolution (default: they do)',
+    schema=FLAG,
+    group=OF_SOME,
+)
+GRID_SAMPLE = Option(
+    'grid_sample',
+    'operator',
+    'gather replaces GridSample for engines that get it wrong (TensorRT 10.14 to 11.1)',
+    ('operator', 'gather'),
+    key='grid_sample',
+    group=OF_SOME,
+)
+DYNAMIC_BATCH = Option(
+    'dynamic_batch', False, 'the batch stays dynamic, the size is fixed', schema=FLAG, group=OF_SOME
+)
+OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)
+POSTPROCESS = open_record(
+    max_per_img=COUNT, num_queries=COUNT, num_classes=COUNT, orig_target_sizes=text(), position_layout=text()
+)

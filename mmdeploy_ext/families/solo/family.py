@@ -1,0 +1,147 @@
+"""The SOLO family: which configs it claims, what it refuses, and what the package's other modules give."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
+from mmdeploy_ext.exporting.postprocess.mask import mask_config
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.limits import Limit
+from mmdeploy_ext.families.solo import graphs, reference, samples
+from mmdeploy_ext.families.solo.networks import LEVELS
+from mmdeploy_ext.families.solo.options import OPTIONS
+from mmdeploy_ext.families.solo.postprocess import mask_stride
+from mmdeploy_ext.weights.checkpoint import Checkpoint
+from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
+from mmdeploy_ext.weights.convert.solo_names import original_head
+
+LIMITING = ('score_thr', 'mask_thr', 'filter_thr', 'nms_pre', 'max_per_img', 'sigma')
+"""Entries of `test_cfg` that SOLO reads."""
+NO_SCORE = 1 - 2.0**-20
+"""No score is larger, but for those that rounding makes 1."""
+
+
+class SoloFamily(ImageFamily):
+    """mmdet's `SOLO`, `DecoupledSOLO` and `SOLOv2` detectors with any of the four heads."""
+
+    name = 'solo'
+    exports = 'SOLO, Decoupled SOLO and SOLOv2 with their mask_head (mmdeploy_ext/families/solo/README.md)'
+    near = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic')
+    task = 'mask'
+    forms = ('full', 'raw')
+    own_options = OPTIONS
+    trial_rows = 100  # masks take most of the time
+    lowest_share = 0.2  # before candidates are chosen, all that pass have masks
+    spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
+    feeds = staticmethod(samples.feeds)
+    batches, whole = staticmethod(samples.batches), staticmethod(samples.whole)
+    reference_tensors = staticmethod(reference.tensors)
+    reference_detections = staticmethod(reference.detections)
+    interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
+    rounded_choices = staticmethod(reference.rounded_choices)
+    candidate_bounds = staticmethod(reference.candidate_bounds)
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """See `ImageFamily.limits`: thresholds of scores are below 1."""
+        return [
+            dataclasses.replace(one, never=NO_SCORE) if one.key == 'score_thr' else one
+            for one in super().limits(model)
+            if one.key in LIMITING
+        ]
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`."""
+        return Claim.HEAD if (cfg.model.get('mask_head') or {}).get('type') in LEVELS else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `ImageFamily.check`: layout, sizes, thresholds."""
+        if options.layout == 'fork' and options.dynamic:
+            raise UsageError(
+                '--layout fork: its outputs have no batch axis; export it without --dynamic-export'
+            )
+        _check_head(cfg.filename, cfg.model.mask_head, options)
+        mask_config(cfg.model.get('test_cfg') or cfg.get('test_cfg') or {})
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `Family.build`."""
+        _check_levels(cfg.filename, cfg.model.mask_head)
+        return super().build(cfg)
+
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        """See `Family.load_weights`; grids of another training are refused."""
+        check_grids(model.mask_head, checkpoint)
+        super().load_weights(model, checkpoint)
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `Family.postprocess_facts`: what `families/solo/runtime.py` reads."""
+        head = model.mask_head
+        return dict(
+            mask_config(head.test_cfg).to_json(),
+            head=type(head).__name__,
+            num_classes=int(head.cls_out_channels),
+            num_grids=[int(grid) for grid in head.num_grids],
+            strides=[int(stride) for stride in head.strides],
+            mask_stride=mask_stride(head),
+            cells='level after level, each row by row; cell (i, j) of level l is i * num_grids[l] + j',
+        )
+
+
+def check_grids(head: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse (CheckpointError) a checkpoint that was trained on other grids.
+
+    SOLO and Decoupled SOLO predict one mask or line per cell, so that the layers tell. SOLOv2's layers do not
+    depend on the grids; its checkpoint tells when a config was kept in it, as mmdet and `solo_wxinlong.py`
+    do. A checkpoint of the original repository is left to the loader.
+    """
+    if original_head(checkpoint.state_dict):
+        return
+    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
+    own = list(head.num_grids)
+    trained = checkpoint_grids(shapes) or config_grids(checkpoint.meta.get('config'))
+    if trained and trained != own:
+        raise CheckpointError(
+            f'{checkpoint.path}: was trained on grids of {trained} cells, the config says '
+            f'model.mask_head.num_grids={own}; use the config that this checkpoint was trained with'
+        )
+
+
+def _check_levels(filename: str, head: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) grids and strides of different numbers, which mmdet refuses by a bare assert."""
+    grids, strides = head.get('num_grids') or [], head.get('strides') or (4, 8, 16, 32, 64)
+    if len(grids) != len(strides):
+        raise ConfigError(
+            f'{filename}: model.mask_head has num_grids={list(grids)} and strides={list(strides)}; expected '
+            f'as many of each'
+        )
+
+
+def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> None:
+    """Refuse heads (ConfigError) and sizes (UsageError) whose graph would be wrong; the shape is resolved."""
+    if head.get('dynamic_conv_size', 1) != 1:
+        raise ConfigError(
+            f'{filename}: model.mask_head.dynamic_conv_size={head.dynamic_conv_size}; SOLOv2 exports with 1'
+        )
+    if not (head.get('loss_cls') or {}).get('use_sigmoid', True):
+        raise ConfigError(f'{filename}: model.mask_head.loss_cls.use_sigmoid is False; expected True')
+    grids = head.num_grids
+    if min(options.height, options.width) < max(grids):
+        raise UsageError(
+            f'--shape {options.height} {options.width}: each side has to be at least the largest grid of the '
+            f'model, {max(grids)} pixels'
+        )
+    cells = sum(grid**2 for grid in grids) * int(head.get('num_classes', 80))
+    if options.max_candidates > cells:
+        raise UsageError(f'--max-candidates {options.max_candidates}: the model has only {cells} candidates')
+    multiple = graphs.SIZE_MULTIPLE
+    if head['type'] == 'SOLOV2Head' and any(side % multiple for side in (options.height, options.width)):
+        raise UsageError(
+            f'--shape {options.height} {options.width}: SOLOv2 takes sizes that are multiples of {multiple}'
+        )
+
+
+register_family(SoloFamily())

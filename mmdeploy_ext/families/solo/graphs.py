@@ -1,0 +1,184 @@
+"""The graphs of the SOLO family: names, shapes and meanings of their tensors, and the chain of their modules.
+
+Source of the fork layout: zhangjinsong3/SOLOv2.tensorRT 790835b.
+
+Glossary: B batch, C classes, S grid cells of all levels, G grid lines of all levels, E channels of a dynamic
+kernel, H, W network input in pixels, H4, W4 a quarter of it, n instances, h, w original image.
+"""
+
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.mask import capped, mask_config
+from mmdeploy_ext.families.dense.graphs import image_input
+from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
+from mmdeploy_ext.families.solo.postprocess import FullForm, mask_stride
+
+Axis = int | str
+SIZE_MULTIPLE = 32
+"""SOLOv2's mask branch doubles its maps until they meet; others do not (mmdet raises there, too)."""
+RAW_NAMES = {
+    'SOLOHead': ('cate_pred', 'seg_pred'),
+    'DecoupledSOLOHead': ('cate_pred', 'seg_pred_x', 'seg_pred_y'),
+    'DecoupledSOLOLightHead': ('cate_pred', 'seg_pred_x', 'seg_pred_y'),
+    'SOLOV2Head': ('cate_pred', 'kernel_pred', 'seg_pred'),
+}
+MEANINGS = {
+    'cate': 'class scores of grid cells after sigmoid and points NMS',
+    'kernel': 'dynamic 1x1 kernels of grid cells',
+    'seg': 'soft masks of grid cells, 0..1',
+    'features': 'mask features; a soft mask is the sigmoid of their product with a kernel',
+    'x': 'soft masks of grid columns, 0..1; a cell has the product of its column and its row',
+    'y': 'soft masks of grid rows, 0..1',
+}
+ROWS = 'level after level, each row by row'
+WHOLE = '0 means those of the input, up to a multiple of 8'
+
+
+def kind(head: nn.Module) -> str:
+    """Return the registered name of a head."""
+    return type(head).__name__
+
+
+def raw_names(head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the `raw` outputs."""
+    return RAW_NAMES[kind(head)]
+
+
+def fork_is_flat(head: nn.Module) -> bool:
+    """Return whether the fork flattens this head: its `SOLOv2Head`, not its `SOLOv2LightHead`."""
+    return kind(head) == 'SOLOV2Head' and bool(head.dcn_apply_to_all_conv)
+
+
+def fork_names(head: nn.Module, batch: int = 1) -> tuple[str, ...]:
+    """Return the fork's output names in its order; a batch numbers what it has per image."""
+    levels = range(head.num_levels)
+    if fork_is_flat(head):
+        numbers = [''] if batch == 1 else [f'_{image}' for image in range(batch)]
+        per_image = [f'{name}{number}' for name in ('cate_pred', 'kernel_pred') for number in numbers]
+        return (*per_image, 'seg_pred')
+    if kind(head) == 'SOLOV2Head':
+        return (*(f'{name}_{level}' for name in ('cate_pred', 'kernel_pred') for level in levels), 'seg_pred')
+    masks = ('seg_preds',) if kind(head) == 'SOLOHead' else ('seg_preds_x', 'seg_preds_y')
+    return tuple(f'{name}_{level}' for name in (*masks, 'cate_pred') for level in levels)
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a graph."""
+    head = model.mask_head
+    image = image_input(options, max(head.num_grids), SIZE_MULTIPLE if kind(head) == 'SOLOV2Head' else 1)
+    batch = image.axes[0]
+    if options.form == 'full':
+        return GraphSpec('solo/full', (image, *mask_inputs(batch)), _full_outputs(head, options, batch))
+    if options.layout == 'fork':
+        return GraphSpec('solo/raw-fork', (image,), _fork_outputs(head, options))
+    return GraphSpec('solo/raw', (image,), _raw_outputs(head, options, batch))
+
+
+def mask_inputs(batch: Axis, whole: str = WHOLE) -> tuple[TensorSpec, ...]:
+    """Return `img_shape` and `ori_shape`; `whole` says what 0 means."""
+    content = f'height and width before padding, which masks are cropped to; {whole}'
+    original = f'height and width of the original images, which masks are resized to; {whole}'
+    return (
+        TensorSpec('img_shape', 'float32', (batch, 2), content, 'pixel', default=0.0),
+        TensorSpec('ori_shape', 'int64', (2,), original, 'pixel', default=0),
+    )
+
+
+def _full_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[TensorSpec, ...]:
+    config, cap = mask_config(head.test_cfg), options.max_candidates
+    outputs = mask_outputs(batch, capped(cap, config.nms_pre, config.max_per_img) if cap else 'n')
+    if not cap:
+        return outputs
+    meaning = f'(cell, class) pairs over the score threshold; more than {cap}: the rest was cut off'
+    return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
+
+
+def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
+    """Return `masks`, `scores` and `labels` of a `full` graph."""
+    outputs = (
+        ('masks', 'bool', (batch, rows, 'h', 'w'), 'pixels of the instances at ori_shape'),
+        ('scores', 'float32', (batch, rows), 'in descending order; padded with zeros'),
+        ('labels', 'int64', (batch, rows), 'class indices; -1 where a row is padding'),
+    )
+    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
+
+
+def _quarter(head: nn.Module, options: Options) -> tuple[Axis, Axis]:
+    """Return H4, W4: SOLOv2's from the input, the others' twice the second level's."""
+    if options.dynamic:
+        return 'H4', 'W4'
+    if kind(head) == 'SOLOV2Head':
+        return options.height // mask_stride(head), options.width // mask_stride(head)
+    return tuple(2 * -(-size // 8) for size in (options.height, options.width))
+
+
+def _raw_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[TensorSpec, ...]:
+    cells, lines = sum(grid**2 for grid in head.num_grids), sum(head.num_grids)
+    quarter = _quarter(head, options)
+    classes = head.cls_out_channels
+    outputs = [TensorSpec('cate_pred', 'float32', (batch, cells, classes), f'{MEANINGS["cate"]}, {ROWS}')]
+    if kind(head) == 'SOLOHead':
+        shape = (batch, cells, *quarter)
+        outputs.append(TensorSpec('seg_pred', 'float32', shape, f'{MEANINGS["seg"]}, {ROWS}'))
+    elif kind(head) == 'SOLOV2Head':
+        channels = head.kernel_out_channels
+        outputs += [
+            TensorSpec('kernel_pred', 'float32', (batch, cells, channels), f'{MEANINGS["kernel"]}, {ROWS}'),
+            TensorSpec('seg_pred', 'float32', (batch, channels, *quarter), MEANINGS['features']),
+        ]
+    else:
+        shape = (batch, lines, *quarter)
+        outputs += [
+            TensorSpec(f'seg_pred_{axis}', 'float32', shape, f'{MEANINGS[axis]}, level by level')
+            for axis in 'xy'
+        ]
+    return tuple(outputs)
+
+
+def _fork_outputs(head: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+    cells, classes = sum(grid**2 for grid in head.num_grids), head.cls_out_channels
+    quarter = _quarter(head, options)
+    outputs = []
+    for name in fork_names(head, options.batch):
+        stem, _, number = name.rpartition('_')
+        grid = head.num_grids[int(number)] if number.isdigit() and not fork_is_flat(head) else 0
+        if name.startswith('cate_pred'):
+            axes = (options.batch, grid, grid, classes) if grid else (cells, classes)
+            meaning = MEANINGS['cate']
+        elif name.startswith('kernel_pred'):
+            channels = head.kernel_out_channels
+            axes = (options.batch, channels, grid, grid) if grid else (cells, channels)
+            meaning = MEANINGS['kernel']
+        elif name == 'seg_pred':
+            axes, meaning = (options.batch, head.kernel_out_channels, *quarter), MEANINGS['features']
+        else:
+            lines = grid**2 if stem == 'seg_preds' else grid
+            axes = (options.batch, lines, *quarter)
+            meaning = MEANINGS['seg'] if stem == 'seg_preds' else MEANINGS[stem[-1]]
+        outputs.append(TensorSpec(name, 'float32', axes, meaning + (f', level {number}' if grid else '')))
+    return tuple(outputs)
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, and for `full` the post-processing after it."""
+    head = model.mask_head
+    levels = LEVELS[kind(head)](fuse(model) if fold else model)
+    if options.form == 'raw' and options.layout == 'fork':
+        names = fork_names(head, options.batch)
+        return [Stage('network', ForkNetwork(levels, fork_is_flat(head)), ('input',), names)]
+    if options.form == 'full' and isinstance(levels, SoloLevels):
+        parts = ('cate_pred', *(f'mask_feat_{level}' for level in range(head.num_levels)))
+        chain = [Stage('network', SoloFeatures(levels), ('input',), parts)]
+    else:
+        parts = raw_names(head)
+        chain = [Stage('network', BatchedNetwork(levels, parts), ('input',), parts)]
+    if options.form == 'full':
+        module = FullForm(levels.head, options.max_candidates)
+        inputs = ('img_shape', 'ori_shape', *parts)
+        names = ('masks', 'scores', 'labels', *(['candidates'] if options.max_candidates else []))
+        chain.append(Stage('postprocess', module, inputs, names))
+    return chain

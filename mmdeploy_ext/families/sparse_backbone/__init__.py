@@ -1,0 +1,1 @@
+"""LiDAR backbones of sparse convolutions: BEVFusion, CenterPoint, SECOND."""

@@ -1,0 +1,90 @@
+"""The families of sparse LiDAR backbones: BEVFusion, the published CenterPoint, mmdet3d's encoder."""
+
+from typing import Any, ClassVar
+
+from mmdet3d.models import build_model
+from torch import nn
+
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
+from mmdeploy_ext.families.sparse_backbone import graphs
+from mmdeploy_ext.families.sparse_backbone.reference import run_encoder, voxel_layer
+from mmdeploy_ext.families.sparse_backbone.samples import parts_of, voxel_rule
+from mmdeploy_ext.preprocess.points import VoxelRule
+from mmdeploy_ext.weights.sparse_checkpoint import LoadReport, load_model
+
+
+class LidarFamily(SparseFamily):
+    """Models of mmdet3d, or LidarBackbone, with one type of sparse encoder, by its registered name."""
+
+    encoder_type: ClassVar[str]
+    encoder, settings = staticmethod(graphs.encoder), staticmethod(graphs.settings)
+    run_encoder, voxel_layer = staticmethod(run_encoder), staticmethod(voxel_layer)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See SparseFamily."""
+        parts = parts_of(cfg)
+        known = parts is not None and cfg.model[parts['encoder']].get('type') == self.encoder_type
+        return Claim.PART if known else Claim.NO
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See SparseFamily."""
+        return build_without_weights(cfg, build_model)
+
+    def preprocess_rule(self, cfg: Any) -> VoxelRule:
+        """See SparseFamily."""
+        return voxel_rule(cfg, self.orders[0])
+
+    def load(self, model: nn.Module, path: str, weight_layout: str = 'auto') -> LoadReport:
+        """See SparseFamily."""
+        return load_model(path, model, graphs.encoder_path(model), weight_layout=weight_layout)
+
+
+ENDS = {'conv_input.0': ('fp16', 'int8'), 'conv_out.0': ('int8', 'fp16')}
+
+
+class BEVFusion(LidarFamily):
+    """BEVFusion's LiDAR backbone, x, y, z."""
+
+    name = 'bevfusion'
+    encoder_type = 'BEVFusionSparseEncoder'
+    int8 = Int8Reference(ENDS, half_ranges=True)
+    """Source: golden ALGORITHM.md 5: `model.half()` reaches the ranges."""
+
+
+class PublishedCenterPoint(LidarFamily):
+    """The published CenterPoint's encoder, z, y, x."""
+
+    name = 'centerpoint-det3d'
+    orders = ('zyx', 'xyz')
+    encoder_type = 'CenterPointSparseEncoder'
+    int8 = Int8Reference(
+        {
+            'conv_input.0': ('fp16', 'fp16'),
+            'conv1.0.conv1': ('fp16', 'fp16'),
+            'conv1.0.conv2': ('fp16', 'fp16'),
+            'conv1.0': ('fp16', 'int8'),
+            'extra_conv.0': ('int8', 'fp16'),
+        },
+        fp16_folded=('conv_input.0',),
+        unfolded_ranges=('conv_input.0',),
+        add_method='max',
+    )
+    """Source: golden ALGORITHM.md 5 and 6: the Add of a block has its path; conv_input is folded last."""
+
+
+class SecondEncoder(LidarFamily):
+    """mmdet3d's SparseEncoder in any of its detectors: SECOND, CenterPoint, dynamic VoxelNet; z, y, x."""
+
+    name = 'sparse-encoder'
+    exports = "mmdet3d's SparseEncoder as (pts_)middle_encoder: SECOND, CenterPoint, VoxelNet (docs/lidar.md)"
+    near = ('PointPillars', 'VoxelNet', 'UNet', 'MVX', 'Sparse')
+    orders = ('zyx', 'xyz')
+    encoder_type = 'SparseEncoder'
+    int8 = Int8Reference(ENDS)
+    """As BEVFusion, whose encoder this is but for the axes."""
+
+
+for _family in (BEVFusion(), PublishedCenterPoint(), SecondEncoder()):
+    register_family(_family)

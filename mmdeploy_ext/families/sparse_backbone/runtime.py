@@ -1,0 +1,175 @@
+"""A sparse LiDAR backbone from its portable ONNX file: points or voxels in, bird's-eye view out. No torch."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import read_props
+from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, damaged, read_entry
+from mmdeploy_ext.contract.metadata_schema import rule_of_points
+from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError
+from mmdeploy_ext.engines import BACKENDS, build_backend
+from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
+from mmdeploy_ext.runtime.exported import Opened
+from mmdeploy_ext.sparse.buckets import BEV, FACTS, VOXELS
+from mmdeploy_ext.sparse.buckets import feeds as table_feeds
+from mmdeploy_ext.sparse.engine import checked_features
+from mmdeploy_ext.sparse.plan import Plan
+from mmdeploy_ext.sparse.rulebook import build
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import onnxruntime
+
+
+class _Session(OnnxRuntimeBackend):
+    """A session that plans no reuse of buffers.
+
+    With lengths that are unknown before the run the planner finds no two buffers alike, and looks for them in
+    time that grows with the square of the graph: seconds. The allocator reuses memory all the same.
+    """
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = super()._options()
+        options.enable_mem_reuse = False
+        return options
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+class ScnOnnx(Opened):
+    """One portable file on ONNX Runtime or OpenVINO; a context manager.
+
+    Attributes:
+        order: axis order of the coordinates that the graph takes, 'xyz' or 'zyx'.
+        plan: what its rulebook has to find.
+        rule: how points become voxels.
+        output_shape: (1, C, H, W).
+        threads: of the rulebook and of the engine.
+        props: `metadata_props` of the file.
+        milliseconds: of the last step, by part: 'voxelise', 'rulebook', 'network'.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        engine: str = 'OnnxRuntimeBackend',
+        threads: int = 0,
+        **options: Any,
+    ) -> None:
+        """Open the file.
+
+        Args:
+            path: written by `portable.to_onnx`.
+            engine: registered name of the backend; others than ONNX Runtime need a file that
+                `pytorch2onnx.py` wrote.
+            threads: 0 takes all cores that this process may use.
+            options: others of the backend. In ONNX Runtime threads that wait do not keep their cores busy
+                (`spinning`), since the rulebook of the next sweep needs them.
+
+        Raises:
+            ModelFileError: missing, corrupt, or not a portable sparse backbone.
+            EngineError: a provider that is not there.
+        """
+        super().__init__()
+        self.threads = threads or usable_cores()
+        if engine == 'OnnxRuntimeBackend':
+            self.session = _Session(str(path), **{'threads': self.threads, 'spinning': 'never', **options})
+            self.session.open_session()
+            self.callback(self.session.deactivate)
+            self.props = self.session.session.get_modelmeta().custom_metadata_map
+        else:
+            if 'threads' in BACKENDS[engine].keys:
+                options = dict(threads=self.threads, **options)
+            self.session = self.enter_context(build_backend(engine, str(path), **options))
+            self.props = read_props(path)
+        facts = _facts(self.props, path)
+        self.path, self.form, self.order = str(path), facts['form'], facts['order']
+        self.in_channels, self.output_shape = int(facts['in_channels']), tuple(facts['output_shape'])
+        self.plan, self.rule = facts['plan'], facts['rule']
+        self.milliseconds: dict[str, float] = {}
+
+    def step(
+        self, points: np.ndarray | None = None, voxels: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> np.ndarray:
+        """Return the map (1, C, H, W) float32 of one sweep, given either way.
+
+        Args:
+            points: (P, D) in metres, LiDAR frame; those outside the range are left out, and voxels beyond the
+                rule's `max_voxels` too, the last ones first, as in training.
+            voxels: features (N, C) and coordinates (N, 4) integers, sample 0 and the axes in `order`, every
+                voxel once. N = 0 gives the map of an empty scene, all zeros.
+
+        Raises:
+            PointsError: points of another width, not finite, or none in range (an empty sweep is a broken
+                sensor, not an empty scene); voxels outside the grid, duplicated, of another width or sample,
+                or more than the rule's `max_voxels`; neither or both given.
+            InferenceError: the engine failed.
+        """
+        if (points is None) == (voxels is None):
+            raise PointsError('step: give either points or voxels')
+        start = time.perf_counter()
+        features, coordinates = self._voxels(points) if voxels is None else self._checked(*voxels)
+        voxelised = time.perf_counter()
+        feeds = self.feeds(features, coordinates)
+        built = time.perf_counter()
+        dense = self.session.run(feeds)[BEV]
+        done = time.perf_counter()
+        spent = dict(voxelise=voxelised - start, rulebook=built - voxelised, network=done - built)
+        self.milliseconds = {part: seconds * 1e3 for part, seconds in spent.items()}
+        if dense.shape != self.output_shape:
+            raise InferenceError(f'{self.path}: gave shape {dense.shape}, expected {self.output_shape}')
+        return dense
+
+    def feeds(self, features: np.ndarray, coordinates: np.ndarray) -> dict[str, np.ndarray]:
+        """Return all inputs of the graph for voxels in `order`; see `step` for the errors."""
+        rulebook = build(self.plan, coordinates, self.threads)
+        features = checked_features(features, len(rulebook.levels[0]), self.in_channels)
+        return {VOXELS: features, **table_feeds(self.plan, rulebook, self.form, self.threads)}
+
+    def _voxels(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, coordinates = voxelise(points, self.rule)
+        if not len(features):
+            raise PointsError(
+                f'points: none of {len(points)} is inside the range {self.rule.point_cloud_range} m; '
+                f'check the frame and unit of the sweep'
+            )
+        return features, coordinates if self.rule.order == self.order else coordinates[:, [0, 3, 2, 1]]
+
+    def _checked(self, features: np.ndarray, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.rule.mode == 'hard' and len(features) > self.rule.max_voxels:
+            raise PointsError(
+                f'voxels: got {len(features)}, the model takes at most {self.rule.max_voxels} (max_voxels); '
+                f'leave some out, or give the points'
+            )
+        return features, coordinates
+
+
+def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
+    """Read what the file says about itself."""
+    if FACTS not in props:
+        raise ModelFileError(
+            f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '
+            f'export it with tools/deployment/export_scn.py --target portable'
+        )
+    check_entries(props, path)
+    facts = read_entry(props, FACTS.removeprefix(PREFIX), path)
+    key = 'voxels' if PREFIX + 'voxels' in props else 'preprocess'
+    content = read_entry(props, key, path, check=rule_of_points)
+    content = content.get('voxels', content)
+    if content is None:
+        raise damaged(path, key, 'voxels is None, expected how points become voxels')
+    try:
+        rule = VoxelRule.from_json(content)
+    except ConfigError as error:  # numbers that do not go together
+        raise damaged(path, key, error) from error
+    return facts | {'plan': Plan.from_json(facts['plan']), 'rule': rule}

@@ -1,0 +1,1 @@
+"""StreamPETR: camera-only 3D detection with a temporal memory."""

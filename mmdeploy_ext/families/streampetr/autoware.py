@@ -1,0 +1,162 @@
+"""StreamPETR as Autoware's camera_streampetr loads it: three graphs by its names, and the manifest.
+
+The node keeps the memory in a map whose origin is the first place, takes the time off it itself, and zeroes
+it at a reset: a memory whose poses are all zero is therefore taken as the one that a scene starts with.
+
+Source: autoware_universe 5e12a711, autoware_camera_streampetr; tier4/AWML 7a6ec07c, StreamPETR/deploy (names,
+shapes, what the graph computes; facts, no code).
+
+Glossary: N cameras, H, W network input in pixels, C channels, T tokens, Q queries, K classes, M memory rows.
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.consumers.autoware import streampetr_rules as node
+from mmdeploy_ext.consumers.autoware.writing import text_of
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.streampetr import spec
+from mmdeploy_ext.families.streampetr.graphs import ExtractImgFeat, PositionEmbedding, PtsHeadMemory, made
+from mmdeploy_ext.models.streampetr import memory as temporal
+from mmdeploy_ext.models.streampetr.memory import Memory
+
+logger = logging.getLogger(__name__)
+
+
+class NodeImages(ExtractImgFeat):
+    """Backbone and neck, with the batch axis, the planes and the norm of the node, see `node.NORMS`."""
+
+    def __init__(self, model: nn.Module, planes: str) -> None:
+        super().__init__(model)
+        self.turned, *change = node.from_node(planes, *model.image_norm)
+        for name, values in zip(('scale', 'shift'), change, strict=True):
+            self.register_buffer(
+                name, torch.tensor(values.reshape(3, 1, 1), dtype=torch.float32), persistent=False
+            )
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        """Return img_feats (1, N, C, h, w) of img (1, N, 3, H, W)."""
+        planes = img[0]
+        if self.turned:
+            planes = planes.index_select(1, torch.tensor([2, 1, 0], device=img.device))
+        if (self.scale != 1).any():
+            planes = planes * self.scale
+        if self.shift.any():
+            planes = planes + self.shift
+        return super().forward(planes)
+
+
+class NodePositions(PositionEmbedding):
+    """What depends on the calibration alone, by the node's inputs."""
+
+    def forward(self, img_metas_pad: Tensor, intrinsics: Tensor, img2lidar: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pos_embed (1, T, C), cone (1, T, 8).
+
+        The size (3,) is a constant of the graph; zero times it is added, so that no engine drops the input,
+        which the node looks up by name.
+        """
+        return super().forward(img2lidar, intrinsics + 0.0 * img_metas_pad.sum())
+
+
+class NodeHead(PtsHeadMemory):
+    """The head as a step whose memory is in the map of the node."""
+
+    def forward(
+        self,
+        x: Tensor,
+        pos_embed: Tensor,
+        cone: Tensor,
+        data_ego_pose: Tensor,
+        data_ego_pose_inv: Tensor,
+        embedding: Tensor,
+        reference_point: Tensor,
+        timestamp: Tensor,
+        egopose: Tensor,
+        velo: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Compute one frame; shapes as in `specs`.
+
+        Returned are all_cls_scores (1, K, Q), all_bbox_preds (1, 10, Q), and the memory after the frame.
+        """
+        there = egopose.abs().sum().view(1)  # of a memory that was zeroed it is 0
+        state = Memory(embedding, reference_point, timestamp, egopose, velo)
+        still = 0.0 * there
+        outputs, _, after = self.step(x, pos_embed, cone, state, data_ego_pose_inv, still, there)
+        after = temporal.move(after, data_ego_pose, still)
+        scores, boxes = (outputs[f'all_{name}'][-1].transpose(1, 2) for name in ('cls_scores', 'bbox_preds'))
+        return scores, boxes, *after
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return the three graphs, in the order of `streampetr_rules.FILES`."""
+    size, folded = spec.sizes(model, *model.input_sizes, 'last'), fuse(model)
+    positions = NodePositions(folded, size.cameras, size.height, size.width)
+    modules = NodeImages(folded, options.node_images), positions, NodeHead(folded, False)
+    return made(model, list(zip(node.FILES, modules, specs(size, options), strict=True)))
+
+
+def specs(size: spec.Sizes, options: Options) -> list[GraphSpec]:
+    """Return the contracts, made of those of the deploy contract."""
+    image, position = spec.extract_img_feat(size, options), spec.position_embedding(size, options)
+    head = spec.pts_head_memory(size, options)
+    meaning = f'pictures as the node normalises them, planes in the order {", ".join(options.node_images)}'
+    one = dataclasses.replace(image.inputs[0], axes=(1, *image.inputs[0].axes), meaning=meaning)
+    pad = TensorSpec('img_metas_pad', 'float32', (3,), 'H, W, 3; a constant of the graph', 'pixel')
+    lidar, intrinsics = position.inputs
+    meanings = 'vehicle to the map whose origin is the first place', 'its inverse'
+    poses = [
+        TensorSpec(name, 'float32', (1, 4, 4), text, single=True)
+        for name, text in zip(('data_ego_pose', 'data_ego_pose_inv'), meanings, strict=True)
+    ]
+    x = dataclasses.replace(head.tensor('img_feats'), name='x')
+    before = [_rows(head.tensor(f'pre_memory_{field}'), size.memory, field) for field in spec.FIELDS]
+    after = [_rows(head.tensor(f'post_memory_{field}'), size.state, field) for field in spec.FIELDS]
+    results = [
+        TensorSpec(
+            name, 'float32', (1, rows, size.queries), f'{head.tensor(name).meaning}; queries are columns'
+        )
+        for name, rows in (('all_cls_scores', size.classes), ('all_bbox_preds', size.code))
+    ]
+    inputs, outputs = (x, *position.outputs, *poses, *before), (*results, *after)
+    return [
+        GraphSpec(f'streampetr/{node.BACKBONE}', (one,), image.outputs),
+        GraphSpec(f'streampetr/{node.POSITIONS}', (pad, intrinsics, lidar), position.outputs),
+        GraphSpec(f'streampetr/{node.HEAD}', inputs, outputs, spec.STATE_PAIRS),
+    ]
+
+
+def _rows(tensor: TensorSpec, rows: int, field: str) -> TensorSpec:
+    meaning = f'{spec.STATE_MEANING[field]}; places relative to the first one; newest rows first'
+    return dataclasses.replace(tensor, axes=(1, rows, *tensor.axes[2:]), meaning=meaning)
+
+
+def between(size: spec.Sizes, options: Options) -> tuple[TensorSpec, ...]:
+    """Return the results as the runner gives them, rows for queries, with their units."""
+    head = spec.pts_head_memory(dataclasses.replace(size, layers=1), options)
+    return head.tensor('all_cls_scores'), head.tensor('all_bbox_preds')
+
+
+def companions(model: nn.Module, size: spec.Sizes) -> dict[str, str]:
+    """Return name -> text of the manifest."""
+    names = [str(name).upper() for name in model.CLASSES]
+    if lost := [name for name in names if name not in node.CLASSES]:
+        logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(lost))
+    limits: Any = model.pts_bbox_head.bbox_coder.post_center_range
+    parameters = dict(
+        class_names=names,
+        detection_range=[float(value) for value in limits],
+        input_image_height=size.height,
+        input_image_width=size.width,
+        num_proposals=size.queries,
+        rois_number=size.cameras,
+        pre_memory_length=size.memory,
+        post_memory_length=size.state,
+    )
+    return {node.MANIFEST: text_of(dict(model_params=parameters))}

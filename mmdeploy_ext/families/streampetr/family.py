@@ -1,0 +1,241 @@
+"""StreamPETR's family: which configs it claims, what it refuses, and what the other modules give.
+
+Glossary: N cameras, H, W network input in pixels.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mmdet3d.models import build_model
+from torch import nn
+
+from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.memory import MemorySpec
+from mmdeploy_ext.families.parts.info_files import generated_dataset
+from mmdeploy_ext.families.parts.special_frames import changed_drive
+from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.streampetr import autoware
+from mmdeploy_ext.families.streampetr.graphs import graphs
+from mmdeploy_ext.families.streampetr.options import AUTOWARE, OPTIONS
+from mmdeploy_ext.families.streampetr.reference import Reference
+from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
+from mmdeploy_ext.families.streampetr.samples import (
+    DUMP_NAMES,
+    DUMP_SUFFIXES,
+    dump_tensors,
+    dumped_frame,
+    frame,
+    moments,
+    result,
+)
+from mmdeploy_ext.families.streampetr.spec import sizes
+from mmdeploy_ext.families.streampetr.synthetic import synthetic_outputs
+from mmdeploy_ext.preprocess.cameras import MultiViewRule, rule_from_pipeline
+from mmdeploy_ext.runtime.frames import Frame, Stepper
+
+DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
+HEADS = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
+DEFAULT_CAMERAS = 6
+TOLERANCES = {
+    'embedding': ColumnGroup(rtol=0.0, atol=5e-4),
+    'reference_point': ColumnGroup(unit='m', rtol=0.0, atol=2e-3),
+    'timestamp': ColumnGroup(unit='s', rtol=0.0, atol=1e-5),
+    'egopose': ColumnGroup(rtol=0.0, atol=2e-4),
+    'velo': ColumnGroup(unit='m/s', rtol=0.0, atol=2e-4),
+}
+"""Absolute tolerances of a float32 memory. Source: "Suggested tolerances" of the reference data of StreamPETR
+(measured between correct implementations); times 1e-5 s instead of 1e-6 s, because ages are float32 here and
+a step of float32 at 10 s is 1e-6 s."""
+PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
+
+
+def memory_spec(facts: Mapping[str, Any]) -> MemorySpec:
+    """Return the memory of files with these facts about post-processing; no ties where they are missing."""
+    topk = int(facts.get('topk_proposals') or 0)
+    return MemorySpec(
+        tensors=TOLERANCES,
+        outputs={name: f'post_memory_{name}' for name in TOLERANCES},
+        needed=PREDICTIONS,
+        per_query=(*PREDICTIONS, 'outs_dec'),
+        scores='all_cls_scores' if topk else '',
+        places=(('reference_point', 'all_bbox_preds', (0, 1, 2)), ('velo', 'all_bbox_preds', (8, 9))),
+        topk=topk,
+        propagated=int(facts.get('num_propagated', topk)),
+    )
+
+
+class StreamPetrFamily(SequenceFamily):
+    """`Petr3D` with `StreamPETRHead`."""
+
+    name = 'streampetr'
+    exports = 'Petr3D with StreamPETRHead (mmdeploy_ext/families/streampetr/README.md)'
+    near = ('PETR', 'DETR3D', 'BEVFormer', 'FCOSMono3D', 'Sparse4D')
+    of_config = "size and cameras are the config's"
+    task = 'bbox3d'
+    used_by: ClassVar[Mapping[str, str]] = {
+        NODE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
+        '': 'tools/demo/streampetr_video.py {config} {checkpoint} --onnx {file} --out work_dirs/video',
+    }
+    samples = 'frames'
+    memory = True
+    options = (*OPTIONS, *DRIVE)
+    files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
+    compared = ('all_cls_scores', 'all_bbox_preds')
+    measured = ('deploy', 'fork')
+    ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
+    dump_suffixes = DUMP_SUFFIXES
+    dump_names = DUMP_NAMES
+    bars = (
+        ('frame, against PyTorch', 'torch', 0.36),
+        ('frame, against the fork contract', 'fork', 0.95),
+        ('ms of position embedding in the median frame', 'embedding', 0.0),
+        ('bytes fed besides the images', 'fed_bytes', 64_000),
+    )
+    bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
+    reference, memory_spec = staticmethod(Reference), staticmethod(memory_spec)
+    frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
+    dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
+
+    def claims(self, cfg: Any) -> Claim:
+        """See `Family.claims`: by detector or by head."""
+        head = (cfg.model.get('pts_bbox_head') or {}).get('type')
+        if cfg.model.get('type') in DETECTORS:
+            return Claim.DETECTOR
+        return Claim.HEAD if head in HEADS else Claim.NO
+
+    def check(self, cfg: Any, options: Options) -> None:
+        """See `SequenceFamily.check`."""
+        _check_model(cfg.filename, cfg.model)
+        stride, (height, width) = int(cfg.model.get('stride', 16)), self.preprocess_rule(cfg).input_size
+        if height % stride or width % stride:
+            raise ConfigError(
+                f'{cfg.filename}: the test pipeline gives images of {height}x{width}, expected multiples of '
+                f'the stride {stride}; set size_divisor of PadMultiViewImage'
+            )
+
+    def build(self, cfg: Any) -> nn.Module:
+        """See `Family.build`; the model keeps N, H, W of the config (`input_sizes`), and its `image_norm`."""
+        _check_model(cfg.filename, cfg.model)
+        model = build_without_weights(cfg, build_model, 'img_backbone')
+        rule = self.preprocess_rule(cfg)
+        model.input_sizes = (rule.num_cameras, *rule.input_size)
+        model.image_norm = rule.mean, rule.std, rule.to_rgb
+        return model
+
+    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
+        """See `Family.preprocess_rule`; the config's `num_cams` says N where it is not 6."""
+        cameras = cfg.get('num_cams', DEFAULT_CAMERAS)
+        if type(cameras) is not int or cameras < 1:
+            raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
+        steps = test_pipeline(cfg)
+        with refused_by_name(cfg):
+            return rule_from_pipeline(steps, cameras)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        """Write moments of all cameras; the data set has no keys to collect, since it trains no model."""
+        found = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
+        return dict(dict(collect_keys=[]), **found)
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        """See `SequenceFamily.graphs`."""
+        return (autoware.graphs if options.contract == AUTOWARE else graphs)(model, options)
+
+    def names_of(self, options: Options) -> tuple[str, ...]:
+        """See `Family.names_of`."""
+        return NODE_FILES if options.contract == AUTOWARE else self.files
+
+    def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
+        """See `Family.companions`."""
+        if options.contract != AUTOWARE:
+            return {}
+        return autoware.companions(model, sizes(model, *model.input_sizes, 'last'))
+
+    def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
+        """See `SequenceFamily.between_files`."""
+        if options.contract != AUTOWARE:
+            return ()
+        return autoware.between(sizes(model, *model.input_sizes, 'last'), options)
+
+    def default_output(self, stem: str, options: Options) -> str:
+        """See `Family.default_output`."""
+        return f'{stem}_fork.onnx' if self.one_file(options) else stem
+
+    def one_file(self, options: Options) -> bool:
+        """See `Family.one_file`: the fork's contract is."""
+        return options.contract == 'fork'
+
+    def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
+        """See `SequenceFamily.postprocess_facts`: what `runtime/boxes.py` and the memory need."""
+        head, coder = model.pts_bbox_head, model.pts_bbox_head.bbox_coder
+        return dict(
+            max_num=int(coder.max_num),
+            post_center_range=[float(value) for value in coder.post_center_range],
+            score_threshold=coder.score_threshold,
+            num_classes=int(head.num_classes),
+            memory_len=int(head.memory_len),
+            topk_proposals=int(head.topk_proposals),
+            num_propagated=int(head.num_propagated),
+        )
+
+    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
+        """See `SequenceFamily.runner`."""
+        # the published model knows no time gap: the proof and the metrics compare like with like
+        return StreamPetrOnnx(paths, max_gap_s=None, **engine)
+
+    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
+        """Yield a drive in which one thing of the rig changes, and pictures of one colour."""
+        return changed_drive(sample)
+
+    def ignores_places(self, options: Options) -> bool:
+        """Return whether the memory is in the last LiDAR frame, as that of the deploy contract is."""
+        return options.contract == 'deploy'
+
+    def synthetic_outputs(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterable[tuple[str, Mapping[str, Any]]]:
+        """Yield outputs of the head's last layer."""
+        head, facts = model.pts_bbox_head, runner.metadata.postprocess
+        return synthetic_outputs(facts, int(head.num_query) + int(head.num_propagated), int(head.num_classes))
+
+    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
+        """See `SequenceFamily.timed_methods`."""
+        return dict(
+            backbone=[(model, 'extract_img_feat')], embedding=[(model.pts_bbox_head, 'embed_positions')]
+        )
+
+
+def _check_model(filename: str, model: Mapping[str, Any]) -> None:
+    """Refuse detectors, heads and ways to choose tokens that are not exported."""
+    head = model.get('pts_bbox_head') or {}
+    if model.get('type') not in DETECTORS:
+        raise ConfigError(
+            f'{filename}: model.type={model.get("type")!r}; StreamPETR exports {", ".join(DETECTORS)}'
+        )
+    if head.get('type') not in HEADS:
+        raise ConfigError(
+            f'{filename}: model.pts_bbox_head.type={head.get("type")!r}; StreamPETR exports '
+            f'{", ".join(HEADS)}'
+        )
+    if not model.get('aux_2d_only', True):
+        raise ConfigError(
+            f'{filename}: model.aux_2d_only=False chooses tokens by the 2D head at test time, which is not '
+            f'exported; expected True'
+        )
+    decoder = (head.get('transformer') or {}).get('decoder') or {}
+    if decoder.get('post_norm_cfg', dict(type='LN')) is None:
+        raise ConfigError(
+            f'{filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the branches '
+            f"were trained on normalised outputs, another layer's output would reach them"
+        )
+
+
+register_family(StreamPetrFamily())

@@ -1,0 +1,200 @@
+"""StreamPETR's graphs: the detector's own steps behind flat tensors; `spec.py` has their contracts.
+
+Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins,
+C channels, L decoder layers, Q queries, K classes, n memory rows between frames, M inside one.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.contract.stages import Graph
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.same_bytes import SameBytes
+from mmdeploy_ext.families.parts.parts import OfModel
+from mmdeploy_ext.families.streampetr import spec
+from mmdeploy_ext.models.streampetr.memory import Memory
+
+
+def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]]) -> list[Tensor]:
+    """Return what the head computes from its weights alone, with the same bytes on every machine."""
+    head = model.pts_bbox_head
+    device = head.coords_d.device
+    with torch.no_grad(), SameBytes():
+        return [rows.detach().clone().to(device) for rows in compute(copy.deepcopy(head).cpu())]
+
+
+def _keep_frustum(module: OfModel, cameras: int, height: int, width: int) -> None:
+    """Compute the image points of the tokens once: a constant of the image size."""
+    (frustum,) = _constants(module.model, lambda head: [head.frustum((height, width), cameras)])
+    module.register_buffer('frustum', frustum, persistent=False)
+
+
+class ExtractImgFeat(OfModel):
+    """Backbone and neck."""
+
+    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
+        """Return img_feats (1, N, C, h, w) of img (N, 3, H, W)."""
+        return (self.model.extract_img_feat(img.unsqueeze(0)),)
+
+
+class PositionEmbedding(OfModel):
+    """What depends on the calibration alone; run once per rig."""
+
+    def __init__(self, model: nn.Module, cameras: int, height: int, width: int) -> None:
+        super().__init__(model)
+        _keep_frustum(self, cameras, height, width)
+        self.tokens_per_camera = self.frustum.shape[0] // cameras
+
+    def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+        """Return pos_embed (1, T, C) and cone (1, T, 8) of img2lidar and intrinsics (1, N, 4, 4)."""
+        focal = self.model.pts_bbox_head.focal_per_token(intrinsics, self.tokens_per_camera)
+        return self.model.pts_bbox_head.position_embedding(img2lidar, focal, self.frustum)
+
+
+class _Head(OfModel):
+    """The head's step with its learned queries computed once."""
+
+    def __init__(self, model: nn.Module, all_layers: bool) -> None:
+        super().__init__(model)
+        self.all_layers = all_layers
+        queries = _constants(model, lambda head: head.learned_queries())
+        for name, rows in zip(('tgt', 'query_pos', 'query_points'), queries, strict=True):
+            self.register_buffer(name, rows, persistent=False)
+
+    def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
+        """Run `StreamPETRHead.step`; its arguments up to `prev_exists`."""
+        queries = (self.tgt, self.query_pos, self.query_points)
+        return self.model.pts_bbox_head.step(*args, queries=queries, all_layers=self.all_layers)
+
+
+class PtsHeadMemory(_Head):
+    """The head as a pure step: the state lives in the LiDAR frame of the last frame, its times are ages."""
+
+    def forward(
+        self,
+        img_feats: Tensor,
+        pos_embed: Tensor,
+        cone: Tensor,
+        embedding: Tensor,
+        reference_point: Tensor,
+        timestamp: Tensor,
+        egopose: Tensor,
+        velo: Tensor,
+        ego_motion: Tensor,
+        delta_t_s: Tensor,
+        prev_exists: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Compute one frame; shapes as in `spec.pts_head_memory`.
+
+        Returned are all_cls_scores, all_bbox_preds, and the five tensors of the state after the frame.
+        """
+        state = Memory(embedding, reference_point, timestamp, egopose, velo)
+        outputs, _, after = self.step(img_feats, pos_embed, cone, state, ego_motion, delta_t_s, prev_exists)
+        return outputs['all_cls_scores'], outputs['all_bbox_preds'], *after
+
+
+class Fork(_Head):
+    """The deployment fork's one graph, with the inputs of version 1.1; `Fork10` adds the clock."""
+
+    def __init__(self, model: nn.Module, all_layers: bool, cameras: int, height: int, width: int) -> None:
+        super().__init__(model, all_layers)
+        _keep_frustum(self, cameras, height, width)
+
+    def forward(
+        self,
+        img: Tensor,
+        img2lidar: Tensor,
+        intrinsic: Tensor,
+        ego_pose: Tensor,
+        ego_pose_inv: Tensor,
+        prev_exists: Tensor,
+        embedding: Tensor,
+        age: Tensor,
+        egopose: Tensor,
+        ref_point: Tensor,
+        velo: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Compute one frame; shapes as in `spec.fork`. `ego_pose` is in the signature alone.
+
+        Returned are all_cls_scores, all_bbox_preds; of the memory that the frame used embedding, age,
+        egopose, ref_point and velo; outs_dec of the last layer.
+        """
+        head = self.model.pts_bbox_head
+        features = self.model.extract_img_feat(img.unsqueeze(0))
+        pos_embed, cone = head.position_embedding(img2lidar, intrinsic, self.frustum)
+        state = Memory(embedding, ref_point, age, egopose, velo)
+        # the fork's caller, or `Fork10`, has made ages of the times
+        no_time = torch.zeros_like(prev_exists)
+        outputs, used, _ = self.step(features, pos_embed, cone, state, ego_pose_inv, no_time, prev_exists)
+        rows = (used.embedding, used.timestamp, used.egopose, used.reference_point, used.velo)
+        return outputs['all_cls_scores'], outputs['all_bbox_preds'], *rows, outputs['outs_dec'][-1]
+
+
+class Fork10(Fork):
+    """Version 1.0: absolute times in float64, added in the graph; only the sum is float32."""
+
+    def forward(
+        self,
+        img: Tensor,
+        img2lidar: Tensor,
+        intrinsic: Tensor,
+        timestamp: Tensor,
+        ego_pose: Tensor,
+        ego_pose_inv: Tensor,
+        prev_exists: Tensor,
+        embedding: Tensor,
+        in_timestamp: Tensor,
+        egopose: Tensor,
+        ref_point: Tensor,
+        velo: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Compute one frame as `Fork`; `timestamp` (1,) and `in_timestamp` (1, n, 1) are float64."""
+        age = (in_timestamp + timestamp.view(1, 1, 1)).float()
+        state = (embedding, age, egopose, ref_point, velo)
+        outputs = super().forward(img, img2lidar, intrinsic, ego_pose, ego_pose_inv, prev_exists, *state)
+        return *outputs[:3], outputs[3].double(), *outputs[4:]
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    """Return three graphs of the deploy contract, one of the fork's."""
+    size, folded = spec.sizes(model, *model.input_sizes, options.layers), fuse(model)
+    camera = (size.cameras, size.height, size.width)
+    every = options.layers == 'all'
+    if options.contract == 'fork':
+        kind = Fork10 if options.fork_version == '1.0' else Fork
+        parts = [('fork', kind(folded, every, *camera), spec.fork(size, options))]
+    else:
+        modules = ExtractImgFeat(folded), PositionEmbedding(folded, *camera), PtsHeadMemory(folded, every)
+        contracts = spec.extract_img_feat, spec.position_embedding, spec.pts_head_memory
+        parts = [
+            (contract.__name__, module, contract(size, options))
+            for module, contract in zip(modules, contracts, strict=True)
+        ]
+    return made(model, parts)
+
+
+def made(model: nn.Module, parts: Sequence[tuple[str, nn.Module, GraphSpec]]) -> list[Graph]:
+    """Return graphs of name, module and contract, with inputs to trace, on the model's device."""
+    device = next(model.parameters()).device
+    return [
+        Graph(name, module.eval().to(device), contract, _example(contract, device))
+        for name, module, contract in parts
+    ]
+
+
+def _example(contract: GraphSpec, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return inputs that are traced: seeded numbers of the right size; no branch depends on them."""
+    generator = torch.Generator().manual_seed(0)
+    example = {}
+    for tensor in contract.inputs:
+        values = torch.rand(tensor.axes, generator=generator)
+        if len(tensor.axes) > 2 and tensor.axes[-2:] == (4, 4):
+            values = torch.eye(4) + 0.01 * values
+        dtype = torch.float64 if tensor.dtype == 'float64' else torch.float32
+        example[tensor.name] = values.to(device, dtype)
+    return example

@@ -1,0 +1,108 @@
+"""StreamPETR in PyTorch as a stepper: the published model as it is.
+
+Glossary: N cameras, H, W network input in pixels, n memory rows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+from mmdeploy_ext.core.taps import collect_taps, tap
+from mmdeploy_ext.families.parts.samples import detections
+from mmdeploy_ext.families.streampetr.runtime import checks
+from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global, to_local
+from mmdeploy_ext.models.streampetr.memory import Memory
+from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState, invert_pose
+
+
+class Reference:
+    """The detector's own test path, memory kept by its head in global coordinates.
+
+    It knows scenes by their token alone, as published: no time gap empties its memory.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.head = model.pts_bbox_head
+        self.device = next(model.parameters()).device
+        self._last: StreamState | None = None
+        self.reset()
+
+    @property
+    def state(self) -> StreamState | None:
+        """See `Stepper.state`; converted from the head's global memory in float64."""
+        if self.head.memory is None or self._last is None:
+            return None
+        memory = {name: rows.cpu().numpy() for name, rows in self.head.memory._asdict().items()}
+        pose, time = self._last.ego_pose, self._last.timestamp_s
+        return StreamState(to_local(memory, pose, time), pose, time, self._last.scene_token)
+
+    @state.setter
+    def state(self, state: StreamState | None) -> None:
+        self.reset()
+        if state is None:
+            return
+        memory = to_global(state.tensors, state.ego_pose, state.timestamp_s)
+        self.head.memory = Memory(*(torch.from_numpy(memory[field]).to(self.device) for field in FIELDS))
+        self.model.prev_scene_token = state.scene_token
+        self._last = state
+
+    def reset(self) -> None:
+        """Empty the memory."""
+        self.head.reset_memory()
+        self.model.prev_scene_token = None
+        self._last = None
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the head's own boxes of its outputs; see `SequenceFamily.synthetic_outputs`."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        meta = dict(box_type_3d=LiDARInstance3DBoxes)
+        with torch.no_grad():
+            ((boxes, scores, labels),) = self.head.get_bboxes(tensors, [meta])
+        return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+
+    def step(self, frame: Frame) -> StepResult:
+        """Run one frame through `forward_test`, with everything that it names as outputs.
+
+        Calibration, pose or time that cannot be raise the same DataError as of `StreamPetrOnnx`.
+        """
+        checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
+        checks.check_pose(frame.ego_pose)
+        checks.check_time(frame.timestamp_s)
+        with torch.no_grad(), collect_taps() as taps:
+            results = self.model(return_loss=False, rescale=True, **self._data(frame))
+        taps.update(
+            (name, torch.from_numpy(np.asarray(value, np.float32))[None])
+            for name, value in (('lidar2img', frame.lidar2img), ('intrinsics', frame.intrinsics))
+        )
+        for name, value in taps.items():
+            tap(name, value)  # for `collect_taps` around this step
+        self._last = StreamState({}, frame.ego_pose, frame.timestamp_s, frame.scene_token)
+        outputs = {name: taps[name].cpu().numpy() for name in ('all_cls_scores', 'all_bbox_preds')}
+        outputs['outs_dec'] = taps['out_outs_dec'].cpu().numpy()
+        outputs.update((f'post_memory_{name}', rows) for name, rows in self.state.tensors.items())
+        return StepResult(outputs, detections(results[0]['pts_bbox']), not float(taps['prev_exists']))
+
+    def _data(self, frame: Frame) -> dict[str, Any]:
+        """Return the frame as the test loader gives it, one augmentation of one sample."""
+        inverse = invert_pose(frame.ego_pose) if frame.ego_pose_inv is None else frame.ego_pose_inv
+        matrices = dict(
+            lidar2img=frame.lidar2img,
+            intrinsics=frame.intrinsics,
+            ego_pose=frame.ego_pose,
+            ego_pose_inv=inverse,
+        )
+        data = {key: [[self._tensor(value)]] for key, value in matrices.items()}
+        data['timestamp'] = [[torch.tensor(frame.timestamp_s, dtype=torch.float64, device=self.device)]]
+        shapes = [(*frame.images.shape[2:], 3)] * len(frame.images)
+        meta = dict(scene_token=frame.scene_token, box_type_3d=LiDARInstance3DBoxes)
+        meta |= dict(pad_shape=shapes, img_shape=shapes)
+        return dict(data, img=[self._tensor(frame.images)[None]], img_metas=[[meta]])
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)

@@ -1,0 +1,93 @@
+"""What a frame of a streaming model must be before it may touch the memory; each failure is one clear error.
+
+Glossary: N cameras.
+"""
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.preprocess.cameras import Calibration
+from mmdeploy_ext.runtime.frames import not_rigid
+
+
+def check_pose(pose: np.ndarray, name: str = 'ego_pose') -> np.ndarray:
+    """Return a rigid (4, 4) pose as float64; DataError when it is none."""
+    if pose is None:
+        raise DataError(
+            f'{name}: is missing; expected the 4x4 matrix from the LiDAR frame to the global frame'
+        )
+    pose = np.asarray(pose, np.float64)
+    if pose.shape != (4, 4):
+        raise DataError(f'{name}: got shape {pose.shape}, expected (4, 4), LiDAR frame to global frame')
+    if not np.isfinite(pose).all():
+        raise DataError(f'{name}: got NaN or infinity: {pose.tolist()}; skip the frame or give a valid pose')
+    if problem := not_rigid(pose):
+        raise DataError(f'{name}: is not a rigid transform: {problem}')
+    return pose
+
+
+def check_time(timestamp_s: float) -> float:
+    """Return a time in seconds as a float; DataError when it is none."""
+    try:
+        value = float(np.asarray(timestamp_s, np.float64).reshape(()))
+    except (TypeError, ValueError):
+        value = float('nan')
+    if not np.isfinite(value):
+        raise DataError(f'timestamp_s: got {timestamp_s}, expected absolute seconds as a float64')
+    return value
+
+
+def check_calibration(calibration: Calibration | None, num_cameras: int) -> Calibration:
+    """Return a calibration as float64.
+
+    Raises:
+        DataError: missing, for another number of cameras, not finite, singular, or intrinsics and lidar2img
+            that do not belong together.
+    """
+    if calibration is None:
+        raise DataError(
+            'calibration: is missing; expected lidar2img and intrinsics of all cameras '
+            '(MultiViewRule.calibrate)'
+        )
+    lidar2img, intrinsics = (np.asarray(matrices, np.float64) for matrices in calibration)
+    for name, matrices in (('lidar2img', lidar2img), ('intrinsics', intrinsics)):
+        if matrices.shape != (num_cameras, 4, 4):
+            raise DataError(
+                f'calibration: {name} has shape {matrices.shape}, expected ({num_cameras}, 4, 4) for the '
+                f'{num_cameras} cameras of this model'
+            )
+        for camera, matrix in enumerate(matrices):
+            if problem := _not_invertible(matrix):
+                raise DataError(f'calibration: {name} of camera {camera} {problem}: {matrix.tolist()}')
+    for camera, matrix in enumerate(np.linalg.solve(intrinsics, lidar2img)):
+        if problem := not_rigid(matrix):
+            raise DataError(
+                f'calibration: lidar2img of camera {camera} is not its intrinsics times a rigid transform: '
+                f'{problem}; both have to be for the pixels of the network input'
+            )
+    return Calibration(lidar2img, intrinsics)
+
+
+def check_prepared(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return prepared images (N, 3, H, W) float32; ShapeError when they are of another shape or type."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[0] != shape[0]:
+        raise ShapeError(
+            f'images: got shape {images.shape}, expected {shape}: the {shape[0]} cameras of this model'
+        )
+    if images.shape != shape or images.dtype != np.float32:
+        raise ShapeError(
+            f'images: got {images.dtype} {images.shape}, expected float32 {shape}; prepare them by the rule '
+            f'in the file (MultiViewRule.apply), or export for this size'
+        )
+    return np.ascontiguousarray(images)
+
+
+def _not_invertible(matrix: np.ndarray) -> str:
+    if not np.isfinite(matrix).all():
+        return 'has NaN or infinity'
+    # Rows of pixels are long and the row of depth is short by design: lengths say nothing about the rank.
+    lengths = np.linalg.norm(matrix[:3, :3], axis=1)
+    if (lengths < 1e-12).any() or abs(np.linalg.det(matrix[:3, :3] / lengths[:, None])) < 1e-6:
+        return 'is singular'
+    return ''

@@ -1,0 +1,100 @@
+"""StreamPETR's deploy contract: three graphs, and in ONNX Runtime a memory that never leaves the engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.families.streampetr.runtime.state import FIELDS
+from mmdeploy_ext.runtime.bound import bound, fetch, fill
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.engines.base import Backend
+    from mmdeploy_ext.families.streampetr.runtime.state import Moment
+    from mmdeploy_ext.preprocess.cameras import Calibration
+    from mmdeploy_ext.runtime.detections import Arrays
+
+GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
+"""`form` of the three files, in the order in which a frame goes through them."""
+MOTION = ('ego_motion', 'delta_t_s', 'prev_exists')
+
+
+class DeployContract:
+    """The three graphs, their buffers and the memory.
+
+    Every buffer is allocated once. The outputs of one graph are bound as inputs of the next, and the memory
+    that a frame wrote is what the next one reads: two sets of buffers take turns.
+
+    Attributes:
+        image_shape: (N, 3, H, W).
+        fed_bytes: copied to the engine for the last frame, besides the images.
+        graphs: by part of a frame.
+        state_shapes: of every tensor of the memory.
+    """
+
+    def __init__(self, backends: Mapping[str, Backend]) -> None:
+        self.backbone, self.embedding, self.head = (bound(backends[name]) for name in GRAPHS)
+        self.metadata = self.head.metadata
+        image = self.backbone.spec.tensor('img')
+        self.image_shape, self.image_dtype = tuple(image.axes), np.dtype(image.dtype)
+        self.fed_bytes = 0
+        self.calibration_key = b''
+        self.constant = {name: self.embedding.allocate(name) for name in self.embedding.spec.output_names}
+        self.rig = {name: self.embedding.allocate(name) for name in self.embedding.spec.input_names}
+        self.features = {'img_feats': self.head.allocate('img_feats')}
+        self.motion = {name: self.head.allocate(name) for name in MOTION}
+        outputs = [name for name in self.head.spec.output_names if not name.startswith('post_memory_')]
+        self.results = {name: self.head.allocate(name, 'cpu') for name in outputs}
+        self.nothing, *self.memories = (
+            {field: self.head.allocate(f'pre_memory_{field}') for field in FIELDS} for _ in range(3)
+        )
+        self.current = 0
+        self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
+        spec = self.head.spec
+        self.state_shapes = {field: tuple(spec.tensor(f'pre_memory_{field}').axes) for field in FIELDS}
+
+    def run(self, images: np.ndarray, calibration: Calibration, moment: Moment) -> dict[str, np.ndarray]:
+        """Run one frame of images (N, 3, H, W), contiguous, which are read in place, and keep the memory.
+
+        The memory is ignored where `prev_exists` of the moment is False. Gives `all_cls_scores` (L, 1, Q, K),
+        `all_bbox_preds` (L, 1, Q, 10).
+        """
+        self.fed_bytes = self._calibrate(calibration)
+        images = np.ascontiguousarray(images, self.image_dtype)
+        self.backbone.run({'img': images}, self.features)
+        values = (moment.ego_motion, moment.delta_t_s, float(moment.prev_exists))
+        for name, value in zip(MOTION, values, strict=True):
+            self.fed_bytes += fill(self.motion[name], value)
+        before = self.memories[self.current] if moment.prev_exists else self.nothing
+        after = self.memories[1 - self.current]
+        inputs = {f'pre_memory_{field}': buffer for field, buffer in before.items()}
+        outputs = {f'post_memory_{field}': buffer for field, buffer in after.items()}
+        self.head.run(
+            {**self.features, **self.constant, **inputs, **self.motion}, {**self.results, **outputs}
+        )
+        self.current = 1 - self.current
+        return {name: fetch(buffer) for name, buffer in self.results.items()}
+
+    def _calibrate(self, calibration: Calibration) -> int:
+        """Compute the position embedding where the calibration is another one; return the bytes fed."""
+        key = calibration.lidar2img.tobytes() + calibration.intrinsics.tobytes()
+        if key == self.calibration_key:
+            return 0
+        fed = fill(self.rig['img2lidar'], np.linalg.inv(calibration.lidar2img))
+        fed += fill(self.rig['intrinsics'], calibration.intrinsics)
+        self.calibration_key = b''
+        self.embedding.run(self.rig, self.constant)
+        self.calibration_key = key
+        return fed
+
+    def read_state(self, ego_pose: np.ndarray, timestamp_s: float) -> dict[str, np.ndarray]:
+        """Return a copy of the memory after the last frame, float32; it is local already."""
+        return {field: fetch(buffer) for field, buffer in self.memories[self.current].items()}
+
+    def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
+        """Replace the memory by one of the right shapes."""
+        for field, buffer in self.memories[self.current].items():
+            fill(buffer, tensors[field])

@@ -1,0 +1,103 @@
+"""Samples of the test loader as frames, what dump mode writes for a frame, and how that is read back.
+
+Source of the dump's names: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, result
+from mmdeploy_ext.families.streampetr.runtime.model import moment
+from mmdeploy_ext.preprocess.cameras import MultiViewRule
+from mmdeploy_ext.runtime.frames import Frame
+from mmdeploy_ext.runtime.infos import read_frames
+
+__all__ = ['DUMP_NAMES', 'DUMP_SUFFIXES', 'dump_tensors', 'dumped_frame', 'frame', 'moments', 'result']
+DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
+"""Prefix of a name -> what the fork's file names end in."""
+INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists')
+CALIBRATION = ('lidar2img', 'intrinsics')
+"""Per camera, beside the fork's tensors per token: what a frame is read back from."""
+MEMORY = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
+DUMP_NAMES = (
+    *INPUTS, *CALIBRATION, 'coords', 'query_pos', 'tgt', *(f'out_mem_{name}' for name in MEMORY),
+    'out_outs_dec', *(f'post_mem_{name}' for name in MEMORY), 'all_cls_scores', 'all_bbox_preds',
+)  # fmt: skip
+KEYS = ('img', 'lidar2img', 'intrinsics', 'timestamp', 'ego_pose', 'ego_pose_inv', 'img_metas')
+
+
+def frame(data: Mapping[str, Any]) -> Frame:
+    """Return one collated sample of the test loader (batch 1, one augmentation) as a frame.
+
+    The data are in whatever lists and containers the loader puts them.
+    """
+    check_given(data, KEYS)
+    values = {key: only(data[key], key) for key in KEYS}
+    meta = values['img_metas']
+    if not isinstance(meta, dict) or 'scene_token' not in meta:
+        raise DataError('img_metas has no scene_token; add it to the meta_keys of Collect3D')
+    files = meta.get('filename') or ()
+    return Frame(
+        images=_array(values['img'], 4).astype(np.float32),
+        lidar2img=_array(values['lidar2img'], 3).astype(np.float64),
+        intrinsics=_array(values['intrinsics'], 3).astype(np.float64),
+        ego_pose=_array(values['ego_pose'], 2).astype(np.float64),
+        timestamp_s=float(_array(values['timestamp'], 0)),
+        scene_token=str(meta['scene_token']),
+        name=str(meta.get('sample_idx', '')),
+        image_files=tuple(map(str, [files] if isinstance(files, str) else files)),
+        ego_pose_inv=_array(values['ego_pose_inv'], 2).astype(np.float64),
+    )
+
+
+def moments(cfg: Any, rule: MultiViewRule, infos: Path, root: str | Path | None = None) -> Iterator[Frame]:
+    """Yield the frames of infos as `mm2onnx run` prepares them; see `SequenceFamily.moments`."""
+    for rig in read_frames(infos, rule, root):
+        yield moment(rig.read_pictures(), rig, rule)
+
+
+def _array(value: Any, axes: int) -> np.ndarray:
+    """Return an array with its last `axes` axes; the ones before have to be 1."""
+    array = value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    return array.reshape(array.shape[array.ndim - axes :])
+
+
+def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return the tensors of one frame: name -> array; the model gives the constants of its weights.
+
+    Taps are what `taps.collect_taps` found while the reference ran the frame; one that is missing raises
+    DataError.
+    """
+    with torch.no_grad():
+        tgt, query_pos, _ = model.pts_bbox_head.learned_queries()
+    found = dict(tgt=tgt, query_pos=query_pos) | dict(taps)
+    missing = [name for name in DUMP_NAMES if name not in found]
+    if missing:
+        raise DataError(f'dump: the model gave no {", ".join(missing)}; dump with the PyTorch model')
+    arrays = {name: found[name].detach().cpu().numpy() for name in DUMP_NAMES}
+    # the fork's images have no batch axis, and its times in the memory are float64
+    arrays['img'] = arrays['img'].reshape(arrays['img'].shape[-4:])
+    for name in ('timestamp', 'out_mem_timestamp', 'post_mem_timestamp'):
+        arrays[name] = arrays[name].astype(np.float64)
+    return arrays
+
+
+def dumped_frame(tensors: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Frame:
+    """Return a dumped frame as it was fed."""
+    check_dumped(tensors, ('img', *CALIBRATION, 'ego_pose', 'ego_pose_inv', 'timestamp'))
+    return Frame(
+        images=np.ascontiguousarray(tensors['img']),
+        lidar2img=tensors['lidar2img'][0].astype(np.float64),
+        intrinsics=tensors['intrinsics'][0].astype(np.float64),
+        ego_pose=tensors['ego_pose'][0].astype(np.float64),
+        timestamp_s=float(tensors['timestamp'].reshape(-1)[0]),
+        scene_token=str(manifest.get('scene_token', '')),
+        name=str(manifest.get('frame', '')),
+        ego_pose_inv=tensors['ego_pose_inv'][0].astype(np.float64),
+    )

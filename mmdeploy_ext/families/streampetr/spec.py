@@ -1,0 +1,265 @@
+"""The contracts of StreamPETR's graphs: names, shapes, meaning, units, tolerances.
+
+Glossary: N cameras, H, W network input in pixels, h, w feature map, T = N h w tokens, D depth bins,
+C channels, L decoder layers, Q queries (learned + propagated), K classes, n memory rows.
+"""
+
+import dataclasses
+
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.proving.half import ATOL, RTOL
+
+FIELDS = ('embedding', 'reference_point', 'timestamp', 'egopose', 'velo')
+"""The five tensors of the memory, in the order of `memory.Memory`."""
+STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)
+"""Outputs of a frame that are inputs of the next."""
+FORK_FIELDS = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
+"""The same in the order and under the names of the fork."""
+GEOMETRY = frozenset((
+    *('img2lidar', 'intrinsics', 'intrinsic', 'cone', 'ego_motion', 'ego_pose_inv', 'delta_t_s', 'timestamp'),
+    *(f'pre_memory_{field}' for field in FIELDS[1:]),
+    *(f'in_mem_{field}' for field in FORK_FIELDS[1:]),
+))  # fmt: skip
+"""Inputs whose values stay float32 in a float16 graph: points, intrinsics, poses, times."""
+PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
+"""Outputs that are float32 from their last linear layer on, as the top-k sorts them."""
+FEATURES = frozenset((
+    *('img', 'img_feats', 'pos_embed', 'outs_dec'),
+    *('pre_memory_embedding', 'post_memory_embedding', 'in_mem_embedding', 'mem_embedding'),
+))  # fmt: skip
+"""Inputs and outputs that `fp16_io` makes float16."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The numbers that shapes are made of; see the module's glossary.
+
+    Attributes:
+        state: memory rows between frames, those inside a frame plus the new ones.
+    """
+
+    cameras: int
+    height: int
+    width: int
+    stride: int
+    depth: int
+    channels: int
+    layers: int
+    queries: int
+    classes: int
+    code: int
+    memory: int
+    state: int
+
+    @property
+    def feature_hw(self) -> tuple[int, int]:
+        """Return (h, w)."""
+        return self.height // self.stride, self.width // self.stride
+
+    @property
+    def tokens(self) -> int:
+        """Return T."""
+        height, width = self.feature_hw
+        return self.cameras * height * width
+
+
+def sizes(model: nn.Module, cameras: int, height: int, width: int, layers: str = 'all') -> Sizes:
+    """Read the numbers from a `Petr3D` for N cameras of H x W px; `layers` is 'all', or 'last' for L = 1."""
+    head, decoder = model.pts_bbox_head, model.pts_bbox_head.transformer.decoder
+    return Sizes(
+        cameras=cameras,
+        height=height,
+        width=width,
+        stride=int(head.stride),
+        depth=int(head.depth_num),
+        channels=int(head.embed_dims),
+        layers=len(decoder.layers) if layers == 'all' and decoder.return_intermediate else 1,
+        queries=int(head.num_query + head.num_propagated),
+        classes=int(head.cls_out_channels),
+        code=int(head.code_size),
+        memory=int(head.memory_len),
+        state=int(head.memory_len + head.topk_proposals),
+    )
+
+
+LOGITS = (ColumnGroup('logits', unit='logit', rtol=0.0, atol=1e-3),)
+BOXES = (
+    ColumnGroup('xyz', (0, 1, 2), 'm', 0.0, 5e-3),
+    ColumnGroup('log size', (3, 4, 5), '', 0.0, 1e-3),
+    ColumnGroup('sin cos yaw', (6, 7), '', 0.0, 1e-3),
+    ColumnGroup('velocity', (8, 9), 'm/s', 0.0, 1e-3),
+)
+STATE_GROUPS = dict(
+    embedding=ColumnGroup(rtol=0.0, atol=1e-3),
+    reference_point=ColumnGroup('xyz', unit='m', rtol=0.0, atol=5e-3),
+    timestamp=ColumnGroup(unit='s', rtol=0.0, atol=1e-5),
+    egopose=ColumnGroup(rtol=0.0, atol=2e-4),
+    velo=ColumnGroup(unit='m/s', rtol=0.0, atol=1e-3),
+)
+STATE_MEANING = dict(
+    embedding='decoder outputs of the rows',
+    reference_point='box centres of the rows',
+    timestamp='ages of the rows',
+    egopose="transforms from the LiDAR frame of each row's origin",
+    velo='velocities of the rows in the LiDAR frame of their origin',
+)
+
+
+def _loose(groups: tuple[ColumnGroup, ...], options: Options) -> tuple[ColumnGroup, ...]:
+    """Widen tolerances where features are float16; a proof goes by cosines, see `proving/half.py`."""
+    if options.precision == 'fp32':
+        return groups
+    return tuple(dataclasses.replace(group, rtol=RTOL, atol=max(group.atol, ATOL)) for group in groups)
+
+
+class _Maker:
+    """Makes tensor specs of one export."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def __call__(
+        self,
+        name: str,
+        axes: tuple[int, ...],
+        meaning: str,
+        unit: str = '',
+        groups: tuple[ColumnGroup, ...] = (),
+        dtype: str = '',
+        unused: bool = False,
+    ) -> TensorSpec:
+        half = self.options.precision == 'fp16' and self.options.fp16_io and name in FEATURES
+        groups = _loose(groups or (ColumnGroup(unit=unit),), self.options)
+        single = name in GEOMETRY or name in PREDICTIONS
+        dtype = dtype or ('float16' if half else 'float32')
+        return TensorSpec(name, dtype, axes, meaning, unit, groups, unused=unused, single=single)
+
+    def within(self, atol: float, name: str, axes: tuple[int, ...], meaning: str) -> TensorSpec:
+        return self(name, axes, meaning, '', (ColumnGroup(atol=atol),))
+
+    def images(self, size: Sizes) -> TensorSpec:
+        axes = (size.cameras, 3, size.height, size.width)
+        return self('img', axes, 'normalised images, padded bottom and right')
+
+    def rows(
+        self, name: str, field: str, rows: int, size: Sizes, meaning: str, dtype: str = ''
+    ) -> TensorSpec:
+        tails = dict(
+            embedding=(size.channels,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
+        )
+        group = STATE_GROUPS[field]
+        return self(name, (1, rows, *tails[field]), meaning, group.unit, (group,), dtype)
+
+    def predictions(self, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+        layers = 'all decoder layers' if size.layers > 1 else 'the last decoder layer'
+        shape = (size.layers, 1, size.queries)
+        box = 'x y z (m, current LiDAR frame) log w log l log h sin cos (yaw) vx vy (m/s)'
+        return (
+            self('all_cls_scores', (*shape, size.classes), f'class logits of {layers}', 'logit', LOGITS),
+            self('all_bbox_preds', (*shape, size.code), f'{box}, of {layers}', '', BOXES),
+        )
+
+
+def extract_img_feat(size: Sizes, options: Options) -> GraphSpec:
+    """Return the contract of backbone and neck."""
+    make = _Maker(options)
+    axes = (1, size.cameras, size.channels, *size.feature_hw)
+    features = make.within(2e-5, 'img_feats', axes, f'feature map of stride {size.stride}')
+    return GraphSpec('streampetr/extract_img_feat', (make.images(size),), (features,))
+
+
+def position_embedding(size: Sizes, options: Options) -> GraphSpec:
+    """Return the contract of what depends on the calibration alone."""
+    make = _Maker(options)
+    matrices = (1, size.cameras, 4, 4)
+    inverse = 'inverses of lidar2img, made in float64: pixels times depth to LiDAR frame'
+    inputs = (
+        make('img2lidar', matrices, inverse),
+        make('intrinsics', matrices, 'of the network input', 'pixel'),
+    )
+    return GraphSpec('streampetr/position_embedding', inputs, _embedding(make, size))
+
+
+def _embedding(make: _Maker, size: Sizes) -> tuple[TensorSpec, TensorSpec]:
+    axes, cone = (1, size.tokens, size.channels), (1, size.tokens, 8)
+    per_token = 'per token |fx| |fy| in 1000 px and the normalised far points of its ray'
+    return (
+        make.within(5e-4, 'pos_embed', axes, 'position embedding of the tokens'),
+        make.within(1e-5, 'cone', cone, per_token),
+    )
+
+
+def pts_head_memory(size: Sizes, options: Options) -> GraphSpec:
+    """Return the contract of the head: a pure step, state in, state out."""
+    make = _Maker(options)
+    features = extract_img_feat(size, options).outputs
+    frames = dict(
+        pre='the last LiDAR frame, ages from the last frame', post='this LiDAR frame, ages from this frame'
+    )
+
+    def state(time: str) -> tuple[TensorSpec, ...]:
+        meanings = {
+            field: f'{STATE_MEANING[field]}; in {frames[time]}; newest rows first' for field in FIELDS
+        }
+        return tuple(
+            make.rows(f'{time}_memory_{field}', field, size.state, size, meaning)
+            for field, meaning in meanings.items()
+        )
+
+    inputs = (
+        *features,
+        *_embedding(make, size),
+        *state('pre'),
+        make('ego_motion', (1, 4, 4), 'last LiDAR frame to current LiDAR frame, composed in float64'),
+        make('delta_t_s', (1,), 'time since the last frame', 's'),
+        make('prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise; at 0 the state is ignored'),
+    )
+    outputs = (*make.predictions(size), *state('post'))
+    return GraphSpec('streampetr/pts_head_memory', inputs, outputs, STATE_PAIRS)
+
+
+def fork(size: Sizes, options: Options) -> GraphSpec:
+    """Return the contract of the deployment fork's one graph, version 1.0 or 1.1."""
+    make, absolute = _Maker(options), options.fork_version == '1.0'
+    per = (1, size.tokens, size.depth, 4, 4) if options.fork_img2lidar == 'depth' else (1, size.tokens, 4, 4)
+    clock = (make('timestamp', (1,), 'absolute time of the frame', 's', dtype='float64'),) if absolute else ()
+    inputs = (
+        make.images(size),
+        make('img2lidar', per, 'inverse of lidar2img of the camera of each token'),
+        make(
+            'intrinsic', (1, size.tokens, 2), '|fx| |fy| in 1000 px; token t has camera t mod N, as trained'
+        ),
+        *clock,
+        make('ego_pose', (1, 4, 4), 'LiDAR to global frame; no operator uses it', unused=True),
+        make('ego_pose_inv', (1, 4, 4), 'global to LiDAR frame'),
+        make('prev_exists', (1,), '0 at the first frame of a scene, 1 otherwise'),
+        *_fork_state(make, size, 'in_mem', size.state, absolute),
+    )
+    rows = (1, size.queries, size.channels)
+    outputs = (
+        *make.predictions(size),
+        *_fork_state(make, size, 'mem', size.memory, absolute),
+        make('outs_dec', rows, 'last decoder layer after its norm', '', (ColumnGroup(rtol=0.0, atol=1e-3),)),
+    )
+    return GraphSpec(f'streampetr/fork {options.fork_version}', inputs, outputs)
+
+
+def _fork_state(make: _Maker, size: Sizes, prefix: str, rows: int, absolute: bool) -> tuple[TensorSpec, ...]:
+    given = prefix == 'in_mem'
+    place = (
+        'the global frame, after the last frame'
+        if given
+        else 'this LiDAR frame, before this frame adds to it'
+    )
+    tensors = []
+    for field in FORK_FIELDS:
+        ours = 'reference_point' if field == 'ref_point' else field
+        meaning, dtype = f'{STATE_MEANING[ours]}; in {place}', ''
+        if field == 'timestamp' and absolute:
+            dtype = 'float64'
+            meaning = 'minus the absolute times of origin' if given else 'ages of the rows'
+        tensors.append(make.rows(f'{prefix}_{field}', ours, rows, size, meaning, dtype))
+    return tuple(tensors)

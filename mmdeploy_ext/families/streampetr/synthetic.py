@@ -1,0 +1,55 @@
+"""Synthetic outputs of StreamPETR's head that reach all limits of its decoding.
+
+Glossary: L decoder layers, Q queries, K classes.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.proving.inputs.head_outputs import about_limits, headings, logits, scores_about
+
+LOW = 0.001, 0.05
+"""Scores of classes that a query is not: distinct, since a model without a threshold keeps some of them."""
+
+
+def synthetic_outputs(
+    facts: Mapping[str, Any], queries: int, classes: int
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield outputs (1, 1, Q, K) and (1, 1, Q, 10) for a model that decodes by the facts of a file."""
+    rng = np.random.default_rng(0)
+    limits = list(map(float, facts['post_center_range']))
+    scores = rng.permutation(np.linspace(0.15, 0.98, queries * classes))
+    boxes = _boxes(limits, queries, rng)
+    yield 'more boxes than are kept', _outputs(logits(scores).reshape(queries, classes), boxes)
+    threshold = float(facts.get('score_threshold') or 1.0)
+    low, high = LOW[0] * min(threshold, 1.0), min(LOW[1], threshold / 2)
+    nothing = logits(rng.permutation(np.linspace(low, high, queries * classes))).reshape(queries, classes)
+    few = nothing.copy()
+    few[np.arange(queries), rng.integers(0, classes, queries)] = logits(
+        scores_about([threshold], queries, rng)
+    )
+    places = [(axis, place) for axis in range(3) for place in about_limits(limits[axis], limits[axis + 3])]
+    boxes = _boxes(limits, queries, rng)
+    for query, (axis, place) in enumerate(places[:queries]):
+        boxes[query, axis] = place
+        few[query] = nothing[query]
+        few[query, query % classes] = logits(np.float64(0.6 + 0.01 * query))
+    yield 'scores and places about their limits', _outputs(few, boxes)
+    yield 'nothing', _outputs(nothing, boxes)
+
+
+def _boxes(limits: list[float], queries: int, rng: np.random.Generator) -> np.ndarray:
+    """Return codes (Q, 10) float32 of boxes within limits, with headings about the end of a turn."""
+    low, high = np.array(limits).reshape(2, 3)
+    turn, length = headings(queries, rng), rng.uniform(0.5, 2.0, queries)
+    place = rng.uniform(0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high, (queries, 3))
+    columns = place, rng.uniform(-1, 2, (queries, 3)), np.stack([np.sin(turn), np.cos(turn)], 1)
+    boxes = np.concatenate([*columns, rng.uniform(-5, 5, (queries, 2))], 1)
+    boxes[:, 6:8] *= length[:, None]
+    return boxes.astype(np.float32)
+
+
+def _outputs(scores: np.ndarray, boxes: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(all_cls_scores=scores[None, None], all_bbox_preds=boxes[None, None])

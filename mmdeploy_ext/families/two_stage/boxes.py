@@ -1,0 +1,157 @@
+"""From the outputs of box heads to detections: cascades, decoding, suppression within classes.
+
+Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,test_mixins}.py`,
+`bbox_heads/bbox_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see `regions.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.roi_heads import bbox_heads
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
+from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.dense.own import bucket_settings
+from mmdeploy_ext.families.dense.plain import border_inset, chosen_coder, clips
+from mmdeploy_ext.families.dense.runtime.coders import CODERS, bucket_choice, softmax
+from mmdeploy_ext.families.two_stage.regions import Branch, part_of, stages_of
+
+METHODS = ('get_bboxes', 'regress_by_class')
+"""Methods of upstream that the graph repeats."""
+HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
+BUCKETS = 'bucket'
+"""The coder whose boxes are clipped one pixel inside, and that gives scores a factor."""
+
+
+def check_head(head: nn.Module) -> None:
+    """Refuse (ConfigError) a box head that the graph does not repeat."""
+    upstream = next((one for one in HEADS if isinstance(head, one)), None)
+    if upstream is None or not getattr(head, 'with_cls', True):
+        raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
+    parts.same_methods(type(head), upstream, METHODS)
+    coder_of(head)
+
+
+def coder_of(head: nn.Module) -> dict[str, Any]:
+    """Return the settings of the coder of a box head, as `families/dense/runtime/coders.py` reads them."""
+    if isinstance(head, bbox_heads.SABLHead):
+        return bucket_settings(head)
+    return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
+
+
+def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
+    """Return what `test_cfg.rcnn` decides; `soft_nms` is taken."""
+    return nms_config(test_cfg, soft=True, key='model.test_cfg.rcnn')
+
+
+def output_names(head: nn.Module) -> tuple[str, ...]:
+    """Return the names of the outputs of a box head, in its order."""
+    if isinstance(head, bbox_heads.SABLHead):
+        return 'cls_score', 'bbox_cls', 'bbox_reg'
+    return 'cls_score', 'bbox_pred'
+
+
+def last_head(roi_head: nn.Module) -> nn.Module:
+    """Return the box head whose boxes are the results."""
+    return part_of(roi_head, 'bbox_head', stages_of(roi_head) - 1)
+
+
+def activated(head: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Return class scores (..., C) in 0..1; the background, the last column, is left out."""
+    scores = head.loss_cls.get_activation(logits) if head.custom_cls_channels else softmax(logits)
+    return scores[..., :-1]
+
+
+class Boxes(nn.Module):
+    """All stages of the box heads, and the post-processing of the last one."""
+
+    def __init__(self, roi_head: nn.Module, config: NmsConfig, cap: int = 0) -> None:
+        """Keep the heads; `config` has the thresholds of the results; for `cap` see `Suppression`."""
+        super().__init__()
+        self.stages = nn.ModuleList(
+            Branch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
+        )
+        self.config, self.cap = config, cap
+
+    def forward(
+        self,
+        maps: Sequence[torch.Tensor],
+        proposals: torch.Tensor,
+        present: torch.Tensor,
+        clip_hw: torch.Tensor,
+        scale_factor: torch.Tensor,
+        seen: list[dict[str, torch.Tensor]] | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return dets (B, n, 5) and labels (B, n), with a cap also candidates (B,), see `Suppression`.
+
+        Args:
+            maps: features of all levels.
+            proposals: (B, K, 4) xyxy, pixels of the network input.
+            present: (B, K) bool; other rows are padding.
+            clip_hw: (B, 2) float32 height and width that boxes are clipped to.
+            scale_factor: (B, 4) float32 `w h w h`; boxes are divided by it.
+            seen: gets, per stage, what its head looks at and gives, by name, a row per region.
+        """
+        regions, logits = proposals, []
+        for index, stage in enumerate(self.stages):
+            given = () if seen is None else (seen,)
+            scores, *deltas = (one.reshape(*regions.shape[:2], -1) for one in stage(maps, regions, *given))
+            logits.append(scores)
+            if seen is not None:
+                outputs = dict(zip(output_names(stage.head), (scores, *deltas), strict=True))
+                seen[-1] = {f'{name}_{index}': one for name, one in (seen[-1] | outputs).items()}
+                if index:
+                    seen[-1] = {f'regions_{index}': regions} | seen[-1]
+            boxes, factors = decoded(stage.head, regions, deltas, clip_hw)
+            if index + 1 < len(self.stages):
+                regions = _of_best_class(stage.head, boxes, scores)
+        scores = activated(self.stages[-1].head, sum(logits) / float(len(logits)))
+        boxes = boxes / scale_factor[:, None, None]
+        candidates = (scores > self.config.score_thr) & present[..., None]
+        scores = scores if factors is None else scores * factors[..., None]
+        scores = torch.where(candidates, scores, torch.full_like(scores, NO_CANDIDATE))
+        labels = torch.arange(scores.shape[2], device=scores.device).expand_as(scores)
+        boxes = boxes.expand(-1, -1, scores.shape[2], -1)
+        config = self.config
+        suppress = Suppression(
+            *(config.iou_threshold, config.max_per_img, config.class_agnostic),
+            cap=self.cap,
+            soft=config if isinstance(config, SoftNmsConfig) else None,
+        )
+        return suppress(*(one.flatten(1, 2) for one in (boxes, scores, labels, candidates)))
+
+
+def decoded(
+    head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return boxes (B, K, G, 4) xyxy, clipped to `clip_hw` (B, 2), and score factors (B, K) or None.
+
+    Of regions (B, K, 4), and outputs (B, K, columns) of mmdet's head besides the class logits.
+    """
+    if not getattr(head, 'with_reg', True):
+        return clip_to(regions, clip_hw)[:, :, None], None
+    settings, factors, inset = coder_of(head), None, border_inset(head)
+    if settings['type'] == BUCKETS:
+        rows = dict(zip(('bbox_cls', 'bbox_reg'), outputs, strict=True))
+        boxes = CODERS[BUCKETS](torch, regions, rows, settings, 0)[:, :, None]
+        factors, inset = bucket_choice(torch, rows, settings)[1], 1.0
+    else:
+        rows = dict(bbox_pred=outputs[0].reshape(*outputs[0].shape[:2], -1, 4))
+        boxes = CODERS[settings['type']](torch, regions[:, :, None], rows, settings, 0)
+    if clips(head):
+        boxes = clip_to(boxes.flatten(1, 2), clip_hw, inset).reshape(boxes.shape)
+    return boxes, factors
+
+
+def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the box (B, K, 4) of each region's best class; `scores` are its logits."""
+    if boxes.shape[2] == 1:
+        return boxes[:, :, 0]
+    if head.custom_activation:
+        scores = head.loss_cls.get_activation(scores)
+    best = scores[..., :-1].argmax(dim=2)
+    return boxes.gather(2, best[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]

@@ -1,0 +1,96 @@
+"""Which parts of two-stage detectors export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmdet.models import detectors, roi_heads
+from mmdet.models.builder import DETECTORS
+from torch import nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.two_stage import boxes, masks, points
+from mmdeploy_ext.families.two_stage.grid import check_grid, grid_of
+from mmdeploy_ext.families.two_stage.mask_logits import check_flow
+from mmdeploy_ext.families.two_stage.regions import (
+    Regions,
+    check_extractor,
+    context_names,
+    part_of,
+    stages_of,
+)
+
+PANOPTIC = detectors.TwoStagePanopticSegmentor
+KNOWN = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
+"""Detectors; one that is derived from another keeps `DETECTOR_METHODS`."""
+DETECTOR_METHODS = ('simple_test', 'extract_feat')
+ROI_METHODS = (
+    *('simple_test', 'simple_test_bboxes', '_bbox_forward', 'simple_test_mask', '_mask_forward'),
+    *('_fuse_glbctx', *points.METHODS),
+)
+ROI_HEADS = (
+    roi_heads.HybridTaskCascadeRoIHead,
+    roi_heads.SCNetRoIHead,
+    roi_heads.CascadeRoIHead,
+    roi_heads.DoubleHeadRoIHead,
+    roi_heads.TridentRoIHead,
+    roi_heads.GridRoIHead,
+    roi_heads.MaskScoringRoIHead,
+    roi_heads.PointRendRoIHead,
+    roi_heads.PISARoIHead,
+    roi_heads.StandardRoIHead,
+)
+"""Heads of regions; one that is derived from another keeps `ROI_METHODS`."""
+
+
+def result_key(detector: type) -> str:
+    """Return the entry of `test_cfg` that decides which boxes of regions are results."""
+    return 'panoptic' if issubclass(detector, PANOPTIC) else 'rcnn'
+
+
+def result_cfg(model: nn.Module) -> Any:
+    """Return what `test_cfg` says of the results of a detector."""
+    if getattr(model, 'roi_head', None) is None:
+        return model.rpn_head.test_cfg
+    return model.test_cfg.panoptic if isinstance(model, PANOPTIC) else model.roi_head.test_cfg
+
+
+def check_detector(model: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) a detector, of the config's `model`, whose test path is another."""
+    own = DETECTORS.get(model['type'])
+    upstream = next(one for one in KNOWN if issubclass(own, one))
+    parts.same_methods(own, upstream, DETECTOR_METHODS)
+    given = issubclass(own, detectors.FastRCNN)
+    for key in ([] if given else ['rpn_head']) + ([] if upstream is detectors.RPN else ['roi_head']):
+        if not model.get(key):
+            raise ConfigError(f'model.{key} is missing; {own.__name__} exports with one')
+    if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
+        raise ConfigError('model.roi_head.test_branch_idx=-1: TridentNet exports with one branch, 0 to 2')
+
+
+def check_roi_head(roi_head: nn.Module) -> None:
+    """Refuse (ConfigError) a head of regions, or a part of it, that the graph does not repeat."""
+    known = [one for one in ROI_HEADS if isinstance(roi_head, one)]
+    if not known:
+        raise ConfigError(
+            f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
+        )
+    parts.same_methods(type(roi_head), known[0], ROI_METHODS)
+    for stage in range(stages_of(roi_head)):
+        check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))
+        boxes.check_head(part_of(roi_head, 'bbox_head', stage))
+        if grid_of(roi_head) is None and not getattr(part_of(roi_head, 'bbox_head', stage), 'with_reg', True):
+            raise ConfigError('model.roi_head.bbox_head.with_reg=False: exports in a GridRoIHead alone')
+        if roi_head.with_mask:
+            check_extractor(part_of(roi_head, 'mask_roi_extractor', stage))
+            masks.check_head(part_of(roi_head, 'mask_head', stage))
+    if grid_of(roi_head) is not None:
+        check_grid(roi_head)
+    for name in context_names(roi_head):
+        if name == 'semantic':
+            check_extractor(roi_head.semantic_roi_extractor)
+    for kind in ('bbox', 'mask')[: 1 + roi_head.with_mask]:
+        Regions(roi_head, kind, 0)
+    if roi_head.with_mask:
+        check_flow(roi_head)
+        masks.threshold(roi_head.test_cfg)

@@ -1,0 +1,187 @@
+"""Panoptic FPN: a head of stuff beside the regions, and maps from both.
+
+Source of the algorithm: mmdet 2.28.2 `detectors/panoptic_two_stage_segmentor.py`,
+`seg_heads/{base_semantic_head,panoptic_fpn_head}.py` and `panoptic_fusion_heads/heuristic_fusion_head.py`.
+
+Glossary: B batch, n detections, m side of a mask in the frame of the box, S classes of stuff, H, W network
+input in pixels, H4, W4 a quarter of it, h, w size of the map.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmdet.models.builder import HEADS
+from mmdet.models.seg_heads import HeuristicFusionHead, PanopticFPNHead
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.config import replaced_entry
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
+from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
+from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.dense.graphs import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.two_stage import graphs
+from mmdeploy_ext.families.two_stage.kinds import result_cfg
+from mmdeploy_ext.families.two_stage.masks import side_of, threshold
+from mmdeploy_ext.families.two_stage.pasting import Paste
+from mmdeploy_ext.families.two_stage.proposals import smallest_input
+
+RATIO, MULTIPLE = 4, 32
+"""Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
+SEMANTIC = 'semantic_logits'
+GIVEN = ('img_shape', 'scale_factor', 'ori_shape', 'dets', 'labels', 'box_masks', SEMANTIC)
+"""What a map is made of."""
+INSTANCES, WHOLE = 'instances', 10**9
+"""The list of boxes whose masks are laid over each other, and an area that no picture has."""
+TIE_SCORE = 1e-6
+"""Scores of two instances this close are a tie: the one that is laid first has the pixels of both."""
+
+
+def check_heads(cfg: Any, roi_head: nn.Module) -> None:
+    """Refuse (ConfigError) heads that the graph does not repeat, or of other classes each."""
+    for key, upstream, methods in (
+        ('semantic_head', PanopticFPNHead, ('forward', 'simple_test')),
+        ('panoptic_fusion_head', HeuristicFusionHead, ('simple_test', '_lay_masks')),
+    ):
+        own = HEADS.get((cfg.model.get(key) or {}).get('type') or '')
+        if own is None or not issubclass(own, upstream):
+            found = (cfg.model.get(key) or {}).get('type')
+            raise ConfigError(f'model.{key}.type={found}: expected {upstream.__name__}')
+        parts.same_methods(own, upstream, methods)
+    fusion, things = cfg.model.panoptic_fusion_head, int(roi_head.bbox_head.num_classes)
+    stuff = cfg.model.semantic_head.get('num_stuff_classes', 53)
+    got = fusion.get('num_things_classes', 80), fusion.get('num_stuff_classes', 53)
+    if got != (things, stuff):
+        raise ConfigError(
+            f'model.panoptic_fusion_head has {got[0]} things and {got[1]} stuff classes; expected {things}, '
+            f'those of bbox_head, and {stuff}, those of semantic_head'
+        )
+    overlap = parts.test_cfg_of(cfg)['panoptic'].get('mask_overlap')
+    if not isinstance(overlap, float) or not 0 <= overlap < 1:
+        raise ConfigError(f'model.test_cfg.panoptic.mask_overlap={overlap}: expected 0 or more, below 1')
+
+
+def facts_of(model: nn.Module) -> dict[str, Any]:
+    """Return the settings of mmdet's fusion head, as files tell them to `families/two_stage/runtime`."""
+    fusion = model.panoptic_fusion_head
+    return dict(
+        num_classes=int(fusion.num_classes),
+        num_things=int(fusion.num_things_classes),
+        mask_thr=threshold(result_cfg(model)),
+        mask_overlap=float(fusion.test_cfg.mask_overlap),
+        stuff_area_limit=int(fusion.test_cfg.stuff_area_limit),
+    )
+
+
+class PanopticNetwork(graphs.Network):
+    """Backbone, neck, the head of proposals and the head of stuff behind flat tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.names = (*self.names, SEMANTIC)
+
+    def found(
+        self, maps: tuple[torch.Tensor, ...], image: torch.Tensor, img_shape: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """See `Network`: with the logits of stuff (B, S + 1, H4, W4) after the rest."""
+        return [*super().found(maps, image, img_shape), self.model.semantic_head(maps)['seg_preds']]
+
+
+class MapFullForm(nn.Module):
+    """What the `full` form adds to regions and stuff: both at the size of the original, fused into a map."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        facts = facts_of(model)
+        self.paste, self.fusion = Paste(facts['mask_thr']), InstanceFusion(facts)
+
+    def forward(
+        self,
+        img_shape: torch.Tensor,
+        scale_factor: torch.Tensor,
+        ori_shape: torch.Tensor,
+        dets: torch.Tensor,
+        labels: torch.Tensor,
+        box_masks: torch.Tensor,
+        semantic: torch.Tensor,
+    ) -> tuple[torch.Tensor]:
+        """Return the map (B, h, w) int32 of images of size `ori_shape` (2,).
+
+        Of boxes that were divided by `scale_factor`, and scores, (B, n, 5), labels (B, n) int64, -1 where a
+        row is padding, masks (B, n, m, m) in 0..1, and logits `semantic` (B, S + 1, H4, W4).
+        """
+        (masks,) = self.paste(dets, scale_factor, ori_shape[None], box_masks)
+        rows, columns = resizing_of(semantic, img_shape, ori_shape, RATIO)
+        values = rows[:, None] @ (semantic @ columns.transpose(1, 2)[:, None])
+        return (tap('panoptic', self.fusion(masks, labels, values)),)
+
+
+def spec(model: nn.Module, options: Options) -> GraphSpec:
+    """Return the contract of a form."""
+    step = max(parts.multiple(model), MULTIPLE)
+    image = image_input(options, max(step, smallest_input(model)), step)
+    batch = image.axes[0]
+    inputs = (image, *optional_inputs(batch, True))
+    if options.form == 'full':
+        meaning = 'height and width of the original images, which the maps have'
+        original = TensorSpec('ori_shape', 'int64', (2,), meaning, 'pixel', positive=True)
+        return GraphSpec('two_stage_panoptic/full', (*inputs, original), map_output(batch))
+    side, columns = side_of(model.roi_head), int(model.panoptic_fusion_head.num_stuff_classes) + 1
+    sides = (options.height // RATIO, options.width // RATIO)
+    quarter = ('H4', 'W4') if options.dynamic else sides
+    masks = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
+    stuff = 'logits of stuff; the last class is no stuff'
+    return GraphSpec(
+        'two_stage_panoptic/raw',
+        inputs,
+        (
+            *box_outputs(batch, 'n'),
+            TensorSpec('masks', 'float32', (batch, 'n', side, side), masks, compare='detections'),
+            TensorSpec(SEMANTIC, 'float32', (batch, columns, *quarter), stuff, compare='detections'),
+        ),
+    )
+
+
+def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
+    """Return the network, what looks at regions, and for `full` what fuses both."""
+    own = fuse(model) if fold else model
+    network, regions = PanopticNetwork(own), graphs.FullForm(own)
+    looks = ('input', 'img_shape', 'scale_factor', *network.names[:-1])
+    outputs = ('dets', 'labels', 'masks')
+    found = [Stage('network', network, ('input',), network.names), Stage('regions', regions, looks, outputs)]
+    if options.form == 'raw':
+        return found
+    outputs = ('dets', 'labels', 'box_masks')
+    found[1] = dataclasses.replace(found[1], outputs=outputs, varying=outputs)
+    return [*found, Stage('fusion', MapFullForm(own), GIVEN, ('panoptic',))]
+
+
+def other_order(scores: torch.Tensor) -> torch.Tensor:
+    """Return the order (n,) of scores (n,) from the best down, where ties are the other way round."""
+    order = torch.argsort(-scores, stable=True)
+    group = (-scores[order].diff() > TIE_SCORE).cumsum(0)
+    group = torch.cat([torch.zeros_like(order[:1]), group])
+    return order[torch.argsort(group * len(scores) - torch.arange(len(scores), device=scores.device))]
+
+
+def rounded_choices(model: nn.Module) -> Iterator[contextlib.AbstractContextManager[None]]:
+    """Yield the order of instances whose scores are a tie, decided otherwise; see `ImageFamily`."""
+    own = model.panoptic_fusion_head.simple_test
+
+    def laid_otherwise(
+        dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor, *rest: torch.Tensor
+    ) -> torch.Tensor:
+        order = other_order(dets[:, 4])
+        dets = dets[order].clone()
+        dets[:, 4] = torch.linspace(1, 0.5, len(dets)).to(dets)  # mmdet sorts them again
+        return own(dets, labels[order], masks[order], *rest)
+
+    yield replaced_entry(vars(model.panoptic_fusion_head), 'simple_test', laid_otherwise)

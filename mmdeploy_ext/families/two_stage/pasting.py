@@ -1,0 +1,217 @@
+"""Masks at the size of the original image, in the graph: what `families/two_stage/runtime` pastes in numpy.
+
+Bilinear pasting is a product of three matrices per mask: weights of lines, the mask, weights of columns. A
+Loop makes one mask at a time, so that no more than one is there in float32; the results are bool.
+
+Source of the algorithm: see `families/two_stage/runtime/masks.py`. Glossary: B batch, n detections, R masks,
+m their side, s pixels along an axis, h, w size of the result.
+"""
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.contract.stages import Stage
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.ops.exporters import register
+from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.families.two_stage.masks import side_of
+
+
+def check(threshold: float, options: Options) -> None:
+    """Refuse (UsageError) pasting in a graph of constant shapes, or where every pixel would be one."""
+    if not options.get('paste_masks'):
+        return
+    if options.get('max_candidates'):
+        raise UsageError(
+            '--paste-masks: the size of its masks follows from ori_shape; leave it out with --max-candidates'
+        )
+    if threshold <= 0:
+        raise UsageError(
+            f'--paste-masks: mask_thr_binary is {threshold:g}; expected more than 0, which pixels outside of '
+            f'masks have'
+        )
+
+
+def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int | str) -> TensorSpec:
+    """Return the spec of the masks of detections."""
+    side = side_of(model.roi_head)
+    axes, dtype = (batch, rows, side, side), 'float32'
+    meaning = 'probabilities of the own class, in the frame of the box; zero where dets is padding'
+    if options.get('paste_masks'):
+        axes, dtype = (batch, rows, 'h', 'w'), 'bool'
+        meaning = 'pixels of the instances in the original; h, w are the largest of the batch'
+    return TensorSpec('masks', dtype, axes, meaning, compare='detections')
+
+
+def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:
+    """Return the specs of what pasting masks in the graph needs."""
+    if not options.get('paste_masks'):
+        return ()
+    meaning = 'height and width of the original images, which masks are pasted into'
+    return (TensorSpec('ori_shape', 'int64', (batch, 2), meaning, 'pixel', positive=True),)
+
+
+def with_pasting(found: list[Stage], options: Options, threshold: float) -> list[Stage]:
+    """Return stages, the last of which gives masks, with one that pastes them where that is asked for."""
+    if not options.get('paste_masks'):
+        return found
+    *before, last = found
+    names = tuple('box_masks' if name == 'masks' else name for name in last.outputs)
+    given = 'dets', 'scale_factor', 'ori_shape', 'box_masks'
+    last = dataclasses.replace(last, outputs=names, varying=('dets', 'box_masks'))
+    return [*before, last, Stage('paste', Paste(threshold), given, ('masks',))]
+
+
+def _weights(low: torch.Tensor, high: torch.Tensor, size: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    pixels = torch.arange(int(size), dtype=low.dtype, device=low.device)
+    low, high = low[:, None], high[:, None]
+    place = (pixels + 0.5 - low) / (high - low) * 2 - 1
+    place = torch.where(place.isinf(), torch.zeros_like(place), place)
+    place = ((place + 1) * float(len(cells)) - 1) / 2
+    hat = (1 - (place[..., None] - cells).abs()).clamp(min=0)
+    inside = (pixels >= low.floor() - 1) & (pixels < high.ceil() + 1)
+    return torch.where(inside[..., None] & ~hat.isnan(), hat, torch.zeros_like(hat))
+
+
+PASTE_WEIGHTS = register(
+    Operator(
+        'PasteWeights',
+        _weights,
+        inputs=dict(low='R', high='R', size='1', cells='m'),
+        outputs=('weights',),
+        example=lambda: (
+            torch.tensor([1.5, 0.0]),
+            torch.tensor([6.0, 3.0]),
+            torch.tensor([8]),
+            torch.arange(4.0),
+        ),
+        shapes=lambda low, high, size, cells: low.new_empty(
+            (low.shape[0], torch.library.get_ctx().new_dynamic_size(), cells.shape[0])
+        ),
+        body="""
+        PasteWeights (low, high, size, cells) => (weights) {
+            zero = Constant <value = int64 {0}> ()
+            one = Constant <value = int64 {1}> ()
+            first = Constant <value = int64[1] {0}> ()
+            second = Constant <value = int64[1] {1}> ()
+            third = Constant <value = int64[1] {2}> ()
+            none = Constant <value = float {0}> ()
+            half = Constant <value = float {0.5}> ()
+            unit = Constant <value = float {1}> ()
+            two = Constant <value = float {2}> ()
+            count = Squeeze (size, first)
+            index = Range (zero, count, one)
+            pixels = Cast <to = 1> (index)
+            starts = Unsqueeze (low, second)
+            ends = Unsqueeze (high, second)
+            centres = Add (pixels, half)
+            behind = Sub (centres, starts)
+            extent = Sub (ends, starts)
+            share = Div (behind, extent)
+            doubled = Mul (share, two)
+            signed = Sub (doubled, unit)
+            endless = IsInf (signed)
+            bounded = Where (endless, none, signed)
+            side_shape = Shape (cells)
+            side = Cast <to = 1> (side_shape)
+            positive = Add (bounded, unit)
+            grown = Mul (positive, side)
+            moved = Sub (grown, unit)
+            place = Div (moved, two)
+            places = Unsqueeze (place, third)
+            apart = Sub (places, cells)
+            far = Abs (apart)
+            near = Sub (unit, far)
+            hat = Max (near, none)
+            low_line = Floor (starts)
+            begin = Sub (low_line, unit)
+            high_line = Ceil (ends)
+            end = Add (high_line, unit)
+            before = Less (pixels, begin)
+            reached = Not (before)
+            left = Less (pixels, end)
+            inside = And (reached, left)
+            inside_cells = Unsqueeze (inside, third)
+            unknown = IsNaN (hat)
+            known = Not (unknown)
+            counts = And (inside_cells, known)
+            weights = Where (counts, hat, none)
+        }""",
+    )
+)
+"""low, high (R,) ends of boxes along an axis, size (1,) int64, cells (m,) 0.0 .. m - 1 -> (R, s, m): how much
+every cell of a mask counts for every pixel."""
+
+
+def _pasted(rows: torch.Tensor, masks: torch.Tensor, columns: torch.Tensor, threshold: float) -> torch.Tensor:
+    every = zip(rows, masks, columns, strict=True)
+    return torch.stack([line @ mask @ column.T >= threshold for line, mask, column in every])
+
+
+PASTE_MASKS = register(
+    Operator(
+        'PasteMasks',
+        _pasted,
+        inputs=dict(rows='R h m', masks='R m m', columns='R w m'),
+        outputs=('pasted',),
+        example=lambda: (torch.rand(2, 5, 4), torch.rand(2, 4, 4), torch.rand(2, 6, 4)),
+        shapes=lambda rows, masks, columns, threshold: rows.new_empty(
+            (rows.shape[0], rows.shape[1], columns.shape[1]), dtype=torch.bool
+        ),
+        body="""
+        PasteMasks <threshold> (rows, masks, columns) => (pasted) {
+            first = Constant <value = int64[1] {0}> ()
+            go = Constant <value = bool {1}> ()
+            least = Constant <value_float: float = @threshold> ()
+            shape = Shape <start = 0, end = 1> (masks)
+            count = Squeeze (shape, first)
+            turned = Transpose <perm = [0, 2, 1]> (columns)
+            pasted = Loop (count, go) <body = one (int64 row, bool again)
+                => (bool go_on, bool[h,w] image) {
+                    go_on = Identity (again)
+                    line = Gather <axis = 0> (rows, row)
+                    mask = Gather <axis = 0> (masks, row)
+                    column = Gather <axis = 0> (turned, row)
+                    part = MatMul (line, mask)
+                    values = MatMul (part, column)
+                    image = GreaterOrEqual (values, least)
+                }>
+        }""",
+    )
+)
+"""rows (R, h, m), masks (R, m, m), columns (R, w, m) -> (R, h, w) bool: where a mask reaches a threshold."""
+
+
+class Paste(nn.Module):
+    """From masks in the frame of boxes to masks of images."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(
+        self, dets: torch.Tensor, scale_factor: torch.Tensor, ori_shape: torch.Tensor, box_masks: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Return masks (B, n, h, w) bool; h, w are the largest of `ori_shape` (B, 2) height and width.
+
+        `dets` (B, n, 5) are boxes that were divided by `scale_factor` (B, 4), and scores; `box_masks`
+        (B, n, m, m) in 0..1 are in the frame of the box, zero where a row is padding.
+        """
+        scale = scale_factor[:, None]
+        boxes = dets[..., :4] * scale / scale  # as mmdet does, which rounds
+        # a row before the first: a Loop without turns, and a reshape to none, have no size
+        boxes = torch.cat([torch.zeros_like(dets[:, :1, :4].sum(1, keepdim=True)), boxes], dim=1)
+        masks = torch.cat([torch.zeros_like(box_masks[:, :1].sum(1, keepdim=True)), box_masks], dim=1)
+        corners, flat = boxes.flatten(0, 1), masks.flatten(0, 1)
+        size, side = ori_shape.amax(dim=0), box_masks.shape[-1]
+        cells = torch.arange(side, dtype=dets.dtype, device=dets.device)
+        rows = PASTE_WEIGHTS(corners[:, 1], corners[:, 3], size[:1], cells)
+        columns = PASTE_WEIGHTS(corners[:, 0], corners[:, 2], size[1:], cells)
+        pasted = PASTE_MASKS(rows, flat, columns, self.threshold)
+        pasted = pasted.reshape(*masks.shape[:2], *pasted.shape[1:])
+        return (tap('masks', pasted[:, 1:]),)

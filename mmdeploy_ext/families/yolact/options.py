@@ -1,0 +1,14 @@
+"""YOLACT: what its files tell `families/yolact/runtime`."""
+
+from mmdeploy_ext.contract.schema import number, open_record
+from mmdeploy_ext.contract.values import COUNT, FRACTION, LIMIT
+
+POSTPROCESS = open_record(
+    score_thr=number(),
+    iou_thr=FRACTION,
+    mask_thr=FRACTION,
+    nms_pre=LIMIT,
+    top_k=COUNT,
+    max_per_img=COUNT,
+    num_classes=COUNT,
+)

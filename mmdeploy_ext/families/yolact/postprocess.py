@@ -1,0 +1,145 @@
+"""From the outputs of YOLACT to instances: fast suppression, prototypes times coefficients, cropped, resized.
+
+Source of the algorithm: mmdet 2.28.2 `dense_heads/yolact_head.py` and `fast_nms` of
+`core/post_processing/bbox_nms.py`.
+
+Glossary: B batch, A priors, C classes, K best priors of a class, P prototypes, n results, H, W network input
+in pixels, hp, wp size of the prototypes, h, w size of the results.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.ops.nms import pairwise_iou
+from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
+from mmdeploy_ext.exporting.postprocess.nms_config import number, positive
+from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
+from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, clip_to, gather_rows
+from mmdeploy_ext.families.dense.forms import rows_of, same_priors
+from mmdeploy_ext.families.dense.plain import border_inset, chosen_coder, clips, plain_head
+from mmdeploy_ext.families.dense.runtime.coders import boxes_of, scores_of
+from mmdeploy_ext.families.two_stage.graphs import clip_size
+
+KINDS = ('cls', 'reg', 'coeff')
+"""Outputs of the head, each of every level."""
+FULL = ('dets', 'labels', 'masks')
+EDGE = 1.0
+"""Cells that a crop is larger than its box, on every side."""
+MASK_THR = 0.5
+"""What the probability of a pixel has to exceed."""
+
+
+def thresholds(test_cfg: Mapping[str, Any]) -> dict[str, float]:
+    """Return what `test_cfg` decides; ConfigError names an entry that is missing, or no number."""
+    found = {key: number(key, test_cfg.get(key), float) for key in ('score_thr', 'iou_thr')}
+    found |= {key: positive(key, test_cfg.get(key)) for key in ('top_k', 'max_per_img')}
+    return dict(found, nms_pre=number('nms_pre', test_cfg.get('nms_pre', -1), int))
+
+
+def fast_suppression(
+    boxes: torch.Tensor, scores: torch.Tensor, config: Mapping[str, float]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Suppress, in every class, boxes (B, A, 4) by all better ones, also by those that are suppressed.
+
+    Of scores (B, A, C); for `config` see `thresholds`.
+
+    Returns:
+        Scores (B, n), labels (B, n) and rows of the priors (B, n), the best first; where there are fewer
+        results the score is `NO_CANDIDATE`.
+    """
+    best, rows = scores.transpose(1, 2).topk(limit(config['top_k'], scores.shape[1]), 2)
+    own = gather_rows(boxes, rows.flatten(1)).reshape(*rows.shape, 4)
+    ranks = torch.arange(rows.shape[2], device=rows.device)
+    over = (pairwise_iou(own.flatten(0, 1)) > config['iou_thr']) & (ranks[:, None] < ranks)
+    kept = (over.to(best.dtype).amax(1).reshape(best.shape) < 0.5) & (best > config['score_thr'])
+    best = torch.where(kept, best, torch.full_like(best, NO_CANDIDATE)).flatten(1)
+    found, order = best.topk(config['max_per_img'], 1)
+    labels = torch.arange(rows.shape[1], device=rows.device)[None, :, None].expand_as(rows)
+    return found, labels.flatten(1).gather(1, order), rows.flatten(1).gather(1, order)
+
+
+class FullForm(nn.Module):
+    """What the `full` form adds to the network."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.priors, self.config = same_priors(head.prior_generator), thresholds(head.test_cfg)
+        described = plain_head(head)
+        self.facts = dict(coder=chosen_coder(head), head=described.to_json())
+        self.columns = (*(columns for _, columns in described.outputs), int(head.num_protos))
+        self.clips, self.inset = clips(head), border_inset(head)
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        img_shape: torch.Tensor,
+        scale_factor: torch.Tensor,
+        ori_shape: torch.Tensor,
+        prototypes: torch.Tensor,
+        *maps: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Return dets (B, n, 5), labels (B, n) and masks (B, n, h, w) bool; label -1 where a row is padding.
+
+        `ori_shape` (2,) int64 is height and width of the results, 0 means the input size; `prototypes` are
+        (B, P, hp, wp); `maps` are of the head, `KINDS` in turn, each of every level. For the other inputs see
+        `dense.forms.FullForm`.
+        """
+        content, scale = clip_size(image, img_shape), scale_factor[:, None]
+        boxes, scores, weights = (torch.cat(some, 1) for some in zip(*self._levels(maps), strict=True))
+        boxes = (clip_to(boxes, content, self.inset) if self.clips else boxes) / scale
+        best, labels, rows = fast_suppression(boxes, scores, self.config)
+        present, boxes = best > NO_CANDIDATE, gather_rows(boxes, rows)
+        dets = torch.cat([boxes, best[..., None]], 2)
+        relative = boxes * scale / content.flip(1).repeat(1, 2)[:, None]
+        target = torch.where(ori_shape > 0, ori_shape, hw(image).to(ori_shape))
+        masks = masks_of(prototypes, gather_rows(weights, rows), relative, target)
+        found = (
+            torch.where(present[..., None], dets, torch.zeros_like(dets)),
+            torch.where(present, labels, torch.full_like(labels, -1)),
+            masks & present[..., None, None],
+        )
+        return tuple(tap(name, one) for name, one in zip(FULL, found, strict=True))
+
+    def _levels(self, maps: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield boxes (B, A, 4), scores (B, A, C) and coefficients (B, A, P) of the best of every level."""
+        count = len(maps) // len(KINDS)
+        names = ('cls_score', 'bbox_pred', 'coefficients')
+        for level in range(count):
+            own = zip(names, maps[level::count], self.columns, strict=True)
+            rows = {name: rows_of(one, columns) for name, one, columns in own}
+            scores, (height, width) = scores_of(torch, self.facts, rows), maps[level].shape[2:]
+            priors = self.priors.single_level_grid_priors((height, width), level, device=scores.device)
+            if self.config['nms_pre'] > 0:
+                most = limit(self.config['nms_pre'], scores.shape[1])
+                chosen = scores.amax(2).topk(most, 1)[1]
+                rows = {name: gather_rows(one, chosen) for name, one in rows.items()}
+                scores, priors = gather_rows(scores, chosen), priors[chosen]
+            yield boxes_of(torch, self.facts, rows, priors, level), scores, rows['coefficients']
+
+
+def masks_of(
+    prototypes: torch.Tensor, weights: torch.Tensor, relative: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """Return masks (B, n, h, w) bool of prototypes (B, P, hp, wp) and coefficients (B, n, P).
+
+    They are cropped to boxes `relative` (B, n, 4), shares of the image; `target` (2,) int64 is h, w.
+    """
+    size = hw(prototypes)
+    soft = (weights @ prototypes.flatten(2)).sigmoid()
+    soft = soft.reshape(soft.shape[0], soft.shape[1], prototypes.shape[2], prototypes.shape[3])
+    columns, rows = (_inside(relative[..., axis::2], size[1 - axis]) for axis in (0, 1))
+    soft = soft * (rows[..., None] * columns[:, :, None])
+    lines, across = (resizing(size[axis], target[axis]) for axis in (0, 1))
+    return lines @ (soft @ across.T) > MASK_THR
+
+
+def _inside(span: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """Return (B, n, s) float32, 1 where cells of an axis of `size` () int64 are in spans (B, n, 2)."""
+    cells = torch.arange(size, dtype=span.dtype, device=span.device)
+    low = (span[..., :1] * size - EDGE).clamp(min=0)
+    high = torch.minimum(span[..., 1:] * size + EDGE, size.to(span.dtype))
+    return ((cells >= low) & (cells < high)).to(span.dtype)

@@ -1,0 +1,235 @@
+"""BEVFusion whole: cameras and LiDAR to the bird's-eye view, joined, and read by a head.
+
+Glossary: B samples, N cameras, P points, C channels, X, Y cells of the bird's-eye view.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.runner import BaseModule
+from mmdet.models.detectors.base import BaseDetector
+from mmdet3d.core import bbox3d2result
+from mmdet3d.models.builder import (
+    DETECTORS,
+    FUSION_LAYERS,
+    build_backbone,
+    build_fusion_layer,
+    build_head,
+    build_neck,
+)
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
+from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
+from mmdeploy_ext.models.bevfusion.view_transform import build_view_transform
+from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
+
+SENSORS = ('camera', 'lidar')
+"""In the order of the joined channels."""
+HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead')
+"""Type of a config -> what is built: mmdet3d's own CenterHead reads maps whose rows are y."""
+
+
+@FUSION_LAYERS.register_module()
+class ConvFuser(nn.Sequential):
+    """The maps of all sensors side by side, and one 3x3 convolution to C channels.
+
+    Source: mit-han-lab/bevfusion db75150, models/fusers/conv.py.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
+        self.in_channels, self.out_channels = tuple(in_channels), out_channels
+        super().__init__(
+            nn.Conv2d(sum(in_channels), out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(True),
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return (B, C, X, Y) of maps (B, ., X, Y), cameras first."""
+        return super().forward(torch.cat(tuple(maps), 1))
+
+
+@DETECTORS.register_module()
+class BEVFusion(BaseModule):
+    """Cameras, LiDAR or both to boxes; parameters are named as in mit-han-lab's checkpoints.
+
+    Args:
+        encoders: 'camera' -> 'backbone', 'neck', 'vtransform'; 'lidar' -> 'voxelize', 'backbone'; one
+            may lack.
+        fuser: joins both; none where there is one sensor.
+        decoder: 'backbone' and 'neck' of the bird's-eye view.
+        heads: 'object' -> the head; 'map' has to be empty.
+        train_cfg, test_cfg: the head has them.
+
+    Source: mit-han-lab/bevfusion db75150, models/fusion_models/bevfusion.py.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+        heads: Mapping[str, Any],
+        fuser: Mapping[str, Any] | None = None,
+        train_cfg: Mapping[str, Any] | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_parts(encoders, fuser, heads)
+        self.encoders = nn.ModuleDict()
+        if encoders.get('camera'):
+            camera = encoders['camera']
+            self.encoders['camera'] = nn.ModuleDict(
+                dict(
+                    backbone=build_backbone(camera['backbone']),
+                    neck=build_neck(camera['neck']),
+                    vtransform=build_view_transform(camera['vtransform']),
+                )
+            )
+        if encoders.get('lidar'):
+            lidar = encoders['lidar']
+            self.encoders['lidar'] = LidarBackbone(lidar['voxelize'], lidar['backbone'])
+        self.fuser = build_fusion_layer(fuser) if fuser else None
+        self.decoder = nn.ModuleDict(
+            dict(backbone=build_backbone(decoder['backbone']), neck=build_neck(decoder['neck']))
+        )
+        head = heads['object']
+        self.heads = nn.ModuleDict(dict(object=build_head(dict(head, type=HEADS[head['type']]))))
+
+    def init_weights(self) -> None:
+        """Initialise the parts; mmcv's own takes the mean of every parameter, and the cells' are integers."""
+        found = [self]
+        while found:
+            for child in found.pop().children():
+                if hasattr(child, 'init_weights'):
+                    child.init_weights()
+                else:
+                    found.append(child)
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """The sensors that it has, in the order of the fuser."""
+        return tuple(name for name in SENSORS if name in self.encoders)
+
+    def camera_maps(self, pictures: Tensor) -> Tensor:
+        """Return the finest map of the neck, (S, C, h, w), of pictures (S, 3, H, W)."""
+        camera = self.encoders['camera']
+        return camera['neck'](camera['backbone'](pictures))[0]
+
+    def camera_view(self, img: Tensor, points: Sequence[Tensor], rig: Rig) -> Tensor:
+        """Return what the cameras see, (B, C, X, Y), of images (B, N, 3, H, W), normalised.
+
+        Points (P, 3 or more) per sample are for the depth maps.
+        """
+        transform = self.encoders['camera']['vtransform']
+        depth = transform.depth_maps(points, rig).flatten(0, 1) if transform.uses_points else None
+        weights, features = self.lifted(img.flatten(0, 1), depth)
+        return transform.downsample(transform.pool(weights, features, transform.cells(rig)))
+
+    def lifted(self, pictures: Tensor, depth: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return what `ViewTransform.pool` adds up: weights (S, D, h, w) and features (S, C, h, w).
+
+        Pictures are (S, 3, H, W), normalised, S = B N; depth (S, 1, H, W) metres, None where the view
+        transform looks at pictures alone.
+        """
+        return self.encoders['camera']['vtransform'].lift(self.camera_maps(pictures), depth)
+
+    def lidar_view(self, points: Sequence[Tensor]) -> Tensor:
+        """Return the LiDAR's map, (B, C, X, Y), of points (P, in_channels) per sample."""
+        return self.encoders['lidar'](points)
+
+    def joined(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the map that the head reads, of the sensors' maps in the order of `sensors`."""
+        joint = self.fuser(maps) if self.fuser is not None else maps[0]
+        return self.decoder['neck'](self.decoder['backbone'](joint))[0]
+
+    def predictions(
+        self, img: Tensor | None, points: Sequence[Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> Any:
+        """Return what the head gives, see its `forward`.
+
+        Images are (B, N, 3, H, W), points (P, in_channels) per sample in the augmented LiDAR frame; for the
+        matrices of the metas see `rig.read_rig`.
+        """
+        maps = []
+        for sensor in self.sensors:
+            if sensor == 'lidar':
+                maps.append(self.lidar_view(points))
+                continue
+            self._check_pictures(img)
+            rig = read_rig(metas, img.device, img.shape[1])
+            maps.append(self.camera_view(img, points, rig))
+        return self.heads['object'](self.joined(maps))
+
+    def _check_pictures(self, img: Tensor | None) -> None:
+        size = self.encoders['camera']['vtransform'].image_size
+        if img is None or img.ndim != 5 or tuple(img.shape[2:]) != (3, *size):
+            shape = None if img is None else tuple(img.shape)
+            raise ShapeError(f'pictures are {shape}; expected (B, cameras, 3, {size[0]}, {size[1]})')
+
+    def forward(self, return_loss: bool = True, **data: Any) -> Any:
+        """Return losses, see `forward_train`, or results, see `simple_test`."""
+        return self.forward_train(**data) if return_loss else self.forward_test(**data)
+
+    def forward_train(
+        self,
+        img_metas: Sequence[Mapping[str, Any]],
+        gt_bboxes_3d: Sequence[Any],
+        gt_labels_3d: Sequence[Tensor],
+        points: Sequence[Tensor] | None = None,
+        img: Tensor | None = None,
+        **ignored: Any,
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch, see `HeadLosses`; boxes in mmdet3d's columns."""
+        head = self.heads['object']
+        found, like = self.predictions(img, points, img_metas), next(head.parameters())
+        boxes = [in_lidar_columns(one.tensor.to(like)) for one in gt_bboxes_3d]
+        return head.loss(found, boxes, [one.to(like.device) for one in gt_labels_3d])
+
+    def train_step(self, data: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+        """Return what mmcv's runners take: the sum of the losses, figures for the log, samples."""
+        loss, figures = BaseDetector._parse_losses(self, self(**data))
+        return dict(loss=loss, log_vars=figures, num_samples=len(data['img_metas']))
+
+    def forward_test(
+        self, img_metas: Any, points: Any = None, img: Any = None, **ignored: Any
+    ) -> list[dict[str, Any]]:
+        """Return the results of a batch; what the test pipeline wraps in a list of one is taken out."""
+        if isinstance(img_metas[0], list):
+            img_metas = img_metas[0]
+            points = points[0] if points is not None else None
+            img = img[0] if img is not None else None
+        return self.simple_test(img_metas, points, img)
+
+    @torch.no_grad()
+    def simple_test(
+        self, img_metas: Sequence[Mapping[str, Any]], points: Sequence[Tensor], img: Tensor | None = None
+    ) -> list[dict[str, Any]]:
+        """Return 'pts_bbox' -> boxes, scores and labels per sample, as mmdet3d's data sets evaluate them."""
+        found = self.heads['object'].get_bboxes(self.predictions(img, points, img_metas))
+        results = []
+        for meta, one in zip(img_metas, found, strict=True):
+            columns = in_lidar_columns(one['bboxes'].cpu())
+            boxes = meta['box_type_3d'](columns, columns.shape[1])
+            results.append(dict(pts_bbox=bbox3d2result(boxes, one['scores'], one['labels'])))
+        return results
+
+
+def check_parts(encoders: Mapping[str, Any], fuser: Any, heads: Mapping[str, Any]) -> None:
+    """Raise ConfigError, which names the key, for a model of parts that are not built here."""
+    known = [name for name in SENSORS if encoders.get(name)]
+    other = [name for name in encoders if name not in SENSORS and encoders[name]]
+    if other or not known:
+        raise ConfigError(
+            f'BEVFusion: encoders has {", ".join(other) or "nothing"}; expected camera, lidar or both'
+        )
+    if (fuser is not None) != (len(known) > 1):
+        raise ConfigError(f'BEVFusion: fuser={fuser}: two sensors need one, a single one has none')
+    wrong = [name for name, head in heads.items() if head and name != 'object']
+    if wrong or not heads.get('object'):
+        raise ConfigError(f'BEVFusion: heads has {", ".join(wrong) or "no object"}; expected object alone')
+    if (kind := heads['object'].get('type')) not in HEADS:
+        raise ConfigError(f'BEVFusion: heads.object.type={kind!r}; expected {" or ".join(HEADS)}')

@@ -1,0 +1,101 @@
+"""What TransFusion's head learns from: boxes assigned to queries, and a heat map of their centres.
+
+Glossary: B samples, Q queries, K classes, G boxes of a sample, X, Y cells of the bird's-eye view.
+
+Source: mit-han-lab/bevfusion db75150, models/heads/bbox/transfusion.py:343-713 and
+core/bbox/assigners/hungarian_assigner.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.core.bbox.match_costs import FocalLossCost
+from mmdet3d.core import draw_heatmap_gaussian, gaussian_radius
+from mmdet3d.core.bbox.iou_calculators import BboxOverlaps3D
+from mmdet3d.models.builder import build_loss
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
+
+VALUES = ('center', 'height', 'dim', 'rot', 'vel')
+LEAST_PROBABILITY = 1e-4
+
+
+class HeadLosses:
+    """The three losses of the head of a config."""
+
+    def __init__(
+        self,
+        cls: Mapping[str, Any],
+        heatmap: Mapping[str, Any],
+        bbox: Mapping[str, Any],
+        train_cfg: Mapping[str, Any],
+        coder: Any,
+        classes: int,
+    ) -> None:
+        self.cls, self.heatmap, self.bbox = (build_loss(dict(one)) for one in (cls, heatmap, bbox))
+        self.train_cfg, self.coder, self.classes = train_cfg, coder, classes
+
+    def __call__(
+        self, found: Mapping[str, Tensor], gt_boxes: Sequence[Tensor], gt_labels: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the losses of what `TransFusionHead.forward` gave for a batch.
+
+        Per sample there are boxes (G, 9), columns of the model, bottom centre, and labels (G,).
+        """
+        values = torch.cat([found[name] for name in VALUES if name in found], 1).transpose(1, 2)
+        targets = torch.zeros_like(values)
+        labels = torch.full(values.shape[:2], self.classes, device=values.device, dtype=torch.long)
+        heat = torch.zeros_like(found['dense_heatmap'])
+        for sample, (boxes, classes) in enumerate(zip(gt_boxes, gt_labels, strict=True)):
+            queries, own = self._assigned(found, sample, boxes, classes)
+            labels[sample, queries] = classes[own]
+            targets[sample, queries] = self.coder.encode(boxes[own])[:, : values.shape[2]]
+            self._draw(heat[sample], boxes, classes)
+        taken = labels < self.classes
+        count = max(int(taken.sum()), 1)
+        weights = taken[..., None] * values.new_tensor(self.train_cfg['code_weights'][: values.shape[2]])
+        dense = found['dense_heatmap'].sigmoid().clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+        logits = found['heatmap'].transpose(1, 2).flatten(0, 1)
+        ones = torch.ones(labels.numel(), device=values.device)
+        return dict(
+            loss_heatmap=self.heatmap(dense, heat, avg_factor=max(float(heat.eq(1).sum()), 1.0)),
+            layer_0_loss_cls=self.cls(logits, labels.flatten(), ones, avg_factor=count),
+            layer_0_loss_bbox=self.bbox(values, targets, weights, avg_factor=count),
+        )
+
+    @torch.no_grad()
+    def _assigned(
+        self, found: Mapping[str, Tensor], sample: int, boxes: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the queries that are assigned a box, and its number: the cheapest pairs of all."""
+        own = {name: found[name][sample : sample + 1].detach() for name in VALUES if name in found}
+        predicted = self.coder.boxes(*own.values())[0]
+        rule = self.train_cfg['assigner']
+        cls, reg, iou = (rule[name]['weight'] for name in ('cls_cost', 'reg_cost', 'iou_cost'))
+        focal = {key: rule['cls_cost'][key] for key in ('gamma', 'alpha') if key in rule['cls_cost']}
+        cost = FocalLossCost(weight=cls, **focal)(found['heatmap'][sample].detach().T, labels)
+        low, high = (predicted.new_tensor(self.train_cfg['point_cloud_range'][at : at + 2]) for at in (0, 3))
+        places = ((one[:, :2] - low) / (high - low) for one in (predicted, boxes))
+        cost = cost + reg * torch.cdist(*places, p=1)
+        columns = (in_lidar_columns(one[:, :7]) for one in (predicted, boxes))
+        cost = cost - iou * BboxOverlaps3D(coordinate='lidar')(*columns)
+        cost = torch.nan_to_num(cost, nan=100.0, posinf=100.0, neginf=-100.0)
+        queries, numbers = linear_sum_assignment(cost.cpu().numpy())
+        return tuple(torch.from_numpy(one).to(boxes.device) for one in (queries, numbers))
+
+    def _draw(self, heat: Tensor, boxes: Tensor, labels: Tensor) -> None:
+        """Draw the centres of boxes into a heat map (K, X, Y); rows are x."""
+        train = self.train_cfg
+        step = torch.tensor(train['voxel_size'][:2]) * train['out_size_factor']
+        places = self.coder.encode(boxes)[:, :2].cpu()
+        for box, place, label in zip(boxes.cpu(), places, labels.tolist(), strict=True):
+            width, length = box[3:5] / step
+            row, column = (int(value) for value in place)
+            inside = 0 <= row < heat.shape[1] and 0 <= column < heat.shape[2]
+            if width > 0 and length > 0 and inside:
+                radius = gaussian_radius((length, width), min_overlap=train['gaussian_overlap'])
+                radius = max(train['min_radius'], int(radius))
+                draw_heatmap_gaussian(heat[label], torch.tensor([column, row]), radius)

@@ -1,0 +1,176 @@
+"""From pictures to the bird's-eye view: a depth distribution per cell, lifted, and summed where it falls.
+
+Glossary: B samples, N cameras, S = B N, C channels, D depth bins, h, w cells of a feature map, X, Y cells of
+the bird's-eye view, P points.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.utils import Registry, build_from_cfg
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError, ShapeError
+from mmdeploy_ext.exporting.ops.cells import CellTables, LastInCell, sum_by_tables, sum_in_order
+from mmdeploy_ext.models.bevfusion import rig as rigs
+from mmdeploy_ext.models.bevfusion.rig import Rig
+
+VIEW_TRANSFORMS = Registry('view transform')
+
+
+def build_view_transform(cfg: dict[str, Any]) -> nn.Module:
+    """Return a view transform of a config."""
+    return build_from_cfg(cfg, VIEW_TRANSFORMS)
+
+
+def _constant(value: Tensor) -> nn.Parameter:
+    """Return a tensor as the checkpoints hold it: a parameter that does not learn."""
+    return nn.Parameter(value, requires_grad=False)
+
+
+def conv_block(inside: int, outside: int, kernel: int, stride: int, bias: bool) -> list[nn.Module]:
+    """Return a convolution that keeps the size but for its stride, its batch normalisation and ReLU."""
+    conv = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, bias=bias)
+    return [conv, nn.BatchNorm2d(outside), nn.ReLU(True)]
+
+
+class ViewTransform(nn.Module):
+    """What both view transforms share: the grid, the frustum, the sums.
+
+    Args:
+        image_size, feature_size: (H, W) of the network's pictures, pixels, and (h, w).
+        xbound, ybound, zbound: first, end and step of the cells, metres; one cell along z.
+        dbound: first, end and step of the depth bins, metres.
+        downsample: 1, or 2: three convolutions behind the sums, the second with that stride.
+
+    Source: mit-han-lab/bevfusion db75150, models/vtransforms/base.py.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        image_size: Sequence[int],
+        feature_size: Sequence[int],
+        xbound: Sequence[float],
+        ybound: Sequence[float],
+        zbound: Sequence[float],
+        dbound: Sequence[float],
+        downsample: int = 1,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.C = in_channels, out_channels
+        self.image_size, self.feature_size = tuple(image_size), tuple(feature_size)
+        bounds = (xbound, ybound, zbound)
+        self.dx = _constant(torch.tensor([bound[2] for bound in bounds]))
+        self.bx = _constant(torch.tensor([bound[0] + bound[2] / 2 for bound in bounds]))
+        count = [int((bound[1] - bound[0]) / bound[2]) for bound in bounds]  # truncated, as upstream does
+        self.nx = _constant(torch.tensor(count))
+        self.shape = tuple(count[:2])
+        if count[2] != 1:
+            raise ConfigError(f'{type(self).__name__}: zbound={list(zbound)} makes {count[2]} cells, not 1')
+        self.frustum = _constant(rigs.frustum(self.image_size, self.feature_size, tuple(dbound)))
+        self.D = len(self.frustum)
+        self.last_in_pixel = LastInCell(self.image_size[0] * self.image_size[1])
+        self.tables = CellTables(count[0] * count[1])
+        self.downsample = self._downsample(downsample)
+
+    def _downsample(self, stride: int) -> nn.Module:
+        if stride not in (1, 2):
+            raise ConfigError(f'{type(self).__name__}: downsample={stride}; expected 1 or 2')
+        if stride == 1:
+            return nn.Identity()
+        channels = self.C
+        blocks = [conv_block(channels, channels, 3, step, bias=False) for step in (1, stride, 1)]
+        return nn.Sequential(*(layer for block in blocks for layer in block))
+
+    def split(self, joint: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weights of the bins (S, D, h, w), which add up to 1, and features (S, C, h, w)."""
+        return joint[:, : self.D].softmax(1), joint[:, self.D : self.D + self.C]
+
+    def cells(self, rig: Rig) -> Tensor:
+        """Return the cell of each point of the frustum, (B, N, D, h, w) int64; X * Y outside of the grid."""
+        points = rigs.seen_points(self.frustum, rig)
+        return rigs.cells_of(points, self.bx - self.dx / 2, self.dx, self.nx)
+
+    def depth_maps(self, points: Sequence[Tensor], rig: Rig) -> Tensor:
+        """Return what the LiDAR measured in each pixel, (B, N, 1, H, W) metres, see `rig.depth_maps`."""
+        return rigs.depth_maps(points, rig, self.image_size, self.last_in_pixel)
+
+    def pool(self, weights: Tensor, features: Tensor, cells: Tensor) -> Tensor:
+        """Return the sums of weighted features in each cell, (B, C, X, Y): rows are x, columns y.
+
+        Points are added in the order of camera, depth, row and column, on every device and by any number of
+        threads. Weights are (S, D, h, w), features (S, C, h, w), cells (B, N, D, h, w), see `cells`.
+        """
+        lifted = weights[..., None] * features.permute(0, 2, 3, 1)[:, None]
+        lifted = lifted.reshape(cells.shape[0], -1, self.C)
+        pairs = zip(cells.flatten(1), lifted, strict=True)
+        sums = [sum_in_order(slots, points, self.tables.count) for slots, points in pairs]
+        return torch.stack(sums).transpose(1, 2).unflatten(2, self.shape)
+
+    def pool_tables(self, cells: Tensor) -> tuple[Tensor, ...]:
+        """Return what `pool_by_tables` takes of the cells (N, D, h, w) of a sample.
+
+        That is its `CellTables`, the first of them followed by the row of the features of each of its points.
+        """
+        first, *others = self.tables(cells.flatten())
+        depths, pixels = cells[0].numel(), cells[0, 0].numel()
+        points = (first - 1).clamp(min=0)
+        return first, points // depths * pixels + points % pixels, *others
+
+    def pool_by_tables(self, weights: Tensor, features: Tensor, tables: Sequence[Tensor]) -> Tensor:
+        """Return the sums of `pool` for one sample, (1, C, X, Y), by gathers alone; see `pool_tables`."""
+        first, pixels, second, third, slots = tables
+        factors = torch.nn.functional.pad(weights.flatten(), (1, 0))[first]
+        seen = features.permute(0, 2, 3, 1).reshape(-1, self.C)[pixels]
+        sums = sum_by_tables((factors[:, None] @ seen)[:, 0], (second, third), slots)
+        return sums.T.unflatten(1, self.shape)[None]
+
+
+@VIEW_TRANSFORMS.register_module()
+class LSSTransform(ViewTransform):
+    """The depth of a cell from its picture alone; parameters and arguments as upstream's, see ViewTransform.
+
+    Source: mit-han-lab/bevfusion db75150, models/vtransforms/lss.py.
+    """
+
+    uses_points = False
+
+    def __init__(self, in_channels: int, out_channels: int, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, **options)
+        self.depthnet = nn.Conv2d(in_channels, self.D + self.C, 1)
+
+    def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return weights and features of (S, in_channels, h, w), see `split`."""
+        return self.split(self.depthnet(maps))
+
+
+@VIEW_TRANSFORMS.register_module()
+class DepthLSSTransform(ViewTransform):
+    """The depth of a cell from its picture and from the points in it; see ViewTransform.
+
+    Source: mit-han-lab/bevfusion db75150, models/vtransforms/depth_lss.py; its HEAD takes six channels.
+    """
+
+    uses_points = True
+
+    def __init__(self, in_channels: int, out_channels: int, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, **options)
+        self.dtransform = nn.Sequential(
+            *conv_block(1, 8, 1, 1, bias=True),
+            *conv_block(8, 32, 5, 4, bias=True),
+            *conv_block(32, 64, 5, 2, bias=True),
+        )
+        self.depthnet = nn.Sequential(
+            *conv_block(in_channels + 64, in_channels, 3, 1, bias=True),
+            *conv_block(in_channels, in_channels, 3, 1, bias=True),
+            nn.Conv2d(in_channels, self.D + self.C, 1),
+        )
+
+    def lift(self, maps: Tensor, depth: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return weights and features of maps (S, in_channels, h, w) and depth (S, 1, H, W) metres."""
+        if depth is None:
+            raise ShapeError('DepthLSSTransform looks at depth maps, and was given none')
+        return self.split(self.depthnet(torch.cat([self.dtransform(depth), maps], 1)))

@@ -1,0 +1,107 @@
+"""Deformable attention over several maps, and the decoder layer around it.
+
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py; parameter names are its own
+and those of mmcv's `MultiScaleDeformableAttention`.
+
+Glossary: B batch, D embedding, M heads, L maps, P points per map, Q queries, h, w size of a map.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import constant_init, xavier_init
+from torch import nn
+
+from mmdeploy_ext.exporting.ops.deformable_attention import attend_maps, shares
+from mmdeploy_ext.models.rtdetr.layers import SelfAttention
+
+FLOAT16_MAX = 65504.0
+
+
+class DeformableAttention(nn.Module):
+    """Every query reads a few points of every map, around its box."""
+
+    def __init__(self, dim: int, heads: int, num_levels: int, num_points: int) -> None:
+        super().__init__()
+        self.heads, self.num_levels, self.num_points = heads, num_levels, num_points
+        total = heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(dim, 2 * total)
+        self.attention_weights = nn.Linear(dim, total)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        star = torch.stack([angles.cos(), angles.sin()], -1)
+        star = star / star.abs().max(-1, keepdim=True).values
+        reach = torch.arange(1, self.num_points + 1, dtype=torch.float32)[:, None]
+        offsets = (star[:, None, None] * reach).expand(-1, self.num_levels, -1, -1)
+        for layer in (self.sampling_offsets, self.attention_weights):
+            constant_init(layer, 0)
+        self.sampling_offsets.bias.data = offsets.flatten().clone()
+        for layer in (self.value_proj, self.output_proj):
+            xavier_init(layer, distribution='uniform')
+
+    def forward(
+        self, query: torch.Tensor, boxes_cxcywh: torch.Tensor, maps: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return (B, Q, D): queries (B, Q, D) with boxes in 0..1 look at maps (B, D, h, w)."""
+        locations, weights = self.locations(query, boxes_cxcywh), self.weights(query)
+        mixed = attend_maps([self._value(level) for level in maps], locations, weights)
+        return self.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
+
+    def locations(self, query: torch.Tensor, boxes_cxcywh: torch.Tensor) -> torch.Tensor:
+        """Return (B, Q, M, L, P, 2) x, y in -1..1, as `grid_sample` takes them."""
+        shape = (self.heads, self.num_levels, self.num_points, 2)
+        offsets = self.sampling_offsets(query).unflatten(-1, shape)
+        centre, size = boxes_cxcywh[:, :, None, None, None].chunk(2, -1)
+        return 2 * (centre + offsets / self.num_points * size * 0.5) - 1
+
+    def weights(self, query: torch.Tensor) -> torch.Tensor:
+        """Return (B * M, 1, Q, L * P), which sum to 1 over the last axis."""
+        return shares(self.attention_weights(query), self.heads)
+
+    def _value(self, level: torch.Tensor) -> torch.Tensor:
+        """Return (B * M, D / M, h, w): the values of one map (B, D, h, w), head by head."""
+        # a 1x1 convolution is the value projection without the two transposes around it
+        value = F.conv2d(level, self.value_proj.weight[:, :, None, None], self.value_proj.bias)
+        return value.unflatten(1, (self.heads, -1)).flatten(0, 1)
+
+
+class DecoderLayer(nn.Module):
+    """Queries look at each other, then at the maps, then at themselves."""
+
+    def __init__(
+        self, dim: int, heads: int, feedforward: int, dropout: float, num_levels: int, num_points: int
+    ) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(dim, heads)
+        self.cross_attn = DeformableAttention(dim, heads, num_levels, num_points)
+        self.linear1 = nn.Linear(dim, feedforward)
+        self.linear2 = nn.Linear(feedforward, dim)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(
+        self,
+        target: torch.Tensor,
+        position: torch.Tensor,
+        boxes_cxcywh: torch.Tensor,
+        maps: Sequence[torch.Tensor],
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return (B, Q, D) of `target` (B, Q, D), which looks around boxes in 0..1.
+
+        `position` (B, Q, D) is added to queries (and keys) only; `mask` (Q, Q) is True where a row must not
+        look at a column.
+        """
+        target = self.norm1(target + self.dropout(self.self_attn(target, position, mask)))
+        seen = self.cross_attn(target + position, boxes_cxcywh, maps)
+        target = self.norm2(target + self.dropout(seen))
+        inner = self.linear2(self.dropout(self.linear1(target).relu()))
+        return self.norm3((target + self.dropout(inner)).clamp(-FLOAT16_MAX, FLOAT16_MAX))

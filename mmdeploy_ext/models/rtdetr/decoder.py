@@ -1,0 +1,216 @@
+"""RT-DETR's decoder: query selection by the class score of encoder tokens, layers that refine boxes.
+
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr_decoder.py, its parameter names too.
+Differs in: box offsets of the tokens are computed for the selected ones only.
+
+Glossary: B batch, C classes, D embedding, N tokens of all maps (fine to coarse, row by row), Q queries.
+"""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import bias_init_with_prob, constant_init
+from mmcv.runner import BaseModule
+from mmdet.models.builder import HEADS
+from mmdet.models.utils.transformer import inverse_sigmoid
+from torch import nn
+
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.models.rtdetr.attention import DecoderLayer
+from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
+from mmdeploy_ext.models.rtdetr.layers import MLP
+
+ANCHOR_SIZE = 0.05
+MARGINS = 100
+"""How many margins, in which no anchor has its centre, make up a side: one is 0.01 of it.
+
+The original holds width and height to the same margins; theirs, 0.05 * 2**level, keep them up to level 4.
+"""
+PRIOR_PROBABILITY = 0.01
+
+
+class Anchors(nn.Module):
+    """One box per token. A module, so that constants of a fixed graph are named after it."""
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the boxes, and which of them count, of maps (B, D, h, w).
+
+        Returns:
+            (N, 4) logits of cx, cy, w, h, infinite where invalid; (N, 1) float32, 0 at the border, else 1.
+        """
+        levels = [self._level(features, level) for level, features in enumerate(maps)]
+        anchors, valid = (torch.cat(parts) for parts in zip(*levels, strict=True))
+        logits = torch.log(anchors / (1 - anchors))
+        boxes = torch.where(valid, logits, torch.full_like(logits, float('inf')))
+        return boxes, valid.to(boxes.dtype)
+
+    @staticmethod
+    def _level(features: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (h * w, 4) cx, cy, w, h in 0..1, and (h * w, 1) bool: the centre is inside the margin."""
+        height, width = features.shape[2], features.shape[3]
+        y, x = (
+            (torch.arange(size, device=features.device).to(features.dtype) + 0.5) / size
+            for size in (height, width)
+        )
+        rows, columns = (_inside(size, features.device) for size in (height, width))
+        centres = torch.stack([x[None, :].expand(height, width), y[:, None].expand(height, width)], -1)
+        anchors = torch.cat([centres, torch.full_like(centres, ANCHOR_SIZE * 2.0**level)], -1)
+        return anchors.flatten(0, 1), (rows[:, None] & columns[None, :]).reshape(-1, 1)
+
+
+def _inside(size: int, device: torch.device) -> torch.Tensor:
+    """Return (size,) bool: centres (2i + 1) / 2 size between the margin and 1 - the margin, both excluded.
+
+    In whole numbers, because some sizes have centres on the margin itself (0.5 / 50, at 800 pixels and stride
+    16), where it is up to an engine's division which side they are on: OpenVINO 2026.4 keeps such tokens,
+    which changes all queries; PyTorch and ONNX Runtime do not.
+    """
+    scaled = (2 * torch.arange(size, device=device) + 1) * MARGINS
+    return (scaled > 2 * size) & (scaled < 2 * size * (MARGINS - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The tokens that become queries."""
+
+    tokens: torch.Tensor  # (B, Q) int64, by descending score
+    target: torch.Tensor  # (B, Q, D) their content
+    boxes_logit: torch.Tensor  # (B, Q, 4) cx, cy, w, h before the sigmoid
+    logits: torch.Tensor  # (B, Q, C) class logits of the encoder
+
+
+@HEADS.register_module()
+class RTDETRDecoder(BaseModule):
+    """Three maps to Q boxes with class logits; no NMS. `num_queries` is Q, `num_classes` C."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: Sequence[int] = (256, 256, 256),
+        hidden_dim: int = 256,
+        num_queries: int = 300,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        num_points: int = 4,
+        feedforward: int = 1024,
+        dropout: float = 0.0,
+        num_denoising: int = 100,
+        label_noise: float = 0.5,
+        box_noise: float = 1.0,
+        init_cfg: dict | None = None,
+    ) -> None:
+        """Make the decoder: C classes, D `hidden_dim`, Q queries, of the encoder's maps.
+
+        `num_points` are per head and map, `feedforward` a width; in training there are about `num_denoising`
+        queries (0 has none), `label_noise` is twice the share of their labels that are drawn anew,
+        `box_noise` the size of the noise in half box sizes.
+        """
+        super().__init__(init_cfg)
+        self.num_classes, self.num_queries, self.num_layers = num_classes, num_queries, num_layers
+        self.num_denoising, self.label_noise, self.box_noise = num_denoising, label_noise, box_noise
+        dim = hidden_dim
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, dim, 1, bias=False), norm=nn.BatchNorm2d(dim)))
+            for channels in in_channels
+        )
+        sizes = (dim, num_heads, feedforward, dropout, len(in_channels), num_points)
+        layers = nn.ModuleList(DecoderLayer(*sizes) for _ in range(num_layers))
+        self.decoder = nn.ModuleDict(dict(layers=layers))  # the original's `decoder.decoder.layers`
+        self.denoising_class_embed = nn.Embedding(num_classes + 1, dim, padding_idx=num_classes)
+        self.query_pos_head = MLP(4, 2 * dim, dim, 2)
+        self.enc_output = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        self.enc_score_head = nn.Linear(dim, num_classes)
+        self.enc_bbox_head = MLP(dim, dim, 4, 3)
+        self.dec_score_head = nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_layers))
+        self.dec_bbox_head = nn.ModuleList(MLP(dim, dim, 4, 3) for _ in range(num_layers))
+        self.anchors = Anchors()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for head in (self.enc_score_head, *self.dec_score_head):
+            nn.init.constant_(head.bias, bias_init_with_prob(PRIOR_PROBABILITY))
+        for head in (self.enc_bbox_head, *self.dec_bbox_head):
+            constant_init(head.layers[-1], 0)
+        for layer in (self.enc_output[0], *self.query_pos_head.layers):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(
+        self, features: Sequence[torch.Tensor], tokens: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return class logits (B, Q, C), boxes cxcywh (B, Q, 4) relative to the input, tokens (B, Q).
+
+        Of the encoder's levels (B, channels, h, w); `tokens` (B, Q) int64 are taken instead of the best where
+        they are given (proofs give both engines the same).
+        """
+        maps = self.project(features)
+        selection = self.select(maps, tokens)
+        target, boxes = selection.target, selection.boxes_logit.sigmoid()
+        for layer, head in zip(self.decoder.layers, self.dec_bbox_head, strict=True):
+            target = layer(target, self.query_pos_head(boxes), boxes, maps)
+            boxes = (head(target) + inverse_sigmoid(boxes)).sigmoid()
+        logits = self.dec_score_head[-1](target)
+        return tap('pred_logits', logits), tap('pred_boxes', boxes), tap('tokens', selection.tokens)
+
+    def project(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return per level (B, D, h, w)."""
+        return [project(level) for project, level in zip(self.input_proj, features, strict=True)]
+
+    def tokens(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return token content (B, N, D), class logits (B, N, C) and anchors (N, 4).
+
+        Tokens of border anchors are all the same: that of a zero vector.
+        """
+        anchors, valid = self.anchors(maps)
+        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], 1)
+        content = self.enc_output(memory * valid)
+        return content, self.enc_score_head(content), anchors
+
+    def select(self, maps: Sequence[torch.Tensor], tokens: torch.Tensor | None = None) -> Selection:
+        """Take the Q tokens with the largest class logit, or the given ones.
+
+        ShapeError: the maps have fewer tokens than there are queries.
+        """
+        content, logits, anchors = self.tokens(maps)
+        if content.shape[1] < self.num_queries:
+            raise ShapeError(
+                f'images: these sizes give {int(content.shape[1])} tokens, which is less than '
+                f'num_queries={self.num_queries}; use larger images or fewer queries'
+            )
+        if tokens is None:
+            tokens = logits.amax(-1).topk(self.num_queries, dim=1).indices
+        target = _rows(content, tokens)
+        anchors = F.embedding(tokens, anchors)  # one table for all images
+        return Selection(tokens, target, self.enc_bbox_head(target) + anchors, _rows(logits, tokens))
+
+
+def _rows(table: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return (B, Q, K): rows of (B, N, K) by (B, Q)."""
+    return table.gather(1, tokens[..., None].expand(-1, -1, table.shape[-1]))
+
+
+class Postprocess(nn.Module):
+    """Logits and boxes to detections: the best (query, class) pairs, in pixels; no threshold, no clipping.
+
+    Source: rtdetr_pytorch/src/zoo/rtdetr/rtdetr_postprocessor.py.
+    """
+
+    def __init__(self, num_classes: int, max_per_img: int) -> None:
+        super().__init__()
+        self.num_classes, self.max_per_img = num_classes, max_per_img
+
+    def forward(
+        self, logits: torch.Tensor, boxes: torch.Tensor, orig_target_sizes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return labels (B, n) int64, boxes (B, n, 4) xyxy pixels, scores (B, n) descending.
+
+        Of logits (B, Q, C), boxes (B, Q, 4) cxcywh in 0..1 and sizes (B, 2) width, height.
+        """
+        scores, index = logits.sigmoid().flatten(1).topk(self.max_per_img, dim=1)
+        query = torch.div(index, self.num_classes, rounding_mode='floor')
+        labels = index - query * self.num_classes
+        pixels = cxcywh_to_xyxy(boxes) * orig_target_sizes.to(boxes.dtype).repeat(1, 2)[:, None]
+        return tap('labels', labels), tap('boxes', _rows(pixels, query)), tap('scores', scores)

@@ -1,0 +1,96 @@
+"""Denoising queries: noised ground truth that the decoder learns to undo, beside the matched queries.
+
+Source: lyuwenyu/RT-DETR 068dfde, src/zoo/rtdetr/denoising.py (contrastive denoising of DINO).
+
+Glossary: B images, G most objects of an image, R repetitions, N = 2 G R denoising queries, Q matched queries.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from mmdet.models.utils.transformer import inverse_sigmoid
+
+from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from mmdeploy_ext.models.rtdetr.decoder import RTDETRDecoder
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingQueries:
+    """Queries that go before the matched ones."""
+
+    target: torch.Tensor  # (B, N, D) embedded, partly wrong labels
+    boxes_logit: torch.Tensor  # (B, N, 4) noised cxcywh before the sigmoid
+    mask: torch.Tensor  # (N + Q, N + Q) bool, True where a row must not look at a column
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]  # per image (queries, objects) of what has to be undone
+    repetitions: int  # R
+
+    def __len__(self) -> int:
+        return self.target.shape[1]
+
+
+def denoising_queries(
+    decoder: RTDETRDecoder, boxes: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]
+) -> DenoisingQueries | None:
+    """Make the queries of a batch; None where no image has an object, or the decoder wants none.
+
+    A repetition is G slightly noised boxes (to be undone) and G more strongly noised ones (background). Per
+    image `boxes` are (n, 4) cxcywh in 0..1, `labels` (n,).
+    """
+    most = max(map(len, labels), default=0)
+    if not most or not decoder.num_denoising:
+        return None
+    repetitions = max(decoder.num_denoising // most, 1)
+    device, batch = boxes[0].device, len(boxes)
+    kinds = torch.full((batch, most), decoder.num_classes, dtype=torch.int64, device=device)
+    places = torch.zeros(batch, most, 4, device=device)
+    there = torch.zeros(batch, most, dtype=torch.bool, device=device)
+    for image, (some, names) in enumerate(zip(boxes, labels, strict=True)):
+        kinds[image, : len(names)], places[image, : len(names)] = names, some
+        there[image, : len(names)] = True
+    kinds, there = kinds.repeat(1, 2 * repetitions), there.repeat(1, 2 * repetitions)
+    places = places.repeat(1, 2 * repetitions, 1)
+    negative = (torch.arange(2 * most * repetitions, device=device) // most % 2).bool()
+    kinds = _noisy_labels(kinds, there, decoder.num_classes, decoder.label_noise)
+    places = _noisy_boxes(places, negative, decoder.box_noise)
+    return DenoisingQueries(
+        decoder.denoising_class_embed(kinds),
+        inverse_sigmoid(places),
+        attention_mask(2 * most, repetitions, decoder.num_queries).to(device),
+        [_pairs(len(names), most, repetitions, device) for names in labels],
+        repetitions,
+    )
+
+
+def _pairs(
+    count: int, most: int, repetitions: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the queries that are noised objects of an image, and their objects."""
+    objects = torch.arange(count, device=device)
+    starts = 2 * most * torch.arange(repetitions, device=device)
+    return (starts[:, None] + objects).flatten(), objects.repeat(repetitions)
+
+
+def _noisy_labels(kinds: torch.Tensor, there: torch.Tensor, num_classes: int, share: float) -> torch.Tensor:
+    drawn = torch.rand(kinds.shape, device=kinds.device) < share * 0.5
+    return torch.where(drawn & there, torch.randint_like(kinds, 0, num_classes), kinds)
+
+
+def _noisy_boxes(places: torch.Tensor, negative: torch.Tensor, scale: float) -> torch.Tensor:
+    """Move every corner by up to `scale` half sizes; negatives by one to two times that."""
+    reach = places[..., 2:].repeat(1, 1, 2) * 0.5 * scale
+    signs = torch.randint_like(places, 0, 2) * 2 - 1
+    part = torch.rand_like(places) + negative[None, :, None].to(places.dtype)
+    corners = (cxcywh_to_xyxy(places) + signs * part * reach).clamp(0, 1)
+    return xyxy_to_cxcywh(corners)
+
+
+def attention_mask(group: int, repetitions: int, num_queries: int) -> torch.Tensor:
+    """Return (N + Q, N + Q) bool: matched queries see no denoising ones, repetitions not each other.
+
+    `group` is how many queries a repetition has.
+    """
+    owner = torch.arange(repetitions).repeat_interleave(group)
+    owner = torch.cat([owner, torch.full((num_queries,), -1)])
+    denoising = owner >= 0
+    return denoising[None] & (owner[:, None] != owner[None])

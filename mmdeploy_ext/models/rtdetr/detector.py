@@ -1,0 +1,123 @@
+"""RT-DETR as an mmdet 2.x detector; its state dict has the original's keys.
+
+Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/rtdetr.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.core import bbox2result
+from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_neck
+from mmdet.models.detectors.base import BaseDetector
+
+from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.models.rtdetr.boxes import xyxy_to_cxcywh
+from mmdeploy_ext.models.rtdetr.decoder import Postprocess
+from mmdeploy_ext.models.rtdetr.losses import Objects, SetLoss
+from mmdeploy_ext.models.rtdetr.training import training_losses
+
+STRIDE = 32
+MAX_PER_IMG = 300
+
+
+@DETECTORS.register_module()
+class RTDETR(BaseDetector):
+    """Backbone, hybrid encoder, decoder.
+
+    Images are RGB / 255, resized without keeping the ratio; height and width are multiples of 32.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        encoder: dict,
+        decoder: dict,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        pretrained: str | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        """Build the parts, of a backbone with maps of strides 8, 16, 32.
+
+        `train_cfg` has weights of costs and losses, see `SetLoss`, `test_cfg` `max_per_img`, detections per
+        image. `pretrained` is deprecated by mmdet; use `backbone.init_cfg`.
+        """
+        super().__init__(init_cfg)
+        if pretrained:
+            backbone = dict(backbone, init_cfg=dict(type='Pretrained', checkpoint=pretrained))
+        self.backbone = build_backbone(backbone)
+        self.encoder = build_neck(encoder)
+        self.decoder = build_head(decoder)
+        self.train_cfg, self.test_cfg = dict(train_cfg or {}), dict(test_cfg or {})
+        self.max_per_img = int(self.test_cfg.get('max_per_img', MAX_PER_IMG))
+        self.loss = SetLoss(self.train_cfg)
+        self.postprocess = Postprocess(self.decoder.num_classes, self.max_per_img)
+
+    def extract_feat(self, img: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the encoder's maps (B, D, H / s, W / s), s = 8, 16, 32, for images (B, 3, H, W).
+
+        ShapeError: a height or width that is not a multiple of 32.
+        """
+        height, width = img.shape[2:]
+        if not torch.compiler.is_compiling() and (height % STRIDE or width % STRIDE):  # or sizes would freeze
+            raise ShapeError(
+                f'images: got {height}x{width}; RT-DETR needs multiples of {STRIDE}: resize, do not pad'
+            )
+        return self.encoder(self.backbone(img))
+
+    def forward_train(
+        self,
+        img: torch.Tensor,
+        img_metas: Sequence[dict[str, Any]],
+        gt_bboxes: Sequence[torch.Tensor],
+        gt_labels: Sequence[torch.Tensor],
+        gt_bboxes_ignore: Any = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return mmdet's dict of losses for images (B, 3, H, W).
+
+        Per image boxes are (n, 4) xyxy, pixels of the network input, and labels (n,); `gt_bboxes_ignore` is
+        not used, as in the original.
+        """
+        scale = img.new_tensor([img.shape[3], img.shape[2]] * 2)
+        objects = Objects([xyxy_to_cxcywh(boxes / scale) for boxes in gt_bboxes], gt_labels)
+        return training_losses(self.decoder, self.extract_feat(img), objects, self.loss)
+
+    def forward_dummy(self, img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits (B, Q, C) and boxes (B, Q, 4) for images (B, 3, H, W)."""
+        return self.decoder(self.extract_feat(img))[:2]
+
+    def simple_test(
+        self, img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool = False, **_: object
+    ) -> list[list[np.ndarray]]:
+        """Return mmdet's result: per image and class (n, 5) x1 y1 x2 y2 score.
+
+        Boxes are in pixels of the network input; with `rescale` of the original image.
+        """
+        labels, boxes, scores = self.detect(img, target_sizes(img, img_metas, rescale))
+        rows = torch.cat([boxes, scores[..., None]], -1)
+        return [
+            bbox2result(found, kinds, self.decoder.num_classes)
+            for found, kinds in zip(rows, labels, strict=True)
+        ]
+
+    def detect(
+        self, img: torch.Tensor, orig_target_sizes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return labels (B, n), boxes (B, n, 4) xyxy, scores (B, n) for sizes (B, 2) width, height."""
+        logits, boxes, _ = self.decoder(self.extract_feat(img))
+        return self.postprocess(logits, boxes, orig_target_sizes)
+
+    def aug_test(self, imgs: Sequence[torch.Tensor], img_metas: Any, **_: object) -> Any:
+        """Refuse test-time augmentation."""
+        raise NotImplementedError('RT-DETR has no test-time augmentation; use flip=False and one img_scale')
+
+
+def target_sizes(img: torch.Tensor, img_metas: Sequence[dict[str, Any]], rescale: bool) -> torch.Tensor:
+    """Return (B, 2) int64 width and height that relative boxes are multiplied with."""
+    if not rescale:
+        sizes = [(img.shape[3], img.shape[2])] * len(img_metas)
+    else:
+        sizes = [(meta['ori_shape'][1], meta['ori_shape'][0]) for meta in img_metas]
+    return torch.tensor(sizes, dtype=torch.int64, device=img.device)

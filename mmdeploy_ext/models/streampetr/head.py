@@ -1,0 +1,145 @@
+"""StreamPETR's head: eager runs, state kept in it; `head_layers.py` builds it, `steps.py` has the frame.
+
+Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py.
+
+Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D depth bins, Q queries (learned
+and propagated), L decoder layers, K classes, M memory rows inside a frame.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmdet.models import HEADS
+from torch import Tensor
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.models.streampetr import denoising, losses
+from mmdeploy_ext.models.streampetr import memory as temporal
+from mmdeploy_ext.models.streampetr.head_layers import HeadLayers
+from mmdeploy_ext.models.streampetr.memory import Memory
+from mmdeploy_ext.models.streampetr.steps import Queries, tap_memory
+
+
+@HEADS.register_module()
+class StreamPETRHead(HeadLayers):
+    """Queries, some of them propagated from the last frame, become boxes; the best of them become memory.
+
+    Args:
+        num_classes, in_channels, embed_dims, num_query: sizes; `in_channels` must be `embed_dims`.
+        stride: px per feature cell.
+        memory_len: rows of memory that a frame uses.
+        topk_proposals: rows that a frame adds.
+        num_propagated: rows that become queries; the other rows are keys of the self attention.
+        num_reg_fcs: hidden layers of the two branches.
+        with_ego_pos: condition queries and memory on ego motion.
+        LID, depth_num, depth_start, position_range: the depth bins and the range that normalises their
+            points, in m.
+        normedlinear: cosine classifier.
+        with_dn, scalar, noise_scale, noise_trans, dn_weight, split: denoising queries in training.
+        ignored: `with_position` and `depth_step`, which upstream ignores too, and `code_size`, which must be
+            10. Other keys or values that are not supported raise ConfigError.
+    """
+
+    memory: Memory | None = None
+
+    def reset_memory(self) -> None:
+        """Forget the state: the next frame starts a stream."""
+        self.memory = None
+
+    def embed_positions(
+        self, lidar2img: Tensor, intrinsics: Tensor, pad_shape: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Run `position_embedding` on `lidar2img`, `intrinsics` (B, N, 4, 4) and the padded size in px."""
+        num_cameras = lidar2img.shape[1]
+        frustum = self.frustum(pad_shape, num_cameras)
+        tokens_per_camera = frustum.shape[0] // num_cameras
+        # in float64: a float32 inverse of a real calibration alone moves boxes by up to 5 mm
+        img2lidar = lidar2img.double().inverse().to(lidar2img.dtype)
+        tap('img2lidar', img2lidar.repeat_interleave(tokens_per_camera, dim=1))
+        return self.position_embedding(
+            img2lidar, self.focal_per_token(intrinsics, tokens_per_camera), frustum
+        )
+
+    def forward(
+        self, img_feats: Tensor, img_metas: list[dict], topk_indexes: None = None, **data: Tensor
+    ) -> dict[str, Any]:
+        """Run one frame (B, N, C, h, w) and keep the state; `topk_indexes` of None, all tokens, is supported.
+
+        Metas have 'pad_shape' (and the ground truth, for denoising); data are lidar2img, intrinsics (B, N, 4,
+        4), ego_pose, ego_pose_inv (B, 4, 4), timestamp (B,) float64 s, prev_exists (B,) float32, and keys
+        that are not used. Returned are all_cls_scores, all_bbox_preds without denoising queries, and
+        dn_mask_dict (None outside training).
+        """
+        if topk_indexes is not None:
+            raise ConfigError(
+                'focal token sampling (aux_2d_only=False) is not supported; leave topk_indexes None'
+            )
+        pad_shape = img_metas[0]['pad_shape'][0]
+        places = self.embed_positions(data['lidar2img'], data['intrinsics'], pad_shape)
+        queries, attn_mask, mask_dict = self._training_queries(img_feats.shape[0], img_metas)
+        pad_size = mask_dict['pad_size'] if mask_dict else 0
+        state = *self._state(data), data['prev_exists']
+        outputs, _, pushed = self.step(img_feats, *places, *state, queries, attn_mask, pad_size)
+        self.memory = temporal.move(pushed, data['ego_pose'], -data['timestamp'])
+        tap_memory('post_mem', self.memory)
+        return self._outputs(outputs, mask_dict, pad_size)
+
+    def _state(self, data: dict[str, Tensor]) -> tuple[Memory, Tensor, Tensor]:
+        """Return the state and what brings it into the current frame: nothing, where it is fresh."""
+        if self.memory is not None:
+            return self.memory, data['ego_pose_inv'], data['timestamp']
+        poses = data['ego_pose_inv']
+        fresh = temporal.empty(poses.shape[0], self.memory_len, self.embed_dims, poses.device, poses.dtype)
+        identity = torch.eye(4, dtype=poses.dtype, device=poses.device).expand_as(poses)
+        return fresh, identity, torch.zeros_like(data['timestamp'])
+
+    def _training_queries(
+        self, batch: int, img_metas: list[dict]
+    ) -> tuple[Queries | None, Tensor | None, dict | None]:
+        """Return denoising and learned queries, their mask and the losses' needs; Nones outside training."""
+        if not (self.training and self.with_dn):
+            return None, None, None
+        points, attn_mask, mask_dict = denoising.prepare(self, batch, self.reference_points.weight, img_metas)
+        return self.queries_at(points), attn_mask, mask_dict
+
+    def _outputs(self, outputs: dict[str, Tensor], mask_dict: dict | None, pad_size: int) -> dict[str, Any]:
+        cls_scores, bbox_preds = outputs['all_cls_scores'], outputs['all_bbox_preds']
+        if pad_size:
+            known = (cls_scores[:, :, :pad_size], bbox_preds[:, :, :pad_size])
+            mask_dict = {**mask_dict, 'output_known_lbs_bboxes': known}
+        return {
+            'all_cls_scores': tap('all_cls_scores', cls_scores[:, :, pad_size:]),
+            'all_bbox_preds': tap('all_bbox_preds', bbox_preds[:, :, pad_size:]),
+            'dn_mask_dict': mask_dict if pad_size else None,
+        }
+
+    def loss(
+        self, gt_bboxes_list: list, gt_labels_list: list, preds_dicts: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Return the losses by name, see `losses.head_losses`."""
+        return losses.head_losses(self, gt_bboxes_list, gt_labels_list, preds_dicts)
+
+    def get_bboxes(
+        self, preds_dicts: dict[str, Tensor], img_metas: list[dict], rescale: bool = False
+    ) -> list[list]:
+        """Return, per sample, boxes (n, 9) of `img_metas`' box type, scores (n,) and labels (n,)."""
+        results = []
+        for decoded, meta in zip(self.bbox_coder.decode(preds_dicts), img_metas, strict=True):
+            bboxes = decoded['bboxes'].clone()
+            # mmdet3d's boxes stand on the centre of their bottom
+            bboxes[:, 2] -= bboxes[:, 5] * 0.5
+            boxes = meta['box_type_3d'](bboxes, bboxes.shape[-1])
+            results.append([boxes, decoded['scores'], decoded['labels']])
+        return results
+
+
+@HEADS.register_module()
+class StreamPETRHeadPTH(StreamPETRHead):
+    """The name that the deployment fork's `_pth` configs use."""
+
+
+@HEADS.register_module()
+class StreamPETRHeadONNX(StreamPETRHead):
+    """The name that the deployment fork's `_onnx` configs use."""

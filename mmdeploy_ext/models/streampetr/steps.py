@@ -1,0 +1,243 @@
+"""The steps of one frame of StreamPETR's head: pure functions of tensors and weights.
+
+Everything here traces by TorchScript at opset 11 with batch 1: no slice is assigned to, no branch depends on
+values. 4x4 inverses stay outside, so do absolute positions and times.
+
+Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py, models/utils/positional_encoding.py
+(`pos2posemb1d`, `pos2posemb3d`, `nerf_positional_encoding`).
+
+Shapes: B batch, N cameras, C channels, h w feature map, T = N h w tokens, D depth bins, Q queries (learned
+and propagated), L decoder layers, K classes, M memory rows inside a frame.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmcv.runner import BaseModule
+from mmdet.models.utils.transformer import inverse_sigmoid
+from torch import Tensor
+
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.exporting.same_bytes import power
+from mmdeploy_ext.models.streampetr import memory as temporal
+from mmdeploy_ext.models.streampetr import rays
+from mmdeploy_ext.models.streampetr.memory import Memory
+
+Queries = tuple[Tensor, Tensor, Tensor]
+
+# the second of the two bins whose points enter the cone, counted from the end
+CONE_BIN = -30
+NERF_FREQUENCIES = (1, 2, 4, 8, 16, 32)
+
+
+def sine_encoding(values: Tensor, num_feats: int) -> Tensor:
+    """Encode numbers (..., 1), which are scaled by 2 pi, as (..., num_feats): sin, cos, sin, cos, ...
+
+    Pair j has the frequency 10000 ** (-2 j / num_feats).
+    """
+    periods = power(10000.0, 2 * np.arange(num_feats // 2) / num_feats)
+    angles = values * (2 * math.pi) / torch.tensor(periods.tolist(), device=values.device)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def point_encoding(points: Tensor, num_feats: int) -> Tensor:
+    """Encode (..., 3) normalised points as (..., 3 * num_feats), in the order y, x, z."""
+    return torch.cat([sine_encoding(points[..., axis : axis + 1], num_feats) for axis in (1, 0, 2)], dim=-1)
+
+
+def nerf_encoding(values: Tensor) -> Tensor:
+    """Encode (..., n) as (..., 12 n): for each of six frequencies the n sines, then the n cosines."""
+    waves = [wave(values * frequency) for frequency in NERF_FREQUENCIES for wave in (torch.sin, torch.cos)]
+    return torch.cat(waves, dim=-1)
+
+
+def motion_code(velo: Tensor, age: Tensor, egopose: Tensor) -> Tensor:
+    """Encode the motion between a row's frame of origin and the current one as (B, n, 180).
+
+    That is of 15 numbers: velocity (B, n, 2) m/s, age (B, n, 1) s, and the first three rows of the pose (B,
+    n, 4, 4) from the row's LiDAR frame to the current one.
+    """
+    return nerf_encoding(torch.cat([velo, age, egopose[..., :3, :].flatten(-2)], dim=-1))
+
+
+class FrameSteps(BaseModule):
+    """What the head does in a frame; `StreamPETRHead` builds the layers that this uses."""
+
+    def token_centers(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
+        """Return the token centres (T, 2), px of the padded image."""
+        return rays.token_centers(pad_shape, self.stride, num_cameras, self.coords_d.device)
+
+    def frustum(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
+        """Return the image points (T, D, 4) of every token and depth: a constant of the image size."""
+        points = rays.frustum_points(self.token_centers(pad_shape, num_cameras), self.coords_d)
+        tap('coords', points[None, ..., None])
+        return points
+
+    def focal_per_token(self, intrinsics: Tensor, tokens_per_camera: int) -> Tensor:
+        """Return the focal lengths (B, T, 2) in 1000 px, of the camera that the weights were trained with."""
+        return tap('intrinsic', rays.focal_per_token(intrinsics, tokens_per_camera))
+
+    def position_embedding(self, img2lidar: Tensor, focal: Tensor, frustum: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode where the tokens look.
+
+        img2lidar is (B, N, 4, 4) per camera, (B, T, 4, 4) per token or (B, T, D, 4, 4) per point; for focal
+        (B, T, 2) and frustum (T, D, 4) see there. Returned are the embedding (B, T, C) before its gate, and
+        (B, T, 8) the code of the spatial alignment: the focal lengths and two points of the ray, normalised
+        by the position range.
+        """
+        low, high = self.position_range[:3], self.position_range[3:]
+        points = (rays.lidar_points(img2lidar, frustum) - low) / (high - low)
+        cone = torch.cat([focal, points[:, :, -1], points[:, :, CONE_BIN]], dim=-1)
+        return self.position_encoder(inverse_sigmoid(points.flatten(-2))), cone
+
+    def align_tokens(self, img_feats: Tensor, pos_embed_raw: Tensor, cone: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn features (B, N, C, h, w) into tokens (B, T, C) by their rays, and gate the positions."""
+        features = img_feats.permute(0, 1, 3, 4, 2).flatten(1, 3)
+        tokens = self.spatial_alignment(self.memory_embed(features), cone)
+        return tokens, self.featurized_pe(pos_embed_raw, tokens)
+
+    def queries_at(self, reference_points: Tensor) -> Queries:
+        """Return content, position (B, n, C) of queries at `reference_points` (B, n, 3), and these."""
+        position = self.query_embedding(point_encoding(reference_points, self.embed_dims // 2))
+        content = torch.zeros_like(position)
+        still = torch.zeros_like(reference_points[..., :1])
+        if self.with_ego_pos:
+            pose = torch.eye(4, dtype=still.dtype, device=still.device).expand(*still.shape[:2], 4, 4)
+            code = motion_code(torch.zeros_like(reference_points[..., :2]), still, pose)
+            content = self.ego_pose_memory(content, code)
+            position = self.ego_pose_pe(position, code)
+        return content, position + self._encode_time(still), reference_points
+
+    def learned_queries(self) -> Queries:
+        """Return tgt, query_pos (1, n, C) and reference_points (1, n, 3): constants of the weights."""
+        tgt, query_pos, points = self.queries_at(self.reference_points.weight.unsqueeze(0))
+        return tap('tgt', tgt), tap('query_pos', query_pos), points
+
+    def encode_memory(self, memory: Memory) -> Queries:
+        """Return content, position (B, M, C) and normalised points (B, M, 3), not clamped, of the rows."""
+        points = (memory.reference_point - self.pc_range[:3]) / (self.pc_range[3:] - self.pc_range[:3])
+        position = self.query_embedding(point_encoding(points, self.embed_dims // 2))
+        content = memory.embedding
+        # ages are small: float32 is exact enough for them, absolute times never come here
+        age = memory.timestamp.to(points.dtype)
+        if self.with_ego_pos:
+            code = motion_code(memory.velo, age, memory.egopose)
+            position = self.ego_pose_pe(position, code)
+            content = self.ego_pose_memory(content, code)
+        return content, position + self._encode_time(age), points
+
+    def _encode_time(self, age: Tensor) -> Tensor:
+        return self.time_embedding(sine_encoding(age, self.embed_dims))
+
+    def decode(
+        self,
+        tokens: Tensor,
+        tokens_pos: Tensor,
+        memory: Memory,
+        queries: Queries | None = None,
+        attn_mask: Tensor | None = None,
+        all_layers: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the decoder on tokens (B, T, C), whose positions are added to the keys, and M rows of memory.
+
+        The rows are in the current LiDAR frame. `queries` are others than the learned ones, such as denoising
+        queries before them, or the learned ones as constants. `attn_mask` (Q, Q - num_propagated + M) bool is
+        of the self attention over [queries | memory], True where not to look.
+
+        Returns:
+            outs_dec (L, B, Q, C), all_cls_scores (L, B, Q, K) logits, all_bbox_preds (L, B, Q, 10) with the
+            centre in m; of the last layer alone without `all_layers`.
+        """
+        content, position, points = self.encode_memory(memory)
+        fed, kept = zip(*(self._split_propagated(rows) for rows in (content, position, points)), strict=True)
+        queries = [rows.expand(points.shape[0], -1, -1) for rows in queries or self.learned_queries()]
+        tgt, query_pos, reference = (torch.cat(rows, dim=1) for rows in zip(queries, fed, strict=True))
+        outs_dec = self.transformer(tgt, query_pos, tokens, tokens_pos, kept[0], kept[1], attn_mask)
+        if not all_layers:
+            outs_dec = outs_dec[-1:]
+        if not torch.onnx.is_in_onnx_export():
+            outs_dec = torch.nan_to_num(outs_dec)
+        return outs_dec, *self.predict(outs_dec, reference)
+
+    def _split_propagated(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows[:, : self.num_propagated], rows[:, self.num_propagated :]
+
+    def predict(self, outs_dec: Tensor, reference_points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (L, B, Q, K) and box codes (L, B, Q, 10) of decoder outputs (L, B, Q, C).
+
+        Every layer's centre is an offset to the same `reference_points` (B, Q, 3).
+        """
+        codes = self.reg_branches[0](outs_dec)
+        low, high = self.pc_range[:3], self.pc_range[3:]
+        centers = (codes[..., :3] + inverse_sigmoid(reference_points)).sigmoid() * (high - low) + low
+        return self.cls_branches[0](outs_dec), torch.cat([centers, codes[..., 3:]], dim=-1)
+
+    def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
+        """Return the rows that a frame adds to the memory, the best queries first.
+
+        Given are those of the last layer without denoising queries: logits (B, Q, K), boxes (B, Q, 10),
+        outputs (B, Q, C).
+        """
+        scores = cls_scores.sigmoid().amax(dim=-1)
+        indexes = scores.topk(self.topk_proposals, dim=1).indices.unsqueeze(-1)
+
+        def best(rows: Tensor) -> Tensor:
+            return rows.gather(1, indexes.expand(-1, -1, rows.shape[-1])).detach()
+
+        boxes = best(bbox_preds)
+        timestamp = torch.zeros_like(boxes[..., :1])
+        poses = torch.eye(4, dtype=boxes.dtype, device=boxes.device)
+        poses = poses.expand(boxes.shape[0], self.topk_proposals, 4, 4)
+        return Memory(best(outs_dec), boxes[..., :3], timestamp, poses, boxes[..., -2:])
+
+    def pseudo_points(self) -> Tensor | None:
+        """Return the points (num_propagated, 3) in m of a fresh memory; None where no rows are propagated."""
+        if not self.num_propagated:
+            return None
+        low, high = self.pc_range[:3], self.pc_range[3:]
+        return self.pseudo_reference_points.weight * (high - low) + low
+
+    def step(
+        self,
+        img_feats: Tensor,
+        pos_embed_raw: Tensor,
+        cone: Tensor,
+        memory: Memory,
+        transform: Tensor,
+        delta_t: Tensor,
+        prev_exists: Tensor,
+        queries: Queries | None = None,
+        attn_mask: Tensor | None = None,
+        pad_size: int = 0,
+        all_layers: bool = True,
+    ) -> tuple[dict[str, Tensor], Memory, Memory]:
+        """Compute one frame: state in, boxes and state out.
+
+        The features are (B, N, C, h, w); for `pos_embed_raw` (B, T, C) and `cone` (B, T, 8) see
+        `position_embedding`, for the next four `memory.pre_update`, for `queries`, `attn_mask` and
+        `all_layers` `decode`. The state after the last frame has memory_len + topk_proposals rows (or
+        memory_len). `pad_size` denoising queries at the front never become memory.
+
+        Returns:
+            outs_dec, all_cls_scores, all_bbox_preds by name; the memory that the frame used (memory_len
+            rows); the state after it (memory_len + topk_proposals rows). Both are in the current LiDAR frame,
+            with ages for times.
+        """
+        fresh = self.pseudo_points()
+        used = temporal.pre_update(memory, transform, delta_t, prev_exists, fresh, self.memory_len)
+        tap_memory('out_mem', used)
+        tokens = self.align_tokens(img_feats, pos_embed_raw, cone)
+        outs_dec, cls_scores, bbox_preds = self.decode(*tokens, used, queries, attn_mask, all_layers)
+        new = self.select_topk(*(rows[-1][:, pad_size:] for rows in (cls_scores, bbox_preds, outs_dec)))
+        tap('out_outs_dec', outs_dec[-1])
+        outputs = dict(outs_dec=outs_dec, all_cls_scores=cls_scores, all_bbox_preds=bbox_preds)
+        return outputs, used, temporal.push(used, new)
+
+
+def tap_memory(prefix: str, memory: Memory) -> None:
+    """Name the five tensors of `memory` as the fork's dump has them."""
+    names = ('embedding', 'ref_point', 'timestamp', 'egopose', 'velo')
+    for name, rows in zip(names, memory, strict=True):
+        tap(f'{prefix}_{name}', rows)

@@ -1,0 +1,239 @@
+"""How the images and the calibration of several cameras become a network input, in numpy and OpenCV.
+
+Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py at test time: Pillow's bicubic resize,
+crop, normalise, pad. Glossary: N cameras, H, W network input in pixels, h, w of a camera's image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
+from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.preprocess.pictures import next_multiples, normalise
+from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
+
+KIND = 'multiview'
+CAMERAS = ('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_FRONT_LEFT', 'CAM_BACK', 'CAM_BACK_LEFT', 'CAM_BACK_RIGHT')
+"""nuScenes' cameras in the order of StreamPETR's info files."""
+STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage')
+"""Steps that change the images, in the only order that the rule has."""
+NEUTRAL = ('LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'DefaultFormatBundle3D')
+
+
+class Calibration(NamedTuple):
+    """Where the cameras are and what they see, for the pixels of the network input, (N, 4, 4) float64.
+
+    `lidar2img` takes homogeneous LiDAR points in metres to pixels times depth.
+    """
+
+    lidar2img: np.ndarray
+    intrinsics: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiViewRule(Plain):
+    """How the images of one moment become the network input.
+
+    Attributes:
+        mean, std: per channel, in the order after `to_rgb`.
+        to_rgb: swap OpenCV's BGR to RGB before normalising.
+        source: (h, w) of every camera's image.
+        scale: network pixels per image pixel.
+        resized: (h, w) after the resize.
+        crop: (top, left) of the crop in the resized image.
+        size: (h, w) of the crop.
+        size_divisor: pad to a multiple of this, bottom and right, with zeros.
+        pad_size: (H, W) to pad to instead; None uses `size_divisor`.
+        num_cameras: N.
+        cameras: names in the order of the network input; empty where they are not known.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    to_rgb: bool
+    source: tuple[int, int]
+    scale: float
+    resized: tuple[int, int]
+    crop: tuple[int, int]
+    size: tuple[int, int]
+    size_divisor: int = 1
+    pad_size: tuple[int, int] | None = None
+    num_cameras: int = 6
+    cameras: tuple[str, ...] = CAMERAS
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types; `kind` tells this rule from that of single images."""
+        return dict(kind=KIND, **super().to_json())
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> MultiViewRule:
+        """Rebuild a rule from `to_json`."""
+        return super().from_json({key: value for key, value in content.items() if key != 'kind'})
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the network input."""
+        return self.pad_size or next_multiples(self.size, self.size_divisor)
+
+    def apply(self, images_bgr: Sequence[np.ndarray]) -> np.ndarray:
+        """Return (N, 3, H, W) float32 of the images of one moment.
+
+        Args:
+            images_bgr: N images (h, w, 3) uint8 in the order of `cameras`, as OpenCV reads them.
+
+        Raises:
+            ShapeError: another number of cameras, another size or not uint8.
+        """
+        self._check_images(images_bgr)
+        prepared = np.zeros((self.num_cameras, 3, *self.input_size), np.float32)
+        for target, image in zip(prepared, images_bgr, strict=True):
+            values = normalise(self._cropped(image), self.mean, self.std, self.to_rgb)
+            target[:, : self.size[0], : self.size[1]] = values.transpose(2, 0, 1)
+        return prepared
+
+    def _cropped(self, image: np.ndarray) -> np.ndarray:
+        """Resize one image and cut the crop out; what the crop has outside of the image is 0."""
+        (top, left), (height, width) = self.crop, self.size
+        rows = max(top, 0), min(top + height, self.resized[0])
+        columns = max(left, 0), min(left + width, self.resized[1])
+        resized = resize_pillow(image, *self.resized, resample='bicubic', rows=rows)
+        inside = resized[:, columns[0] : columns[1]]
+        if inside.shape[:2] == self.size:
+            return np.ascontiguousarray(inside)
+        crop = np.zeros((height, width, 3), np.uint8)
+        crop[rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left] = inside
+        return crop
+
+    def _check_images(self, images: Sequence[np.ndarray]) -> None:
+        if len(images) != self.num_cameras:
+            raise ShapeError(
+                f'images: got {len(images)}, expected {self.num_cameras}, one per camera'
+                + (f' in the order {", ".join(self.cameras)}' if self.cameras else '')
+            )
+        for index, image in enumerate(images):
+            if image is None or image.shape != (*self.source, 3) or image.dtype != np.uint8:
+                got = 'None' if image is None else f'{image.dtype} {image.shape}'
+                raise ShapeError(
+                    f'image of {self.camera_name(index)}: got {got}, expected uint8 {(*self.source, 3)}; the '
+                    f'calibration is for that size, so scale image and intrinsics to it together'
+                )
+
+    def camera_name(self, index: int) -> str:
+        """Return a camera's name for messages."""
+        return self.cameras[index] if index < len(self.cameras) else f'camera {index}'
+
+    def crop_matrix(self, size: int = 3) -> np.ndarray:
+        """Return the (size, size) float32 that maps homogeneous image pixels to network pixels."""
+        matrix = np.eye(size, dtype=np.float32)
+        matrix[[0, 1], [0, 1]] = self.scale
+        matrix[:2, -1] = -self.crop[1], -self.crop[0]
+        return matrix
+
+    def calibrate(
+        self,
+        intrinsics: np.ndarray,
+        lidar2cam: np.ndarray,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> Calibration:
+        """Bring a rig's calibration to the pixels of the network input.
+
+        Args:
+            intrinsics: (N, 3, 3) of the cameras' images.
+            lidar2cam: (N, 4, 4) rigid, LiDAR points to camera points (x right, y down, z forward), metres.
+            image_sizes: N (h, w) that the intrinsics are for; given, they are checked.
+
+        Raises:
+            DataError: matrices of another shape, with NaN, or for another image size.
+        """
+        count = self.num_cameras
+        for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):
+            shape = count, side, side
+            got = 'nothing' if value is None else f'shape {np.shape(value)}'
+            if value is not None and np.shape(value) == shape:
+                got = '' if np.isfinite(value).all() else 'NaN or infinity'
+            if got:
+                raise DataError(f'{name}: got {got}, expected finite numbers of shape {shape}')
+        for index, size in enumerate(image_sizes or ()):
+            if tuple(size) != self.source:
+                raise DataError(
+                    f'calibration of {self.camera_name(index)}: is for {tuple(size)} (h, w), expected '
+                    f'{self.source}; scale the intrinsics and the image to it'
+                )
+        full = np.tile(np.eye(4), (count, 1, 1))
+        full[:, :3, :3] = self.crop_matrix() @ np.asarray(intrinsics, np.float64)
+        return Calibration(full @ np.asarray(lidar2cam, np.float64), full)
+
+
+def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) -> MultiViewRule:
+    """Read the rule out of a StreamPETR test pipeline, `MultiScaleFlipAug3D` included.
+
+    With another number of cameras than 6 their order is not known.
+
+    Raises:
+        ConfigError: a step or order that the rule cannot express; the message names it.
+    """
+    steps = {}
+    for step in _flat_steps(pipeline):
+        if step['type'] in STEPS:
+            steps[step['type']] = step
+        elif step['type'] not in NEUTRAL:
+            raise ConfigError(
+                f'test pipeline step {step["type"]!r} cannot be described by the exported file; supported: '
+                f'{", ".join(STEPS)}'
+            )
+    if tuple(steps) not in (STEPS, STEPS[:2]):
+        raise ConfigError(
+            f'test pipeline: got the steps {list(steps)}; expected {", ".join(STEPS)} in this order'
+        )
+    resize, norm = (steps[name] for name in STEPS[:2])
+    for name, keys in zip(STEPS[:2], (('data_aug_conf',), ('mean', 'std')), strict=True):
+        _require(steps[name], keys, name)
+    if resize.get('training', True):
+        raise ConfigError(f'test pipeline step {STEPS[0]}: training=True; expected False in a test pipeline')
+    pad = steps.get(STEPS[2], {})
+    if pad.get('pad_val', 0) != 0:
+        raise ConfigError(f'test pipeline step {STEPS[2]}: pad_val={pad["pad_val"]}; expected 0')
+    return MultiViewRule(
+        mean=tuple(map(float, norm['mean'])),
+        std=tuple(map(float, norm['std'])),
+        to_rgb=bool(norm.get('to_rgb', True)),
+        size_divisor=int(pad.get('size_divisor') or 1),
+        pad_size=tuple(map(int, pad['size'])) if pad.get('size') else None,
+        num_cameras=num_cameras,
+        cameras=CAMERAS if num_cameras == len(CAMERAS) else (),
+        **_crop_values(resize['data_aug_conf']),
+    )
+
+
+def _require(values: Mapping[str, Any], keys: Sequence[str], name: str) -> None:
+    absent = [key for key in keys if key not in values]
+    if absent:
+        raise ConfigError(f'test pipeline step {name}: has no {", ".join(absent)}')
+
+
+def _flat_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    steps: list[Mapping[str, Any]] = []
+    for step in pipeline:
+        if step['type'] == 'MultiScaleFlipAug3D':
+            if step.get('flip'):
+                raise ConfigError('test pipeline step MultiScaleFlipAug3D: flip=True; expected False')
+            steps.extend(step.get('transforms', ()))
+        else:
+            steps.append(step)
+    return steps
+
+
+def _crop_values(conf: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what upstream's sampling does at test time: fill the crop, cut at the mean bottom, centred."""
+    _require(conf, ('H', 'W', 'final_dim', 'bot_pct_lim'), f'{STEPS[0]}: data_aug_conf')
+    source, size = (int(conf['H']), int(conf['W'])), tuple(map(int, conf['final_dim']))
+    scale = max(size[0] / source[0], size[1] / source[1])
+    resized = int(source[0] * scale), int(source[1] * scale)
+    top = int((1 - float(np.mean(conf['bot_pct_lim']))) * resized[0]) - size[0]
+    left = int(max(0, resized[1] - size[1]) / 2)
+    return dict(source=source, size=size, scale=scale, resized=resized, crop=(top, left))

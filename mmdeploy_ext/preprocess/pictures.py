@@ -1,0 +1,263 @@
+"""Resize, pad and normalise rules: OpenMMLab's test pipeline in numpy and OpenCV.
+
+Glossary: H, W height and width of the network input in pixels; h, w of an image.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mmdeploy_ext.core.errors import ImageError
+from mmdeploy_ext.core.files import will_read
+from mmdeploy_ext.core.plain import Plain
+from mmdeploy_ext.preprocess.image_headers import is_cut_png, size_in_header
+from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
+
+MOST_PIXELS = 100_000_000
+"""Of a picture that is decoded: it and its copies take about 10 bytes per pixel."""
+MOST_BYTES = 8 * MOST_PIXELS
+"""Of a picture file: that many pixels of four 16-bit channels, not compressed."""
+DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
+"""What libjpeg writes, and then goes on with pixels that are not those of the picture."""
+_ONE_DECODER = threading.Lock()  # the descriptor is that of all threads
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedImage:
+    """One image as the network takes it.
+
+    Attributes:
+        tensor: (3, H, W) float32, normalised and padded.
+        img_shape: (h, w) of the content before padding, pixels.
+        scale_factor: (4,) float32 `w h w h` ratios, network input / original.
+        ori_shape: (h, w) of the original image, pixels.
+        border: rows of padding above the content and columns left of it.
+        proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that are given some.
+    """
+
+    tensor: np.ndarray
+    img_shape: tuple[int, int]
+    scale_factor: np.ndarray
+    ori_shape: tuple[int, int]
+    border: tuple[int, int] = (0, 0)
+    proposals: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessRule(Plain):
+    """How an image becomes the network input.
+
+    Attributes:
+        mean, std: per channel, in the order after `to_rgb`.
+        to_rgb: swap OpenCV's BGR to RGB before normalising.
+        img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) without `keep_ratio`.
+        keep_ratio: keep the aspect ratio.
+        size_divisor: pad to a multiple of this, bottom and right, or all around where `centred`.
+        pad_or: pad to (size | pad_or) + pad_more instead, bitwise; 0 does not.
+        pad_more: see `pad_or`.
+        centred: the middle of the content is the middle of the input, both rounded down.
+        pad_size: (H, W) to pad to, whatever the size after the resize; larger images keep theirs.
+        size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
+        pad_val: value of the padding per channel, applied after normalisation as mmdet does.
+        resize: whose bilinear interpolation, 'cv2' or 'pillow'.
+        to_float32: resize in float32, without rounding to 8 bits.
+    """
+
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    to_rgb: bool = True
+    img_scale: tuple[int, int] | None = None
+    keep_ratio: bool = True
+    size_divisor: int = 1
+    size: tuple[int, int] | None = None
+    pad_val: tuple[float, ...] = (0.0, 0.0, 0.0)
+    pad_size: tuple[int, int] | None = None
+    resize: str = 'cv2'
+    pad_or: int = 0
+    pad_more: int = 0
+    centred: bool = False
+    to_float32: bool = False
+
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return (h, w) after the resize of an image of `height` x `width`."""
+        if self.size is not None:
+            if not self.keep_ratio:
+                return self.size
+            factor = min(self.size[0] / height, self.size[1] / width)
+        elif self.img_scale is None:
+            return height, width
+        elif not self.keep_ratio:
+            return self.img_scale[1], self.img_scale[0]
+        else:
+            factor = min(max(self.img_scale) / max(height, width), min(self.img_scale) / min(height, width))
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+    def padded_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return (H, W) after padding a resized image of `height` x `width`."""
+        if self.size is not None:
+            return self.size
+        if self.pad_size is not None:
+            return max(self.pad_size[0], height), max(self.pad_size[1], width)
+        if self.pad_or:
+            return (height | self.pad_or) + self.pad_more, (width | self.pad_or) + self.pad_more
+        return next_multiples((height, width), self.size_divisor)
+
+    def apply(self, image_bgr: np.ndarray) -> PreparedImage:
+        """Return the network input of an image (h, w, 3) uint8, as OpenCV reads it, and how it was made."""
+        height, width = image_bgr.shape[:2]
+        if self.to_float32:
+            image_bgr = image_bgr.astype(np.float32)
+        resized_h, resized_w = self.resized_shape(height, width)
+        if (resized_h, resized_w) != (height, width):
+            image_bgr = RESIZERS[self.resize](image_bgr, resized_h, resized_w)
+        padded_h, padded_w = self.padded_shape(resized_h, resized_w)
+        padded = np.broadcast_to(np.float32(self.pad_val), (padded_h, padded_w, 3)).copy()
+        content = normalise(image_bgr, self.mean, self.std, self.to_rgb)
+        top, left = 0, 0
+        if self.centred:  # an input of odd size that the content fills lacks its last row or column, in mmdet
+            top, left = padded_h // 2 - resized_h // 2, padded_w // 2 - resized_w // 2
+            content = content[: padded_h // 2 + resized_h // 2, : padded_w // 2 + resized_w // 2]
+        padded[top : top + content.shape[0], left : left + content.shape[1]] = content
+        ratio_w, ratio_h = resized_w / width, resized_h / height
+        return PreparedImage(
+            tensor=np.ascontiguousarray(padded.transpose(2, 0, 1)),
+            img_shape=(resized_h, resized_w),
+            scale_factor=np.array([ratio_w, ratio_h, ratio_w, ratio_h], np.float32),
+            ori_shape=(height, width),
+            border=(top, left),
+        )
+
+
+def next_multiples(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """Return both sides, each increased to a multiple of the divisor."""
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+
+
+def resize_cv2(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (h, w, 3) uint8 or float32 to `height` x `width` as OpenCV's bilinear interpolation does."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
+"""mmdet's `Resize.backend` -> function."""
+
+
+def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
+    """Return (h, w, 3) float32 `(image - mean) / std`, rounded as mmdet rounds: float32, then OpenCV.
+
+    Of an image (h, w, 3) uint8; mean and std are in the channel order after `to_rgb`.
+    """
+    image = image_bgr.astype(np.float32)
+    if to_rgb:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = cv2.subtract(image, np.asarray(mean, np.float32).astype(np.float64).reshape(1, -1))
+    return cv2.multiply(image, 1 / np.asarray(std, np.float32).astype(np.float64).reshape(1, -1))
+
+
+@contextlib.contextmanager
+def _decoder_messages() -> Iterator[list[str]]:
+    """Yield a list that has, after the body, the lines that C libraries wrote to file descriptor 2 in it.
+
+    OpenCV gives no other way to learn of the warnings of libjpeg. Works where the descriptor is closed, too.
+    """
+    lines: list[str] = []
+    with _ONE_DECODER, tempfile.TemporaryFile() as messages:
+        stderr = _duplicate_of_stderr()
+        os.dup2(messages.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            messages.seek(0)
+            lines += messages.read().decode('latin1').splitlines()
+
+
+def _duplicate_of_stderr() -> int:
+    try:
+        return os.dup(2)
+    except OSError:  # closed: what is written there goes nowhere from now on
+        null = os.open(os.devnull, os.O_WRONLY)
+        try:
+            return os.dup(null)
+        finally:
+            if null != 2:
+                os.close(null)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image as (h, w, 3) uint8 BGR; grayscale is converted.
+
+    Raises:
+        ImageError: no such file, no permission, zero bytes, not an image, damaged as far as the decoder
+            notices, or of more than `MOST_PIXELS` or `MOST_BYTES`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        is_other = path.exists() and not path.is_dir()
+        raise ImageError(f'{path}: is a pipe or a device' if is_other else f'{path}: no such image file')
+    try:
+        if (size_bytes := path.stat().st_size) > MOST_BYTES:
+            raise ImageError(
+                f'{path}: has {size_bytes} bytes, expected at most {MOST_BYTES}; if it is a picture, make it '
+                f'smaller'
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f'{path}: cannot be read ({error.strerror or error})') from error
+    if not content:
+        raise ImageError(f'{path}: is empty (0 bytes), expected an image')
+    size = size_in_header(content)
+    if size is not None and size[0] * size[1] > MOST_PIXELS:
+        raise ImageError(
+            f'{path}: has {size[1]} x {size[0]} pixels, expected at most {MOST_PIXELS // 10**6} million; cut '
+            f'it into tiles, or make it smaller'
+        )
+    if is_cut_png(content):
+        raise ImageError(f'{path}: is not an image that OpenCV can decode: it was cut short, or damaged')
+    with _decoder_messages() as messages:
+        try:
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as error:
+            raise ImageError(f'{path}: cannot be decoded by OpenCV ({error.err or error})') from error
+    if image is None:
+        raise ImageError(f'{path}: is not an image that OpenCV can decode')
+    if damage := [line for line in messages if DAMAGE.search(line)]:
+        raise ImageError(
+            f'{path}: is damaged ({damage[0].strip()}); copy it again, or, if it looks right in a viewer, '
+            f'save it again from there'
+        )
+    return image
+
+
+def list_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return image files, folders replaced by the images in them, sorted; ImageError where there is none.
+
+    Pipes and devices in a folder are returned too: `read_image` refuses them, one by one.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(
+                file
+                for file in path.rglob('*')
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
+            )
+            if not inside:
+                raise ImageError(f'{path}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
+            found.extend(inside)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ImageError(f'{path}: no such image or folder')
+    will_read('a picture', [file for file in found if file.is_file()])
+    return found

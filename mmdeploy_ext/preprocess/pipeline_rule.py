@@ -1,0 +1,193 @@
+"""From an mmdet 2.x test pipeline to a `PreprocessRule`; what the rule cannot express is refused by name."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.preprocess.pictures import RESIZERS, PreprocessRule, normalise
+
+ORDERED = ('Resize', 'RandomCenterCropPad', 'Normalize', 'Pad')
+"""Steps that change the image, in the order that the rule has them; it pads once. Padding may come before the
+normalisation: its value is then normalised."""
+NEUTRAL = (
+    *('LoadImageFromFile', 'LoadImageFromWebcam', 'LoadProposals', 'RandomFlip', 'DefaultFormatBundle'),
+    *('ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect'),
+)
+NEEDED = {
+    'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
+    'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
+    'MultiScaleFlipAug': dict(flip=False),
+    'RandomCenterCropPad': dict(test_mode=True),
+}
+"""Options that have to keep these values."""
+
+
+def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
+    """Read the rule out of an mmdet 2.x test pipeline, `MultiScaleFlipAug` included.
+
+    Raises:
+        ConfigError: a step, option or order that the rule cannot express; the message names it.
+    """
+    values: dict[str, Any] = dict(to_rgb=False)
+    order = []
+    for step in _flat_steps(pipeline, values):
+        kind = step.get('type')
+        _check_options(step)
+        if kind in READERS:
+            READERS[kind](step, values)
+        if kind in ORDERED:
+            order.append(kind)
+        elif kind not in NEUTRAL:
+            raise ConfigError(
+                f'test pipeline step {kind!r} changes the image in a way that the exported file cannot '
+                f'describe; supported: {", ".join(ORDERED)}'
+            )
+    if order[-2:] == ['Pad', 'Normalize']:  # Mask2Former's: padding is normalised, too
+        order[-2:] = reversed(order[-2:])
+        values['pad_pixel'] = np.asarray(values['pad_val'], np.float32).reshape(1, 1, 3)
+    _check_combination(order, values)
+    if 'Resize' not in order:  # MultiScaleFlipAug only passes its scale on
+        values.pop('img_scale', None)
+    if (pixel := values.pop('pad_pixel', None)) is not None:
+        colours = {key: values.get(key, getattr(PreprocessRule, key)) for key in ('mean', 'std', 'to_rgb')}
+        values['pad_val'] = tuple(map(float, normalise(pixel, **colours)[0, 0]))
+    return PreprocessRule(**values)
+
+
+def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Refuse steps that the rule could express each alone, but not together or in this order."""
+    if order != [kind for kind in ORDERED if kind in order]:
+        raise ConfigError(
+            f'test pipeline: got the steps {", ".join(order)}; expected each of {", ".join(ORDERED)} at most '
+            f'once and in this order'
+        )
+    if {'RandomCenterCropPad', 'Pad'} <= set(order):
+        raise ConfigError('test pipeline: RandomCenterCropPad and Pad both pad the image; expected one')
+    if values.get('to_float32') and values.get('resize') == 'pillow':
+        raise ConfigError(
+            "test pipeline step LoadImageFromFile: to_float32=True before Resize with backend='pillow', "
+            'which resizes 8 bits only; expected to_float32=False'
+        )
+
+
+def steps_of(pipeline: Sequence[Mapping[str, Any]], *kinds: str) -> Iterator[Mapping[str, Any]]:
+    """Yield the steps of some types, those inside other steps too."""
+    for step in pipeline:
+        if step.get('type') in kinds:
+            yield step
+        yield from steps_of(step.get('transforms', ()), *kinds)
+
+
+def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -> list[Mapping[str, Any]]:
+    steps: list[Mapping[str, Any]] = []
+    for step in pipeline:
+        if step.get('type') != 'MultiScaleFlipAug':
+            if step.get('type') == 'RandomFlip' and step.get('flip_ratio'):
+                raise ConfigError(
+                    f'test pipeline step RandomFlip: flip_ratio={step["flip_ratio"]} outside of '
+                    f'MultiScaleFlipAug flips pictures at random; expected 0'
+                )
+            steps.append(step)
+            continue
+        _check_options(step)
+        if step.get('img_scale') is not None:
+            values['img_scale'] = _single_scale(step['img_scale'])
+        elif step.get('scale_factor', 1.0) not in (1.0, [1.0], (1.0,)):
+            raise ConfigError(
+                f'test pipeline step MultiScaleFlipAug: scale_factor={step["scale_factor"]} cannot be '
+                f'described by the exported file; expected 1.0, or an img_scale'
+            )
+        steps.extend(step.get('transforms', ()))
+    return steps
+
+
+def _check_options(step: Mapping[str, Any]) -> None:
+    kind = step.get('type')
+    for option, needed in NEEDED.get(kind, {}).items():
+        got = step.get(option, needed)
+        if got != needed:
+            raise ConfigError(
+                f'test pipeline step {kind}: {option}={got!r} cannot be described by the exported file; '
+                f'expected {needed!r}'
+            )
+
+
+def _single_scale(img_scale: Any) -> tuple[int, int]:
+    scales = [img_scale] if isinstance(img_scale[0], int | float) else list(img_scale)
+    if len(scales) != 1:
+        raise ConfigError(
+            f'test pipeline: img_scale={img_scale} has {len(scales)} scales; an exported file has one '
+            f'(test-time augmentation is no part of it)'
+        )
+    return int(scales[0][0]), int(scales[0][1])
+
+
+def _read_load(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    values['to_float32'] = bool(step.get('to_float32'))
+
+
+def _read_resize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    values['keep_ratio'] = bool(step.get('keep_ratio', True))
+    values['resize'] = step.get('backend', 'cv2')
+    if values['resize'] not in RESIZERS:
+        raise ConfigError(
+            f'test pipeline step Resize: backend={values["resize"]!r}; expected one of {", ".join(RESIZERS)}'
+        )
+    if step.get('img_scale') is not None and 'img_scale' not in values:
+        values['img_scale'] = _single_scale(step['img_scale'])
+
+
+def _read_normalize(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    values.update({key: tuple(map(float, step[key])) for key in ('mean', 'std')})
+    values['to_rgb'] = bool(step.get('to_rgb', True))
+
+
+def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    values['size_divisor'] = int(step.get('size_divisor') or 1)
+    if step.get('size') is not None:
+        values['pad_size'] = tuple(map(int, step['size']))
+    if step.get('pad_to_square'):
+        values['pad_size'] = _square(values)
+    pad_val = step.get('pad_val', 0)
+    if isinstance(pad_val, dict):
+        pad_val = pad_val.get('img', 0)
+    if isinstance(pad_val, int | float):
+        pad_val = (pad_val, 0, 0)  # cv2.copyMakeBorder (mmcv calls it) puts a number into the first channel
+    values['pad_val'] = tuple(map(float, pad_val))
+
+
+def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
+    mode, number = step.get('test_pad_mode', ('logical_or', 127))
+    values['centred'] = True
+    if mode == 'logical_or':
+        values.update(pad_or=int(number), pad_more=int(step.get('test_pad_add_pix', 0)))
+    else:
+        values['size_divisor'] = int(number)
+    mean = step['mean'][::-1] if step.get('to_rgb') else step['mean']
+    values['pad_pixel'] = np.asarray(mean, np.float32).reshape(1, 1, 3)
+
+
+def _square(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the size of an image that is resized into a square, ratio kept, and padded to one.
+
+    ConfigError where the square would be another one for each image.
+    """
+    scale = values.get('img_scale')
+    if scale is None or scale[0] != scale[1] or not values.get('keep_ratio'):
+        raise ConfigError(
+            f'test pipeline step Pad: pad_to_square=True after a Resize to img_scale={scale}, '
+            f'keep_ratio={values.get("keep_ratio")} gives each image a square of its own; expected a square '
+            f'img_scale with keep_ratio=True'
+        )
+    return scale
+
+
+READERS = {
+    'LoadImageFromFile': _read_load,
+    'Resize': _read_resize,
+    'RandomCenterCropPad': _read_centre_pad,
+    'Normalize': _read_normalize,
+    'Pad': _read_pad,
+}

@@ -1,0 +1,156 @@
+"""How a sweep becomes voxels, each with its points or with the mean of them. Needs numba, no torch.
+
+Source: mmcv 1.7.2 `Voxelization` on CPU (cells in float32; hard: the first `max_points` points of the first
+`max_voxels` voxels, in order of their first point) and mmdet3d 1.0.0rc6 `HardSimpleVFE`, `DynamicSimpleVFE`
+(dynamic: all points of all voxels, in order of z, y, x). Differs in: no array as large as the grid.
+
+Glossary: P points of D values, N voxels, C features per voxel.
+"""
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import ConfigError, PointsError
+from mmdeploy_ext.core.plain import Plain
+
+MODES = ('hard', 'dynamic')
+ORDERS = ('xyz', 'zyx')
+
+
+@dataclasses.dataclass(frozen=True)
+class VoxelRule(Plain):
+    """How points become voxels.
+
+    Attributes:
+        point_cloud_range: (x, y, z, x, y, z) lower and upper bounds in metres, LiDAR frame.
+        voxel_size: (x, y, z) metres.
+        max_points: of a voxel that count; -1 with mode 'dynamic'.
+        max_voxels: at most so many; later ones are left out, as mmcv does; -1 with mode 'dynamic'.
+        order: axis order of the coordinates, 'xyz' or 'zyx'.
+        in_channels: D values per point, which is C features per voxel.
+        mode: 'hard' or 'dynamic'.
+    """
+
+    point_cloud_range: tuple[float, ...]
+    voxel_size: tuple[float, float, float]
+    max_points: int
+    max_voxels: int
+    order: str
+    in_channels: int
+    mode: str = 'hard'
+
+    def __post_init__(self) -> None:
+        """Refuse what no sweep could follow."""
+        if self.mode not in MODES or self.order not in ORDERS:
+            raise ConfigError(
+                f'voxel rule: mode={self.mode!r}, order={self.order!r}; expected one of '
+                f'{", ".join(MODES)} and one of {", ".join(ORDERS)}'
+            )
+        if len(self.point_cloud_range) != 6 or len(self.voxel_size) != 3 or min(self.voxel_size) <= 0:
+            raise ConfigError(
+                f'voxel rule: range {self.point_cloud_range} and voxel size {self.voxel_size}; '
+                f'expected six and three numbers, sizes above 0'
+            )
+        if min(self.grid_size) < 1:
+            raise ConfigError(f'voxel rule: range {self.point_cloud_range} has no voxel of {self.voxel_size}')
+        if self.mode == 'hard' and min(self.max_points, self.max_voxels) < 1:
+            raise ConfigError(
+                f'voxel rule: max_points={self.max_points}, max_voxels={self.max_voxels}; '
+                f"expected numbers above 0, or mode='dynamic'"
+            )
+
+    @property
+    def grid_size(self) -> tuple[int, int, int]:
+        """Cells per axis in x, y, z order."""
+        low, high = np.array(self.point_cloud_range, np.float32).reshape(2, 3)
+        return tuple(int(cells) for cells in np.rint((high - low) / np.array(self.voxel_size, np.float32)))
+
+
+def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray]:
+    """Make voxels of one sweep.
+
+    Args:
+        points: (P, D) of a float type, x, y, z in metres first, LiDAR frame; P may be 0.
+        rule: to follow.
+
+    Returns:
+        Features (N, D) float32, the mean of each voxel's points, and coordinates (N, 4) int32, sample 0 and
+        the axes in the rule's order. No point in range gives N = 0.
+
+    Raises:
+        PointsError: another width than the rule's, or a value that is not finite.
+    """
+    hard = rule.mode == 'hard'
+    loops, points, coordinates, where = _room(points, rule)
+    features = np.zeros((len(coordinates), rule.in_channels), np.float32)
+    counts, most = np.zeros(len(coordinates), np.int32), rule.max_points if hard else np.iinfo(np.int32).max
+    found = loops.collect(points, *where, coordinates, features, counts, most)
+    features, axes = features[:found] / counts[:found, None].astype(np.float32), coordinates[:found]
+    if not hard:
+        rows = np.lexsort(axes.T)
+        features, axes = features[rows], axes[rows]
+    return features, _ordered(axes, rule)
+
+
+def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the points of every voxel of one sweep, as networks take them that learn what a voxel is.
+
+    By a rule of mode 'hard', the first M points of each voxel (N, M, D) float32, zeros where it has fewer,
+    how many it has (N,) int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
+    """
+    loops, points, coordinates, where = _room(points, rule)
+    kept = np.zeros((len(coordinates), rule.max_points, rule.in_channels), np.float32)
+    counts = np.zeros(len(coordinates), np.int32)
+    found = loops.gather(points, *where, coordinates, kept, counts)
+    return kept[:found], counts[:found], _ordered(coordinates[:found], rule)
+
+
+def assigned(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the points in range, and the voxel of each, for networks that take all points of a voxel.
+
+    By a rule of mode 'dynamic', points (n, D) float32 in their order, the row of the voxel of each (n,)
+    int32, and coordinates (N, 4) int32, in the order of the voxels' first points; see `voxelise`.
+    """
+    loops, points, coordinates, where = _room(points, rule)
+    rows = np.empty(len(points), np.int32)
+    found = loops.assign(points, *where, coordinates, rows)
+    kept = rows >= 0
+    return points[kept], rows[kept], _ordered(coordinates[:found], rule)
+
+
+def _room(points: np.ndarray, rule: VoxelRule) -> tuple[ModuleType, np.ndarray, np.ndarray, tuple[Any, ...]]:
+    """Return the compiled loops, and for them checked points, room for coordinates, the grid and its hash."""
+    from mmdeploy_ext.preprocess import voxel_hash
+
+    points = check_points(points, rule.in_channels)
+    limit = min(rule.max_voxels, len(points)) if rule.mode == 'hard' else len(points)
+    slots, shift = voxel_hash.empty_slots(limit)
+    low, size = np.array(rule.point_cloud_range[:3], np.float32), np.array(rule.voxel_size, np.float32)
+    grid, rows = np.array(rule.grid_size, np.int64), np.empty(len(slots), np.int32)
+    return voxel_hash, points, np.empty((limit, 3), np.int32), (low, size, grid, slots, rows, shift)
+
+
+def _ordered(axes: np.ndarray, rule: VoxelRule) -> np.ndarray:
+    """Return (N, 4) coordinates of sample 0, axes in the rule's order, of (N, 3) in x, y, z."""
+    return np.pad(axes if rule.order == 'xyz' else axes[:, ::-1], ((0, 0), (1, 0)))
+
+
+def check_points(points: np.ndarray, width: int) -> np.ndarray:
+    """Return points as contiguous (P, width) float32; PointsError for another width, or no finite number."""
+    points = np.asarray(points)
+    if points.ndim != 2 or points.shape[1] != width or points.dtype.kind not in 'fiu':
+        raise PointsError(
+            f'points: got {points.dtype} of shape {points.shape}, expected numbers (P, {width}): the '
+            f'network was exported with {width} values per point'
+        )
+    points = np.ascontiguousarray(points, np.float32)
+    if not np.isfinite(points).all():
+        wrong = np.flatnonzero(~np.isfinite(points).all(1))
+        raise PointsError(
+            f'points: {len(wrong)} of {len(points)} have values that are not finite, first row '
+            f'{wrong[0]}: {points[wrong[0]].tolist()}; remove them'
+        )
+    return points

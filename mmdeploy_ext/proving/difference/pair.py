@@ -1,0 +1,244 @@
+"""Pair tensors of a graph with what PyTorch recorded: by values, and behind an error by place."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.graph.diff.walk import BORN_RTOL, Reference, compare, informative
+from mmdeploy_ext.graph.io.modules import module_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mmdeploy_ext.graph.diff.nodes import Program
+    from mmdeploy_ext.graph.diff.walk import Walk
+    from mmdeploy_ext.proving.difference.record import Record, Recorder
+
+SAMPLES = 48
+"""Values of a tensor that are looked at before all of them are."""
+ROUNDING = 1e-6
+"""What two engines differ by in one operator; a record this near is taken before one that is only similar."""
+SIMILAR = 0.7
+"""Share of a tensor's length that the difference may have, when a pair of another module is guessed."""
+OPERATORS = {
+    'Conv': ('convolution', 'native_batch_norm', 'cudnn_batch_norm'),
+    'MatMul': ('part of addmm', 'mm', 'bmm', 'addmm'),
+    'Gemm': ('addmm', 'mm'),
+    'Add': ('add', 'addmm', 'native_layer_norm', 'native_group_norm'),
+    'Sub': ('sub', 'rsub'),
+    'Mul': ('mul', 'part of native_group_norm', 'part of native_layer_norm'),
+    'InstanceNormalization': ('part of native_group_norm', 'native_group_norm'),
+    'LayerNormalization': ('native_layer_norm', 'part of native_layer_norm', 'part of native_group_norm'),
+    'BatchNormalization': ('native_batch_norm', 'cudnn_batch_norm'),
+    'Transpose': ('permute', 'transpose'),
+    'Concat': ('cat', 'stack'),
+    'Gather': ('index', 'index_select', 'select', 'gather', 'embedding'),
+    'GatherElements': ('gather',),
+    'GatherND': ('index',),
+    'Slice': ('slice', 'select', 'split'),
+    'MaxPool': ('max_pool2d_with_indices',),
+    'Clip': ('clamp', 'clamp_min', 'clamp_max', 'hardtanh', 'relu6'),
+    'Pow': ('pow', 'square'),
+    'Where': ('where', 'masked_fill'),
+    'ReduceMax': ('amax', 'max'),
+    'ReduceMean': ('mean',),
+    'ReduceSum': ('sum',),
+}
+"""ONNX operator -> PyTorch's that may stand for it; the others by their name."""
+SINGLE = {
+    'Conv': ('convolution',),
+    'ConvTranspose': ('convolution',),
+    'Gemm': ('addmm',),
+    'InstanceNormalization': ('part of native_group_norm',),
+    'LayerNormalization': ('native_layer_norm', 'part of native_group_norm'),
+}
+"""ONNX operators that PyTorch's graph has as one, if the module is the same."""
+SAME_VALUES = (
+    *('Reshape', 'Flatten', 'Squeeze', 'Unsqueeze', 'Identity', 'Cast', 'Expand', 'Tile', 'Slice', 'Concat'),
+    *('Gather', 'Split', 'Pad', 'Where', 'Clip', 'Relu', 'Max', 'Min'),
+)
+"""Operators that may give what they read, and PyTorch need not have a step for it."""
+
+
+class Pairing:
+    """What PyTorch recorded, looked up for one graph.
+
+    Attributes:
+        recorder: what ran.
+        records: its records.
+        rtol: values are the same that differ by less, relative to the largest.
+        modules: paths of all modules that ran.
+    """
+
+    def __init__(
+        self, recorder: Recorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
+    ) -> None:
+        """Index the records; `weights` are those of the modules that ran, by the names of the parameters."""
+        self.recorder, self.records, self.rtol = recorder, recorder.records, rtol
+        self.modules = frozenset({record.module for record in recorder.records} | set(recorder.calls))
+        groups: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
+        for index, record in enumerate(recorder.records):
+            groups[_group(record.value)].append(index)
+        self._groups = {
+            key: (np.array(found), np.stack([_sample(recorder.records[index].value) for index in found]))
+            for key, found in groups.items()
+        }
+        self._owners: dict[tuple[int, float], str] = {}
+        for name, array in weights.items():
+            if array.ndim > 1:
+                self._owners.setdefault(_fingerprint(array), name.rpartition('.')[0])
+
+    def named(self) -> dict[str, Reference]:
+        """Return references of the tensors whose names PyTorch's side knows: stage outputs and taps."""
+        return {
+            name: self.reference(index, 'name')
+            for index, record in enumerate(self.records)
+            for name in record.names
+        }
+
+    def reference(self, index: int, how: str) -> Reference:
+        """Return a record as a reference."""
+        record = self.records[index]
+        return Reference(record.value, record.label, record.module, how, index)
+
+    def module_path(self, program: Program, position: int) -> str:
+        """Return the module of a node: of its scope, else the owner of a weight that it reads."""
+        node = program.index.nodes[position]
+        if scope := module_path(node, self.modules):
+            return scope
+        for name in program.index.reads(position):
+            array = program.constants.get(name)
+            if array is not None and array.ndim > 1:
+                owner = self._owners.get(_fingerprint(array))
+                if owner:
+                    return owner
+        return ''
+
+    def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> Reference | None:
+        """Find a record with the values of a tensor; one of the node's module is taken first.
+
+        A node that computes gives something later than what it reads: a transposition that does nothing
+        is not taken for what PyTorch had before its own.
+        """
+        program = walk.program
+        if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
+            return None
+        before = walk.latest_input(position)
+        first = before if program.index.nodes[position].op_type in SAME_VALUES else before + 1
+        errors = {index: error for index, error in self._equal(value).items() if index >= first}
+        if not errors:
+            return None
+        nearest = max(ROUNDING, min(errors.values()))  # a clamp at 1e-5 is not taken for what it clamps
+        found = [index for index, error in errors.items() if error <= nearest]
+        module = self.module_path(program, position) if len(found) > 1 else ''
+        same = [index for index in found if self.records[index].module == module]
+        return self.reference((same or found)[0], 'value')
+
+    def _equal(self, value: np.ndarray) -> dict[int, float]:
+        """Return record -> relative error of those that have these values, in the order of execution."""
+        indices, samples = self._groups.get(_group(value), ((), ()))
+        if not len(indices):
+            return {}
+        sample = _sample(value)
+        bound = 0.0 if value.dtype.kind != 'f' else self.rtol * float(np.nanmax(np.abs(value), initial=0))
+        with np.errstate(invalid='ignore'):
+            near = (np.abs(samples - sample) <= bound) | (samples == sample)
+        near |= np.isnan(samples) & np.isnan(sample)
+        flat = value.reshape(-1)
+        errors = {
+            int(index): compare(flat, self.records[index].value.reshape(-1))[0] or 0.0
+            for index in indices[near.all(1)]
+        }
+        return {index: error for index, error in errors.items() if error <= self.rtol}
+
+    def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, Reference]:
+        """Return what the first tensor that can be paired by its place should have been.
+
+        The tensors of the segment are in topological order, and have no references in the walk.
+        """
+        claimed = _claimed(walk)
+        places = ((tensor, self._place(walk, tensor, claimed)) for tensor in segment)
+        found = next((pair for pair in places if pair[1] is not None), None)
+        return {} if found is None else {found[0]: self.reference(found[1], 'order')}
+
+    def by_module(self, walk: Walk) -> dict[str, Reference]:
+        """Return references of nodes that PyTorch has as one operator, in a module that is known.
+
+        Their values are in no record, and yet what follows is right: an error that a later norm removes.
+        """
+        claimed, found = _claimed(walk), {}
+        for tensor, row in walk.rows.items():
+            operators = SINGLE.get(walk.program.index.nodes[row.position].op_type)
+            value = walk.good.get(tensor)
+            if row.reference is not None or operators is None or value is None:
+                continue
+            module, before = self.module_path(walk.program, row.position), walk.latest_input(row.position)
+            for index in range(before + 1, len(self.records)):
+                record = self.records[index]
+                own = index not in claimed and record.operator in operators and record.module == module
+                if own and _distance(value, record.value) < SIMILAR:
+                    found[tensor] = self.reference(index, 'module')
+                    claimed.add(index)
+                    break
+        return found
+
+    def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
+        """Return the record that stands where a tensor does: its operator, after its inputs, most alike."""
+        row = walk.rows[tensor]
+        node = walk.program.index.nodes[row.position]
+        value, module = walk.good.get(tensor), self.module_path(walk.program, row.position)
+        ranks = []
+        for index in range(walk.latest_input(row.position) + 1, len(self.records)):
+            record = self.records[index]
+            if index in claimed or not stands_for(record.operator, node.op_type):
+                continue
+            if value is not None and _group(value)[0] != _group(record.value)[0]:
+                continue  # the indices of a top-k are not its values
+            here = bool(module) and _made_in(record, module)
+            distance = _distance(value, record.value)
+            if here or not distance > SIMILAR:  # NaN where a mask is infinite: its place alone tells
+                ranks.append((not here, distance, index))
+        return min(ranks)[2] if ranks else None
+
+
+def _claimed(walk: Walk) -> set[int]:
+    return {row.reference.record for row in walk.rows.values() if row.reference is not None}
+
+
+def _made_in(record: Record, module: str) -> bool:
+    return record.module == module or any(name.startswith(f'{module} (') for name in record.outputs_of)
+
+
+def stands_for(operator: str, op_type: str) -> bool:
+    """Return whether an operator of PyTorch may be what a node was exported from."""
+    if op_type in OPERATORS:
+        return operator in OPERATORS[op_type]
+    if op_type == 'Resize':
+        return operator.startswith('upsample')
+    return op_type.lower() in operator.replace('_', '')
+
+
+def _distance(value: np.ndarray | None, other: np.ndarray) -> float:
+    """Return |value - other| / |other|; a large number when they cannot be compared."""
+    if value is None or value.size != other.size or not informative(value):
+        return 1e3
+    left, right = value.reshape(-1).astype(np.float64), other.reshape(-1).astype(np.float64)
+    length = float(np.linalg.norm(right))
+    return float(np.linalg.norm(left - right)) / length if length else 1e3
+
+
+def _group(value: np.ndarray) -> tuple[str, int]:
+    return {'i': 'i', 'u': 'i'}.get(value.dtype.kind, value.dtype.kind), value.size
+
+
+def _sample(value: np.ndarray) -> np.ndarray:
+    flat = value.reshape(-1)
+    return flat[np.linspace(0, flat.size - 1, min(SAMPLES, flat.size)).astype(np.int64)].astype(np.float64)
+
+
+def _fingerprint(array: np.ndarray) -> tuple[int, float]:
+    """Return a key that a weight shares with its transpose."""
+    return array.size, float(np.sort(array.astype(np.float64), axis=None)[:: max(array.size // 64, 1)].sum())

@@ -1,0 +1,88 @@
+"""What the contract of a `full` graph promises besides the results themselves: order, padding, counts.
+
+Results are matched whatever their order, and padding is dropped before; so neither would be seen there.
+Needs numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.proving.tensors import failed_row
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mmdeploy_ext.contract.spec import GraphSpec
+    from mmdeploy_ext.proving.rows import TensorRow
+
+
+def shape_rows(outputs: Mapping[str, np.ndarray], spec: GraphSpec) -> list[TensorRow]:
+    """Return a failing row for every output with results whose shape differs from its contract."""
+    rows = []
+    for tensor in spec.outputs:
+        array = outputs.get(tensor.name)
+        if tensor.compare != 'detections' or array is None:  # others are compared with the reference
+            continue
+        wrong = len(tensor.axes) != array.ndim or any(
+            isinstance(axis, int) and axis != size
+            for axis, size in zip(tensor.axes, array.shape, strict=True)
+        )
+        if wrong:
+            reason = f'shape: got {"x".join(map(str, array.shape))}, expected {tensor.shape_text()}'
+            rows.append(failed_row(tensor.name, reason, array))
+    return rows
+
+
+def order_rows(outputs: Mapping[str, np.ndarray], num_classes: int) -> list[TensorRow]:
+    """Return a failing row for every promise about scores and labels that an output breaks.
+
+    Scores descend, so that padding comes last; a row of score 0 is padding and has label -1, and no other
+    has; labels are classes of the model. The outputs are `dets` (B, n, 5) or `scores` (B, n), and `labels`
+    (B, n).
+    """
+    name, scores = ('dets', outputs['dets'][..., 4]) if 'dets' in outputs else ('scores', outputs['scores'])
+    labels, rows = outputs['labels'], []
+    if labels.shape != scores.shape:
+        return [failed_row('labels', f'shape: got {labels.shape}, expected {scores.shape}', labels)]
+    rising = np.argwhere(np.diff(scores, axis=1) > 0)
+    if len(rising):
+        image, row = rising[0]
+        rows.append(failed_row(name, f'scores do not descend: image {image}, row {row + 1}', scores))
+    padding = scores == 0
+    for title, wrong in (
+        ('padding without label -1', padding & (labels != -1)),
+        (f'a label outside of 0..{num_classes - 1}', ~padding & ((labels < 0) | (labels >= num_classes))),
+    ):
+        if wrong.any():
+            image, row = np.argwhere(wrong)[0]
+            reason = f'{title}: image {image}, row {row}: {labels[image, row]}'
+            rows.append(failed_row('labels', reason, labels))
+    return rows
+
+
+def count_rows(
+    outputs: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> list[TensorRow]:
+    """Return a failing row for each number of candidates that is not that of the reference.
+
+    A file with `--max-candidates` tells by it when it left something out; a wrong number would hide that.
+
+    Args:
+        outputs: of the graph, some of them (B,) numbers of candidates.
+        bounds: name of such an output -> least and largest right value (B,): of what is clearly above a
+            threshold, and of that and what is at it, within the tolerance of scores.
+    """
+    rows = []
+    for name, (least, most) in bounds.items():
+        if name not in outputs:
+            rows.append(failed_row(name, 'is not an output of the graph'))
+            continue
+        found = np.asarray(outputs[name])
+        if found.shape != least.shape or ((found < least) | (found > most)).any():
+            limits = zip(least, most, strict=True)
+            expected = ', '.join(f'{low}' if low == high else f'{low} to {high}' for low, high in limits)
+            rows.append(failed_row(name, f'got {found.tolist()}, expected {expected}', found))
+    return rows

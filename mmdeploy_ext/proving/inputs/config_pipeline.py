@@ -1,0 +1,250 @@
+"""Pictures as the config's own test pipeline prepares them: mmdet's `Compose`, from the file on disk.
+
+Nothing of `mmdeploy_ext/preprocess` is called here: a fault in it would be on both sides of a proof. What an
+export changes about the pipeline (one size, another normalisation) is changed in a copy of its steps.
+
+Glossary: H, W height and width of the network input in pixels; h, w of a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    Step = Any
+    """The dict of a step, or a callable that mmdet's `Compose` takes as one."""
+
+BOXES = np.array([[1.0, 1.0, 9.0, 9.0]], np.float32)
+"""Proposals (K, 4) of `LoadProposals`, which data sets give and files have not; they change no picture."""
+IMAGE_STEPS = ('Resize', 'RandomFlip', 'RandomCenterCropPad', 'Normalize', 'Pad')
+"""Steps that a new one is put after; what follows them makes a tensor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelinePicture:
+    """What the pipeline gives for one picture.
+
+    Attributes:
+        tensor: (3, H, W) float32.
+        metas: of mmdet's `Collect`, such as `img_shape` (h, w, 3); those that the config collects.
+    """
+
+    tensor: np.ndarray
+    metas: Mapping[str, Any]
+
+
+class ConfigPipeline:
+    """The test pipeline of a config, with what the export of a file changed about it.
+
+    Attributes:
+        edges: height that a narrow portrait is resized to, and width of a wide landscape, pixels; None where
+            pictures keep their size.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        size: tuple[int, int] | None = None,
+        normalisation: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Build the steps.
+
+        Args:
+            cfg: mmcv's, overrides applied.
+            size: (H, W) that a file with a fixed size takes; None keeps the config's own sizes.
+            normalisation: `mean` and `std` that replace those of the config, in its channel order.
+
+        Raises:
+            Exception: whatever mmdet raises about a step.
+        """
+        from mmdet.datasets.pipelines import Compose
+
+        steps = [_as_dict(step) for step in test_steps(cfg)]
+        for step in steps:
+            if step.get('type') == 'LoadImageFromWebcam':
+                step['type'] = 'LoadImageFromFile'
+        self.edges = size or _edges(steps)
+        if normalisation:
+            _normalise_with(steps, normalisation)
+        if size is not None:
+            _fit(steps, size)
+        with _without_warnings():
+            self.compose = Compose(steps)
+
+    def __call__(self, path: str | Path) -> PipelinePicture:
+        """Prepare the picture in a file.
+
+        Raises:
+            ValueError: the pipeline makes several pictures of it, as test-time augmentation does.
+            Exception: whatever a step raises.
+        """
+        results = dict(img_info=dict(filename=str(path)), img_prefix=None, proposals=BOXES.copy())
+        results |= {f'{kind}_fields': [] for kind in ('bbox', 'mask', 'seg')}
+        with _without_warnings():
+            data = self.compose(results)
+        tensor, metas = (_single(data[key]) for key in ('img', 'img_metas'))
+        return PipelinePicture(np.asarray(tensor, np.float32), metas)
+
+
+def test_steps(cfg: Any) -> Sequence[Any]:
+    """Return the steps of `data.test`, or of the data set that it wraps; else of `data.val`, `test_pipeline`.
+
+    Raises:
+        KeyError: the config has none.
+    """
+    for section in ('test', 'val'):
+        dataset = (cfg.get('data') or {}).get(section)
+        while dataset is not None and not (hasattr(dataset, 'get') and dataset.get('pipeline')):
+            wrapped = dataset[0] if isinstance(dataset, list | tuple) and dataset else None
+            dataset = dataset.get('dataset') if hasattr(dataset, 'get') else wrapped
+        if dataset is not None:
+            return dataset['pipeline']
+    return cfg['test_pipeline']
+
+
+def normalised(steps: Sequence[Step]) -> bool:
+    """Return whether a step normalises pictures."""
+    return any(step.get('type') == 'Normalize' for step in _all_dicts(steps))
+
+
+def _as_dict(step: Any) -> dict[str, Any]:
+    """Return a copy of the dict of a step that can be changed."""
+    return copy.deepcopy(dict(step))
+
+
+def _all_dicts(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
+    """Yield the dicts of all steps, those inside MultiScaleFlipAug too."""
+    for step in steps:
+        if hasattr(step, 'get'):
+            yield step
+            yield from _all_dicts(step.get('transforms', ()))
+
+
+def _edges(steps: Sequence[Step]) -> tuple[int, int] | None:
+    """Return the longer edge of the scale that pictures are resized to, twice; None without a scale."""
+    for step in _all_dicts(steps):
+        if scale := step.get('img_scale'):
+            edge = int(max(scale[0] if isinstance(scale, list) else scale))
+            return edge, edge
+    return None
+
+
+def _image_steps(steps: list[Step]) -> list[Step]:
+    """Return the list in which pictures are resized and padded: of MultiScaleFlipAug, or the outer one."""
+    nested = next((step for step in steps if step.get('type') == 'MultiScaleFlipAug'), None)
+    return steps if nested is None else nested['transforms']
+
+
+def _insert_after(steps: list[Step], new: Step, kinds: Sequence[str]) -> None:
+    """Put a step behind the last one of some types, and of those that load; first where there is none."""
+    places = [
+        index
+        for index, step in enumerate(steps)
+        if not hasattr(step, 'get') or step['type'] in kinds or step['type'].startswith('Load')
+    ]
+    steps.insert(places[-1] + 1 if places else 0, new)
+
+
+def _normalise_with(steps: list[Step], normalisation: Mapping[str, Sequence[float]]) -> None:
+    """Replace the mean and the deviation of a pipeline; without a Normalize it gets one, in its own order.
+
+    RandomCenterCropPad pads with the mean of Normalize, which it is told a second time.
+    """
+    replaced = {name: list(values) for name, values in normalisation.items()}
+    for step in _all_dicts(steps):
+        if step['type'] in ('Normalize', 'RandomCenterCropPad'):
+            step.update(replaced)
+    if not normalised(steps):
+        new = dict(dict(type='Normalize', mean=[0.0] * 3, std=[1.0] * 3, to_rgb=False), **replaced)
+        _insert_after(_image_steps(steps), new, [kind for kind in IMAGE_STEPS if kind != 'Pad'])
+
+
+def _fit(steps: list[Step], size: tuple[int, int]) -> None:
+    """Let a pipeline give one size (H, W): resize into it, keep the ratio where the config does, and pad."""
+    inner = _image_steps(steps)
+    if not any(hasattr(step, 'get') and step['type'] == 'Resize' for step in inner):
+        _insert_after(inner, dict(type='Resize', img_scale=size[::-1], keep_ratio=True), ())
+    place = next(index for index, step in enumerate(inner) if step.get('type') == 'Resize')
+    inner[place].pop('override', None)  # with it the step would not take the scale that is set
+    inner.insert(place, ScaleToFit(size, inner[place].get('keep_ratio', True)))
+    padded = False
+    for index, step in enumerate(inner):
+        kind = step.get('type') if hasattr(step, 'get') else ''
+        if kind == 'Pad':
+            value = {key: step[key] for key in ('pad_val',) if key in step}
+            inner[index] = dict(type='Pad', size=size, **value)
+        elif kind == 'RandomCenterCropPad':
+            inner[index] = PadAround(step, size)
+        padded = padded or kind in ('Pad', 'RandomCenterCropPad')
+    if not padded:
+        _insert_after(inner, dict(type='Pad', size=size, pad_val=dict(img=0)), IMAGE_STEPS)
+
+
+class ScaleToFit:
+    """A step before mmdet's Resize, which sets the scale with which a picture fits into an input.
+
+    Resize turns its scale (long edge, short edge) with the picture. A portrait would not fit into a landscape
+    input so: its long edge then lies along the short one of the input, which is what limits it.
+    """
+
+    def __init__(self, size: tuple[int, int], keep_ratio: bool) -> None:
+        """Keep the size (H, W) of the input; without `keep_ratio` pictures are stretched to it."""
+        self.size, self.keep_ratio = size, keep_ratio
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Set `scale`, (w, h) or (long edge, short edge), in place of what MultiScaleFlipAug set."""
+        height, width = results['img'].shape[:2]
+        results.pop('scale_factor', None)
+        results['scale'] = self.size[::-1]
+        if self.keep_ratio and (height > width) != (self.size[0] > self.size[1]):
+            results['scale'] = (min(self.size), min(self.size))
+        return results
+
+
+class PadAround:
+    """RandomCenterCropPad in test mode with the size of the result given, by mmdet's own method."""
+
+    def __init__(self, step: Mapping[str, Any], size: tuple[int, int]) -> None:
+        """Build mmdet's step; `size` is (H, W)."""
+        from mmcv.utils import build_from_cfg
+        from mmdet.datasets.builder import PIPELINES
+
+        self.step, self.size = build_from_cfg(dict(step), PIPELINES), size
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Put the picture into the middle, as `_test_aug` of mmdet's step does."""
+        image = results['img']
+        height, width = image.shape[:2]
+        results['img_shape'] = image.shape
+        middle = [height // 2, width // 2]
+        results['img'], results['border'], _ = self.step._crop_image_and_paste(image, middle, list(self.size))
+        results['pad_shape'] = results['img'].shape
+        return results
+
+
+def _single(value: Any) -> Any:
+    """Return the content of a value of a pipeline: of mmcv's container, and of the list of one picture."""
+    from mmcv.parallel import DataContainer
+
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ValueError(f'the pipeline makes {len(value)} pictures of one, expected 1')
+        value = value[0]
+    return value.data if isinstance(value, DataContainer) else value
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep quiet about options that mmdet deprecates: they are the config's, not of the proof."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield

@@ -1,0 +1,281 @@
+"""The inputs of a proof: the traced one, and what sets off faults that the traced one does not.
+
+Of a dynamic file: batches of 1, 2 and 3; landscape, portrait, wide and tall inputs, see `sizes.py`; every
+picture that the user gives, at the size that the config's rule gives it. Of every file: a dark and a bright
+picture, one of one colour, and optional inputs left out, each alone and all together. One input sets off
+several things.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.proving.inputs.pictures import (
+    bright,
+    cut,
+    dark,
+    filling,
+    more_views,
+    other_view,
+    part_of,
+    titled,
+)
+from mmdeploy_ext.proving.inputs.sizes import STRIDE, fits, other_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.preprocess.pictures import PreparedImage
+
+Picture = tuple[str, np.ndarray]
+"""Title, (h, w, 3) uint8 BGR."""
+BATCHES = (1, 2, 3)
+"""Of a file with a dynamic batch: faults of batches begin at 2, and where pairs are meant at 3."""
+
+PLAIN = dict(grey=128, black=0, white=255)
+"""Title of a picture of one colour -> the value of all its pixels; the likeliest to show nothing first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProofInput:
+    """One input of the proof.
+
+    Attributes:
+        name: what it sets off, for the table.
+        images: prepared images of one size, one per batch entry.
+        sources: the images before normalising, as the network sees them, and their titles.
+        traced: whether the exporter saw exactly this.
+        rescale: feed `scale_factor` too, so that boxes are in pixels of the original. The first other image
+            does: width and height of a square input would tell nothing of their order.
+        left_out: optional inputs that are not fed; the results are those of their defaults.
+    """
+
+    name: str
+    images: tuple[PreparedImage, ...]
+    sources: tuple[Picture, ...]
+    traced: bool = False
+    rescale: bool = False
+    left_out: tuple[str, ...] = ()
+
+
+def proof_inputs(
+    deployment: Deployment,
+    options: Options,
+    images: Sequence[Picture],
+    by_pipeline: Sequence[PreparedImage] = (),
+) -> list[ProofInput]:
+    """Return the inputs of a proof, the traced one first, of which the first picture is made.
+
+    A mirrored one is added when it is alone. Where all have one size the second is cut: a graph that knows
+    only that size would pass.
+
+    Args:
+        deployment: the model.
+        options: of the export.
+        images: pictures to prove it on.
+        by_pipeline: the same pictures as the config's test pipeline prepares them; none takes the rule.
+    """
+    given = list(images)
+    if len(images) == 1:
+        images = [*images, (f'{images[0][0]} (mirrored)', other_view(images[0][1]))]
+    if len({picture.shape for _, picture in images}) == 1:
+        title, picture = images[1]
+        images = [images[0], (titled(title, 'cut'), cut(picture)), *images[2:]]
+    maker = _Inputs(deployment, options, list(images))
+    cases = [maker.traced(), *maker.batches()]
+    cases += [*maker.by_rule(given, by_pipeline), *maker.of_sizes()] if options.dynamic else maker.others()
+    return [*maker.optional_left_out(cases), *maker.larger()]
+
+
+def more_inputs(deployment: Deployment, options: Options, picture: Picture) -> list[ProofInput]:
+    """Return other views of a picture at the traced size, for a proof whose own inputs tell too little."""
+    title, image = picture
+    maker = _Inputs(deployment, options, [picture])
+    views = [(titled(title, change), view) for change, view in more_views(image).items()]
+    return [maker.fixed('one more image', [view] * options.batch) for view in views]
+
+
+def plain_inputs(deployment: Deployment, options: Options) -> list[ProofInput]:
+    """Return pictures of one colour at the traced size: a detector finds nothing in most of them."""
+    maker, size = _Inputs(deployment, options, []), (options.height, options.width)
+    return [
+        maker.fixed(
+            'plain picture, nothing found', [(title, np.full((*size, 3), value, np.uint8))] * options.batch
+        )
+        for title, value in PLAIN.items()
+    ]
+
+
+def with_plain_picture(deployment: Deployment, case: ProofInput, plain: ProofInput) -> ProofInput:
+    """Return a batch in which a plain picture takes the place of the second one.
+
+    It is the same batch if one run cannot take these pictures together.
+    """
+    (title, picture), size = plain.sources[0], case.images[1].tensor.shape[1:]
+    same_shape = np.full_like(case.sources[1][1], picture.flat[0])
+    stretched = dataclasses.replace(deployment.rule, size=tuple(size)).apply(same_shape)
+    images = (case.images[0], stretched, *case.images[2:])
+    if stretched.tensor.shape[1:] != size or len(deployment.family.batches(images)) > 1:
+        return case
+    sources = (case.sources[0], (title, same_shape), *case.sources[2:])
+    return dataclasses.replace(case, images=images, sources=sources)
+
+
+class _Inputs:
+    """Makes the inputs of one file."""
+
+    def __init__(self, deployment: Deployment, options: Options, images: list[Picture]) -> None:
+        self.deployment, self.options, self.images = deployment, options, images
+        self.size = options.height, options.width
+        self.sizes = other_sizes(deployment, options) if options.dynamic else None
+        spec = deployment.family.spec(deployment.model, options)
+        self.optional = tuple(tensor.name for tensor in spec.inputs if tensor.default is not None)
+
+    def fixed(
+        self,
+        name: str,
+        chosen: Sequence[Picture],
+        size: tuple[int, int] | None = None,
+        *,
+        traced: bool = False,
+        rescale: bool = True,
+    ) -> ProofInput:
+        """Return pictures as one batch of a size, by default the traced one; neighbours differ in theirs.
+
+        Otherwise a graph that takes the sizes of the first image for all would give the same results.
+        """
+        batches, size = self.deployment.family.batches, size or self.size
+        prepared = self._prepare(chosen, size)
+        if len(batches(prepared)) > 1:  # these cannot go together: views of the first can
+            title, picture = chosen[0]
+            views = (chosen[0], (titled(title, 'mirrored'), other_view(picture)))
+            chosen = [views[index % 2] for index in range(len(chosen))]
+            prepared = self._prepare(chosen, size)
+        if not traced and len({picture.shape for _, picture in chosen}) == 1 < len(chosen):
+            varied = [
+                (titled(title, 'cut'), cut(picture, index)) if index else (title, picture)
+                for index, (title, picture) in enumerate(chosen)
+            ]
+            if len(batches(self._prepare(varied, size))) == 1:
+                chosen, prepared = varied, self._prepare(varied, size)
+            else:  # masks of one batch have one size: the content of the input is smaller
+                prepared = tuple(
+                    self._smaller(picture, size, index) if index else prepared[index]
+                    for index, (_, picture) in enumerate(chosen)
+                )
+        return ProofInput(name, prepared, tuple(chosen), traced, rescale)
+
+    def _prepare(self, pictures: Sequence[Picture], size: tuple[int, int]) -> tuple[PreparedImage, ...]:
+        rule = self.deployment.rule
+        return tuple(deploy.prepare_fixed(rule, picture, *size) for _, picture in pictures)
+
+    def _smaller(self, image_bgr: np.ndarray, size: tuple[int, int], place: int) -> PreparedImage:
+        """Return an image whose content takes a part of the input, another one at each place of a batch."""
+        rule, inner = self.deployment.rule, part_of(size, place)
+        small = dataclasses.replace(rule, size=inner).apply(image_bgr)
+        tensor = np.empty((len(small.tensor), *size), np.float32)
+        tensor[:] = np.float32(rule.pad_val)[:, None, None]
+        tensor[:, : inner[0], : inner[1]] = small.tensor
+        return dataclasses.replace(small, tensor=tensor)
+
+    def traced(self) -> ProofInput:
+        """Return what the exporter saw."""
+        chosen = [self.images[0]] * self.options.batch
+        return self.fixed('traced input', chosen, traced=True, rescale=False)
+
+    def batches(self) -> list[ProofInput]:
+        """Return the traced size with other images in each place of the batch, and other batches."""
+        batch, count = self.options.batch, len(self.images)
+        cases = []
+        if batch > 1:
+            pictures = [self.images[index % count] for index in range(batch)]
+            cases.append(self.fixed(f'batch of {batch} images', pictures))
+        for other in BATCHES if self.options.get('dynamic_batch') else ():
+            if other != batch:
+                pictures = [self.images[index % count] for index in range(1, other + 1)]
+                cases.append(self.fixed(f'batch of {other}', pictures))
+        return cases
+
+    def others(self) -> list[ProofInput]:
+        """Return other pictures at the one size of a fixed file: content of a portrait, dark, bright."""
+        (title, picture), height, batch = self.images[0], self.size[0], self.options.batch
+        portrait = filling(picture, (height, height * 2 // 3))
+        return [
+            self.fixed('portrait in the input', [(titled(title, 'portrait'), portrait)] * batch),
+            self.fixed('dark', [(titled(title, 'dark'), dark(picture))] * batch),
+            self.fixed('bright', [(titled(title, 'bright'), bright(picture))] * batch),
+            *(
+                self.fixed('other image', [image] * batch, rescale=not index % 2)
+                for index, image in enumerate(self.images[1:])
+            ),
+        ]
+
+    def by_rule(self, given: Sequence[Picture], by_pipeline: Sequence[PreparedImage]) -> list[ProofInput]:
+        """Return every picture that was given at the size that the config's rule gives it."""
+        rule, cases = deploy.rule_of(self.deployment, self.options), []
+        for index, (title, picture) in enumerate(given):
+            image = by_pipeline[index] if by_pipeline else rule.apply(picture)
+            size = image.tensor.shape[1:]
+            if not fits(self.deployment, self.options, size):
+                cases.append(self.fixed('other image', [(title, picture)]))
+            elif index or size != self.size:
+                cases.append(ProofInput("by the config's rule", (image,), ((title, picture),), rescale=True))
+        return cases
+
+    def of_sizes(self) -> list[ProofInput]:
+        """Return inputs of other sizes, each with what else it sets off."""
+        sizes, (first, second) = self.sizes, self.images[:2]
+        title, picture = first
+
+        def views(size: tuple[int, int], count: int) -> list[Picture]:
+            views = (title, picture), (titled(title, 'mirrored'), other_view(picture)), second
+            return [(titled(name, 'composed'), filling(view, size)) for name, view in views[:count]]
+
+        cases = [
+            self._unaligned(second, sizes.unaligned, sizes.step),
+            self.fixed('W > 2H, batch 2', views(sizes.wide, 2), sizes.wide),
+            self.fixed('H > 2W', views(sizes.tall, 1), sizes.tall),
+            self.fixed('portrait, batch 3', views(sizes.portrait, 3), sizes.portrait),
+            self.fixed('dark', [(titled(title, 'dark'), dark(picture))], sizes.landscape),
+            self.fixed('bright', [(titled(title, 'bright'), bright(picture))], sizes.landscape),
+        ]
+        if sizes.fine:
+            cases.append(self._unaligned(first, sizes.fine, 1))
+        return cases
+
+    def optional_left_out(self, cases: list[ProofInput]) -> list[ProofInput]:
+        """Return the inputs, with all optional inputs of the graph left out of one, and each out of another.
+
+        These are the last ones before the unaligned: any input does, of a size whose masks have its size.
+        """
+        alone = [(name,) for name in self.optional] if len(self.optional) > 1 else []
+        hosts = ('dark', 'bright', 'H > 2W', 'portrait in the input')
+        places = [index for name in hosts for index, case in enumerate(cases) if case.name == name]
+        for index, names in zip(places, [self.optional, *alone] if self.optional else (), strict=False):
+            name = f'{cases[index].name}, without {" and ".join(names)}'
+            cases[index] = dataclasses.replace(cases[index], name=name, rescale=True, left_out=names)
+        return cases
+
+    def larger(self) -> list[ProofInput]:
+        """Return two images of a size that is larger than the traced one in both directions."""
+        if not self.options.dynamic or not self.sizes.larger:
+            return []
+        return [self.fixed('other size, batch 2', [self.images[1], self.images[0]], self.sizes.larger)]
+
+    def _unaligned(self, image: Picture, size: tuple[int, int], step: int) -> ProofInput:
+        """Stretch an image to a size that is no multiple of 32, then pad it to one of `step`."""
+        scale = max(size[1], STRIDE), max(size[0], STRIDE)
+        changes = dict(size=None, pad_size=None, pad_or=0, keep_ratio=False, size_divisor=step)
+        prepared = dataclasses.replace(self.deployment.rule, **changes, img_scale=scale).apply(image[1])
+        height, width = prepared.img_shape
+        if step == 1:
+            return ProofInput(f'sides that are no multiple of {STRIDE}', (prepared,), (image,), rescale=True)
+        padded = (height, width) != prepared.tensor.shape[1:]
+        name = f'other size, padded from {height}x{width}' if padded else 'other size'
+        return ProofInput(name, (prepared,), (image,))

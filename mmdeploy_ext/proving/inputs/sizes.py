@@ -1,0 +1,105 @@
+"""The sizes that a proof gives to a dynamic graph, from its contract and the size that it was traced at."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.exporting.deployment import Deployment
+
+STRIDE = 32
+"""Pixels. The pipelines of most configs pad to it; an odd multiple leaves a remainder modulo 64 and 128."""
+LONG = 640
+"""Pixels. The size at which most models are traced: one input is wider and one is higher."""
+NARROW = 224
+"""Pixels. The other side of these: a proof of a large model has to end."""
+SMALL = 320
+"""Pixels. The longest side of the sizes that only have to be others."""
+LARGEST = 1_000_000
+"""Pixels. Where an input larger than the traced one in both directions would have more, there is none."""
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Sizes (H, W) of a dynamic graph's inputs, pixels.
+
+    Attributes:
+        landscape: small, H an odd multiple of `STRIDE`.
+        portrait: small, H an odd multiple of `STRIDE`.
+        wide: W more than twice H, over `LONG` and over the traced one.
+        tall: H more than twice W, over `LONG` and over the traced one.
+        unaligned: small, no multiple of `STRIDE`; before it is padded.
+        fine: the same without padding, where the contract takes it, else None.
+        larger: than the traced one in both directions, or None.
+        step: what `unaligned` is padded to multiples of.
+    """
+
+    landscape: Size
+    portrait: Size
+    wide: Size
+    tall: Size
+    unaligned: Size
+    fine: Size | None
+    larger: Size | None
+    step: int = STRIDE
+
+
+def other_sizes(deployment: Deployment, options: Options) -> Sizes:
+    """Return the sizes for a file with these options; all are sizes that it takes, see `Family.takes`."""
+    image = deployment.family.picture(deployment.model, options)
+    takes = functools.partial(deployment.family.takes, deployment.model, options)
+    step = math.lcm(STRIDE, image.multiple)
+    height, width = options.height, options.width
+    shrink = min(0.75, SMALL / max(height, width))
+    unaligned = int(height * shrink) - 7, int(width * shrink) + 5
+    if not takes(*_aligned(unaligned, step)):
+        unaligned = int(height * 1.75) - 7, int(width * 1.5) + 5
+    short, long = sorted(_aligned(unaligned, step))
+    larger = tuple(max(size // step, 1) * step for size in (int(height * 1.25), int(width * 1.125)))
+    fine = tuple(size // image.multiple * image.multiple for size in unaligned)
+    return Sizes(
+        landscape=_grown((_odd(short, step), max(long, _odd(short, step) + step)), 2 * step, takes),
+        portrait=_grown((_odd(long, step) + step * (long == short), short), 2 * step, takes),
+        wide=_grown((_odd(NARROW, step), _odd(_beyond(width), step)), 2 * step, takes),
+        tall=_grown((_odd(_beyond(height), step), _odd(NARROW, step) - step), 2 * step, takes),
+        unaligned=unaligned,
+        fine=fine if image.multiple < STRIDE and takes(*fine) else None,
+        larger=larger if larger[0] * larger[1] <= LARGEST and takes(*larger) else None,
+        step=step,
+    )
+
+
+def fits(deployment: Deployment, options: Options, size: Size) -> bool:
+    """Return whether a dynamic file takes an input of a size."""
+    image = deployment.family.picture(deployment.model, options)
+    aligned = not any(side % image.multiple for side in size)
+    return aligned and deployment.family.takes(deployment.model, options, *size)
+
+
+def _beyond(traced: int) -> int:
+    return max(int(traced * 1.125), LONG + 1)
+
+
+def _aligned(size: Size, step: int) -> Size:
+    """Return the next multiples of `step`."""
+    return tuple(-(-max(side, 1) // step) * step for side in size)
+
+
+def _odd(side: int, step: int) -> int:
+    """Return the next odd multiple of `step`."""
+    count = -(-side // step)
+    return (count + 1 - count % 2) * step
+
+
+def _grown(size: Size, step: int, takes: Callable[[int, int], bool]) -> Size:
+    """Return the next larger size that the graph takes."""
+    while not takes(*size) and max(size) < 64 * step:
+        size = size[0] + step, size[1] + step
+    return size

@@ -1,0 +1,234 @@
+"""A drive for a proof where no data set is there: cameras, textured surroundings, ego motion, scene changes.
+
+Needs numpy and OpenCV only. Nothing in it looks like a road: what a proof needs is input that is never twice
+the same, that goes on from frame to frame, and poses and times as a car has them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from mmdeploy_ext.runtime.frames import Frame, invert_pose
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.preprocess.cameras import MultiViewRule
+
+NUSCENES_SIZE = 900, 1600
+"""Height, width in pixels of the pictures that the intrinsics are of."""
+NUSCENES_CAMERAS = (
+    # yaw from straight ahead (degrees, to the left), focal length, principal point (pixels)
+    (0.0, 1266.4, 816.3, 491.5),
+    (-56.0, 1260.8, 807.9, 495.3),
+    (55.0, 1272.6, 826.6, 479.8),
+    (180.0, 809.2, 829.2, 481.8),
+    (108.0, 1256.7, 792.1, 492.8),
+    (-110.0, 1259.5, 807.3, 501.2),
+)
+"""FRONT, FRONT_RIGHT, FRONT_LEFT, BACK, BACK_LEFT, BACK_RIGHT, rounded. Source: calibration of nuScenes."""
+MEAN_RGB = 123.675, 116.28, 103.53
+STD_RGB = 58.395, 57.12, 57.375
+CAMERA_BELOW_M = 0.33
+CAMERA_OUT_M = 0.8
+PANORAMA = 192, 1536
+"""Height, width in pixels of a scene's surroundings; the width goes once around."""
+BLOBS = 24
+SCENE_PAUSE_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Drive:
+    """What a synthetic drive is made of.
+
+    Attributes:
+        frames: how many.
+        size: (H, W) pixels of the network input.
+        cameras: N; six are the nuScenes rig, another number is spread evenly.
+        seed: equal drives for equal seeds.
+        scenes: parts of about equal length; each change resets the memory.
+        period_s: between frames.
+        jump_s: one gap of this length within the first scene, below what resets a memory; 0 has none.
+        origin_m: (x, y) of the first frame in the global frame; (7e5, 4e6) is like UTM. Near 0 by default:
+            the published model keeps its memory in float32 and in global coordinates, so that it is itself
+            less exact far away (at 1600 m its boxes move by several mm).
+        exact_poses: keep poses in float64; else they are rounded to float32, as data loaders give them.
+        start_s: absolute time of the first frame.
+        mean: normalisation, RGB.
+        std: normalisation, RGB.
+        to_rgb: the network takes RGB; else BGR.
+    """
+
+    frames: int = 100
+    size: tuple[int, int] = (256, 704)
+    cameras: int = 6
+    seed: int = 0
+    scenes: int = 3
+    period_s: float = 0.5
+    jump_s: float = 1.3
+    origin_m: tuple[float, float] = (0.0, 0.0)
+    exact_poses: bool = False
+    start_s: float = 1.53e9
+    mean: tuple[float, float, float] = MEAN_RGB
+    std: tuple[float, float, float] = STD_RGB
+    to_rgb: bool = True
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Give the frames one after the other; none is kept."""
+        intrinsics, lidar2img, yaws = rig(self.cameras, self.size)
+        poses, times = self.poses(), self.times()
+        for index in range(self.frames):
+            scene = self.scene(index)
+            if scene != self.scene(index - 1):
+                surroundings, first = Surroundings(self.seed * 1009 + scene), index
+            pictures = surroundings.pictures(self.size, yaws, poses[index], index - first)
+            yield Frame(
+                images=self.normalised(pictures),
+                lidar2img=lidar2img,
+                intrinsics=intrinsics,
+                ego_pose=poses[index],
+                timestamp_s=times[index],
+                scene_token=f'synthetic scene {scene}',
+                name=f'scene {scene} frame {index - first}',
+                ego_pose_inv=invert_pose(poses[index]),
+            )
+
+    def scene(self, index: int) -> int:
+        """Return the scene of a frame; there is none before the first."""
+        return min(index * self.scenes // max(self.frames, 1), self.scenes - 1) if index >= 0 else -1
+
+    def times(self) -> list[float]:
+        """Return absolute seconds (frames,)."""
+        gaps = np.full(self.frames, self.period_s)
+        firsts = [index for index in range(self.frames) if self.scene(index) != self.scene(index - 1)]
+        gaps[firsts] = SCENE_PAUSE_S
+        end = [*firsts[1:], self.frames][0]
+        if self.jump_s and 0 < (end + 1) // 2 < end:
+            gaps[(end + 1) // 2] = self.jump_s
+        return (self.start_s + np.cumsum(gaps) - gaps[0]).tolist()
+
+    def poses(self) -> np.ndarray:
+        """Return LiDAR to global (frames, 4, 4) float64: 2 to 10 m/s, turns both ways, a rolling body."""
+        rng = np.random.default_rng([self.seed, 1])
+        phases, step = rng.uniform(0, 2 * math.pi, 5), np.arange(self.frames) * self.period_s
+        yaw_rate = 0.25 * np.sin(0.21 * step + phases[0]) + 0.1 * np.sin(0.55 * step + phases[1])
+        speed = 6.0 + 4.0 * np.sin(0.13 * step + phases[2])
+        yaw = phases[3] + np.cumsum(yaw_rate) * self.period_s
+        along = np.stack([-np.sin(yaw), np.cos(yaw)], 1) * (speed * self.period_s)[:, None]
+        place = np.cumsum(along, 0) - along[:1]
+        pitch, roll = 0.01 * np.sin(0.9 * step + phases[4]), 0.015 * np.sin(0.7 * step + phases[0])
+        poses = np.stack([_rotation(*angles) for angles in zip(yaw, pitch, roll, strict=True)])
+        poses[:, :2, 3] = place + self.origin_m
+        poses[:, 2, 3] = 1.84 + 0.05 * np.sin(0.4 * step)
+        return poses if self.exact_poses else poses.astype(np.float32).astype(np.float64)
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def normalised(self, pictures_bgr: np.ndarray) -> np.ndarray:
+        """Return pictures (N, H, W, 3) uint8 BGR as the network takes them: (N, 3, H, W) float32."""
+        colours = pictures_bgr[..., ::-1] if self.to_rgb else pictures_bgr
+        values = (colours.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def synthetic_drive(frames: int, rule: MultiViewRule, **options: Any) -> Drive:
+    """Return a drive for the network input of a rule; the options are those of `Drive`."""
+    colours = dict(mean=tuple(rule.mean), std=tuple(rule.std), to_rgb=rule.to_rgb)
+    return Drive(frames, rule.input_size, rule.num_cameras, **colours, **options)
+
+
+class Surroundings:
+    """What a scene looks like: a panorama of noise at several scales, and blobs that drift through it."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng([seed, 2])
+        height, width = PANORAMA
+        layers = np.zeros((height, width, 3), np.float32)
+        for cells, strength in ((6, 60), (24, 40), (96, 30)):
+            noise = rng.normal(0, strength, (cells // 3, cells * 2, 3)).astype(np.float32)
+            noise = np.concatenate([noise, noise[:, :1]], 1)
+            layers += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        self.panorama = np.clip(layers + rng.uniform(80, 150), 0, 255).astype(np.uint8)
+        self.places = rng.uniform((0, 0.45), (1, 0.75), (BLOBS, 2))
+        self.drift = rng.uniform(-0.006, 0.006, BLOBS)
+        self.sizes = rng.uniform((10, 8), (70, 40), (BLOBS, 2))
+        self.colours = rng.integers(0, 256, (BLOBS, 3))
+        self.rng = rng
+
+    def pictures(
+        self, size: tuple[int, int], yaws: np.ndarray, ego_pose: np.ndarray, step: int
+    ) -> np.ndarray:
+        """Return what each camera sees (N, H, W, 3) uint8 BGR: a third of the way around, with noise.
+
+        Args:
+            size: (H, W) pixels.
+            yaws: (N,) radians from straight ahead.
+            ego_pose: (4, 4) LiDAR to global; its heading turns the panorama.
+            step: frames since the scene began.
+        """
+        height, width = PANORAMA
+        around = self.panorama.copy()
+        for (x, y), drift, (wide, high), colour in zip(
+            self.places, self.drift, self.sizes, self.colours, strict=True
+        ):
+            left, top = int((x + drift * step) % 1 * width), int(y * height)
+            right, bottom = left + int(wide * (1 + 0.01 * step)), top + int(high)
+            cv2.rectangle(around, (left, top), (right, bottom), colour.tolist(), cv2.FILLED)
+        heading = math.atan2(ego_pose[1, 1], ego_pose[0, 1])
+        seen = np.empty((len(yaws), *size, 3), np.uint8)
+        for index, yaw in enumerate(yaws):
+            middle = int(-(heading + yaw) / (2 * math.pi) * width)
+            columns = np.arange(middle - width // 6, middle + width // 6) % width
+            seen[index] = cv2.resize(around[:, columns], size[::-1], interpolation=cv2.INTER_LINEAR)
+        noise = self.rng.integers(-6, 7, seen.shape, dtype=np.int16)
+        return np.clip(seen + noise, 0, 255).astype(np.uint8)
+
+
+def rig(cameras: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a calibrated rig of N cameras for a network input (H, W).
+
+    The pictures of nuScenes, resized to cover the input, then cut at the top and evenly at the sides.
+
+    Returns:
+        intrinsics (N, 4, 4), lidar2img (N, 4, 4), both float64, and yaws (N,) in radians.
+    """
+    high, wide = NUSCENES_SIZE
+    scale = max(size[0] / high, size[1] / wide)
+    top, left = high * scale - size[0], (wide * scale - size[1]) / 2
+    chosen = NUSCENES_CAMERAS
+    if cameras != len(chosen):
+        chosen = tuple((360.0 * index / cameras, *chosen[0][1:]) for index in range(cameras))
+    intrinsics = np.tile(np.eye(4), (cameras, 1, 1))
+    extrinsics = np.empty((cameras, 4, 4))
+    for index, (degrees, focal, x, y) in enumerate(chosen):
+        intrinsics[index, [0, 1], [0, 1]] = focal * scale
+        intrinsics[index, :2, 2] = x * scale - left, y * scale - top
+        extrinsics[index] = _camera(math.radians(degrees))
+    return intrinsics, intrinsics @ extrinsics, np.radians([camera[0] for camera in chosen])
+
+
+def _camera(yaw: float) -> np.ndarray:
+    """Return LiDAR (x right, y ahead, z up) to camera (x right, y down, z ahead) of a camera facing `yaw`."""
+    ahead = np.array([-math.sin(yaw), math.cos(yaw), 0.0])
+    down = np.array([0.0, 0.0, -1.0])
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([np.cross(down, ahead), down, ahead])
+    matrix[:3, 3] = -matrix[:3, :3] @ (ahead * CAMERA_OUT_M + down * CAMERA_BELOW_M)
+    return matrix
+
+
+def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """Return a 4x4 transform that turns about z, then x, then y."""
+    turn = np.eye(4)
+    turn[:3, :3] = (
+        np.array([[math.cos(yaw), -math.sin(yaw), 0], [math.sin(yaw), math.cos(yaw), 0], [0, 0, 1]])
+        @ np.array([[1, 0, 0], [0, math.cos(pitch), -math.sin(pitch)], [0, math.sin(pitch), math.cos(pitch)]])
+        @ np.array([[math.cos(roll), 0, math.sin(roll)], [0, 1, 0], [-math.sin(roll), 0, math.cos(roll)]])
+    )
+    return turn

@@ -1,0 +1,158 @@
+"""Voxels that a proof of a sparse backbone runs on: what the exporter saw, and what it did not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError, PointsError
+from mmdeploy_ext.preprocess.points import voxelise
+from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
+from mmdeploy_ext.runtime.voxel_files import read_voxels
+from mmdeploy_ext.sparse.engine import checked_features
+from mmdeploy_ext.sparse.rulebook import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.families.sparse import EncoderSettings
+    from mmdeploy_ext.preprocess.points import VoxelRule
+    from mmdeploy_ext.sparse.ir import Triple
+
+SEEDS, AROUND, SPREAD = 160, 8, 2
+"""Clusters of the random set, voxels in each, and how far from its centre: kernels need neighbours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VoxelSet:
+    """One input.
+
+    Attributes:
+        name: for display.
+        features: (N, C) float32.
+        coordinates: (N, 4) int32: sample 0, then the axes in the order of the set's maker.
+        traced: whether the exporter saw it.
+    """
+
+    name: str
+    features: np.ndarray
+    coordinates: np.ndarray
+    traced: bool = False
+
+
+def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
+    """Return coordinates (N, 4), with the three axes reversed unless the order is the `same`."""
+    return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
+
+
+def proof_sets(spatial_shape: Triple, channels: int, seed: int = 0) -> list[VoxelSet]:
+    """Return the traced input and five that no exporter saw.
+
+    Args:
+        spatial_shape: grid size per axis.
+        channels: features per voxel.
+        seed: of the random ones.
+    """
+    rng, shape = np.random.default_rng(seed), np.array(spatial_shape)
+    places = {
+        'no voxel': np.zeros((0, 3), np.int64),
+        'one voxel': np.array([shape // 2]),
+        'borders and corners': _borders(shape),
+        'random clusters': _clusters(shape, rng),
+        'a full block': _full_block(shape),
+    }
+    sets = [VoxelSet('traced input', np.zeros((1, channels), np.float32), np.zeros((1, 4), np.int32), True)]
+    for name, axes in places.items():
+        features = rng.standard_normal((len(axes), channels)).astype(np.float32)
+        sets.append(VoxelSet(name, features, np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)))
+    return sets
+
+
+def points_of(source: str, cfg: Any, rule: VoxelRule, most: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, points (P, D) float32) of sweeps.
+
+    Args:
+        source: raw float32 points (.bin), an array (.npy), a folder of them, or infos of mmdet3d.
+        cfg: the config, for the columns of the files and the folder of the data set.
+        rule: how points become voxels.
+        most: of a folder or of infos, evenly.
+
+    Raises:
+        DataError: a file that is none of these, or voxels, which have no points.
+    """
+    sweeps = _sweeps(source, cfg, rule, most)
+    for item in sweeps.items:
+        if getattr(item, 'suffix', '') == '.npz':
+            raise DataError(f'{item}: holds voxels, the model takes points; give a sweep (.bin, .npy)')
+        yield sweeps.name(item), sweeps.points(item)
+
+
+def sweep_sets(
+    source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, most: int
+) -> Iterator[VoxelSet]:
+    """Yield the voxels of sweeps, checked; see `points_of`. The source may be voxels (.npz), too.
+
+    Raises:
+        DataError: a file that is none, has no points, or voxels that the encoder cannot take.
+    """
+    sweeps = _sweeps(source, cfg, rule, most)
+    for item in sweeps.items:
+        if getattr(item, 'suffix', '') == '.npz':
+            yield _read_set(item, rule, settings)
+            continue
+        points = sweeps.points(item)
+        features, coordinates = voxelise(points, rule)
+        if not len(features):
+            raise DataError(
+                f'{item if isinstance(item, Path) else source}: none of {len(points)} points is in the range '
+                f'{list(rule.point_cloud_range)} m; check its frame and unit'
+            )
+        yield VoxelSet(f'{sweeps.name(item)}: {len(points)} points', features, coordinates)
+
+
+def _sweeps(source: str, cfg: Any, rule: VoxelRule, most: int) -> Sweeps:
+    root = ((cfg.get('data') or {}).get('test') or {}).get('data_root')
+    points_rule = point_rule(cfg, rule.in_channels)
+    return Sweeps(source, lambda points: voxelise(points, rule), points_rule, root, most)
+
+
+def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSet:
+    features, coordinates = read_voxels(path, settings.order)
+    if rule.mode == 'hard' and len(features) > rule.max_voxels:
+        raise DataError(
+            f'{path}: {len(features)} voxels, the model takes at most {rule.max_voxels} (max_voxels); '
+            f'leave some out, or give the points'
+        )
+    try:
+        level = Level(coordinates, settings.spatial_shape)
+        _ = level.hash  # finds voxels that are there twice
+        checked_features(features, len(level), settings.in_channels)
+    except PointsError as error:
+        raise DataError(f'{path}: {error}') from error
+    return VoxelSet(path.name, features, coordinates)
+
+
+def _borders(shape: np.ndarray) -> np.ndarray:
+    """Return corners, middles of edges and faces, and their neighbours inside the grid."""
+    values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
+    places = np.array([*itertools.product(*values)])
+    places = places[((places == 0) | (places == shape - 1)).any(1)]
+    return np.unique(np.clip(places, 0, shape - 1), axis=0)
+
+
+def _clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    seeds = rng.integers(0, shape, (SEEDS, 1, 3))
+    around = seeds + rng.integers(-SPREAD, SPREAD + 1, (SEEDS, AROUND, 3))
+    places = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
+    return rng.permutation(places)
+
+
+def _full_block(shape: np.ndarray) -> np.ndarray:
+    """Return a block that is full along every axis' last cells: every neighbour of a kernel is there."""
+    lower = np.maximum(shape - 6, 0)
+    axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)

@@ -1,0 +1,133 @@
+"""Level 5 of a proof: one data set, one loader, one evaluator, two engines."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.files import read_json, write_json
+from mmdeploy_ext.engines import BACKENDS, title_of
+from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
+from mmdeploy_ext.evaluate.loop import run_dataset
+from mmdeploy_ext.proving.half import bars_of
+from mmdeploy_ext.proving.results import MetricRow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mmdeploy_ext.evaluate.loop import Network
+
+SAME = ('config_sha256', 'checkpoint_sha256', 'samples', 'memory')
+"""Facts of a run: metrics are compared where they are equal."""
+NO_METRICS = (
+    'the evaluator gave none, as it does where nothing was detected in any image; use a trained checkpoint '
+    'and a data set of its classes, and a lower model.test_cfg.score_thr if there is one'
+)
+METRIC_BAR = 0.0005
+"""Largest difference of a data-set metric in 0..1 between the engines."""
+
+
+def metric_bar(precision: str) -> float:
+    """Return the largest difference of a data-set metric that a precision may make."""
+    bars = bars_of(precision)
+    return bars.metric if bars else METRIC_BAR
+
+
+def metric_rows(
+    reference: Mapping[str, float], candidate: Mapping[str, float], bar: float
+) -> list[MetricRow]:
+    """Compare metrics by name; one that only one engine has fails.
+
+    NaN or -1 means that the data set has no such object (COCO's convention): on both sides it is equal.
+    """
+    rows = []
+    for name in sorted(reference.keys() | candidate.keys()):
+        left, right = reference.get(name, math.nan), candidate.get(name, math.nan)
+        both_absent = left != left and right != right and name in reference and name in candidate
+        rows.append(MetricRow(name, left, right, bar, both_absent or abs(left - right) <= bar))
+    return rows
+
+
+def proof_rows(reference: Mapping[str, float], candidate: Mapping[str, float], bar: float) -> list[MetricRow]:
+    """Return `metric_rows`; where neither engine has a metric, a row that fails: nothing was compared."""
+    nothing = MetricRow('none: neither engine found anything', math.nan, math.nan, bar, False)
+    return metric_rows(reference, candidate, bar) or [nothing]
+
+
+def compare_metrics(
+    cfg: Any, published: Network, candidate: Network, metrics: Sequence[str], precision: str
+) -> list[MetricRow]:
+    """Evaluate the config's test set with the unpatched PyTorch model and with an engine.
+
+    The metrics are such as 'bbox'; the precision is that of the engine's network, see `metric_bar`.
+    """
+    dataset, values = build_dataset(cfg), []
+    for network in (published, candidate):
+        results = run_dataset(network, cfg, dataset)
+        with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
+            values.append(evaluate(cfg, dataset, results, metrics))
+    return proof_rows(*values, metric_bar(precision))
+
+
+def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:
+    """Return a table of both engines' metrics and their differences."""
+    table = Table(title='the same data set, loader and evaluator by both engines')
+    for title in ('metric', 'PyTorch', engine, 'difference', 'bar', 'verdict'):
+        table.add_column(title, justify='left' if title == 'metric' else 'right')
+    for row in rows:
+        values = f'{row.reference:.4f}', f'{row.candidate:.4f}', f'{row.candidate - row.reference:+.6f}'
+        table.add_row(row.name, *values, f'{row.bar:g}', 'equal' if row.passed else 'DIFFERS')
+    return table
+
+
+def keep_metrics(
+    folder: Path, kind: str, metrics: Mapping[str, float], facts: Mapping[str, Any], precision: str
+) -> bool:
+    """Write `metrics_<engine>.json` and print this engine's metrics, beside PyTorch's when they are known.
+
+    Args:
+        folder: work directory of the `_pth` and the `_onnx` run.
+        kind: registered name of the backend.
+        metrics: by name.
+        facts: `config`, `config_sha256`, `checkpoint_sha256`, `samples`, `processes` and `memory` of the run.
+        precision: of the engine's network, see `metric_bar`.
+
+    Returns:
+        False when a metric differs from PyTorch's by more than the bar, or when neither engine has one.
+    """
+    made = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics
+    write_json(target, dict(metrics=dict(metrics), engine=kind, **facts, made=made))
+    if kind == 'TorchBackend' or not reference_path.is_file():
+        print(metrics)
+        if not metrics:
+            print(f'no metric: {NO_METRICS}')
+        if kind != 'TorchBackend':
+            print(f'PyTorch metrics are not known: run the _pth config to have {reference_path}')
+        return True
+    reference = read_json(reference_path)
+    reference.setdefault('memory', 'keep')
+    if any(reference.get(key) != facts[key] for key in SAME):
+        print(metrics)
+        print(f'{reference_path} is of another config, checkpoint, number of samples or memory: not compared')
+        return True
+    rows = metric_rows(reference['metrics'], metrics, metric_bar(precision))
+    if not rows:
+        print(f'NOT PROVEN: nothing was compared, neither PyTorch nor this engine has a metric: {NO_METRICS}')
+        return False
+    cli.stdout().print(metric_table(rows, title_of(kind)))
+    print(
+        f'PyTorch: {reference["config"]}, {reference["processes"]} process(es), {reference["made"]} '
+        f'({reference_path}); this run: {target}'
+    )
+    equal = all(row.passed for row in rows)
+    if not equal:
+        print('NOT PROVEN: the metrics differ; tools/deployment/verify.py says where the outputs do')
+    return equal

@@ -1,0 +1,120 @@
+"""Level 1 of a proof, besides the graph itself: is the file valid, and what its spec and options say?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from mmdeploy_ext.contract.precision import written_precision
+from mmdeploy_ext.graph.io.index import reads
+from mmdeploy_ext.graph.random_nodes import random_nodes
+from mmdeploy_ext.proving.results import Check
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+
+
+def check_structure(model: onnx.ModelProto, metadata: Metadata) -> list[Check]:
+    """Run all checks of level 1 but the comparison with a fresh export, see `graph_level`."""
+    edits = [edit['arguments'] for edit in metadata.edits if edit['command'] == 'convert-opset']
+    asked = int([metadata.options['opset'], *(given.get('opset') for given in edits)][-1])
+    opsets = [entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')]
+    # a file that holds float16 and does not say so would be judged by the bars of float32
+    claimed, precision = metadata.options.get('precision') or 'fp32', written_precision(model)
+    # a graph that draws random numbers may be wrong in any run but those of the proof
+    drawn = random_nodes(model)
+    return [
+        check_valid(model),
+        check_inference(model),
+        Check('opset', opsets == [asked], f'asked for {asked}, written {opsets}'),
+        Check('precision', precision == claimed, f'asked for {claimed}, written {precision}'),
+        *_names(model, metadata.spec),
+        _inputs_used(model, metadata.spec),
+        Check('no operator is random', not drawn, ', '.join(drawn[:5])),
+    ]
+
+
+def check_valid(model: onnx.ModelProto) -> Check:
+    """Let onnx.checker look at a file."""
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        return Check('onnx.checker', False, ' '.join(str(error).split())[:300])
+    return Check('onnx.checker', True)
+
+
+def check_inference(model: onnx.ModelProto) -> Check:
+    """Let ONNX infer all types and shapes, in its strict mode."""
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:
+        return Check('strict shape inference', False, ' '.join(str(error).split())[:300])
+    return Check('strict shape inference', True)
+
+
+def _tensor_text(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    kind = value.type.tensor_type
+    axes = tuple(dim.dim_value if dim.HasField('dim_value') else dim.dim_param for dim in kind.shape.dim)
+    return value.name, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), axes
+
+
+def _names(model: onnx.ModelProto, spec: GraphSpec) -> list[Check]:
+    checks = []
+    for title, values in (('inputs', model.graph.input), ('outputs', model.graph.output)):
+        found, tensors = [_tensor_text(value) for value in values], getattr(spec, title)
+        expected = [(tensor.name, tensor.dtype, tensor.axes) for tensor in tensors]
+        pairs = zip(found, expected, strict=False)
+        differing = [f'got {got}, expected {want}' for got, want in pairs if got != want]
+        if len(found) != len(expected):
+            names, wanted = ([entry[0] for entry in side] for side in (found, expected))
+            absent, extra = (
+                ', '.join(name for name in side if name not in other)
+                for side, other in ((wanted, names), (names, wanted))
+            )
+            differing.insert(0, f'absent: {absent or "none"}, too many: {extra or "none"}')
+        if title == 'inputs':
+            differing += _differing_defaults(model, tensors)
+        checks.append(Check(f'{title} equal the spec', not differing, '; '.join(differing)[:300]))
+    return checks
+
+
+def _differing_defaults(model: onnx.ModelProto, inputs: tuple[TensorSpec, ...]) -> list[str]:
+    """Return how the default values of optional inputs differ from the spec."""
+    written = {value.name: numpy_helper.to_array(value) for value in model.graph.initializer}
+    differing = []
+    for tensor in inputs:
+        array = written.get(tensor.name)
+        wanted = 'none' if tensor.default is None else f'{tensor.default:g}'
+        if array is None and tensor.default is not None:
+            differing.append(f'{tensor.name} has no default, expected {wanted}')
+        elif array is not None and not _is_default(array, tensor):
+            differing.append(f'{tensor.name} has the default {_values(array)}, expected {wanted}')
+    return differing
+
+
+def _is_default(array: np.ndarray, tensor: TensorSpec) -> bool:
+    if tensor.default is None or array.ndim != len(tensor.axes) or not array.size:
+        return False
+    sizes = zip(array.shape, tensor.axes, strict=True)
+    shape = tuple(size if isinstance(axis, str) else axis for size, axis in sizes)
+    return array.dtype == np.dtype(tensor.dtype) and np.array_equal(array, np.full(shape, tensor.default))
+
+
+def _values(array: np.ndarray) -> str:
+    values = sorted({*array.flatten().tolist()})
+    return f'{", ".join(map(str, values[:3]))} {array.dtype}{list(array.shape)}'
+
+
+def _inputs_used(model: onnx.ModelProto, spec: GraphSpec) -> Check:
+    """Every input reaches an output, or the spec says that nothing uses it."""
+    reached = set(spec.output_names)
+    for node in reversed(model.graph.node):
+        if reached.intersection(node.output):
+            reached.update(reads(node))
+    frozen = [tensor.name for tensor in spec.inputs if tensor.name not in reached and not tensor.unused]
+    said = f'frozen: {", ".join(frozen)}' if frozen else ''
+    return Check('every input reaches an output', not frozen, said)

@@ -1,0 +1,322 @@
+"""What single comparisons of a proof found, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.graph.same import Difference
+    from mmdeploy_ext.proving.rows import TensorRow
+
+
+EDITED = 'edited graph'
+NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
+"""Kinds of differences that are at a node."""
+SHOWN = 3
+"""Differences, or rules, that one line lists; the JSON file has all differences."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphResult:
+    """What level 1 says of the graph of one file.
+
+    Attributes:
+        name: of the graph, '' where the model is one file.
+        nodes: of the main graph, constants not counted.
+        equal: it is the graph of a fresh export, so that what holds for that one holds for the file.
+        differences: where it is not.
+        by_inputs: why inputs alone decide: 'edited graph', or rules that a record of an edit has, which the
+            fresh export went through as well; '' where the graph decides.
+        note: commands that changed both graphs, or packages whose other version may explain a difference.
+        error: why there is no fresh export to compare with.
+    """
+
+    name: str
+    nodes: int
+    equal: bool
+    differences: tuple[Difference, ...] = ()
+    by_inputs: str = ''
+    note: str = ''
+    error: str = ''
+
+    @property
+    def passed(self) -> bool:
+        """Whether the graph is the same, or inputs decide."""
+        return self.equal or bool(self.by_inputs)
+
+    @property
+    def text(self) -> str:
+        """What the verdict says first."""
+        name = f'{self.name}: ' if self.name else ''
+        if self.equal:
+            found = f'equal to a fresh export ({self.nodes:,} nodes)'
+        elif self.by_inputs == EDITED:
+            found = f'not compared, inputs alone decide ({self.by_inputs}, {self.nodes:,} nodes)'
+        elif self.error:
+            found = f'no fresh export to compare with: {self.error}'
+        else:
+            found = _differing_text(self.differences)
+        return f'{name}{found}{f"; {self.note}" if self.note else ""}'
+
+
+def _differing_text(differences: Sequence[Difference]) -> str:
+    count = len({entry.where for entry in differences}) + sum(entry.more for entry in differences)
+    kind = 'node' if all(entry.kind in NODE_KINDS for entry in differences) else 'place'
+    places = f'{kind} differs' if count == 1 else f'{kind}s differ'
+    shown = '; '.join(entry.text for entry in differences[:SHOWN])
+    more = f'; and {len(differences) - SHOWN} more' if len(differences) > SHOWN else ''
+    return f'{count} {places} from a fresh export: {shown}{more}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One statement about the file that is true or not (level 1); the detail is got and expected."""
+
+    name: str
+    passed: bool
+    detail: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessingDifference:
+    """One value that the rule in a file makes of a sample otherwise than the config's test pipeline.
+
+    Attributes:
+        sample: title of the picture, frame or sweep.
+        name: of the value: 'tensor', or a key of its metadata, such as 'img_shape'.
+        got: what the rule in the file's metadata makes of the sample, in words.
+        expected: what the config's test pipeline makes of it, in words.
+    """
+
+    sample: str
+    name: str
+    got: str
+    expected: str
+
+    @property
+    def text(self) -> str:
+        """The difference as one line."""
+        return f'{self.sample}: {self.name}: got {self.got}, expected {self.expected}'
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessingResult:
+    """Samples as the rule in the file's metadata prepares them, compared with the config's test pipeline.
+
+    Both start from the same files on disk: the pipeline with its own reader, the rule with the one that
+    `mm2onnx run` uses.
+
+    Attributes:
+        samples: titles of the samples that were compared.
+        unit: what one sample is called: 'picture', 'frame' or 'sweep'.
+        differences: every value that differs.
+        note: how the pipeline was changed to the options of the file, e.g. 'at 608x608'.
+        error: why the pipeline or the rule could not run at all.
+        source: what the samples are compared with, where a model has no test pipeline.
+    """
+
+    samples: tuple[str, ...]
+    unit: str = 'picture'
+    differences: tuple[PreprocessingDifference, ...] = ()
+    note: str = ''
+    error: str = ''
+    source: str = "the config's test pipeline"
+
+    @property
+    def passed(self) -> bool:
+        """Whether at least one sample was compared, and every value was equal."""
+        return bool(self.samples) and not self.differences and not self.error
+
+    @property
+    def text(self) -> str:
+        """The line of the verdict."""
+        pipeline = f'{self.source} {self.note}'.strip()
+        if self.error:
+            return f'not compared with {pipeline}: {self.error}'
+        if not self.samples:
+            return f'no {self.unit} was compared with {pipeline}'
+        if not self.differences:
+            plural = 's' if len(self.samples) > 1 else ''
+            return f'equal to {pipeline} ({len(self.samples)} {self.unit}{plural})'
+        shown = '; '.join(difference.text for difference in self.differences[:SHOWN])
+        more = f'; and {len(self.differences) - SHOWN} more' if len(self.differences) > SHOWN else ''
+        return f'differs from {pipeline}: {shown}{more}'
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionRow:
+    """Detections of one image or frame, ONNX against PyTorch, matched by class and place (level 3).
+
+    Attributes:
+        image: name of the image.
+        reference: detections of the reference at or above the score threshold.
+        matched: pairs of the same class with IoU and score difference within the bars.
+        missing: of the reference, without a partner.
+        extra: of the candidate, without a partner.
+        worst_iou: smallest IoU of a pair; 1.0 when there is none.
+        worst_score: largest score difference of a pair.
+        passed: nothing missing, nothing extra, all pairs within the bars.
+        reason: why it failed; empty when passed.
+        outside: pairs of the same class whose place or score difference is outside the bars.
+        worst_distance: metres; largest distance of the centres of a pair, for boxes in 3D; None in images.
+        broken: the results could not be compared at all.
+        low: results of both sides below the score threshold, judged over the whole proof.
+        low_alone: of those, without a partner within the bars.
+        ties: results of either side without a partner, as PyTorch's own where a suppression is rounded
+            otherwise.
+    """
+
+    image: str
+    reference: int
+    matched: int
+    missing: int
+    extra: int
+    worst_iou: float
+    worst_score: float
+    passed: bool
+    reason: str = ''
+    outside: int = 0
+    worst_distance: float | None = None
+    broken: bool = False
+    low: int = 0
+    low_alone: int = 0
+    ties: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One input that both engines were given.
+
+    Attributes:
+        name: e.g. 'traced input', 'other image', 'other size, batch 2'.
+        input_shape: '1x3x608x608'.
+        traced: whether the exporter saw this input.
+        tensors: level 2 rows (empty for forms that are compared as detections).
+        detections: level 3 rows, one per image.
+    """
+
+    name: str
+    input_shape: str
+    traced: bool
+    tensors: tuple[TensorRow, ...] = ()
+    detections: tuple[DetectionRow, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row passed."""
+        return all(row.passed for row in (*self.tensors, *self.detections))
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricRow:
+    """One metric of one data set, e.g. 'bbox_mAP', by PyTorch and by the ONNX engine (level 5).
+
+    The bar is the absolute difference that is allowed.
+    """
+
+    name: str
+    reference: float
+    candidate: float
+    bar: float
+    passed: bool
+
+
+MODE_TITLES = dict(free='free-running', teacher='teacher-forced')
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceRow:
+    """One drive through both engines, frame by frame (level 4).
+
+    Attributes:
+        mode: 'teacher': before each frame the candidate is given the reference's memory, so that every frame
+            is judged alone, by the tolerances; 'free': each keeps its own memory, and the detections count.
+        frames: that both engines ran.
+        resets: after the first frame, of the reference.
+        time_jumps: gaps of at least twice the usual one within a scene.
+        reference: detections of the reference at or above the score threshold, of all frames.
+        matched: of those, with an equal on the other side.
+        missing: without a partner.
+        extra: of the candidate, without a partner.
+        outside: pairs outside the bars.
+        match_rate: matched, over the longer of both lists; None when there was nothing to match.
+        match_bar: smallest rate that passes.
+        worst_distance: metres, of a pair; None when the task does not measure one.
+        worst_score: largest score difference of a pair.
+        ties: memory rows that differ between the engines because scores in the top-k were equal within
+            rounding; not errors.
+        tied_frames: frames with a tie.
+        affected_frames: frames whose memory holds rows of a tie, of this frame or of an earlier one.
+        taken_over: frames after which a free-running candidate went on with the reference's memory, since a
+            tie alone decided which rows were kept.
+        low: results of both sides below the score threshold, of all frames.
+        low_alone: of those, without a partner within the bars.
+        tensors: the worst row per column group of the outputs and of the memory, `at` its frame. In a free
+            run only NaN, shapes and missing tensors fail a row.
+        reasons: why the run fails; empty when it passes.
+        series: one entry per frame: `name`, `reset`, `gap_s`, `reference`, `matched`, `extra`, `ties`;
+            `errors` (largest absolute difference) and `ratios` (the same over its tolerance), by tensor.
+    """
+
+    mode: str
+    frames: int
+    resets: int
+    time_jumps: int
+    reference: int
+    matched: int
+    missing: int
+    extra: int
+    outside: int
+    match_rate: float | None
+    match_bar: float
+    worst_distance: float | None
+    worst_score: float
+    ties: int = 0
+    tied_frames: int = 0
+    affected_frames: int = 0
+    taken_over: int = 0
+    low: int = 0
+    low_alone: int = 0
+    tensors: tuple[TensorRow, ...] = ()
+    reasons: tuple[str, ...] = ()
+    series: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What people call the mode."""
+        return MODE_TITLES.get(self.mode, self.mode)
+
+    @property
+    def passed(self) -> bool:
+        """Whether there is no reason against it."""
+        return not self.reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One sample with both engines' results, for pictures of it.
+
+    Attributes:
+        title: of the sample.
+        shown: what is drawn below the results: a picture (h, w, 3) uint8 BGR or those of all cameras
+            (N, h, w, 3), as the network saw them, before normalising; points (P, D) float32, x, y, z first,
+            LiDAR frame; None where the results are dense maps.
+        reference: PyTorch's: detections in pixels of the picture or in the LiDAR frame, or a map (C, H, W).
+        candidate: the other engine's.
+        engine: what people call that engine.
+        lidar2img: (N, 4, 4) float64, LiDAR frame to pixels of the pictures of all cameras.
+        points: (P, D) float32 of the same moment, LiDAR frame, where `shown` is pictures.
+    """
+
+    title: str
+    shown: np.ndarray | None
+    reference: Any
+    candidate: Any
+    engine: str = 'ONNX Runtime'
+    lidar2img: np.ndarray | None = None
+    points: np.ndarray | None = None

@@ -1,0 +1,188 @@
+"""Level 3 of a proof for boxes in 3D: match by class and place, draw both engines.
+
+Glossary: R reference detections (rows), C candidate detections (columns), N cameras.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.proving.results import Pair
+from mmdeploy_ext.proving.tasks import matching
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mmdeploy_ext.proving.results import DetectionRow
+    from mmdeploy_ext.proving.tasks.matching import Pairing
+    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.detections3d import Detections3D
+    from mmdeploy_ext.runtime.frames import Frame, Sweep
+
+SCORE_THR = 0.1
+DISTANCE_BAR = 0.01
+"""Metres; largest distance of the centres of a matched pair."""
+SCORE_BAR = 1e-3
+"""Largest score difference of a matched pair."""
+SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
+"""Metres, radians (modulo a turn) and m/s; the other values of a matched pair."""
+PAIR_DISTANCE = 1.0
+"""Metres. Boxes outside the bars are a (failing) pair up to here; farther they are missing and extra."""
+problem = functools.partial(matching.broken_boxes, 'boxes', 9)
+"""Returns why two lists cannot be compared, '' when they can."""
+
+
+def pair_up(
+    reference: Detections3D,
+    candidate: Detections3D,
+    distance_bar: float = DISTANCE_BAR,
+    score_bar: float = SCORE_BAR,
+    corner_bar: float | None = None,
+) -> Pairing:
+    """Pair two lists of finite detections one to one, within a class; the nearness is minus the distance.
+
+    Args:
+        reference: R boxes.
+        candidate: C boxes.
+        distance_bar: metres; largest distance of the centres of a pair.
+        score_bar: largest score difference of a pair.
+        corner_bar: metres; largest distance of corners, and in m/s of velocities, in place of the bars of
+            float32 for sizes, yaw and velocity.
+    """
+    here, there = boxes_centre(reference.boxes), boxes_centre(candidate.boxes)
+    nearness = -np.linalg.norm(here[:, None] - there[None], axis=-1)
+    nearness[reference.labels[:, None] != candidate.labels[None]] = -np.inf
+    others = _other_gaps(reference, candidate, corner_bar)
+    near = nearness >= -distance_bar
+    return matching.pair_lists(reference, candidate, near, nearness, -PAIR_DISTANCE, score_bar, others)
+
+
+def _figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, Any], str]:
+    """Return fields of a `DetectionRow` and a text on the worst pairs."""
+    distance = worst(-pairing.nearness)
+    others = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
+    fields = dict(worst_iou=1.0, worst_distance=distance)
+    return fields, f'worst: distance {distance:.2g} m, {others}'
+
+
+match_lists = functools.partial(
+    matching.match_lists,
+    problem=problem,
+    pair_by=pair_up,
+    figures=_figures,
+    score_thr=SCORE_THR,
+    score_bar=SCORE_BAR,
+)
+"""See `matching.match_lists`; boxes are in the LiDAR frame, other bars are `distance_bar` and `corner_bar`.
+
+What replaces the IoU are bars for the centre, the sizes, the yaw and the velocity; the row has its
+`worst_distance` in metres, and its `worst_iou` says nothing: 1, or 0 of lists that cannot be compared.
+"""
+
+
+def match_detections(
+    image: str, reference: Detections3D, candidate: Detections3D, **settings: Any
+) -> DetectionRow:
+    """Match two lists of boxes, see `match_lists`; the candidate's has to be in the order of its scores."""
+    row = match_lists(image, reference, candidate, **settings)
+    rising = np.flatnonzero(np.diff(candidate.scores) > 0)
+    if row.broken or not rising.size:
+        return row
+    scores = candidate.scores[rising[0] : rising[0] + 2]
+    order = f'results are not in descending order of their scores ({scores[0]:.4g} before {scores[1]:.4g})'
+    return dataclasses.replace(row, passed=False, reason=f'{row.reason}, {order}' if row.reason else order)
+
+
+def boxes_centre(boxes: np.ndarray) -> np.ndarray:
+    """Return the centres of the volumes (n, 3) float64 of boxes (n, 9), whose z is the bottom's."""
+    centre = boxes[:, :3].astype(np.float64)
+    centre[:, 2] += boxes[:, 5].astype(np.float64) / 2
+    return centre
+
+
+def _other_gaps(
+    reference: Detections3D, candidate: Detections3D, corner_bar: float | None = None
+) -> list[tuple[str, np.ndarray, float]]:
+    """Return title, largest absolute difference (R, C) and bar of sizes, yaw and velocity, or of corners."""
+    one, two = reference.boxes[:, None].astype(np.float64), candidate.boxes[None].astype(np.float64)
+    gap = np.abs(one - two)
+    velocity = gap[..., 7:9].max(axis=-1)
+    if corner_bar is not None:
+        here, there = (_corners(boxes.boxes) for boxes in (reference, candidate))
+        far = np.linalg.norm(here[:, None] - there[None], axis=-1).max(axis=-1)
+        return [('corner', far, corner_bar), ('velocity', velocity, corner_bar)]
+    turns = np.abs((one[..., 6] - two[..., 6] + np.pi) % (2 * np.pi) - np.pi)
+    size = gap[..., 3:6].max(axis=-1)
+    return [('size', size, SIZE_BAR), ('yaw', turns, YAW_BAR), ('velocity', velocity, VELOCITY_BAR)]
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """Return the corners (n, 8, 3) float64 of boxes (n, 9), in an order that turns with the box."""
+    signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing='ij'), -1).reshape(8, 3)
+    length, width, height = boxes[:, None, 3:6].astype(np.float64).transpose(2, 0, 1)
+    x, y, z = length * signs[:, 0], width * signs[:, 1], height * signs[:, 2]
+    cos, sin = np.cos(boxes[:, None, 6], dtype=np.float64), np.sin(boxes[:, None, 6], dtype=np.float64)
+    turned = np.stack([cos * x - sin * y, sin * x + cos * y, z], -1)
+    return boxes_centre(boxes)[:, None] + turned
+
+
+def pair_of(
+    frame: Frame | Sweep, rule: Any, title: str, reference: Any, candidate: Any, engine: str = 'ONNX Runtime'
+) -> Pair:
+    """Return what is drawn of a frame: pictures of its cameras, as the network saw them, or its points.
+
+    Args:
+        frame: what both engines saw.
+        rule: how it was prepared.
+        title: of the picture.
+        reference: detections of PyTorch.
+        candidate: of the other engine.
+        engine: its name.
+    """
+    points, images = getattr(frame, 'points', None), getattr(frame, 'images', None)
+    if images is None:
+        return Pair(title, points, reference, candidate, engine)
+    seen = getattr(rule, 'views', rule)
+    pixels = images.transpose(0, 2, 3, 1) * np.float32(seen.std) + np.float32(seen.mean)
+    pictures = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    pictures = np.ascontiguousarray(pictures[..., ::-1] if seen.to_rgb else pictures)
+    return Pair(title, pictures, reference, candidate, engine, frame.lidar2img, points)
+
+
+def fit_pair(pair: Pair) -> Pair:
+    """Return the pair as it is: the mosaic scales its cameras itself."""
+    return pair
+
+
+def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
+    """Draw both engines' boxes of at least `score_thr`, see `draw_layers`; what has no equal is in white."""
+    from mmdeploy_ext.runtime.bird_eye import Layer
+
+    sides = (pair.reference, pair.candidate), matching.alone(pair, problem, pair_up)
+    layers = [
+        Layer(title, detections.above(score_thr), lonely[detections.scores >= score_thr])
+        for title, detections, lonely in zip(('PyTorch', pair.engine), *sides, strict=True)
+    ]
+    return draw_layers(pair, layers, classes)
+
+
+def draw_layers(pair: Pair, layers: Sequence[Layer], classes: Sequence[str]) -> np.ndarray:
+    """Draw lists of boxes over what a pair shows, (h, w, 3) uint8 BGR.
+
+    Of cameras: a mosaic for each list, and one view from above with all. Of points alone: the view from
+    above for each list, side by side.
+
+    Args:
+        pair: what is shown; its own detections are not drawn.
+        layers: lists of boxes.
+        classes: names by label.
+    """
+    from mmdeploy_ext.runtime.draw3d import compare_picture, sweep_picture
+
+    if pair.lidar2img is None:
+        return sweep_picture(pair.title, pair.shown, layers, classes)
+    return compare_picture(pair.shown, pair.lidar2img, layers, classes, pair.title, pair.points)

@@ -1,0 +1,95 @@
+"""Level 3 of a proof for instance masks: match by class and mask IoU, draw both engines side by side.
+
+Glossary: R reference instances (rows), C candidate instances (columns), P pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.proving.tasks import bbox2d, matching
+from mmdeploy_ext.runtime.draw import draw_instances
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.proving.tasks.matching import Pairing
+    from mmdeploy_ext.runtime.detections import Instances
+
+IOU_BAR = 0.995
+"""Smallest mask IoU of a matched pair."""
+SCORE_BAR = 1e-3
+"""Largest score difference of a matched pair."""
+FLIPPED_PIXELS = 2
+"""Masks that differ in so few pixels have IoU 1: a value at the threshold may round to either side."""
+PIXELS = 1 << 14
+"""Of masks that are multiplied at once: their copies in float32 stay in the caches."""
+PAIR_IOU = 0.5
+"""Masks outside the bars are shown as a (failing) pair from this IoU on; below they are missing and extra."""
+
+
+def problem(reference: Instances, candidate: Instances) -> str:
+    """Return why two lists cannot be compared, '' when they can."""
+    for side, found in (('reference', reference), ('candidate', candidate)):
+        masks, scores, labels = found.masks, found.scores, found.labels
+        if masks.ndim != 3 or len(masks) != len(scores) or labels.shape != (len(scores),):
+            return (
+                f'{side}: masks {masks.shape}, scores {scores.shape} and labels {labels.shape} do not belong '
+                f'together'
+            )
+        if bad := int((~np.isfinite(scores)).sum()):
+            return f'{side}: {bad} instances have NaN or infinite scores'
+    if reference.masks.shape[1:] != candidate.masks.shape[1:]:
+        return f'masks: got {candidate.masks.shape[1:]} pixels, expected {reference.masks.shape[1:]}'
+    return ''
+
+
+def pair_up(
+    reference: Instances, candidate: Instances, iou_bar: float = IOU_BAR, score_bar: float = SCORE_BAR
+) -> Pairing:
+    """Pair two lists of instances one to one, within a class; the nearness is the IoU of the masks."""
+    iou = class_iou(reference, candidate)
+    return matching.pair_lists(reference, candidate, iou >= iou_bar, iou, PAIR_IOU, score_bar)
+
+
+match_detections = functools.partial(
+    matching.match_lists, problem=problem, pair_by=pair_up, score_thr=0.1, score_bar=SCORE_BAR
+)
+"""See `matching.match_lists`; masks are in pixels of the original image. Its other bar is `iou_bar`."""
+draw_pair = functools.partial(bbox2d.side_by_side, draw=draw_instances, problem=problem, pair_by=pair_up)
+"""See `bbox2d.side_by_side`."""
+fit_pair = bbox2d.fit_pair
+
+
+def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
+    """Return the IoU (R, C) float64 of every reference with every candidate mask; -1 across classes.
+
+    Two empty masks have IoU 1, and so have masks that differ in `FLIPPED_PIXELS` at most.
+    """
+    iou = np.full((len(reference), len(candidate)), -1.0)
+    for label in np.intersect1d(reference.labels, candidate.labels):
+        rows, columns = np.flatnonzero(reference.labels == label), np.flatnonzero(candidate.labels == label)
+        one, two = reference.masks[rows], candidate.masks[columns]
+        overlap = _overlaps(one.reshape(len(rows), -1), two.reshape(len(columns), -1))
+        union = _areas(one)[:, None] + _areas(two)[None] - overlap
+        part = np.divide(overlap, union, out=np.ones_like(overlap), where=union > 0)
+        part[(union - overlap <= FLIPPED_PIXELS) & (overlap > 0)] = 1.0
+        iou[np.ix_(rows, columns)] = part
+    return iou
+
+
+def _areas(masks: np.ndarray) -> np.ndarray:
+    return np.array([np.count_nonzero(mask) for mask in masks], np.float64)
+
+
+def _overlaps(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """Return how many pixels (R, C) float64 of masks (R, P) and (C, P) are common, in slices of `P`.
+
+    A whole copy in float32 would be written to memory first, four times as large as the masks.
+    """
+    overlap = np.zeros((len(one), len(two)))
+    for start in range(0, one.shape[1], PIXELS):
+        parts = (masks[:, start : start + PIXELS].astype(np.float32) for masks in (one, two))
+        overlap += np.matmul(next(parts), next(parts).T)
+    return overlap

@@ -1,0 +1,299 @@
+"""One-to-one matching of two lists of results, whatever "near" means to the task.
+
+Glossary: R reference results (rows), C candidate results (columns).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.proving.enough import ASKED, ASKED_LEAST
+from mmdeploy_ext.proving.results import DetectionRow
+from mmdeploy_ext.proving.tasks.assignment import maximum_matching, nearest_pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from mmdeploy_ext.proving.results import Pair
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """Which reference result (row) goes with which candidate result (column).
+
+    Attributes:
+        nearness: (R, C) float64, larger is nearer: an IoU, or minus a distance.
+        gaps: 'score', and what else a task measures -> (R, C) float64 absolute differences.
+        matched: row -> column within the bars.
+        outside: row -> column of the rest that is near enough to be the same object.
+    """
+
+    nearness: np.ndarray
+    gaps: dict[str, np.ndarray]
+    matched: dict[int, int]
+    outside: dict[int, int]
+
+
+NearTies = Iterator[tuple[set[int], set[int], bool]]
+"""By run: references that may be missing, candidates that may be there, whether it is their list in whole."""
+ONE_DECISION = 2
+"""Results that a decision of rounding loses and gains. Where one run gives the candidate's list in whole, and
+no more are lost and gained, so many count as excused: queries look at each other, so that it moves others.
+Measured of the trained BEVFusion toy: in one of 120 frames two peaks differ by 4e-7 of themselves, the engine
+takes the other one, and four boxes of eight move by 2 to 6 mm, as in two of 24 runs of PyTorch."""
+PATIENCE = 20
+"""Runs of the reference that explain nothing more, after which no more are made: its thresholds, its choices
+of ties, and some rounding."""
+
+
+def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
+    """Return fields of a `DetectionRow` and a text on the worst pairs, where the nearness is an IoU."""
+    iou = -worst(-pairing.nearness, -1.0)
+    text = f'worst IoU {iou:.5f}, worst score difference {worst(pairing.gaps["score"]):.2g}'
+    return dict(worst_iou=iou), text
+
+
+def match_lists(
+    image: str,
+    reference: Any,
+    candidate: Any,
+    *,
+    problem: Callable[[Any, Any], str],
+    pair_by: Callable[..., Pairing],
+    figures: Callable[..., tuple[dict[str, float], str]] = iou_figures,
+    score_thr: float,
+    score_bar: float,
+    capacity: int | None = None,
+    beyond: Callable[[], Any] | None = None,
+    near_ties: Callable[[], Iterable[Any]] | None = None,
+    **bars: float | None,
+) -> DetectionRow:
+    """Match two lists of results one to one, within a class, whatever their order.
+
+    The matching within the bars is of maximum size, so that equal results without NMS cannot be paired the
+    wrong way round. Every reference result of at least `score_thr` has to be matched, also by a candidate
+    just below it. Every candidate of at least `score_thr + score_bar` needs a partner among all reference
+    results, those below included. So a score that crosses the threshold by rounding is no false alarm, and
+    nothing else is let through.
+
+    A list that was cut off at `capacity` may have swapped results of equal score at the cut. Only where
+    `capacity` is given and both lists are exactly that long, results without a partner whose score is within
+    `score_bar` of the last one of their list, on both sides, are ties: neither missing nor extra. Without
+    `capacity` nothing is excused.
+
+    Results below `score_thr` are only counted (`low`, `low_alone`); the ladder judges them together.
+
+    Args:
+        image: name for the row.
+        reference: of the unpatched model, with `scores` (R,).
+        candidate: of the engine on trial, with `scores` (C,).
+        problem: of the task: returns why two lists cannot be compared at all, '' when they can.
+        pair_by: of the task: pairs two lists up by `score_bar` and `bars`.
+        figures: of the task, see `iou_figures`.
+        score_thr: see above.
+        score_bar: largest score difference of a matched pair.
+        capacity: results that both engines keep at most (`max_per_img`, `max_num`).
+        beyond: returns the reference's list as it is without that limit, or with a larger one. Then a tie at
+            the cut is excused only where the candidate's result is in it, too.
+        near_ties: returns the reference's lists with the thresholds of its suppressions moved by rounding. A
+            result without a partner is excused only where one of these lists loses, or gains, it too.
+        bars: what else `pair_by` takes.
+
+    Returns:
+        The row. No results on both sides pass with `matched` 0; whether anything was matched at all is the
+        ladder's question.
+    """
+    if why := problem(reference, candidate):
+        count, other = len(reference.scores), len(candidate.scores)
+        return DetectionRow(image, count, 0, count, other, 0.0, 1.0, False, why, broken=True)
+    pair = functools.partial(pair_by, score_bar=score_bar, **bars)
+    pairing = pair(reference, candidate)
+    counts, pairs = _tally(
+        pairing,
+        (reference.scores, candidate.scores),
+        (score_thr, score_bar, capacity),
+        beyond and (lambda: pair(beyond(), candidate).matched.values()),
+        near_ties and (lambda: _near_ties(near_ties(), reference, candidate, pair)),
+    )
+
+    def worst(values: np.ndarray, default: float = 0.0) -> float:
+        return max((float(values[one]) for one in pairs.items()), default=default)
+
+    measured, text = figures(pairing, worst)
+    reasons = [f'{counts[key]} {key}' for key in ('missing', 'extra') if counts[key]]
+    if outside := counts['outside']:
+        reasons.append(f'{outside} pair{"s" * (outside > 1)} outside the bars ({text})')
+    said = dict(worst_score=worst(pairing.gaps['score']), passed=not reasons, reason=', '.join(reasons))
+    return DetectionRow(image, **{**counts, **measured, **said})
+
+
+def _near_ties(
+    lists: Iterable[Any], reference: Any, candidate: Any, pair: Callable[..., Pairing]
+) -> NearTies:
+    """Yield which results each of other lists of the reference loses and gains; see `NearTies`."""
+    for other in lists:
+        rows = set(range(len(reference.scores))) - set(pair(reference, other).matched)
+        columns = set(pair(other, candidate).matched.values())
+        yield rows, columns, len(columns) == len(candidate.scores) == len(other.scores)
+
+
+def pair_lists(
+    reference: Any,
+    candidate: Any,
+    near: np.ndarray,
+    nearness: np.ndarray,
+    floor: float,
+    score_bar: float,
+    others: Sequence[tuple[str, np.ndarray, float]] = (),
+) -> Pairing:
+    """Match what is within the bars, as many as possible; then pair what is left by nearness.
+
+    Args:
+        reference: with `scores` (R,).
+        candidate: with `scores` (C,).
+        near: (R, C) bool, what is near enough to match.
+        nearness: see `Pairing`.
+        floor: the least nearness of a pair outside the bars.
+        score_bar: largest score difference of a match.
+        others: title, differences (R, C) and bar of what else the task measures.
+    """
+    gaps = [('score', score_gaps(reference.scores, candidate.scores), score_bar), *others]
+    allowed = np.logical_and.reduce([near, *(gap <= bar for _, gap, bar in gaps)])
+    matched = maximum_matching(allowed, nearness, reference.scores)
+    outside = nearest_pairs(nearness, matched, floor)
+    return Pairing(nearness, {title: gap for title, gap, _ in gaps}, matched, outside)
+
+
+def score_gaps(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Return the absolute differences (R, C) float64 of scores (R,) and (C,)."""
+    return np.abs(np.subtract.outer(reference.astype(np.float64), candidate.astype(np.float64)))
+
+
+def _tally(
+    pairing: Pairing,
+    scores: tuple[np.ndarray, np.ndarray],
+    limits: tuple[float, float, int | None],
+    beyond: Callable[[], Iterable[int]] | None,
+    near_ties: Callable[[], NearTies] | None,
+) -> tuple[dict[str, int], dict[int, int]]:
+    """Return the counts of a `DetectionRow`, and row -> column of the pairs that count.
+
+    Args:
+        pairing: of both lists.
+        scores: of the reference (R,) and of the candidate (C,).
+        limits: `score_thr`, `score_bar` and `capacity` of `match_lists`.
+        beyond: returns the candidates (columns) that match a result of the reference if its list is not cut
+            off at `capacity`; only these are excused as ties at the cut. None: scores alone tell ties.
+        near_ties: returns what the reference itself loses and gains where its suppression is rounded
+            otherwise; asked only where something has no partner, which is then excused, and where that is not
+            too much to be (`ASKED`). None: nothing is.
+    """
+    (reference, candidate), (score_thr, score_bar, capacity) = scores, limits
+    needed, surplus = reference >= score_thr, candidate >= score_thr + score_bar
+    partner = {**pairing.matched, **pairing.outside}
+    taken = set(partner.values())
+    missing = [row for row in np.flatnonzero(needed) if row not in partner]
+    extra = [column for column in np.flatnonzero(surplus) if column not in taken]
+    if capacity and len(reference) == len(candidate) == capacity:
+        missing, extra = _without_ties(missing, extra, scores, score_bar, beyond)
+    matched, outside = (
+        {row: column for row, column in pairs.items() if needed[row] or surplus[column]}
+        for pairs in (pairing.matched, pairing.outside)
+    )
+    alone, whole = len(missing) + len(extra) + 2 * len(outside), False
+    if near_ties and 0 < alone <= max(ASKED_LEAST, ASKED * (needed.sum() + surplus.sum())):
+        one = len(missing) + len(extra) <= ONE_DECISION
+        odd = {*missing, *outside}, {*extra, *outside.values()}
+        rows, columns, whole = _unexplained(*odd, near_ties(), one)
+        missing = [row for row in missing if row in rows]
+        extra = [column for column in extra if column in columns]
+        outside = {row: column for row, column in outside.items() if row in rows or column in columns}
+    left = len(missing) + len(extra) + 2 * len(outside)
+    low, faint = ~needed, candidate < score_thr
+    paired = sum(int(low[row]) + int(faint[column]) for row, column in pairing.matched.items())
+    counts = dict(
+        reference=int(needed.sum()),
+        matched=sum(bool(needed[row]) for row in pairing.matched),
+        missing=len(missing),
+        extra=len(extra),
+        outside=len(outside),
+        low=int(low.sum() + faint.sum()),
+        low_alone=int(low.sum() + faint.sum()) - paired,
+        ties=min(alone, ONE_DECISION) if whole else alone - left,
+    )
+    return counts, matched | outside
+
+
+def _unexplained(
+    rows: set[int], columns: set[int], near_ties: NearTies, one: bool
+) -> tuple[set[int], set[int], bool]:
+    """Return what no run loses or gains, and whether `one` decision explains all.
+
+    No more runs are made once all is explained, or nothing more for long.
+    """
+    idle = 0
+    for lost, gained, whole in near_ties:
+        if whole and one:
+            return set(), set(), True
+        known = len(rows) + len(columns)
+        rows, columns = rows - lost, columns - gained
+        idle = 0 if len(rows) + len(columns) < known else idle + 1
+        if idle == PATIENCE or not (rows or columns):
+            break
+    return rows, columns, False
+
+
+def _without_ties(
+    missing: list[int],
+    extra: list[int],
+    scores: tuple[np.ndarray, np.ndarray],
+    score_bar: float,
+    beyond: Callable[[], Iterable[int]] | None,
+) -> tuple[list[int], list[int]]:
+    """Take out results without a partner at the cut of two full lists, as many on either side."""
+    cuts = [float(side.min()) for side in scores]
+    if abs(cuts[0] - cuts[1]) > score_bar:
+        return missing, extra
+    tied, tied_extra = (
+        [place for place in places if side[place] - cut <= score_bar]
+        for places, side, cut in zip((missing, extra), scores, cuts, strict=True)
+    )
+    if beyond is not None and tied and tied_extra:
+        known = set(beyond())
+        tied_extra = [column for column in tied_extra if column in known]
+    excused = min(len(tied), len(tied_extra))
+    return (
+        [row for row in missing if row not in tied[:excused]],
+        [column for column in extra if column not in tied_extra[:excused]],
+    )
+
+
+def broken_boxes(name: str, columns: int, *sides: Any) -> str:
+    """Return why boxes (n, `columns`), scores (n,) and labels (n,) of a list do not fit; '' when they do."""
+    for side, found in zip(('reference', 'candidate'), sides, strict=True):
+        boxes, scores, labels = getattr(found, name), found.scores, found.labels
+        if boxes.shape != (len(scores), columns) or labels.shape != (len(scores),):
+            return (
+                f'{side}: boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} do not belong '
+                f'together'
+            )
+        if bad := int((~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))).sum()):
+            return f'{side}: {bad} detections have NaN or infinite values'
+    return ''
+
+
+def alone(
+    pair: Pair, problem: Callable[[Any, Any], str], pair_by: Callable[..., Pairing]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each side which results (n,) bool have no equal on the other; see `match_lists`."""
+    lonely = np.ones(len(pair.reference), bool), np.ones(len(pair.candidate), bool)
+    if not problem(pair.reference, pair.candidate):
+        matched = pair_by(pair.reference, pair.candidate).matched
+        lonely[0][list(matched.keys())] = False
+        lonely[1][list(matched.values())] = False
+    return lonely

@@ -1,0 +1,51 @@
+"""Level 3 of a proof for panoptic maps: segments are matched one to one, by class, number and IoU."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmdeploy_ext.proving.tasks import bbox2d, mask, matching
+from mmdeploy_ext.proving.tasks.mask import fit_pair
+from mmdeploy_ext.runtime.draw import draw_instances
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.proving.results import DetectionRow
+    from mmdeploy_ext.proving.tasks.matching import Pairing
+    from mmdeploy_ext.runtime.panoptic import Segments
+
+__all__ = ['draw_pair', 'fit_pair', 'match_detections', 'pair_up']
+
+
+def pair_up(
+    reference: Segments,
+    candidate: Segments,
+    iou_bar: float = mask.IOU_BAR,
+    score_bar: float = mask.SCORE_BAR,
+) -> Pairing:
+    """Pair the segments of two maps one to one, within a class; the nearness is the IoU of their pixels.
+
+    A pair has one value in both maps, which is its class and its number. With a lower bar of the IoU, that
+    of files in less than float32, it may have two: a segment that is gone changes the numbers behind it.
+    """
+    iou = mask.class_iou(reference, candidate)
+    near = iou >= iou_bar
+    if iou_bar >= mask.IOU_BAR:
+        near &= np.equal.outer(reference.ids, candidate.ids)
+    return matching.pair_lists(reference, candidate, near, iou, mask.PAIR_IOU, score_bar)
+
+
+draw_pair = functools.partial(bbox2d.side_by_side, draw=draw_instances, problem=mask.problem, pair_by=pair_up)
+"""See `bbox2d.side_by_side`."""
+
+
+def match_detections(
+    image: str, reference: Segments, candidate: Segments, *, capacity: int | None = None, **more: Any
+) -> DetectionRow:
+    """Match the segments of two maps; see `mask.match_detections`.
+
+    Nothing is excused at a limit of results: no segment has a score, and all would be ties.
+    """
+    return mask.match_detections(image, reference, candidate, pair_by=pair_up, **more)

@@ -1,0 +1,83 @@
+"""An engine beside ONNX Runtime on the same random feeds. Needs a GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import numpy_helper
+
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
+from mmdeploy_ext.graph.feeds import random_feeds
+from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
+from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.proving.half import compare_named, judge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+    from mmdeploy_ext.engines.tensorrt.file import Record
+    from mmdeploy_ext.proving.rows import TensorRow
+
+LARGEST_DIFFERENCE = 1e-3
+"""Of float32, relative to an output's largest value: other kernels sum in another order."""
+
+
+def compare(engine: str, source: str, seed: int = 0) -> list[TensorRow]:
+    """Run an engine and the ONNX file that it was built from on the same random feeds.
+
+    Raises:
+        ModelFileError: the engine was built from another file.
+        EngineError, InferenceError: see `TensorRtBackend`.
+    """
+    backend = TensorRtBackend(engine)
+    backend.open_session()
+    if backend.record.onnx_sha256 != sha256_file(source):
+        raise ModelFileError(f'{engine}: was built from another file than {source} (another SHA-256)')
+    model = fix_inputs(files.load(source), parse_constants(backend.record.constants))
+    feeds = proof_feeds(model, backend.record, seed)
+    got = backend.session.run(feeds)
+    backend.deactivate()
+    return compare_outputs(Runner(model).run(feeds), got, half=holds_float16(backend.record))
+
+
+def holds_float16(record: Record) -> bool:
+    """Return whether an engine computes in float16: of `--fp16`, or because its file does."""
+    return any('float16' in counts for counts in record.layers.values())
+
+
+def proof_feeds(model: onnx.ModelProto, record: Record, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random feeds of the usual sizes; inputs with a default get it, since it is known to be sound."""
+    usual = {name: shapes[1] for name, shapes in record.profiles.items()}
+    feeds = random_feeds(for_tensorrt(model), seed, usual)
+    for tensor in model.graph.initializer:
+        if tensor.name in feeds:
+            array = np.broadcast_to(numpy_helper.to_array(tensor), feeds[tensor.name].shape)
+            feeds[tensor.name] = np.ascontiguousarray(array)
+    return feeds
+
+
+def compare_outputs(
+    reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], *, half: bool
+) -> list[TensorRow]:
+    """Compare outputs by name, as float16 or not; a name that one side lacks fails.
+
+    Whole numbers of the engine may have another width than ONNX Runtime's.
+    """
+    found = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
+    rows = compare_named(reference, found, LARGEST_DIFFERENCE, 'the ONNX file')
+    return judge(rows) if half else rows
+
+
+def row_text(row: TensorRow) -> str:
+    """Return one line about an output."""
+    if row.cosine is None:
+        return f'{row.tensor}: FAILED: {row.reason}'
+    verdict = 'ok' if row.passed else 'FAILED'
+    share = 0.0 if row.max_rel is None else row.max_rel
+    return f'{row.tensor}: {share:.2e} of its largest value, cosine {row.cosine:.6f}: {verdict}'

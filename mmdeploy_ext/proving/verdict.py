@@ -1,0 +1,158 @@
+"""What a proof found, as plain data: the table, the JSON file and the report page are three views of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.proving.results import (
+        Case,
+        Check,
+        GraphResult,
+        MetricRow,
+        PreprocessingResult,
+        SequenceRow,
+    )
+
+
+@dataclasses.dataclass
+class Verdict:
+    """All levels of one proof.
+
+    Attributes:
+        subject: file, family, form, config, checkpoint, hashes, versions, engine: printed as they are.
+        graphs: level 1, first of all: the graph of every file.
+        structure: the other checks of level 1.
+        preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or
+            voxels by the rule and by the layer of the model; None where nothing was compared.
+        cases: levels 2 and 3.
+        trials: level 3 of exports of the post-processing with other limits.
+        sequence: level 4; empty for models without a memory.
+        metrics: level 5; empty when no data set was evaluated.
+        timing_ms: name -> median milliseconds.
+        reasons: why the proof as a whole fails beyond single rows, e.g. that nothing at all was matched.
+        notes: what the reader should know that is no failure.
+    """
+
+    subject: dict[str, Any]
+    structure: list[Check] = dataclasses.field(default_factory=list)
+    cases: list[Case] = dataclasses.field(default_factory=list)
+    metrics: list[MetricRow] = dataclasses.field(default_factory=list)
+    timing_ms: dict[str, float] = dataclasses.field(default_factory=dict)
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    sequence: list[SequenceRow] = dataclasses.field(default_factory=list)
+    graphs: list[GraphResult] = dataclasses.field(default_factory=list)
+    preprocessing: PreprocessingResult | None = None
+    trials: list[Case] = dataclasses.field(default_factory=list)
+
+    @property
+    def precision(self) -> str:
+        """'fp32', or the half precision whose bars these figures are judged by."""
+        return str(self.subject.get('precision') or 'fp32')
+
+    @property
+    def proven(self) -> bool:
+        """Whether it is the same model by the bars of float32; half precision never is."""
+        return self.passed and self.precision == 'fp32'
+
+    @property
+    def title(self) -> str:
+        """The claim: PROVEN, or what half precision can say instead; with NOT when it does not hold.
+
+        Where inputs alone decide about a graph it says so, and of how many.
+        """
+        claim = 'PROVEN' if self.precision == 'fp32' else f'WITHIN {self.precision.upper()} BARS'
+        if not self.passed:
+            return f'NOT {claim}'
+        return f'{claim} ON {self.inputs} INPUTS ({self.by_inputs})' if self.by_inputs else claim
+
+    @property
+    def by_inputs(self) -> str:
+        """Why inputs alone decide; '' where every graph is that of a fresh export."""
+        return ', '.join(dict.fromkeys(graph.by_inputs for graph in self.graphs if graph.by_inputs))
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs both engines were given: pictures, sweeps, voxels, or frames of a drive."""
+        return max([len(self.cases), *(row.frames for row in self.sequence)])
+
+    @property
+    def graph_text(self) -> str:
+        """What level 1 says of the graphs, in one line."""
+        failed = [graph.text for graph in self.graphs if not graph.passed]
+        if failed or len(self.graphs) == 1:
+            return '; '.join(failed or [self.graphs[0].text])
+        nodes = sum(graph.nodes for graph in self.graphs)
+        odd = [graph.text for graph in self.graphs if graph.by_inputs or graph.note]
+        same = sum(graph.equal for graph in self.graphs)
+        found = f'{same} of {len(self.graphs)} graphs equal to fresh exports ({nodes:,} nodes)'
+        return '; '.join([found, *odd])
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything passed, and something was compared at all, on an input that was not traced."""
+        unseen = any(not case.traced for case in self.cases)
+        judged = self.graphs and self.structure and unseen and self.preprocessing
+        if not judged or self.reasons:
+            return False
+        results = [*self.graphs, *self.structure, *self.cases, *self.trials, *self.sequence, *self.metrics]
+        return self.preprocessing.passed and all(result.passed for result in results)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of all cases together: counts, worst values, one histogram of all tensors."""
+        tensors = [row for case in self.cases for row in case.tensors]
+        images = [row for case in self.cases for row in case.detections]
+        names = 'reference', 'matched', 'missing', 'extra', 'ties'
+        histograms = (row.histogram for row in tensors if row.histogram)
+        return dict(
+            inputs=len(self.cases),
+            sequence_frames=max((row.frames for row in self.sequence), default=0),
+            unseen_inputs=sum(not case.traced for case in self.cases),
+            checks=len(self.structure),
+            checks_failed=sum(not check.passed for check in self.structure),
+            tensors=len(tensors),
+            tensors_failed=sum(not row.passed for row in tensors),
+            worst_rel=max((row.max_rel for row in tensors if row.max_rel is not None), default=None),
+            images=len(images),
+            images_failed=sum(not row.passed for row in images),
+            **{name: sum(getattr(row, name) for row in images) for name in names},
+            worst_iou=min((row.worst_iou for row in images), default=None),
+            worst_score=max((row.worst_score for row in images), default=None),
+            histogram=[sum(column) for column in zip(*histograms, strict=True)],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types, the verdict first; NaN and infinity, which JSON has not, become null."""
+        first = dict(verdict=self.title.lower(), by_inputs=self.by_inputs, summary=self.summary())
+        content = first | dataclasses.asdict(self)
+        for kind in ('cases', 'trials'):
+            for case, entry in zip(getattr(self, kind), content[kind], strict=True):
+                entry['passed'] = case.passed
+        for row, entry in zip(self.sequence, content['sequence'], strict=True):
+            entry.update(passed=row.passed, title=row.title)
+        for graph, entry in zip(self.graphs, content['graphs'], strict=True):
+            entry.update(text=graph.text, passed=graph.passed)
+            for difference, plain in zip(graph.differences, entry['differences'], strict=True):
+                plain['text'] = difference.text
+        if self.preprocessing is not None:
+            content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
+        for entry in content['metrics']:
+            entry['difference'] = abs(entry['candidate'] - entry['reference'])
+        return _plain(content)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, 'item'):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

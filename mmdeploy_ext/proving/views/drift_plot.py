@@ -1,0 +1,93 @@
+"""Drift over a drive as inline SVG: errors per frame on a logarithmic scale, matched detections, resets.
+
+The colours and texts are the report's style sheet's; nothing here needs a plotting library.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.proving.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, svg, text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from markupsafe import Markup
+
+STRIP = 34
+DECADES = (-8, 2)
+"""The widest range that is drawn; what is equal is drawn at the lower end of the axis."""
+LINES = 8
+"""Line styles of the style sheet: classes `line0` to `line7`."""
+
+
+def drift_plot(series: Mapping[str, Any], names: Sequence[str], label: str) -> Markup:
+    """Draw errors per frame of named tensors, each over its tolerance, with the bar at 1.
+
+    The series are those of a `SequenceRow`; the label says what the picture shows, for screen readers.
+    """
+    values = [series['ratios'].get(name, []) for name in names]
+    axes = _axes(values, len(series['name']))
+    curves = (_curve(line, axes, index) for index, line in enumerate(values))
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if axes.frames <= 12 * step)
+    numbers = [text(axes.x(frame), HEIGHT - 8, str(frame)) for frame in range(0, axes.frames, step)]
+    resets = _resets(series['reset'], axes, HEIGHT - BOTTOM)
+    return svg([*axes.grid(_decade), *resets, *curves, *numbers], label, kind='drift')
+
+
+def match_strip(series: Mapping[str, Any], label: str) -> Markup:
+    """Draw per frame which share of the detections was matched: full height is all of them."""
+    axes = Axes(len(series['name']), *DECADES)
+    wide = (WIDTH - LEFT - RIGHT) / max(axes.frames, 1)
+    parts = [text(LEFT - 6, STRIP - 8, 'matched', 'end')]
+    for index, share in enumerate(match_shares(series)):
+        kind = 'none' if share is None else 'over' if share < 1 else 'bar'
+        tall = round((STRIP - 8) * (1 if share is None else max(share, 0.06)), 2)
+        x = round(axes.x(index) - wide * 0.45, 2)
+        parts.append(
+            f'<rect class="{kind}" x="{x}" y="{STRIP - 4 - tall}" width="{wide * 0.9:.2f}" height="{tall}"/>'
+        )
+    parts += _resets(series['reset'], axes, STRIP - 4)
+    return svg(parts, label, STRIP, 'drift')
+
+
+def match_shares(series: Mapping[str, Any]) -> list[float | None]:
+    """Return per frame matched over the longer list; None where there was nothing."""
+    counts = zip(series['reference'], series['matched'], series['extra'], strict=True)
+    return [
+        matched / max(reference, matched + extra) if reference or extra else None
+        for reference, matched, extra in counts
+    ]
+
+
+def _axes(values: Sequence[Sequence[float | None]], frames: int) -> Axes:
+    decades = [math.log10(value) for line in values for value in line if value]
+    zeros = any(value == 0 for line in values for value in line)
+    low = max(math.floor(min(decades, default=-4)) - zeros, DECADES[0])
+    high = min(max(math.ceil(max(decades, default=0)), 0), DECADES[1])
+    return Axes(frames, min(low, high - 2), high)
+
+
+def _decade(decade: int) -> tuple[str, str]:
+    return ('bar-line', 'tolerance') if decade == 0 else ('base', f'1e{decade}')
+
+
+def _resets(resets: Sequence[bool], axes: Axes, bottom: float) -> list[str]:
+    """Return vertical lines before the frames that began with an empty memory, after the first."""
+    lines = [axes.x(index - 0.5) for index, reset in enumerate(resets) if reset and index]
+    return [f'<line class="reset" x1="{x}" x2="{x}" y1="4" y2="{bottom}"/>' for x in lines]
+
+
+def _curve(line: Sequence[float | None], axes: Axes, index: int) -> str:
+    """Return one tensor's line; frames where nothing could be compared are gaps with a mark on top."""
+    path, missing, pen = [], [], 'M'
+    for frame, value in enumerate(line):
+        if value is None:
+            missing.append(frame)
+            pen = 'M'
+        else:
+            path.append(f'{pen}{axes.x(frame)} {axes.y(value)}' + 'h0' * (pen == 'M'))  # h0: a lone dot
+            pen = 'L'
+    marks = ''.join(f'<circle class="lost" cx="{axes.x(frame)}" cy="{TOP}" r="3"/>' for frame in missing)
+    return f'<path class="line{index % LINES}" d="{" ".join(path)}"/>{marks}'

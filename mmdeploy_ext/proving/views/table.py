@@ -1,0 +1,234 @@
+"""The verdict on the console: failed structure checks, one table, one last line."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from mmdeploy_ext.proving.levels.sequence_rows import of_tolerance
+from mmdeploy_ext.proving.views.commands import next_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
+    from mmdeploy_ext.proving.results import Case, DetectionRow, MetricRow, SequenceRow
+    from mmdeploy_ext.proving.rows import TensorRow
+    from mmdeploy_ext.proving.verdict import Verdict
+
+MAX_ROWS = 20
+"""A case with more rows shows the worst per kind; the JSON file has them all."""
+MAX_LINES = 60
+"""So do all cases when the table would be longer than this."""
+MAX_REASONS = 8
+TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """Print a verdict; a width of 120 columns is enough."""
+    if verdict.graphs:
+        colour = 'red' if any(not graph.passed for graph in verdict.graphs) else 'green'
+        console.print(f'[{colour}]graph:[/{colour}] {escape(verdict.graph_text)}', soft_wrap=True)
+    failed = [check for check in verdict.structure if not check.passed]
+    for check in failed:
+        said = f'structure: {escape(check.name)}: {escape(check.detail)}'
+        console.print(f'[red]FAILED[/red] {said}', soft_wrap=True)
+    if verdict.structure and not failed:
+        console.print(f'structure: {len(verdict.structure)} checks passed')
+    if verdict.preprocessing is not None:
+        mark = '' if verdict.preprocessing.passed else '[red]FAILED[/red] '
+        console.print(f'{mark}preprocessing: {escape(verdict.preprocessing.text)}', soft_wrap=True)
+    if any(case.tensors or case.detections for case in verdict.cases):
+        console.print(verdict_table(verdict))
+    if verdict.sequence:
+        console.print(sequence_table(verdict.sequence))
+    for row in verdict.metrics:
+        values = f'PyTorch {row.reference:.4f}, ONNX {row.candidate:.4f}, {_metric_difference(row)}'
+        console.print(f'{_mark(row.passed)} {escape(row.name)}: {values}')
+    for note in verdict.notes:
+        console.print(f'note: {escape(note)}', soft_wrap=True)
+    colour = 'bold green' if verdict.passed else 'bold red'
+    console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
+    console.print(f'next: {escape(next_command(verdict))}', soft_wrap=True)
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Return the table: per case one line per tensor and one per image, each level with its own headings."""
+    cases = [*verdict.cases, *verdict.trials]
+    tensors = any(case.tensors for case in cases)
+    boxes = [row for case in cases for row in case.detections]
+    what = ' or '.join(['tensor'] * tensors + ['image'] * bool(boxes))
+    table = _table(f'case\n  {what}')
+    for titles in zip(TENSOR_TITLES, _detection_titles(verdict, boxes), strict=True):
+        lines = [title for title, used in zip(titles, (tensors, boxes), strict=True) if used]
+        if any(lines):
+            table.add_column('\n'.join(lines), justify='right', overflow='fold')
+    table.add_column('verdict')
+    brief = sum(len(case.tensors) + len(case.detections) for case in cases) > MAX_LINES
+    for case in cases:
+        table.add_row(f'[bold]{escape(case.name)}[/bold] [dim]{escape(case.input_shape)}[/dim]')
+        lines, count = _case_lines(case, brief), len(table.columns) - 1
+        for place, line in enumerate(lines, 1):
+            cells = [*line[:count], *[''] * (count - len(line))]
+            table.add_row(*cells, line[-1], end_section=place == len(lines))
+    return table
+
+
+def _table(first: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column(first, overflow='fold', max_width=44)
+    return table
+
+
+def _detection_titles(verdict: Verdict, rows: Sequence[DetectionRow]) -> tuple[str, ...]:
+    task = str(verdict.subject.get('task'))
+    found = 'segments' if task == 'panoptic' else 'masks' if task.endswith('mask') else 'boxes'
+    place = 'worst Δm' if any(row.worst_distance is not None for row in rows) else 'worst IoU'
+    return found, 'matched', 'missing', 'extra', place, 'worst Δscore'
+
+
+def sequence_table(rows: Sequence[SequenceRow]) -> Table:
+    """Return one line per mode, and below it the worst frame of the outputs and of the memory."""
+    table = _table('sequence\n  worst of all frames')
+    titles = ('frames\n', 'resets\n', 'matched\nmax abs', 'worst Δm\nof tolerance', 'worst Δscore\nframe')
+    for title in (*titles, 'ties\n'):
+        table.add_column(title, justify='right', overflow='fold')
+    table.add_column('verdict')
+    for row in rows:
+        rate = '' if row.match_rate is None else f' {100 * row.match_rate:.2f} %'
+        counts = str(row.frames), str(row.resets), f'{row.matched}/{row.reference}{rate}'
+        worst = figure(row.worst_distance), figure(row.worst_score)
+        table.add_row(f'[bold]{escape(row.title)}[/bold]', *counts, *worst, _ties(row), _mark(row.passed))
+        for title, group in (('outputs', False), ('memory', True)):
+            tensors = [tensor for tensor in row.tensors if tensor.tensor.startswith('memory ') == group]
+            if tensors:
+                worst = max(tensors, key=of_tolerance)
+                name = f'  {title}: {escape(worst.tensor.removeprefix("memory "))}'
+                share = of_tolerance(worst)
+                text = '-' if share == float('inf') else f'{100 * share:.3g} %'
+                table.add_row(name, '', '', figure(worst.max_abs), text, escape(worst.at), '', '')
+        table.add_section()
+    return table
+
+
+def _case_lines(case: Case, brief: bool) -> list[tuple[str, ...]]:
+    """Return the cells of a case's lines; the last cell is the mark."""
+    brief = brief or len(case.tensors) + len(case.detections) > MAX_ROWS
+    lines = []
+    for row, count in _shown(case.tensors, _tensor_badness, brief):
+        figures = figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine), figure(row.tolerance)
+        lines.append((_name(row.tensor, count), row.shape, *figures, '', _mark(row.passed)))
+    for row, count in _shown(case.detections, _detection_badness, brief):
+        matched = f'{row.matched}{f" +{row.outside} off" * bool(row.outside)}'
+        matched += f' ({row.ties} ties)' * bool(row.ties)
+        counts = str(row.reference), matched, str(row.missing), str(row.extra)
+        place = f'{row.worst_iou:.6f}' if row.worst_distance is None else figure(row.worst_distance)
+        cells = _name(row.image, count), *counts, place, figure(row.worst_score)
+        lines.append((*cells, _mark(row.passed)))
+    return lines
+
+
+def last_line(verdict: Verdict) -> str:
+    """Return `PROVEN ...` or `NOT PROVEN: reasons`; of half precision `WITHIN FP16 BARS ...`."""
+    file = verdict.subject.get('file', 'the ONNX model')
+    if verdict.passed:
+        tensors = sum(len(case.tensors) for case in verdict.cases)
+        matched = sum(row.matched for case in verdict.cases for row in case.detections)
+        found = [f'{tensors} tensor comparisons'] * bool(tensors)
+        found += [f'{matched} matched detections'] * bool(matched)
+        if verdict.trials:
+            rows = sum(row.matched for case in verdict.trials for row in case.detections)
+            found.append(f'{rows} more with other limits')
+        inputs = f'{len(verdict.cases)} inputs'
+        if verdict.sequence:
+            free = verdict.sequence[-1]
+            inputs = f'{free.frames} frames, {" and ".join(row.title for row in verdict.sequence)}'
+        what = f'{file} {"equals" if verdict.proven else "is near"} the PyTorch model'
+        return f'{verdict.title} {what}: {inputs}, {", ".join(found)}{_measured(verdict)}'
+    reasons = failure_reasons(verdict)
+    shown = '; '.join(reasons[:MAX_REASONS])
+    more = f'; and {len(reasons) - MAX_REASONS} more' if len(reasons) > MAX_REASONS else ''
+    return f'{verdict.title}: {shown}{more}{_measured(verdict)}'
+
+
+def _measured(verdict: Verdict) -> str:
+    """Return what half precision measured; '' for float32, whose bars say it."""
+    cosines = [row.cosine for case in verdict.cases for row in case.tensors if row.cosine is not None]
+    if verdict.precision == 'fp32' or not cosines:
+        return ''
+    return f'; worst cosine {cosine_text(min(cosines))}'
+
+
+def failure_reasons(verdict: Verdict) -> list[str]:
+    """Return every reason why a verdict is not `passed`; empty when it is."""
+    reasons = [f'graph: {graph.text}' for graph in verdict.graphs if not graph.passed]
+    reasons += [] if verdict.graphs else ['the graph was not compared with a fresh export']
+    reasons += verdict.reasons
+    reasons += [f'structure: {check.name}' for check in verdict.structure if not check.passed]
+    if not verdict.structure:
+        reasons.append('structure was not checked')
+    if verdict.preprocessing is not None and not verdict.preprocessing.passed:
+        reasons.append(f'preprocessing: {verdict.preprocessing.text}')
+    if verdict.preprocessing is None:
+        reasons.append("preprocessing was not compared with the config's test pipeline")
+    if not any(not case.traced for case in verdict.cases):
+        reasons.append('no input that the exporter did not see was compared')
+    cases = verdict.cases[1:] if verdict.sequence else verdict.cases  # the first one is of the sequence
+    for case in (*cases, *verdict.trials):
+        reasons += [f'{case.name}: {row.tensor}: {row.reason}' for row in case.tensors if not row.passed]
+        reasons += [f'{case.name}: {row.image}: {row.reason}' for row in case.detections if not row.passed]
+    for row in verdict.sequence:
+        reasons += [f'{row.title}: {reason}' for reason in row.reasons]
+    reasons += [f'{row.name}: {_metric_difference(row)}' for row in verdict.metrics if not row.passed]
+    return reasons
+
+
+def _metric_difference(row: MetricRow) -> str:
+    return f'difference {abs(row.candidate - row.reference):.5f} (bar {row.bar:g})'
+
+
+def _shown(rows: Sequence[Any], badness: Callable[[Any], Any], brief: bool) -> list[tuple[Any, int]]:
+    """Return (row, rows that it stands for); in brief the worst per kind (`cls_score_0`, `_1`: one kind)."""
+    if not brief:
+        return [(row, 1) for row in rows]
+    kinds: dict[tuple[str, bool], list[Any]] = {}
+    for row in rows:
+        kinds.setdefault((re.sub(r'\d+', '*', getattr(row, 'tensor', 'images')), row.passed), []).append(row)
+    return [(max(kind, key=badness), len(kind)) for kind in kinds.values()]
+
+
+def _tensor_badness(row: TensorRow) -> float:
+    return float('inf') if row.max_rel is None else row.max_rel
+
+
+def _detection_badness(row: DetectionRow) -> tuple[float, ...]:
+    return row.missing + row.extra, 1 - row.worst_iou, row.worst_score
+
+
+def _name(name: str, count: int) -> str:
+    return f'  {escape(name)}' + (f' [dim](worst of {count})[/dim]' if count > 1 else '')
+
+
+def _mark(passed: bool) -> str:
+    return '[green]ok[/green]' if passed else '[bold red]FAILED[/bold red]'
+
+
+def figure(value: float | None) -> str:
+    """Return a small number as people read it, '1.2e-06'; '-' for None."""
+    return '-' if value is None else '0' if value == 0 else f'{value:.2e}'
+
+
+def cosine_text(value: float | None) -> str:
+    """Return a cosine rounded towards less agreement, so that only 1 reads as 1."""
+    return '-' if value is None else f'{min(value, 1.0):.7f}'
+
+
+def _ties(row: SequenceRow) -> str:
+    """Return how many rows of the memory were ties, and after how many frames PyTorch's was taken over."""
+    taken = f', memory taken over in {row.taken_over}' if row.taken_over else ''
+    return f'{row.ties} in {row.tied_frames} frames{taken}' if row.ties else '0'

@@ -1,1 +1,0 @@
-"""Detectors of queries that give panoptic maps, without PyTorch."""

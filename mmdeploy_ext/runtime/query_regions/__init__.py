@@ -1,1 +1,0 @@
-"""Detectors of queries with regions without PyTorch."""

@@ -1,1 +1,0 @@
-"""Detectors of queries with regions and masks without PyTorch."""

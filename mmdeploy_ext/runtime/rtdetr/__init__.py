@@ -1,1 +1,0 @@
-"""RT-DETR without torch: from outputs of a graph to detections."""

@@ -1,1 +1,0 @@
-"""Sparse convolution backbones without torch."""

@@ -1,1 +1,0 @@
-"""SOLO and SOLOv2 without torch: from outputs of a graph to instances."""

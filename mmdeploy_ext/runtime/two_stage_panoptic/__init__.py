@@ -1,1 +1,0 @@
-"""Two-stage detectors that give panoptic maps, without PyTorch."""

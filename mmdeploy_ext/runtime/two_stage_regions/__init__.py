@@ -1,1 +1,0 @@
-"""Two-stage detectors that are given their proposals, without torch."""

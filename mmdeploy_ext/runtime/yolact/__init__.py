@@ -1,1 +1,0 @@
-"""YOLACT without PyTorch."""

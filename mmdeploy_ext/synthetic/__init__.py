@@ -1,0 +1,1 @@
+"""Generated data sets in the real formats: no download, made from a seed in seconds."""

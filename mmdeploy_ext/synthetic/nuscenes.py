@@ -1,0 +1,197 @@
+"""A generated drive in nuScenes' format: `python -m projects.toydata.nuscenes --root data/toy_nuscenes`.
+
+A car with six cameras and a LiDAR drives over a plane among boxes of the ten detection classes, each class
+with a hue and a pattern of its own; boxes hide each other, cameras drop out for single key frames. Version
+`v1.0-trainval`, all tables of the devkit, scene names from its own train and val lists.
+
+Every scene has random streams of its own, seeded by (seed, scene name): equal parameters give equal bytes,
+however often the run was interrupted and with however many processes it ran. (Equal bytes also need the same
+builds of NumPy and OpenCV.)
+"""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, fields
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.core.files import read_json, write_json
+from mmdeploy_ext.synthetic import nuscenes_tables as tables
+from mmdeploy_ext.synthetic import staging
+from mmdeploy_ext.synthetic.nuscenes_rig import CAMERAS, LIDAR
+from mmdeploy_ext.synthetic.nuscenes_scene import Options, Plan, write_scene
+
+WORLD = 2
+"""Raise it when the same seed gives other pictures, so that sets of older code are found out."""
+VERSION = 'v1.0-trainval'
+MAP_CELL_M = 0.1
+ROAD_M = 16.0
+OPTIONS = (
+    ('--train-scenes', 'N', None),
+    ('--val-scenes', 'N', None),
+    ('--frames', 'N', 'key frames per scene'),
+    ('--seed', None, None),
+    ('--image-size', ('W', 'H'), None),
+    ('--sweeps', 'N', 'LiDAR sweeps between two key frames (default: %(default)s)'),
+    ('--drop-share', 'P', 'chance that a good camera is dark or dazzled next (default: %(default)s)'),
+)
+"""Of the command line, in the order of the fields of `Options`: name, metavar, help."""
+
+
+def _check(options: Options) -> None:
+    for name, least in (('train_scenes', 1), ('val_scenes', 1), ('frames', 2), ('seed', 0), ('sweeps', 0)):
+        if getattr(options, name) < least:
+            raise UsageError(
+                f'--{name.replace("_", "-")}: got {getattr(options, name)}, expected {least} or more'
+            )
+    if min(options.image_size) < 32:
+        raise UsageError(
+            '--image-size: got {} {}, expected at least 32 pixels each'.format(*options.image_size)
+        )
+    if not 0 <= options.drop_share <= 1:
+        raise UsageError(f'--drop-share: got {options.drop_share}, expected 0 to 1')
+
+
+def plans(options: Options) -> list[Plan]:
+    """Plan the scenes of a set, training scenes first; more than the devkit has names raise UsageError."""
+    from nuscenes.utils import splits
+
+    found = []
+    for option, names, count in (
+        ('--train-scenes', splits.train, options.train_scenes),
+        ('--val-scenes', splits.val, options.val_scenes),
+    ):
+        if count > len(names):
+            raise UsageError(f'{option}: got {count}, expected at most {len(names)}, as many as nuScenes has')
+        found += names[:count]
+    return [Plan(**vars(options), name=name, number=number) for number, name in enumerate(found)]
+
+
+def _shard(root: Path, plan: Plan) -> Path:
+    return root / staging.SHARDS / f'{plan.name}.json'
+
+
+def _write_shard(root: Path, plan: Plan) -> int:
+    if not _shard(root, plan).is_file():
+        write_json(_shard(root, plan), write_scene(root, plan))
+    return 1
+
+
+def _write_scenes(root: Path, todo: list[Plan], jobs: int) -> Iterator[int]:
+    """Write scenes, each a piece that is kept across an interruption; yield 1 after each."""
+    for channel in (*CAMERAS, LIDAR):
+        for folder in ('samples', 'sweeps'):
+            (root / folder / channel).mkdir(parents=True, exist_ok=True)
+    if jobs == 1:
+        for plan in todo:
+            yield _write_shard(root, plan)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context('spawn')) as pool:
+        try:
+            for job in as_completed([pool.submit(_write_shard, root, plan) for plan in todo]):
+                yield job.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _write_map(path: Path, poses: list[tables.Record]) -> None:
+    """Draw where the car drove, 16 m wide, white on black, 0.1 m a pixel, the origin at the lower left."""
+    places = np.array([pose['translation'][:2] for pose in poses])
+    columns, rows = (np.ceil((places.max(0) + 2 * ROAD_M) / MAP_CELL_M)).astype(int)
+    mask = np.zeros((rows, columns), np.uint8)
+    for x, y in places:
+        centre = round(x / MAP_CELL_M), rows - round(y / MAP_CELL_M)
+        cv2.circle(mask, centre, round(ROAD_M / 2 / MAP_CELL_M), 255, cv2.FILLED)
+    path.parent.mkdir(exist_ok=True)
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    if not cv2.imwrite(str(path), mask, options):
+        raise DataError(f'{path}: OpenCV could not write the map mask')
+
+
+def _maps(
+    root: Path, merged: dict[str, list[tables.Record]], poses: dict[str, list[tables.Record]]
+) -> list[tables.Record]:
+    """Write a mask per location; `poses` are the ego poses per log token."""
+    records = []
+    for location in sorted({log['location'] for log in merged['log']}):
+        logs = [log['token'] for log in merged['log'] if log['location'] == location]
+        key = tables.token('map', location)
+        _write_map(root / 'maps' / f'{key}.png', [pose for log in logs for pose in poses[log]])
+        name = f'maps/{key}.png'
+        records.append(dict(token=key, category='semantic_prior', filename=name, log_tokens=logs))
+    return records
+
+
+def _merge(root: Path, todo: list[Plan]) -> None:
+    """Put the tables of the scenes together."""
+    merged, poses = tables.fixed_tables(), {}
+    for plan in todo:
+        records = read_json(_shard(root, plan))
+        poses[records['log'][0]['token']] = records['ego_pose']
+        for name, rows in records.items():
+            merged.setdefault(name, []).extend(rows)
+    merged['map'] = _maps(root, merged, poses)
+    for name, rows in merged.items():
+        write_json(root / VERSION / f'{name}.json', rows)
+
+
+def ensure_toy_nuscenes(
+    root: str | os.PathLike[str] = 'data/toy_nuscenes',
+    options: Options | None = None,
+    *,
+    jobs: int = 2,
+    force: bool = False,
+    quiet: bool = False,
+) -> bool:
+    """Make the set, unless it is there already; see `coco.ensure_toy_coco`.
+
+    `options` decide on its content; `jobs` processes write scenes, 1 writes them in this one.
+    """
+    options = options or Options()
+    _check(options)
+    if jobs < 1:
+        raise UsageError(f'--jobs: got {jobs}, expected 1 or more')
+    root, todo = Path(root), plans(options)
+    parameters = {'world': WORLD, **asdict(options), 'image_size': list(options.image_size)}
+
+    def write(folder: Path) -> Iterator[int]:
+        yield from _write_scenes(folder, todo, jobs)
+        _merge(folder, todo)
+
+    return staging.make_set(root, parameters, write, len(todo), force=force, quiet=quiet)
+
+
+def _body(args: argparse.Namespace) -> int:
+    args.image_size = tuple(args.image_size)
+    options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
+    made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
+    scenes = f'{args.train_scenes} training and {args.val_scenes} validation scenes'
+    print(f'{args.root}: {f"{scenes} of {args.frames} key frames made" if made else staging.THERE}')
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the set."""
+    parser = cli.ArgumentParser(
+        prog='python -m projects.toydata.nuscenes', description=__doc__.splitlines()[0]
+    )
+    staging.add_folder(parser, '--root', 'data/toy_nuscenes')
+    for (name, metavar, text), field in zip(OPTIONS, fields(Options), strict=True):
+        kind = dict(type=int, nargs=2) if isinstance(field.default, tuple) else dict(type=type(field.default))
+        parser.add_argument(name, default=field.default, metavar=metavar, help=text, **kind)
+    parser.add_argument('--jobs', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
+    parser.add_argument('--force', action='store_true', help='replace a generated set at --root')
+    cli.add_debug_option(parser)
+    return cli.run(_body, parser, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

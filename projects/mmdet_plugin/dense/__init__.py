@@ -1,3 +1,0 @@
-"""Dense one-stage heads: registers their family; mmdet's own detectors and heads are used as they are."""
-
-from projects.mmdet_plugin.dense import family, prepared  # noqa: F401

@@ -1,3 +1,0 @@
-"""SOLO, Decoupled SOLO, SOLOv2: registers their family; mmdet's detectors are used as they are."""
-
-from projects.mmdet_plugin.solo import family  # noqa: F401
