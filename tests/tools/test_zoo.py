@@ -13,7 +13,7 @@ from pathlib import Path
 import mmcv
 import pytest
 
-from docs._pages.zoo import page
+from docs._pages.zoo import page, readme
 from mmdeploy_ext.cli import zoo_app
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
@@ -254,7 +254,34 @@ def test_lidar_detectors_of_mmdet3d_have_a_section_of_their_own(zoo):
         assert '| `second/b` as `a` | proven |' in text
         assert '| HardVFE | 2 | 2 |' in text
     assert [one.config for one in page.split(content)[1]] == [lidar.config, same.config]
-    assert '**2 are proven**, 2 have been' in page.readme('README.md', f'{page.BEGIN}{page.END}', content)
+    text = readme.readme('README.md', f'{readme.BEGIN}{readme.END}', *page.split(content))
+    assert '2 of 2 LiDAR configs of mmdet3d' in text
+
+
+def test_the_readme_has_the_worst_of_all_proofs_of_a_family():
+    outcome = record.Outcome(proven=True, inputs=3, worst_iou=0.99959, worst_score=9.1e-5)
+    better = record.Outcome(proven=True, inputs=3, worst_iou=1.0, worst_score=1e-7)
+    failed = record.Outcome(reason=record.NOT_PROVEN, worst_iou=0.5, worst_score=0.1)
+    one = record.Record('solo/a.py', {}, family='solo', fixed=better, dynamic=outcome)
+    two = record.Record('solo/b.py', {}, family='solo', fixed=failed)
+    ours = record.Record('solo/c.py', {}, family='solo', own_kernels=('MaskedConv2d',), fixed=failed)
+    other = record.Record('other/d.py', {}, fixed=failed)
+    text = readme.readme('README.md', f'{readme.BEGIN}{readme.END}', [one, two, ours, other], [])
+    assert '| 1 of 3 | score 9.1e-5, IoU 0.9995 | [the zoo]' in text
+    assert '| 0 of 0 |  | [the zoo]' in text
+    assert 'what no family takes: 1.' in text
+
+
+def test_the_readme_counts_the_models_of_the_page_of_parity():
+    page_text = (
+        '| detector | verdict | worst score difference (limit 1e-3) | worst distance |\n|---|---|---|---|\n'
+        '| [A](a.md) | PROVEN | 2e-5 | 0.4 mm |\n| A | PROVEN | 3e-5, 1e-5 | |\n| A | NOT PROVEN | 1 | |\n'
+    )
+    evidence = readme.of_page(page_text, 'A')
+    assert (evidence.proven, evidence.looked_at) == (2, 3)
+    assert evidence.errors('score', 'tensor') == 'score 3.0e-5, 0.4 mm'
+    with pytest.raises(ValueError, match="no row of 'B'"):
+        readme.of_page(page_text, 'B')
 
 
 def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path, monkeypatch):
@@ -322,7 +349,7 @@ def test_a_page_takes_the_records_of_all_runs_into_a_folder(zoo, tmp_path, monke
     monkeypatch.setattr(page, 'ROOT', tmp_path)
     monkeypatch.setattr(page, 'DATA', tmp_path / 'zoo.json')
     monkeypatch.setattr(page, 'LIDAR', tmp_path / 'lidar.json')
-    monkeypatch.setattr(page, 'READMES', {})
+    monkeypatch.setattr(readme, 'TEMPLATES', {})
     monkeypatch.setattr(page, 'PAGES', {name: tmp_path / path.name for name, path in page.PAGES.items()})
     assert page.main([str(tmp_path)]) == 2
     assert 'no records/*.json' in capsys.readouterr().err
@@ -346,6 +373,6 @@ def test_the_pages_are_those_of_the_measured_zoo():
     content = page.whole()
     for name, path in page.PAGES.items():
         assert page.page(name, content) == path.read_text(encoding='utf-8'), 'python -m docs._pages.zoo.page'
-    for name in page.READMES:
+    for name in readme.TEMPLATES:
         text = (REPOSITORY / name).read_text(encoding='utf-8')
-        assert page.readme(name, text, content) == text, 'python -m docs._pages.zoo.page'
+        assert readme.readme(name, text, *page.split(content)) == text, 'python -m docs._pages.zoo.page'

@@ -1,6 +1,6 @@
 """Write docs/zoo.md and its Chinese twin: `python -m docs._pages.zoo.page work_dirs/zoo`.
 
-The READMEs' line about the zoo is written with them.
+The READMEs' table of detectors is written with them.
 Of a folder, all records of it count, which may be of several runs; of a `zoo.json`, those of one run. They
 replace docs/zoo.json or, of LiDAR detectors of mmdet3d, docs/zoo_lidar.json; without records of either, it
 stays. Without FOUND the pages are written again from these two.
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docs._pages.zoo import readme
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
@@ -34,22 +34,6 @@ LIDAR = ROOT / 'docs/zoo_lidar.json'
 OF_MMDET3D = 'mmdet3d/'
 PAGES = {'page.md.j2': ROOT / 'docs/zoo.md', 'page_zh.md.j2': ROOT / 'docs/zh-CN/zoo.md'}
 """Template -> page."""
-BEGIN, END = '<!-- zoo -->', '<!-- end of the zoo -->'
-READMES = {
-    'README.md': (
-        '**{fixed} of the 600 configs of mmdet 2.28.2 with a CPU reference are proven** with seeded weights, '
-        '{dynamic} of them at any size too; {configs} of its 620 configs have been looked at. '
-        'Of the 56 configs of LiDAR detectors of mmdet3d 1.0.0rc6 **{lidar} are proven**, {lidar_configs} '
-        'have been looked at. [The zoo](docs/zoo.md) has each of them, and the reasons of those that are not.'
-    ),
-    'README_zh-CN.md': (
-        'mmdet 2.28.2 中有 CPU 参考结果的 600 个配置里，**{fixed} 个已用按规则生成的权重得到证明**，'
-        '其中 {dynamic} 个在任意尺寸下也得到证明；全部 620 个配置中已检查 {configs} 个。'
-        'mmdet3d 1.0.0rc6 的 56 个激光雷达检测器配置中已检查 {lidar_configs} 个，**{lidar} 个得到证明**。'
-        '每个配置的结果与未通过的原因见[模型库](docs/zh-CN/zoo.md)。'
-    ),
-}
-"""File -> what it says of the zoo between its marks."""
 LONGEST = 240
 """Characters of a reason."""
 
@@ -93,15 +77,6 @@ def split(content: Mapping[str, Any]) -> tuple[list[Record], list[Record]]:
     records = summary.records(content)
     lidar = [one for one in records if one.config.startswith(OF_MMDET3D)]
     return [one for one in records if one not in lidar], lidar
-
-
-def readme(name: str, text: str, content: Mapping[str, Any]) -> str:
-    """Return the text of a README with the figures of a zoo between its marks."""
-    before, _, rest = text.partition(BEGIN)
-    whole, lidar = (summary.count(some) for some in split(content))
-    figures = dict(dataclasses.asdict(whole), lidar=lidar.fixed, lidar_configs=lidar.configs)
-    said = READMES[name].format(**figures)
-    return f'{before}{BEGIN}\n{said}\n{END}{rest.partition(END)[2]}'
 
 
 def counts(groups: Mapping[str, summary.Count]) -> list[str]:
@@ -210,9 +185,9 @@ def _body(args: argparse.Namespace) -> int:
         _replace(_of_runs(args.found) if args.found.is_dir() else read_json(args.found))
     content = whole()
     texts = {path: page(name, content) for name, path in PAGES.items()}
-    texts |= {
-        ROOT / name: readme(name, (ROOT / name).read_text(encoding='utf-8'), content) for name in READMES
-    }
+    for name in readme.TEMPLATES:
+        text = (ROOT / name).read_text(encoding='utf-8')
+        texts[ROOT / name] = readme.readme(name, text, *split(content))
     for path, text in texts.items():
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding='utf-8')
