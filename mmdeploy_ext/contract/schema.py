@@ -35,7 +35,9 @@ def number(
     bounds = f'of at least {least:g}' if above is None else f'above {above:g}'
     if least == -LARGEST and above == 0:
         title, bounds = 'a positive number', ''
-    expected = f'{title} {bounds}'.rstrip() if most == LARGEST else f'{title} {bounds} and at most {most:g}'
+    expected = f'{title} {bounds}'.rstrip()
+    if most != LARGEST:
+        expected += f' {"and" if bounds else "of"} at most {most:g}'
     if least == -LARGEST and above is None and most == LARGEST:
         expected = f'{title} that is finite'
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from mmdeploy_ext.contract.metadata_entries import damaged
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.runtime.detections import Scored
@@ -14,8 +16,10 @@ from mmdeploy_ext.runtime.detections import Scored
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.contract.spec import GraphSpec
 
-class HeadRule(Plain):
+
+class HeadRule(Plain, abc.ABC):
     """The base class of what turns a head's outputs into boxes; a dataclass."""
 
     @classmethod
@@ -30,6 +34,33 @@ class HeadRule(Plain):
             )
         names = [field.name for field in fields if field.name in content]
         return super().from_json({name: content[name] for name in names})
+
+    @property
+    @abc.abstractmethod
+    def output_axes(self) -> dict[str, tuple[int | None, ...]]:
+        """The outputs of the head that are decoded: name -> axes, None for an axis of any size."""
+
+    def check_outputs(self, spec: GraphSpec, path: object) -> None:
+        """Refuse a rule that does not fit the head's graph; ModelFileError names the first output.
+
+        Without it a rule of 5,000 rotations makes anchors of 16 GB before they fail to fit the outputs.
+        """
+        tensors = {tensor.name: tensor for tensor in spec.outputs}
+        if ignored := [name for name in tensors if name not in self.output_axes]:
+            raise damaged(path, 'postprocess', f'does not decode the output {ignored[0]!r} of the graph')
+        for name, expected in self.output_axes.items():
+            if name not in tensors:
+                problem = f'needs the output {name!r}, the graph has {", ".join(tensors)}'
+                raise damaged(path, 'postprocess', problem)
+            axes = tensors[name].axes
+            fits = len(axes) == len(expected) and all(
+                size is None or axis == size or isinstance(axis, str)
+                for axis, size in zip(axes, expected, strict=True)
+            )
+            if not fits:
+                shape = 'x'.join('?' if size is None else str(size) for size in expected)
+                problem = f'needs the output {name!r} as {shape}, the graph has {tensors[name].shape_text()}'
+                raise damaged(path, 'postprocess', problem)
 
 
 @dataclasses.dataclass(frozen=True)

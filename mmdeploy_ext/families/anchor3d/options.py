@@ -1,7 +1,31 @@
 """Detectors with anchors in 3D: their options, and what their files tell `families/anchor3d/runtime`."""
 
-from mmdeploy_ext.contract.schema import items, number, one_of, open_record
-from mmdeploy_ext.contract.values import COUNT, FLAG, POSITIVE
+from collections.abc import Mapping
+from typing import Any
+
+from mmdeploy_ext.contract.schema import Mismatch, items, number, one_of, open_record
+from mmdeploy_ext.contract.values import COUNT, FLAG
+
+METRES, SIZES = number(-1e6, 1e6), number(above=0, most=1e6)
+"""Of anchors: float32 has room for the squares of their sides."""
+NUMBERS_PER_ENTRY = dict(ranges=6, sizes=3, cells=2)
+"""List of numbers -> how many of them belong together."""
+
+
+def _anchors(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse lists that are cut, and numbers of ranges, sizes, maps and levels that do not go together."""
+    counts = {}
+    for key, size in NUMBERS_PER_ENTRY.items():
+        counts[key], rest = divmod(len(facts.get(key, ())), size)
+        if rest:
+            raise Mismatch(f'{key} has {len(facts[key])} numbers, expected {size} for each entry')
+    for key in ('sizes', 'cells'):
+        needed = facts.get('size_per_range') if key == 'sizes' else facts.get('cells')
+        if needed and counts[key] != counts['ranges']:
+            raise Mismatch(f'{key} has {counts[key]} entries, ranges has {counts["ranges"]}')
+    if {'scales', 'levels'} <= facts.keys() and len(facts['scales']) != facts['levels']:
+        raise Mismatch(f'scales has {len(facts["scales"])} entries, levels is {facts["levels"]}')
+
 
 POSTPROCESS = open_record(
     points=one_of('pillars'),
@@ -10,10 +34,10 @@ POSTPROCESS = open_record(
     levels=COUNT,
     aligned=FLAG,
     align_corner=FLAG,
-    ranges=items(number(), 6),
-    sizes=items(POSITIVE, 3),
+    ranges=items(METRES, 6),
+    sizes=items(SIZES, 3),
     rotations=items(number(), 1),
-    scales=items(POSITIVE, 1),
+    scales=items(SIZES, 1),
     size_per_range=FLAG,
     dir_offset=number(),
     dir_limit_offset=number(),
@@ -23,4 +47,5 @@ POSTPROCESS = open_record(
     rotated=FLAG,
     max_num=COUNT,
     cells=items(COUNT, 2),
+    also=_anchors,
 )

@@ -77,6 +77,22 @@ class AnchorRule(HeadRule):
         """Names of the head's outputs."""
         return tuple(f'{name}_{level}' for level in range(self.levels) for name in OUTPUTS)
 
+    @property
+    def output_axes(self) -> dict[str, tuple[int | None, ...]]:
+        """The outputs that `decode` takes, see `HeadRule.output_axes`."""
+        columns = self.num_classes, self.code_size, 2
+        if self.cells:
+            maps = np.reshape(self.cells, (-1, 2)).tolist()
+            anchors = sum(rows * width for rows, width in maps) * len(self.rotations)
+            return {f'{name}_0': (None, anchors, size) for name, size in zip(OUTPUTS, columns, strict=True)}
+        sizes = len(self.ranges) // 6 if self.size_per_range else len(self.sizes) // 3
+        anchors = sizes * len(self.rotations)
+        return {
+            f'{name}_{level}': (None, anchors * size, None, None)
+            for level in range(self.levels)
+            for name, size in zip(OUTPUTS, columns, strict=True)
+        }
+
     def groups(self, labels: np.ndarray) -> np.ndarray:
         """Return (n,) zeros: `limit` is for the results of all labels (n,) together."""
         return np.zeros(len(labels), np.int64)

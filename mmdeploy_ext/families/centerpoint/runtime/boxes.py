@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NMS_TYPES = ('rotate', 'circle')
-VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
-"""Outputs of a task besides its `heatmap`, in the order of a box's columns before they are decoded."""
+VALUES = dict(reg=2, height=1, dim=3, rot=2, vel=2)
+"""Outputs of a task besides its `heatmap` -> channels, in the order of a box's columns before decoding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,16 @@ class BoxRule(HeadRule):
         return tuple(
             f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
         )
+
+    @property
+    def output_axes(self) -> dict[str, tuple[int | None, ...]]:
+        """The outputs that `decode` takes, see `HeadRule.output_axes`."""
+        channels = {
+            f'{name}_{task}': VALUES.get(name, classes)
+            for task, classes in enumerate(self.num_classes)
+            for name in (*VALUES, 'heatmap')
+        }
+        return {name: (None, channels[name], None, None) for name in self.output_names}
 
     def groups(self, labels: np.ndarray) -> np.ndarray:
         """Return the task of each label (n,): `limit` is for the results of each."""

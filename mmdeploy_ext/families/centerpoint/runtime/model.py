@@ -71,6 +71,7 @@ class CenterPointOnnx(Memoryless):
         props = Metadata.from_props(self.backbone.props, files['backbone'])
         check_forms(files, dict(backbone=props, head=self.metadata), self.family)
         self.box_rule = self.rules.from_json(self.metadata.postprocess, files['head'])
+        self.box_rule.check_outputs(self.metadata.spec, files['head'])
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
     @property

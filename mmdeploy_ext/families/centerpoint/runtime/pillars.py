@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.contract.metadata_entries import damaged
 from mmdeploy_ext.preprocess.points import assigned, pillars
 from mmdeploy_ext.runtime.exported import Opened
 
@@ -36,6 +37,11 @@ class PillarsOnnx(Opened):
         super().__init__()
         self.session = self.opened(engine, path, options)
         self.rule, self.props = self.session.metadata.preprocess, self.session.metadata.to_props()
+        axes = {tensor.name: tensor.axes for tensor in self.session.spec.inputs}
+        points = axes.get(INPUTS[0], ())[1:2]
+        if self.rule.mode == 'hard' and points and points[0] != self.rule.max_points:
+            problem = f'max_points is {self.rule.max_points}, {INPUTS[0]!r} has {points[0]} of a voxel'
+            raise damaged(path, 'preprocess', problem)
 
     def step(self, points: np.ndarray) -> np.ndarray:
         """Return the bird's-eye view (1, C, H, W) float32 of one sweep.
