@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.consumers.autoware.graph_files import read_graph
 from mmdeploy_ext.consumers.autoware.manifest import (
     CELL_METRES,
+    MODEL_FOLDER,
     absent_files,
     bound,
     class_rules,
     cuboid,
+    engine_rules,
     grid_rules,
     key_rules,
     node_cells,
+    path_rules,
     read_parameters,
     remapper_rules,
     right,
@@ -29,8 +32,9 @@ from mmdeploy_ext.consumers.autoware.tensors import Bound, by_name, graph_rules,
 from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
 from mmdeploy_ext.contract.schema import exactly, items, number
 from mmdeploy_ext.contract.values import COUNT, FLAG, NAME, PIXELS, POSITIVE
+from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.runtime.contract_files import ends_of
-from mmdeploy_ext.sparse.contract_fields import Violation
+from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +43,12 @@ if TYPE_CHECKING:
 LIDAR, FUSION, BACKBONE = 'bevfusion_lidar', 'bevfusion_camera_lidar', 'bevfusion_image_backbone'
 REMAPPER = 'detection_class_remapper.param.yaml'
 PATTERNS = ('bevfusion_*.onnx', 'ml_package_bevfusion_*.param.yaml')
+READ_KEYS, ENGINE_KEYS = (
+    ('onnx_path', 'image_backbone_onnx_path'),
+    ('engine_path', 'image_backbone_engine_path'),
+)
+PLUGINS_KEY = 'plugins_path'
+"""Keys of the node's own parameters, which a manifest may have, too."""
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')
 BOUNDS, SCALES = ('d_bound', 'x_bound', 'y_bound', 'z_bound'), ('img_aug_scale_x', 'img_aug_scale_y')
 KEYS = dict(
@@ -80,7 +90,7 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     values: dict[str, Any] = {}
     if manifest in there:
         values, own = read_parameters(there[manifest])
-        found += own or _parameters(manifest, values)
+        found += own or [*_parameters(manifest, values), *_paths(manifest, folder, values)]
     if REMAPPER in there:
         found += remapper_rules(there[REMAPPER])
     known, tried = right(values, KEYS, found), []
@@ -117,6 +127,22 @@ def _parameters(file: str, values: Mapping[str, Any]) -> list[Violation]:
         said = f'{", ".join(given)} without {", ".join(lacking)}: the node throws'
         found.append(Violation(file, given[0], 'value', said))
     return found
+
+
+def _paths(file: str, folder: Path, values: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield paths of the node that a manifest may have, and that lead out of the folder or to nothing."""
+    for key in (*READ_KEYS, *ENGINE_KEYS, PLUGINS_KEY):
+        if not isinstance(values.get(key, ''), str):
+            said = f'{key} is {shortened(values[key])}, expected a text; the node throws'
+            yield Violation(file, key, 'value', said)
+    yield from path_rules(file, folder, values, READ_KEYS, prefix=MODEL_FOLDER)[1]
+    yield from engine_rules(file, folder, values, ENGINE_KEYS, MODEL_FOLDER)
+    if PLUGINS_KEY in values:
+        said = (
+            f'{PLUGINS_KEY} is {shortened(values[PLUGINS_KEY])}: the node loads that library and runs its '
+            f"code; leave it to the node's own parameters"
+        )
+        yield Violation(file, PLUGINS_KEY, 'path', said, WARNING)
 
 
 def _cells(file: str, known: Mapping[str, Any]) -> Iterator[Violation]:

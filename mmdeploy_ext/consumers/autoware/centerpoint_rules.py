@@ -17,14 +17,14 @@ from mmdeploy_ext.consumers.autoware.manifest import (
     NOT_REAL,
     are_reals,
     ascending,
-    check_inside,
     class_rules,
     cuboid,
-    file_in_folder,
+    engine_rules,
     grid_rules,
     key_rules,
     model_params,
     node_cells,
+    path_rules,
     read_parameters,
     remapper_rules,
     right,
@@ -75,6 +75,9 @@ MODEL_KEYS: Mapping[str, Check] = dict(
     yaw_norm_thresholds=items(FRACTION),
 )
 REALS = ('point_cloud_range', 'voxel_size', 'yaw_norm_thresholds')
+REMAPPER_KEY = 'class_remapper_param_path'
+READ_KEYS = ('encoder_onnx_path', 'head_onnx_path', REMAPPER_KEY)
+ENGINE_KEYS = ('encoder_engine_path', 'head_engine_path')
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
@@ -94,8 +97,8 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         found += key_rules(MANIFEST, model, MODEL_KEYS, REALS, 'model_params.')
         found += _joined(_known(model, found))
         found += _thresholds(model, _known(model, found))
-    paths, lost = _paths(folder, values)
-    found += lost
+    paths, lost = path_rules(MANIFEST, folder, values, READ_KEYS)
+    found += [*lost, *engine_rules(MANIFEST, folder, values, ENGINE_KEYS)]
     if REMAPPER_KEY in paths:
         found += remapper_rules(paths[REMAPPER_KEY])
     found += list(_graphs(paths, _known(model, found), list(found)))
@@ -104,9 +107,6 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
 
 def _known(model: Mapping[str, Any], found: list[Violation]) -> dict[str, Any]:
     return right(model, MODEL_KEYS, found, 'model_params.')
-
-
-REMAPPER_KEY = 'class_remapper_param_path'
 
 
 def _other_layout(folder: Path) -> str:
@@ -125,45 +125,6 @@ def _version(version: str) -> Iterator[Violation]:
     if parts is None or int(parts[1]) != 4 or int(parts[2]) < 1:
         said = f'version is {shortened(version)}; the node takes 4.1 and later 4.x, written 4.1 or v4.1'
         yield Violation(MANIFEST, 'version', 'version', said)
-
-
-def _paths(folder: Path, values: Mapping[str, Any]) -> tuple[dict[str, Path], list[Violation]]:
-    """Return the files that the manifest names and that are in the folder, and which paths are wrong."""
-    paths, wrong = {}, []
-    for key in ('encoder_onnx_path', 'head_onnx_path', REMAPPER_KEY):
-        value = values.get(key)
-        if isinstance(value, str) and value:
-            try:
-                paths[key] = file_in_folder(folder, value)
-            except ValueError as error:
-                wrong.append(Violation(MANIFEST, key, 'path', f'{key} is {shortened(value)}: {error}'))
-    if 'encoder_onnx_path' in paths and paths.get('head_onnx_path') == paths['encoder_onnx_path']:
-        said = 'head_onnx_path is the file of encoder_onnx_path'
-        wrong.append(Violation(MANIFEST, 'head_onnx_path', 'path', said))
-    engines = {}
-    for key in ('encoder_engine_path', 'head_engine_path'):
-        value = values.get(key)
-        if not isinstance(value, str):
-            continue
-        try:
-            check_inside(folder, value)
-        except ValueError as error:
-            wrong.append(Violation(MANIFEST, key, 'path', f'{key} is {shortened(value)}: {error}'))
-            continue
-        engines[key] = (folder / value).resolve()
-        if engines[key].suffix.lower() in ('.onnx', '.yaml'):
-            said = (
-                f'{key} is {shortened(value)}: the node writes the engine there, over a file that it has to '
-                f'read'
-            )
-            wrong.append(Violation(MANIFEST, key, 'path', said))
-    if len(engines) > len(set(engines.values())):
-        said = (
-            f'head_engine_path is {shortened(values["head_engine_path"])}, the file of encoder_engine_path: '
-            f'one engine replaces the other'
-        )
-        wrong.append(Violation(MANIFEST, 'head_engine_path', 'path', said))
-    return paths, wrong
 
 
 def _joined(known: Mapping[str, Any]) -> Iterator[Violation]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, read_parameter_file
 from mmdeploy_ext.contract.schema import Mismatch, number
+from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.sparse.contract_fields import ERROR, WARNING, Violation
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ def file_in_folder(folder: Path, value: str) -> Path:
     """
     check_inside(folder, value)
     path = folder / value
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # the name is too long
+        raise ValueError(error.strerror) from error
+    if not is_file:
         raise ValueError('there is no such file; the path is relative to this folder')
     return path
 
@@ -73,6 +78,68 @@ def check_inside(folder: Path, value: str) -> None:
     inside = not path.is_absolute() and '..' not in path.parts
     if not inside or not (folder / path).resolve().is_relative_to(folder.resolve()):
         raise ValueError('it leads out of the folder, which has to hold all files of the model')
+
+
+MODEL_FOLDER = '$(var model_path)/'
+"""Beginning of a path that a launch file replaces by the folder of the model."""
+
+
+def path_rules(
+    file: str, folder: Path, values: Mapping[str, Any], keys: Sequence[str], at: str = '', prefix: str = ''
+) -> tuple[dict[str, Path], list[Violation]]:
+    """Return the files of a folder that a node reads, by the keys of the manifest, and which paths are wrong.
+
+    Args:
+        file: name of the manifest.
+        folder: that all paths are relative to.
+        values: of the manifest; keys that are missing, and values that are no text or empty, are left out.
+        keys: of the paths.
+        at: stands above the keys.
+        prefix: beginning of a path that stands for the folder: `MODEL_FOLDER` if a launch file replaces it.
+    """
+    paths: dict[str, Path] = {}
+    violations = []
+    for key, value in _texts(values, keys):
+        try:
+            path = file_in_folder(folder, value.removeprefix(prefix))
+        except ValueError as error:
+            violations.append(_wrong_path(file, f'{at}{key}', f'{shortened(value)}: {error}'))
+            continue
+        same = [other for other, other_path in paths.items() if path == other_path]
+        violations += [_wrong_path(file, f'{at}{key}', f'the file of {at}{other}') for other in same]
+        paths[key] = path
+    return paths, violations
+
+
+def engine_rules(
+    file: str, folder: Path, values: Mapping[str, Any], keys: Sequence[str], prefix: str = ''
+) -> Iterator[Violation]:
+    """Yield wrong paths of engines, which a node writes; for the arguments see `path_rules`."""
+    engines: dict[str, Path] = {}
+    for key, value in _texts(values, keys):
+        relative = value.removeprefix(prefix)
+        try:
+            check_inside(folder, relative)
+        except ValueError as error:
+            yield _wrong_path(file, key, f'{shortened(value)}: {error}')
+            continue
+        engine = (folder / relative).resolve()
+        if engine.suffix.lower() in ('.onnx', '.yaml'):
+            problem = 'the node writes the engine there, over a file that it has to read'
+            yield _wrong_path(file, key, f'{shortened(value)}: {problem}')
+        for other in [other for other, other_engine in engines.items() if engine == other_engine]:
+            problem = f'the file of {other}: one engine replaces the other'
+            yield _wrong_path(file, key, f'{shortened(value)}, {problem}')
+        engines[key] = engine
+
+
+def _texts(values: Mapping[str, Any], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the keys whose values are texts that are not empty, and the texts."""
+    return [(key, values[key]) for key in keys if isinstance(values.get(key), str) and values[key]]
+
+
+def _wrong_path(file: str, key: str, problem: str) -> Violation:
+    return Violation(file, key, 'path', f'{key} is {problem}')
 
 
 def model_params(file: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Violation]]:

@@ -17,11 +17,13 @@ import numpy as np
 
 from mmdeploy_ext.consumers.autoware.graph_files import read_graph
 from mmdeploy_ext.consumers.autoware.manifest import (
+    MODEL_FOLDER,
     absent_files,
     class_rules,
     cuboid,
     key_rules,
     model_params,
+    path_rules,
     read_parameters,
     right,
 )
@@ -45,6 +47,8 @@ BACKBONE, POSITIONS, HEAD = (
 )
 FILES = (BACKBONE, POSITIONS, HEAD)
 PATTERNS = ('simplify_*.onnx',)
+READ_KEYS = ('backbone_path', 'position_embedding_path', 'head_path')
+"""Keys of `model_params` that the node's launch file sets, and that a manifest may have."""
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')
 KEYS = dict(
     class_names=items(NAME, 1),
@@ -96,6 +100,8 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
         if not own:
             model, wrong = model_params(MANIFEST, values)
             found += wrong or _model(model)
+            at = 'model_params.'
+            found += path_rules(MANIFEST, folder, model, READ_KEYS, at, MODEL_FOLDER)[1]
     known = right(model, KEYS, found, 'model_params.')
     graphs = {}
     for name, path in there.items():

@@ -271,6 +271,12 @@ STREAMPETR = {
     'no manifest': (drop(STREAM), STREAM, '', 'missing-file'),
     'no head': (drop(MEMORY), MEMORY, '', 'missing-file'),
     'no range': (key(STREAM, f'{M}detection_range', LOST), STREAM, f'{M}detection_range', 'key'),
+    'an absolute path of the head': (
+        key(STREAM, f'{M}head_path', f'/x/{MEMORY}'),
+        STREAM,
+        f'{M}head_path',
+        'path',
+    ),
     'a motorbike': (
         key(STREAM, f'{M}class_names', ['CAR', 'MOTORBIKE', 'BUS']),
         STREAM,
@@ -355,6 +361,33 @@ BEVFUSION = {
         'image_backbone_onnx_path',
         'value',
     ),
+    'a path of pictures up': (
+        key(FUSION, 'image_backbone_onnx_path', f'../x/{PICTURES}'),
+        FUSION,
+        'image_backbone_onnx_path',
+        'path',
+    ),
+    'an absolute path of an engine of pictures': (
+        key(FUSION, 'image_backbone_engine_path', '/x/pictures.engine'),
+        FUSION,
+        'image_backbone_engine_path',
+        'path',
+    ),
+    'an absolute path': (key(FUSION, 'onnx_path', f'/x/{MAIN}'), FUSION, 'onnx_path', 'path'),
+    'a path up from the folder of the model': (
+        key(FUSION, 'engine_path', '$(var model_path)/../main.engine'),
+        FUSION,
+        'engine_path',
+        'path',
+    ),
+    'an engine over the file of pictures': (
+        key(FUSION, 'engine_path', f'$(var model_path)/{PICTURES}'),
+        FUSION,
+        'engine_path',
+        'path',
+    ),
+    'a path that is a number': (key(FUSION, 'onnx_path', 7), FUSION, 'onnx_path', 'value'),
+    'a path that is too long': (key(FUSION, 'onnx_path', 'x' * 300), FUSION, 'onnx_path', 'path'),
     'no file of pictures': (drop(PICTURES), PICTURES, '', 'missing-file'),
     'other channels': (resize(PICTURES, 'image_feats', 2, 6, 4, 8), PICTURES, 'image_feats', 'shape'),
     'an attribute lost': (without(MAIN, 'gemm', 'output_scale'), MAIN, 'gemm', 'attribute'),
@@ -558,6 +591,16 @@ BROKEN = {
 }
 
 
+def with_paths(folder):
+    toy_autoware.bevfusion(folder)
+    for name, stem in (('', MAIN), ('image_backbone_', PICTURES)):
+        path = f'$(var model_path)/{stem}'
+        key(FUSION, f'{name}onnx_path', path)(folder)
+        key(FUSION, f'{name}engine_path', path.replace('.onnx', '.engine'))(folder)
+    key(FUSION, 'image_backbone_trt_precision', 'fp16')(folder)
+    return folder
+
+
 def plain(folder):
     return toy_autoware.centerpoint(folder, converted=False)
 
@@ -574,7 +617,14 @@ def lidar_alone(folder):
 
 @pytest.mark.parametrize(
     'made',
-    [toy_autoware.centerpoint, with_variances, toy_autoware.streampetr, toy_autoware.bevfusion, lidar_alone],
+    [
+        toy_autoware.centerpoint,
+        with_variances,
+        toy_autoware.streampetr,
+        toy_autoware.bevfusion,
+        with_paths,
+        lidar_alone,
+    ],
 )
 def test_a_right_folder_has_no_finding(tmp_path, made):
     found, files = check(made(tmp_path))
@@ -615,6 +665,13 @@ def test_what_loads_and_is_probably_not_meant_is_a_warning(tmp_path, kind):
     change, rule = WARNED[kind]
     change(toy_autoware.centerpoint(tmp_path))
     assert rule in {one.rule for one in check(tmp_path)[0] if one.severity == 'warning'}
+
+
+def test_a_library_that_a_manifest_makes_the_node_load_is_a_warning(tmp_path):
+    toy_autoware.bevfusion(tmp_path)
+    key(FUSION, 'plugins_path', '/tmp/plugins.so')(tmp_path)
+    (warning,) = check(tmp_path)[0]
+    assert (warning.attribute, warning.rule, warning.severity) == ('plugins_path', 'path', 'warning')
 
 
 @pytest.mark.parametrize('version', ['4.1', 'v4.1', 'v4.2', '4.10'])
