@@ -17,7 +17,7 @@ from mmdeploy_ext.contract.metadata_entries import (
 )
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import LoadError, ModelFileError, UsageError
-from mmdeploy_ext.core.files import check_regular
+from mmdeploy_ext.core.files import check_onnx_size, check_regular
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.preprocess import cameras
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -169,6 +169,7 @@ def read_props(path: object) -> dict[str, str]:
 
     try:
         check_regular(path)
+        check_onnx_size(path)
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError as error:
         raise ModelFileError(f'{path}: no such ONNX file') from error

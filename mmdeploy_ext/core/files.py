@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError
+from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.core.printable import printable
 
 AnyPath = str | os.PathLike[str]
@@ -22,6 +22,10 @@ DATA_SUFFIXES = (
     *('.npz', '.npy', '.bin', '.pcd', '.pkl', '.pth'),
 )
 """Of files in a folder that tools read; reports of theirs are none."""
+
+
+PROTOBUF_LIMIT = 2**31 - 1
+"""Bytes that one protobuf message, such as an ONNX file without its external data, can hold."""
 
 
 class RunFiles:
@@ -108,6 +112,7 @@ def external_locations(path: Path) -> set[str]:
     try:
         import onnx
 
+        check_onnx_size(path)
         model = onnx.load(path, load_external_data=False)
     except Exception:  # whoever reads the file says what is wrong with it
         return set()
@@ -254,6 +259,20 @@ def check_regular(path: AnyPath) -> None:
     if _is_special(path):
         raise UsageError(
             f'{printable(path)}: is a pipe or a device, expected a file; save its content to one'
+        )
+
+
+def check_onnx_size(path: AnyPath) -> None:
+    """Refuse an ONNX file that is larger than any can be, before it is read into memory.
+
+    Raises:
+        ModelFileError: it has more than `PROTOBUF_LIMIT` bytes.
+        OSError: it cannot be looked at.
+    """
+    if (size_bytes := os.stat(path).st_size) > PROTOBUF_LIMIT:
+        raise ModelFileError(
+            f'{printable(path)}: has {size_bytes} bytes, expected an ONNX file of at most {PROTOBUF_LIMIT}, '
+            f'which is what protobuf can hold; larger models have their weights in a file beside it'
         )
 
 

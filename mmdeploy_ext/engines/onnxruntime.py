@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.contract.metadata import Metadata, check_graph
 from mmdeploy_ext.core.errors import ConfigError, EngineError, InferenceError, LoadError, ModelFileError
+from mmdeploy_ext.core.files import check_onnx_size
 from mmdeploy_ext.core.session_options import GRAPH_OPTIMIZATION
 from mmdeploy_ext.engines.base import Backend
 
@@ -106,6 +107,7 @@ class OnnxRuntimeBackend(Backend):
             )
         if not os.path.isfile(self.path):
             raise ModelFileError(f'{self.path}: no such ONNX file')
+        check_onnx_size(self.path)
         try:
             self.path.encode()
         except UnicodeEncodeError as error:

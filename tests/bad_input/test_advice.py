@@ -56,6 +56,28 @@ def test_drawing_without_its_package_advises_the_extra(monkeypatch, tmp_path, ca
     assert "pip install 'mm2onnx[draw]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    'line',
+    [
+        "raise ImportError('libcgraph.so.6: cannot open shared object file')",
+        "raise OSError('libcgraph.so.6: cannot open shared object file')",
+        'import pygraphviz._graphviz',
+    ],
+)
+def test_drawing_with_a_package_that_does_not_load_advises_to_install_it_again(
+    line, monkeypatch, tmp_path, capsys
+):
+    (tmp_path / 'pygraphviz').mkdir()
+    (tmp_path / 'pygraphviz/__init__.py').write_text(f'{line}\n')
+    for name in [name for name in sys.modules if name.split('.')[0] == 'pygraphviz']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert graph_app.main(['draw', str(DEMO), '--output', str(tmp_path / 'x.svg')]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and err.count('\n') == 1
+    assert 'pygraphviz is installed for' in err and "--force-reinstall 'mm2onnx[draw]'" in err
+
+
 def test_what_differs_from_what_was_tried_is_in_the_last_line(monkeypatch, capsys):
     fine = [doctor.Finding('numpy', '1.26', '1.26', 'ok')]
     other = [doctor.Finding('onnx', '9.0', '1.2', 'differs'), doctor.Finding('x', '2', '1', 'differs')]

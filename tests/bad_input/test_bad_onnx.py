@@ -5,8 +5,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mmdeploy_ext.core.errors import LoadError
+from mmdeploy_ext.contract.metadata import read_props
+from mmdeploy_ext.core.errors import LoadError, ModelFileError
+from mmdeploy_ext.core.files import external_locations
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.graph.io import files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 YOLOX = '../shared/data/weights/yolox_nano/yolox_nano.onnx'
@@ -139,3 +142,15 @@ def test_the_test_loop_does_not_overwrite_a_file_that_is_none_of_ours(bench):
     config, option = REPOSITORY / 'configs/demo/atss_toy_onnx.py', f'backend_config.onnx_file={path}'
     words = 'bad.onnx: has no mm2onnx metadata', 'delete it to have it exported'
     bench.refuses('test', *words, status=1, config=config, more=option)
+
+
+def test_a_file_that_is_larger_than_any_model_is_refused_by_its_size(tmp_path, monkeypatch):
+    path = tmp_path / 'm.onnx'
+    with path.open('wb') as stream:
+        stream.truncate(16 << 30)
+    monkeypatch.setattr(onnx, 'load', lambda *words, **more: pytest.fail('the file is read'))
+    readers = files.read, read_props, lambda path: OnnxRuntimeBackend(str(path)).open_session()
+    for reader in readers:
+        with pytest.raises(ModelFileError, match=r'm\.onnx: has 17179869184 bytes, expected an ONNX file of'):
+            reader(path)
+    assert external_locations(path) == set()

@@ -18,7 +18,9 @@ from onnx import external_data_helper as external_data
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import (
+    PROTOBUF_LIMIT,
     atomic_path,
+    check_onnx_size,
     check_outputs,
     check_regular,
     check_writable,
@@ -30,8 +32,6 @@ from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
 """What onnx raises where external data are not as the file says."""
-PROTOBUF_LIMIT = 2**31 - 1
-"""Bytes that one protobuf message can hold."""
 ALIGNMENT = 4096
 """Bytes: tensors in a data file begin at multiples of it, so that they can be mapped into memory."""
 SMALLEST_EXTERNAL = 1024
@@ -42,6 +42,7 @@ def read(path: Name) -> onnx.ModelProto:
     """Read an ONNX file as it is, broken graphs too, without external data; else raise ModelFileError."""
     try:
         check_regular(path)
+        check_onnx_size(path)
         model = onnx.load(os.fspath(path), load_external_data=False)
     except FileNotFoundError as error:
         raise ModelFileError(f'{path}: no such ONNX file') from error

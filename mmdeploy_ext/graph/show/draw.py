@@ -48,7 +48,15 @@ SPEED = dict(nslimit='1', nslimit1='1', mclimit='0.25', splines='polyline')
 
 def new_picture(title: str) -> AGraph:
     """Return an empty picture with this project's style."""
-    import pygraphviz
+    try:
+        import pygraphviz
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == 'pygraphviz':
+            raise
+        raise UsageError(
+            f'pygraphviz is installed for {sys.executable} and cannot be imported ({error}); install it '
+            f"again: pip install --force-reinstall 'mm2onnx[draw]', or '.[draw]' in a checkout"
+        ) from error
 
     font = dict(fontname='Helvetica,Arial,sans-serif')
     picture = pygraphviz.AGraph(directed=True, strict=False)

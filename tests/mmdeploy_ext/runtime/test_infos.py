@@ -141,3 +141,11 @@ def test_a_plain_pickle_of_infos_without_scenes_is_one_drive(tmp_path):
     infos = pickle.loads(path.read_bytes())['infos']
     path.write_bytes(pickle.dumps(infos))
     assert [frame.scene_token for frame in read_frames(path, RULE)] == [None] * len(infos)
+
+
+def test_infos_of_gigabytes_are_refused_by_their_size(tmp_path):
+    path = tmp_path / 'infos.pkl'
+    with path.open('wb') as stream:
+        stream.truncate(16 << 30)
+    with pytest.raises(DataError, match=r'infos\.pkl: has 17179869184 bytes, expected infos of at most 1500'):
+        read_infos(path)
