@@ -7,8 +7,9 @@ import hashlib
 import importlib
 import importlib.util
 import shlex
+import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,20 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ConfigError: missing file, syntax error, failing import, or an override that does not fit.
     """
-    from mmcv import Config, import_modules_from_strings
+    from mmcv import Config
 
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     try:
         with _closed_temporary_files(), _installed_bases():
-            cfg = Config.fromfile(path)
+            cfg = Config.fromfile(path, import_custom_modules=False)
         if overrides:
             cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv takes `_delete_` out of it
-        if cfg.get('custom_imports'):
-            import_modules_from_strings(**cfg['custom_imports'])
+        if not isinstance(cfg.get('model', {}), dict):
+            raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
+        if is_config3(cfg):  # before its modules, which need mmdet 3
+            raise ConfigError(_translate_first(path))
+        _import_custom(cfg, path)
         _import_plugin_dir(cfg, path)
     except UsageError:
         raise
@@ -74,10 +78,6 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             raise ConfigError(_translate_first(path, f' (it uses `{used}`)')) from error
         cause = error if str(error) else root_cause(error)
         raise ConfigError(f'{path}: cannot be read: {type(cause).__name__}: {cause}') from error
-    if not isinstance(cfg.get('model', {}), dict):
-        raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
-    if is_config3(cfg):
-        raise ConfigError(_translate_first(path))
     will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
 
@@ -194,12 +194,47 @@ def _closed_temporary_files() -> Iterator[None]:
         raise
 
 
+def _import_custom(cfg: Any, path: str) -> None:
+    """Import the modules that `custom_imports` lists."""
+    from mmcv import import_modules_from_strings
+
+    settings = cfg.get('custom_imports')
+    if not settings:
+        return
+    names = settings.get('imports') or ()
+    with _named_imports(path, 'custom_imports', [names] if isinstance(names, str) else names):
+        import_modules_from_strings(**settings)
+
+
 def _import_plugin_dir(cfg: Any, path: str) -> None:
     """Honour mmdet3d-style `plugin=True, plugin_dir='projects/mmdet3d_plugin/'`."""
     if not cfg.get('plugin'):
         return
     folder = cfg.get('plugin_dir') or str(Path(path).parent)
-    importlib.import_module('.'.join(Path(folder).parts))
+    name = '.'.join(Path(folder).parts)
+    with _named_imports(path, 'plugin_dir', [name]):
+        importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
+    """Let a module that is not there be an error of the config, its key and the folder on PYTHONPATH.
+
+    Raises:
+        ConfigError: one of the names, or a module that one of them imports, is not there.
+    """
+    try:
+        yield
+    except ImportError as error:
+        cause = root_cause(error)  # mmcv 1.7.2 raises an ImportError without a message after it
+        if not isinstance(cause, ModuleNotFoundError) or not cause.name:
+            raise
+        package = cause.name.partition('.')[0]
+        if package in {str(name).partition('.')[0] for name in names}:
+            advice = f'the folder that {package} is in has to be on PYTHONPATH: PYTHONPATH=FOLDER COMMAND'
+        else:
+            advice = f'a module of {key} imports it: install it for {sys.executable}'
+        raise ConfigError(f'{path}: {key}={list(names)}: {cause}; {advice}') from error
 
 
 def config_sha256(cfg: Any) -> str:

@@ -16,9 +16,11 @@ CASES = {
     'a binary file': (b'\x00\x01\xff\xfe' * 20, ['bad.py: cannot be read']),
     'a plugin that is not there': (
         LEAF + "custom_imports = dict(imports=['no_such_plugin'], allow_failed_imports=False)\n",
-        ['bad.py: cannot be read', 'no_such_plugin']),
+        ["bad.py: custom_imports=['no_such_plugin']: No module named 'no_such_plugin'; the folder that "
+         'no_such_plugin is in has to be on PYTHONPATH']),
     'a plugin folder that is not there': (
-        LEAF + "plugin = True\nplugin_dir = 'no_such/plugin/'\n", ['bad.py: cannot be read', 'no_such']),
+        LEAF + "plugin = True\nplugin_dir = 'no_such/plugin/'\n",
+        ["bad.py: plugin_dir=['no_such.plugin']: No module named 'no_such'", 'PYTHONPATH']),
     'unknown detector': (
         LEAF + "model = dict(type='NoSuchDetector')\n", [f'{UNBUILDABLE}KeyError', 'NoSuchDetector']),
     'unknown backbone': (
@@ -86,3 +88,19 @@ def test_debug_shows_the_traceback_too(bench):
     done = bench.call('export', config='none.py', more='--debug')
     assert done.status == 2 and done.err.startswith('Traceback (most recent call last)')
     assert done.err.splitlines()[-1] == 'error: none.py: no such config file'
+
+
+def test_a_module_that_an_own_module_lacks_is_to_be_installed(bench, monkeypatch):
+    (bench.folder / 'heads_of_mine.py').write_text('import no_such_package.layers\n')
+    monkeypatch.syspath_prepend(bench.folder)
+    path = bench.folder / 'bad.py'
+    path.write_text(LEAF + "custom_imports = dict(imports='heads_of_mine')\n")
+    words = "custom_imports=['heads_of_mine']: No module named 'no_such_package'", 'install it for'
+    bench.refuses('export', *words, config=path)
+
+
+def test_a_config_of_mmdet_3_is_told_before_its_modules_are_missed(bench):
+    path = bench.folder / 'bad.py'
+    modules = "custom_imports = dict(imports=['mmdet.no_such_module_of_3'])\n"
+    path.write_text(f'{modules}model = dict(data_preprocessor=dict())\n')
+    bench.refuses('export', 'translate it first', config=path)
