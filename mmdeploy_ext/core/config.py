@@ -230,7 +230,11 @@ def _named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         if not isinstance(cause, ModuleNotFoundError) or not cause.name:
             raise
         package = cause.name.partition('.')[0]
-        if package in {str(name).partition('.')[0] for name in names}:
+        spec = importlib.util.find_spec(package) if cause.name != package else None
+        if spec is not None:
+            folders = spec.submodule_search_locations or [spec.origin]
+            advice = f'{package} is {", ".join(map(str, folders))}, which has no such module'
+        elif package in {str(name).partition('.')[0] for name in names}:
             advice = f'the folder that {package} is in has to be on PYTHONPATH: PYTHONPATH=FOLDER COMMAND'
         else:
             advice = f'a module of {key} imports it: install it for {sys.executable}'

@@ -18,6 +18,10 @@ CASES = {
         LEAF + "custom_imports = dict(imports=['no_such_plugin'], allow_failed_imports=False)\n",
         ["bad.py: custom_imports=['no_such_plugin']: No module named 'no_such_plugin'; the folder that "
          'no_such_plugin is in has to be on PYTHONPATH']),
+    'a module that a package lacks': (
+        LEAF + "custom_imports = dict(imports=['mmdet.no_such_heads'])\n",
+        ["bad.py: custom_imports=['mmdet.no_such_heads']: No module named 'mmdet.no_such_heads'; mmdet is /",
+         'which has no such module']),
     'a plugin folder that is not there': (
         LEAF + "plugin = True\nplugin_dir = 'no_such/plugin/'\n",
         ["bad.py: plugin_dir=['no_such.plugin']: No module named 'no_such'", 'PYTHONPATH']),
