@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 WHITE, PALE, DARK, GREY = (255, 255, 255), (225, 225, 225), (32, 30, 28), (110, 105, 100)
 EXTENT = 61.2
 """Metres from the ego to the edge of the view from above."""
+RING_SPACING_M, MOST_RINGS = 20, 20
+FARTHEST_PIXEL = 1e6
+"""From the corner of a picture; a box may lie at 1e30 m, which no integer of a pixel holds."""
 MIN_SPEED = 0.3
 POINT_HEIGHTS = -2.0, 1.5
 """Metres in the LiDAR frame: points as low as the first are grey, as high as the second pale."""
@@ -106,17 +109,26 @@ class _View:
         """Return (n, 2) int pixels of (n, 2) metres."""
         up = points @ self.forward
         right = points @ np.array([self.forward[1], -self.forward[0]])
-        return np.round(np.stack([right, -up], -1) * self.scale + self.side / 2).astype(int)
+        places = np.round(np.stack([right, -up], -1) * self.scale + self.side / 2)
+        return np.clip(places, -FARTHEST_PIXEL, FARTHEST_PIXEL).astype(int)
+
+
+def ring_radii(extent: float) -> range:
+    """Return the radii of the rings of a view, metres: every 20, or 200, 2,000, ... of a larger view."""
+    spacing = RING_SPACING_M
+    while extent * 1.4 > spacing * MOST_RINGS:
+        spacing *= 10
+    return range(spacing, int(extent * 1.4), spacing)
 
 
 def _rings(canvas: np.ndarray, view: _View) -> None:
     middle, scale = view.side // 2, view.scale
     centre = middle, middle
-    for metres in range(20, int(view.extent * 1.4), 20):
+    for metres in ring_radii(view.extent):
         radius = round(metres * scale)
         cv2.circle(canvas, centre, radius, GREY, 1, cv2.LINE_AA)
         if metres < view.extent:
-            write(canvas, f'{metres} m', (middle + 4, middle - radius + 14), 0.42, (170, 165, 160))
+            write(canvas, f'{metres:g} m', (middle + 4, middle - radius + 14), 0.42, (170, 165, 160))
     low, high = np.round(middle + np.outer([-1, 1], [1.0, 2.3]) * scale).astype(int).tolist()
     cv2.rectangle(canvas, low, high, (200, 200, 200), 1, cv2.LINE_AA)
     tip = middle, round(middle - 6 * scale)

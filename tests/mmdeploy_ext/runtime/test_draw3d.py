@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.runtime.bird_eye import WHITE, Layer, bird_eye, box_corners
+from mmdeploy_ext.runtime.bird_eye import EXTENT, WHITE, Layer, bird_eye, box_corners, ring_radii
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw import class_colour
 from mmdeploy_ext.runtime.draw3d import (
@@ -14,6 +14,7 @@ from mmdeploy_ext.runtime.draw3d import (
     draw_camera,
     forward_direction,
     project_segments,
+    sweep_picture,
 )
 
 CLASSES = [f'class {index}' for index in range(10)]
@@ -163,3 +164,13 @@ def test_pictures_of_a_run_have_one_even_size_and_differences_are_white():
     assert len({picture.shape for picture in pictures}) == 1 and not any(s % 2 for s in pictures[0].shape[:2])
     white = [int((picture == WHITE).all(-1).sum()) for picture in pictures]
     assert white[2] > white[0] + 50
+
+
+def test_a_box_far_beyond_any_sensor_is_drawn_with_few_rings():
+    """A bound of 1e30 m in a file's metadata put boxes there, and a ring every 20 m was drawn without end."""
+    assert list(ring_radii(EXTENT)) == [20, 40, 60, 80]
+    assert all(len(ring_radii(extent)) <= 20 for extent in (1e3, 1e5, 1e30))
+    for far in (1e30, -1e30):
+        layer = Layer('far', detections(box(far, 3.0)))
+        assert sweep_picture('', np.zeros((2, 3), np.float32), [layer], ['car']).any()
+        assert bird_eye([layer], ['car']).any()
