@@ -1,3 +1,35 @@
-"""mm2onnx: OpenMMLab 1.x detectors as ONNX models, with the proof that they are the same models."""
+"""mm2onnx: OpenMMLab 1.x detectors as ONNX models, with the proof that they are the same models.
+
+What is public is `__all__` and `stack.compat.apply`; a name is imported when it is first used, so that what
+runs without PyTorch does not import it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.api import export, prove
+    from mmdeploy_ext.contract.registry import register_family
+    from mmdeploy_ext.families.base import Family
+    from mmdeploy_ext.runtime.opening import open_model
 
 __version__ = '0.2.0'
+__all__ = ['Family', 'export', 'open_model', 'prove', 'register_family']
+
+_MODULES = {
+    'Family': 'mmdeploy_ext.families.base',
+    'export': 'mmdeploy_ext.api',
+    'open_model': 'mmdeploy_ext.runtime.opening',
+    'prove': 'mmdeploy_ext.api',
+    'register_family': 'mmdeploy_ext.contract.registry',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no {name!r}; public are {", ".join(__all__)}')
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, '__version__']

@@ -24,9 +24,8 @@ import toy_scn_family
 import toy_two_stage
 import toy_yolact
 from mmdeploy_ext.cli import check_autoware_app, export_app, export_scn_app, verify_app
-from mmdeploy_ext.core import cli
 from mmdeploy_ext.exporting import deployment as deploy
-from mmdeploy_ext.families.base import BACKBONE
+from mmdeploy_ext.families.base import BACKBONE, load_families
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving import ladder
 from mmdeploy_ext.proving.inputs.samples import proof_samples
@@ -54,11 +53,7 @@ SMALL = (320, 256)
 
 def register() -> None:
     """Register all families, as the tools do."""
-    cli.imports(
-        'mmdeploy_ext.families.mmdet_plugin',
-        'mmdeploy_ext.families.mmdet3d_plugin',
-        'mmdeploy_ext.families.sparse_backbone',
-    )()
+    load_families()
     toy_scn_family.register()
 
 
@@ -160,7 +155,7 @@ class Toy:
 
     def run_export(self, args: argparse.Namespace) -> None:
         """Run the exporting tool."""
-        export_app.Export(args).run(register)
+        export_app.Export(args).run()
 
     def export_and_prove(self, folder: Path, **options: Any) -> Record:
         """Export and prove as `--verify` does."""
@@ -186,7 +181,7 @@ class Toy:
         words = [*self.words(str(path)), *self.sample_words()]
         args = verify_app.build_parser().parse_args(words)
         with recorded() as record:
-            verify_app.run(args, register)
+            verify_app.run(args)
         return record
 
     def load(self) -> Deployment:
@@ -273,7 +268,7 @@ class SparseToy(Toy):
 
     def run_export(self, args: argparse.Namespace) -> None:
         """Run the exporting tool."""
-        export_scn_app.BackboneExport(args).run(register)
+        export_scn_app.BackboneExport(args).run()
 
     def give_samples(self, args: argparse.Namespace) -> None:
         """Give nothing: every proof has voxels."""

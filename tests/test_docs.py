@@ -23,9 +23,9 @@ CHINESE = {page: page.replace('/zh-CN/', '/').replace('_zh-CN', '') for page in 
 PARSERS = {
     'tools/deployment/pytorch2onnx.py': 'mmdeploy_ext.cli.export_app',
     'tools/deployment/solo2onnx.py': 'mmdeploy_ext.cli.export_app',
-    'tools/convert/solo_wxinlong.py': 'tools/convert/solo_wxinlong.py',
-    'tools/convert/rtdetr.py': 'tools/convert/rtdetr.py',
-    'tools/convert/mmdet3.py': 'tools/convert/mmdet3.py',
+    'tools/convert/solo_wxinlong.py': 'mmdeploy_ext.cli.convert_solo_app',
+    'tools/convert/rtdetr.py': 'mmdeploy_ext.cli.convert_rtdetr_app',
+    'tools/convert/mmdet3.py': 'mmdeploy_ext.cli.convert_mmdet3_app',
     'tools/onnx/onnx_rtdetr.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_solo.py': 'mmdeploy_ext.runtime.run_images',
     'tools/deployment/verify.py': 'mmdeploy_ext.cli.verify_app',
@@ -46,13 +46,13 @@ PARSERS = {
     'tools/slurm_test.sh': 'mmdeploy_ext.cli.test_app',
     'tools/onnx/onnx_with_postprocess.py': 'mmdeploy_ext.runtime.run_images',
     'tools/onnx/onnx_no_topk_nms.py': 'mmdeploy_ext.runtime.run_images',
-    'tools/train.py': 'tools/train.py',
-    'tools/create_data.py': 'tools/create_data.py',
+    'tools/train.py': 'mmdeploy_ext.cli.train_app',
+    'tools/create_data.py': 'mmdeploy_ext.cli.infos_app',
     'tools/demo/lidar_demo.py': 'mmdeploy_ext.cli.lidar_demo_app',
     'tools/demo/fusion_video.py': 'mmdeploy_ext.cli.video_app',
     'tools/demo/streampetr_video.py': 'mmdeploy_ext.cli.video_app',
     'mmdeploy_ext.cli.dump_app compare': 'mmdeploy_ext.cli.dump_app',
-    **{f'mm2onnx {name}': f'mmdeploy_ext.{tool.module}' for name, tool in TOOLS.items()},
+    **{f'mm2onnx {name}': tool.module for name, tool in TOOLS.items()},
 }
 PIP_AND_GIT = {'--no-deps', '--no-build-isolation'}
 MADE = ('work_dirs/', 'data/', '$', '-')

@@ -66,9 +66,5 @@ def evaluate_both(folder: Path, checkpoint: str, data: Path, form: str = 'full')
     for name in ('pth', 'onnx'):
         line = [CONFIG.replace('.py', f'_{name}.py'), checkpoint, '--eval', 'bbox', '--work-dir', str(folder)]
         line += ['--out', str(folder / f'{name}.pkl'), '--cfg-options', *options]
-        assert test_app.main(_register, line) == 0
+        assert test_app.main(line) == 0
     return [read_json(folder / f'metrics_{name}.json')['metrics'] for name in ('pth', 'onnx')]
-
-
-def _register() -> None:
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401

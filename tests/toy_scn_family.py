@@ -5,8 +5,9 @@ from mmcv.ops import Voxelization
 
 import toy_seeded as seeded
 from mmdeploy_ext import compat
+from mmdeploy_ext.contract.registry import register_family
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import FAMILIES, Claim, register_family
+from mmdeploy_ext.families.base import FAMILIES, Claim
 from mmdeploy_ext.families.sparse import EncoderSettings, SparseFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.weights.sparse_checkpoint import load_model
@@ -69,8 +70,8 @@ class ToyScnFamily(SparseFamily):
 
 
 def register():
-    if 'toy_scn' not in FAMILIES:
-        register_family(ToyScnFamily())
+    register_family('toy_scn', 'toy_scn_family:ToyScnFamily')
+    FAMILIES.setdefault('toy_scn', ToyScnFamily())
 
 
 def write_model(folder, net='bevfusion', shape=None):

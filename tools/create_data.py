@@ -1,54 +1,11 @@
-"""Make the info files of a data set; see --help."""
+"""Make the info files of a data set; see --help; see --help."""
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.core import cli
-
-
-def _body(args: argparse.Namespace) -> int:
-    compat.apply()
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
-
-    written = create_infos(
-        args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.max_sweeps
-    )
-    for path, count in written.items():
-        print(f'{path}: {count} key frames')
-    return 0
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser; names are those of mmdet3d's create_data.py."""
-    parser = cli.ArgumentParser(prog='create_data.py', description=__doc__.split(';')[0])
-    add = cli.adder(parser)
-    add('dataset', choices=['nuscenes'])
-    root = add(
-        '--root-path DIR', 'folder with the tables and samples/ (default: %(default)s)', 'data/nuscenes'
-    )
-    cli.writes(root, '')  # the info files of an earlier run are made again
-    add('--out-dir DIR', 'folder of the info files (default: that of the data)', writes='')
-    add(
-        '--extra-tag TAG',
-        'writes TAG2d_temporal_infos_*.pkl and TAG_infos_*.pkl (default: %(default)s)',
-        'nuscenes',
-    )
-    add('--version VERSION', 'v1.0-trainval, v1.0-mini or v1.0-test (default: %(default)s)', 'v1.0-trainval')
-    add('--max-sweeps N', 'LiDAR sweeps before a key frame to list (default: %(default)s)', 10)
-    cli.add_debug_option(parser)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the info files."""
-    return cli.run(_body, make_parser(), argv)
-
+from mmdeploy_ext.cli.infos_app import main
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -7,11 +7,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli.test_app import main
-from mmdeploy_ext.core.cli import imports
 
 compat.apply()  # also in loader workers that are spawned
 
-register = imports('mmdeploy_ext.families.mmdet_plugin')
-
 if __name__ == '__main__':
-    sys.exit(main(register))
+    sys.exit(main())

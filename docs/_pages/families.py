@@ -25,20 +25,18 @@ def table() -> str:
     from mmdeploy_ext import compat
 
     compat.apply()
-    import mmdeploy_ext.families.mmdet3d_plugin
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401 - both register their families
-    from mmdeploy_ext.families import RUNTIME_MODULES
-    from mmdeploy_ext.families.base import BACKBONE, FAMILIES
+    from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
 
+    load_families()
     rows = ['| family | samples | results | modules | runtime |', '| --- | --- | --- | --- | --- |']
     for name, family in sorted(FAMILIES.items()):
-        if not type(family).__module__.startswith('mmdeploy_ext.families.'):
+        if not type(family).__module__.startswith('projects.'):
             continue  # tests register toys in the same process
         package = Path(inspect.getfile(type(family))).resolve().parent
         files = [package / module for module in MODULES]
         modules = ', '.join(link(path) for path in files if path.is_file())
-        runtime = RUNTIME_MODULES.get('scn' if family.product == BACKBONE else name)
-        consumer = link(ROOT / f'{runtime.replace(".", "/")}.py') if runtime else ''
+        runtime = ROOT / 'mmdeploy_ext/runtime' / ('scn' if family.product == BACKBONE else name)
+        consumer = link(runtime / 'model.py') if runtime.is_dir() else ''
         kind = family.task or family.product
         rows.append(f'| {name} | {family.samples} | {kind} | {modules} | {consumer} |')
     return '\n'.join(rows)

@@ -24,6 +24,7 @@ from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import fold
 from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.preprocess.pictures import PreparedImage, list_images, read_image
 from mmdeploy_ext.proving.provenance import refuse_other_settings
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 EXPORTED_FORMS = ('full', 'raw')
 FUSED = 'torch fused'
-DEFAULT_IMAGE = Path(__file__).resolve().parents[2] / 'demo' / 'toy.jpg'
 MAX_IMAGES = 64
 PREPROCESSED = 10
 """Times that a batch is prepared, to know how long that takes."""
@@ -58,7 +58,7 @@ class ImagePlan(Plan):
         args = self.args
         found, self.options = read_files(args)
         self.prepared: PreparedImage | None = read_prepared(args.prepared) if args.prepared else None
-        paths = [] if args.prepared else list_images(args.images or [DEFAULT_IMAGE])
+        paths = [] if args.prepared else list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
             print(f'{len(paths)} images were given, the first {MAX_IMAGES} are used')
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]

@@ -59,20 +59,21 @@ def start_with(model: torch.nn.Module) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a child process has a model from: `register` imports the projects, threads are of PyTorch."""
+    """Where a child process has a model from; threads are of PyTorch."""
 
-    register: Callable[[], None]
     config: str
     checkpoint: str
     cfg_options: dict[str, Any]
     threads: int
 
     def prepare(self, *modules: str) -> None:
-        """Import what does not count: the stack, the projects, and these modules."""
+        """Import what does not count: the stack, the families, and these modules."""
         import torch
 
+        from mmdeploy_ext.families.base import load_families
+
         torch.set_num_threads(self.threads)
-        self.register()
+        load_families()
         for name in modules:
             importlib.import_module(name)
 

@@ -16,6 +16,7 @@ from mmdeploy_ext.benchmark import compiled, measure, memory
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, cores, machine
 from mmdeploy_ext.benchmark.measure import Contender
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of
 
@@ -41,7 +42,6 @@ class Plan(abc.ABC):
         foreign: options of `benchmark.py` that it does not have.
         seconds: after which no round of a group begins, where the user says nothing; 0 runs all.
         args: of the command line; `cfg_options` are parsed.
-        register: imports the projects, for child processes.
         threads: of the engines on trial.
         deployment: the model; known after `load`.
         files: label -> exported file or folder; what was given, or exported for the run.
@@ -58,14 +58,14 @@ class Plan(abc.ABC):
     batch: int = 1
 
     def __init__(
-        self, args: argparse.Namespace, engines: Sequence[str], register: Callable[[], None], ranks: Ranks
+        self, args: argparse.Namespace, engines: Sequence[str], ranks: Ranks
     ) -> None:
         """Refuse engines that this kind of model does not run on: a UsageError names those that there are."""
         known = engines_of(self.kind)
         unknown = [name for name in engines if name not in known]
         if unknown:
             raise UsageError(f'--engines {",".join(unknown)}: {self.models} run on {", ".join(known)}')
-        self.args, self.engines, self.register, self.ranks = args, engines, register, ranks
+        self.args, self.engines, self.ranks = args, engines, ranks
         self.threads: Sequence[int] = (args.threads or max(cores() // self.ranks.size, 1),)
         self.files: dict[str, str] = {}
         self.notes: list[str] = []
@@ -219,7 +219,7 @@ class Plan(abc.ABC):
         """Return where a child process has the model from."""
         model = self.deployment
         given = model.config, model.checkpoint, model.cfg_options
-        return memory.Source(self.register, *given, self.threads[0])
+        return memory.Source(*given, self.threads[0])
 
     def other_load(self, runs: Sequence[Runs]) -> float | None:
         """Return the part of the cores that other processes used, 0..1; None where not known."""
@@ -269,7 +269,7 @@ def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None
     elif counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
         found.append(
             f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image: are they the same '
-            f'model? tools/deployment/verify.py tells'
+            f'model? {tool("verify")} tells'
         )
     return found
 

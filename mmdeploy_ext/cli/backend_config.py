@@ -9,6 +9,7 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.engines import BACKENDS
+from mmdeploy_ext.engines.settings import check_engine
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options
@@ -48,7 +49,7 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
         settings['providers'] = [settings['providers']]
     settings['dump'] = _read_dump(f'{where}.dump', settings.get('dump'), family)
     if kind != 'TorchBackend':
-        shared.check_engine(kind, engine_options(settings))
+        check_engine(kind, engine_options(settings))
     return settings
 
 

@@ -17,7 +17,7 @@ from mmdeploy_ext.families.base import BACKBONE, Family, find_family
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.benchmark.plan import Plan
 
@@ -187,7 +187,7 @@ def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
         print(f'chart: {args.chart}')
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure and report."""
     engines = _check(args)
 
@@ -195,14 +195,13 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     import cv2
     import torch
 
-    register()
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)
     family = find_family(load_config(args.config, args.cfg_options))
     kind = plan_of(family, args)
     foreign = kind.foreign if family.samples in WITH_POINTS else (*kind.foreign, 'sweep')
     shared.refuse_given(args, build_parser(), foreign, f'{kind.models} do not have it')
     with distributed.join(args.launcher, args.local_rank) as ranks:
-        plan = kind(args, engines, register, ranks)
+        plan = kind(args, engines, ranks)
         torch.set_num_threads(plan.threads[0])
         cv2.setNumThreads(plan.threads[0])
         plan.load()
@@ -213,6 +212,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     return 0
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; see `export_app.main`."""
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

@@ -7,8 +7,6 @@ import dataclasses
 import importlib
 import importlib.util
 import os
-import re
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +14,8 @@ from typing import Any
 
 from mmdeploy_ext import __version__
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.commands import CHECKOUT, SCRIPTS, sub_commands
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The checkout, where this package is part of one."""
 STACK = ('torch', 'mmcv', 'mmdet')
 """Modules of PyTorch and OpenMMLab."""
 
@@ -29,68 +25,81 @@ class Tool:
     """One sub-command.
 
     Attributes:
-        module: of this package; its `main(argv)` runs it, its `build_parser()` gives its options.
+        module: its `main(argv)` runs it, its `build_parser()` gives its options.
         help: one line, without a full stop.
-        script: of a checkout; its `register` imports the model families. '' where none are needed.
         exports: whether it does nothing without PyTorch and OpenMMLab.
-        named: pattern of the scripts that messages name and that it stands for; by default `script`.
     """
 
     module: str
     help: str
-    script: str = ''
     exports: bool = False
-    named: str = ''
 
     def load(self) -> Any:
         """Return the module."""
-        return importlib.import_module(f'mmdeploy_ext.{self.module}')
+        return importlib.import_module(self.module)
 
     def absent(self) -> list[str]:
         """Return the modules that it needs and that are not here."""
         return [name for name in STACK if self.exports and importlib.util.find_spec(name) is None]
 
-    def register(self) -> None:
-        """Import the model families of the checkout that this is part of, or raise a ConfigError."""
-        if not (ROOT / self.script).is_file():
-            raise ConfigError(
-                f'{Path.cwd()}: is not a checkout of the repository, which has the model families and '
-                f'configs; run it in one, or install one by pip install -e'
-            )
-        runpy.run_path(str(ROOT / self.script))['register']()
 
-    def is_elsewhere(self) -> bool:
-        """Return whether it is in a checkout, the working directory, and this package is part of none."""
-        there = all(Path(name).is_file() for name in (self.script, 'mmdeploy_ext/__main__.py'))
-        return bool(self.script) and there and not (ROOT / self.script).is_file()
+def is_elsewhere() -> bool:
+    """Return whether the working directory is a checkout, and this package is part of another folder."""
+    there = all(Path(name).is_file() for name in (SCRIPTS['export'], 'mmdeploy_ext/__main__.py'))
+    return there and Path.cwd() != CHECKOUT
 
 
 TOOLS = {
-    'run': Tool(
-        'cli.run_app', 'Run an exported file and draw what it finds', named=r'tools/onnx/onnx_\w+\.py'
-    ),
-    'info': Tool('cli.info_app', 'Show the metadata of an exported file'),
+    'run': Tool('mmdeploy_ext.cli.run_app', 'Run an exported file and draw what it finds'),
+    'info': Tool('mmdeploy_ext.cli.info_app', 'Show the metadata of an exported file'),
     'graph': Tool(
-        'cli.graph_app',
-        'Look at any ONNX file: show, draw, compare, cut, rewrite, reduce',
-        'tools/onnx/graph.py',
+        'mmdeploy_ext.cli.graph_app', 'Look at any ONNX file: show, draw, compare, cut, rewrite, reduce'
     ),
-    'compare': Tool('cli.compare_app', 'Find the first tensor in which two files differ'),
-    'doctor': Tool('compat.doctor', 'Check what is installed; each problem with its fix'),
+    'compare': Tool('mmdeploy_ext.cli.compare_app', 'Find the first tensor in which two files differ'),
+    'check': Tool(
+        'mmdeploy_ext.cli.check_autoware_app', 'Find what a node of Autoware would reject in a folder'
+    ),
+    'quantize': Tool('mmdeploy_ext.cli.quantize_app', 'Quantise an exported file to INT8 on images'),
+    'tensorrt': Tool('mmdeploy_ext.cli.tensorrt_app', 'Build a TensorRT engine of an exported file'),
+    'doctor': Tool('mmdeploy_ext.compat.doctor', 'Check what is installed; each problem with its fix'),
     'export': Tool(
-        'cli.export_app',
-        'Export a detector, and prove the file with --verify',
-        'tools/deployment/pytorch2onnx.py',
-        exports=True,
+        'mmdeploy_ext.cli.export_app', 'Export a detector, and prove the file with --verify', exports=True
     ),
-    'verify': Tool(
-        'cli.verify_app',
-        'Prove a file that was exported earlier',
-        'tools/deployment/verify.py',
-        exports=True,
+    'verify': Tool('mmdeploy_ext.cli.verify_app', 'Prove a file that was exported earlier', exports=True),
+    'lint': Tool('mmdeploy_ext.cli.lint_app', 'Find what an export of a model will get wrong', exports=True),
+    'export-backbone': Tool(
+        'mmdeploy_ext.cli.export_scn_app', 'Export the sparse backbone of a LiDAR model', exports=True
     ),
-    'lint': Tool(
-        'cli.lint_app', 'Find what an export of a model will get wrong', 'tools/onnx/lint.py', exports=True
+    'calibrate': Tool(
+        'mmdeploy_ext.cli.scn_ptq_app', 'Calibrate INT8 ranges of a sparse backbone', exports=True
+    ),
+    'benchmark': Tool(
+        'mmdeploy_ext.cli.benchmark_app', 'Measure PyTorch and engines against each other', exports=True
+    ),
+    'test': Tool(
+        'mmdeploy_ext.cli.test_app', 'Evaluate a detector with PyTorch or an ONNX engine', exports=True
+    ),
+    'zoo': Tool(
+        'mmdeploy_ext.cli.zoo_app', 'Export and prove many configs with seeded weights', exports=True
+    ),
+    'train': Tool('mmdeploy_ext.cli.train_app', "Train a detector with mmdet's loop", exports=True),
+    'infos': Tool('mmdeploy_ext.cli.infos_app', 'Make the info files of a data set', exports=True),
+    'convert-mmdet3': Tool(
+        'mmdeploy_ext.cli.convert_mmdet3_app', 'Convert a checkpoint or config of mmdet 3', exports=True
+    ),
+    'convert-rtdetr': Tool(
+        'mmdeploy_ext.cli.convert_rtdetr_app', 'Convert a checkpoint of RT-DETR', exports=True
+    ),
+    'convert-solo': Tool('mmdeploy_ext.cli.convert_solo_app', 'Convert a checkpoint of SOLO', exports=True),
+    'publish': Tool('mmdeploy_ext.cli.publish_app', 'Prepare a checkpoint for release', exports=True),
+    'sweep': Tool(
+        'mmdeploy_ext.cli.lidar_demo_app', 'Draw the boxes of a LiDAR sweep from above', exports=True
+    ),
+    'video': Tool('mmdeploy_ext.cli.video_app', "Draw a scene's boxes as a film or pictures", exports=True),
+    'synthetic': Tool(
+        'mmdeploy_ext.cli.synthetic_app',
+        'Generate a COCO set, a nuScenes set, or seeded weights',
+        exports=True,
     ),
 }
 """Name of a sub-command -> what it is."""
@@ -126,15 +135,12 @@ def complete() -> None:
 @contextlib.contextmanager
 def as_program(name: str) -> Iterator[None]:
     """Inside the block argparse and messages use the name and commands of `mm2onnx`, not of a script."""
-    scripts = {one: tool.named or re.escape(tool.script) for one, tool in TOOLS.items()}
-    commands = {script: f'mm2onnx {one}' for one, script in scripts.items() if script}
     before, sys.argv[0] = sys.argv[0], name
-    cli.SUB_COMMANDS.update(commands)
     try:
-        yield
+        with sub_commands():
+            yield
     finally:
         sys.argv[0] = before
-        cli.SUB_COMMANDS.clear()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,10 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    if tool.is_elsewhere():  # its code with its families, not that of another version
+    if tool.exports and is_elsewhere():  # its code with its families, not that of another version
         paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get('PYTHONPATH')]))
         environment = {**os.environ, 'PYTHONPATH': paths}
         os.execve(sys.executable, [sys.executable, '-m', 'mmdeploy_ext', *words], environment)
     with as_program(f'mm2onnx {words[0]}'):
-        more = dict(register=tool.register) if tool.script else {}
-        return tool.load().main(argv=words[1:], **more)
+        return tool.load().main(argv=words[1:])

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.api import Exported, Source, check_provable, export_source
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.commands import command, tool
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.engines.settings import check_engine_kind
+from mmdeploy_ext.families.base import DETECTOR, Family
+from mmdeploy_ext.proving.inputs.user_samples import Samples
 from mmdeploy_ext.proving.tasks import task_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -104,25 +107,25 @@ class Export:
         shared.check_normalisation(args)
         return {'opset': 0, **values}
 
-    def run(self, register: Callable[[], None]) -> int:
+    def run(self) -> int:
         """Export, and prove when asked to; returns the exit status."""
         cli.wait_passively()
-
-        compat.apply()
         args, values = self.args, self.values()
-        self.cfg_options = shared.parse_cfg_options(args.cfg_options)
+        cfg_options = shared.parse_cfg_options(args.cfg_options)
         proof.check_report_targets(args)
-        register()
-        self.cfg = load_config(args.config, self.cfg_options)
-        self.family = find_family(self.cfg, self.product)
+        kind = dict(product=self.product, weight_layout=self.weight_layout)
+        self.source = Source.read(args.config, args.checkpoint or '', cfg_options, args.device, **kind)
+        self.family = self.source.family
         self.check_family()
         self.options = self.family.choose(**values)
         self.options.check(given=values)
         if getattr(args, 'check', False):
             from mmdeploy_ext.cli.check_app import print_exports
 
-            return print_exports(self.cfg, self.family, self.options)
-        return self.export(proof.Samples(self.family, args.test_img or [], args.frames, self.given_by))
+            return print_exports(self.source.cfg, self.family, self.options)
+        if args.verify:
+            check_provable(self.family)
+        return self.export(Samples(self.family, args.test_img or [], args.frames, self.given_by))
 
     def check_family(self) -> None:
         """Refuse a family that the tool is not for, and arguments that the family does not have."""
@@ -130,68 +133,54 @@ class Export:
         if self.only and family.name != self.only:
             raise UsageError(
                 f'{args.config}: is a config of family {family.name!r}, expected {self.only!r}; '
-                f'use tools/deployment/pytorch2onnx.py for it'
+                f'use {tool("export")} for it'
             )
         if family.samples != 'images':
             why = f'family {family.name!r} has no such option; {family.of_config}'
             shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
-            shared.check_engine_kind(self.engine['engine'], self.engine.get('inference_precision'))
+            check_engine_kind(self.engine['engine'], self.engine.get('inference_precision'))
 
-    def export(self, samples: proof.Samples) -> int:
+    def export(self, samples: Samples) -> int:
         """Write the files, and prove them when asked to, or say what proves them."""
-        from mmdeploy_ext.exporting import deployment as deploy
-
         args, family = self.args, self.family
         args.output_file = args.output_file or family.default_output(Path(args.config).stem, self.options)
-        images = family.samples == 'images'
-        traced = proof.read_images([args.input_img or proof.DEFAULT_IMAGE], 1) if images else []
-        kind = self.product, self.weight_layout
-        deployment = deploy.load(
-            args.config, args.checkpoint, self.cfg_options, args.device, self.check, *kind
-        )
-        found, origin = samples.of(deployment) if args.verify else ([], '')
-        if images:
-            found = [*traced, *(found if args.test_img else ())]
-            given = [args.input_img or proof.DEFAULT_IMAGE, *(samples.files if args.test_img else ())]
-            self.claims['picture_files'] = given
-        with after_weights():
-            paths = self.write(deployment, found)
-            if args.verify:
-                return proof.run_proof(deployment, paths, (found, origin), args, self.engine, **self.claims)
-        words = ['python', *self.proof_command(), *shared.given_words(args)]
-        command = cli.as_typed(shlex.join(words))
-        print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command}')
+        exported = self.write(samples)
+        if args.verify:
+            verdict, pictures = exported.prove(self.engine, **self.claims)
+            return proof.show(verdict, pictures, exported.deployment, args)
+        name, *words = *self.proof_command(), *shared.given_words(args)
+        print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command(name)} {shlex.join(words)}')
         return 0
 
-    def check(self, cfg: Any, family: Family, model: Any) -> None:
-        """Refuse, before the weights load, what cannot be exported or written."""
-        from mmdeploy_ext.exporting import deployment as deploy
-        from mmdeploy_ext.exporting.files import check_output
-
+    def check(self) -> None:
+        """Refuse, before the weights load, what cannot be written."""
         if self.args.show:
             will_write('--show', [f'{self.args.output_file}.png'])
-        self.options = deploy.check_options(self.options, cfg, family, model)
-        check_output(self.args.output_file, self.options, family)
 
-    def write(self, deployment: Deployment, samples: Collection[Any]) -> list[str]:
-        """Write the files, say what they are, and return their paths."""
-        from mmdeploy_ext.exporting import deployment as deploy
-        from mmdeploy_ext.exporting.files import export_files
-
-        args, options, family, images = self.args, self.options, self.family, []
-        deployment.normalise_with(args.mean, args.std)
-        if family.samples == 'images':
-            picture = samples[0][1]
-            images = [deploy.prepare_fixed(deployment.rule, picture, options.height, options.width)]
-        paths, seconds = export_files(deployment, options, args.output_file, images)
-        print(f'{args.output_file}: {_title(family, options, len(paths))}, exported in {seconds:.1f} s')
+    def write(self, samples: Samples) -> Exported:
+        """Write the files, and say what they are."""
+        args = self.args
+        exported = export_source(
+            self.source,
+            args.output_file,
+            self.options,
+            samples=samples if args.verify else None,
+            picture=args.input_img or '',
+            mean=args.mean,
+            std=args.std,
+            before_weights=self.check,
+        )
+        files = exported.files
+        title = _title(self.family, exported.options, len(files))
+        print(f'{args.output_file}: {title}, exported in {exported.seconds:.1f} s')
         if args.show:
-            _show(deployment, args.output_file, samples[0], self.engine)
-        return paths
+            with after_weights():
+                _show(exported.deployment, files[0], exported.traced[0], self.engine)
+        return exported
 
     def proof_command(self) -> list[str]:
-        """Return the words that prove the files, without `given_words`."""
-        return ['tools/deployment/verify.py', self.args.config, self.args.checkpoint, self.args.output_file]
+        """Return the command that proves the files, and its words without `given_words`."""
+        return ['verify', self.args.config, self.args.checkpoint, self.args.output_file]
 
 
 def _title(family: Family, options: Options, count: int) -> str:
@@ -236,11 +225,10 @@ def _show(
         print(f'detections side by side: {picture}')
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None, only: str = '') -> int:
+def main(argv: Sequence[str] | None = None, only: str = '') -> int:
     """Run the tool.
 
     Args:
-        register: imports the projects whose families can be exported.
         argv: command line; None reads sys.argv.
         only: the one family that the tool takes; '' takes all.
 
@@ -248,4 +236,5 @@ def main(register: Callable[[], None], argv: Sequence[str] | None = None, only: 
         0 exported (and proven when asked), 1 checked and failed, 2 usage.
     """
     only_check = '--check' in (sys.argv[1:] if argv is None else argv)
-    return cli.run(lambda args: Export(args, only).run(register), build_parser(only_check), argv)
+    build = functools.partial(shared.parser_for, functools.partial(build_parser, only_check), argv)
+    return cli.run(lambda args: Export(args, only).run(), build, argv)

@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.api import Exported
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.cli import proof, ranges
+from mmdeploy_ext.cli import ranges
 from mmdeploy_ext.cli.export_app import Export
 from mmdeploy_ext.contract import options as choices
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.families.base import BACKBONE, Family
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.proving.inputs.user_samples import Samples
     from mmdeploy_ext.sparse.ranges import Ranges
 
 PRECISIONS = ('fp16', 'int8')
@@ -103,18 +105,17 @@ class BackboneExport(Export):
         ranges.check(args)
         return {'order': order_of_name(args.output_file or ''), **values}
 
-    def export(self, samples: proof.Samples) -> int:
+    def export(self, samples: Samples) -> int:
         """See `Export`; with `--verify-only` prove the file that is there."""
         if not self.args.verify_only:
             return super().export(samples)
         from mmdeploy_ext.cli.verify_app import prove_files
 
         self.args.onnx_file = self.args.output_file
-        self.claims['ranges'] = self.args.known
-        of = self.args, self.cfg, self.family, samples, self.engine, self.weight_layout
-        return prove_files(*of, **self.claims)
+        claims = dict(self.claims, ranges=self.args.known, edited=self.args.edited)
+        return prove_files(self.args, self.source, samples, self.engine, **claims)
 
-    def check(self, cfg: Any, family: Family, model: Any) -> None:
+    def check(self) -> None:
         """See `Export`; the name of the file has to say the right order, if any."""
         from mmdeploy_ext.sparse.contract import order_of_name
 
@@ -124,23 +125,33 @@ class BackboneExport(Export):
                 f'--output-file {path}: the name says {named}, the order is {self.options.order}; correct '
                 f'the name or give --order {named}'
             )
-        super().check(cfg, family, model)
+        super().check()
         if self.args.calibrate:
             will_write('--calibrate', [f'{path}.ranges.json'])
 
-    def write(self, deployment: Deployment, samples: Collection[Any]) -> list[str]:
+    def write(self, samples: Samples) -> Exported:
         """See `Export`."""
-        from mmdeploy_ext.exporting import sparse_backbone as deploy
+        from mmdeploy_ext.exporting import deployment as deploy
+        from mmdeploy_ext.exporting.files import check_output
+        from mmdeploy_ext.exporting.sparse_backbone import export_file
 
-        print(deployment.report.summary())
+        def check(cfg: Any, family: Family, model: Any) -> None:
+            self.check()
+            self.options = deploy.check_options(self.options, cfg, family, model)
+            check_output(self.args.output_file, self.options, family)
+
+        deployment = self.source.load(check, None, None)
+        chosen = samples.of(deployment) if self.args.verify else None
         path, options = self.args.output_file, self.options
-        found = self.claims['ranges'] = self.ranges(deployment)
-        graph, seconds = deploy.export_file(deployment, options, path, found)
+        with after_weights():
+            print(deployment.report.summary())
+            ranges = self.claims['ranges'] = self.ranges(deployment)
+            graph, seconds = export_file(deployment, options, path, ranges)
         print(
             f'{path}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
             f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
         )
-        return [path]
+        return Exported([path], options, seconds, deployment, samples=chosen)
 
     def ranges(self, deployment: Deployment) -> Ranges | None:
         """Return the ranges to write: of a file, measured, or of the checkpoint; None without need."""
@@ -160,8 +171,9 @@ class BackboneExport(Export):
 
     def proof_command(self) -> list[str]:
         """See `Export`."""
-        args, tool = self.args, 'tools/deployment/export_scn.py'
-        words = [tool, args.config, args.checkpoint, '--output-file', args.output_file, '--verify-only']
+        args = self.args
+        words = ['export-backbone', args.config, args.checkpoint]
+        words += ['--output-file', args.output_file, '--verify-only']
         return words + (['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else [])
 
 
@@ -183,6 +195,6 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError(f'{args.node_list}: no such file')
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; see `export_app.main`."""
-    return cli.run(lambda args: BackboneExport(args).run(register), build_parser(), argv)
+    return cli.run(lambda args: BackboneExport(args).run(), build_parser(), argv)

@@ -6,7 +6,7 @@ A subcommand is an entry of the `COMMANDS` of a module of `graph_commands`.
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from mmdeploy_ext.cli.graph_commands import comparison, editing, folders, inspection, reduction, rewriting
 from mmdeploy_ext.core import cli
@@ -31,9 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, register: Callable[[], None] | None = None) -> int:
-    """Run the chosen subcommand; one that needs model families finds `register` in its arguments."""
-    args.register = register
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen subcommand."""
     with naming(getattr(args, 'file', None)):
         return COMMANDS[args.command].run(args)
 
@@ -49,9 +48,6 @@ def naming(file: str | None) -> Iterator[None]:
         raise
 
 
-def main(argv: Sequence[str] | None = None, register: Callable[[], None] | None = None) -> int:
-    """Run the tool: 0 done, 1 checked and failed, 2 usage.
-
-    `register` imports the projects whose families `diff` can compare with a checkpoint.
-    """
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 done, 1 checked and failed, 2 usage."""
+    return cli.run(run, build_parser(), argv)

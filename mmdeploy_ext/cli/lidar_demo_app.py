@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Detect, compare and draw."""
     cli.wait_passively()
     demo.check_options(args)
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         found: dict[str, Detections3D] = {}
         deployment = None
         if args.engine != 'onnx' or not args.onnx:
-            deployment = load(args, register)
+            deployment = load(args)
         with after_weights():
             runtime = open_runtime(args, deployment, stack) if args.engine != 'torch' else None
             points, classes = read_sweep(args.sweep, deployment, runtime)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
             return show(args, points, found, classes)
 
 
-def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
+def load(args: argparse.Namespace) -> Any:
     """Return the deployment of config and checkpoint, a detector of LiDAR sweeps."""
     compat.apply()
     from mmdeploy_ext.exporting import deployment as deploy
@@ -80,7 +80,6 @@ def load(args: argparse.Namespace, register: Callable[[], None]) -> Any:
         if family.samples != 'sweeps':
             raise ConfigError(f'{args.config}: family {family.name!r} takes no LiDAR sweep alone')
 
-    register()
     overrides = shared.parse_cfg_options(args.cfg_options)
     return deploy.load(args.config, args.checkpoint, overrides, 'cpu', check)
 
@@ -154,6 +153,6 @@ def show(
     return 0 if equal else 1
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; see `export_app.main`."""
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

@@ -12,7 +12,7 @@ from mmdeploy_ext.core.errors import after_weights
 from mmdeploy_ext.core.files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.families.base import Family
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Observe every stage or graph of a model, print, write."""
     cli.wait_passively()
     compat.apply()
@@ -70,7 +70,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
         check_opset(args.opset_version, exporter)
     height, width = shared.parse_shape(args.shape)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
-    register()
 
     def check(_cfg: object, family: Family, _model: object) -> None:
         if family.samples != 'images':
@@ -116,6 +115,6 @@ def lint(
         yield report
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool: 0 clean, 1 findings of severity error or an export that is refused, 2 usage."""
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

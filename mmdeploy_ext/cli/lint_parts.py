@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmdeploy_ext.cli import proof
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.pictures import other_view
+from mmdeploy_ext.proving.inputs.user_samples import read_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,7 +107,7 @@ def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> 
 
 def _feeds(deployment: Deployment, picture: str | None, options: Options) -> list[Feeds]:
     """Return the inputs of two runs: a picture, and another one, larger where sizes are dynamic."""
-    ((_, image),) = proof.read_images([picture or proof.DEFAULT_IMAGE], 1)
+    ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1)
     more = LARGER if options.dynamic else 0
     device = next(deployment.model.parameters()).device
     found = []

@@ -2,18 +2,19 @@
 
 import argparse
 import ast
-import contextlib
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.contract.families import DETECTOR
 from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.precision import PRECISIONS
+from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
-from mmdeploy_ext.engines import BACKENDS, build_backend
-from mmdeploy_ext.engines.registry import ENGINES, file_engines
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.engines.registry import file_engines
+from mmdeploy_ext.engines.settings import engine_settings
 
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
@@ -86,8 +87,30 @@ def given_words(args: argparse.Namespace) -> list[str]:
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen about the graphs of detectors; None where it was not given."""
-    add_declared(parser, DETECTOR)
+    add_declared(parser, detector_options())
     cli.add(parser, '--skip-postprocess', 'the same as --postprocess raw')
+
+
+def parser_for(
+    build: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None
+) -> argparse.ArgumentParser:
+    """Return a parser; it has the options of a family that the config of the command line imports, too.
+
+    The config is read before the command line is parsed only where that has an option that no other family
+    has.
+    """
+    parser, words = build(), sys.argv[1:] if argv is None else argv
+    options = [word.split('=')[0] for word in words if word.startswith('--')]
+    config = next((word for word in words if word.endswith('.py') and Path(word).is_file()), '')
+    if config and any(option not in parser._option_string_actions for option in options):
+        from mmdeploy_ext import compat
+        from mmdeploy_ext.core.config import load_config
+
+        cli.wait_passively()
+        compat.apply()
+        load_config(config)
+        parser = build()
+    return parser
 
 
 def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) -> None:
@@ -110,7 +133,7 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     """Return name -> value of what `add_graph_arguments` was given; refuses what contradicts each other."""
     from mmdeploy_ext.exporting.exporter import check_opset
 
-    given = given_values(args, DETECTOR)
+    given = given_values(args, detector_options())
     if args.skip_postprocess:
         if given.get('form', 'raw') != 'raw':
             raise UsageError(
@@ -153,30 +176,8 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return backend name and options for `build_backend(engine, path, **options)`."""
-    info = ENGINES[args.engine]
-    if args.threads < 0:
-        raise UsageError(f'--threads {args.threads}: expected 0 (the engine decides) or more')
-    options: dict[str, Any] = dict(engine=info.backend)
-    for key in ('threads', 'providers', 'inference_precision'):
-        if not (value := getattr(args, key)):
-            continue
-        if key not in info.keys:
-            able = ' or '.join(name for name, other in file_engines().items() if key in other.keys)
-            option = f'--{key.replace("_", "-")}'
-            raise UsageError(f'{option} goes with --engine {able}, got --engine {args.engine}')
-        options[key] = value
-    check_engine(options['engine'], {key: value for key, value in options.items() if key != 'engine'})
-    return options
-
-
-def check_engine(kind: str, options: Mapping[str, Any]) -> None:
-    """Refuse an engine, a provider or an option that is not here, before a model is exported for it."""
-    threads = options.get('threads', 0)
-    if not isinstance(threads, int) or threads < 0:
-        raise UsageError(f'threads={threads!r}: expected 0 (the engine decides) or more')
-    # An engine looks at itself before it looks for the file, and there is none.
-    with contextlib.suppress(ModelFileError), build_backend(kind, path='', **options):
-        pass
+    names = 'threads', 'providers', 'inference_precision'
+    return engine_settings(args.engine, **{name: getattr(args, name) for name in names})
 
 
 def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
@@ -201,23 +202,6 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         writes=('{}/report.html', '{}/verdict.json', '{}/detections.png'),
     )
     cli.add(parser, '--json FILE', 'write the verdict as JSON')
-
-
-def check_engine_kind(kind: str, inference_precision: str | None = None) -> None:
-    """Refuse an engine that streaming and LiDAR models do not run on, before anything is exported for it.
-
-    Raises:
-        EngineError: `kind`, a registered name, cannot; the message says which one can.
-        UsageError: bfloat16 or float16 of the engine, by which no sequence is judged.
-    """
-    if 'stream' not in BACKENDS[kind].runs:
-        able = [name for name, row in BACKENDS.items() if 'stream' in row.runs]
-        raise EngineError(f'{kind}: streaming and LiDAR models run on {" or ".join(able)}')
-    if inference_precision not in (None, 'fp32'):
-        raise UsageError(
-            f'--inference-precision {inference_precision}: goes with models of single images; models of '
-            f'frames have --precision fp16 of the export'
-        )
 
 
 def refuse_given(

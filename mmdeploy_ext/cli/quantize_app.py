@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.cli import quantize_report
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import check_outputs, check_writable
 from mmdeploy_ext.engines.registry import QUANTISED
@@ -36,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser)
     add(
         'model',
-        'float32 ONNX file written by tools/deployment/pytorch2onnx.py, or the folder of a model of '
+        f'float32 ONNX file written by {tool("export")}, or the folder of a model of '
         'several graphs, one of which is quantised: of cameras the image backbone, of LiDAR sweeps the one '
         'behind the points, of both that of the frame; the others are copied unchanged',
     )

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.runtime import run_images
-from mmdeploy_ext.runtime.consumers import runner_of, runtime_of
+from mmdeploy_ext.runtime.consumers import has_runtime, runner_of, runtime_of
 from mmdeploy_ext.runtime.exported import Opened, model_files
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
     """Open the files of a model of sweeps or frames, where something here makes boxes of its outputs."""
-    cls = getattr(runtime_of(metadata.family), 'OPENS', None)
+    cls = getattr(runtime_of(metadata.family), 'OPENS', None) if has_runtime(metadata.family) else None
     if cls is None:
         raise ModelFileError(
             f'{args.model}: family {metadata.family!r} gives no boxes that could be drawn; '

@@ -15,7 +15,7 @@ from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.quantize import METHODS, PERCENTILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.quantize.fidelity import Fidelity, Finding
@@ -101,12 +101,11 @@ def _check_together(args: argparse.Namespace) -> None:
         raise UsageError('--draw and --json show what --fidelity finds: give it too')
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Calibrate, or read ranges; then compare where that is asked for."""
     check(args)
     cli.wait_passively()
     compat.apply()
-    register()
     from mmdeploy_ext.exporting.deployment import load
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
@@ -174,6 +173,6 @@ def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]
         console.print(views.assumption_table(findings))
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; see `export_app.main`."""
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

@@ -12,6 +12,7 @@ from mmdeploy_ext.cli import backend_config
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli.test_models import FrameModel, ImageModel, TestedModel, check_dataset
 from mmdeploy_ext.core import cli, distributed
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ModelFileError, UsageError, after_weights
 from mmdeploy_ext.core.files import atomic_path, check_writable
@@ -20,7 +21,7 @@ from mmdeploy_ext.families.base import DETECTOR, find_family
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mmdeploy_ext.core.distributed import Ranks
     from mmdeploy_ext.core.dump import DumpWriter
@@ -73,16 +74,16 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(f'--out {args.out}: expected a .pkl or .pickle file')
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Evaluate."""
     cli.wait_passively()
     compat.apply()
     _check_arguments(args)
     with distributed.join(args.launcher, args.local_rank) as ranks:
-        return _run(args, register, ranks)
+        return _run(args, ranks)
 
 
-def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -> int:
+def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     """Evaluate on the processes of the run, which end with one exit status."""
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import run_dataset
@@ -90,7 +91,6 @@ def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -
 
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
-    register()
     cfg = load_config(args.config, cfg_options)
     if args.out:
         check_writable(args.out)
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace, register: Callable[[], None], ranks: Ranks) -
     family = find_family(cfg, DETECTOR)
     kind = ImageModel if family.samples == 'images' else FrameModel
     if family.samples != 'images':
-        why = f'these models are drawn by {family.used_by[""].split()[0]}'
+        why = f'these models are drawn by {tool(family.used_by[""].split()[0])}'
         shared.refuse_given(args, build_parser(), ('show_dir', 'show_score_thr'), why)
     tested = kind(cfg, family, args, work_dir)
     dataset = evaluation.build_dataset(cfg)
@@ -240,6 +240,6 @@ def finish(
     return 0 if keep_metrics(tested.work_dir, settings['type'], metrics, facts, precision) else 1
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; see `export_app.main`."""
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.cli import backend_config
-from mmdeploy_ext.cli.options import check_engine_kind
-from mmdeploy_ext.cli.proof import DEFAULT_IMAGE
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.engines import Backend, build_backend
+from mmdeploy_ext.engines.settings import check_engine_kind
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
     import argparse
@@ -140,7 +140,7 @@ class ImageModel(TestedModel):
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.preprocess.pictures import read_image
 
-        picture = read_image(DEFAULT_IMAGE)
+        picture = read_image(DEFAULT_PICTURE)
         size = self.options.height, self.options.width
         return [deploy.prepare_fixed(deployment.rule, picture, *size)]
 

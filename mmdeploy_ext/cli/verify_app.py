@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext import compat
+from mmdeploy_ext.api import Source, prove_source
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.core.errors import LoadError, after_weights
-from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.engines.settings import check_engine_kind
 from mmdeploy_ext.families.base import BACKBONE, Family
+from mmdeploy_ext.proving.inputs.user_samples import Samples
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
-
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.proving.results import MetricRow
+    from collections.abc import Sequence
 
 
 ASKED = tuple(
@@ -66,21 +60,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Load both sides and run the ladder."""
     cli.wait_passively()
-    compat.apply()
-
     shared.check_normalisation(args)
     engine = shared.engine_options(args)
     proof.check_report_targets(args)
-    register()
-    cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
-    family = proof.family_of(cfg, args.onnx_file)
-    refuse_others(args, family, engine)
-    samples = proof.Samples(family, args.images or (), args.frames)
+    cfg_options = shared.parse_cfg_options(args.cfg_options)
+    source = Source.read(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
+    refuse_others(args, source.family, engine)
+    samples = Samples(source.family, args.images or (), args.frames)
     asked = shared.given_values(args, ASKED)
-    return prove_files(args, cfg, family, samples, engine, asked=asked)
+    return prove_files(args, source, samples, engine, edited=args.edited, asked=asked)
 
 
 def refuse_others(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
@@ -91,96 +82,18 @@ def refuse_others(args: argparse.Namespace, family: Family, engine: dict[str, An
     shared.refuse_given(args, build_parser(), IMAGE_ASKED, 'goes with models of single pictures only')
     if family.product == BACKBONE:
         shared.refuse_given(args, build_parser(), DETECTOR_ASKED, 'sparse backbones do not have it')
-    shared.check_engine_kind(engine['engine'], engine.get('inference_precision'))
+    check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
 
 def prove_files(
-    args: argparse.Namespace,
-    cfg: Any,
-    family: Family,
-    samples: proof.Samples,
-    engine: dict[str, Any],
-    weight_layout: str = 'auto',
-    **claims: Any,
+    args: argparse.Namespace, source: Source, samples: Samples, engine: dict[str, Any], **claims: Any
 ) -> int:
-    """Prove files that were exported earlier; their metadata say with which options.
-
-    Args:
-        args: of the command line.
-        cfg: the config, with the overrides of the command line.
-        family: of the files.
-        samples: to run them on.
-        engine: options of `build_backend`.
-        weight_layout: see `Family.load`.
-        claims: see `ladder.prove`.
-    """
-    from mmdeploy_ext.evaluate import evaluation
-    from mmdeploy_ext.exporting import deployment as deploy
-
-    paths, metadata = _read(family, args.onnx_file)
-    cfg_options = shared.parse_cfg_options(args.cfg_options)
-
-    def check(cfg: Any, family: Family, model: object) -> None:
-        if metadata is not None:
-            metadata.require(args.onnx_file, family.name, getattr(family, 'forms', ()))
-        if args.eval:
-            evaluation.check_tables(cfg, evaluation.build_dataset(cfg))
-
-    kind = family.product, weight_layout
-    deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check, *kind)
-    deployment.normalise_with(args.mean, args.std)
-    found = samples.of(deployment)
-    with after_weights():
-        metrics = []
-        with contextlib.suppress(LoadError):  # the proof says it
-            metrics = _metrics(deployment, paths, metadata, args.eval, engine) if args.eval else []
-        claims['edited'] = args.edited
-        if family.samples == 'images':
-            claims['picture_files'] = samples.files
-        return proof.run_proof(deployment, paths, found, args, engine, metrics, **claims)
+    """Prove files that were exported earlier, and show the verdict; see `api.prove_source`."""
+    options = dict(mean=args.mean, std=args.std, metrics=args.eval or ())
+    verdict, *shown = prove_source(source, args.onnx_file, samples, engine, **options, **claims)
+    return proof.show(verdict, *shown, args)
 
 
-def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
-    """Return the files, and the metadata of the last: None for backbones, which keep less of it.
-
-    What is damaged is refused now, not after the weights have loaded.
-    """
-    from mmdeploy_ext.exporting.files import read_files
-    from mmdeploy_ext.graph.io.files import load, read
-    from mmdeploy_ext.proving.levels.sparse_subject import file_options
-
-    if family.product == BACKBONE:
-        file_options(read(path), path)
-        return [path], None
-    files = read_files(path)
-    for file in files.paths:
-        load(file)
-    return files.paths, files.metadata
-
-
-def _metrics(
-    deployment: Deployment,
-    paths: Sequence[str],
-    metadata: Metadata,
-    metrics: Sequence[str],
-    engine: dict[str, Any],
-) -> list[MetricRow]:
-    """Evaluate the config's test set by both engines."""
-    from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
-    from mmdeploy_ext.proving.levels.metrics import compare_metrics
-
-    family = deployment.family
-    if family.samples != 'images':
-        networks = (family.reference(deployment.model), family.runner(paths, engine))
-        detectors = (FrameDetector(network, family) for network in networks)
-        return compare_metrics(deployment.cfg, *detectors, metrics, metadata.precision)
-    named = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
-    with build_backend(path=paths[0], **named) as backend:
-        detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
-        precision = backend.computes_in or metadata.precision
-        return compare_metrics(deployment.cfg, *detectors, metrics, precision)
-
-
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; see `export_app.main`."""
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

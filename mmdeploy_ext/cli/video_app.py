@@ -18,7 +18,7 @@ from mmdeploy_ext.families.base import DETECTOR, find_family
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from mmdeploy_ext.families.sequence import SequenceFamily
     from mmdeploy_ext.runtime.frames import Frame, Stepper
@@ -75,7 +75,7 @@ def check_options(args: argparse.Namespace) -> None:
     check_writable(args.out if demo.is_video(args.out) else args.out / 'x.png')
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Draw a scene."""
     cli.wait_passively()
     engines = chosen_engines(args)
@@ -85,7 +85,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     from mmdeploy_ext.evaluate import evaluation
     from mmdeploy_ext.evaluate.loop import DatasetFrames, scene_tokens
 
-    register()
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
     family = drawn_family(args.config, cfg)
     dataset = evaluation.build_dataset(cfg)
@@ -169,6 +168,6 @@ def draw_scene(
     return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; see `export_app.main`."""
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

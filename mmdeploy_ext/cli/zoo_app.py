@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext import compat
-from mmdeploy_ext.cli.proof import DEFAULT_IMAGE, read_images
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, write_json
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.inputs.user_samples import read_images
 from mmdeploy_ext.zoo.record import FILES, Outcome, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import torch
 
     from mmdeploy_ext.families.base import Family
-
-    Seeded = Callable[[Any, Family], torch.nn.Module]
 
 GIGABYTES = 6.0
 SECONDS = 1800.0
@@ -62,16 +61,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(register: Callable[[], None], seeded: Seeded, argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 every config of a known family is proven, 1 one is not, 2 usage.
-
-    `register` imports the projects whose families can be exported; `seeded` gives (cfg, family) -> the
-    detector with seeded weights.
-    """
-    return cli.run(lambda args: _body(args, register, seeded), build_parser(), argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 every config of a known family is proven, 1 one is not, 2 usage."""
+    return cli.run(_body, build_parser(), argv)
 
 
-def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded) -> int:
+def seeded(cfg: Any, family: Family) -> torch.nn.Module:
+    """Return the detector of a config with seeded weights."""
+    from mmdeploy_ext.synthetic.seeded import seeded_model
+
+    return seeded_model(cfg, family)
+
+
+def _body(args: argparse.Namespace) -> int:
     for name in ('height', 'width', 'timeout', 'memory', 'sweeps'):
         if getattr(args, name) <= 0:
             raise UsageError(f'--{name} {getattr(args, name)}: expected more than 0')
@@ -80,7 +82,6 @@ def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded
     check_writable(args.out / 'zoo.json')
     cli.wait_passively()
     compat.apply()
-    register()
     from mmdeploy_ext.zoo import configs, summary
 
     files = configs.paths(args.configs)
@@ -97,7 +98,7 @@ def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded
             )
         return 0
     records = []
-    for record in cli.tracked(_records(chosen, args, seeded), len(chosen), 'zoo'):
+    for record in cli.tracked(_records(chosen, args), len(chosen), 'zoo'):
         records.append(record)
         print(_line(record), flush=True)
         write_json(args.out / 'zoo.json', summary.content(records))  # also of a run that is stopped
@@ -105,12 +106,12 @@ def _body(args: argparse.Namespace, register: Callable[[], None], seeded: Seeded
     return int(any(record.family and not record.proven for record in records))
 
 
-def _records(chosen: Sequence[Any], args: argparse.Namespace, seeded: Seeded) -> Any:
+def _records(chosen: Sequence[Any], args: argparse.Namespace) -> Any:
     from mmdeploy_ext.engines.registry import DEFAULT
     from mmdeploy_ext.zoo.processes import Limits, run_all
     from mmdeploy_ext.zoo.subject import Settings
 
-    picture = read_images([DEFAULT_IMAGE], 1)[0]
+    picture = read_images([DEFAULT_PICTURE], 1)[0]
     engine = DEFAULT.runner_options(threads=1)
     size = args.height, args.width
     settings = Settings(size, picture, seeded, engine, tuple(args.files), args.sweeps)

@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.metadata_entries import (
     read_entry,
 )
 from mmdeploy_ext.contract.spec import GraphSpec
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import LoadError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_onnx_size, check_regular
 from mmdeploy_ext.core.printable import shortened
@@ -129,7 +130,7 @@ def check_graph(
         raise LoadError(
             f'{path}: the graph has lost its optional inputs {", ".join(tensor.name for tensor in absent)}, '
             f'which have their defaults for good; simplifiers take an input with a default for a constant: '
-            f'export with --simplify, or use tools/onnx/graph.py simplify, which keeps them'
+            f'export with --simplify, or use {tool("graph")} simplify, which keeps them'
         )
     for kind, tensors, given in (('inputs', spec.inputs, inputs), ('outputs', spec.outputs, outputs)):
         names = [tensor.name for tensor in tensors]

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmdeploy_ext.contract.families import POSTPROCESS
-from mmdeploy_ext.contract.metadata_schema import BACKBONE_ENTRIES, FIELDS, FILE_ENTRIES, SPARSE_OPTIONS
+from mmdeploy_ext.contract.metadata_schema import BACKBONE_ENTRIES, FIELDS, FILE_ENTRIES, options_of_backbone
+from mmdeploy_ext.contract.registry import registered
 from mmdeploy_ext.contract.schema import Check, Mismatch
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.printable import printable
@@ -112,7 +112,7 @@ def check_entries(props: Mapping[str, str], path: object) -> None:
     """
     of_detector = f'{PREFIX}preprocess' in props
     check_names(props, path, FILE_ENTRIES if of_detector else BACKBONE_ENTRIES)
-    checks = {} if of_detector else dict(options=SPARSE_OPTIONS)
+    checks = {} if of_detector else dict(options=options_of_backbone)
     for name in FIELDS:
         if PREFIX + name in props:
             read_entry(props, name, path, check=checks.get(name))
@@ -128,9 +128,13 @@ def check_entry(value: Any, name: str, path: object, check: Check | None = None)
 
 
 def checked_facts(facts: dict[str, Any], family: str, path: object) -> Facts:
-    """Return the facts of a file; a family that ships no runtime has any. ModelFileError names the key."""
-    if family in POSTPROCESS:
-        check_entry(facts, 'postprocess', path, POSTPROCESS[family])
+    """Return the facts of a file that pass the check of its family, if it has one.
+
+    ModelFileError: names the key.
+    """
+    registration = registered().get(family)
+    if registration is not None and registration.postprocess is not None:
+        check_entry(facts, 'postprocess', path, registration.postprocess)
     return _facts(facts, f'{path}: mm2onnx.postprocess')
 
 

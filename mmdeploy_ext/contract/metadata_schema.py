@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmdeploy_ext.contract import families, options
+from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.option import schemas
+from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.contract.schema import (
     Check,
     Mismatch,
@@ -140,9 +141,23 @@ def _names(spec: Mapping[str, Any], where: str) -> None:
 SPEC = full_record(
     name=NAME, inputs=items(TENSOR, 1), outputs=items(TENSOR, 1), state=items(exactly(2, NAME)), also=_names
 )
-CHOICES = dict(schemas((*families.DETECTOR, *options.DRIVE)), cfg_options=mapping(anything))
-OPTIONS = record(CHOICES, ('opset', 'exporter'), closed=False)
-SPARSE_OPTIONS = record(CHOICES | schemas(options.SPARSE), closed=False)
+
+
+def checks_of_options() -> dict[str, Check]:
+    """Return name -> check of every option of the families that are registered now."""
+    return dict(schemas((*detector_options(), *options.DRIVE)), cfg_options=mapping(anything))
+
+
+def options_of_detector(value: Any, where: str) -> None:
+    """Check the options of a detector's file."""
+    record(checks_of_options(), ('opset', 'exporter'), closed=False)(value, where)
+
+
+def options_of_backbone(value: Any, where: str) -> None:
+    """Check the options of a sparse backbone's file."""
+    record(checks_of_options() | schemas(options.SPARSE), closed=False)(value, where)
+
+
 EDIT = full_record(command=NAME, arguments=mapping(anything), versions=mapping(text()))
 TABLE = full_record(
     name=NAME,
@@ -200,7 +215,7 @@ FIELDS: dict[str, Check] = dict(
     voxels=VOXELS,
     classes=items(text()),
     postprocess=mapping(anything),
-    options=OPTIONS,
+    options=options_of_detector,
     config=text(),
     config_sha256=DIGEST,
     checkpoint_sha256=DIGEST,

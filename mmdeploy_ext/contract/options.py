@@ -1,6 +1,6 @@
 """What can be chosen about graphs of several families, each choice declared once.
 
-What only one family has is in its module of `contract/families`. Needs neither torch nor mmcv.
+What only one family has it is registered with, see `registry.py`. Needs neither torch nor mmcv.
 """
 
 import dataclasses

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -29,8 +27,6 @@ CLOSED_PIPE = 141
 """Exit status when stdout is closed: what a shell reports for a program that SIGPIPE ended."""
 ONE_FILE = ('config', 'checkpoint')
 """Arguments that no folder is taken for."""
-SUB_COMMANDS: dict[str, str] = {}
-"""Pattern of a script in messages -> what is typed in its place, where that is what was started."""
 EXTRAS = dict(pygraphviz='draw', matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package that few tools need -> the extra of this project that installs it."""
 OWN_PACKAGES = ('mmdeploy_ext', 'projects')
@@ -43,16 +39,6 @@ class ArgumentParser(argparse.ArgumentParser):
         """Print the message and exit."""
         print(printable(f'error: {message} (see {self.prog} --help)'), file=sys.stderr)
         raise SystemExit(2)
-
-
-def imports(*modules: str) -> Callable[[], None]:
-    """Return the `register` of a tool, which imports the projects whose model families it works with."""
-    return functools.partial(_import, modules)
-
-
-def _import(modules: Sequence[str]) -> None:
-    for module in modules:
-        importlib.import_module(module)
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
@@ -85,10 +71,12 @@ def one_line(message: object) -> str:
 
 def run(
     body: Callable[[argparse.Namespace], int],
-    parser: argparse.ArgumentParser,
+    parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse `argv`, look at its files and run `body`; errors that users can act on become one line.
+
+    `parser` may be a function that makes it, which may fail as the body may.
 
     Returns:
         The exit status: what `body` returns, or the error's own exit code. `CLOSED_PIPE` where nobody
@@ -107,11 +95,15 @@ def run(
 
 
 def _run(
-    body: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+    body: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser | Callable[[], argparse.ArgumentParser],
+    argv: Sequence[str] | None,
 ) -> tuple[int, bool]:
     """Return the exit status, and whether it is that of an error."""
-    args = parser.parse_args(argv)
+    args = argparse.Namespace(debug='--debug' in (sys.argv if argv is None else argv))
     try:
+        parser = parser if isinstance(parser, argparse.ArgumentParser) else parser()
+        args = parser.parse_args(argv)
         with watched_run() as run:
             check_files(run, parser, args)
             if getattr(args, 'json', None):
@@ -130,15 +122,8 @@ def _run(
         message = one_line(error) or type(error).__name__
         if isinstance(error, BrokenPipeError):  # of stdout and stderr none comes here
             message += ': a process that this one was writing to has ended; --debug shows where'
-    print(printable(f'error: {as_typed(message)}'), file=sys.stderr)
+    print(printable(f'error: {message}'), file=sys.stderr)
     return status, True
-
-
-def as_typed(text: str) -> str:
-    """Return a message in which scripts are what was started: see `SUB_COMMANDS`."""
-    for script, command in SUB_COMMANDS.items():
-        text = re.sub(rf'(?<![\w/.-])(python )?{script}', command, text)
-    return text
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:

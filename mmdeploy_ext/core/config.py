@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import will_read
 
@@ -108,7 +109,7 @@ def _translate_first(path: str, why: str = '') -> str:
     """Return the message about a config of mmdet 3."""
     return (
         f'{path}: is a config of mmdet 3{why}; translate it first: '
-        f'`python tools/convert/mmdet3.py --config {shlex.quote(path)} OUT.py`, and give OUT.py'
+        f'`{command("convert-mmdet3")} --config {shlex.quote(path)} OUT.py`, and give OUT.py'
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.cli import tracked
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.distributed import Ranks
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.evaluate.evaluation import build_loader, loader_errors
@@ -56,7 +57,7 @@ def scene_tokens(dataset: Dataset, needed: bool = True) -> list[str]:
             return [''] * len(dataset)
         raise DataError(
             f'{getattr(dataset, "ann_file", "the data set")}: its infos have no scene_token, so frames '
-            f'cannot be put in sequence; make the info file with tools/create_data.py'
+            f'cannot be put in sequence; make the info file with {tool("infos")}'
         )
     return [str(info['scene_token']) for info in infos]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import enum
-import importlib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from mmdeploy_ext.contract import families as declared
 from mmdeploy_ext.contract.option import Option, Options
+from mmdeploy_ext.contract.registry import detector_options, registered
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.building import head_of
@@ -45,7 +46,9 @@ class Family(abc.ABC):
 
     Attributes:
         name: of the family, as the metadata keeps it.
-        task: module of `proving/tasks` that matches, draws and evaluates its results.
+        task: that matches and draws its results: a name of `proving/tasks`, or the dotted name of a module
+        that
+            has the same functions.
         product: what its files hold: 'detector', or 'backbone' of one.
         samples: what it is run on: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused'
             frames of both.
@@ -56,9 +59,9 @@ class Family(abc.ABC):
         keep_fp32: patterns of nodes that stay float32 in a float16 file, besides those of every family.
         options: what can be chosen about its graphs, in the order in which the metadata keep it.
         of_config: what configs of the family fix, for the message about an option that it does not have.
-        export_tool: that writes its files.
-        used_by: form -> command that uses a proven file where its runtime names none (see `runner_of`), with
-            {file}, {folder} of it, {config} and {checkpoint}; '' for other forms.
+        exported_by: command of `core/commands.py` that writes its files.
+        used_by: form -> words of `mm2onnx` that use a proven file where its runtime names none (see
+            `runner_of`), with {file}, {folder} of it, {config} and {checkpoint}; '' for other forms.
         exports: what it takes, and its page, for the message about a detector of no family.
         near: words in the names of detectors and heads that are of its kind.
     """
@@ -73,8 +76,8 @@ class Family(abc.ABC):
     keep_fp32: ClassVar[tuple[str, ...]] = ()
     options: tuple[Option, ...] = ()
     of_config: ClassVar[str] = ''
-    export_tool: ClassVar[str] = 'tools/deployment/pytorch2onnx.py'
-    used_by: ClassVar[Mapping[str, str]] = {'': 'tools/onnx/graph.py show {file}'}
+    exported_by: ClassVar[str] = 'export'
+    used_by: ClassVar[Mapping[str, str]] = {'': 'graph show {file}'}
     exports: ClassVar[str] = ''
     near: ClassVar[tuple[str, ...]] = ()
 
@@ -110,7 +113,7 @@ class Family(abc.ABC):
         """Return the message about an option that the family does not have, and which families have it."""
         others = [other for other in FAMILIES.values() if other.product == self.product]
         having = sorted(one.name for one in others if name in [option.name for option in one.options])
-        known = {option.name: option for option in declared.DETECTOR}
+        known = {option.name: option for option in detector_options()}
         known |= {option.name: option for other in others for option in other.options}
         if name not in known:
             return f'{name}: no such option; there are {", ".join(option.name for option in self.options)}'
@@ -203,10 +206,19 @@ class Family(abc.ABC):
         return {}
 
 
-FAMILIES: dict[str, Family] = {}
-"""Name -> family."""
-_LATER: list[str] = []
-"""Packages that are imported only where no family that is here claims a config: it takes seconds."""
+class Families(dict[str, Family]):
+    """Name -> family; one that has not been imported is imported when its name is looked up."""
+
+    def __missing__(self, name: str) -> Family:
+        self[name] = registered()[name].load_family()
+        return self[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a family, or the default for a name that nobody has registered."""
+        return self[name] if name in self or name in registered() else default
+
+
+FAMILIES = Families()
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',
@@ -214,12 +226,12 @@ LACKING = {
 }
 
 
-def register_family(family: Family) -> Family:
-    """Make a family known to the tools; called once by its `family.py`."""
-    if family.name in FAMILIES:
-        raise ValueError(f'family {family.name!r} is registered already')
-    FAMILIES[family.name] = family
-    return family
+def load_families(library: str | None = None) -> None:
+    """Import the families that need a library, see `register_family`; None: all that can be imported."""
+    for registration in registered().values():
+        needed = registration.library
+        if needed == library or (library is None and (not needed or importlib.util.find_spec(needed))):
+            FAMILIES.get(registration.name)
 
 
 def find_family(cfg: Any, product: str = '') -> Family:
@@ -230,39 +242,30 @@ def find_family(cfg: Any, product: str = '') -> Family:
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')
-    claims = {family: family.claims(cfg) for family in FAMILIES.values()}
-    asked = {family: claim for family, claim in claims.items() if claim and product in ('', family.product)}
-    best = [family for family, claim in asked.items() if claim == max(asked.values())]
+    load_families('')
+    best = _closest(cfg, product)
+    if not best:  # libraries that take seconds to import are left to the configs that need them
+        load_families()
+        best = _closest(cfg, product)
     if len(best) > 1:
         raise ConfigError(
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
             f'equally; correct what their `claims` return'
         )
-    if not best and _imported_more():
-        return find_family(cfg, product)
-    return best[0] if best else _refuse(cfg, product or DETECTOR, [one for one in claims if claims[one]])
+    return best[0] if best else _refuse(cfg, product or DETECTOR)
 
 
-def _refuse(cfg: Any, product: str, others: Sequence[Family]) -> NoReturn:
-    """Raise the error of a config that no family of a product claims; `others` claim it."""
+def _closest(cfg: Any, product: str) -> list[Family]:
+    """Return the imported families whose claim is the highest; none where all are `Claim.NO`."""
+    families = [family for family in FAMILIES.values() if product in ('', family.product)]
+    claims = {family: family.claims(cfg) for family in families}
+    highest = max(claims.values(), default=Claim.NO)
+    return [family for family, claim in claims.items() if claim and claim == highest]
+
+
+def _refuse(cfg: Any, product: str) -> NoReturn:
+    """Raise the error of a config that no family of a product claims."""
     what = LACKING[product]
-    if others:
-        what += f' as a {product}; only its {others[0].product} is exported (tools/deployment/export_scn.py)'
+    if others := _closest(cfg, ''):
+        what += f' as a {product}; only its {others[0].product} is exported ({tool("export-backbone")})'
     raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], what)
-
-
-def import_later(package: str) -> None:
-    """Name a package whose import registers families."""
-    _LATER.append(package)
-
-
-def _imported_more() -> bool:
-    """Import the packages that were named; return whether there was one that can be imported."""
-    found = False
-    while _LATER:
-        try:
-            importlib.import_module(_LATER.pop())
-            found = True
-        except ModuleNotFoundError:  # mmdet3d is not installed: its detectors are refused as unknown
-            continue
-    return found

@@ -16,6 +16,7 @@ from mmdeploy_ext.contract import options as declared
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.option import Option, Options
 from mmdeploy_ext.contract.precision import with_half_features
+from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
@@ -53,7 +54,6 @@ class ImageFamily(Family):
 
     Attributes:
         forms: what its graphs may contain of the post-processing.
-        own_options: what it has besides the options of every family of images.
         tie_keys: thresholds of overlaps and scores in its `test_cfg` at which rounding decides of a whole
             result; see `proving/near_ties.py`.
         trial_rows: results in which every threshold decides of some, see `proving/levels/other_limits.py`.
@@ -65,7 +65,6 @@ class ImageFamily(Family):
 
     samples = 'images'
     forms: ClassVar[tuple[str, ...]]
-    own_options: ClassVar[tuple[Option, ...]] = ()
     tie_keys: ClassVar[tuple[str, ...]] = ('iou_threshold',)
     trial_rows: ClassVar[int] = 400
     first: ClassVar[str] = ''
@@ -74,9 +73,11 @@ class ImageFamily(Family):
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """See `Family`."""
+        """What every family of images has, and what the family was registered with."""
         form, *others = declared.IMAGE
-        return (dataclasses.replace(form, choices=self.forms), *others, *self.own_options)
+        default = form.default if form.default in self.forms else self.forms[0]
+        form = dataclasses.replace(form, choices=self.forms, default=default)
+        return (form, *others, *options_of(self.name))
 
     def build(self, cfg: Any) -> torch.nn.Module:
         """See `Family.build`: mmdet's detector."""

@@ -2,8 +2,6 @@
 
 import importlib
 
-from mmdeploy_ext.families.base import import_later
-
 MODULES = (
     'mmdeploy_ext.families.dense.family',
     'mmdeploy_ext.families.dense.prepared',
@@ -19,4 +17,3 @@ MODULES = (
 
 for module in MODULES:
     importlib.import_module(module)
-import_later('mmdeploy_ext.families.mmdet3d_plugin')  # for configs of mmdet3d itself, which do not name it

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.option import Option, Options
+from mmdeploy_ext.contract.options import DRIVE
+from mmdeploy_ext.contract.registry import options_of
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.families.base import Family
@@ -42,6 +44,11 @@ class SequenceFamily(Family):
     dump_names: ClassVar[tuple[str, ...]] = ()
     bars: ClassVar[tuple[tuple[str, str, float], ...]] = ()
     bars_of: ClassVar[str] = ''
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """What the family was registered with, and what every family of frames or sweeps has."""
+        return (*options_of(self.name), *DRIVE)
 
     @abc.abstractmethod
     def graphs(self, model: torch.nn.Module, options: Options) -> list[Graph]:

@@ -72,10 +72,10 @@ class SparseFamily(Family):
     product = BACKBONE
     samples = 'sweeps'
     options = SPARSE
-    export_tool = 'tools/deployment/export_scn.py'
+    exported_by = 'export-backbone'
     used_by: ClassVar[Mapping[str, str]] = {
-        'portable': 'tools/analysis_tools/benchmark.py {config} {checkpoint} --onnx {file}',
-        '': 'tools/onnx/graph.py show {file}',
+        'portable': 'benchmark {config} {checkpoint} --onnx {file}',
+        '': 'graph show {file}',
     }
     orders: ClassVar[tuple[str, ...]] = ('xyz', 'zyx')
     int8: ClassVar[Int8Reference] = Int8Reference()

@@ -10,9 +10,10 @@ from collections.abc import Collection, Sequence
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mmdeploy_ext.contract.families import OPTIONS
 from mmdeploy_ext.contract.metadata_entries import PREFIX, read_entry
 from mmdeploy_ext.contract.options import LIMITS
+from mmdeploy_ext.contract.registry import options_of
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
@@ -47,7 +48,7 @@ FLOAT_ONLY = {
     'Resize': 'resizes only floats; cast its input to float32',
     'GridSample': 'samples only floats; cast its input to float32',
 }
-NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others (tools/onnx/graph.py replace)'
+NO_OPERATOR = 'TensorRT has no such operator; rewrite it in others ({graph} replace)'
 _NOT_KNOWN = """
 AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im
 Compress ConcatFromSequence ConvInteger CumProd DFT Det DynamicQuantizeLinear ImageDecoder MatMulInteger
@@ -163,7 +164,7 @@ def _constant_shapes(model: onnx.ModelProto) -> str:
     props = {entry.key: entry.value for entry in model.metadata_props}
     if f'{PREFIX}family' in props:
         family = read_entry(props, 'family', 'the file')
-        if not any(option.name in LIMITS for option in OPTIONS.get(family, ())):
+        if not any(option.name in LIMITS for option in options_of(family)):
             return f'the family {family} has no form with constant shapes'
     return CONSTANT_SHAPES
 
@@ -197,7 +198,7 @@ def _reason(node: onnx.NodeProto, facts: _Facts, rtx: bool) -> str:
     if rtx and node.op_type in RTX_OPERATORS:
         return RTX_OPERATORS[node.op_type].format(form=facts.form)
     if node.op_type in UNSUPPORTED:
-        return UNSUPPORTED[node.op_type]
+        return UNSUPPORTED[node.op_type].format(graph=tool('graph'))
     if rtx and node.op_type == 'RoiAlign' and node.output[0] not in facts.pooled:
         return (
             "has no plugin in TensorRT-RTX, and becomes gathers in mode 'avg' alone, from opset 16 on and "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.runtime.frames import Stepper
 
-DISAGREES = (
-    'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
-    'tools/deployment/verify.py, or set backend_config.check_dump=False to evaluate all the same'
-)
 FAR = 1e-5
 """Metres allowed per metre from the origin of the map; see `far_spec`."""
 
@@ -58,7 +55,10 @@ def check_dump(engine: Dumped, deployment: Deployment, folder: Path) -> bool:
         agrees &= case.passed
         print(f'{sample}: {_summary(case)}')
     if not agrees:
-        print(DISAGREES)
+        print(
+            'NOT PROVEN: the engine gives other tensors than PyTorch dumped; find out with '
+            f'{tool("verify")}, or set backend_config.check_dump=False to evaluate all the same'
+        )
     return agrees
 
 

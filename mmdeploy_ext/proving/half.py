@@ -33,8 +33,6 @@ METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
 RTOL, ATOL = 3e-2, 3e-2
 """What is shown as tolerance of single values, of the largest one and absolute; the cosine decides."""
-IN_IMAGES = ('bbox2d', 'mask', 'boxed_mask', 'panoptic')
-"""Tasks whose results are matched by IoU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +59,11 @@ class HalfBars:
 
     def of_task(self, task: str) -> dict[str, float]:
         """Return the arguments of the task's `match_detections`."""
-        if task in IN_IMAGES:
-            return dict(iou_bar=self.iou, score_bar=self.score)
-        return dict(distance_bar=self.distance_m, corner_bar=self.distance_m, score_bar=self.score)
+        return task_module(task).half_bars(self)
 
     def text(self, task: str) -> str:
         """Return the bars in one sentence."""
-        place = f'IoU {self.iou}' if task in IN_IMAGES else f'{self.distance_m} m (corners, too)'
+        place = task_module(task).half_text(self)
         return (
             f'cosine of every output at least {self.cosine}, {100 * self.match_rate:g} % of the results '
             f'matched within {place} and score {self.score}'

@@ -163,7 +163,8 @@ class DetectionRow:
         passed: nothing missing, nothing extra, all pairs within the bars.
         reason: why it failed; empty when passed.
         outside: pairs of the same class whose place or score difference is outside the bars.
-        worst_distance: metres; largest distance of the centres of a pair, for boxes in 3D; None in images.
+        worst_distance: largest distance of a pair, of tasks that match by distance (metres of boxes in 3D);
+            None of those that match by IoU.
         broken: the results could not be compared at all.
         low: results of both sides below the score threshold, judged over the whole proof.
         low_alone: of those, without a partner within the bars.

@@ -14,7 +14,7 @@ from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
 from mmdeploy_ext.preprocess.pictures import list_images, read_image
 from mmdeploy_ext.quantize.images import CalibrationSet, calibration_images, evenly, image_files
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
-from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.consumers import has_runtime, runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_frames, read_infos
 
@@ -122,7 +122,7 @@ def calibration_set(
 
 def quantised_graph(family: str) -> str:
     """Return the name of the graph of a family's folders that the others feed and INT8 is for, '' of none."""
-    return getattr(runtime_of(family), 'QUANTISED', '')
+    return getattr(runtime_of(family), 'QUANTISED', '') if has_runtime(family) else ''
 
 
 def _sweeps(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
@@ -97,5 +98,5 @@ def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
     if is_quantised(files.load(path)):
         raise ModelFileError(
             f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '
-            f'make it again with tools/deployment/quantize.py from a fresh export'
+            f'make it again with {tool("quantize")} from a fresh export'
         )

@@ -1,29 +1,45 @@
-"""The post-processing of a family outside of its graphs: its `runtime`, and the tool that runs it.
+"""The post-processing of a family outside of its graphs: the runtime that it was registered with.
 
-`families/<family>/runtime` of a family of images has `detections(metadata, outputs, feeds)`, which returns
-results per image of what a file gave by name and was fed, and `RUNNERS`: form of a file -> the tool that
-draws its results. That of a family of frames or sweeps has `OPENS`, the class that runs the files of an
+The runtime of a family of images has `detections(metadata, outputs, feeds)`, which returns results per image
+of what a file gave by name and was fed, and may have `draw(image_bgr, results, classes, score_thr)`, if boxes
+and masks are not what it gives, and `RUNNERS`: form of a file -> the script that draws its results, of
+`commands.RUNNERS`. That of a family of frames or sweeps has `OPENS`, the class that runs the files of an
 export. Where one of these graphs is fed by the others and has the layers that `quantize.py` puts in INT8,
 `QUANTISED` is its name, and `feeds` of the class returns its inputs for a sample.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.families import RUNTIME_MODULES
+from mmdeploy_ext.contract.registry import registered
+from mmdeploy_ext.core.errors import ModelFileError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 
-def runtime_of(family: str) -> ModuleType | None:
-    """Return the module of a family; None where there is none."""
-    module = RUNTIME_MODULES.get(family)
-    return importlib.import_module(module) if module else None
+def runtime_of(family: str) -> ModuleType:
+    """Return the runtime of a family.
+
+    ModelFileError: nobody has registered the family; ConfigError: it was registered without a runtime.
+    """
+    if family not in registered():
+        raise ModelFileError(
+            f'family {family!r} is not registered here; there are {", ".join(sorted(registered()))}. Install '
+            f'the package that the file was exported with'
+        )
+    return registered()[family].load_runtime()
+
+
+def has_runtime(family: str) -> bool:
+    """Return whether a family is registered, and with a runtime."""
+    return family in registered() and bool(registered()[family].runtime)
 
 
 def runner_of(family: str, form: str) -> str:
-    """Return the tool that draws what a file finds in pictures; '' where there is none."""
-    return getattr(runtime_of(family), 'RUNNERS', {}).get(form, '')
+    """Return the command of `core/commands.py` that draws what a file finds in pictures; '' of none."""
+    runtime = runtime_of(family) if has_runtime(family) else None
+    if hasattr(runtime, 'RUNNERS'):
+        return runtime.RUNNERS.get(form, '')
+    return 'run' if hasattr(runtime, 'detections') else ''

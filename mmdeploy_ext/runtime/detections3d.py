@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mmdeploy_ext.contract.metadata_entries import damaged
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.runtime.detections import Scored
@@ -30,7 +31,7 @@ class HeadRule(Plain, abc.ABC):
         if missing := [name for name in needed if name not in content]:
             raise ModelFileError(
                 f'{path}: its post-processing has no {", ".join(missing)}; export it again with '
-                f'tools/deployment/pytorch2onnx.py'
+                f'{tool("export")}'
             )
         names = [field.name for field in fields if field.name in content]
         return super().from_json({name: content[name] for name in names})

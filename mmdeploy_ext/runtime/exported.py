@@ -12,6 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.contract.metadata import read_props
 from mmdeploy_ext.contract.metadata_entries import PREFIX
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.core.files import external_locations
 from mmdeploy_ext.engines import BACKENDS, build_backend
@@ -112,11 +113,11 @@ def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
         absent = [file.name for file in files if not file.is_file()]
         if absent:
             raise ModelFileError(
-                f'{path}: has no {", ".join(absent)}; export it with tools/deployment/pytorch2onnx.py'
+                f'{path}: has no {", ".join(absent)}; export it with {tool("export")}'
             )
         return files
     if path.suffix != '.onnx' and not path.is_file():
-        raise ModelFileError(f'{path}: no such folder; export it with tools/deployment/pytorch2onnx.py')
+        raise ModelFileError(f'{path}: no such folder; export it with {tool("export")}')
     return [path]
 
 
@@ -125,7 +126,7 @@ def model_files(path: str | Path) -> list[Path]:
     files = sorted(Path(path).glob('*.onnx')) if Path(path).is_dir() else [Path(path)]
     if not files:
         raise ModelFileError(
-            f'{path}: no .onnx file in this folder; export with tools/deployment/pytorch2onnx.py'
+            f'{path}: no .onnx file in this folder; export with {tool("export")}'
         )
     return files
 

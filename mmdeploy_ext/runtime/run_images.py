@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import (
     DataError,
     EngineError,
@@ -26,7 +27,7 @@ from mmdeploy_ext.core.errors import (
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
 from mmdeploy_ext.core.printable import printable
-from mmdeploy_ext.runtime.consumers import runner_of
+from mmdeploy_ext.runtime.consumers import runner_of, runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -46,23 +47,23 @@ OTHER_SUFFIXES = (
 """Names of files, not of folders, that are not written here."""
 
 
-def main(argv: Sequence[str] | None = None, tool: str = '', description: str = '') -> int:
+def main(argv: Sequence[str] | None = None, runner: str = 'run', description: str = '') -> int:
     """Run a detector file on images; return the exit status.
 
-    `tool` is the path of the script in the repository; a file that the `RUNNERS` of its family give to
-    another one is refused with the name of that one.
+    `runner` is the command that was started, of `core/commands.py`; a file that the `RUNNERS` of its family
+    give to another one is refused with the name of that one.
     """
-    return cli.run(lambda args: run_files(args, tool), make_parser(description), argv)
+    return cli.run(lambda args: run_files(args, runner), make_parser(description), argv)
 
 
 def make_parser(
     description: str,
-    model: str = 'ONNX file written by tools/deployment/pytorch2onnx.py',
+    model: str = '',
     images: str = 'image files or folders',
 ) -> argparse.ArgumentParser:
     """Return the options of the runners, with the help of the tool and of its first two arguments."""
     parser = cli.ArgumentParser(description=description)
-    parser.add_argument('model', help=model)
+    parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
     said = (
         'folder for the pictures, which are named like the image with _det; or, for one image, a .jpg or '
@@ -85,7 +86,7 @@ def make_parser(
     return parser
 
 
-def run_files(args: argparse.Namespace, tool: str) -> int:
+def run_files(args: argparse.Namespace, runner: str) -> int:
     """Do what the options say: everything is looked at before the model is opened."""
     check_options(args)
     try:
@@ -99,7 +100,7 @@ def run_files(args: argparse.Namespace, tool: str) -> int:
     targets = plan_pictures(args.images, args.out)
     check_targets(args, targets.values())
     with OnnxRuntimeBackend(args.model, args.providers, args.threads or 0) as backend:
-        check_file(args.model, backend.metadata, tool)
+        check_file(args.model, backend.metadata, runner)
         start = time.perf_counter()
         entries = run_all(
             targets, lambda *files: run_file(backend, *files, args.score_thr), 'image', args.fail_fast
@@ -188,14 +189,14 @@ def finish(
     return 1 if failed else 0
 
 
-def check_file(path: str, metadata: Metadata, tool: str) -> None:
+def check_file(path: str, metadata: Metadata, runner: str) -> None:
     """Refuse a file that this tool cannot finish: ModelFileError names the tool that takes it."""
     right = runner_of(metadata.family, metadata.form)
-    if not right or right != tool:
+    if not right or right != runner:
         raise ModelFileError(
             f'{path}: is a model of family {metadata.family!r}, its post-processing form is '
-            f'{metadata.form!r}: not for {tool or "mm2onnx run"}; '
-            f'{f"use {right} for it" if right else "no tool for pictures takes it"}'
+            f'{metadata.form!r}: not for {tool(runner or "run")}; '
+            f'{f"use {tool(right)} for it" if right else "no tool for pictures takes it"}'
         )
     check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
@@ -233,6 +234,7 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
     paint = draw.draw_instances if isinstance(found, Instances) else draw.draw_detections
+    paint = getattr(runtime_of(backend.metadata.family), 'draw', paint)
     picture = paint(*draw.enlarged(image, found), classes, score_thr)
     draw.write_picture(target, picture)
     return dict(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.contract import schema
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json
 from mmdeploy_ext.core.plain import Plain
@@ -206,7 +207,7 @@ class Ranges:
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(
                 f'{where}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '
-                f'tools/quantization/scn_ptq.py --calibrate'
+                f'{tool("calibrate")} --calibrate'
             )
         _check(where, content, CONTENT)
         nodes = {name: NodeRange.from_json(node) for name, node in content['nodes'].items()}

@@ -179,7 +179,8 @@ def ensure_toy_coco(
     return staging.make_set(root, parameters, write, train_images + val_images, force=force, quiet=quiet)
 
 
-def _body(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Do what the options say."""
     size = tuple(args.size) if args.size else None
     if args.picture:
         _check(args.seed, {}, size)
@@ -195,9 +196,8 @@ def _body(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set, or one picture of the same world."""
-    parser = cli.ArgumentParser(prog='python -m projects.toydata.coco', description=__doc__.splitlines()[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--out', 'data/toy_coco')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--train-images', type=int, default=TRAIN_IMAGES, metavar='N')
@@ -208,7 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.writes(parser.add_argument('--picture', metavar='FILE', help=text))
     parser.add_argument('--shapes', type=int, metavar='N', help='with --picture: shapes to try')
     cli.add_debug_option(parser)
-    return cli.run(_body, parser, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the set, or one picture of the same world."""
+    parser = cli.ArgumentParser(prog='python -m projects.toydata.coco', description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    return cli.run(run, parser, argv)
 
 
 if __name__ == '__main__':

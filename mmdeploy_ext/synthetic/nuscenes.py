@@ -169,7 +169,8 @@ def ensure_toy_nuscenes(
     return staging.make_set(root, parameters, write, len(todo), force=force, quiet=quiet)
 
 
-def _body(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Do what the options say."""
     args.image_size = tuple(args.image_size)
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
     made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
@@ -178,11 +179,8 @@ def _body(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the set."""
-    parser = cli.ArgumentParser(
-        prog='python -m projects.toydata.nuscenes', description=__doc__.splitlines()[0]
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
     for (name, metavar, text), field in zip(OPTIONS, fields(Options), strict=True):
         kind = dict(type=int, nargs=2) if isinstance(field.default, tuple) else dict(type=type(field.default))
@@ -190,7 +188,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--jobs', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace a generated set at --root')
     cli.add_debug_option(parser)
-    return cli.run(_body, parser, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the set."""
+    parser = cli.ArgumentParser(
+        prog='python -m projects.toydata.nuscenes', description=__doc__.splitlines()[0]
+    )
+    add_arguments(parser)
+    return cli.run(run, parser, argv)
 
 
 if __name__ == '__main__':

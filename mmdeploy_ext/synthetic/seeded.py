@@ -23,6 +23,7 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.proving.inputs.pictures import bright, dark
+from mmdeploy_ext.synthetic import staging
 from mmdeploy_ext.synthetic.scene import make_scene
 from mmdeploy_ext.synthetic.seeded_corners import is_cornered, scale_corners
 from mmdeploy_ext.synthetic.seeded_dense import (
@@ -164,10 +165,10 @@ def sparse_weights(cfg: Any, seed: int = 0) -> dict[str, torch.Tensor] | None:
 
     The sparse backbone's follow from their names; what else a detector has is initialised with the seed.
     """
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mmdeploy_ext.families.base import BACKBONE, FAMILIES
+    from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
     from mmdeploy_ext.synthetic.seeded_sparse import fill_module
 
+    load_families()
     family = next((one for one in FAMILIES.values() if one.product == BACKBONE and one.claims(cfg)), None)
     if family is None:
         return None
@@ -201,14 +202,12 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a checkpoint for a config; 0 done, 2 usage, also where OUT is there already."""
     parser = cli.ArgumentParser(prog='python -m projects.toydata.seeded', description=__doc__.splitlines()[0])
-    parser.add_argument('config')
-    cli.writes(parser.add_argument('out', type=Path))
-    parser.add_argument('--seed', type=int, default=0)
-    cli.add_debug_option(parser)
-    return cli.run(_body, parser, argv)
+    staging.add_seeded(parser)
+    return cli.run(run, parser, argv)
 
 
-def _body(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint; 0 done."""
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
 
@@ -223,13 +222,12 @@ def _body(args: argparse.Namespace) -> int:
 
 def write_seeded(config: str, out: Path, seed: int = 0) -> None:
     """Write a checkpoint with seeded weights for a config."""
-    import mmdeploy_ext.families.mmdet3d_plugin
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family
+    from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families
     from mmdeploy_ext.weights.convert.fitting import save_checkpoint
 
     cfg = load_config(config)
+    load_families()
     names = [family.name for family in FAMILIES.values() if family.claims(cfg)]
     weights = None if OF_SENSORS.keys() & names else sparse_weights(cfg, seed)
     if weights is None:

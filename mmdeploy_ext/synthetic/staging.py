@@ -137,6 +137,14 @@ def make_set(
     return True
 
 
+def add_seeded(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a checkpoint of seeded weights, whose module imports torch."""
+    parser.add_argument('config')
+    cli.writes(parser.add_argument('out', type=Path))
+    parser.add_argument('--seed', type=int, default=0)
+    cli.add_debug_option(parser)
+
+
 def add_folder(parser: argparse.ArgumentParser, option: str, default: str) -> None:
     """Add the option that names the folder of a set."""
     text = 'folder of the set (default: %(default)s)'

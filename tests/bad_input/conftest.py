@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import json
 import os
@@ -160,10 +159,10 @@ class Bench:
     @staticmethod
     def _main(tool: str):
         if tool in APPS:
-            return functools.partial(importlib.import_module(APPS[tool]).main, register)
+            return importlib.import_module(APPS[tool]).main
         from mmdeploy_ext.runtime import run_images
 
-        return lambda argv: run_images.main(argv, 'tools/onnx/onnx_with_postprocess.py')
+        return lambda argv: run_images.main(argv, 'with_postprocess')
 
     def spawn(self, tool: str, **options: object) -> Outcome:
         """Run a tool as its script, in a process of its own."""
@@ -190,7 +189,7 @@ def toy_onnx(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp('toy') / 'toy.onnx'
     from mmdeploy_ext.cli import export_app
 
-    assert export_app.main(register, [CONFIG, CHECKPOINT, '--output-file', str(path), '--shape', '128']) == 0
+    assert export_app.main([CONFIG, CHECKPOINT, '--output-file', str(path), '--shape', '128']) == 0
     return path
 
 

@@ -127,7 +127,7 @@ def test_a_checkpoint_of_six_depth_channels_is_refused_by_name(tmp_path, capsys)
     name = 'encoders.camera.vtransform.dtransform.0.weight'
     torch.save(dict(state_dict={**state, name: state[name].expand(-1, 6, -1, -1)}), tmp_path / 'm.pth')
     words = [config, str(tmp_path / 'm.pth'), '--output-file', str(tmp_path / 'out')]
-    assert export_app.main(register, words) == 2
+    assert export_app.main(words) == 2
     said = capsys.readouterr().err
     assert name in said and 'six depth channels' in said and said.count('\n') == 1
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_six_depth_channels_is_refused_by_name(tmp_path, capsys)
 def test_an_unflattened_yaml_is_refused_by_name(tmp_path, capsys):
     path = tmp_path / 'convfuser.yaml'
     path.write_text('model:\n  type: BEVFusion\n  encoders:\n    camera:\n      neck: ${neck}\n')
-    assert export_app.main(register, [str(path), '--check']) == 2
+    assert export_app.main([str(path), '--check']) == 2
     said = capsys.readouterr().err
     assert str(path) in said and said.count('\n') == 1
 

@@ -109,6 +109,6 @@ def test_runners_take_their_own_family(bench, good, capfd):
     bench.refuses('run', 'rtdetr.onnx', "'rtdetr'", 'onnx_rtdetr.py', onnx=path)
     bench.refuses('verify', 'rtdetr.onnx', "'rtdetr'", "'dense'", onnx=path)
     picture = str(toy_rtdetr.PICTURE)
-    assert run_images.main([str(bench.onnx_file), picture], 'tools/onnx/onnx_rtdetr.py') == 2
+    assert run_images.main([str(bench.onnx_file), picture], 'rtdetr') == 2
     assert "'dense'" in capfd.readouterr().err
-    assert run_images.main([str(path), picture, '--out', 'x.png'], 'tools/onnx/onnx_rtdetr.py') == 0
+    assert run_images.main([str(path), picture, '--out', 'x.png'], 'rtdetr') == 0

@@ -60,7 +60,7 @@ def solo_onnx(tmp_path_factory, solo_weights):
         '128',
         '160',
     ]
-    assert export_app.main(register, [*line, '--max-candidates', '1']) == 0
+    assert export_app.main([*line, '--max-candidates', '1']) == 0
     return folder / 'solo.onnx'
 
 
@@ -97,7 +97,7 @@ def test_each_runner_takes_its_own_family(bench, solo_onnx):
 
     bench.refuses('run', 'solo.onnx', 'solo', onnx=solo_onnx)
     words = [str(bench.onnx_file), str(REPOSITORY / 'demo/toy.jpg')]
-    status = run_images.main(words, 'tools/onnx/onnx_solo.py')
+    status = run_images.main(words, 'solo')
     error = bench.capfd.readouterr().err
     assert status == 2 and error.startswith('error: ') and 'dense' in error
 
@@ -182,7 +182,7 @@ def test_more_candidates_than_the_cap_are_an_error_not_a_shorter_list(bench, sol
     from mmdeploy_ext.runtime import run_images
 
     line = [str(solo_onnx), str(REPOSITORY / 'demo/toy.jpg'), '--out', str(bench.out)]
-    assert run_images.main(line, 'tools/onnx/onnx_solo.py') != 0
+    assert run_images.main(line, 'solo') != 0
     error = bench.capfd.readouterr().err
     assert error.startswith(f'error: {line[1]}: candidates: ')  # which image of a folder it was
     assert '--max-candidates 1' in error and 'left some out' in error

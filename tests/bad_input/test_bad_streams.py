@@ -44,7 +44,7 @@ def exported(tmp_path_factory, checkpoint):
     """The toy's deploy files, made by the tool."""
     folder = tmp_path_factory.mktemp('deploy')
     config = files.write_config(folder)
-    assert export_app.main(register, [config, checkpoint, '--output-file', str(folder / 'onnx')]) == 0
+    assert export_app.main([config, checkpoint, '--output-file', str(folder / 'onnx')]) == 0
     return folder / 'onnx'
 
 
@@ -58,7 +58,7 @@ def refused(capfd, app, *argv, status=2):
     capfd.readouterr()
     try:
         found = (
-            app.main(register, list(map(str, argv))) if app is not dump_app else app.main([*map(str, argv)])
+            app.main(list(map(str, argv))) if app is not dump_app else app.main([*map(str, argv)])
         )
     except SystemExit as left:
         found = left.code
@@ -192,7 +192,7 @@ def test_an_export_into_the_working_folder_is_refused_with_a_name_that_would_do(
     """A folder is replaced as a whole, and the shell would go on in the one that is gone."""
     (tmp_path / 'here').mkdir()
     monkeypatch.chdir(tmp_path / 'here')
-    assert export_app.main(register, [config, checkpoint, '--output-file', '.']) == 2
+    assert export_app.main([config, checkpoint, '--output-file', '.']) == 2
     assert 'is the working folder' in capfd.readouterr().err and not list((tmp_path / 'here').iterdir())
 
 

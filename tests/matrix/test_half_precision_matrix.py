@@ -48,7 +48,7 @@ def scenes(tmp_path_factory):
 def evaluate(config, checkpoint, metric, folder, *options):
     """Run the loop; returns its metrics. Its exit status tells of AP by size too, of a few objects here."""
     words = [config, checkpoint, '--eval', metric, '--work-dir', str(folder), '--cfg-options', *options]
-    assert test_app.main(register, words) in (0, 1)
+    assert test_app.main(words) in (0, 1)
     name = 'pth' if config.endswith('_pth.py') else 'onnx'
     return read_json(folder / f'metrics_{name}.json')['metrics']
 
@@ -57,7 +57,7 @@ def prove(config, checkpoint, path, folder, *options):
     """Return the verdict of verify.py as JSON; within the bars or the test fails."""
     register()
     report = folder / 'verdict.json'
-    assert verify_app.main(register, [config, checkpoint, str(path), '--json', str(report), *options]) == 0
+    assert verify_app.main([config, checkpoint, str(path), '--json', str(report), *options]) == 0
     verdict = read_json(report)
     assert verdict['verdict'] == 'within fp16 bars'
     rows = [row for case in verdict['cases'] for row in case['tensors'] if row['cosine'] is not None]

@@ -85,7 +85,7 @@ def test_the_metric_of_a_toy_falls_by_no_more_than_the_bar(name, data, tmp_path)
             'backend_config.check_dump=False',
         ]
         arguments = [config, checkpoint, '--eval', kind, '--work-dir', str(folder)]
-        assert test_app.main(register, [*arguments, '--cfg-options', *options]) == 0
+        assert test_app.main([*arguments, '--cfg-options', *options]) == 0
         return read_json(folder / 'metrics_onnx.json')['metrics'][key]
 
     reference = evaluate(model, tmp_path / 'float')  # exports it

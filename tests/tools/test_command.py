@@ -13,13 +13,13 @@ import installed_wheel
 import toy_centerpoint
 from mmdeploy_ext import __version__
 from mmdeploy_ext.cli import command
-from mmdeploy_ext.core import cli
+from mmdeploy_ext.core import commands
 from mmdeploy_ext.core.files import sha256_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL, PICTURE = (str(REPOSITORY / f'demo/{name}') for name in ('atss_toy.onnx', 'toy.jpg'))
-ALONE = ('run', 'info', 'graph', 'compare', 'doctor')
-NEEDS_MORE = ('export', 'verify', 'lint')
+ALONE = tuple(name for name, tool in command.TOOLS.items() if not tool.exports)
+NEEDS_MORE = tuple(name for name, tool in command.TOOLS.items() if tool.exports)
 
 
 @pytest.fixture(scope='session')
@@ -74,7 +74,7 @@ def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
     assert json.loads((installed.folder / 'doctor.json').read_text())['healthy']
 
 
-@pytest.mark.parametrize('name', NEEDS_MORE)
+@pytest.mark.parametrize('name', ['export', 'zoo'])
 def test_without_pytorch_an_export_says_in_one_line_what_it_needs(installed, name):
     result = installed(name, 'config.py', 'weights.pth')
     assert (result.returncode, result.stdout) == (2, '')
@@ -88,7 +88,6 @@ def test_help_lists_every_command_and_what_is_not_here(installed):
     for name, tool in command.TOOLS.items():
         absent = ' (not here: it needs torch, mmcv, mmdet)' * (name in NEEDS_MORE)
         assert f' {name} {tool.help}{absent} ' in said
-    assert set(command.TOOLS) == {*ALONE, *NEEDS_MORE}
     assert done(installed('--version')) == f'mm2onnx {__version__}\n'
 
 
@@ -157,20 +156,26 @@ def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected)
     assert said.err.startswith('error: ') and said.err.count('\n') == 1 and expected in said.err
 
 
-@pytest.mark.parametrize(
-    ('said', 'expected'),
-    [
-        ('python tools/deployment/verify.py a b', 'mm2onnx verify a b'),
-        ('export it with tools/deployment/pytorch2onnx.py', 'export it with mm2onnx export'),
-        ('next: python tools/onnx/onnx_solo.py x', 'next: mm2onnx run x'),
-        ('../tools/onnx/graph.py: is no model', '../tools/onnx/graph.py: is no model'),
-        ('tools/deployment/quantize.py', 'tools/deployment/quantize.py'),
-    ],
-)
-def test_messages_name_the_command_where_it_is_what_was_typed(said, expected):
+def test_messages_name_the_command_where_it_is_what_was_typed():
+    named = 'verify', 'with_postprocess', 'quantize', 'run'
+    assert [commands.command(name) for name in named] == [
+        'python tools/deployment/verify.py',
+        'python tools/onnx/onnx_with_postprocess.py',
+        'python tools/deployment/quantize.py',
+        'python -m mmdeploy_ext run',
+    ]
     with command.as_program('mm2onnx run'):
-        assert cli.as_typed(said) == expected
-    assert cli.as_typed(said) == said
+        said = [commands.command(name) for name in named]
+        assert said == [commands.tool(name) for name in named]
+        assert said == ['mm2onnx verify', 'mm2onnx run', 'mm2onnx quantize', 'mm2onnx run']
+    assert commands.tool('verify') == 'tools/deployment/verify.py' and commands.tool('run') == 'mm2onnx run'
+
+
+def test_every_command_of_a_message_is_one_that_can_be_typed():
+    assert set(commands.SCRIPTS) <= set(command.TOOLS)
+    scripts = [script for script in commands.SCRIPTS.values() if script.endswith('.py')]
+    for script in (*scripts, *commands.RUNNERS.values()):
+        assert (REPOSITORY / script).is_file(), script
 
 
 def test_sweeps_refuse_pictures_and_a_lone_graph(capsys, tmp_path):
@@ -204,18 +209,6 @@ def test_a_verdict_is_told_of_the_very_bytes_that_it_is_about(capsys, tmp_path):
         (tmp_path / 'verdict.json').write_text(json.dumps(written))
         status, said = run(capsys, 'info', MODEL, '--report', tmp_path)
         assert status == 2 and expected in said.err
-
-
-def test_model_families_are_those_of_the_checkout(monkeypatch, tmp_path):
-    monkeypatch.setattr(command, 'ROOT', tmp_path)
-    tool = command.Tool('x', 'x', 'tools/some.py')
-    with pytest.raises(command.ConfigError, match=r'is not a checkout of the repository, .*; run it in one'):
-        tool.register()
-    (tmp_path / 'tools').mkdir()
-    (tmp_path / 'tools/some.py').write_text('import sys\ndef register(): sys.path.append("families")\n')
-    monkeypatch.setattr(sys, 'path', [])
-    tool.register()
-    assert sys.path == ['families']
 
 
 def test_an_installed_package_in_a_checkout_hands_over_to_its_code(tmp_path):

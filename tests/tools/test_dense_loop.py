@@ -59,7 +59,7 @@ def test_both_engines_have_the_ap_that_the_page_states(toy, data, tmp_path, caps
     found = {}
     for engine in ('pth', 'onnx'):
         config = str(REPO / f'configs/demo/{toy}_{engine}.py')
-        assert test_app.main(register, [config, str(path), *options]) == 0
+        assert test_app.main([config, str(path), *options]) == 0
         found[engine] = read_json(tmp_path / f'metrics_{engine}.json')['metrics']
     for key, value in found['pth'].items():
         assert abs(value - found['onnx'][key]) <= 5e-4
@@ -79,17 +79,17 @@ def test_a_file_of_another_pad_value_is_not_proven(tmp_path, capsys):
     model = str(tmp_path / 'yolox.onnx')
     pad = 'data.test.pipeline.1.transforms.2.pad_val.img=0.0,0.0,0.0'
     argv = [config, checkpoint, '--output-file', model, '--shape', '128', '128', '--cfg-options', pad]
-    assert export_app.main(register, argv) == 0
+    assert export_app.main(argv) == 0
     from mmdeploy_ext.cli import verify_app
 
-    assert verify_app.main(register, [config, checkpoint, model]) == 1
+    assert verify_app.main([config, checkpoint, model]) == 1
     assert 'preprocessing' in capsys.readouterr().out
 
 
 def test_check_needs_no_checkpoint_and_says_what_is_refused(capsys, monkeypatch):
     monkeypatch.setattr('rich.console.Console', lambda **_: Console(width=150, force_terminal=False))
     config = str(REPO / 'configs/demo/yolox_toy.py')
-    assert export_app.main(register, [config, '--check']) == 0
+    assert export_app.main([config, '--check']) == 0
     said = capsys.readouterr().out
     for words in (
         'family dense',
@@ -101,5 +101,5 @@ def test_check_needs_no_checkpoint_and_says_what_is_refused(capsys, monkeypatch)
         '114.0',
     ):
         assert words in said
-    assert export_app.main(register, [config, '--check', '--shape', '330', '320']) == 2
+    assert export_app.main([config, '--check', '--shape', '330', '320']) == 2
     assert '--shape 330 320: YOLOXPAFPN takes sizes that are multiples of 32' in capsys.readouterr().err

@@ -37,7 +37,7 @@ def models(tmp_path_factory) -> dict[str, tuple[str, str]]:
 
 def export(*words) -> int:
     try:
-        return main(toy_scn_family.register, [str(word) for word in words])
+        return main([str(word) for word in words])
     except SystemExit as error:
         return error.code
 

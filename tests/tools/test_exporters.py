@@ -32,7 +32,7 @@ def register():
 
 
 def run(*arguments):
-    return exporters_tool.main(register, [str(word) for word in arguments])
+    return exporters_tool.main([str(word) for word in arguments])
 
 
 def test_the_command_exports_proves_and_writes_the_table(tmp_path, capsys):

@@ -38,14 +38,14 @@ def broken(exported) -> str:
 
 
 def test_a_right_file_is_exit_status_zero(exported, capsys):
-    assert main(['diff', CONFIG, CHECKPOINT, exported], register) == 0
+    assert main(['diff', CONFIG, CHECKPOINT, exported]) == 0
     assert 'EQUAL' in capsys.readouterr().out
 
 
 def test_a_wrong_file_is_exit_status_one_with_node_module_json_and_page(exported, broken, tmp_path, capsys):
     target, report = tmp_path / 'found.json', tmp_path / 'report'
     command = ['diff', CONFIG, CHECKPOINT, broken, '--json', str(target), '--report', str(report)]
-    assert main(command, register) == 1
+    assert main(command) == 1
     out = capsys.readouterr().out
     node = toy_faults.NODES['atss']['weight']
     assert 'DIFFERS' in out and node in out and 'backbone.layer2.0.conv2' in out
@@ -64,7 +64,7 @@ def test_a_file_that_lacks_an_output_of_its_contract_differs_from_its_checkpoint
     model = onnx.load(exported)
     gone = model.graph.output.pop().name
     onnx.save(model, tmp_path / 'fewer.onnx')
-    assert main(['diff', CONFIG, CHECKPOINT, str(tmp_path / 'fewer.onnx'), '--no-fresh'], register) == 1
+    assert main(['diff', CONFIG, CHECKPOINT, str(tmp_path / 'fewer.onnx'), '--no-fresh']) == 1
     assert f'DIFFERS output {gone} is missing in {tmp_path / "fewer.onnx"}; ' in capsys.readouterr().out
 
 
@@ -100,5 +100,5 @@ def test_a_file_that_is_not_ours_is_refused_against_a_checkpoint(exported, tmp_p
     model = onnx.load(exported)
     model.ClearField('metadata_props')
     onnx.save(model, tmp_path / 'foreign.onnx')
-    assert main(['diff', CONFIG, CHECKPOINT, str(tmp_path / 'foreign.onnx')], register) == 2
+    assert main(['diff', CONFIG, CHECKPOINT, str(tmp_path / 'foreign.onnx')]) == 2
     assert 'has no mm2onnx metadata' in capsys.readouterr().err

@@ -23,7 +23,7 @@ def sweep(tmp_path):
 def demo(toy, *args):
     _, _, config, checkpoint = toy
     words = [*args, '--config', config, '--checkpoint', checkpoint]
-    return lidar_demo_app.main(toy_centerpoint.register, list(map(str, words)))
+    return lidar_demo_app.main(list(map(str, words)))
 
 
 def test_both_engines_side_by_side(toy, sweep, tmp_path, capsys):
@@ -44,7 +44,7 @@ def test_both_engines_side_by_side(toy, sweep, tmp_path, capsys):
 def test_onnx_alone_needs_no_checkpoint(toy, sweep, tmp_path, capsys):
     out = tmp_path / 'onnx.png'
     words = [sweep, '--onnx', str(toy[1]), '--engine', 'onnx', '--out', str(out)]
-    assert lidar_demo_app.main(toy_centerpoint.register, words) == 0
+    assert lidar_demo_app.main(words) == 0
     assert 'PyTorch' not in capsys.readouterr().out
     assert cv2.imread(str(out)).shape == (588, 560, 3)
 
@@ -52,7 +52,7 @@ def test_onnx_alone_needs_no_checkpoint(toy, sweep, tmp_path, capsys):
 def test_files_of_another_family_of_sweeps_are_run_by_its_runtime(sweep, tmp_path):
     out = tmp_path / 'anchors.png'
     words = [sweep, '--onnx', str(toy_anchor3d.exported()[1]), '--engine', 'onnx', '--out', str(out)]
-    assert lidar_demo_app.main(toy_centerpoint.register, words) == 0
+    assert lidar_demo_app.main(words) == 0
     assert cv2.imread(str(out)).shape == (588, 560, 3)
 
 
@@ -95,5 +95,5 @@ def test_a_model_of_images_is_refused(sweep, tmp_path, capsys):
     def register():
         import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
-    assert lidar_demo_app.main(register, words) == 2
+    assert lidar_demo_app.main(words) == 2
     assert 'takes no LiDAR sweep alone' in capsys.readouterr().err

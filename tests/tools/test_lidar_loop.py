@@ -45,7 +45,7 @@ def data(tmp_path_factory):
 
 def evaluate(config, work_dir, *options, checkpoint=CHECKPOINT):
     words = [config, checkpoint, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *options]
-    return test_app.main(register, words)
+    return test_app.main(words)
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +85,7 @@ def test_those_of_toys_with_pillars_are_equal_too(toy, folder, least, data, tmp_
 def test_the_toy_for_autoware_is_proven_through_the_nodes_loop(data, tmp_path, capsys):
     config, *_, checkpoint = files('centerpoint_pillar_toy', 'Autoware')
     asked = ['--contract', 'autoware', '--output-file', str(tmp_path / 'graphs'), '--verify', '--frames', '2']
-    assert export_app.main(register, [config, checkpoint, *asked, '--cfg-options', *data]) == 0
+    assert export_app.main([config, checkpoint, *asked, '--cfg-options', *data]) == 0
     assert 'NOT PROVEN' not in capsys.readouterr().out
     assert check_autoware_app.main([str(tmp_path / 'graphs')]) == 0
 
@@ -136,7 +136,7 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
         '--report',
         str(report),
     ]
-    assert export_app.main(register, [*words, '--cfg-options', *data]) == 0
+    assert export_app.main([*words, '--cfg-options', *data]) == 0
     said = capsys.readouterr().out
     assert 'PROVEN' in said
     assert 'NOT PROVEN' not in said
@@ -147,7 +147,7 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
     assert len(names) > 4 and any('more candidates than are compared' in name for name in names)
     assert 'data:image/jpeg' in (report / 'report.html').read_text()
     verify = [CONFIG, CHECKPOINT, graphs, '--frames', '2', '--eval', 'bbox', '--cfg-options', *data]
-    assert verify_app.main(register, verify) == 0
+    assert verify_app.main(verify) == 0
     assert 'NDS: PyTorch' in capsys.readouterr().out
 
 
@@ -162,6 +162,6 @@ def test_an_export_is_proven_and_reported(data, tmp_path, capsys):
 )
 def test_options_that_it_does_not_have_are_refused(data, tmp_path, monkeypatch, words, expected, capsys):
     monkeypatch.chdir(tmp_path)
-    assert export_app.main(register, [CONFIG, CHECKPOINT, *words]) == 2
+    assert export_app.main([CONFIG, CHECKPOINT, *words]) == 2
     assert expected.lower() in capsys.readouterr().err.lower()
     assert not list(tmp_path.iterdir())

@@ -31,7 +31,7 @@ def register():
 
 
 def lint(*words):
-    return main(register, [str(word) for word in words])
+    return main([str(word) for word in words])
 
 
 @pytest.fixture(scope='module')

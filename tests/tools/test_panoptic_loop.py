@@ -35,7 +35,7 @@ def data_of(root, count):
 def metrics_of(engine, data, folder, *more):
     config = str(REPO / f'configs/demo/panoptic_fpn_toy_{engine}.py')
     words = '--eval', 'pq', '--eval-options', 'nproc=1', '--work-dir', str(folder)
-    assert test_app.main(register, [config, str(CHECKPOINT), *words, *more, '--cfg-options', *data]) == 0
+    assert test_app.main([config, str(CHECKPOINT), *words, *more, '--cfg-options', *data]) == 0
     return read_json(folder / f'metrics_{engine}.json')['metrics']
 
 
@@ -66,7 +66,7 @@ def test_files_of_both_forms_are_proven_and_one_with_another_limit_of_stuff_is_n
     for form in ('raw', 'full'):
         path = tmp_path / f'{form}.onnx'
         target = ['--output-file', str(path), '--postprocess', form]
-        assert export_app.main(register, [CONFIG, str(CHECKPOINT), *target, *words]) == 0
+        assert export_app.main([CONFIG, str(CHECKPOINT), *target, *words]) == 0
     model = onnx.load(path)
     tensors = [*model.graph.initializer]
     tensors += [one.t for node in model.graph.node for one in node.attribute if one.HasField('t')]
@@ -77,7 +77,7 @@ def test_files_of_both_forms_are_proven_and_one_with_another_limit_of_stuff_is_n
         limit.CopyFrom(numpy_helper.from_array(np.full_like(right, 20000), limit.name))
     onnx.save(model, path)
     capsys.readouterr()
-    assert verify_app.main(register, [CONFIG, str(CHECKPOINT), str(path), '--images', str(PICTURE)]) == 1
+    assert verify_app.main([CONFIG, str(CHECKPOINT), str(path), '--images', str(PICTURE)]) == 1
     assert 'NOT PROVEN' in capsys.readouterr().out
 
 

@@ -85,7 +85,7 @@ def test_runners_take_the_file_and_find_what_the_float_file_finds(int8, exported
     for index, model in enumerate((exported, str(int8[0]))):
         target = tmp_path / f'{index}.json'
         arguments = [model, str(PICTURE), '--out', str(tmp_path / 'd.png'), '--json', str(target)]
-        assert run_images.main(arguments, 'tools/onnx/onnx_with_postprocess.py') == 0
+        assert run_images.main(arguments, 'with_postprocess') == 0
         found.append(
             sorted(
                 detection['label']
@@ -106,7 +106,7 @@ def evaluate(model, data, folder):
         'backend_config.check_dump=False',
     ]
     arguments = [CONFIG.replace('.py', '_onnx.py'), CHECKPOINT, '--eval', 'bbox', '--work-dir', str(folder)]
-    return test_app.main(register, [*arguments, '--cfg-options', *options])
+    return test_app.main([*arguments, '--cfg-options', *options])
 
 
 def test_the_test_loop_evaluates_the_int8_file_as_it_is(int8, exported, data, tmp_path, capsys):

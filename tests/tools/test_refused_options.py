@@ -27,7 +27,7 @@ def register():
 
 def refusal(main, words, capsys):
     capsys.readouterr()
-    status = main(register, [str(word) for word in words])
+    status = main([str(word) for word in words])
     lines = capsys.readouterr().err.splitlines()
     assert status == 2 and len(lines) == 1, lines
     return lines[0]
@@ -143,5 +143,5 @@ def test_a_switch_and_an_alias_are_named_as_they_are_typed():
 
 def test_a_proof_refuses_a_form_that_no_export_has(capsys):
     with pytest.raises(SystemExit) as refused:
-        verify_app.main(lambda: None, ['c.py', 'c.pth', 'm.onnx', '--postprocess', 'half'])
+        verify_app.main(['c.py', 'c.pth', 'm.onnx', '--postprocess', 'half'])
     assert refused.value.code == 2 and "invalid choice: 'half'" in capsys.readouterr().err

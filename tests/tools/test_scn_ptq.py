@@ -30,12 +30,12 @@ def sweeps(tmp_path_factory):
 @pytest.fixture(scope='module')
 def ranges(model, sweeps, tmp_path_factory):
     path = tmp_path_factory.mktemp('ranges') / 'ranges.json'
-    assert main(toy_scn_family.register, [*model, '--calibrate', sweeps, '--output', str(path)]) == 0
+    assert main([*model, '--calibrate', sweeps, '--output', str(path)]) == 0
     return path
 
 
 def call(*arguments):
-    return main(toy_scn_family.register, [str(argument) for argument in arguments])
+    return main([str(argument) for argument in arguments])
 
 
 def refused(capsys, *arguments):

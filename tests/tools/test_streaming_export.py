@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 def export(folder, output, *options):
     argv = [str(folder / 'toy_stream.py'), str(folder / 'toy.pth'), '--output-file', str(output), *options]
-    return export_app.main(register, argv)
+    return export_app.main(argv)
 
 
 def test_the_deploy_contract_is_exported_and_proven_on_the_data_set(folder, tmp_path, capfd):
@@ -56,16 +56,16 @@ def test_other_cameras_and_sizes_and_the_last_layer_alone(folder, tmp_path, capf
     with StreamPetrOnnx(tmp_path / 'four') as runtime:
         assert runtime.image_shape == (4, 3, 64, 128)
     argv = [str(folder / 'toy_stream.py'), str(folder / 'toy.pth'), str(tmp_path / 'four'), '--frames', '4']
-    assert verify_app.main(register, argv) == 1
+    assert verify_app.main(argv) == 1
     assert 'final_dim: the file says [64, 128], the config [32, 96]' in capfd.readouterr().out
     argv += ['--cfg-options', *changes]
-    assert verify_app.main(register, argv) == 0
+    assert verify_app.main(argv) == 0
     assert 'a synthetic drive of 4 frames is used' in capfd.readouterr().out
     other = files.write_checkpoint(tmp_path / 'other.pth', drop='img_roi_head.')
     weights = torch.load(other)
     weights['state_dict']['pts_bbox_head.cls_branches.0.6.bias'] += 0.1
     torch.save(weights, other)
-    assert verify_app.main(register, [argv[0], other, *argv[2:]]) == 1
+    assert verify_app.main([argv[0], other, *argv[2:]]) == 1
     out = capfd.readouterr().out
     assert 'made from this checkpoint' in out and 'NOT PROVEN: graph: pts_head_memory: ' in out
 
@@ -93,7 +93,7 @@ def test_float16_with_float16_features_outside(folder, tmp_path, capfd):
 def evaluate(folder, work_dir, tail, *options):
     config = files.write_config(folder, 'toy_run', tail)
     argv = [config, str(folder / 'toy.pth'), '--work-dir', str(work_dir), '--out', str(work_dir / 'r.pkl')]
-    return test_app.main(register, [*argv, *options])
+    return test_app.main([*argv, *options])
 
 
 def test_a_dump_without_memory_is_compared_without_memory(folder, tmp_path, capfd):

@@ -41,9 +41,8 @@ def data(tmp_path_factory):
 
 
 def evaluate(config, work_dir, *options):
-    return test_app.main(
-        register, [config, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *options]
-    )
+    words = [config, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *options]
+    return test_app.main(words)
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +58,7 @@ def onnx_run(pth_run, data, tmp_path_factory):
     """The same folder after an ONNX run, with its results."""
     work_dir = shutil.copytree(pth_run, tmp_path_factory.mktemp('run') / 'stream_petr_toy')
     options = [ONNX, CHECKPOINT, '--eval=bbox', '--out', str(work_dir / 'onnx.pkl')]
-    assert test_app.main(register, [*options, '--work-dir', str(work_dir), '--cfg-options', *data]) == 0
+    assert test_app.main([*options, '--work-dir', str(work_dir), '--cfg-options', *data]) == 0
     return work_dir
 
 
@@ -210,7 +209,7 @@ def test_verify_compares_the_metrics_too(onnx_run, data, tmp_path):
 
     folder = str(onnx_run / 'stream_petr_toy_deploy')
     options = ['--eval', 'bbox', '--frames', '4', '--json', str(tmp_path / 'verdict.json')]
-    assert verify_app.main(register, [CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data]) == 0
+    assert verify_app.main([CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data]) == 0
     verdict = read_json(tmp_path / 'verdict.json')
     assert verdict['verdict'] == 'proven'
     compared = {row['name']: row['difference'] for row in verdict['metrics']}
@@ -222,7 +221,7 @@ def test_verify_takes_the_frames_of_an_info_file(onnx_run, data, tmp_path):
 
     folder, infos = str(onnx_run / 'stream_petr_toy_deploy'), data[0].partition('=')[2]
     options = ['--images', infos, '--frames', '2', '--json', str(tmp_path / 'verdict.json')]
-    assert verify_app.main(register, [CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data[1:]]) == 0
+    assert verify_app.main([CONFIG, CHECKPOINT, folder, *options, '--cfg-options', *data[1:]]) == 0
     notes = read_json(tmp_path / 'verdict.json')['notes']
     assert f'frames: 2 of {SCENES * FRAMES} frames of toy_nuscenes2d_temporal_infos_val.pkl' in notes
 

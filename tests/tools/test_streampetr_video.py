@@ -35,7 +35,7 @@ def register():
 
 
 def run(*arguments):
-    return video_app.main(register, list(map(str, arguments)))
+    return video_app.main(list(map(str, arguments)))
 
 
 def write_dataset(root):

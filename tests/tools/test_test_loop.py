@@ -43,7 +43,6 @@ def pth_run(data, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('run') / 'atss_toy'
     assert (
         test_app.main(
-            register,
             [
                 PTH,
                 CHECKPOINT,
@@ -107,9 +106,7 @@ def test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run(work_dir, d
 
     monkeypatch.setattr(detector.BackendDetector, 'run', guarded)
     assert (
-        test_app.main(
-            register, [ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
-        )
+        test_app.main([ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data])
         == 0
     )
     out = capsys.readouterr().out
@@ -124,7 +121,6 @@ def test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run(work_dir, d
 def test_dumping_changes_no_result(pth_run, data, tmp_path):
     assert (
         test_app.main(
-            register,
             [
                 PTH,
                 CHECKPOINT,
@@ -195,9 +191,7 @@ def test_an_engine_that_leaves_the_dump_is_not_evaluated(work_dir, data, capsys)
     entry['sha256'] = hashlib.sha256(array.tobytes()).hexdigest()
     (sample / 'manifest.json').write_text(json.dumps(manifest))
     assert (
-        test_app.main(
-            register, [ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
-        )
+        test_app.main([ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data])
         == 1
     )
     assert 'NOT PROVEN' in capsys.readouterr().out
@@ -215,16 +209,11 @@ def test_a_stale_file_is_exported_again_and_a_fresh_one_is_not(work_dir, data, c
         '--cfg-options',
         *data,
     ]
-    assert test_app.main(register, arguments) == 0
+    assert test_app.main(arguments) == 0
     assert 'was missing; exported' in capsys.readouterr().out
-    assert test_app.main(register, arguments) == 0
+    assert test_app.main(arguments) == 0
     assert 'up to date' in capsys.readouterr().out
-    assert (
-        test_app.main(
-            register, [*arguments, 'model.test_cfg.score_thr=0.2', 'backend_config.check_dump=False']
-        )
-        == 0
-    )
+    assert test_app.main([*arguments, 'model.test_cfg.score_thr=0.2', 'backend_config.check_dump=False']) == 0
     assert 'stale: another config' in capsys.readouterr().out
 
 
@@ -270,18 +259,18 @@ def test_metrics_that_differ_end_with_status_1(work_dir, data, capsys):
     entry['metrics']['bbox_mAP'] += 0.1
     path.write_text(json.dumps(entry))
     command = [ONNX, CHECKPOINT, '--eval=bbox', '--work-dir', str(work_dir), '--cfg-options', *data]
-    assert test_app.main(register, command) == 1
+    assert test_app.main(command) == 1
     assert 'DIFFERS' in (out := capsys.readouterr().out) and 'NOT PROVEN' in out
 
 
 def test_where_no_engine_detects_anything_nothing_was_compared(data, tmp_path, capsys):
     nothing = ['--cfg-options', *data, 'model.test_cfg.score_thr=0.9999']
     line = [CHECKPOINT, '--eval=bbox', '--work-dir', str(tmp_path), *nothing]
-    assert test_app.main(register, [ONNX, *line]) == 0  # PyTorch's are not known
+    assert test_app.main([ONNX, *line]) == 0  # PyTorch's are not known
     assert 'no metric: ' in (out := capsys.readouterr().out) and 'PyTorch metrics are not known' in out
-    assert test_app.main(register, [PTH, *line]) == 0
+    assert test_app.main([PTH, *line]) == 0
     assert 'no metric: the evaluator gave none' in capsys.readouterr().out
-    assert test_app.main(register, [ONNX, *line]) == 1
+    assert test_app.main([ONNX, *line]) == 1
     out = capsys.readouterr().out
     assert 'NOT PROVEN: nothing was compared' in out and 'use a trained checkpoint' in out
     assert metrics(tmp_path, 'onnx') == metrics(tmp_path, 'pth') == {}
@@ -307,7 +296,7 @@ def test_ranks_of_a_slurm_job_share_one_port(tmp_path):
 def test_fused_batch_normalisation_keeps_the_metrics(work_dir, data):
     before = metrics(work_dir, 'pth')
     command = [PTH, CHECKPOINT, '--eval=bbox', '--fuse-conv-bn', '--work-dir', str(work_dir), '--cfg-options']
-    assert test_app.main(register, [*command, *data, 'backend_config.dump=None']) == 0
+    assert test_app.main([*command, *data, 'backend_config.dump=None']) == 0
     after = metrics(work_dir, 'pth')
     assert all(abs(before[key] - after[key]) <= 0.0005 for key in before)
 
@@ -324,18 +313,17 @@ def test_a_dump_of_chosen_tensors_holds_them_and_an_unknown_name_is_refused(data
         *data,
     ]
     chosen = 'backend_config.dump.tensors=[cls_score_0,dets]'
-    assert test_app.main(register, [*command, chosen, 'backend_config.dump.samples=2']) == 0
+    assert test_app.main([*command, chosen, 'backend_config.dump.samples=2']) == 0
     samples = list_samples(tmp_path / 'dump')
     assert [set(load_dump(sample)[0]) for sample in samples] == [{'cls_score_0', 'dets'}] * 2
     capsys.readouterr()
-    assert test_app.main(register, [*command, 'backend_config.dump.tensors=[cls_skore_0]']) == 1
+    assert test_app.main([*command, 'backend_config.dump.tensors=[cls_skore_0]']) == 1
     assert "names ['cls_skore_0']" in capsys.readouterr().err
 
 
 def test_format_only_writes_coco_json(data, tmp_path):
     assert (
         test_app.main(
-            register,
             [
                 PTH,
                 CHECKPOINT,
@@ -357,7 +345,6 @@ def test_format_only_writes_coco_json(data, tmp_path):
 def test_show_dir_draws_the_detections(data, tmp_path):
     assert (
         test_app.main(
-            register,
             [
                 PTH,
                 CHECKPOINT,
@@ -379,7 +366,6 @@ def test_show_dir_draws_the_detections(data, tmp_path):
 def test_forms_without_post_processing_give_the_same_metrics(work_dir, data, form):
     assert (
         test_app.main(
-            register,
             [
                 ONNX,
                 CHECKPOINT,

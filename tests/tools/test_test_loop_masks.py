@@ -48,7 +48,7 @@ def runs(request, data, tmp_path_factory):
         ]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             words += ['--out', str(folder / f'{name}.pkl'), '--cfg-options', *data]
-            assert test_app.main(register, words) == 0
+            assert test_app.main(words) == 0
         texts[name] = printed.getvalue()
     return folder, texts, TOYS[request.param]
 

@@ -67,7 +67,9 @@ def run(folder, *arguments):
         '--jobs',
         '2',
     ]
-    status = zoo_app.main(register, seeded, [*given, *arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo_app, 'seeded', seeded)
+        status = zoo_app.main([*given, *arguments])
     found = summary.records(read_json(folder / 'out' / 'zoo.json'))
     return status, {Path(one.config).stem: one for one in found}
 

@@ -1,72 +1,11 @@
-"""Convert a checkpoint or a config of mmdet 3 to mmdet 2.28.
+"""Convert a checkpoint or a config of mmdet 3 to mmdet 2.28; see --help."""
 
-`python tools/convert/mmdet3.py IN.pth OUT.pth --config CONFIG2X` renames the weights of a checkpoint;
-`python tools/convert/mmdet3.py --config CONFIG3X.py [OUT.py]` translates a config or prints it.
-"""
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext import compat
-from mmdeploy_ext.core import cli
-from mmdeploy_ext.core.config import load_config
-
-
-class Parser(cli.ArgumentParser):
-    """One file is what is written; of two the first is read."""
-
-    def parse_known_args(self, *given: Any, **named: Any) -> Any:
-        """See `argparse`."""
-        args, rest = super().parse_known_args(*given, **named)
-        if args.out_file is None:
-            args.in_file, args.out_file = None, args.in_file
-        return args, rest
-
-
-def convert(args: argparse.Namespace) -> int:
-    """Convert the checkpoint or the config."""
-    compat.apply()
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.weights.convert.mmdet3 import convert_file, translate_file
-
-    target = args.out_file
-    if args.in_file is None:
-        text = translate_file(args.config, target)
-        print(text if target is None else f'{target}: a config of mmdet 2.28 to export, prove and test with')
-        return 0
-    converted = convert_file(args.in_file, target, load_config(args.config))
-    numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
-    tensors = f'{len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers'
-    print(f'{target}: {tensors}, {converted.renamed} renamed')
-    print('\n'.join(f'  left out: {key}' for key in converted.left_out), end='\n' * bool(converted.left_out))
-    print(f'use it with {args.config}')
-    return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser."""
-    parser = Parser(prog='mmdet3.py', description=__doc__.splitlines()[0])
-    add = cli.adder(parser)
-    add('in_file', 'checkpoint of mmdet 3; left out where a config is translated', nargs='?')
-    add('out_file', 'checkpoint, or config ending in .py, to write', nargs='?', writes='{}')
-    add(
-        '--config CONFIG',
-        "of a checkpoint mmdet 2.28's config of the same model; else mmdet 3's, also as a checkpoint",
-        required=True,
-    )
-    cli.add_debug_option(parser)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage."""
-    return cli.run(convert, build_parser(), argv)
-
+from mmdeploy_ext.cli.convert_mmdet3_app import main
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    sys.exit(main())

@@ -6,9 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdeploy_ext.cli.video_app import main
-from mmdeploy_ext.core.cli import imports
-
-register = imports('mmdeploy_ext.families.mmdet3d_plugin')
 
 if __name__ == '__main__':
-    sys.exit(main(register))
+    sys.exit(main())

@@ -1,58 +1,11 @@
-"""Prepare a checkpoint for release: weights and plain facts, no optimizer state, no environment.
+"""Prepare a checkpoint for release: weights and plain facts; see --help."""
 
-`python tools/model_converters/publish_model.py IN_FILE OUT_FILE`, as in mmdet; the name is kept as given.
-"""
-
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mmdeploy_ext.core import cli
-
-KEPT = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_version', 'mmdet_version')
-
-
-def plain(value: Any) -> Any:
-    """Turn numpy scalars and arrays into Python's own types, which every `weights_only` loader takes."""
-    if isinstance(value, list | tuple):
-        return type(value)(plain(item) for item in value)
-    return value.tolist() if hasattr(value, 'tolist') else value
-
-
-def publish(args: argparse.Namespace) -> int:
-    """Read, strip and write the checkpoint."""
-    from mmdeploy_ext.weights.checkpoint import load_checkpoint
-    from mmdeploy_ext.weights.convert.fitting import check_output, save_checkpoint
-
-    check_output(args.in_file, args.out_file)
-    source = load_checkpoint(args.in_file)
-    meta = {key: plain(source.meta[key]) for key in KEPT if key in source.meta}
-    weights = {key: value.contiguous() for key, value in source.state_dict.items()}
-    if args.half:
-        weights = {
-            key: value.half() if value.is_floating_point() else value for key, value in weights.items()
-        }
-    save_checkpoint(args.out_file, weights, meta)
-    numbers = sum(value.numel() for value in weights.values())
-    size_mb = Path(args.out_file).stat().st_size / 1e6
-    print(f'{args.out_file}: {len(weights)} tensors, {numbers / 1e6:.2f} M numbers, {size_mb:.1f} MB')
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; 0 done, 1 failed, 2 usage."""
-    parser = cli.ArgumentParser(prog='publish_model.py', description=__doc__.splitlines()[0])
-    add = cli.adder(parser)
-    add('in_file', 'checkpoint as the training saved it')
-    add('out_file', 'checkpoint to write', writes='{}')
-    add('--half', 'store weights as float16, half of the size')
-    cli.add_debug_option(parser)
-    return cli.run(publish, parser, argv)
-
+from mmdeploy_ext.cli.publish_app import main
 
 if __name__ == '__main__':
-    raise SystemExit(main())
+    sys.exit(main())

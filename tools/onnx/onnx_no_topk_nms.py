@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mmdeploy_ext.runtime import run_images
 
 main = functools.partial(
-    run_images.main, tool='tools/onnx/onnx_no_topk_nms.py', description=__doc__.splitlines()[0]
+    run_images.main, runner='no_topk_nms', description=__doc__.splitlines()[0]
 )
 
 if __name__ == '__main__':

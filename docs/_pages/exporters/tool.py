@@ -15,7 +15,7 @@ from mmdeploy_ext.core.files import write_json
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from docs._pages.exporters.rows import Row
 
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
+def run(args: argparse.Namespace) -> int:
     """Measure, print, write."""
     cli.wait_passively()
     from mmdeploy_ext import compat
@@ -63,7 +63,6 @@ def run(args: argparse.Namespace, register: Callable[[], None]) -> int:
     if args.write:
         exporters_page.read(args.write)  # refuses before minutes of measuring what cannot be written back
     forms = exporters.chosen_forms(args.models, args.forms)
-    register()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(args, forms, Path(folder))
     if args.json:
@@ -81,14 +80,14 @@ def measure(args: argparse.Namespace, forms: dict[str, tuple[str, ...]], folder:
     """Measure all models; a progress bar counts exports."""
     from rich.progress import Progress
 
-    from mmdeploy_ext.cli.proof import DEFAULT_IMAGE
+    from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
-    root, console, rows = DEFAULT_IMAGE.parents[1], cli.stderr(), []
+    root, console, rows = Path(__file__).resolve().parents[3], cli.stderr(), []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task('measuring', total=sum(map(len, forms.values())) * len(args.opsets))
         for name, chosen in forms.items():
             model = MODELS[name]
-            export = exporters.Export(model, root, DEFAULT_IMAGE)
+            export = exporters.Export(model, root, DEFAULT_PICTURE)
             for form in chosen:
                 for opset in args.opsets:
                     rows += exporters.measure(
@@ -98,14 +97,13 @@ def measure(args: argparse.Namespace, forms: dict[str, tuple[str, ...]], folder:
     return rows
 
 
-def main(register: Callable[[], None], argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool.
 
     Args:
-        register: imports the projects whose families are measured.
         argv: command line; None reads sys.argv.
 
     Returns:
         0 all proven, 1 not, 2 usage.
     """
-    return cli.run(lambda args: run(args, register), build_parser(), argv)
+    return cli.run(run, build_parser(), argv)

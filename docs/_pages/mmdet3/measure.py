@@ -124,13 +124,13 @@ def prepare(name: str, folder: Path) -> str:
     """Write the job of a config, with the results of mmdet 2.28; return the name of its parts."""
     import torch
 
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-    from mmdeploy_ext.families.base import FAMILIES, find_family
+    from mmdeploy_ext.families.base import FAMILIES, find_family, load_families
     from mmdeploy_ext.synthetic.seeded import seeded_model
     from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
     from mmdeploy_ext.zoo.configs import parts
 
     cfg = config2(read_config3(configs3() / name))
+    load_families('')
     claimed = any(family.claims(cfg) for family in FAMILIES.values())
     model = seeded_model(cfg, find_family(cfg) if claimed or 'bbox_head' not in cfg.model else None).eval()
     folder.mkdir(parents=True, exist_ok=True)

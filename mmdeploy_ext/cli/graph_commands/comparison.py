@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, write_json
 from mmdeploy_ext.cli.options import parse_cfg_options
-from mmdeploy_ext.cli.proof import DEFAULT_IMAGE, read_images
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError, after_weights
 from mmdeploy_ext.core.files import check_writable
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.inputs.user_samples import read_images
 
 if TYPE_CHECKING:
     import argparse
@@ -117,12 +118,10 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.proving.difference.locate import first_difference
     from mmdeploy_ext.proving.provenance import refuse_other_settings
 
-    if args.register is not None:
-        args.register()
     config, checkpoint, path = args.models
     metadata = read_metadata(path)
     cfg_options = parse_cfg_options(args.cfg_options)
-    images, feeds = read_images(args.images or [DEFAULT_IMAGE]), _feeds(args)
+    images, feeds = read_images(args.images or [DEFAULT_PICTURE]), _feeds(args)
 
     def check(cfg: Any, family: Any, model: object) -> None:
         metadata.require(path, family.name)

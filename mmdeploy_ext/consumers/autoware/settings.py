@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.consumers.autoware.manifest import node_cells, read_parameters
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.sparse.contract_fields import ERROR
 
@@ -103,7 +104,7 @@ def read_settings(folder: str | Path) -> Settings:
     if wrong:
         more = f' ({len(wrong) - 1} more)' if len(wrong) > 1 else ''
         raise ModelFileError(
-            f'{folder}: {wrong[0].message}{more}; see tools/deployment/check_autoware.py {folder}'
+            f'{folder}: {wrong[0].message}{more}; see {tool("check")} {folder}'
         )
     parameters, _ = read_parameters(Path(folder) / MANIFEST)
     remapper, _ = read_parameters(Path(folder) / parameters[REMAPPER_KEY])

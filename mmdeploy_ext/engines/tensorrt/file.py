@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import EngineError, ModelFileError, UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, sha256_file, write_json
 from mmdeploy_ext.engines.tensorrt.binding import Port
@@ -109,12 +110,12 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     """Read the record of an engine and make sure that the engine is the one that it is about, and whole."""
     path = Path(path)
     if not path.is_file():
-        raise ModelFileError(f'{path}: no such engine; build it with tools/deployment/onnx2tensorrt.py')
+        raise ModelFileError(f'{path}: no such engine; build it with {tool("tensorrt")}')
     beside = record_path(path)
     if not beside.is_file():
         raise ModelFileError(
             f'{path}: its record {beside.name} is not beside it{_known(path)}; copy both, or build it again '
-            f'with tools/deployment/onnx2tensorrt.py'
+            f'with {tool("tensorrt")}'
         )
     try:
         record = Record.from_json(read_json(beside), beside)

@@ -1,6 +1,5 @@
 """The family of LiDAR detectors with anchors: which configs it claims, and what it refuses."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,8 @@ from mmdeploy_ext.families.anchor3d.reference import AnchorReference
 from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
 from mmdeploy_ext.families.anchor3d.samples import result
 from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.centerpoint.family import DYNAMIC_DETECTOR, CenterPointFamily, check_points_side
-from mmdeploy_ext.families.centerpoint.options import CONTRACTS
 from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
 from mmdeploy_ext.runtime.frames import Stepper
 
@@ -34,10 +32,6 @@ class AnchorFamily(CenterPointFamily):
         'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
         'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SparseEncoderSASSD',
     )  # fmt: skip
-    options = tuple(
-        dataclasses.replace(one, choices=one.choices[:1]) if one == CONTRACTS else one
-        for one in CenterPointFamily.options
-    )
     graphs, result = staticmethod(graphs), staticmethod(result)
     postprocess_facts = staticmethod(postprocess_facts)
     reference = staticmethod(AnchorReference)
@@ -87,6 +81,3 @@ class AnchorFamily(CenterPointFamily):
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
         return AnchorOnnx(paths, **engine)
-
-
-register_family(AnchorFamily())

@@ -1,10 +1,12 @@
 """Detectors with anchors in 3D: their options, and what their files tell `families/anchor3d/runtime`."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from mmdeploy_ext.contract.schema import Mismatch, items, number, one_of, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG
+from mmdeploy_ext.families.centerpoint import options as centerpoint
 
 METRES, SIZES = number(-1e6, 1e6), number(above=0, most=1e6)
 """Of anchors: float32 has room for the squares of their sides."""
@@ -27,6 +29,10 @@ def _anchors(facts: Mapping[str, Any], where: str) -> None:
         raise Mismatch(f'scales has {len(facts["scales"])} entries, levels is {facts["levels"]}')
 
 
+OPTIONS = tuple(
+    dataclasses.replace(option, choices=option.choices[:1]) if option == centerpoint.CONTRACTS else option
+    for option in centerpoint.OPTIONS
+)
 POSTPROCESS = open_record(
     points=one_of('pillars'),
     num_classes=COUNT,

@@ -11,15 +11,14 @@ from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import GRAPHS as CUDA_FILES
 from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
-from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, OPTIONS, PORTABLE
+from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
 from mmdeploy_ext.families.bevfusion.reference import PartsReference, Reference
 from mmdeploy_ext.families.bevfusion.runtime.model import is_cuda, opened
 from mmdeploy_ext.families.bevfusion.samples import (
@@ -57,10 +56,9 @@ class BEVFusionFamily(SequenceFamily):
     of_config = "the grid and the cameras are the config's"
     task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
-        '': '-m mmdeploy_ext run {file} INFOS.pkl',
-        AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
+        '': 'run {file} INFOS.pkl',
+        AUTOWARE_FILES[-1]: 'check {folder}',
     }
-    options = (*OPTIONS, *DRIVE)
     files = ('rig', 'depth', 'lidar', 'frame')
     samples = 'fused'
     postprocess_facts = staticmethod(postprocess_facts)
@@ -243,6 +241,3 @@ def check_model(cfg: Any) -> None:
             f'{where}.encoders.lidar.backbone.type={kind!r}; expected BEVFusionSparseEncoder, whose axes are '
             f'x, y, z'
         )
-
-
-register_family(BEVFusionFamily())

@@ -13,17 +13,16 @@ from torch import nn
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.base import BACKBONE, Claim, find_family, register_family
+from mmdeploy_ext.families.base import BACKBONE, Claim, find_family
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.centerpoint import autoware
 from mmdeploy_ext.families.centerpoint.autoware_reference import NodeReference
 from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
-from mmdeploy_ext.families.centerpoint.options import AUTOWARE, CONTRACTS, SPARSE_FORM
+from mmdeploy_ext.families.centerpoint.options import AUTOWARE
 from mmdeploy_ext.families.centerpoint.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
 from mmdeploy_ext.families.centerpoint.reference import Reference
 from mmdeploy_ext.families.centerpoint.runtime.boxes import NMS_TYPES
@@ -39,7 +38,6 @@ from mmdeploy_ext.families.parts.special_frames import plain_sweep
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.sparse_backbone.grid import grid_size
 from mmdeploy_ext.families.sparse_backbone.samples import rule_of_layer
-from mmdeploy_ext.families.streampetr.options import LAYERS, OPTIONS
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.levels.limits import limit_between
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -50,12 +48,8 @@ COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2,
 """Step that loads points -> columns that it keeps where a config does not say."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
 """The detector whose voxels hold all their points."""
-ONLY = 'export_scn.py writes the sparse backbone for other engines'
-
 FEW, MANY = 19, 700
 """Boxes that lowered limits of candidates let through, fewer than other limits do, and raised limits."""
-OWN = {'contract': CONTRACTS, 'layers': dataclasses.replace(LAYERS, choices=LAYERS.choices[:1], hint=ONLY)}
-"""Options that streams have, too, with the choices of this family."""
 
 
 class CenterPointFamily(SequenceFamily):
@@ -67,10 +61,9 @@ class CenterPointFamily(SequenceFamily):
     of_config = "the grid is the config's"
     task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
-        '': 'tools/demo/lidar_demo.py SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}',
-        AUTOWARE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
+        '': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}',
+        AUTOWARE_FILES[-1]: 'check {folder}',
     }
-    options = tuple(OWN.get(one.name, one) for one in (*OPTIONS, SPARSE_FORM, *DRIVE))
     files = ('backbone', 'head')
     samples = 'sweeps'
     frame, result, moments = staticmethod(sweep), staticmethod(result), staticmethod(moments)
@@ -318,6 +311,3 @@ def points_width(model: Mapping[str, Any]) -> tuple[str, int]:
     prefix = prefix_of(model)
     part = 'voxel_encoder' if model[f'{prefix}middle_encoder']['type'] == SCATTER else 'middle_encoder'
     return prefix + part, int(model[prefix + part].get('in_channels', 4))
-
-
-register_family(CenterPointFamily())

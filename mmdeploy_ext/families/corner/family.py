@@ -9,7 +9,7 @@ from torch import nn
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.corner import graphs, reference, samples
 from mmdeploy_ext.families.corner.postprocess import FEWEST_CORNERS, PAIRS, suppression, thresholds
 from mmdeploy_ext.families.dense import parts
@@ -67,6 +67,3 @@ class CornerFamily(ImageFamily):
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""
         return ResultLimit(model.bbox_head.test_cfg, available=PAIRS)
-
-
-register_family(CornerFamily())

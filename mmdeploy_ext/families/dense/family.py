@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import graphs, parts, reference, samples
 from mmdeploy_ext.families.dense.exaggerated import (
     changed_outputs,
@@ -34,7 +34,6 @@ from mmdeploy_ext.families.dense.kinds import (
     plain,
     thresholds,
 )
-from mmdeploy_ext.families.dense.options import OPTIONS
 from mmdeploy_ext.families.dense.runtime import model as runtime
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit
@@ -54,7 +53,6 @@ class DenseFamily(ImageFamily):
     near = (*('ATSS', 'GFL', 'Retina', 'FCOS', 'PAA', 'VFNet', 'Anchor', 'YOLO', 'SSD', 'RTMDet'),)
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw')
-    own_options = OPTIONS
     ignored_prefixes = ('teacher_model.',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
@@ -201,6 +199,3 @@ def candidates_there(head: nn.Module, facts: Mapping[str, Any], options: Options
         all=lambda size: size * classes,
     )[facts['head']['choose']]
     return sum(map(count, priors))
-
-
-register_family(DenseFamily())

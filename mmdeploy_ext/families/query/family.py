@@ -12,7 +12,7 @@ from torch import nn
 
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import parts
 from mmdeploy_ext.families.dense.exaggerated import changed_outputs
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
@@ -27,8 +27,6 @@ from mmdeploy_ext.families.query import (
     regions,
     samples,
 )
-from mmdeploy_ext.families.query.options import OPTIONS
-from mmdeploy_ext.families.query.options_regions_masks import OPTIONS as PASTING
 from mmdeploy_ext.families.two_stage import pasting
 from mmdeploy_ext.families.two_stage.masks import threshold
 from mmdeploy_ext.families.two_stage.samples import feeds_with_sizes
@@ -45,7 +43,6 @@ class QueryFamily(ImageFamily):
     near = ('DETRHead', 'DeformableDETR', 'DINO', 'Transformer')
     task = 'bbox2d'
     forms = ('full',)
-    own_options = OPTIONS
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
     reference_detections = staticmethod(reference.detections)
@@ -95,7 +92,6 @@ class QueryMasksFamily(ImageFamily):
     task = 'mask'
     fuses = False
     forms = ('full',)
-    own_options = OPTIONS
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
     feeds, batches = staticmethod(samples.mask_feeds), staticmethod(samples.batches)
     reference_detections = staticmethod(reference.instances)
@@ -272,16 +268,8 @@ class QueryRegionsMasksFamily(QueryRegionsFamily):
     near = ('QueryInst', 'DynamicMaskHead')
     task = 'boxed_mask'
     with_masks = True
-    own_options = PASTING
     feeds = staticmethod(feeds_with_sizes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return dict(super().postprocess_facts(model), mask_thr=threshold(model.roi_head.test_cfg))
-
-
-register_family(QueryFamily())
-register_family(QueryMasksFamily())
-register_family(QueryPanopticFamily())
-register_family(QueryRegionsFamily())
-register_family(QueryRegionsMasksFamily())

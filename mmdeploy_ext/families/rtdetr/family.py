@@ -6,11 +6,10 @@ from torch import nn
 
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import parts
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.rtdetr import graphs, reference, runtime, samples
-from mmdeploy_ext.families.rtdetr.options import OPTIONS
 from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
@@ -23,7 +22,6 @@ class RtDetrFamily(ImageFamily):
     near = ('RTDETR', 'RTDetrV2', 'HybridEncoder')
     task = 'bbox2d'
     forms = ('full', 'raw')
-    own_options = OPTIONS
     shares_network = True
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
@@ -96,6 +94,3 @@ def _check_queries(cfg: Any, options: Options) -> None:
         raise ConfigError(
             f'{cfg.filename}: model.test_cfg.max_per_img={most}, more than {pairs} pairs of query and class'
         )
-
-
-register_family(RtDetrFamily())

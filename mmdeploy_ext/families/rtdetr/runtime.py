@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
 
-RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_rtdetr.py')
+RUNNERS = dict.fromkeys(('full', 'raw'), 'rtdetr')
 
 SIZES = 'orig_target_sizes'
 STRIDES = (8, 16, 32)

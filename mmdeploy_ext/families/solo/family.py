@@ -9,12 +9,11 @@ from torch import nn
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.families.solo import graphs, reference, samples
 from mmdeploy_ext.families.solo.networks import LEVELS
-from mmdeploy_ext.families.solo.options import OPTIONS
 from mmdeploy_ext.families.solo.postprocess import mask_stride
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
@@ -34,7 +33,6 @@ class SoloFamily(ImageFamily):
     near = ('SOLO', 'MaskRCNN', 'MaskHead', 'CondInst', 'PointRend', 'Panoptic')
     task = 'mask'
     forms = ('full', 'raw')
-    own_options = OPTIONS
     trial_rows = 100  # masks take most of the time
     lowest_share = 0.2  # before candidates are chosen, all that pass have masks
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
@@ -142,6 +140,3 @@ def _check_head(filename: str, head: Mapping[str, Any], options: Options) -> Non
         raise UsageError(
             f'--shape {options.height} {options.width}: SOLOv2 takes sizes that are multiples of {multiple}'
         )
-
-
-register_family(SoloFamily())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
 
-RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_solo.py')
+RUNNERS = dict.fromkeys(('full', 'raw'), 'solo')
 
 CHUNK = 64
 """Cells whose masks are made at a time."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from mmdet3d.models import build_model
 from torch import nn
 
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily
 from mmdeploy_ext.families.sparse_backbone import graphs
@@ -84,7 +84,3 @@ class SecondEncoder(LidarFamily):
     encoder_type = 'SparseEncoder'
     int8 = Int8Reference(ENDS)
     """As BEVFusion, whose encoder this is but for the axes."""
-
-
-for _family in (BEVFusion(), PublishedCenterPoint(), SecondEncoder()):
-    register_family(_family)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.metadata import read_props
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, damaged, read_entry
 from mmdeploy_ext.contract.metadata_schema import rule_of_points
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ConfigError, InferenceError, ModelFileError, PointsError
 from mmdeploy_ext.engines import BACKENDS, build_backend
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
@@ -159,7 +160,7 @@ def _facts(props: Mapping[str, str], path: object) -> dict[str, Any]:
     if FACTS not in props:
         raise ModelFileError(
             f'{path}: is not a portable sparse backbone ({FACTS} is missing from its metadata); '
-            f'export it with tools/deployment/export_scn.py --target portable'
+            f'export it with {tool("export-backbone")} --target portable'
         )
     check_entries(props, path)
     facts = read_entry(props, FACTS.removeprefix(PREFIX), path)

@@ -12,12 +12,11 @@ from torch import nn
 
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
 from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.options import DRIVE
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.config import refused_by_name, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.memory import MemorySpec
 from mmdeploy_ext.families.parts.info_files import generated_dataset
@@ -25,7 +24,7 @@ from mmdeploy_ext.families.parts.special_frames import changed_drive
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
-from mmdeploy_ext.families.streampetr.options import AUTOWARE, OPTIONS
+from mmdeploy_ext.families.streampetr.options import AUTOWARE
 from mmdeploy_ext.families.streampetr.reference import Reference
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 from mmdeploy_ext.families.streampetr.samples import (
@@ -82,12 +81,11 @@ class StreamPetrFamily(SequenceFamily):
     of_config = "size and cameras are the config's"
     task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
-        NODE_FILES[-1]: 'tools/deployment/check_autoware.py {folder}',
-        '': 'tools/demo/streampetr_video.py {config} {checkpoint} --onnx {file} --out work_dirs/video',
+        NODE_FILES[-1]: 'check {folder}',
+        '': 'video {config} {checkpoint} --onnx {file} --out work_dirs/video',
     }
     samples = 'frames'
     memory = True
-    options = (*OPTIONS, *DRIVE)
     files = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
     compared = ('all_cls_scores', 'all_bbox_preds')
     measured = ('deploy', 'fork')
@@ -236,6 +234,3 @@ def _check_model(filename: str, model: Mapping[str, Any]) -> None:
             f'{filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None: the branches '
             f"were trained on normalised outputs, another layer's output would reach them"
         )
-
-
-register_family(StreamPetrFamily())

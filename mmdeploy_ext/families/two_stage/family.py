@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import parts
 from mmdeploy_ext.families.dense.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
 from mmdeploy_ext.families.dense.graphs import box_outputs
@@ -36,8 +36,6 @@ from mmdeploy_ext.families.two_stage import (
     samples,
     split,
 )
-from mmdeploy_ext.families.two_stage import options as two_stage
-from mmdeploy_ext.families.two_stage import options_masks as two_stage_masks
 from mmdeploy_ext.families.two_stage.kinds import (
     KNOWN,
     PANOPTIC,
@@ -95,7 +93,6 @@ class TwoStageFamily(ImageFamily):
     task = 'bbox2d'
     proposes, with_masks = True, False
     forms = ('full', *split.FORMS)
-    own_options = two_stage.OPTIONS
     keep_fp32 = ('proposals/*', 'regions/*', 'paste/*')  # boxes in float16 are half a pixel coarse
     feeds = staticmethod(feeds)
     reference_tensors = staticmethod(reference.tensors)
@@ -299,7 +296,6 @@ class TwoStageMasksFamily(TwoStageFamily):
     task = 'boxed_mask'
     with_masks = True
     trial_rows = 100  # masks take most of the time
-    own_options = two_stage_masks.OPTIONS
     feeds = staticmethod(samples.feeds_with_sizes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
@@ -314,7 +310,7 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
     exports = 'Panoptic FPN (mmdeploy_ext/families/two_stage/README.md)'
     near = ('PanopticFPN', 'Panoptic')
     task = 'panoptic'
-    forms, own_options = ('full', 'raw'), ()
+    forms = ('full', 'raw')
     keep_fp32 = (*TwoStageFamily.keep_fp32, 'fusion/*')
     tie_keys = (*TwoStageFamily.tie_keys, 'score_thr', 'mask_overlap')
     spec, stages = staticmethod(panoptic.spec), staticmethod(panoptic.stages)
@@ -393,7 +389,7 @@ class GivenProposalsFamily(TwoStageFamily):
     exports = 'detectors with a roi_head alone (mmdeploy_ext/families/two_stage/README.md)'
     near = ('FastRCNN',)
     proposes = False
-    forms, own_options = ('full',), ()
+    forms = ('full',)
     feeds = staticmethod(samples.feeds_with_proposals)
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:
@@ -408,9 +404,3 @@ class GivenProposalsFamily(TwoStageFamily):
                 f'{cfg.filename}: data.test.pipeline collects no proposals; expected LoadProposals, and '
                 f'proposals in the keys of ToTensor, ToDataContainer and Collect'
             )
-
-
-register_family(TwoStageFamily())
-register_family(GivenProposalsFamily())
-register_family(TwoStageMasksFamily())
-register_family(TwoStagePanopticFamily())

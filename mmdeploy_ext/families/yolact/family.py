@@ -10,7 +10,7 @@ from torch import nn
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import Claim, register_family
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import parts
 from mmdeploy_ext.families.dense.plain import chosen_coder
 from mmdeploy_ext.families.images import ImageFamily
@@ -64,6 +64,3 @@ def _check_limit(head: nn.Module, config: Mapping[str, float]) -> None:
     """Refuse (ConfigError) more results than the smallest input, of one cell a level, can have."""
     of_class = min(int(config['top_k']), sum(head.prior_generator.num_base_priors))
     parts.check_limit('max_per_img', config['max_per_img'], int(head.num_classes) * of_class)
-
-
-register_family(YolactFamily())

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import onnx
 from google.protobuf.message import Message
 
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 
 _DRAWS = ('RandomNormal', 'RandomNormalLike', 'RandomUniform', 'RandomUniformLike')
@@ -190,7 +191,7 @@ class Index:
         if name in self._names:
             made = ', '.join(out for at in self._names[name] for out in self.writes(at))
             raise UsageError(f'{name!r} is a node, not a tensor; it writes {made}')
-        hint = near(name, self.tensors) or '; `show --nodes` of tools/onnx/graph.py lists all'
+        hint = near(name, self.tensors) or f'; `show --nodes` of {tool("graph")} lists all'
         raise UsageError(f'there is no tensor {name!r} in the graph{hint}')
 
     def find_node(self, name: str) -> int:

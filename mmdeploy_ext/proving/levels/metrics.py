@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.evaluate.evaluation import build_dataset, evaluate
@@ -129,5 +130,5 @@ def keep_metrics(
     )
     equal = all(row.passed for row in rows)
     if not equal:
-        print('NOT PROVEN: the metrics differ; tools/deployment/verify.py says where the outputs do')
+        print(f'NOT PROVEN: the metrics differ; {tool("verify")} says where the outputs do')
     return equal

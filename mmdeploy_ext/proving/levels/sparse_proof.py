@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.cli import one_line
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.exporting.sparse_backbone import has_precision
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
@@ -102,7 +103,7 @@ class SparseProof(Proof):
         if has_precision(file.asked_for):
             self.verdict.notes.append(
                 'layers are compared in float32: what int8 does to the values is measured by '
-                'tools/quantization/scn_ptq.py'
+                f'{tool("calibrate")}'
             )
         overrides = file.options.get('cfg_options') or {}
         checks += [

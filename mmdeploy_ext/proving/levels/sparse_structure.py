@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph.same import Difference
 from mmdeploy_ext.proving.levels.structure import check_inference, check_valid
@@ -38,7 +39,7 @@ def check_dialect(
     notes = [f'contract: {entry.node or "file"}: {entry.message}' for entry in warnings[:SHOWN]]
     if len(warnings) > SHOWN:
         more = f'{len(warnings) - SHOWN} more warnings'
-        notes.append(f'contract: {more}, see tools/onnx/graph.py check-scn')
+        notes.append(f'contract: {more}, see {tool("graph")} check-scn')
     count = f'{len(model.graph.node)} nodes by the rules of the engine'
     return [Check("contract of NVIDIA's engine", not wrong, _listed(wrong, count))], notes
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX, check_entries, entries_of, read_entry
-from mmdeploy_ext.contract.metadata_schema import SPARSE_OPTIONS
+from mmdeploy_ext.contract.metadata_schema import options_of_backbone
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.exporting import sparse_backbone as deploy
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def stored_fact(model: onnx.ModelProto, path: str, name: str) -> Any:
     """Return the entry of a file's metadata with a name, e.g. 'family'; ModelFileError: it is damaged."""
     props = entries_of(model.metadata_props, path)
-    return read_entry(props, name, path, check=SPARSE_OPTIONS if name == 'options' else None)
+    return read_entry(props, name, path, check=options_of_backbone if name == 'options' else None)
 
 
 def file_options(model: onnx.ModelProto, path: str) -> dict[str, Any]:

@@ -1,21 +1,46 @@
 """What depends on the task of a detector: how its results are matched and drawn; one module per task.
 
-A task module has `match_detections(image, reference, candidate, *, capacity) -> DetectionRow`,
-`fit_pair(pair) -> Pair` and `draw_pair(pair, classes) -> (h, w, 3) BGR`.
+A task module, one of these or one of the package that registers a family, has
+
+- `match_detections(image, reference, candidate, *, capacity, ...)`, which returns a `DetectionRow`: see
+  `matching.match_lists`,
+- `pair_up(reference, candidate, ...) -> Pairing`, which of two lists belongs together,
+- `fit_pair(pair) -> Pair` and `draw_pair(pair, classes, score_thr) -> (h, w, 3) BGR`,
+- `RESULTS` and `PLACE`, what tables call its results, 'boxes', and its `DetectionRow.worst_distance` or
+  `worst_iou`, 'worst IoU',
+- `half_bars(bars)`, what `pair_up` takes for float16 and INT8 files (`half.HalfBars`), and `half_text(bars)`.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 
+TASKS = {name: f'{__name__}.{name}' for name in ('bbox2d', 'bbox3d', 'boxed_mask', 'mask', 'panoptic')}
+"""Name of a task of this package -> its module."""
+NEEDED = ('match_detections', 'pair_up', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
+
+
 def task_module(name: str) -> ModuleType:
-    """Return the module of a task, `Family.task`; a ValueError names one that is none."""
-    if not name.isidentifier() or importlib.util.find_spec(f'{__name__}.{name}') is None:
-        raise ValueError(f'{name!r} is not a task of mmdeploy_ext.proving.tasks')
-    return importlib.import_module(f'{__name__}.{name}')
+    """Return the module of a task, see `Family.task`.
+
+    ConfigError: there is no such module, or it lacks a function.
+    """
+    try:
+        module = importlib.import_module(TASKS.get(name, name))
+    except ModuleNotFoundError as error:
+        if not name.startswith(str(error.name)):
+            raise
+        raise ConfigError(
+            f'task {name!r}: there is no such module; expected {", ".join(TASKS)}, or the dotted name of a '
+            f'module of your own'
+        ) from error
+    if missing := [attribute for attribute in NEEDED if not hasattr(module, attribute)]:
+        raise ConfigError(f'task {name!r}: {module.__file__} has no {", ".join(missing)}')
+    return module

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.detections import Detections
 
+RESULTS, PLACE = 'boxes', 'worst IoU'
+half_bars, half_text = matching.overlap_bars, matching.overlap_text
 IOU_BAR = 0.999
 """Smallest IoU of a matched pair."""
 SCORE_BAR = 1e-4

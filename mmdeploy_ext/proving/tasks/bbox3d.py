@@ -17,12 +17,14 @@ from mmdeploy_ext.proving.tasks import matching
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mmdeploy_ext.proving.half import HalfBars
     from mmdeploy_ext.proving.results import DetectionRow
     from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.bird_eye import Layer
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
+RESULTS, PLACE = 'boxes', 'worst Δm'
 SCORE_THR = 0.1
 DISTANCE_BAR = 0.01
 """Metres; largest distance of the centres of a matched pair."""
@@ -32,6 +34,18 @@ SIZE_BAR, YAW_BAR, VELOCITY_BAR = 0.01, 0.01, 0.01
 """Metres, radians (modulo a turn) and m/s; the other values of a matched pair."""
 PAIR_DISTANCE = 1.0
 """Metres. Boxes outside the bars are a (failing) pair up to here; farther they are missing and extra."""
+
+
+def half_bars(bars: HalfBars) -> dict[str, float]:
+    """Return the bars of `pair_up` for float16 and INT8 files."""
+    return dict(distance_bar=bars.distance_m, corner_bar=bars.distance_m, score_bar=bars.score)
+
+
+def half_text(bars: HalfBars) -> str:
+    """Return `half_bars` in words."""
+    return f'{bars.distance_m} m (corners, too)'
+
+
 problem = functools.partial(matching.broken_boxes, 'boxes', 9)
 """Returns why two lists cannot be compared, '' when they can."""
 
@@ -65,8 +79,7 @@ def _figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, A
     """Return fields of a `DetectionRow` and a text on the worst pairs."""
     distance = worst(-pairing.nearness)
     others = ', '.join(f'{title} {worst(gap):.2g}' for title, gap in pairing.gaps.items())
-    fields = dict(worst_iou=1.0, worst_distance=distance)
-    return fields, f'worst: distance {distance:.2g} m, {others}'
+    return dict(worst_distance=distance), f'worst: distance {distance:.2g} m, {others}'
 
 
 match_lists = functools.partial(

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.detections import BoxedInstances
 
+RESULTS, PLACE = 'masks', 'worst IoU'
+half_bars, half_text = matching.overlap_bars, matching.overlap_text
 fit_pair = bbox2d.fit_pair
 SLIVER = 1.0
 """Pixels. The mask of a box that is less wide, or less high, is sampled at one place between two rows."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.detections import Instances
 
+RESULTS, PLACE = 'masks', 'worst IoU'
+half_bars, half_text = matching.overlap_bars, matching.overlap_text
 IOU_BAR = 0.995
 """Smallest mask IoU of a matched pair."""
 SCORE_BAR = 1e-3

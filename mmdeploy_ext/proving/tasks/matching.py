@@ -19,6 +19,7 @@ from mmdeploy_ext.proving.tasks.assignment import maximum_matching, nearest_pair
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from mmdeploy_ext.proving.half import HalfBars
     from mmdeploy_ext.proving.results import Pair
 
 
@@ -49,6 +50,16 @@ takes the other one, and four boxes of eight move by 2 to 6 mm, as in two of 24 
 PATIENCE = 20
 """Runs of the reference that explain nothing more, after which no more are made: its thresholds, its choices
 of ties, and some rounding."""
+
+
+def overlap_bars(bars: HalfBars) -> dict[str, float]:
+    """Return the bars of a task whose results are matched by IoU, for float16 and INT8 files."""
+    return dict(iou_bar=bars.iou, score_bar=bars.score)
+
+
+def overlap_text(bars: HalfBars) -> str:
+    """Return `overlap_bars` in words."""
+    return f'IoU {bars.iou}'
 
 
 def iou_figures(pairing: Pairing, worst: Callable[..., float]) -> tuple[dict[str, float], str]:
@@ -129,7 +140,7 @@ def match_lists(
     if outside := counts['outside']:
         reasons.append(f'{outside} pair{"s" * (outside > 1)} outside the bars ({text})')
     said = dict(worst_score=worst(pairing.gaps['score']), passed=not reasons, reason=', '.join(reasons))
-    return DetectionRow(image, **{**counts, **measured, **said})
+    return DetectionRow(image, **{'worst_iou': 1.0, **counts, **measured, **said})
 
 
 def _near_ties(

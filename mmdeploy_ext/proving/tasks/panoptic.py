@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.tasks.matching import Pairing
     from mmdeploy_ext.runtime.panoptic import Segments
 
-__all__ = ['draw_pair', 'fit_pair', 'match_detections', 'pair_up']
+__all__ = [
+    'PLACE',
+    'RESULTS',
+    'draw_pair',
+    'fit_pair',
+    'half_bars',
+    'half_text',
+    'match_detections',
+    'pair_up',
+]
+RESULTS, PLACE = 'segments', 'worst IoU'
+half_bars, half_text = matching.overlap_bars, matching.overlap_text
 
 
 def pair_up(

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmdeploy_ext.proving.levels.sequence_rows import of_tolerance
+from mmdeploy_ext.proving.tasks import task_module
 from mmdeploy_ext.proving.views.commands import next_command
 
 if TYPE_CHECKING:
@@ -86,10 +87,8 @@ def _table(first: str) -> Table:
 
 
 def _detection_titles(verdict: Verdict, rows: Sequence[DetectionRow]) -> tuple[str, ...]:
-    task = str(verdict.subject.get('task'))
-    found = 'segments' if task == 'panoptic' else 'masks' if task.endswith('mask') else 'boxes'
-    place = 'worst Δm' if any(row.worst_distance is not None for row in rows) else 'worst IoU'
-    return found, 'matched', 'missing', 'extra', place, 'worst Δscore'
+    task = task_module(verdict.subject['task'] if rows else 'bbox2d')
+    return task.RESULTS, 'matched', 'missing', 'extra', task.PLACE, 'worst Δscore'
 
 
 def sequence_table(rows: Sequence[SequenceRow]) -> Table:

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from mmdeploy_ext.core.commands import command, tool
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
@@ -14,7 +15,7 @@ from mmdeploy_ext.weights.convert.mmdet3_names import COMMAND, NOT_OF_THE_MODEL,
 
 KEPT_META = ('epoch', 'iter', 'seed', 'mmengine_version')
 OTHER_CONFIG = (
-    f'. Give the config of the same model with --config; `python {COMMAND} --config CONFIG3.py OUT.py` '
+    f'. Give the config of the same model with --config; `{command(COMMAND)} --config CONFIG3.py OUT.py` '
     f"makes it of mmdet 3's"
 )
 
@@ -86,7 +87,7 @@ def translate_file(source: str | Path, target: str | Path | None) -> str:
         check_outputs({'': [target]}, {'the config': [source]})
         check_writable(target)
     cfg = config2(read_config3(source))
-    text = f'# {source} of mmdet 3 as a config of mmdet 2.28, by {COMMAND}\n{cfg.pretty_text}'
+    text = f'# {source} of mmdet 3 as a config of mmdet 2.28, by {tool(COMMAND)}\n{cfg.pretty_text}'
     if target is not None:
         with atomic_path(target) as temporary:
             temporary.write_text(text, encoding='utf-8')

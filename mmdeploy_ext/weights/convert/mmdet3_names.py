@@ -11,7 +11,7 @@ from typing import Any
 
 from mmdeploy_ext.weights.convert import sources
 
-COMMAND = 'tools/convert/mmdet3.py'
+COMMAND = 'convert-mmdet3'
 
 Rule = tuple[str, str]
 LAYER = r'(layers\.\d+\.)'
@@ -82,7 +82,7 @@ def _advice(path: str, found: str, keys: Collection[Any]) -> str:
         return ''
     return (
         f'{path}: has names of mmdet 3 that mmdet 2.28 does not know; convert it first: '
-        f'{sources.command(COMMAND, path)}'
+        f'{sources.conversion(COMMAND, path)}'
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmdeploy_ext.weights.convert import sources
 
-COMMAND = 'tools/convert/rtdetr.py'
+COMMAND = 'convert-rtdetr'
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
 PADDLE_MARK = b'StructuredToParameterName@@'
 PADDLE_STATISTICS = (b'._mean', b'._variance')
@@ -115,7 +115,7 @@ def paddle_refusal(path: str | Path) -> str:
 
 
 def _advice(path: str, found: str, keys: Collection[Any]) -> str:
-    command = sources.command(COMMAND, path)
+    command = sources.conversion(COMMAND, path)
     if found == 'unreadable':
         return paddle_refusal(path) if is_paddle_file(path) else ''
     if found == 'content':

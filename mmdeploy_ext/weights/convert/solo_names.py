@@ -12,7 +12,7 @@ from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.convert import sources
 
-COMMAND = 'tools/convert/solo_wxinlong.py'
+COMMAND = 'convert-solo'
 
 MODULES = (
     ('bbox_head.solo_ins_list', 'mask_head.conv_mask_list'),
@@ -98,7 +98,7 @@ def _advice(path: str, found: str, keys: Collection[Any]) -> str:
         return ''
     return (
         f'{path}: is a checkpoint of the original SOLO repository, whose names mmdet does not know; convert '
-        f'it first: {sources.command(COMMAND, path)}'
+        f'it first: {sources.conversion(COMMAND, path)}'
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable
 from mmdeploy_ext.weights.checkpoint import Checkpoint, listed, load_checkpoint, naming
@@ -93,7 +94,7 @@ def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Conv
         fitting.save_checkpoint(target, converted.state_dict, meta)
         return converted, None
     config = target.with_suffix('.py')
-    text = f'# The config of mmdet that fits {target.name}, written by {solo_names.COMMAND}.\n{text}'
+    text = f'# The config of mmdet that fits {target.name}, written by {tool(solo_names.COMMAND)}.\n{text}'
     _check_config_file(config, text)
     with atomic_path(config) as temporary:  # gets its name after the checkpoint has got its own
         temporary.write_text(text, encoding='utf-8')

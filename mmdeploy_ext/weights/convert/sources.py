@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Callable, Collection
 from typing import Any
 
+from mmdeploy_ext.core.commands import command
+
 KNOWN: list[Callable[[str, str, Collection[Any]], str]] = []
 """(path, found, keys) -> the message, '' where it is none of that repository; the modules of names
 register theirs. `found` is 'unreadable' (by PyTorch; no keys), 'content' (a dict without a state dict) or
@@ -15,6 +17,6 @@ def advice(path: str, found: str, keys: Collection[Any] = ()) -> str:
     return next((text for known in KNOWN if (text := known(path, found, keys))), '')
 
 
-def command(tool: str, path: str) -> str:
-    """Return the command that converts a file."""
-    return f'python {tool} {shlex.quote(path)} OUT.pth --config CONFIG'
+def conversion(name: str, path: str) -> str:
+    """Return the command line that converts a file; `name` is of `core/commands.py`."""
+    return f'{command(name)} {shlex.quote(path)} OUT.pth --config CONFIG'

@@ -198,7 +198,6 @@ def toy(tmp_path_factory):
 def run(toy, *arguments, files=('full', 'raw')):
     onnx = ['--onnx', *(str(toy / f'{name}.onnx') for name in files)] if files else []
     return benchmark_app.main(
-        register,
         [str(REPOSITORY / CONFIG), str(toy / 'toy.pth'), *onnx, '--images', str(toy / 'images'),
          '--max-iter', '2', '--warmup', '1', '--threads', '1', *arguments],
     )  # fmt: skip
@@ -320,8 +319,7 @@ def prepared_input(path, shape=(3, 128, 160), **replaced):
 
 def measured_on(toy, *arguments):
     paths = [str(REPOSITORY / CONFIG), str(toy / 'toy.pth'), '--onnx', str(toy / 'full.onnx')]
-    return benchmark_app.main(
-        register, [*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments]
+    return benchmark_app.main([*paths, '--max-iter', '1', '--warmup', '0', '--threads', '1', *arguments]
     )
 
 

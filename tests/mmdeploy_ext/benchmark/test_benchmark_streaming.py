@@ -43,7 +43,7 @@ def place(tmp_path_factory):
 
 def run(place, *arguments):
     options = ['--max-iter', '3', '--warmup', '1', '--threads', '1', *map(str, arguments)]
-    return benchmark_app.main(register, [str(place / 'toy.py'), str(place / 'toy.pth'), *options])
+    return benchmark_app.main([str(place / 'toy.py'), str(place / 'toy.pth'), *options])
 
 
 def test_one_run_measures_pytorch_and_both_contracts_part_by_part(place, tmp_path, capsys):

@@ -25,7 +25,7 @@ def model(tmp_path_factory) -> tuple[str, str]:
 
 def benchmark(*words) -> int:
     try:
-        return main(toy_scn_family.register, [str(word) for word in words])
+        return main([str(word) for word in words])
     except SystemExit as error:
         return error.code
 

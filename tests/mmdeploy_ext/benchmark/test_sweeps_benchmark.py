@@ -16,7 +16,7 @@ def graphs():
 def run(*words):
     _, _, config, checkpoint = toy_centerpoint.exported()
     options = ['--max-iter', 2, '--warmup', 1, '--threads', 1, *words]
-    return benchmark_app.main(toy_centerpoint.register, [config, checkpoint, *map(str, options)])
+    return benchmark_app.main([config, checkpoint, *map(str, options)])
 
 
 def test_a_whole_centerpoint_is_measured_from_points_to_boxes(graphs, tmp_path, capsys):

@@ -193,7 +193,7 @@ def test_solos_peaks_survive_float16_by_the_default_keep_list(tmp_path):
 )
 def test_options_that_do_nothing_are_refused_before_the_weights_load(given, message, tmp_path, capsys):
     target = str(tmp_path / 'm.onnx')
-    status = export_app.main(lambda: None, [CONFIG, 'none.pth', '--output-file', target, *given])
+    status = export_app.main([CONFIG, 'none.pth', '--output-file', target, *given])
     assert status == 2
     assert re.search(message, capsys.readouterr().err.replace('\n', ' '))
 
@@ -227,7 +227,7 @@ def test_a_config_that_asks_for_a_bf16_file_is_told_where_bf16_is(deployment):
 
 def test_verify_exits_0_within_bars_and_its_json_says_which_claim(files, tmp_path, capsys):
     target = tmp_path / 'v.json'
-    status = verify_app.main(lambda: None, [CONFIG, CHECKPOINT, files['full'], '--json', str(target)])
+    status = verify_app.main([CONFIG, CHECKPOINT, files['full'], '--json', str(target)])
     assert status == 0
     assert read_json(target)['verdict'] == 'within fp16 bars'
     said = capsys.readouterr().out
@@ -246,7 +246,7 @@ def test_verify_tells_bf16_of_openvino_by_option(deployment, tmp_path):
     path = export_toy(deployment, tmp_path / 'm.onnx', form='raw', dynamic=False)
     target = tmp_path / 'v.json'
     engine = ['--engine', 'openvino', '--inference-precision', 'bf16', '--json', str(target)]
-    assert verify_app.main(lambda: None, [CONFIG, CHECKPOINT, path, *engine]) in (0, 1)
+    assert verify_app.main([CONFIG, CHECKPOINT, path, *engine]) in (0, 1)
     verdict = read_json(target)
     assert verdict['verdict'].removeprefix('not ') == 'within bf16 bars'
     rows = [row for case in verdict['cases'] for row in case['tensors']]

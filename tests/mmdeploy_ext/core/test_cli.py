@@ -306,8 +306,7 @@ def tool(module: str) -> str:
     """Return code that runs a tool with the words that follow."""
     return (
         f'import sys\nfrom mmdeploy_ext.cli import {module}\n'
-        f'def register():\n    import mmdeploy_ext.families.mmdet_plugin\n'
-        f'sys.exit({module}.main(argv=sys.argv[1:], register=register))'
+        f'sys.exit({module}.main(argv=sys.argv[1:]))'
     )
 
 

@@ -2,11 +2,9 @@
 
 import pytest
 
-import mmdeploy_ext.families.mmdet3d_plugin
-import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family, load_families
 from mmdeploy_ext.families.nearest import part_types
 
 CASES = {
@@ -34,6 +32,7 @@ def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
 
 
 def test_every_family_says_in_one_line_what_it_takes():
+    load_families()
     for family in FAMILIES.values():
         if family.product == DETECTOR:
             assert 'README.md' in family.exports and family.near, family.name

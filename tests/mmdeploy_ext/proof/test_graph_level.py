@@ -187,12 +187,8 @@ def test_an_int8_file_is_within_bars_and_never_proven(tmp_path, capsys, int8):
 def verdict_of(tmp_path, capsys, *words):
     """Return the exit status of verify.py, its last lines, and the verdict as JSON."""
     found = tmp_path / 'verdict.json'
-    status = verify_app.main(_register, [CONFIG, CHECKPOINT, *words, '--json', str(found)])
+    status = verify_app.main([CONFIG, CHECKPOINT, *words, '--json', str(found)])
     return status, capsys.readouterr().out, read_json(found)
-
-
-def _register():
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
 
 def test_a_file_that_was_exported_with_another_threshold_is_refused_by_the_name_of_the_setting(
@@ -212,7 +208,7 @@ def test_normalisation_unlike_the_configs_has_to_be_asked_for_again(tmp_path, ca
     path = str(tmp_path / 'm.onnx')
     words = ['--mean', '100', '110', '120', '--std', '50', '51', '52']
     common = ['--output-file', path, '--shape', '128', '160']
-    assert export_app.main(_register, [CONFIG, CHECKPOINT, *common, *words]) == 0
+    assert export_app.main([CONFIG, CHECKPOINT, *common, *words]) == 0
     capsys.readouterr()
     status, out, _ = verdict_of(tmp_path, capsys, path)
     assert status == 1 and 'preprocessing as in the config: mean: the file says' in out

@@ -223,13 +223,12 @@ def test_options_of_the_command_line_reach_a_file_that_is_proven_later(tmp_path,
     if '--show' in options:  # the others are proven later alone
         command += ['--test-img', str(PICTURE.parent), '--verify']
     command += options
-    assert export_app.main(register, command) == 0, capsys.readouterr().out
+    assert export_app.main(command) == 0, capsys.readouterr().out
     assert (tmp_path / 'm.onnx.png').is_file() == ('--show' in options)
     for known in LOADED.values():
         known.exports.clear()  # as in another process: the model is exported again
     asked = options if '--mean' in options else []
-    status = verify_app.main(
-        register, [CONFIG, CHECKPOINT, target, *asked, '--json', str(tmp_path / 'v.json')]
+    status = verify_app.main([CONFIG, CHECKPOINT, target, *asked, '--json', str(tmp_path / 'v.json')]
     )
     assert status == 0
     verdict = read_json(tmp_path / 'v.json')
@@ -286,7 +285,7 @@ def test_a_file_that_says_something_else_than_the_config_is_not_proven(
     assert failed.name == check and detail in failed.detail
     if field == 'classes':  # the inputs of all of them give what PyTorch gives
         command = [CONFIG, CHECKPOINT, told, '--json', str(tmp_path / 'v.json')]
-        assert verify_app.main(register, command) == 1
+        assert verify_app.main(command) == 1
         content = read_json(tmp_path / 'v.json')
         assert [one['name'] for one in content['structure'] if not one['passed']] == [check]
 
@@ -356,7 +355,7 @@ def test_another_mean_than_that_of_the_config_is_said_where_it_was_asked_for(fil
     entry.value = json.dumps({**json.loads(entry.value), 'mean': [1.0, 2.0, 3.0]})
     onnx.save(model, tmp_path / 'told.onnx')
     command = [CONFIG, CHECKPOINT, str(tmp_path / 'told.onnx'), '--json', str(tmp_path / 'v.json')]
-    verify_app.main(register, [*command, '--mean', '1', '2', '3'])
+    verify_app.main([*command, '--mean', '1', '2', '3'])
     notes = read_json(tmp_path / 'v.json')['notes']
     said = 'normalised with mean [1.0, 2.0, 3.0] (--mean), not with that of the config'
     assert any(said in note for note in notes)
@@ -368,7 +367,6 @@ def register():
 
 def test_verify_exits_0_for_a_proven_file_and_writes_json_and_a_page(files, tmp_path, capsys):
     status = verify_app.main(
-        register,
         [
             CONFIG,
             CHECKPOINT,
@@ -389,7 +387,7 @@ def test_verify_exits_0_for_a_proven_file_and_writes_json_and_a_page(files, tmp_
 
 def test_verify_exits_1_for_a_file_with_a_changed_weight(files, tmp_path, capsys):
     broken = faulty(files['raw'], tmp_path, scale_one_weight)
-    status = verify_app.main(register, [CONFIG, CHECKPOINT, broken, '--json', str(tmp_path / 'v.json')])
+    status = verify_app.main([CONFIG, CHECKPOINT, broken, '--json', str(tmp_path / 'v.json')])
     assert status == 1
     assert 'NOT PROVEN' in capsys.readouterr().out
     assert read_json(tmp_path / 'v.json')['verdict'] == 'not proven'
@@ -399,7 +397,7 @@ def test_an_export_without_verify_says_not_proven_and_how_to_prove_it(tmp_path, 
     from mmdeploy_ext.cli import export_app
 
     target = str(tmp_path / 'm.onnx')
-    assert export_app.main(register, [CONFIG, CHECKPOINT, '--output-file', target]) == 0
+    assert export_app.main([CONFIG, CHECKPOINT, '--output-file', target]) == 0
     out = capsys.readouterr().out
     assert 'NOT PROVEN' in out
     assert f'tools/deployment/verify.py {CONFIG} {CHECKPOINT} {target}' in out

@@ -70,6 +70,7 @@ def proven() -> Verdict:
     cases = [make_case('traced input', 1, traced=True), make_case('other image', 2)]
     return Verdict(
         subject=dict(
+            task='bbox2d',
             file='toy.onnx',
             file_sha256='ab' * 32,
             family='dense',

@@ -84,14 +84,14 @@ def test_voxels_are_refused_where_points_are_wanted(toy, tmp_path):
 def test_a_lidar_model_is_proven_on_the_sweeps_at_hand(toy, folder, tmp_path, capsys):
     _, graphs, config, checkpoint = toy
     words = [config, checkpoint, str(graphs), '--images', str(folder), '--json', str(tmp_path / 'v.json')]
-    assert verify_app.main(toy_centerpoint.register, words) == 0
+    assert verify_app.main(words) == 0
     content = read_json(tmp_path / 'v.json')
     names = [case['name'] for case in content['cases']]
     assert content['verdict'] == 'proven' and names[:3] == ['0.bin', '1.bin', '2.bin']
     assert names[3] == 'more voxels and points than count'
     assert any('at most' in name for name in names[4:])
     words = [config, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify']
-    assert export_app.main(toy_centerpoint.register, [*words, '--test-img', str(folder / '1.bin')]) == 0
+    assert export_app.main([*words, '--test-img', str(folder / '1.bin')]) == 0
     assert 'PROVEN' in capsys.readouterr().out
 
 
@@ -100,12 +100,12 @@ def test_the_command_that_an_unproven_export_suggests_works_without_a_data_set(t
     checkpoint = str(REPO / 'demo/checkpoints/centerpoint_toy.pth')
     missing = ['--cfg-options', f'data.test.ann_file={tmp_path}/none.pkl']
     words = [config, checkpoint, '--output-file', str(tmp_path / 'graphs'), *missing]
-    assert export_app.main(toy_centerpoint.register, words) == 0
+    assert export_app.main(words) == 0
     said = capsys.readouterr().out
     assert 'NOT PROVEN: nothing was compared' in said
     python, tool, *suggested = shlex.split(said.splitlines()[-1])
     assert (python, tool) == ('python', 'tools/deployment/verify.py')
-    assert verify_app.main(toy_centerpoint.register, [*suggested, '--frames', '2']) == 0
+    assert verify_app.main([*suggested, '--frames', '2']) == 0
     said = capsys.readouterr().out
     assert '2 generated sweeps are used, since there is no data set' in said
     assert 'note: frames: generated sweeps' in said
@@ -117,15 +117,14 @@ def test_a_sparse_backbone_is_proven_by_verify_too(target, tmp_path, capsys):
     points = np.random.default_rng(0).uniform(-8, 8, (2000, 5)).astype(np.float32) * [1, 1, 0.4, 1, 1]
     (tmp_path / 'sweep.bin').write_bytes(points.astype(np.float32).tobytes())
     path = str(tmp_path / 'lidar.backbone.xyz.onnx')
-    register = toy_scn_family.register
     words = [config, checkpoint, '--target', target, '--output-file', path]
-    assert export_scn_app.main(register, words) == 0
+    assert export_scn_app.main(words) == 0
     capsys.readouterr()
-    assert verify_app.main(register, [config, checkpoint, path]) == 0
+    assert verify_app.main([config, checkpoint, path]) == 0
     report = str(tmp_path / 'v.json')
     words = [config, checkpoint, path, '--images', str(tmp_path / 'sweep.bin'), '--json', report]
-    assert verify_app.main(register, words) == 0
+    assert verify_app.main(words) == 0
     assert read_json(report)['cases'][-1]['name'] == 'sweep.bin: 2000 points'
     for option in (['--eval', 'bbox'], ['--device', 'cuda'], ['--providers', 'CPUExecutionProvider']):
-        assert verify_app.main(register, [config, checkpoint, path, *option]) == 2
+        assert verify_app.main([config, checkpoint, path, *option]) == 2
         assert f'{option[0]}: sparse backbones do not have it' in capsys.readouterr().err

@@ -213,8 +213,7 @@ def checkpoint():
 def evaluate(config, checkpoint, work_dir, options):
     words = [f'{key}={value}' for key, value in options.items()]
     target = ['--eval=bbox', '--work-dir', str(work_dir)]
-    return test_app.main(
-        register, [config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0']
+    return test_app.main([config, checkpoint, *target, '--cfg-options', *words, 'data.workers_per_gpu=0']
     )
 
 
@@ -248,7 +247,7 @@ def test_both_engines_run_the_data_set_and_the_dump_agrees(runs, checkpoint, opt
 def test_a_sweep_alone_is_no_sample(checkpoint, tmp_path, capsys):
     (tmp_path / 'sweep.bin').write_bytes(np.zeros((10, 5), np.float32).tobytes())
     words = [CONFIG, checkpoint, '--output-file', str(tmp_path / 'out'), '--verify', '--test-img']
-    assert export_app.main(register, [*words, str(tmp_path / 'sweep.bin')]) == 2
+    assert export_app.main([*words, str(tmp_path / 'sweep.bin')]) == 2
     assert 'models of cameras take frames with poses and calibrations' in capsys.readouterr().err
 
 
@@ -318,7 +317,7 @@ def test_a_film_shows_both_engines_in_all_cameras_and_over_the_points(
 
     words = [f'{key}={value}' for key, value in options.items()]
     files = ['--onnx', str(runs / 'bevfusion_toy_portable'), '--cfg-options', *words]
-    assert video_app.main(register, [CONFIG, checkpoint, '--out', str(tmp_path), *files]) == 0
+    assert video_app.main([CONFIG, checkpoint, '--out', str(tmp_path), *files]) == 0
     assert '2 frames of scene 0; PyTorch' in capsys.readouterr().out
     first, second = (cv2.imread(str(tmp_path / f'{number:04d}.png')) for number in range(2))
     assert first.shape == second.shape and (first != second).any()
@@ -366,7 +365,7 @@ def test_a_proof_ends_with_a_command_that_runs_the_files(runs, checkpoint, optio
     words = [f'{key}={value}' for key, value in options.items()]
     files = str(runs / 'bevfusion_toy_portable')
     assert (
-        verify_app.main(register, [CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
+        verify_app.main([CONFIG, checkpoint, files, '--frames', '2', '--cfg-options', *words]) == 0
     )
     said = capsys.readouterr().out
     assert 'PROVEN' in said and f'python -m mmdeploy_ext run {files} INFOS.pkl' in said.replace('\n', '')
@@ -397,7 +396,7 @@ def test_a_real_sweep_stands_in_for_that_of_a_generated_frame(runs, checkpoint, 
     sweep = read_infos(options['data.test.ann_file'])[0]['lidar_path']
     words = [CONFIG, checkpoint, '--onnx', f'{runs}/bevfusion_toy_portable', '--engines', 'onnxruntime']
     words += ['--sweep', sweep, '--max-iter', '1', '--warmup', '1', '--no-memory', '--threads', '1']
-    assert benchmark_app.main(register, [*words, '--json', str(tmp_path / 'b.json')]) == 0
+    assert benchmark_app.main([*words, '--json', str(tmp_path / 'b.json')]) == 0
     result = read_json(tmp_path / 'b.json')
     assert result['input_shape'] == f'{len(np.fromfile(sweep, np.float32)) // 5}x5'
     (row,) = result['contenders']

@@ -91,9 +91,9 @@ def test_the_exporter_chooses_the_opset_of_a_deformable_head_and_refuses_a_lower
 
     _, _, config, checkpoint = toy_centerpoint.exported('deformable')
     words = [config, checkpoint, '--output-file', str(tmp_path / 'graphs')]
-    assert export_app.main(toy_centerpoint.register, words) == 0
+    assert export_app.main(words) == 0
     assert 'opset 19' in capsys.readouterr().out
-    assert export_app.main(toy_centerpoint.register, [*words, '--opset-version', '17']) == 2
+    assert export_app.main([*words, '--opset-version', '17']) == 2
     assert '--opset-version 17: the model has deformable convolutions' in capsys.readouterr().err
 
 
@@ -335,7 +335,7 @@ def test_the_folder_is_taken_to_tensorrt_which_wants_a_gpu(toy, tables, capsys):
 
     package()
     words = [toy[2], toy[3], str(Path(tables[0]).parent), '--engine', 'tensorrt']
-    assert verify_app.main(toy_centerpoint.register, words) == 2
+    assert verify_app.main(words) == 2
     assert 'there is no GPU 0 here; an engine needs a GPU' in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.families.base import BACKBONE, FAMILIES, find_family
+from mmdeploy_ext.families.base import BACKBONE, FAMILIES, find_family, load_families
 from mmdeploy_ext.quantize.deployed import Calibration
 
 CONFIGS = 'projects/configs/BEVFusion'
@@ -33,6 +33,7 @@ def load(name, **overrides):
 def test_a_config_has_one_family_and_its_output_is_as_published(name):
     family_name, output = NAMES[name]
     cfg = load(name)
+    load_families()
     known = [family.name for family in FAMILIES.values() if family.product == BACKBONE and family.claims(cfg)]
     assert known == [family_name]
     family = find_family(cfg, BACKBONE)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays, Detections
 
 RUNNERS = {
-    'full': 'tools/onnx/onnx_with_postprocess.py',
-    'decode': 'tools/onnx/onnx_no_topk_nms.py',
-    'raw': 'tools/onnx/onnx_no_topk_nms.py',
+    'full': 'with_postprocess',
+    'decode': 'no_topk_nms',
+    'raw': 'no_topk_nms',
 }
 
 

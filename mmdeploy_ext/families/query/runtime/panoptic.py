@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays
 
-RUNNERS = dict.fromkeys(('full', 'raw'), 'tools/onnx/onnx_with_postprocess.py')
+RUNNERS = dict.fromkeys(('full', 'raw'), 'with_postprocess')
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Segments]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Scored
 
-RUNNERS = {'full': 'tools/onnx/onnx_with_postprocess.py'}
+RUNNERS = {'full': 'with_postprocess'}
 
 
 def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detections]:

@@ -1,0 +1,366 @@
+"""Export and proof as functions: `mmdeploy_ext.export` and `prove`, and what the command line calls."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.contract.metadata_entries import read_entry
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import LoadError, ModelFileError, after_weights
+from mmdeploy_ext.engines import build_backend
+from mmdeploy_ext.engines.settings import check_engine_kind, engine_settings
+from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
+from mmdeploy_ext.preprocess import DEFAULT_PICTURE
+from mmdeploy_ext.proving.inputs.user_samples import Samples, read_images
+from mmdeploy_ext.proving.tasks import task_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.proving.results import MetricRow
+    from mmdeploy_ext.proving.verdict import Verdict
+
+    Check = Callable[[Any, Family, Any], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A config and a checkpoint before the weights are loaded, and the family that exports them."""
+
+    config: str
+    checkpoint: str
+    cfg_options: dict[str, Any]
+    device: str
+    cfg: Any
+    family: Family
+    weight_layout: str = 'auto'
+
+    @classmethod
+    def read(
+        cls,
+        config: str | Path,
+        checkpoint: str | Path,
+        cfg_options: Mapping[str, Any] | None = None,
+        device: str = 'cpu',
+        *,
+        product: str = DETECTOR,
+        weight_layout: str = 'auto',
+        file: str = '',
+    ) -> Source:
+        """Read the config and find its family: that which `file` names, if it claims the config.
+
+        ConfigError: the config cannot be read, or no family claims it.
+        """
+        compat.apply()
+        cfg_options = dict(cfg_options or {})
+        cfg = load_config(str(config), cfg_options)
+        family = (_family_of(cfg, file) if file else None) or find_family(cfg, product)
+        return cls(str(config), str(checkpoint), cfg_options, device, cfg, family, weight_layout)
+
+    def load(self, check: Check, mean: Sequence[float] | None, std: Sequence[float] | None) -> Deployment:
+        """Build the model and load its weights, after `check(cfg, family, model)`."""
+        from mmdeploy_ext.exporting import deployment as deploy
+
+        deployment = deploy.load(
+            self.config,
+            self.checkpoint,
+            self.cfg_options,
+            self.device,
+            check,
+            self.family.product,
+            self.weight_layout,
+        )
+        deployment.normalise_with(mean, std)
+        return deployment
+
+
+def _family_of(cfg: Any, path: str) -> Family | None:
+    """Return the family that a file names, if it is registered and claims the config."""
+    from mmdeploy_ext.graph.io.files import read
+
+    named = None
+    if Path(path).is_file() and cfg.get('model'):
+        with contextlib.suppress(ModelFileError):  # whoever reads the whole file says what is wrong with it
+            props = {entry.key: entry.value for entry in read(path).metadata_props}
+            named = FAMILIES.get(read_entry(props, 'family', path))
+    return named if named is not None and named.claims(cfg) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        files: paths of the graphs, in the order in which a sample goes through them.
+        options: that they were exported with, those that were left open resolved.
+        seconds: that the export took.
+        deployment: the model in PyTorch, with its weights.
+        traced: (file name, BGR picture) that was traced, and its path, of models of pictures.
+        samples: that `prove` compares on besides, and where frames and sweeps are from.
+        sample_files: paths of pictures among them.
+    """
+
+    files: list[str]
+    options: Options
+    seconds: float
+    deployment: Deployment
+    traced: tuple[tuple[str, Any], str | Path] | None = dataclasses.field(default=None, repr=False)
+    samples: tuple[Collection[Any], str] | None = dataclasses.field(default=None, repr=False)
+    sample_files: Sequence[Path] = ()
+
+    def prove(self, engine: Mapping[str, Any] | None = None, **claims: Any) -> tuple[Verdict, list[Any]]:
+        """Prove the files with the model in memory; `claims` are those of `ladder.prove`.
+
+        Returns the verdict, and pictures for a report.
+        """
+        from mmdeploy_ext.proving.ladder import prove as climb
+
+        with after_weights():
+            samples, origin = self.samples or Samples(self.deployment.family, ()).of(self.deployment)
+            if self.traced is not None:
+                picture, path = self.traced
+                samples = [picture, *(samples if self.sample_files else ())]
+                claims['picture_files'] = [path, *self.sample_files]
+            return _with_origin(climb(self.deployment, self.files, samples, engine or {}, **claims), origin)
+
+
+def _with_origin(result: tuple[Verdict, list[Any]], origin: str) -> tuple[Verdict, list[Any]]:
+    if origin:
+        result[0].notes.append(f'frames: {origin}')
+    return result
+
+
+def check_provable(family: Family) -> None:
+    """Refuse (ConfigError) a family whose task or runtime is missing, before its weights load."""
+    from mmdeploy_ext.families.images import ImageFamily
+    from mmdeploy_ext.runtime.consumers import runtime_of
+
+    if family.product == DETECTOR:
+        task_module(family.task)
+    if isinstance(family, ImageFamily) and type(family).detections is ImageFamily.detections:
+        runtime_of(family.name)
+
+
+def export_source(
+    source: Source,
+    output_file: str,
+    options: Options,
+    *,
+    samples: Samples | None = None,
+    picture: str | Path = '',
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    before_weights: Callable[[], None] = lambda: None,
+) -> Exported:
+    """Export a detector; see `export`. A proof that follows takes `samples`, read before the export."""
+    from mmdeploy_ext.exporting import deployment as deploy
+    from mmdeploy_ext.exporting.files import check_output, export_files
+
+    family, resolved = source.family, [options]
+    picture = picture or DEFAULT_PICTURE
+    traced = (read_images([picture], 1)[0], picture) if family.samples == 'images' else None
+
+    def check(cfg: Any, family: Family, model: Any) -> None:
+        before_weights()
+        resolved[0] = deploy.check_options(options, cfg, family, model)
+        check_output(output_file, resolved[0], family)
+
+    deployment, options = source.load(check, mean, std), resolved[0]
+    chosen = samples.of(deployment) if samples else None
+    with after_weights():
+        images = []
+        if traced is not None:
+            image = traced[0][1]
+            images = [deploy.prepare_fixed(deployment.rule, image, options.height, options.width)]
+        files, seconds = export_files(deployment, options, output_file, images)
+    sample_files = samples.files if samples and samples.paths else ()
+    return Exported(files, options, seconds, deployment, traced, chosen, sample_files)
+
+
+def export(
+    config: str | Path,
+    checkpoint: str | Path,
+    output_file: str | Path = '',
+    *,
+    picture: str | Path = '',
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    **options: Any,
+) -> Exported:
+    """Export a detector to ONNX, as `mm2onnx export` does; nothing is compared, see `prove`.
+
+    Args:
+        config: path of an mmcv 1.x config. Modules of its `custom_imports` are imported.
+        checkpoint: path of the weights.
+        output_file: the `.onnx` file to write, or the folder of a model of several graphs; '': `tmp.onnx`, or
+            the name of the config. It appears whole or not at all.
+        picture: that is traced, of models of pictures; '': one of this package.
+        mean: per channel, R G B, of the pictures' 0..255; None: that of the config.
+        std: standard deviation per channel, in the same unit; None: that of the config.
+        cfg_options: key, with dots for nested ones, -> value that replaces that of the config.
+        device: where PyTorch runs: 'cpu', 'cuda', 'cuda:1'.
+        options: what can be chosen about the graph, by the names in the metadata: `form`, `opset`, `height`
+            and `width` in pixels, `batch`, `dynamic`, `precision`, ... and those of the family.
+
+    Returns:
+        The files, the options and the model.
+
+    Raises:
+        UsageError: refused before the weights were loaded; the message says what, got, expected.
+        ExportError: the exporter failed, or wrote something other than what was asked for.
+    """
+    source = Source.read(config, checkpoint, cfg_options, device)
+    chosen = source.family.choose(**{'opset': 0, **options})
+    chosen.check(given=options)
+    output = str(output_file) or source.family.default_output(Path(config).stem, chosen)
+    return export_source(source, output, chosen, picture=picture, mean=mean, std=std)
+
+
+def prove_source(
+    source: Source,
+    onnx_file: str,
+    samples: Samples,
+    engine: dict[str, Any],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    metrics: Sequence[str] = (),
+    **claims: Any,
+) -> tuple[Verdict, list[Any], Deployment]:
+    """Prove files that were exported earlier; returns the verdict, pictures for the report, and the model.
+
+    `engine` is what `engine_settings` returned, `claims` are those of `ladder.prove`; see `prove`.
+    """
+    from mmdeploy_ext.evaluate import evaluation
+    from mmdeploy_ext.proving.ladder import prove as climb
+
+    family = source.family
+    files, metadata = _read(family, onnx_file)
+
+    def check(cfg: Any, family: Family, model: object) -> None:
+        check_provable(family)
+        if metadata is not None:
+            metadata.require(onnx_file, family.name, getattr(family, 'forms', ()))
+        if metrics:
+            evaluation.check_tables(cfg, evaluation.build_dataset(cfg))
+
+    deployment = source.load(check, mean, std)
+    chosen, origin = samples.of(deployment)
+    if family.samples == 'images':
+        claims['picture_files'] = samples.files
+    with after_weights():
+        rows = []
+        with contextlib.suppress(LoadError):  # the proof says it
+            rows = _metrics(deployment, files, metadata, metrics, engine) if metrics else []
+        verdict, pictures = _with_origin(climb(deployment, files, chosen, engine, **claims), origin)
+    verdict.metrics.extend(rows)
+    return verdict, pictures, deployment
+
+
+def prove(
+    config: str | Path,
+    checkpoint: str | Path,
+    onnx_file: str | Path,
+    *,
+    samples: Sequence[str | Path] = (),
+    frames: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    device: str = 'cpu',
+    engine: str = 'onnxruntime',
+    providers: Sequence[str] | None = None,
+    threads: int = 0,
+    inference_precision: str | None = None,
+    metrics: Sequence[str] = (),
+    edited: bool = False,
+    asked: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Prove that an exported file is the model of a config and a checkpoint, as `mm2onnx verify` does.
+
+    Args:
+        config: path of an mmcv 1.x config.
+        checkpoint: path of the weights.
+        onnx_file: the file, or the folder of the graphs of one model, that was exported.
+        samples: files and folders to compare on: pictures, LiDAR sweeps, or info files; none: a picture of
+            this package, or frames and sweeps of the config's data set, else generated ones.
+        frames: how many frames or sweeps; None: 12.
+        mean: as at the export; None: that of the config.
+        std: as at the export; None: that of the config.
+        cfg_options: as at the export.
+        device: where PyTorch runs.
+        engine: that runs the file: 'onnxruntime', 'openvino', 'tensorrt'.
+        providers: execution providers of ONNX Runtime, in order; None: the CPU's.
+        threads: of the engine, within an operator; 0: it decides.
+        inference_precision: what OpenVINO computes in; None: float32.
+        metrics: of the data set, by both engines, such as 'bbox'; none are compared by default.
+        edited: the file was edited on purpose: inputs alone decide, its graph is not compared.
+        asked: what the export was asked for, option -> value; a file that says otherwise is not proven.
+
+    Returns:
+        The verdict: `verdict.proven`, `verdict.title`, `verdict.to_json()`.
+
+    Raises:
+        UsageError: refused before the weights were loaded, such as a file that is not there.
+    """
+    source = Source.read(config, checkpoint, cfg_options, device, file=str(onnx_file))
+    settings = engine_settings(
+        engine, threads=threads, providers=providers, inference_precision=inference_precision
+    )
+    if source.family.samples != 'images':
+        check_engine_kind(settings['engine'], inference_precision)
+    found = Samples(source.family, [str(path) for path in samples], frames)
+    claims = dict(edited=edited, asked=dict(asked or {}))
+    options = dict(mean=mean, std=std, metrics=metrics)
+    verdict, _, _ = prove_source(source, str(onnx_file), found, settings, **options, **claims)
+    return verdict
+
+
+def _read(family: Family, path: str) -> tuple[list[str], Metadata | None]:
+    """Return the files, and the metadata of the last: None for backbones, which keep less of it.
+
+    What is damaged is refused now, not after the weights have loaded.
+    """
+    from mmdeploy_ext.exporting.files import read_files
+    from mmdeploy_ext.graph.io.files import load, read
+    from mmdeploy_ext.proving.levels.sparse_subject import file_options
+
+    if family.product == BACKBONE:
+        file_options(read(path), path)
+        return [path], None
+    files = read_files(path)
+    for file in files.paths:
+        load(file)
+    return files.paths, files.metadata
+
+
+def _metrics(
+    deployment: Deployment,
+    paths: Sequence[str],
+    metadata: Metadata,
+    metrics: Sequence[str],
+    engine: dict[str, Any],
+) -> list[MetricRow]:
+    """Evaluate the config's test set by both engines."""
+    from mmdeploy_ext.evaluate.detector import BackendDetector, FrameDetector, PublishedDetector
+    from mmdeploy_ext.proving.levels.metrics import compare_metrics
+
+    family = deployment.family
+    if family.samples != 'images':
+        networks = (family.reference(deployment.model), family.runner(paths, engine))
+        detectors = (FrameDetector(network, family) for network in networks)
+        return compare_metrics(deployment.cfg, *detectors, metrics, metadata.precision)
+    named = {'kind' if key == 'engine' else key: value for key, value in engine.items()}
+    with build_backend(path=paths[0], **named) as backend:
+        detectors = PublishedDetector(deployment.model), BackendDetector(backend, family, metadata)
+        precision = backend.computes_in or metadata.precision
+        return compare_metrics(deployment.cfg, *detectors, metrics, precision)

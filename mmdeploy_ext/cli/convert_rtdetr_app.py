@@ -1,0 +1,54 @@
+"""Convert a checkpoint of the original RT-DETR repository (PyTorch) or of transformers.
+
+`python tools/convert/rtdetr.py IN OUT.pth --config CONFIG`: .pth of lyuwenyu/RT-DETR (EMA weights where the
+file holds them); .bin, .pth or .safetensors of transformers' RTDetrForObjectDetection, whichever version.
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import load_config
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Read, rename, account for every key, write."""
+    compat.apply()
+    from mmdeploy_ext.families.base import load_families
+    from mmdeploy_ext.weights.convert.rtdetr import convert_file
+
+    load_families('')
+    cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
+    converted = convert_file(args.in_file, args.out_file, cfg, args.weights)
+    numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
+    print(f'{args.out_file}: {len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers')
+    print('\n'.join(f'  {note}' for note in (f'from {converted.origin}', *converted.notes)))
+    words = [args.config, *(['--cfg-options', *args.cfg_options] if args.cfg_options else [])]
+    print(f'use it with {shlex.join(words)}')
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    add = cli.adder(parser)
+    add('in_file', 'checkpoint of the original repository or of transformers')
+    add('out_file', 'checkpoint to write', writes='{}')
+    add('--config CONFIG', 'config of the same model, configs/rtdetr/*.py', required=True)
+    add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
+    add(
+        '--weights',
+        'of an original file: EMA weights where it holds them (auto, default), or one of both kinds',
+        'auto',
+        choices=('auto', 'ema', 'model'),
+    )
+    cli.add_debug_option(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0 done, 1 failed, 2 usage."""
+    return cli.run(convert, build_parser(), argv)

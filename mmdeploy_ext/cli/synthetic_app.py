@@ -1,0 +1,41 @@
+"""`mm2onnx synthetic`: generated data sets and seeded weights, for proofs and demonstrations without data."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.synthetic import coco, nuscenes, staging
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def run_seeded(args: argparse.Namespace) -> int:
+    """Write a checkpoint of seeded weights."""
+    from mmdeploy_ext.synthetic import seeded
+
+    return seeded.run(args)
+
+
+KINDS = {
+    'coco': (coco.add_arguments, coco.run, 'a COCO set of coloured shapes'),
+    'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
+    'seeded': (staging.add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
+}
+"""Name -> what adds its options, what runs it, and one line about it."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    parser = cli.ArgumentParser(description='Generate data sets, or seeded weights.')
+    kinds = parser.add_subparsers(dest='kind', required=True, metavar='KIND')
+    for name, (add_arguments, _, title) in KINDS.items():
+        add_arguments(kinds.add_parser(name, help=title, description=f'Generate {title}.'))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 done, 2 usage."""
+    return cli.run(lambda args: KINDS[args.kind][1](args), build_parser(), argv)

@@ -1,0 +1,136 @@
+"""Train a detector with mmdet's own loop: `python tools/train.py CONFIG [--work-dir DIR]`, on CPU or GPU.
+
+Models of mmdet and of mmdet3d; `data.shuffler_sampler` of a config (StreamPETR's sequences) is honoured.
+"""
+
+import argparse
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.cli.options import parse_cfg_options
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.files import check_writable
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Give the parser; names and meanings are those of mmdet 2.28's own `tools/train.py`."""
+    parser = cli.ArgumentParser(description=__doc__)
+    add = cli.adder(parser)
+    add('config', 'config file')
+    folder = add('--work-dir WORK_DIR', 'folder for logs and checkpoints (default: work_dirs/<config>)')
+    cli.writes(folder, '')
+    add('--resume-from RESUME_FROM', 'checkpoint to go on from')
+    add('--auto-resume', 'go on from the latest in --work-dir')
+    add('--no-validate', 'do not evaluate during training')
+    add('--gpu-id GPU_ID', 'GPU to use without a launcher', 0)
+    add('--seed SEED', 'random seed (default: drawn and logged)', type=int)
+    add('--diff-seed', 'another seed on every rank')
+    add('--deterministic', 'deterministic cuDNN')
+    add('--cfg-options KEY=VALUE...', 'config overrides', [])
+    add('--launcher', '', 'none', choices=['none', 'pytorch', 'slurm', 'mpi'])
+    add('--local_rank --local-rank LOCAL_RANK', '', 0)
+    add('--auto-scale-lr', 'scale the rate with the batch size')
+    cli.add_debug_option(parser)
+    return parser
+
+
+def load_train_config(args: argparse.Namespace) -> Any:
+    """Read the config, apply what the command line says, and prepare this process for it.
+
+    It returns the mmcv `Config` with work_dir, seed, device and gpu_ids filled in.
+    """
+    from mmcv.runner import get_dist_info, init_dist
+    from mmdet.apis import init_random_seed, set_random_seed
+    from mmdet.utils import get_device, replace_cfg_vals, setup_multi_processes, update_data_root
+
+    cfg = replace_cfg_vals(load_config(args.config, parse_cfg_options(args.cfg_options)))
+    update_data_root(cfg)
+    setup_multi_processes(cfg)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg.resume_from = args.resume_from or cfg.get('resume_from')
+    cfg.auto_resume = args.auto_resume
+    if args.auto_scale_lr:
+        cfg.setdefault('auto_scale_lr', {})['enable'] = True
+    if args.launcher != 'none':
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        init_dist(args.launcher, **cfg.dist_params)
+    rank, world_size = get_dist_info()
+    cfg.gpu_ids = [args.gpu_id] if args.launcher == 'none' else list(range(world_size))
+    cfg.device = get_device()
+    seed = init_random_seed(args.seed, device=cfg.device)
+    cfg.seed = seed + rank if args.diff_seed else seed
+    set_random_seed(cfg.seed, deterministic=args.deterministic)
+    return cfg
+
+
+def build_model(cfg: Any) -> Any:
+    """Build `cfg.model` with the library that knows its type: mmdet, or mmdet3d and its plugins."""
+    from mmdet.models import DETECTORS
+    from mmdet.models import build_detector as build
+
+    if cfg.model.type not in DETECTORS or 'mmdet3d' in sys.modules:
+        from mmdet3d.models import build_model as build
+    return build(cfg.model, train_cfg=cfg.get('train_cfg'), test_cfg=cfg.get('test_cfg'))
+
+
+def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
+    """Let mmdet 2.28's loop build mmdet3d's data sets, with the samplers that a config names in `data`."""
+    names = ('shuffler_sampler', 'nonshuffler_sampler')
+    samplers = {name: cfg.data[name] for name in names if name in cfg.data}
+    import mmdet.apis.train
+
+    from mmdeploy_ext.compat.import_hook import patched
+    from mmdeploy_ext.evaluate.evaluation import dataset_builder
+
+    builders = dict(build_dataset=dataset_builder())
+    if samplers:
+        from mmdeploy_ext.models.datasets.builder import build_dataloader
+
+        builders['build_dataloader'] = functools.partial(build_dataloader, **samplers)
+    return patched(mmdet.apis.train, **builders)
+
+
+def train(args: argparse.Namespace) -> int:
+    """Build the model and its data from the config and run mmdet's training loop."""
+    compat.apply()
+    import mmdet
+    from mmdet.apis import train_detector
+    from mmdet.utils import collect_env, get_root_logger
+
+    from mmdeploy_ext.evaluate.evaluation import dataset_builder
+
+    cfg = load_train_config(args)
+    folder = Path(cfg.work_dir)
+    copy = folder / Path(args.config).name
+    check_writable(copy)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = cfg.pretty_text  # seconds of a long config: once; before the build, which writes into it
+    copy.write_text(text, encoding='utf-8') if copy.suffix == '.py' else cfg.dump(str(copy))
+    timestamp = time.strftime('%Y%m%d_%H%M%S')
+    logger = get_root_logger(log_file=str(folder / f'{timestamp}.log'), log_level=cfg.log_level)
+    environment = '\n'.join(f'{key}: {value}' for key, value in collect_env().items())
+    logger.info('environment:\n%s\nconfig:\n%s\nseed: %s', environment, text, cfg.seed)
+    meta = dict(env_info=environment, config=text, seed=cfg.seed, exp_name=copy.name)
+    model = build_model(cfg)
+    model.init_weights()
+    dataset = dataset_builder()(cfg.data.train)
+    model.CLASSES = dataset.CLASSES
+    if cfg.get('checkpoint_config') is not None:
+        cfg.checkpoint_config.meta = {'mmdet_version': mmdet.__version__, 'CLASSES': dataset.CLASSES}
+    how = dict(distributed=args.launcher != 'none', validate=not args.no_validate)
+    with configured_loaders(cfg):
+        train_detector(model, [dataset], cfg, timestamp=timestamp, meta=meta, **how)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0 done, 1 failed, 2 usage."""
+    return cli.run(train, build_parser(), argv)

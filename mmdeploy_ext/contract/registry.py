@@ -1,0 +1,169 @@
+"""Families of models by name: what is known of each without PyTorch, and the names of its other modules.
+
+Every family is registered by `register_family`: those of this package in `families/catalogue.py`, those of an
+installed package in the module that its entry point of the group `mm2onnx.families` names, and those of a
+config in a module of its `custom_imports`. Such a module imports no PyTorch, so that files run without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import re
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.options import IMAGE, OF_SOME
+from mmdeploy_ext.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+    from mmdeploy_ext.contract.option import Option
+    from mmdeploy_ext.contract.schema import Check
+
+ENTRY_POINTS = 'mm2onnx.families'
+"""Group of entry points; the value of each is a module that registers families."""
+CATALOGUE = 'mmdeploy_ext.families.catalogue'
+"""The module that registers the families of this package."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """What is known of a family without importing it; see `register_family`."""
+
+    name: str
+    family: str
+    options: tuple[Option, ...] = ()
+    postprocess: Check | None = None
+    runtime: str = ''
+    library: str = ''
+
+    def load_family(self) -> Any:
+        """Import the family's class, and return an instance; ConfigError: there is none by that name."""
+        module, _, cls = self.family.partition(':')
+        try:
+            family = getattr(importlib.import_module(module), cls)()
+        except AttributeError as error:
+            if getattr(error, 'obj', None) is not importlib.import_module(module):
+                raise
+            raise ConfigError(
+                f'family {self.name!r} is registered as {self.family!r}, and {module} has no class {cls!r}'
+            ) from error
+        if family.name != self.name:
+            raise ConfigError(
+                f'family {self.name!r} is registered as {self.family!r}, whose name is {family.name!r}'
+            )
+        return family
+
+    def load_runtime(self) -> ModuleType:
+        """Import what makes results of the outputs of its files; ConfigError: the family names no module."""
+        if not self.runtime:
+            raise ConfigError(
+                f'family {self.name!r} has no runtime, which turns the outputs of its files into results; '
+                f'give register_family(..., runtime=MODULE), a module with detections(metadata, outputs, '
+                f'feeds)'
+            )
+        return importlib.import_module(self.runtime)
+
+
+_REGISTERED: dict[str, Registration] = {}
+
+
+def register_family(
+    name: str,
+    family: str,
+    *,
+    options: tuple[Option, ...] = (),
+    postprocess: Check | None = None,
+    runtime: str = '',
+    library: str = '',
+) -> None:
+    """Make a family known to every command and function.
+
+    Call it in a module that imports neither PyTorch nor mmcv. The modules that it names are imported when
+    they are needed.
+
+    Args:
+        name: of the family, as the metadata of its files have it: lower-case letters, digits, '_' and '-'.
+        family: `'module:Class'` of the `Family`, for example `'my_package.family:CircleFamily'`.
+        options: what can be chosen about its graphs besides what all families have, each an
+            `mmdeploy_ext.contract.option.Option`. They become options of the command line, keys of
+            `backend_config` and entries of the metadata.
+        postprocess: check of `postprocess` in the metadata of its files, which is what
+            `Family.postprocess_facts` returned, see `mmdeploy_ext.contract.schema`; None: anything passes.
+        runtime: module, without PyTorch, that turns the outputs of its files into results, see
+            `mmdeploy_ext.runtime.consumers`; '' if the family overrides `detections`.
+        library: import name of a library that the family needs and that takes long to import, such as
+            'mmdet3d': the family is looked at after all others, and left out if the library is not installed.
+
+    Raises:
+        ConfigError: another family has the name, or the name or `family` is not of that form.
+    """
+    registration = Registration(name, family, tuple(options), postprocess, runtime, library)
+    if not re.fullmatch(r'[a-z][\w-]*', name):
+        raise ConfigError(
+            f'register_family({name!r}): expected a name of lower-case letters, digits, _ and -'
+        )
+    if not re.fullmatch(r'[\w.]+:\w+', family):
+        raise ConfigError(f"register_family({name!r}, {family!r}): expected 'module:Class'")
+    known = _REGISTERED.get(name)
+    if known is not None and known != registration:
+        raise ConfigError(
+            f'register_family({name!r}, {family!r}): {known.family} has that name; choose another'
+        )
+    _REGISTERED[name] = registration
+
+
+def registered() -> Mapping[str, Registration]:
+    """Return name -> registration of every family; ConfigError: the module of an entry point fails."""
+    _import_all()
+    return _REGISTERED
+
+
+@functools.cache
+def _import_all() -> None:
+    importlib.import_module(CATALOGUE)
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:
+            raise ConfigError(
+                f'{entry.dist.name if entry.dist else "a package"}: its entry point {entry.name} = '
+                f'{entry.value} of {ENTRY_POINTS} cannot be imported: {type(error).__name__}: {error}; mend '
+                f'or uninstall it'
+            ) from error
+
+
+def options_of(family: str) -> tuple[Option, ...]:
+    """Return the options that a family has besides those of all; none of one that is not registered."""
+    registration = registered().get(family)
+    return registration.options if registration else ()
+
+
+def detector_options() -> tuple[Option, ...]:
+    """Return what can be chosen about the graphs of detectors, each option once.
+
+    Those that only some families of images have name these families in their help.
+    """
+    of_name: dict[str, dict[str, Option]] = {}
+    for registration in registered().values():
+        for option in registration.options:
+            of_name.setdefault(option.name, {})[registration.name] = option
+    return (*IMAGE, *map(_joint, of_name.values()))
+
+
+def _joint(families: Mapping[str, Option]) -> Option:
+    """Return one option of those of one name, of families that may have other choices and help."""
+    of_help: dict[str, list[str]] = {}
+    for family, option in families.items():
+        of_help.setdefault(option.help, []).append(family)
+    first = next(iter(families.values()))
+    choices = dict.fromkeys(choice for option in families.values() for choice in option.choices)
+    if len(of_help) > 1 or first.group == OF_SOME:
+        text = '; '.join(f'{", ".join(names)}: {text}' for text, names in of_help.items())
+    else:
+        text = first.help
+    return dataclasses.replace(first, choices=tuple(choices), help=text)

@@ -1,0 +1,73 @@
+"""The commands of this project, by the names that a reader of a message can type.
+
+A checkout has a script in `tools/` for each; `mm2onnx NAME` does the same from any folder. Messages name the
+sub-command if `mm2onnx` was started or if there are no scripts, as in an installed wheel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+SCRIPTS = {
+    'run': '-m mmdeploy_ext run',
+    'export': 'tools/deployment/pytorch2onnx.py',
+    'verify': 'tools/deployment/verify.py',
+    'export-backbone': 'tools/deployment/export_scn.py',
+    'quantize': 'tools/deployment/quantize.py',
+    'calibrate': 'tools/quantization/scn_ptq.py',
+    'tensorrt': 'tools/deployment/onnx2tensorrt.py',
+    'check': 'tools/deployment/check_autoware.py',
+    'graph': 'tools/onnx/graph.py',
+    'lint': 'tools/onnx/lint.py',
+    'benchmark': 'tools/analysis_tools/benchmark.py',
+    'zoo': 'tools/analysis_tools/zoo.py',
+    'sweep': 'tools/demo/lidar_demo.py',
+    'video': 'tools/demo/streampetr_video.py',
+    'test': 'tools/test.py',
+    'train': 'tools/train.py',
+    'infos': 'tools/create_data.py',
+    'publish': 'tools/model_converters/publish_model.py',
+    'convert-mmdet3': 'tools/convert/mmdet3.py',
+    'convert-rtdetr': 'tools/convert/rtdetr.py',
+    'convert-solo': 'tools/convert/solo_wxinlong.py',
+}
+"""Sub-command of `mm2onnx` -> the script that does the same."""
+RUNNERS = {
+    'with_postprocess': 'tools/onnx/onnx_with_postprocess.py',
+    'no_topk_nms': 'tools/onnx/onnx_no_topk_nms.py',
+    'rtdetr': 'tools/onnx/onnx_rtdetr.py',
+    'solo': 'tools/onnx/onnx_solo.py',
+}
+"""Scripts that draw what some files find, as `mm2onnx run` does for all files."""
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The folder of the package; it has `tools/` if it is a checkout."""
+_names_scripts = (CHECKOUT / SCRIPTS['export']).is_file()
+
+
+@contextlib.contextmanager
+def sub_commands() -> Iterator[None]:
+    """Inside the block messages name sub-commands of `mm2onnx`, which was started."""
+    global _names_scripts
+    before, _names_scripts = _names_scripts, False
+    try:
+        yield
+    finally:
+        _names_scripts = before
+
+
+def tool(name: str) -> str:
+    """Return a command as messages name it: a script, or `mm2onnx NAME`.
+
+    The name is that of `SCRIPTS`, or of `RUNNERS`, whose scripts are `mm2onnx run`.
+    """
+    if name in RUNNERS:
+        return RUNNERS[name] if _names_scripts else 'mm2onnx run'
+    script = SCRIPTS[name]
+    return script if _names_scripts and script.endswith('.py') else f'mm2onnx {name}'
+
+
+def command(name: str) -> str:
+    """Return the beginning of a command line: `python` and a script, or `mm2onnx NAME`."""
+    return f'python {SCRIPTS.get(name) or RUNNERS[name]}' if _names_scripts else tool(name)

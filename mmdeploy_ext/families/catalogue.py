@@ -1,0 +1,154 @@
+"""The families of this package, registered by the names of their modules; imports neither torch nor mmcv."""
+
+from mmdeploy_ext.contract.registry import register_family
+from mmdeploy_ext.families.anchor3d import options as anchor3d
+from mmdeploy_ext.families.bevfusion import options as bevfusion_det
+from mmdeploy_ext.families.centerpoint import options as centerpoint
+from mmdeploy_ext.families.dense import options as dense
+from mmdeploy_ext.families.query import options as query
+from mmdeploy_ext.families.query import options_panoptic as query_panoptic
+from mmdeploy_ext.families.query import options_regions_masks as query_regions_masks
+from mmdeploy_ext.families.rtdetr import options as rtdetr
+from mmdeploy_ext.families.solo import options as solo
+from mmdeploy_ext.families.streampetr import options as streampetr
+from mmdeploy_ext.families.two_stage import options as two_stage
+from mmdeploy_ext.families.two_stage import options_masks as two_stage_masks
+from mmdeploy_ext.families.two_stage import options_panoptic as two_stage_panoptic
+from mmdeploy_ext.families.yolact import options as yolact
+
+MMDET3D = 'mmdet3d'
+
+register_family(
+    'anchor3d',
+    'mmdeploy_ext.families.anchor3d.family:AnchorFamily',
+    options=anchor3d.OPTIONS,
+    postprocess=anchor3d.POSTPROCESS,
+    runtime='mmdeploy_ext.families.anchor3d.runtime.model',
+    library=MMDET3D,
+)
+register_family('bevfusion', 'mmdeploy_ext.families.sparse_backbone.family:BEVFusion', library=MMDET3D)
+register_family(
+    'bevfusion_det',
+    'mmdeploy_ext.families.bevfusion.family:BEVFusionFamily',
+    options=bevfusion_det.OPTIONS,
+    postprocess=bevfusion_det.POSTPROCESS,
+    runtime='mmdeploy_ext.families.bevfusion.runtime.model',
+    library=MMDET3D,
+)
+register_family(
+    'centerpoint',
+    'mmdeploy_ext.families.centerpoint.family:CenterPointFamily',
+    options=centerpoint.OPTIONS,
+    postprocess=centerpoint.POSTPROCESS,
+    runtime='mmdeploy_ext.families.centerpoint.runtime.model',
+    library=MMDET3D,
+)
+register_family(
+    'centerpoint-det3d',
+    'mmdeploy_ext.families.sparse_backbone.family:PublishedCenterPoint',
+    library=MMDET3D,
+)
+register_family(
+    'corner',
+    'mmdeploy_ext.families.corner.family:CornerFamily',
+    postprocess=query.POSTPROCESS,
+    runtime='mmdeploy_ext.families.corner.runtime',
+)
+register_family(
+    'dense',
+    'mmdeploy_ext.families.dense.family:DenseFamily',
+    options=dense.OPTIONS,
+    postprocess=dense.POSTPROCESS,
+    runtime='mmdeploy_ext.families.dense.runtime.model',
+)
+register_family(
+    'query',
+    'mmdeploy_ext.families.query.family:QueryFamily',
+    options=query.OPTIONS,
+    postprocess=query.POSTPROCESS,
+    runtime='mmdeploy_ext.families.query.runtime.model',
+)
+register_family(
+    'query_masks',
+    'mmdeploy_ext.families.query.family:QueryMasksFamily',
+    options=query.OPTIONS,
+    postprocess=query.POSTPROCESS,
+    runtime='mmdeploy_ext.families.query.runtime.masks',
+)
+register_family(
+    'query_panoptic',
+    'mmdeploy_ext.families.query.family:QueryPanopticFamily',
+    options=query.OPTIONS,
+    postprocess=query_panoptic.POSTPROCESS,
+    runtime='mmdeploy_ext.families.query.runtime.panoptic',
+)
+register_family(
+    'query_regions',
+    'mmdeploy_ext.families.query.family:QueryRegionsFamily',
+    postprocess=query.POSTPROCESS,
+    runtime='mmdeploy_ext.families.query.runtime.regions',
+)
+register_family(
+    'query_regions_masks',
+    'mmdeploy_ext.families.query.family:QueryRegionsMasksFamily',
+    options=query_regions_masks.OPTIONS,
+    postprocess=query_regions_masks.POSTPROCESS,
+    runtime='mmdeploy_ext.families.query.runtime.regions_masks',
+)
+register_family(
+    'rtdetr',
+    'mmdeploy_ext.families.rtdetr.family:RtDetrFamily',
+    options=rtdetr.OPTIONS,
+    postprocess=rtdetr.POSTPROCESS,
+    runtime='mmdeploy_ext.families.rtdetr.runtime',
+)
+register_family(
+    'solo',
+    'mmdeploy_ext.families.solo.family:SoloFamily',
+    options=solo.OPTIONS,
+    postprocess=solo.POSTPROCESS,
+    runtime='mmdeploy_ext.families.solo.runtime',
+)
+register_family(
+    'sparse-encoder', 'mmdeploy_ext.families.sparse_backbone.family:SecondEncoder', library=MMDET3D
+)
+register_family(
+    'streampetr',
+    'mmdeploy_ext.families.streampetr.family:StreamPetrFamily',
+    options=streampetr.OPTIONS,
+    postprocess=streampetr.POSTPROCESS,
+    runtime='mmdeploy_ext.families.streampetr.runtime.model',
+    library=MMDET3D,
+)
+register_family(
+    'two_stage',
+    'mmdeploy_ext.families.two_stage.family:TwoStageFamily',
+    options=two_stage.OPTIONS,
+    postprocess=two_stage.POSTPROCESS,
+    runtime='mmdeploy_ext.families.two_stage.runtime.model',
+)
+register_family(
+    'two_stage_masks',
+    'mmdeploy_ext.families.two_stage.family:TwoStageMasksFamily',
+    options=two_stage_masks.OPTIONS,
+    postprocess=two_stage_masks.POSTPROCESS,
+    runtime='mmdeploy_ext.families.two_stage.runtime.masks',
+)
+register_family(
+    'two_stage_panoptic',
+    'mmdeploy_ext.families.two_stage.family:TwoStagePanopticFamily',
+    postprocess=two_stage_panoptic.POSTPROCESS,
+    runtime='mmdeploy_ext.families.two_stage.runtime.panoptic',
+)
+register_family(
+    'two_stage_regions',
+    'mmdeploy_ext.families.two_stage.family:GivenProposalsFamily',
+    postprocess=two_stage.POSTPROCESS,
+    runtime='mmdeploy_ext.families.two_stage.runtime.regions',
+)
+register_family(
+    'yolact',
+    'mmdeploy_ext.families.yolact.family:YolactFamily',
+    postprocess=yolact.POSTPROCESS,
+    runtime='mmdeploy_ext.families.yolact.runtime',
+)

@@ -1,0 +1,79 @@
+"""An exported model, opened by what its files say; needs no PyTorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.contract.metadata import read_metadata
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
+from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.detect import detect
+from mmdeploy_ext.runtime.exported import Runtime, model_files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from mmdeploy_ext.runtime.detections import Detections, Instances
+
+
+class ImageModel(Runtime):
+    """A detector of single pictures whose file is open in ONNX Runtime.
+
+    A context manager that closes the file, as `close` does. `metadata`, `rule` and `classes` are what the
+    file says of itself.
+    """
+
+    def __init__(self, path: str | Path, *, providers: Sequence[str], threads: int = 0) -> None:
+        """Open the file."""
+        super().__init__()
+        self.backend = self.enter_context(OnnxRuntimeBackend(str(path), providers, threads))
+        self.metadata = self.backend.metadata
+        runtime_of(self.metadata.family)
+
+    def __call__(self, image_bgr: np.ndarray) -> Detections | Instances:
+        """Return the results of a picture, in its pixels, in descending order of score.
+
+        Args:
+            image_bgr: (h, w, 3) uint8, blue, green, red.
+
+        Raises:
+            ShapeError, InferenceError: the graph does not take or cannot compute the picture.
+        """
+        return detect(self.backend, image_bgr)
+
+
+def open_model(
+    path: str | Path, *, providers: Sequence[str] = ('CPUExecutionProvider',), threads: int = 0
+) -> Any:
+    """Open an exported file, or a folder of the graphs of one model, in ONNX Runtime.
+
+    Needs no PyTorch. Close what is returned by `close()` or a `with` statement.
+
+    Args:
+        path: of the `.onnx` file, or of the folder.
+        providers: execution providers of ONNX Runtime, in order of preference.
+        threads: within an operator; 0: ONNX Runtime decides.
+
+    Returns:
+        Of a model of pictures an `ImageModel`: `model(image_bgr)` with a (h, w, 3) uint8 picture returns
+        `Detections` or `Instances` in its pixels. Of a model of frames or sweeps the runtime of its family:
+        `model.step(frame)`, see `mmdeploy_ext.runtime.frames`; `model.reset()` empties a memory.
+
+    Raises:
+        ModelFileError: no such file, not written by mm2onnx, or a family that is not registered here.
+        EngineError: an execution provider that is not here.
+    """
+    files = model_files(str(path))
+    metadata = read_metadata(files[-1])
+    if metadata.samples == 'images':
+        if len(files) > 1:
+            raise ModelFileError(f'{path}: has {len(files)} image models; name one of the files')
+        return ImageModel(files[0], providers=providers, threads=threads)
+    runtime = runtime_of(metadata.family)
+    if not hasattr(runtime, 'OPENS'):
+        raise ModelFileError(f'{path}: the runtime of family {metadata.family!r} has no OPENS')
+    return runtime.OPENS(str(path), providers=list(providers), threads=threads)

@@ -1,0 +1,169 @@
+"""A family of a package of one's own, `outside_package`, with a task, options, checks and a runtime."""
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+import mmdeploy_ext
+from mmdeploy_ext import register_family
+from mmdeploy_ext.cli import command, export_app
+from mmdeploy_ext.contract import registry
+from mmdeploy_ext.contract.metadata import Metadata, read_metadata
+from mmdeploy_ext.core.errors import ConfigError, ModelFileError
+from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.preprocess.pictures import read_image
+from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.runtime.consumers import runtime_of
+
+OUTSIDE = Path(__file__).resolve().parents[2] / 'outside_package'
+CONFIG = str(OUTSIDE / 'config.py')
+PICTURE = str(Path(__file__).resolve().parents[3] / 'demo/toy.jpg')
+
+
+def write_checkpoint(path):
+    """Write seeded weights, with scores that spread, of the model of the package."""
+    from circles.model import CircleNet
+
+    torch.manual_seed(1)
+    model = CircleNet(3, 20)
+    model.heat.weight.data *= 20
+    model.radius.bias.data += 2
+    torch.save(dict(state_dict=model.state_dict()), path)
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """Return the status of an export of the family that a config registers, and the folder of its files."""
+    folder = tmp_path_factory.mktemp('circles')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(OUTSIDE))
+        write_checkpoint(folder / 'circles.pth')
+        words = [CONFIG, folder / 'circles.pth', '--output-file', folder / 'm.onnx', '--radius', 'log']
+        words += [
+            '--shape',
+            '64',
+            '96',
+            '--verify',
+            '--json',
+            folder / 'verdict.json',
+            '--report',
+            folder / 'report',
+        ]
+        status = export_app.main([*map(str, words)])
+    yield status, folder
+    registry._REGISTERED.pop('circles')
+    FAMILIES.pop('circles')
+    for name in [name for name in sys.modules if name.split('.')[0] == 'circles']:
+        del sys.modules[name]
+
+
+def test_a_family_that_a_config_imports_is_proven_with_its_form_its_option_and_its_task(exported):
+    status, folder = exported
+    verdict = json.loads((folder / 'verdict.json').read_text())
+    assert (status, verdict['verdict'], verdict['subject']['task']) == (0, 'proven', 'circles.task')
+    metadata = read_metadata(str(folder / 'm.onnx'))
+    assert (metadata.family, metadata.form, metadata.options['radius']) == ('circles', 'raw', 'log')
+    assert (folder / 'report/detections.png').is_file()
+
+
+def test_the_same_by_functions(exported):
+    _, folder = exported
+    verdict = mmdeploy_ext.prove(CONFIG, folder / 'circles.pth', folder / 'm.onnx', asked=dict(radius='log'))
+    assert verdict.proven and verdict.title == 'PROVEN'
+    verdict = mmdeploy_ext.prove(
+        CONFIG, folder / 'circles.pth', folder / 'm.onnx', asked=dict(radius='pixels')
+    )
+    assert not verdict.passed
+    made = mmdeploy_ext.export(CONFIG, folder / 'circles.pth', folder / 'other.onnx', height=64, width=64)
+    assert made.files == [str(folder / 'other.onnx')] and made.options.radius == 'pixels'
+    with mmdeploy_ext.open_model(made.files[0]) as model:
+        assert len(model(read_image(PICTURE))) == 20
+
+
+def test_the_same_file_is_drawn_by_its_runtime(exported, capsys):
+    _, folder = exported
+    words = [
+        'run',
+        str(folder / 'm.onnx'),
+        PICTURE,
+        '--out',
+        str(folder / 'drawn'),
+        '--json',
+        str(folder / 'c.json'),
+    ]
+    assert command.main(words) == 0
+    (image,) = json.loads((folder / 'c.json').read_text())['images']
+    assert len(image['detections']) == 20 and len(image['detections'][0]['circle']) == 3
+
+
+@pytest.mark.parametrize(
+    ('entry', 'changes', 'expected'),
+    [
+        ('postprocess', dict(count=0), 'mm2onnx.postprocess: count is 0'),
+        ('options', dict(radius='miles'), "mm2onnx.options: radius is 'miles'"),
+    ],
+)
+def test_metadata_are_checked_by_what_the_family_registered(exported, entry, changes, expected):
+    _, folder = exported
+    model = onnx.load(folder / 'm.onnx')
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    props[f'mm2onnx.{entry}'] = json.dumps(json.loads(props[f'mm2onnx.{entry}']) | changes)
+    with pytest.raises(ModelFileError, match=expected):
+        Metadata.from_props(props, 'm.onnx')
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    registry.registered()
+    monkeypatch.setattr(registry, '_REGISTERED', dict(registry._REGISTERED))
+
+
+def test_what_is_missing_is_named(registered):
+    register_family('bare', 'bare.family:Bare')
+    with pytest.raises(ConfigError, match=r"family 'bare' has no runtime, which turns .*runtime=MODULE"):
+        runtime_of('bare')
+    with pytest.raises(ModelFileError, match=r"family 'absent' is not registered here; there are .*dense"):
+        runtime_of('absent')
+    with pytest.raises(
+        ConfigError, match=r"task 'rbbox': there is no such module; expected bbox2d, .* dotted name"
+    ):
+        task_module('rbbox')
+    with pytest.raises(ConfigError, match=r"task 'json': .* has no match_detections, pair_up"):
+        task_module('json')
+    register_family('wrong', 'json:Wrong')
+    with pytest.raises(
+        ConfigError, match=r"family 'wrong' is registered as 'json:Wrong', and json has no class"
+    ):
+        FAMILIES.get('wrong')
+
+
+def test_a_name_is_taken_once(registered):
+    register_family('twice', 'a:A')
+    register_family('twice', 'a:A')
+    with pytest.raises(ConfigError, match=r"'twice', 'b:B'.*: a:A has that name; choose another"):
+        register_family('twice', 'b:B')
+    with pytest.raises(ConfigError, match=r"'Upper'.*: expected a name of lower-case letters"):
+        register_family('Upper', 'a:A')
+    with pytest.raises(ConfigError, match=r"expected 'module:Class'"):
+        register_family('right', 'a.A')
+
+
+def test_an_entry_point_that_fails_is_named(registered, monkeypatch):
+    class Entry:
+        dist, name, value = None, 'broken', 'broken_package'
+
+        def load(self):
+            raise ImportError('no torch')
+
+    monkeypatch.setattr(registry.importlib.metadata, 'entry_points', lambda group: [Entry()])
+    registry._import_all.cache_clear()
+    with pytest.raises(
+        ConfigError, match=r'broken = broken_package of mm2onnx.families cannot be imported.*no torch'
+    ):
+        registry.registered()
+    monkeypatch.undo()
+    registry._import_all.cache_clear()

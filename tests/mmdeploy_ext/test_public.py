@@ -1,0 +1,45 @@
+"""What `mmdeploy_ext` offers to other programs: a few names, imported when they are used."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import mmdeploy_ext
+
+PUBLIC = {'Family', 'export', 'open_model', 'prove', 'register_family'}
+OPTIONAL = {
+    'tensorrt_rtx',
+    'tensorrt',
+    'openvino',
+    'nncf',
+    'pygraphviz',
+    'matplotlib',
+    'onnxruntime_extensions',
+}
+
+
+def test_the_list_is_all_that_is_public():
+    assert set(mmdeploy_ext.__all__) == PUBLIC
+    assert set(dir(mmdeploy_ext)) == PUBLIC | {'__version__'}
+    with pytest.raises(AttributeError, match=r'has no .nothing.; public are Family, export, '):
+        mmdeploy_ext.nothing  # noqa: B018
+
+
+def test_functions_are_functions_after_every_module_was_imported():
+    for module in pkgutil.walk_packages(mmdeploy_ext.__path__, 'mmdeploy_ext.'):
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            assert error.name.split('.')[0] in OPTIONAL, error
+    for name in PUBLIC:
+        assert callable(getattr(mmdeploy_ext, name)), name
+
+
+@pytest.mark.parametrize('name', sorted(PUBLIC - {'Family'}))
+def test_every_argument_is_documented(name):
+    function = getattr(mmdeploy_ext, name)
+    for argument in inspect.signature(function).parameters:
+        assert f'\n        {argument}: ' in inspect.getsource(function), argument
+    assert 'Raises:' in function.__doc__
