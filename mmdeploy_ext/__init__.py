@@ -1,6 +1,6 @@
 """mm2onnx: OpenMMLab 1.x detectors as ONNX models, with the proof that they are the same models.
 
-What is public is `__all__` and `stack.compat.apply`; a name is imported when it is first used, so that what
+What is public is `__all__` and `compat.apply`; a name is imported when it is first used, so that what
 runs without PyTorch does not import it.
 """
 

@@ -49,10 +49,11 @@ LAZY = {
         'mmdeploy_ext.families.base',
         'mmdeploy_ext.runtime.opening',
     },
+    'mmdeploy_ext.families.base': {'mmdeploy_ext.families.parts.upstream_layers'},
     'mmdeploy_ext.contract.registry': {'mmdeploy_ext.families.catalogue'},
 }
 """Module -> modules that it imports later than itself: those of the public names, when one is used, and the
-catalogue of families, which is imported as the module of an entry point is."""
+catalogue of families and what all of them need, which are imported when the first family is looked up."""
 
 
 def module_name(path: Path) -> str:

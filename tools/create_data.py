@@ -1,4 +1,4 @@
-"""Make the info files of a data set; see --help; see --help."""
+"""Make the info files of a data set; see --help."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmdeploy_ext.cli.infos_app import main
+
+sys.path.remove(str(Path(__file__).resolve().parents[1]))
 
 if __name__ == '__main__':
     sys.exit(main())

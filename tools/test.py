@@ -8,6 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli.test_app import main
 
+sys.path.remove(str(Path(__file__).resolve().parents[1]))
+
 compat.apply()  # also in loader workers that are spawned
 
 if __name__ == '__main__':

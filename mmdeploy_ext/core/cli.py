@@ -29,7 +29,7 @@ ONE_FILE = ('config', 'checkpoint')
 """Arguments that no folder is taken for."""
 EXTRAS = dict(pygraphviz='draw', matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package that few tools need -> the extra of this project that installs it."""
-OWN_PACKAGES = ('mmdeploy_ext', 'projects')
+OWN_PACKAGE = 'mmdeploy_ext'
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -129,7 +129,7 @@ def _run(
 def _not_installed(error: ModuleNotFoundError) -> str:
     """Return what to do about a package that this Python does not have; our own are a bug, raised again."""
     name = (error.name or '').split('.')[0]
-    if name in ('', *OWN_PACKAGES):
+    if name in ('', OWN_PACKAGE):
         raise error
     if extra := EXTRAS.get(name):
         return (

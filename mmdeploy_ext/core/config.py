@@ -219,11 +219,12 @@ def _import_plugin_dir(cfg: Any, path: str) -> None:
 
 @contextlib.contextmanager
 def _named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
-    """Let a module that is not there be an error of the config, its key and the folder on PYTHONPATH.
+    """Let modules be found, and one that is not there be an error of the config, its key and PYTHONPATH.
 
     Raises:
         ConfigError: one of the names, or a module that one of them imports, is not there.
     """
+    _find_modules(names, path)
     try:
         yield
     except ImportError as error:
@@ -240,6 +241,25 @@ def _named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         else:
             advice = f'a module of {key} imports it: install it for {sys.executable}'
         raise ConfigError(f'{path}: {key}={list(names)}: {cause}; {advice}') from error
+
+
+def _find_modules(modules: Sequence[str], path: str) -> None:
+    """Put the folder that holds a config's modules on `sys.path`.
+
+    It is one above the config, as in a research repository, or else the working directory: `mm2onnx` starts
+    with neither, and the scripts of `tools/` with their own folder. Modules of packages that are imported
+    already, such as `mmdeploy_ext.models`, need none.
+    """
+    folders = [*Path(path).resolve().parents, Path.cwd()]
+    for module in map(str, modules):
+        if getattr(sys.modules.get(module.partition('.')[0]), '__file__', None):
+            continue
+        place = Path(*module.split('.'))
+        for folder in folders:
+            if (folder / place).is_dir() or (folder / f'{place}.py').is_file():
+                if str(folder) not in sys.path:
+                    sys.path.insert(0, str(folder))
+                break
 
 
 def config_sha256(cfg: Any) -> str:

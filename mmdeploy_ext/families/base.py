@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -206,11 +207,17 @@ class Family(abc.ABC):
         return {}
 
 
+UPSTREAM_LAYERS = 'mmdeploy_ext.families.parts.upstream_layers'
+"""Module that registers what exported copies have in place of layers of mmcv and mmdet, for every family."""
+
+
 class Families(dict[str, Family]):
     """Name -> family; one that has not been imported is imported when its name is looked up."""
 
     def __missing__(self, name: str) -> Family:
-        self[name] = registered()[name].load_family()
+        registration = registered()[name]
+        importlib.import_module(UPSTREAM_LAYERS)
+        self[name] = registration.load_family()
         return self[name]
 
     def get(self, name: str, default: Any = None) -> Any:

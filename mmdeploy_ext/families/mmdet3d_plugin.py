@@ -8,12 +8,7 @@ MODULES = (
     'mmdeploy_ext.families.anchor3d.family',
     'mmdeploy_ext.families.bevfusion.family',
     'mmdeploy_ext.families.streampetr.family',
-    'mmdeploy_ext.models.bevfusion',
-    'mmdeploy_ext.models.cp_fpn',
-    'mmdeploy_ext.models.datasets',
-    'mmdeploy_ext.models.sparse_backbone',
-    'mmdeploy_ext.models.streampetr',
-    'mmdeploy_ext.models.vovnet',
+    'mmdeploy_ext.models.mmdet3d',
 )
 """Modules that register families and models, in the order in which messages and tables name them."""
 

@@ -234,7 +234,6 @@ def build_student(cfg: Any) -> nn.Module:
     """Return the detector of a config, without weights and without a teacher."""
     from mmdet.models import build_detector
 
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
     from mmdeploy_ext.families.dense.parts import without_teacher
 
     own = copy.deepcopy(cfg)  # a shallow copy shares its content

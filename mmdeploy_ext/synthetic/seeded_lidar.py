@@ -78,7 +78,6 @@ def fill_lidar(model: nn.Module, cfg: Any, family: SequenceFamily, seed: int = 0
 
     Its sparse encoder has the weights that follow from their names (`seeded_sparse.py`).
     """
-    import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
     from mmdeploy_ext.families.parts.parts import parts_of
 
     parts = parts_of(model.eval())

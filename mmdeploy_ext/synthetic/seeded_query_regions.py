@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork
 from mmdeploy_ext.synthetic.seeded_dense import CLASS_TARGET
 from mmdeploy_ext.synthetic.seeded_layers import Target, bring

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.families.two_stage.boxes import last_head
 from mmdeploy_ext.families.two_stage.graphs import region_maps
 from mmdeploy_ext.families.two_stage.grid import Grid, grid_of

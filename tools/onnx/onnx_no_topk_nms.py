@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmdeploy_ext.runtime import run_images
 
+sys.path.remove(str(Path(__file__).resolve().parents[2]))
+
 main = functools.partial(
     run_images.main, runner='no_topk_nms', description=__doc__.splitlines()[0]
 )

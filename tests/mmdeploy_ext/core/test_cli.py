@@ -85,7 +85,8 @@ def test_a_package_that_is_not_installed_is_one_line_that_names_the_environment(
     assert cli.run(raising(ModuleNotFoundError("No module named 'cv2.x'", name='cv2.x')), parser(), []) == 2
     assert capsys.readouterr().err.startswith(f'error: cv2 is not installed for {sys.executable}; activate ')
     with pytest.raises(ModuleNotFoundError):
-        cli.run(raising(ModuleNotFoundError("No module named 'projects.x'", name='projects.x')), parser(), [])
+        error = ModuleNotFoundError("No module named 'mmdeploy_ext.x'", name='mmdeploy_ext.x')
+        cli.run(raising(error), parser(), [])
 
 
 def test_the_words_of_an_argument_say_how_many_values_it_has():

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.dense.prepared import pooled
+from mmdeploy_ext.families.parts.upstream_layers import pooled
 
 SEEN, UNSEEN = (1, 64, 96), ((2, 88, 56), (1, 130, 201), (3, 64, 64))
 
