@@ -160,6 +160,7 @@ def _installed_bases() -> Iterator[None]:
     def file2dict(filename: str, *args: Any) -> Any:
         found = _installed_base(filename)
         will_read(f'a file of the config ({Path(found).name})', [found])
+        _find_modules(_imported_by(found), found)
         return original.__func__(found, *args)
 
     Config._file2dict = staticmethod(file2dict)
@@ -243,6 +244,21 @@ def _named_imports(path: str, key: str, names: Sequence[str]) -> Iterator[None]:
         raise ConfigError(f'{path}: {key}={list(names)}: {cause}; {advice}') from error
 
 
+def _imported_by(path: str) -> list[str]:
+    """Return the modules that a config imports; none of one that is not Python."""
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (SyntaxError, ValueError):  # what reads it next says what is wrong
+        return []
+    modules = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.append(node.module)
+    return modules
+
+
 def _find_modules(modules: Sequence[str], path: str) -> None:
     """Put the folder that holds a config's modules on `sys.path`.
 
@@ -252,7 +268,8 @@ def _find_modules(modules: Sequence[str], path: str) -> None:
     """
     folders = [*Path(path).resolve().parents, Path.cwd()]
     for module in map(str, modules):
-        if getattr(sys.modules.get(module.partition('.')[0]), '__file__', None):
+        package = module.partition('.')[0]
+        if package in sys.stdlib_module_names or getattr(sys.modules.get(package), '__file__', None):
             continue
         place = Path(*module.split('.'))
         for folder in folders:

@@ -145,3 +145,23 @@ def test_a_leaf_with_an_engine_has_the_hash_of_its_base():
     folder = REPOSITORY / 'configs/demo'
     hashes = {config_sha256(load_config(str(folder / f'atss_toy{end}.py'))) for end in ('', '_pth', '_onnx')}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize('above', [True, False])
+def test_modules_of_a_config_are_those_of_its_repository_or_of_the_working_directory(
+    above, tmp_path, monkeypatch
+):
+    name = f'plugin_{"above" if above else "beside"}'
+    repository, folder = tmp_path / 'repository', tmp_path / 'folder'
+    for path in (repository / 'configs', repository / name, folder):
+        path.mkdir(parents=True)
+    (repository / name / 'heads.py').write_text('LOADED = True\n')
+    config = (repository / 'configs' if above else folder) / 'x.py'
+    config.write_text(
+        f"from {name}.heads import LOADED\n"
+        f"model = dict(type=str(LOADED))\ncustom_imports = dict(imports=['{name}.heads'])\n"
+    )
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    monkeypatch.chdir(folder if above else repository)
+    assert load_config(str(config)).model.type == 'True'
+    assert sys.modules[f'{name}.heads'].__file__ == str(repository / name / 'heads.py')
