@@ -211,7 +211,7 @@ OF_FAMILIES = (
     *('families/__init__', 'families/catalogue', 'families/mmdet', 'models/', 'consumers/'),
     *('synthetic/', 'runtime/'),
     *('weights/', 'compat/patches', 'exporting/postprocess/'),  # names of others, of upstream modules
-    'core/commands', 'cli/command', 'apps/convert_',  # names of converters and of scripts
+    'core/commands', 'cli/command', 'cli/convert_',  # names of converters and of scripts
     'cli/lidar_demo_app', 'cli/ranges', 'cli/scn_ptq_app')  # tools of one family
 
 
