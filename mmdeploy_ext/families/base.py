@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.registry import detector_options, registered
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.families.building import head_of
+from mmdeploy_ext.families.building import HEAD_KEYS, head_of
 from mmdeploy_ext.families.nearest import refusal
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
@@ -199,8 +199,9 @@ class Family(abc.ABC):
         return {}
 
     def num_classes(self, model: torch.nn.Module) -> int:
-        """Return how many classes the model tells apart."""
-        return int(head_of(model).num_classes)
+        """Return how many classes the model tells apart: of its head, or its own if it has none."""
+        has_head = any(getattr(model, key, None) is not None for key in HEAD_KEYS)
+        return int((head_of(model) if has_head else model).num_classes)
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about what comes after the graphs: decoding, memory."""

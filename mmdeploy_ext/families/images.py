@@ -119,9 +119,15 @@ class ImageFamily(Family):
         itself runs (the `_pth` configs).
         """
 
-    @abc.abstractmethod
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        """Batch prepared images of one size into graph inputs."""
+        """Batch prepared images of one size into graph inputs, and what the runtime needs of them besides.
+
+        Here: `images` (B, 3, H, W) float32, and with `rescale` the `scale_factor` (B, 4) float32.
+        """
+        feeds = dict(images=np.stack([image.tensor for image in images]))
+        if rescale:
+            feeds['scale_factor'] = np.stack([image.scale_factor for image in images]).astype(np.float32)
+        return feeds
 
     def batches(self, images: Sequence[PreparedImage]) -> list[list[int]]:
         """Return which images (indices) one run may take together: all, unless a family has reasons."""

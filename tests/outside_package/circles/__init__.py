@@ -3,10 +3,7 @@ from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.schema import full_record, number
 
 RADIUS = Option('radius', 'pixels', 'what the graph gives: pixels, or their logarithm', ('pixels', 'log'))
+CHECK = full_record(count=number(1, 1000, whole=True), stride=number(1, 64, whole=True))
 register_family(
-    'circles',
-    'circles.family:CircleFamily',
-    options=(RADIUS,),
-    postprocess=full_record(count=number(1, 1000, whole=True), stride=number(1, 64, whole=True)),
-    runtime='circles.runtime',
+    'circles', 'circles.family:CircleFamily', options=(RADIUS,), postprocess=CHECK, runtime='circles.runtime'
 )

@@ -20,10 +20,6 @@ class Network(nn.Module):
         return heat, radius if self.logarithm else radius.exp()
 
 
-def batch_of(images):
-    return torch.from_numpy(np.stack([image.tensor for image in images]))
-
-
 class CircleFamily(ImageFamily):
     name, task, forms = 'circles', 'circles.task', ('raw',)
 
@@ -31,39 +27,31 @@ class CircleFamily(ImageFamily):
         return Claim.DETECTOR if cfg.model.type == 'CircleNet' else Claim.NO
 
     def spec(self, model, options):
-        dynamic, fixed = ('B', 3, 'H', 'W'), (options.batch, 3, options.height, options.width)
-        axes = dynamic if options.dynamic else fixed
-        cells = (
-            (axes[0], 'h', 'w') if options.dynamic else (axes[0], *(-(-side // STRIDE) for side in axes[2:]))
+        batch, height, width = options.batch, options.height, options.width
+        cells = -(-height // STRIDE), -(-width // STRIDE)
+        if options.dynamic:
+            batch, height, width, cells = 'B', 'H', 'W', ('h', 'w')
+        images = TensorSpec(
+            'images', 'float32', (batch, 3, height, width), 'normalised pictures', smallest=32
         )
-        images = TensorSpec('images', 'float32', axes, 'normalised pictures', smallest=32)
-        heat = TensorSpec('heat', 'float32', (cells[0], model.num_classes, *cells[1:]), 'scores')
-        return GraphSpec(
-            'circles/raw', (images,), (heat, TensorSpec('radius', 'float32', (cells[0], 1, *cells[1:])))
-        )
+        heat = TensorSpec('heat', 'float32', (batch, model.num_classes, *cells), 'scores of each class')
+        radius = TensorSpec('radius', 'float32', (batch, 1, *cells), options.radius)
+        return GraphSpec('circles/raw', (images,), (heat, radius))
 
     def stages(self, model, options, fold=True):
         return [Stage('network', Network(model, options.radius), ('images',), ('heat', 'radius'))]
 
-    def feeds(self, images, rescale):
-        scale = dict(scale_factor=np.stack([image.scale_factor for image in images])) if rescale else {}
-        return dict(images=batch_of(images).numpy(), **scale)
-
     def reference_tensors(self, model, feeds, form, radius, **others):
         with torch.no_grad():
-            heat, logarithm = model(torch.from_numpy(feeds['images']))
-        return dict(heat=heat.numpy(), radius=(logarithm if radius == 'log' else logarithm.exp()).numpy())
+            heat, logarithm = (tensor.numpy() for tensor in model(torch.from_numpy(feeds['images'])))
+        return dict(heat=heat, radius=logarithm if radius == 'log' else np.exp(logarithm))
 
     def reference_detections(self, model, images, rescale):
         with torch.no_grad():
-            found = [[part.numpy() for part in parts] for parts in model.detect(batch_of(images))]
-        scales = [image.scale_factor[:3] if rescale else 1 for image in images]
-        return [
-            Circles(circles / scale, *rest) for (circles, *rest), scale in zip(found, scales, strict=True)
-        ]
-
-    def num_classes(self, model):
-        return model.num_classes
+            detections = model.detect(torch.from_numpy(self.feeds(images, rescale)['images']))
+        results = [Circles(*(tensor.numpy() for tensor in parts)) for parts in detections]
+        pairs = zip(results, images, strict=True)
+        return [circles.scaled(image.scale_factor) if rescale else circles for circles, image in pairs]
 
     def postprocess_facts(self, model):
         return dict(count=model.count, stride=STRIDE)

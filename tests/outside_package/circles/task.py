@@ -1,5 +1,3 @@
-"""Circles are matched by class, centre and radius."""
-
 import functools
 
 import numpy as np
@@ -14,13 +12,12 @@ problem = functools.partial(matching.broken_boxes, 'circles', 3)
 
 def pair_up(reference, candidate, pixel_bar=0.05, score_bar=1e-4):
     pixels = np.abs(reference.circles[:, None] - candidate.circles[None]).max(-1)
-    pixels = np.where(reference.labels[:, None] == candidate.labels[None], pixels, np.inf)
+    pixels[reference.labels[:, None] != candidate.labels[None]] = np.inf
     return matching.pair_lists(reference, candidate, pixels <= pixel_bar, -pixels, -2.0, score_bar)
 
 
 def figures(pairing, worst):
-    pixels = worst(-pairing.nearness)
-    return dict(worst_distance=pixels), f'worst distance {pixels:.2g} pixels'
+    return dict(worst_distance=worst(-pairing.nearness)), f'{worst(-pairing.nearness):.2g} pixels'
 
 
 match_detections = functools.partial(
