@@ -17,7 +17,7 @@ HERE, RUNTIME = 'mmdeploy_ext.families.anchor3d.graphs', 'mmdeploy_ext.families.
 RULE, FLAT = f'{HERE}:anchor_rule', f'{HERE}:flat_outputs'
 ANCHORS, DECODE = f'{RUNTIME}:anchors_of', f'{RUNTIME}:decode'
 ROTATED, UPRIGHT = 'mmdeploy_ext.runtime.bev_nms:rotated_nms', 'mmdeploy_ext.runtime.detections:nms'
-PILLARS = 'mmdeploy_ext.families.centerpoint.pillars'
+PILLARS = 'mmdeploy_ext.families.parts.pillars'
 EVERY = 'pillars second mvx'
 
 

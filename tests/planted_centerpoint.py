@@ -13,10 +13,11 @@ from planting import arguments, planted, result, settings, traced
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PARTS = 'mmdeploy_ext.families.parts'
 HERE, RUNTIME = 'mmdeploy_ext.families.centerpoint', 'mmdeploy_ext.families.centerpoint.runtime'
 RULE, HEAD, FLAT = (
     f'{HERE}.graphs:box_rule',
-    f'{HERE}.graphs:DenseHead.forward',
+    f'{PARTS}.lidar_graphs:DenseHead.forward',
     f'{HERE}.graphs:flat_outputs',
 )
 DECODE, TASK, SUPPRESS = (f'{RUNTIME}.boxes:{name}' for name in ('decode', 'task_boxes', 'suppress'))

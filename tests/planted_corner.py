@@ -19,7 +19,7 @@ POST = 'mmdeploy_ext.families.corner.postprocess'
 BEST, FORM = f'{POST}:best_corners', f'{POST}:FullForm.forward'
 SUPPRESSION = 'mmdeploy_ext.exporting.postprocess.suppress:Suppression.__call__'
 OFFSETS = 'mmdeploy_ext.exporting.ops.nms:class_offsets'
-PEAKS = 'mmdeploy_ext.families.dense.runtime.coders:peaks_of'
+PEAKS = 'mmdeploy_ext.families.parts.runtime.box_coders:peaks_of'
 NETWORK = 'mmdeploy_ext.families.corner.graphs:Network.forward'
 TOY, BOTH = 'cornernet', 'cornernet centripetalnet'
 

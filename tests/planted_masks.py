@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 
     from planting import Change
 
+PARTS = 'mmdeploy_ext.families.parts'
 PACKAGE = 'mmdeploy_ext.families.two_stage'
-MASKS, LOGITS, STAGES = f'{PACKAGE}.masks', f'{PACKAGE}.mask_logits', f'{PACKAGE}.mask_logits:Stages.forward'
-FORM, THRESHOLD = f'{MASKS}:Masks.forward', f'{MASKS}:threshold'
-PASTE = 'mmdeploy_ext.families.two_stage.runtime.masks:paste'
-IN_GRAPH = f'{PACKAGE}.pasting:Paste.forward'
+MASKS, LOGITS, STAGES = f'{PACKAGE}.masks', f'{PARTS}.mask_logits', f'{PARTS}.mask_logits:Stages.forward'
+FORM, THRESHOLD = f'{MASKS}:Masks.forward', f'{PARTS}.mask_settings:threshold'
+PASTE = 'mmdeploy_ext.families.parts.runtime.pasted_masks:paste'
+IN_GRAPH = f'{PARTS}.pasting:Paste.forward'
 WRITTEN = f'{PACKAGE}.family:TwoStageMasksFamily.postprocess_facts'
-FEEDS = 'mmdeploy_ext.families.two_stage.samples:feeds_with_sizes'
+FEEDS = 'mmdeploy_ext.families.parts.image_feeds:feeds_with_sizes'
 TOY = 'mask_rcnn'
 
 

@@ -22,7 +22,7 @@ PLACES = dict(
     sparse_libspconv=f'{POINTS}:voxelise',
 )
 """Toy -> what makes its voxels."""
-RULE = 'mmdeploy_ext.families.sparse_backbone.samples:rule_of_layer'
+RULE = 'mmdeploy_ext.families.parts.voxel_grid:rule_of_layer'
 
 
 def _planted(name: str, make: Callable, toys: str = ' '.join(PLACES)) -> None:

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from planting import Change
 
+PARTS = 'mmdeploy_ext.families.parts'
 PACKAGE = 'mmdeploy_ext.families.query'
-NETWORKS, POST, PADDING = f'{PACKAGE}.networks', f'{PACKAGE}.postprocess', f'{PACKAGE}.padding'
+NETWORKS, POST, PADDING = f'{PARTS}.query_networks', f'{PACKAGE}.postprocess', f'{PARTS}.padding'
 FORM, BEST, MOST = f'{POST}:FullForm.forward', f'{POST}:best_pairs', f'{POST}:max_per_img'
 ATTENTION = 'mmdeploy_ext.exporting.ops.deformable_attention'
 LOCATIONS, ATTEND, SHARES = (
@@ -24,7 +25,7 @@ LOCATIONS, ATTEND, SHARES = (
 NETWORK, REFERENCE = f'{NETWORKS}:QueryNetwork.forward', f'{NETWORKS}:reference_points'
 LEVEL, POSITIONS = f'{PADDING}:Level', f'{PADDING}:SinePositions.forward'
 XYXY = 'mmdeploy_ext.models.rtdetr.boxes:cxcywh_to_xyxy'
-LAYERS = f'{PACKAGE}.layers'
+LAYERS = f'{PARTS}.query_layers'
 
 
 def of_levels(name: str, change: Callable) -> Change:

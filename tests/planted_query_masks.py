@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from planting import Change
 
+PARTS = 'mmdeploy_ext.families.parts'
 PACKAGE = 'mmdeploy_ext.families.query'
 REGIONS, MASKS = f'{PACKAGE}.regions', f'{PACKAGE}.masks'
 REGIONS_FORM, INTERACT = f'{REGIONS}:RegionsFullForm.forward', f'{REGIONS}:interact'
 BEST = f'{PACKAGE}.postprocess:best_pairs'
-CODER = 'mmdeploy_ext.families.two_stage.boxes:coder_of'
-THRESHOLD = 'mmdeploy_ext.families.two_stage.masks:threshold'
+CODER = 'mmdeploy_ext.families.parts.region_boxes:coder_of'
+THRESHOLD = 'mmdeploy_ext.families.parts.mask_settings:threshold'
 QUERY = 'queryinst'
 
 
@@ -59,17 +60,17 @@ planted('masks of another query', QUERY, (INTERACT, result(lambda right, *_: (*r
 planted(
     'masks of the next class',
     QUERY,
-    ('mmdeploy_ext.families.two_stage.mask_logits:own_class', argument(1, lambda labels: (labels + 1) % 6)),
+    ('mmdeploy_ext.families.parts.mask_logits:own_class', argument(1, lambda labels: (labels + 1) % 6)),
 )
 planted(
     'masks of classes by query',
     QUERY,
-    ('mmdeploy_ext.families.two_stage.mask_logits:own_class', argument(1, lambda labels: labels.roll(1))),
+    ('mmdeploy_ext.families.parts.mask_logits:own_class', argument(1, lambda labels: labels.roll(1))),
 )
 planted(
     'queries that do not look at each other',
     QUERY,
-    (f'{PACKAGE}.layers:attend_to', result(lambda right, *_: right * 0)),
+    (f'{PARTS}.query_layers:attend_to', result(lambda right, *_: right * 0)),
 )
 planted(
     'queries of the first stage in all',
@@ -112,7 +113,7 @@ planted('regions: maps of the first image', QUERY, (POOL, argument(3, lambda ima
 planted(
     'regions of another query',
     QUERY,
-    ('mmdeploy_ext.families.two_stage.regions:Regions.features', argument(2, pairs)),
+    ('mmdeploy_ext.families.parts.regions:Regions.features', argument(2, pairs)),
 )
 planted('mask threshold x 1.05', QUERY, (THRESHOLD, result(lambda least, *_: least * 1.05)))
 planted('pasting: half a pixel off', QUERY, pasted(lambda masks, boxes, *rest: (masks, boxes + 0.5, *rest)))

@@ -357,7 +357,7 @@ planted(
     'features in float16',
     'sparse_portable',
     (
-        'mmdeploy_ext.families.sparse_backbone.runtime:ScnOnnx.feeds',
+        'mmdeploy_ext.families.parts.runtime.sparse_encoder:ScnOnnx.feeds',
         arguments(
             lambda self, features, sites: (self, features.astype(np.float16).astype(np.float32), sites)
         ),
@@ -367,7 +367,7 @@ planted(
     'axes of voxels in the other order',
     'sparse_portable',
     (
-        'mmdeploy_ext.families.sparse_backbone.runtime:ScnOnnx.feeds',
+        'mmdeploy_ext.families.parts.runtime.sparse_encoder:ScnOnnx.feeds',
         arguments(lambda self, features, sites: (self, features, sites[:, [0, 2, 1, 3]])),
     ),
 )

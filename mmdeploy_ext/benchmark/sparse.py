@@ -28,7 +28,7 @@ from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.exporting.deployment import load
 from mmdeploy_ext.families.base import BACKBONE
-from mmdeploy_ext.families.sparse_backbone.runtime import ScnOnnx
+from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
 from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.contract import load_model

@@ -101,7 +101,7 @@ CODERS: dict[str, dict[str, Check]] = dict(
     centre=dict(strides=STRIDES),
     bucket=dict(buckets=COUNT, num_buckets=COUNT, scale_factor=POSITIVE),
 )
-"""Coder of `families/dense/runtime/coders.py` -> what it reads of its settings."""
+"""Coder of `families/parts/runtime/box_coders.py` -> what it reads of its settings."""
 OPTIONAL = dict(delta=dict(ctr_clamp=number(0), pixel=number(0)), guided=dict(ctr_clamp=number(0)))
 """Coder -> settings that may be missing."""
 OF_ANCHORS = ('delta', 'guided', 'tblr', 'yolo', 'bucket')

@@ -18,8 +18,8 @@ from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.query.networks import DinoNetwork
-from mmdeploy_ext.families.query.padding import Level
+from mmdeploy_ext.families.parts.padding import Level
+from mmdeploy_ext.families.parts.query_networks import DinoNetwork
 
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 

@@ -234,7 +234,7 @@ def build_student(cfg: Any) -> nn.Module:
     """Return the detector of a config, without weights and without a teacher."""
     from mmdet.models import build_detector
 
-    from mmdeploy_ext.families.dense.parts import without_teacher
+    from mmdeploy_ext.families.parts.detector_parts import without_teacher
 
     own = copy.deepcopy(cfg)  # a shallow copy shares its content
     own.model = without_teacher(cfg.model)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.families.streampetr.runtime.boxes import sigmoid
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid
 from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, common_area
 from mmdeploy_ext.runtime.detections import Rows
 from mmdeploy_ext.runtime.detections3d import Detections3D

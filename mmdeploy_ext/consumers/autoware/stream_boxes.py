@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.consumers.autoware.boxes import Objects, suppressed
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.families.streampetr.runtime.boxes import sigmoid
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid
 from mmdeploy_ext.runtime.detections3d import in_range
 
 SURE = 8.0

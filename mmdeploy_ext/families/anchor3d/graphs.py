@@ -13,9 +13,9 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.anchor3d.runtime.boxes import AnchorRule
-from mmdeploy_ext.families.centerpoint.graphs import DenseHead, head_graph, head_spec, points_graph
-from mmdeploy_ext.families.centerpoint.pillars import points_facts
+from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_graph, head_spec, points_graph
 from mmdeploy_ext.families.parts.parts import parts_of
+from mmdeploy_ext.families.parts.pillars import points_facts
 
 PER_CLASS = 'AlignedAnchor3DRangeGeneratorPerCls'
 """The anchor generator of heads whose classes have maps of their own."""

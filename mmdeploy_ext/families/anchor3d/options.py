@@ -6,7 +6,7 @@ from typing import Any
 
 from mmdeploy_ext.contract.schema import Mismatch, items, number, one_of, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG
-from mmdeploy_ext.families.centerpoint import options as centerpoint
+from mmdeploy_ext.families.parts import options_lidar
 
 METRES, SIZES = number(-1e6, 1e6), number(above=0, most=1e6)
 """Of anchors: float32 has room for the squares of their sides."""
@@ -30,8 +30,8 @@ def _anchors(facts: Mapping[str, Any], where: str) -> None:
 
 
 OPTIONS = tuple(
-    dataclasses.replace(option, choices=option.choices[:1]) if option == centerpoint.CONTRACTS else option
-    for option in centerpoint.OPTIONS
+    dataclasses.replace(option, choices=option.choices[:1]) if option == options_lidar.CONTRACTS else option
+    for option in options_lidar.OPTIONS
 )
 POSTPROCESS = open_record(
     points=one_of('pillars'),

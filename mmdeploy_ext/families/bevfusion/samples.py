@@ -13,7 +13,7 @@ from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.families.bevfusion.runtime.moments import moment, points_of
 from mmdeploy_ext.families.parts import generated as sweeps
 from mmdeploy_ext.families.parts.samples import check_dumped, only, result
-from mmdeploy_ext.families.sparse_backbone.samples import rule_of_layer
+from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.preprocess.fusion import FusionRule
 from mmdeploy_ext.proving.inputs.synthetic_drive import synthetic_drive

@@ -25,9 +25,9 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.centerpoint.graphs import DenseHead, head_spec
-from mmdeploy_ext.families.centerpoint.pillars import SCATTER
+from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_spec
 from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
+from mmdeploy_ext.families.parts.pillars import SCATTER
 
 MEANINGS = dict(
     heatmap=('of each class', 'logit'),

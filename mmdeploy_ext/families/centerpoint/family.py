@@ -23,22 +23,22 @@ from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.centerpoint import autoware
 from mmdeploy_ext.families.centerpoint.autoware_reference import NodeReference
 from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
-from mmdeploy_ext.families.centerpoint.options import AUTOWARE
-from mmdeploy_ext.families.centerpoint.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
 from mmdeploy_ext.families.centerpoint.reference import Reference
 from mmdeploy_ext.families.centerpoint.runtime.boxes import NMS_TYPES
 from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
-from mmdeploy_ext.families.centerpoint.samples import dumped, generated, moments, result, sweep
+from mmdeploy_ext.families.centerpoint.samples import generated, result
 from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
 from mmdeploy_ext.families.parts.generated import crowded, in_order_of_columns
 from mmdeploy_ext.families.parts.info_files import generated_dataset
+from mmdeploy_ext.families.parts.options_lidar import AUTOWARE
 from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
+from mmdeploy_ext.families.parts.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
 from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.special_frames import plain_sweep
+from mmdeploy_ext.families.parts.sweep_samples import dumped, moments, sweep
+from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.families.sparse_backbone.grid import grid_size
-from mmdeploy_ext.families.sparse_backbone.samples import rule_of_layer
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.levels.limits import limit_between
 from mmdeploy_ext.runtime.detections3d import Detections3D

@@ -3,7 +3,6 @@
 Glossary: C channels, H, W bird's-eye view, K classes of a task.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,35 +12,11 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.centerpoint.pillars import has_pillars, pillars_graph, points_facts
 from mmdeploy_ext.families.centerpoint.runtime.boxes import VALUES, BoxRule
-from mmdeploy_ext.families.parts.parts import parts_of
-from mmdeploy_ext.families.parts.sparse_graph import portable_graph
+from mmdeploy_ext.families.parts.lidar_graphs import DenseHead, head_graph, head_spec, points_graph
+from mmdeploy_ext.families.parts.pillars import points_facts
 
 UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
-
-
-class DenseHead(nn.Module):
-    """The network of the bird's-eye view, its neck and the head, up to raw outputs.
-
-    `flatten` makes one tuple of what the head gives.
-    """
-
-    def __init__(self, model: nn.Module, flatten: Callable[[Any], tuple[torch.Tensor, ...]]) -> None:
-        super().__init__()
-        parts = parts_of(model)
-        dense = dict(backbone=parts.backbone, neck=parts.neck, bbox_head=parts.head)
-        named = {f'{parts.prefix}{name}': part for name, part in dense.items() if part is not None}
-        for name, part in named.items():
-            self.add_module(name, part)
-        self.names, self.flatten = list(named), flatten
-
-    def forward(self, bev: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the head's raw outputs of the bird's-eye view (1, C, H, W) float32."""
-        found: Any = bev
-        for name in self.names:
-            found = getattr(self, name)(found)
-        return self.flatten(found)
 
 
 def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
@@ -57,21 +32,6 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
     return [points, head_graph(DenseHead(folded, flat_outputs), dense_spec(model, shape))]
 
 
-def points_graph(model: nn.Module, options: Options, family: str) -> Graph:
-    """Return the graph that gives the bird's-eye view: a sparse encoder, or pillars."""
-    parts = parts_of(model)
-    if has_pillars(model):
-        return pillars_graph(parts, family)
-    return portable_graph(parts.middle_encoder, 'backbone', family, options)
-
-
-def head_graph(module: nn.Module, spec: GraphSpec) -> Graph:
-    """Return the graph behind the bird's-eye view, traced on random numbers."""
-    device = next(module.parameters()).device
-    bev = torch.rand(spec.inputs[0].axes, generator=torch.Generator().manual_seed(0)).to(device)
-    return Graph('head', module.eval().to(device), spec, dict(bev=bev))
-
-
 def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
     """Return the contract of `DenseHead` behind a backbone's result (1, C, H, W)."""
     names = box_rule(model.pts_bbox_head).output_names
@@ -80,18 +40,6 @@ def dense_spec(model: nn.Module, bev_shape: tuple[int, ...]) -> GraphSpec:
         (f'{kind} of task {task}', UNITS[kind]) for kind, task in (name.rsplit('_', 1) for name in names)
     ]
     return head_spec('centerpoint/head', DenseHead(model, flat_outputs), bev, names, facts)
-
-
-def head_spec(
-    name: str, head: nn.Module, bev: TensorSpec, names: Sequence[str], facts: Sequence[tuple[str, str]]
-) -> GraphSpec:
-    """Return the contract of a module behind the bird's-eye view, of names, meanings and units."""
-    device = next(head.parameters()).device
-    with torch.no_grad():
-        found = head(torch.zeros(bev.axes, device=device))
-    rows = zip(names, found, facts, strict=True)
-    outputs = tuple(TensorSpec(one, 'float32', tuple(tensor.shape), *own) for one, tensor, own in rows)
-    return GraphSpec(name, (bev,), outputs)
 
 
 def postprocess_facts(model: nn.Module) -> dict[str, Any]:

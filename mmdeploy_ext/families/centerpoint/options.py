@@ -1,32 +1,13 @@
 """CenterPoint: which files it is written as, and what they tell `families/centerpoint/runtime`."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmdeploy_ext.contract import options
 from mmdeploy_ext.contract.schema import Mismatch, exactly, items, maybe, number, one_of, open_record
 from mmdeploy_ext.contract.values import COUNT, FLAG, LIMIT, POSITIVE, RANGE, equal_lengths
-from mmdeploy_ext.families.streampetr import options as streampetr
+from mmdeploy_ext.families.parts.options_lidar import OPTIONS
 
-AUTOWARE = 'autoware'
-ONLY = 'export_scn.py writes the sparse backbone for other engines'
-CONTRACTS = dataclasses.replace(
-    options.CONTRACT,
-    default='deploy',
-    help="deploy: two graphs, points to boxes (default); autoware: the files that Autoware's "
-    'lidar_centerpoint loads, of models with pillars',
-    choices=('deploy', AUTOWARE),
-    hint=ONLY,
-    fixes={AUTOWARE: dict(precision='fp32')},
-)
-SPARSE_FORM = dataclasses.replace(options.SPARSE_FORM, only_with=('contract', 'deploy'))
-_CHANGED = {
-    'contract': CONTRACTS,
-    'layers': dataclasses.replace(streampetr.LAYERS, choices=streampetr.LAYERS.choices[:1], hint=ONLY),
-}
-OPTIONS = (*(_CHANGED.get(option.name, option) for option in streampetr.OPTIONS), SPARSE_FORM)
-"""Those of streams, with the choices of LiDAR models, and the form of a sparse backbone."""
+__all__ = ['OPTIONS', 'POSTPROCESS']
 
 
 def _circles(facts: Mapping[str, Any], where: str) -> None:

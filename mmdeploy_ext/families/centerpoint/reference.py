@@ -13,8 +13,8 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.families.centerpoint.graphs import box_rule, flat_outputs
-from mmdeploy_ext.families.centerpoint.pillars import has_pillars, point_width
 from mmdeploy_ext.families.parts.parts import parts_of, watching
+from mmdeploy_ext.families.parts.pillars import has_pillars, point_width
 from mmdeploy_ext.families.parts.samples import detections
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep

@@ -12,9 +12,9 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.corner import graphs, reference, samples
 from mmdeploy_ext.families.corner.postprocess import FEWEST_CORNERS, PAIRS, suppression, thresholds
-from mmdeploy_ext.families.dense import parts
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
+from mmdeploy_ext.families.parts import detector_parts
 
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
 METHODS = ('simple_test', 'forward', 'get_bboxes', '_get_bboxes_single', '_bboxes_nms', 'decode_heatmap')
@@ -35,21 +35,21 @@ class CornerFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        return Claim.DETECTOR if parts.detects(cfg, detectors.CornerNet) else Claim.NO
+        return Claim.DETECTOR if detector_parts.detects(cfg, detectors.CornerNet) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, thresholds, sizes."""
-        test_cfg = parts.test_cfg_of(cfg)
+        test_cfg = detector_parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
-            parts.same_methods(DETECTORS.get(cfg.model.type), detectors.CornerNet, METHODS)
-            head = parts.tested_head(cfg, 'bbox_head', test_cfg)
+            detector_parts.same_methods(DETECTORS.get(cfg.model.type), detectors.CornerNet, METHODS)
+            head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg)
             upstream = next((one for one in HEADS if isinstance(head, one)), None)
             if upstream is None:
                 raise ConfigError(f'model.bbox_head.type={type(head).__name__}: expected CornerHead')
-            parts.same_methods(type(head), upstream, METHODS)
+            detector_parts.same_methods(type(head), upstream, METHODS)
             thresholds(test_cfg)
             suppression(test_cfg)
-        parts.check(cfg.model, options)
+        detector_parts.check(cfg.model, options)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""

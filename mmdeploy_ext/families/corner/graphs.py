@@ -10,8 +10,8 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.families.corner.postprocess import FULL, FullForm, outputs_of, thresholds
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.graphs import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
 
 STRIDE = 4
 """Of the maps of an hourglass, pixels."""
@@ -35,12 +35,12 @@ def smallest(model: nn.Module) -> int:
     """Return the smallest side of an input, pixels: a square of it has as many cells as there are corners."""
     cells = -(-int(thresholds(model.bbox_head.test_cfg)['corner_topk']) // int(model.bbox_head.num_classes))
     side = next(side for side in range(1, cells + 1) if side * side >= cells)
-    return max(parts.smallest(model.bbox_head, STRIDE), (side - 1) * STRIDE + 1)
+    return max(detector_parts.smallest(model.bbox_head, STRIDE), (side - 1) * STRIDE + 1)
 
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph."""
-    image = image_input(options, smallest(model), parts.multiple(model), 'all around')
+    image = image_input(options, smallest(model), detector_parts.multiple(model), 'all around')
     batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
     inputs = (image, *optional_inputs(batch, False, True))
     return GraphSpec('corner/full', inputs, box_outputs(batch, rows))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.families.dense.reference import batch_of, metas_of
+from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 

@@ -1,5 +1,5 @@
 """Prepared pictures as inputs of graphs of corners: those of dense graphs."""
 
-from mmdeploy_ext.families.dense.samples import feeds
+from mmdeploy_ext.families.parts.image_feeds import feeds
 
 __all__ = ['feeds']

@@ -18,13 +18,7 @@ from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.dense import graphs, parts, reference, samples
-from mmdeploy_ext.families.dense.exaggerated import (
-    changed_outputs,
-    exaggerated_cells,
-    raised_corners,
-    replaced,
-)
+from mmdeploy_ext.families.dense import graphs, reference, samples
 from mmdeploy_ext.families.dense.kinds import (
     KINDS,
     QUERIES,
@@ -38,6 +32,13 @@ from mmdeploy_ext.families.dense.kinds import (
 from mmdeploy_ext.families.dense.runtime import model as runtime
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.exaggerated import (
+    changed_outputs,
+    exaggerated_cells,
+    raised_corners,
+    replaced,
+)
 
 BOXES = ('bbox_pred', 'bbox_reg', 'shape_pred', 'wh', 'offset')
 """Outputs of heads that say where boxes are, and nothing else."""
@@ -81,20 +82,20 @@ class DenseFamily(ImageFamily):
             thresholds(head)
             facts = facts_of(head)
             _check_strides(head)
-        parts.check(cfg.model, options)
-        parts.check_smallest(facts['strides'], options)
+        detector_parts.check(cfg.model, options)
+        detector_parts.check_smallest(facts['strides'], options)
         if facts['head']['visible']:
-            parts.check_one_image(head, options)
+            detector_parts.check_one_image(head, options)
         if options.max_candidates:
             _check_candidates(head, facts, options)
 
     def head(self, cfg: Any) -> nn.Module:
         """Return the head of a config without the rest of the detector; ConfigError: it cannot be built."""
-        return parts.tested_head(cfg, 'bbox_head', parts.test_cfg_of(cfg))
+        return detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a detector that is taught, the student."""
-        if (student := parts.without_teacher(cfg.model)) is not cfg.model:
+        if (student := detector_parts.without_teacher(cfg.model)) is not cfg.model:
             cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
             cfg.model = student
         return super().build(cfg)

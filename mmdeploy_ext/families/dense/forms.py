@@ -6,10 +6,8 @@ The network is mmdet's own detector; what its head is, `kinds.py` says. Source o
 Glossary: B batch, A priors of a level or of all, C classes, H, W network input in pixels, n detections.
 """
 
-import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +18,11 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.exporting.postprocess.sizes import hw, length
-from mmdeploy_ext.exporting.same_bytes import SameBytes
-from mmdeploy_ext.families.dense import kinds, parts
+from mmdeploy_ext.families.dense import kinds
 from mmdeploy_ext.families.dense.kinds import facts_of, generator_of, kind_of, thresholds
-from mmdeploy_ext.families.dense.runtime.coders import boxes_of, factors_of, peaks_of, scores_of
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.priors import rows_of, same_priors
+from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
 
 FULL_NAMES = ('dets', 'labels', 'candidates')
 """Outputs of the `full` form; the last with a cap alone."""
@@ -32,7 +31,9 @@ FULL_NAMES = ('dets', 'labels', 'candidates')
 def described(model: nn.Module) -> Head:
     """Return what the head of a detector is, on its neck."""
     head = kinds.described(model.bbox_head)
-    return dataclasses.replace(head, maps_by_stride=head.maps_by_stride and not parts.round_down(model))
+    return dataclasses.replace(
+        head, maps_by_stride=head.maps_by_stride and not detector_parts.round_down(model)
+    )
 
 
 def num_levels(model: nn.Module) -> int:
@@ -81,20 +82,6 @@ class Rows(dict):
     def __missing__(self, name: str) -> torch.Tensor:
         self[name] = rows_of(*self.maps[name])
         return self[name]
-
-
-def rows_of(tensor: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return (B, a*columns, h, w) as (B, h*w*a, columns)."""
-    return tensor.permute(0, 2, 3, 1).reshape(tensor.shape[0], -1, columns)
-
-
-def same_priors(generator: Any) -> Any:
-    """Return a generator of priors whose numbers are those of every machine."""
-    priors = copy.copy(generator)
-    if hasattr(priors, 'base_anchors'):
-        with SameBytes():  # roots of the ratios
-            priors.base_anchors = priors.gen_base_anchors()
-    return priors
 
 
 class Decode(nn.Module):

@@ -17,7 +17,6 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.nms_config import capped
-from mmdeploy_ext.families.dense import parts
 from mmdeploy_ext.families.dense.forms import (
     FULL_NAMES,
     DecodeForm,
@@ -30,6 +29,8 @@ from mmdeploy_ext.families.dense.forms import (
     raw_names,
 )
 from mmdeploy_ext.families.dense.kinds import facts_of, generator_of, kind_of, thresholds
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
 
 DECODED = dict(
     centerness='centerness, 0..1',
@@ -39,41 +40,6 @@ DECODED = dict(
 )
 """Score factors -> what they are."""
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
-
-
-def image_input(
-    options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
-) -> TensorSpec:
-    """Return `input` (B, 3, H, W), of a dynamic file at any size."""
-    size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
-    meaning = f'normalised images, padded {padded}'
-    return TensorSpec('input', 'float32', size, meaning, smallest=smallest, multiple=multiple)
-
-
-def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
-    """Return `img_shape` and `scale_factor`; without clipping the first has no use."""
-    size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
-    ratios = 'w h w h ratios, input / original; boxes are divided by it'
-    padding = 'rows of padding above the image and columns left of it, which boxes lose'
-    inputs = (
-        TensorSpec('img_shape', 'float32', (batch, 2), size, 'pixel', default=0.0, unused=not clips),
-        TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0),
-        TensorSpec('border', 'float32', (batch, 2), padding, 'pixel', default=0.0),
-    )
-    return inputs if bordered else inputs[:2]
-
-
-def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
-    """Return `dets` and `labels` of a `full` graph."""
-    boxes = (
-        'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
-        'when scale_factor is fed; padded with zeros'
-    )
-    labels = 'class indices; -1 where dets is padding'
-    return (
-        TensorSpec('dets', 'float32', (batch, rows, 5), boxes, compare='detections'),
-        TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
-    )
 
 
 def _full_outputs(model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
@@ -177,7 +143,7 @@ def _check_stride(model: nn.Module) -> None:
     head = model.bbox_head
     if isinstance(kind_of(head).generator, str):
         return
-    side, (stride,) = 2 * max(parts.multiple(model), 32), facts_of(head)['strides']
+    side, (stride,) = 2 * max(detector_parts.multiple(model), 32), facts_of(head)['strides']
     small = types.SimpleNamespace(dynamic=False, height=side, width=side)
     if (shape := feature_shapes(model, small)[0]) != (side // stride, side // stride):
         raise ConfigError(
@@ -193,9 +159,9 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
     _check_stride(model)
     bordered, stride = described(model).bordered, max(facts_of(model.bbox_head)['strides'])
-    smallest = parts.smallest(model.bbox_head, stride, parts.round_down(model))
+    smallest = detector_parts.smallest(model.bbox_head, stride, detector_parts.round_down(model))
     padded = 'all around' if bordered else 'bottom and right'
-    image = image_input(options, smallest, parts.multiple(model), padded)
+    image = image_input(options, smallest, detector_parts.multiple(model), padded)
     batch = image.axes[0]
     outputs = OUTPUTS[options.form](model, options)
     clips = bool(kind_of(model.bbox_head).clips(model.bbox_head))

@@ -15,9 +15,9 @@ from torch import nn
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, positive
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.own import OWN
-from mmdeploy_ext.families.dense.plain import PLAIN, Kind
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.own_heads import OWN
+from mmdeploy_ext.families.parts.plain_heads import PLAIN, Kind
 
 QUERIES = heads.DETRHead
 """Heads of queries: dense ones by inheritance alone; they have no priors."""
@@ -35,7 +35,7 @@ def kind_of(head: nn.Module) -> Kind:
     known = [KINDS[name] for name in (one.__name__ for one in type(head).__mro__) if name in KINDS]
     if not known:
         raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
-    parts.same_methods(type(head), known[0].upstream, METHODS)
+    detector_parts.same_methods(type(head), known[0].upstream, METHODS)
     return known[0]
 
 

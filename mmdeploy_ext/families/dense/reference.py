@@ -12,6 +12,7 @@ from torch import nn
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.families.dense.forms import described, flat_outputs, raw_names
 from mmdeploy_ext.families.dense.kinds import generator_of, kind_of, thresholds
+from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
 
@@ -41,33 +42,6 @@ def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool)
         outputs = head(model.extract_feat(batch_of(model, images)))
         results = head.get_bboxes(*outputs, img_metas=metas, rescale=rescale, **_deployed_test_cfg(head))
     return [_result(*(tensor.cpu().numpy() for tensor in result), described(model)) for result in results]
-
-
-def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:
-    """Return prepared images of one size (B, 3, H, W), where the model is."""
-    batch = torch.from_numpy(np.stack([image.tensor for image in images]))
-    return batch.to(next(model.parameters()).device)
-
-
-def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return what mmdet wants to know about every image of a batch."""
-    return [
-        dict(
-            img_shape=(*image.img_shape, 3),
-            scale_factor=image.scale_factor,
-            ori_shape=(*image.ori_shape, 3),
-            pad_shape=(*image.tensor.shape[1:], 3),
-            batch_input_shape=image.tensor.shape[1:],
-            border=_four_sides(image),
-        )
-        for image in images
-    ]
-
-
-def _four_sides(image: PreparedImage) -> np.ndarray:
-    """Return where the content of an image begins and ends, as mmdet has it: top, bottom, left, right."""
-    (top, left), (height, width) = image.border, image.img_shape
-    return np.asarray([top, top + height, left, left + width], np.float32)
 
 
 def _result(dets: np.ndarray, labels: np.ndarray, head: Head) -> Detections:

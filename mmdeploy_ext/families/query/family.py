@@ -14,10 +14,12 @@ import mmdeploy_ext.models  # noqa: F401 - registers classes that configs name
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.exaggerated import changed_outputs
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
+from mmdeploy_ext.families.parts import detector_parts, pasting
+from mmdeploy_ext.families.parts.exaggerated import changed_outputs
+from mmdeploy_ext.families.parts.image_feeds import feeds_with_sizes
+from mmdeploy_ext.families.parts.mask_settings import threshold
 from mmdeploy_ext.families.query import (
     graphs,
     kinds,
@@ -28,9 +30,6 @@ from mmdeploy_ext.families.query import (
     regions,
     samples,
 )
-from mmdeploy_ext.families.two_stage import pasting
-from mmdeploy_ext.families.two_stage.masks import threshold
-from mmdeploy_ext.families.two_stage.samples import feeds_with_sizes
 
 SIZES = 4.0
 """What widths and heights of some regions are multiplied by, and of others divided by."""
@@ -50,18 +49,18 @@ class QueryFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        return Claim.DETECTOR if parts.detects(cfg, kinds.DETECTORS) else Claim.NO
+        return Claim.DETECTOR if detector_parts.detects(cfg, kinds.DETECTORS) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, opset, limits."""
         with refused_by_name(cfg):
             kinds.check_class(DETECTORS.get(cfg.model.type), kinds.DETECTORS, 'detector')
-            head = parts.tested_head(cfg, 'bbox_head', parts.test_cfg_of(cfg))
+            head = detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))
             kinds.check_head(head)
-            parts.check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
-        parts.check(cfg.model, options)
+            detector_parts.check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
+        detector_parts.check(cfg.model, options)
         if kinds.samples_points(head) and options.opset:
-            parts.check_grid_sample(type(head).__name__, options)
+            detector_parts.check_grid_sample(type(head).__name__, options)
 
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`: of a copy of the config, since `DETRHead` writes a tensor into its own."""
@@ -99,7 +98,7 @@ class QueryMasksFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        known = parts.detects(cfg, kinds.MASKFORMER)
+        known = detector_parts.detects(cfg, kinds.MASKFORMER)
         return Claim.DETECTOR if known and kinds.fuses(cfg) == self.fuses else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
@@ -109,19 +108,21 @@ class QueryMasksFamily(ImageFamily):
                 DETECTORS.get(cfg.model.type), kinds.MASK_DETECTORS, 'detector of masks by queries'
             )
             heads = [
-                parts.tested_head(cfg, key, parts.test_cfg_of(cfg))
+                detector_parts.tested_head(cfg, key, detector_parts.test_cfg_of(cfg))
                 for key in ('panoptic_head', 'panoptic_fusion_head')
             ]
             kinds.check_mask_heads(*heads)
             self.check_results(*heads)
-        parts.check(cfg.model, options)
+        detector_parts.check(cfg.model, options)
         if kinds.samples_points(heads[0]) and options.opset:
-            parts.check_grid_sample(type(heads[0]).__name__, options)
+            detector_parts.check_grid_sample(type(heads[0]).__name__, options)
 
     def check_results(self, head: nn.Module, fusion: nn.Module) -> None:
         """Refuse heads that do not give these results, or not as many."""
         kinds.check_instances(fusion)
-        parts.check_limit('max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes)
+        detector_parts.check_limit(
+            'max_per_image', masks.max_per_image(fusion), head.num_queries * head.num_classes
+        )
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`: of things."""
@@ -220,23 +221,23 @@ class QueryRegionsFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        known = parts.detects(cfg, kinds.REGION_DETECTORS)
+        known = detector_parts.detects(cfg, kinds.REGION_DETECTORS)
         masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
         return Claim.DETECTOR if known and masks_too == self.with_masks else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, limits."""
-        test_cfg = parts.test_cfg_of(cfg).get('rcnn') or {}
+        test_cfg = detector_parts.test_cfg_of(cfg).get('rcnn') or {}
         with refused_by_name(cfg):
             kinds.check_class(
                 DETECTORS.get(cfg.model.type), kinds.REGION_DETECTORS, 'detector of queries with regions'
             )
-            found = {key: parts.tested_head(cfg, key, test_cfg) for key in ('rpn_head', 'roi_head')}
+            found = {key: detector_parts.tested_head(cfg, key, test_cfg) for key in ('rpn_head', 'roi_head')}
             kinds.check_region_heads(found)
             there = found['rpn_head'].num_proposals * found['roi_head'].bbox_head[-1].num_classes
-            parts.check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
+            detector_parts.check_limit('rcnn.max_per_img', test_cfg.get('max_per_img'), there)
             least = threshold(test_cfg) if self.with_masks else 0.0
-        parts.check(cfg.model, options)
+        detector_parts.check(cfg.model, options)
         pasting.check(least, options)
 
     def num_classes(self, model: nn.Module) -> int:

@@ -14,16 +14,21 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.panoptic import map_output
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.graphs import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_tensors import (
+    box_outputs,
+    image_input,
+    mask_inputs,
+    mask_outputs,
+    optional_inputs,
+)
+from mmdeploy_ext.families.parts.mask_settings import threshold
+from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
+from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS
+from mmdeploy_ext.families.parts.region_maps import has_masks
 from mmdeploy_ext.families.query import kinds, masks, panoptic, regions
 from mmdeploy_ext.families.query.maskformer import MaskFormerNetwork
-from mmdeploy_ext.families.query.networks import NAMES, NETWORKS
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, FullForm, max_per_img
-from mmdeploy_ext.families.solo.graphs import mask_inputs, mask_outputs
-from mmdeploy_ext.families.two_stage.graphs import has_masks
-from mmdeploy_ext.families.two_stage.masks import threshold
-from mmdeploy_ext.families.two_stage.pasting import mask_output, size_inputs, with_pasting
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
 WHOLE = '0 means those of the input'
@@ -63,8 +68,8 @@ def smallest(model: nn.Module) -> int:
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph; UsageError: its size has fewer tokens than become queries."""
     there = count_tokens(model, options.height, options.width)
-    parts.check_tokens(there, options, 'two_stage_num_proposals', proposals(model))
-    image = image_input(options, smallest(model), parts.multiple(model))
+    detector_parts.check_tokens(there, options, 'two_stage_num_proposals', proposals(model))
+    image = image_input(options, smallest(model), detector_parts.multiple(model))
     batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, True))
     return GraphSpec(f'query/{options.form}', inputs, box_outputs(batch, max_per_img(model.bbox_head)))
@@ -83,7 +88,7 @@ def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]
 
 def mask_image(model: nn.Module, options: Options) -> TensorSpec:
     """Return the input of a graph of masks."""
-    step = max(parts.multiple(model), MASK_MULTIPLE)
+    step = max(detector_parts.multiple(model), MASK_MULTIPLE)
     return image_input(options, step, step)
 
 
@@ -145,7 +150,7 @@ def panoptic_stages(model: nn.Module, options: Options, fold: bool = True) -> li
 
 def regions_spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a graph of queries with regions."""
-    image = image_input(options, 1, parts.multiple(model))
+    image = image_input(options, 1, detector_parts.multiple(model))
     batch, rows = image.axes[0], int(model.roi_head.test_cfg.max_per_img)
     outputs = box_outputs(batch, rows)
     outputs += (mask_output(model, options, batch, rows),) if has_masks(model) else ()

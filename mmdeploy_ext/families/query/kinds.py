@@ -18,9 +18,9 @@ from mmdet.models.utils import positional_encoding, transformer
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.plain import chosen_coder
-from mmdeploy_ext.families.two_stage.regions import check_extractor, part_of, stages_of
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.plain_heads import chosen_coder
+from mmdeploy_ext.families.parts.regions import check_extractor, part_of, stages_of
 from mmdeploy_ext.models import dino
 
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
@@ -88,7 +88,7 @@ def check_class(found: type, known: tuple[type, ...], what: str) -> None:
     if upstream is None:
         names = ', '.join(one.__name__ for one in known)
         raise ConfigError(f'{found.__name__}: no {what} that is exported; expected {names}')
-    parts.same_methods(found, upstream, METHODS)
+    detector_parts.same_methods(found, upstream, METHODS)
 
 
 def check_head(head: nn.Module) -> None:
@@ -135,7 +135,7 @@ def looks_inside(head: nn.Module) -> bool:
 
 def fuses(cfg: Any) -> bool:
     """Return whether the masks of a detector of queries become a panoptic map, as its config has it."""
-    return bool(parts.test_cfg_of(cfg).get('panoptic_on', True))
+    return bool(detector_parts.test_cfg_of(cfg).get('panoptic_on', True))
 
 
 def check_instances(fusion: nn.Module) -> None:

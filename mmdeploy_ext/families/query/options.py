@@ -2,7 +2,7 @@
 
 from mmdeploy_ext.contract.schema import open_record
 from mmdeploy_ext.contract.values import COUNT
-from mmdeploy_ext.families.rtdetr.options import GRID_SAMPLE
+from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 OPTIONS = (GRID_SAMPLE,)
 POSTPROCESS = open_record(max_per_img=COUNT, num_classes=COUNT)

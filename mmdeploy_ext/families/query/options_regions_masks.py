@@ -2,7 +2,7 @@
 
 from mmdeploy_ext.contract.schema import open_record
 from mmdeploy_ext.contract.values import COUNT, FRACTION
-from mmdeploy_ext.families.two_stage.options_masks import PASTE_MASKS
+from mmdeploy_ext.families.parts.options import PASTE_MASKS
 
 OPTIONS = (PASTE_MASKS,)
 POSTPROCESS = open_record(max_per_img=COUNT, num_classes=COUNT, mask_thr=FRACTION)

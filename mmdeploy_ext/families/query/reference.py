@@ -7,10 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.families.dense.reference import batch_of, metas_of
+from mmdeploy_ext.families.parts import mmdet_reference
+from mmdeploy_ext.families.parts.mmdet_reference import (
+    batch_of,
+    boxes_of_classes,
+    instances_of_classes,
+    metas_of,
+)
 from mmdeploy_ext.families.query import masks
-from mmdeploy_ext.families.two_stage import reference as two_stage
-from mmdeploy_ext.families.two_stage.reference import boxes_of_classes, instances_of_classes
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.panoptic import Segments
@@ -59,7 +63,7 @@ def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) ->
 
     For all images of a batch mmdet takes the masks of those queries that are the best of the last image.
     """
-    return [found for image in images for found in two_stage.detections(model, [image], rescale)]
+    return [found for image in images for found in mmdet_reference.detections(model, [image], rescale)]
 
 
 def _tested(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:

@@ -7,8 +7,8 @@ from torch import nn
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.dense import parts
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
+from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.rtdetr import graphs, reference, runtime, samples
 from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
@@ -36,7 +36,7 @@ class RtDetrFamily(ImageFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: opset, sizes."""
-        parts.check_grid_sample('RT-DETR', options)
+        detector_parts.check_grid_sample('RT-DETR', options)
         if options.height % STRIDE or options.width % STRIDE:
             raise UsageError(
                 f'--shape {options.height} {options.width}: expected multiples of {STRIDE} pixels'
@@ -87,7 +87,7 @@ def _check_queries(cfg: Any, options: Options) -> None:
     decoder = cfg.model.decoder
     tokens = runtime.count_tokens(options.height, options.width)
     queries = decoder.get('num_queries', 300)
-    parts.check_tokens(tokens, options, 'num_queries', queries)
+    detector_parts.check_tokens(tokens, options, 'num_queries', queries)
     pairs = queries * decoder.num_classes
     most = (cfg.model.get('test_cfg') or {}).get('max_per_img', MAX_PER_IMG)
     if most > pairs:

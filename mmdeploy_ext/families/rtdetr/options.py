@@ -4,20 +4,13 @@ from mmdeploy_ext.contract.option import Option
 from mmdeploy_ext.contract.options import OF_SOME
 from mmdeploy_ext.contract.schema import open_record, text
 from mmdeploy_ext.contract.values import COUNT, FLAG
+from mmdeploy_ext.families.parts.options import GRID_SAMPLE
 
 FUSE = Option(
     'fuse',
     True,
     'branches of RepVGG blocks become one convolution (default: they do)',
     schema=FLAG,
-    group=OF_SOME,
-)
-GRID_SAMPLE = Option(
-    'grid_sample',
-    'operator',
-    'gather replaces GridSample for engines that get it wrong (TensorRT 10.14 to 11.1)',
-    ('operator', 'gather'),
-    key='grid_sample',
     group=OF_SOME,
 )
 DYNAMIC_BATCH = Option(

@@ -13,11 +13,10 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask import capped, mask_config
-from mmdeploy_ext.families.dense.graphs import image_input
+from mmdeploy_ext.families.parts.image_tensors import Axis, image_input, mask_inputs, mask_outputs
 from mmdeploy_ext.families.solo.networks import LEVELS, BatchedNetwork, ForkNetwork, SoloFeatures, SoloLevels
 from mmdeploy_ext.families.solo.postprocess import FullForm, mask_stride
 
-Axis = int | str
 SIZE_MULTIPLE = 32
 """SOLOv2's mask branch doubles its maps until they meet; others do not (mmdet raises there, too)."""
 RAW_NAMES = {
@@ -35,7 +34,6 @@ MEANINGS = {
     'y': 'soft masks of grid rows, 0..1',
 }
 ROWS = 'level after level, each row by row'
-WHOLE = '0 means those of the input, up to a multiple of 8'
 
 
 def kind(head: nn.Module) -> str:
@@ -78,16 +76,6 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     return GraphSpec('solo/raw', (image,), _raw_outputs(head, options, batch))
 
 
-def mask_inputs(batch: Axis, whole: str = WHOLE) -> tuple[TensorSpec, ...]:
-    """Return `img_shape` and `ori_shape`; `whole` says what 0 means."""
-    content = f'height and width before padding, which masks are cropped to; {whole}'
-    original = f'height and width of the original images, which masks are resized to; {whole}'
-    return (
-        TensorSpec('img_shape', 'float32', (batch, 2), content, 'pixel', default=0.0),
-        TensorSpec('ori_shape', 'int64', (2,), original, 'pixel', default=0),
-    )
-
-
 def _full_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[TensorSpec, ...]:
     config, cap = mask_config(head.test_cfg), options.max_candidates
     outputs = mask_outputs(batch, capped(cap, config.nms_pre, config.max_per_img) if cap else 'n')
@@ -95,16 +83,6 @@ def _full_outputs(head: nn.Module, options: Options, batch: Axis) -> tuple[Tenso
         return outputs
     meaning = f'(cell, class) pairs over the score threshold; more than {cap}: the rest was cut off'
     return (*outputs, TensorSpec('candidates', 'int64', (batch,), meaning, compare='detections'))
-
-
-def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
-    """Return `masks`, `scores` and `labels` of a `full` graph."""
-    outputs = (
-        ('masks', 'bool', (batch, rows, 'h', 'w'), 'pixels of the instances at ori_shape'),
-        ('scores', 'float32', (batch, rows), 'in descending order; padded with zeros'),
-        ('labels', 'int64', (batch, rows), 'class indices; -1 where a row is padding'),
-    )
-    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
 
 
 def _quarter(head: nn.Module, options: Options) -> tuple[Axis, Axis]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.dense.reference import batch_of, metas_of
+from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.families.solo.graphs import fork_is_flat, fork_names, kind, raw_names
 from mmdeploy_ext.families.solo.networks import flat_cells, points_nms
 from mmdeploy_ext.preprocess.pictures import PreparedImage

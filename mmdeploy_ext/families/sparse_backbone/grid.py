@@ -8,39 +8,6 @@ from torch import nn
 from mmdeploy_ext.core.errors import ConfigError
 
 
-def grid_size(
-    point_cloud_range: Sequence[float], voxel_size: Sequence[float], where: str
-) -> tuple[int, int, int]:
-    """Return the number of voxels along x, y, z.
-
-    The range is the least corner, then the greatest, metres, as the size is; `where` names the config's keys.
-
-    Raises:
-        ConfigError: sizes that are not positive, or voxels that do not fill the range.
-    """
-    if len(point_cloud_range) != 6 or len(voxel_size) != 3:
-        raise ConfigError(
-            f'{where}: point_cloud_range={list(point_cloud_range)} and voxel_size={list(voxel_size)}; '
-            f'expected 6 and 3 numbers'
-        )
-    cells = []
-    for axis, low, high, size in zip(
-        'xyz', point_cloud_range[:3], point_cloud_range[3:], voxel_size, strict=True
-    ):
-        if size <= 0 or high <= low:
-            raise ConfigError(
-                f'{where}: range {low} to {high} and voxel size {size} along {axis}; expected both > 0'
-            )
-        count = (high - low) / size
-        if abs(count - round(count)) > 1e-3:
-            raise ConfigError(
-                f'{where}: point_cloud_range along {axis}, {low} to {high} m, is {count:.3f} voxels of '
-                f'{size} m (voxel_size); expected a whole number'
-            )
-        cells.append(round(count))
-    return tuple(cells)
-
-
 def check_sparse_shape(
     sparse_shape: Sequence[int], grid: tuple[int, int, int], order: str, where: str
 ) -> None:

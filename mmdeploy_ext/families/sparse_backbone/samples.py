@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.sparse_backbone import grid
+from mmdeploy_ext.families.parts import voxel_grid
+from mmdeploy_ext.families.parts.voxel_grid import rule_of_layer
 from mmdeploy_ext.preprocess.points import VoxelRule
 
 # Where the parts are in `model`, by the key of its sparse encoder.
@@ -38,21 +39,6 @@ def voxel_rule(cfg: Any, order: str) -> VoxelRule:
     return rule_of_layer(layer, channels, order)
 
 
-def rule_of_layer(layer: Mapping[str, Any], channels: int, order: str) -> VoxelRule:
-    """Return the rule of the arguments of mmcv's `Voxelization`, for points of so many values."""
-    limit, points = layer.get('max_voxels', 20000), int(layer['max_num_points'])
-    limit = int(limit[1] if isinstance(limit, list | tuple) else limit)
-    return VoxelRule(
-        point_cloud_range=tuple(map(float, layer['point_cloud_range'])),
-        voxel_size=tuple(map(float, layer['voxel_size'])),
-        max_points=points,
-        max_voxels=limit,
-        order=order,
-        in_channels=channels,
-        mode='dynamic' if -1 in (points, limit) else 'hard',
-    )
-
-
 def cells_of(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
     """Return the voxels along x, y, z."""
     layer, where = cfg.model[parts['voxels']], f'model.{parts["voxels"]}'
@@ -61,7 +47,7 @@ def cells_of(cfg: Any, parts: Mapping[str, str]) -> tuple[int, int, int]:
             raise ConfigError(
                 f'{where} has no {key}; expected point_cloud_range, voxel_size and max_num_points'
             )
-    return grid.grid_size(layer['point_cloud_range'], layer['voxel_size'], where)
+    return voxel_grid.grid_size(layer['point_cloud_range'], layer['voxel_size'], where)
 
 
 def _check_means(cfg: Any, parts: Mapping[str, str], channels: int) -> None:

@@ -13,18 +13,15 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
-from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.own import bucket_settings
-from mmdeploy_ext.families.dense.plain import border_inset, chosen_coder, clips
-from mmdeploy_ext.families.dense.runtime.coders import CODERS, bucket_choice, softmax
-from mmdeploy_ext.families.two_stage.regions import Branch, part_of, stages_of
+from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.region_boxes import coder_of, decoded
+from mmdeploy_ext.families.parts.regions import Branch, part_of, stages_of
+from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
 METHODS = ('get_bboxes', 'regress_by_class')
 """Methods of upstream that the graph repeats."""
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
-BUCKETS = 'bucket'
-"""The coder whose boxes are clipped one pixel inside, and that gives scores a factor."""
 
 
 def check_head(head: nn.Module) -> None:
@@ -32,15 +29,8 @@ def check_head(head: nn.Module) -> None:
     upstream = next((one for one in HEADS if isinstance(head, one)), None)
     if upstream is None or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
-    parts.same_methods(type(head), upstream, METHODS)
+    detector_parts.same_methods(type(head), upstream, METHODS)
     coder_of(head)
-
-
-def coder_of(head: nn.Module) -> dict[str, Any]:
-    """Return the settings of the coder of a box head, as `families/dense/runtime/coders.py` reads them."""
-    if isinstance(head, bbox_heads.SABLHead):
-        return bucket_settings(head)
-    return chosen_coder(head, f'model.roi_head.bbox_head ({type(head).__name__})')
 
 
 def thresholds(test_cfg: Mapping[str, Any]) -> NmsConfig:
@@ -123,28 +113,6 @@ class Boxes(nn.Module):
             soft=config if isinstance(config, SoftNmsConfig) else None,
         )
         return suppress(*(one.flatten(1, 2) for one in (boxes, scores, labels, candidates)))
-
-
-def decoded(
-    head: nn.Module, regions: torch.Tensor, outputs: Sequence[torch.Tensor], clip_hw: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return boxes (B, K, G, 4) xyxy, clipped to `clip_hw` (B, 2), and score factors (B, K) or None.
-
-    Of regions (B, K, 4), and outputs (B, K, columns) of mmdet's head besides the class logits.
-    """
-    if not getattr(head, 'with_reg', True):
-        return clip_to(regions, clip_hw)[:, :, None], None
-    settings, factors, inset = coder_of(head), None, border_inset(head)
-    if settings['type'] == BUCKETS:
-        rows = dict(zip(('bbox_cls', 'bbox_reg'), outputs, strict=True))
-        boxes = CODERS[BUCKETS](torch, regions, rows, settings, 0)[:, :, None]
-        factors, inset = bucket_choice(torch, rows, settings)[1], 1.0
-    else:
-        rows = dict(bbox_pred=outputs[0].reshape(*outputs[0].shape[:2], -1, 4))
-        boxes = CODERS[settings['type']](torch, regions[:, :, None], rows, settings, 0)
-    if clips(head):
-        boxes = clip_to(boxes.flatten(1, 2), clip_hw, inset).reshape(boxes.shape)
-    return boxes, factors
 
 
 def _of_best_class(head: nn.Module, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped, nms_config
-from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.two_stage import boxes
 from mmdeploy_ext.families.two_stage.proposals import generator_of, is_guided, is_staged, thresholds
 
@@ -45,7 +45,7 @@ def check(heads: Mapping[str, nn.Module], options: Options) -> None:
 def check_proposals(head: nn.Module, options: Options) -> None:
     """Refuse (UsageError) options that guided anchors, or anchors of several stages, do not take."""
     if is_guided(head):
-        parts.check_one_image(head, options)
+        detector_parts.check_one_image(head, options)
     if options.get('max_proposals') and (is_guided(head) or is_staged(head)):
         raise UsageError(f'--max-proposals {options.max_proposals}: {type(head).__name__} exports without')
 

@@ -17,20 +17,27 @@ from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
-from mmdeploy_ext.families.dense.graphs import box_outputs
-from mmdeploy_ext.families.dense.samples import feeds
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit, entries_of
+from mmdeploy_ext.families.parts import (
+    detector_parts,
+    image_feeds,
+    mask_settings,
+    mmdet_reference,
+    pasting,
+    region_boxes,
+    region_maps,
+)
+from mmdeploy_ext.families.parts.exaggerated import QUADRANT, changed_outputs, exaggerated_cells
+from mmdeploy_ext.families.parts.image_feeds import feeds
+from mmdeploy_ext.families.parts.image_tensors import box_outputs
+from mmdeploy_ext.families.parts.regions import part_of, stages_of
 from mmdeploy_ext.families.two_stage import (
     boxes,
     caps,
     counted,
     graphs,
-    masks,
     panoptic,
-    pasting,
     proposals,
     reference,
     samples,
@@ -44,7 +51,6 @@ from mmdeploy_ext.families.two_stage.kinds import (
     result_cfg,
     result_key,
 )
-from mmdeploy_ext.families.two_stage.regions import part_of, stages_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 
@@ -96,7 +102,7 @@ class TwoStageFamily(ImageFamily):
     keep_fp32 = ('proposals/*', 'regions/*', 'paste/*')  # boxes in float16 are half a pixel coarse
     feeds = staticmethod(feeds)
     reference_tensors = staticmethod(reference.tensors)
-    reference_detections = staticmethod(reference.detections)
+    reference_detections = staticmethod(mmdet_reference.detections)
     candidate_bounds = staticmethod(counted.candidate_bounds)
     inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
 
@@ -121,7 +127,7 @@ class TwoStageFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of parts that are not exported are refused by `check`, by the part."""
-        two_stage = parts.detects(cfg, KNOWN)
+        two_stage = detector_parts.detects(cfg, KNOWN)
         masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
         known = (bool(cfg.model.get('rpn_head')), masks_too) == (self.proposes, self.with_masks)
         return Claim.HEAD if two_stage and known else Claim.NO
@@ -136,28 +142,28 @@ class TwoStageFamily(ImageFamily):
             if 'roi_head' in heads:
                 check_roi_head(heads['roi_head'])
                 boxes.thresholds(heads['roi_head'].test_cfg)
-        parts.check(cfg.model, options)
+        detector_parts.check(cfg.model, options)
         if 'rpn_head' in heads:
             strides = proposals.generator_of(heads['rpn_head']).strides
-            parts.check_smallest((int(stride[0]) for stride in strides), options)
+            detector_parts.check_smallest((int(stride[0]) for stride in strides), options)
             caps.check_proposals(heads['rpn_head'], options)
         caps.check(heads, options)
         split.check(heads, options)
         if options.get('paste_masks'):
-            pasting.check(masks.threshold(heads['roi_head'].test_cfg), options)
+            pasting.check(mask_settings.threshold(heads['roi_head'].test_cfg), options)
 
     def heads(self, cfg: Any) -> dict[str, nn.Module]:
         """Return key -> head of those that the config has, of proposals and of regions, without the rest."""
-        test_cfg, result = parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
+        test_cfg, result = detector_parts.test_cfg_of(cfg), result_key(DETECTORS.get(cfg.model.type))
         return {
-            key: parts.tested_head(cfg, key, test_cfg.get(part))
+            key: detector_parts.tested_head(cfg, key, test_cfg.get(part))
             for key, part in (('rpn_head', 'rpn'), ('roi_head', result))
             if cfg.model.get(key)
         }
 
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
-        roi_head = graphs.roi_head_of(model)
+        roi_head = region_maps.roi_head_of(model)
         head = proposals.last_stage(model.rpn_head) if roi_head is None else boxes.last_head(roi_head)
         return int(head.num_classes)
 
@@ -173,12 +179,12 @@ class TwoStageFamily(ImageFamily):
         """See `ImageFamily.results`: mmdet's own heads look at the proposals of a file that ends there."""
         if metadata.form != split.PROPOSALS:
             return super().results(model, metadata, outputs, feeds, images, rescale)
-        return reference.detections(model, images, rescale, reference.outputs_of_first(model, outputs))
+        return mmdet_reference.detections(model, images, rescale, reference.outputs_of_first(model, outputs))
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         first = proposals.thresholds(model.rpn_head) if self.proposes else None
-        alone = graphs.roi_head_of(model) is None
+        alone = region_maps.roi_head_of(model) is None
         last = first if alone else boxes.thresholds(result_cfg(model))
         found = dict(last.to_json(), num_classes=self.num_classes(model))
         return dict(found, proposals=first.to_json()) if self.proposes else found
@@ -202,7 +208,7 @@ class TwoStageFamily(ImageFamily):
 
     def makes_proposals_first(self, model: nn.Module) -> bool:
         """Return whether a detector makes proposals, and something else of them."""
-        return self.proposes and graphs.roi_head_of(model) is not None
+        return self.proposes and region_maps.roi_head_of(model) is not None
 
     def lists(
         self, model: nn.Module, images: Sequence[PreparedImage], rescale: bool
@@ -225,7 +231,7 @@ class TwoStageFamily(ImageFamily):
 
     def scores_of(self, model: nn.Module, images: Sequence[PreparedImage], name: str) -> np.ndarray:
         """See `ImageFamily.scores_of`: of results without their masks."""
-        with reference.without_masks(graphs.roi_head_of(model)):
+        with reference.without_masks(region_maps.roi_head_of(model)):
             return super().scores_of(model, images, name)
 
     def inner_lists(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -265,14 +271,14 @@ class TwoStageFamily(ImageFamily):
 
         Of a cascade the last stage alone if all classes have one box: other stages look at what it becomes.
         """
-        roi_head = graphs.roi_head_of(model)
+        roi_head = region_maps.roi_head_of(model)
         count = 0 if roi_head is None else stages_of(roi_head)
         with contextlib.ExitStack() as stack:
             if self.proposes:
                 stack.enter_context(changed_outputs(model.rpn_head, _exaggerated_proposals(model.rpn_head)))
             for stage in range(count):
                 head = part_of(roi_head, 'bbox_head', stage)
-                if not getattr(head, 'with_reg', True) or boxes.coder_of(head)['type'] != 'delta':
+                if not getattr(head, 'with_reg', True) or region_boxes.coder_of(head)['type'] != 'delta':
                     continue
                 if stage + 1 == count or not getattr(head, 'reg_class_agnostic', True):
                     stack.enter_context(changed_outputs(head, _exaggerated_regions(head)))
@@ -280,7 +286,7 @@ class TwoStageFamily(ImageFamily):
 
     def finds_always(self, model: nn.Module) -> bool:
         """See `ImageFamily.finds_always`: proposals have no threshold of their scores."""
-        return graphs.roi_head_of(model) is None
+        return region_maps.roi_head_of(model) is None
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""
@@ -296,11 +302,11 @@ class TwoStageMasksFamily(TwoStageFamily):
     task = 'boxed_mask'
     with_masks = True
     trial_rows = 100  # masks take most of the time
-    feeds = staticmethod(samples.feeds_with_sizes)
+    feeds = staticmethod(image_feeds.feeds_with_sizes)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
-        return dict(super().postprocess_facts(model), mask_thr=masks.threshold(result_cfg(model)))
+        return dict(super().postprocess_facts(model), mask_thr=mask_settings.threshold(result_cfg(model)))
 
 
 class TwoStagePanopticFamily(TwoStageMasksFamily):
@@ -365,7 +371,7 @@ class TwoStagePanopticFamily(TwoStageMasksFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
-        return Claim.DETECTOR if parts.detects(cfg, PANOPTIC) else Claim.NO
+        return Claim.DETECTOR if detector_parts.detects(cfg, PANOPTIC) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: the parts of the map, too."""

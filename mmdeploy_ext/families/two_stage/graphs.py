@@ -14,18 +14,26 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.forms import same_priors
-from mmdeploy_ext.families.dense.graphs import box_outputs, image_input, optional_inputs
-from mmdeploy_ext.families.dense.plain import clips
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_tensors import box_outputs, clip_size, image_input, optional_inputs
+from mmdeploy_ext.families.parts.mask_logits import judge_of
+from mmdeploy_ext.families.parts.mask_settings import threshold
+from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
+from mmdeploy_ext.families.parts.plain_heads import clips
+from mmdeploy_ext.families.parts.priors import same_priors
+from mmdeploy_ext.families.parts.region_maps import (
+    feature_names,
+    grid_of,
+    has_masks,
+    region_maps,
+    roi_head_of,
+)
+from mmdeploy_ext.families.parts.regions import part_of, stages_of
 from mmdeploy_ext.families.two_stage.boxes import Boxes, thresholds
 from mmdeploy_ext.families.two_stage.caps import COUNTS, rows_of
-from mmdeploy_ext.families.two_stage.grid import Grid, grid_of
+from mmdeploy_ext.families.two_stage.grid import Grid
 from mmdeploy_ext.families.two_stage.kinds import result_cfg
-from mmdeploy_ext.families.two_stage.mask_logits import judge_of
-from mmdeploy_ext.families.two_stage.masks import Masks, threshold
-from mmdeploy_ext.families.two_stage.pasting import mask_output, size_inputs, with_pasting
+from mmdeploy_ext.families.two_stage.masks import Masks
 from mmdeploy_ext.families.two_stage.proposals import (
     generator_of,
     is_staged,
@@ -34,41 +42,9 @@ from mmdeploy_ext.families.two_stage.proposals import (
     proposals_of,
     smallest_input,
 )
-from mmdeploy_ext.families.two_stage.regions import context_maps, context_names, part_of, stages_of
 
 MASK_NAMES = ('masks', 'mask_scores')
 """Outputs of mask heads; the second where a head judges masks."""
-
-
-def feature_names(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the maps that regions are pooled from, levels first."""
-    roi_head = roi_head_of(model)
-    if roi_head is None:
-        return ()
-    kinds = ('bbox', 'mask') if roi_head.with_mask else ('bbox',)
-    pools = [
-        part_of(roi_head, f'{kind}_roi_extractor', one)
-        for kind in kinds
-        for one in range(stages_of(roi_head))
-    ]
-    if grid_of(roi_head) is not None:
-        pools.append(roi_head.grid_roi_extractor)
-    levels = range(max(pool.num_inputs for pool in pools))
-    return (*(f'features_{level}' for level in levels), *context_names(roi_head))
-
-
-def region_maps(model: nn.Module, levels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the maps of `feature_names`, of all levels that the detector has."""
-    roi_head = roi_head_of(model)
-    if roi_head is None:
-        return []
-    count = len(feature_names(model)) - len(context_names(roi_head))
-    return [*levels[:count], *context_maps(roi_head, levels)]
-
-
-def roi_head_of(model: nn.Module) -> nn.Module | None:
-    """Return the head of regions; None of a detector that gives its proposals."""
-    return getattr(model, 'roi_head', None)
 
 
 def proposes(model: nn.Module) -> bool:
@@ -189,11 +165,6 @@ class FullForm(nn.Module):
         return tuple(one[:, :-1] for one in head(features, dets, labels, scale_factor))
 
 
-def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
-    """Return height and width (B, 2) that boxes are clipped to; an `img_shape` of 0 means the input's."""
-    return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
-
-
 def with_area(boxes: torch.Tensor) -> torch.Tensor:
     """Return which of given proposals (B, K, 4) are some: (B, K) bool."""
     return (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
@@ -214,12 +185,6 @@ def clips_regions(model: nn.Module) -> bool:
         return False
     heads = [part_of(roi_head, 'bbox_head', stage) for stage in range(stages_of(roi_head))]
     return any(clips(head) if getattr(head, 'with_reg', True) else True for head in heads)
-
-
-def has_masks(model: nn.Module) -> bool:
-    """Return whether a detector gives masks of its boxes."""
-    roi_head = roi_head_of(model)
-    return roi_head is not None and bool(roi_head.with_mask)
 
 
 def mask_names(model: nn.Module) -> tuple[str, ...]:
@@ -257,7 +222,7 @@ def _rows(model: nn.Module, options: Options) -> int | str:
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
-    image = image_input(options, smallest_input(model), parts.multiple(model))
+    image = image_input(options, smallest_input(model), detector_parts.multiple(model))
     batch = image.axes[0]
     rows = _rows(model, options)
     outputs = box_outputs(batch, rows)

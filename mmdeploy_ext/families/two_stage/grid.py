@@ -12,18 +12,14 @@ from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.two_stage.regions import Pool, check_extractor
-
-
-def grid_of(roi_head: nn.Module) -> nn.Module | None:
-    """Return the head that gives the maps of points, or None."""
-    return getattr(roi_head, 'grid_head', None)
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.region_maps import grid_of
+from mmdeploy_ext.families.parts.regions import Pool, check_extractor
 
 
 def check_grid(roi_head: nn.Module) -> None:
     """Refuse (ConfigError) a grid that the graph does not repeat; with masks mmdet scales boxes otherwise."""
-    parts.same_methods(
+    detector_parts.same_methods(
         type(grid_of(roi_head)), mask_heads.GridHead, ('get_bboxes', 'calc_sub_regions', 'forward')
     )
     check_extractor(roi_head.grid_roi_extractor)

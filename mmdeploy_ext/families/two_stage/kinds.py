@@ -8,17 +8,12 @@ from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.dense import parts
+from mmdeploy_ext.families.parts import detector_parts, mask_settings
+from mmdeploy_ext.families.parts.mask_logits import check_flow
+from mmdeploy_ext.families.parts.region_maps import grid_of
+from mmdeploy_ext.families.parts.regions import Regions, check_extractor, context_names, part_of, stages_of
 from mmdeploy_ext.families.two_stage import boxes, masks, points
-from mmdeploy_ext.families.two_stage.grid import check_grid, grid_of
-from mmdeploy_ext.families.two_stage.mask_logits import check_flow
-from mmdeploy_ext.families.two_stage.regions import (
-    Regions,
-    check_extractor,
-    context_names,
-    part_of,
-    stages_of,
-)
+from mmdeploy_ext.families.two_stage.grid import check_grid
 
 PANOPTIC = detectors.TwoStagePanopticSegmentor
 KNOWN = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
@@ -59,7 +54,7 @@ def check_detector(model: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) a detector, of the config's `model`, whose test path is another."""
     own = DETECTORS.get(model['type'])
     upstream = next(one for one in KNOWN if issubclass(own, one))
-    parts.same_methods(own, upstream, DETECTOR_METHODS)
+    detector_parts.same_methods(own, upstream, DETECTOR_METHODS)
     given = issubclass(own, detectors.FastRCNN)
     for key in ([] if given else ['rpn_head']) + ([] if upstream is detectors.RPN else ['roi_head']):
         if not model.get(key):
@@ -75,7 +70,7 @@ def check_roi_head(roi_head: nn.Module) -> None:
         raise ConfigError(
             f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
         )
-    parts.same_methods(type(roi_head), known[0], ROI_METHODS)
+    detector_parts.same_methods(type(roi_head), known[0], ROI_METHODS)
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))
         boxes.check_head(part_of(roi_head, 'bbox_head', stage))
@@ -93,4 +88,4 @@ def check_roi_head(roi_head: nn.Module) -> None:
         Regions(roi_head, kind, 0)
     if roi_head.with_mask:
         check_flow(roi_head)
-        masks.threshold(roi_head.test_cfg)
+        mask_settings.threshold(roi_head.test_cfg)

@@ -4,19 +4,17 @@ Source: `roi_heads/{test_mixins,cascade_roi_head}.py`, `mask_heads/fcn_mask_head
 `regions.py`; n detections, m side of a mask.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import number
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.two_stage.mask_logits import heads_of, judge_of, logits_of, own_class, own_rows
-from mmdeploy_ext.families.two_stage.points import Points, points_of, refined_side
-from mmdeploy_ext.families.two_stage.regions import part_of
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.mask_logits import heads_of, judge_of, logits_of, own_class, own_rows
+from mmdeploy_ext.families.parts.mask_settings import points_of
+from mmdeploy_ext.families.two_stage.points import Points
 
 
 def check_head(head: nn.Module) -> None:
@@ -26,30 +24,7 @@ def check_head(head: nn.Module) -> None:
         raise ConfigError(
             f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'
         )
-    parts.same_methods(type(head), upstream, ('get_seg_masks',))
-
-
-def threshold(test_cfg: Mapping[str, Any]) -> float:
-    """Return `mask_thr_binary`, which masks have to reach.
-
-    ConfigError: it is missing, no number, or below 0, where mmdet gives soft masks for viewing.
-    """
-    value = number('rcnn.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
-    if value < 0:
-        raise ConfigError(f'test_cfg.rcnn.mask_thr_binary={value}: expected 0 or more')
-    return value
-
-
-def side_of(roi_head: nn.Module) -> int | str:
-    """Return the height and width of the masks in the frame of the box."""
-    head = part_of(roi_head, 'mask_head', 0)
-    if points_of(roi_head):
-        return refined_side(roi_head)
-    if isinstance(head, mask_heads.CoarseMaskHead):
-        return int(head.output_size[0])
-    pooled = part_of(roi_head, 'mask_roi_extractor', 0).roi_layers[0].output_size[0]
-    shared = 2 if roi_head.with_shared_head else 1
-    return pooled // shared * (int(head.scale_factor) if head.upsample is not None else 1)
+    detector_parts.same_methods(type(head), upstream, ('get_seg_masks',))
 
 
 class Masks(nn.Module):

@@ -26,12 +26,12 @@ from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.panoptic import InstanceFusion, map_output
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.graphs import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, optional_inputs
+from mmdeploy_ext.families.parts.mask_settings import side_of, threshold
+from mmdeploy_ext.families.parts.pasting import Paste
 from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.kinds import result_cfg
-from mmdeploy_ext.families.two_stage.masks import side_of, threshold
-from mmdeploy_ext.families.two_stage.pasting import Paste
 from mmdeploy_ext.families.two_stage.proposals import smallest_input
 
 RATIO, MULTIPLE = 4, 32
@@ -55,7 +55,7 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
         if own is None or not issubclass(own, upstream):
             found = (cfg.model.get(key) or {}).get('type')
             raise ConfigError(f'model.{key}.type={found}: expected {upstream.__name__}')
-        parts.same_methods(own, upstream, methods)
+        detector_parts.same_methods(own, upstream, methods)
     fusion, things = cfg.model.panoptic_fusion_head, int(roi_head.bbox_head.num_classes)
     stuff = cfg.model.semantic_head.get('num_stuff_classes', 53)
     got = fusion.get('num_things_classes', 80), fusion.get('num_stuff_classes', 53)
@@ -64,7 +64,7 @@ def check_heads(cfg: Any, roi_head: nn.Module) -> None:
             f'model.panoptic_fusion_head has {got[0]} things and {got[1]} stuff classes; expected {things}, '
             f'those of bbox_head, and {stuff}, those of semantic_head'
         )
-    overlap = parts.test_cfg_of(cfg)['panoptic'].get('mask_overlap')
+    overlap = detector_parts.test_cfg_of(cfg)['panoptic'].get('mask_overlap')
     if not isinstance(overlap, float) or not 0 <= overlap < 1:
         raise ConfigError(f'model.test_cfg.panoptic.mask_overlap={overlap}: expected 0 or more, below 1')
 
@@ -126,7 +126,7 @@ class MapFullForm(nn.Module):
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of a form."""
-    step = max(parts.multiple(model), MULTIPLE)
+    step = max(detector_parts.multiple(model), MULTIPLE)
     image = image_input(options, max(step, smallest_input(model)), step)
     batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, True))

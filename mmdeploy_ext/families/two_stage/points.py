@@ -11,22 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mmdeploy_ext.families.two_stage.mask_logits import own_rows
-from mmdeploy_ext.families.two_stage.sampling import sampled
+from mmdeploy_ext.families.parts.mask_logits import own_rows
+from mmdeploy_ext.families.parts.mask_settings import points_of
+from mmdeploy_ext.families.parts.region_sampling import sampled
 
 METHODS = ('_mask_point_forward_test', '_get_fine_grained_point_feats')
 """Methods of upstream that the graph repeats."""
-
-
-def points_of(roi_head: nn.Module) -> nn.Module | None:
-    """Return the head that looks at single points of regions, or None."""
-    return getattr(roi_head, 'point_head', None)
-
-
-def refined_side(roi_head: nn.Module) -> int:
-    """Return the height and width of refined masks."""
-    config = roi_head.test_cfg
-    return int(roi_head.mask_head.output_size[0] * config.scale_factor**config.subdivision_steps)
 
 
 class Points(nn.Module):

@@ -15,11 +15,11 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.forms import rows_of, same_priors
-from mmdeploy_ext.families.dense.own import OWN
-from mmdeploy_ext.families.dense.plain import chosen_coder, clips, plain_head
-from mmdeploy_ext.families.dense.runtime.coders import boxes_of, scores_of
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.own_heads import OWN
+from mmdeploy_ext.families.parts.plain_heads import chosen_coder, clips, plain_head
+from mmdeploy_ext.families.parts.priors import rows_of, same_priors
+from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
 from mmdeploy_ext.families.two_stage import staged
 
 HEADS = (heads.GARPNHead, heads.CascadeRPNHead, heads.RPNHead)
@@ -37,7 +37,7 @@ def check_head(head: nn.Module) -> None:
     if upstream is None:
         known = ', '.join(one.__name__ for one in HEADS)
         raise ConfigError(f'model.rpn_head.type={type(head).__name__}: proposals export from {known}')
-    parts.same_methods(type(head), upstream, METHODS)
+    detector_parts.same_methods(type(head), upstream, METHODS)
     if is_staged(head):
         staged.check_stages(head)
     thresholds(head)
@@ -92,10 +92,10 @@ def smallest_input(model: nn.Module) -> int:
     """Return the smallest side of an input, pixels."""
     if getattr(model, 'rpn_head', None) is None:
         return 1
-    return parts.smallest(
+    return detector_parts.smallest(
         model.rpn_head,
         max(int(one[0]) for one in generator_of(model.rpn_head).strides),
-        parts.round_down(model),
+        detector_parts.round_down(model),
     )
 
 

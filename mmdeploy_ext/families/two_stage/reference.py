@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,19 +10,16 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.dense.reference import batch_of
-from mmdeploy_ext.families.dense.reference import metas_of as images_metas
+from mmdeploy_ext.families.parts.mmdet_reference import Given, batch_of, metas_of_images
+from mmdeploy_ext.families.parts.region_maps import feature_names
+from mmdeploy_ext.families.parts.regions import flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
-from mmdeploy_ext.families.two_stage.graphs import feature_names, proposal_names
-from mmdeploy_ext.families.two_stage.regions import flat, part_of
-from mmdeploy_ext.families.two_stage.samples import pasted_size, proposals_of, stacked
+from mmdeploy_ext.families.two_stage.graphs import proposal_names
+from mmdeploy_ext.families.two_stage.samples import stacked
 from mmdeploy_ext.families.two_stage.split import PROPOSALS, REGIONS
 from mmdeploy_ext.preprocess.pictures import PreparedImage
-from mmdeploy_ext.runtime.detections import BoxedInstances, Detections, ScoredMasks
+from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
-
-Given = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
-"""Maps of all levels that regions are pooled from, and proposals (K, 4) of every image."""
 
 
 def tensors(model: nn.Module, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
@@ -118,37 +114,6 @@ def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> Giv
     return maps, [one[(one[:, 2:] > one[:, :2]).all(dim=1)] for one in rows]
 
 
-def detections(
-    model: nn.Module, images: Sequence[PreparedImage], rescale: bool, given: Given | None = None
-) -> list[Detections]:
-    """Return the results of mmdet's `simple_test`, or of that of its head of regions alone.
-
-    Boxes are in pixels of the originals with `rescale`. `given` is what regions are pooled from, and
-    proposals, in place of the model's own.
-    """
-    metas = metas_of_images(images, rescale)
-    with torch.no_grad():
-        batch, own = batch_of(model, images).contiguous(), {}  # see `roi_align`
-        if getattr(model, 'rpn_head', None) is None:
-            own['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
-        if given is None:
-            results = model.simple_test(batch, metas, rescale=rescale, **own)
-        else:
-            results = model.roi_head.simple_test(*given, metas, rescale=rescale)
-    roi_head = getattr(model, 'roi_head', None)
-    if roi_head is not None and roi_head.with_mask:
-        sizes = [pasted_size(image, rescale) for image in images]
-        return [instances_of_classes(*one, size) for one, size in zip(results, sizes, strict=True)]
-    return [boxes_of_classes([one] if roi_head is None else one) for one in results]
-
-
-def metas_of_images(images: Sequence[PreparedImage], rescale: bool) -> list[dict[str, Any]]:
-    """Return what mmdet wants to know about every image; see `detections`."""
-    sizes = [pasted_size(image, True) if rescale else image.ori_shape for image in images]
-    every = zip(images_metas(images), sizes, strict=True)
-    return [meta | dict(ori_shape=(*size, 3), flip=False) for meta, size in every]
-
-
 @contextlib.contextmanager
 def without_masks(roi_head: nn.Module | None) -> Iterator[None]:
     """Inside the block a head of regions gives boxes alone."""
@@ -237,34 +202,3 @@ def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -
             (result,) = model.simple_test(batch, metas, rescale=True)
         found.append(Segments.of_map(result['pan_results'], classes))
     return found
-
-
-def boxes_of_classes(result: Sequence[np.ndarray]) -> Detections:
-    """Return the boxes of an image of all classes, (n, 5) each, in descending score order."""
-    rows, labels, order = _in_order(result)
-    return Detections(rows[order, :4], rows[order, 4], labels[order])
-
-
-def instances_of_classes(
-    boxes: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]], size: tuple[int, int]
-) -> BoxedInstances:
-    """Return the instances of an image of all classes, masks of `size`, in descending score order.
-
-    With heads that judge masks, `masks` is a pair: masks and their scores, of all classes.
-    """
-    masks, scores = masks if isinstance(masks, tuple) else (masks, None)
-    rows, labels, order = _in_order(boxes)
-    every = [mask for one in masks for mask in one]
-    whole = np.stack([every[row] for row in order]) if every else np.zeros((0, *size), bool)
-    found = BoxedInstances(whole, rows[order, 4], labels[order], rows[order, :4])
-    if scores is None:
-        return found
-    judged = np.asarray([score for one in scores for score in one], np.float32)
-    return ScoredMasks(*(getattr(found, field.name) for field in dataclasses.fields(found)), judged[order])
-
-
-def _in_order(result: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return boxes with scores (n, 5) and labels (n,) of all classes, and their order by score."""
-    rows = np.concatenate([np.asarray(one, np.float32).reshape(-1, 5) for one in result])
-    labels = np.repeat(np.arange(len(result), dtype=np.int64), [len(one) for one in result])
-    return rows, labels, np.argsort(-rows[:, 4], kind='stable')

@@ -20,10 +20,11 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
+from mmdeploy_ext.families.parts import image_tensors, region_maps
+from mmdeploy_ext.families.parts.region_maps import grid_of
+from mmdeploy_ext.families.parts.regions import context_names
 from mmdeploy_ext.families.two_stage import graphs
-from mmdeploy_ext.families.two_stage.grid import grid_of
 from mmdeploy_ext.families.two_stage.proposals import Proposals, is_guided, is_staged, smallest_side
-from mmdeploy_ext.families.two_stage.regions import context_names
 
 PROPOSALS, REGIONS = FORMS = ('proposals', 'regions')
 """The two graphs."""
@@ -86,7 +87,7 @@ class ProposalsForm(nn.Module):
         self, image: torch.Tensor, img_shape: torch.Tensor, *maps: torch.Tensor
     ) -> tuple[torch.Tensor]:
         """Return proposals (B, K, 4) of the head's outputs; rows that an image does not have are zero."""
-        dets, *_ = self.proposals(maps, graphs.clip_size(image, img_shape))
+        dets, *_ = self.proposals(maps, image_tensors.clip_size(image, img_shape))
         return (tap('proposals', dets[..., :4]),)
 
 
@@ -144,7 +145,7 @@ def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
                 found = dict(zip(network.names, network(like.new_zeros((1, 3, *size))), strict=True))
         except RuntimeError as error:
             raise UsageError(f'--shape {size[0]} {size[1]}: the model does not take it: {error}') from error
-        features = [found[name] for name in graphs.feature_names(model)]
+        features = [found[name] for name in region_maps.feature_names(model)]
         boxes = like.new_tensor([[[0.0, 0.0, 8.0, 8.0]] * PROBED])
         with torch.no_grad():
             found |= form.look(features, boxes, like.new_tensor([size]), like.new_ones((1, 4)))[1]
@@ -154,7 +155,7 @@ def shapes(model: nn.Module, options: Options) -> dict[str, tuple[int, ...]]:
 
 def inner_names(model: nn.Module, options: Options) -> tuple[str, ...]:
     """Return the names of what heads of regions give, and are given, stage by stage."""
-    outside = (*graphs.feature_names(model), *graphs.proposal_names(model))
+    outside = (*region_maps.feature_names(model), *graphs.proposal_names(model))
     return tuple(name for name in shapes(model, options) if name not in outside)
 
 
@@ -174,7 +175,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of one of the two graphs."""
     full, known = graphs.spec(model, options), shapes(model, options)
     image, img_shape, scale_factor = full.inputs
-    features = tuple(_tensor(name, known[name], options, False) for name in graphs.feature_names(model))
+    features = tuple(_tensor(name, known[name], options, False) for name in region_maps.feature_names(model))
     meaning = 'x1 y1 x2 y2 of regions to look at, pixels of the network input; without an area: none'
     proposals = TensorSpec('proposals', 'float32', (image.axes[0], 'K', 4), meaning, 'pixel')
     if options.form == PROPOSALS:
@@ -194,7 +195,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the chain of modules of one of the two graphs."""
-    own, features = fuse(model) if fold else model, graphs.feature_names(model)
+    own, features = fuse(model) if fold else model, region_maps.feature_names(model)
     if options.form == REGIONS:
         names = (*graphs.full_names(model, options), *inner_names(model, options))
         inputs = ('img_shape', 'scale_factor', 'proposals', *features)
@@ -211,7 +212,7 @@ def example(model: nn.Module, options: Options) -> dict[str, torch.Tensor]:
     known, numbers = shapes(model, options), torch.Generator().manual_seed(SEED)
     found = {
         name: torch.randn((options.batch, *known[name][1:]), generator=numbers)
-        for name in graphs.feature_names(model)
+        for name in region_maps.feature_names(model)
     }
     size = torch.tensor([[options.height, options.width]] * options.batch, dtype=torch.float32)
     low = torch.rand((options.batch, 40, 2), generator=numbers) * 0.75

@@ -11,9 +11,9 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.plain import chosen_coder
 from mmdeploy_ext.families.images import ImageFamily
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.plain_heads import chosen_coder
 from mmdeploy_ext.families.yolact import graphs, reference, samples
 from mmdeploy_ext.families.yolact.postprocess import MASK_THR, thresholds
 
@@ -36,23 +36,23 @@ class YolactFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        return Claim.DETECTOR if parts.detects(cfg, detectors.YOLACT) else Claim.NO
+        return Claim.DETECTOR if detector_parts.detects(cfg, detectors.YOLACT) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, thresholds, sizes."""
-        test_cfg = parts.test_cfg_of(cfg)
+        test_cfg = detector_parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
-            parts.same_methods(DETECTORS.get(cfg.model.type), detectors.YOLACT, METHODS)
+            detector_parts.same_methods(DETECTORS.get(cfg.model.type), detectors.YOLACT, METHODS)
             for key, upstream in HEADS.items():
                 own = dict(train_cfg=None, test_cfg=test_cfg) if key == 'bbox_head' else {}
-                head = parts.built_head(dict(cfg.model.get(key) or {}, **own), f'model.{key}')
+                head = detector_parts.built_head(dict(cfg.model.get(key) or {}, **own), f'model.{key}')
                 if not isinstance(head, upstream):
                     raise ConfigError(f'model.{key}.type={type(head).__name__}: expected {upstream.__name__}')
-                parts.same_methods(type(head), upstream, METHODS)
+                detector_parts.same_methods(type(head), upstream, METHODS)
                 if key == 'bbox_head':
                     chosen_coder(head)
                     _check_limit(head, thresholds(test_cfg))
-        parts.check(cfg.model, options)
+        detector_parts.check(cfg.model, options)
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
@@ -63,4 +63,4 @@ class YolactFamily(ImageFamily):
 def _check_limit(head: nn.Module, config: Mapping[str, float]) -> None:
     """Refuse (ConfigError) more results than the smallest input, of one cell a level, can have."""
     of_class = min(int(config['top_k']), sum(head.prior_generator.num_base_priors))
-    parts.check_limit('max_per_img', config['max_per_img'], int(head.num_classes) * of_class)
+    detector_parts.check_limit('max_per_img', config['max_per_img'], int(head.num_classes) * of_class)

@@ -8,9 +8,8 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.families.dense import parts
-from mmdeploy_ext.families.dense.graphs import box_outputs, image_input, optional_inputs
-from mmdeploy_ext.families.solo.graphs import mask_inputs
+from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.image_tensors import box_outputs, image_input, mask_inputs, optional_inputs
 from mmdeploy_ext.families.yolact.postprocess import FULL, KINDS, FullForm, thresholds
 
 WHOLE = '0 means those of the input'
@@ -35,7 +34,7 @@ class Network(nn.Module):
 
 def spec(model: nn.Module, options: Options) -> GraphSpec:
     """Return the contract of the graph."""
-    image = image_input(options, 1, parts.multiple(model))
+    image = image_input(options, 1, detector_parts.multiple(model))
     batch, rows = image.axes[0], int(thresholds(model.bbox_head.test_cfg)['max_per_img'])
     meaning = 'pixels of the instances at ori_shape'
     masks = TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), meaning, compare='detections')

@@ -19,10 +19,10 @@ from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.nms_config import number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, clip_to, gather_rows
-from mmdeploy_ext.families.dense.forms import rows_of, same_priors
-from mmdeploy_ext.families.dense.plain import border_inset, chosen_coder, clips, plain_head
-from mmdeploy_ext.families.dense.runtime.coders import boxes_of, scores_of
-from mmdeploy_ext.families.two_stage.graphs import clip_size
+from mmdeploy_ext.families.parts.image_tensors import clip_size
+from mmdeploy_ext.families.parts.plain_heads import border_inset, chosen_coder, clips, plain_head
+from mmdeploy_ext.families.parts.priors import rows_of, same_priors
+from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, scores_of
 
 KINDS = ('cls', 'reg', 'coeff')
 """Outputs of the head, each of every level."""

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmdeploy_ext.families.dense.samples import feeds as box_feeds
-from mmdeploy_ext.families.solo.samples import batches
-from mmdeploy_ext.families.solo.samples import feeds as mask_feeds
+from mmdeploy_ext.families.parts.image_feeds import batches, mask_feeds
+from mmdeploy_ext.families.parts.image_feeds import feeds as box_feeds
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 
 __all__ = ['batches', 'feeds']

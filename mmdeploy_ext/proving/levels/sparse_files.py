@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from mmdeploy_ext.families.sparse_backbone.runtime import ScnOnnx
+from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.proving.half import compare_named
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order
 from mmdeploy_ext.proving.rows import TensorRow

@@ -17,8 +17,8 @@ from mmdeploy_ext.contract.schema import Mismatch
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.families.dense.family import DenseFamily
 from mmdeploy_ext.families.dense.forms import Decode, raw_names
-from mmdeploy_ext.families.dense.runtime import coders
 from mmdeploy_ext.families.dense.runtime import model as runtime
+from mmdeploy_ext.families.parts.runtime import box_coders
 from mmdeploy_ext.runtime.detections import Detections, results_from_padded, sigmoid
 
 STRIDES = [8, 16, 32]
@@ -100,7 +100,7 @@ def test_decoding_equals_mmdets_coder_also_where_it_clamps(seed, scale):
     priors = torch.from_numpy(anchors)
     wanted = np.stack([coder.decode(priors, torch.from_numpy(image)).numpy() for image in deltas])
     settings_of = dict(means=MEANS, stds=STDS, wh_ratio_clip=16 / 1000)
-    found = coders.delta(np, anchors, dict(bbox_pred=deltas), settings_of, 0)
+    found = box_coders.delta(np, anchors, dict(bbox_pred=deltas), settings_of, 0)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * max(np.abs(wanted).max(), 1))
 
@@ -174,7 +174,7 @@ def test_sigmoid_is_quiet_and_equals_torch_at_the_extremes():
 
 
 def test_every_coder_has_a_check_of_its_settings_and_the_reverse():
-    assert set(coders.CODERS) == set(dense_head.CODERS)
+    assert set(box_coders.CODERS) == set(dense_head.CODERS)
 
 
 class Noting(dict):
@@ -207,7 +207,7 @@ SETTINGS = dict(
 )
 
 
-@pytest.mark.parametrize('kind', coders.CODERS)
+@pytest.mark.parametrize('kind', box_coders.CODERS)
 def test_the_check_of_a_coder_knows_what_it_reads(kind):
     settings = Noting(dict(SETTINGS[kind], type=kind))
     dense_head.coder(settings, 'coder')
@@ -216,7 +216,7 @@ def test_the_check_of_a_coder_knows_what_it_reads(kind):
     points = kind in dense_head.OF_POINTS or kind == 'scaled'
     priors = np.float32([[0, 0, 8, 8], [4, 4, 20, 12]])[:, : 2 if points else 4]
     rows = Noting({name: np.zeros((1, 2, count), np.float32) for name, count in columns.items()})
-    boxes = coders.CODERS[kind](np, priors, rows, settings, 1)
+    boxes = box_coders.CODERS[kind](np, priors, rows, settings, 1)
     assert boxes.shape == (1, 2, 4) and rows.read == set(columns)
     assert settings.read <= set(dense_head.CODERS[kind])
     for name in dense_head.CODERS[kind]:

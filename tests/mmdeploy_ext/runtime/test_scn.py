@@ -14,7 +14,7 @@ import toy_sparse
 from mmdeploy_ext.compat import single_thread
 from mmdeploy_ext.contract.metadata_entries import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, PointsError
-from mmdeploy_ext.families.sparse_backbone.runtime import ScnOnnx
+from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
 from mmdeploy_ext.sparse import engine, portable
 from mmdeploy_ext.sparse.order import reorder
@@ -160,7 +160,7 @@ def test_it_needs_no_torch(path):
         'import sys\n'
         'for name in ("torch", "mmcv", "spconv", "mmdet3d"): sys.modules[name] = None\n'
         'import numpy as np\n'
-        'from mmdeploy_ext.families.sparse_backbone.runtime import ScnOnnx\n'
+        'from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx\n'
         f'print(ScnOnnx({path!r}).step(points=np.full((4, 5), 0.5, np.float32)).shape)\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)

@@ -21,8 +21,8 @@ from mmdeploy_ext.families.anchor3d.runtime import boxes
 from mmdeploy_ext.families.anchor3d.runtime import model as anchor_model
 from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.centerpoint.pillars import DynamicPillars
-from mmdeploy_ext.families.centerpoint.runtime import pillars as pillars_model
+from mmdeploy_ext.families.parts.pillars import DynamicPillars
+from mmdeploy_ext.families.parts.runtime import pillars as pillars_model
 from mmdeploy_ext.preprocess.points import VoxelRule, assigned
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep

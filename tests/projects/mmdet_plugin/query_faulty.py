@@ -4,7 +4,8 @@ import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.exporting.ops import deformable_attention
-from mmdeploy_ext.families.query import networks, padding, postprocess
+from mmdeploy_ext.families.parts import padding, query_networks
+from mmdeploy_ext.families.query import postprocess
 from planting import altered
 
 
@@ -52,7 +53,7 @@ EVERY = {
     'a query swapped': altered(postprocess.FullForm, 'forward', boxes_of_another_query),
     'boxes relative to padding': altered(postprocess.FullForm, 'forward', padded_whole),
     'padding ignored': altered(padding.Level, 'inside', lambda right: lambda self: right(self) * 0 + 1),
-    'padding of the first image': altered(networks.QueryNetwork, 'forward', of_the_first_image),
+    'padding of the first image': altered(query_networks.QueryNetwork, 'forward', of_the_first_image),
     'positions of padding, too': altered(
         padding.SinePositions, '_along', lambda right: lambda self, one: right(self, whole(one))
     ),
@@ -71,7 +72,7 @@ DEFORMABLE = {
     ),
 }
 TWO_STAGE = {
-    'sides of another level': altered(networks, 'SIDE', lambda right: 2 * right),
-    'proposals at the border': altered(networks, 'BORDER', lambda right: 0.15),
-    'another period': altered(networks, 'TEMPERATURE', lambda right: 1000),
+    'sides of another level': altered(query_networks, 'SIDE', lambda right: 2 * right),
+    'proposals at the border': altered(query_networks, 'BORDER', lambda right: 0.15),
+    'another period': altered(query_networks, 'TEMPERATURE', lambda right: 1000),
 }

@@ -12,8 +12,8 @@ import dino_golden as golden
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.families.query import networks
-from mmdeploy_ext.families.query.networks import DinoNetwork
+from mmdeploy_ext.families.parts import query_networks
+from mmdeploy_ext.families.parts.query_networks import DinoNetwork
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.weights.convert.mmdet3_model import model2
 from mmdeploy_ext.weights.convert.mmdet3_names import NOT_OF_THE_MODEL, renamed
@@ -72,7 +72,7 @@ FAULTS = {
 @pytest.mark.parametrize('fault', FAULTS)
 def test_a_fault_of_the_decoder_is_seen(model, expected, fault, monkeypatch):
     name, value = FAULTS[fault]
-    monkeypatch.setattr(DinoNetwork if hasattr(DinoNetwork, name) else networks, name, value)
+    monkeypatch.setattr(DinoNetwork if hasattr(DinoNetwork, name) else query_networks, name, value)
     assert furthest(golden.sampled(outputs(model)), expected) > 1e-3
 
 

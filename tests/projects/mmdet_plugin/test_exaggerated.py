@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.families.dense.exaggerated import raised_corners
+from mmdeploy_ext.families.parts.exaggerated import raised_corners
 from mmdeploy_ext.families.query.family import _of_all_sizes
 from mmdeploy_ext.families.two_stage.family import _exaggerated_regions
 

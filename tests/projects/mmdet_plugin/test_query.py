@@ -7,8 +7,8 @@ from mmdet.models.utils import SinePositionalEncoding
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.query.padding import Level, SinePositions
-from mmdeploy_ext.families.query.runtime.model import detections
+from mmdeploy_ext.families.parts.padding import Level, SinePositions
+from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from toy_query import KINDS, exported, images, options_of, run_stages, seeded, toy
 

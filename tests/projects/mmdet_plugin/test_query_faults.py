@@ -6,7 +6,7 @@ import pytest
 from query_faulty import DEFORMABLE, EVERY, TWO_STAGE
 
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.families.query.runtime.model import detections
+from mmdeploy_ext.families.parts.runtime.padded_results import detections
 from mmdeploy_ext.proving.tasks.bbox2d import match_detections
 from toy_query import images, options_of, run_stages, seeded
 

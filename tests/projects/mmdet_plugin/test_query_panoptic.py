@@ -13,7 +13,8 @@ from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.exporting.postprocess import mask_resize, panoptic
 from mmdeploy_ext.families.base import FAMILIES, find_family
-from mmdeploy_ext.families.query import maskformer, padding
+from mmdeploy_ext.families.parts import padding
+from mmdeploy_ext.families.query import maskformer
 from mmdeploy_ext.families.query import panoptic as forms
 from mmdeploy_ext.families.query.runtime.panoptic import detections
 from mmdeploy_ext.proving.tasks.panoptic import match_detections

@@ -12,7 +12,7 @@ import rtmdet_golden as golden
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import FAMILIES
-from mmdeploy_ext.families.dense.parts import multiple
+from mmdeploy_ext.families.parts.detector_parts import multiple
 from mmdeploy_ext.models.rtmdet.csp import CSPNeXtLayer
 from toy_atss import REPO
 

@@ -14,8 +14,8 @@ from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.exporter import check_operators, default_opset
 from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.parts.regions import Pool
 from mmdeploy_ext.families.two_stage.kinds import result_cfg
-from mmdeploy_ext.families.two_stage.regions import Pool
 from toy_two_stage import (
     KINDS,
     SIZE,

@@ -11,8 +11,8 @@ import torch
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting import export
-from mmdeploy_ext.families.two_stage.pasting import Paste
-from mmdeploy_ext.families.two_stage.runtime.masks import paste
+from mmdeploy_ext.families.parts.pasting import Paste
+from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
 from mmdeploy_ext.proving.tasks import task_module
 from toy_two_stage import family_of, images, options_of, run_stages, seeded, toy
 

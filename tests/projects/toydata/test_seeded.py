@@ -8,7 +8,7 @@ from mmcv import Config
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.dense.parts import without_teacher
+from mmdeploy_ext.families.parts.detector_parts import without_teacher
 from mmdeploy_ext.synthetic.seeded import fill_seeded, normalisation, write_seeded
 from mmdeploy_ext.synthetic.seeded_dense import build_student, check_known
 from seeded_results import CALM, amplified, find

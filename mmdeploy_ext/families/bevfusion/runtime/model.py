@@ -19,7 +19,7 @@ from mmdeploy_ext.contract.metadata import Metadata, read_props
 from mmdeploy_ext.engines import build_backend, build_exact
 from mmdeploy_ext.families.bevfusion.runtime.frames import FAMILY, checked, in_lidar_columns, spread_out
 from mmdeploy_ext.families.bevfusion.runtime.moments import Detecting
-from mmdeploy_ext.families.sparse_backbone.runtime import ScnOnnx
+from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.exported import check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from mmdeploy_ext.families.streampetr.runtime.boxes import sigmoid, top_rows
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
 from mmdeploy_ext.runtime.detections3d import Detections3D, HeadRule, in_range
 

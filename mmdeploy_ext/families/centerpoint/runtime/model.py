@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.families.centerpoint.runtime.boxes import BoxRule, decode
-from mmdeploy_ext.families.centerpoint.runtime.pillars import PILLARS, PillarsOnnx
-from mmdeploy_ext.families.sparse_backbone.runtime import ScnOnnx
+from mmdeploy_ext.families.parts.runtime.pillars import PILLARS, PillarsOnnx
+from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.runtime.exported import Memoryless, check_finite, check_forms, export_files
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
 from mmdeploy_ext.runtime.points import check_in_range, check_points

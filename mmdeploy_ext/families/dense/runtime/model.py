@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
-from mmdeploy_ext.families.dense.runtime.coders import boxes_of, factors_of, peaks_of, scores_of
 from mmdeploy_ext.families.dense.runtime.select import Level, postprocess_image
+from mmdeploy_ext.families.parts.runtime.box_coders import boxes_of, factors_of, peaks_of, scores_of
 from mmdeploy_ext.runtime.detections import check_cap, results_from_padded
 
 if TYPE_CHECKING:

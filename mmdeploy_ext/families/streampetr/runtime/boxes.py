@@ -9,20 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_range
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return 1 / (1 + exp(-x)) in float32, without overflow."""
-    return (np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * logits.astype(np.float32)))).astype(np.float32)
-
-
-def top_rows(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the `count` largest values in descending order; of equal ones the first."""
-    return np.argsort(-values, kind='stable')[:count]
 
 
 def decode(cls_scores: np.ndarray, bbox_preds: np.ndarray, facts: Mapping[str, Any]) -> Detections3D:

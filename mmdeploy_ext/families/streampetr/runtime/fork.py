@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.families.streampetr.runtime.boxes import sigmoid, top_rows
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid, top_rows
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global
 from mmdeploy_ext.runtime.frames import invert_pose
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.families.two_stage.runtime.masks import paste
+from mmdeploy_ext.families.parts.runtime.pasted_masks import paste
 from mmdeploy_ext.runtime.panoptic import Segments, fuse_instances, resized, segments_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.ops.roi_align import check_layer, pool_level
-from mmdeploy_ext.families.two_stage import sampling
+from mmdeploy_ext.families.parts import region_sampling
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 
@@ -28,7 +28,7 @@ def check_extractor(extractor: nn.Module) -> None:
         raise ConfigError(f'{type(extractor).__name__}: no extractor of regions that is exported ({known})')
     by_points = isinstance(extractor, extractors.GenericRoIExtractor)
     for layer in extractor.roi_layers:
-        moved = not by_points and isinstance(layer, sampling.MOVING)
+        moved = not by_points and isinstance(layer, region_sampling.MOVING)
         if not moved and not (by_points and isinstance(layer, SimpleRoIAlign)):
             check_layer(layer)
 
@@ -62,7 +62,7 @@ class Pool(nn.Module):
         shape = (boxes.shape[0], maps[0].shape[1], *layers[0].output_size)
         pooled = maps[0].new_zeros(shape)
         if any(isinstance(layer, SimpleRoIAlign) for layer in layers):
-            return self._joined([sampling.pooled(layer, one, boxes) for layer, one in pairs])
+            return self._joined([region_sampling.pooled(layer, one, boxes) for layer, one in pairs])
         if isinstance(self.extractor, extractors.GenericRoIExtractor):
             every = torch.zeros_like(images)
             return self._joined(
@@ -74,7 +74,7 @@ class Pool(nn.Module):
         levels = self.levels(boxes)
         boxes = boxes if grown is None else _grown(boxes, grown)
         for level, (layer, one) in enumerate(pairs):
-            pool = sampling.pool_moved if isinstance(layer, sampling.MOVING) else pool_level
+            pool = region_sampling.pool_moved if isinstance(layer, region_sampling.MOVING) else pool_level
             pooled = pool(pooled, one, boxes, images, levels, level, layer, self.constant)
         return pooled
 

@@ -18,14 +18,14 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.deformable_attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.families.query.layers import (
+from mmdeploy_ext.families.parts.padding import Level, SinePositions, periods, tokens_of, waves
+from mmdeploy_ext.families.parts.query_layers import (
     among_themselves,
     decode_queries,
     encode_tokens,
     for_every_image,
     run_layer,
 )
-from mmdeploy_ext.families.query.padding import Level, SinePositions, periods, tokens_of, waves
 
 NAMES = ('logits', 'boxes')
 SIDE = 0.05

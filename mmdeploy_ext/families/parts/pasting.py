@@ -19,7 +19,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
-from mmdeploy_ext.families.two_stage.masks import side_of
+from mmdeploy_ext.families.parts.mask_settings import side_of
 
 
 def check(threshold: float, options: Options) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.families.centerpoint.runtime.pillars import DYNAMIC_INPUTS, INPUTS, PILLARS
 from mmdeploy_ext.families.parts.parts import Parts, parts_of
+from mmdeploy_ext.families.parts.runtime.pillars import DYNAMIC_INPUTS, INPUTS, PILLARS
 
 EXAMPLE = 3
 """Pillars of the traced input."""

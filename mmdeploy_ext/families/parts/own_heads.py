@@ -17,7 +17,7 @@ from torch import nn
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import positive
-from mmdeploy_ext.families.dense.plain import (
+from mmdeploy_ext.families.parts.plain_heads import (
     Kind,
     Rows,
     chosen_coder,

@@ -40,7 +40,7 @@ class Kind:
     Attributes:
         upstream: the class whose `METHODS` the graphs repeat.
         head: returns what it outputs, and how that becomes candidates.
-        coder: returns the coder's settings, as `families/dense/runtime/coders.py` reads them.
+        coder: returns the coder's settings, as `families/parts/runtime/box_coders.py` reads them.
         boxes: (head, level, rows of one image, priors) -> boxes (A, 4), not clipped, by upstream's functions.
         clips: returns whether boxes are clipped to the image.
         scores: (head, rows of one image, priors) -> class scores (A, C) and score factors (A,) or None, by

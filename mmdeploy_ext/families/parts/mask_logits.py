@@ -12,7 +12,7 @@ from mmdet.models.utils import NormedConv2d
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.two_stage.regions import Branch, Regions, stages_of
+from mmdeploy_ext.families.parts.regions import Branch, Regions, stages_of
 
 Seen = 'tuple[torch.Tensor, list[torch.Tensor]]'
 """Features of regions (R, ...), and logits (R, C or 1, m, m) of every stage."""

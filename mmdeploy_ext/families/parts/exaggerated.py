@@ -29,7 +29,7 @@ the centre of its anchor: clipping leaves them, and they show the limit."""
 def exaggerated_cells(maps: torch.Tensor, coder: Mapping[str, Any] | None = None) -> torch.Tensor:
     """Return maps (B, columns, h, w) with larger, shifted and inverted values in some cells.
 
-    `coder` has the settings of one of deltas, see `families/dense/runtime/coders.py`.
+    `coder` has the settings of one of deltas, see `families/parts/runtime/box_coders.py`.
     """
     rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[2:])
     place = (3 * rows[:, None] + 5 * columns) % CELLS

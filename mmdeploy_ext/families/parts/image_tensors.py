@@ -1,0 +1,74 @@
+"""What graphs of images take and give: the contracts of tensors that several families have.
+
+Glossary: B batch, H, W network input in pixels, n detections.
+"""
+
+import torch
+
+from mmdeploy_ext.contract.option import Options
+from mmdeploy_ext.contract.spec import TensorSpec
+from mmdeploy_ext.exporting.postprocess.sizes import hw
+
+
+def image_input(
+    options: Options, smallest: int, multiple: int, padded: str = 'bottom and right'
+) -> TensorSpec:
+    """Return `input` (B, 3, H, W), of a dynamic file at any size."""
+    size = ('B', 3, 'H', 'W') if options.dynamic else (options.batch, 3, options.height, options.width)
+    meaning = f'normalised images, padded {padded}'
+    return TensorSpec('input', 'float32', size, meaning, smallest=smallest, multiple=multiple)
+
+
+def optional_inputs(batch: int | str, clips: bool, bordered: bool = False) -> tuple[TensorSpec, ...]:
+    """Return `img_shape` and `scale_factor`; without clipping the first has no use."""
+    size = 'height and width before padding, which boxes are clipped to; 0 means the input size'
+    ratios = 'w h w h ratios, input / original; boxes are divided by it'
+    padding = 'rows of padding above the image and columns left of it, which boxes lose'
+    inputs = (
+        TensorSpec('img_shape', 'float32', (batch, 2), size, 'pixel', default=0.0, unused=not clips),
+        TensorSpec('scale_factor', 'float32', (batch, 4), ratios, default=1.0),
+        TensorSpec('border', 'float32', (batch, 2), padding, 'pixel', default=0.0),
+    )
+    return inputs if bordered else inputs[:2]
+
+
+def box_outputs(batch: int | str, rows: int | str) -> tuple[TensorSpec, ...]:
+    """Return `dets` and `labels` of a `full` graph."""
+    boxes = (
+        'x1 y1 x2 y2 score in descending score order; pixels of the network input, of the original image '
+        'when scale_factor is fed; padded with zeros'
+    )
+    labels = 'class indices; -1 where dets is padding'
+    return (
+        TensorSpec('dets', 'float32', (batch, rows, 5), boxes, compare='detections'),
+        TensorSpec('labels', 'int64', (batch, rows), labels, compare='detections'),
+    )
+
+
+Axis = int | str
+WHOLE = '0 means those of the input, up to a multiple of 8'
+
+
+def mask_inputs(batch: Axis, whole: str = WHOLE) -> tuple[TensorSpec, ...]:
+    """Return `img_shape` and `ori_shape`; `whole` says what 0 means."""
+    content = f'height and width before padding, which masks are cropped to; {whole}'
+    original = f'height and width of the original images, which masks are resized to; {whole}'
+    return (
+        TensorSpec('img_shape', 'float32', (batch, 2), content, 'pixel', default=0.0),
+        TensorSpec('ori_shape', 'int64', (2,), original, 'pixel', default=0),
+    )
+
+
+def mask_outputs(batch: Axis, rows: Axis) -> tuple[TensorSpec, ...]:
+    """Return `masks`, `scores` and `labels` of a `full` graph."""
+    outputs = (
+        ('masks', 'bool', (batch, rows, 'h', 'w'), 'pixels of the instances at ori_shape'),
+        ('scores', 'float32', (batch, rows), 'in descending order; padded with zeros'),
+        ('labels', 'int64', (batch, rows), 'class indices; -1 where a row is padding'),
+    )
+    return tuple(TensorSpec(*one, compare='detections') for one in outputs)
+
+
+def clip_size(image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
+    """Return height and width (B, 2) that boxes are clipped to; an `img_shape` of 0 means the input's."""
+    return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])

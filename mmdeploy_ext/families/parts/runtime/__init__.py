@@ -1,0 +1,1 @@
+"""What the runtimes of several families share, without torch."""

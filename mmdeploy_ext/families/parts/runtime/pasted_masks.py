@@ -1,0 +1,96 @@
+"""Masks in the frame of boxes are pasted into images, without PyTorch.
+
+Source of the algorithm: mmdet 2.28.2 `mask_heads/fcn_mask_head.py` (`get_seg_masks`, `_do_paste_mask`), and
+`grid_sample` of PyTorch (bilinear, zeros outside, `align_corners=False`), all in float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.families.parts.runtime.result_checks import check_caps, check_form
+from mmdeploy_ext.runtime.detections import BoxedInstances, ScoredMasks
+
+if TYPE_CHECKING:
+    from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.runtime.detections import Arrays
+
+RUNNERS = {'full': 'with_postprocess'}
+
+
+def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[BoxedInstances]:
+    """Return the instances per image of the outputs of a `full` graph, see `consumers`.
+
+    These are `dets` (B, n, 5), `labels` (B, n) and `masks` (B, n, m, m), 0..1 in the frame of the box, or of
+    a file with `--paste-masks` (B, n, h, w) bool, as large as the largest of the images; of heads that judge
+    masks also `mask_scores` (B, n). Feeds hold `ori_shape` (2,) or (B, 2): height and width of the images.
+
+    Raises:
+        ModelFileError: a file with `--max-proposals` or `--max-candidates` may have left some out.
+    """
+    check_form(metadata)
+    batch = len(outputs['labels'])
+    sizes = np.broadcast_to(np.asarray(feeds['ori_shape']).reshape(-1, 2), (batch, 2))
+    scales = np.asarray(feeds.get('scale_factor', np.ones((batch, 4))), np.float32)
+    threshold, found = metadata.postprocess['mask_thr'], []
+    for dets, labels, masks, size, scale in zip(
+        *(outputs[name] for name in ('dets', 'labels', 'masks')), sizes, scales, strict=True
+    ):
+        kept = labels >= 0
+        boxes = dets[kept, :4] * scale / scale  # as mmdet does, which rounds
+        height, width = map(int, size)
+        if masks.dtype == bool:
+            pasted = masks[kept][:, :height, :width]
+        else:
+            pasted = paste(masks[kept], boxes, height, width, threshold)
+        columns = pasted, dets[kept, 4], labels[kept], dets[kept, :4]
+        judged = outputs['mask_scores'][len(found)][kept] if 'mask_scores' in outputs else None
+        found.append(BoxedInstances(*columns) if judged is None else ScoredMasks(*columns, judged))
+    check_caps(metadata, outputs, found)
+    return found
+
+
+def paste(
+    masks: np.ndarray, bboxes_xyxy: np.ndarray, height: int, width: int, threshold: float
+) -> np.ndarray:
+    """Return masks (n, height, width) bool of an image, where masks (n, m, m) of 0..1 reach a threshold.
+
+    They are in the frames of boxes (n, 4), pixels of the image.
+    """
+    whole = np.zeros((len(masks), height, width), bool)
+    for image, mask, (x1, y1, x2, y2) in zip(whole, masks, bboxes_xyxy.astype(np.float32), strict=True):
+        rows, columns = _span(y1, y2, height), _span(x1, x2, width)
+        top, down = _taps(rows, y1, y2, mask.shape[0])
+        left, right = _taps(columns, x1, x2, mask.shape[1])
+        padded = np.pad(mask, 1)
+        values = np.zeros((len(rows), len(columns)), np.float32)
+        for line, above in (top, down):
+            for cell, before in (left, right):
+                values += padded[line[:, None], cell[None]] * (before[None] * above[:, None])
+        image[rows[:, None], columns[None]] = values >= threshold
+    return whole
+
+
+def _span(low: np.float32, high: np.float32, size: int) -> np.ndarray:
+    """Return the pixels along an axis that a box may touch."""
+    return np.arange(max(int(np.floor(low)) - 1, 0), min(int(np.ceil(high)) + 1, size))
+
+
+def _taps(
+    pixels: np.ndarray, low: np.float32, high: np.float32, size: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return the two neighbours in a mask, padded by one, of pixels along an axis, and their weights."""
+    half, one, two = np.float32([0.5, 1, 2])
+    with np.errstate(divide='ignore', invalid='ignore'):
+        place = (pixels.astype(np.float32) + half - low) / (high - low) * two - one
+    place = np.where(np.isinf(place), np.float32(0), place)
+    place = ((place + one) * np.float32(size) - one) / two
+    first = np.floor(place)
+    weight = place - first
+    index = np.clip(np.nan_to_num(first), -2, size + 1).astype(np.int64)
+    return tuple(
+        (np.clip(index + step + 1, 0, size + 1), np.nan_to_num(part))
+        for step, part in ((0, one - weight), (1, weight))
+    )
