@@ -39,6 +39,8 @@ LAYERS = (
 belongs."""
 REGISTRY = 'mmdeploy_ext.families'
 """It imports nothing, and holds the names of modules as texts."""
+PARTS = 'parts'
+"""Of families/: what several families need."""
 WRITTEN = {'mmdeploy_ext.weights.convert.mmdet3_model': {'mmdeploy_ext.models'}}
 """Module -> modules that it writes into configs and does not import."""
 
@@ -119,6 +121,24 @@ def test_packages_import_only_from_those_before_them():
         if package_of(name) and package_of(target) and target != REGISTRY
         if layer_of(target) > layer_of(name)
     ]
+    assert not wrong, '\n'.join(wrong)
+
+
+def family_of(module: str) -> str:
+    """Return the family of a module below families/, or parts; nothing of what all families share."""
+    place = module.removeprefix(f'{REGISTRY}.').split('.')[0]
+    is_family = module.startswith(f'{REGISTRY}.') and (REPOSITORY / PACKAGE / 'families' / place).is_dir()
+    return place if is_family else ''
+
+
+def test_no_family_imports_another():
+    wrong = [
+        f'{name} imports {target}; what several families need is in {REGISTRY}.parts'
+        for name, targets in imports().items()
+        for target in sorted(targets)
+        if family_of(name) and family_of(target) not in ('', PARTS, family_of(name))
+    ]
+    assert {family_of(name) for name in modules()} > {'', PARTS, 'dense', 'two_stage'}
     assert not wrong, '\n'.join(wrong)
 
 

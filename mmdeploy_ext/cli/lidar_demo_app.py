@@ -87,7 +87,7 @@ def load(args: argparse.Namespace) -> Any:
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
     """Return the exported files on ONNX Runtime, exported first where none are given."""
     from mmdeploy_ext.contract.metadata import read_metadata
-    from mmdeploy_ext.families.centerpoint.runtime.model import GRAPHS as NAMES
+    from mmdeploy_ext.families.parts.runtime.lidar import GRAPHS as NAMES
 
     folder = args.onnx
     if folder is None:

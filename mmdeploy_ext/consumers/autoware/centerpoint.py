@@ -51,7 +51,7 @@ class AutowareCenterPoint(Memoryless):
         node: dict[str, float] | None = None,
         **options: Any,
     ) -> None:
-        """Open the folder, or its two files; see `CenterPointOnnx`.
+        """Open the folder, or its two files; see `LidarOnnx`.
 
         `node` gives `circle_m`, `iou` or `iou_search_m`, where they are not the node's defaults.
         ModelFileError: the node would reject the folder, or read it wrongly.

@@ -14,7 +14,7 @@ from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
 from mmdeploy_ext.families.anchor3d.samples import result
 from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.centerpoint.family import DYNAMIC_DETECTOR, CenterPointFamily, check_points_side
+from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
 from mmdeploy_ext.runtime.frames import Stepper
 
@@ -24,7 +24,7 @@ DETECTORS = ('VoxelNet', 'MVXFasterRCNN', DYNAMIC_DETECTOR)
 CODER = 'DeltaXYZWLHRBBoxCoder'
 
 
-class AnchorFamily(CenterPointFamily):
+class AnchorFamily(LidarFamily):
     """mmdet3d's `VoxelNet`, `DynamicVoxelNet` and `MVXFasterRCNN` of points alone, without a memory."""
 
     name = 'anchor3d'
@@ -44,7 +44,7 @@ class AnchorFamily(CenterPointFamily):
         return Claim.DETECTOR if mine else Claim.NO
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
-        """See `CenterPointFamily.check_parts`."""
+        """See `LidarFamily.check_parts`."""
         check_points_side(filename, model, 'a LiDAR detector with anchors', HEADS)
         key = f'{prefix_of(model)}bbox_head'
         head = model[key]

@@ -7,11 +7,11 @@ import torch
 
 from mmdeploy_ext.families.anchor3d.graphs import anchor_rule, flat_outputs
 from mmdeploy_ext.families.anchor3d.runtime.boxes import OUTPUTS
-from mmdeploy_ext.families.centerpoint.reference import Reference
+from mmdeploy_ext.families.parts.lidar_reference import LidarReference
 
 
-class AnchorReference(Reference):
-    """CenterPoint's stepper with the outputs of `Anchor3DHead`."""
+class AnchorReference(LidarReference):
+    """The stepper with the outputs of `Anchor3DHead`."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model, anchor_rule, flat_outputs)

@@ -1,13 +1,9 @@
 """CenterPoint's family: which configs it claims, what it refuses, and what the other modules give."""
 
-import contextlib
-import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmdet3d.models import build_model
 from torch import nn
 
 import mmdeploy_ext.models.mmdet3d  # noqa: F401 - registers classes that configs name
@@ -16,62 +12,35 @@ from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import replaced_entry, test_pipeline
-from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.families.base import BACKBONE, Claim, find_family
-from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.centerpoint import autoware
 from mmdeploy_ext.families.centerpoint.autoware_reference import NodeReference
 from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.centerpoint.reference import Reference
 from mmdeploy_ext.families.centerpoint.runtime.boxes import NMS_TYPES
 from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
-from mmdeploy_ext.families.centerpoint.samples import generated, result
+from mmdeploy_ext.families.centerpoint.samples import result
 from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
 from mmdeploy_ext.families.parts.generated import crowded, in_order_of_columns
-from mmdeploy_ext.families.parts.info_files import generated_dataset
+from mmdeploy_ext.families.parts.lidar_family import LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.options_lidar import AUTOWARE
-from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
-from mmdeploy_ext.families.parts.pillars import DYNAMIC_ENCODER, ENCODERS, SCATTER, has_pillars
-from mmdeploy_ext.families.parts.samples import arrays
-from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
-from mmdeploy_ext.families.parts.special_frames import plain_sweep
-from mmdeploy_ext.families.parts.sweep_samples import dumped, moments, sweep
-from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
-from mmdeploy_ext.proving.levels.limits import limit_between
-from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
-from mmdeploy_ext.weights.checkpoint import Checkpoint
-
-COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
-"""Step that loads points -> columns that it keeps where a config does not say."""
-DYNAMIC_DETECTOR = 'DynamicVoxelNet'
-"""The detector whose voxels hold all their points."""
-FEW, MANY = 19, 700
-"""Boxes that lowered limits of candidates let through, fewer than other limits do, and raised limits."""
 
 
-class CenterPointFamily(SequenceFamily):
+class CenterPointFamily(LidarFamily):
     """mmdet3d's `CenterPoint` of points alone, with `SparseEncoder` and `CenterHead`; it has no memory."""
 
     name = 'centerpoint'
     exports = 'CenterPoint of points with CenterHead (mmdeploy_ext/families/centerpoint/README.md)'
     near = ('CenterHead', 'Anchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'TransFusion')
-    of_config = "the grid is the config's"
-    task = 'bbox3d'
     used_by: ClassVar[Mapping[str, str]] = {
-        '': 'sweep SWEEP.bin --config {config} --checkpoint {checkpoint} --onnx {file}',
+        **LidarFamily.used_by,
         AUTOWARE_FILES[-1]: 'check {folder}',
     }
-    files = ('backbone', 'head')
-    samples = 'sweeps'
-    frame, result, moments = staticmethod(sweep), staticmethod(result), staticmethod(moments)
-    postprocess_facts = staticmethod(postprocess_facts)
-    dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
-    reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
-    compared = ()  # the outputs of both files, see `SequenceFamily.compared`
+    result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
+    reference = staticmethod(Reference)
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         """Refuse detectors whose parts are not exported."""
@@ -87,18 +56,9 @@ class CenterPointFamily(SequenceFamily):
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'CenterPoint' else Claim.NO
 
-    def generated_dataset(self, folder: Path, cfg: Any, rule: VoxelRule) -> dict[str, Any]:
-        """Write moments of a LiDAR alone."""
-        return generated_dataset(folder, cfg, 'NuScenesDataset', voxels=rule)
-
     def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""
-        if options.fp16_io:
-            raise UsageError(f'--fp16-io: points and the map between both graphs of {self.name} stay float32')
-        self.check_parts(cfg.filename, cfg.model)
-        check_points_loaded(cfg)
-        encoder = cfg.model[f'{prefix_of(cfg.model)}middle_encoder']
-        check_form(cfg.filename, options, encoder.type != SCATTER)
+        super().check(cfg, options)
         if options.contract == AUTOWARE:
             autoware.check(cfg.filename, cfg.model)
 
@@ -126,10 +86,6 @@ class CenterPointFamily(SequenceFamily):
         """See `SequenceFamily.between_files`."""
         return autoware.between() if options.contract == AUTOWARE else ()
 
-    def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int]:
-        """Return the layer of the detector; mmdet3d's encoders take z, y, x."""
-        return parts_of(model).voxel_layer, 'zyx', self.reference(model).width
-
     def crowded_sweeps(self, rule: VoxelRule, options: Options) -> Iterable[Sweep]:
         """Yield sweeps that reach a rule's limits.
 
@@ -139,176 +95,17 @@ class CenterPointFamily(SequenceFamily):
         sweeps = crowded(rule)
         return (in_order_of_columns(one, rule) for one in sweeps) if options.contract == AUTOWARE else sweeps
 
-    def plain_sample(self, rule: VoxelRule, sample: Sweep) -> Sweep:
-        """Return a sweep of one point."""
-        return plain_sweep(sample, rule.point_cloud_range)
-
     def synthetic_outputs(
         self, model: nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, Mapping[str, Any]]]:
         """Yield outputs of the head; nodes have rules of their own."""
         return synthetic_outputs(runner.box_rule, spec) if hasattr(runner, 'box_rule') else ()
 
-    @contextlib.contextmanager
-    def with_limit(self, model: nn.Module, runner: Stepper, found: Detections3D) -> Iterator[int]:
-        """See `SequenceFamily.with_limit`; nodes have settings of their own."""
-        rule = getattr(runner, 'box_rule', None)
-        limit = limit_between(found, rule.groups(found.labels)) if rule is not None else 0
-        with _with_limits(model, runner, {rule.limit: limit} if limit else {}):
-            yield limit
-
-    def other_limits(
-        self, model: nn.Module, runner: Stepper, spec: GraphSpec
-    ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
-        """Yield fewer candidates, more results, and more of both; nodes have settings of their own."""
-        rule = getattr(runner, 'box_rule', None)
-        if rule is None:
-            return
-        cells = min(math.prod(tensor.axes[2:]) for tensor in spec.outputs)  # mmdet3d chooses in each class
-        candidates = {name: getattr(rule, name) for name in rule.candidates}
-        limited = {name: count for name, count in candidates.items() if count and count > 0}
-        for name, count in limited.items():
-            fewer = min(FEW, count)
-            yield f'{name} {fewer}', _with_limits(model, runner, {name: fewer})
-        results = getattr(rule, rule.limit)
-        more = {} if results is None else {rule.limit: raised(results)}
-        yield f'{rule.limit} raised', _with_limits(model, runner, more)
-        more |= {name: raised(count) for name, count in limited.items()}
-        if 'max_num' in limited:
-            more['max_num'] = min(more['max_num'], cells)
-        yield 'all limits raised', _with_limits(model, runner, more)
-
-    def build(self, cfg: Any) -> nn.Module:
-        """See `Family.build`."""
-        self.check_parts(cfg.filename, cfg.model)
-        model = build_without_weights(cfg, build_model, 'img_backbone')
-        if not has_pillars(model):
-            find_family(cfg, BACKBONE).settings(cfg, model)  # refuses grids that disagree
-        return model
-
-    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
-        """See `Family.load_weights`; kernels of either spconv layout."""
-        if has_pillars(model):
-            super().load_weights(model, checkpoint)
-        else:
-            load_whole(model, checkpoint, f'{parts_of(model).prefix}middle_encoder')
-
     def num_classes(self, model: nn.Module) -> int:
         """See `Family.num_classes`."""
         return sum(model.pts_bbox_head.num_classes)
-
-    def preprocess_rule(self, cfg: Any) -> VoxelRule:
-        """See `Family.preprocess_rule`: how points become voxels."""
-        self.check_parts(cfg.filename, cfg.model)
-        prefix = prefix_of(cfg.model)
-        if cfg.model[f'{prefix}middle_encoder'].type != SCATTER:
-            return find_family(cfg, BACKBONE).preprocess_rule(cfg)
-        return rule_of_layer(cfg.model[f'{prefix}voxel_layer'], points_width(cfg.model)[1], 'zyx')
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """See `SequenceFamily.runner`."""
         own = sorted(Path(path).stem for path in paths) == sorted(AUTOWARE_FILES)
         return (AutowareCenterPoint if own else CenterPointOnnx)(paths, **engine)
-
-    def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
-        """See `SequenceFamily.timed_methods`."""
-        parts = parts_of(model)
-        encoders = parts.voxel_encoder, parts.middle_encoder
-        return dict(
-            backbone=[(model, 'voxelize'), *((encoder, 'forward') for encoder in encoders)],
-            boxes=[(parts.head, 'get_bboxes')],
-        )
-
-
-@contextlib.contextmanager
-def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, int]) -> Iterator[None]:
-    """Give the head of a model and its files other limits for a while, by name."""
-    head, rule = parts_of(model).head, getattr(runner, 'box_rule', None)
-    with contextlib.ExitStack() as stack:
-        for name, limit in limits.items():
-            settings = head.test_cfg if name in head.test_cfg else vars(head.bbox_coder)
-            stack.enter_context(replaced_entry(settings, name, limit))
-        if limits:
-            runner.box_rule = dataclasses.replace(rule, **limits)
-            stack.callback(setattr, runner, 'box_rule', rule)
-        yield
-
-
-def raised(limit: int) -> int:
-    """Return a limit that lets more through, and no number that takes long to suppress."""
-    return max(MANY, limit + max(limit // 10, 1))
-
-
-def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads: Sequence[str]) -> None:
-    """Raise ConfigError, which names the key, for encoders and heads that are not exported, and for cameras.
-
-    `what` is exported with `heads`; it is for messages.
-    """
-    prefix, dynamic = prefix_of(model), model.get('type') == DYNAMIC_DETECTOR
-    middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
-    if middle == SCATTER:
-        encoders = (DYNAMIC_ENCODER,) if dynamic else ENCODERS
-    else:
-        encoders = ('DynamicSimpleVFE',) if dynamic else ('HardSimpleVFE',)
-    wanted = dict(middle_encoder=('SparseEncoder', SCATTER), voxel_encoder=encoders, bbox_head=heads)
-    for name, allowed in wanted.items():
-        kind = (model.get(key := prefix + name) or {}).get('type')
-        if kind not in allowed:
-            raise ConfigError(
-                f'{filename}: model.{key}.type={kind!r}; {what} is exported with {" or ".join(allowed)}'
-            )
-    if middle == SCATTER:
-        check_points_of_pillars(filename, model)
-    for key in ('img_backbone', 'pts_fusion_layer'):
-        if model.get(key):
-            raise ConfigError(f'{filename}: model.{key}: {what} is exported for points alone')
-
-
-def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
-    """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short."""
-    key, dynamic = f'model.{prefix_of(model)}voxel_layer', model['type'] == DYNAMIC_DETECTOR
-    layer = model[f'{prefix_of(model)}voxel_layer']
-    most = int(layer.get('max_num_points', -1))
-    if (most < 1) != dynamic:
-        raise ConfigError(
-            f'{filename}: {key}.max_num_points={most}; {DYNAMIC_DETECTOR} takes -1 (all points of a pillar), '
-            f'other detectors a fixed number'
-        )
-    limits, sizes = layer['point_cloud_range'], layer['voxel_size']
-    cells = grid_size(limits, sizes, f'{filename}: {key}')
-    scatter = f'{prefix_of(model)}middle_encoder'
-    rows, columns = model[scatter]['output_shape']
-    if columns < cells[0] or rows < cells[1]:
-        raise ConfigError(
-            f'{filename}: model.{scatter}.output_shape={[rows, columns]} (rows, columns), but {key} makes '
-            f'{cells[1]} rows and {cells[0]} columns of pillars'
-        )
-    for axis, count in enumerate(cells[:2] if dynamic else ()):
-        quotient = (limits[axis + 3] - limits[axis]) / sizes[axis]
-        if int(quotient) != count:
-            raise ConfigError(
-                f'{filename}: {key}: {quotient!r} pillars along {"xy"[axis]}, of which mmdet3d makes '
-                f'{int(quotient)}: it mixes points of different pillars; change the range by less than one'
-            )
-
-
-def check_points_loaded(cfg: Any) -> None:
-    """Refuse a test pipeline that loads points of another width than the model takes."""
-    key, wanted = points_width(cfg.model)
-    loaders = [step for step in test_pipeline(cfg) if step.get('type') in COLUMNS]
-    if not loaders:
-        return
-    used = loaders[-1].get('use_dim', COLUMNS[loaders[-1]['type']])  # sweeps are the points that go on
-    width = used if isinstance(used, int) else len(used)
-    if width != wanted:
-        raise ConfigError(
-            f'{cfg.filename}: use_dim={used} of {loaders[-1]["type"]} gives {width} values per point, '
-            f'model.{key}.in_channels is {wanted}'
-        )
-
-
-def points_width(model: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the part of a config's model that says how many values a point has, and D."""
-    prefix = prefix_of(model)
-    part = 'voxel_encoder' if model[f'{prefix}middle_encoder']['type'] == SCATTER else 'middle_encoder'
-    return prefix + part, int(model[prefix + part].get('in_channels', 4))

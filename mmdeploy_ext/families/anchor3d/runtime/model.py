@@ -7,11 +7,11 @@ Needs numpy, numba and ONNX Runtime, no PyTorch.
 """
 
 from mmdeploy_ext.families.anchor3d.runtime.boxes import AnchorRule, decode
-from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
+from mmdeploy_ext.families.parts.runtime.lidar import LidarOnnx
 
 
-class AnchorOnnx(CenterPointOnnx):
-    """An exported detector with `Anchor3DHead`; everything up to the head's outputs is CenterPoint's."""
+class AnchorOnnx(LidarOnnx):
+    """An exported detector with `Anchor3DHead`."""
 
     family = 'anchor3d'
     rules = AnchorRule

@@ -46,7 +46,7 @@ class BEVFusionOnnx(Detecting):
     """
 
     def __init__(self, paths: Paths, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the folder of an export, or its files; see `CenterPointOnnx`.
+        """Open the folder of an export, or its files; see `LidarOnnx`.
 
         They are `rig` with cameras, `depth` where they have depth maps, `lidar` with one, `frame`.
         """

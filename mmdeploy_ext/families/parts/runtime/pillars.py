@@ -33,7 +33,7 @@ class PillarsOnnx(Opened):
     """
 
     def __init__(self, path: str | Path, *, engine: str = 'OnnxRuntimeBackend', **options: Any) -> None:
-        """Open the file; errors and arguments as of `CenterPointOnnx`."""
+        """Open the file; errors and arguments as of `LidarOnnx`."""
         super().__init__()
         self.session = self.opened(engine, path, options)
         self.rule, self.props = self.session.metadata.preprocess, self.session.metadata.to_props()

@@ -1,0 +1,81 @@
+"""LiDAR detectors in PyTorch as steppers: mmdet3d's detectors as they are, spconv on one thread.
+
+Glossary: P points, D values per point, N voxels, C channels.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+from mmdeploy_ext.compat import single_thread
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.families.parts.parts import parts_of, watching
+from mmdeploy_ext.families.parts.pillars import has_pillars, point_width
+from mmdeploy_ext.families.parts.samples import detections
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import StepResult, Sweep
+from mmdeploy_ext.runtime.points import check_in_range, check_points
+
+
+class LidarReference(abc.ABC):
+    """The detector's own test path; hooks read what is between its parts and are removed after each sweep."""
+
+    state = None
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        rule: Callable[[torch.nn.Module], Any],
+        flatten: Callable[[Any], tuple[torch.Tensor, ...]],
+    ) -> None:
+        """Keep a detector in evaluation mode.
+
+        `rule` returns how its head decodes, `flatten` makes one tuple of what the head gives.
+        """
+        self.model = model
+        self.parts = parts_of(model)
+        self.output_names = rule(self.parts.head).output_names
+        self.flatten = flatten
+        sparse = not has_pillars(model)
+        inside = self.parts.middle_encoder.in_channels if sparse else point_width(self.parts.voxel_encoder)
+        self.width = int(inside)
+        self.device = next(model.parameters()).device
+
+    def reset(self) -> None:  # noqa: B027
+        """Nothing to do: there is no memory."""
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return the head's own boxes of its outputs by name; see `SequenceFamily.synthetic_outputs`."""
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
+        meta = dict(box_type_3d=LiDARInstance3DBoxes)
+        with torch.no_grad():
+            ((boxes, scores, labels),) = self.parts.head.get_bboxes(*self.head_outputs(tensors), [meta])
+        return detections(dict(boxes_3d=boxes, scores_3d=scores, labels_3d=labels))
+
+    @abc.abstractmethod
+    def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        """Return named outputs as the head's `get_bboxes` takes them."""
+
+    def step(self, sweep: Sweep) -> StepResult:
+        """Run one sweep through `simple_test`; points that cannot be raise what `LidarOnnx` raises."""
+        points = check_points(sweep.points, self.width, sweep.name)
+        check_in_range(points, self.parts.voxel_layer.point_cloud_range, sweep.name)
+        tap('points', torch.from_numpy(points))
+        meta = dict(box_type_3d=LiDARInstance3DBoxes)
+        hooks = {
+            self.parts.middle_encoder: lambda _, output: dict(bev=output),
+            self.parts.head: lambda _, output: dict(head=output),
+        }
+        cloud = [[torch.from_numpy(points).to(self.device)]]
+        with torch.no_grad(), single_thread(), watching(hooks) as found:
+            (result,) = self.model(return_loss=False, rescale=True, points=cloud, img_metas=[[meta]])
+        tensors = dict(zip(self.output_names, self.flatten(found['head']), strict=True))
+        tensors = dict(bev=found['bev'], **tensors)
+        for name, value in tensors.items():
+            tap(name, value)  # for `collect_taps` around this step
+        outputs = {name: value.cpu().numpy() for name, value in tensors.items()}
+        return StepResult(outputs, detections(result.get('pts_bbox', result)))
