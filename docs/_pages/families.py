@@ -25,18 +25,19 @@ def table() -> str:
     from mmdeploy_ext import compat
 
     compat.apply()
-    from mmdeploy_ext.families.base import BACKBONE, FAMILIES, load_families
+    from mmdeploy_ext.contract.registry import registered
+    from mmdeploy_ext.families.base import FAMILIES, load_families
 
     load_families()
     rows = ['| family | samples | results | modules | runtime |', '| --- | --- | --- | --- | --- |']
     for name, family in sorted(FAMILIES.items()):
-        if not type(family).__module__.startswith('projects.'):
+        if not type(family).__module__.startswith('mmdeploy_ext.'):
             continue  # tests register toys in the same process
         package = Path(inspect.getfile(type(family))).resolve().parent
         files = [package / module for module in MODULES]
         modules = ', '.join(link(path) for path in files if path.is_file())
-        runtime = ROOT / 'mmdeploy_ext/runtime' / ('scn' if family.product == BACKBONE else name)
-        consumer = link(runtime / 'model.py') if runtime.is_dir() else ''
+        runtime = registered()[name].runtime
+        consumer = link(ROOT / f'{runtime.replace(".", "/")}.py') if runtime else ''
         kind = family.task or family.product
         rows.append(f'| {name} | {family.samples} | {kind} | {modules} | {consumer} |')
     return '\n'.join(rows)
