@@ -68,6 +68,7 @@ REASONS = {
         'it has a place for a file of the user',
         r'.*(\b[A-Z]{4,}\b(?![=_])|SWEEP|\$ORIGINAL|from_paddle| a\.onnx b\.onnx)',
     ),
+    'own family': ('it is of the package that the page makes', r'.*circles\.(pth|onnx)'),
     'shell': ('it is of a shell in which people type', r'eval '),
     'bf16': ('it needs a CPU with bfloat16', r'.*(--inference-precision bf16|openvino-bf16)'),
     'machines': ('it needs several machines or Slurm', r'NNODES=|GPUS=\d+ tools/slurm_test'),
@@ -250,6 +251,11 @@ ENTRIES = (
         test=TOOLS + 'test_command.py::test_the_doctor_asks_for_no_more_than_is_needed_to_run_files',
     ),
     Entry(r'mm2onnx (run|info|graph show|compare) demo/atss_toy.onnx', run=True),
+    Entry(
+        r'mm2onnx (export config.py circles.pth|run circles.onnx)',
+        why='own family',
+        test='tests/matrix/test_wheel_matrix.py::test_a_package_with_a_family_is_exported_with',
+    ),
     Entry(
         r'eval "\$\(register-python-argcomplete mm2onnx',
         why='shell',

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class Command:
     def __call__(self, *words, **variables):
         """Run it; return the completed process."""
         words, env = ['mm2onnx', *map(str, words)], {**self.env, **variables}
-        return subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, timeout=200)
+        return subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, timeout=600)
 
 
 def build_wheel(folder):
@@ -86,3 +87,17 @@ def link_distribution(name, site):
                 os.link(path.locate(), site / path)
             except OSError:  # another file system
                 shutil.copy2(path.locate(), site / path)
+
+
+def add_stack(command):
+    """Let the environment of a command have PyTorch and OpenMMLab, which are read from this one."""
+    folder = sysconfig.get_paths()['purelib']  # its editable installations are not, which `.pth` files make
+    (command.site / 'stack.pth').write_text(f'{folder}\n')
+
+
+def install_source(command, source, folder):
+    """Install a package of this repository into the environment of a command."""
+    shutil.copytree(source, folder / 'package')
+    pip('wheel', '--no-deps', '--no-build-isolation', '-w', folder / 'wheels', folder / 'package')
+    python, (wheel,) = command.site.parents[2] / 'bin/python', (folder / 'wheels').glob('*.whl')
+    pip('--python', python, 'install', '--no-deps', '--no-index', '--no-compile', wheel)

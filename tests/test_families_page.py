@@ -11,3 +11,4 @@ def test_the_table_of_families_is_that_of_today(monkeypatch):
 
     text = families.PAGE.read_text(encoding='utf-8')
     assert families.page(text) == text, 'python docs/_pages/families.py'
+    assert all(f'\n| {name} | ' in text for name in ('dense', 'yolact', 'streampetr'))

@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +45,14 @@ def test_every_argument_is_documented(name):
     for argument in inspect.signature(function).parameters:
         assert f'\n        {argument}: ' in inspect.getsource(function), argument
     assert 'Raises:' in function.__doc__
+
+
+@pytest.mark.parametrize('name', sorted(PUBLIC))
+def test_the_page_of_the_api_has_every_name_and_argument(name):
+    page = (Path(__file__).resolve().parents[2] / 'docs/api.md').read_text(encoding='utf-8')
+    section = page.partition(f'\n## {name}\n')[2].partition('\n## ')[0]
+    assert section
+    if name != 'Family':
+        shown = re.search(rf'`{name}\((.*?)\)` [a-z]', section)[1]
+        parameters = inspect.signature(getattr(mmdeploy_ext, name)).parameters
+        assert not [parameter for parameter in parameters if not re.search(rf'\b{parameter}\b', shown)]
