@@ -13,7 +13,7 @@ from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
-from mmdeploy_ext.families.dense.runtime.select import VOTE_SPREAD, VOTES_ABOVE
+from mmdeploy_ext.families.parts.runtime.box_votes import VOTE_SPREAD, VOTES_ABOVE
 
 Candidates = tuple[Tensor | None, ...]
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.exporting.ops.exporters import register
 from mmdeploy_ext.exporting.ops.operator import Operator
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.sizes import length
-from mmdeploy_ext.families.solo.runtime import lines
+from mmdeploy_ext.families.parts.runtime.grid_lines import lines
 
 PIECES = 8
 """Parts of the map that are worked on one after the other; few enough nodes, small enough for the caches."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.families.parts.runtime.grid_lines import lines
 from mmdeploy_ext.runtime.detections import Instances, check_all_seen, results_from_padded, sigmoid
 from mmdeploy_ext.runtime.mask_resize import resizing
 
@@ -129,14 +130,6 @@ def soft_masks_of(
     column, row = lines(facts['num_grids'])
     x, y = outputs['seg_pred_x'][image], outputs['seg_pred_y'][image]
     return lambda cells: x[column[cells]] * y[row[cells]]
-
-
-def lines(num_grids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for every cell (S,) the grid line of all levels that is its column, and its row."""
-    ends = np.cumsum(num_grids)
-    levels = [np.arange(end - grid, end) for end, grid in zip(ends, num_grids, strict=True)]
-    columns, rows = ([repeat(level, len(level)) for level in levels] for repeat in (np.tile, np.repeat))
-    return np.concatenate(columns), np.concatenate(rows)
 
 
 def batched(outputs: Arrays, facts: Mapping[str, Any]) -> dict[str, np.ndarray]:

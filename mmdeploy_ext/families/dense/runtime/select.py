@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.families.parts.runtime.box_votes import VOTE_SPREAD, VOTES_ABOVE
 from mmdeploy_ext.runtime.detections import Detections, Rows, nms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-VOTES_ABOVE, VOTE_SPREAD = 0.01, 0.025
-"""Of PAA's score voting (mmdet 2.28.2 `paa_head.py`): boxes that overlap more vote, and how sharply."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,18 @@
+"""Lines of the grids of Decoupled SOLO: the columns and the rows that its cells are made of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def lines(num_grids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return for every cell (S,) the grid line of all levels that is its column, and its row."""
+    ends = np.cumsum(num_grids)
+    levels = [np.arange(end - grid, end) for end, grid in zip(ends, num_grids, strict=True)]
+    columns, rows = ([repeat(level, len(level)) for level in levels] for repeat in (np.tile, np.repeat))
+    return np.concatenate(columns), np.concatenate(rows)
