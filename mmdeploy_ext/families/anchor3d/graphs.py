@@ -1,4 +1,4 @@
-"""Graphs of LiDAR detectors with anchors: CenterPoint's points' side, and the dense remainder.
+"""Graphs of LiDAR detectors with anchors: the points' side of `parts/lidar_graphs.py`, and a dense head.
 
 Glossary: A anchors of a cell, C classes, D values of a box, H, W bird's-eye view.
 """

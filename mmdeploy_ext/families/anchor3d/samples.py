@@ -1,4 +1,4 @@
-"""Detections as results of the data set; sweeps and dumps are CenterPoint's."""
+"""Detections as results of the data set; those of sweeps and dumps are in `parts/sweep_samples.py`."""
 
 from mmdeploy_ext.families.parts.samples import result
 

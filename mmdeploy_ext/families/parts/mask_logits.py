@@ -41,7 +41,7 @@ class Stages(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor) -> Seen:
         """Return the features of the last stage, and the logits of every stage.
 
-        Of `graphs.feature_names` and boxes (B, n, 4), pixels of the network input.
+        Of `region_maps.feature_names` and boxes (B, n, 4), pixels of the network input.
         """
         seen = [branch.features(maps, boxes) for branch in self.branches]
         return seen[-1], [branch.head(one) for branch, one in zip(self.branches, seen, strict=True)]

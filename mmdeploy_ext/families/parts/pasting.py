@@ -1,9 +1,9 @@
-"""Masks at the size of the original image, in the graph: what `families/two_stage/runtime` pastes in numpy.
+"""Masks at the size of the original image, in the graph: what `runtime/pasted_masks.py` does in numpy.
 
 Bilinear pasting is a product of three matrices per mask: weights of lines, the mask, weights of columns. A
 Loop makes one mask at a time, so that no more than one is there in float32; the results are bool.
 
-Source of the algorithm: see `families/two_stage/runtime/masks.py`. Glossary: B batch, n detections, R masks,
+Source of the algorithm: see `runtime/pasted_masks.py`. Glossary: B batch, n detections, R masks,
 m their side, s pixels along an axis, h, w size of the result.
 """
 

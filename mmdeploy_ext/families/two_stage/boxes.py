@@ -1,7 +1,7 @@
 """From the outputs of box heads to detections: cascades, decoding, suppression within classes.
 
 Source: mmdet 2.28.2 `roi_heads/{standard_roi_head,cascade_roi_head,test_mixins}.py`,
-`bbox_heads/bbox_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see `regions.py`.
+`bbox_heads/bbox_head.py`, `core/post_processing/bbox_nms.py`. Glossary: see `parts/regions.py`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Masks of boxes, in the frame of the box: equal to mmdet 2.28.2's `simple_test_mask` before pasting.
 
 Source: `roi_heads/{test_mixins,cascade_roi_head}.py`, `mask_heads/fcn_mask_head.py`. Glossary: see
-`regions.py`; n detections, m side of a mask.
+`parts/regions.py`; n detections, m side of a mask.
 """
 
 from collections.abc import Sequence
