@@ -1,8 +1,8 @@
 """Boxes of Grid R-CNN: the sides of detections by the likeliest places of the points of a grid.
 
 Source: mmdet 2.28.2 `roi_heads/grid_roi_head.py`, `mask_heads/grid_head.py`. mmdet clips a copy of
-the boxes: they reach beyond the image. Glossary: see `parts/regions.py`; P points of the grid, column by column, m
-side of their maps.
+the boxes: they reach beyond the image. Glossary: see `parts/regions.py`; P points of the grid, column by
+column, m side of their maps.
 """
 
 from collections.abc import Sequence

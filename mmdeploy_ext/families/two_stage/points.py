@@ -1,8 +1,8 @@
 """Masks of PointRend: enlarged step by step, where the least certain cells are looked at again.
 
 Source: mmdet 2.28.2 `roi_heads/point_rend_roi_head.py`, `mask_heads/mask_point_head.py`; what is at a
-point, `parts/region_sampling.py`. mmdet refines the masks of all classes, of which one is used: here it is that one.
-Glossary: see `parts/regions.py`; P points of a region, m side of a mask.
+point, `parts/region_sampling.py`. mmdet refines the masks of all classes, of which one is used: here it is
+that one. Glossary: see `parts/regions.py`; P points of a region, m side of a mask.
 """
 
 from collections.abc import Sequence
