@@ -42,4 +42,5 @@ def runner_of(family: str, form: str) -> str:
     runtime = runtime_of(family) if has_runtime(family) else None
     if hasattr(runtime, 'RUNNERS'):
         return runtime.RUNNERS.get(form, '')
-    return 'run' if hasattr(runtime, 'detections') else ''
+    takes_pictures = hasattr(runtime, 'detections') and not hasattr(runtime, 'OPENS')
+    return 'run' if takes_pictures else ''
