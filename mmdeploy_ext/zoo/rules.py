@@ -21,8 +21,20 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
-JUDGES = ('compat', 'consumers', 'engines', 'families', 'models', 'proving', 'runtime')
-"""Packages that a verdict comes from; with those of the family."""
+JUDGES = (
+    'compat',
+    'consumers',
+    'engines',
+    'families/*.py',
+    'families/parts',
+    'models',
+    'proving',
+    'runtime',
+)
+"""Code that a verdict of any family comes from: packages, and the files of one without its folders.
+
+The folder of the family itself is hashed too; a change in one family leaves the proofs of others valid.
+"""
 
 
 def graph_digest(model: onnx.ModelProto) -> str:
@@ -45,24 +57,27 @@ def proof_rules(family: Family) -> str:
     """
     own = Path(inspect.getfile(type(family))).resolve().parent
     digest = hashlib.sha256(repr(sorted(versions().items())).encode())
-    for folder in (*(PACKAGE / name for name in JUDGES), own):
-        digest.update(_code(folder).encode())
+    for pattern in JUDGES:
+        digest.update(_code(PACKAGE, pattern).encode())
+    digest.update(_code(own, '.').encode())
     return digest.hexdigest()
 
 
 def read_code() -> None:
     """Read the code of all judges, which takes seconds; processes that are forked after know it."""
-    for name in JUDGES:
-        _code(PACKAGE / name)
+    for pattern in JUDGES:
+        _code(PACKAGE, pattern)
 
 
 @functools.cache
-def _code(folder: Path) -> str:
+def _code(root: Path, pattern: str) -> str:
+    """Return a hash of the Python files below `root` that a pattern names: `x/*.py` or a folder."""
+    files = root.glob(pattern) if pattern.endswith('.py') else (root / pattern).rglob('*.py')
     texts = []
-    for path in sorted(folder.rglob('*.py')):
+    for path in sorted(files):
         tree = ast.parse(path.read_text(encoding='utf-8'))
         for node in ast.walk(tree):
             if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
                 del node.body[0]
-        texts.append(f'{path.relative_to(folder)} {ast.dump(tree)}')
+        texts.append(f'{path.relative_to(root)} {ast.dump(tree)}')
     return hashlib.sha256('\n'.join(texts).encode()).hexdigest()

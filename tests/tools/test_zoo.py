@@ -201,7 +201,7 @@ def test_rules_change_with_code_and_not_with_words(tmp_path):
         folder = tmp_path / str(index)
         folder.mkdir()
         (folder / 'code.py').write_text(text)
-        found.append(rules._code(folder))
+        found.append(rules._code(folder, '.'))
     assert found[0] == found[1] != found[2]
 
 
