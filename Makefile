@@ -236,7 +236,7 @@ FULL_LIDAR := projects/configs/BEVFusion/centerpoint_0075voxel_second_secfpn_nus
 FULL_FUSION := projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py
 tensorrt-table-full: $(ENV)
 	@seeded() { mkdir -p $(TENSORRT_FULL)/$$1; [ -f $(TENSORRT_FULL)/$$1/seeded.pth ] || \
-	    $(RUN) -m projects.toydata.seeded $$2 $(TENSORRT_FULL)/$$1/seeded.pth; }
+	    $(RUN) -m mmdeploy_ext synthetic seeded $$2 $(TENSORRT_FULL)/$$1/seeded.pth; }
 	for model in $(FULL_SIZE); do
 	    IFS=: read -r name config height width forms candidates <<<"$$model"
 	    seeded $$name $$config
@@ -283,7 +283,7 @@ demo: $(ENV)
 STREAM := projects/configs/StreamPETR/stream_petr_toy
 STREAM_CKPT := demo/checkpoints/stream_petr_toy.pth
 demo-stream: $(ENV)
-	$(RUN) -m projects.toydata.nuscenes --root data/toy_nuscenes
+	$(RUN) -m mmdeploy_ext synthetic nuscenes --root data/toy_nuscenes
 	[ -f data/toy_nuscenes/toy_nuscenes2d_temporal_infos_val.pkl ] || \
 	    $(RUN) tools/create_data.py nuscenes --root-path data/toy_nuscenes --extra-tag toy_nuscenes
 	$(RUN) tools/test.py $(STREAM)_pth.py $(STREAM_CKPT) --eval bbox
@@ -297,7 +297,7 @@ LIDAR := projects/configs/BEVFusion/centerpoint_toy
 LIDAR_CKPT := demo/checkpoints/centerpoint_toy.pth
 LIDAR_SWEEP := data/toy_nuscenes/samples/LIDAR_TOP/toy000-scene-0003__LIDAR_TOP
 demo-lidar: $(ENV)
-	$(RUN) -m projects.toydata.nuscenes --root data/toy_nuscenes
+	$(RUN) -m mmdeploy_ext synthetic nuscenes --root data/toy_nuscenes
 	[ -f data/toy_nuscenes/toy_nuscenes_infos_val.pkl ] || \
 	    $(RUN) tools/create_data.py nuscenes --root-path data/toy_nuscenes --extra-tag toy_nuscenes
 	$(RUN) tools/test.py $(LIDAR)_pth.py $(LIDAR_CKPT) --eval bbox
@@ -310,7 +310,7 @@ demo-lidar: $(ENV)
 FUSION := projects/configs/BEVFusion/bevfusion_toy
 FUSION_CKPT := demo/checkpoints/bevfusion_toy.pth
 demo-fusion: $(ENV)
-	$(RUN) -m projects.toydata.nuscenes --root data/toy_nuscenes
+	$(RUN) -m mmdeploy_ext synthetic nuscenes --root data/toy_nuscenes
 	[ -f data/toy_nuscenes/toy_nuscenes_infos_val.pkl ] || \
 	    $(RUN) tools/create_data.py nuscenes --root-path data/toy_nuscenes --extra-tag toy_nuscenes
 	$(RUN) tools/test.py $(FUSION)_pth.py $(FUSION_CKPT) --eval bbox

@@ -59,7 +59,10 @@ REASONS = {
     'steps': ('its steps are commands of their own, each tested', r'make (demo(-\w+)?)$'),
     'site': ('tests/test_site.py runs its command', r'make site$'),
     'doctor': ('it runs python -m mmdeploy_ext.compat.doctor', r'make doctor$'),
-    'minutes': ('it makes data or trains for minutes', r'python (-m projects\.toydata\.|tools/train\.py)'),
+    'minutes': (
+        'it makes data or trains for minutes',
+        r'(python (-m projects\.toydata\.|tools/train\.py)|mm2onnx synthetic )',
+    ),
     'published': (
         'it needs the product of a training',
         r'python tools/model_converters/publish_model\.py work_d',
@@ -375,8 +378,8 @@ ENTRIES = (
         test=TOOLS + 'test_test_loop.py::test_onnx_metrics_equal_pytorch_metrics_while_pytorch_cannot_run',
     ),
     # ---- families
-    Entry(r'python -m projects.toydata.seeded configs/demo/mask_rcnn_toy.py', run=True, matrix=True),
-    Entry(r'python -m projects.toydata.seeded .*bevfusion_toy_engine', run=True, matrix=True),
+    Entry(r'mm2onnx synthetic seeded configs/demo/mask_rcnn_toy.py', run=True, matrix=True),
+    Entry(r'mm2onnx synthetic seeded .*bevfusion_toy_engine', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/mask_rcnn_toy.py work_dirs/mask_rcnn.pth', run=True, matrix=True),
     Entry(EXPORT + r'configs/demo/yolox_toy.py --check', run=True),
     Entry(EXPORT + r'configs/demo/(yolox|retinanet|deformable_detr)_toy.py', run=True, matrix=True),
@@ -547,12 +550,12 @@ ENTRIES = (
     ),
     # ---- data and training
     Entry(
-        r'python -m projects.toydata.coco --picture',
+        r'(python -m projects\.toydata\.|mm2onnx synthetic )coco --picture',
         why='minutes',
         test=PROJECTS + 'toydata/test_coco.py::test_a_single_picture_can_be_asked_for',
     ),
     Entry(
-        r'python -m projects.toydata.coco',
+        r'(python -m projects\.toydata\.|mm2onnx synthetic )coco',
         why='minutes',
         test=PROJECTS + 'toydata/test_coco.py::test_a_ready_set_is_left_alone',
     ),
@@ -562,7 +565,7 @@ ENTRIES = (
         test=PROJECTS + 'toydata/test_panoptic.py::test_a_folder_of_something_else_is_left_alone',
     ),
     Entry(
-        r'python -m projects.toydata.nuscenes',
+        r'(python -m projects\.toydata\.|mm2onnx synthetic )nuscenes',
         why='minutes',
         test=PROJECTS + 'toydata/test_nuscenes.py::test_a_ready_set_is_left_alone_and_another_one_is_refused',
     ),
@@ -572,7 +575,7 @@ ENTRIES = (
         test='tests/test_full_size_solo.py::test_full_finds_mmdets_instances_at_a_size_it_never_saw',
     ),
     Entry(
-        r'python -m projects.toydata.seeded',
+        r'(python -m projects\.toydata\.|mm2onnx synthetic )seeded',
         why='minutes',
         test='tests/test_full_size.py::test_raw_tensors_have_the_published_shapes_and_equal_mmdet',
     ),

@@ -89,6 +89,8 @@ def names_of(command):
         module = words[words.index('-m') + 1]
         return {module, module.rsplit('.', 1)[-1]}
     tool = test_docs.tool_of(words)
+    if tool == 'mm2onnx synthetic':
+        return {tool, f'synthetic.{words[2]}', words[2]}
     if tool is None:
         return {next((word for word in ('doctor', 'argcomplete') if word in command), 'sphinx')}
     names = {tool, Path(tool).name}

@@ -1,4 +1,4 @@
-"""A COCO-format instance segmentation set, generated: `python -m projects.toydata.coco --out data/toy_coco`.
+"""A COCO-format instance segmentation set, generated: `mm2onnx synthetic coco --out data/toy_coco`.
 
 Six shape classes with procedural fills on textured ground, occluding each other, at COCO's three sizes; some
 pictures are empty. The layout is COCO's: `train2017/`, `val2017/`, `annotations/instances_*2017.json`, the
@@ -212,7 +212,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the set, or one picture of the same world."""
-    parser = cli.ArgumentParser(prog='python -m projects.toydata.coco', description=__doc__.splitlines()[0])
+    parser = cli.ArgumentParser(prog='mm2onnx synthetic coco', description=__doc__.splitlines()[0])
     add_arguments(parser)
     return cli.run(run, parser, argv)
 

@@ -1,4 +1,4 @@
-"""A generated drive in nuScenes' format: `python -m projects.toydata.nuscenes --root data/toy_nuscenes`.
+"""A generated drive in nuScenes' format: `mm2onnx synthetic nuscenes --root data/toy_nuscenes`.
 
 A car with six cameras and a LiDAR drives over a plane among boxes of the ten detection classes, each class
 with a hue and a pattern of its own; boxes hide each other, cameras drop out for single key frames. Version
@@ -193,7 +193,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the set."""
     parser = cli.ArgumentParser(
-        prog='python -m projects.toydata.nuscenes', description=__doc__.splitlines()[0]
+        prog='mm2onnx synthetic nuscenes', description=__doc__.splitlines()[0]
     )
     add_arguments(parser)
     return cli.run(run, parser, argv)

@@ -1,4 +1,4 @@
-"""Weights by a seeded rule, for full-size models: `python -m projects.toydata.seeded CONFIG OUT.pth`.
+"""Weights by a seeded rule, for full-size models: `mm2onnx synthetic seeded CONFIG OUT.pth`.
 
 The rule: every convolution and linear layer gets seeded Gaussian weights with the He scale; batch norm
 gets the statistics of seeded pictures, layer by layer; the head's last layers are scaled so that class logits
@@ -201,7 +201,7 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a checkpoint for a config; 0 done, 2 usage, also where OUT is there already."""
-    parser = cli.ArgumentParser(prog='python -m projects.toydata.seeded', description=__doc__.splitlines()[0])
+    parser = cli.ArgumentParser(prog='mm2onnx synthetic seeded', description=__doc__.splitlines()[0])
     staging.add_seeded(parser)
     return cli.run(run, parser, argv)
 

@@ -1,6 +1,6 @@
 """Seeded weights and images for the SOLO family: what the project's reference tensors were made with.
 
-`python -m projects.toydata.seeded CONFIG OUT.pth` writes weights;
+`mm2onnx synthetic seeded CONFIG OUT.pth` writes weights;
 `python -m projects.toydata.seeded_solo --size 448 672 --ori-shape 427 640 --out input.npz` an image.
 
 Source: ../shared/golden/solo/FILL.md. The rule depends on names and shapes of the original SOLO repository

@@ -21,13 +21,13 @@ LIMIT_S = 400
 TOY_EXPORT = r'python tools/deployment/pytorch2onnx.py (\$CONFIG|\S*toy.py) (\$CKPT|CKPT|\S*toy.pth) '
 TYPED = (
     (
-        r'python -m projects.toydata.coco --out data/toy_coco$',
+        r'python -m mmdeploy_ext synthetic coco --out data/toy_coco$',
         {'_coco': '_coco --train-images 48 --val-images 24'},
     ),
     (r'python -m projects.toydata.panoptic --out data/toy_coco$', {}),
     (
         # few of the training, all of the evaluation: in some frames one box at a threshold is 0.003 of an AP
-        r'python -m projects.toydata.nuscenes --root data/toy_nuscenes$',
+        r'python -m mmdeploy_ext synthetic nuscenes --root data/toy_nuscenes$',
         {'_nuscenes': '_nuscenes --train-scenes 2'},
     ),
     (r'python tools/create_data.py nuscenes', {}),
@@ -107,7 +107,7 @@ def workspace(tmp_path_factory):
     (folder / 'work_dirs').mkdir()
     for page in ('README.md', 'docs/streaming.md'):  # the pages that make the sets
         for line, now in PAGES[page]:
-            if now and re.match(r'python (-m projects.toydata|tools/create_data)', line):
+            if now and re.match(r'mm2onnx synthetic |python (-m projects.toydata|tools/create_data)', line):
                 shell(now, folder)
     return folder
 

@@ -19,7 +19,7 @@ def steps(out: str) -> list[tuple[str, list[str]]]:
     proof = f'python tools/deployment/verify.py {CONFIG}.py {CHECKPOINT} {model} --images'.split()
     runner = f'python tools/onnx/onnx_with_postprocess.py {model} demo/toy.jpg --out'.split()
     return [
-        ('generate a COCO-format data set', f'python -m projects.toydata.coco --out {DATA}'.split()),
+        ('generate a COCO-format data set', f'python -m mmdeploy_ext synthetic coco --out {DATA}'.split()),
         (
             'evaluate the PyTorch model; dump its tensors',
             f'tools/dist_test_pth.sh {CONFIG}_pth.py {CHECKPOINT} 1 --eval=bbox'.split(),

@@ -1,4 +1,4 @@
-# The generated COCO-format set; made by `python -m projects.toydata.coco --out data/toy_coco`.
+# The generated COCO-format set; made by `mm2onnx synthetic coco --out data/toy_coco`.
 dataset_type = 'CocoDataset'
 data_root = 'data/toy_coco/'
 classes = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
