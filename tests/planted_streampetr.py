@@ -32,7 +32,7 @@ VIEWS, PIPELINE = (
 INFOS, SAMPLE = 'mmdeploy_ext.runtime.infos', f'{PETR}.family:StreamPetrFamily.frame'
 INPUTS = dict(ego_motion=9, delta_t_s=10, prev_exists=11)
 """Argument of `STEP` -> its place."""
-FAMILY = 'streampetr'
+FAMILY, PADDED = 'streampetr', 'streampetr_padded'  # the pictures of the first fill its input
 
 
 # ---- the step that is exported
@@ -498,7 +498,7 @@ planted(
 )
 planted(
     'pictures are padded at the top',
-    FAMILY,
+    PADDED,
     (
         f'{VIEWS}.apply',
         result(lambda images, self, *_: np.roll(images, self.input_size[0] - self.size[0], 2)),

@@ -125,6 +125,12 @@ MORE = (
     Toy('dino', seeded(_dino), SMALL_DYNAMIC),
     Toy('centripetalnet', seeded(toy_corner.toy, 'centripetal'), SMALL_DYNAMIC),
     Toy('solo', _solo, DYNAMIC),
+    Toy(
+        'streampetr_padded',
+        TOYS['streampetr'].model,
+        folder=True,
+        overrides=('data.test.pipeline.1.data_aug_conf.final_dim=[90,250]',),
+    ),
     Toy('centerpoint_rotate', tiny_centerpoint('oblong'), (), _wide_sweeps, folder=True),
     Toy('centerpoint_circle', tiny_centerpoint('circle'), (), _wide_sweeps, folder=True),
     Toy('pillars', _tiny_anchors('pointpillars'), (), _wide_sweeps, folder=True),

@@ -127,7 +127,7 @@ class SequenceFamily(Family):
     def other_limits(
         self, model: torch.nn.Module, runner: Stepper, spec: GraphSpec
     ) -> Iterable[tuple[str, AbstractContextManager[Any]]]:
-        """Yield titles, and contexts in which a model and its files have other limits of numbers of boxes.
+        """Yield titles, and contexts in which a model and its files have other limits of boxes or scores.
 
         In each of them `synthetic_outputs`, which are those of the model's own limits, are compared again.
         """

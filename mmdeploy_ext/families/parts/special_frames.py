@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FOCAL, ALONE = 1.04, 1.0004
 """Factors of a focal length: of a camera whose matrices all change, and of one matrix alone, within what the
 checks of a calibration let through."""
+ROLL_RAD = np.pi / 3
+"""Angle about the optical axis of a camera whose intrinsics turn the picture back: focal lengths halve."""
 MOVED_M, TURNED = (0.3, -0.2, 0.1), Quaternion(axis=[0.1, 0.2, 1.0], degrees=2.0)
 SPARSER = 8
 STEP_S = 0.4
@@ -49,6 +51,17 @@ def _focal(matrices: np.ndarray, camera: int, factor: float) -> np.ndarray:
     return changed
 
 
+def _rolled(intrinsics: np.ndarray, camera: int) -> np.ndarray:
+    """Return intrinsics (N, 4, 4) of which one camera's turn the picture about the optical axis.
+
+    With the camera turned the other way, the same pixels see the same points: `lidar2img` stays as it is, and
+    both matrices still differ by a rigid transform, however far the intrinsics are from what they were.
+    """
+    changed = intrinsics.copy()
+    changed[camera] = changed[camera] @ Quaternion(axis=[0, 0, 1], radians=ROLL_RAD).transformation_matrix
+    return changed
+
+
 def changed_drive(frame: Frame) -> Iterator[Frame]:
     """Yield frames of one drive: as it is, each with one more change of its rig, and one without pictures.
 
@@ -64,7 +77,7 @@ def changed_drive(frame: Frame) -> Iterator[Frame]:
         'the rig as it was': {},
         'another focal length': dict(intrinsics=focal, lidar2img=focal @ extrinsics),
         'another place of a camera': dict(lidar2img=focal @ moved),
-        'intrinsics alone': dict(intrinsics=_focal(focal, last, ALONE)),
+        'intrinsics alone': dict(intrinsics=_rolled(focal, last)),
         'pictures of one colour': dict(images=np.zeros_like(frame.images)),
     }
     for name, values in changes.items():

@@ -3,7 +3,8 @@
 Glossary: N cameras, H, W network input in pixels.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
-from mmdeploy_ext.core.config import refused_by_name, test_pipeline
+from mmdeploy_ext.core.config import refused_by_name, replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
@@ -55,6 +56,8 @@ TOLERANCES = {
 """Absolute tolerances of a float32 memory. Source: "Suggested tolerances" of the reference data of StreamPETR
 (measured between correct implementations); times 1e-5 s instead of 1e-6 s, because ages are float32 here and
 a step of float32 at 10 s is 1e-6 s."""
+OTHER_THRESHOLD = 0.1
+"""Score threshold that a proof tries of a model without one: `synthetic_outputs` has scores about it."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 
 
@@ -205,11 +208,37 @@ class StreamPetrFamily(SequenceFamily):
         head, facts = model.pts_bbox_head, runner.metadata.postprocess
         return synthetic_outputs(facts, int(head.num_query) + int(head.num_propagated), int(head.num_classes))
 
+    def other_limits(
+        self, model: nn.Module, runner: Stepper, spec: GraphSpec
+    ) -> Iterator[tuple[str, contextlib.AbstractContextManager[None]]]:
+        """Yield fewer and more boxes, and a score threshold for a model that has none, or none for others."""
+        head = model.pts_bbox_head
+        pairs = (int(head.num_query) + int(head.num_propagated)) * int(head.num_classes)
+        most, threshold = int(head.bbox_coder.max_num), head.bbox_coder.score_threshold
+        other_limits = (
+            dict(max_num=max(most // 2, 1)),
+            dict(max_num=min(most + max(most // 10, 2), pairs)),
+            dict(score_threshold=None if threshold else OTHER_THRESHOLD),
+        )
+        for limits in other_limits:
+            title = ', '.join(f'{name} {value}' for name, value in limits.items())
+            yield title, _with_limits(model, runner, limits)
+
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""
         return dict(
             backbone=[(model, 'extract_img_feat')], embedding=[(model.pts_bbox_head, 'embed_positions')]
         )
+
+
+@contextlib.contextmanager
+def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, Any]) -> Iterator[None]:
+    """Give the box coder of a model and its files other limits for a while, by name."""
+    with contextlib.ExitStack() as stack:
+        for settings in (vars(model.pts_bbox_head.bbox_coder), runner.metadata.postprocess):
+            for name, value in limits.items():
+                stack.enter_context(replaced_entry(settings, name, value))
+        yield
 
 
 def _check_model(filename: str, model: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """What follows the network, exported with other limits, against upstream's with the same.
 
-Limits and thresholds are constants of a graph, and few pictures reach them. With lower ones every list is cut
-off, with higher ones rows come in that were never seen. Both sides get what PyTorch's own network gives of
-the traced picture, so that only the post-processing can differ: every row counts, however low its score.
+Limits and thresholds are constants of a graph, or entries of the metadata if a graph ends before them, and
+few pictures reach them. With lower ones every list is cut off, with higher ones rows come in that were never
+seen. Both sides get what PyTorch's own network gives of the traced picture, so that only the post-processing
+can differ: every row counts, however low its score.
 """
 
 from __future__ import annotations
@@ -94,13 +95,15 @@ class Trials:
         self.file, self.rounding, self._outputs = file, False, {}
 
     def cases(self, *, finds_nothing: bool) -> list[Trial]:
-        """Return what can be run; nothing where a form ends before the results, or nothing is limited.
+        """Return what can be run; nothing where results are not compared, or nothing is limited.
+
+        Of a form that ends before the results, the limits are those in the metadata, which the family's
+        runtime reads.
 
         `finds_nothing` is whether the file has run on a picture in which PyTorch finds nothing.
         """
         family, model = self.deployment.family, self.deployment.model
-        gives_results = any(one.compare == 'detections' for one in family.spec(model, self.options).outputs)
-        if not gives_results or not family.limits(model):
+        if family.results_left_out(self.options) or not family.limits(model):
             return []
         trials: list[Trial] = [LimitsLowered(self)]
         if not self.capped:  # a file with constant shapes looks at as many candidates as it says, and no more
@@ -211,15 +214,20 @@ class Trials:
         deployment, options = self.deployment, self.options
         made = {name for stage in stages for name in stage.outputs}
         taken = dict.fromkeys(name for stage in stages for name in stage.inputs if name not in made)
+        if not stages:
+            taken = dict.fromkeys(tensor.name for tensor in outputs)
         available = self._available(feeds, taken)
         given = {name: available[name] for name in taken}
         inputs = tuple(TensorSpec(name, str(one.dtype), one.shape) for name, one in given.items())
         spec = GraphSpec(f'{deployment.family.name}/{options.form}', inputs, outputs)
         graph = Graph(options.form, None, spec, make=lambda: stages)
+        metadata = files.make_metadata(deployment, options, graph)
+        if not stages:  # the graph ends with the network: what follows is the runtime's
+            return {}, available, metadata
         device = next(deployment.model.parameters()).device
         example = {name: torch.from_numpy(one).to(device) for name, one in given.items()}
         runner = Runner(files.export_graph(graph, options, (), example), optimization='basic')
-        return runner.run(given), available, files.make_metadata(deployment, options, graph)
+        return runner.run(given), available, metadata
 
     def _available(self, feeds: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
         """Return what the network gives of a picture, and the inputs of the file.

@@ -13,7 +13,7 @@ from mmdeploy_ext.proving.levels.frames import FramesProof
 from mmdeploy_ext.proving.levels.sequence_pair import Modes
 from mmdeploy_ext.proving.levels.sequence_run import Bars
 from mmdeploy_ext.proving.levels.shifted import Shifted
-from mmdeploy_ext.proving.levels.synthetic import synthetic_cases
+from mmdeploy_ext.proving.levels.synthetic import cases_of_family
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.tasks import bbox3d
 from mmdeploy_ext.runtime.frames import invert_pose
@@ -137,10 +137,9 @@ class DriveProof(FramesProof):
         self.verdict.cases = [_case(rows['teacher'], self.shape)]
         super().conclude()
         if self.verdict.precision == 'fp32':
-            made = self.deployment.family.synthetic_outputs(
-                self.deployment.model, self.runner, self.metadata[-1].spec
-            )
-            self.verdict.cases += synthetic_cases(self.reference, self.runner, made)
+            family, model = self.deployment.family, self.deployment.model
+            spec = self.metadata[-1].spec
+            self.verdict.cases += cases_of_family(family, model, self.reference, self.runner, spec)
             self.run_special_frames()
 
     def run_special_frames(self) -> None:

@@ -13,7 +13,7 @@ from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.levels.other_limits import LimitsLowered, LimitsRaised, Trials, cut
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 from planted_boxes import OF_SUPPRESSION
-from planting import arguments, replaced, result, settings
+from planting import argument, arguments, replaced, result, settings
 from toy_atss import PICTURE, REPO
 
 IMAGE = 'toy.jpg', read_image(PICTURE)
@@ -32,10 +32,10 @@ def load(name):
     )
 
 
-def cases(name, *titles):
-    """Return the cases of a toy with these names, all where there are none."""
+def cases(name, *titles, **chosen):
+    """Return the cases of a toy with these names, all where there are none; `chosen` are more options."""
     deployment = load(name)
-    options = deployment.family.choose(opset=17, height=128, width=160)
+    options = deployment.family.choose(opset=17, height=128, width=160, **chosen)
     trials = Trials(deployment, options, IMAGE).cases(finds_nothing=True)
     return [trial.case() for trial in trials if not titles or trial.name in titles]
 
@@ -108,6 +108,30 @@ def test_a_fault_that_pictures_hide_is_refused(fault):
     name, title, change = FAULTS[fault]
     with replaced(*change):
         (case,) = cases(name, title)
+    assert not case.passed
+
+
+WRITTEN = 'mmdeploy_ext.families.dense.family:DenseFamily.postprocess_facts'
+SELECT = 'mmdeploy_ext.families.dense.runtime.select:postprocess_image'
+OF_RUNTIME = {
+    'metadata: nms_pre 297 of 300': (WRITTEN, settings(nms_pre=lambda most: most - max(most // 100, 1))),
+    'nms_pre of all levels together': (SELECT, argument(1, lambda sizes: [sum(sizes)])),
+}
+
+
+@pytest.mark.parametrize('form', ['decode', 'raw'])
+def test_a_form_that_ends_before_the_results_has_the_cases_of_the_full_one(form):
+    full, early = ({case.name: case for case in cases('retinanet', form=one)} for one in ('full', form))
+    assert full.keys() == early.keys() and all(case.passed for case in early.values())
+    for name, case in early.items():
+        assert [row.matched for row in case.detections] == [row.matched for row in full[name].detections]
+
+
+@pytest.mark.parametrize('form', ['decode', 'raw'])
+@pytest.mark.parametrize('fault', OF_RUNTIME)
+def test_a_fault_of_a_form_that_ends_before_the_results_is_refused(fault, form):
+    with replaced(*OF_RUNTIME[fault]):
+        (case,) = cases('retinanet', LOWERED, form=form)
     assert not case.passed
 
 

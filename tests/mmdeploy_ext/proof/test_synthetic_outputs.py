@@ -120,6 +120,20 @@ def decoding(runtime, change):
     return lambda patch: patch.setattr(kind, 'decode', staticmethod(change(kind.decode)))
 
 
+def with_facts(**changes):
+    """Return what decodes by other facts: entry -> change."""
+
+    def make(original):
+        def decode(scores, boxes, facts):
+            return original(
+                scores, boxes, facts | {name: change(facts[name]) for name, change in changes.items()}
+            )
+
+        return decode
+
+    return make
+
+
 FAULTS = {
     'centers: a heading at the end': ('centers sparse', decoding(points, near_the_end(np.zeros_like))),
     'centers: a turn more': ('centers sparse', decoding(points, near_the_end(without_a_turn))),
@@ -151,6 +165,14 @@ FAULTS = {
     'queries: a heading at the end': ('streampetr', altered(streams, 'decode', near_the_end(np.zeros_like))),
     'queries: a turn more': ('streampetr', altered(streams, 'decode', near_the_end(without_a_turn))),
     'queries: max_num': ('streampetr', altered(queries, 'top_rows', capped(16))),
+    'queries: the score threshold is forgotten': (
+        'streampetr',
+        altered(streams, 'decode', with_facts(score_threshold=lambda one: None)),
+    ),
+    'queries: max_num is 20 at most': (
+        'streampetr',
+        altered(streams, 'decode', with_facts(max_num=lambda one: min(one, 20))),
+    ),
     'queries: nothing': ('streampetr', altered(streams, 'decode', boxes_on_nothing)),
 }
 

@@ -61,6 +61,8 @@ def test_frames_of_a_drive_have_rigs_that_are_let_through_and_differ_in_one_thin
     places = [(before.lidar2img != after.lidar2img).any() for before, after in itertools.pairwise(rigs)]
     lenses = [(before.intrinsics != after.intrinsics).any() for before, after in itertools.pairwise(rigs)]
     assert (places, lenses) == ([True, True, False, False], [True, False, True, False])
+    focal_lengths = [rig.intrinsics[:, [0, 1], [0, 1]] for rig in rigs]
+    assert (np.abs(focal_lengths[3] / focal_lengths[2] - 1) > 0.3).any(1).sum() == 1  # of one camera alone
     assert not frames[-1].images.any() and len({frame.scene_token for frame in frames}) == 1
 
 
