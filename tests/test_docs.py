@@ -164,15 +164,6 @@ def test_both_languages_have_the_same_blocks_headings_tables_and_pictures(page):
         assert pattern != r'^#+(?= )' or found[0] == found[1] != [], 'levels of headings'
 
 
-@pytest.mark.parametrize('page', CHINESE)
-def test_both_languages_state_the_same_figures(page):
-    def figures(name: str) -> list[str]:
-        tables = '\n'.join(re.findall(r'^\|.*\|$', text(name), re.M))
-        return sorted(re.findall(r'\d+(?:\.\d+)?(?:e-\d+)?', tables))
-
-    assert figures(page) == figures(CHINESE[page])
-
-
 def test_what_a_newcomer_reads_first_and_the_pitfalls_are_in_chinese_and_say_so_on_both_pages():
     names = ('start', 'your-checkpoint', 'your-own-program', 'proof', 'export-pitfalls')
     assert {'README.md', *(f'docs/{name}.md' for name in names)} <= set(CHINESE.values())

@@ -1,4 +1,4 @@
-"""No function is a near-copy of another, and no two model families share a stretch of code."""
+"""No function of the product is a near-copy of another, and no two model families share a stretch of code."""
 
 import ast
 import collections
@@ -98,7 +98,8 @@ def sources() -> dict[str, str]:
 def test_no_function_is_a_near_copy_of_another():
     found = {}
     for name, text in sources().items():
-        found.update(functions(name, text))
+        if not name.startswith('tests/'):  # a test may repeat what another says, to be read alone
+            found.update(functions(name, text))
     assert len(found) > 20
     assert not near_copies(found)
 

@@ -20,6 +20,11 @@ def head_of(model: torch.nn.Module) -> torch.nn.Module:
     return next(head for head in heads if head is not None)
 
 
+def has_head(model: torch.nn.Module) -> bool:
+    """Return whether a model has one of mmdet's heads; that of a family from outside may have other parts."""
+    return any(getattr(model, key, None) is not None for key in HEAD_KEYS)
+
+
 def build_without_weights(
     cfg: Any, build: Callable[..., torch.nn.Module], backbone: str = ''
 ) -> torch.nn.Module:

@@ -21,7 +21,7 @@ from mmdeploy_ext.contract.spec import DEFAULT_RTOL, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.families.base import Family
-from mmdeploy_ext.families.building import build_without_weights, head_of
+from mmdeploy_ext.families.building import build_without_weights, has_head, head_of
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
@@ -206,7 +206,7 @@ class ImageFamily(Family):
 
     def result_limit(self, model: torch.nn.Module) -> ResultLimit:
         """Return where a detector keeps how many results it gives per image."""
-        return ResultLimit(head_of(model).test_cfg)
+        return ResultLimit(head_of(model).test_cfg if has_head(model) else {})
 
     def limits(self, model: torch.nn.Module) -> list[Limit]:
         """Return the limits and thresholds that a detector reads, those of earlier choices first."""

@@ -43,7 +43,8 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
     heads = f'with {", ".join(shown)}' if shown else 'without a head'
     names = [str(model.get('type') or ''), *parts.values()]
-    best = max(families, key=lambda family: _similarity(family, names), default=None)
+    by_name = sorted(families, key=lambda family: family.name)  # of equally similar ones the first by name
+    best = max(by_name, key=lambda family: _similarity(family, names), default=None)
     near = f'nearest is {best.name}: {best.exports}; ' if best is not None and best.exports else ''
     known = ', '.join(sorted(family.name for family in families))
     return ConfigError(

@@ -97,6 +97,7 @@ def test_debug_shows_the_traceback_too(bench):
 def test_a_module_that_an_own_module_lacks_is_to_be_installed(bench, monkeypatch):
     (bench.folder / 'heads_of_mine.py').write_text('import no_such_package.layers\n')
     monkeypatch.syspath_prepend(bench.folder)
+    monkeypatch.setattr('sys.dont_write_bytecode', True)  # the folder has to stay as it is
     path = bench.folder / 'bad.py'
     path.write_text(LEAF + "custom_imports = dict(imports='heads_of_mine')\n")
     words = "custom_imports=['heads_of_mine']: No module named 'no_such_package'", 'install it for'

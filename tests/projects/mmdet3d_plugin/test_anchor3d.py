@@ -247,13 +247,8 @@ def test_the_page_names_the_outputs_of_the_head():
     assert stated == {'bev', *(f'{name}_l' for name in boxes.OUTPUTS)}
 
 
-def register_pictures():
-    """Import what the tools do: the families of sweeps are imported when a config asks for one."""
-    import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-
-
 def test_the_memory_of_its_files_is_measured_without_a_plugin_in_the_config():
     _, folder, config, checkpoint = toy_anchor3d.exported('kitti')
-    source = memory.Source(register_pictures, config, checkpoint, {}, 1)
+    source = memory.Source(config, checkpoint, {}, 1)
     call = functools.partial(run_files, source, 'onnxruntime', str(folder), sweeps(1))
     assert memory.measure(call, 'files')['peak_mb'] > 0
