@@ -56,8 +56,10 @@ def common_in_order(left: list[str], right: list[str]) -> int:
     for line in left:
         diagonal = 0
         for index, other in enumerate(right):
-            diagonal, row[index + 1] = row[index + 1], (
-                diagonal + 1 if line == other else max(row[index + 1], row[index]))
+            diagonal, row[index + 1] = (
+                row[index + 1],
+                (diagonal + 1 if line == other else max(row[index + 1], row[index])),
+            )
     return row[-1]
 
 
@@ -81,25 +83,35 @@ def near_copies(found: dict[str, list[str]]) -> list[tuple[str, str]]:
 
 def shared_stretches(packages: dict[str, list[list[str]]]) -> list[tuple[str, str, str]]:
     """Return pairs of packages with `STRETCH` consecutive lines in common, and the first of those lines."""
-    seen = {name: {tuple(lines[start:start + STRETCH]) for lines in files
-                   for start in range(len(lines) - STRETCH + 1)} for name, files in packages.items()}
-    return [(left, right, sorted(seen[left] & seen[right])[0][0])
-            for left, right in itertools.combinations(seen, 2) if seen[left] & seen[right]]
+    seen = {
+        name: {
+            tuple(lines[start : start + STRETCH])
+            for lines in files
+            for start in range(len(lines) - STRETCH + 1)
+        }
+        for name, files in packages.items()
+    }
+    return [
+        (left, right, sorted(seen[left] & seen[right])[0][0])
+        for left, right in itertools.combinations(seen, 2)
+        if seen[left] & seen[right]
+    ]
 
 
 def sources() -> dict[str, str]:
+    """Return path -> text of the Python files outside tests/; tests may repeat each other."""
     done = subprocess.run(['git', 'ls-files', '-z', '*.py'], cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode:
         pytest.skip('not a git checkout')
     names = [name for name in done.stdout.split('\0') if name and (REPOSITORY / name).is_file()]
+    names = [name for name in names if not name.startswith('tests/')]
     return {name: (REPOSITORY / name).read_text(encoding='utf-8') for name in names}
 
 
 def test_no_function_is_a_near_copy_of_another():
     found = {}
     for name, text in sources().items():
-        if not name.startswith('tests/'):  # a test may repeat what another says, to be read alone
-            found.update(functions(name, text))
+        found.update(functions(name, text))
     assert len(found) > 20
     assert not near_copies(found)
 

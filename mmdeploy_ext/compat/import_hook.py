@@ -122,7 +122,6 @@ class _PatchingFinder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """See importlib.abc.MetaPathFinder."""
         if not self.patches.names_module(fullname):
             return None
         for finder in sys.meta_path:
