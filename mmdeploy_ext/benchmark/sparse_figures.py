@@ -15,6 +15,7 @@ from mmdeploy_ext.benchmark.measure import LEAST_ROUNDS, repeated
 from mmdeploy_ext.benchmark.plan import bar_rows
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.preprocess.points import voxelise
+from mmdeploy_ext.proving.tensors import ArrayDistance
 from mmdeploy_ext.sparse.plan import plan_of
 from mmdeploy_ext.sparse.rulebook import build
 
@@ -246,9 +247,8 @@ def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[st
             start = time.perf_counter()
             dense = family.run_encoder(model, voxels.features, voxels.coordinates)
             seconds.append(time.perf_counter() - start)
-            worst = max(worst, float(np.abs(dense - right).max()))
-    scale = float(np.abs(right).max()) or 1.0
+            worst = max(worst, ArrayDistance(dense, right).max_rel)
     return dict(
-        threads=cores, voxels=len(voxels.features), runs=RACING_RUNS, worst_rel=worst / scale,
+        threads=cores, voxels=len(voxels.features), runs=RACING_RUNS, worst_rel=worst,
         median_ms=round(float(np.median(seconds)) * 1e3, 2),
     )  # fmt: skip

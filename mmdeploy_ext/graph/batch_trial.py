@@ -1,4 +1,4 @@
-"""Whether a graph keeps several images apart when its batch axis gets another size. Needs ONNX Runtime."""
+"""Whether a graph runs at other sizes, and keeps several images apart. Needs ONNX Runtime."""
 
 import copy
 import dataclasses
@@ -12,12 +12,13 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
 from mmdeploy_ext.graph.diff.nodes import SHAPE_READERS
-from mmdeploy_ext.graph.feeds import random_feeds
+from mmdeploy_ext.graph.equality import ROUNDING
+from mmdeploy_ext.graph.feeds import random_feeds, sizes_of
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.passes.shapes import UNKNOWN, set_shapes
-from mmdeploy_ext.graph.proof import ROUNDING, difference, trial_sizes
 from mmdeploy_ext.graph.run import Runner
+from mmdeploy_ext.proving.tensors import ArrayDistance
 
 FOLDING = ('Reshape', 'Flatten')
 """Operators that can fold the batch into another axis."""
@@ -151,7 +152,54 @@ class Trial:
             result = runner.run(changed)
             changing |= {name for name in names if _reaches(result[name], base[name], image, many)}
         again = runner.run(feeds) if changing else base
-        return {name for name in changing if not difference(again[name], base[name])}
+        return {
+            name
+            for name in changing
+            if again[name].shape == base[name].shape and not ArrayDistance(again[name], base[name]).max_abs
+        }
+
+
+def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
+    """Run a graph at sizes that the graph before did not take, and return these as text; '' where all were.
+
+    A size that was opened is tried at twice what it was. An InferenceError says that a size is baked in.
+    """
+    old_shapes, sizes = types.shapes(before.graph.input), trial_sizes(before, after)
+    pairs = [pair for name, shape in sizes.items() for pair in zip(shape, old_shapes[name], strict=True)]
+    if not any(isinstance(old_size, int) and old_size != size for size, old_size in pairs):
+        return ''
+    text = ', '.join(f'{name}={"x".join(map(str, shape))}' for name, shape in sizes.items())
+    try:
+        Runner(after).run(random_feeds(after, seed, sizes))
+    except (InferenceError, ModelFileError) as error:
+        Runner(before)  # where this one is not loaded either, the sizes are not the reason
+        raise InferenceError(
+            f'the graph does not run at {text}: a size is baked into its constants, so export it with that '
+            f'axis open (--no-trial writes the file all the same): {error}'
+        ) from error
+    return text
+
+
+def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, list[int]]:
+    """Return input -> the shape at which a graph with other input shapes is tried.
+
+    A stated size is taken, an axis that was opened gets twice what it was, one that was open before gets the
+    size that `random_feeds` takes.
+    """
+    inputs, old_shapes = Index(after).inputs, types.shapes(before.graph.input)
+    doubled: dict[str, int] = {}
+
+    def size(new: int | str, old: int | str) -> int | str:
+        if isinstance(new, int) or not isinstance(old, int):
+            return new
+        return 2 * old if new == '?' else doubled.setdefault(new, 2 * old)
+
+    wanted = {
+        name: [size(*pair) for pair in zip(new, old_shapes[name], strict=True)]
+        for name, new in types.shapes(after.graph.input).items()
+        if name in inputs and new is not None and old_shapes.get(name) is not None
+    }
+    return sizes_of(after, wanted)
 
 
 def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
@@ -240,7 +288,13 @@ def _reaches(result: np.ndarray, base: np.ndarray, image: int, many: int) -> boo
     """Return whether two arrays differ beyond one image, whichever axis of that size holds the images."""
     axes = [axis for axis, size in enumerate(base.shape) if size == many and result.shape == base.shape]
     rests = ([np.delete(value, image, axis) for value in (result, base)] for axis in axes)
-    return bool(axes) and all(difference(*rest) > ROUNDING for rest in rests)
+    return bool(axes) and all(_differs(*rest) for rest in rests)
+
+
+def _differs(array: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether two arrays differ by more than rounding, those of integers at all."""
+    rounding = ROUNDING if other.dtype.kind in 'fc' else 0.0
+    return ArrayDistance(array, other).max_rel > rounding
 
 
 def _flow(index: Index, starts: Iterable[str], stops: Collection[str] = ()) -> set[str]:

@@ -7,6 +7,7 @@ import onnx
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ShapeError, UsageError
+from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index, near
 
 DEFAULT_SIZE = 64
@@ -127,3 +128,34 @@ def _indexed_sizes(index: Index, node: onnx.NodeProto) -> Iterable[int]:
         return [LARGEST_INTEGER]
     axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
     return list(constant.dims) if node.op_type == 'GatherND' else [constant.dims[axis]]
+
+
+def common_feeds(
+    before: onnx.ModelProto, after: onnx.ModelProto, renamed: Mapping[str, str], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Return random feeds of a graph that one which was edited from it takes as well.
+
+    `renamed` are old -> new names of tensors. ShapeError: no inputs suit both.
+    """
+    index, new_shapes, sizes = Index(before), types.shapes(after.graph.input), {}
+    for name, shape in types.shapes(before.graph.input).items():
+        new_shape = new_shapes.get(renamed.get(name, name))
+        if name in index.inputs and new_shape is not None and shape is not None:
+            sizes[name] = _filled(shape, new_shape)
+    feeds = random_feeds(before, seed, sizes_of(before, sizes))
+    try:
+        check_feeds(index, feeds)
+    except ShapeError as error:
+        raise ShapeError(f'--prove: no inputs suit both graphs: {error}') from error
+    return feeds
+
+
+def sizes_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) -> dict[str, list[int]]:
+    """Replace the names in shapes of inputs by the sizes that `random_feeds` takes for them."""
+    arrays = random_feeds(model)
+    return {name: _filled(shape, arrays[name].shape) for name, shape in shapes.items()}
+
+
+def _filled(shape: Sequence[int | str], other: Sequence[int | str]) -> list[int | str]:
+    """Return a shape with the sizes of another one where it has names."""
+    return [size if isinstance(size, int) else new for size, new in zip(shape, other, strict=True)]

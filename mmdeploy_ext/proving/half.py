@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tensors import compare_tensors, without_ties
+from mmdeploy_ext.proving.tensors import compare_named, compare_tensors, without_ties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.proving.results import Case, DetectionRow
     from mmdeploy_ext.proving.rows import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
@@ -108,16 +109,6 @@ def compare(
     candidate = without_ties(reference, candidate, ties or {}, RTOL if bars else DEFAULT_RTOL)
     rows = compare_tensors(reference, candidate, spec)
     return tuple(judge(rows, bars.cosine) if bars else rows)
-
-
-def compare_named(
-    reference: Mapping[str, np.ndarray], candidate: Mapping[str, np.ndarray], rtol: float, what: str
-) -> list[TensorRow]:
-    """Compare tensors by name, each relative to its own largest value."""
-    groups = (ColumnGroup(rtol=rtol),)
-    named = reference.items()
-    specs = tuple(TensorSpec(name, array.dtype.name, array.shape, groups=groups) for name, array in named)
-    return compare_tensors(reference, candidate, GraphSpec(what, (), specs))
 
 
 def judge(rows: Sequence[TensorRow], least: float = COSINE) -> list[TensorRow]:

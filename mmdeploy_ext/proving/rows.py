@@ -1,6 +1,7 @@
 """What a comparison of tensors found, as plain data."""
 
 import dataclasses
+from collections.abc import Collection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,3 +34,18 @@ class TensorRow:
     reason: str = ''
     histogram: tuple[int, ...] = ()
     at: str = ''
+
+
+def is_equal(rows: Collection[TensorRow]) -> bool:
+    """Return whether every output passed; False when nothing was compared."""
+    return bool(rows) and all(row.passed for row in rows)
+
+
+def is_exact(rows: Collection[TensorRow]) -> bool:
+    """Return whether every output is the same bit for bit; False when nothing was compared."""
+    return is_equal(rows) and all(row.max_abs == 0 for row in rows)
+
+
+def equality_claim(rows: Collection[TensorRow], inputs: int, claim: str = 'EQUAL') -> str:
+    """Return `EQUAL ON N INPUTS` or `NOT EQUAL`: what a comparison says that does not involve PyTorch."""
+    return f'{claim} ON {inputs} {"INPUTS" if inputs > 1 else "INPUT"}' if is_equal(rows) else f'NOT {claim}'

@@ -1,6 +1,7 @@
-"""Level 2 of a proof: tensors of one engine against those of another. Needs numpy only."""
+"""How far an array is from a reference, and level 2 of a proof: tensors of two engines. Needs numpy only."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,65 @@ from mmdeploy_ext.proving.rows import TensorRow
 
 HISTOGRAM_DECADES = (-12, 0)
 """Decades of |difference| / scale in a row's histogram; the first count is all that is equal or below."""
+
+
+class ArrayDistance:
+    """How far an array is from a reference of the same shape and kind of dtype, computed in float64.
+
+    The same infinity, or NaN on both sides, is no difference; where one side alone is finite it is infinite.
+    Integers that differ do so by 1 at least, also where float64 cannot tell them apart, and texts by 1.
+
+    Attributes:
+        differences: absolute difference of each value, flattened; of complex values each part is one.
+        max_abs: the largest of them.
+        scale: the largest absolute finite value of the reference.
+    """
+
+    def __init__(self, array: np.ndarray, reference: np.ndarray) -> None:
+        kind, sides = reference.dtype.kind, (array.ravel(), reference.ravel())
+        if kind in 'OSU':
+            sides = sides[0] != sides[1], np.zeros(reference.size)
+        if kind == 'c':
+            sides = tuple(side.astype(np.complex128).view(np.float64) for side in sides)
+        self._array, self._reference = (side.astype(np.float64) for side in sides)
+        with np.errstate(invalid='ignore', over='ignore'):
+            self.differences = np.abs(self._array - self._reference)
+        if kind in 'iu':
+            self.differences = np.maximum(self.differences, sides[0] != sides[1])
+        sizes = np.abs(self._reference)
+        is_finite = np.isfinite(self.differences)
+        if not is_finite.all():
+            both_nan = np.isnan(self._array) & np.isnan(self._reference)
+            same = both_nan | (self._array == self._reference)
+            self.differences = np.where(same, 0.0, np.where(is_finite, self.differences, np.inf))
+            sizes = sizes[np.isfinite(sizes)]
+        self.max_abs = float(self.differences.max(initial=0))
+        self.scale = float(sizes.max(initial=0))
+
+    @property
+    def max_rel(self) -> float:
+        """The largest difference over the reference's largest value; infinite if only the latter is 0."""
+        return float('inf') if self.max_abs > self.scale == 0 else self.max_abs / (self.scale or 1.0)
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of both as vectors; 1 for two zero vectors, 0 for one."""
+        largest = max(float(np.abs(side).max(initial=0)) for side in (self._array, self._reference))
+        if largest == 0:
+            return 1.0
+        array, reference = self._array / largest, self._reference / largest
+        norms = float(np.linalg.norm(reference) * np.linalg.norm(array))
+        return min(max(float(reference @ array) / norms, -1.0), 1.0) if norms > 0 else 0.0
+
+    @property
+    def histogram(self) -> tuple[int, ...]:
+        """Counts of log10(difference / scale) per decade; see `TensorRow.histogram`."""
+        low, high = HISTOGRAM_DECADES
+        with np.errstate(divide='ignore'):
+            relative = self.differences / self.scale if self.scale > 0 else np.sign(self.differences)
+            decades = np.ceil(np.log10(relative))
+        index = np.clip(decades, low, high).astype(np.int64) - low
+        return tuple(np.bincount(index, minlength=high - low + 1).tolist())
 
 
 def compare_tensors(
@@ -33,6 +93,36 @@ def compare_tensors(
         unknown = [name for name in tensors if name not in spec.output_names]
         rows.extend(failed_row(name, reason, tensors[name]) for name in unknown)
     return rows
+
+
+def compare_named(
+    reference: Mapping[str, Any], candidate: Mapping[str, Any], rtol: float, title: str = 'the model'
+) -> list[TensorRow]:
+    """Compare outputs by name where no spec is at hand, floats relative to the output's largest value.
+
+    Integers, booleans and texts are equal or not. Of a sequence each tensor is a row of its own, 'name[0]'.
+    """
+    reference, candidate = without_sequences(reference), without_sequences(candidate)
+    outputs = tuple(
+        TensorSpec(name, array.dtype.name, array.shape, groups=(ColumnGroup(rtol=_rtol_of(array, rtol)),))
+        for name, array in reference.items()
+    )
+    return compare_tensors(reference, candidate, GraphSpec(title, (), outputs))
+
+
+def _rtol_of(array: np.ndarray, rtol: float) -> float:
+    return rtol if array.dtype.kind in 'fc' else 0.0
+
+
+def without_sequences(outputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return outputs in which a list of arrays is an output for each of them."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in outputs.items():
+        if isinstance(value, list):
+            arrays |= {f'{name}[{index}]': np.asarray(array) for index, array in enumerate(value)}
+        else:
+            arrays[name] = np.asarray(value)
+    return arrays
 
 
 def same_bits(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
@@ -138,48 +228,25 @@ def _compare_group(name: str, group: ColumnGroup, reference: np.ndarray, candida
         reference, candidate = reference[..., columns], candidate[..., columns]
     if reference.size == 0:
         return failed_row(name, 'empty column group: nothing was compared', reference)
-    expected, got = reference.astype(np.float64).ravel(), candidate.astype(np.float64).ravel()
-    odd = [_not_finite('candidate', got), _not_finite('reference', expected)]
+    odd = [_not_finite('candidate', candidate), _not_finite('reference', reference)]
     if any(odd):
         hint = 'the reference is no better, so there is nothing to prove' if all(odd) else ''
         return failed_row(name, '; '.join(filter(None, [*odd, hint])), reference)
-    difference = np.abs(got - expected)
-    scale, max_abs, reason = float(np.abs(expected).max()), float(difference.max()), ''
-    tolerance = max(group.rtol * scale, group.atol)
-    if scale > 0 and not got.any():
+    distance, reason = ArrayDistance(candidate, reference), ''
+    tolerance = max(group.rtol * distance.scale, group.atol)
+    if distance.scale > 0 and not candidate.any():
         reason = 'the candidate is all zero, the reference is not'
-    elif max_abs > tolerance:
-        over = int((difference > tolerance).sum())
-        reason = f'{over} of {difference.size} values differ by more than {tolerance:.3g}'
+    elif distance.max_abs > tolerance:
+        over = int((distance.differences > tolerance).sum())
+        reason = f'{over} of {candidate.size} values differ by more than {tolerance:.3g}'
         reason += f' {group.unit}' if group.unit else ''
-    max_rel = None if max_abs > scale == 0 else max_abs / (scale or 1.0)
-    figures = (max_abs, max_rel, _cosine(expected, got), tolerance)
-    histogram = _histogram(difference, scale)
-    return TensorRow(name, shape_text(reference.shape), *figures, not reason, reason, histogram)
+    max_rel = distance.max_rel if np.isfinite(distance.max_rel) else None
+    figures = (distance.max_abs, max_rel, distance.cosine, tolerance)
+    return TensorRow(name, shape_text(reference.shape), *figures, not reason, reason, distance.histogram)
 
 
 def _not_finite(side: str, values: np.ndarray) -> str:
-    nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-    if not nans and not infinities:
+    if values.dtype.kind not in 'fc' or np.isfinite(values).all():
         return ''
+    nans, infinities = int(np.isnan(values).sum()), int(np.isinf(values).sum())
     return f'{side}: {nans} NaN and {infinities} infinite of {values.size} values'
-
-
-def _cosine(expected: np.ndarray, got: np.ndarray) -> float:
-    """Return the cosine of two vectors; 1 for two zero vectors, 0 for one."""
-    largest = max(float(np.abs(expected).max()), float(np.abs(got).max()))
-    if largest == 0:
-        return 1.0
-    expected, got = expected / largest, got / largest
-    norms = float(np.linalg.norm(expected) * np.linalg.norm(got))
-    return min(max(float(expected @ got) / norms, -1.0), 1.0) if norms > 0 else 0.0
-
-
-def _histogram(difference: np.ndarray, scale: float) -> tuple[int, ...]:
-    """Count log10(difference / scale) per decade; see `TensorRow.histogram`."""
-    low, high = HISTOGRAM_DECADES
-    relative = difference / scale if scale > 0 else np.where(difference > 0, 1.0, 0.0)
-    with np.errstate(divide='ignore'):
-        decades = np.ceil(np.log10(relative))
-    index = np.clip(decades, low, high).astype(np.int64) - low
-    return tuple(np.bincount(index, minlength=high - low + 1).tolist())

@@ -67,7 +67,7 @@ def test_without_a_gpu_verify_says_so_and_is_no_proof(net, tmp_path, capsys):
     package()
     argv = [net, '--output', str(tmp_path / 'm.engine'), '--sm', '86', '--verify', *SIZES]
     assert main(argv) == 1
-    assert 'NOT PROVEN: not measured: no GPU' in capsys.readouterr().out
+    assert 'NOT COMPARED: no GPU is here' in capsys.readouterr().out
     assert (tmp_path / 'm.engine').is_file()
 
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.cli.graph_commands.command import Commands, argument, output, write_json
+from mmdeploy_ext.cli.graph_commands.proving import rows_json
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.printable import printable
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     import onnx
 
-    from mmdeploy_ext.graph.proof import Proof
+    from mmdeploy_ext.proving.rows import TensorRow
 
 
 COMMANDS = Commands()
@@ -40,11 +42,11 @@ def _finish(
     renamed: dict[str, str] | None = None,
     **facts: str,
 ) -> int:
-    """Prove what was asked to be proven, write the file and say what changed; `facts` go to --json."""
-    from mmdeploy_ext.graph import proof
+    """Compare both graphs where --prove is given, write the file and print changes; `facts` go to --json."""
+    from mmdeploy_ext.graph.equality import compare_edited
 
-    found = proof.prove(before, after, seed=args.seed, renamed=renamed) if args.prove else None
-    return _write(args, [args.file], [before], after, found, **facts)
+    rows = compare_edited(before, after, seed=args.seed, renamed=renamed) if args.prove else None
+    return _write(args, [args.file], [before], after, rows, **facts)
 
 
 def _write(
@@ -52,27 +54,44 @@ def _write(
     sources: list[str],
     before: list[onnx.ModelProto],
     after: onnx.ModelProto,
-    found: Proof | None,
+    rows: Sequence[TensorRow] | None,
     **more: str,
 ) -> int:
+    """Write the file and print what changed; `rows` is None if the outputs were not to be compared."""
+    from mmdeploy_ext.graph.equality import ROUNDING
     from mmdeploy_ext.graph.io import changes, files
+    from mmdeploy_ext.proving.rows import is_equal
 
     written = files.save(after, args.output, inputs=sources)
     content = changes.describe(before, after)
     facts: dict[str, Any] = dict(
         files=sources, output=args.output, written=[str(path) for path in written], **more
     )
-    if found is not None:
-        facts['proof'] = found.as_json()
+    if rows is not None:
+        facts['proof'] = rows_json(rows, ROUNDING)
     write_json(args, dict(**facts, **content))
     for line in changes.lines(content):
         print(printable(line))
     if len(written) > 1:
         print(f'weights beside it: {", ".join(map(str, written[1:]))}')
-    if found is not None:
-        print(found.text)
+    if rows is not None:
+        print(printable(_comparison_text(rows)))
     print(printable(f'{args.output}: {content["nodes"][1]} nodes'))
-    return 0 if found is None or found.equal else 1
+    return 0 if rows is None or is_equal(rows) else 1
+
+
+def _comparison_text(rows: Sequence[TensorRow]) -> str:
+    """Return one line about outputs that were compared on one set of random inputs."""
+    from mmdeploy_ext.proving.rows import equality_claim, is_equal, is_exact
+
+    claim, count = equality_claim(rows, 1), len(rows)
+    if is_exact(rows):
+        return f'{claim}: {count} outputs equal bit for bit on random numbers'
+    if is_equal(rows):
+        worst = max(row.max_rel or 0.0 for row in rows)
+        return f'{claim}: {count} outputs equal on random numbers, to {worst:.1e} of their largest'
+    failed = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
+    return f'{claim}: {len(failed)} of {count} outputs differ: {"; ".join(failed[:5])}'
 
 
 @COMMANDS.add(
@@ -174,7 +193,7 @@ def run_rename(args: argparse.Namespace) -> int:
 )
 def run_set_shape(args: argparse.Namespace) -> int:
     """Write the graph with other input shapes, after a trial that it runs at them."""
-    from mmdeploy_ext.graph import batch_trial, edits, proof
+    from mmdeploy_ext.graph import batch_trial, edits
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
@@ -182,7 +201,7 @@ def run_set_shape(args: argparse.Namespace) -> int:
     edits.record(after, 'set-shape', dict(shapes=args.shapes))
     note = ''
     if not args.no_trial:
-        tried = proof.try_sizes(model, after, seed=args.seed)
+        tried = batch_trial.try_sizes(model, after, seed=args.seed)
         note = batch_trial.check_batch(model, after, seed=args.seed)
         if tried:
             print(f'runs at {tried}')
@@ -208,7 +227,7 @@ def run_set_shape(args: argparse.Namespace) -> int:
 )
 def run_merge(args: argparse.Namespace) -> int:
     """Write several files as one."""
-    from mmdeploy_ext.graph import proof
+    from mmdeploy_ext.graph.equality import compare_merged
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.passes.merge import merge
 
@@ -221,5 +240,5 @@ def run_merge(args: argparse.Namespace) -> int:
     models = [files.load(file) for file in args.files]
     connections = dict(args.connect)
     after = merge(models, names, connections=connections, outputs=args.outputs)
-    found = proof.prove_chain(models, after, connections, seed=args.seed) if args.prove else None
-    return _write(args, args.files, models, after, found)
+    rows = compare_merged(models, after, connections, seed=args.seed) if args.prove else None
+    return _write(args, args.files, models, after, rows)

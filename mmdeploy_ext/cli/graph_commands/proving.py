@@ -108,8 +108,9 @@ def finish(
     Returns:
         0 written; 1 the numbers differ and nothing was written.
     """
-    from mmdeploy_ext.graph.equality import compare_models, is_exact
+    from mmdeploy_ext.graph.equality import compare_models
     from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.proving.rows import equality_claim, is_equal, is_exact
 
     console, rows, feeds = cli.stdout(), [], []
     if not args.no_proof:
@@ -120,29 +121,36 @@ def finish(
             raise ModelFileError(
                 f'{args.file}: {error}; --no-proof writes the file without running it'
             ) from error
-    equal = all(row.passed for row in rows)
+    equal = args.no_proof or is_equal(rows)
     content = dict(file=args.file, output=args.output if equal else None, **content)
-    outputs = [{name: getattr(row, name) for name in SHOWN} for row in rows]
-    found = dict(equal=equal, exact=is_exact(rows), tolerance=args.tolerance, outputs=outputs)
-    content['proof'] = None if args.no_proof else found
+    content['proof'] = None if args.no_proof else rows_json(rows, args.tolerance)
     if equal:
         files.save(after, args.output, inputs=[args.file])
     write_json(args, content)
     if args.no_proof:
-        cli.say(console, f'{args.output}: written, the numbers were not compared', 'NOT PROVEN', 'yellow')
+        cli.say(console, f'{args.output}: written, the numbers may differ', 'NOT COMPARED', 'yellow')
         return 0
     print_rows(rows, console)
+    claim = equality_claim(rows, len(feeds))
     if not equal:
-        failed = '; '.join(dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed))
-        cli.say(console, f'{args.output} was not written: {failed}; {hint}', 'NOT EQUAL', 'bold red')
+        reasons = dict.fromkeys(f'{row.tensor}: {row.reason}' for row in rows if not row.passed)
+        failed = '; '.join(reasons) or 'the graph has no outputs, nothing was compared'
+        cli.say(console, f'{args.output} was not written: {failed}; {hint}', claim, 'bold red')
         return 1
-    worst, inputs = max(row.max_rel or 0 for row in rows), len(feeds)
+    worst = max(row.max_rel or 0 for row in rows)
     text = f'largest difference {worst:.2g} of the largest value, allowed {args.tolerance:g}'
     if is_exact(rows):
         text = 'every output is the same, bit for bit'
-    claim = f'EQUAL ON {inputs} INPUT{"S" if inputs > 1 else ""}'
     cli.say(console, f'{args.output}: {text}', claim, 'bold green')
     return 0
+
+
+def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
+    """Return what --json has of a comparison."""
+    from mmdeploy_ext.proving.rows import is_equal, is_exact
+
+    outputs = [{name: getattr(row, name) for name in SHOWN} for row in rows]
+    return dict(equal=is_equal(rows), exact=is_exact(rows), tolerance=tolerance, outputs=outputs)
 
 
 def load(path: str) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ from mmdeploy_ext.graph.diff.nodes import Alignment, Program
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, operator
 from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of
-from mmdeploy_ext.proving.tensors import shape_text
+from mmdeploy_ext.proving.tensors import ArrayDistance, shape_text
 
 SHOWN = 60
 """Characters of a value in a text."""
@@ -114,14 +114,13 @@ def constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | 
     detail = f'{int((ours != theirs).sum())} of {ours.size} values differ'
     if ours.dtype.kind not in 'fiu':
         return detail, None
-    largest = float(np.abs(ours.astype(np.float64) - theirs).max(initial=0))
-    scale = float(np.abs(theirs.astype(np.float64)).max(initial=0))
-    detail += f', by {largest:.3g} at most'
+    distance = ArrayDistance(ours, theirs)
+    detail += f', by {distance.max_abs:.3g} at most'
     if ours.size <= 4:
         detail += f' ({_short(ours)}, reference {_short(theirs)})'
     elif np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
         detail += '; they are the same values in another order (transposed?)'
-    return detail, largest / scale if scale else None
+    return detail, distance.max_rel if distance.scale else None
 
 
 def attributes(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import onnx
 
 from mmdeploy_ext.core.errors import InferenceError
 from mmdeploy_ext.graph.diff.nodes import OUTPUT_TIES, NodeRunner, Program
-from mmdeploy_ext.proving.tensors import shape_text
+from mmdeploy_ext.proving.tensors import ArrayDistance, shape_text
 
 BORN_RTOL = 1e-5
 """One node on the same inputs: float32 rounding stays below it, a wrong epsilon or weight does not."""
@@ -161,15 +161,10 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
         if kinds & set('fc'):
             return math.inf, f'dtype {got.dtype}, expected {want.dtype}'
         return float(np.mean(got != want)), ''
-    wide = np.float64 if kinds == {'f'} else np.complex128
-    left, right = got.astype(wide), want.astype(wide)
-    finite = np.isfinite(right)
-    same = np.array_equal(left[~finite], right[~finite], equal_nan=True)
-    if not same or not np.isfinite(left[finite]).all():
+    distance = ArrayDistance(got, want)
+    if math.isinf(distance.max_abs):
         return math.inf, 'NaN or infinity where the reference has a number, or the other way round'
-    scale = float(np.abs(right[finite]).max(initial=0))
-    difference = float(np.abs(left[finite] - right[finite]).max(initial=0))
-    return (math.inf if difference > scale == 0 else difference / (scale or 1.0)), ''
+    return distance.max_rel, ''
 
 
 def informative(value: np.ndarray) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import tempfile
 import time
 from pathlib import Path
@@ -13,11 +12,10 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
-from mmdeploy_ext.proving.half import compare_named
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order
 from mmdeploy_ext.proving.rows import TensorRow
 from mmdeploy_ext.proving.spconv_layers import LayerOutput, layer_sources, watched
-from mmdeploy_ext.proving.tensors import failed_row
+from mmdeploy_ext.proving.tensors import compare_named, failed_row
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.libspconv import read
 from mmdeploy_ext.sparse.plan import plan_of
@@ -35,8 +33,6 @@ HALF_RTOL = 5e-3
 """The same for the file's fp16 weights against the model's float32 ones."""
 Layer = tuple[str, str, np.ndarray, np.ndarray | None]
 """Convolution's name in the file, its path in the module, sites (M, 4) in the file's order, values (M, C)."""
-compare = functools.partial(compare_named, what='scn')
-"""See `compare_named`."""
 
 
 @dataclasses.dataclass
@@ -86,7 +82,8 @@ class DialectFile:
         """Compare what the file would give with its weights in float32."""
         features, coordinates = self.given
         name, exact = 'dense map, weights before rounding', self.subject.exact
-        return compare({name: reference.dense}, {name: engine.run(exact, coordinates, features)}, EXACT_RTOL)
+        dense = engine.run(exact, coordinates, features)
+        return compare_named({name: reference.dense}, {name: dense}, EXACT_RTOL, 'scn')
 
 
 def layer_rows(reference: Reference, layer: Layer, same_order: bool, rtol: float) -> list[TensorRow]:
@@ -105,7 +102,7 @@ def layer_rows(reference: Reference, layer: Layer, same_order: bool, rtol: float
         return [failed_row(name, reason, expected.features)]
     if len(features) != len(sites):
         return [failed_row(name, f'{len(features)} rows, expected {len(sites)}', expected.features)]
-    return compare({name: expected.features[left]}, {name: features[right]}, rtol)
+    return compare_named({name: expected.features[left]}, {name: features[right]}, rtol, 'scn')
 
 
 def with_layers(model: onnx.ModelProto, nodes: Iterable[str], threads: int) -> ScnOnnx:

@@ -27,7 +27,7 @@ from mmdeploy_ext.proving.levels.voxels import compare_voxels
 from mmdeploy_ext.proving.provenance import settings_check
 from mmdeploy_ext.proving.results import Case, Check, Pair
 from mmdeploy_ext.proving.rows import TensorRow
-from mmdeploy_ext.proving.tensors import failed_row
+from mmdeploy_ext.proving.tensors import compare_named, failed_row
 from mmdeploy_ext.sparse.libspconv import to_node_list
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class SparseProof(Proof):
         for layer in self.candidate.layers(coordinates) if len(coordinates) else ():
             rows += sparse_files.layer_rows(reference, layer, *given)
         maps = {'dense map': reference.dense}, {'dense map': dense}
-        rows += sparse_files.compare(*maps, self.candidate.rtol)
+        rows += compare_named(*maps, self.candidate.rtol, 'scn')
         return rows + self.candidate.more_rows(reference)
 
     def timing(self) -> dict[str, float]:

@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.proving.levels import metrics as dataset
-from mmdeploy_ext.proving.tensors import compare_tensors
+from mmdeploy_ext.proving.rows import equality_claim, is_equal, is_exact
+from mmdeploy_ext.proving.tensors import ArrayDistance, compare_named, compare_tensors
 from mmdeploy_ext.proving.verdict import Verdict
 
 SPEC = GraphSpec(
@@ -227,3 +228,67 @@ def test_metrics_that_neither_engine_has_are_no_proof():
     assert not row.passed and 'neither engine' in row.name
     (row,) = dataset.proof_rows(dict(bbox_mAP=0.5), dict(bbox_mAP=0.5), 0.0005)
     assert row.passed and row.name == 'bbox_mAP'
+
+
+def distance(array, reference, dtype=np.float32) -> ArrayDistance:
+    return ArrayDistance(np.array(array, dtype), np.array(reference, dtype))
+
+
+def test_the_distance_of_arrays_is_relative_to_the_largest_reference_value():
+    off = distance([[1, -2, 4.5]], [[1, -2, 4]])
+    assert (off.max_abs, off.scale, off.max_rel) == (0.5, 4, 0.125)
+    assert off.differences.tolist() == [0, 0, 0.5] and 0.99 < off.cosine < 1
+    zero = distance([0, 0], [0, 0])
+    assert (zero.max_abs, zero.max_rel, zero.cosine) == (0, 0, 1)
+    nothing = distance([1e-9, 0], [0, 0])
+    assert nothing.max_rel == np.inf and nothing.cosine == 0
+    assert distance([], []).max_rel == 0
+
+
+def test_the_same_infinities_are_no_distance_and_others_are_infinite():
+    values = [np.inf, -np.inf, np.nan, 2]
+    same = distance(values, values)
+    assert (same.max_abs, same.scale, same.max_rel) == (0, 2, 0)
+    for index, value in ((0, -np.inf), (1, 3), (2, 0), (3, np.nan), (3, np.inf)):
+        other = list(values)
+        other[index] = value
+        assert distance(other, values).max_rel == np.inf
+
+
+def test_the_distance_of_integers_complex_numbers_and_texts():
+    large = 2**60
+    assert distance([large + 1], [large], np.int64).max_abs == 1
+    assert distance([1, 2, 9], [1, 2, 8], np.int32).max_rel == 0.125
+    assert distance([1 + 2j], [1 + 4j], np.complex64).max_rel == 0.5
+    assert distance(['a', 'b'], ['a', 'b'], np.object_).max_rel == 0
+    assert distance(['a', 'b'], ['a', 'c'], np.object_).max_rel == np.inf
+    assert distance([True, False], [True, True], np.bool_).max_rel == 1
+
+
+def test_outputs_without_a_spec_are_compared_by_name():
+    outputs = dict(
+        scores=np.array([1.0, 2.0], np.float32),
+        indices=np.array([100_000, 7]),
+        names=np.array(['car', 'bus'], np.object_),
+        parts=[np.ones(2, np.float32), np.ones(3, np.float32)],
+    )
+    rows = compare_named(outputs, outputs, 1e-4)
+    assert [row.tensor for row in rows] == ['scores', 'indices', 'names', 'parts[0]', 'parts[1]']
+    assert is_exact(rows) and equality_claim(rows, 2) == 'EQUAL ON 2 INPUTS'
+    rounded = compare_named(outputs, {**outputs, 'scores': outputs['scores'] + np.float32(1e-4)}, 1e-4)
+    assert is_equal(rounded) and not is_exact(rounded)
+    for name, value in (
+        ('scores', outputs['scores'] * 1.1),
+        ('indices', np.array([99_999, 7])),
+        ('names', np.array(['car', 'van'], np.object_)),
+        ('parts', outputs['parts'][:1]),
+    ):
+        other = compare_named(outputs, {**outputs, name: value}, 1e-4)
+        assert equality_claim(other, 2) == 'NOT EQUAL', name
+
+
+def test_nothing_compared_is_not_equal():
+    assert not is_equal([]) and not is_exact([]) and equality_claim([], 1) == 'NOT EQUAL'
+    assert equality_claim(compare_named({}, {}, 1.0), 1, 'WITHIN FP16 BARS') == 'NOT WITHIN FP16 BARS'
+    row = compare_named(dict(x=np.ones(2)), dict(x=np.ones(2)), 1.0)
+    assert equality_claim(row, 1, 'WITHIN FP16 BARS') == 'WITHIN FP16 BARS ON 1 INPUT'

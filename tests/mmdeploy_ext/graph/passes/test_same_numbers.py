@@ -10,13 +10,14 @@ import pytest
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.graph.equality import compare_models, is_exact, spec_of, with_half_ends
+from mmdeploy_ext.graph.equality import compare_models, spec_of, with_half_ends
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.fold import fold
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.opset import convert_opset
 from mmdeploy_ext.graph.passes.simplify import simplify
+from mmdeploy_ext.proving.rows import is_equal, is_exact
 
 WEIGHTS = Path(__file__).resolve().parents[5] / 'shared' / 'data' / 'weights'
 FOREIGN = 'yunet_mmdet/yunet_n_dynamic.onnx'
@@ -217,10 +218,32 @@ def test_the_same_infinities_are_equal_and_others_or_nothing_else_are_not():
     assert not all(row.passed for row in compare_models(model, model, [dict(x=np.zeros((2, 4), np.float32))]))
 
 
-def test_sequences_are_not_compared():
-    model = parse('y = SequenceConstruct(x, x)', outputs='seq(float[2,4]) y')
-    with pytest.raises(UsageError, match=r"\['y'\] are sequences"):
-        compare_models(model, model, [random_feeds(model)])
+def test_sequences_are_compared_tensor_by_tensor():
+    model, other, short = (
+        parse(body, outputs='seq(float[2,4]) y')
+        for body in (
+            'y = SequenceConstruct(x, x)',
+            'n = Neg(x) \n y = SequenceConstruct(x, n)',
+            'y = SequenceConstruct(x)',
+        )
+    )
+    feeds = [random_feeds(model)]
+    rows = compare_models(model, model, feeds)
+    assert [row.tensor for row in rows] == ['y[0]', 'y[1]'] and is_exact(rows)
+    for wrong in (other, short):
+        failed = [row.tensor for row in compare_models(model, wrong, feeds) if not row.passed]
+        assert failed == ['y[1]']
+
+
+@pytest.mark.parametrize('any_float', [False, True])
+def test_large_integers_are_equal_or_not(any_float):
+    """By 1e-4 of the largest value an index of 99,999 was equal to one of 100,000."""
+    model, other = (
+        parse(f'i = Constant<value_ints = [{index}, 7]>() \n y = Identity(i)', outputs='int64[2] y')
+        for index in (100_000, 99_999)
+    )
+    assert is_exact(compare_models(model, model, [random_feeds(model)]))
+    assert not is_equal(compare_models(model, other, [random_feeds(model)], any_float=any_float))
 
 
 def test_a_missing_output_another_shape_and_nan_are_not_equal():
