@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,8 +11,11 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.dump import list_samples, load_dump
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.proving import half
+from mmdeploy_ext.proving.levels.cases import compare_with_ties
 from mmdeploy_ext.proving.results import Case
 from mmdeploy_ext.proving.rows import TensorRow
+from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tensors import compare_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,8 +106,9 @@ class DumpedImages:
         results = [family.detections(backend.metadata, side, {**tensors, **feeds}) for side in both]
         pairs = zip(*results, strict=True)
         capacity = backend.metadata.postprocess.get('max_per_img')
-        match = functools.partial(half.match, family.task, bars, name, capacity=capacity)
-        detections = tuple(match(*pair) for pair in pairs)
+        settings = bars.of_task(family.task) if bars else {}
+        match = task_module(family.task).match_detections
+        detections = tuple(match(name, *pair, capacity=capacity, **settings) for pair in pairs)
         shape = 'x'.join(map(str, feeds[backend.spec.input_names[0]].shape))
         case = Case(name, shape, False, self._tensors(feeds, dumped, outputs, bars), detections)
         return half.accept_rate([case], bars)[0][0] if bars else case
@@ -117,13 +120,13 @@ class DumpedImages:
         outputs: Mapping[str, np.ndarray],
         bars: half.HalfBars | None,
     ) -> tuple[TensorRow, ...]:
-        spec, family, model = self.backend.spec, self.deployment.family, self.deployment.model
+        spec = self.backend.spec
         valued = [tensor.name for tensor in spec.outputs if tensor.compare == 'values']
         if not valued:
             return ()
-        expected, found = ({key: side[key] for key in valued} for side in (dumped, outputs))
-        reference = family.choose_as(model, feeds, outputs, expected, half.choice_rtol(bars))
-        return half.compare(reference, found, spec, bars, family.interchangeable_zeros(model, feeds))
+        expected = {name: dumped[name] for name in valued}
+        zeros = self.deployment.family.interchangeable_zeros(self.deployment.model, feeds)
+        return compare_with_ties(self.deployment, feeds, expected, outputs, zeros, spec, bars)
 
 
 class DumpedFrames:
@@ -165,8 +168,8 @@ class DumpedFrames:
         outputs = self.stepper.step(frame).outputs
         reference = {key: tensors[key][-outputs[key].shape[0] :] for key in self.names}
         found = {key: outputs[key] for key in self.names}
-        rows = half.compare(reference, found, far_spec(self.spec, distance), self.bars)
-        return Case(name, '', False, rows, ())
+        rows = compare_tensors(reference, found, far_spec(self.spec, distance))
+        return Case(name, '', False, tuple(self.bars.judge(rows) if self.bars else rows), ())
 
 
 def far_spec(spec: GraphSpec, distance_m: float) -> GraphSpec:

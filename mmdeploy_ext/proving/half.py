@@ -14,16 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.contract.spec import DEFAULT_RTOL
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.proving.tensors import compare_named, compare_tensors, without_ties
+from mmdeploy_ext.proving.tensors import compare_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.contract.metadata import Metadata
-    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.proving.results import Case, DetectionRow
     from mmdeploy_ext.proving.rows import TensorRow
     from mmdeploy_ext.proving.verdict import Verdict
@@ -34,6 +31,8 @@ METRIC = 1e-3
 """Largest difference of a data-set metric in 0..1."""
 RTOL, ATOL = 3e-2, 3e-2
 """What is shown as tolerance of single values, of the largest one and absolute; the cosine decides."""
+CHOICE_RTOL = 1e-2
+"""How close scores of a top-k are, of the largest, whose choices may be in another order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +61,34 @@ class HalfBars:
         """Return the arguments of the task's `match_detections`."""
         return task_module(task).half_bars(self)
 
+    def judge(self, rows: Sequence[TensorRow]) -> list[TensorRow]:
+        """Judge rows that could be compared by their cosine instead of by a tolerance.
+
+        Indices have no cosine: a row of whole numbers keeps its own verdict (see `compare_tensors`).
+        """
+        judged = []
+        for row in rows:
+            if row.cosine is not None and row.max_abs is not None and row.tolerance != 0:
+                passed = row.cosine >= self.cosine
+                reason = '' if passed else f'cosine {row.cosine:.6f} below {self.cosine}'
+                row = dataclasses.replace(row, passed=passed, reason=reason, tolerance=None)
+            judged.append(row)
+        return judged
+
+    def matched_rows(self, reference: Any, candidate: Any, pairs: Mapping[int, int]) -> list[TensorRow]:
+        """Compare results of an image pair by pair: cosines of detections, whose order may differ."""
+        if not pairs:
+            return []
+        sides = [
+            {
+                f'matched {name}': np.asarray(getattr(results, name), np.float32)[list(order)]
+                for name in ('bboxes_xyxy', 'masks', 'scores')
+                if hasattr(results, name)
+            }
+            for results, order in ((reference, pairs.keys()), (candidate, pairs.values()))
+        ]
+        return self.judge(compare_named(*sides, RTOL, 'matched results'))
+
     def text(self, task: str) -> str:
         """Return the bars in one sentence."""
         place = task_module(task).half_text(self)
@@ -86,64 +113,11 @@ def bars_of(precision: str) -> HalfBars | None:
     return None if precision == 'fp32' else INT8_BARS if precision == 'int8' else BARS
 
 
-def choice_rtol(bars: HalfBars | None) -> float:
-    """Return how close scores of a top-k are, of the largest, whose choices may be in another order."""
-    return 1e-2 if bars else DEFAULT_RTOL
-
-
-def proof_engine(metadata: Metadata, kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of an engine, with which one of a registered name shows what float16 does to a file."""
+def proof_engine(kind: str, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with which an engine of a registered name shows what float16 does to a file."""
     on_cpu = tuple(engine.get('providers') or (CPU,)) == (CPU,)
-    hides = 'round_fp16' in BACKENDS[kind].keys and on_cpu and metadata.precision == 'fp16'
+    hides = 'round_fp16' in BACKENDS[kind].keys and on_cpu
     return {'round_fp16': True, **engine} if hides else dict(engine)
-
-
-def compare(
-    reference: Mapping[str, np.ndarray],
-    candidate: Mapping[str, np.ndarray],
-    spec: GraphSpec,
-    bars: HalfBars | None,
-    ties: Mapping[str, np.ndarray] | None = None,
-) -> tuple[TensorRow, ...]:
-    """Compare tensors by the tolerances of a spec, in less than float32 by the cosine; see `without_ties`."""
-    candidate = without_ties(reference, candidate, ties or {}, RTOL if bars else DEFAULT_RTOL)
-    rows = compare_tensors(reference, candidate, spec)
-    return tuple(judge(rows, bars.cosine) if bars else rows)
-
-
-def judge(rows: Sequence[TensorRow], least: float = COSINE) -> list[TensorRow]:
-    """Judge rows that could be compared by their cosine instead of by a tolerance.
-
-    Indices have no cosine: a row of whole numbers keeps its own verdict (see `compare_tensors`).
-    """
-    judged = []
-    for row in rows:
-        if row.cosine is not None and row.max_abs is not None and row.tolerance != 0:
-            passed = row.cosine >= least
-            reason = '' if passed else f'cosine {row.cosine:.6f} below {least}'
-            row = dataclasses.replace(row, passed=passed, reason=reason, tolerance=None)
-        judged.append(row)
-    return judged
-
-
-def match(task: str, bars: HalfBars | None, *given: Any, **settings: Any) -> DetectionRow:
-    """Return `match_detections` of a task, by the bars of half precision where there are any."""
-    return task_module(task).match_detections(*given, **settings, **(bars.of_task(task) if bars else {}))
-
-
-def matched_rows(reference: Any, candidate: Any, pairs: Mapping[int, int], cosine: float) -> list[TensorRow]:
-    """Compare results of an image pair by pair: what a cosine of detections means, whose order may differ."""
-    if not pairs:
-        return []
-    sides = [
-        {
-            f'matched {name}': np.asarray(getattr(found, name), np.float32)[list(order)]
-            for name in ('bboxes_xyxy', 'masks', 'scores')
-            if hasattr(found, name)
-        }
-        for found, order in ((reference, pairs.keys()), (candidate, pairs.values()))
-    ]
-    return judge(compare_named(*sides, RTOL, 'matched results'), cosine)
 
 
 def accept_rate(cases: Sequence[Case], bars: HalfBars) -> tuple[list[Case], str]:

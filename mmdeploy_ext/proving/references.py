@@ -14,7 +14,7 @@ from mmdeploy_ext.proving.inputs.inputs import BATCHES, plain_inputs, proof_inpu
 from mmdeploy_ext.proving.near_ties import near_ties
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.contract.option import Options
@@ -42,7 +42,7 @@ class Reference:
         self.images = tuple(_by_default(image, left_out, family.whole(image)) for image in proof_input.images)
         feeds = family.feeds(self.images, proof_input.rescale)
         self.feeds = {name: array for name, array in feeds.items() if name not in left_out}
-        self._known: dict[Hashable, Any] = {}
+        self._computed: dict[Hashable, Any] = {}
         choices, model = family.rounded_choices(deployment.model), deployment.model
         self._ties = near_ties(model, self._results, family.tie_keys, choices)
 
@@ -73,22 +73,24 @@ class Reference:
         family, model = self.deployment.family, self.deployment.model
         return family.reference_detections(model, self.images, self.input.rescale)
 
-    def ask(self, question: str, *given: Hashable, **own: Hashable) -> Any:
-        """Return what a method of the family says of these feeds, such as `reference_tensors`; asked once."""
-        key = question, given, tuple(own.items())
-        if key not in self._known:
-            answer = getattr(self.deployment.family, question)
-            self._known[key] = answer(self.deployment.model, self.feeds, *given, **own)
-        return self._known[key]
+    def compute(self, method: Callable[..., Any], *arguments: Hashable, **options: Hashable) -> Any:
+        """Return what a method of the family, such as `reference_tensors`, gives for these feeds.
+
+        It takes the model and the feeds first, and runs once for the same arguments.
+        """
+        key = method, arguments, tuple(options.items())
+        if key not in self._computed:
+            self._computed[key] = method(self.deployment.model, self.feeds, *arguments, **options)
+        return self._computed[key]
 
     def feeds_of(self, metadata: Metadata) -> dict[str, np.ndarray]:
         """Return what a file is fed; what it takes of another graph is in `feeds` from then on."""
-        self.feeds |= self.ask('inner_inputs', metadata.form)
+        self.feeds |= self.compute(self.deployment.family.inner_inputs, metadata.form)
         return {name: self.feeds[name] for name in metadata.spec.input_names if name in self.feeds}
 
     def forget(self) -> None:
         """Free the tensors, which are large; they are computed again when they are asked for."""
-        self._known.clear()
+        self._computed.clear()
 
 
 def _by_default(image: PreparedImage, left_out: Sequence[str], whole: tuple[int, int]) -> PreparedImage:

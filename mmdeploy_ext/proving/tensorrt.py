@@ -14,7 +14,7 @@ from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.proving.half import judge
+from mmdeploy_ext.proving.half import BARS
 from mmdeploy_ext.proving.tensors import compare_named
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def compare_outputs(
     """
     found = {name: array.astype(reference.get(name, array).dtype) for name, array in got.items()}
     rows = compare_named(reference, found, LARGEST_DIFFERENCE, 'the ONNX file')
-    return judge(rows) if half else rows
+    return BARS.judge(rows) if half else rows
 
 
 def row_text(row: TensorRow) -> str:

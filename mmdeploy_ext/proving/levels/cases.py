@@ -17,6 +17,7 @@ from mmdeploy_ext.proving.levels.run_twice import FAILURES, nothing_found, run_t
 from mmdeploy_ext.proving.results import Case, DetectionRow, Pair
 from mmdeploy_ext.proving.rows import TensorRow
 from mmdeploy_ext.proving.tasks import task_module
+from mmdeploy_ext.proving.tensors import compare_tensors, without_ties
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.contract.spec import GraphSpec
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.exporting.deployment import Deployment
     from mmdeploy_ext.proving.half import HalfBars
@@ -87,7 +89,9 @@ def match_images(
     """Return level 3 of one case: the results of every image, matched by the bars of its precision."""
     titles = [title for title, _ in reference.input.sources]
     capacity = metadata.postprocess.get('max_per_img')
-    match = functools.partial(half.match, reference.deployment.family.task, bars, capacity=capacity)
+    task = reference.deployment.family.task
+    settings = bars.of_task(task) if bars else {}
+    match = functools.partial(task_module(task).match_detections, capacity=capacity, **settings)
     return tuple(
         match(
             *sides,
@@ -108,7 +112,7 @@ def _form_rows(
     rows = full_form.order_rows(outputs, family.num_classes(model))
     if caps := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
         slack = bars.score if bars else DEFAULT_RTOL
-        rows += full_form.count_rows(outputs, reference.ask('candidate_bounds', slack, **caps))
+        rows += full_form.count_rows(outputs, reference.compute(family.candidate_bounds, slack, **caps))
     return rows
 
 
@@ -120,7 +124,7 @@ def _half_rows(
     for index, sides in enumerate(zip(expected, found, strict=True)):
         pairs = task_module(task).pair_up(*sides, **bars.of_task(task)).matched
         several = f' of image {index}' if len(expected) > 1 else ''
-        named = half.matched_rows(*sides, pairs, bars.cosine)
+        named = bars.matched_rows(*sides, pairs)
         rows += [dataclasses.replace(row, tensor=row.tensor + several) for row in named]
     return tuple(rows)
 
@@ -131,12 +135,31 @@ def _tensor_rows(
     """Return level 2 of one case; forms that give detections have none."""
     if all(tensor.compare != 'values' for tensor in metadata.spec.outputs):
         return ()
-    family, model = reference.deployment.family, reference.deployment.model
-    chosen = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
-    expected = reference.ask('reference_tensors', metadata.form, **chosen)
-    expected = family.choose_as(model, reference.feeds, outputs, expected, half.choice_rtol(bars))
-    zeros = reference.ask('interchangeable_zeros', **chosen)
-    return half.compare(expected, outputs, metadata.spec, bars, zeros)
+    family = reference.deployment.family
+    options = {name: value for name, value in family.written(metadata.options).items() if name != 'form'}
+    expected = reference.compute(family.reference_tensors, metadata.form, **options)
+    zeros = reference.compute(family.interchangeable_zeros, **options)
+    feeds = reference.feeds
+    return compare_with_ties(reference.deployment, feeds, expected, outputs, zeros, metadata.spec, bars)
+
+
+def compare_with_ties(
+    deployment: Deployment,
+    feeds: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    zeros: Mapping[str, np.ndarray],
+    spec: GraphSpec,
+    bars: HalfBars | None,
+) -> tuple[TensorRow, ...]:
+    """Compare tensors, where the choice among equal scores and zeros of ties may be the engine's.
+
+    `zeros` are `ImageFamily.interchangeable_zeros`; `bars` are those of half precision, None for float32.
+    """
+    choice_rtol, rtol = (half.CHOICE_RTOL, half.RTOL) if bars else (DEFAULT_RTOL, DEFAULT_RTOL)
+    expected = deployment.family.choose_as(deployment.model, feeds, outputs, expected, choice_rtol)
+    rows = compare_tensors(expected, without_ties(expected, outputs, zeros, rtol), spec)
+    return tuple(bars.judge(rows) if bars else rows)
 
 
 def _pictures(reference: Reference, found: Sequence[Any], engine: str) -> list[Pair]:

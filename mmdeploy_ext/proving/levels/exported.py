@@ -68,7 +68,8 @@ class ExportedProof(Proof):
     def __init__(self, *given: Any) -> None:
         """See `Proof`; the engine shows what float16 does to the files."""
         super().__init__(*given)
-        self.engine = half.proof_engine(self.metadata[-1], self.kind, self.engine)
+        if self.metadata[-1].precision == 'fp16':
+            self.engine = half.proof_engine(self.kind, self.engine)
 
     @property
     def kind(self) -> str:

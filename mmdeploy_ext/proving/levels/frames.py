@@ -19,7 +19,8 @@ from mmdeploy_ext.proving.moments import compare_moments
 from mmdeploy_ext.proving.near_ties import near_ties
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.results import Case, Check, DetectionRow, Pair
-from mmdeploy_ext.proving.tasks import bbox3d
+from mmdeploy_ext.proving.tasks import bbox3d, task_module
+from mmdeploy_ext.proving.tensors import compare_tensors
 
 if TYPE_CHECKING:
     import contextlib
@@ -175,7 +176,9 @@ class SweepProof(FramesProof):
             return case, []
         sides, model = (expected.detections, found.detections), self.deployment.model
         ties = functools.partial(near_ties, model, lambda: self.reference.step(sweep).detections)
-        row = half.match(self.deployment.family.task, self.low, 'boxes', *sides, near_ties=ties)
+        task = self.deployment.family.task
+        settings = self.low.of_task(task) if self.low else {}
+        row = task_module(task).match_detections('boxes', *sides, near_ties=ties, **settings)
         title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
         if not self.most or len(expected.detections) > len(self.most[1]):
             self.most = sweep, expected.detections
@@ -188,8 +191,8 @@ class SweepProof(FramesProof):
         if isinstance(found, Exception):
             row = nothing_found(sweep.name, expected.detections, found)
             return dataclasses.replace(case, detections=(row,))
-        rows = half.compare(expected.outputs, found.outputs, self.spec, self.low)
-        return dataclasses.replace(case, tensors=rows)
+        rows = compare_tensors(expected.outputs, found.outputs, self.spec)
+        return dataclasses.replace(case, tensors=tuple(self.low.judge(rows) if self.low else rows))
 
     @property
     def low(self) -> half.HalfBars | None:
