@@ -41,7 +41,8 @@ def export_toy(deployment: deploy.Deployment, path: Path, **options) -> str:
     """Export, dynamic unless told otherwise, to `path`."""
     given = {'dynamic': True, 'opset': 17, 'height': 192, 'width': 256, **options}
     options = deployment.family.choose(**given)
-    deploy.option_check(options, str(path))(deployment.cfg, deployment.family, deployment.model)
+    options.check()
+    deploy.check_options(options, deployment.cfg, deployment.family, deployment.model)
     picture = deploy.prepare_fixed(deployment.rule, read_image(PICTURE), options.height, options.width)
     export_files(deployment, options, str(path), [picture])
     return str(path)

@@ -68,6 +68,7 @@ def _row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, .
     size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''
     title = options.get('form', ''), f'{DYNAMIC.get(options.get("dynamic"), "")} {size}'.strip()
     try:
+        options.check()
         options = deploy.check_options(options, cfg, family, model)
         graphs = family.graphs(model, options)
     except Mm2OnnxError as error:

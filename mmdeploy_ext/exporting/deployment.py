@@ -14,11 +14,10 @@ from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config, test_pipeline
 from mmdeploy_ext.core.errors import EngineError, UsageError
-from mmdeploy_ext.core.files import check_writable, sha256_file
+from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
-from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -196,22 +195,11 @@ def load(
     )
 
 
-def option_check(options: Options, output_file: str) -> Callable[[Any, ImageFamily, torch.nn.Module], None]:
-    """Return a `before_weights` hook that refuses options before the weights load.
-
-    The hook raises UsageError: opset, form, shape, or an output file that cannot be written.
-    """
-
-    def check(cfg: Any, family: Family, model: torch.nn.Module) -> None:
-        check_options(options, cfg, family, model)
-        check_writable(output_file)
-
-    return check
-
-
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Return options with the default opset and size; UsageError names one that no export of a model has."""
-    options.check()
+    """Return options with the default opset and size; UsageError names one that no export of a model has.
+
+    What no model has is refused before, by `Options.check`: by who reads a command line, a config or a file.
+    """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)
     return resolved

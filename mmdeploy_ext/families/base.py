@@ -127,9 +127,8 @@ class Family(abc.ABC):
     def claims(self, cfg: Any) -> Claim:
         """Return how closely the family knows the model of a config."""
 
-    def check(self, cfg: Any, options: Options) -> None:
-        """Refuse, by name, what cannot be exported; runs before the weights load."""
-        options.check()
+    def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
+        """Refuse, by name, what cannot be exported; runs before the weights load, with valid options."""
 
     @abc.abstractmethod
     def build(self, cfg: Any) -> torch.nn.Module:

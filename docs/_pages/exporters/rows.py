@@ -121,7 +121,7 @@ class Export:
             return export_files(deployment, options, path)[0]
         path = str(folder / f'{name}.onnx')
         options = deploy.resolve(choose(form=form, dynamic=True), deployment.model, deployment.rule)
-        deploy.option_check(options, path)(deployment.cfg, deployment.family, deployment.model)
+        deployment.family.check(deployment.cfg, options)
         export_files(deployment, options, path, [self._prepared(options)])
         return [path]
 

@@ -60,6 +60,7 @@ class ImageProof(ExportedProof):
                 f'{self.asked_for.form!r}; export it again'
             )
         with fresh.options_of(path):
+            self.asked_for.check()
             deploy.check_options(self.asked_for, deployment.cfg, family, deployment.model)
         return file
 

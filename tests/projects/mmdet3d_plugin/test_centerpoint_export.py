@@ -257,6 +257,7 @@ def test_options_of_streams_are_refused(toy, changes):
     (name,) = changes
     with pytest.raises(UsageError, match=f'--{name}'):
         options = deployment.family.choose(**changes)
+        options.check()
         check_options(options, deployment.cfg, deployment.family, deployment.model)
 
 

@@ -69,7 +69,9 @@ def test_the_number_of_cameras_is_the_configs():
 )
 def test_options_are_refused_by_name(options, message):
     with pytest.raises(UsageError, match=message):
-        check_options(FAMILY.choose(**options), config(), FAMILY, torch.nn.Identity())
+        chosen = FAMILY.choose(**options)
+        chosen.check()
+        check_options(chosen, config(), FAMILY, torch.nn.Identity())
 
 
 def test_a_precision_that_there_is_not_is_refused():

@@ -280,7 +280,9 @@ def test_exporting_leaves_the_model_untouched_and_trainable(deployment):
 
 
 def check(opset=17, cfg_options=SMALL, checkpoint=None, **changes):
-    hook = deploy.option_check(options_for(opset=opset, **changes), 'work_dirs/never_written.onnx')
+    options = options_for(opset=opset, **changes)
+    options.check()
+    hook = functools.partial(deploy.check_options, options)
     deploy.load(PUBLISHED, str(checkpoint), copy.deepcopy(cfg_options), before_weights=hook)
 
 
