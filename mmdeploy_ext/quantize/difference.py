@@ -1,4 +1,7 @@
-"""How far a tensor is from another, over several sweeps. Needs numpy only."""
+"""How far a tensor is from another, over several sweeps. Needs numpy only.
+
+`ArrayDistance` is of one pair, relative to its largest value; these are norms, of sums over all pairs.
+"""
 
 import numpy as np
 

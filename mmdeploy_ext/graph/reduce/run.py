@@ -48,7 +48,8 @@ def difference(got: Arrays, expected: Arrays) -> float:
     """Return the largest difference over all outputs, each as a part of its largest expected value.
 
     Another shape, other text and NaN on one side alone are infinitely different. Names that one side lacks
-    are not compared.
+    are not compared. This file is copied to where the package is not, so that it cannot take `ArrayDistance`,
+    which gives the same.
     """
     return max((_difference(got[name], expected[name]) for name in expected if name in got), default=0.0)
 

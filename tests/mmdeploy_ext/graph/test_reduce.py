@@ -23,6 +23,7 @@ from mmdeploy_ext.graph.reduce.folder import save_folder, save_npz
 from mmdeploy_ext.graph.reduce.process import Command, Crash, run_limited
 from mmdeploy_ext.graph.reduce.run import difference, not_finite
 from mmdeploy_ext.graph.reduce.search import reduce
+from mmdeploy_ext.proving.tensors import ArrayDistance
 from toy_chain import chain
 
 WEIGHTS = Path(__file__).resolve().parents[4] / 'shared' / 'data' / 'weights'
@@ -333,6 +334,14 @@ def test_differences_are_never_missed():
     assert difference(dict(y=np.array(['a'])), dict(y=np.array(['b']))) == float('inf')
     assert not_finite(dict(y=np.array([1, -np.inf], np.float16))) == 'inf'
     assert not_finite(dict(y=np.array([3]))) == ''
+
+
+@pytest.mark.parametrize('values', [[1, 2, 4.5], [1, np.nan, 4], [np.inf, 2, 4], [-np.inf, 2, 4], [0, 0, 0]])
+@pytest.mark.parametrize('reference', [[1, 2, 4], [np.inf, 2, 4], [0, 0, 0]])
+def test_the_difference_of_the_script_is_that_of_the_package(values, reference):
+    """A reduced folder runs without the package, so that its script has a difference of its own."""
+    array, expected = np.array(values, np.float32), np.array(reference, np.float32)
+    assert difference(dict(y=array), dict(y=expected)) == ArrayDistance(array, expected).max_rel
 
 
 def test_a_file_that_others_wrote_is_reduced():
