@@ -1,1 +1,1 @@
-"""Base classes of model families, and the registry."""
+"""Base classes of model families, the catalogue of those of this package, and a folder for each."""

@@ -14,7 +14,7 @@ from mmdeploy_ext.contract.registry import detector_options, registered
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.families.building import HEAD_KEYS, head_of
+from mmdeploy_ext.families.building import has_head, head_of
 from mmdeploy_ext.families.nearest import refusal
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
@@ -47,9 +47,8 @@ class Family(abc.ABC):
 
     Attributes:
         name: of the family, as the metadata keeps it.
-        task: that matches and draws its results: a name of `proving/tasks`, or the dotted name of a module
-        that
-            has the same functions.
+        task: what matches and draws its results: a name of `proving/tasks`, or the dotted name of a module
+            that has the same functions.
         product: what its files hold: 'detector', or 'backbone' of one.
         samples: what it is run on: 'images', 'frames' of a drive, 'sweeps' of a LiDAR, or 'fused'
             frames of both.
@@ -199,8 +198,7 @@ class Family(abc.ABC):
 
     def num_classes(self, model: torch.nn.Module) -> int:
         """Return how many classes the model tells apart: of its head, or its own if it has none."""
-        has_head = any(getattr(model, key, None) is not None for key in HEAD_KEYS)
-        return int((head_of(model) if has_head else model).num_classes)
+        return int((head_of(model) if has_head(model) else model).num_classes)
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about what comes after the graphs: decoding, memory."""
@@ -226,6 +224,7 @@ class Families(dict[str, Family]):
 
 
 FAMILIES = Families()
+"""Every family that is registered, by its name."""
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',

@@ -15,9 +15,18 @@ HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the head that gives the results; mmdet's SOLO has a `bbox_head` of None beside it."""
-    heads = (getattr(model, key, None) for key in HEAD_KEYS)
-    return next(head for head in heads if head is not None)
+    """Return the head that gives the results; mmdet's SOLO has a `bbox_head` of None beside it.
+
+    ConfigError: there is none.
+    """
+    heads = [getattr(model, key, None) for key in HEAD_KEYS]
+    for head in heads:
+        if head is not None:
+            return head
+    raise ConfigError(
+        f'{type(model).__name__}: has none of {", ".join(HEAD_KEYS)}; a family whose model has other parts '
+        f'states what is taken from its head (num_classes, limits) itself'
+    )
 
 
 def has_head(model: torch.nn.Module) -> bool:

@@ -1,16 +1,6 @@
 """The 3D families of mm2onnx, their models and data sets: importing this registers them."""
 
-import importlib
+import mmdeploy_ext.models.mmdet3d  # noqa: F401
+from mmdeploy_ext.families.base import load_families
 
-MODULES = (
-    'mmdeploy_ext.families.sparse_backbone.family',
-    'mmdeploy_ext.families.centerpoint.family',
-    'mmdeploy_ext.families.anchor3d.family',
-    'mmdeploy_ext.families.bevfusion.family',
-    'mmdeploy_ext.families.streampetr.family',
-    'mmdeploy_ext.models.mmdet3d',
-)
-"""Modules that register families and models, in the order in which messages and tables name them."""
-
-for module in MODULES:
-    importlib.import_module(module)
+load_families(library='mmdet3d')

@@ -49,7 +49,7 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     known = ', '.join(sorted(family.name for family in families))
     return ConfigError(
         f'{cfg.filename}: model.type={model.get("type")!r} {heads} {what}; {near}use such a config, or write '
-        f'a family for this one (docs/architecture.md); {ADVICE}; known: {known}'
+        f'a family for this one (docs/own-family.md); {ADVICE}; known: {known}'
     )
 
 

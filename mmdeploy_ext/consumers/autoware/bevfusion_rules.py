@@ -43,10 +43,8 @@ if TYPE_CHECKING:
 LIDAR, FUSION, BACKBONE = 'bevfusion_lidar', 'bevfusion_camera_lidar', 'bevfusion_image_backbone'
 REMAPPER = 'detection_class_remapper.param.yaml'
 PATTERNS = ('bevfusion_*.onnx', 'ml_package_bevfusion_*.param.yaml')
-READ_KEYS, ENGINE_KEYS = (
-    ('onnx_path', 'image_backbone_onnx_path'),
-    ('engine_path', 'image_backbone_engine_path'),
-)
+READ_KEYS = ('onnx_path', 'image_backbone_onnx_path')
+ENGINE_KEYS = ('engine_path', 'image_backbone_engine_path')
 PLUGINS_KEY = 'plugins_path'
 """Keys of the node's own parameters, which a manifest may have, too."""
 CLASSES = ('CAR', 'TRUCK', 'BUS', 'TRAILER', 'MOTORCYCLE', 'BICYCLE', 'PEDESTRIAN')

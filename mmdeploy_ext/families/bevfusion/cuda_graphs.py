@@ -66,7 +66,7 @@ class Head(nn.Module):
 
 
 def graphs(model: nn.Module, cameras: int) -> list[Graph]:
-    """Return the graphs in the order of `runtime.bevfusion_det.cuda.GRAPHS`."""
+    """Return the graphs in the order of `consumers.cuda_bevfusion.cuda.GRAPHS`."""
     folded, sparse = fuse(model), backbone_graph(model.encoders['lidar'].encoder)
     sizes = _sizes(model, cameras, sparse.output_shape)
     made = [

@@ -234,7 +234,7 @@ def postprocess_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def _view(transform: nn.Module) -> dict[str, Any]:
-    """Return what decides the cells of a frustum, see `runtime.bevfusion_det.geometry.View`."""
+    """Return what decides the cells of a frustum, see `families.bevfusion.runtime.geometry.View`."""
     grid = transform.frustum.detach().cpu()
     numbers = dict(columns=grid[0, 0, :, 0], rows=grid[0, :, 0, 1], depths=grid[:, 0, 0, 2])
     numbers |= dict(centre=transform.bx, step=transform.dx, count=transform.nx)

@@ -107,13 +107,15 @@ class Trials:
             return []
         trials: list[Trial] = [LimitsLowered(self)]
         if not self.capped:  # a file with constant shapes looks at as many candidates as it says, and no more
-            trials += (
-                [FirstLimitsRaised(self)] if any(limit.list for limit in self.limits) and family.first else []
-            )
+            if family.first and any(limit.list for limit in self.limits):
+                trials.append(FirstLimitsRaised(self))
             trials.append(LimitsRaised(self))
-            trials += [ThresholdsRaised(self)] if self.is_full() else []
+            if self.is_full():
+                trials.append(ThresholdsRaised(self))
         if not family.finds_always(model):
-            trials += [OnePasses(self)] if finds_nothing else [OnePasses(self), NothingPasses(self)]
+            trials.append(OnePasses(self))
+            if not finds_nothing:
+                trials.append(NothingPasses(self))
         return trials
 
     @property
