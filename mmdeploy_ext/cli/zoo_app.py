@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, write_json
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.user_samples import read_images
-from mmdeploy_ext.zoo.record import FILES, Outcome, Record
+from mmdeploy_ext.zoo.records import EXPORT_KINDS, Outcome, Record, summary_line, zoo_content
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         '--files',
         'of one size, and of any size and batch, which takes twice the time (default: both)',
-        FILES,
+        EXPORT_KINDS,
         nargs='+',
-        choices=FILES,
+        choices=EXPORT_KINDS,
     )
     add('--jobs JOBS', 'processes (default: one per core, as memory holds)', 0)
     add('--timeout TIMEOUT', f'of a config, s (default: {SECONDS:g})', SECONDS)
@@ -82,10 +82,10 @@ def _body(args: argparse.Namespace) -> int:
     check_writable(args.out / 'zoo.json')
     cli.wait_passively()
     compat.apply()
-    from mmdeploy_ext.zoo import configs, summary
+    from mmdeploy_ext.zoo import configs
 
-    files = configs.paths(args.configs)
-    reading = cli.tracked(configs.found(files, args.heads), len(files), 'reading')
+    files = configs.config_files(args.configs)
+    reading = cli.tracked(configs.read_configs(files, args.heads), len(files), 'reading')
     chosen = [config for config in reading if config is not None]
     if not chosen:
         raise UsageError(
@@ -101,15 +101,15 @@ def _body(args: argparse.Namespace) -> int:
     for record in cli.tracked(_records(chosen, args), len(chosen), 'zoo'):
         records.append(record)
         print(_line(record), flush=True)
-        write_json(args.out / 'zoo.json', summary.content(records))  # also of a run that is stopped
-    print(f'{summary.line(records)}; {args.out / "zoo.json"}')
+        write_json(args.out / 'zoo.json', zoo_content(records))  # also of a run that is stopped
+    print(f'{summary_line(records)}; {args.out / "zoo.json"}')
     return int(any(record.family and not record.proven for record in records))
 
 
 def _records(chosen: Sequence[Any], args: argparse.Namespace) -> Any:
     from mmdeploy_ext.engines.registry import DEFAULT
+    from mmdeploy_ext.zoo.config_proof import Settings
     from mmdeploy_ext.zoo.processes import Limits, run_all
-    from mmdeploy_ext.zoo.subject import Settings
 
     picture = read_images([DEFAULT_PICTURE], 1)[0]
     engine = DEFAULT.runner_options(threads=1)

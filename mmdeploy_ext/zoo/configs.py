@@ -1,4 +1,4 @@
-"""The configs of a zoo: those of installed libraries, or of the user's own folders, and what they hold."""
+"""The configs of a zoo: those of the installed libraries, or of the user's folders, and what they contain."""
 
 import dataclasses
 import glob
@@ -13,14 +13,14 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 
 TRAINING_KEYS = 'train_cfg', 'init_cfg', 'pretrained'
-"""Keys that only training reads. Not losses: heads take their number of outputs from them."""
+"""Keys that only training reads. Losses are not among them: heads take their number of outputs from them."""
 HEADS = ('bbox_head', 'mask_head', 'rpn_head', 'roi_head')
 LIBRARIES = ('mmdet', 'mmdet3d')
-"""Whose configs are known by their names; those of all but the first begin with the library's."""
+"""Libraries whose configs have short names: a path below the folder of mmdet, or the library and a path."""
 AUGMENTATIONS = ('MultiScaleFlipAug', 'MultiScaleFlipAug3D')
-"""Steps of test pipelines."""
+"""Steps of test pipelines that may hold test-time augmentation."""
 SCALES = dict(img_scale='scales', pts_scale_ratio='scales of points')
-"""What they are told several of -> its name."""
+"""Key of such a step that may list several scales -> its name in the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Config:
     """One config of a zoo.
 
     Attributes:
-        name: in the zoo: the path below mmdet's configs or the working folder; 'mmdet3d/...' of mmdet3d's.
-        path: of the file.
-        parts: see `parts`.
-        test_digest: see `test_digest`; '' of a config that cannot be read.
+        name: path below mmdet's configs or the working folder; 'mmdet3d/...' for a config of mmdet3d.
+        path: path of the file.
+        parts: class names of the model, see `part_types`.
+        test_digest: see `test_digest`; '' if the config cannot be read.
     """
 
     name: str
@@ -41,54 +41,52 @@ class Config:
 
     @property
     def slug(self) -> str:
-        """The name of its files."""
+        """Stem of the files that a run writes for this config."""
         return self.name.strip('/').removesuffix('.py').replace('/', '__')
 
 
-def installed(library: str = LIBRARIES[0]) -> Path:
-    """Return the folder of configs of an installed library."""
-    found = importlib.util.find_spec(library)
-    folder = Path(found.submodule_search_locations[0]) / '.mim' / 'configs' if found else None
+def installed_folder(library: str = LIBRARIES[0]) -> Path:
+    """Return the folder of configs of an installed library; UsageError if there is none."""
+    spec = importlib.util.find_spec(library)
+    folder = Path(spec.submodule_search_locations[0]) / '.mim' / 'configs' if spec else None
     if folder is None or not folder.is_dir():
         raise UsageError(f'{library} with its configs is not installed; name configs, folders or globs')
     return folder
 
 
-def paths(given: Sequence[str]) -> list[Path]:
-    """Return the files of a zoo.
+def config_files(patterns: Sequence[str]) -> list[Path]:
+    """Return the config files of a zoo, each once.
 
     Args:
-        given: files, folders and globs, also below the folder of the installed mmdet, and with 'mmdet3d/'
-            before them below that of mmdet3d; none takes all of mmdet's.
+        patterns: files, folders and globs. A relative one without matches in the working folder is looked
+            up below the configs of the installed mmdet, or, if it begins with 'mmdet3d/', of mmdet3d. Without
+            any, all configs of mmdet are returned.
+
+    Raises:
+        UsageError: a pattern matches no config.
     """
-    if not given:
-        return _files(installed())
-    found: list[Path] = []
-    for text in given:
-        fits = [Path(path) for path in glob.glob(text)]
-        if not fits and not Path(text).is_absolute():
-            library, _, rest = text.partition('/')
-            known = rest and library in LIBRARIES
-            fits = sorted(installed(library).glob(rest) if known else installed().glob(text))
-        files = [file for path in sorted(fits) for file in (_files(path) if path.is_dir() else [path])]
-        if not files:
-            raise UsageError(f'{text}: fits no config, neither here nor below {installed()}')
-        found += files
-    return list(dict.fromkeys(path.absolute() for path in found))
+    if not patterns:
+        return _leaf_configs(installed_folder())
+    files: list[Path] = []
+    for pattern in patterns:
+        matches = [Path(path) for path in glob.glob(pattern)]
+        if not matches and not Path(pattern).is_absolute():
+            library, _, rest = pattern.partition('/')
+            if rest and library in LIBRARIES:
+                matches = sorted(installed_folder(library).glob(rest))
+            else:
+                matches = sorted(installed_folder().glob(pattern))
+        leaves = [
+            file for path in sorted(matches) for file in (_leaf_configs(path) if path.is_dir() else [path])
+        ]
+        if not leaves:
+            raise UsageError(f'{pattern}: fits no config, neither here nor below {installed_folder()}')
+        files += leaves
+    return list(dict.fromkeys(path.absolute() for path in files))
 
 
-def _name(path: Path) -> str:
-    """Return the path below the configs of a library, or below the working folder, or as it is."""
-    folders = [(library, installed(library)) for library in LIBRARIES if importlib.util.find_spec(library)]
-    for library, folder in (*folders, ('', Path.cwd())):
-        if path.is_relative_to(folder):
-            first = library if library in LIBRARIES[1:] else ''
-            return Path(first, path.relative_to(folder)).as_posix()
-    return path.as_posix()
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the leaves below a folder: no bases, and nothing that Python made."""
+def _leaf_configs(folder: Path) -> list[Path]:
+    """Return the configs below a folder without base configs, caches and hidden files."""
     return [
         path
         for path in sorted(folder.rglob('*.py'))
@@ -96,29 +94,45 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def found(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config | None]:
-    """Yield the configs, and None for each file that is none of the zoo.
+def config_name(path: Path) -> str:
+    """Return the path below the configs of a library, or below the working folder, or the path itself."""
+    folders = {
+        library: installed_folder(library) for library in LIBRARIES if importlib.util.find_spec(library)
+    }
+    for library, folder in (folders | {'': Path.cwd()}).items():
+        if path.is_relative_to(folder):
+            prefix = '' if library == LIBRARIES[0] else library
+            return Path(prefix, path.relative_to(folder)).as_posix()
+    return path.as_posix()
 
-    These have no model, none of the heads that are asked for, or a `backend_config`: the model is another's.
+
+def read_configs(files: Sequence[Path], heads: Sequence[str] = ()) -> Iterator[Config | None]:
+    """Yield the config of each file, and None for a file that does not belong to the zoo.
+
+    It has no model, or none of the `heads` (class names; no names select all), or a `backend_config`,
+    as the deployment configs of mmdeploy have. A file that cannot be read belongs to the zoo.
     """
     for path in files:
+        digest = ''
         try:
             cfg = load_config(str(path))
         except ConfigError:
-            kept, same = dict(detector='', backbone='', neck='', head=''), ''
+            parts = dict(detector='', backbone='', neck='', head='')
         else:
-            own = cfg.get('model') and 'backend_config' not in cfg
-            kept, same = (parts(cfg), test_digest(cfg)) if own else (None, '')
-        if kept is None or (heads and not set(heads) & set(kept['head'].split('+'))):
+            if not cfg.get('model') or 'backend_config' in cfg:
+                yield None
+                continue
+            parts, digest = part_types(cfg), test_digest(cfg)
+        if heads and not set(heads) & set(parts['head'].split('+')):
             yield None
         else:
-            yield Config(_name(path), str(path), kept, same)
+            yield Config(config_name(path), str(path), parts, digest)
 
 
 def test_digest(cfg: Any) -> str:
-    """Return a hash of the detector and of what its pictures go through, without what only training reads.
+    """Return a hash of the model and its test pipeline without the keys that only training reads.
 
-    Configs of equal hashes are the same model to export and to test.
+    Configs with equal hashes are the same model to export and to test.
     """
     test = (cfg.get('data') or {}).get('test') or {}
     content = [_without_training(cfg.model), _without_training(test), cfg.get('test_cfg')]
@@ -128,58 +142,55 @@ def test_digest(cfg: Any) -> str:
 
 def _without_training(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_training(one) for key, one in value.items() if key not in TRAINING_KEYS}
-    return [_without_training(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: _without_training(entry) for key, entry in value.items() if key not in TRAINING_KEYS}
+    return [_without_training(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def parts(cfg: Any) -> dict[str, str]:
-    """Return detector, encoder, backbone, neck, head -> class names; several are joined by '+'.
+def part_types(cfg: Any) -> dict[str, str]:
+    """Return the class names of a model: detector, encoder, backbone, neck, head -> names joined by '+'.
 
-    What the name of a part begins with is left out, such as the `pts_` of mmdet3d's; only detectors of points
-    have encoders.
+    Prefixes of keys, such as the `pts_` of mmdet3d, are ignored. Only detectors of points have an encoder.
     """
     model = cfg.model
-    named = [(str(key), part) for key, part in model.items() if isinstance(part, dict | list | tuple)]
+    parts = [(str(key), part) for key, part in model.items() if isinstance(part, dict | list | tuple)]
 
-    def kinds(*names: str) -> str:
-        found = [_kinds(part) for name in names for key, part in named if f'_{key}'.endswith(f'_{name}')]
-        return '+'.join(filter(None, found))
+    def types(*names: str) -> str:
+        joined = [_types(part) for name in names for key, part in parts if f'_{key}'.endswith(f'_{name}')]
+        return '+'.join(filter(None, joined))
 
-    encoder = kinds('voxel_encoder', 'middle_encoder')
+    encoder = types('voxel_encoder', 'middle_encoder')
     return dict(
         detector=str(model.get('type', '')),
         **(dict(encoder=encoder) if encoder else {}),
-        backbone=kinds('backbone'),
-        neck=kinds('neck'),
-        head=kinds(*HEADS),
+        backbone=types('backbone'),
+        neck=types('neck'),
+        head=types(*HEADS),
     )
 
 
-def _kinds(part: Any) -> str:
+def _types(part: Any) -> str:
     if isinstance(part, list | tuple):
-        return '+'.join(_kinds(one) for one in part)
+        return '+'.join(_types(entry) for entry in part)
     return str(part.get('type', '')) if isinstance(part, dict) else ''
 
 
 def without_augmentation(cfg: Any) -> tuple[str, ...]:
-    """Take test-time augmentation out of a config, in place; returns what was changed, for the record."""
-    changed = []
-    for step in _augmentations((cfg.get('data') or {}).get('test') or {}):
-        if step.get('flip'):
-            step['flip'] = False
-            changed.append('flip')
-        for key, what in SCALES.items():
-            scales = step.get(key)
-            if isinstance(scales, list) and len(scales) > 1:
-                step[key] = 1.0 if 1.0 in scales else scales[0]
-                changed.append(what)
-    if not changed:
+    """Remove test-time augmentation from a config in place; return notes about what was removed."""
+    removed = []
+    dataset = (cfg.get('data') or {}).get('test') or {}
+    while isinstance(dataset, dict):  # a wrapper holds its data set as `dataset`
+        for step in dataset.get('pipeline') or ():
+            if step.get('type') not in AUGMENTATIONS:
+                continue
+            if step.get('flip'):
+                step['flip'] = False
+                removed.append('flip')
+            for key, name in SCALES.items():
+                scales = step.get(key)
+                if isinstance(scales, list) and len(scales) > 1:
+                    step[key] = 1.0 if 1.0 in scales else scales[0]
+                    removed.append(name)
+        dataset = dataset.get('dataset')
+    if not removed:
         return ()
-    return (f'test-time augmentation left out: {", ".join(dict.fromkeys(changed))}',)
-
-
-def _augmentations(dataset: Any) -> Iterator[Any]:
-    if isinstance(dataset, dict):
-        steps = dataset.get('pipeline') or ()
-        yield from (step for step in steps if step.get('type') in AUGMENTATIONS)
-        yield from _augmentations(dataset.get('dataset'))
+    return (f'test-time augmentation left out: {", ".join(dict.fromkeys(removed))}',)

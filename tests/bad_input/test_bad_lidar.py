@@ -11,7 +11,7 @@ from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.points import read_points
-from mmdeploy_ext.zoo.configs import installed
+from mmdeploy_ext.zoo.configs import installed_folder
 from toy_centerpoint import sweep
 
 ENGINE = dict(engine='OnnxRuntimeBackend')
@@ -133,6 +133,6 @@ def test_a_quotient_just_below_a_whole_number_is_that_number(tmp_path):
 )
 def test_two_stage_and_point_models_are_refused_by_name(config, words):
     with pytest.raises(ConfigError) as error:
-        checked(installed('mmdet3d') / f'{config}.py')
+        checked(installed_folder('mmdet3d') / f'{config}.py')
     for word in (*words, 'belongs to no family', 'nearest is anchor3d'):
         assert word in str(error.value), str(error.value)

@@ -32,13 +32,13 @@ NAMES = [
 @functools.cache
 def firsts() -> dict[tuple[str, ...], str]:
     """Return the first config of each combination of parts."""
-    found = [config for config in configs.found([CONFIGS / name for name in NAMES]) if config is not None]
-    return {tuple(config.parts.values()): config.name for config in reversed(found)}
+    found = configs.read_configs([CONFIGS / name for name in reversed(NAMES)])
+    return {tuple(config.parts.values()): config.name for config in found if config is not None}
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_combination_of_parts_finds_enough(name):
-    (config,) = configs.found([CONFIGS / name])
+    (config,) = configs.read_configs([CONFIGS / name])
     if config is None or (first := firsts()[tuple(config.parts.values())]) != name:
         pytest.skip('no detector' if config is None else f'has the parts of {first}')
     cfg = load_config(str(CONFIGS / name))

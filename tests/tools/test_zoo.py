@@ -19,7 +19,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError, ExportError, UsageError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.families.base import DETECTOR, find_family
-from mmdeploy_ext.zoo import configs, processes, record, rules, subject, summary
+from mmdeploy_ext.zoo import config_proof, configs, digests, processes, records
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODYS = "model = dict(type='Nobodys', backbone=dict(type='ResNet'), bbox_head=dict(type='NobodysHead'))\n"
@@ -70,7 +70,7 @@ def run(folder, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo_app, 'seeded', seeded)
         status = zoo_app.main([*given, *arguments])
-    found = summary.records(read_json(folder / 'out' / 'zoo.json'))
+    found = records.zoo_records(read_json(folder / 'out' / 'zoo.json'))
     return status, {Path(one.config).stem: one for one in found}
 
 
@@ -101,10 +101,10 @@ def test_a_zoo_says_of_each_config_what_became_of_it(zoo):
     _, status, found = zoo
     reasons = {name: one.fixed.reason for name, one in found.items() if not one.proven}
     assert reasons == dict(
-        killed=record.CRASH, hangs=record.TIME, grows=record.MEMORY, raises=record.NO_KERNEL,
-        nobodys=record.NO_FAMILY, broken=record.NOT_BUILT,
+        killed=records.CRASH, hangs=records.TIME, grows=records.MEMORY, raises=records.NO_KERNEL,
+        nobodys=records.NO_FAMILY, broken=records.NOT_BUILT,
     )  # fmt: skip
-    assert set(reasons.values()) <= set(record.REASONS)
+    assert set(reasons.values()) <= set(records.REASONS)
     assert status == 0
     for outcome in (found['toy'].fixed, found['toy'].dynamic):
         assert outcome.proven
@@ -120,7 +120,7 @@ def test_configs_that_differ_in_training_alone_are_looked_at_once(zoo):
     one, same = found['toy'], found['toy_longer']
     assert one == dataclasses.replace(same, config=one.config, same_as='')
     assert same.same_as == one.config
-    assert record.read_record(next((folder / 'out' / 'records').glob('*toy_longer.json'))) == same
+    assert records.read_record(next((folder / 'out' / 'records').glob('*toy_longer.json'))) == same
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_what_a_process_was_forked_with_is_not_its_own_memory():
     held = bytearray(b'1') * (256 << 20)
     child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
     child.start()
-    own, whole = processes.own_bytes(child.pid), processes.own_bytes(os.getpid())
+    own, whole = processes.private_bytes(child.pid), processes.private_bytes(os.getpid())
     child.kill()
     child.join()
     assert 0 < own < len(held) // 2 and whole > 0
@@ -165,9 +165,9 @@ def test_what_was_proven_is_taken_over_until_the_rules_change(zoo, monkeypatch):
     for path in (folder / 'configs').glob('*.py'):
         if path.stem != 'toy':
             path.unlink()
-    monkeypatch.setattr(subject, 'prove', no_proof)
+    monkeypatch.setattr(config_proof, 'prove', no_proof)
     assert run(folder)[1]['toy'] == found['toy']
-    monkeypatch.setattr(subject, 'proof_rules', lambda family: 'others')
+    monkeypatch.setattr(config_proof, 'proof_rules', lambda family: 'others')
     _, one = run(folder, '--files', 'fixed')
     assert 'proven again' in one['toy'].fixed.why
     assert one['toy'].dynamic == found['toy'].dynamic
@@ -186,7 +186,7 @@ def test_other_weights_are_another_graph(zoo):
     other = onnx.ModelProto.FromString(graph.SerializeToString().replace(*changed(1.0, 1.5)))
     same = onnx.ModelProto.FromString(graph.SerializeToString())
     same.graph.node[0].name = 'renamed'
-    assert rules.graph_digest(graph) == rules.graph_digest(same) != rules.graph_digest(other)
+    assert digests.graph_digest(graph) == digests.graph_digest(same) != digests.graph_digest(other)
 
 
 def changed(before, after):
@@ -201,40 +201,40 @@ def test_rules_change_with_code_and_not_with_words(tmp_path):
         folder = tmp_path / str(index)
         folder.mkdir()
         (folder / 'code.py').write_text(text)
-        found.append(rules._code(folder, '.'))
+        found.append(digests.code_digest(folder, '.'))
     assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize(
     ('error', 'reason'),
     [
-        (ConfigError('a.py: the model cannot be built: KeyError'), record.NOT_BUILT),
-        (ConfigError('--dynamic-export: SwinTransformer'), record.REFUSED),
-        (ExportError('no symbolic'), record.NOT_EXPORTED),
-        (RuntimeError('shapes differ'), record.TORCH_FAILS),
-        (MemoryError(), record.MEMORY),
+        (ConfigError('a.py: the model cannot be built: KeyError'), records.NOT_BUILT),
+        (ConfigError('--dynamic-export: SwinTransformer'), records.REFUSED),
+        (ExportError('no symbolic'), records.NOT_EXPORTED),
+        (RuntimeError('shapes differ'), records.TORCH_FAILS),
+        (MemoryError(), records.MEMORY),
     ],
 )
 def test_an_error_has_a_reason_of_the_list(error, reason):
-    assert record.failure(error).reason == reason
+    assert records.outcome_of_error(error).reason == reason
 
 
 def test_no_folder_of_the_machine_is_kept():
     text = f'{sys.prefix}/lib/python3/site-packages/mmdet/.mim/configs/a/b.py: and {Path.cwd()}/c.py'
-    assert record.portable(text) == 'a/b.py: and c.py'
+    assert records.portable(text) == 'a/b.py: and c.py'
 
 
 def test_the_installed_configs_are_those_of_mmdet_without_bases():
-    names = [path.relative_to(configs.installed()).as_posix() for path in configs.paths([])]
+    names = [path.relative_to(configs.installed_folder()).as_posix() for path in configs.config_files([])]
     assert 'atss/atss_r50_fpn_1x_coco.py' in names
     assert not [name for name in names if '_base_' in name]
-    assert [path.name for path in configs.paths(['atss/*r50*'])] == ['atss_r50_fpn_1x_coco.py']
+    assert [path.name for path in configs.config_files(['atss/*r50*'])] == ['atss_r50_fpn_1x_coco.py']
 
 
 def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
     _, _, found = zoo
     own = dataclasses.replace(found['toy'], config='own.py', own_kernels=('MaskedConv2d',))
-    content = summary.content([*found.values(), own])
+    content = records.zoo_content([*found.values(), own])
     for name in page.PAGES:
         text = page.page(name, content)
         assert [config for config in found if text.count(f'{config}` |') == 0] == []
@@ -243,13 +243,13 @@ def test_a_page_has_a_row_for_each_config_in_both_languages(zoo):
 
 def test_lidar_detectors_of_mmdet3d_have_a_section_of_their_own(zoo):
     _, _, found = zoo
-    outcome = record.Outcome(
+    outcome = records.Outcome(
         proven=True, inputs=3, reference=90, matched=90, fewest=20, worst_rel=2e-6, worst_distance=1e-5
     )
     parts = dict(detector='VoxelNet', encoder='HardVFE', backbone='SECOND', neck='FPN', head='Anchor3DHead')
-    lidar = record.Record('mmdet3d/second/a.py', parts, fixed=outcome)
+    lidar = records.Record('mmdet3d/second/a.py', parts, fixed=outcome)
     same = dataclasses.replace(lidar, config='mmdet3d/second/b.py', same_as='mmdet3d/second/a.py')
-    content = summary.content([*found.values(), lidar, same])
+    content = records.zoo_content([*found.values(), lidar, same])
     for name in page.PAGES:
         text = page.page(name, content)
         assert '| `second/a` | proven | 90 / 90 | 20 | 2.0e-06 | 0.010 |  | 0 |' in text
@@ -261,13 +261,13 @@ def test_lidar_detectors_of_mmdet3d_have_a_section_of_their_own(zoo):
 
 
 def test_the_readme_has_the_worst_of_all_proofs_of_a_family():
-    outcome = record.Outcome(proven=True, inputs=3, worst_iou=0.99959, worst_score=9.1e-5)
-    better = record.Outcome(proven=True, inputs=3, worst_iou=1.0, worst_score=1e-7)
-    failed = record.Outcome(reason=record.NOT_PROVEN, worst_iou=0.5, worst_score=0.1)
-    one = record.Record('solo/a.py', {}, family='solo', fixed=better, dynamic=outcome)
-    two = record.Record('solo/b.py', {}, family='solo', fixed=failed)
-    ours = record.Record('solo/c.py', {}, family='solo', own_kernels=('MaskedConv2d',), fixed=failed)
-    other = record.Record('other/d.py', {}, fixed=failed)
+    outcome = records.Outcome(proven=True, inputs=3, worst_iou=0.99959, worst_score=9.1e-5)
+    better = records.Outcome(proven=True, inputs=3, worst_iou=1.0, worst_score=1e-7)
+    failed = records.Outcome(reason=records.NOT_PROVEN, worst_iou=0.5, worst_score=0.1)
+    one = records.Record('solo/a.py', {}, family='solo', fixed=better, dynamic=outcome)
+    two = records.Record('solo/b.py', {}, family='solo', fixed=failed)
+    ours = records.Record('solo/c.py', {}, family='solo', own_kernels=('MaskedConv2d',), fixed=failed)
+    other = records.Record('other/d.py', {}, fixed=failed)
     text = readme.readme('README.md', f'{readme.BEGIN}{readme.END}', [one, two, ours, other], [])
     assert '| 1 of 3 | score 9.1e-5, IoU 0.9995 | [the zoo]' in text
     assert '| 0 of 0 |  | [the zoo]' in text
@@ -292,18 +292,18 @@ def test_a_lidar_detector_is_proven_on_sweeps_and_its_proof_taken_over(tmp_path,
 
     toy_anchor3d.register()
     path = toy_anchor3d.write_config(tmp_path, 'kitti')
-    (config,) = configs.found([Path(path)])
-    settings = subject.Settings(
+    (config,) = configs.read_configs([Path(path)])
+    settings = config_proof.Settings(
         (128, 160), ('none', None), seeded_model, dict(engine='OnnxRuntimeBackend', threads=1), sweeps=3
     )
-    found = subject.examine(config, settings, None, lambda record: None)
+    found = config_proof.prove_config(config, settings, None, lambda record: None)
     assert (found.family, found.dynamic) == ('anchor3d', None) and found.fixed.inputs >= 5
     assert found.proven, found.fixed.why
     assert found.fixed.matched >= 10
     assert found.fixed.worst_iou is None and 0 <= found.fixed.worst_distance < 1e-3
     assert config.parts['encoder'] == 'PillarFeatureNet+PointPillarsScatter'
-    monkeypatch.setattr(subject, 'prove', no_proof)
-    assert subject.examine(config, settings, found, lambda record: None) == found
+    monkeypatch.setattr(config_proof, 'prove', no_proof)
+    assert config_proof.prove_config(config, settings, found, lambda record: None) == found
 
 
 def test_augmentation_of_points_is_left_out_and_said():
@@ -318,14 +318,14 @@ def test_augmentation_of_points_is_left_out_and_said():
 
 
 def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
-    names = [configs._name(path) for path in configs.paths(['mmdet3d/second/*kitti-3d-car.py'])]
+    names = [configs.config_name(path) for path in configs.config_files(['mmdet3d/second/*kitti-3d-car.py'])]
     assert names == [
         'mmdet3d/second/hv_second_secfpn_6x8_80e_kitti-3d-car.py',
         'mmdet3d/second/hv_second_secfpn_fp16_6x8_80e_kitti-3d-car.py',
     ]
     with pytest.raises(UsageError, match='fits no config'):
-        configs.paths(['second/*kitti-3d-car.py'])
-    one, *others = configs.found(configs.paths(['mmdet3d/pointpillars/*fpn_sbn-all*nus-3d.py']))
+        configs.config_files(['second/*kitti-3d-car.py'])
+    one, *others = configs.read_configs(configs.config_files(['mmdet3d/pointpillars/*fpn_sbn-all*nus-3d.py']))
     assert one.parts == dict(
         detector='MVXFasterRCNN',
         encoder='HardVFE+PointPillarsScatter',
@@ -339,10 +339,10 @@ def test_configs_of_mmdet3d_are_known_by_the_name_of_the_library(tmp_path):
 def test_a_size_that_a_network_does_not_take_is_enlarged():
     import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 
-    cfg = load_config(str(configs.installed() / 'ssd/ssd512_coco.py'))
+    cfg = load_config(str(configs.installed_folder() / 'ssd/ssd512_coco.py'))
     family = find_family(cfg, DETECTOR)
     deployment = types.SimpleNamespace(cfg=cfg, family=family, model=family.build(cfg).eval())
-    options = subject._chosen(deployment, types.SimpleNamespace(size=(320, 448)), True)
+    options = config_proof.choose_options(deployment, (320, 448), True)
     assert (options.height, options.width) == (512, 512)
 
 

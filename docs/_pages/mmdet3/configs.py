@@ -47,9 +47,9 @@ def pipeline(cfg: Any) -> Any:
 def own() -> Iterator[Any]:
     """Yield the configs of mmdet 2.28 that have a model."""
     from mmdeploy_ext.core.config import load_config
-    from mmdeploy_ext.zoo.configs import paths
+    from mmdeploy_ext.zoo.configs import config_files
 
-    for path in paths(()):
+    for path in config_files(()):
         try:
             cfg = load_config(str(path))
         except ConfigError:
@@ -61,14 +61,14 @@ def own() -> Iterator[Any]:
 def count() -> tuple[dict[str, int], list[str]]:
     """Return the counts, and what was refused with how often, the most frequent first."""
     from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
-    from mmdeploy_ext.zoo.configs import paths
+    from mmdeploy_ext.zoo.configs import config_files
 
     models = collections.defaultdict(set)
     for cfg in own():
         models[text(cfg.model)].add(text(pipeline(cfg)))
     found: collections.Counter[str] = collections.Counter()
     refused: collections.Counter[str] = collections.Counter()
-    for path in paths([str(configs3())]):
+    for path in config_files([str(configs3())]):
         found['all'] += 1
         try:
             cfg = config2(read_config3(path))

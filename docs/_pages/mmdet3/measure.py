@@ -127,7 +127,7 @@ def prepare(name: str, folder: Path) -> str:
     from mmdeploy_ext.families.base import FAMILIES, find_family, load_families
     from mmdeploy_ext.synthetic.seeded import seeded_model
     from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
-    from mmdeploy_ext.zoo.configs import parts
+    from mmdeploy_ext.zoo.configs import part_types
 
     cfg = config2(read_config3(configs3() / name))
     load_families('')
@@ -137,7 +137,7 @@ def prepare(name: str, folder: Path) -> str:
     for old in (*folder.glob('results*.npz'), folder / 'error.txt'):
         old.unlink(missing_ok=True)
     batch = batch_of(cfg)
-    own = parts(cfg)
+    own = part_types(cfg)
     head = own['head'] or cfg.model.get('panoptic_head', {}).get('type', '')
     job = dict(config=name, detector=cfg.model.type, head=head)
     found = results2(model, batch)

@@ -19,13 +19,12 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.core.pages import template
-from mmdeploy_ext.zoo import summary
-from mmdeploy_ext.zoo.record import read_record
+from mmdeploy_ext.zoo.records import Count, count_records, read_record, zoo_content, zoo_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.zoo.record import Outcome, Record
+    from mmdeploy_ext.zoo.records import Outcome, Record
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT / 'docs/zoo.json'
@@ -49,10 +48,10 @@ def page(name: str, content: Mapping[str, Any]) -> str:
     texts = template(__file__, name, keep_trailing_newline=True)
     return texts.render(
         versions=content['versions'],
-        whole=summary.count(records),
+        whole=count_records(records),
         parts={part: counts(by_part(records, part)) for part in ('head', 'backbone', 'neck')},
         heads={head: rows(group) for head, group in _by_head(records).items()},
-        lidar=summary.count(lidar),
+        lidar=count_records(lidar),
         lidar_parts=[
             f'| {name} | {one.configs} | {one.fixed} |'
             for part in ('head', 'encoder', 'backbone')
@@ -63,23 +62,23 @@ def page(name: str, content: Mapping[str, Any]) -> str:
     )
 
 
-def by_part(chosen: Sequence[Record], part: str) -> dict[str, summary.Count]:
+def by_part(chosen: Sequence[Record], part: str) -> dict[str, Count]:
     """Return class name of a part -> counts, in the order of the names; several parts count each."""
     groups: dict[str, list[Record]] = collections.defaultdict(list)
     for record in chosen:
         for name in sorted(set(record.parts.get(part, '').split('+')) - {''}):
             groups[name].append(record)
-    return {name: summary.count(groups[name]) for name in sorted(groups)}
+    return {name: count_records(groups[name]) for name in sorted(groups)}
 
 
 def split(content: Mapping[str, Any]) -> tuple[list[Record], list[Record]]:
     """Return the records of mmdet's and others' configs, and those of LiDAR detectors of mmdet3d."""
-    records = summary.records(content)
+    records = zoo_records(content)
     lidar = [one for one in records if one.config.startswith(OF_MMDET3D)]
     return [one for one in records if one not in lidar], lidar
 
 
-def counts(groups: Mapping[str, summary.Count]) -> list[str]:
+def counts(groups: Mapping[str, Count]) -> list[str]:
     """Return a row of cells for each name of a part."""
     return [
         f'| {name} | {one.configs} | {one.referenced} | {one.fixed} | {one.dynamic} | {one.own_kernels} |'
@@ -221,7 +220,7 @@ def _of_runs(folder: Path) -> dict[str, Any]:
     found = [read_record(path) for path in sorted((folder / 'records').glob('*.json'))]
     if not any(found):
         raise UsageError(f'{folder}: no records/*.json, which tools/analysis_tools/zoo.py --out writes')
-    return summary.content([record for record in found if record and record.fixed])
+    return zoo_content([record for record in found if record and record.fixed])
 
 
 if __name__ == '__main__':

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.pages import template
-from mmdeploy_ext.zoo import summary
+from mmdeploy_ext.zoo.records import count_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.zoo.record import Record
+    from mmdeploy_ext.zoo.records import Record
 
 PARITY = Path(__file__).resolve().parents[2] / 'parity.md'
 BEGIN, END = '<!-- zoo -->', '<!-- end of the zoo -->'
@@ -71,7 +71,7 @@ def _power(value: float) -> str:
 
 def of_records(records: Sequence[Record]) -> Evidence:
     """Return the evidence of configs of the zoo; proofs against a kernel of this project do not count."""
-    counts = summary.count(records)
+    counts = count_records(records)
     proofs = [
         outcome
         for record in records
@@ -162,7 +162,11 @@ def readme(name: str, text: str, records: Sequence[Record], lidar: Sequence[Reco
         return sum(record.family not in listed_families for record in (*records, *lidar))
 
     values: Mapping[str, object] = dict(
-        zoo=zoo, parity=parity, in_no_row=in_no_row, mmdet=summary.count(records), lidar=summary.count(lidar)
+        zoo=zoo,
+        parity=parity,
+        in_no_row=in_no_row,
+        mmdet=count_records(records),
+        lidar=count_records(lidar),
     )
     part = template(__file__, TEMPLATES[name]).render(values)
     before, _, rest = text.partition(BEGIN)

@@ -87,7 +87,7 @@ def test_the_rule_of_a_config_equals_its_pipeline_on_files_of_three_sizes(name, 
 @pytest.mark.matrix
 def test_every_config_of_mmdet_whose_rule_is_taken_equals_its_pipeline():
     results, equal = {}, 0
-    for path in configs.paths([]):
+    for path in configs.config_files([]):
         try:
             cfg = load_config(str(path))
         except ConfigError as error:

@@ -229,7 +229,7 @@ def test_all_configs_of_the_installed_mmdet3d_pass_the_check_of_the_exporter():
     )
     augmented = []
     for folder, count in counts.items():
-        found = configs.paths([f'mmdet3d/{folder}/*.py'])
+        found = configs.config_files([f'mmdet3d/{folder}/*.py'])
         assert len(found) == count, folder
         for path in found:
             cfg = load_config(str(path))

@@ -1,4 +1,4 @@
-"""What a proof that was done once rests on: the graph that was exported, and the code that judged it."""
+"""Hashes of what a proof rests on: the exported graph, and the code and versions that judged it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JUDGES = (
     'proving',
     'runtime',
 )
-"""Code that a verdict of any family comes from: packages, and the files of one without its folders.
+"""Code that decides the verdict of every family: packages, and the files of `families` without its folders.
 
 The folder of the family itself is hashed too; a change in one family leaves the proofs of others valid.
 """
@@ -39,39 +39,39 @@ The folder of the family itself is hashed too; a change in one family leaves the
 
 def graph_digest(model: onnx.ModelProto) -> str:
     """Return a hash of how every output is computed, with all constants; names and order do not count."""
-    found = signature(model)
-    lines = [*found.interface, *(f'{count} {digest}' for digest, count in sorted(found.nodes.items()))]
+    graph = signature(model)
+    lines = [*graph.interface, *(f'{count} {digest}' for digest, count in sorted(graph.nodes.items()))]
     return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
 
-def files_digest(models: Sequence[onnx.ModelProto]) -> str:
-    """Return one hash of the graphs of an export, in their order; of one graph its own."""
-    first, *others = (graph_digest(model) for model in models)
-    return hashlib.sha256('\n'.join([first, *others]).encode()).hexdigest() if others else first
+def export_digest(models: Sequence[onnx.ModelProto]) -> str:
+    """Return the hash of the graphs of an export in their order; of a single graph its own."""
+    digests = [graph_digest(model) for model in models]
+    return digests[0] if len(digests) == 1 else hashlib.sha256('\n'.join(digests).encode()).hexdigest()
 
 
 def proof_rules(family: Family) -> str:
-    """Return a hash of the code that judges files of a family, and of the versions that it runs on.
+    """Return a hash of the code that judges exports of a family, and of the versions that it runs on.
 
     Comments and docstrings do not count: the hash is of what the code does.
     """
-    own = Path(inspect.getfile(type(family))).resolve().parent
     digest = hashlib.sha256(repr(sorted(versions().items())).encode())
     for pattern in JUDGES:
-        digest.update(_code(PACKAGE, pattern).encode())
-    digest.update(_code(own, '.').encode())
+        digest.update(code_digest(PACKAGE, pattern).encode())
+    family_folder = Path(inspect.getfile(type(family))).resolve().parent
+    digest.update(code_digest(family_folder, '.').encode())
     return digest.hexdigest()
 
 
-def read_code() -> None:
-    """Read the code of all judges, which takes seconds; processes that are forked after know it."""
+def hash_judges() -> None:
+    """Hash the code of all judges, which takes seconds, so that forked processes have the hashes cached."""
     for pattern in JUDGES:
-        _code(PACKAGE, pattern)
+        code_digest(PACKAGE, pattern)
 
 
 @functools.cache
-def _code(root: Path, pattern: str) -> str:
-    """Return a hash of the Python files below `root` that a pattern names: `x/*.py` or a folder."""
+def code_digest(root: Path, pattern: str) -> str:
+    """Return a hash of the Python files below `root` that match a pattern: a folder, or `folder/*.py`."""
     files = root.glob(pattern) if pattern.endswith('.py') else (root / pattern).rglob('*.py')
     texts = []
     for path in sorted(files):

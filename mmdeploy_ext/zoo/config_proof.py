@@ -1,0 +1,217 @@
+"""Exports one config with seeded weights, with one input size and with any size, and proves both files.
+
+Models of sweeps have one export, a folder of graphs, which takes any sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.exporting.files import export_files
+from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.proving.ladder import prove
+from mmdeploy_ext.zoo.configs import Config, without_augmentation
+from mmdeploy_ext.zoo.digests import export_digest, proof_rules
+from mmdeploy_ext.zoo.records import (
+    EXPORT_KINDS,
+    MAX_CHARACTERS,
+    NOT_PROVEN,
+    Outcome,
+    Record,
+    outcome_of_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    import torch
+
+    from mmdeploy_ext.contract.option import Options
+    from mmdeploy_ext.proving.verdict import Verdict
+
+WEIGHTS = 'seeded weights'
+"""Stands in the metadata for the path of a checkpoint."""
+CHECKED_SIZE = (1024, 1024)
+"""(H, W) that every network takes; a config is checked with it before the model is built."""
+MIN_SIDE = 512
+"""Shortest side in pixels if a network refuses the size of the run: SSD512 has a level of stride 512."""
+
+OWN_KERNELS = ('MaskedConv2d', 'CARAFEPack', 'DeformRoIPoolPack', 'ModulatedDeformRoIPoolPack')
+"""Modules of mmcv without a CPU kernel, for which this project has a patch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings that all configs of a run share.
+
+    Attributes:
+        size: (H, W) of the traced input in pixels, rounded up to the next size that the network takes.
+        picture: title and BGR picture (H, W, 3) that the proof begins with.
+        seeded: builds the detector with seeded weights from a config and its family.
+        engine: options of `build_backend`.
+        export_kinds: those of `EXPORT_KINDS` to export and to prove.
+        sweeps: number of generated sweeps on which models of sweeps are proven.
+    """
+
+    size: tuple[int, int]
+    picture: tuple[str, np.ndarray]
+    seeded: Callable[[Any, Family], torch.nn.Module]
+    engine: Mapping[str, Any]
+    export_kinds: tuple[str, ...] = EXPORT_KINDS
+    sweeps: int = 3
+
+
+def prove_config(
+    config: Config, settings: Settings, earlier: Record | None, keep: Callable[[Record], None]
+) -> Record:
+    """Export and prove a config; an error becomes the outcome in its record.
+
+    Args:
+        config: config to prove.
+        settings: settings of the run.
+        earlier: record of an earlier run. Its proofs hold if graph and rules are equal; its outcomes of
+            exports that this run leaves out stay.
+        keep: called with the record after each export, since the next one may kill the process.
+    """
+    record = Record(config.name, config.parts)
+    try:
+        cfg = load_config(config.path)
+        record = dataclasses.replace(record, notes=without_augmentation(cfg))
+        deployment = _deploy(config, cfg, settings)
+    except Exception as error:
+        return dataclasses.replace(record, fixed=outcome_of_error(error))
+    types = {type(module).__name__ for module in deployment.model.modules()}
+    own_kernels = tuple(sorted(types & set(OWN_KERNELS)))
+    record = dataclasses.replace(record, family=deployment.family.name, own_kernels=own_kernels)
+    for kind in EXPORT_KINDS if _takes_pictures(deployment.family) else ('fixed',):
+        outcome = getattr(earlier, kind, None)
+        if kind in settings.export_kinds:
+            outcome = _prove_export(deployment, settings, kind == 'dynamic', outcome)
+        record = dataclasses.replace(record, **{kind: outcome})
+        keep(record)
+        deployment.exports.clear()
+    return record
+
+
+def _deploy(config: Config, cfg: Any, settings: Settings) -> deploy.Deployment:
+    family = find_family(cfg, DETECTOR)
+    rule = family.preprocess_rule(cfg)
+    if _takes_pictures(family):
+        family.check(cfg, _image_options(family, CHECKED_SIZE, False))
+    else:
+        family.check(cfg, family.choose(opset=0))
+    model = settings.seeded(cfg, family)
+    model.CLASSES = deploy.class_names(cfg, {}, family.num_classes(model))
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.numpy().tobytes())
+    return deploy.Deployment(
+        cfg=cfg,
+        config=config.path,
+        cfg_options={},
+        family=family,
+        model=model.eval(),
+        checkpoint=WEIGHTS,
+        checkpoint_sha256=digest.hexdigest(),
+        classes=model.CLASSES,
+        rule=rule,
+        settings=family.settings(cfg, model),
+    )
+
+
+def _takes_pictures(family: Family) -> bool:
+    return family.samples == 'images'
+
+
+def _image_options(family: Family, size: tuple[int, int], dynamic: bool) -> Options:
+    return family.choose(opset=0, height=size[0], width=size[1], dynamic=dynamic)
+
+
+def choose_options(deployment: deploy.Deployment, size: tuple[int, int], dynamic: bool) -> Options:
+    """Return the options of an export at the next larger size (H, W) that the network takes."""
+    try:
+        return _options_at(deployment, size, dynamic)
+    except UsageError:
+        return _options_at(deployment, tuple(max(MIN_SIDE, side) for side in size), dynamic)
+
+
+def _options_at(deployment: deploy.Deployment, size: tuple[int, int], dynamic: bool) -> Options:
+    family, model = deployment.family, deployment.model
+    options = deploy.resolve_opset(_image_options(family, size, dynamic), model)
+    multiple = family.picture(model, options).multiple
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return deploy.check_options(options.replace(height=height, width=width), deployment.cfg, family, model)
+
+
+def _prove_export(
+    deployment: deploy.Deployment, settings: Settings, dynamic: bool, earlier: Outcome | None
+) -> Outcome:
+    """Return the outcome of one export; the earlier one if the graph and the rules of the proof are equal."""
+    start = time.process_time()
+    family, rule = deployment.family, deployment.rule
+    try:
+        if _takes_pictures(family):
+            options = choose_options(deployment, settings.size, dynamic)
+            shape, name = (options.height, options.width), 'model.onnx'
+            traced = [deploy.prepare_fixed(rule, settings.picture[1], *shape)]
+            samples = [settings.picture]
+        else:
+            options = deploy.resolve_opset(family.choose(opset=0), deployment.model)
+            shape, name, traced = (0, 0), 'model', ()
+            samples = list(family.generated_sweeps(rule, settings.sweeps))
+        rules = proof_rules(family)
+        with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+            paths, _ = export_files(deployment, options, str(Path(folder, name)), traced)
+            digest = export_digest([*deployment.exports.values()][-len(paths) :])
+            if earlier is not None and (earlier.digest, earlier.rules) == (digest, rules):
+                return earlier
+            verdict, _ = prove(deployment, paths, samples, settings.engine)
+    except Exception as error:
+        return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
+    seconds = time.process_time() - start
+    return Outcome(digest=digest, rules=rules, shape=shape, seconds=seconds, **_figures(verdict))
+
+
+def _figures(verdict: Verdict) -> dict[str, Any]:
+    summary = verdict.summary()
+    rows = [row for case in verdict.cases for row in case.detections]
+    distances = [row.worst_distance for row in rows if row.worst_distance is not None]
+    failure = {}
+    if not verdict.proven:
+        failure = dict(reason=NOT_PROVEN, why='; '.join(_failures(verdict))[:MAX_CHARACTERS])
+    return dict(
+        proven=verdict.proven,
+        inputs=summary['inputs'],
+        reference=summary['reference'],
+        matched=summary['matched'],
+        fewest=min((row.reference for row in rows), default=0),
+        worst_rel=summary['worst_rel'],
+        worst_iou=None if distances else summary['worst_iou'],
+        worst_score=summary['worst_score'],
+        worst_distance=max(distances, default=None),
+        **failure,
+    )
+
+
+def _failures(verdict: Verdict) -> list[str]:
+    """Return a line for each check that failed, those of the graph first."""
+    lines = [graph.text for graph in verdict.graphs if not graph.passed]
+    lines += [f'{check.name}: {check.detail}' for check in verdict.structure if not check.passed]
+    for case in (*verdict.cases, *verdict.trials):
+        if case.passed:
+            continue
+        wrong_rows = (row for row in case.tensors if not row.passed and row.max_rel)
+        tensors = ', '.join(f'{row.tensor} {row.max_rel:.1e}' for row in wrong_rows)
+        images = sum(not row.passed for row in case.detections)
+        lines.append(f'{case.name} {case.input_shape}: {tensors} {images} images differ')
+    return lines + list(verdict.reasons)

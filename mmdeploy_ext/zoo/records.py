@@ -1,0 +1,221 @@
+"""The results of a zoo as plain data: a record for each config, a JSON file of all, and their counts."""
+
+import collections
+import dataclasses
+import re
+import sysconfig
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.core.files import read_json, write_json
+from mmdeploy_ext.core.versions import versions
+
+NO_FAMILY = 'no family'
+NOT_BUILT = 'cannot be built'
+REFUSED = 'a part refused by name'
+NO_KERNEL = 'no CPU kernel in mmcv'
+TORCH_FAILS = 'PyTorch itself fails'
+NOT_EXPORTED = 'export fails'
+NOT_PROVEN = 'not proven'
+TIME, MEMORY, CRASH = 'out of time', 'out of memory', 'the process died'
+REASONS = (
+    NO_FAMILY, NOT_BUILT, REFUSED, NO_KERNEL, TORCH_FAILS, NOT_EXPORTED, NOT_PROVEN, TIME, MEMORY, CRASH,
+)  # fmt: skip
+"""Every reason why an export may not be proven."""
+EXPORT_KINDS = ('fixed', 'dynamic')
+"""The exports of a config: with one input size, and with any size and batch."""
+CPU = re.compile(
+    r'not implemented on (the )?CPU|implementation for device cpu|compiled with (GPU|CUDA)', re.IGNORECASE
+)
+SITE_PACKAGES = re.compile(r'[^\s\'"]*/site-packages/(mmdet(?:3d)?/\.mim/configs/)?')
+UNREADABLE = ('the model cannot be built', 'cannot be read', 'syntax error')
+MAX_CHARACTERS = 2000
+"""Characters of an error message or trace that a record keeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The outcome of one export.
+
+    Attributes:
+        proven: whether the exported file is proven to be the same model.
+        reason: one of `REASONS` if it is not.
+        why: the error message; a trace if PyTorch failed.
+        digest: hash of the exported graph with its weights; '' if nothing was exported.
+        rules: hash of the code that judged it, see `digests.proof_rules`.
+        shape: (H, W) of the traced picture.
+        inputs: number of inputs that both engines ran.
+        reference: number of PyTorch's detections over the threshold.
+        matched: number of these that ONNX Runtime has as well.
+        fewest: smallest number of detections in a picture.
+        worst_rel: largest error of a tensor, relative to its scale; None if no tensors were compared.
+        worst_iou: smallest IoU of a pair; None for boxes in 3D.
+        worst_distance: largest distance between the centres of a pair of boxes in 3D, m.
+        worst_score: largest difference between the scores of a pair.
+        seconds: CPU time of export and proof.
+    """
+
+    proven: bool = False
+    reason: str = ''
+    why: str = ''
+    digest: str = ''
+    rules: str = ''
+    shape: tuple[int, int] = (0, 0)
+    inputs: int = 0
+    reference: int = 0
+    matched: int = 0
+    fewest: int = 0
+    worst_rel: float | None = None
+    worst_iou: float | None = None
+    worst_score: float | None = None
+    worst_distance: float | None = None
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The result of one config.
+
+    Attributes:
+        config: name in the zoo.
+        parts: detector, encoder, backbone, neck, head -> class names; see `configs.part_types`.
+        notes: changes that the export made to the config, such as test-time augmentation that it removed.
+        family: name of the family that exports it.
+        own_kernels: operators without a CPU kernel in mmcv, for which this project's kernel ran.
+        fixed: outcome with one input size; None if it was not tried.
+        dynamic: outcome with any size and batch; None if it was not tried.
+        same_as: name of the config that was proven in place of this one: the two differ in training alone.
+    """
+
+    config: str
+    parts: dict[str, str]
+    notes: tuple[str, ...] = ()
+    family: str = ''
+    own_kernels: tuple[str, ...] = ()
+    fixed: Outcome | None = None
+    dynamic: Outcome | None = None
+    same_as: str = ''
+
+    @property
+    def proven(self) -> bool:
+        """Whether the export with one input size is proven."""
+        return self.fixed is not None and self.fixed.proven
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON."""
+        write_json(path, dataclasses.asdict(self))
+
+
+def record_from_json(content: Mapping[str, Any]) -> Record:
+    """Return the record of a JSON object; keys of other versions are ignored."""
+    fields = _fields_of(Record, content)
+    for kind in EXPORT_KINDS:
+        if fields.get(kind) is not None:
+            outcome = _fields_of(Outcome, fields[kind])
+            fields[kind] = Outcome(**outcome | dict(shape=tuple(outcome.get('shape', (0, 0)))))
+    tuples = {name: tuple(fields.get(name, ())) for name in ('notes', 'own_kernels')}
+    return Record(**fields | tuples)
+
+
+def _fields_of(record_type: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(record_type)]
+    return {name: content[name] for name in names if name in content}
+
+
+def read_record(path: Path) -> Record | None:
+    """Return the record of a JSON file; None if the file is missing or damaged."""
+    try:
+        return record_from_json(read_json(path))
+    except (UsageError, KeyError, TypeError):
+        return None
+
+
+def outcome_of_error(error: Exception) -> Outcome:
+    """Return the outcome of an export that raised an error."""
+    text, causes, cause = portable(' '.join(str(error).split())), [], error
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(CPU.search(str(cause)) for cause in causes):
+        reason = NO_KERNEL
+    elif any(isinstance(cause, MemoryError) for cause in causes):
+        reason = MEMORY
+    elif isinstance(error, UsageError):
+        reasons = dict.fromkeys(UNREADABLE, NOT_BUILT) | {'belongs to no family': NO_FAMILY}
+        reason = next((reason for words, reason in reasons.items() if words in text), REFUSED)
+    elif isinstance(error, ExportError):
+        reason = NOT_EXPORTED
+    else:
+        trace = portable(''.join(traceback.format_exception(error)))
+        return Outcome(reason=TORCH_FAILS, why=trace[-MAX_CHARACTERS:])
+    return Outcome(reason=reason, why=text[:MAX_CHARACTERS])
+
+
+def portable(text: str) -> str:
+    """Return a text without the folders of this machine."""
+    for folder in (sysconfig.get_path('stdlib'), str(Path.cwd())):
+        text = text.replace(f'{folder}/', '')
+    return SITE_PACKAGES.sub('', text)
+
+
+def zoo_content(records: Sequence[Record]) -> dict[str, Any]:
+    """Return the content of the JSON file of all records, sorted by name."""
+    ordered = sorted(records, key=lambda record: record.config)
+    return dict(versions=versions(), configs=[dataclasses.asdict(record) for record in ordered])
+
+
+def zoo_records(content: Mapping[str, Any]) -> list[Record]:
+    """Return the records of a JSON file that `zoo_content` made."""
+    return [record_from_json(record) for record in content['configs']]
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Counts of a group of configs.
+
+    Attributes:
+        configs: number of configs.
+        referenced: configs without `own_kernels` that run on a CPU, so that PyTorch gives a reference.
+        fixed: referenced configs that are proven with one size.
+        dynamic: referenced configs that are proven with any size.
+        own_kernels: configs that are proven with one size against a kernel of this project.
+        reasons: reason -> number of configs that are not proven with one size.
+    """
+
+    configs: int
+    referenced: int
+    fixed: int
+    dynamic: int
+    own_kernels: int
+    reasons: dict[str, int]
+
+
+def count_records(records: Sequence[Record]) -> Count:
+    """Count the records of a group of configs."""
+    reasons = collections.Counter(
+        record.fixed.reason for record in records if record.fixed and not record.proven
+    )
+    on_cpu = [record for record in records if not record.own_kernels]
+    referenced = [record for record in on_cpu if record.fixed is None or record.fixed.reason != NO_KERNEL]
+    return Count(
+        configs=len(records),
+        referenced=len(referenced),
+        fixed=sum(record.proven for record in referenced),
+        dynamic=sum(record.dynamic is not None and record.dynamic.proven for record in referenced),
+        own_kernels=sum(record.proven for record in records if record.own_kernels),
+        reasons={reason: reasons[reason] for reason in REASONS if reasons[reason]},
+    )
+
+
+def summary_line(records: Sequence[Record]) -> str:
+    """Return the counts of all records in one line."""
+    count = count_records(records)
+    text = (
+        f'{count.fixed} of {count.referenced} configs with a CPU reference proven, '
+        f'{count.dynamic} at any size'
+    )
+    reasons = ', '.join(f'{number} {reason}' for reason, number in count.reasons.items())
+    return f'{text}; not proven: {reasons}' if reasons else text
