@@ -7,7 +7,7 @@ import contextlib
 import unittest.mock
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.graph import same
+from mmdeploy_ext.graph import signature
 from mmdeploy_ext.proving import ladder
 from mmdeploy_ext.proving.levels import sparse_subject
 
@@ -70,25 +70,25 @@ def stop_at_graph(proof: Any) -> None:
 def unexplained_graphs() -> Iterator[None]:
     """Inside the block graphs are told apart, and what differs is not looked for: two thirds of the time."""
 
-    signature, known = same.signature, collections.deque(maxlen=8)
+    compute, known = signature.compute_signature, collections.deque(maxlen=8)
 
-    def remembered(model: Any) -> same.Signature:
+    def remembered(model: Any) -> signature.Signature:
         for other, digests in known:
             if other is model:
                 return digests
-        known.append((model, signature(model)))
+        known.append((model, compute(model)))
         return known[-1][1]
 
     def shortened(
-        model: Any, reference: Any, signatures: tuple[same.Signature, same.Signature] | None = None
-    ) -> list[same.Difference]:
+        model: Any, reference: Any, signatures: tuple[signature.Signature, signature.Signature] | None = None
+    ) -> list[signature.GraphDifference]:
         mine, other = signatures or (remembered(model), remembered(reference))
-        return [] if mine.equals(other) else [same.Difference('node', 'graph', '', 'differs')]
+        return [] if mine.equals(other) else [signature.GraphDifference('node', 'graph', '', 'differs')]
 
     with contextlib.ExitStack() as stack:
-        for module in (same, sparse_subject):
+        for module in (signature, sparse_subject):
             stack.enter_context(unittest.mock.patch.object(module, 'differences', shortened))
-        stack.enter_context(unittest.mock.patch.object(same, 'signature', remembered))
+        stack.enter_context(unittest.mock.patch.object(signature, 'compute_signature', remembered))
         yield
 
 

@@ -14,13 +14,12 @@ import yaml
 from docs._pages.lint.example import OUTCOMES
 from docs._pages.lint.examples import EXAMPLES
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.lint.rule import EXPORTERS, RIGHT
-from mmdeploy_ext.lint.rules import RULES, THEMES
+from mmdeploy_ext.lint.rules import EXPORTERS, RIGHT, RULES, THEMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.lint.rule import Rule
+    from mmdeploy_ext.lint.rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)

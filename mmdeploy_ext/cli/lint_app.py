@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.exporting import deployment as deploy
     from mmdeploy_ext.exporting.exporter import check_opset
     from mmdeploy_ext.lint.report import print_report
-    from mmdeploy_ext.lint.rule import EXPORTERS
+    from mmdeploy_ext.lint.rules import EXPORTERS
 
     exporters = EXPORTERS if args.exporter == BOTH else (args.exporter,)
     for exporter in exporters if args.opset_version is not None else ():

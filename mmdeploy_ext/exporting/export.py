@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.ops import deform_conv, replaced_modules  # noqa: F401  (they register themselves)
 from mmdeploy_ext.exporting.ops.forms import ALL
 from mmdeploy_ext.graph.io.checks import is_sparse
-from mmdeploy_ext.graph.passes.contract import apply_spec
+from mmdeploy_ext.graph.passes.interface import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.simplify import simplify

@@ -17,9 +17,9 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.functional import decomposed_where_needed, translations_read_once
-from mmdeploy_ext.graph.io.schemas import opsets_of
-from mmdeploy_ext.graph.passes.ends import check_axes, name_ends
-from mmdeploy_ext.graph.passes.fold import suppress_output
+from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.passes.interface import check_axes, name_ends
+from mmdeploy_ext.graph.passes.simplify import suppress_output
 
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Opsets that each exporter of torch 2.13 really writes (measured; dynamo answers 11 with 18)."""

@@ -11,11 +11,11 @@ import onnx.inliner
 from onnx import helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError
-from mmdeploy_ext.graph.diff.nodes import SHAPE_READERS
-from mmdeploy_ext.graph.equality import ROUNDING
+from mmdeploy_ext.graph.diff.program import SHAPE_READERS
 from mmdeploy_ext.graph.feeds import random_feeds, sizes_of
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.output_comparison import ROUNDING
 from mmdeploy_ext.graph.passes.shapes import UNKNOWN, set_shapes
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proving.tensors import ArrayDistance

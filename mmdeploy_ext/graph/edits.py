@@ -13,17 +13,16 @@ import onnx
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
-from mmdeploy_ext.graph.equality import spec_of, with_half_ends
-from mmdeploy_ext.graph.passes.fold import fold
+from mmdeploy_ext.graph.output_comparison import spec_of, with_half_ends
+from mmdeploy_ext.graph.passes.extract import insert_outputs
 from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.named_rules import APPROXIMATE, replace_all
 from mmdeploy_ext.graph.passes.opset import convert_opset
-from mmdeploy_ext.graph.passes.outputs import insert_outputs
 from mmdeploy_ext.graph.passes.rename import rename
 from mmdeploy_ext.graph.passes.select import matching_nodes
 from mmdeploy_ext.graph.passes.shapes import set_by_text
-from mmdeploy_ext.graph.passes.simplify import simplify
+from mmdeploy_ext.graph.passes.simplify import fold, simplify
 
 KEY = f'{PREFIX}edits'
 

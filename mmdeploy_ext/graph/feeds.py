@@ -8,7 +8,7 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import ShapeError, UsageError
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.io.index import Index, did_you_mean
 
 DEFAULT_SIZE = 64
 """Size of a symbolic axis that was given none, except for the first, which gets 1."""
@@ -28,7 +28,7 @@ def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
         raise ShapeError(f'no feeds for the inputs {", ".join(missing)}; got {", ".join(feeds) or "none"}')
     for name, array in feeds.items():
         if name not in values:
-            raise ShapeError(f'feed {name!r}: the graph has no such input{near(name, values)}')
+            raise ShapeError(f'feed {name!r}: the graph has no such input{did_you_mean(name, values)}')
         kind = values[name].type.tensor_type
         if not kind.elem_type:
             continue

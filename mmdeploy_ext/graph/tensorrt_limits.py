@@ -18,8 +18,8 @@ from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
 from mmdeploy_ext.graph.io.index import all_graphs, listed
-from mmdeploy_ext.graph.io.schemas import opsets_of
-from mmdeploy_ext.graph.io.static import fold_shapes
+from mmdeploy_ext.graph.io.operators import opsets_of
+from mmdeploy_ext.graph.io.types import fold_shapes
 from mmdeploy_ext.graph.passes.roi_align import is_replaced
 
 TURING = 75

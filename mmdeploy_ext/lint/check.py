@@ -14,7 +14,7 @@ from mmdeploy_ext.lint.nested import copies, copy_of, leaves, tensors_in
 from mmdeploy_ext.lint.observe import Observer, as_exporting, functions_carry_marks
 from mmdeploy_ext.lint.record import Recorder
 from mmdeploy_ext.lint.report import Report, make_report
-from mmdeploy_ext.lint.rule import EXPORTERS, check_exporters
+from mmdeploy_ext.lint.rules import EXPORTERS, check_exporters
 from mmdeploy_ext.lint.state import held_tensors, watch_attributes
 from mmdeploy_ext.lint.trial import Trial, try_export
 from mmdeploy_ext.lint.watches import LARGEST_EXACT, WATCHES, largest_finite, step_text

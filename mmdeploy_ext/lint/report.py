@@ -7,8 +7,7 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.lint.rule import SEVERITIES
-from mmdeploy_ext.lint.rules import RULES
+from mmdeploy_ext.lint.rules import RULES, SEVERITIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

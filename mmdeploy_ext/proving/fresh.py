@@ -10,7 +10,7 @@ from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files
 from mmdeploy_ext.graph import edits
-from mmdeploy_ext.graph.equality import with_half_ends
+from mmdeploy_ext.graph.output_comparison import with_half_ends
 from mmdeploy_ext.quantize.dense import QUANTISE, quantise_again
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mmdeploy_ext.graph.same import Difference
+    from mmdeploy_ext.graph.signature import GraphDifference
     from mmdeploy_ext.proving.rows import TensorRow
 
 
@@ -39,7 +39,7 @@ class GraphResult:
     name: str
     nodes: int
     equal: bool
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[GraphDifference, ...] = ()
     by_inputs: str = ''
     note: str = ''
     error: str = ''
@@ -64,7 +64,7 @@ class GraphResult:
         return f'{name}{found}{f"; {self.note}" if self.note else ""}'
 
 
-def _differing_text(differences: Sequence[Difference]) -> str:
+def _differing_text(differences: Sequence[GraphDifference]) -> str:
     count = len({entry.where for entry in differences}) + sum(entry.more for entry in differences)
     kind = 'node' if all(entry.kind in NODE_KINDS for entry in differences) else 'place'
     places = f'{kind} differs' if count == 1 else f'{kind}s differ'

@@ -19,8 +19,8 @@ from mmdeploy_ext.core.errors import ExportError, InferenceError, Mm2OnnxError, 
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import reads, refill
-from mmdeploy_ext.graph.passes.fold import suppress_output
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
+from mmdeploy_ext.graph.passes.simplify import suppress_output
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
 from mmdeploy_ext.quantize.calibrate import tracked

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.io.index import Index, all_nodes, captured, near, reads, refill
+from mmdeploy_ext.graph.io.index import Index, all_nodes, captured, did_you_mean, reads, refill
 from mmdeploy_ext.graph.part import part
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graph.run import typed_values
@@ -129,8 +129,9 @@ class DenseGraph:
             fitting = {layer.name for layer in self.layers if any(map(fits, (layer.name, *layer.nodes)))}
             if not fitting:
                 raise UsageError(
-                    f'--keep-float {pattern!r}: fits the name of no layer{near(pattern, self._by_name)}; '
-                    f'there are {len(self.layers)}, such as {self.layers[0].name!r}'
+                    f'--keep-float {pattern!r}: fits the name of no layer'
+                    f'{did_you_mean(pattern, self._by_name)}; there are {len(self.layers)}, '
+                    f'such as {self.layers[0].name!r}'
                 )
             found |= fitting
         return [layer.name for layer in self.layers if layer.name in found]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from mmdeploy_ext.core.errors import EngineError, InferenceError
-from mmdeploy_ext.graph.passes.fold import suppress_output
+from mmdeploy_ext.graph.passes.simplify import suppress_output
 from mmdeploy_ext.quantize.calibrate import tracked
 from mmdeploy_ext.quantize.dense import INFERRED
 

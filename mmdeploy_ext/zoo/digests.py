@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.versions import versions
-from mmdeploy_ext.graph.same import signature
+from mmdeploy_ext.graph.signature import compute_signature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ The folder of the family itself is hashed too; a change in one family leaves the
 
 def graph_digest(model: onnx.ModelProto) -> str:
     """Return a hash of how every output is computed, with all constants; names and order do not count."""
-    graph = signature(model)
+    graph = compute_signature(model)
     lines = [*graph.interface, *(f'{count} {digest}' for digest, count in sorted(graph.nodes.items()))]
     return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 

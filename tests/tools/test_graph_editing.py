@@ -98,7 +98,7 @@ def test_two_halves_are_merged_and_proven(net, tmp_path, capsys):
 
 def test_unequal_numbers_are_exit_status_one(net, tmp_path, capsys, monkeypatch):
     """The proof itself is proven: a pass that changes a weight is caught."""
-    from mmdeploy_ext.graph.passes import outputs
+    from mmdeploy_ext.graph.passes import extract
 
     def faulty(model, names):
         result = onnx.ModelProto.FromString(model.SerializeToString())
@@ -106,7 +106,7 @@ def test_unequal_numbers_are_exit_status_one(net, tmp_path, capsys, monkeypatch)
         result.graph.initializer[4].CopyFrom(onnx.numpy_helper.from_array(bias, 'fc.bias'))
         return result
 
-    monkeypatch.setattr(outputs, 'insert_outputs', faulty)
+    monkeypatch.setattr(extract, 'insert_outputs', faulty)
     assert main(['insert-outputs', net, 'b', '--prove', '--output', str(tmp_path / 'y.onnx')]) == 1
     assert 'NOT EQUAL: 1 of 1 outputs differ' in capsys.readouterr().out
 

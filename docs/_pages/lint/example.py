@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from mmdeploy_ext.lint.rule import FAILS, REFUSED, RIGHT, UNRUNNABLE, WRONG, WRONG_AT_ONCE
+from mmdeploy_ext.lint.rules import FAILS, REFUSED, RIGHT, UNRUNNABLE, WRONG, WRONG_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

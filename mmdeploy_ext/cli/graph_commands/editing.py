@@ -43,7 +43,7 @@ def _finish(
     **facts: str,
 ) -> int:
     """Compare both graphs where --prove is given, write the file and print changes; `facts` go to --json."""
-    from mmdeploy_ext.graph.equality import compare_edited
+    from mmdeploy_ext.graph.output_comparison import compare_edited
 
     rows = compare_edited(before, after, seed=args.seed, renamed=renamed) if args.prove else None
     return _write(args, [args.file], [before], after, rows, **facts)
@@ -58,19 +58,20 @@ def _write(
     **more: str,
 ) -> int:
     """Write the file and print what changed; `rows` is None if the outputs were not to be compared."""
-    from mmdeploy_ext.graph.equality import ROUNDING
-    from mmdeploy_ext.graph.io import changes, files
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.output_comparison import ROUNDING
+    from mmdeploy_ext.graph.show.summary import describe_edit, edit_lines
     from mmdeploy_ext.proving.rows import is_equal
 
     written = files.save(after, args.output, inputs=sources)
-    content = changes.describe(before, after)
+    content = describe_edit(before, after)
     facts: dict[str, Any] = dict(
         files=sources, output=args.output, written=[str(path) for path in written], **more
     )
     if rows is not None:
         facts['proof'] = rows_json(rows, ROUNDING)
     write_json(args, dict(**facts, **content))
-    for line in changes.lines(content):
+    for line in edit_lines(content):
         print(printable(line))
     if len(written) > 1:
         print(f'weights beside it: {", ".join(map(str, written[1:]))}')
@@ -143,7 +144,7 @@ def run_cut(args: argparse.Namespace) -> int:
 def run_insert_outputs(args: argparse.Namespace) -> int:
     """Write a file that also gives inner tensors."""
     from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.outputs import insert_outputs
+    from mmdeploy_ext.graph.passes.extract import insert_outputs
 
     model = _load(args)
     after = insert_outputs(model, args.tensors)
@@ -227,8 +228,8 @@ def run_set_shape(args: argparse.Namespace) -> int:
 )
 def run_merge(args: argparse.Namespace) -> int:
     """Write several files as one."""
-    from mmdeploy_ext.graph.equality import compare_merged
     from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.output_comparison import compare_merged
     from mmdeploy_ext.graph.passes.merge import merge
 
     if len(args.files) < 2:

@@ -102,14 +102,14 @@ def finish(
         before: the model of `args.file`.
         after: the result.
         content: what the command found, for --json.
-        any_float: see `graph.equality.compare_models`.
+        any_float: see `graph.output_comparison.compare_models`.
         hint: what to do about different numbers.
 
     Returns:
         0 written; 1 the numbers differ and nothing was written.
     """
-    from mmdeploy_ext.graph.equality import compare_models
     from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.graph.output_comparison import compare_models
     from mmdeploy_ext.proving.rows import equality_claim, is_equal, is_exact
 
     console, rows, feeds = cli.stdout(), [], []

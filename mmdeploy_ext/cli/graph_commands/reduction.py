@@ -97,13 +97,13 @@ def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarr
 
 
 def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[str, np.ndarray]) -> Check:
-    from mmdeploy_ext.graph.reduce import checks, process
+    from mmdeploy_ext.graph.reduce import checks
     from mmdeploy_ext.graph.reduce.case import prepare, record
 
     if text.kind == 'command':
-        return process.Command(text.rest, args.timeout)
+        return checks.Command(text.rest, args.timeout)
     if text.kind == 'crash':
-        return process.Crash(args.timeout)
+        return checks.Crash(args.timeout)
     if text.kind == 'differs':
         other = prepare(_comparable(text.rest, feeds), feeds)
         return checks.Differs(args.tolerance, record(other, feeds), case.values)

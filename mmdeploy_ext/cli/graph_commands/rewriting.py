@@ -63,7 +63,7 @@ def run_replace(args: argparse.Namespace) -> int:
 @COMMANDS.add('fold', 'Compute what depends on constants alone', *proving.proof(TOLERANCE))
 def run_fold(args: argparse.Namespace) -> int:
     """Fold constants."""
-    from mmdeploy_ext.graph.passes.fold import fold
+    from mmdeploy_ext.graph.passes.simplify import fold
 
     return _shrink(args, 'fold', fold)
 
@@ -103,7 +103,7 @@ def _shrink(args: argparse.Namespace, command: str, change: object, *packages: s
 def run_opset(args: argparse.Namespace) -> int:
     """Convert to another opset."""
     from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.io.schemas import opsets_of
+    from mmdeploy_ext.graph.io.operators import opsets_of
     from mmdeploy_ext.graph.passes.opset import convert_opset
 
     model = proving.begin(args)

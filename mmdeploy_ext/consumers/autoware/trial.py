@@ -50,7 +50,7 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.
     """
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
-    from mmdeploy_ext.graph.reduce.process import run_limited
+    from mmdeploy_ext.graph.reduce.checks import run_limited
 
     words = []
     for path, model, probe in graphs:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import near
+from mmdeploy_ext.graph.io.index import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,7 +85,7 @@ def _axes(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Sizes]:
         else:
             known = [*inputs, *sorted(letters)]
             raise UsageError(
-                f'--shapes {name}: is not an input or axis of the graph{near(name, known)}; it has '
+                f'--shapes {name}: is not an input or axis of the graph{did_you_mean(name, known)}; it has '
                 f'{", ".join(known)}'
             )
     return found

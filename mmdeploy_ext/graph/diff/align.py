@@ -8,7 +8,7 @@ What is left, the differences themselves, is found from its neighbours.
 import collections
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from mmdeploy_ext.graph.diff.nodes import Alignment, Program
+from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.diff.structure import attributes, exact_text
 from mmdeploy_ext.graph.io.index import bodies
 

@@ -12,9 +12,9 @@ from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.findings import Bars, Comparison, Entry, finite
-from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
+from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import Reference, Walk, compare, walk
+from mmdeploy_ext.graph.diff.walk import ReferenceTensor, Walk, compare, walk
 from mmdeploy_ext.graph.feeds import check_feeds, random_feeds
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.proving.tensors import shape_text
@@ -71,7 +71,7 @@ def diff_files(
         )
     first = walk(left, feeds, {}, runner)
     references = {
-        name: Reference(first.free[mate], mate, how='structure')
+        name: ReferenceTensor(first.free[mate], mate, how='structure')
         for name, mate in pairs.tensors.items()
         if mate in first.free and right.index.producer(name) is not None
     }

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.graph.diff.nodes import Alignment, Program
+from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, operator
-from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of
+from mmdeploy_ext.graph.io.operators import defaults_of, opsets_of
 from mmdeploy_ext.proving.tensors import ArrayDistance, shape_text
 
 SHOWN = 60

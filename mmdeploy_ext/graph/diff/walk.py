@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.core.errors import InferenceError
-from mmdeploy_ext.graph.diff.nodes import OUTPUT_TIES, NodeRunner, Program
+from mmdeploy_ext.graph.diff.program import OUTPUT_TIES, NodeRunner, Program
 from mmdeploy_ext.proving.tensors import ArrayDistance, shape_text
 
 BORN_RTOL = 1e-5
@@ -33,7 +33,7 @@ EQUAL, BORN, PASSED, INNER, UNKNOWN = 'equal', 'born here', 'passed on', 'inner'
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
+class ReferenceTensor:
     """What a tensor should be.
 
     Attributes:
@@ -67,7 +67,7 @@ class Row:
     position: int
     tensor: str
     shape: tuple[int, ...] | None = None
-    reference: Reference | None = None
+    reference: ReferenceTensor | None = None
     error: float | None = None
     born: float | None = None
     reason: str = ''
@@ -104,9 +104,9 @@ class Walk:
 def walk(
     program: Program,
     feeds: Mapping[str, np.ndarray],
-    references: Mapping[str, Reference],
+    references: Mapping[str, ReferenceTensor],
     runner: NodeRunner,
-    lookup: Callable[[Walk, str, int, np.ndarray], Reference | None] | None = None,
+    lookup: Callable[[Walk, str, int, np.ndarray], ReferenceTensor | None] | None = None,
 ) -> Walk:
     """Walk a graph, whose tensors should be what `references` say.
 
@@ -188,7 +188,7 @@ def _comparable(value: Any) -> bool:
     return isinstance(value, np.ndarray)
 
 
-def _like(reference: Reference, value: np.ndarray | None) -> np.ndarray:
+def _like(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
     """Return the reference, in the shape of the graph when it was found by value.
 
     Also when it was found by place with another number of axes: PyTorch flattens the leading ones before a

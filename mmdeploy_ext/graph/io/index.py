@@ -110,7 +110,7 @@ def listed(names: Sequence[str], most: int) -> str:
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return '; did you mean a, b?' or ''."""
     known = list(known)
     similar = difflib.get_close_matches(name, known, 3, 0.6)
@@ -191,7 +191,7 @@ class Index:
         if name in self._names:
             made = ', '.join(out for at in self._names[name] for out in self.writes(at))
             raise UsageError(f'{name!r} is a node, not a tensor; it writes {made}')
-        hint = near(name, self.tensors) or f'; `show --nodes` of {tool("graph")} lists all'
+        hint = did_you_mean(name, self.tensors) or f'; `show --nodes` of {tool("graph")} lists all'
         raise UsageError(f'there is no tensor {name!r} in the graph{hint}')
 
     def find_node(self, name: str) -> int:
@@ -215,7 +215,7 @@ class Index:
             made = self.producer(name)
             hint = f'written by node {self.label(made)}' if made is not None else 'an input or initializer'
             raise UsageError(f'{name!r} is a tensor, not a node; it is {hint}')
-        hint = near(name, self._names) or '; nodes without a name are written #0, #1, ...'
+        hint = did_you_mean(name, self._names) or '; nodes without a name are written #0, #1, ...'
         raise UsageError(f'there is no node {name!r} in the graph{hint}')
 
     def ancestors(self, outputs: Iterable[str], stops: Iterable[str] = ()) -> list[int]:

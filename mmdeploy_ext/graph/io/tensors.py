@@ -63,3 +63,13 @@ def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[st
 def tensor_name(file: Path) -> str:
     """Return the tensor that a .npy file of `save_tensors` holds."""
     return unquote(file.stem)
+
+
+def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays under any name; numpy's own function has names that it keeps for itself ('file')."""
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            array = np.asarray(array)
+            array = array.astype(str) if array.dtype == object else array
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)

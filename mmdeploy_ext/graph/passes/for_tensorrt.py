@@ -19,11 +19,11 @@ from onnx import helper, numpy_helper
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph import equality
+from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, near, refill
-from mmdeploy_ext.graph.passes.fold import fold
+from mmdeploy_ext.graph.io.index import Index, did_you_mean, refill
 from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
+from mmdeploy_ext.graph.passes.simplify import fold
 
 ALWAYS = 'always'
 """Name of the condition."""
@@ -67,7 +67,7 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
     defaults = {tensor.name: tensor for tensor in graph.initializer}
     for name, array in values.items():
         if name not in inputs:
-            known = f'{near(name, inputs)}; it has {", ".join(inputs)}'
+            known = f'{did_you_mean(name, inputs)}; it has {", ".join(inputs)}'
             raise UsageError(f'--constant {name}: is not an input{known}')
         if array is None and name not in defaults:
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
@@ -113,7 +113,7 @@ def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
             return dataclasses.replace(spec, inputs=inputs)
         except ValueError:
             pass  # a file that states less: what its graph says is enough here
-    spec = equality.spec_of(for_tensorrt(model))
+    spec = output_comparison.spec_of(for_tensorrt(model))
 
     def named(tensor: TensorSpec) -> TensorSpec:  # no axis without a name is taken for another
         axes = (f'{tensor.name}.{place}' if axis == '?' else axis for place, axis in enumerate(tensor.axes))

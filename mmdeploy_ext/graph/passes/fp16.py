@@ -28,7 +28,7 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.constants import constants_to_initializers
 from mmdeploy_ext.graph.io.index import bodies, captured, refill
-from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
+from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import matches, matching_nodes
 

@@ -10,8 +10,8 @@ import onnx
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.io.checks import check_ordinary
-from mmdeploy_ext.graph.io.index import all_nodes, free_name, near, refill
-from mmdeploy_ext.graph.io.schemas import opsets_of
+from mmdeploy_ext.graph.io.index import all_nodes, did_you_mean, free_name, refill
+from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
@@ -101,7 +101,7 @@ def merge(
         given.update((value.name, value.type) for value in model.graph.output)
     for name in outputs or ():
         if name not in given:
-            raise UsageError(f'--outputs {name}: no model gives it{near(name, given)}')
+            raise UsageError(f'--outputs {name}: no model gives it{did_you_mean(name, given)}')
     ends = [name for name in given if name not in taken] if outputs is None else outputs
     merged = concatenate(_same_opsets(models), names, ends)
     merged.functions.extend(_functions(models[1:], merged))
@@ -122,9 +122,9 @@ def _connected(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]
         given |= {value.name for value in found[-1].graph.output}
     for out, entry in todo.items():
         inputs = {value.name for model in models for value in model.graph.input}
-        missing = f'no later model has an input {entry!r}{near(entry, inputs)}'
+        missing = f'no later model has an input {entry!r}{did_you_mean(entry, inputs)}'
         if out not in given:
-            missing = f'{out!r} is not an output{near(out, given)}'
+            missing = f'{out!r} is not an output{did_you_mean(out, given)}'
         raise UsageError(f'--connect {out} {entry}: {missing}')
     return found
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import onnx
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import near
+from mmdeploy_ext.graph.io.index import did_you_mean
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.graph.passes.norms import replace_group_norm
 from mmdeploy_ext.graph.passes.pattern_text import Rule, parse_rule
@@ -48,7 +48,9 @@ def named_rule(name: str) -> Rule:
     if name in NAMED:
         return parse_rule(NAMED[name], name)
     names = [*NAMED, *PASSES]
-    raise UsageError(f'no replacement is called {name!r}{near(name, names)}; there are {", ".join(names)}')
+    raise UsageError(
+        f'no replacement is called {name!r}{did_you_mean(name, names)}; there are {", ".join(names)}'
+    )
 
 
 def replace_all(

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
 from mmdeploy_ext.graph.io.index import free_name, operator, refill
-from mmdeploy_ext.graph.io.schemas import opsets_of
+from mmdeploy_ext.graph.io.operators import opsets_of
 
 AXES_ARE_FED = 18
 """The first opset in which the axes of ReduceMean are an input."""

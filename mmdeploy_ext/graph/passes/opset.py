@@ -9,7 +9,7 @@ from onnx import version_converter
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import bodies, label, listed
-from mmdeploy_ext.graph.io.schemas import opsets_of, schema_of
+from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import skeleton
 
 OLDEST = 7

@@ -11,7 +11,7 @@ import onnx
 from mmdeploy_ext.contract.metadata import Metadata
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.graph.equality import with_half_ends
+from mmdeploy_ext.graph.output_comparison import with_half_ends
 from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.select import matches, matching_nodes

@@ -19,14 +19,21 @@ import onnx
 from onnx import helper
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import near
-from mmdeploy_ext.graph.io.schemas import defaults_of, opsets_of, schema_of
+from mmdeploy_ext.graph.io.index import did_you_mean
+from mmdeploy_ext.graph.io.operators import defaults_of, opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
-from mmdeploy_ext.graph.passes.pattern_match import attribute_check, number_check
 from mmdeploy_ext.graph.passes.pattern_text import Rule
 
 if TYPE_CHECKING:
     from onnx_ir import Model, Node, Value
+
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx_ir import Node, Value
 
 LARGEST_PATTERN = 8
 """Commutative operators in a pattern: each doubles the forms that are looked for."""
@@ -191,7 +198,7 @@ def _check_operators(rule: Rule, opsets: dict[str, int]) -> None:
         version = opsets.get('', 1)
         known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if not schema.domain}
         later = '; convert the model with convert-opset'
-        hint = later if node.op_type in known else near(node.op_type, known)
+        hint = later if node.op_type in known else did_you_mean(node.op_type, known)
         raise UsageError(f'rule {rule}: opset {version} of the model has no operator {node.op_type!r}{hint}')
     commutative = sum(len(node.input) == 2 for node in rule.pattern.nodes)
     if commutative > LARGEST_PATTERN:
@@ -226,3 +233,58 @@ def _why_kept(nodes: Sequence[Node], results: Iterable[Value], last: Node) -> st
             outside.append(f'{value.name!r} is read by {", ".join(map(repr, readers))}')
     place = f'the place that ends in {last.name or last.op_type!r} is kept'
     return f'{place}: its inner result {"; ".join(outside)}'
+
+
+TOLERANCE = 1e-6
+"""Of numbers, as a part of them: text has fewer digits than float32."""
+
+
+def number_check(expected: float) -> Callable:
+    """Return a check that a tensor is a constant of one value; inputs with a default are none."""
+
+    def check(context: Any, value: Value) -> bool:
+        del context
+        if value is None or value.const_value is None or value.is_graph_input():
+            return False
+        array = value.const_value.numpy()
+        return array.size == 1 and math.isclose(
+            float(array.reshape(())), expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE * TOLERANCE
+        )
+
+    return check
+
+
+def attribute_check(node: onnx.NodeProto, opsets: dict[str, int]) -> Callable:
+    """Return a check that a node has the pattern's attributes and no other, but for defaults."""
+    free = {item.name for item in node.attribute if item.ref_attr_name}
+    given = [item for item in node.attribute if item.name not in free]
+    wanted = {item.name: helper.get_attribute_value(item) for item in given}
+    defaults = defaults_of(node, opsets)
+
+    def check(context: Any, found: Node) -> bool:
+        del context
+        values = {name: item.value for name, item in found.attributes.items()}
+        got = {name: value.numpy() if hasattr(value, 'numpy') else value for name, value in values.items()}
+        names = (wanted.keys() | got.keys()) - free
+        sides = [[side.get(name, defaults.get(name)) for side in (got, wanted)] for name in names]
+        return all(_same(*pair) for pair in sides)
+
+    return check
+
+
+def _same(left: Any, right: Any) -> bool:
+    if left is None or right is None:
+        return left is right
+    if isinstance(left, bytes | str) or isinstance(right, bytes | str):
+        return _text(left) == _text(right)
+    left, right = (
+        onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+        for value in (left, right)
+    )
+    if left.dtype.kind in 'OSU' or right.dtype.kind in 'OSU':
+        return [_text(item) for item in left.ravel()] == [_text(item) for item in right.ravel()]
+    return left.shape == right.shape and np.allclose(left, right, rtol=TOLERANCE, atol=0, equal_nan=True)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

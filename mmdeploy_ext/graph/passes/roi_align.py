@@ -14,7 +14,7 @@ import onnx.inliner
 from onnx import helper
 
 from mmdeploy_ext.graph.io.index import operator, refill
-from mmdeploy_ext.graph.io.schemas import opsets_of
+from mmdeploy_ext.graph.io.operators import opsets_of
 
 DOMAIN = 'mm2onnx.roi_align'
 _SIZES = dict(output_height=1, output_width=1, sampling_ratio=0, spatial_scale=1.0)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import onnx
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.io.index import Index, near
+from mmdeploy_ext.graph.io.index import Index, did_you_mean
 from mmdeploy_ext.graph.io.modules import module_of
 
 
@@ -20,7 +20,7 @@ def select(index: Index, patterns: Iterable[str]) -> list[int]:
         fits = [at for at, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)]
         if not fits:
             names = [node.name for node in index.nodes if node.name]
-            raise UsageError(f'no node fits {pattern!r}{near(pattern.strip("*"), names)}')
+            raise UsageError(f'no node fits {pattern!r}{did_you_mean(pattern.strip("*"), names)}')
         found.update(fits)
     return sorted(found)
 
@@ -35,7 +35,7 @@ def matching(index: Index, pattern: str) -> list[str]:
     made = [name for name in index.tensors if index.producer(name) is not None]
     found = [name for name in made if fnmatch.fnmatchcase(name, pattern)]
     if not found:
-        raise UsageError(f'no tensor fits {pattern!r}{near(pattern.strip("*"), made)}')
+        raise UsageError(f'no tensor fits {pattern!r}{did_you_mean(pattern.strip("*"), made)}')
     return found
 
 
@@ -51,7 +51,7 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
             known = {name for node in nodes for name in (node.name, node.op_type) if name}
             raise UsageError(
                 f'--keep-fp32 {pattern!r}: fits the name, operator, module or output of no node'
-                f'{near(pattern, known)}'
+                f'{did_you_mean(pattern, known)}'
             )
     return sorted({place for places in found.values() for place in places})
 

@@ -8,7 +8,7 @@ import onnx
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import check_ordinary
-from mmdeploy_ext.graph.io.index import Index, bodies, near
+from mmdeploy_ext.graph.io.index import Index, bodies, did_you_mean
 
 UNKNOWN = '?'
 Shapes = Mapping[str, Sequence[int | str] | None]
@@ -67,13 +67,13 @@ def _check_names(
 ) -> None:
     for name in (name for name in shapes if name not in inputs):
         raise UsageError(
-            f'{name!r} is not an input of the graph{near(name, inputs)}; it has {", ".join(inputs)}'
+            f'{name!r} is not an input of the graph{did_you_mean(name, inputs)}; it has {", ".join(inputs)}'
         )
     sizes = [size for value in inputs.values() for size in value.type.tensor_type.shape.dim]
     there = {size.dim_param for size in sizes} - {''}
     for name in (name for name in axes if name not in there):
         have = ', '.join(sorted(there)) or 'none'
-        raise UsageError(f'{name!r} is not a named input axis{near(name, there)}; there are: {have}')
+        raise UsageError(f'{name!r} is not a named input axis{did_you_mean(name, there)}; there are: {have}')
     for name, size in [*axes.items(), *((name, size) for name, sizes in shapes.items() for size in sizes)]:
         if isinstance(size, int) and size < 1:
             raise UsageError(f'{name}={size}: a size is at least 1')

@@ -4,7 +4,11 @@ onnxslim 0.1.98 takes an input with a default for a constant, makes one draw of 
 it, and drops inputs that nothing uses. What could be lost is set aside before and put back afterwards.
 """
 
+import contextlib
 import copy
+import io
+import logging
+from collections.abc import Iterator
 
 import onnx
 from onnx import helper
@@ -12,8 +16,7 @@ from onnx import helper
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.files import is_large
 from mmdeploy_ext.graph.io.index import refill
-from mmdeploy_ext.graph.passes.fold import suppress_output
-from mmdeploy_ext.graph.random_nodes import RANDOM
+from mmdeploy_ext.graph.io.operators import RANDOM
 
 DRAWS = ('RandomNormal', 'RandomUniform')
 
@@ -87,3 +90,38 @@ def _check(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
         raise ExportError(
             f'onnxslim made a constant of random operators: of {random[0]} are left {random[1]}; try fold'
         )
+
+
+LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
+"""Elements of the tensors that folding reads and writes; larger ones stay computed (onnxscript's limits)."""
+
+
+def fold(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model in which constants are computed; names of inputs and outputs stay.
+
+    - Nodes whose inputs are all constants become initializers; shapes of fixed size count as constants.
+      Nodes that nothing reads go, and local functions are inlined.
+    - Not fired on random operators, inputs with a default (they can be fed) and tensors over the limits.
+    """
+    from onnxscript import optimizer
+
+    result = copy.deepcopy(model)
+    for _ in range(len(model.graph.node)):
+        before = len(result.graph.node)
+        with suppress_output():
+            result = optimizer.optimize(result, **LIMITS)
+        if len(result.graph.node) == before:
+            break
+    return result
+
+
+@contextlib.contextmanager
+def suppress_output() -> Iterator[None]:
+    """Keep a library's prints and log lines off the console."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

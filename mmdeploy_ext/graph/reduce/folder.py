@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
 from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.graph.io import files
+from mmdeploy_ext.graph.io.tensors import save_npz
 from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.case import Candidate
 from mmdeploy_ext.graph.reduce.search import Reduction
@@ -42,16 +42,6 @@ EXPECTED = {
     'crash': 'empty where nothing could be computed.',
     'command': 'what ONNX Runtime gave for the whole graph, without optimisations.',
 }
-
-
-def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays under any name; numpy's own function has names that it keeps for itself ('file')."""
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            array = np.asarray(array)
-            array = array.astype(str) if array.dtype == object else array
-            with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def check_folder(target: str | os.PathLike[str]) -> None:

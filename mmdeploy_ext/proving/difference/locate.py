@@ -20,10 +20,10 @@ from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.graph.diff import findings
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.compare import engine_notes
-from mmdeploy_ext.graph.diff.nodes import Constants, NodeRunner, Program
-from mmdeploy_ext.graph.diff.region import regions
+from mmdeploy_ext.graph.diff.findings import regions
+from mmdeploy_ext.graph.diff.program import Constants, NodeRunner, Program
 from mmdeploy_ext.graph.diff.structure import changes
-from mmdeploy_ext.graph.diff.walk import Reference, compare, walk
+from mmdeploy_ext.graph.diff.walk import ReferenceTensor, compare, walk
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.proving.difference.pair import Pairing
 from mmdeploy_ext.proving.difference.record import record_stages
@@ -154,7 +154,7 @@ class Search:
         wrong = {tensor for region in regions(result, self.bars.born) for tensor in region.tensors}
         return program, result, wrong
 
-    def _walk(self, program: Program, references: dict[str, Reference]) -> Walk:
+    def _walk(self, program: Program, references: dict[str, ReferenceTensor]) -> Walk:
         """Walk a graph; where an error hides what comes after it, pair by place and walk on."""
         for _ in range(MAX_PAIRED_BY_PLACE):
             result = walk(program, self.subject.feeds, references, self.runner, self.pairing.lookup)
@@ -182,7 +182,7 @@ def _record(subject: Subject, bars: findings.Bars) -> Pairing:
     return Pairing(recorder, weights, bars.born)
 
 
-def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, Reference]:
+def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -> dict[str, ReferenceTensor]:
     """Return references of a graph's tensors: those of their counterparts in a fresh export."""
     found = {}
     for name, mate in tensors.items():
@@ -194,7 +194,7 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
             how = {'value': 'values'}.get(row.reference.how, row.reference.how)
             found[name] = dataclasses.replace(row.reference, value=value, how=how)
         elif mate not in wrong and isinstance(clean.good.get(mate), np.ndarray):
-            found[name] = Reference(clean.good[mate], '', '', 'export')
+            found[name] = ReferenceTensor(clean.good[mate], '', '', 'export')
     return found
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.graph.diff.walk import BORN_RTOL, Reference, compare, informative
+from mmdeploy_ext.graph.diff.walk import BORN_RTOL, ReferenceTensor, compare, informative
 from mmdeploy_ext.graph.io.modules import module_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.graph.diff.nodes import Program
+    from mmdeploy_ext.graph.diff.program import Program
     from mmdeploy_ext.graph.diff.walk import Walk
     from mmdeploy_ext.proving.difference.record import Record, Recorder
 
@@ -91,7 +91,7 @@ class Pairing:
             if array.ndim > 1:
                 self._owners.setdefault(_fingerprint(array), name.rpartition('.')[0])
 
-    def named(self) -> dict[str, Reference]:
+    def named(self) -> dict[str, ReferenceTensor]:
         """Return references of the tensors whose names PyTorch's side knows: stage outputs and taps."""
         return {
             name: self.reference(index, 'name')
@@ -99,10 +99,10 @@ class Pairing:
             for name in record.names
         }
 
-    def reference(self, index: int, how: str) -> Reference:
+    def reference(self, index: int, how: str) -> ReferenceTensor:
         """Return a record as a reference."""
         record = self.records[index]
-        return Reference(record.value, record.label, record.module, how, index)
+        return ReferenceTensor(record.value, record.label, record.module, how, index)
 
     def module_path(self, program: Program, position: int) -> str:
         """Return the module of a node: of its scope, else the owner of a weight that it reads."""
@@ -117,7 +117,7 @@ class Pairing:
                     return owner
         return ''
 
-    def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> Reference | None:
+    def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
         """Find a record with the values of a tensor; one of the node's module is taken first.
 
         A node that computes gives something later than what it reads: a transposition that does nothing
@@ -154,7 +154,7 @@ class Pairing:
         }
         return {index: error for index, error in errors.items() if error <= self.rtol}
 
-    def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, Reference]:
+    def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, ReferenceTensor]:
         """Return what the first tensor that can be paired by its place should have been.
 
         The tensors of the segment are in topological order, and have no references in the walk.
@@ -164,7 +164,7 @@ class Pairing:
         found = next((pair for pair in places if pair[1] is not None), None)
         return {} if found is None else {found[0]: self.reference(found[1], 'order')}
 
-    def by_module(self, walk: Walk) -> dict[str, Reference]:
+    def by_module(self, walk: Walk) -> dict[str, ReferenceTensor]:
         """Return references of nodes that PyTorch has as one operator, in a module that is known.
 
         Their values are in no record, and yet what follows is right: an error that a later norm removes.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.core.files import sha256_file
 from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io.files import external_files, read
-from mmdeploy_ext.graph.same import size
+from mmdeploy_ext.graph.signature import count_nodes
 from mmdeploy_ext.proving import half
 from mmdeploy_ext.proving.enough import IMAGES, whole_reasons
 from mmdeploy_ext.proving.provenance import asked_checks, hash_checks
@@ -112,7 +112,7 @@ class Proof(abc.ABC):
         verdict = self.verdict
         for file in self.files:
             if edited:
-                graph = GraphResult(file.name, size(file.model), False, by_inputs=EDITED)
+                graph = GraphResult(file.name, count_nodes(file.model), False, by_inputs=EDITED)
             else:
                 graph = self.graph(file)
             hashes, notes = hash_checks(self.deployment, file.hashes, graph.equal)

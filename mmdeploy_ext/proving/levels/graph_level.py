@@ -12,7 +12,8 @@ from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.contract.metadata_schema import OF_SPARSE_GRAPHS
 from mmdeploy_ext.core.cli import one_line
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.graph import edits, same
+from mmdeploy_ext.graph import edits, signature
+from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.results import SHOWN, GraphResult
 
 if TYPE_CHECKING:
@@ -29,15 +30,15 @@ def judge(model: onnx.ModelProto, metadata: Metadata, reference: Reference, name
     try:
         fresh = reference.fresh()
     except Mm2OnnxError as error:
-        return GraphResult(name, same.size(model), False, error=one_line(error)[:500])
-    mine, other = same.signature(model), same.signature(fresh)
+        return GraphResult(name, signature.count_nodes(model), False, error=one_line(error)[:500])
+    mine, other = (signature.compute_signature(graph) for graph in (model, fresh))
     if facts := differing_facts(model, fresh):
         return GraphResult(name, mine.size, False, tuple(facts))
     if mine.equals(other):
         commands = ', '.join(edit['command'] for edit in metadata.edits)
         note = f'both after {commands}' if commands else ''
         return GraphResult(name, mine.size, True, by_inputs=rules_text(metadata.edits), note=note)
-    differences = tuple(same.differences(model, fresh, (mine, other)))
+    differences = tuple(signature.differences(model, fresh, (mine, other)))
     other_versions = '; '.join(edits.other_versions(metadata.edits))
     return GraphResult(name, mine.size, False, differences, note=other_versions)
 
@@ -50,7 +51,7 @@ def rules_text(recorded: Sequence[Mapping[str, Any]]) -> str:
     return ', '.join(rules)
 
 
-def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[same.Difference]:
+def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[GraphDifference]:
     """Return the facts for the runtime in a file's metadata that a fresh export states otherwise.
 
     These are the entries that a graph brings. The others, which an export adds, are compared with config and
@@ -59,7 +60,7 @@ def differing_facts(model: onnx.ModelProto, fresh: onnx.ModelProto) -> list[same
     mine, other = ({entry.key: entry.value for entry in one.metadata_props} for one in (model, fresh))
     keys = [PREFIX + name for name in OF_SPARSE_GRAPHS]
     return [
-        same.Difference('metadata', key, '', 'is not what a fresh export says')
+        GraphDifference('metadata', key, '', 'is not what a fresh export says')
         for key in keys
         if _parsed(mine.get(key)) != _parsed(other.get(key))
     ]

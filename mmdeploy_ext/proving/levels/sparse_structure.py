@@ -9,7 +9,7 @@ import numpy as np
 
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.graph.same import Difference
+from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.levels.structure import check_inference, check_valid
 from mmdeploy_ext.proving.results import Check
 from mmdeploy_ext.sparse import contract
@@ -44,7 +44,7 @@ def check_dialect(
     return [Check("contract of NVIDIA's engine", not wrong, _listed(wrong, count))], notes
 
 
-def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[Difference]:
+def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph) -> list[GraphDifference]:
     """Return where a libspconv file is not what its model gives: names and order count, as for the engine.
 
     So does where the reader gives another graph than the writer was given (its weights in fp16).
@@ -64,7 +64,7 @@ def dialect_differences(path: str, model: onnx.ModelProto, expected: SparseGraph
         for tensor in model.graph.sparse_initializer
     ]
     lines = (line.partition(': ') for line in found)
-    return [Difference('node', where, '', detail) for where, _, detail in lines]
+    return [GraphDifference('node', where, '', detail) for where, _, detail in lines]
 
 
 def half(graph: SparseGraph) -> SparseGraph:

@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.files import load
-from mmdeploy_ext.graph.same import Difference, differences, size
+from mmdeploy_ext.graph.signature import GraphDifference, count_nodes, differences
 from mmdeploy_ext.proving.levels import sparse_structure
 from mmdeploy_ext.proving.levels.graph_level import differing_facts, rules_text
 from mmdeploy_ext.proving.results import Check, GraphResult
@@ -163,12 +163,12 @@ def compare_graph(subject: Subject) -> GraphResult:
     if subject.asked_for.target == 'libspconv':
         same = sparse_structure.dialect_differences(subject.path, subject.model, subject.expected)
         reason = 'a command of graph.py, none of which changes files of this dialect; export it again'
-        same += [Difference('metadata', f'edits: {edit["command"]}', '', reason) for edit in done]
+        same += [GraphDifference('metadata', f'edits: {edit["command"]}', '', reason) for edit in done]
     else:
         fresh = edits.repeat(to_onnx(subject.expected, form=subject.asked_for.form), done)
         same = differences(subject.model, fresh) or differing_facts(subject.model, fresh)
         rules = '' if same else rules_text(done)
-    return GraphResult('', size(subject.model), not same, tuple(same), by_inputs=rules)
+    return GraphResult('', count_nodes(subject.model), not same, tuple(same), by_inputs=rules)
 
 
 def says_check(subject: Subject) -> Check:

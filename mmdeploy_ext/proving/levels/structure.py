@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.contract.precision import written_precision
 from mmdeploy_ext.graph.io.index import reads
-from mmdeploy_ext.graph.random_nodes import random_nodes
+from mmdeploy_ext.graph.io.operators import random_nodes
 from mmdeploy_ext.proving.results import Check
 
 if TYPE_CHECKING:

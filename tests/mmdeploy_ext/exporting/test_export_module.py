@@ -14,7 +14,7 @@ from torch.onnx._internal.exporter import _registration
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.functional import translations_read_once
-from mmdeploy_ext.graph.passes.ends import name_ends
+from mmdeploy_ext.graph.passes.interface import name_ends
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 EXPORTERS = ('torchscript', 'dynamo')

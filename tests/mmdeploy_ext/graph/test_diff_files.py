@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 import toy_faults
 from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph import equality
+from mmdeploy_ext.graph import output_comparison
 from mmdeploy_ext.graph.diff import compare as diff
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.nodes import Constants, Program
+from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.report import headline
 from mmdeploy_ext.graph.diff.structure import changes
 from mmdeploy_ext.graph.diff.walk import compare
@@ -220,8 +220,8 @@ def test_another_operator_in_the_same_place_is_the_first_difference(tmp_path):
 
 def halved(model: onnx.ModelProto, half_io: bool) -> onnx.ModelProto:
     """Return a model in float16."""
-    spec = equality.spec_of(model)
-    return to_fp16(model, equality.with_half_ends(spec) if half_io else spec)
+    spec = output_comparison.spec_of(model)
+    return to_fp16(model, output_comparison.with_half_ends(spec) if half_io else spec)
 
 
 @pytest.mark.parametrize('half_io', [True, False])

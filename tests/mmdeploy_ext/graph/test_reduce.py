@@ -16,11 +16,20 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import run
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.io.tensors import load_tensors
+from mmdeploy_ext.graph.io.tensors import load_tensors, save_npz
 from mmdeploy_ext.graph.reduce.case import Case, prepare, record
-from mmdeploy_ext.graph.reduce.checks import Check, Differs, Engines, NotFinite, Reference, parse_check
-from mmdeploy_ext.graph.reduce.folder import save_folder, save_npz
-from mmdeploy_ext.graph.reduce.process import Command, Crash, run_limited
+from mmdeploy_ext.graph.reduce.checks import (
+    Check,
+    Command,
+    Crash,
+    Differs,
+    Engines,
+    NotFinite,
+    Reference,
+    parse_check,
+    run_limited,
+)
+from mmdeploy_ext.graph.reduce.folder import save_folder
 from mmdeploy_ext.graph.reduce.run import difference, not_finite
 from mmdeploy_ext.graph.reduce.search import reduce
 from mmdeploy_ext.proving.tensors import ArrayDistance

@@ -39,7 +39,7 @@ def measure(rule, which, exporter):
 
 def expected(rule, which, exporter):
     """Return the recorded outcome of an example: every exporter gets the passing one right."""
-    from mmdeploy_ext.lint.rule import RIGHT
+    from mmdeploy_ext.lint.rules import RIGHT
 
     return rule.outcomes[exporter] if which == 'failing' else RIGHT
 
@@ -50,7 +50,7 @@ def outcome(example, exporter):
 
     from mmdeploy_ext.core.errors import ExportError
     from mmdeploy_ext.exporting.export import export_module
-    from mmdeploy_ext.lint.rule import REFUSED, UNRUNNABLE
+    from mmdeploy_ext.lint.rules import REFUSED, UNRUNNABLE
 
     args = example.traced()
     module = example.build(args)
@@ -76,7 +76,7 @@ def outcome(example, exporter):
 def _compare(example, session):
     """Run the traced inputs, then the unseen ones, through a new module and through the file."""
     from mmdeploy_ext.lint.nested import tensors_in
-    from mmdeploy_ext.lint.rule import FAILS, RIGHT, WRONG, WRONG_AT_ONCE
+    from mmdeploy_ext.lint.rules import FAILS, RIGHT, WRONG, WRONG_AT_ONCE
 
     module = example.build(example.traced())
     known = {tensor.name for tensor in session.get_inputs()}

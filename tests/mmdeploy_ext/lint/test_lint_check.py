@@ -19,8 +19,7 @@ from docs._pages.lint.examples import EXAMPLES
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.lint import RULES, check
 from mmdeploy_ext.lint.report import print_report, summary
-from mmdeploy_ext.lint.rule import EXPORTERS, SEVERITIES
-from mmdeploy_ext.lint.rules import THEMES
+from mmdeploy_ext.lint.rules import EXPORTERS, SEVERITIES, THEMES
 from mmdeploy_ext.lint.trial import unknown_to_torchscript
 
 X = torch.arange(12.0).reshape(4, 3) / 10

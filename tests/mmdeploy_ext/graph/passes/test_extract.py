@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
-from mmdeploy_ext.graph.equality import compare_edited
 from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.passes.extract import cut, extract
 from mmdeploy_ext.graph.passes.select import select
 from mmdeploy_ext.proving.rows import is_equal, is_exact

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.graph.equality import compare_merged
 from mmdeploy_ext.graph.io.index import Index
+from mmdeploy_ext.graph.output_comparison import compare_merged
 from mmdeploy_ext.graph.passes.extract import cut
 from mmdeploy_ext.graph.passes.merge import merge
 from mmdeploy_ext.graph.passes.rename import rename

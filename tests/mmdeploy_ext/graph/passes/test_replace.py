@@ -6,8 +6,8 @@ import onnx.parser
 import pytest
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.equality import compare_models
 from mmdeploy_ext.graph.feeds import random_feeds
+from mmdeploy_ext.graph.output_comparison import compare_models
 from mmdeploy_ext.graph.passes.named_rules import NAMED, named_rule
 from mmdeploy_ext.graph.passes.pattern_text import parse_rule, rule_lines
 from mmdeploy_ext.graph.passes.replace import replace

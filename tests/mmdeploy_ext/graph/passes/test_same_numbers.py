@@ -10,13 +10,12 @@ import pytest
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.graph.equality import compare_models, spec_of, with_half_ends
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.graph.passes.fold import fold
+from mmdeploy_ext.graph.output_comparison import compare_models, spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.opset import convert_opset
-from mmdeploy_ext.graph.passes.simplify import simplify
+from mmdeploy_ext.graph.passes.simplify import fold, simplify
 from mmdeploy_ext.proving.rows import is_equal, is_exact
 
 WEIGHTS = Path(__file__).resolve().parents[5] / 'shared' / 'data' / 'weights'

@@ -9,9 +9,9 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, UsageError
 from mmdeploy_ext.graph.batch_trial import try_sizes
-from mmdeploy_ext.graph.equality import compare_edited
 from mmdeploy_ext.graph.feeds import random_feeds
 from mmdeploy_ext.graph.io import types
+from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.passes.shapes import parse, set_by_text, set_shapes
 from mmdeploy_ext.graph.run import Runner
 from mmdeploy_ext.proving.rows import is_exact

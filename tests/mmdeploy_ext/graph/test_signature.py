@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.graph.same import differences, signature
+from mmdeploy_ext.graph.signature import compute_signature, differences
 
 WEIGHT = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
 CHANGED = np.nextafter(WEIGHT, np.float32(9))
@@ -212,4 +212,4 @@ def test_a_file_and_what_onnx_reads_of_it_have_one_signature(tmp_path):
     model = model_of(*constant())
     path = tmp_path / 'm.onnx'
     onnx.save(model, path, save_as_external_data=True, size_threshold=0, location='m.data')
-    assert signature(onnx.load(path)).equals(signature(model_of(*constant())))
+    assert compute_signature(onnx.load(path)).equals(compute_signature(model_of(*constant())))

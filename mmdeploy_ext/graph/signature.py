@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from mmdeploy_ext.graph.diff.align import align
-from mmdeploy_ext.graph.diff.nodes import Constants, Program
+from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import Change, attributes, changes, exact_text
 from mmdeploy_ext.graph.io.constants import constant_value, dense_values, tensor_values
 from mmdeploy_ext.graph.io.index import all_nodes, bodies, label
@@ -53,7 +53,7 @@ class Signature:
         return sum(self.nodes.values())
 
 
-def signature(model: onnx.ModelProto) -> Signature:
+def compute_signature(model: onnx.ModelProto) -> Signature:
     """Return the signature of a model."""
     graph = model.graph
     defaults = {tensor.name: tensor for tensor in graph.initializer}
@@ -73,7 +73,7 @@ def _opsets(model: onnx.ModelProto) -> list[str]:
     return sorted(f'opset {domain} {version}' for domain, version in pairs if domain in used)
 
 
-def size(model: onnx.ModelProto) -> int:
+def count_nodes(model: onnx.ModelProto) -> int:
     """Return how many nodes of the main graph are no constants."""
     return sum(node.op_type != 'Constant' for node in model.graph.node)
 
@@ -180,7 +180,7 @@ def _names(values: Iterable[str | onnx.ValueInfoProto]) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class GraphDifference:
     """One place where a file is another graph than its reference.
 
     Attributes:
@@ -206,12 +206,12 @@ class Difference:
 
 def differences(
     model: onnx.ModelProto, reference: onnx.ModelProto, known: tuple[Signature, Signature] | None = None
-) -> list[Difference]:
+) -> list[GraphDifference]:
     """Return where two models are different graphs, in topological order; empty when they are the same.
 
     `known` are their signatures, where they are known already.
     """
-    mine, other = known or (signature(model), signature(reference))
+    mine, other = known or (compute_signature(model), compute_signature(reference))
     if mine.equals(other):
         return []
     constants = Constants()
@@ -221,32 +221,32 @@ def differences(
     return _grouped(kept) or _unexplained(model, mine, other)
 
 
-def _grouped(found: Sequence[Difference]) -> list[Difference]:
+def _grouped(found: Sequence[GraphDifference]) -> list[GraphDifference]:
     """Return one difference of those in one constant, which several nodes may read."""
-    groups: dict[tuple[str, ...], list[Difference]] = {}
+    groups: dict[tuple[str, ...], list[GraphDifference]] = {}
     for entry in found:
         where = '' if entry.kind == 'initializer' else entry.where
         groups.setdefault((entry.kind, entry.detail, where), []).append(entry)
     return [dataclasses.replace(group[0], more=len(group) - 1) for group in groups.values()]
 
 
-def _difference(change: Change, left: Program, right: Program) -> Difference:
+def _difference(change: Change, left: Program, right: Program) -> GraphDifference:
     program, position = (left, change.left) if change.left is not None else (right, change.right)
     module = '' if position is None else module_path(program.index.nodes[position])
-    return Difference(change.kind, change.where, module, change.detail)
+    return GraphDifference(change.kind, change.where, module, change.detail)
 
 
-def _unexplained(model: onnx.ModelProto, mine: Signature, other: Signature) -> list[Difference]:
+def _unexplained(model: onnx.ModelProto, mine: Signature, other: Signature) -> list[GraphDifference]:
     """Return what the alignment does not tell: nodes without a counterpart whose inputs all have one."""
     nodes, theirs, unlike = model.graph.node, {*other.tensors.values()}, 'is not the same as in the reference'
     found = [
-        Difference('node', label(nodes, place), module_path(node), f'{node.op_type} {unlike}')
+        GraphDifference('node', label(nodes, place), module_path(node), f'{node.op_type} {unlike}')
         for place, (node, digest) in enumerate(zip(nodes, mine.made, strict=True))
         if digest
         and digest not in other.nodes
         and all(mine.tensors.get(name) in theirs for name in node.input if name)
     ]
     changed = [entry for entry in mine.interface if entry not in other.interface]
-    found += [Difference('interface', entry.split()[1], '', unlike) for entry in changed]
+    found += [GraphDifference('interface', entry.split()[1], '', unlike) for entry in changed]
     last = 'nodes are there another number of times, or in another order of outputs'
-    return found or [Difference('node', 'graph', '', last)]
+    return found or [GraphDifference('node', 'graph', '', last)]

@@ -4,8 +4,12 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper
+
+from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
+from mmdeploy_ext.graph.io.index import RANDOM, all_graphs
 
 
 def opsets_of(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
@@ -32,3 +36,27 @@ def defaults_of(node: onnx.NodeProto, opsets: Mapping[str, int]) -> dict[str, An
     schema = schema_of(node, opsets)
     entries = [entry.default_value for entry in schema.attributes.values()] if schema else []
     return {entry.name: helper.get_attribute_value(entry) for entry in entries if entry.name}
+
+
+def random_nodes(model: onnx.ModelProto) -> list[str]:
+    """Return the nodes whose results are random, also of bodies and functions, as 'name (operator)'.
+
+    Dropout counts where it can be in training mode: its third input is there and is not a constant false
+    (before opset 12 it has none, and never draws).
+    """
+    return [
+        f'{node.name or f"#{position}"} ({node.op_type})'
+        for graph in all_graphs(model)
+        for position, node in enumerate(graph.node)
+        if node.op_type in RANDOM or (node.op_type == 'Dropout' and _may_train(node, graph))
+    ]
+
+
+def _may_train(node: onnx.NodeProto, graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+    if len(node.input) < 3 or not node.input[2]:
+        return False
+    known = {tensor.name: tensor_values(tensor) for tensor in getattr(graph, 'initializer', ())}
+    known.update((other.output[0], constant_value(other)) for other in graph.node if other.output)
+    mode = known.get(node.input[2])
+    fed = {value if isinstance(value, str) else value.name for value in graph.input}
+    return mode is None or node.input[2] in fed or bool(np.any(mode))
