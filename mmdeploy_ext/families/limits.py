@@ -31,6 +31,8 @@ class Kind(enum.Enum):
     """The IoU from which on a row suppresses another."""
     SHARE = enum.auto()
     """Another share, 0..1, such as what a pixel of a mask has to reach."""
+    COVERED = enum.auto()
+    """The share of a mask, 0..1, that better ones may cover."""
     NUMBER = enum.auto()
     """Any positive number."""
     SIDE = enum.auto()
@@ -55,7 +57,7 @@ KINDS = dict(
     iou_thr=Kind.OVERLAP,
     mask_thr=Kind.SHARE,
     mask_thr_binary=Kind.SHARE,
-    mask_overlap=Kind.SHARE,
+    mask_overlap=Kind.COVERED,
     sigma=Kind.NUMBER,
     stuff_area_limit=Kind.AREA,
     min_bbox_size=Kind.SIDE,
@@ -168,7 +170,7 @@ def lowered(limit: Limit) -> Any:
     """Return a smaller number of candidates, share or number, and no suppression."""
     if limit.kind is Kind.OVERLAP:
         return NO_SUPPRESSION
-    if limit.kind is Kind.SHARE:
+    if limit.kind in (Kind.SHARE, Kind.COVERED):
         return limit.value * OTHER_SHARE
     if limit.kind in (Kind.NUMBER, Kind.AREA):
         return type(limit.value)(limit.value / OTHER_NUMBER)
@@ -179,7 +181,7 @@ def lowered(limit: Limit) -> Any:
 
 def raised(limit: Limit) -> Any:
     """Return a larger number of candidates, share, number or side, and the other position of a switch."""
-    if limit.kind in (Kind.OVERLAP, Kind.SHARE):
+    if limit.kind in (Kind.OVERLAP, Kind.SHARE, Kind.COVERED):
         return 1 - (1 - limit.value) * OTHER_SHARE
     if limit.kind in (Kind.NUMBER, Kind.AREA):
         return type(limit.value)(limit.value * OTHER_NUMBER)

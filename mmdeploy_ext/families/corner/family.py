@@ -1,7 +1,11 @@
 """The family of detectors of corners: what it claims and refuses, and what the other modules give."""
 
+import contextlib
+import math
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS
 from torch import nn
@@ -15,10 +19,20 @@ from mmdeploy_ext.families.corner.postprocess import FEWEST_CORNERS, PAIRS, supp
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts.exaggerated import changed_outputs
 
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
 METHODS = ('simple_test', 'forward', 'get_bboxes', '_get_bboxes_single', '_bboxes_nms', 'decode_heatmap')
 """Methods of upstream that the graph repeats."""
+CLOSER, BAND = 4.0, 3
+"""What shifts are divided by in every second band of so many rows of cells: pairs of corners as near as that
+make boxes below the size from which on the central region is another one."""
+
+
+def closer(shifts: torch.Tensor) -> torch.Tensor:
+    """Return logarithms of shifts (B, 2, h, w), in cells, that are shorter in every second band of rows."""
+    banded = torch.arange(shifts.shape[2], device=shifts.device) // BAND % 2 == 0
+    return torch.where(banded[:, None], shifts - math.log(CLOSER), shifts)
 
 
 class CornerFamily(ImageFamily):
@@ -54,6 +68,21 @@ class CornerFamily(ImageFamily):
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
         return dict(thresholds(model.bbox_head.test_cfg), num_classes=self.num_classes(model))
+
+    @contextlib.contextmanager
+    def exaggerated(self, model: nn.Module) -> Iterator[None]:
+        """Let half of the corners of a CentripetalNet point at centres of small boxes."""
+        head = model.bbox_head
+        if head.with_corner_emb:
+            yield
+            return
+
+        def change(outputs: Any) -> Any:
+            *others, first_shifts, last_shifts = outputs
+            return *others, [closer(maps) for maps in first_shifts], [closer(maps) for maps in last_shifts]
+
+        with changed_outputs(head, change):
+            yield
 
     def limits(self, model: nn.Module) -> list[Limit]:
         """See `ImageFamily.limits`: of corners, of pairs, and of their suppression."""

@@ -60,6 +60,9 @@ BOXED = 'bbox2d', 'boxed_mask'
 """Tasks whose results are boxes."""
 LEAST_GAP = 2e-5
 """Smallest difference of the scores on both sides of a threshold: rounding changes them by far less."""
+COVERED_FROM, COVERED_STEP = 0.95, 1.02
+"""Largest share that may be covered and that is tried (the smallest is what it lacks to 1), and by how much a
+share that lets another mask in is larger than one that does not."""
 PASSING = (0.75, 0.5, 0.25, 0.125)
 """Share of the scores of a full list that a raised threshold leaves at most."""
 BISECTIONS = 12
@@ -255,11 +258,14 @@ class Trial(abc.ABC):
     Attributes:
         name: of the case.
         area: limit of areas, as a share of the area of a segment; 0 leaves the one of `values`.
+        covered: whether the share that may be covered lets a mask in which a slightly smaller one leaves out
+            (True), or leaves one out which a slightly larger one lets in; None leaves the one of `values`.
         trials: what it has in common with others.
     """
 
     name: ClassVar[str]
     area: ClassVar[float] = 0.0
+    covered: ClassVar[bool | None] = None
 
     def __init__(self, trials: Trials) -> None:
         self.trials = trials
@@ -284,7 +290,7 @@ class Trial(abc.ABC):
         """Choose the limits, export what follows the network with them, and compare every list."""
         shape = 'x'.join(map(str, (1, *self.trials.image.tensor.shape)))
         with self.boxes():
-            values = self.with_areas(self.values(), self.area)
+            values = self.with_areas(self.with_covered_share(self.values()), self.area)
             final = {(id(limit.config), limit.key): (limit, value) for limit, value in values}
             changes = [(limit, value) for limit, value in final.values() if value != limit.value]
             named = ', '.join(f'{limit.name} {value:.4g}' for limit, value in changes)
@@ -301,6 +307,27 @@ class Trial(abc.ABC):
             if len(areas):
                 values = [*values, (limit, int(share * areas[len(areas) // 2]))]
         return values
+
+    def with_covered_share(self, values: Values) -> Values:
+        """Return values in which the share of a mask that may be covered is close to that of some mask."""
+        for limit in self.of_kind(Kind.COVERED) if self.covered is not None else ():
+            low, high = 1 - COVERED_FROM, COVERED_FROM
+            fewest = self._segments([*values, (limit, low)])
+            if self._segments([*values, (limit, high)]) == fewest:
+                continue
+            while high > low * COVERED_STEP:
+                middle = math.sqrt(low * high)
+                if self._segments([*values, (limit, middle)]) == fewest:
+                    low = middle
+                else:
+                    high = middle
+            values = [*values, (limit, high if self.covered else low)]
+        return values
+
+    def _segments(self, values: Values) -> int:
+        """Return how many segments upstream's map of the picture has with changed limits."""
+        with changed(values):
+            return len(self.trials.lists()[''].ids)
 
     def of_kind(self, *kinds: Kind) -> list[Limit]:
         """Return the limits of some kinds."""
@@ -342,6 +369,7 @@ class LimitsLowered(Trial):
 
     name = 'limits lowered'
     area = 0.98  # the segment is left: a pixel may round to either side
+    covered = True
 
     def values(self) -> Values:
         """See `Trial.values`."""
@@ -375,6 +403,7 @@ class LimitsRaised(Trial):
 
     name = 'limits raised'
     area = 1.02  # the segment is gone
+    covered = False
 
     def boxes(self) -> contextlib.AbstractContextManager[None]:
         """See `Trial.boxes`."""
@@ -445,6 +474,7 @@ class FirstLimitsRaised(LimitsRaised):
     """More rows of the list that the results are made from, which alone is looked at."""
 
     area = 0.0
+    covered = None
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.limits import Kind, Limit, changed, lowered, raised
@@ -158,6 +159,31 @@ def test_a_limit_of_areas_is_near_the_area_of_a_segment_that_it_decides_of(trial
 
     assert trial(OneMap()).with_areas([], trial.area) == [(limit, area)]
     assert limit.value == 4096
+
+
+@pytest.mark.parametrize('trial', [LimitsLowered, LimitsRaised])
+def test_the_share_that_may_be_covered_is_near_that_of_a_mask_that_it_decides_of(trial):
+    limit = Limit(dict(mask_overlap=0.5), 'mask_overlap', Kind.COVERED)
+    covered_shares = np.array([0.1, 0.3, 0.3, 0.99])
+
+    class OneMap:
+        limits = (limit,)
+
+        def lists(self):
+            ids = np.flatnonzero(covered_shares <= limit.value)
+            return {'': Segments(np.zeros((len(ids), 2, 2), bool), np.ones(len(ids)), ids, ids)}
+
+    ((_, share),) = trial(OneMap()).with_covered_share([])
+    assert (0.1 <= share < 0.1 * 1.02) if trial is LimitsLowered else (0.1 / 1.02 < share < 0.1)
+
+
+def test_corners_of_every_second_band_point_at_centres_of_small_boxes():
+    from mmdeploy_ext.families.corner.family import BAND, CLOSER, closer
+
+    shifts = torch.full((1, 2, 2 * BAND, 4), 13.0).log()
+    near, far = closer(shifts).exp().split(BAND, 2)
+    torch.testing.assert_close(near, torch.full_like(near, 13.0 / CLOSER))
+    torch.testing.assert_close(far, torch.full_like(far, 13.0))
 
 
 def test_the_model_is_as_before():
