@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 NOTE = 'note: '
 """How details begin that a verdict only notes."""
-NOTED = ('config', 'config_sha256', 'checkpoint_sha256', 'versions')
+NOTED = ('config', 'config_sha256', 'checkpoint_sha256', 'versions', 'model_classes')
 """Keys that say where a file comes from: where the graph is equal they are a note, or nothing."""
 TRACED = ('height', 'width', 'batch', 'dynamic_batch')
 """Options that a dynamic graph does not depend on."""

@@ -46,6 +46,8 @@ class Metadata:
         config_sha256: hash of the model and test pipeline of the config.
         checkpoint_sha256: hash of the checkpoint file.
         versions: versions of the packages that made the file.
+        model_classes: classes of the model that no installed library has, each with `name`, `file` (relative
+            to the folder it was imported from), `sha256` of its source, and whether it is `ours`.
         rules: number of the graph rules that the file was written by, see `GRAPH_RULES`.
         edits: commands that changed the graph after the export, in order: each a dict of `command`,
             `arguments` and the `versions` of packages that did it.
@@ -62,6 +64,7 @@ class Metadata:
     config_sha256: str
     checkpoint_sha256: str
     versions: dict[str, str]
+    model_classes: tuple[dict[str, Any], ...] = ()
     rules: int = GRAPH_RULES
     edits: tuple[dict[str, Any], ...] = ()
 
@@ -98,6 +101,7 @@ class Metadata:
             raise damaged(path, 'preprocess', error) from error
         values.update(
             edits=tuple(values['edits']),
+            model_classes=tuple(values['model_classes']),
             spec=GraphSpec.from_json(values['spec']),
             classes=tuple(values['classes']),
             preprocess=rule,

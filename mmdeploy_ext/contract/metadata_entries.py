@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.printable import printable
 
 PREFIX = 'mm2onnx.'
-GRAPH_RULES = 4
+GRAPH_RULES = 5
 """Number of the rules by which files are written; a new one whenever the same model gives another graph, or
 metadata of another form. Files of another number are refused: there is one way to read a file."""
 

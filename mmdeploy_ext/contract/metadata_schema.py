@@ -158,6 +158,9 @@ def options_of_backbone(value: Any, where: str) -> None:
     record(checks_of_options() | schemas(options.SPARSE), closed=False)(value, where)
 
 
+MODEL_CLASS = full_record(
+    name=NAME, file=NAME, sha256=text('(?:[0-9a-f]{64})?', '64 hexadecimal digits, or nothing'), ours=FLAG
+)
 EDIT = full_record(command=NAME, arguments=mapping(anything), versions=mapping(text()))
 TABLE = full_record(
     name=NAME,
@@ -220,6 +223,7 @@ FIELDS: dict[str, Check] = dict(
     config_sha256=DIGEST,
     checkpoint_sha256=DIGEST,
     versions=mapping(text()),
+    model_classes=items(MODEL_CLASS),
     rules=number(1, 10**6, whole=True),
     edits=items(EDIT),
     ranges=mapping(anything),
@@ -229,7 +233,7 @@ FIELDS: dict[str, Check] = dict(
 """Entry, without its prefix -> check of its value; of `postprocess` see also `checked_facts`."""
 NEEDED = (
     *('family', 'form', 'options', 'config', 'config_sha256', 'checkpoint_sha256', 'versions'),
-    *('rules', 'edits'),
+    *('model_classes', 'rules', 'edits'),
 )
 OF_SPARSE_GRAPHS = ('scn', 'scn_modules')
 """Entries that the writers of sparse graphs add."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config, test_pipeline
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.model_classes import ModelClass, model_classes
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
+from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
@@ -67,6 +70,16 @@ class Deployment:
             for step in steps_of(test_pipeline(cfg), 'Normalize', 'RandomCenterCropPad'):
                 step.update(self.normalisation)
             self.rule = with_normalisation(self.family.preprocess_rule(cfg), mean, std)
+
+    @functools.cached_property
+    def model_classes(self) -> tuple[ModelClass, ...]:
+        """The classes of the model that no installed library has."""
+        return model_classes(self.model)
+
+    @functools.cached_property
+    def differing_methods(self) -> list[DifferingMethod]:
+        """The methods of the model that are other ones than those that the graphs follow."""
+        return self.family.differing_methods(self.model)
 
     @property
     def config_sha256(self) -> str:

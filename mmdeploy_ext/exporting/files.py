@@ -63,6 +63,7 @@ def make_metadata(deployment: Deployment, options: Options, graph: Graph | None 
         config_sha256=deployment.config_sha256,
         checkpoint_sha256=deployment.checkpoint_sha256,
         versions=versions(),
+        model_classes=tuple(entry.to_json() for entry in deployment.model_classes),
     )
 
 

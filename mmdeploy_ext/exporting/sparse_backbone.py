@@ -115,6 +115,7 @@ def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | No
         config_sha256=deployment.config_sha256,
         checkpoint_sha256=deployment.checkpoint_sha256,
         versions=versions(),
+        model_classes=[entry.to_json() for entry in deployment.model_classes],
         rules=GRAPH_RULES,
         edits=[],
         **(dict(ranges=ranges.to_json()) if ranges else {}),

@@ -6,7 +6,7 @@ import abc
 import enum
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract.option import Option, Options
@@ -16,6 +16,14 @@ from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.families.building import has_head, head_of
 from mmdeploy_ext.families.nearest import refusal
+from mmdeploy_ext.families.replaced import (
+    DifferingMethod,
+    Followed,
+    Replaced,
+    differing_methods,
+    folder_of,
+    table_of,
+)
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
     from pathlib import Path
@@ -64,6 +72,8 @@ class Family(abc.ABC):
             `runner_of`), with {file}, {folder} of it, {config} and {checkpoint}; '' for other forms.
         exports: what it takes, and its page, for the message about a detector of no family.
         near: words in the names of detectors and heads that are of its kind.
+        followed: classes of the installed libraries, or modules of functions, and the names of the methods
+            that its graphs compute by themselves; see `replaced`.
     """
 
     name: ClassVar[str]
@@ -80,6 +90,7 @@ class Family(abc.ABC):
     used_by: ClassVar[Mapping[str, str]] = {'': 'graph show {file}'}
     exports: ClassVar[str] = ''
     near: ClassVar[tuple[str, ...]] = ()
+    followed: ClassVar[Followed] = ()
 
     def choose(self, /, **values: Any) -> Options:
         """Return what is chosen about graphs: these values, and the defaults of the family's other options.
@@ -199,6 +210,18 @@ class Family(abc.ABC):
     def num_classes(self, model: torch.nn.Module) -> int:
         """Return how many classes the model tells apart: of its head, or its own if it has none."""
         return int((head_of(model) if has_head(model) else model).num_classes)
+
+    def replaced(self, model: torch.nn.Module) -> Iterable[Replaced]:
+        """Return the methods of a live model that the graphs compute by themselves.
+
+        Where one of them is not a version that the table of the family's folder has, a verdict says so, and
+        inputs decide.
+        """
+        return ()
+
+    def differing_methods(self, model: torch.nn.Module) -> list[DifferingMethod]:
+        """Return the methods of `replaced` that are other ones than the graphs follow."""
+        return differing_methods(self.replaced(model), table_of(folder_of(self)))
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about what comes after the graphs: decoding, memory."""

@@ -6,7 +6,11 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.proving.results import SHOWN
+
 if TYPE_CHECKING:
+    from mmdeploy_ext.core.model_classes import ModelClass
+    from mmdeploy_ext.families.replaced import DifferingMethod
     from mmdeploy_ext.proving.results import (
         Case,
         Check,
@@ -28,6 +32,9 @@ class Verdict:
         preprocessing: samples prepared by the rule in the file and by the config's test pipeline, or
             voxels by the rule and by the layer of the model; None where nothing was compared.
         cases: levels 2 and 3.
+        model_classes: classes of the model that no installed library has: the user's, and ours.
+        differing_methods: methods of the model that are other ones than the graphs follow, so that inputs
+            alone decide.
         trials: level 3 of exports of the post-processing with other limits.
         sequence: level 4; empty for models without a memory.
         metrics: level 5; empty when no data set was evaluated.
@@ -47,6 +54,8 @@ class Verdict:
     graphs: list[GraphResult] = dataclasses.field(default_factory=list)
     preprocessing: PreprocessingResult | None = None
     trials: list[Case] = dataclasses.field(default_factory=list)
+    model_classes: list[ModelClass] = dataclasses.field(default_factory=list)
+    differing_methods: list[DifferingMethod] = dataclasses.field(default_factory=list)
 
     @property
     def precision(self) -> str:
@@ -71,8 +80,12 @@ class Verdict:
 
     @property
     def by_inputs(self) -> str:
-        """Why inputs alone decide; '' where every graph is that of a fresh export."""
-        return ', '.join(dict.fromkeys(graph.by_inputs for graph in self.graphs if graph.by_inputs))
+        """Why inputs alone decide; '' where every graph is that of a fresh export of methods it follows."""
+        reasons = [graph.by_inputs for graph in self.graphs if graph.by_inputs]
+        reasons += [f'{method.name} differs' for method in self.differing_methods[:SHOWN]]
+        if (more := len(self.differing_methods) - SHOWN) > 0:
+            reasons.append(f'{more} more methods differ')
+        return ', '.join(dict.fromkeys(reasons))
 
     @property
     def inputs(self) -> int:
@@ -137,6 +150,8 @@ class Verdict:
             entry.update(text=graph.text, passed=graph.passed)
             for difference, plain in zip(graph.differences, entry['differences'], strict=True):
                 plain['text'] = difference.text
+        for method, entry in zip(self.differing_methods, content['differing_methods'], strict=True):
+            entry['text'] = method.text
         if self.preprocessing is not None:
             content['preprocessing'].update(text=self.preprocessing.text, passed=self.preprocessing.passed)
         for entry in content['metrics']:

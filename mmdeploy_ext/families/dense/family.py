@@ -20,6 +20,7 @@ from mmdeploy_ext.exporting.postprocess.nms_config import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import graphs, reference, samples
 from mmdeploy_ext.families.dense.kinds import (
+    FOLLOWED,
     KINDS,
     QUERIES,
     described,
@@ -27,6 +28,7 @@ from mmdeploy_ext.families.dense.kinds import (
     generator_of,
     kind_of,
     plain,
+    replaced_methods,
     thresholds,
 )
 from mmdeploy_ext.families.dense.runtime import model as runtime
@@ -61,6 +63,7 @@ class DenseFamily(ImageFamily):
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(reference.detections)
     candidate_bounds = staticmethod(reference.candidate_bounds)
+    followed, replaced = FOLLOWED, staticmethod(replaced_methods)
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
 
     def claims(self, cfg: Any) -> Claim:

@@ -1,11 +1,12 @@
 """The kinds of dense heads: what each class of mmdet 2.28.2 gives, and by which of its methods.
 
-A detector exports because its head is of a kind; a head that overrides the methods below is not. What is only
-of one kind stands in its entry (`plain.py`, `own.py`): what it outputs, its coder, and the boxes as mmdet's
-own functions give them, for the proof.
+A detector exports because its head is of a kind; where a head overrides one of `METHODS`, inputs decide. What
+is only of one kind stands in its entry (`plain_heads.py`, `own_heads.py`): what it outputs, its coder, and
+boxes by mmdet's own functions, for the proof.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from mmdet.core.anchor.point_generator import MlvlPointGenerator
@@ -15,28 +16,44 @@ from torch import nn
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, positive
-from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts import followed
 from mmdeploy_ext.families.parts.own_heads import OWN
 from mmdeploy_ext.families.parts.plain_heads import PLAIN, Kind
+from mmdeploy_ext.families.replaced import Replaced
 
 QUERIES = heads.DETRHead
 """Heads of queries: dense ones by inheritance alone; they have no priors."""
+KINDS: dict[str, Kind] = PLAIN | OWN
+"""Class of mmdet -> its kind; a subclass is of the same kind."""
 METHODS = (
-    *('get_bboxes', '_get_bboxes_single', '_bbox_post_process'),
+    *('simple_test', 'simple_test_bboxes', 'get_bboxes', '_get_bboxes_single', '_bbox_post_process'),
     *('_bboxes_nms', '_bbox_decode', 'decode_heatmap'),
 )
-"""Methods of upstream that the graphs repeat."""
-KINDS: dict[str, Kind] = PLAIN | OWN
-"""Class of mmdet -> its kind; a subclass that keeps `METHODS` is of the same kind."""
+"""Methods of heads that the graphs compute by themselves."""
+FOLLOWED = (
+    *followed.SINGLE_STAGE,
+    *((kind.upstream, METHODS) for kind in KINDS.values()),
+    *followed.CODERS,
+    *followed.FUNCTIONS,
+)
+"""See `Family.followed`."""
 
 
 def kind_of(head: nn.Module) -> Kind:
-    """Return the kind of a head; ConfigError: it is of none, or overrides a method that graphs repeat."""
+    """Return the kind of a head; ConfigError: it is of none."""
     known = [KINDS[name] for name in (one.__name__ for one in type(head).__mro__) if name in KINDS]
     if not known:
         raise ConfigError(f'{type(head).__name__}: no kind of dense head that is exported')
-    detector_parts.same_methods(type(head), known[0].upstream, METHODS)
     return known[0]
+
+
+def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
+    """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
+    head = model.bbox_head
+    yield from followed.replaced_of_class(model, followed.SINGLE_STAGE)
+    yield Replaced(head, kind_of(head).upstream.__name__, METHODS)
+    yield from followed.replaced_coders([head])
+    yield from followed.replaced_functions()
 
 
 def generator_of(head: nn.Module) -> Any:

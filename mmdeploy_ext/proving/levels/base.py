@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.core.files import sha256_file
+from mmdeploy_ext.core.model_classes import changed_classes
 from mmdeploy_ext.core.versions import other_copies, versions, versions_with_places
 from mmdeploy_ext.graph.io.files import external_files, read
 from mmdeploy_ext.graph.signature import count_nodes
@@ -68,7 +69,8 @@ class Proof(abc.ABC):
         """Read one file: an object with what it holds and says about itself.
 
         These are `path`, `model`, `name` (of its graph, '' where the model is one file), `options` (that it
-        was exported with) and `hashes` ('checkpoint' and 'config' -> hash that it was made from).
+        was exported with), `hashes` ('checkpoint' and 'config' -> hash that it was made from) and
+        `model_classes` (of its metadata).
         """
 
     @abc.abstractmethod
@@ -121,7 +123,10 @@ class Proof(abc.ABC):
             verdict.structure += [
                 dataclasses.replace(one, name=f'{prefix}{one.name}') for one in (*self.checks(file), *hashes)
             ]
+            notes += changed_classes(file.model_classes, self.deployment.model_classes)
             verdict.notes += [note for note in notes if note not in verdict.notes]
+        verdict.model_classes = list(self.deployment.model_classes)
+        verdict.differing_methods = list(self.deployment.differing_methods)
         verdict.structure += asked_checks(self.files[-1].options, asked or {})
         verdict.notes += [
             f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'

@@ -18,7 +18,7 @@ from mmdeploy_ext.proving.levels.structure import check_structure
 from mmdeploy_ext.proving.provenance import override_notes, provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import onnx
 
@@ -50,6 +50,11 @@ class ExportedFile:
     def hashes(self) -> dict[str, str]:
         """See `Proof.read`."""
         return dict(checkpoint=self.metadata.checkpoint_sha256, config=self.metadata.config_sha256)
+
+    @property
+    def model_classes(self) -> Sequence[Mapping[str, Any]]:
+        """See `Proof.read`."""
+        return self.metadata.model_classes
 
 
 def open_file(path: str) -> ExportedFile:

@@ -112,6 +112,11 @@ class Subject:
         return {title: stored_fact(self.model, self.path, f'{title}_sha256') for title in titles}
 
     @property
+    def model_classes(self) -> list[dict[str, Any]]:
+        """See `Proof.read`."""
+        return stored_fact(self.model, self.path, 'model_classes')
+
+    @property
     def same_order(self) -> bool:
         """Whether the file's coordinates are in the module's own order."""
         return self.asked_for.order == self.deployment.settings.order

@@ -27,6 +27,8 @@ MAX_ROWS = 20
 MAX_LINES = 60
 """So do all cases when the table would be longer than this."""
 MAX_REASONS = 8
+MAX_CLASSES = 6
+"""Classes that the console names; the JSON file and the page have them all."""
 TENSOR_TITLES = ('shape', 'max abs', 'max rel', 'cosine', 'tolerance', '')
 
 
@@ -35,6 +37,8 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     if verdict.graphs:
         colour = 'red' if any(not graph.passed for graph in verdict.graphs) else 'green'
         console.print(f'[{colour}]graph:[/{colour}] {escape(verdict.graph_text)}', soft_wrap=True)
+    for line in code_lines(verdict):
+        console.print(escape(line), soft_wrap=True)
     failed = [check for check in verdict.structure if not check.passed]
     for check in failed:
         said = f'structure: {escape(check.name)}: {escape(check.detail)}'
@@ -56,6 +60,22 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     colour = 'bold green' if verdict.passed else 'bold red'
     console.print(f'[{colour}]{escape(last_line(verdict))}[/{colour}]', soft_wrap=True)
     console.print(f'next: {escape(next_command(verdict))}', soft_wrap=True)
+
+
+def code_lines(verdict: Verdict) -> list[str]:
+    """Return whose code the model is, and which of its methods the graphs do not follow."""
+    users = [entry for entry in verdict.model_classes if not entry.ours]
+    ours = [entry.name for entry in verdict.model_classes if entry.ours]
+    lines = [f'class: {entry.name} of {entry.file} ({entry.sha256[:12]})' for entry in users[:MAX_CLASSES]]
+    if (more := len(users) - MAX_CLASSES) > 0:
+        lines.append(f'class: {more} more that no installed library has; the JSON file has them all')
+    if ours:
+        more = f' and {len(ours) - MAX_CLASSES} more' if len(ours) > MAX_CLASSES else ''
+        lines.append(f'our implementation: {", ".join(ours[:MAX_CLASSES])}{more}')
+    lines += [f'inputs decide: {method.text}' for method in verdict.differing_methods[:MAX_REASONS]]
+    if (more := len(verdict.differing_methods) - MAX_REASONS) > 0:
+        lines.append(f'inputs decide: {more} more methods differ; the JSON file has them all')
+    return lines
 
 
 def verdict_table(verdict: Verdict) -> Table:

@@ -26,7 +26,7 @@ def write(path, graph=None, rule=RULE, form='buckets'):
     """Write a graph as the file of a sparse backbone."""
     values = dict(family='toy', form='portable', voxels=rule.to_json(), options={}, config='', edits=[])
     values |= dict.fromkeys(('config_sha256', 'checkpoint_sha256'), 64 * '0')
-    values |= dict(versions={}, rules=GRAPH_RULES)
+    values |= dict(versions={}, model_classes=[], rules=GRAPH_RULES)
     props = {PREFIX + name: json.dumps(value) for name, value in values.items()}
     model = portable.to_onnx(graph or toy_sparse.bevfusion(), form=form, metadata=props)
     path.write_bytes(model.SerializeToString())

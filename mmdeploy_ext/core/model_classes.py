@@ -1,0 +1,124 @@
+"""Whose code a model is: its classes that are not those of the installed libraries. Needs no torch.
+
+Modules count, and what they have as attributes: box coders, generators of priors, voxel layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mmdeploy_ext
+from mmdeploy_ext.core.source_code import (
+    DISTRIBUTIONS,
+    file_of_class,
+    is_installed,
+    module_of,
+    source_of_class,
+    source_of_function,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+LIBRARIES = ('torch', 'torchvision', 'numpy', 'addict', 'spconv', 'cumm', 'builtins')
+"""Packages whose classes are nobody's own, beside those of OpenMMLab and of Python itself."""
+OURS = Path(mmdeploy_ext.__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelClass:
+    """A class of a model that no installed library has.
+
+    Attributes:
+        name: of the class; `ATSSHead.get_bboxes` where a plugin replaced that method of a library's class.
+        file: that defines it, relative to the folder that it was imported from.
+        sha256: of its normalised source; '' where that cannot be read.
+        ours: it is mm2onnx's implementation, not the user's.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    ours: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types, as the metadata of a file have them."""
+        return dataclasses.asdict(self)
+
+
+def model_classes(model: Any) -> tuple[ModelClass, ...]:
+    """Return the classes of a model that no installed library has, in the order in which modules appear.
+
+    Args:
+        model: a `torch.nn.Module`.
+    """
+    found: dict[type, list[ModelClass]] = {}
+    for kind in _classes(model):
+        for base in kind.__mro__:
+            if base not in found:
+                found[base] = list(_described(base))
+    return tuple(dict.fromkeys(entry for entries in found.values() for entry in entries))
+
+
+def _classes(model: Any) -> Iterator[type]:
+    for module in model.modules():
+        yield type(module)
+        for value in vars(module).values():
+            several = value if isinstance(value, list | tuple) else [value]
+            yield from (type(entry) for entry in several)
+
+
+def _described(kind: type) -> Iterator[ModelClass]:
+    package = kind.__module__.partition('.')[0]
+    if package in sys.stdlib_module_names or package in LIBRARIES:
+        return
+    path = file_of_class(kind)
+    if path is None:
+        return
+    if package in DISTRIBUTIONS and is_installed(package, path):
+        yield from _replaced_methods(kind)
+        return
+    source = source_of_class(kind)
+    yield ModelClass(kind.__qualname__, source.file, source.sha256, path.resolve().is_relative_to(OURS))
+
+
+def _replaced_methods(kind: type) -> Iterator[ModelClass]:
+    """Yield the methods of a library's class that code from elsewhere has replaced; ours are in `compat`."""
+    for name, value in vars(kind).items():
+        function = getattr(value, '__func__', value)
+        code = getattr(function, '__code__', None)
+        if code is None or module_of(function) == kind.__module__:
+            continue
+        package = module_of(function).partition('.')[0]
+        path = Path(code.co_filename)
+        if package in (*LIBRARIES, mmdeploy_ext.__name__) or package in sys.stdlib_module_names:
+            continue
+        if package not in DISTRIBUTIONS or not is_installed(package, path):
+            source = source_of_function(function)
+            yield ModelClass(f'{kind.__qualname__}.{name}', source.file, source.sha256, False)
+
+
+def changed_classes(written: Iterable[Mapping[str, Any]], present: Iterable[ModelClass]) -> list[str]:
+    """Return a line for each class that is another one than when a file was exported.
+
+    Args:
+        written: entries of the file's metadata, see `ModelClass.to_json`.
+        present: the classes of the model now.
+    """
+    before = {(entry['name'], entry['file']): entry['sha256'] for entry in written}
+    now = {(entry.name, entry.file): entry.sha256 for entry in present}
+    lines = []
+    for name, file in dict.fromkeys([*now, *before]):
+        digests = before.get((name, file)), now.get((name, file))
+        if digests[0] is None:
+            lines.append(f'{name} ({file}) is a class of this model, and was none when the file was exported')
+        elif digests[1] is None:
+            lines.append(f'{name} ({file}) was a class of the model when the file was exported, and is none')
+        elif digests[0] != digests[1]:
+            lines.append(
+                f'{name} ({file}) was {digests[0][:12]} when the file was exported, and is {digests[1][:12]}'
+            )
+    return lines

@@ -1,0 +1,215 @@
+"""Where a class or function comes from, and a hash of what it does. Needs no torch.
+
+The hash is of the syntax tree without docstrings and comments, written in a form of its own: that of
+`ast.dump` and `ast.unparse` differs between versions of Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+DISTRIBUTIONS = {
+    'mmcv': ('mmcv-full', 'mmcv'),
+    'mmdet': ('mmdet',),
+    'mmdet3d': ('mmdet3d',),
+    'mmseg': ('mmsegmentation',),
+}
+"""Package of OpenMMLab -> distributions that install it."""
+DECORATORS = ('mmcv.runner.fp16_utils', 'mmcv.utils.parrots_jit', 'torch.utils._contextlib')
+"""Modules whose decorators leave what a function computes as it is: choice of precision, no gradients."""
+LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
+"""Fields of syntax trees that change nothing, or that only newer versions of Python have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceLines:
+    """The lines of a file that define a class or a function.
+
+    Attributes:
+        file: path relative to the folder that it was imported from, such as `projects/plugin/head.py`.
+        first: number of the first line.
+        last: number of the last line.
+        sha256: of the normalised syntax tree, 64 hexadecimal digits.
+    """
+
+    file: str
+    first: int
+    last: int
+    sha256: str
+
+
+def code_sha256(definition: ast.AST) -> str:
+    """Return the hash of a syntax tree, 64 hexadecimal digits; docstrings and comments do not count."""
+    return hashlib.sha256(_canonical(definition).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    if isinstance(value, ast.AST):
+        fields = [
+            f'{name}={_canonical(entry)}'
+            for name, entry in ast.iter_fields(value)
+            if name not in LEFT_OUT and entry is not None and entry != []
+        ]
+        return f'{type(value).__name__}({",".join(fields)})'
+    if isinstance(value, list):
+        return f'[{",".join(_canonical(entry) for entry in value if not _is_docstring(entry))}]'
+    return repr(value)
+
+
+def _is_docstring(statement: Any) -> bool:
+    """Return whether a statement is a text alone: a docstring, or the text below an attribute."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _definitions(path: str, _modified_ns: int) -> dict[str | int, Definition]:
+    """Return the classes and functions of a file by qualified name, and by the line they begin at."""
+    found: dict[str | int, Definition] = {}
+
+    def collect(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, Definition):
+                name = f'{prefix}{child.name}'
+                first = min([child.lineno, *(decorator.lineno for decorator in child.decorator_list)])
+                found[name] = found[first] = child
+                collect(child, f'{name}.' if isinstance(child, ast.ClassDef) else f'{name}.<locals>.')
+            else:
+                collect(child, prefix)
+
+    try:
+        collect(ast.parse(Path(path).read_bytes()), '')
+    except (SyntaxError, ValueError):  # imported from another text than the file has now
+        return {}
+    return found
+
+
+def _definition(path: Path, *keys: str | int) -> Definition | None:
+    """Return the definition of a file that one of the keys names; None where there is none."""
+    try:
+        definitions = _definitions(str(path), path.stat().st_mtime_ns)
+    except OSError:
+        return None
+    return next((definitions[key] for key in keys if key in definitions), None)
+
+
+def source_of_class(kind: type) -> SourceLines:
+    """Return where a class is defined; lines 0 and an empty hash where its source cannot be read."""
+    path = file_of_class(kind)
+    definition = None if path is None else _definition(path, kind.__qualname__)
+    return _lines(kind.__module__, path, definition)
+
+
+def source_of_function(function: Callable[..., Any]) -> SourceLines:
+    """Return where a Python function is defined, its decorators included; see `source_of_class`."""
+    code = function.__code__
+    path = Path(code.co_filename)
+    definition = _definition(path, code.co_firstlineno)
+    if definition is None or definition.name != code.co_name:  # the file has changed since it was imported
+        definition = _definition(path, function.__qualname__)
+    return _lines(module_of(function), path, definition)
+
+
+def module_of(function: Callable[..., Any]) -> str:
+    """Return the name of the module that has a function's code; a decorator's has not that of its method."""
+    return str(function.__globals__.get('__name__', function.__module__))
+
+
+def _lines(module: str, path: Path | None, definition: Definition | None) -> SourceLines:
+    file = _relative(module, path)
+    if definition is None:
+        return SourceLines(file, 0, 0, '')
+    return SourceLines(file, definition.lineno, int(definition.end_lineno or 0), code_sha256(definition))
+
+
+def _relative(module: str, path: Path | None) -> str:
+    """Return the path of a module's file relative to the folder that its top-level package is in."""
+    if path is None:
+        return f'{module.replace(".", "/")}.py'
+    depth = module.count('.') + (path.stem == '__init__') if module != '__main__' else 0
+    return Path(*path.parts[-(depth + 1) :]).as_posix()
+
+
+def file_of_class(kind: type) -> Path | None:
+    """Return the file that a class was defined in; None of classes of C extensions and the interpreter.
+
+    It is that of a method of the class where it has some: another module of the same name may have been
+    imported since.
+    """
+    for value in vars(kind).values():
+        function = inspect.unwrap(getattr(value, '__func__', value)) if callable(value) else None
+        code = getattr(function, '__code__', None)
+        if code is not None and function.__qualname__ == f'{kind.__qualname__}.{code.co_name}':
+            return Path(code.co_filename)
+    file = getattr(sys.modules.get(kind.__module__), '__file__', None)
+    return Path(file) if file and file.endswith('.py') else None
+
+
+def is_installed(package: str, path: Path) -> bool:
+    """Return whether a file is one that a distribution of OpenMMLab installed, and nobody has edited.
+
+    Copies of mmdet in a user's repository, editable installs of them and files that were changed in place
+    are not.
+    """
+    root, digests = _installed_files(package)
+    if root is None or not path.resolve().is_relative_to(root):
+        return False
+    name = path.resolve().relative_to(root.parent).as_posix()
+    return name not in digests or _sha256_urlsafe(path, path.stat().st_mtime_ns) == digests[name]
+
+
+@functools.lru_cache
+def _installed_files(package: str) -> tuple[Path | None, dict[str, str]]:
+    """Return the folder of an installed package, and path -> hash of its files as they were installed."""
+    for name in DISTRIBUTIONS.get(package, (package,)):
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        digests = {}
+        for line in (distribution.read_text('RECORD') or '').splitlines():
+            path, _, rest = line.rpartition(',sha256=')
+            if path.endswith('.py'):
+                digests[path] = rest.split(',')[0]
+        return Path(str(distribution.locate_file(package))).resolve(), digests
+    return None, {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256_urlsafe(path: Path, _modified_ns: int) -> str:
+    """Return the hash of a file as the RECORD of a wheel has it."""
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b'=').decode()
+
+
+def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
+    """Yield a method's Python function and those that its decorators wrap, the outermost first."""
+    function = getattr(function, '__func__', function)
+    while function is not None:
+        if hasattr(function, '__code__'):
+            yield function
+        function = getattr(function, '__wrapped__', None) or _decorated(function)
+
+
+def _decorated(function: Any) -> Callable[..., Any] | None:
+    """Return the function that a decorator of `DECORATORS` closes over, where mmcv's `jit` has it."""
+    if not hasattr(function, '__code__') or module_of(function) not in DECORATORS:
+        return None
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return next((content for content in cells if hasattr(content, '__code__')), None)

@@ -1,0 +1,148 @@
+"""What the graphs of a family compute in place of methods of the user's model, and whether they still may.
+
+A graph runs the user's own layers, but what stands around them it computes by itself: `get_bboxes`, a
+memory. A family names these methods (`Family.replaced`); hashes of the versions that its graphs follow are
+in the file `replaced_methods.json` of its folder, which
+`python -m mmdeploy_ext.families.replaced FAMILY...` writes again for the installed libraries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmdeploy_ext.core.source_code import (
+    DECORATORS,
+    SourceLines,
+    functions_behind,
+    module_of,
+    source_of_function,
+)
+
+TABLE = 'replaced_methods.json'
+"""File in the folder of a family: class -> method -> hashes of the versions that its graphs follow."""
+DIGITS = 16
+"""Of a hash in a table."""
+
+Followed = tuple[tuple[type | ModuleType, tuple[str, ...]], ...]
+"""Classes, or modules of functions, and names of their methods."""
+Table = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replaced:
+    """Methods of a part of a model that the graphs compute by themselves.
+
+    Attributes:
+        part: the live object, or the module of a function.
+        upstream: name of the class whose methods the graphs follow: a key of the family's table.
+        methods: their names; those that the table does not have for this class are none of its methods.
+    """
+
+    part: Any
+    upstream: str
+    methods: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DifferingMethod:
+    """A method of the user's model that is not the one that the graphs follow.
+
+    Attributes:
+        name: class and method, such as `StreamPETRHead.forward`.
+        file: that defines it, relative to the folder that it was imported from; '' where there is no such
+            method.
+        first: number of its first line; 0 where its source cannot be read.
+        last: number of its last line.
+        upstream: name of the class whose method the graphs follow.
+    """
+
+    name: str
+    file: str
+    first: int
+    last: int
+    upstream: str
+
+    @property
+    def text(self) -> str:
+        """The sentence of the verdict."""
+        if not self.file:
+            return f'{self.name} is not there; this export follows that of {self.upstream}'
+        lines = f' lines {self.first}-{self.last}' if self.first else ', whose source cannot be read'
+        return f'{self.name} differs from the one this export follows ({self.file}{lines})'
+
+
+def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[DifferingMethod]:
+    """Return the methods of a model that are not those that a family's graphs follow, each once."""
+    found = {}
+    for entry in replaced:
+        followed = table.get(entry.upstream)
+        if followed is None:
+            raise ValueError(f'{TABLE}: has no class {entry.upstream!r}; expected one that a family follows')
+        for method in entry.methods:
+            if method not in followed:
+                continue
+            source = _differing_source(getattr(entry.part, method, None), followed[method])
+            if source is not None:
+                owner = entry.part if isinstance(entry.part, ModuleType) else type(entry.part)
+                name = f'{owner.__name__}.{method}'
+                found[name] = DifferingMethod(name, source.file, source.first, source.last, entry.upstream)
+    return list(found.values())
+
+
+def _differing_source(method: Any, hashes: Sequence[str]) -> SourceLines | None:
+    """Return where a method is defined that has none of these hashes; None: it has one of them."""
+    functions = list(functions_behind(method))
+    if not functions:
+        return SourceLines('', 0, 0, '')
+    for function in functions:
+        source = source_of_function(function)
+        if source.sha256[:DIGITS] in hashes:
+            return None
+        if module_of(function) not in DECORATORS or function is functions[-1]:
+            return source
+    return None
+
+
+@functools.lru_cache
+def table_of(folder: Path) -> Table:
+    """Return the table of a family's folder; empty where it has none."""
+    path = folder / TABLE
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+
+
+def folder_of(family: object) -> Path:
+    """Return the folder of the module that has a family's class."""
+    return Path(str(sys.modules[type(family).__module__].__file__)).parent
+
+
+def hash_of(method: Any) -> str:
+    """Return the hash of a method as tables have it; decorators of `DECORATORS` do not count."""
+    for function in functions_behind(method):
+        if module_of(function) not in DECORATORS:
+            return source_of_function(function).sha256[:DIGITS]
+    raise ValueError(f'{method!r}: expected a function written in Python')
+
+
+def installed_hashes(followed: Followed) -> dict[str, dict[str, str]]:
+    """Return class -> method -> hash of the installed versions, of methods that the classes have."""
+    return {
+        kind.__name__: {name: hash_of(getattr(kind, name)) for name in methods if hasattr(kind, name)}
+        for kind, methods in followed
+    }
+
+
+def changed_hashes(table: Table, installed: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield a line for each installed method that a table does not follow, and for what only one side has."""
+    for kind, methods in installed.items():
+        for method, digest in methods.items():
+            hashes = table.get(kind, {}).get(method, ())
+            if digest not in hashes:
+                listed = ', '.join(hashes) or 'none'
+                yield f'{kind}.{method}: the installed one is {digest}, the table follows {listed}'
