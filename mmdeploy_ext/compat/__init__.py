@@ -11,7 +11,12 @@ It returns all the patches; `effective()` says later which of them had something
 `import_hook.Patch` for what a patch takes and returns.
 """
 
-from mmdeploy_ext.compat import patches_mmcv, patches_mmdet, patches_spconv  # noqa: F401 - they register
+from mmdeploy_ext.compat import (  # noqa: F401 - they register
+    patches_mmcv,
+    patches_mmdet,
+    patches_spconv,
+    patches_vendored,
+)
 from mmdeploy_ext.compat.import_hook import PATCHES
 
 apply, effective = PATCHES.apply, PATCHES.effective

@@ -11,15 +11,17 @@ from typing import Any, NoReturn
 
 import torch
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE
-from mmdet.models import dense_heads, detectors
 from mmdet.models.builder import DETECTORS, HEADS
-from mmdet.models.utils import transformer
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.padding import Level
 from mmdeploy_ext.families.parts.query_networks import DinoNetwork
+
+dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
+transformer = mmdet_module('mmdet.models.utils.transformer')
 
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 

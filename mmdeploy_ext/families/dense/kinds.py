@@ -9,10 +9,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from mmdet.core.anchor.point_generator import MlvlPointGenerator
-from mmdet.models import dense_heads as heads
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, positive
@@ -21,7 +20,9 @@ from mmdeploy_ext.families.parts.own_heads import OWN
 from mmdeploy_ext.families.parts.plain_heads import PLAIN, Kind
 from mmdeploy_ext.families.replaced import Replaced
 
-QUERIES = heads.DETRHead
+MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
+
+QUERIES = mmdet_module('mmdet.models.dense_heads').DETRHead
 """Heads of queries: dense ones by inheritance alone; they have no priors."""
 KINDS: dict[str, Kind] = PLAIN | OWN
 """Class of mmdet -> its kind; a subclass is of the same kind."""

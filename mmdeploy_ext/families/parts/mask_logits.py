@@ -8,11 +8,13 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from mmdet.models.utils import NormedConv2d
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.regions import Branch, Regions, stages_of
+
+NormedConv2d = mmdet_module('mmdet.models.utils').NormedConv2d
 
 Seen = 'tuple[torch.Tensor, list[torch.Tensor]]'
 """Features of regions (R, ...), and logits (R, C or 1, m, m) of every stage."""

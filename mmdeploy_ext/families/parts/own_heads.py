@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from mmdet.core.anchor.point_generator import MlvlPointGenerator
-from mmdet.models import dense_heads as heads
-from mmdet.models.utils.gaussian_target import get_local_maximum
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import positive
@@ -29,6 +27,10 @@ from mmdeploy_ext.families.parts.plain_heads import (
     scored,
     strides,
 )
+
+heads = mmdet_module('mmdet.models.dense_heads')
+MlvlPointGenerator = mmdet_module('mmdet.core.anchor.point_generator').MlvlPointGenerator
+get_local_maximum = mmdet_module('mmdet.models.utils.gaussian_target').get_local_maximum
 
 GUIDED = 'square_anchor_generator'
 """Attribute with the priors of heads of guided anchors, and of SABL's."""

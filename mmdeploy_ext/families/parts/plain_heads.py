@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from mmdet.core.anchor.anchor_generator import SSDAnchorGenerator
-from mmdet.core.bbox import coder as coders
-from mmdet.models import dense_heads as heads
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.rtmdet.head import RTMDetSepBNHead
+
+heads, coders = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.core.bbox.coder')
 
 Rows = 'Mapping[str, torch.Tensor]'
 

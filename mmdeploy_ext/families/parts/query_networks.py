@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.deformable_attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.sizes import hw
@@ -26,6 +26,8 @@ from mmdeploy_ext.families.parts.query_layers import (
     for_every_image,
     run_layer,
 )
+
+inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 NAMES = ('logits', 'boxes')
 SIDE = 0.05

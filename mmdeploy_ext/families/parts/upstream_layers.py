@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from mmcv.ops import deform_conv2d
 from mmcv.ops.merge_cells import BaseMergeCell
-from mmdet.models.dense_heads import TOODHead
 from mmdet.models.necks import BFP
-from mmdet.models.necks.dyhead import DyHeadBlock
 from torch import nn
 from torch.nn import functional
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
+
+TOODHead = mmdet_module('mmdet.models.dense_heads').TOODHead
+DyHeadBlock = mmdet_module('mmdet.models.necks.dyhead').DyHeadBlock
 
 WRAPPERS = 'mmcv.cnn.bricks.wrappers'
 """The module of mmcv that has its layers."""

@@ -9,27 +9,29 @@ from typing import Any
 
 from mmcv.cnn.bricks import transformer as bricks
 from mmcv.ops import multi_scale_deform_attn as deformable
-from mmdet.models import dense_heads as heads
-from mmdet.models import detectors, roi_heads
-from mmdet.models.plugins import MSDeformAttnPixelDecoder, PixelDecoder, TransformerEncoderPixelDecoder
-from mmdet.models.roi_heads.mask_heads import DynamicMaskHead
-from mmdet.models.seg_heads import MaskFormerFusionHead
-from mmdet.models.utils import positional_encoding, transformer
+from mmdet.models.utils import positional_encoding
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.plain_heads import chosen_coder
 from mmdeploy_ext.families.parts.regions import check_extractor, part_of, stages_of
 from mmdeploy_ext.models import dino
 
+heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
+roi_heads = mmdet_module('mmdet.models.roi_heads')
+mask_heads = mmdet_module('mmdet.models.roi_heads.mask_heads')
+seg_heads, plugins = mmdet_module('mmdet.models.seg_heads'), mmdet_module('mmdet.models.plugins')
+transformer = mmdet_module('mmdet.models.utils.transformer')
+
 DETECTORS = (dino.DINO, detectors.DETR, detectors.DeformableDETR)
 MASKFORMER = detectors.MaskFormer
 """What detectors of masks by queries are derived from."""
 MASK_DETECTORS = (detectors.Mask2Former, detectors.MaskFormer)
 MASK_HEADS = {
-    heads.Mask2FormerHead: (MSDeformAttnPixelDecoder,),
-    heads.MaskFormerHead: (PixelDecoder, TransformerEncoderPixelDecoder),
+    heads.Mask2FormerHead: (plugins.MSDeformAttnPixelDecoder,),
+    heads.MaskFormerHead: (plugins.PixelDecoder, plugins.TransformerEncoderPixelDecoder),
 }
 """Heads of masks -> their pixel decoders."""
 REGION_DETECTORS = (detectors.SparseRCNN,)
@@ -37,7 +39,7 @@ REGION_PARTS = dict(
     rpn_head=heads.EmbeddingRPNHead,
     roi_head=roi_heads.SparseRoIHead,
     bbox_head=roi_heads.DIIHead,
-    mask_head=DynamicMaskHead,
+    mask_head=mask_heads.DynamicMaskHead,
 )
 """Of detectors whose queries have regions."""
 HEADS = (heads.DETRHead, heads.DeformableDETRHead, dino.DINOHead)
@@ -109,7 +111,7 @@ def check_head(head: nn.Module) -> None:
 def check_mask_heads(head: nn.Module, fusion: nn.Module) -> None:
     """Refuse (ConfigError) heads of masks, or a part of them, that the graphs do not repeat."""
     check_class(type(head), tuple(MASK_HEADS), 'head of masks')
-    check_class(type(fusion), (MaskFormerFusionHead,), 'head that fuses masks')
+    check_class(type(fusion), (seg_heads.MaskFormerFusionHead,), 'head that fuses masks')
     pixels, decoder = head.pixel_decoder, head.transformer_decoder
     own = next(known for upstream, known in MASK_HEADS.items() if isinstance(head, upstream))
     check_class(type(pixels), own, 'pixel decoder')

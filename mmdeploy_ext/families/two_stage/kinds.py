@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmdet.models import detectors, roi_heads
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts import detector_parts, mask_settings
 from mmdeploy_ext.families.parts.mask_logits import check_flow
@@ -14,6 +14,8 @@ from mmdeploy_ext.families.parts.region_maps import grid_of
 from mmdeploy_ext.families.parts.regions import Regions, check_extractor, context_names, part_of, stages_of
 from mmdeploy_ext.families.two_stage import boxes, masks, points
 from mmdeploy_ext.families.two_stage.grid import check_grid
+
+detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
 
 PANOPTIC = detectors.TwoStagePanopticSegmentor
 KNOWN = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)

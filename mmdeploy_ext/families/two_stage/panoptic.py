@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from mmdet.models.builder import HEADS
-from mmdet.models.seg_heads import HeuristicFusionHead, PanopticFPNHead
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
@@ -34,6 +34,8 @@ from mmdeploy_ext.families.two_stage import graphs
 from mmdeploy_ext.families.two_stage.kinds import result_cfg
 from mmdeploy_ext.families.two_stage.proposals import smallest_input
 
+seg_heads = mmdet_module('mmdet.models.seg_heads')
+
 RATIO, MULTIPLE = 4, 32
 """Pixels of the input per pixel of the logits; sides of an input at which maps of all levels fit."""
 SEMANTIC = 'semantic_logits'
@@ -48,8 +50,8 @@ TIE_SCORE = 1e-6
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
     """Refuse (ConfigError) heads that the graph does not repeat, or of other classes each."""
     for key, upstream, methods in (
-        ('semantic_head', PanopticFPNHead, ('forward', 'simple_test')),
-        ('panoptic_fusion_head', HeuristicFusionHead, ('simple_test', '_lay_masks')),
+        ('semantic_head', seg_heads.PanopticFPNHead, ('forward', 'simple_test')),
+        ('panoptic_fusion_head', seg_heads.HeuristicFusionHead, ('simple_test', '_lay_masks')),
     ):
         own = HEADS.get((cfg.model.get(key) or {}).get('type') or '')
         if own is None or not issubclass(own, upstream):

@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from mmcv.cnn import bias_init_with_prob, constant_init
 from mmcv.runner import BaseModule
 from mmdet.models.builder import HEADS
-from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ShapeError
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.models.rtdetr.attention import DecoderLayer
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy
 from mmdeploy_ext.models.rtdetr.layers import MLP
+
+inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 ANCHOR_SIZE = 0.05
 MARGINS = 100

@@ -9,10 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from mmdet.models.utils.transformer import inverse_sigmoid
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from mmdeploy_ext.models.rtdetr.decoder import RTDETRDecoder
+
+inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,13 @@ Glossary: B batch, C classes, D embedding, N denoising queries, Q matched querie
 from collections.abc import Sequence
 
 import torch
-from mmdet.models.utils.transformer import inverse_sigmoid
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.models.rtdetr.decoder import RTDETRDecoder, Selection
 from mmdeploy_ext.models.rtdetr.denoising import DenoisingQueries, denoising_queries
 from mmdeploy_ext.models.rtdetr.losses import Objects, SetLoss
+
+inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 Prediction = tuple[torch.Tensor, torch.Tensor]
 """Class logits (B, Q, C) and boxes (B, Q, 4) cxcywh in 0..1."""

@@ -5,13 +5,15 @@ from typing import Any, Self
 
 import torch
 from mmcv.runner import BaseModule
-from mmdet.models.backbones.csp_darknet import SPPBottleneck
 from mmdet.models.builder import BACKBONES
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
+
+SPPBottleneck = mmdet_module('mmdet.models.backbones.csp_darknet').SPPBottleneck
 
 Stage = tuple[int, int, int, bool, bool]
 FINE = ((64, 128, 3, True, False), (128, 256, 6, True, False), (256, 512, 6, True, False))

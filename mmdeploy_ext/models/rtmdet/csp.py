@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
-from mmdet.models.utils import CSPLayer
 from torch import nn
+
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
+
+CSPLayer = mmdet_module('mmdet.models.utils').CSPLayer
 
 NORM = dict(type='BN', momentum=0.03, eps=0.001)
 SILU = dict(type='SiLU')

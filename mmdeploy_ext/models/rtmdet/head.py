@@ -8,16 +8,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
-from mmdet.core import build_bbox_coder, build_prior_generator
+from mmdet.core import build_bbox_coder
 from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.dense_heads.dense_test_mixins import BBoxTestMixin
 from mmdet.models.detectors import SingleStageDetector
-from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.rtmdet.csp import NORM, SILU, convolution
+
+build_prior_generator = mmdet_module('mmdet.core').build_prior_generator
+inverse_sigmoid = mmdet_module('mmdet.models.utils.transformer').inverse_sigmoid
 
 POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[8, 16, 32])
 DISTANCES = dict(type='DistancePointBBoxCoder')

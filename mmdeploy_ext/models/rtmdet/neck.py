@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet.models.builder import NECKS
-from mmdet.models.necks import YOLOXPAFPN
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.models.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
+
+YOLOXPAFPN = mmdet_module('mmdet.models.necks').YOLOXPAFPN
 
 NEAREST = dict(scale_factor=2, mode='nearest')
 

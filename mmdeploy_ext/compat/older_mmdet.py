@@ -1,0 +1,51 @@
+"""Names of mmdet 2.28.2 that the copy of mmdet in a repository may be too old to have.
+
+Families and models name classes of mmdet 2.28.2. Research repositories bring copies of mmdet 2.11 to 2.25
+that are imported in its place; what these lack is no part of their detectors.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+from typing import Any
+
+TRIED = (2, 28)
+"""The release that families and models are written for."""
+
+
+class OlderModule:
+    """A module of an mmdet older than 2.28, or one that it lacks: missing names are empty classes.
+
+    No object is an instance of such a class, so that what asks for one takes the other way. It can be derived
+    from, but neither it nor what is derived from it works.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        try:
+            return getattr(importlib.import_module(self._name), name)
+        except ModuleNotFoundError as error:
+            if not f'{self._name}.'.startswith(f'{error.name}.'):
+                raise
+        except AttributeError:
+            pass
+        return _missing_class(self._name, name)
+
+
+@functools.cache
+def _missing_class(module: str, name: str) -> type:
+    return type(name, (), {'__module__': module, '__doc__': f'{module} of this mmdet has no {name}.'})
+
+
+def mmdet_module(name: str) -> ModuleType | OlderModule:
+    """Return a module of mmdet by its full name; see `OlderModule` for an mmdet older than 2.28."""
+    import mmdet
+
+    release = tuple(int(part) for part in mmdet.__version__.split('.')[:2])
+    return importlib.import_module(name) if release >= TRIED else OlderModule(name)
