@@ -43,9 +43,14 @@ def _missing_class(module: str, name: str) -> type:
     return type(name, (), {'__module__': module, '__doc__': f'{module} of this mmdet has no {name}.'})
 
 
-def mmdet_module(name: str) -> ModuleType | OlderModule:
-    """Return a module of mmdet by its full name; see `OlderModule` for an mmdet older than 2.28."""
+def mmdet_release() -> tuple[int, int]:
+    """Return the first two numbers of the version of the imported mmdet."""
     import mmdet
 
-    release = tuple(int(part) for part in mmdet.__version__.split('.')[:2])
-    return importlib.import_module(name) if release >= TRIED else OlderModule(name)
+    major, minor = mmdet.__version__.split('.')[:2]
+    return int(major), int(minor)
+
+
+def mmdet_module(name: str) -> ModuleType | OlderModule:
+    """Return a module of mmdet by its full name; see `OlderModule` for an mmdet older than 2.28."""
+    return importlib.import_module(name) if mmdet_release() >= TRIED else OlderModule(name)

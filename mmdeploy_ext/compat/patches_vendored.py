@@ -1,10 +1,12 @@
 """What copies of mmdet in research repositories need beside mmcv-full 1.7.2, each patch with its reason."""
 
 import ast
+import inspect
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
-from mmdeploy_ext.compat.import_hook import Execute, patch, patched
+from mmdeploy_ext.compat.import_hook import Execute, after, patch, patched
 
 
 def _string_constants(module: ModuleType) -> dict[str, str]:
@@ -41,3 +43,63 @@ def mmdet_version_check(module: ModuleType, execute: Execute) -> bool:
     with patched(mmcv, __version__=newest):
         execute()
     return True
+
+
+@after('mmdet.core.anchor.anchor_generator', versions='mmdet 2.11.0 and 2.14.0')
+def priors_of_a_level(module: ModuleType) -> bool | None:
+    """Before mmdet 2.16 the priors of a level were float32 anchors; families ask for priors of a type.
+
+    mmdet 2.11 calls them anchors throughout, and takes sizes of maps as constants, which a graph of any size
+    must not.
+    """
+    generator = module.AnchorGenerator
+    present = getattr(generator, 'single_level_grid_priors', None)
+    if present is not None and 'dtype' in inspect.signature(present).parameters:
+        return False
+
+    def single_level_grid_priors(
+        self: Any, featmap_size: Sequence[Any], level_idx: int, dtype: Any = None, device: Any = 'cuda'
+    ) -> Any:
+        import torch
+
+        base = self.base_anchors[level_idx].to(device=device, dtype=dtype or torch.float32)
+        (height, width), (stride_x, stride_y) = featmap_size, self.strides[level_idx]
+        y = torch.arange(height, device=device).to(base.dtype) * stride_y
+        x = torch.arange(width, device=device).to(base.dtype) * stride_x
+        rows, columns = torch.meshgrid(y, x, indexing='ij')
+        shifts = torch.stack([columns, rows, columns, rows], dim=-1)
+        return (shifts.reshape(-1, 1, 4) + base).reshape(-1, 4)
+
+    generator.single_level_grid_priors = single_level_grid_priors
+    if not hasattr(generator, 'num_base_priors'):
+        generator.num_base_priors = property(lambda self: self.num_base_anchors)
+    return None
+
+
+@after('mmdet.models.dense_heads.anchor_head', versions='mmdet 2.11.0 and 2.14.0')
+def prior_generator_of_anchors(module: ModuleType) -> bool | None:
+    """Before mmdet 2.18 the generator of a head's priors was called `anchor_generator`."""
+    if 'self.prior_generator' in inspect.getsource(module.AnchorHead.__init__):
+        return False
+    module.AnchorHead.prior_generator = property(lambda self: self.anchor_generator)
+    return None
+
+
+@after('mmdet.core.bbox.coder.delta_xywh_bbox_coder', versions='mmdet 2.11.0')
+def coder_without_clamped_centres(module: ModuleType) -> bool | None:
+    """Before mmdet 2.13 no coder limited how far a centre moves, and none had the setting of it."""
+    coder = module.DeltaXYWHBBoxCoder
+    if 'add_ctr_clamp' in inspect.signature(coder.__init__).parameters:
+        return False
+    coder.add_ctr_clamp = False
+    return None
+
+
+@after('mmdet.models.roi_heads.bbox_heads.bbox_head', versions='mmdet 2.11.0 and 2.14.0')
+def softmax_of_box_heads(module: ModuleType) -> bool | None:
+    """Before mmdet 2.15 every head of boxes gave softmax scores; none asked its loss for the activation."""
+    head = module.BBoxHead
+    if hasattr(head, 'custom_cls_channels'):
+        return False
+    head.custom_cls_channels = head.custom_activation = False
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
@@ -259,8 +260,20 @@ def load_families(library: str | None = None) -> None:
     """Import the families that need a library, see `register_family`; None: all that can be imported."""
     for registration in registered().values():
         needed = registration.library
-        if needed == library or (library is None and (not needed or importlib.util.find_spec(needed))):
+        if needed == library or (library is None and not (needed and import_failure(needed))):
             FAMILIES.get(registration.name)
+
+
+@functools.cache
+def import_failure(library: str) -> str:
+    """Return why a library cannot be imported, such as beside the mmdet of a repository; '' if it can."""
+    if importlib.util.find_spec(library) is None:
+        return 'not installed'
+    try:
+        importlib.import_module(library)
+    except (ImportError, AssertionError) as error:
+        return f'{type(error).__name__}: {error}'
+    return ''
 
 
 def find_family(cfg: Any, product: str = '') -> Family:

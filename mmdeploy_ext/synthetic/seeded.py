@@ -79,9 +79,10 @@ def _shift_norms(model: nn.Module, shift: float) -> None:
 
     With a mean of 0 each of the 50 layers of a MobileNetV2 makes rounding a fifth larger.
     """
-    from mmdet.models.utils import InvertedResidual
+    from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
-    blocks = [part for part in model.modules() if isinstance(part, InvertedResidual)]
+    block = mmdet_module('mmdet.models.utils').InvertedResidual
+    blocks = [part for part in model.modules() if isinstance(part, block)]
     for part in [*blocks, model.neck] if shift and model.with_neck else ():
         for norm in norms_of(part):
             norm.bias.fill_(shift)

@@ -53,10 +53,10 @@ def _fill_rest(model: nn.Module, generator: torch.Generator) -> None:
 
     mmdet leaves the weight of an L2 norm as the memory was, for a checkpoint or `init_weights` to fill.
     """
-    from mmdet.models.necks.ssd_neck import L2Norm
+    from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
     for module in model.modules():
-        if isinstance(module, L2Norm):
+        if isinstance(module, mmdet_module('mmdet.models.necks.ssd_neck').L2Norm):
             module.weight.fill_(float(module.scale))
         for gate in _gates_of(module):
             gate.weight.mul_(GATES)
@@ -72,9 +72,10 @@ def _gates_of(module: nn.Module) -> list[nn.Module]:
     """Return the last layers of what a module computes of whole maps for their channels."""
     from mmcv.cnn import ContextBlock
     from mmdet.models.backbones.resnest import SplitAttentionConv2d
-    from mmdet.models.utils import SELayer
 
-    if isinstance(module, SELayer):
+    from mmdeploy_ext.compat.older_mmdet import mmdet_module
+
+    if isinstance(module, mmdet_module('mmdet.models.utils').SELayer):
         return [module.conv2.conv]
     if isinstance(module, SplitAttentionConv2d):
         return [module.fc2]
@@ -88,15 +89,17 @@ def _residual_ends(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the last normalisation of every residual block of convolutions."""
     from mmdet.models.backbones.darknet import ResBlock
     from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
-    from mmdet.models.utils import InvertedResidual
-    from mmdet.models.utils.csp_layer import DarknetBottleneck
 
+    from mmdeploy_ext.compat.older_mmdet import mmdet_module
+
+    inverted = mmdet_module('mmdet.models.utils').InvertedResidual
+    darknet = mmdet_module('mmdet.models.utils.csp_layer').DarknetBottleneck
     for block in model.modules():
         if isinstance(block, BasicBlock | Bottleneck):
             yield block.norm3 if isinstance(block, Bottleneck) else block.norm2
-        elif isinstance(block, ResBlock | DarknetBottleneck):
+        elif isinstance(block, ResBlock | darknet):
             yield getattr(block.conv2, 'pointwise_conv', block.conv2).norm
-        elif isinstance(block, InvertedResidual) and block.with_res_shortcut:
+        elif isinstance(block, inverted) and block.with_res_shortcut:
             yield block.linear_conv.norm
 
 

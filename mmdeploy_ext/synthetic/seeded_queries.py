@@ -63,17 +63,19 @@ PICTURES = slice(None, None, 2)
 
 def is_query(model: nn.Module) -> bool:
     """Return whether the head of a detector is one of queries."""
-    from mmdet.models.dense_heads import DETRHead, MaskFormerHead
+    from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
+    known = mmdet_module('mmdet.models.dense_heads')
     heads = (getattr(model, key, None) for key in ('bbox_head', 'panoptic_head'))
-    return any(isinstance(head, DETRHead | MaskFormerHead) for head in heads)
+    return any(isinstance(head, known.DETRHead | known.MaskFormerHead) for head in heads)
 
 
 def is_regional(model: nn.Module) -> bool:
     """Return whether the queries of a detector have regions of their own."""
-    from mmdet.models.dense_heads import EmbeddingRPNHead
+    from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
-    return isinstance(getattr(model, 'rpn_head', None), EmbeddingRPNHead)
+    head = mmdet_module('mmdet.models.dense_heads').EmbeddingRPNHead
+    return isinstance(getattr(model, 'rpn_head', None), head)
 
 
 def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:

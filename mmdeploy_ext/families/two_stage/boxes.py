@@ -11,6 +11,7 @@ import torch
 from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression
@@ -22,6 +23,10 @@ from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 METHODS = ('get_bboxes', 'regress_by_class')
 """Methods of upstream that the graph repeats."""
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
+SPLIT_BY_IMAGE = (2, 14)
+"""Release of mmdet since which regions of a batch are split by their image. Before it heads of one stage took
+regions whose lower side is at 0 for padding, and put zeros in place of what the head gives (compared: 2.11.0,
+2.14.0)."""
 
 
 def check_head(head: nn.Module) -> None:
@@ -66,6 +71,7 @@ class Boxes(nn.Module):
             Branch(roi_head, 'bbox', stage, bool(cap)) for stage in range(stages_of(roi_head))
         )
         self.config, self.cap = config, cap
+        self.padded_at_top = len(self.stages) == 1 and mmdet_release() < SPLIT_BY_IMAGE
 
     def forward(
         self,
@@ -90,6 +96,9 @@ class Boxes(nn.Module):
         for index, stage in enumerate(self.stages):
             given = () if seen is None else (seen,)
             scores, *deltas = (one.reshape(*regions.shape[:2], -1) for one in stage(maps, regions, *given))
+            if self.padded_at_top:
+                inside = regions[..., 3:] != 0
+                scores, *deltas = (torch.where(inside, one, 0.0) for one in (scores, *deltas))
             logits.append(scores)
             if seen is not None:
                 outputs = dict(zip(output_names(stage.head), (scores, *deltas), strict=True))

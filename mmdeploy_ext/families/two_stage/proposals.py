@@ -7,10 +7,12 @@ proposals kept per image at most.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.models import dense_heads as heads
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import limit
@@ -29,6 +31,9 @@ METHODS = (
 )
 """Methods of upstream that the graph repeats."""
 GUIDED = OWN['GuidedAnchorHead']
+STRICTLY_LONGER = {True: (2, 15), False: (2, 14)}
+"""Whether a head is a plain one -> release of mmdet since which sides have to be longer than a minimum
+(compared: 2.11.0, 2.14.0 and 2.25.3)."""
 
 
 def check_head(head: nn.Module) -> None:
@@ -53,8 +58,16 @@ def thresholds(head: nn.Module) -> NmsConfig:
 
 
 def smallest_side(head: nn.Module) -> float:
-    """Return `min_bbox_size`, pixels: sides have to be longer; below 0 any will do."""
-    return float(number('rpn.min_bbox_size', head.test_cfg.get('min_bbox_size', -1), float))
+    """Return what sides of proposals have to be longer than, pixels; below 0 any will do.
+
+    It is `min_bbox_size`. An mmdet before `STRICTLY_LONGER` keeps sides of that length, and with 0 also boxes
+    without area.
+    """
+    size = float(number('rpn.min_bbox_size', head.test_cfg.get('min_bbox_size', -1), float))
+    plain = not (is_guided(head) or is_staged(head))
+    if mmdet_release() >= STRICTLY_LONGER[plain]:
+        return size
+    return float(np.nextafter(np.float32(size), np.float32(0))) if size > 0 else -1.0
 
 
 def facts_of(head: nn.Module) -> dict[str, Any]:

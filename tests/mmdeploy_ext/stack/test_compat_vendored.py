@@ -1,0 +1,136 @@
+"""Copies of mmdet in research repositories: what they lack and what they refuse, by modules like theirs."""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+
+from mmdeploy_ext.compat import PATCHES, older_mmdet
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
+
+torch = pytest.importorskip('torch')
+mmcv = pytest.importorskip('mmcv')
+mmdet = pytest.importorskip('mmdet')
+
+VERSION_CHECK = '''
+import mmcv
+mmcv_minimum_version = '1.2.4'
+mmcv_maximum_version = {newest!r}
+seen = mmcv.__version__
+release = [int(part) for part in mmcv.__version__.split('.')]
+assert release <= [int(part) for part in mmcv_maximum_version.split('.')], f'MMCV=={{mmcv.__version__}}'
+'''
+
+
+def run_patched(tmp_path, name, source):
+    """Return a module of this name and source, run inside the patches, and never a part of sys.modules."""
+    path = tmp_path / 'module.py'
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    PATCHES.run(module, lambda: spec.loader.exec_module(module))
+    return module
+
+
+@pytest.mark.parametrize(('newest', 'seen'), [('1.4.0', '1.4.0'), ('1.8.0', mmcv.__version__)])
+def test_a_copy_of_mmdet_that_refuses_this_mmcv_is_imported(tmp_path, newest, seen):
+    before = mmcv.__version__
+    assert run_patched(tmp_path, 'mmdet', VERSION_CHECK.format(newest=newest)).seen == seen
+    assert mmcv.__version__ == before
+
+
+ANCHORS = '''
+import torch
+class AnchorGenerator:
+    def __init__(self):
+        self.strides = [(4, 8)]
+        self.base_anchors = [torch.tensor([[-1., -2, 1, 2], [-3, -1, 3, 1]])]
+    num_base_anchors = property(lambda self: [2])
+'''
+
+
+def slow_anchors(base, height, width, stride_x, stride_y):
+    return [[x0 + column * stride_x, y0 + row * stride_y, x1 + column * stride_x, y1 + row * stride_y]
+            for row in range(height) for column in range(width) for x0, y0, x1, y1 in base.tolist()]
+
+
+@pytest.mark.parametrize('size', [(2, 3), (1, 1), (0, 2)])
+def test_anchors_of_mmdet_2_11_are_priors_of_a_level(tmp_path, size):
+    generator = run_patched(tmp_path, 'mmdet.core.anchor.anchor_generator', ANCHORS).AnchorGenerator()
+    priors = generator.single_level_grid_priors(size, 0, dtype=torch.float64, device='cpu')
+    assert priors.dtype == torch.float64 and generator.num_base_priors == [2]
+    expected = slow_anchors(generator.base_anchors[0], *size, 4, 8)
+    assert priors.tolist() == expected
+
+
+def test_priors_of_an_mmdet_that_has_them_stay(tmp_path):
+    source = ANCHORS + '    def single_level_grid_priors(self, size, level, dtype=None): return "own"\n'
+    generator = run_patched(tmp_path, 'mmdet.core.anchor.anchor_generator', source).AnchorGenerator()
+    assert generator.single_level_grid_priors((2, 3), 0) == 'own'
+
+
+@pytest.mark.parametrize(('name', 'source', 'attributes'), [
+    ('mmdet.models.dense_heads.anchor_head',
+     'class AnchorHead:\n    def __init__(self): self.anchor_generator = 3\n', dict(prior_generator=3)),
+    ('mmdet.models.dense_heads.anchor_head',
+     'class AnchorHead:\n    def __init__(self): self.prior_generator = 4\n', dict(prior_generator=4)),
+    ('mmdet.core.bbox.coder.delta_xywh_bbox_coder',
+     'class DeltaXYWHBBoxCoder:\n    def __init__(self): pass\n', dict(add_ctr_clamp=False)),
+    ('mmdet.core.bbox.coder.delta_xywh_bbox_coder',
+     'class DeltaXYWHBBoxCoder:\n    def __init__(self, add_ctr_clamp=1): self.add_ctr_clamp = 1\n',
+     dict(add_ctr_clamp=1)),
+    ('mmdet.models.roi_heads.bbox_heads.bbox_head', 'class BBoxHead: pass\n',
+     dict(custom_cls_channels=False, custom_activation=False)),
+    ('mmdet.models.roi_heads.bbox_heads.bbox_head', 'class BBoxHead: custom_cls_channels = True\n',
+     dict(custom_cls_channels=True)),
+])
+def test_parts_of_an_older_mmdet_have_what_families_read(tmp_path, name, source, attributes):
+    module = run_patched(tmp_path, name, source)
+    (kind,) = (value for value in vars(module).values() if isinstance(value, type))
+    part = kind()
+    assert {key: getattr(part, key) for key in attributes} == attributes
+
+
+def test_a_class_that_an_older_mmdet_lacks_is_no_object_s_class(monkeypatch):
+    monkeypatch.setattr(mmdet, '__version__', '2.11.0')
+    heads = mmdet_module('mmdet.models.dense_heads')
+    assert heads.ATSSHead is sys.modules['mmdet.models.dense_heads'].ATSSHead
+    assert not isinstance(torch.nn.Linear(1, 1), heads.NewerHead) and heads.NewerHead is heads.NewerHead
+    assert mmdet_module('mmdet.models.newer_heads').NewerHead.__name__ == 'NewerHead'
+    assert mmdet_module('mmdet.models.dense_heads.newer.one').Other not in (heads.NewerHead, object)
+
+
+def test_a_name_that_the_mmdet_of_the_families_lacks_is_an_error(monkeypatch):
+    with pytest.raises(AttributeError):
+        _ = mmdet_module('mmdet.models.dense_heads').NewerHead
+    with pytest.raises(ModuleNotFoundError):
+        mmdet_module('mmdet.models.newer_heads')
+
+
+def test_a_library_that_a_module_of_an_older_mmdet_needs_is_named(monkeypatch):
+    monkeypatch.setattr(mmdet, '__version__', '2.11.0')
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'timm'", name='timm')
+
+    monkeypatch.setattr(older_mmdet, 'importlib', types.SimpleNamespace(import_module=missing))
+    with pytest.raises(ModuleNotFoundError, match='timm'):
+        _ = mmdet_module('mmdet.models.backbones').Swin
+
+
+@pytest.mark.parametrize(('version', 'smallest', 'sides'), [
+    ('2.14.0', 0, [0, 5]), ('2.28.2', 0, [5]), ('2.14.0', 5, [5]), ('2.28.2', 5, [])])
+def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatch, version, smallest, sides):
+    from mmdet.models import build_head
+
+    from mmdeploy_ext.families.two_stage.proposals import Proposals
+
+    monkeypatch.setattr(mmdet, '__version__', version)
+    test_cfg = dict(nms_pre=9, max_per_img=9, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=smallest)
+    head = build_head(dict(
+        type='RPNHead', in_channels=1, train_cfg=None, test_cfg=test_cfg,
+        anchor_generator=dict(type='AnchorGenerator', scales=[1], ratios=[1.0], strides=[5])))
+    boxes = torch.tensor([[[4., 4, 4, 4], [1, 1, 6, 6]]])
+    _, candidates = Proposals(head)._large(boxes, torch.ones(1, 2))
+    assert (boxes[candidates][:, 2] - boxes[candidates][:, 0]).tolist() == sides
