@@ -14,7 +14,6 @@ if __name__ == '__main__':
 import onnx  # noqa: E402
 
 from mmdeploy_ext.exporting import deployment as deploy  # noqa: E402
-from mmdeploy_ext.graph.io.constants import tensor_values  # noqa: E402
 from mmdeploy_ext.graph.io.index import all_tensors  # noqa: E402
 
 IMAGES = {
@@ -42,7 +41,7 @@ def digest(name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for path in _export(name, Path(folder)):
             for tensor in all_tensors(onnx.load(path)):
-                array = tensor_values(tensor)
+                array = onnx.numpy_helper.to_array(tensor)
                 values = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
                 found.append(f'{array.dtype.str} {array.shape} '.encode() + values)
     return hashlib.sha256(b'\n'.join(sorted(found))).hexdigest()

@@ -15,12 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from mmdeploy_ext.graph.diff.align import align
 from mmdeploy_ext.graph.diff.program import Constants, Program
 from mmdeploy_ext.graph.diff.structure import Change, attributes, changes, exact_text
-from mmdeploy_ext.graph.io.constants import constant_value, dense_values, tensor_values
-from mmdeploy_ext.graph.io.index import all_nodes, bodies, label
+from mmdeploy_ext.graph.io.constants import constant_value, dense_values
+from mmdeploy_ext.graph.io.index import all_nodes, bodies, node_label
 from mmdeploy_ext.graph.io.modules import module_path
 
 KEPT_OUT = ('metadata',)
@@ -91,7 +92,7 @@ class _Scope:
         inputs = set(_names(graph.input))
         for tensor in getattr(graph, 'initializer', ()):
             if tensor.name not in inputs:
-                known[tensor.name] = _constant(tensor_values(tensor))
+                known[tensor.name] = _constant(numpy_helper.to_array(tensor))
         for sparse in getattr(graph, 'sparse_initializer', ()):
             known[sparse.values.name] = _constant(dense_values(sparse))
         return [self._node(node, known) for node in graph.node]
@@ -168,7 +169,7 @@ def _constant(array: np.ndarray) -> str:
 
 
 def _default(tensor: onnx.TensorProto | None) -> str:
-    return 'needed' if tensor is None else _constant(tensor_values(tensor))
+    return 'needed' if tensor is None else _constant(numpy_helper.to_array(tensor))
 
 
 def _typed(value: onnx.ValueInfoProto) -> str:
@@ -240,7 +241,7 @@ def _unexplained(model: onnx.ModelProto, mine: Signature, other: Signature) -> l
     """Return what the alignment does not tell: nodes without a counterpart whose inputs all have one."""
     nodes, theirs, unlike = model.graph.node, {*other.tensors.values()}, 'is not the same as in the reference'
     found = [
-        GraphDifference('node', label(nodes, place), module_path(node), f'{node.op_type} {unlike}')
+        GraphDifference('node', node_label(nodes, place), module_path(node), f'{node.op_type} {unlike}')
         for place, (node, digest) in enumerate(zip(nodes, mine.made, strict=True))
         if digest
         and digest not in other.nodes

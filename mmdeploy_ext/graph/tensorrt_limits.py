@@ -17,7 +17,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import EngineError
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS, check_ordinary
-from mmdeploy_ext.graph.io.index import all_graphs, listed
+from mmdeploy_ext.graph.io.index import all_graphs, join_names
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.io.types import fold_shapes
 from mmdeploy_ext.graph.passes.roi_align import is_replaced
@@ -175,7 +175,7 @@ def _grouped(found: Sequence[Refusal]) -> list[str]:
     for refusal in found:
         groups.setdefault((refusal.operator, refusal.reason), []).append(refusal.node)
     return [
-        f'{listed(nodes, 3)}{f" ({operator})" if operator else ""}: {reason}'
+        f'{join_names(nodes, 3)}{f" ({operator})" if operator else ""}: {reason}'
         for (operator, reason), nodes in groups.items()
     ]
 

@@ -41,10 +41,9 @@ def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
 
 
 def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
-    from onnx import checker, shape_inference
+    from onnx import checker, numpy_helper, shape_inference
 
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
-    from mmdeploy_ext.graph.io.constants import tensor_values
     from mmdeploy_ext.graph.io.index import all_tensors
 
     opsets = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
@@ -64,7 +63,7 @@ def _model_rules(file: str, model: onnx.ModelProto) -> Iterator[Violation]:
         return
     for tensor in all_tensors(model):
         try:
-            values = tensor_values(tensor)
+            values = numpy_helper.to_array(tensor)
         except (KeyError, TypeError, ValueError) as error:
             said = f'{file}: the weights of {tensor.name!r} cannot be read: {type(error).__name__}: {error}'
             yield Violation(file, tensor.name, 'onnx', said)

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.files import atomic_path, write_json
 from mmdeploy_ext.core.pages import embedded_json, template
 from mmdeploy_ext.core.printable import escape
 from mmdeploy_ext.graph.diff.findings import Comparison, Difference, Entry
-from mmdeploy_ext.graph.io.index import listed
+from mmdeploy_ext.graph.io.index import join_names
 from mmdeploy_ext.proving.axes import BOTTOM, HEIGHT, TOP, WIDTH, Axes, svg, text
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _other_outputs(found: Comparison) -> Iterator[str]:
             yield f'{what.format(", ".join(names))} {where}'
     if found.renamed:
         pairs = [f'{mate} is called {name}' for mate, name in found.renamed.items()]
-        yield f'output {listed(pairs, LISTED)} in {file}'
+        yield f'output {join_names(pairs, LISTED)} in {file}'
 
 
 def _numbers(found: Comparison) -> str:
@@ -60,7 +60,7 @@ def _numbers(found: Comparison) -> str:
     if found.agreeing and found.restructured:
         return _other_structure(found)
     if first is not None and not first.exact:
-        nodes = listed(first.nodes, LISTED)
+        nodes = join_names(first.nodes, LISTED)
         return f'the first difference is at one of {nodes}; they cannot be told apart'
     if first is not None:
         where = f' in {first.module}' if first.module else ''

@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.graph.diff.program import Alignment, Program
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import all_nodes, operator
+from mmdeploy_ext.graph.io.index import all_nodes, operator_name
 from mmdeploy_ext.graph.io.operators import defaults_of, opsets_of
 from mmdeploy_ext.proving.tensors import ArrayDistance, shape_text
 
@@ -62,7 +62,7 @@ def _node_changes(
     where, node, other = left.index.label(ours), left.index.nodes[ours], right.index.nodes[theirs]
     mine, his = attributes(node, left.index.model), attributes(other, right.index.model)
     if (node.domain, node.op_type) != (other.domain, other.op_type):
-        detail = f'is {operator(node)}, in the reference {operator(other)}'
+        detail = f'is {operator_name(node)}, in the reference {operator_name(other)}'
         yield Change('node', where, detail, ours, theirs)
         mine, his = {}, {}
     for name in sorted(mine.keys() | his.keys()):
@@ -177,4 +177,4 @@ def _tables(model: onnx.ModelProto) -> dict[str, dict[str, str]]:
 
 def _typed(value: onnx.ValueInfoProto) -> str:
     name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-    return f'{name} {types.sizes(value.type)}'
+    return f'{name} {types.shape_label(value.type)}'

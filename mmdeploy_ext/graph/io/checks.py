@@ -3,24 +3,24 @@
 import graphlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
 
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.printable import shortened
-from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, label, reads, writes
+from mmdeploy_ext.graph.io.index import all_nodes, all_tensors, node_label, reads, writes
 from mmdeploy_ext.proving.tensors import shape_text
 
-Name = str | os.PathLike[str]
-AGAIN = 'export it again, or download it again if it came from elsewhere'
-_KINDS = onnx.TensorProto
-WHOLE_BYTES = frozenset(range(_KINDS.FLOAT, _KINDS.BFLOAT16 + 1))
-WHOLE_BYTES -= {_KINDS.STRING, _KINDS.COMPLEX64, _KINDS.COMPLEX128}
-"""Kinds of which every element is one number of whole bytes."""
+FileName = str | os.PathLike[str]
+EXPORT_AGAIN = 'export it again, or download it again if it came from elsewhere'
 DEFAULT_DOMAINS = ('', 'ai.onnx')
 SPARSE_OPERATORS = ('SparseConvolution', 'ScatterDense')
+_DTYPES = onnx.TensorProto
+WHOLE_BYTES = frozenset(range(_DTYPES.FLOAT, _DTYPES.BFLOAT16 + 1))
+WHOLE_BYTES -= {_DTYPES.STRING, _DTYPES.COMPLEX64, _DTYPES.COMPLEX128}
+"""Data types of which every element is one number of whole bytes."""
 
 
 def is_sparse(model: onnx.ModelProto) -> bool:
@@ -37,10 +37,12 @@ def check_ordinary(model: onnx.ModelProto) -> None:
         )
 
 
-def check_opsets(model: onnx.ModelProto, name: Name = 'the model') -> None:
+def check_opsets(model: onnx.ModelProto, name: FileName) -> None:
     """Raise ModelFileError for a model that states no opset, or one that the installed onnx does not know."""
     if not model.opset_import:
-        raise ModelFileError(f'{name}: states no opset; it was cut short, or is not an ONNX file: {AGAIN}')
+        raise ModelFileError(
+            f'{name}: states no opset; it was cut short, or is not an ONNX file: {EXPORT_AGAIN}'
+        )
     newest = onnx.defs.onnx_opset_version()
     for entry in model.opset_import:
         if entry.domain in DEFAULT_DOMAINS and entry.version > newest:
@@ -55,11 +57,13 @@ def check_opsets(model: onnx.ModelProto, name: Name = 'the model') -> None:
         )
 
 
-def check_names(model: onnx.ModelProto, name: Name) -> None:
+def check_names(model: onnx.ModelProto, name: FileName) -> None:
     """Raise ModelFileError for a name that is not UTF-8, which protobuf gives as bytes."""
-    for where, text in _names(model):
+    for owner, text in _names(model):
         if isinstance(text, bytes):
-            raise ModelFileError(f'{name}: the name of {where} is not UTF-8: {shortened(text)}; {AGAIN}')
+            raise ModelFileError(
+                f'{name}: the name of {owner} is not UTF-8: {shortened(text)}; {EXPORT_AGAIN}'
+            )
 
 
 def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
@@ -81,62 +85,63 @@ def _names(model: onnx.ModelProto) -> Iterator[tuple[str, str | bytes]]:
             yield f'an axis of {value.name}', axis.dim_param
 
 
-def check_bytes(model: onnx.ModelProto, name: Name) -> None:
+def check_bytes(model: onnx.ModelProto, name: FileName) -> None:
     """Raise ModelFileError, with the tensor, for weights that were cut short or are another tensor's."""
     for tensor in all_tensors(model):
         if tensor.data_type not in WHOLE_BYTES:
             continue
-        each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        held, wanted = len(tensor.raw_data), math.prod(tensor.dims) * each
+        item_size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        stored, expected = len(tensor.raw_data), math.prod(tensor.dims) * item_size
         if not tensor.HasField('raw_data'):
-            held = len(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type))) * each
-        if held != wanted:
+            field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+            stored = len(getattr(tensor, field)) * item_size
+        if stored != expected:
             raise ModelFileError(
-                f'{name}: the weights of {tensor.name!r} are {held} bytes, and its shape '
-                f'{shape_text(tensor.dims)} takes {wanted}; they were cut short, or are of another model: '
-                f'{AGAIN}'
+                f'{name}: the weights of {tensor.name!r} are {stored} bytes, and its shape '
+                f'{shape_text(tensor.dims)} takes {expected}; they were cut short, or are of another model: '
+                f'{EXPORT_AGAIN}'
             )
 
 
-def check_order(model: onnx.ModelProto, name: Name = 'the model') -> None:
+def check_order(model: onnx.ModelProto, name: FileName = 'the model') -> None:
     """Raise ModelFileError for nodes in a cycle, out of order, or that read what nothing makes."""
     graph = model.graph
-    made = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-    made.update(entry.values.name for entry in graph.sparse_initializer)
-    later = {out: at for at, node in enumerate(graph.node) for out in writes(node)}
+    available = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    available.update(entry.values.name for entry in graph.sparse_initializer)
+    producers = {output: position for position, node in enumerate(graph.node) for output in writes(node)}
     for position, node in enumerate(graph.node):
         for tensor in reads(node):
-            if tensor in made:
+            if tensor in available:
                 continue
-            if tensor not in later:
-                why = ', which no node, input or initializer gives'
-            elif cycle := _cycle(graph, later):
-                why = f', which depends on itself: {" -> ".join(cycle)} is a cycle'
+            if tensor not in producers:
+                reason = ', which no node, input or initializer gives'
+            elif cycle := _cycle(graph, producers):
+                reason = f', which depends on itself: {" -> ".join(cycle)} is a cycle'
             else:
-                maker = label(graph.node, later[tensor])
-                why = f' before node {maker} has written it: nodes must be in topological order'
-            who = f'{name}: node {label(graph.node, position)} ({node.op_type})'
-            raise ModelFileError(f'{who} reads {tensor!r}{why}')
-        made.update(writes(node))
-    missing = [value.name for value in graph.output if value.name not in made]
+                producer = node_label(graph.node, producers[tensor])
+                reason = f' before node {producer} has written it: nodes must be in topological order'
+            reader = node_label(graph.node, position)
+            raise ModelFileError(f'{name}: node {reader} ({node.op_type}) reads {tensor!r}{reason}')
+        available.update(writes(node))
+    missing = [value.name for value in graph.output if value.name not in available]
     if missing:
         raise ModelFileError(f'{name}: no node gives the outputs {", ".join(missing)}')
 
 
-def _cycle(graph: onnx.GraphProto, producers: Mapping[str, int]) -> list[str]:
+def _cycle(graph: onnx.GraphProto, producers: dict[str, int]) -> list[str]:
     """Return the nodes of a cycle, or []."""
-    above = {
+    predecessors = {
         position: [producers[tensor] for tensor in reads(node) if tensor in producers]
         for position, node in enumerate(graph.node)
     }
     try:
-        graphlib.TopologicalSorter(above).prepare()
+        graphlib.TopologicalSorter(predecessors).prepare()
     except graphlib.CycleError as error:
-        return [label(graph.node, position) for position in error.args[1]]
+        return [node_label(graph.node, position) for position in error.args[1]]
     return []
 
 
-def without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
+def names_without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
     """Return the tensors whose shape is not even stated as open."""
     return [
         value.name
@@ -145,13 +150,15 @@ def without_shape(values: Sequence[onnx.ValueInfoProto]) -> list[str]:
     ]
 
 
-def check(model: onnx.ModelProto | Path, name: Name) -> None:
+def check_valid(model: onnx.ModelProto | Path, name: FileName) -> None:
     """Let onnx.checker look at a model, or a file when it is too large; a ModelFileError has its message."""
     if isinstance(model, onnx.ModelProto) and is_sparse(model):
         return
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        bare = without_shape((*model.graph.input, *model.graph.output)) if hasattr(model, 'graph') else []
-        hint = f' (of {", ".join(bare)}; graph.py set-shape states those of inputs)' if bare else ''
+        hint = ''
+        if isinstance(model, onnx.ModelProto):
+            names = names_without_shape((*model.graph.input, *model.graph.output))
+            hint = f' (of {", ".join(names)}; graph.py set-shape states those of inputs)' if names else ''
         raise ModelFileError(f'{name}: would not be a valid model: {error}{hint}') from error

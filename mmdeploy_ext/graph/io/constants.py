@@ -8,26 +8,21 @@ from onnx import AttributeProto, helper, numpy_helper
 
 from mmdeploy_ext.graph.io.index import refill
 
-VALUE_TYPES = {
+ATTRIBUTE_DTYPES = {
     **dict.fromkeys((AttributeProto.FLOAT, AttributeProto.FLOATS), np.float32),
     **dict.fromkeys((AttributeProto.INT, AttributeProto.INTS), np.int64),
 }
-"""Types of a Constant node's attribute that is no tensor -> type of the values."""
-
-
-def tensor_values(tensor: onnx.TensorProto) -> np.ndarray:
-    """Return the values of a tensor, whatever field holds them."""
-    return numpy_helper.to_array(tensor)
+"""Type of a Constant node's attribute that is no tensor -> dtype of the values."""
 
 
 def dense_values(sparse: onnx.SparseTensorProto) -> np.ndarray:
-    """Return a sparse tensor as a dense array; its places are numbers of elements, or coordinates."""
-    values, places = tensor_values(sparse.values), tensor_values(sparse.indices)
+    """Return a sparse tensor as a dense array; its indices are flat, or coordinates."""
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     array = np.zeros(tuple(sparse.dims), values.dtype)
-    if places.ndim == 1:
-        array.reshape(-1)[places] = values
+    if indices.ndim == 1:
+        array.reshape(-1)[indices] = values
     else:
-        array[tuple(places.T)] = values
+        array[tuple(indices.T)] = values
     return array
 
 
@@ -35,31 +30,32 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
     """Return what a Constant node holds, None for another node or a value that only its caller knows."""
     if node.op_type != 'Constant' or node.domain not in ('', 'ai.onnx') or len(node.attribute) != 1:
         return None
-    (entry,) = node.attribute
-    if entry.ref_attr_name:
+    (attribute,) = node.attribute
+    if attribute.ref_attr_name:
         return None
-    value = helper.get_attribute_value(entry)
-    if entry.type == AttributeProto.TENSOR:
-        return tensor_values(value)
-    if entry.type == AttributeProto.SPARSE_TENSOR:
+    value = helper.get_attribute_value(attribute)
+    if attribute.type == AttributeProto.TENSOR:
+        return numpy_helper.to_array(value)
+    if attribute.type == AttributeProto.SPARSE_TENSOR:
         return dense_values(value)
-    return np.asarray(value, VALUE_TYPES.get(entry.type, object))
+    return np.asarray(value, ATTRIBUTE_DTYPES.get(attribute.type, object))
 
 
-def constants_to_initializers(graph: onnx.GraphProto, kind: int | None = None) -> None:
-    """Make initializers of what Constant nodes hold, in place; of one data type alone where it is given."""
-    tensors = [constant_tensor(node) for node in graph.node]
-    made = {one.name: one for one in tensors if one is not None and kind in (None, one.data_type)}
-    graph.initializer.extend(made.values())
-    refill(graph, node=[node for node in graph.node if made.keys().isdisjoint(node.output)])
+def constants_to_initializers(graph: onnx.GraphProto, data_type: int | None = None) -> None:
+    """Turn the Constant nodes of a graph into initializers, in place; texts stay.
 
-
-def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Return what a Constant node holds as an initializer, None for another node and for text."""
-    value = constant_value(node)
-    if value is None or value.dtype == object:
-        return None
-    (entry,) = node.attribute
-    tensor = copy.copy(entry.t if entry.type == AttributeProto.TENSOR else numpy_helper.from_array(value))
-    tensor.name = node.output[0]
-    return tensor
+    With `data_type` only the constants of that type become initializers.
+    """
+    initializers = {}
+    for node in graph.node:
+        value = constant_value(node)
+        if value is None or value.dtype == object:
+            continue
+        (attribute,) = node.attribute
+        is_tensor = attribute.type == AttributeProto.TENSOR
+        tensor = copy.copy(attribute.t if is_tensor else numpy_helper.from_array(value))
+        tensor.name = node.output[0]
+        if data_type in (None, tensor.data_type):
+            initializers[tensor.name] = tensor
+    graph.initializer.extend(initializers.values())
+    refill(graph, node=[node for node in graph.node if initializers.keys().isdisjoint(node.output)])

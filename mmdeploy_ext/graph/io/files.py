@@ -27,7 +27,7 @@ from mmdeploy_ext.core.files import (
     external_locations,
 )
 from mmdeploy_ext.graph.io import checks, types
-from mmdeploy_ext.graph.io.checks import AGAIN, Name, is_sparse
+from mmdeploy_ext.graph.io.checks import EXPORT_AGAIN, FileName, is_sparse
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
@@ -38,7 +38,7 @@ SMALLEST_EXTERNAL = 1024
 """Bytes: smaller tensors (shapes, axes) stay in the model file, where shape inference sees them."""
 
 
-def read(path: Name) -> onnx.ModelProto:
+def read(path: FileName) -> onnx.ModelProto:
     """Read an ONNX file as it is, broken graphs too, without external data; else raise ModelFileError."""
     try:
         check_regular(path)
@@ -55,15 +55,15 @@ def read(path: Name) -> onnx.ModelProto:
     except (DecodeError, ValueError) as error:
         raise ModelFileError(
             f'{path}: is not a readable ONNX file ({type(error).__name__}); it was cut short, or is of '
-            f'another kind: {AGAIN}'
+            f'another kind: {EXPORT_AGAIN}'
         ) from error
     if not model.graph.node:
-        raise ModelFileError(f'{path}: holds no graph: expected an ONNX file with nodes; {AGAIN}')
+        raise ModelFileError(f'{path}: holds no graph: expected an ONNX file with nodes; {EXPORT_AGAIN}')
     checks.check_names(model, path)
     return model
 
 
-def read_shapes(path: Name) -> onnx.ModelProto:
+def read_shapes(path: FileName) -> onnx.ModelProto:
     """Do as `read`, and read what is small of the external data that are there: shapes, not weights."""
     model = read(path)
     for tensor in all_tensors(model):
@@ -75,7 +75,7 @@ def read_shapes(path: Name) -> onnx.ModelProto:
     return model
 
 
-def load(path: Name) -> onnx.ModelProto:
+def load(path: FileName) -> onnx.ModelProto:
     """Read an ONNX file with all its weights and make sure that it can be worked on.
 
     Raises:
@@ -93,11 +93,12 @@ def load(path: Name) -> onnx.ModelProto:
 
 def external_files(model: onnx.ModelProto, folder: Path) -> dict[str, Path]:
     """Return tensor name -> file of all tensors of a model that are stored outside of it."""
-    return {
-        tensor.name: folder / next((one.value for one in tensor.external_data if one.key == 'location'), '')
-        for tensor in all_tensors(model)
-        if external_data.uses_external_data(tensor)
-    }
+    locations = {}
+    for tensor in all_tensors(model):
+        if external_data.uses_external_data(tensor):
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            locations[tensor.name] = folder / entries.get('location', '')
+    return locations
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
@@ -113,15 +114,15 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     try:
         external_data.load_external_data_for_model(model, os.fspath(path.parent))
     except CANNOT_READ as error:
-        found = ', '.join(sorted({file.name for file in files.values()}))
+        names = ', '.join(sorted({file.name for file in files.values()}))
         raise ModelFileError(
-            f'{path}: its external data ({found}) cannot be read; was it cut short, or is it of another '
+            f'{path}: its external data ({names}) cannot be read; was it cut short, or is it of another '
             f'model? ({error})'
         ) from error
 
 
 def save(
-    model: onnx.ModelProto, path: Name, *, inputs: Sequence[Name] = (), limit: int = PROTOBUF_LIMIT
+    model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] = (), limit: int = PROTOBUF_LIMIT
 ) -> list[Path]:
     """Check a model and write it; what was there stays as it is until the new file is whole.
 
@@ -138,14 +139,18 @@ def save(
     """
     path = Path(path)
     external = serialised_size(model) > limit
-    targets = [path, _data_path(path)] if external else [path]
+    targets = [path]
+    if external:
+        used = external_locations(path) if path.exists() else ()
+        free = [data for data in _data_paths(path) if data.name not in used]
+        targets.append(free[0] if free else _data_paths(path)[0])
     check_targets(targets, inputs)
     checks.check_order(model, path)
     model = with_output_shapes(model)
     if external:
         save_external(model, *targets)
         return targets
-    checks.check(model, path)
+    checks.check_valid(model, path)
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return targets
@@ -156,16 +161,17 @@ def with_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime runs files without them, and some exporters write such; onnx calls them not valid.
     """
-    if is_sparse(model) or not (missing := checks.without_shape(model.graph.output)):
+    missing = checks.names_without_shape(model.graph.output)
+    if is_sparse(model) or not missing:
         return model
-    result, found = copy.deepcopy(model), types.infer(model)
+    result, inferred = copy.deepcopy(model), types.infer(model)
     for value in result.graph.output:
-        if value.name in missing and types.shape(found.get(value.name)) is not None:
-            value.type.CopyFrom(found[value.name])
+        if value.name in missing and types.shape(inferred.get(value.name)) is not None:
+            value.type.CopyFrom(inferred[value.name])
     return result
 
 
-def check_targets(targets: Sequence[Name], inputs: Sequence[Name]) -> None:
+def check_targets(targets: Sequence[FileName], inputs: Sequence[FileName]) -> None:
     """Raise UsageError to write over an input or its external data, and where nothing can be written."""
     check_outputs({'--output': targets}, {'the input': inputs})
     for target in targets:
@@ -194,7 +200,7 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
         layout = dict(size_threshold_bytes=SMALLEST_EXTERNAL, alignment=ALIGNMENT, align_threshold=0)
         onnx_ir.save(onnx_ir.from_proto(model), new, external_data=data.name, **layout)
         if checked and not is_sparse(model):
-            checks.check(new, path)
+            checks.check_valid(new, path)
         new.replace(temporary)
         new_data.replace(temporary_data)
     for name in outdated:
@@ -203,12 +209,6 @@ def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bo
 
 def _data_paths(path: Path) -> tuple[Path, Path]:
     return path.with_name(f'{path.name}.data'), path.with_name(f'{path.name}.2.data')
-
-
-def _data_path(path: Path) -> Path:
-    """Return the file for large tensors that the model which is there does not use."""
-    used = external_locations(path) if path.exists() else ()
-    return next((data for data in _data_paths(path) if data.name not in used), _data_paths(path)[0])
 
 
 @contextlib.contextmanager

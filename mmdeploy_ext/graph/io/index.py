@@ -1,4 +1,4 @@
-"""Which nodes write and read every tensor of a graph: lookups by name that suggest similar names.
+"""An index of the nodes that write and read every tensor of a graph; lookups suggest similar names.
 
 A node is named by its position in `graph.node`, because names may be missing or shared; people write its name
 or '#12'. Needs onnx only.
@@ -32,7 +32,7 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def all_graphs(model: onnx.ModelProto | onnx.GraphProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Yield the main graph, or a graph that is given, the functions and every body in them."""
+    """Yield the main graph, the functions and every body in them; of a graph, itself and its bodies."""
     waiting = [model.graph, *model.functions] if isinstance(model, onnx.ModelProto) else [model]
     while waiting:
         graph = waiting.pop()
@@ -59,13 +59,13 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 def captured(node: onnx.NodeProto) -> list[str]:
     """Return the outer tensors that a node's bodies read, in order, each once."""
-    found: list[str] = []
+    names: list[str] = []
     for body in bodies(node):
-        own = {'', *(value.name for value in (*body.input, *body.initializer))}
-        own.update(name for inner in body.node for name in inner.output)
-        read = [name for inner in body.node for name in reads(inner)]
-        found += [name for name in (*read, *(value.name for value in body.output)) if name not in own]
-    return list(dict.fromkeys(found))
+        inner = {'', *(value.name for value in (*body.input, *body.initializer))}
+        inner.update(name for inner_node in body.node for name in inner_node.output)
+        inputs = [name for inner_node in body.node for name in reads(inner_node)]
+        names += [name for name in (*inputs, *(value.name for value in body.output)) if name not in inner]
+    return list(dict.fromkeys(names))
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
@@ -79,42 +79,42 @@ def writes(node: onnx.NodeProto) -> list[str]:
 
 
 def refill(message: Message, **fields: Iterable[Message]) -> None:
-    """Replace what repeated fields of a message hold, in place, by copies of other entries or of its own."""
+    """Replace the entries of repeated fields in place by copies; the new entries may be old ones."""
     for name, entries in fields.items():
-        kept = copy.deepcopy(list(entries))
+        copies = copy.deepcopy(list(entries))
         message.ClearField(name)
-        getattr(message, name).extend(kept)
+        getattr(message, name).extend(copies)
 
 
-def label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
-    """Return what to call a node: its name, or '#12 (Conv)' when it has none."""
+def node_label(nodes: Sequence[onnx.NodeProto], position: int) -> str:
+    """Return a node's name, or '#12 (Conv)' when it has none."""
     node = nodes[position]
     return node.name or f'#{position} ({node.op_type})'
 
 
-def operator(node: onnx.NodeProto) -> str:
+def operator_name(node: onnx.NodeProto) -> str:
     """Return the operator of a node, with its domain where that is not ONNX's own."""
     return f'{node.domain}.{node.op_type}' if node.domain not in ('', 'ai.onnx') else node.op_type
 
 
-def free_name(name: str, taken: Collection[str]) -> str:
+def free_name(name: str, used_names: Collection[str]) -> str:
     """Return a name that no tensor has, for an inner tensor that gives its name to another."""
     name = f'{name}_inner'
-    while name in taken:
+    while name in used_names:
         name += '_'
     return name
 
 
-def listed(names: Sequence[str], most: int) -> str:
+def join_names(names: Sequence[str], limit: int) -> str:
     """Return names for a sentence; of many the first ones and how many more."""
-    return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '')
+    return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return '; did you mean a, b?' or ''."""
-    known = list(known)
-    similar = difflib.get_close_matches(name, known, 3, 0.6)
-    similar += [other for other in known if name and name in other and other not in similar]
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return '; did you mean a, b?' with the candidates that resemble a name, '' where none does."""
+    candidates = list(candidates)
+    similar = difflib.get_close_matches(name, candidates, 3, 0.6)
+    similar += [other for other in candidates if name and name in other and other not in similar]
     return f'; did you mean {", ".join(similar[:3])}?' if similar else ''
 
 
@@ -171,8 +171,8 @@ class Index:
         return writes(self.nodes[position])
 
     def label(self, position: int) -> str:
-        """Return what to call a node: its name, or '#12 (Conv)' when it has none."""
-        return label(self.nodes, position)
+        """Return a node's name, or '#12 (Conv)' when it has none."""
+        return node_label(self.nodes, position)
 
     @property
     def tensors(self) -> list[str]:
@@ -189,8 +189,8 @@ class Index:
         if self.has_tensor(name):
             return name
         if name in self._names:
-            made = ', '.join(out for at in self._names[name] for out in self.writes(at))
-            raise UsageError(f'{name!r} is a node, not a tensor; it writes {made}')
+            outputs = ', '.join(output for position in self._names[name] for output in self.writes(position))
+            raise UsageError(f'{name!r} is a node, not a tensor; it writes {outputs}')
         hint = did_you_mean(name, self.tensors) or f'; `show --nodes` of {tool("graph")} lists all'
         raise UsageError(f'there is no tensor {name!r} in the graph{hint}')
 
@@ -200,20 +200,24 @@ class Index:
         Raises:
             UsageError: none or several have that name; the message names similar ones, or the positions.
         """
-        found = self._names.get(name, [])
-        if len(found) == 1:
-            return found[0]
-        if found:
-            places = ', '.join(f'#{position}' for position in found[:8])
-            raise UsageError(f'{len(found)} nodes are called {name!r}; give one by its position: {places}')
+        positions = self._names.get(name, [])
+        if len(positions) == 1:
+            return positions[0]
+        if positions:
+            places = ', '.join(f'#{position}' for position in positions[:8])
+            raise UsageError(
+                f'{len(positions)} nodes are called {name!r}; give one by its position: {places}'
+            )
         number = name.removeprefix('#').split(' ')[0]
         if name.startswith('#') and number.isdigit():
             if int(number) < len(self.nodes):
                 return int(number)
             raise UsageError(f'there is no node {name!r}: the graph has {len(self.nodes)} nodes, #0 first')
         if self.has_tensor(name):
-            made = self.producer(name)
-            hint = f'written by node {self.label(made)}' if made is not None else 'an input or initializer'
+            producer = self.producer(name)
+            hint = (
+                'an input or initializer' if producer is None else f'written by node {self.label(producer)}'
+            )
             raise UsageError(f'{name!r} is a tensor, not a node; it is {hint}')
         hint = did_you_mean(name, self._names) or '; nodes without a name are written #0, #1, ...'
         raise UsageError(f'there is no node {name!r} in the graph{hint}')
@@ -223,32 +227,32 @@ class Index:
 
         The walk up ends at `stops`, tensors that are there already; an output that is one needs nothing.
         """
-        stops, found = set(stops), set()
+        stops, positions = set(stops), set()
         waiting = [name for name in outputs if name not in stops]
         while waiting:
             position = self.producer(waiting.pop())
-            if position is not None and position not in found:
-                found.add(position)
+            if position is not None and position not in positions:
+                positions.add(position)
                 waiting.extend(name for name in self.reads(position) if name not in stops)
-        return sorted(found)
+        return sorted(positions)
 
     def descendants(self, inputs: Iterable[str]) -> list[int]:
         """Return the positions of all nodes that depend on `inputs`, ascending."""
-        found, waiting = set(), list(inputs)
+        positions, waiting = set(), list(inputs)
         while waiting:
-            new = set(self.consumers(waiting.pop())) - found
-            found |= new
-            waiting.extend(name for position in new for name in self.writes(position))
-        return sorted(found)
+            new_readers = set(self.consumers(waiting.pop())) - positions
+            positions |= new_readers
+            waiting.extend(name for position in new_readers for name in self.writes(position))
+        return sorted(positions)
 
     def leaves(self, positions: Iterable[int], stops: Iterable[str] = ()) -> list[str]:
         """Return the graph inputs that a set of nodes reads and that are not in `stops`, in graph order."""
-        read = {name for position in positions for name in self.reads(position)} - set(stops)
-        return [name for name in self.inputs if name in read]
+        names = {name for position in positions for name in self.reads(position)} - set(stops)
+        return [name for name in self.inputs if name in names]
 
     def constant_nodes(self) -> set[int]:
         """Return the nodes that depend on no graph input; random operators do not count as constant."""
-        random = [at for at, node in enumerate(self.nodes) if node.op_type in RANDOM]
-        starts = [value.name for value in self.graph.input]
-        starts += [name for at in random for name in self.writes(at)]
-        return set(range(len(self.nodes))) - {*random, *self.descendants(starts)}
+        random = [position for position, node in enumerate(self.nodes) if node.op_type in RANDOM]
+        varying = [value.name for value in self.graph.input]
+        varying += [name for position in random for name in self.writes(position)]
+        return set(range(len(self.nodes))) - {*random, *self.descendants(varying)}

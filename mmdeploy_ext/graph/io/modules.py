@@ -1,4 +1,4 @@
-"""Which module of the PyTorch model a node was exported from. Needs onnx only.
+"""The module of the PyTorch model that a node was exported from. Needs onnx only.
 
 Three sources, tried in this order:
 - metadata of the torch.export-based exporter: `pkg.torch.onnx.name_scopes`;
@@ -16,8 +16,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import onnx
 
 SCOPES = 'pkg.torch.onnx.name_scopes'
-_TEXTS = ('exporter metadata', 'node names', 'names of weights', 'nothing in the file')
-SOURCES = dict(zip(('metadata', 'names', 'weights', ''), _TEXTS, strict=True))
+SOURCES = {
+    'metadata': 'exporter metadata',
+    'names': 'node names',
+    'weights': 'names of weights',
+    '': 'nothing in the file',
+}
 WEIGHTS = ('weight', 'bias', 'running_mean', 'gamma', 'in_proj_weight')
 """Last parts of names of weights."""
 WRAPPER = 'model'
@@ -40,9 +44,14 @@ def sources(model: onnx.ModelProto) -> dict[str, int]:
 
 def module_of(node: onnx.NodeProto) -> tuple[str, str]:
     """Return (module name, source) of one node; see `module_scopes`."""
-    listed = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
-    if listed is not None:
-        return _from_metadata(listed), 'metadata'
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            try:
+                scopes = ast.literal_eval(entry.value)
+            except (ValueError, SyntaxError):
+                scopes = None
+            is_list = isinstance(scopes, list) and len(scopes) >= 2
+            return (str(scopes[-2]) if is_list else ''), 'metadata'  # the last scope is the operation itself
     if '/' in node.name:
         return '.'.join(without_repetition(node.name.split('/')[:-1])), 'names'
     for name in node.input:
@@ -50,15 +59,6 @@ def module_of(node: onnx.NodeProto) -> tuple[str, str]:
         if dot and last in WEIGHTS:
             return module, 'weights'
     return '', ''
-
-
-def _from_metadata(listed: str) -> str:
-    """Return the module of a list of scopes, whose last entry is the operation itself."""
-    try:
-        scopes = ast.literal_eval(listed)
-    except (ValueError, SyntaxError):
-        return ''
-    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ''
 
 
 def without_repetition(parts: Iterable[str]) -> list[str]:
@@ -77,35 +77,39 @@ def plain_path(path: str) -> str:
     return '.'.join(parts[parts.index(WRAPPER) + 1 :]) if WRAPPER in parts else path
 
 
-def module_path(node: onnx.NodeProto, known: Collection[str] | None = None) -> str:
-    """Return the path of a node's module, one of the `known` ones if these are given; '' if it does not tell.
+def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) -> str:
+    """Return the path of a node's module, '' if the node does not tell.
 
     - TorchScript writes it into the name, with a number for repeated calls:
       `network/backbone/layer1/layer1.0/relu_1/Relu` is the second call of `backbone.layer1.0.relu`.
     - dynamo writes it into the metadata of the node.
+
+    Args:
+        node: of an export.
+        modules: paths of the model's modules; the result is one of them, or ''. None takes the name as it is.
     """
     path, source = module_of(node)
     if source == 'metadata':
         return plain_path(path)
     parts = without_repetition(node.name.split('/')[:-1])
-    if known is None:
+    if modules is None:
         return plain_path('.'.join(parts))
-    return _resolve(tuple(parts), frozenset(known))
+    return _resolve(tuple(parts), frozenset(modules))
 
 
 @functools.lru_cache(maxsize=4096)
-def _resolve(parts: tuple[str, ...], known: frozenset[str]) -> str:
-    """Return the known path that a scope means; it may lack modules whose methods were called, not they."""
-    for path in _readings(parts):
-        if path in known:
+def _resolve(parts: tuple[str, ...], modules: frozenset[str]) -> str:
+    """Return the module that a scope means; it may lack modules whose methods were called, not they."""
+    for path in _possible_paths(parts):
+        if path in modules:
             return path
-        longer = [other for other in known if other.endswith(f'.{path}')]
+        longer = [module for module in modules if module.endswith(f'.{path}')]
         if len(longer) == 1:
             return longer[0]
     return ''
 
 
-def _readings(parts: Sequence[str]) -> Iterator[str]:
+def _possible_paths(parts: Sequence[str]) -> Iterator[str]:
     """Yield the paths that a scope may mean, longest first; `_2` behind a name may count calls."""
     for end in range(len(parts), 0, -1):
         for start in range(end):

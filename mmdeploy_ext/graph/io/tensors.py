@@ -1,4 +1,4 @@
-"""Named tensors on disk, for graphs: what other tools write as well. Needs numpy only."""
+"""Named tensors on disk, for graphs: files that other tools write as well. Needs numpy only."""
 
 import os
 import zipfile
@@ -26,43 +26,35 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return load_dump(path)[0]
-        found = {tensor_name(file): _read_array(file) for file in sorted(path.glob('*.npy'))}
-        if not found:
+        arrays = {unquote(file.stem): _read_file(file) for file in sorted(path.glob('*.npy'))}
+        if not arrays:
             raise DataError(f'{path}: holds no tensors: expected .npy files or a {MANIFEST}')
-        return found
+        return arrays
     if not path.is_file():
         raise DataError(f'{path}: no such file or folder of tensors; expected .npz, or a folder of .npy')
-    found = _read_array(path)
-    if isinstance(found, np.ndarray):
-        return {tensor_name(path): found}
-    with found:
+    content = _read_file(path)
+    if isinstance(content, np.ndarray):
+        return {unquote(path.stem): content}
+    with content as archive:
         try:
-            return {name: found[name] for name in found.files}
+            return {name: archive[name] for name in archive.files}
         except (ValueError, OSError) as error:
             raise DataError(f'{path}: cannot be read ({error})') from error
 
 
-def _read_array(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
+def _read_file(path: Path) -> np.ndarray | np.lib.npyio.NpzFile:
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f'{path}: is not a readable numpy file ({error})') from error
 
 
-def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write one .npy per tensor, for `load_tensors`; returns the files."""
-    files = []
+def save_tensors(tensors: Mapping[str, np.ndarray], folder: str | os.PathLike[str]) -> None:
+    """Write one .npy per tensor, for `load_tensors`."""
     for name, array in tensors.items():
         file = Path(folder) / f'{quote(name, safe=" ")}.npy'
         with atomic_path(file) as temporary, open(temporary, 'wb') as stream:
             np.save(stream, array, allow_pickle=False)
-        files.append(file)
-    return files
-
-
-def tensor_name(file: Path) -> str:
-    """Return the tensor that a .npy file of `save_tensors` holds."""
-    return unquote(file.stem)
 
 
 def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.graph.io.constants import constant_value, tensor_values
-from mmdeploy_ext.graph.io.index import free_name, operator, refill
+from mmdeploy_ext.graph.io.constants import constant_value
+from mmdeploy_ext.graph.io.index import free_name, operator_name, refill
 from mmdeploy_ext.graph.io.operators import opsets_of
 
 AXES_ARE_FED = 18
@@ -53,7 +53,11 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     nodes = [node for node in graph.node if node.op_type in ('InstanceNormalization', 'Reshape')]
     read = {name for node in nodes for name in node.input[1:]}
     fed = {value.name for value in graph.input}
-    found = {tensor.name: tensor_values(tensor) for tensor in graph.initializer if tensor.name in read - fed}
+    found = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.name in read - fed
+    }
     for node in graph.node:
         if read.intersection(node.output) and (value := constant_value(node)) is not None:
             found[node.output[0]] = value
@@ -64,13 +68,13 @@ def _group_norm(
     node: onnx.NodeProto, known: Mapping[str, np.ndarray], made: Mapping[str, onnx.NodeProto]
 ) -> tuple[onnx.NodeProto, np.dtype] | None:
     """Return the Reshape before a group normalisation and the type of its numbers, None if a node is none."""
-    if operator(node) != 'InstanceNormalization':
+    if operator_name(node) != 'InstanceNormalization':
         return None
     scale, bias = (known.get(name) for name in node.input[1:])
     before = made.get(node.input[0])
     if scale is None or bias is None or not ((scale == 1).all() and (bias == 0).all()):
         return None
-    if before is None or operator(before) != 'Reshape' or any(entry.i for entry in before.attribute):
+    if before is None or operator_name(before) != 'Reshape' or any(entry.i for entry in before.attribute):
         return None  # with allowzero a 0 is a size of none, not that of the input
     shape = known.get(before.input[1])
     if shape is None or shape.size != 3 or (shape[0], shape[2]) != (0, -1):

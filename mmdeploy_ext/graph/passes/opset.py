@@ -8,7 +8,7 @@ from onnx import version_converter
 
 from mmdeploy_ext.core.errors import ExportError, ModelFileError, UsageError
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import bodies, label, listed
+from mmdeploy_ext.graph.io.index import bodies, join_names, node_label
 from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import skeleton
 
@@ -81,11 +81,11 @@ def _explain(model: onnx.ModelProto, before: int, version: int, message: str) ->
     what, reason = f'opset {before} to {version}:', message.split('failed: ')[-1].replace('$', '')
     found, graph = OPERATOR.search(message), model.graph
     operator = found.group(1) if found else ''
-    nodes = [label(graph.node, at) for at, node in enumerate(graph.node) if node.op_type == operator]
+    nodes = [node_label(graph.node, at) for at, node in enumerate(graph.node) if node.op_type == operator]
     if not nodes:
         return f'{what} {reason}; export again with the opset you need'
     return (
-        f'{what} {operator} cannot be converted ({reason}): nodes {listed(nodes, SHOWN)}; remove them (fold, '
+        f'{what} {operator} cannot be converted ({reason}): nodes {join_names(nodes, SHOWN)}; remove them (fold, '
         f'simplify, replace) or export again'
     )
 

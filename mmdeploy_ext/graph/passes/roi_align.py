@@ -13,7 +13,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from mmdeploy_ext.graph.io.index import operator, refill
+from mmdeploy_ext.graph.io.index import operator_name, refill
 from mmdeploy_ext.graph.io.operators import opsets_of
 
 DOMAIN = 'mm2onnx.roi_align'
@@ -174,7 +174,7 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 
 def is_replaced(node: onnx.NodeProto, opset: int) -> bool:
     """Return whether a node, not of a sub-graph, is a RoiAlign that `replace_roi_align` writes otherwise."""
-    return operator(node) == 'RoiAlign' and opset >= FIRST_OPSET and _settings(node)['mode'] == 'avg'
+    return operator_name(node) == 'RoiAlign' and opset >= FIRST_OPSET and _settings(node)['mode'] == 'avg'
 
 
 def _settings(node: onnx.NodeProto) -> dict[str, object]:

@@ -19,7 +19,7 @@ import onnx
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.checks import Name
+from mmdeploy_ext.graph.io.checks import FileName
 from mmdeploy_ext.graph.io.index import Index
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ def tooltip(text: str) -> str:
     return text.replace('\\', '\\\\')
 
 
-def save_picture(picture: AGraph, target: Name) -> None:
+def save_picture(picture: AGraph, target: FileName) -> None:
     """Let Graphviz lay out a picture and write it atomically; the suffix decides the format."""
     with atomic_path(target) as temporary, _without_font_warnings():
         picture.draw(str(temporary), format=check_suffix(target), prog='dot')
 
 
-def check_suffix(target: Name) -> str:
+def check_suffix(target: FileName) -> str:
     """Return the format that a file's suffix says; another one than `FORMATS` is a UsageError."""
     suffix = Path(target).suffix.lower()
     if suffix not in FORMATS:
@@ -120,7 +120,7 @@ def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
 
 
 def draw(
-    model: onnx.ModelProto, target: Name, *, title: str = '', node: str | None = None, depth: int = 3
+    model: onnx.ModelProto, target: FileName, *, title: str = '', node: str | None = None, depth: int = 3
 ) -> int:
     """Draw a graph, or what is at most `depth` steps around a node; return how many nodes are in the picture.
 
@@ -184,7 +184,7 @@ def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[
     inside, constant, labelled = set(positions), index.constant_nodes(), set()
 
     def join(name: str, end: str) -> None:
-        size = '' if name in labelled else types.sizes(kinds.get(name))
+        size = '' if name in labelled else types.shape_label(kinds.get(name))
         labelled.add(name)
         picture.add_edge(sources[name], end, tooltip=tooltip(name), taillabel=f'  {size}  ' if size else '')
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.metadata import PREFIX
 from mmdeploy_ext.graph import flops
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.checks import is_sparse
-from mmdeploy_ext.graph.io.index import all_graphs, listed, operator
+from mmdeploy_ext.graph.io.index import all_graphs, join_names, operator_name
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
 LONGEST_VALUE = 120
@@ -45,7 +45,7 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         defaults=[_value(entry) for entry in graph.input if entry.name in fixed],
         outputs=[_value(entry) for entry in graph.output],
         nodes=len(nodes),
-        operators=dict(collections.Counter(operator(node) for node in nodes).most_common()),
+        operators=dict(collections.Counter(operator_name(node) for node in nodes).most_common()),
         functions=[f'{entry.domain}.{entry.name}' for entry in model.functions],
         parameters=sum(size for size, _ in sizes),
         bytes=sum(size * _item_bytes(kind) for size, kind in sizes),
@@ -93,7 +93,7 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
         dict(
             position=position,
             name=node.name,
-            operator=operator(node),
+            operator=operator_name(node),
             inputs=list(node.input),
             outputs=list(node.output),
             shapes=[types.text(kinds.get(name)) for name in node.output],
@@ -211,12 +211,12 @@ def edit_lines(content: dict[str, Any]) -> Iterator[str]:
     old, new = content['nodes']
     if content['operators']:
         counts = [f'{name} {many:+d}' for name, many in content['operators'].items()]
-        yield f'nodes: {old} -> {new} ({listed(counts, LONGEST)})'
+        yield f'nodes: {old} -> {new} ({join_names(counts, LONGEST)})'
     for side in ('inputs', 'outputs'):
         for what, entries in content[side].items():
             if entries:
-                yield f'{side} {what}: {listed([*map(" ".join, entries.items())], LONGEST)}'
+                yield f'{side} {what}: {join_names([*map(" ".join, entries.items())], LONGEST)}'
     if content['metadata_removed']:
         keys = [key for key in content['metadata_removed'] if not key.startswith(PREFIX)]
         keys += [f'{PREFIX}*'] if len(keys) < len(content['metadata_removed']) else []
-        yield f'metadata removed: {listed(keys, LONGEST)}: it describes the whole graph that was exported'
+        yield f'metadata removed: {join_names(keys, LONGEST)}: it describes the whole graph that was exported'
