@@ -1,7 +1,6 @@
 """Whether a graph runs at other sizes, and keeps several images apart. Needs ONNX Runtime."""
 
 import copy
-import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -26,143 +25,16 @@ PICKING = ('Gather', 'Slice')
 """Operators that can take one of the images by a constant."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Batches:
-    """Shapes of tensors that an output needs, in runs with two numbers of images, `sizes`: before and now."""
-
-    sizes: tuple[int, int]
-    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-
-    def axis(self, name: str) -> int | None:
-        """Return which axis is the batch: the first, or the only one that changes with it; else None."""
-        changed = self._changed(name)
-        if not changed or tuple(shape[changed[0]] for shape in self.shapes[name]) != self.sizes:
-            return None
-        return changed[0] if changed[0] == 0 or len(changed) == 1 else None
-
-    def plain(self, name: str) -> bool:
-        """Return whether the batch is an axis and nothing else changes with it."""
-        return self.axis(name) is not None and len(self._changed(name)) == 1
-
-    def lost(self, name: str) -> bool:
-        """Return whether a tensor that held one batch before has no axis that grows with it."""
-        if name not in self.shapes or self.axis(name) is not None:
-            return False
-        one, new = self.shapes[name]
-        return one[:1] == new[:1] and (self.sizes[0] == 1 or one[:1] == self.sizes[:1])
-
-    def pinned(self, name: str) -> bool:
-        """Return whether a tensor holds more for more images while its first axis stays the old batch."""
-        if not self.lost(name) or self.shapes[name][0][:1] != self.sizes[:1]:
-            return False
-        one, new = (math.prod(shape) for shape in self.shapes[name])
-        return new * self.sizes[0] == one * self.sizes[1] > 0
-
-    def folds(self, node: onnx.NodeProto) -> bool:
-        """Return whether a node that keeps the order of the values folds the batch into another axis.
-
-        It does keep it where equally many numbers lie before it: [B, 8] may become [1, B, 8].
-        """
-        source, made = node.input[0], node.output[0]
-        before, after = self.axis(source), self.axis(made)
-        if node.op_type not in FOLDING or before is None or made not in self.shapes:
-            return False
-        parts = ((source, before), (made, after))
-        return after is None or len({math.prod(self.shapes[name][0][:axis]) for name, axis in parts}) == 2
-
-    def picks(self, node: onnx.NodeProto) -> bool:
-        """Return whether a node takes some of the images out of a batch."""
-        source, made = node.input[0], node.output[0]
-        kept = made not in self.shapes or self.axis(made) is not None
-        return node.op_type in PICKING and self.axis(source) is not None and not kept
-
-    def text(self, name: str) -> tuple[str, str]:
-        """Return both shapes of a tensor as text."""
-        one, new = ('x'.join(map(str, shape)) or 'a scalar' for shape in self.shapes[name])
-        return one, new
-
-    def _changed(self, name: str) -> list[int]:
-        one, new = self.shapes.get(name, ((), ()))
-        return [axis for axis, size in enumerate(one) if size != new[axis]] if len(one) == len(new) else []
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A graph with an open batch, and what to feed it.
-
-    `inputs` are the shapes of all inputs with the new batch, `images` those whose first axis is the batch;
-    `sizes` are the old batch and the new one.
-    """
-
-    index: Index
-    inputs: Mapping[str, Sequence[int]]
-    images: Sequence[str]
-    sizes: tuple[int, int]
-    seed: int
-
-    def feeds(self, batch: int, seed: int) -> dict[str, np.ndarray]:
-        """Return random inputs with as many images."""
-        changed = {name: [batch, *self.inputs[name][1:]] for name in self.images}
-        return random_feeds(self.index.model, seed, {**self.inputs, **changed})
-
-    def shapes(self) -> Batches:
-        """Run the graph with both batches, and read the shape of every tensor that depends on them.
-
-        Every such tensor gets a Shape node, so that no more of them are in memory than in any other run.
-        """
-        index = self.index
-        values = (*index.graph.value_info, *index.graph.output)
-        tensors = {value.name for value in values if value.type.HasField('tensor_type')}
-        tensors &= {name for at in index.ancestors(index.outputs) for name in index.writes(at)}
-        made = [name for at in index.descendants(self.images) for name in index.writes(at) if name in tensors]
-        prefix = 'shape_of/'
-        while any(name.startswith(prefix) for name in index.tensors):
-            prefix += '/'
-        measured = copy.deepcopy(index.model)
-        names = {prefix + name: name for name in (*self.images, *made)}
-        measured.graph.node.extend(helper.make_node('Shape', [name], [new]) for new, name in names.items())
-        runner = Runner(measured, list(names), shapes_first=True)
-        one, new = (runner.run(self.feeds(batch, self.seed)) for batch in self.sizes)
-        found = {name: (tuple(one[at].tolist()), tuple(new[at].tolist())) for at, name in names.items()}
-        return Batches(self.sizes, found)
-
-    def mixed(self, names: Sequence[str], found: Batches) -> str | None:
-        """Return the first of some tensors where another image changes the results of the others.
-
-        Not one where that is so with the old batch too, or that is not the same twice.
-        """
-        names = [name for name in names if found.plain(name)]
-        suspects = self._changing(names, self.sizes[1])
-        if suspects:
-            suspects -= self._changing(sorted(suspects), self.sizes[0])
-        return next((name for name in names if name in suspects), None)
-
-    def _changing(self, names: Sequence[str], many: int) -> set[str]:
-        """Return the tensors where another first or last image changes the results of the others."""
-        if many < 2 or not names:
-            return set()
-        feeds, others = (self.feeds(many, seed) for seed in (self.seed, self.seed + 1))
-        runner, changing = Runner(self.index.model, names), set()
-        base = runner.run(feeds)
-        for image in (0, many - 1):
-            changed = dict(feeds)
-            for name in self.images:
-                changed[name] = feeds[name].copy()
-                changed[name][image] = others[name][image]
-            result = runner.run(changed)
-            changing |= {name for name in names if _reaches(result[name], base[name], image, many)}
-        again = runner.run(feeds) if changing else base
-        return {
-            name
-            for name in changing
-            if again[name].shape == base[name].shape and not ArrayDistance(again[name], base[name]).max_abs
-        }
-
-
 def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
-    """Run a graph at sizes that the graph before did not take, and return these as text; '' where all were.
+    """Run a graph at sizes that the graph before did not take.
 
-    A size that was opened is tried at twice what it was. An InferenceError says that a size is baked in.
+    A size that was opened is tried at twice what it was.
+
+    Returns:
+        The sizes as text; '' where the graph before took all of them.
+
+    Raises:
+        InferenceError: a size is baked into the graph.
     """
     old_shapes, sizes = types.shapes(before.graph.input), trial_sizes(before, after)
     pairs = [pair for name, shape in sizes.items() for pair in zip(shape, old_shapes[name], strict=True)]
@@ -172,7 +44,7 @@ def try_sizes(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0)
     try:
         Runner(after).run(random_feeds(after, seed, sizes))
     except (InferenceError, ModelFileError) as error:
-        Runner(before)  # where this one is not loaded either, the sizes are not the reason
+        Runner(before)  # if this one is not loaded either, the sizes are not the reason
         raise InferenceError(
             f'the graph does not run at {text}: a size is baked into its constants, so export it with that '
             f'axis open (--no-trial writes the file all the same): {error}'
@@ -189,17 +61,17 @@ def trial_sizes(before: onnx.ModelProto, after: onnx.ModelProto) -> dict[str, li
     inputs, old_shapes = Index(after).inputs, types.shapes(before.graph.input)
     doubled: dict[str, int] = {}
 
-    def size(new: int | str, old: int | str) -> int | str:
+    def trial_size(new: int | str, old: int | str) -> int | str:
         if isinstance(new, int) or not isinstance(old, int):
             return new
         return 2 * old if new == '?' else doubled.setdefault(new, 2 * old)
 
-    wanted = {
-        name: [size(*pair) for pair in zip(new, old_shapes[name], strict=True)]
-        for name, new in types.shapes(after.graph.input).items()
-        if name in inputs and new is not None and old_shapes.get(name) is not None
+    shapes = {
+        name: [trial_size(*pair) for pair in zip(new_shape, old_shapes[name], strict=True)]
+        for name, new_shape in types.shapes(after.graph.input).items()
+        if name in inputs and new_shape is not None and old_shapes.get(name) is not None
     }
-    return sizes_of(after, wanted)
+    return sizes_of(after, shapes)
 
 
 def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 0) -> str:
@@ -216,122 +88,237 @@ def check_batch(before: onnx.ModelProto, after: onnx.ModelProto, *, seed: int = 
         InferenceError: they do. Names the first node and output.
     """
     sizes = trial_sizes(before, after)
-    batches = _batches(before, after, sizes)
+    old_shapes, new_shapes = types.shapes(before.graph.input), types.shapes(after.graph.input)
+    batches: dict[str, tuple[int, int]] = {}
+    for name, shape in sizes.items():
+        old_shape, new_shape = old_shapes[name], new_shapes[name]
+        if old_shape and new_shape and old_shape[0] != new_shape[0]:
+            old_batch = old_shape[0] if isinstance(old_shape[0], int) else 1
+            if old_batch != shape[0]:
+                batches[name] = old_batch, shape[0]
     if all(len(sizes[name]) == 1 for name in batches):
         return ''  # nothing changes, or no images: a list of numbers got another length
     if len(set(batches.values())) > 1:
-        several = ', '.join(f'{name} from {one} to {new}' for name, (one, new) in batches.items())
-        return f'not checked whether images are kept apart: the first axes change unalike ({several})'
-    shapes = types.shapes(after.graph.input)
-    whole = onnx.inliner.inline_local_functions(after) if after.functions else after
-    model = set_shapes(whole, {name: [UNKNOWN, *(shapes[name] or [])[1:]] for name in batches})
-    one, new = next(iter(batches.values()))
+        changes = ', '.join(f'{name} from {old} to {new}' for name, (old, new) in batches.items())
+        return f'not checked whether images are kept apart: the first axes change unalike ({changes})'
+    model = onnx.inliner.inline_local_functions(after) if after.functions else after
+    model = set_shapes(model, {name: [UNKNOWN, *(new_shapes[name] or [])[1:]] for name in batches})
+    old, new = next(iter(batches.values()))
     try:
-        problem, note = _judge(Trial(Index(model), sizes, list(batches), (one, new), seed))
+        problem, note = BatchTrial(Index(model), sizes, list(batches), (old, new), seed).judge()
     except (InferenceError, ModelFileError) as error:
-        runs = f'a run with {one} and one with {new}, and one of them fails: {str(error).splitlines()[0]}'
+        runs = f'a run with {old} and one with {new}, and one of them fails: {str(error).splitlines()[0]}'
         return f'not checked whether {new} images are kept apart: that takes {runs}'
     if problem:
-        what = f'with {new} images instead of {one} the graph runs, but {problem}'
-        raise InferenceError(f'{what} (--no-trial writes the file all the same)')
+        raise InferenceError(
+            f'with {new} images instead of {old} the graph runs, but {problem} (--no-trial writes the file '
+            f'all the same)'
+        )
     return note
 
 
-def _batches(
-    before: onnx.ModelProto, after: onnx.ModelProto, trial: Mapping[str, Sequence[int]]
-) -> dict[str, tuple[int, int]]:
-    """Return input -> its batch before and in the trial, where the edit changes it; 1 where it was open."""
-    old, new, found = types.shapes(before.graph.input), types.shapes(after.graph.input), {}
-    for name, sizes in trial.items():
-        had, gets = old[name], new[name]
-        if had and gets and had[0] != gets[0]:
-            found[name] = (had[0] if isinstance(had[0], int) else 1, sizes[0])
-    return {name: (one, new) for name, (one, new) in found.items() if one != new}
+class BatchTrial:
+    """A graph with an open batch, run with the old and with the new number of images.
 
-
-def _judge(trial: Trial) -> tuple[str, str]:
-    """Return what is wrong with the batch, and what could not be told."""
-    index, found = trial.index, trial.shapes()
-    apart = {name for name in found.shapes if found.axis(name) is not None}
-    reach = {at: _flow(index, [index.nodes[at].output[0]], apart) for at in _nodes_at_fault(trial, found)}
-    empty = []
-    for name in index.outputs:
-        at_fault = [at for at, names in reach.items() if name in names and name not in apart]
-        if at_fault and (name not in found.shapes or 0 in found.shapes[name][1]):
-            empty.append(name)
-        elif at_fault and found.lost(name):
-            return _message(index, found, at_fault, reach, name), ''
-    later = _flow(index, [index.nodes[at].output[0] for at in reach])
-    mixed = trial.mixed([name for name in index.outputs if name in later], found)
-    if mixed:
-        ends = {name for names in reach.values() for name in names & apart}
-        first = trial.mixed([name for name in found.shapes if name in ends], found)
-        at_fault = [at for at, names in reach.items() if first in names] or list(reach)
-        return _message(index, found, at_fault, reach, mixed), ''
-    note = f'not checked whether {", ".join(empty)} keeps the images apart: it is empty, or no tensor'
-    return '', note if empty else ''
-
-
-def _nodes_at_fault(trial: Trial, found: Batches) -> list[int]:
-    """Return the positions of the nodes where images lose their axis."""
-    index = trial.index
-    images, fed = _flow(index, trial.images), index.descendants(index.inputs)
-    computed = {*index.inputs, *(name for at in fed for name in index.writes(at))}
-
-    def loses(node: onnx.NodeProto) -> bool:
-        return found.folds(node) or (found.picks(node) and not computed & set(node.input[1:]))
-
-    return [at for at in fed if images.intersection(index.nodes[at].input[:1]) and loses(index.nodes[at])]
-
-
-def _reaches(result: np.ndarray, base: np.ndarray, image: int, many: int) -> bool:
-    """Return whether two arrays differ beyond one image, whichever axis of that size holds the images."""
-    axes = [axis for axis, size in enumerate(base.shape) if size == many and result.shape == base.shape]
-    rests = ([np.delete(value, image, axis) for value in (result, base)] for axis in axes)
-    return bool(axes) and all(_differs(*rest) for rest in rests)
-
-
-def _differs(array: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether two arrays differ by more than rounding, those of integers at all."""
-    rounding = ROUNDING if other.dtype.kind in 'fc' else 0.0
-    return ArrayDistance(array, other).max_rel > rounding
-
-
-def _flow(index: Index, starts: Iterable[str], stops: Collection[str] = ()) -> set[str]:
-    """Return the tensors whose values depend on those of `starts`, up to the first in `stops` on each way."""
-    found, waiting = set(starts), list(starts)
-    while waiting:
-        for position in index.consumers(waiting.pop()):
-            if index.nodes[position].op_type not in SHAPE_READERS:
-                fresh = set(index.writes(position)) - found
-                found |= fresh
-                waiting.extend(fresh.difference(stops))
-    return found
-
-
-def _message(
-    index: Index, found: Batches, at_fault: Sequence[int], reach: Mapping[int, set[str]], output: str
-) -> str:
-    """Say which node mixes or drops the images of an output.
-
-    Where one writes the old batch down, among those that are at_fault and the ones behind them, it is named.
+    Attributes:
+        inputs: shapes of all inputs with the new batch.
+        images: inputs whose first axis is the batch.
+        batches: the old number of images and the new one.
+        shapes: tensor that depends on the images -> its shapes in both runs.
     """
-    behind = {name for at in at_fault for name in reach[at] if found.pinned(name)}
-    nodes = [at for at, node in enumerate(index.nodes) if node.op_type in FOLDING]
-    pinned = [at for at in nodes if index.nodes[at].output[0] in behind]
-    folding = [at for at in at_fault if at in nodes]
-    named = pinned or folding or at_fault
-    node = index.nodes[named[0]]
-    who, (one, new) = f'{index.label(named[0])} ({node.op_type})', found.text(node.output[0])
-    if not folding:
+
+    def __init__(
+        self,
+        index: Index,
+        inputs: Mapping[str, Sequence[int]],
+        images: Sequence[str],
+        batches: tuple[int, int],
+        seed: int,
+    ) -> None:
+        """Run the graph with both batches, and read the shape of every tensor that depends on the images.
+
+        Every such tensor gets a Shape node, so that no more of them are in memory than in any other run.
+        """
+        self.index, self.inputs, self.images, self.batches, self.seed = index, inputs, images, batches, seed
+        values = (*index.graph.value_info, *index.graph.output)
+        tensors = {value.name for value in values if value.type.HasField('tensor_type')}
+        needed = index.ancestors(index.outputs)
+        tensors &= {name for position in needed for name in index.writes(position)}
+        dependent = [name for position in index.descendants(images) for name in index.writes(position)]
+        prefix = 'shape_of/'
+        while any(name.startswith(prefix) for name in index.tensors):
+            prefix += '/'
+        names = {prefix + name: name for name in (*images, *dependent) if name in tensors or name in images}
+        model = copy.deepcopy(index.model)
+        model.graph.node.extend(helper.make_node('Shape', [name], [new]) for new, name in names.items())
+        runner = Runner(model, list(names), shapes_first=True)
+        old, new = (runner.run(self.feeds(batch, seed)) for batch in batches)
+        self.shapes = {
+            name: (tuple(old[key].tolist()), tuple(new[key].tolist())) for key, name in names.items()
+        }
+
+    def feeds(self, batch: int, seed: int) -> dict[str, np.ndarray]:
+        """Return random inputs with a number of images."""
+        shapes = {name: [batch, *self.inputs[name][1:]] for name in self.images}
+        return random_feeds(self.index.model, seed, {**self.inputs, **shapes})
+
+    def judge(self) -> tuple[str, str]:
+        """Return what is wrong with the batch, and what could not be told; '' where there is nothing."""
+        index = self.index
+        separate = {name for name in self.shapes if self.batch_axis(name) is not None}
+        faulty = self._faulty_nodes()
+        reach = {node: self._flow([index.nodes[node].output[0]], separate) for node in faulty}
+        empty = []
+        for name in index.outputs:
+            causes = [node for node, names in reach.items() if name in names and name not in separate]
+            if causes and (name not in self.shapes or 0 in self.shapes[name][1]):
+                empty.append(name)
+            elif causes and self.loses_batch(name):
+                return self._message(causes, reach, name), ''
+        affected = self._flow([index.nodes[node].output[0] for node in faulty])
+        mixed = self._first_mixed([name for name in index.outputs if name in affected])
+        if mixed:
+            ends = {name for names in reach.values() for name in names & separate}
+            first = self._first_mixed([name for name in self.shapes if name in ends])
+            causes = [node for node, names in reach.items() if first in names] or faulty
+            return self._message(causes, reach, mixed), ''
+        if empty:
+            names = ', '.join(empty)
+            return '', f'not checked whether {names} keeps the images apart: it is empty, or no tensor'
+        return '', ''
+
+    def changed_axes(self, name: str) -> list[int]:
+        """Return the axes of a tensor that change with the batch; [] where their number changes too."""
+        old, new = self.shapes.get(name, ((), ()))
+        return [axis for axis, size in enumerate(old) if size != new[axis]] if len(old) == len(new) else []
+
+    def batch_axis(self, name: str) -> int | None:
+        """Return which axis is the batch: the first, or the only one that changes with it; else None."""
+        changed = self.changed_axes(name)
+        if not changed or tuple(shape[changed[0]] for shape in self.shapes[name]) != self.batches:
+            return None
+        return changed[0] if changed[0] == 0 or len(changed) == 1 else None
+
+    def loses_batch(self, name: str) -> bool:
+        """Return whether a tensor that held one batch before has no axis that grows with it."""
+        if name not in self.shapes or self.batch_axis(name) is not None:
+            return False
+        old, new = self.shapes[name]
+        return old[:1] == new[:1] and (self.batches[0] == 1 or old[:1] == self.batches[:1])
+
+    def keeps_old_batch(self, name: str) -> bool:
+        """Return whether a tensor holds more for more images while its first axis stays the old batch."""
+        if not self.loses_batch(name) or self.shapes[name][0][:1] != self.batches[:1]:
+            return False
+        old, new = (math.prod(shape) for shape in self.shapes[name])
+        return new * self.batches[0] == old * self.batches[1] > 0
+
+    def _faulty_nodes(self) -> list[int]:
+        """Return the nodes that fold the batch into another axis, or take some of the images by a constant."""
+        index = self.index
+        images, dependent = self._flow(self.images), index.descendants(index.inputs)
+        computed = {*index.inputs, *(name for position in dependent for name in index.writes(position))}
+        faulty = []
+        for position in dependent:
+            node = index.nodes[position]
+            if images.isdisjoint(node.input[:1]):
+                continue
+            source, output = node.input[0], node.output[0]
+            before, after = self.batch_axis(source), self.batch_axis(output)
+            if before is None or output not in self.shapes:
+                continue
+            if node.op_type in FOLDING:
+                # the order is kept if equally many numbers lie before the batch: [B, 8] may become [1, B, 8]
+                source_shape, output_shape = self.shapes[source][0], self.shapes[output][0]
+                mixes = after is None or math.prod(source_shape[:before]) != math.prod(output_shape[:after])
+            else:
+                by_constant = node.op_type in PICKING and computed.isdisjoint(node.input[1:])
+                mixes = by_constant and after is None
+            if mixes:
+                faulty.append(position)
+        return faulty
+
+    def _first_mixed(self, names: Sequence[str]) -> str | None:
+        """Return the first of some tensors where another image changes the results of the others.
+
+        Tensors where that is so with the old batch too, or that differ between two runs, are left out.
+        """
+        names = [name for name in names if len(self.changed_axes(name)) == 1]
+        names = [name for name in names if self.batch_axis(name) is not None]
+        mixed = self._mixed(names, self.batches[1])
+        if mixed:
+            mixed -= self._mixed(sorted(mixed), self.batches[0])
+        return next((name for name in names if name in mixed), None)
+
+    def _mixed(self, names: Sequence[str], batch: int) -> set[str]:
+        """Return the tensors where another first or last image changes the results of the others."""
+        if batch < 2 or not names:
+            return set()
+        feeds, other_feeds = (self.feeds(batch, seed) for seed in (self.seed, self.seed + 1))
+        runner, mixed = Runner(self.index.model, names), set()
+        base = runner.run(feeds)
+        for image in (0, batch - 1):
+            changed = dict(feeds)
+            for name in self.images:
+                changed[name] = feeds[name].copy()
+                changed[name][image] = other_feeds[name][image]
+            arrays = runner.run(changed)
+            mixed |= {name for name in names if _others_differ(arrays[name], base[name], image, batch)}
+        again = runner.run(feeds) if mixed else base
+        return {
+            name
+            for name in mixed
+            if again[name].shape == base[name].shape and not ArrayDistance(again[name], base[name]).max_abs
+        }
+
+    def _flow(self, starts: Iterable[str], stops: Collection[str] = ()) -> set[str]:
+        """Return the tensors whose values depend on those of `starts`, up to the first in `stops`."""
+        names, waiting = set(starts), list(starts)
+        while waiting:
+            for position in self.index.consumers(waiting.pop()):
+                if self.index.nodes[position].op_type not in SHAPE_READERS:
+                    new_names = set(self.index.writes(position)) - names
+                    names |= new_names
+                    waiting.extend(new_names.difference(stops))
+        return names
+
+    def _message(self, causes: Sequence[int], reach: Mapping[int, set[str]], output: str) -> str:
+        """Return which node mixes or drops the images of an output.
+
+        If one of the causes, or a node behind them, has the old batch in its constants, that node is named.
+        """
+        index = self.index
+        behind = {name for node in causes for name in reach[node] if self.keeps_old_batch(name)}
+        folding = [position for position, node in enumerate(index.nodes) if node.op_type in FOLDING]
+        with_old_batch = [position for position in folding if index.nodes[position].output[0] in behind]
+        folding_causes = [position for position in causes if position in folding]
+        nodes = with_old_batch or folding_causes or causes
+        node = index.nodes[nodes[0]]
+        label = f'{index.label(nodes[0])} ({node.op_type})'
+        old, new = ('x'.join(map(str, shape)) or 'a scalar' for shape in self.shapes[node.output[0]])
+        if not folding_causes:
+            return (
+                f'{label} still makes {new} of them: it takes images by a constant; output {output} leaves '
+                f'out the others, or mixes the images. Export it without that'
+            )
+        others = f', as {len(nodes) - 1} others do' if len(nodes) > 1 else ''
+        hint = ''
+        if with_old_batch and node.op_type == 'Reshape' and self.batch_axis(node.input[0]) == 0:
+            hint = ', or let the first number of these constants be 0, which keeps the axis'
         return (
-            f'{who} still makes {new} of them: it takes images by a constant; output {output} leaves out the '
-            f'others, or mixes the images. Export it without that'
+            f'{label} makes {new} of what was {old}: its shape folds the batch into another axis{others}; '
+            f'output {output} mixes the images. Export it with that axis open{hint}'
         )
-    others = f', as {len(named) - 1} others do' if len(named) > 1 else ''
-    keeps = pinned and node.op_type == 'Reshape' and found.axis(node.input[0]) == 0
-    hint = ', or let the first number of these constants be 0, which keeps the axis' if keeps else ''
-    return (
-        f'{who} makes {new} of what was {one}: its shape folds the batch into another axis{others}; output '
-        f'{output} mixes the images. Export it with that axis open{hint}'
-    )
+
+
+def _others_differ(array: np.ndarray, base: np.ndarray, image: int, batch: int) -> bool:
+    """Return whether two arrays differ beyond one image, whichever axis of that size holds the images.
+
+    Floats may differ by rounding, integers not at all.
+    """
+    if array.shape != base.shape:
+        return False
+    rounding = ROUNDING if base.dtype.kind in 'fc' else 0.0
+    axes = [axis for axis, size in enumerate(base.shape) if size == batch]
+    rests = [[np.delete(values, image, axis) for values in (array, base)] for axis in axes]
+    return bool(axes) and all(ArrayDistance(*rest).max_rel > rounding for rest in rests)

@@ -1,6 +1,6 @@
 """The record of commands that changed a graph after its export, and how they are done again. Needs no torch.
 
-A file of this project says in its metadata which commands changed it. The proof does the same to a fresh
+A file of this project states in its metadata which commands changed it. The proof does the same to a fresh
 export and compares the graphs, so that a file that was simplified or converted is held to every node, too.
 """
 
@@ -13,14 +13,11 @@ import onnx
 
 from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core.errors import Mm2OnnxError, ModelFileError
-from mmdeploy_ext.graph.output_comparison import spec_of, with_half_ends
 from mmdeploy_ext.graph.passes.extract import insert_outputs
-from mmdeploy_ext.graph.passes.for_tensorrt import fp32_patterns
-from mmdeploy_ext.graph.passes.fp16 import to_fp16
 from mmdeploy_ext.graph.passes.named_rules import APPROXIMATE, replace_all
 from mmdeploy_ext.graph.passes.opset import convert_opset
+from mmdeploy_ext.graph.passes.precision import half
 from mmdeploy_ext.graph.passes.rename import rename
-from mmdeploy_ext.graph.passes.select import matching_nodes
 from mmdeploy_ext.graph.passes.shapes import set_by_text
 from mmdeploy_ext.graph.passes.simplify import fold, simplify
 
@@ -30,74 +27,64 @@ KEY = f'{PREFIX}edits'
 def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *packages: str) -> None:
     """Append a command to the record of a model, in place; a file that this project did not export has none.
 
-    It is one of `REPEATED`, or a family knows how to do it again; its arguments are plain JSON types. Of the
-    packages that decide about the result the versions are kept.
+    Args:
+        model: the edited graph.
+        command: one of `REPEATED`, or one that a family knows how to do again.
+        arguments: of the command, in plain JSON types.
+        packages: those that decide about the result; their versions are recorded.
     """
     props = {entry.key: entry for entry in model.metadata_props}
     if f'{PREFIX}family' not in props:
         return
     if KEY not in props:
         raise ModelFileError(f'the file has no {KEY}; export it again')
-    entry = props[KEY]
     versions = {package: importlib.metadata.version(package) for package in packages}
-    one = dict(command=command, arguments=dict(arguments), versions=versions)
-    entry.value = json.dumps([*json.loads(entry.value), one])
+    edit = dict(command=command, arguments=dict(arguments), versions=versions)
+    props[KEY].value = json.dumps([*json.loads(props[KEY].value), edit])
 
 
 def repeat(
     model: onnx.ModelProto,
     edits: Sequence[Mapping[str, Any]],
-    more: Mapping[str, Callable[..., onnx.ModelProto]] | None = None,
+    family_commands: Mapping[str, Callable[..., onnx.ModelProto]] | None = None,
 ) -> onnx.ModelProto:
     """Return what recorded commands make of a fresh export.
 
-    `more` are commands that packages above this one know: name -> function of a model and the arguments.
+    Args:
+        model: the fresh export.
+        edits: the record.
+        family_commands: name -> function of a model and the arguments, beside those of `REPEATED`.
 
     Raises:
         ModelFileError: a command or argument that is not known, or one that fails on the model.
     """
-    known = {**REPEATED, **(more or {})}
+    commands = {**REPEATED, **(family_commands or {})}
     for edit in edits:
         name = edit['command']
-        if name not in known:
+        if name not in commands:
             raise ModelFileError(
                 f'{KEY}: the command {name!r} cannot be done again on a fresh export; these can: '
-                f'{", ".join(known)}'
+                f'{", ".join(commands)}'
             )
         try:
-            model = known[name](model, **edit['arguments'])
+            model = commands[name](model, **edit['arguments'])
         except (Mm2OnnxError, TypeError, ValueError, AttributeError, KeyError) as error:
             raise ModelFileError(f'{KEY}: {name} cannot be done again on a fresh export: {error}') from error
     return model
 
 
 def other_versions(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return packages that decided about an edited graph and are of another version here."""
-    done = [(edit['command'], *entry) for edit in edits for entry in edit['versions'].items()]
-    here = {package: _version(package) for _, package, _ in done}
-    return [
-        f'{command} was done by {package} {version}, here is {here[package]}'
-        for command, package, version in done
-        if here[package] != version
-    ]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return 'not installed'
-
-
-def half(model: onnx.ModelProto, io: str, keep_fp32: Sequence[str]) -> tuple[onnx.ModelProto, int]:
-    """Return a float32 model with float16 written into it, and how many nodes stay float32 by name.
-
-    `io` 'fp16' makes floats of inputs and outputs float16, too, 'fp32' leaves them; `keep_fp32` are patterns
-    of nodes that stay, besides those that have to.
-    """
-    spec, patterns = spec_of(model), [*fp32_patterns(model), *keep_fp32]
-    kept = len(matching_nodes(model.graph.node, patterns))
-    return to_fp16(model, with_half_ends(spec) if io == 'fp16' else spec, patterns), kept
+    """Return packages that decided about an edited graph and are of another version here, as text."""
+    lines = []
+    for edit in edits:
+        for package, version in edit['versions'].items():
+            try:
+                installed = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                installed = 'not installed'
+            if installed != version:
+                lines.append(f'{edit["command"]} was done by {package} {version}, here is {installed}')
+    return lines
 
 
 REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
@@ -120,19 +107,19 @@ REPEATED: dict[str, Callable[..., onnx.ModelProto]] = {
 }
 """Commands of graph.py -> what does them again, with the arguments of the record.
 
-The proof does to the fresh export what the record says, so that a change of what is computed would be on both
-sides of the comparison of graphs: only what is equal by construction may be excused by a record.
+The proof does to the fresh export what the record states, so that a change of what is computed would be on
+both sides of the comparison of graphs: only what is equal by construction may be excused by a record.
 """
 
 
 def judged_by_inputs(edits: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the replacements of recorded commands for whose equality inputs alone stand, as text.
+    """Return the recorded replacements, as text, whose equality is shown by inputs alone.
 
     These are rules that were typed, and named ones of `APPROXIMATE`.
     """
-    changes = [edit['arguments'] for edit in edits if edit['command'] == 'replace']
+    replacements = [edit['arguments'] for edit in edits if edit['command'] == 'replace']
     return [
         f'replace: {rule}'
-        for arguments in changes
+        for arguments in replacements
         for rule in (*arguments['rules'], *(name for name in arguments['named'] if name in APPROXIMATE))
     ]

@@ -19,11 +19,11 @@ def part(
     A constant of the name of one of the `inputs` becomes an input.
     """
     source, model = index.model, onnx.ModelProto()
-    for name in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string'):
-        if source.HasField(name):
-            setattr(model, name, getattr(source, name))
-    for name in ('opset_import', 'metadata_props', 'functions'):
-        getattr(model, name).extend(getattr(source, name))
+    for field in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version', 'doc_string'):
+        if source.HasField(field):
+            setattr(model, field, getattr(source, field))
+    for field in ('opset_import', 'metadata_props', 'functions'):
+        getattr(model, field).extend(getattr(source, field))
     graph = model.graph
     graph.name = source.graph.name or 'graph'
     if source.graph.HasField('doc_string'):
@@ -33,24 +33,23 @@ def part(
     graph.input.extend(inputs)
     graph.output.extend(outputs)
     drop_functions(model)
-    _copy_values(source.graph, graph)
-    return model
 
-
-def _copy_values(source: onnx.GraphProto, graph: onnx.GraphProto) -> None:
-    """Copy the constants and types of what the nodes of `graph` read and write."""
-    given = {value.name for value in graph.input}
-    read = {name for node in graph.node for name in reads(node)} | {value.name for value in graph.output}
-    known = read | {name for node in graph.node for name in node.output}
-    ends = given | {value.name for value in graph.output}
-    graph.initializer.extend(value for value in source.initializer if value.name in read - given)
+    input_names = {value.name for value in graph.input}
+    output_names = {value.name for value in graph.output}
+    used = {name for node in graph.node for name in reads(node)} | output_names
+    constants = used - input_names
+    tensors = used | {name for node in graph.node for name in node.output}
+    inner = tensors - input_names - output_names
+    source = source.graph
+    graph.initializer.extend(tensor for tensor in source.initializer if tensor.name in constants)
     graph.sparse_initializer.extend(
-        value for value in source.sparse_initializer if value.values.name in read - given
+        sparse for sparse in source.sparse_initializer if sparse.values.name in constants
     )
-    graph.value_info.extend(value for value in source.value_info if value.name in known - ends)
+    graph.value_info.extend(value for value in source.value_info if value.name in inner)
     graph.quantization_annotation.extend(
-        value for value in source.quantization_annotation if value.tensor_name in known
+        entry for entry in source.quantization_annotation if entry.tensor_name in tensors
     )
+    return model
 
 
 def drop_functions(model: onnx.ModelProto) -> None:
@@ -67,5 +66,6 @@ def drop_functions(model: onnx.ModelProto) -> None:
 
 
 def drop_metadata(model: onnx.ModelProto) -> None:
-    """Remove what this project's metadata says of the whole graph."""
-    refill(model, metadata_props=[one for one in model.metadata_props if not one.key.startswith(PREFIX)])
+    """Remove this project's metadata, which describe the whole graph."""
+    entries = [entry for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
+    refill(model, metadata_props=entries)

@@ -33,10 +33,10 @@ class Runner:
         threads: int = 0,
         shapes_first: bool = False,
     ) -> None:
-        """Open the session.
+        """Open the session, without the nodes that no name needs.
 
         Args:
-            model: stays as it is; nodes that none of `names` needs are left out.
+            model: stays as it is.
             names: tensors to give: inputs, initializers or node outputs. None: the graph's outputs.
             optimization: 'none' computes node by node as the file says; 'basic', 'extended', 'all' let
                 ONNX Runtime fuse what lies between the names.
@@ -52,14 +52,21 @@ class Runner:
         if optimization not in GRAPH_OPTIMIZATION:
             expected = ', '.join(GRAPH_OPTIMIZATION)
             raise ConfigError(f'optimization={optimization!r}: expected one of {expected}')
-        self.index = Index(model)
-        self.names = list(dict.fromkeys(self.index.outputs if names is None else names))
+        self.index = index = Index(model)
+        self.names = list(dict.fromkeys(index.outputs if names is None else names))
         for name in self.names:
-            self.index.check_tensor(name)
-        self._computed = [name for name in self.names if self.index.producer(name) is not None]
+            index.check_tensor(name)
+        self._computed = [name for name in self.names if index.producer(name) is not None]
         self._session = None
         if self._computed:
-            exposed = _exposed(self.index, self._computed)
+            positions = index.ancestors(self._computed)
+            used = {name for position in positions for name in index.reads(position)}
+            inputs = [value for value in index.graph.input if value.name in used]
+            typed_outputs = {value.name: value for value in index.graph.output}
+            outputs = [typed_outputs.get(name) or onnx.ValueInfoProto(name=name) for name in self._computed]
+            fed = [value for value in inputs if value.name not in index.constants]
+            exposed = part(index, positions, fed, outputs)
+            exposed.graph.input.extend(value for value in inputs if value.name in index.constants)
             self._needed = [value.name for value in exposed.graph.input]
             self._session = open_session(exposed, optimization, threads, shapes_first)
 
@@ -71,27 +78,27 @@ class Runner:
             InferenceError: ONNX Runtime failed.
         """
         check_feeds(self.index, feeds)
-        found = dict(feeds)
+        tensors = dict(feeds)
         if self._session is not None:
             needed = {name: feeds[name] for name in self._needed if name in feeds}
             try:
                 computed = self._session.run(self._computed, needed)
             except Exception as error:
                 raise InferenceError(f'ONNX Runtime failed to run the model: {error}') from error
-            found.update(zip(self._computed, computed, strict=True))
+            tensors.update(zip(self._computed, computed, strict=True))
         for name in self.names:
-            if name not in found:
-                found[name] = numpy_helper.to_array(self.index.constants[name])
-        return {name: found[name] for name in self.names}
+            if name not in tensors:
+                tensors[name] = numpy_helper.to_array(self.index.constants[name])
+        return {name: tensors[name] for name in self.names}
 
     def types(self) -> dict[str, onnx.TypeProto]:
         """Return name -> type as ONNX Runtime infers it, of computed tensors."""
-        kinds, found = dict(onnx.TensorProto.DataType.items()), {}
+        data_types, tensor_types = dict(onnx.TensorProto.DataType.items()), {}
         for output in self._session.get_outputs() if self._session else ():
             dtype = output.type.removeprefix('tensor(').removesuffix(')').upper()
-            if dtype in kinds:
-                found[output.name] = helper.make_tensor_type_proto(kinds[dtype], output.shape)
-        return found
+            if dtype in data_types:
+                tensor_types[output.name] = helper.make_tensor_type_proto(data_types[dtype], output.shape)
+        return tensor_types
 
 
 def run(
@@ -102,21 +109,6 @@ def run(
 ) -> dict[str, Any]:
     """Run a model once and return name -> array of any of its tensors; see `Runner` for the options."""
     return Runner(model, names, **options).run(feeds)
-
-
-def _exposed(index: Index, names: Sequence[str]) -> onnx.ModelProto:
-    """Return a model that gives `names` and nothing else, without the nodes that they do not need.
-
-    Outputs have no types; ONNX Runtime infers them.
-    """
-    positions = index.ancestors(names)
-    used = {name for position in positions for name in index.reads(position)}
-    inputs = [value for value in index.graph.input if value.name in used]
-    known = {value.name: value for value in index.graph.output}
-    outputs = [known.get(name) or onnx.ValueInfoProto(name=name) for name in names]
-    model = part(index, positions, [value for value in inputs if value.name not in index.constants], outputs)
-    model.graph.input.extend(value for value in inputs if value.name in index.constants)
-    return model
 
 
 def open_session(
@@ -142,15 +134,16 @@ def open_session(
 def typed_values(index: Index, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
     """Return graph inputs or outputs of the names, typed; UsageError where the type of one is not known.
 
-    onnx infers the types; what it cannot tell, because of operators of other domains, ONNX Runtime is asked.
+    onnx infers the types; where it cannot, because of operators of other domains, ONNX Runtime does.
     """
-    known = types.infer(index.model)
-    computed = [name for name in names if name not in known and index.producer(name) is not None]
+    tensor_types = types.infer(index.model)
+    computed = [name for name in names if name not in tensor_types and index.producer(name) is not None]
     if computed:
         with contextlib.suppress(ModelFileError):
-            known.update(Runner(index.model, computed).types())
-    if unknown := [name for name in names if name not in known]:
+            tensor_types.update(Runner(index.model, computed).types())
+    untyped = [name for name in names if name not in tensor_types]
+    if untyped:
         raise UsageError(
-            f'the type of {unknown[0]!r} cannot be inferred; does ONNX Runtime know all operators above it?'
+            f'the type of {untyped[0]!r} cannot be inferred; does ONNX Runtime know all operators above it?'
         )
-    return [onnx.ValueInfoProto(name=name, type=known[name]) for name in names]
+    return [onnx.ValueInfoProto(name=name, type=tensor_types[name]) for name in names]

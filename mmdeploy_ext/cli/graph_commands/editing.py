@@ -106,15 +106,15 @@ def run_extract(args: argparse.Namespace) -> int:
     """Write some nodes as a model of their own."""
     from mmdeploy_ext.graph.io.index import Index
     from mmdeploy_ext.graph.passes.extract import extract
-    from mmdeploy_ext.graph.passes.select import matching, select
+    from mmdeploy_ext.graph.passes.select import match_tensors, select_nodes
 
     if not args.nodes and not args.tensors:
         raise UsageError('extract: say which nodes, by --nodes or --tensors')
     model = _load(args)
     index = Index(model)
-    chosen = set(select(index, args.nodes))
+    chosen = set(select_nodes(index, args.nodes))
     for pattern in args.tensors:
-        chosen.update(index.producer(name) for name in matching(index, pattern))
+        chosen.update(index.producer(name) for name in match_tensors(index, pattern))
     return _finish(args, model, extract(model, chosen))
 
 

@@ -129,13 +129,13 @@ def run_opset(args: argparse.Namespace) -> int:
 def run_fp16(args: argparse.Namespace) -> int:
     """Write float16 into a graph."""
     from mmdeploy_ext.graph import edits
-    from mmdeploy_ext.graph.passes.precision import recorded
+    from mmdeploy_ext.graph.passes.precision import half, with_fp16_metadata
     from mmdeploy_ext.graph.passes.select import matching_nodes
 
     model = proving.begin(args)
     matching_nodes(model.graph.node, args.keep_fp32)
-    result, kept = edits.half(model, args.io, args.keep_fp32)
-    result = recorded(result, args.io == 'fp16', args.keep_fp32)
+    result, kept = half(model, args.io, args.keep_fp32)
+    result = with_fp16_metadata(result, args.io == 'fp16', args.keep_fp32)
     edits.record(result, 'fp16', dict(io=args.io, keep_fp32=args.keep_fp32))
     casts = [sum(node.op_type == 'Cast' for node in one.graph.node) for one in (model, result)]
     print(f'{args.file}: {kept} nodes kept float32 by name, {casts[1] - casts[0]} casts added')

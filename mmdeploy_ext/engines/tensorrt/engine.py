@@ -22,6 +22,7 @@ from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record, read_record, wr
 from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.passes import for_tensorrt
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
+from mmdeploy_ext.graph.passes.precision import fp32_patterns
 from mmdeploy_ext.graph.passes.roi_align import replace_roi_align
 from mmdeploy_ext.graph.passes.select import matching_nodes
 from mmdeploy_ext.graph.tensorrt_limits import check_limits, check_turing
@@ -106,7 +107,7 @@ def prepare(
         gpu = find_gpu(device)
         tensorrt_package.check_architectures(found, architectures, gpu.architecture if gpu else None)
         architectures = architectures or (gpu.architecture,)
-    kept = tuple(keep_fp32 if keep_fp32 is not None else for_tensorrt.fp32_patterns(model)) if fp16 else ()
+    kept = tuple(keep_fp32 if keep_fp32 is not None else fp32_patterns(model)) if fp16 else ()
     matching_nodes(model.graph.node, kept)
     ready = for_tensorrt.for_tensorrt(model)
     if fp16:

@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.checks import check_ordinary
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.part import drop_metadata, part
-from mmdeploy_ext.graph.passes.select import matching
+from mmdeploy_ext.graph.passes.select import match_tensors
 from mmdeploy_ext.graph.run import typed_values
 
 
@@ -132,7 +132,7 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     """
     check_ordinary(model)
     index = Index(model)
-    wanted = [name for pattern in names for name in matching(index, pattern)]
+    wanted = [name for pattern in names for name in match_tensors(index, pattern)]
     new = [name for name in dict.fromkeys(wanted) if name not in index.outputs]
     result = copy.deepcopy(model)
     result.graph.output.extend(typed_values(index, new))

@@ -8,7 +8,6 @@ become constants.
 
 import copy
 import dataclasses
-import glob
 import math
 from collections.abc import Collection, Mapping, Sequence
 
@@ -17,18 +16,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mmdeploy_ext.contract.metadata import PREFIX, Metadata
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph import output_comparison
-from mmdeploy_ext.graph.io import types
-from mmdeploy_ext.graph.io.index import Index, did_you_mean, refill
-from mmdeploy_ext.graph.passes.fp16 import PRODUCTS
+from mmdeploy_ext.graph.io.index import did_you_mean, refill
 from mmdeploy_ext.graph.passes.simplify import fold
 
-ALWAYS = 'always'
-"""Name of the condition."""
-STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*')
-"""Names of the nodes that make and read boxes; in float16 a pixel near 608 is 0.5 wide."""
+LOOP_CONDITION = 'always'
+"""Name of the condition of loops that have none."""
 
 
 def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -39,13 +34,14 @@ def for_tensorrt(model: onnx.ModelProto) -> onnx.ModelProto:
     A second run changes nothing.
     """
     result = copy.deepcopy(model)
-    fed = {value.name for value in result.graph.input}
-    refill(result.graph, initializer=[entry for entry in result.graph.initializer if entry.name not in fed])
-    loops = [node for node in result.graph.node if node.op_type == 'Loop' and not node.input[1]]
-    for node in loops:
-        node.input[1] = ALWAYS
-    if loops and all(tensor.name != ALWAYS for tensor in result.graph.initializer):
-        result.graph.initializer.append(numpy_helper.from_array(np.array(True), ALWAYS))
+    graph = result.graph
+    inputs = {value.name for value in graph.input}
+    refill(graph, initializer=[tensor for tensor in graph.initializer if tensor.name not in inputs])
+    loops = [node for node in graph.node if node.op_type == 'Loop' and not node.input[1]]
+    for loop in loops:
+        loop.input[1] = LOOP_CONDITION
+    if loops and all(tensor.name != LOOP_CONDITION for tensor in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(np.array(True), LOOP_CONDITION))
     return result
 
 
@@ -67,37 +63,38 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
     defaults = {tensor.name: tensor for tensor in graph.initializer}
     for name, array in values.items():
         if name not in inputs:
-            known = f'{did_you_mean(name, inputs)}; it has {", ".join(inputs)}'
-            raise UsageError(f'--constant {name}: is not an input{known}')
+            hint = f'{did_you_mean(name, inputs)}; it has {", ".join(inputs)}'
+            raise UsageError(f'--constant {name}: is not an input{hint}')
         if array is None and name not in defaults:
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
         if array is not None:
-            tensor = _constant(inputs[name], array)
-            refill(graph, initializer=[*(other for other in graph.initializer if other.name != name), tensor])
+            tensor = _constant_input(inputs[name], array)
+            others = [other for other in graph.initializer if other.name != name]
+            refill(graph, initializer=[*others, tensor])
     refill(graph, input=[value for value in graph.input if value.name not in values])
     return fold(result)
 
 
-def _constant(value: onnx.ValueInfoProto, array: np.ndarray) -> onnx.TensorProto:
-    kind = value.type.tensor_type
-    sizes = [size.dim_value if size.HasField('dim_value') else 1 for size in kind.shape.dim]
+def _constant_input(value: onnx.ValueInfoProto, array: np.ndarray) -> onnx.TensorProto:
+    tensor_type = value.type.tensor_type
+    sizes = [size.dim_value if size.HasField('dim_value') else 1 for size in tensor_type.shape.dim]
     if array.size != math.prod(sizes):
-        wanted = 'x'.join(map(str, sizes))
-        raise UsageError(f'--constant {value.name}: {array.size} values, the input has {wanted}')
-    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        shape = 'x'.join(map(str, sizes))
+        raise UsageError(f'--constant {value.name}: {array.size} values, the input has {shape}')
+    dtype = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
     return numpy_helper.from_array(array.astype(dtype).reshape(sizes), value.name)
 
 
 def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:
     """Read NAME or NAME=VALUE,VALUE,...; a value that is no number is a UsageError."""
-    found: dict[str, np.ndarray | None] = {}
+    constants: dict[str, np.ndarray | None] = {}
     for text in texts:
-        name, sign, written = text.partition('=')
+        name, sign, numbers = text.partition('=')
         try:
-            found[name] = np.array([float(word) for word in written.split(',')]) if sign else None
+            constants[name] = np.array([float(number) for number in numbers.split(',')]) if sign else None
         except ValueError as error:
             raise UsageError(f'--constant {text}: expected NAME or NAME=VALUE,VALUE,...') from error
-    return found
+    return constants
 
 
 def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
@@ -114,33 +111,8 @@ def spec_of(model: onnx.ModelProto, fixed: Collection[str] = ()) -> GraphSpec:
         except ValueError:
             pass  # a file that states less: what its graph says is enough here
     spec = output_comparison.spec_of(for_tensorrt(model))
-
-    def named(tensor: TensorSpec) -> TensorSpec:  # no axis without a name is taken for another
+    inputs = []
+    for tensor in spec.inputs:  # axes without a name get different ones, so that none is taken for another
         axes = (f'{tensor.name}.{place}' if axis == '?' else axis for place, axis in enumerate(tensor.axes))
-        return dataclasses.replace(tensor, axes=tuple(axes))
-
-    return dataclasses.replace(spec, inputs=tuple(map(named, spec.inputs)))
-
-
-def fp32_patterns(model: onnx.ModelProto) -> list[str]:
-    """Return patterns of the nodes that stay float32 by default when float16 is written into a model.
-
-    - The stages after the network, `STAGES`.
-    - What an Equal of floats compares, back to the last product with a weight: SOLO keeps the cells that
-      equal the maximum of their neighbourhood, and an engine that keeps one side of the comparison in more
-      digits than the other finds none (measured on the toy SOLOv2 in ONNX Runtime: cosine 0.03).
-    """
-    names = [node.name for node in model.graph.node]
-    stages = [pattern for pattern in STAGES if any(name.startswith(pattern[:-1]) for name in names)]
-    index, kinds = Index(model), types.infer(model)
-    floats = {name for name, kind in kinds.items() if kind.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    nodes = enumerate(index.nodes)
-    waiting = [at for at, node in nodes if node.op_type == 'Equal' and node.input[0] in floats]
-    found: set[int] = set()
-    while waiting:
-        place = waiting.pop()
-        if place not in found and index.nodes[place].op_type not in PRODUCTS:
-            found.add(place)
-            above = {index.producer(name) for name in floats.intersection(index.reads(place))}
-            waiting.extend(above - {None})
-    return stages + [glob.escape(index.writes(place)[0]) for place in sorted(found)]
+        inputs.append(dataclasses.replace(tensor, axes=tuple(axes)))
+    return dataclasses.replace(spec, inputs=tuple(inputs))

@@ -30,7 +30,7 @@ from mmdeploy_ext.graph.io.constants import constants_to_initializers
 from mmdeploy_ext.graph.io.index import bodies, captured, refill
 from mmdeploy_ext.graph.io.operators import opsets_of, schema_of
 from mmdeploy_ext.graph.io.types import infer
-from mmdeploy_ext.graph.passes.select import matches, matching_nodes
+from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
@@ -63,7 +63,7 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
     inputs = {tensor.name for tensor in spec.inputs if tensor.single}
     outputs = {tensor.name for tensor in spec.outputs if tensor.single}
     islands = _islands(graph, inputs, outputs) | _not_defined_for_half(graph) | _around_sub_graphs(graph)
-    islands |= {place for places in matches(graph.nodes, keep).values() for place in places}
+    islands |= {place for places in match_patterns(graph.nodes, keep).values() for place in places}
     _rewrite(graph, islands | _constants_of(graph, islands), half_io)
     return graph.model
 

@@ -85,8 +85,8 @@ def _explain(model: onnx.ModelProto, before: int, version: int, message: str) ->
     if not nodes:
         return f'{what} {reason}; export again with the opset you need'
     return (
-        f'{what} {operator} cannot be converted ({reason}): nodes {join_names(nodes, SHOWN)}; remove them (fold, '
-        f'simplify, replace) or export again'
+        f'{what} {operator} cannot be converted ({reason}): nodes {join_names(nodes, SHOWN)}; remove them '
+        f'(fold, simplify, replace) or export again'
     )
 
 

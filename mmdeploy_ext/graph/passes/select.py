@@ -9,34 +9,36 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.io.index import Index, did_you_mean
 from mmdeploy_ext.graph.io.modules import module_of
 
+WILDCARDS = '*?['
 
-def select(index: Index, patterns: Iterable[str]) -> list[int]:
+
+def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
     """Return the nodes that patterns name: '/backbone/*', a name, or '#12'; UsageError where none fits."""
-    found: set[int] = set()
+    positions: set[int] = set()
     for pattern in patterns:
-        if not any(sign in pattern for sign in '*?['):
-            found.add(index.find_node(pattern))
+        if not any(sign in pattern for sign in WILDCARDS):
+            positions.add(index.find_node(pattern))
             continue
-        fits = [at for at, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)]
-        if not fits:
+        fitting = {at for at, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)}
+        if not fitting:
             names = [node.name for node in index.nodes if node.name]
             raise UsageError(f'no node fits {pattern!r}{did_you_mean(pattern.strip("*"), names)}')
-        found.update(fits)
-    return sorted(found)
+        positions |= fitting
+    return sorted(positions)
 
 
-def matching(index: Index, pattern: str) -> list[str]:
+def match_tensors(index: Index, pattern: str) -> list[str]:
     """Return the tensors that nodes make and a name or pattern means; UsageError where there is none."""
     if index.producer(pattern) is not None:
         return [pattern]
-    if not any(sign in pattern for sign in '*?['):
+    if not any(sign in pattern for sign in WILDCARDS):
         index.check_tensor(pattern)
         raise UsageError(f'{pattern!r} is an input or a constant of the graph; no node makes it')
-    made = [name for name in index.tensors if index.producer(name) is not None]
-    found = [name for name in made if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
-        raise UsageError(f'no tensor fits {pattern!r}{did_you_mean(pattern.strip("*"), made)}')
-    return found
+    outputs = [name for name in index.tensors if index.producer(name) is not None]
+    fitting = [name for name in outputs if fnmatch.fnmatchcase(name, pattern)]
+    if not fitting:
+        raise UsageError(f'no tensor fits {pattern!r}{did_you_mean(pattern.strip("*"), outputs)}')
+    return fitting
 
 
 def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> list[int]:
@@ -45,24 +47,25 @@ def matching_nodes(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> 
     Raises:
         UsageError: a pattern fits none; the message has similar names.
     """
-    found = matches(nodes, patterns)
-    for pattern, places in found.items():
-        if not places:
-            known = {name for node in nodes for name in (node.name, node.op_type) if name}
+    matches = match_patterns(nodes, patterns)
+    for pattern, positions in matches.items():
+        if not positions:
+            names = {name for node in nodes for name in (node.name, node.op_type) if name}
             raise UsageError(
                 f'--keep-fp32 {pattern!r}: fits the name, operator, module or output of no node'
-                f'{did_you_mean(pattern, known)}'
+                f'{did_you_mean(pattern, names)}'
             )
-    return sorted({place for places in found.values() for place in places})
+    return sorted({position for positions in matches.values() for position in positions})
 
 
-def matches(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
+def match_patterns(nodes: Sequence[onnx.NodeProto], patterns: Sequence[str]) -> dict[str, list[int]]:
     """Return pattern -> positions of the nodes that it fits; see `matching_nodes`."""
     names = [(node.name, node.op_type, module_of(node)[0], *node.output) for node in nodes]
-
-    def places(pattern: str) -> list[int]:
-        return [
-            at for at, some in enumerate(names) if any(fnmatch.fnmatchcase(name, pattern) for name in some)
+    return {
+        pattern: [
+            position
+            for position, node_names in enumerate(names)
+            if any(fnmatch.fnmatchcase(name, pattern) for name in node_names)
         ]
-
-    return {pattern: places(pattern) for pattern in patterns}
+        for pattern in patterns
+    }

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.passes.fp16 import to_fp16
-from mmdeploy_ext.graph.passes.select import matches
+from mmdeploy_ext.graph.passes.select import match_patterns
 
 ROWS, COLUMNS = 4, 8
 
@@ -167,7 +167,7 @@ def test_a_pattern_of_a_module_fits_its_nodes_of_both_exporters(name, scopes):
     node = helper.make_node('MatMul', ['x', 'w'], ['y'], name)
     if scopes:
         node.metadata_props.add(key='pkg.torch.onnx.name_scopes', value=scopes)
-    found = matches([node], ['*.decoder*', '*.decoder.layers.1', '*.encoder*'])
+    found = match_patterns([node], ['*.decoder*', '*.decoder.layers.1', '*.encoder*'])
     assert found == {'*.decoder*': [0], '*.decoder.layers.1': [], '*.encoder*': []}
 
 

@@ -10,7 +10,7 @@ from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.graph.io.index import Index
 from mmdeploy_ext.graph.output_comparison import compare_edited
 from mmdeploy_ext.graph.passes.extract import cut, extract
-from mmdeploy_ext.graph.passes.select import select
+from mmdeploy_ext.graph.passes.select import select_nodes
 from mmdeploy_ext.proving.rows import is_equal, is_exact
 from scn_files import golden_model
 from toy_graphs import conv_net, model_of, random_graph, steps
@@ -111,9 +111,9 @@ def test_a_cut_that_leaves_no_inputs_is_refused():
 
 def test_patterns_choose_nodes_and_misses_come_with_similar_names():
     index = Index(conv_net())
-    assert select(index, ['/layer/*', '/stem/Conv', '#1']) == [0, 1, 2]
+    assert select_nodes(index, ['/layer/*', '/stem/Conv', '#1']) == [0, 1, 2]
     with pytest.raises(UsageError, match=r"no node fits '/lyer/[*]'"):
-        select(index, ['/lyer/*'])
+        select_nodes(index, ['/lyer/*'])
 
 
 def test_sparse_graphs_are_refused():

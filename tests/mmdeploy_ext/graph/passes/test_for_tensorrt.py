@@ -5,13 +5,8 @@ import pytest
 from onnx import numpy_helper
 
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.graph.passes.for_tensorrt import (
-    fix_inputs,
-    for_tensorrt,
-    fp32_patterns,
-    parse_constants,
-    spec_of,
-)
+from mmdeploy_ext.graph.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants, spec_of
+from mmdeploy_ext.graph.passes.precision import fp32_patterns
 from mmdeploy_ext.graph.run import Runner
 from toy_engines import parse, two_outputs
 
