@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 FOLD, TRACE = 'mmdeploy_ext.sparse.fold:fold', 'mmdeploy_ext.exporting.sparse_backbone:trace'
-ORDER, NAMES = 'mmdeploy_ext.sparse.order:reorder', 'mmdeploy_ext.sparse.sites:name_rulebooks'
+ORDER, NAMES = 'mmdeploy_ext.sparse.order:reorder', 'mmdeploy_ext.sparse.plan:name_rulebooks'
 PORTABLE, DIALECT = 'mmdeploy_ext.sparse.portable:to_onnx', 'mmdeploy_ext.sparse.libspconv:to_onnx'
 BUILD, FEEDS = 'mmdeploy_ext.sparse.rulebook:build', 'mmdeploy_ext.sparse.buckets:feeds'
 WRITER = 'mmdeploy_ext.sparse.node_writer:NodeWriter'

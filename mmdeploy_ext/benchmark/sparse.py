@@ -29,9 +29,9 @@ from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.exporting.deployment import load
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
+from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
 from mmdeploy_ext.sparse import portable
-from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.plan import Plan as RulebookPlan
 from mmdeploy_ext.sparse.rulebook import build

@@ -88,7 +88,7 @@ class BackboneExport(Export):
 
     def values(self) -> dict[str, Any]:
         """See `Export`."""
-        from mmdeploy_ext.sparse.contract import order_of_name
+        from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
         args = self.args
         self.engine, self.weight_layout = shared.engine_options(args), args.weight_layout
@@ -117,7 +117,7 @@ class BackboneExport(Export):
 
     def check(self) -> None:
         """See `Export`; the name of the file has to say the right order, if any."""
-        from mmdeploy_ext.sparse.contract import order_of_name
+        from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
         path = self.args.output_file
         if (named := order_of_name(path)) not in ('', self.options.order):

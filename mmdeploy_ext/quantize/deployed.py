@@ -9,9 +9,8 @@ from mmdeploy_ext.exporting.sparse_backbone import trace
 from mmdeploy_ext.quantize import PERCENTILE
 from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
 from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
-from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.ranges import Ranges
+from mmdeploy_ext.sparse.ranges import Ranges, from_amax
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,76 +22,77 @@ def _size(pattern):
 
 @njit(cache=True, nogil=True)
 def _candidates(counts):
-    """Return the most frequent patterns, the smaller one first where two are equally frequent."""
-    left = counts.copy()
-    left[0] = 0
-    found = np.empty(min(CANDIDATES, counts.shape[0]), np.int64)
+    """Return the most frequent patterns, of two equally frequent ones the smaller first."""
+    remaining = counts.copy()
+    remaining[0] = 0
+    patterns = np.empty(min(CANDIDATES, counts.shape[0]), np.int64)
     n = 0
-    while n < found.shape[0]:
-        pattern = np.argmax(left)
-        if left[pattern] == 0:
+    while n < patterns.shape[0]:
+        pattern = np.argmax(remaining)
+        if remaining[pattern] == 0:
             break
-        found[n] = pattern
-        left[pattern] = 0
+        patterns[n] = pattern
+        remaining[pattern] = 0
         n += 1
-    return found[:n]
+    return patterns[:n]
 
 
 @njit(cache=True, nogil=True)
 def choose(counts, buckets):
-    """Return patterns of the buckets, each one that which saves most; the first holds everything.
+    """Return the patterns of the buckets, each the one that saves most; the first holds everything.
 
     counts: rows per pattern, (2^g,). A bucket that nothing needs has pattern 1 and gets no rows.
     """
-    chosen = np.ones(buckets, np.int64)
-    whole = np.int64(0)
+    patterns = np.ones(buckets, np.int64)
+    union = np.int64(0)
     for pattern in range(1, counts.shape[0]):
         if counts[pattern]:
-            whole |= pattern
-    if whole == 0:
-        return chosen
-    chosen[0] = whole
-    cost = np.full(counts.shape[0], _size(whole))
+            union |= pattern
+    if union == 0:
+        return patterns
+    patterns[0] = union
+    cost = np.full(counts.shape[0], _size(union))
     candidates = _candidates(counts)
     for n in range(1, buckets):
-        best, most = -1, 0
+        best, best_saving = -1, 0
         for candidate in candidates:
-            size, saved = _size(candidate), 0
+            size, saving = _size(candidate), 0
             for pattern in range(1, counts.shape[0]):
                 if pattern & ~candidate == 0 and cost[pattern] > size:
-                    saved += counts[pattern] * (cost[pattern] - size)
-            if saved > most:
-                best, most = candidate, saved
+                    saving += counts[pattern] * (cost[pattern] - size)
+            if saving > best_saving:
+                best, best_saving = candidate, saving
         if best < 0:
             break
-        chosen[n] = best
+        patterns[n] = best
         for pattern in range(counts.shape[0]):
             if pattern & ~best == 0:
                 cost[pattern] = min(cost[pattern], _size(best))
-    return chosen
+    return patterns
 
 
 @njit(cache=True, nogil=True)
-def _homes(chosen, patterns):
-    """Return the bucket of every pattern: the smallest that holds it, -1 for the empty pattern."""
-    homes = np.full(patterns, -1, np.int64)
-    for pattern in range(1, patterns):
-        least = 64
-        for bucket in range(chosen.shape[0]):
-            if pattern & ~chosen[bucket] == 0 and _size(chosen[bucket]) < least:
-                homes[pattern] = bucket
-                least = _size(chosen[bucket])
-    return homes
+def _bucket_of(bucket_patterns, count):
+    """Return the bucket of each of `count` patterns: the smallest that holds it, -1 for the empty pattern."""
+    buckets = np.full(count, -1, np.int64)
+    for pattern in range(1, count):
+        smallest = 64
+        for bucket in range(bucket_patterns.shape[0]):
+            size = _size(bucket_patterns[bucket])
+            if pattern & ~bucket_patterns[bucket] == 0 and size < smallest:
+                buckets[pattern] = bucket
+                smallest = size
+    return buckets
 
 
 @njit(cache=True, nogil=True)
 def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position):
     """Sort the output rows of one group into buckets.
 
-    table: (g, M) int32 input rows, `none` where there is none. Written: rows, room for g*M int32, the input
+    table: (g, M) int32 input rows, `none` for no neighbour. Written: rows, room for g*M int32, the input
     rows bucket after bucket, row by row; lengths and sizes (buckets,), how many of them and how many offsets
     per row; offsets, room for g*buckets, the offsets bucket after bucket; position (M+1,) int32, where in the
-    buckets' results an output row is: T, one behind them, where it has no neighbours, and T + last for the
+    buckets' results an output row is: T, one behind them, if it has no neighbours, and T + last for the
     row of zeros.
     Returns how much of rows and of offsets is used.
     """
@@ -103,17 +104,17 @@ def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position)
     counts = np.zeros(1 << g, np.int64)
     for i in range(m):
         counts[codes[i]] += 1
-    chosen = choose(counts, buckets)
-    homes = _homes(chosen, 1 << g)
+    patterns = choose(counts, buckets)
+    bucket_of = _bucket_of(patterns, 1 << g)
     members = np.zeros(buckets, np.int64)
     for pattern in range(1, 1 << g):
-        members[homes[pattern]] += counts[pattern]
+        members[bucket_of[pattern]] += counts[pattern]
     places, entries, used, n, total = np.zeros(buckets, np.int64), np.zeros(buckets, np.int64), 0, 0, 0
     lists = np.zeros((buckets, g), np.int64)
     for bucket in range(buckets):
         size = 0
         for k in range(g):
-            if chosen[bucket] >> k & 1:
+            if patterns[bucket] >> k & 1:
                 offsets[n] = k
                 lists[bucket, size] = k
                 n += 1
@@ -123,7 +124,7 @@ def arrange(table, none, buckets, last, rows, lengths, sizes, offsets, position)
         total += members[bucket]
         used += size * members[bucket]
     for i in range(m):
-        bucket = homes[codes[i]]
+        bucket = bucket_of[codes[i]]
         if bucket < 0:
             position[i] = total
             continue

@@ -39,7 +39,7 @@ BUCKETS = 8  # with 16, 5-10 % less is multiplied in 2-4 % less time, but the gr
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a kernel's offsets are cut: by its size alone, so that a graph can be written for it.
+    """How a kernel's offsets are cut into groups: by its size alone, so that a graph can be written for it.
 
     Attributes:
         groups: (first, last + 1) offset of each group.
@@ -66,11 +66,11 @@ class Arrangement:
 
     Attributes:
         rows: (L,) int32 input rows, bucket after bucket, output row by output row; N is a row of zeros.
-        lengths: (G*B,) int64 how many of `rows` are each bucket's.
+        lengths: (G*B,) int64 how many of `rows` each bucket has.
         sizes: (G*B,) int64 offsets per output row in each bucket, at least 1.
         offsets: (sum of sizes,) int32 which offsets those are.
         positions: per group (M+1,) int32, where each output row is among the results of the group's buckets;
-            one behind them, where it has no neighbour there; the last entry is for a row of zeros, which is
+            one behind them, if it has no neighbour there; the last entry is for a row of zeros, which is
             one row later in the bias group.
     """
 
@@ -92,18 +92,19 @@ def arrange(
     So many threads sort; the result does not depend on them.
     """
     jobs = [(name, group) for name in tables for group in range(len(layouts[name].groups))]
-    done: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
+    arranged: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
 
-    def do(thread: int) -> None:
+    def work(thread: int) -> None:
         for name, group in jobs[thread::threads]:
-            done[name, group] = _arrange_group(tables[name], rows_in[name], layouts[name], group)
+            arranged[name, group] = _arrange_group(tables[name], rows_in[name], layouts[name], group)
 
-    on_threads(do, threads)
-    found = {}
+    on_threads(work, threads)
+    arrangements = {}
     for name, layout in layouts.items():
-        *lists, positions = zip(*(done[name, group] for group in range(len(layout.groups))), strict=True)
-        found[name] = Arrangement(*map(np.concatenate, lists), positions)
-    return found
+        groups = [arranged[name, group] for group in range(len(layout.groups))]
+        *lists, positions = zip(*groups, strict=True)
+        arrangements[name] = Arrangement(*map(np.concatenate, lists), positions)
+    return arrangements
 
 
 def _arrange_group(table: np.ndarray, none: int, layout: Layout, group: int) -> tuple[np.ndarray, ...]:
@@ -130,8 +131,11 @@ def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 
         return arrays | tables
     layouts = {table.name: Layout.of(table.kernel_size) for table in plan.tables}
     rows_in = {table.name: len(rulebook.levels[table.level_in]) for table in plan.tables}
-    for name, found in arrange(rulebook.tables, rows_in, layouts, threads).items():
-        arrays[f'{name}.rows'], arrays[f'{name}.lengths'] = found.rows, found.lengths
-        arrays[f'{name}.offsets'], arrays[f'{name}.sizes'] = found.offsets, found.sizes[:, None]
-        arrays |= {f'{name}.position{group}': entry for group, entry in enumerate(found.positions)}
+    for name, arrangement in arrange(rulebook.tables, rows_in, layouts, threads).items():
+        arrays[f'{name}.rows'] = arrangement.rows
+        arrays[f'{name}.lengths'] = arrangement.lengths
+        arrays[f'{name}.offsets'] = arrangement.offsets
+        arrays[f'{name}.sizes'] = arrangement.sizes[:, None]
+        for group, positions in enumerate(arrangement.positions):
+            arrays[f'{name}.position{group}'] = positions
     return arrays

@@ -1,4 +1,4 @@
-"""The sparse graph run in numpy: slow, plain, and the reference of every other engine. Needs no torch."""
+"""An engine for sparse graphs in numpy: slow, plain, and the reference of every other one. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmdeploy_ext.sparse.rulebook import build
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mmdeploy_ext.sparse.ir import Node, SparseConvolution, SparseGraph
+    from mmdeploy_ext.sparse.ir import Node, SparseGraph
     from mmdeploy_ext.sparse.rulebook import Rulebook
 
     Transform = Callable[
@@ -40,7 +40,7 @@ def run(
             are the sites of `rulebook.level(node.output)`.
         transform: called before every node with the node, its inputs and its weight (None without one); gives
             the inputs and the weight to compute with: where fake quantisation comes in.
-        rulebook: of these coordinates, where it is known.
+        rulebook: of these coordinates; None: it is built.
 
     Raises:
         PointsError: voxels that the graph cannot take.
@@ -89,7 +89,10 @@ def _compute(
     rulebook: Rulebook,
 ) -> np.ndarray:
     if isinstance(node, ir.SparseConvolution):
-        return convolve(node, inputs[0], weight, table)
+        features = gathered(inputs[0], weight, table)
+        if node.bias is not None:
+            features += np.asarray(node.bias, np.float32)
+        return np.maximum(features, np.float32(0), out=features) if node.activation == 'ReLU' else features
     if isinstance(node, ir.BatchNorm):
         scale = node.gamma / np.sqrt(node.var + np.float32(node.eps))
         return ((inputs[0] - node.mean) * scale + node.beta).astype(np.float32)
@@ -98,22 +101,15 @@ def _compute(
     if isinstance(node, ir.Relu):
         return np.maximum(inputs[0], np.float32(0))
     if isinstance(node, ir.ScatterDense):
-        return _scatter(node, inputs[0], rulebook)
+        dense = np.zeros(node.output_shape, np.float32)
+        _, a, b, c = rulebook.level(node.inputs[0]).coordinates.T
+        dense[0][:, a, b, c] = inputs[0].T
+        return dense
     if isinstance(node, ir.Transpose):
         return np.transpose(inputs[0], node.dims)
     if isinstance(node, ir.Reshape):
         return np.ascontiguousarray(inputs[0]).reshape(node.dims)
     raise ExportError(f'{node.name}: the engine has no operation {node.op_type}')
-
-
-def convolve(
-    node: SparseConvolution, features: np.ndarray, weight: np.ndarray, table: np.ndarray
-) -> np.ndarray:
-    """Return `gathered` with the node's bias and activation."""
-    result = gathered(features, weight, table)
-    if node.bias is not None:
-        result += np.asarray(node.bias, np.float32)
-    return np.maximum(result, np.float32(0), out=result) if node.activation == 'ReLU' else result
 
 
 def gathered(features: np.ndarray, weight: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -126,15 +122,8 @@ def gathered(features: np.ndarray, weight: np.ndarray, table: np.ndarray) -> np.
     """
     kernels = np.asarray(weight, np.float32).transpose(1, 2, 3, 4, 0)
     kernels = kernels.reshape(-1, weight.shape[4], weight.shape[0])
-    result = np.zeros((table.shape[1], weight.shape[0]), np.float32)
+    sums = np.zeros((table.shape[1], weight.shape[0]), np.float32)
     for rows_in, kernel in zip(table, kernels, strict=True):
         rows_out = np.flatnonzero(rows_in < len(features))
-        result[rows_out] += features[rows_in[rows_out]] @ kernel
-    return result
-
-
-def _scatter(node: ir.ScatterDense, features: np.ndarray, rulebook: Rulebook) -> np.ndarray:
-    dense = np.zeros(node.output_shape, np.float32)
-    _, a, b, c = rulebook.level(node.inputs[0]).coordinates.T
-    dense[0][:, a, b, c] = features.T
-    return dense
+        sums[rows_out] += features[rows_in[rows_out]] @ kernel
+    return sums

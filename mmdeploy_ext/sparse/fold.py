@@ -41,37 +41,46 @@ def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[s
     if precision not in PRECISIONS:
         raise UsageError(f'fold={precision!r} is unknown; expected one of {", ".join(PRECISIONS)}')
 
-    def of(node: Node | None) -> str:
-        return 'fp16' if node is not None and node.module in fp16_modules else precision
+    def is_half(node: Node | None) -> bool:
+        return precision == 'fp16' or (node is not None and node.module in fp16_modules)
 
     names = [graph.output, *(name for node in graph.nodes for name in node.inputs)]
     uses = collections.Counter(names)
-    nodes = {node.output: _prepared(node, of(node)) for node in graph.nodes}
+    nodes: dict[str, Node] = {}
+    for node in graph.nodes:
+        if isinstance(node, SparseConvolution) and is_half(node):
+            bias = None if node.bias is None else node.bias.astype(np.float16)
+            node = dataclasses.replace(node, weight=node.weight.astype(np.float16), bias=bias)
+        nodes[node.output] = node
     replaced: dict[str, str] = {}
     for node in graph.nodes:
         name = replaced.get(node.inputs[0], node.inputs[0])
         before = nodes.get(name)
         if isinstance(node, BatchNorm):
-            nodes[name] = _with_norm(before, node, uses[node.inputs[0]], of(before))
+            dtype = np.float16 if is_half(before) else np.float32
+            nodes[name] = _with_norm(before, node, uses[node.inputs[0]], dtype)
         elif isinstance(node, Relu) and _takes_relu(before) and uses[node.inputs[0]] == 1:
             nodes[name] = dataclasses.replace(before, activation='ReLU')
         else:
             continue
         replaced[node.output] = name
         del nodes[node.output]
-    kept = tuple(
-        dataclasses.replace(node, inputs=tuple(replaced.get(name, name) for name in node.inputs))
-        for node in map(_with_bias, nodes.values())
-    )
+    folded = []
+    for node in nodes.values():
+        if isinstance(node, SparseConvolution) and node.bias is None:
+            node = dataclasses.replace(node, bias=np.zeros(node.out_channels, node.weight.dtype))
+        inputs = tuple(replaced.get(name, name) for name in node.inputs)
+        folded.append(dataclasses.replace(node, inputs=inputs))
     output = replaced.get(graph.output, graph.output)
-    return renumber(dataclasses.replace(graph, nodes=kept, output=output))
+    return renumber(dataclasses.replace(graph, nodes=tuple(folded), output=output))
 
 
 def _takes_relu(node: Node | None) -> bool:
     return isinstance(node, SparseConvolution) and node.activation == 'None'
 
 
-def _with_norm(node: Node | None, norm: BatchNorm, uses: int, precision: str) -> SparseConvolution:
+def _with_norm(node: Node | None, norm: BatchNorm, uses: int, dtype: type[np.floating]) -> SparseConvolution:
+    """Return a convolution with its batch normalisation, folded in a type."""
     if not _takes_relu(node):
         got = 'the voxels' if node is None else f'{node.op_type} ({node.module})'
         if isinstance(node, SparseConvolution):
@@ -85,30 +94,10 @@ def _with_norm(node: Node | None, norm: BatchNorm, uses: int, precision: str) ->
             f'{norm.module}: batch normalisation of {node.module}, whose output is used elsewhere too, '
             f'cannot be folded into it'
         )
-    weight, bias = _folded(node.weight, node.bias, norm, np.float16 if precision == 'fp16' else np.float32)
-    return dataclasses.replace(node, weight=weight, bias=bias)
-
-
-def _folded(
-    weight: np.ndarray, bias: np.ndarray | None, norm: BatchNorm, dtype: type[np.floating]
-) -> tuple[np.ndarray, np.ndarray]:
     gamma, beta, mean, var = (array.astype(dtype) for array in (norm.gamma, norm.beta, norm.mean, norm.var))
     # torch adds a Python number to a half tensor in float32 and rounds once; the same goes for rsqrt
     var = (var.astype(np.float32) + np.float32(norm.eps)).astype(dtype)
     root = (np.float32(1) / np.sqrt(var.astype(np.float32))).astype(dtype)
-    scale = gamma * root
-    bias = np.zeros_like(beta) if bias is None else bias
-    return weight * scale[:, None, None, None, None], (bias - mean) * root * gamma + beta
-
-
-def _prepared(node: Node, precision: str) -> Node:
-    if precision == 'fp32' or not isinstance(node, SparseConvolution):
-        return node
-    bias = None if node.bias is None else node.bias.astype(np.float16)
-    return dataclasses.replace(node, weight=node.weight.astype(np.float16), bias=bias)
-
-
-def _with_bias(node: Node) -> Node:
-    if isinstance(node, SparseConvolution) and node.bias is None:
-        return dataclasses.replace(node, bias=np.zeros(node.out_channels, node.weight.dtype))
-    return node
+    weight = node.weight * (gamma * root)[:, None, None, None, None]
+    bias = np.zeros_like(beta) if node.bias is None else node.bias
+    return dataclasses.replace(node, weight=weight, bias=(bias - mean) * root * gamma + beta)

@@ -42,44 +42,47 @@ class ImplicitGemm:
         """Add all nodes; return the name of the result, (1, C, H, W) float32.
 
         `sites` is the name of (V, 4) int32, sample 0 and the axes in the graph's order, `features` of (V, C)
-        float32. A node that the plug-ins have not is an ExportError.
+        float32.
+
+        Raises:
+            ExportError: a node that the plug-ins do not have.
         """
         self._values['0'], self._sites['0'] = features, sites
         for node in self.graph.nodes:
-            given = [self._values[name] for name in node.inputs]
+            inputs = [self._values[name] for name in node.inputs]
             self._sites[node.output] = self._sites[node.inputs[0]]
             name, op = f'sparse/{node.name}', self.writer.op
             if isinstance(node, SparseConvolution):
-                found = self._convolution(node, given[0], name)
+                output = self._convolution(node, inputs[0], name)
             elif isinstance(node, Add | Relu):
-                found = op(node.op_type, given, name)
+                output = op(node.op_type, inputs, name)
             elif isinstance(node, ScatterDense):
-                found = self._scatter(node, given[0], name)
+                output = self._scatter(node, inputs[0], name)
             elif isinstance(node, Transpose):
-                found = op('Transpose', given, name, perm=list(node.dims))
+                output = op('Transpose', inputs, name, perm=list(node.dims))
             elif isinstance(node, Reshape):
-                found = op('Reshape', [*given, self.writer.integers(*node.dims)], name)
+                output = op('Reshape', [*inputs, self.writer.integers(*node.dims)], name)
             else:
                 raise ExportError(
                     f'{node.name} ({node.module}): {node.op_type} is not folded; fold the graph'
                 )
-            self._values[node.output] = found
+            self._values[node.output] = output
         return self._values[self.graph.output]
 
     def _convolution(self, node: SparseConvolution, features: str, name: str) -> str:
         if node.inverse or node.transposed or node.groups != 1:
             raise ExportError(
                 f'{node.name} ({node.module}): an inverse, transposed or grouped convolution, which the '
-                f'plug-ins of Autoware have not'
+                f'plug-ins of Autoware do not have'
             )
         sites, *pairs = self._pairs_of(node, name)
         self._sites[node.output] = sites
         weight = self.writer.constant(f'{name}.weight', np.float32(node.weight))
-        done = node.bias is None and node.activation == 'None'
-        found = self.writer.op(
+        is_last = node.bias is None and node.activation == 'None'
+        output = self.writer.op(
             PRODUCTS,
             [features, weight, *pairs],
-            name if done else f'{name}.product',
+            name if is_last else f'{name}.product',
             domain=DOMAIN,
             act_alpha=0.0,
             act_beta=0.0,
@@ -90,8 +93,9 @@ class ImplicitGemm:
         )
         if node.bias is not None:
             bias = self.writer.constant(f'{name}.bias', np.float32(node.bias))
-            found = self.writer.op('Add', [found, bias], name if node.activation == 'None' else f'{name}.sum')
-        return found if node.activation == 'None' else self.writer.op('Relu', [found], name)
+            is_last = node.activation == 'None'
+            output = self.writer.op('Add', [output, bias], name if is_last else f'{name}.sum')
+        return output if node.activation == 'None' else self.writer.op('Relu', [output], name)
 
     def _pairs_of(self, node: SparseConvolution, name: str) -> list[str]:
         """Return the sites that a convolution writes, its pairs, masks and their order; equal ones once."""
@@ -120,8 +124,8 @@ class ImplicitGemm:
                 **{key: [int(value) for value in triple] for key, triple in triples.items()},
             )
             self._pairs[key] = outputs[:4]
-        found = self._pairs[key]
-        return [sites, *found[1:]] if node.subm else found
+        pairs = self._pairs[key]
+        return [sites, *pairs[1:]] if node.subm else pairs
 
     def _scatter(self, node: ScatterDense, features: str, name: str) -> str:
         """Put rows into zeros (d0, d1, d2, C), then channels first, (1, C, d0, d1, d2)."""

@@ -189,43 +189,38 @@ def renumber(graph: SparseGraph) -> SparseGraph:
 
 def prune(graph: SparseGraph) -> SparseGraph:
     """Return the graph without nodes that its output does not need; names and ids stay."""
-    needed, kept = {graph.output}, []
+    needed, nodes = {graph.output}, []
     for node in reversed(graph.nodes):
         if node.output in needed:
             needed.update(node.inputs)
-            kept.append(node)
-    return dataclasses.replace(graph, nodes=tuple(reversed(kept)))
+            nodes.append(node)
+    return dataclasses.replace(graph, nodes=tuple(reversed(nodes)))
 
 
-GRAPH_FACTS = [field for field in dataclasses.fields(SparseGraph) if field.name != 'nodes']
-
-
-def differences(left: SparseGraph, right: SparseGraph) -> list[str]:
+def differences(graph: SparseGraph, other: SparseGraph) -> list[str]:
     """Return what differs between two graphs, in words; empty when they are equal bit for bit."""
-    values = ((field.name, getattr(left, field.name), getattr(right, field.name)) for field in GRAPH_FACTS)
-    found = [f'{name}: {first!r} and {second!r}' for name, first, second in values if first != second]
-    if len(left.nodes) != len(right.nodes):
-        found.append(f'nodes: {len(left.nodes)} and {len(right.nodes)}')
-    for one, other in zip(left.nodes, right.nodes, strict=False):
-        found.extend(_node_differences(one, other))
-    return found
+    lines = []
+    for field in dataclasses.fields(SparseGraph):
+        value, other_value = getattr(graph, field.name), getattr(other, field.name)
+        if field.name != 'nodes' and value != other_value:
+            lines.append(f'{field.name}: {value!r} and {other_value!r}')
+    if len(graph.nodes) != len(other.nodes):
+        lines.append(f'nodes: {len(graph.nodes)} and {len(other.nodes)}')
+    for node, other_node in zip(graph.nodes, other.nodes, strict=False):
+        if type(node) is not type(other_node):
+            lines.append(f'{node.name}: {node.op_type} and {other_node.op_type}')
+            continue
+        for field in dataclasses.fields(node):
+            value, other_value = getattr(node, field.name), getattr(other_node, field.name)
+            if not _is_equal(value, other_value):
+                lines.append(f'{node.name}.{field.name}: {_brief(value)} and {_brief(other_value)}')
+    return lines
 
 
-def _node_differences(left: Node, right: Node) -> list[str]:
-    if type(left) is not type(right):
-        return [f'{left.name}: {left.op_type} and {right.op_type}']
-    found = []
-    for field in dataclasses.fields(left):
-        first, second = getattr(left, field.name), getattr(right, field.name)
-        if not _equal(first, second):
-            found.append(f'{left.name}.{field.name}: {_brief(first)} and {_brief(second)}')
-    return found
-
-
-def _equal(left: object, right: object) -> bool:
-    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
-        return (left.dtype, left.shape) == (right.dtype, right.shape) and left.tobytes() == right.tobytes()
-    return type(left) is type(right) and left == right
+def _is_equal(value: object, other: object) -> bool:
+    if isinstance(value, np.ndarray) and isinstance(other, np.ndarray):
+        return (value.dtype, value.shape) == (other.dtype, other.shape) and value.tobytes() == other.tobytes()
+    return type(value) is type(other) and value == other
 
 
 def _brief(value: object) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class NodeWriter:
-    """Collects them, in order."""
+    """Collects the nodes, inputs and initializers of a graph, in order."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -22,10 +22,10 @@ class NodeWriter:
         self._shared: set[str] = set()
 
     def first(self, name: str) -> bool:
-        """Return whether a tensor that all its readers share is asked for the first time."""
-        new = name not in self._shared
+        """Return whether this is the first call with the name of a tensor that several nodes share."""
+        is_new = name not in self._shared
         self._shared.add(name)
-        return new
+        return is_new
 
     def op(self, kind: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: object) -> str:
         """Add a node that is named after its first output; return that output."""

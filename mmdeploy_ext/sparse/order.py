@@ -20,7 +20,7 @@ REVERSED = (0, 1, 4, 3, 2)
 def reorder(graph: SparseGraph, order: str) -> SparseGraph:
     """Return the same network on coordinates in another axis order, 'xyz' or 'zyx'; the dense output stays.
 
-    Kernels are permuted, never mirrored. The first Transpose behind a ScatterDense takes the change up; where
+    Kernels are permuted, never mirrored. The first Transpose behind a ScatterDense takes the change up; if
     there is none, one is put in, one that would do nothing is taken out. There and back is the same graph.
 
     Raises:
@@ -38,10 +38,16 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
     for node in graph.nodes:
         source = scatters.get(node.inputs[0])
         node = dataclasses.replace(node, inputs=tuple(names.get(name, name) for name in node.inputs))
-        if isinstance(node, ScatterDense):
-            scatters[node.output] = node
         if source is None:
-            nodes.append(_reordered(node))
+            if isinstance(node, ScatterDense):
+                scatters[node.output] = node
+                shape = tuple(node.output_shape[axis] for axis in REVERSED)
+                node = dataclasses.replace(node, spatial_shape=node.spatial_shape[::-1], output_shape=shape)
+            elif isinstance(node, SparseConvolution):
+                triples = {name: getattr(node, name)[::-1] for name in TRIPLES}
+                weight = np.ascontiguousarray(node.weight.transpose(0, 3, 2, 1, 4))
+                node = dataclasses.replace(node, weight=weight, **triples)
+            nodes.append(node)
         elif isinstance(node, Transpose):
             dims = tuple(REVERSED[axis] for axis in node.dims)
             if dims == tuple(range(5)):
@@ -61,14 +67,3 @@ def reorder(graph: SparseGraph, order: str) -> SparseGraph:
 def _restored(scatter: ScatterDense) -> Transpose:
     """Return the transposition from the new order back to the axes that the graph's own tail expects."""
     return Transpose('', scatter.module, (scatter.output,), f'{scatter.output} restored', REVERSED)
-
-
-def _reordered(node: Node) -> Node:
-    if isinstance(node, ScatterDense):
-        shape = tuple(node.output_shape[axis] for axis in REVERSED)
-        return dataclasses.replace(node, spatial_shape=node.spatial_shape[::-1], output_shape=shape)
-    if not isinstance(node, SparseConvolution):
-        return node
-    changed = {name: getattr(node, name)[::-1] for name in TRIPLES}
-    weight = np.ascontiguousarray(node.weight.transpose(0, 3, 2, 1, 4))
-    return dataclasses.replace(node, weight=weight, **changed)

@@ -1,4 +1,8 @@
-"""What of its rulebook a sparse graph shares: levels, tables and dense scatters. Needs numpy only."""
+"""Which convolutions of a sparse graph share active sites and neighbours: levels, tables, names of rulebooks.
+
+A level is a set of active sites. A table, also called rulebook, has the neighbours that a kernel has on them.
+Needs numpy only.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,12 @@ import numpy as np
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.plain import Plain
-from mmdeploy_ext.sparse import ir
+from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, ScatterDense, SparseConvolution, Transpose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.sparse.ir import SparseGraph, Triple
+    from mmdeploy_ext.sparse.ir import Node, SparseGraph, Triple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Table(Plain):
     """One neighbour table; convolutions with the same sites and geometry share it.
 
     Attributes:
-        name: the rulebook's name in the graph, where it has one that is free; unique.
+        name: the rulebook's name in the graph if it has one that is free; unique.
         level_in, level_out: indices of the levels that it reads and writes.
         subm: whether the output sites are the input sites.
         kernel_size, stride, padding, dilation: per axis; a submanifold one has stride 1 and padding 0 here.
@@ -49,7 +53,7 @@ class Scatter(Plain):
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Plain):
-    """What `rulebook.build` has to find for a graph.
+    """What `rulebook.build` has to look up for a graph.
 
     Attributes:
         spatial_shape: grid of level 0, the voxels.
@@ -68,13 +72,13 @@ class Plan(Plain):
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Plan:
         """Rebuild from `to_json`; also after a round through JSON text."""
-        kinds = dict(tables=Table, scatters=Scatter)
-        parts = {name: [*map(kind.from_json, content[name])] for name, kind in kinds.items()}
-        return super().from_json({**content, **parts})
+        tables = [Table.from_json(table) for table in content['tables']]
+        scatters = [Scatter.from_json(scatter) for scatter in content['scatters']]
+        return super().from_json({**content, 'tables': tables, 'scatters': scatters})
 
 
 def plan_of(graph: SparseGraph) -> Plan:
-    """Find what the convolutions of a graph really share.
+    """Return what the convolutions of a graph really share.
 
     Two convolutions share a table when they read the same sites with the same geometry; rulebook names in the
     graph only give tables their names, so missing or reused ones do not matter.
@@ -83,87 +87,88 @@ def plan_of(graph: SparseGraph) -> Plan:
         ExportError: a node that has no rulebook here (inverse, transposed or grouped convolution, even
             submanifold kernel), sites that do not fit together, or shapes that the geometry does not give.
     """
-    return _Planner(graph).plan()
-
-
-class _Planner:
-    def __init__(self, graph: SparseGraph) -> None:
-        self.graph = graph
-        self.shapes: list[Triple] = [tuple(graph.spatial_shape)]
-        self.tables: dict[tuple, Table] = {}
-        self.scatters: list[Scatter] = []
-        self.level_of, self.table_of = {'0': 0}, {}
-
-    def plan(self) -> Plan:
-        rules = {
-            ir.SparseConvolution: self._convolution,
-            ir.Add: self._same,
-            ir.Relu: self._same,
-            ir.BatchNorm: self._same,
-            ir.ScatterDense: self._scatter,
-        }
-        for node in self.graph.nodes:
-            if type(node) in rules:
-                rules[type(node)](node)
-            elif any(tensor in self.level_of for tensor in node.inputs):
+    for node in graph.convolutions():
+        _check_convolution(node)
+    levels = site_levels(graph)
+    grids: list[Triple] = [tuple(graph.spatial_shape)]
+    tables: dict[tuple, Table] = {}
+    scatters: list[Scatter] = []
+    table_of: dict[str, str] = {}
+    for node in graph.nodes:
+        level = levels.get(node.inputs[0])
+        if isinstance(node, SparseConvolution):
+            subm = keeps_sites(node)
+            steps = ((1, 1, 1), (0, 0, 0)) if subm else (node.stride, node.padding)
+            geometry = (subm, node.kernel_size, *steps, node.dilation)
+            if (level, geometry) not in tables:
+                if not subm:
+                    grids.append(dense_output_shape(grids[level], *geometry[1:]))
+                names = {table.name for table in tables.values()}
+                is_free = node.rulebook and node.rulebook not in names
+                name = node.rulebook if is_free else f'table_{node.name}'
+                tables[level, geometry] = Table(name, level, levels[node.output], *geometry)
+            table_of[node.name] = tables[level, geometry].name
+            _check_grids(node, grids[level], grids[levels[node.output]])
+        elif isinstance(node, ScatterDense):
+            if level is None:
+                raise _not_sparse(node, node.inputs[0])
+            if tuple(node.spatial_shape) != grids[level]:
                 raise ExportError(
-                    f'{_where(node)}: {node.op_type} of a sparse tensor; expected it after ScatterDense'
+                    f'{_title(node)}: says a grid of {node.spatial_shape}; its sites are in {grids[level]}'
                 )
-        tables = tuple(self.tables.values())
-        return Plan(self.shapes[0], tables, tuple(self.scatters), self.level_of, self.table_of)
+            scatters.append(Scatter(node.name, level, _written_axes(graph, node)))
+        elif node.output not in levels and any(tensor in levels for tensor in node.inputs):
+            raise ExportError(
+                f'{_title(node)}: {node.op_type} of a sparse tensor; expected it after ScatterDense'
+            )
+    return Plan(grids[0], tuple(tables.values()), tuple(scatters), levels, table_of)
 
-    def _level(self, node: ir.Node) -> int:
+
+def site_levels(graph: SparseGraph) -> dict[str, int]:
+    """Return tensor id -> level of sites of every sparse tensor, 0 being the voxels' own.
+
+    Submanifold and 1x1x1 convolutions keep their sites; two strided convolutions with the same geometry on
+    the same sites give the same sites; an inverse convolution goes back to the sites of the convolution with
+    its rulebook.
+
+    Raises:
+        ExportError: an addition of tensors on different sites, a convolution of a dense tensor, or an inverse
+            convolution without its counterpart; the node's module is named.
+    """
+    levels: dict[str, int] = {'0': 0}
+    strided: dict[tuple, int] = {}
+    origins: dict[str, int] = {}
+    for node in graph.nodes:
+        is_convolution = isinstance(node, SparseConvolution)
+        keeps_level = isinstance(node, Add | BatchNorm | Relu) and any(name in levels for name in node.inputs)
+        if not is_convolution and not keeps_level:
+            continue
         for tensor in node.inputs:
-            if tensor not in self.level_of:
+            if tensor not in levels:
+                raise _not_sparse(node, tensor)
+        level = levels[node.inputs[0]]
+        if any(levels[tensor] != level for tensor in node.inputs):
+            raise ExportError(
+                f'{_title(node)}: adds tensors on different active sites, which no engine can; both branches '
+                f'need the same strided convolutions'
+            )
+        levels[node.output] = level
+        if is_convolution and node.inverse:
+            if node.rulebook not in origins:
                 raise ExportError(
-                    f'{_where(node)}: its input {tensor!r} is not a sparse tensor of a node before it'
+                    f'{_title(node)}: is an inverse convolution with indice_key={node.rulebook!r}, which no '
+                    f'strided convolution before it has'
                 )
-        levels = {self.level_of[tensor] for tensor in node.inputs}
-        if len(levels) != 1:
-            raise ExportError(f'{_where(node)}: its inputs {node.inputs} are on different sites')
-        return levels.pop()
-
-    def _same(self, node: ir.Node) -> None:
-        if any(tensor in self.level_of for tensor in node.inputs):
-            self.level_of[node.output] = self._level(node)
-
-    def _convolution(self, node: ir.SparseConvolution) -> None:
-        _refuse(node)
-        level = self._level(node)
-        kept = keeps_sites(node)
-        steps = ((1, 1, 1), (0, 0, 0)) if kept else (node.stride, node.padding)
-        key = (level, kept, node.kernel_size, *steps, node.dilation)
-        if key not in self.tables:
-            self.tables[key] = self._table(node, key)
-        table = self.tables[key]
-        self.level_of[node.output], self.table_of[node.name] = table.level_out, table.name
-        expected = self.shapes[level], self.shapes[table.level_out]
-        given = tuple(node.input_spatial_shape), tuple(node.output_spatial_shape)
-        if given != expected:
-            raise ExportError(
-                f'{_where(node)}: says grids {given[0]} -> {given[1]}; its geometry gives '
-                f'{expected[0]} -> {expected[1]}'
-            )
-
-    def _table(self, node: ir.SparseConvolution, key: tuple) -> Table:
-        taken = {table.name for table in self.tables.values()}
-        name = node.rulebook if node.rulebook and node.rulebook not in taken else f'table_{node.name}'
-        level = level_out = key[0]
-        if not key[1]:
-            level_out = len(self.shapes)
-            self.shapes.append(dense_output_shape(self.shapes[level], *key[2:]))
-        return Table(name, level, level_out, *key[1:])
-
-    def _scatter(self, node: ir.ScatterDense) -> None:
-        level = self._level(node)
-        if tuple(node.spatial_shape) != self.shapes[level]:
-            raise ExportError(
-                f'{_where(node)}: says a grid of {node.spatial_shape}; its sites are in {self.shapes[level]}'
-            )
-        self.scatters.append(Scatter(node.name, level, _written_axes(self.graph, node)))
+            levels[node.output] = origins[node.rulebook]
+        elif is_convolution and not keeps_sites(node):
+            geometry = (level, node.kernel_size, node.stride, node.padding, node.dilation)
+            levels[node.output] = strided.setdefault(geometry, 1 + len(strided))
+        if is_convolution and node.rulebook and not node.subm:
+            origins.setdefault(node.rulebook, level)
+    return levels
 
 
-def keeps_sites(node: ir.SparseConvolution) -> bool:
+def keeps_sites(node: SparseConvolution) -> bool:
     """Return whether the output sites are the input sites: submanifold, or a plain 1x1x1 kernel."""
     pointwise = node.kernel_size == node.stride == (1, 1, 1) and node.padding == (0, 0, 0)
     return node.subm or pointwise
@@ -177,32 +182,92 @@ def dense_output_shape(
     return tuple((size + 2 * pad - dil * (k - 1) - 1) // step + 1 for size, k, step, pad, dil in sizes)
 
 
-def _written_axes(graph: SparseGraph, scatter: ir.ScatterDense) -> Triple:
-    """Return the axes' order after the transposition that follows, where there is one of space alone."""
+def _written_axes(graph: SparseGraph, scatter: ScatterDense) -> Triple:
+    """Return the axes' order after the transposition that follows, if there is one of space alone."""
     users = [node for node in graph.nodes if scatter.output in node.inputs]
-    if len(users) == 1 and isinstance(users[0], ir.Transpose) and tuple(users[0].dims[:2]) == (0, 1):
+    if len(users) == 1 and isinstance(users[0], Transpose) and tuple(users[0].dims[:2]) == (0, 1):
         return tuple(axis - 2 for axis in users[0].dims[2:])
     return (0, 1, 2)
 
 
-def _refuse(node: ir.SparseConvolution) -> None:
-    wrong = None
+def _check_convolution(node: SparseConvolution) -> None:
+    problem = ''
     if node.inverse or node.transposed:
-        wrong = 'an inverse or transposed convolution'
+        problem = 'an inverse or transposed convolution'
     elif node.groups != 1:
-        wrong = f'a convolution of {node.groups} groups'
+        problem = f'a convolution of {node.groups} groups'
     elif node.subm and any(size % 2 == 0 for size in node.kernel_size):
-        wrong = f'a submanifold convolution with an even kernel {node.kernel_size}'
+        problem = f'a submanifold convolution with an even kernel {node.kernel_size}'
     elif node.activation not in ('None', 'ReLU'):
-        wrong = f'activation {node.activation!r}'
-    if wrong:
-        raise ExportError(f'{_where(node)}: is {wrong}, which has no rulebook here')
+        problem = f'activation {node.activation!r}'
+    if problem:
+        raise ExportError(f'{_title(node)}: is {problem}, which has no rulebook here')
     if node.weight.ndim != 5 or tuple(node.weight.shape[1:4]) != tuple(node.kernel_size):
         raise ExportError(
-            f'{_where(node)}: weight {np.shape(node.weight)} for kernel {node.kernel_size}; expected '
+            f'{_title(node)}: weight {np.shape(node.weight)} for kernel {node.kernel_size}; expected '
             f'(O, k0, k1, k2, I)'
         )
 
 
-def _where(node: ir.Node) -> str:
+def _check_grids(node: SparseConvolution, grid: Triple, output_grid: Triple) -> None:
+    stated = tuple(node.input_spatial_shape), tuple(node.output_spatial_shape)
+    if stated != (grid, output_grid):
+        raise ExportError(
+            f'{_title(node)}: says grids {stated[0]} -> {stated[1]}; its geometry gives {grid} -> '
+            f'{output_grid}'
+        )
+
+
+def _not_sparse(node: Node, tensor: str) -> ExportError:
+    return ExportError(f'{_title(node)}: its input {tensor!r} is not a sparse tensor of a node before it')
+
+
+def _title(node: Node) -> str:
     return f'{node.name} ({node.module})' if node.module else node.name
+
+
+# ---- names
+
+
+def name_rulebooks(graph: SparseGraph) -> SparseGraph:
+    """Return the graph with rulebook names that convolutions with the same neighbours share, and only they.
+
+    A convolution's own name (its module's indice_key) stays. A submanifold convolution without one takes the
+    name of another with the same sites, kernel and dilation, or else `subm{level + 1}`: that is what the
+    reference exporter writes for the blocks of BEVFusion's stages. Strided convolutions without a name keep
+    none. A name that already stands for other neighbours gets the kernel appended: spconv does not look at
+    the key of a 1x1x1 convolution, but an engine does.
+
+    Raises:
+        ExportError: as `site_levels`.
+    """
+    levels = site_levels(graph)
+    neighbours_of: dict[str, tuple] = {}
+    names: dict[tuple, str] = {}
+    rulebooks: dict[str, str] = {}
+    with_key = [node for node in graph.convolutions() if node.rulebook]
+    without_key = [node for node in graph.convolutions() if node.subm and not node.rulebook]
+    for node in with_key + without_key:
+        level = levels[node.inputs[0]]
+        neighbours = (level, node.kernel_size, node.dilation)
+        if not node.subm:
+            # an inverse convolution shares the rulebook of its counterpart, which goes from its output to its
+            # input
+            ends = (level, levels[node.output])
+            neighbours = (*(ends[::-1] if node.inverse else ends), node.kernel_size, node.dilation)
+        if not node.rulebook and neighbours in names:
+            rulebooks[node.name] = names[neighbours]
+            continue
+        key = node.rulebook or f'subm{level + 1}'
+        kernel = 'x'.join(map(str, node.kernel_size))
+        name, number = key, 1
+        while neighbours_of.setdefault(name, neighbours) != neighbours:
+            name = f'{key}_{kernel}' if number == 1 else f'{key}_{kernel}_{number}'
+            number += 1
+        rulebooks[node.name] = name
+        names.setdefault(neighbours, name)
+    nodes = (
+        dataclasses.replace(node, rulebook=rulebooks[node.name]) if node.name in rulebooks else node
+        for node in graph.nodes
+    )
+    return dataclasses.replace(graph, nodes=tuple(nodes))

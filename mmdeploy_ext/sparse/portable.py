@@ -77,15 +77,24 @@ def to_onnx(
         raise UsageError(f'opset={opset}: the portable form needs opset {LEAST_OPSET} or later')
     writer = _Writer(graph, form)
     model = writer.model(opset)
-    shape, plan = list(graph.output_shape), writer.plan.to_json()
-    facts = dict(form=form, order=graph.order, in_channels=graph.in_channels, output_shape=shape, plan=plan)
+    facts = dict(
+        form=form,
+        order=graph.order,
+        in_channels=graph.in_channels,
+        output_shape=list(graph.output_shape),
+        plan=writer.plan.to_json(),
+    )
     helper.set_model_props(model, {**(metadata or {}), FACTS: json.dumps(facts)})
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 class _Writer(NodeWriter):
-    """Writes one model."""
+    """Writes one model.
+
+    Attributes:
+        tensors: tensor id of the graph -> name in the model.
+    """
 
     def __init__(self, graph: SparseGraph, form: str) -> None:
         super().__init__()
@@ -112,8 +121,8 @@ class _Writer(NodeWriter):
         """Declare a table's inputs.
 
         Form 'tables': NAME.table (M, K) int32. Form 'buckets': NAME.rows (L) int32, NAME.lengths (G*B) int64,
-        NAME.offsets (S) int32, NAME.sizes (G*B, 1) int64 and NAME.position0.. (M+1) int32 per group, as
-        `buckets.Arrangement` says.
+        NAME.offsets (S) int32, NAME.sizes (G*B, 1) int64 and NAME.position0.. (M+1) int32 per group, see
+        `buckets.Arrangement`.
         """
         name, level = table.name, f'M{table.level_out}'
         if self.form == 'tables':
@@ -147,15 +156,6 @@ class _Writer(NodeWriter):
             self.op('Concat', [source, zero], name, axis=0)
         return name
 
-    def _sites(self, source: str) -> str:
-        """Return a tensor without its row of zeros."""
-        if self.form == 'tables':
-            return source
-        name = f'{source}.sites'
-        if self.first(name):
-            self.op('Slice', [source, self.integers(0), self.integers(-1), self.integers(0)], name)
-        return name
-
     def _node(self, node: ir.Node) -> None:
         name, inputs = f'{node.name}.out', [self.tensors.get(tensor, tensor) for tensor in node.inputs]
         if isinstance(node, ir.SparseConvolution):
@@ -165,7 +165,12 @@ class _Writer(NodeWriter):
         elif isinstance(node, ir.ScatterDense):
             self._scatter(node, inputs[0], name)
         elif isinstance(node, ir.Transpose):
-            self._transpose(node, inputs[0], name)
+            done = {scatter.name for scatter in self.plan.scatters if scatter.axes != (0, 1, 2)}
+            producers = [producer.name for producer in self.graph.nodes if producer.output == node.inputs[0]]
+            if done & set(producers):  # its scatter numbers the cells in the new order already
+                self.op('Identity', inputs, name)
+            else:
+                self.op('Transpose', inputs, name, perm=list(node.dims))
         elif isinstance(node, ir.Reshape):
             self.op('Reshape', [inputs[0], self.integers(*node.dims)], name)
         else:
@@ -196,14 +201,17 @@ class _Writer(NodeWriter):
         zero = self.constant(f'zero.{node.out_channels}', np.zeros((1, node.out_channels), np.float32))
         total = ''
         for group in range(len(layout.groups)):
-            name, bias, parts = f'{node.name}.group{group}', group == layout.bias_group, []
+            name, adds_bias, parts = f'{node.name}.group{group}', group == layout.bias_group, []
             for piece in range(group * layout.buckets, (group + 1) * layout.buckets):
                 bucket = f'{node.name}.bucket{piece}'
                 rows = self.op('Gather', [source, f'{table.name}.rows.{piece}'], f'{bucket}.rows')
                 flat = self.op('Reshape', [rows, f'{shapes}.{piece}'], f'{bucket}.flat')
-                factors = [flat, f'{kernels}.{piece}', *([f'{node.name}.bias'] if bias else [])]
-                parts.append(self.op('Gemm' if bias else 'MatMul', factors, f'{bucket}.product'))
-            parts += [self.constant(f'{node.name}.bias_row', _bias(node)[None])] if bias else []
+                factors = [flat, f'{kernels}.{piece}']
+                if adds_bias:
+                    factors.append(f'{node.name}.bias')
+                parts.append(self.op('Gemm' if adds_bias else 'MatMul', factors, f'{bucket}.product'))
+            if adds_bias:
+                parts.append(self.constant(f'{node.name}.bias_row', _bias(node)[None]))
             parts.append(zero)
             rows = self.op('Concat', parts, f'{name}.rows', axis=0)
             last = group == len(layout.groups) - 1
@@ -213,9 +221,9 @@ class _Writer(NodeWriter):
 
     def _kernels(self, node: SparseConvolution, table: Table, weight: np.ndarray, pieces: int) -> str:
         """Return the prefix of the (s*I, O) weights, one per bucket."""
-        every = self.constant(f'{node.name}.weight', weight)
-        chosen = self.op('Gather', [every, f'{table.name}.offsets'], f'{node.name}.weights')
-        flat = self.op('Reshape', [chosen, self.integers(-1, node.out_channels)], f'{node.name}.kernels')
+        offsets = self.constant(f'{node.name}.weight', weight)
+        weights = self.op('Gather', [offsets, f'{table.name}.offsets'], f'{node.name}.weights')
+        flat = self.op('Reshape', [weights, self.integers(-1, node.out_channels)], f'{node.name}.kernels')
         lengths = f'{table.name}.kernel_rows{node.in_channels}'
         if self.first(lengths):
             wide = self.op('Mul', [f'{table.name}.sizes', self.integers(node.in_channels)], f'{lengths}.wide')
@@ -228,12 +236,17 @@ class _Writer(NodeWriter):
     ) -> None:
         name, size = node.name, len(weight)
         padded = self._with_zeros(source, node.in_channels)
-        together = max(1, GROUP_COLUMNS // node.in_channels)
+        step = max(1, GROUP_COLUMNS // node.in_channels)
         total = f'{name}.bias'
-        for start in range(0, size, together):
-            end = min(start + together, size)
+        for start in range(0, size, step):
+            end = min(start + step, size)
             group = f'{name}.group{start}'
-            rows = self._columns(table, start, end, size)
+            rows = f'{table.name}.table'
+            if end - start < size:
+                rows = f'{table.name}.columns.{start}_{end}'
+                if self.first(rows):
+                    limits = [self.integers(start), self.integers(end), self.integers(1)]
+                    self.op('Slice', [f'{table.name}.table', *limits], rows)
             gathered = self.op('Gather', [padded, rows], f'{group}.rows')
             shape = self.integers(-1, (end - start) * node.in_channels)
             flat = self.op('Reshape', [gathered, shape], f'{group}.flat')
@@ -241,21 +254,17 @@ class _Writer(NodeWriter):
             kernel = self.constant(f'{name}.weight.{start}', kernel)
             total = self.op('Gemm', [flat, kernel, total], output if end == size else f'{group}.sum')
 
-    def _columns(self, table: Table, start: int, end: int, size: int) -> str:
-        if end - start == size:
-            return f'{table.name}.table'
-        name = f'{table.name}.columns.{start}_{end}'
-        if self.first(name):
-            limits = [self.integers(start), self.integers(end), self.integers(1)]
-            self.op('Slice', [f'{table.name}.table', *limits], name)
-        return name
-
     def _scatter(self, node: ir.ScatterDense, source: str, output: str) -> None:
         """Write (C, cells) by ScatterElements: in ONNX Runtime half the time of ScatterND and a Transpose."""
         scatter = next(scatter for scatter in self.plan.scatters if scatter.name == node.name)
         name, channels = node.name, node.output_shape[1]
         cells = self.input(f'{name}.cells', TensorProto.INT64, f'M{scatter.level}')
-        columns = self.op('Transpose', [self._sites(source)], f'{name}.columns', perm=[1, 0])
+        sites = source
+        if self.form == 'buckets':
+            sites = f'{source}.sites'
+            if self.first(sites):  # without the row of zeros
+                self.op('Slice', [source, self.integers(0), self.integers(-1), self.integers(0)], sites)
+        columns = self.op('Transpose', [sites], f'{name}.columns', perm=[1, 0])
         shape = self.op('Shape', [columns], f'{name}.shape')
         index = self.op('Expand', [cells, shape], f'{name}.index')
         empty = numpy_helper.from_array(np.zeros(1, np.float32))
@@ -265,15 +274,7 @@ class _Writer(NodeWriter):
         grid = [node.spatial_shape[axis] for axis in scatter.axes]
         self.op('Reshape', [dense, self.integers(1, channels, *grid)], output)
 
-    def _transpose(self, node: ir.Transpose, source: str, output: str) -> None:
-        """The transposition behind a scatter is done already: its cells are numbered in the new order."""
-        done = [scatter.name for scatter in self.plan.scatters if scatter.axes != (0, 1, 2)]
-        if any(other.output == node.inputs[0] and other.name in done for other in self.graph.nodes):
-            self.op('Identity', [source], output)
-        else:
-            self.op('Transpose', [source], output, perm=list(node.dims))
-
 
 def _bias(node: SparseConvolution) -> np.ndarray:
-    """Return (O,) float32."""
+    """Return the bias (O,) float32 of a convolution, zeros if it has none."""
     return np.asarray(np.zeros(node.out_channels) if node.bias is None else node.bias, np.float32)

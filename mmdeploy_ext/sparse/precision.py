@@ -1,4 +1,4 @@
-"""In which type an engine computes and stores each node: attributes of the dialect, with their ranges."""
+"""Precisions of the nodes: in which types an engine computes and stores, with the ranges for int8."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.sparse.ir import Add, Relu, SparseConvolution
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.sparse.ir import Node, SparseGraph
     from mmdeploy_ext.sparse.ranges import NodeRange, Ranges
@@ -39,22 +39,22 @@ def apply_precision(
         precision: 'fp16' or 'int8', of all nodes that no override names.
         overrides: pattern -> precision, or (precision, output precision). Patterns (fnmatch) are compared
             with node names ('conv3') and module paths ('conv_input.*'); the last that fits counts.
-        ranges: None where nothing is int8.
+        ranges: None if nothing is int8.
 
     Raises:
         UsageError: an unknown precision, a pattern that fits no node, an int8 node without ranges.
 
     Source: golden ALGORITHM.md, section 5.
     """
-    chosen = _chosen(graph, _pair('precision', precision), overrides or {})
-    known = ranges.nodes if ranges is not None else {}
-    nodes = (
-        _with_precision(node, chosen[node.name], known.get(node.name)) if node.name in chosen else node
-        for node in graph.nodes
-    )
-    changed = dataclasses.replace(graph, nodes=tuple(nodes))
-    _check_ranges(changed)
-    return changed
+    precisions = _precisions(graph, _pair('precision', precision), overrides or {})
+    nodes = []
+    for node in graph.nodes:
+        if node.name in precisions:
+            node_range = ranges.nodes.get(node.name) if ranges is not None else None
+            node = _with_precision(node, precisions[node.name], node_range)
+        nodes.append(node)
+    _check_ranges(nodes)
+    return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def fp16_ends(graph: SparseGraph) -> dict[str, tuple[str, str]]:
@@ -68,49 +68,57 @@ def fp16_ends(graph: SparseGraph) -> dict[str, tuple[str, str]]:
     return both if len(both) == 2 else {first: ('fp16', 'fp16')}
 
 
-def _chosen(
+def _precisions(
     graph: SparseGraph, default: tuple[str, str], overrides: Mapping[str, Override]
 ) -> dict[str, tuple[str, str]]:
+    """Return node name -> precision and output precision of every convolution and addition."""
     nodes = [node for node in graph.nodes if isinstance(node, SparseConvolution | Add)]
-    chosen = {node.name: default for node in nodes}
+    precisions = {node.name: default for node in nodes}
     for pattern, value in overrides.items():
         pair = _pair(f'precision of {pattern!r}', value)
-        fitting = [node.name for node in nodes if fnmatch.filter((node.name, node.module), pattern)]
-        if not fitting:
-            shown = ', '.join(f'{node.name} ({node.module})' for node in nodes[:3])
+        names = [node.name for node in nodes if fnmatch.filter((node.name, node.module), pattern)]
+        if not names:
+            examples = ', '.join(f'{node.name} ({node.module})' for node in nodes[:3])
             raise UsageError(
                 f'precision override {pattern!r} fits no convolution or addition; expected a node name or a '
-                f'module path, * standing for anything: {shown}, ...'
+                f'module path, * standing for anything: {examples}, ...'
             )
-        chosen.update(dict.fromkeys(fitting, pair))
-    return chosen
+        precisions.update(dict.fromkeys(names, pair))
+    return precisions
 
 
-def _pair(what: str, value: Override) -> tuple[str, str]:
+def _pair(title: str, value: Override) -> tuple[str, str]:
     pair = (value, value) if isinstance(value, str) else tuple(value)
     if len(pair) != 2 or any(item not in PRECISIONS for item in pair):
         raise UsageError(
-            f'{what} is {value!r}; expected {" or ".join(PRECISIONS)}, or (precision, output precision)'
+            f'{title} is {value!r}; expected {" or ".join(PRECISIONS)}, or (precision, output precision)'
         )
     return pair
 
 
-def _with_precision(node: Node, pair: tuple[str, str], known: NodeRange | None) -> Node:
+def _with_precision(node: Node, pair: tuple[str, str], node_range: NodeRange | None) -> Node:
     changes = dict(precision=pair[0], output_precision=pair[1])
-    if known is not None and known.input_amax is not None:
-        # as the file keeps them, so that reading it back gives the same graph
-        changes['input_range'] = float(np.float32(known.input_amax))
+    if node_range is not None and node_range.input_amax is not None:
+        # float32 as the file stores them, so that reading it back gives the same graph
+        changes['input_range'] = float(np.float32(node_range.input_amax))
     if isinstance(node, SparseConvolution):
         # the reference's quantised files say '' where its plain ones say nothing; engines read the same
         changes['rulebook'] = node.rulebook or ''
-        if known is not None and known.weight_amax is not None:
-            changes['weight_ranges'] = np.array(known.weight_amax, np.float32)
+        if node_range is not None and node_range.weight_amax is not None:
+            changes['weight_ranges'] = np.array(node_range.weight_amax, np.float32)
     return dataclasses.replace(node, **changes)
 
 
-def _check_ranges(graph: SparseGraph) -> None:
-    readers = _readers(graph)
-    for node in graph.nodes:
+def _check_ranges(nodes: Sequence[Node]) -> None:
+    """Refuse nodes that compute in int8, or read what is stored in int8, without a usable range."""
+    consumers: dict[str, list[SparseConvolution | Add]] = {}  # by tensor, through ReLUs
+    for node in reversed(nodes):
+        readers = consumers.get(node.output, []) if isinstance(node, Relu) else [node]
+        for name in node.inputs:
+            consumers.setdefault(name, []).extend(
+                reader for reader in readers if isinstance(reader, SparseConvolution | Add)
+            )
+    for node in nodes:
         if not isinstance(node, SparseConvolution | Add):
             continue
         problem = _input_problem(node) or _weight_problem(node)
@@ -119,23 +127,12 @@ def _check_ranges(graph: SparseGraph) -> None:
                 f'{node.name} ({node.module}): computes in int8, but {problem}; calibrate, or keep '
                 f'{node.name} in fp16'
             )
-        for reader in readers.get(node.output, ()) if node.output_precision == 'int8' else ():
-            if problem := _input_problem(reader):
+        for consumer in consumers.get(node.output, ()) if node.output_precision == 'int8' else ():
+            if problem := _input_problem(consumer):
                 raise UsageError(
-                    f'{reader.name} ({reader.module}): reads what {node.name} stores in int8, but {problem}; '
-                    f'calibrate'
+                    f'{consumer.name} ({consumer.module}): reads what {node.name} stores in int8, but '
+                    f'{problem}; calibrate'
                 )
-
-
-def _readers(graph: SparseGraph) -> dict[str, list[SparseConvolution | Add]]:
-    """Return what reads each tensor, through ReLUs."""
-    readers: dict[str, list[SparseConvolution | Add]] = {}
-    for node in reversed(graph.nodes):
-        found = readers.get(node.output, []) if isinstance(node, Relu) else [node]
-        for name in node.inputs:
-            kept = [item for item in found if isinstance(item, SparseConvolution | Add)]
-            readers.setdefault(name, []).extend(kept)
-    return readers
 
 
 def _input_problem(node: SparseConvolution | Add) -> str:
@@ -152,5 +149,5 @@ def _weight_problem(node: SparseConvolution | Add) -> str:
         return 'its weight has no ranges'
     if ranges.shape != (node.out_channels,):
         return f'its weight has {ranges.size} ranges, expected {node.out_channels}'
-    bad = ranges[~(np.isfinite(ranges) & (ranges > 0))]
-    return f'its weight has the range {bad[0]:g}' if bad.size else ''
+    unusable = ranges[~(np.isfinite(ranges) & (ranges > 0))]
+    return f'its weight has the range {unusable[0]:g}' if unusable.size else ''

@@ -11,13 +11,15 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.contract import schema
 from mmdeploy_ext.core.commands import tool
-from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.distinct import check_distinct
+from mmdeploy_ext.core.errors import CheckpointError, UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from mmdeploy_ext.sparse.ir import SparseGraph
+    from mmdeploy_ext.sparse.ir import Node, SparseGraph
 
 FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
 NORM_TOLERANCE = 1e-3
@@ -49,8 +51,8 @@ class NodeRange(Plain):
 
     Attributes:
         module: path of the module that it comes from; for the reader of the file.
-        input_amax: of its input, or None where it is not known.
-        weight_amax: (O,) per output channel; None for an addition, or where it is not known.
+        input_amax: of its input, or None if it is unknown.
+        weight_amax: (O,) per output channel; None for an addition, or if it is unknown.
         weight_norm: Frobenius norm of the folded kernel that the ranges were made for; None for an addition.
     """
 
@@ -60,11 +62,13 @@ class NodeRange(Plain):
     weight_norm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, without what an addition has not."""
-        found = {name: value for name, value in vars(self).items() if value is not None}
+        """Return plain data, without the entries that an addition does not have."""
+        content = {'module': self.module, 'input_amax': self.input_amax}
         if self.weight_amax is not None:
-            found['weight_amax'] = list(self.weight_amax)
-        return {'module': self.module, 'input_amax': self.input_amax} | found
+            content['weight_amax'] = list(self.weight_amax)
+        if self.weight_norm is not None:
+            content['weight_norm'] = self.weight_norm
+        return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Ranges:
 
     Attributes:
         nodes: node name -> ranges.
-        calibrator: how the inputs' ranges were found: 'mse', 'percentile 99.99', 'max', 'checkpoint', ...
-        source: what they were measured on, in words.
+        calibrator: method that chose the inputs' ranges: 'mse', 'percentile 99.99', 'max', 'checkpoint', ...
+        source: samples that they were measured on, in words.
         batches: number of sweeps that were measured.
         graph_sha256: `graph_digest` of the graph.
         path: of the file that they were read from, or ''; not written.
@@ -89,45 +93,48 @@ class Ranges:
     path: str = ''
 
     def __post_init__(self) -> None:
-        _check(self.where, self._nodes_json(), NODES)
+        _check(self.title, self._nodes_json(), NODES)
 
     def _nodes_json(self) -> dict[str, Any]:
         return {name: node.to_json() for name, node in self.nodes.items()}
 
     @property
-    def where(self) -> str:
+    def title(self) -> str:
         """The name of these ranges in messages."""
         return self.path or f'ranges of {self.source}'
 
     def input_amax(self, name: str) -> float:
         """Return the range of a node's input; UsageError where it is missing."""
-        return self._known(name, 'input_amax')
+        return self._amax(name, 'input_amax')
 
     def weight_amax(self, name: str) -> np.ndarray:
         """Return (O,) float32, the ranges of a convolution's channels; UsageError where they are missing."""
-        return np.array(self._known(name, 'weight_amax'), np.float32)
+        return np.array(self._amax(name, 'weight_amax'), np.float32)
 
-    def _known(self, name: str, what: str) -> Any:
-        value = getattr(self.nodes.get(name), what, None)
+    def _amax(self, name: str, field: str) -> Any:
+        value = getattr(self.nodes.get(name), field, None)
         if value is None:
-            raise UsageError(_missing(self.where, [f'{name}.{what}']))
+            raise UsageError(_missing_text(self.title, [f'{name}.{field}']))
         return value
 
     def complete(self, graph: SparseGraph) -> list[str]:
         """Return what the graph needs and the ranges lack, e.g. ['conv3.input_amax']; empty when complete."""
-        return [
-            f'{node.name}.{what}'
-            for node in quantised(graph)
-            for what in ('input_amax', 'weight_amax')[: 1 + isinstance(node, SparseConvolution)]
-            if getattr(self.nodes.get(node.name), what, None) is None
-        ]
+        missing = []
+        for node in quantised(graph):
+            fields = ['input_amax']
+            if isinstance(node, SparseConvolution):
+                fields.append('weight_amax')
+            for field in fields:
+                if getattr(self.nodes.get(node.name), field, None) is None:
+                    missing.append(f'{node.name}.{field}')
+        return missing
 
     def check(self, graph: SparseGraph, checkpoint_sha256: str = '') -> None:
         """Refuse ranges that are not this graph's, or not complete.
 
         Args:
             graph: folded, in either coordinate order.
-            checkpoint_sha256: of the checkpoint that the graph comes from, where it is known.
+            checkpoint_sha256: of the checkpoint that the graph comes from, '' if it is unknown.
 
         Raises:
             UsageError: a node is unknown, another kernel, another graph, or a range is missing.
@@ -136,35 +143,36 @@ class Ranges:
         for name in self.nodes:
             if name not in named:
                 raise UsageError(
-                    f'{self.where}: has ranges of {name!r}, no convolution or addition of this graph '
+                    f'{self.title}: has ranges of {name!r}, no convolution or addition of this graph '
                     f'({", ".join(list(named)[:4])}, ...); correct the name, or calibrate this model'
                 )
         if missing := self.complete(graph):
-            raise UsageError(_missing(self.where, missing))
-        if self.graph_sha256 and self.graph_sha256 != (found := graph_digest(graph)):
+            raise UsageError(_missing_text(self.title, missing))
+        digest = graph_digest(graph)
+        if self.graph_sha256 and self.graph_sha256 != digest:
             raise UsageError(
-                f'{self.where}: are ranges of another network (graph {self.graph_sha256[:12]}, expected '
-                f'{found[:12]}); calibrate this one'
+                f'{self.title}: are ranges of another network (graph {self.graph_sha256[:12]}, expected '
+                f'{digest[:12]}); calibrate this one'
             )
         for node in graph.convolutions():
             self._check_kernel(node, checkpoint_sha256)
 
     def _check_kernel(self, node: SparseConvolution, checkpoint_sha256: str) -> None:
-        known = self.nodes[node.name]
-        if len(known.weight_amax or ()) != node.out_channels:
+        ranges = self.nodes[node.name]
+        if len(ranges.weight_amax or ()) != node.out_channels:
             raise UsageError(
-                f'{self.where}: {node.name}.weight_amax has {len(known.weight_amax or ())} values, expected '
+                f'{self.title}: {node.name}.weight_amax has {len(ranges.weight_amax or ())} values, expected '
                 f'{node.out_channels}, one per output channel'
             )
         norm = weight_norm(node)
-        if known.weight_norm is None or abs(known.weight_norm - norm) <= NORM_TOLERANCE * max(norm, 1e-12):
+        if ranges.weight_norm is None or abs(ranges.weight_norm - norm) <= NORM_TOLERANCE * max(norm, 1e-12):
             return
         files = ''
         if checkpoint_sha256 and self.checkpoint_sha256:
             files = f' (checkpoint {self.checkpoint_sha256[:12]}, this one is {checkpoint_sha256[:12]})'
         raise UsageError(
-            f'{self.where}: are ranges of other weights{files}: {node.name} ({node.module}) has the norm '
-            f'{norm:.6g}, expected {known.weight_norm:.6g}; calibrate this checkpoint'
+            f'{self.title}: are ranges of other weights{files}: {node.name} ({node.module}) has the norm '
+            f'{norm:.6g}, expected {ranges.weight_norm:.6g}; calibrate this checkpoint'
         )
 
     def half(self) -> Ranges:
@@ -174,10 +182,19 @@ class Ranges:
 
         Source: ALGORITHM.md section 5: `model.half()` casts BEVFusion's amax buffers.
         """
+
+        def rounded(amax: float) -> float:
+            half = float(np.float16(amax)) if amax < 65520 else math.inf
+            if not 0 < half < math.inf:
+                raise UsageError(
+                    f'the range {amax!r} does not fit into fp16 (6e-8 to 65504); keep the ranges in fp32'
+                )
+            return half
+
         nodes = {}
         for name, node in self.nodes.items():
-            amax = None if node.input_amax is None else _half(node.input_amax)
-            weights = None if node.weight_amax is None else tuple(map(_half, node.weight_amax))
+            amax = None if node.input_amax is None else rounded(node.input_amax)
+            weights = None if node.weight_amax is None else tuple(map(rounded, node.weight_amax))
             nodes[name] = dataclasses.replace(node, input_amax=amax, weight_amax=weights)
         return dataclasses.replace(self, nodes=nodes)
 
@@ -202,17 +219,17 @@ class Ranges:
         return dataclasses.replace(cls.from_json(read_json(path), str(path)), path=str(path))
 
     @classmethod
-    def from_json(cls, content: Any, where: str = 'ranges') -> Ranges:
-        """Read what `to_json` gives; `where` begins the messages."""
+    def from_json(cls, content: Any, title: str = 'ranges') -> Ranges:
+        """Read what `to_json` gives; `title` begins the messages."""
         if not isinstance(content, dict) or content.get('format') != FORMAT:
             raise UsageError(
-                f'{where}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '
+                f'{title}: is not a file of ranges ("format" has to be "{FORMAT}"); make one with '
                 f'{tool("calibrate")} --calibrate'
             )
-        _check(where, content, CONTENT)
+        _check(title, content, CONTENT)
         nodes = {name: NodeRange.from_json(node) for name, node in content['nodes'].items()}
         facts = {name: content[name] for name in TEXTS if name in content}
-        source = facts.pop('source', '') or where
+        source = facts.pop('source', '') or title
         calibrator, digest = facts.pop('calibrator', ''), facts.pop('graph_sha256', '')
         return cls(nodes, calibrator, source, content.get('batches', 0), digest, **facts)
 
@@ -251,11 +268,11 @@ def _canonical(graph: SparseGraph, triple: tuple[int, ...]) -> list[int]:
     return [int(value) for value in (triple if graph.order == 'xyz' else reversed(triple))]
 
 
-def _check(where: str, content: Any, check: schema.Check) -> None:
+def _check(title: str, content: Any, check: schema.Check) -> None:
     try:
         check(content, '')
     except schema.Mismatch as error:
-        raise UsageError(f'{where}: {error}') from error
+        raise UsageError(f'{title}: {error}') from error
 
 
 def _lines(content: Mapping[str, Any], indent: int) -> str:
@@ -263,15 +280,66 @@ def _lines(content: Mapping[str, Any], indent: int) -> str:
     return ',\n'.join(entries)
 
 
-def _half(value: float) -> float:
-    rounded = float(np.float16(value)) if value < 65520 else math.inf
-    if not 0 < rounded < math.inf:
+def _missing_text(title: str, names: list[str]) -> str:
+    count = f' and {len(names) - 6} more' if len(names) > 6 else ''
+    return f'{title}: no range for {", ".join(names[:6])}{count}; calibrate again, or add them to the file'
+
+
+# ---- ranges of a quantised checkpoint
+
+
+def from_amax(
+    graph: SparseGraph, amax: Mapping[str, Any], source: str = 'checkpoint', checkpoint_sha256: str = ''
+) -> Ranges:
+    """Return the ranges that a quantised checkpoint holds, such as NVIDIA's.
+
+    Args:
+        graph: folded.
+        amax: quantiser's path -> range, as arrays or numbers. A convolution at module path M reads
+            `M._input_quantizer` and `M._weight_quantizer`, an addition in block M
+            `M.quant_add._input_quantizer` (or at M itself); a trailing `._amax` and names without
+            the leading underscore are the same. A range that is not in it stays missing: see
+            `Ranges.complete`.
+        source: in words, for messages.
+        checkpoint_sha256: of the checkpoint file.
+
+    Raises:
+        CheckpointError: two names of one quantiser.
+        UsageError: a range has another number of values than output channels, or is not positive.
+    """
+    paths = {
+        key: re.sub(r'\._(?=(input|weight)_quantizer)', '.', re.sub(r'\._?amax$', '', key)) for key in amax
+    }
+    try:
+        check_distinct(paths.items())
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from error
+    amax_of = {paths[key]: value for key, value in amax.items()}
+    nodes = {}
+    for node in quantised(graph):
+        inputs = amax_of.get(f'{node.module}.input_quantizer')
+        if isinstance(node, Add):
+            inputs = amax_of.get(f'{node.module}.quant_add.input_quantizer', inputs)
+        input_values = _flat_amax(source, node, inputs, 'input', 1)
+        weight_values = norm = None
+        if isinstance(node, SparseConvolution):
+            weights = amax_of.get(f'{node.module}.weight_quantizer')
+            weight_values = _flat_amax(source, node, weights, 'weight', node.out_channels)
+            norm = weight_norm(node)
+        input_amax = None if input_values is None else input_values[0]
+        nodes[node.name] = NodeRange(node.module, input_amax, weight_values, norm)
+    return Ranges(nodes, 'checkpoint', source, 0, graph_digest(graph), checkpoint_sha256)
+
+
+def _flat_amax(source: str, node: Node, amax: Any, operand: str, count: int) -> tuple[float, ...] | None:
+    """Return the ranges of a quantiser of `count` channels, None if there are none."""
+    if amax is None:
+        return None
+    values = np.asarray(amax, np.float64).reshape(-1)
+    if values.size != count:
+        expected = f'{count}, one per output channel' if operand == 'weight' else count
         raise UsageError(
-            f'the range {value!r} does not fit into fp16 (6e-8 to 65504); keep the ranges in fp32'
+            f'{source}: {node.name} ({node.module}): {values.size} ranges for its {operand}, expected '
+            f'{expected}'
         )
-    return rounded
-
-
-def _missing(where: str, names: list[str]) -> str:
-    more = f' and {len(names) - 6} more' if len(names) > 6 else ''
-    return f'{where}: no range for {", ".join(names[:6])}{more}; calibrate again, or add them to the file'
+    return tuple(map(float, values))

@@ -1,4 +1,4 @@
-"""Which site meets which weight: the rulebook of a sparse network, from coordinates alone. Needs no torch.
+"""The rulebook of a sparse network, from coordinates alone: which site meets which weight. Needs no torch.
 
 Glossary: N input sites, M output sites, K = k0*k1*k2 kernel offsets in row-major order. A table says for
 every offset and output row which input row, times the weight of that offset, is added to it.
@@ -85,69 +85,49 @@ def _checked(coordinates: np.ndarray, spatial_shape: Sequence[int]) -> np.ndarra
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """The table of one convolution, found in parts that may run on any number of threads.
+    """The table of one convolution, filled in parts that may run on any number of threads.
 
     Attributes:
         table: (K, M) int32, offset by offset the input row of every output row; N says that there is none.
-        looked_up: offsets that are looked up.
-        look: looks up some of them, and fills in what follows from these.
-        reached: the output sites.
+        count: number of offsets to look up.
+        look_up: looks up a slice of them, and fills in what follows from these.
+        outputs: the output sites.
     """
 
     table: np.ndarray
-    looked_up: int
-    look: Callable[[slice], None]
-    reached: Level
+    count: int
+    look_up: Callable[[slice], None]
+    outputs: Level
 
 
 def _submanifold(level: Level, kernel_size: Sequence[int], dilation: Sequence[int]) -> _Search:
-    """Offset K-1-k has the pairs of offset k with the sides changed, so half of them are looked up."""
+    """Return the search of a submanifold convolution.
+
+    Offset K-1-k has the pairs of offset k with the sides changed, so half of them are looked up.
+    """
     steps = (_offsets(kernel_size) - np.array(kernel_size, np.int64) // 2) * np.array(dilation, np.int64)
     centre, table = len(steps) // 2, np.empty((len(steps), len(level)), np.int32)
     table[centre] = np.arange(len(level))
 
-    def look(part: slice) -> None:
+    def look_up(part: slice) -> None:
         voxel_hash.neighbours(level.coordinates, level.shape, steps[part], *level.hash, table[part])
         voxel_hash.mirror(table[part], table[::-1][part])
 
-    return _Search(table, centre, look, level)
+    return _Search(table, centre, look_up, level)
 
 
-def _find(searches: Sequence[_Search], threads: int) -> list[np.ndarray]:
-    """Do all searches; every thread does its part of the offsets of each."""
-
-    def do(thread: int) -> None:
-        for search in searches:
-            size = search.looked_up
-            part = slice(size * thread // threads, size * (thread + 1) // threads)
-            if part.start < part.stop:
-                search.look(part)
-
-    on_threads(do, threads)
-    return [search.table for search in searches]
-
-
-def on_threads(do: Callable[[int], None], threads: int) -> None:
-    """Call `do` with 0 .. threads-1, each on a thread of its own."""
+def on_threads(work: Callable[[int], None], threads: int) -> None:
+    """Call `work` with 0 .. threads-1, each on a thread of its own."""
     with ThreadPoolExecutor(max(threads - 1, 1)) as pool:
-        others = [pool.submit(do, thread) for thread in range(1, threads)]
-        do(0)
-        for other in others:
-            other.result()
+        futures = [pool.submit(work, thread) for thread in range(1, threads)]
+        work(0)
+        for future in futures:
+            future.result()
 
 
 def _offsets(kernel_size: Sequence[int]) -> np.ndarray:
     """Return the kernel offsets (K, 3) int64 in row-major order."""
     return np.indices(tuple(kernel_size)).reshape(3, -1).T.astype(np.int64)
-
-
-def _axis_targets(
-    size: int, target: int, kernel: int, stride: int, padding: int, dilation: int
-) -> np.ndarray:
-    """Return the output position that an input position reaches by an offset, (kernel, size), or -1."""
-    reached = np.arange(size) + padding - np.arange(kernel)[:, None] * dilation
-    inside = (reached >= 0) & (reached % stride == 0) & (reached // stride < target)
-    return np.where(inside, reached // stride, -1).astype(np.int32)
 
 
 def _reached_level(level: Level, shape: Triple, axes: tuple[np.ndarray, ...]) -> Level:
@@ -175,20 +155,24 @@ def _strided(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> _Search:
-    """Every input site looks for the output site that it reaches by each offset."""
+    """Return the search of a strided convolution: for each input site the output site that it reaches."""
     shape = dense_output_shape(level.spatial_shape, kernel_size, stride, padding, dilation)
     if min(shape) < 1:
         raise PointsError(f'a grid of {level.spatial_shape} is smaller than the kernel {tuple(kernel_size)}')
+    targets = []  # per axis (kernel, size): the output position that an input reaches by an offset, or -1
     geometry = zip(level.spatial_shape, shape, kernel_size, stride, padding, dilation, strict=True)
-    axes = tuple(_axis_targets(*axis) for axis in geometry)
-    reached, offsets = _reached_level(level, shape, axes), _offsets(kernel_size)
-    table = np.empty((len(offsets), len(reached)), np.int32)
+    for size, target, kernel, step, pad, spread in geometry:
+        position = np.arange(size) + pad - np.arange(kernel)[:, None] * spread
+        inside = (position >= 0) & (position % step == 0) & (position // step < target)
+        targets.append(np.where(inside, position // step, -1).astype(np.int32))
+    axes = tuple(targets)
+    outputs, offsets = _reached_level(level, shape, axes), _offsets(kernel_size)
+    table = np.empty((len(offsets), len(outputs)), np.int32)
 
-    def look(part: slice) -> None:
-        hashed = (offsets[part], *reached.hash, table[part])
-        voxel_hash.reach(level.coordinates, reached.shape, axes, *hashed)
+    def look_up(part: slice) -> None:
+        voxel_hash.reach(level.coordinates, outputs.shape, axes, offsets[part], *outputs.hash, table[part])
 
-    return _Search(table, len(offsets), look, reached)
+    return _Search(table, len(offsets), look_up, outputs)
 
 
 def pairs(
@@ -200,8 +184,9 @@ def pairs(
     kernel and ignores stride and padding. Errors are those of `Level`.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
-    (table,) = _find([search], 1)
-    return search.reached.coordinates, table
+    if search.count:
+        search.look_up(slice(0, search.count))
+    return search.outputs.coordinates, search.table
 
 
 def _search(level: Level, subm: bool, *geometry: Sequence[int]) -> _Search:
@@ -210,7 +195,7 @@ def _search(level: Level, subm: bool, *geometry: Sequence[int]) -> _Search:
 
 @dataclasses.dataclass(frozen=True)
 class Rulebook:
-    """All that a network's plan needs to know about one set of voxels.
+    """Sites, neighbour tables and cells of one set of voxels, for the plan of a network.
 
     Attributes:
         levels: sites of every level of the plan.
@@ -244,20 +229,27 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
     levels: list[Level] = [Level(coordinates, plan.spatial_shape)]
     if plan.scatters and len(levels[0]) and levels[0].coordinates[:, 0].any():
         raise PointsError('coordinates: the sample index is not 0 everywhere; expected one sweep at a time')
-    _ = levels[0].hash
+    _ = levels[0].hash  # refuses a site that is there twice
     searches: list[_Search] = []
     for table in plan.tables:
         geometry = table.kernel_size, table.stride, table.padding, table.dilation
         searches.append(_search(levels[table.level_in], table.subm, *geometry))
         if not table.subm:
-            levels.append(searches[-1].reached)
-    tables = dict(zip((table.name for table in plan.tables), _find(searches, threads), strict=True))
-    cells = {scatter.name: _cells(levels[scatter.level], scatter.axes) for scatter in plan.scatters}
+            levels.append(searches[-1].outputs)
+
+    def look_up(thread: int) -> None:
+        for search in searches:
+            part = slice(search.count * thread // threads, search.count * (thread + 1) // threads)
+            if part.start < part.stop:
+                search.look_up(part)
+
+    on_threads(look_up, threads)
+    tables = {table.name: search.table for table, search in zip(plan.tables, searches, strict=True)}
+    cells = {}
+    for scatter in plan.scatters:
+        level = levels[scatter.level]
+        cells[scatter.name] = np.zeros(len(level), np.int64)
+        for axis in scatter.axes:
+            cells[scatter.name] *= level.spatial_shape[axis]
+            cells[scatter.name] += level.coordinates[:, axis + 1]
     return Rulebook(tuple(levels), tables, cells, dict(plan.level_of))
-
-
-def _cells(level: Level, axes: Triple) -> np.ndarray:
-    cells = np.zeros(len(level), np.int64)
-    for axis in axes:
-        cells = cells * level.spatial_shape[axis] + level.coordinates[:, axis + 1]
-    return cells

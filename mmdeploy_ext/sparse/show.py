@@ -7,8 +7,8 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.graph.show.draw import check_suffix, label, new_picture, save_picture
-from mmdeploy_ext.sparse.contract import Reader
-from mmdeploy_ext.sparse.contract_flow import Walk
+from mmdeploy_ext.sparse.libspconv_contract import TensorWalk
+from mmdeploy_ext.sparse.libspconv_parser import EngineParser
 
 if TYPE_CHECKING:
     import os
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import onnx
     from pygraphviz import AGraph
 
-    from mmdeploy_ext.sparse.contract_fields import Layer
-    from mmdeploy_ext.sparse.contract_flow import Flow
 
 TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
 FACES = {
@@ -30,58 +28,58 @@ FACES = {
 }
 """Kind of node -> colour, and its name in the legend."""
 INT8_EDGE = '#b3541e'
+GEOMETRY = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
+ATTRIBUTES = (*GEOMETRY, 'output_bound', 'precision', 'output_precision', 'format', 'dims')
+"""Attributes of nodes that are shown."""
 HEAVY = 20
 """Weight of the edges that Graphviz draws straight."""
 
 
 def sparse_layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
     """Return the nodes of a sparse graph as the engine reads them, with grids and channels."""
-    layers = Reader(model.graph).layers
-    flows = Walk(model.graph, layers, None).flows
+    nodes = EngineParser(model.graph).nodes
+    tensors = TensorWalk(model.graph, nodes, None).tensors
     counts: collections.Counter[str] = collections.Counter()
     rows = []
-    for layer in layers:
-        title = TITLES.get(layer.op_type, layer.op_type)
-        row = dict(name=layer.name, op_type=layer.op_type, number=counts[title], inputs=list(layer.inputs))
-        rows.append(dict(row, output=layer.output, **_facts(layer, flows.get(layer.output))))
+    for node in nodes:
+        title = TITLES.get(node.op_type, node.op_type)
+        row = dict(name=node.name, op_type=node.op_type, number=counts[title], inputs=list(node.inputs))
+        row['output'] = node.output
+        for name in ATTRIBUTES:
+            if name in node.values:
+                value = node.values[name]
+                row[name] = list(value) if isinstance(value, tuple) else value
+        if node.is_convolution and node.weight.ndim == 5:
+            row.update(in_channels=node.weight.shape[4], out_channels=node.weight.shape[0])
+        if facts := tensors.get(node.output):
+            row.update(grid=list(facts.grid), sites=facts.sites, shape=list(facts.shape), dense=facts.dense)
+        rows.append(row)
         counts[title] += 1
     return rows
 
 
-def _facts(layer: Layer, flow: Flow | None) -> dict[str, Any]:
-    """Return the facts of a node that are shown, as the engine knows them."""
-    names = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')
-    names += ('output_bound', 'precision', 'output_precision', 'format', 'dims')
-    known = {name: layer.values[name] for name in names if name in layer.values}
-    facts = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
-    if layer.is_convolution and layer.weight.ndim == 5:
-        facts.update(in_channels=layer.weight.shape[4], out_channels=layer.weight.shape[0])
-    if flow is not None:
-        facts.update(grid=list(flow.grid), sites=flow.sites, shape=list(flow.shape), dense=flow.dense)
-    return facts
-
-
 def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield one line per node in the words of the reference exporter's trace, and what is behind it.
+    """Yield one line per node in the words of the reference exporter's trace, and its details.
 
     E.g. `--> SparseConvolution0[subm] -> Input 0, Output 1   5 -> 16, 3x3x3 on 1440x1440x41, ReLU`.
     """
-    traced = [
-        f'--> {TITLES.get(row["op_type"], row["op_type"])}{row["number"]}{_bracket(row)} -> '
-        f'Input {" + ".join(row["inputs"])}, Output {row["output"]}'
-        for row in layers
-    ]
-    width = max(map(len, traced), default=0)
-    for line, row in zip(traced, layers, strict=True):
+    lines = []
+    for row in layers:
+        bracket = ''
+        if row['op_type'] == 'SparseConvolution':
+            kind = 'subm' if row['subm'] else 'conv'
+            bracket = '[inverse]' if row['inverse'] else f'[{kind}]'
+        elif 'format' in row:
+            bracket = f'[{row["format"]}]'
+        elif 'dims' in row:
+            bracket = f'[{",".join(map(str, row["dims"]))}]'
+        lines.append(
+            f'--> {TITLES.get(row["op_type"], row["op_type"])}{row["number"]}{bracket} -> '
+            f'Input {" + ".join(row["inputs"])}, Output {row["output"]}'
+        )
+    width = max(map(len, lines), default=0)
+    for line, row in zip(lines, layers, strict=True):
         yield f'{line:<{width}}  {_details(row)}'.rstrip()
-
-
-def _bracket(row: dict[str, Any]) -> str:
-    if row['op_type'] == 'SparseConvolution':
-        return '[inverse]' if row['inverse'] else '[subm]' if row['subm'] else '[conv]'
-    if 'format' in row:
-        return f'[{row["format"]}]'
-    return f'[{",".join(map(str, row["dims"]))}]' if 'dims' in row else ''
 
 
 def _details(row: dict[str, Any]) -> str:
@@ -92,21 +90,24 @@ def _details(row: dict[str, Any]) -> str:
         words.append(f'{channels}, {by(row["kernel_size"])}')
         if not row['subm']:
             words.append(f'stride {by(row["stride"])}, padding {by(row["padding"])}')
-    where = row.get('shape') if row.get('dense') else row.get('grid')
-    if where and row['op_type'] not in ('Relu', 'Add', 'QuantAdd'):
-        words.append(f'{"" if row.get("dense") else "on "}{by(where)}')
+    sizes = row.get('shape') if row.get('dense') else row.get('grid')
+    if sizes and row['op_type'] not in ('Relu', 'Add', 'QuantAdd'):
+        words.append(by(sizes) if row.get('dense') else f'on {by(sizes)}')
     if row.get('activation') not in (None, '', 'None'):
         words.append(row['activation'])
     if row.get('rulebook'):
         words.append(f'rulebook {row["rulebook"]}')
-    words += filter(None, [precision_text(row, '->')])
+    if text := precision_text(row, '->'):
+        words.append(text)
     return ', '.join(words)
 
 
 def precision_text(row: dict[str, Any], arrow: str = '→') -> str:
-    """Return 'fp16 → int8', '' where a node states none."""
-    kinds = row.get('precision'), row.get('output_precision')
-    return f'{kinds[0] or "fp16"} {arrow} {kinds[1] or "fp16"}' if any(kinds) else ''
+    """Return 'fp16 → int8', '' if a node states no precision."""
+    precision, output_precision = row.get('precision'), row.get('output_precision')
+    if not precision and not output_precision:
+        return ''
+    return f'{precision or "fp16"} {arrow} {output_precision or "fp16"}'
 
 
 def by(sizes: list[int]) -> str:
@@ -121,12 +122,19 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
     """
     check_suffix(target)
     picture, layers = new_picture(title), sparse_layers(model)
-    picture.graph_attr.update(label=_heading(title), rankdir='LR', nodesep='0.4', ranksep='0.6')
+    picture.graph_attr.update(label=_legend(title), rankdir='LR', nodesep='0.4', ranksep='0.6')
     column_of = columns(layers)
     for number, row in enumerate(layers):
-        _add_node(picture, number, row)
+        kind = row['op_type'].removeprefix('Quant')
+        if kind == 'SparseConvolution':
+            kind = 'subm' if row['subm'] else 'conv'
+        quantised = 'int8' in (row.get('precision'), row.get('output_precision'))
+        style = dict(color=INT8_EDGE, penwidth=1.6) if quantised else {}
+        fill, _ = FACES.get(kind, FACES['dense'])
+        ink = 'white' if kind == 'conv' else '#1b2330'
+        picture.add_node(number, label=label(_texts(row)), fillcolor=fill, fontcolor=ink, **style)
     for column in dict.fromkeys(column_of):
-        members = [number for number, other in enumerate(column_of) if other == column]
+        members = [number for number, entry in enumerate(column_of) if entry == column]
         head = f'column {column}'
         entry = dict(style='invis') if column else dict(label=layers[0]['inputs'][0])
         picture.add_node(head, label=by(layers[members[0]].get('grid') or []), shape='plaintext', style='')
@@ -139,20 +147,10 @@ def draw_sparse(model: onnx.ModelProto, target: str | os.PathLike[str], title: s
 
 
 def columns(layers: list[dict[str, Any]]) -> list[int]:
-    """Return the column of every node: a new one where the set of active sites is another."""
+    """Return the column of every node: a new one begins where the set of active sites changes."""
     pairs = itertools.pairwise(layers)
     changes = [below.get('sites') != above.get('sites') for above, below in pairs]
     return list(itertools.accumulate(changes, initial=0))[: len(layers)]
-
-
-def _add_node(picture: AGraph, number: int, row: dict[str, Any]) -> None:
-    is_convolution = row['op_type'] == 'SparseConvolution'
-    kind = ('subm' if row['subm'] else 'conv') if is_convolution else row['op_type'].removeprefix('Quant')
-    quantised = 'int8' in (row.get('precision'), row.get('output_precision'))
-    style = dict(color=INT8_EDGE, penwidth=1.6) if quantised else {}
-    face, _ = FACES.get(kind, FACES['dense'])
-    ink = 'white' if kind == 'conv' else '#1b2330'
-    picture.add_node(number, label=label(_texts(row)), fillcolor=face, fontcolor=ink, **style)
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
@@ -171,12 +169,12 @@ def _texts(row: dict[str, Any]) -> list[str]:
 
 
 def _add_edges(picture: AGraph, layers: list[dict[str, Any]], column_of: list[int]) -> None:
-    """Join the nodes; tensors are named where they go on to the next node or column, and leave."""
-    made = {row['output']: number for number, row in enumerate(layers)}
+    """Join the nodes; tensors are named on edges to the next node or column, and at the graph's outputs."""
+    producers = {row['output']: number for number, row in enumerate(layers)}
     used = {tensor for row in layers for tensor in row['inputs']}
     for number, row in enumerate(layers):
-        for tensor in filter(made.__contains__, row['inputs']):
-            source = made[tensor]
+        for tensor in filter(producers.__contains__, row['inputs']):
+            source = producers[tensor]
             across, follows = column_of[source] != column_of[number], number == source + 1
             name = f'  {tensor}  ' if across or follows else ''
             weight = HEAVY if follows and not across else 0
@@ -187,7 +185,7 @@ def _add_edges(picture: AGraph, layers: list[dict[str, Any]], column_of: list[in
             picture.add_subgraph([number, f'end {number}'], rank='same')
 
 
-def _heading(title: str) -> str:
+def _legend(title: str) -> str:
     """Return the title with a legend below it."""
     cells = ''.join(f'<td bgcolor="{face}">    </td><td>{name}  </td>' for face, name in FACES.values())
     cells += f'<td border="1" color="{INT8_EDGE}">    </td><td>int8</td>'

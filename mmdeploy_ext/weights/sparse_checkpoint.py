@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.sparse.folded import Names, match_names
+from mmdeploy_ext.sparse.folded_norms import Names, match_names
 from mmdeploy_ext.weights import sparse_layouts as layouts
 from mmdeploy_ext.weights.checkpoint import listed, load_checkpoint, misfits
 from mmdeploy_ext.weights.pickled import read_pickled
@@ -131,8 +131,8 @@ def _load(source: Source, module: nn.Module, weight_layout: str) -> tuple[LoadRe
     names = match_names(module, inside)
     own = module.state_dict(keep_vars=True)
     weights = {key: inside[names.keys[key]] for key in own if names.keys.get(key) in inside}
-    weights.update(names.derived(own, inside))
-    _demand(source.path, own, weights, unexpected=inside.keys() - names.used(inside), skip_shapes=kernels)
+    weights.update(names.norm_tensors(own, inside))
+    _demand(source.path, own, weights, unexpected=inside.keys() - names.file_keys(), skip_shapes=kernels)
     shapes = {key: tuple(weights[key].shape) for key in kernels}
     found = layouts.decide(source.path, shapes, kernels, weight_layout)
     weights.update({key: kernels[key].convert(weights[key], layout) for key, layout in found.items()})
@@ -207,5 +207,5 @@ def _ranges(quantised: Mapping[str, torch.Tensor], names: Names) -> dict[str, np
         if buffer == '_amax':
             amax = np.asarray(value.detach().to(torch.float32).cpu())
             single = amax.size == 1 and not path.endswith('_weight_quantizer')
-            ranges[names.own_path(path)] = amax.reshape(()) if single else amax.reshape(-1)
+            ranges[names.module_path(path)] = amax.reshape(()) if single else amax.reshape(-1)
     return ranges

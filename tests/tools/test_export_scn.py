@@ -20,10 +20,10 @@ from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.sparse_structure import compare_node_lists
 from mmdeploy_ext.sparse import libspconv
-from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import differences
 from mmdeploy_ext.sparse.order import reorder
+from mmdeploy_ext.sparse.ranges import from_amax
 from scn_files import NODES, node_of, set_attribute
 
 REPOSITORY = Path(__file__).resolve().parents[2]

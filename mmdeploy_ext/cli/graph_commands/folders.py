@@ -13,6 +13,7 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.core.printable import escape
+from mmdeploy_ext.core.violations import ERROR, WARNING, errors
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mmdeploy_ext.cli.graph_commands.command import Adds
-    from mmdeploy_ext.sparse.contract import Violation
+    from mmdeploy_ext.core.violations import Violation
 
 COMMANDS = Commands()
 LONGEST_MESSAGE = 1000
@@ -83,11 +84,12 @@ def _folder(text: str) -> tuple[Adds, Adds]:
 )
 def run_scn(args: argparse.Namespace) -> int:
     """Check a file against the engine's contract and print what was found."""
-    from mmdeploy_ext.sparse import contract
+    from mmdeploy_ext.graph.io import files
+    from mmdeploy_ext.sparse import libspconv_contract
 
     cli.check_least(args, max_voxels=1)
-    model = contract.load_model(args.file)
-    found = contract.check(model, max_voxels=args.max_voxels, name=args.file)
+    model = files.read(args.file)
+    found = libspconv_contract.check(model, max_voxels=args.max_voxels, name=args.file)
     nodes = len(model.graph.node)
     return _judge(args, found, dict(file=args.file, nodes=nodes), f'{args.file}: {nodes} nodes')
 
@@ -110,13 +112,11 @@ def run_check(args: argparse.Namespace) -> int:
 
 def _judge(args: argparse.Namespace, found: Sequence[Violation], facts: dict[str, Any], said: str) -> int:
     """Write and print what was found: 0 the contract is kept, 1 it is not."""
-    from mmdeploy_ext.sparse import contract
-
-    held = not (found if args.strict else contract.errors(found))
+    held = not (found if args.strict else errors(found))
     write_json(args, dict(facts, kept=held, violations=[dataclasses.asdict(entry) for entry in found]))
     console = cli.stdout()
     _print_violations(found, console)
-    counts = [sum(entry.severity == kind for entry in found) for kind in (contract.ERROR, contract.WARNING)]
+    counts = [sum(entry.severity == kind for entry in found) for kind in (ERROR, WARNING)]
     verdict = ('CONTRACT KEPT', 'bold green') if held else ('CONTRACT BROKEN', 'bold red')
     cli.say(console, f'{said}, {counts[0]} errors, {counts[1]} warnings', *verdict)
     return 0 if held else 1

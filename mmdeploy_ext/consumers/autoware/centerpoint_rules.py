@@ -34,8 +34,8 @@ from mmdeploy_ext.consumers.autoware.trial import CONVENTION, LOAD, trial_rules
 from mmdeploy_ext.contract.schema import exactly, items, number, one_of, text
 from mmdeploy_ext.contract.values import COUNT, FLAG, FRACTION, NAME
 from mmdeploy_ext.core.printable import shortened
+from mmdeploy_ext.core.violations import WARNING, Violation
 from mmdeploy_ext.runtime.contract_files import ends_of
-from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,7 +15,7 @@ from mmdeploy_ext.consumers.autoware import bevfusion_rules, centerpoint_rules, 
 from mmdeploy_ext.core.errors import ModelFileError
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.sparse.contract_fields import Violation
+    from mmdeploy_ext.core.violations import Violation
 
 NODES = dict(
     lidar_centerpoint=(centerpoint_rules, (centerpoint_rules.MANIFEST, *centerpoint_rules.PATTERNS)),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.sparse.contract_fields import Violation
+from mmdeploy_ext.core.violations import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, read_parameter_file
 from mmdeploy_ext.contract.schema import Mismatch, number
 from mmdeploy_ext.core.printable import shortened
-from mmdeploy_ext.sparse.contract_fields import ERROR, WARNING, Violation
+from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

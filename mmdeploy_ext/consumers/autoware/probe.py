@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import Mm2OnnxError
-from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
+from mmdeploy_ext.core.violations import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

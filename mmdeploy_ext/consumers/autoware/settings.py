@@ -17,7 +17,7 @@ import numpy as np
 from mmdeploy_ext.consumers.autoware.manifest import node_cells, read_parameters
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.sparse.contract_fields import ERROR
+from mmdeploy_ext.core.violations import ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,9 +103,7 @@ def read_settings(folder: str | Path) -> Settings:
     wrong = [one for one in found if one.severity == ERROR]
     if wrong:
         more = f' ({len(wrong) - 1} more)' if len(wrong) > 1 else ''
-        raise ModelFileError(
-            f'{folder}: {wrong[0].message}{more}; see {tool("check")} {folder}'
-        )
+        raise ModelFileError(f'{folder}: {wrong[0].message}{more}; see {tool("check")} {folder}')
     parameters, _ = read_parameters(Path(folder) / MANIFEST)
     remapper, _ = read_parameters(Path(folder) / parameters[REMAPPER_KEY])
     if any(remapper['allow_remapping_by_area_matrix']):

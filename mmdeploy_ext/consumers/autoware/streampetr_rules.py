@@ -32,8 +32,8 @@ from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
 from mmdeploy_ext.consumers.autoware.trial import MEMORY as MEMORY_PROBE
 from mmdeploy_ext.contract.schema import items, number
 from mmdeploy_ext.contract.values import COUNT, NAME, PIXELS
+from mmdeploy_ext.core.violations import Violation
 from mmdeploy_ext.runtime.contract_files import Ends, ends_of, shape_text
-from mmdeploy_ext.sparse.contract_fields import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

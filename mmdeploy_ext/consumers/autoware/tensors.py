@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.runtime.contract_files import Ends, Shape, shape_text
-from mmdeploy_ext.sparse.contract_fields import ERROR, WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.violations import Violation
 from mmdeploy_ext.runtime.contract_files import Ends, ends_of, shape_text
-from mmdeploy_ext.sparse.contract_fields import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from mmdeploy_ext.consumers.cuda_bevfusion.contract_sizes import size_rules
 from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.core.violations import WARNING, Violation
 from mmdeploy_ext.families.bevfusion.runtime.pooling import write_tables
 from mmdeploy_ext.runtime.contract_files import ends_of, given_inputs, shape_of
-from mmdeploy_ext.sparse.contract_fields import WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,8 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
     Raises:
         ModelFileError: no such folder, or a file in it that is not ONNX.
     """
-    from mmdeploy_ext.sparse import contract as sparse
+    from mmdeploy_ext.graph.io import files as onnx_files
+    from mmdeploy_ext.sparse import libspconv_contract
 
     if not Path(folder).is_dir():
         raise ModelFileError(f'{folder}: no such folder; expected one with {", ".join(BOUND)} as .onnx')
@@ -57,9 +58,13 @@ def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
         found.append(Violation('', '', 'missing-file', f'neither {" nor ".join(SPARSE)} is there'))
     ends = {}
     for name, path in there.items():
-        model = sparse.load_model(path)
+        model = onnx_files.read(path)
         ends[name] = ends_of(model)
-        own = sparse.check(model, name=f'{name}.onnx') if name in SPARSE else _file_rules(name, model)
+        own = (
+            libspconv_contract.check(model, name=f'{name}.onnx')
+            if name in SPARSE
+            else _file_rules(name, model)
+        )
         found += [dataclasses.replace(one, node=f'{name}.onnx {one.node}'.strip()) for one in own]
     return [*found, *size_rules(ends)], there
 

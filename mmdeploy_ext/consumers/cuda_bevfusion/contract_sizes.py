@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
 from mmdeploy_ext.runtime.contract_files import shape_text as _text
-from mmdeploy_ext.sparse.contract_fields import ERROR, WARNING, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -20,7 +20,7 @@ from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.sparse.trace_record import Functions, NoSiteLeftError, Recorder
 from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, Triple, prune, renumber
-from mmdeploy_ext.sparse.sites import name_rulebooks
+from mmdeploy_ext.sparse.plan import name_rulebooks
 
 Call = Callable[[nn.Module, torch.Tensor, torch.Tensor], Any]
 

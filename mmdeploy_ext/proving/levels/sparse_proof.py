@@ -61,7 +61,7 @@ class SparseProof(Proof):
         Args:
             given: see `Proof`.
             ranges: that it was exported with, where it has any.
-            max_voxels: see `contract.check`.
+            max_voxels: see `libspconv_contract.check`.
             node_list: stored node list of the reference exporter that it has to equal, a JSON file.
         """
         self.ranges, self.max_voxels, self.node_list = ranges, max_voxels, node_list

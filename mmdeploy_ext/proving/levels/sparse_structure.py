@@ -9,10 +9,11 @@ import numpy as np
 
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import Mm2OnnxError
+from mmdeploy_ext.core.violations import WARNING, errors
 from mmdeploy_ext.graph.signature import GraphDifference
 from mmdeploy_ext.proving.levels.structure import check_inference, check_valid
 from mmdeploy_ext.proving.results import Check
-from mmdeploy_ext.sparse import contract
+from mmdeploy_ext.sparse import libspconv_contract
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution, differences
 from mmdeploy_ext.sparse.libspconv import read, to_node_list, to_onnx
 
@@ -33,9 +34,9 @@ def check_dialect(
     path: str, model: onnx.ModelProto, max_voxels: int | None = None
 ) -> tuple[list[Check], list[str]]:
     """Check that the engine of the dialect would take a file as it is meant; return what it warns of, too."""
-    found = contract.check(model, max_voxels=max_voxels, name=path)
-    wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in contract.errors(found)]
-    warnings = [entry for entry in found if entry.severity == contract.WARNING]
+    found = libspconv_contract.check(model, max_voxels=max_voxels, name=path)
+    wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in errors(found)]
+    warnings = [entry for entry in found if entry.severity == WARNING]
     notes = [f'contract: {entry.node or "file"}: {entry.message}' for entry in warnings[:SHOWN]]
     if len(warnings) > SHOWN:
         more = f'{len(warnings) - SHOWN} more warnings'

@@ -16,13 +16,13 @@ from mmdeploy_ext.exporting import sparse_backbone as deploy
 from mmdeploy_ext.graph import edits
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.io.files import load
+from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.graph.signature import GraphDifference, count_nodes, differences
 from mmdeploy_ext.proving.levels import sparse_structure
 from mmdeploy_ext.proving.levels.graph_level import differing_facts, rules_text
 from mmdeploy_ext.proving.results import Check, GraphResult
 from mmdeploy_ext.quantize.calibrators import weight_amax
 from mmdeploy_ext.quantize.deployed import from_checkpoint
-from mmdeploy_ext.sparse.contract import load_model
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.portable import to_onnx

@@ -8,9 +8,8 @@ import pytest
 
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.sparse.checkpoint_ranges import from_amax
 from mmdeploy_ext.sparse.ir import SparseConvolution
-from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, from_amax, graph_digest, quantised, weight_norm
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ import onnx
 import pytest
 
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.sparse.contract import WARNING, check, errors, load_model, order_of_name
+from mmdeploy_ext.core.violations import WARNING, errors
+from mmdeploy_ext.graph.io.files import read as load_model
+from mmdeploy_ext.sparse.libspconv_contract import check, order_of_name
 from scn_files import golden_model, golden_names, node_of, set_attribute
 
 XYZ, INT8 = 'bevfusion.plain.xyz', 'bevfusion.int8.xyz'

@@ -1,0 +1,38 @@
+"""Violations of a contract: what the program that loads a file would reject or read wrongly.
+
+Contracts are those of engines that read ONNX files in their own way: libspconv, CUDA-BEVFusion, Autoware.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ERROR, WARNING = 'error', 'warning'
+
+
+@dataclasses.dataclass(frozen=True)
+class Violation:
+    """One thing in a file that the engine would not do as the author meant.
+
+    Attributes:
+        node: name of the node, or of the file where a folder is checked; '' for the file as a whole.
+        attribute: attribute, initializer, tensor or key that it is about; '' for the node as a whole.
+        rule: short name of the rule, e.g. 'missing-bias'.
+        message: what is there, what was expected, what the engine does with it.
+        severity: 'error': wrong or no results; 'warning': probably not what was meant.
+    """
+
+    node: str
+    attribute: str
+    rule: str
+    message: str
+    severity: str = ERROR
+
+
+def errors(violations: Iterable[Violation]) -> list[Violation]:
+    """Return the violations of severity 'error'."""
+    return [violation for violation in violations if violation.severity == ERROR]

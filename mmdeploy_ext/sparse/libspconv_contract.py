@@ -1,0 +1,521 @@
+"""The contract of the libspconv dialect: what NVIDIA's engine would do with a file, without the engine.
+
+`check` reads a file as the engine's parser does (`EngineParser`), then looks for what makes it run and be
+wrong: values that must be mistakes, another order of coordinates than the file states, and nodes that do not
+fit together (`TensorWalk`).
+
+What it cannot tell: whether the engine's closed kernels compute what their attributes say, how they round,
+and whether the numbers in the file are the right ones; for these the numeric proof compares with spconv.
+
+The dialect is no valid ONNX (`SparseConvolution` in the default domain, `dims` as an attribute of Reshape),
+so `onnx.checker` and shape inference do not apply. Needs onnx and numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
+from mmdeploy_ext.graph.io.checks import is_sparse
+from mmdeploy_ext.graph.io.files import read
+from mmdeploy_ext.graph.io.types import type_name
+from mmdeploy_ext.sparse.ir import ORDERS
+from mmdeploy_ext.sparse.libspconv_parser import ADDITIONS, GEOMETRY, EngineParser
+from mmdeploy_ext.sparse.plan import dense_output_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mmdeploy_ext.sparse.libspconv_parser import ParsedNode
+
+    NodeViolations = Iterator[tuple[str, ...]]
+    """Attribute, rule, message and perhaps severity of each violation of a node."""
+
+INT8 = 'int8'
+USUAL_MAX_VOXELS = 160000
+"""What the published test configs of BEVFusion and CenterPoint allow."""
+FLAT_RATIO = 4
+"""A grid is flat along z: with this many times the cells of its shortest axis, z is probably another axis."""
+ACTIVATIONS = ('', 'None', 'ReLU')
+DOUBTFUL_ACTIVATIONS = ('Sigmoid', 'LeakyReLU')
+"""Written by the reference exporter for spconv 2 modules; no known file has run with them."""
+PRECISIONS = ('', 'fp16', INT8)
+LAYOUTS = ('', 'NCHW', 'NCHW32', 'NHWzC')
+
+
+def order_of_name(path: str | os.PathLike[str]) -> str:
+    """Return the coordinate order in a file's name ('lidar.backbone.xyz.onnx'), '' if there is none."""
+    words = Path(os.fspath(path)).name.lower().split('.')
+    return next((order for order in ORDERS if order in words), '')
+
+
+def check(
+    source: str | os.PathLike[str] | onnx.ModelProto, *, max_voxels: int | None = None, name: str = ''
+) -> list[Violation]:
+    """Return everything in a file that the engine would not do as it was meant.
+
+    Args:
+        source: file or model.
+        max_voxels: most voxels of one sweep; an output bound below it is an error. None: the 160,000 of
+            the published test configs, as a warning.
+        name: file name for a model that has none, e.g. 'lidar.backbone.xyz.onnx'.
+
+    Raises:
+        ModelFileError: missing, empty or corrupt file.
+    """
+    if not isinstance(source, onnx.ModelProto):
+        name = name or os.fspath(source)
+        source = read(source)
+    if not is_sparse(source):
+        message = (
+            'there is no SparseConvolution: this is not a file of the libspconv dialect (a portable or dense '
+            'ONNX?); the engine refuses it'
+        )
+        return [Violation('', '', 'other-dialect', message)]
+    graph = source.graph
+    parser = EngineParser(graph)
+    nodes = parser.nodes
+    violations = parser.violations
+    for node in nodes:
+        violations.extend(Violation(node.name, *entry) for entry in _node_rules(node))
+    violations.extend(_type_rules(graph))
+    violations.extend(_graph_rules(graph, nodes))
+    violations.extend(TensorWalk(graph, nodes, max_voxels).violations)
+    violations.extend(_order_rules(nodes, order_of_name(name)))
+    positions = {node.name: index for index, node in enumerate(nodes)}
+    return sorted(violations, key=lambda entry: (positions.get(entry.node, -1), entry.severity))
+
+
+# ---- single nodes: values that the engine accepts and that must be mistakes
+
+
+def _node_rules(node: ParsedNode) -> NodeViolations:
+    """Yield what is wrong with one node, without looking at others."""
+    values = node.values
+    if node.is_convolution:
+        yield from _geometry_rules(node)
+        yield from _array_rules(node)
+        yield from _unread_rules(node)
+    if node.op_type == 'ScatterDense':
+        order, layout = values['format'], values['output_layout']
+        if order not in ('', *ORDERS):
+            yield 'format', 'attribute-value', f"format={order!r}; the engine knows 'xyz' and 'zyx'"
+        if layout not in LAYOUTS:
+            yield 'output_layout', 'attribute-value', f'output_layout={layout!r} reads as NCHW', WARNING
+    for name in ('precision', 'output_precision'):
+        if values.get(name, '') not in PRECISIONS:
+            message = f"{name}={values[name]!r}: only 'int8' means int8, anything else reads as Float16"
+            yield name, 'precision', message
+    yield from _range_rules(node)
+
+
+def _geometry_rules(node: ParsedNode) -> NodeViolations:
+    values = node.values
+    for name, smallest in GEOMETRY.items():
+        triple = values[name]
+        if triple and (len(triple) != 3 or min(triple) < smallest):
+            message = f'{name}={list(triple)}, expected three values of at least {smallest}'
+            yield name, 'attribute-value', message
+    activation = values['activation']
+    if activation in DOUBTFUL_ACTIVATIONS:
+        message = f'activation={activation!r}: nothing shows that the engine has it; it is known to run ReLU'
+        yield 'activation', 'activation', message, WARNING
+    elif activation not in ACTIVATIONS:
+        message = f"activation={activation!r}; the engine knows 'ReLU' and 'None', in this spelling"
+        yield 'activation', 'activation', message
+    if values['output_bound'] < 1:
+        message = f'output_bound={values["output_bound"]}: the engine makes room for no active site'
+        yield 'output_bound', 'output-bound', message
+    if values['fixed_launch_points'] < 1:
+        message = f'fixed_launch_points={values["fixed_launch_points"]}, expected a positive number'
+        yield 'fixed_launch_points', 'attribute-value', message
+    if values['kernel_size'] == (1, 1, 1):
+        message = (
+            'a 1x1x1 kernel: users found it silently wrong in libspconv (Lidar_AI_Solution#300, #302); '
+            '1x1x3 with zeros around the centre gives the same values'
+        )
+        yield 'kernel_size', 'pointwise-kernel', message, WARNING
+
+
+def _array_rules(node: ParsedNode) -> NodeViolations:
+    weight, bias, kernel = node.weight, node.bias, node.values['kernel_size']
+    if weight.size:
+        shape = list(weight.shape)
+        if weight.ndim != 5 or (kernel and weight.shape[1:4] != kernel):
+            message = f'weight is {shape}, expected [O, {", ".join(map(str, kernel))}, I]'
+            yield 'weight', 'weight-shape', message
+        elif bias.size and bias.shape != weight.shape[:1]:
+            message = f'bias is {list(bias.shape)}, the weight {shape} has {weight.shape[0]} output channels'
+            yield 'bias', 'bias-shape', message
+    for name, array in (('weight', weight), ('bias', bias)):
+        count = array.size - int(np.isfinite(array).sum())
+        if count:
+            yield name, 'not-finite', f'{count} of {array.size} values of the {name} are NaN or infinite'
+    if weight.size and not weight.any():
+        yield 'weight', 'all-zero', 'all weights are zero: was the checkpoint loaded?', WARNING
+
+
+def _unread_rules(node: ParsedNode) -> NodeViolations:
+    """Yield attributes that demand what the engine does not do, because it never reads them."""
+    unread, shape = node.unread, node.weight.shape
+    for name, value, behaviour in (
+        ('ndim', 3, 'computes three dimensions'),
+        ('groups', 1, 'computes one group'),
+        ('transposed', 0, 'computes an ordinary convolution'),
+    ):
+        if unread[name] != value:
+            yield name, 'never-read', f'{name}={unread[name]}: the engine never reads it and {behaviour}'
+    if any(unread['output_padding']):
+        message = f'output_padding={list(unread["output_padding"])}: the engine never reads it and adds none'
+        yield 'output_padding', 'never-read', message
+    for name, axis in (('out_channels', 0), ('in_channels', -1)):
+        if unread[name] and len(shape) == 5 and unread[name] != shape[axis]:
+            yield name, 'weight-shape', f'{name}={unread[name]}, the weight {list(shape)} has {shape[axis]}'
+
+
+def _range_problem(amax: float) -> str:
+    """Return what is wrong with an amax, '' if it is usable."""
+    if np.isnan(amax):
+        return 'is NaN'
+    if amax == 0:
+        return 'is 0 or was never set'
+    return '' if 0 < amax < np.inf else f'is {amax:g}'
+
+
+def _range_rules(node: ParsedNode) -> NodeViolations:
+    """Yield unusable amax values: errors if the kernel computes in int8, warnings if it does not."""
+    ranges = node.input_ranges
+    computes_int8 = node.values.get('precision') == INT8
+    for name, amax in ranges.items():
+        problem = _range_problem(amax)
+        if computes_int8 and problem:
+            message = (
+                f'precision is int8 and {name} {problem}; the engine divides by amax / 127 of it: the layer '
+                f'gives zeros or NaN. Calibrate, or set precision to fp16'
+            )
+            yield name, 'amax', message
+        elif problem and amax != 0:
+            yield name, 'amax', f'{name} {problem}; unused while precision is fp16', WARNING
+    if node.is_convolution:
+        yield from _weight_range_rules(node, computes_int8)
+    if any(ranges.values()) and not any(node.values.get(name) for name in ('precision', 'output_precision')):
+        message = f'{next(iter(ranges))} is set, precision is not: the engine takes Float16'
+        yield 'precision', 'precision', message, WARNING
+
+
+def _weight_range_rules(node: ParsedNode, computes_int8: bool) -> NodeViolations:
+    name = 'weight_dynamic_ranges'
+    ranges, channels = node.values[name], node.weight.shape[0] if node.weight.ndim == 5 else 0
+    if computes_int8 and not ranges:
+        message = f'precision is int8 and {name} is missing or empty; the engine has no scale for the weights'
+        yield name, 'amax', message
+    if ranges and channels and len(ranges) != channels:
+        message = f'{name} has {len(ranges)} values, the weight has {channels} output channels'
+        yield name, 'range-length', message
+    unusable = [index for index, amax in enumerate(ranges) if _range_problem(amax)]
+    if unusable:
+        indices = ', '.join(map(str, unusable[:5])) + (' ...' if len(unusable) > 5 else '')
+        problem = _range_problem(ranges[unusable[0]])
+        message = f'{name} {problem} for {len(unusable)} of {len(ranges)} channels ({indices})'
+        yield name, 'amax', message, ERROR if computes_int8 else WARNING
+
+
+# ---- the graph: its inputs and outputs, connections, and order of coordinates
+
+
+def _type_rules(graph: onnx.GraphProto) -> Iterator[Violation]:
+    """Yield inputs and outputs of the graph that do not hold the halves with which the engine computes."""
+    for entry in (*graph.input, *graph.output):
+        elem_type = entry.type.tensor_type.elem_type
+        if elem_type != onnx.TensorProto.FLOAT16:
+            message = f'{entry.name!r} is {type_name(elem_type)}, expected FLOAT16; the engine does not look'
+            is_a_type = elem_type in onnx.TensorProto.DataType.values() and elem_type != 0
+            yield Violation('', entry.name, 'tensor-type', message, WARNING if is_a_type else ERROR)
+
+
+def _graph_rules(graph: onnx.GraphProto, nodes: list[ParsedNode]) -> Iterator[Violation]:
+    """Yield what is wrong with the connections: nodes that nothing uses, several inputs, no output."""
+    if len(graph.input) != 1:
+        message = f'the graph has {len(graph.input)} inputs, expected the voxel features alone; each becomes '
+        yield Violation('', 'input', 'graph-input', message + 'an input of the engine')
+    produced = {node.output for node in nodes}
+    for entry in graph.output:
+        if entry.name not in produced:
+            message = f'graph output {entry.name!r} is given by no node'
+            yield Violation('', entry.name, 'graph-output', message)
+    if len(graph.output) != 1:
+        message = f'the graph has {len(graph.output)} outputs, expected the dense map alone'
+        yield Violation('', 'output', 'graph-output', message)
+    used = {entry.name for entry in graph.output} | {name for node in nodes for name in node.inputs}
+    for node in nodes:
+        if node.output in node.inputs:
+            message = f'tensor {node.output!r} is its input and its output'
+            yield Violation(node.name, node.output, 'self-loop', message)
+        elif node.output not in used:
+            message = (
+                f'its output {node.output!r} is used by no node: the graph is disconnected, what follows '
+                f'takes another tensor. Something between was not traced (BatchNorm that is not folded?)'
+            )
+            yield Violation(node.name, node.output, 'disconnected', message)
+    for entry in graph.input:
+        if entry.name not in used:
+            yield Violation('', entry.name, 'disconnected', f'graph input {entry.name!r} is used by no node')
+
+
+def _order_rules(nodes: list[ParsedNode], file_order: str) -> Iterator[Violation]:
+    """Yield signs that the coordinate order is not the one of the file, or of its name ('': unknown)."""
+    consumers = {node.inputs[0]: node for node in nodes if node.inputs}
+    convolution = next((node for node in nodes if node.is_convolution), None)
+    for node in nodes:
+        order = node.values.get('format')
+        if node.op_type != 'ScatterDense' or order not in ORDERS:
+            continue
+        if file_order and order != file_order:
+            message = (
+                f"format={order!r}, the file's name says {file_order!r}: coordinates would be fed in the "
+                f'wrong order'
+            )
+            yield Violation(node.name, 'format', 'order', message)
+        z_axis = order.index('z')
+        grids = [(node, node.values['input_spatial_shape'])]
+        if convolution is not None:
+            grids.append((convolution, convolution.unread['input_spatial_shape']))
+        for owner, grid in grids:
+            if len(grid) == 3 and grid[z_axis] > FLAT_RATIO * min(grid):
+                message = (
+                    f'format={order!r} makes axis {z_axis} z, but {list(grid)} of {owner.name} has its '
+                    f'shortest axis elsewhere: are coordinates, weights and shapes in the other order?'
+                )
+                yield Violation(node.name, 'format', 'order', message, WARNING)
+                break
+        # the dense tail has to merge z, and no other axis, into the channels
+        tail = consumers.get(node.output)
+        transposed = tail is not None and tail.op_type == 'Transpose'
+        dims = tail.values['dims'] if transposed else range(5)
+        if len(dims) == 5 and dims[2] != 2 + z_axis:
+            message = (
+                f'axis {dims[2]} of the dense tensor lies beside the channels, but format={order!r} of '
+                f'{node.name} has z on axis {2 + z_axis}: the BEV map would be seen from the side'
+            )
+            yield Violation(tail.name if transposed else node.name, 'dims', 'order', message)
+
+
+# ---- how the nodes fit together
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFacts:
+    """What is known of a tensor.
+
+    Attributes:
+        channels: of a sparse tensor; 0 if unknown.
+        grid: cells per axis; () if unknown.
+        sites: name of its set of active sites: tensors with the same one have their rows in the same places.
+        shape: of a dense tensor; () of a sparse one.
+        dense: whether it is dense.
+    """
+
+    channels: int = 0
+    grid: tuple[int, ...] = ()
+    sites: str = ''
+    shape: tuple[int, ...] = ()
+    dense: bool = False
+
+
+class TensorWalk:
+    """Follows tensors through the graph in file order: connections, grids, ranges, room for active sites.
+
+    Attributes:
+        violations: what does not fit together.
+        tensors: name -> facts of every tensor.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, nodes: list[ParsedNode], max_voxels: int | None) -> None:
+        """Walk; `max_voxels` are the most voxels of a sweep, None: the usual number, as a warning."""
+        self.violations: list[Violation] = []
+        self.tensors = {entry.name: TensorFacts(sites='input') for entry in graph.input}
+        self._max_voxels = max_voxels
+        self._rulebooks: dict[str, tuple[ParsedNode, TensorFacts]] = {}
+        self._consumers: dict[str, list[ParsedNode]] = {}
+        for node in nodes:
+            for name in node.inputs:
+                self._consumers.setdefault(name, []).append(node)
+        for node in nodes:
+            inputs = [self.tensors.get(name, TensorFacts()) for name in node.inputs]
+            self.tensors[node.output] = TensorFacts()
+            if len(inputs) == (2 if node.op_type in ADDITIONS else 1):
+                self.tensors[node.output] = self._output(node, inputs)
+            if node.values.get('output_precision') == INT8:
+                self._check_int8_consumers(node)
+
+    def _report(self, node: ParsedNode, attribute: str, rule: str, message: str, level: str = ERROR) -> None:
+        self.violations.append(Violation(node.name, attribute, rule, message, level))
+
+    def _output(self, node: ParsedNode, inputs: list[TensorFacts]) -> TensorFacts:
+        """Return the facts of a node's output; report inputs that it cannot take."""
+        takes_dense = node.op_type in ('Transpose', 'Reshape')
+        kinds = {False: 'active sites', True: 'a dense tensor'}
+        for tensor in inputs:
+            if tensor.dense != takes_dense:
+                message = f'takes {kinds[takes_dense]}, its input is {kinds[tensor.dense]}'
+                self._report(node, node.inputs[0], 'wrong-kind', message)
+        if node.op_type == 'SparseConvolution':
+            return self._convolution(node, inputs[0])
+        if node.op_type in ADDITIONS:
+            return self._add(node, *inputs)
+        if node.op_type == 'ScatterDense':
+            return self._scatter(node, inputs[0])
+        if node.op_type == 'Transpose':
+            return self._transpose(node, inputs[0])
+        if node.op_type == 'Reshape':
+            dims, shape = node.values['dims'], inputs[0].shape
+            if dims and shape and math.prod(dims) != math.prod(shape):
+                message = f'dims={list(dims)} has {math.prod(dims)} values, its input {list(shape)} has '
+                self._report(node, 'dims', 'attribute-value', f'{message}{math.prod(shape)}')
+            return dataclasses.replace(inputs[0], shape=dims)
+        return inputs[0]  # Relu
+
+    def _convolution(self, node: ParsedNode, source: TensorFacts) -> TensorFacts:
+        weight, stated = node.weight, node.unread['input_spatial_shape']
+        if weight.ndim == 5 and source.channels and weight.shape[4] != source.channels:
+            message = f'weight {list(weight.shape)} takes {weight.shape[4]} channels'
+            self._report(node, 'weight', 'weight-shape', f'{message}, its input has {source.channels}')
+        grid = source.grid or stated
+        if stated and grid != stated:
+            message = f'input_spatial_shape={list(stated)}, its input is on {list(grid)}'
+            self._report(node, 'input_spatial_shape', 'spatial-shape', message)
+        source = dataclasses.replace(source, grid=grid)
+        target = self._target(node, source)
+        stated = node.unread['output_spatial_shape']
+        if stated and target.grid and target.grid != stated:
+            message = (
+                f'output_spatial_shape={list(stated)}, but {_geometry_text(node)} on {list(grid)} give '
+                f'{list(target.grid)}; the engine never reads it and uses the latter'
+            )
+            self._report(node, 'output_spatial_shape', 'spatial-shape', message)
+        if node.values['rulebook'] and not node.values['inverse']:
+            self._check_rulebook(node, source)
+        self._check_output_bound(node, target)
+        channels = weight.shape[0] if weight.ndim == 5 else 0
+        return dataclasses.replace(target, channels=channels, shape=(), dense=False)
+
+    def _target(self, node: ParsedNode, source: TensorFacts) -> TensorFacts:
+        """Return sites and grid of a convolution's output."""
+        if node.values['inverse']:
+            counterpart = self._rulebooks.get(node.values['rulebook'])
+            if counterpart is not None:  # back to the input of the convolution with the same rulebook
+                return counterpart[1]
+            message = (
+                f'inverse convolution with rulebook {node.values["rulebook"]!r}, which no convolution '
+                f'before it has: the engine does not know which sites to go back to'
+            )
+            self._report(node, 'rulebook', 'rulebook', message)
+            return TensorFacts(sites=node.name)
+        if node.values['subm']:
+            return source
+        geometry = [node.values[name] for name in GEOMETRY]
+        if len(source.grid) != 3 or any(len(triple) != 3 for triple in geometry) or 0 in geometry[1]:
+            return TensorFacts(sites=node.name)
+        grid = dense_output_shape(source.grid, *geometry)
+        if min(grid) < 1:
+            message = f'{_geometry_text(node)} on {list(source.grid)} leave {list(grid)} cells'
+            self._report(node, 'kernel_size', 'spatial-shape', message)
+        return TensorFacts(grid=grid, sites=node.name)
+
+    def _check_rulebook(self, node: ParsedNode, source: TensorFacts) -> None:
+        """Report a convolution that shares a rulebook and does not have the same neighbours."""
+        key, subm = node.values['rulebook'], node.values['subm']
+        first, first_source = self._rulebooks.setdefault(key, (node, source))
+        names = ['kernel_size', 'dilation', 'subm']
+        if not subm:
+            names += ['stride', 'padding']
+        differences = [name for name in names if first.values[name] != node.values[name]]
+        if first_source.sites and source.sites and first_source.sites != source.sites:
+            differences.append('the set of active sites')
+        if differences:
+            message = (
+                f'shares rulebook {key!r} with {first.name}, which has another '
+                f'{", another ".join(differences)}; the engine uses the neighbours of {first.name} for both'
+            )
+            self._report(node, 'rulebook', 'rulebook', message)
+
+    def _check_output_bound(self, node: ParsedNode, target: TensorFacts) -> None:
+        """Report an output bound that the expected number of active sites exceeds."""
+        bound = node.values['output_bound']
+        consequence = 'the engine has no room for more active sites than that'
+        traced_rows = node.unread['output_shape'][:1]
+        if traced_rows and traced_rows[0] > bound > 0:
+            message = f'output_bound={bound}, but {traced_rows[0]} sites were active when it was traced; '
+            self._report(node, 'output_bound', 'output-bound', message + consequence)
+            return
+        cells = math.prod(target.grid) if target.grid else math.inf
+        expected = min(USUAL_MAX_VOXELS if self._max_voxels is None else self._max_voxels, cells)
+        if 0 < bound < expected:
+            source = 'of the usual test configs' if self._max_voxels is None else 'of --max-voxels'
+            message = f'output_bound={bound} is less than the {expected} voxels {source}; {consequence}'
+            if target.sites != 'input':
+                message += ' (a strided level may have more sites than there are voxels: 1.6 times on a real '
+                message += 'sweep)'
+            is_certain = self._max_voxels is not None and target.sites == 'input'
+            self._report(node, 'output_bound', 'output-bound', message, ERROR if is_certain else WARNING)
+
+    def _add(self, node: ParsedNode, first: TensorFacts, second: TensorFacts) -> TensorFacts:
+        if first.channels and second.channels and first.channels != second.channels:
+            message = f'adds {first.channels} channels to {second.channels}'
+            self._report(node, '', 'add-shape', message)
+        if first.sites and second.sites and first.sites != second.sites:
+            message = 'its inputs are not on the same active sites; the engine adds row by row'
+            self._report(node, '', 'add-shape', message)
+        return first
+
+    def _check_int8_consumers(self, node: ParsedNode) -> None:
+        """Report consumers without a scale for an output that is stored as int8."""
+        visited, tensors = set(), [node.output]
+        while tensors:
+            for consumer in self._consumers.get(tensors.pop(), []):
+                if consumer.op_type == 'Relu' and consumer.output not in visited:
+                    visited.add(consumer.output)
+                    tensors.append(consumer.output)
+                unset = [name for name, amax in consumer.input_ranges.items() if _range_problem(amax)]
+                if unset and consumer.values.get('precision') != INT8:
+                    message = (
+                        f'{unset[0]} is unset, but {node.name} stores its output as int8: no scale for it'
+                    )
+                    self._report(consumer, unset[0], 'amax', message)
+
+    def _scatter(self, node: ParsedNode, source: TensorFacts) -> TensorFacts:
+        grid, shape = node.values['input_spatial_shape'], node.values['output_shape']
+        if grid and source.grid and grid != source.grid:
+            message = (
+                f'input_spatial_shape={list(grid)}, its input is on {list(source.grid)}; the engine '
+                f'scatters outside the tensor or leaves holes'
+            )
+            self._report(node, 'input_spatial_shape', 'spatial-shape', message)
+        expected = (1, source.channels or sum(shape[1:2]), *grid)
+        if shape and grid and shape != expected:
+            message = f'output_shape={list(shape)}, expected (1, C, grid) = {list(expected)}'
+            self._report(node, 'output_shape', 'spatial-shape', message)
+        return TensorFacts(source.channels, grid or source.grid, source.sites, shape, True)
+
+    def _transpose(self, node: ParsedNode, source: TensorFacts) -> TensorFacts:
+        dims = node.values['dims']
+        if not dims or not source.shape:
+            return TensorFacts(dense=True)
+        if sorted(dims) != list(range(len(source.shape))):
+            message = f'dims={list(dims)} is not a permutation of the axes of {list(source.shape)}'
+            self._report(node, 'dims', 'attribute-value', message)
+            return TensorFacts(dense=True)
+        return dataclasses.replace(source, shape=tuple(source.shape[axis] for axis in dims))
+
+
+def _geometry_text(node: ParsedNode) -> str:
+    if node.values['subm']:
+        return f'kernel_size {list(node.values["kernel_size"])} (submanifold)'
+    return ', '.join(f'{name} {list(node.values[name])}' for name in GEOMETRY)
