@@ -47,10 +47,10 @@ def write_tables() -> None:
 
     compat.apply()
     from mmdeploy_ext.families import replaced
-    from mmdeploy_ext.families.base import FAMILIES, load_families
+    from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER, load_families
 
     load_families()
-    installed: dict[Path, dict[str, dict[str, str]]] = {}
+    installed = {LAYERS_FOLDER: replaced.installed_hashes(tuple(replaced.LAYERS))}
     for family in FAMILIES.values():
         if family.followed:
             folder = replaced.folder_of(family)

@@ -51,6 +51,7 @@ class SourceLines:
     sha256: str
 
 
+@functools.lru_cache(maxsize=4096)
 def code_sha256(definition: ast.AST) -> str:
     """Return the hash of a syntax tree, 64 hexadecimal digits; docstrings and comments do not count."""
     return hashlib.sha256(_canonical(definition).encode()).hexdigest()
@@ -100,13 +101,12 @@ def _definitions(path: str, _modified_ns: int) -> dict[str | int, Definition]:
     return found
 
 
-def _definition(path: Path, *keys: str | int) -> Definition | None:
-    """Return the definition of a file that one of the keys names; None where there is none."""
+def _definition(path: Path, key: str | int) -> Definition | None:
+    """Return the definition of a qualified name, or of the line that it begins at; None: there is none."""
     try:
-        definitions = _definitions(str(path), path.stat().st_mtime_ns)
+        return _definitions(str(path), path.stat().st_mtime_ns).get(key)
     except OSError:
         return None
-    return next((definitions[key] for key in keys if key in definitions), None)
 
 
 def source_of_class(kind: type) -> SourceLines:

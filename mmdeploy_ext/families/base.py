@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from mmdeploy_ext.contract.option import Option, Options
@@ -23,12 +24,11 @@ from mmdeploy_ext.families.replaced import (
     Replaced,
     differing_methods,
     folder_of,
+    replaced_layers,
     table_of,
 )
 
 if TYPE_CHECKING:  # --help and messages about what is missing come without any of these
-    from pathlib import Path
-
     import numpy as np
     import torch
 
@@ -222,13 +222,16 @@ class Family(abc.ABC):
 
     def differing_methods(self, model: torch.nn.Module) -> list[DifferingMethod]:
         """Return the methods of `replaced` that are other ones than the graphs follow."""
-        return differing_methods(self.replaced(model), table_of(folder_of(self)))
+        table = {**table_of(LAYERS_FOLDER), **table_of(folder_of(self))}
+        return differing_methods([*replaced_layers(model), *self.replaced(model)], table)
 
     def postprocess_facts(self, model: torch.nn.Module) -> dict[str, Any]:
         """Return what the metadata tells about what comes after the graphs: decoding, memory."""
         return {}
 
 
+LAYERS_FOLDER = Path(__file__).parent / 'parts'
+"""Folder with the table of layers that every export replaces."""
 UPSTREAM_LAYERS = 'mmdeploy_ext.families.parts.upstream_layers'
 """Module that registers what exported copies have in place of layers of mmcv and mmdet, for every family."""
 

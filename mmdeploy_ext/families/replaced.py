@@ -50,6 +50,28 @@ class Replaced:
     methods: tuple[str, ...]
 
 
+def replaced_of_class(part: Any, followed: Iterable[tuple[Any, tuple[str, ...]]]) -> Iterator[Replaced]:
+    """Yield the methods of a live part, by the nearest of the followed classes that it is derived from.
+
+    A class of the same name counts, too: that of a copy of the library in the user's repository.
+    """
+    methods = {kind.__name__: names for kind, names in followed}
+    for base in type(part).__mro__:
+        if base.__name__ in methods and not base.__module__.startswith('torch.'):
+            yield Replaced(part, base.__name__, methods[base.__name__])
+            return
+
+
+LAYERS: list[tuple[type, tuple[str, ...]]] = []
+"""Layers of the libraries that every export replaces, wherever they are in a model, and their methods."""
+
+
+def replaced_layers(model: Any) -> Iterator[Replaced]:
+    """Yield the methods of layers of a live model that every export replaces."""
+    for module in model.modules():
+        yield from replaced_of_class(module, LAYERS)
+
+
 @dataclasses.dataclass(frozen=True)
 class DifferingMethod:
     """A method of the user's model that is not the one that the graphs follow.
@@ -86,7 +108,8 @@ def differing_methods(replaced: Iterable[Replaced], table: Table) -> list[Differ
         if followed is None:
             raise ValueError(f'{TABLE}: has no class {entry.upstream!r}; expected one that a family follows')
         for method in entry.methods:
-            if method not in followed:
+            absent = isinstance(entry.part, ModuleType) and not hasattr(entry.part, method)
+            if method not in followed or absent:  # an older library, whose methods do without the function
                 continue
             source = _differing_source(getattr(entry.part, method, None), followed[method])
             if source is not None:

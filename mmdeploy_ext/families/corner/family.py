@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmdet.models import dense_heads, detectors
-from mmdet.models.builder import DETECTORS
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError
@@ -18,12 +17,22 @@ from mmdeploy_ext.families.corner import graphs, reference, samples
 from mmdeploy_ext.families.corner.postprocess import FEWEST_CORNERS, PAIRS, suppression, thresholds
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
-from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts import detector_parts, followed
 from mmdeploy_ext.families.parts.exaggerated import changed_outputs
+from mmdeploy_ext.families.replaced import Replaced
 
+dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 HEADS = (dense_heads.CentripetalHead, dense_heads.CornerHead)
-METHODS = ('simple_test', 'forward', 'get_bboxes', '_get_bboxes_single', '_bboxes_nms', 'decode_heatmap')
-"""Methods of upstream that the graph repeats."""
+METHODS = (
+    *('simple_test', 'simple_test_bboxes', 'get_bboxes', '_get_bboxes_single'),
+    *('_bboxes_nms', 'decode_heatmap'),
+)
+FOLLOWED = (
+    (detectors.CornerNet, followed.DETECTOR_METHODS),
+    *((head, METHODS) for head in HEADS),
+    *followed.FUNCTIONS,
+)
+"""See `Family.followed`."""
 CLOSER, BAND = 4.0, 3
 """What shifts are divided by in every second band of so many rows of cells: pairs of corners as near as that
 make boxes below the size from which on the central region is another one."""
@@ -47,6 +56,13 @@ class CornerFamily(ImageFamily):
     feeds = staticmethod(samples.feeds)
     reference_detections = staticmethod(reference.detections)
 
+    followed = FOLLOWED
+
+    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        """Yield the methods of the detector and of its head."""
+        yield from followed.replaced_of_class(model, FOLLOWED)
+        yield from followed.replaced_in([model.bbox_head], FOLLOWED)
+
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
         return Claim.DETECTOR if detector_parts.detects(cfg, detectors.CornerNet) else Claim.NO
@@ -55,12 +71,9 @@ class CornerFamily(ImageFamily):
         """See `ImageFamily.check`: parts, thresholds, sizes."""
         test_cfg = detector_parts.test_cfg_of(cfg)
         with refused_by_name(cfg):
-            detector_parts.same_methods(DETECTORS.get(cfg.model.type), detectors.CornerNet, METHODS)
             head = detector_parts.tested_head(cfg, 'bbox_head', test_cfg)
-            upstream = next((one for one in HEADS if isinstance(head, one)), None)
-            if upstream is None:
+            if not isinstance(head, HEADS):
                 raise ConfigError(f'model.bbox_head.type={type(head).__name__}: expected CornerHead')
-            detector_parts.same_methods(type(head), upstream, METHODS)
             thresholds(test_cfg)
             suppression(test_cfg)
         detector_parts.check(cfg.model, options)

@@ -50,11 +50,8 @@ def kind_of(head: nn.Module) -> Kind:
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
-    head = model.bbox_head
     yield from followed.replaced_of_class(model, followed.SINGLE_STAGE)
-    yield Replaced(head, kind_of(head).upstream.__name__, METHODS)
-    yield from followed.replaced_coders([head])
-    yield from followed.replaced_functions()
+    yield from followed.replaced_in([model.bbox_head], FOLLOWED)
 
 
 def generator_of(head: nn.Module) -> Any:

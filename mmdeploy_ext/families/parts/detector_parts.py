@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmdet.models.builder import DETECTORS, build_head
+from mmdet.models.detectors import SingleStageDetector
 from torch import nn
 
 from mmdeploy_ext.contract.option import Options
@@ -36,25 +37,22 @@ def detects(cfg: Any, kinds: type | tuple[type, ...]) -> bool:
     return detector is not None and issubclass(detector, kinds)
 
 
-def same_methods(own: type, upstream: type, methods: Iterable[str]) -> None:
-    """Refuse (ConfigError) a class with methods of its own where the graphs repeat those of `upstream`."""
-    for name in methods:
-        if getattr(own, name, None) is not getattr(upstream, name, None):
-            raise ConfigError(
-                f'{own.__name__} has a {name}() of its own, which the graphs do not repeat; expected that of '
-                f'{upstream.__name__}'
-            )
-
-
 def without_teacher(model_cfg: Any) -> Any:
     """Return the `model` of a distilled detector (LD, LAD) as its student alone; others as they are.
 
     Of a teacher nothing is read: its config is a path of the working directory, its checkpoint a URL.
     """
-    if not any(key.startswith('teacher') for key in model_cfg):
+    if not any(key.startswith('teacher') for key in model_cfg) or _tests_otherwise(model_cfg['type']):
         return model_cfg
     others = {key: value for key, value in model_cfg.items() if 'teacher' not in key}
     return type(model_cfg)(others | dict(type='SingleStageDetector'))
+
+
+def _tests_otherwise(name: str) -> bool:
+    """Return whether a registered detector runs images otherwise than `SingleStageDetector` does."""
+    kind, student = DETECTORS.get(name), SingleStageDetector
+    methods = 'forward', 'forward_test', 'simple_test', 'extract_feat'
+    return any(getattr(kind, method) is not getattr(student, method) for method in methods)
 
 
 def step_of(name: str, maps: int) -> int:

@@ -2,17 +2,18 @@
 
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
-from mmdet.core.bbox import coder as coders
 from mmdet.core.bbox import transforms
 from mmdet.core.post_processing import bbox_nms
 from mmdet.core.utils import misc
-from mmdet.models import detectors
 
-from mmdeploy_ext.families.replaced import Followed, Replaced
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.families.replaced import Followed, Replaced, replaced_of_class
 
+coders, detectors = mmdet_module('mmdet.core.bbox.coder'), mmdet_module('mmdet.models.detectors')
 DETECTOR_METHODS = ('forward', 'forward_test', 'simple_test')
 """Methods that stand around the parts of a detector where it is tested on one image."""
 SINGLE_STAGE: Followed = ((detectors.SingleStageDetector, DETECTOR_METHODS),)
@@ -36,16 +37,13 @@ FUNCTIONS: Followed = (
 )
 
 
-def replaced_of_class(part: Any, followed: Followed) -> Iterator[Replaced]:
-    """Yield the methods of a live part, by the first of the followed classes that it is derived from.
-
-    A class of the same name counts, too: that of a copy of the library in the user's repository.
-    """
-    names = [base.__name__ for base in type(part).__mro__]
-    for kind, methods in followed:
-        if kind.__name__ in names:
-            yield Replaced(part, kind.__name__, methods)
-            return
+def replaced_in(heads: Iterable[Any], followed: Followed) -> Iterator[Replaced]:
+    """Yield the methods of live heads, their parts and box coders, and the functions that choose boxes."""
+    parts = [part for head in heads if head is not None for part in head.modules()]
+    for part in parts:
+        yield from replaced_of_class(part, followed)
+    yield from replaced_coders(parts)
+    yield from replaced_functions(followed)
 
 
 def replaced_coders(parts: Iterable[Any]) -> Iterator[Replaced]:
@@ -60,12 +58,8 @@ def replaced_coders(parts: Iterable[Any]) -> Iterator[Replaced]:
                 yield Replaced(sys.modules[type(coder).__module__], kind.__module__, names)
 
 
-def replaced_functions() -> Iterator[Replaced]:
-    """Yield the functions that choose and suppress boxes."""
-    for module, names in FUNCTIONS:
-        yield Replaced(module, module.__name__, names)
-
-
-def methods_of(classes: Sequence[type], methods: tuple[str, ...]) -> Followed:
-    """Return the same methods of several classes, those that are derived from others of them first."""
-    return tuple((kind, methods) for kind in sorted(classes, key=lambda kind: -len(kind.__mro__)))
+def replaced_functions(followed: Followed) -> Iterator[Replaced]:
+    """Yield the functions of modules, those of box coders apart."""
+    for module, names in followed:
+        if isinstance(module, ModuleType) and (module, names) not in CODERS:
+            yield Replaced(module, module.__name__, names)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmcv.ops import deform_conv2d
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
+from mmcv.ops import CornerPool, deform_conv2d
 from mmcv.ops.merge_cells import BaseMergeCell
 from mmdet.models.necks import BFP
 from torch import nn
@@ -20,6 +21,7 @@ from torch.nn import functional
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 from mmdeploy_ext.exporting.ops.deform_conv import CALLERS, LeadingOffsets
+from mmdeploy_ext.families.replaced import LAYERS
 
 TOODHead = mmdet_module('mmdet.models.dense_heads').TOODHead
 DyHeadBlock = mmdet_module('mmdet.models.necks.dyhead').DyHeadBlock
@@ -143,5 +145,12 @@ def ask_nothing(module: nn.Module) -> None:
         module.forward = functools.partial(kind.__mro__[1].forward, module)
 
 
+LAYERS += [
+    (BaseMergeCell, ('_resize',)),
+    (BFP, ('forward',)),
+    (TOODHead, ('deform_sampling',)),
+    (Conv2dAdaptivePadding, ('forward',)),
+    (CornerPool, ('forward',)),
+]
 PREPARATIONS += [spell_out_leading_offsets, resize_by_integers, fix_sampled_sides, repeat_priors, ask_nothing]
 CALLERS.append(TOODHead)

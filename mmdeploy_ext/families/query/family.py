@@ -42,6 +42,7 @@ class QueryFamily(ImageFamily):
     exports = 'DETR, Deformable DETR and DINO (mmdeploy_ext/families/query/README.md)'
     near = ('DETRHead', 'DeformableDETR', 'DINO', 'Transformer')
     task = 'bbox2d'
+    followed, replaced = kinds.FOLLOWED, staticmethod(kinds.replaced_methods)
     forms = ('full',)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     feeds = staticmethod(samples.feeds)
@@ -91,6 +92,7 @@ class QueryMasksFamily(ImageFamily):
     near = ('Mask2Former', 'MaskFormer')
     task = 'mask'
     fuses = False
+    followed, replaced = kinds.FOLLOWED, staticmethod(kinds.replaced_methods)
     forms = ('full',)
     spec, stages = staticmethod(graphs.masks_spec), staticmethod(graphs.masks_stages)
     feeds, batches = staticmethod(samples.mask_feeds), staticmethod(samples.batches)
@@ -213,6 +215,7 @@ class QueryRegionsFamily(ImageFamily):
     near = ('SparseRCNN', 'DIIHead', 'DynamicConv')
     task = 'bbox2d'
     with_masks = False
+    followed, replaced = kinds.FOLLOWED, staticmethod(kinds.replaced_methods)
     forms = ('full',)
     keep_fp32 = ('network/[!bn]*', 'postprocess/*')  # all but backbone and neck, as of two-stage detectors
     spec, stages = staticmethod(graphs.regions_spec), staticmethod(graphs.regions_stages)

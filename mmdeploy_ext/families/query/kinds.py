@@ -1,10 +1,10 @@
 """Which detectors of queries the graphs repeat: parts of mmdet 2.28.2 and mmcv, each with its own methods.
 
-A class that is derived from one of these and keeps the methods is taken, too; any other part is refused by
-its name, and so is one that overrides a method.
+A class that is derived from one of these is taken, too; where it overrides a method that the graphs compute
+themselves, inputs decide. Any other part is refused by its name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmcv.cnn.bricks import transformer as bricks
@@ -14,9 +14,10 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts import detector_parts, followed
 from mmdeploy_ext.families.parts.plain_heads import chosen_coder
-from mmdeploy_ext.families.parts.regions import check_extractor, part_of, stages_of
+from mmdeploy_ext.families.parts.regions import EXTRACTORS, check_extractor, part_of, stages_of
+from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.models import dino
 
 heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
@@ -57,10 +58,9 @@ PARTS = (
     bricks.BaseTransformerLayer,
     bricks.MultiheadAttention,
     deformable.MultiScaleDeformableAttention,
-    bricks.FFN,
     positional_encoding.SinePositionalEncoding,
 )
-"""What a transformer and its head are made of."""
+"""What the graphs compute of a transformer and its head; they run its other layers."""
 METHODS = (
     *('simple_test', 'simple_test_bboxes', 'forward', 'forward_single', 'get_bboxes', '_get_bboxes_single'),
     *('forward_head', 'instance_postprocess', 'panoptic_postprocess'),
@@ -68,7 +68,25 @@ METHODS = (
     *('refine_bboxes', 'regress_by_class', 'get_seg_masks'),
     *('gen_encoder_output_proposals', 'get_proposal_pos_embed', 'get_reference_points', 'get_valid_ratio'),
 )
-"""Methods of upstream that the graphs repeat."""
+"""Methods that the graphs compute by themselves, each of the classes that have it."""
+FOLLOWED = (
+    *((kind, followed.DETECTOR_METHODS) for kind in (*DETECTORS, *MASK_DETECTORS, *REGION_DETECTORS)),
+    *((kind, METHODS) for kind in (*HEADS, *TRANSFORMERS.values(), *PARTS)),
+    *((kind, METHODS) for kind in (*MASK_HEADS, *(kind for kinds in MASK_HEADS.values() for kind in kinds))),
+    (MaskFormerFusionHead, METHODS),
+    *((kind, METHODS) for kind in REGION_PARTS.values()),
+    *((kind, ('forward',)) for kind in EXTRACTORS),
+    *followed.CODERS,
+    *followed.FUNCTIONS,
+)
+"""See `Family.followed`."""
+
+
+def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
+    """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
+    keys = 'bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head'
+    yield from followed.replaced_of_class(model, FOLLOWED)
+    yield from followed.replaced_in([getattr(model, key, None) for key in keys], FOLLOWED)
 
 
 def kind_of(head: nn.Module) -> str:
@@ -85,12 +103,10 @@ def samples_points(head: nn.Module) -> bool:
 
 
 def check_class(found: type, known: tuple[type, ...], what: str) -> None:
-    """Refuse (ConfigError) a class that is none of those `known`, or has a method of its own."""
-    upstream = next((one for one in found.__mro__ if one in known), None)
-    if upstream is None:
+    """Refuse (ConfigError) a class that is none of those `known`, nor derived from one."""
+    if not issubclass(found, known):
         names = ', '.join(one.__name__ for one in known)
         raise ConfigError(f'{found.__name__}: no {what} that is exported; expected {names}')
-    detector_parts.same_methods(found, upstream, METHODS)
 
 
 def check_head(head: nn.Module) -> None:
@@ -180,7 +196,7 @@ def check_region_heads(found: Mapping[str, nn.Module]) -> None:
 def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> None:
     """Refuse parts of transformers that the graphs do not repeat; `stacks` are encoders and decoders."""
     layers = [layer for stack in stacks for layer in stack.layers]
-    for part in (*parts, *layers, *(one for layer in layers for one in (*layer.attentions, *layer.ffns))):
+    for part in (*parts, *layers, *(one for layer in layers for one in layer.attentions)):
         check_class(type(part), PARTS, 'part of a transformer')
 
 
@@ -201,4 +217,10 @@ def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str])
                     raise ConfigError(
                         f'{stack}: {attention.operation_name} is {type(attention).__name__}; expected '
                         f'{wanted.__name__}'
+                    )
+                inner = getattr(attention, 'attn', None)
+                if inner is not None and type(inner) is not nn.MultiheadAttention:
+                    raise ConfigError(
+                        f'{stack}: {attention.operation_name}.attn is {type(inner).__name__}; expected '
+                        f'torch.nn.MultiheadAttention'
                     )

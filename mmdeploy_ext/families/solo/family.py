@@ -1,17 +1,22 @@
 """The SOLO family: which configs it claims, what it refuses, and what the package's other modules give."""
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmdet.core.utils import misc
 from torch import nn
 
+from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
 from mmdeploy_ext.exporting.postprocess.mask import mask_config
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.limits import Limit
+from mmdeploy_ext.families.parts import followed
+from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.solo import graphs, reference, samples
 from mmdeploy_ext.families.solo.networks import LEVELS
 from mmdeploy_ext.families.solo.postprocess import mask_stride
@@ -19,6 +24,18 @@ from mmdeploy_ext.weights.checkpoint import Checkpoint
 from mmdeploy_ext.weights.convert.solo_config import checkpoint_grids, config_grids
 from mmdeploy_ext.weights.convert.solo_names import original_head
 
+dense_heads = mmdet_module('mmdet.models.dense_heads')
+segmentors = mmdet_module('mmdet.models.detectors.single_stage_instance_seg')
+mask_matrix_nms = mmdet_module('mmdet.core').mask_matrix_nms
+METHODS = ('simple_test', 'resize_feats', 'forward', 'get_results', '_get_results_single')
+FOLLOWED = (
+    (segmentors.SingleStageInstanceSegmentor, (*followed.DETECTOR_METHODS, 'format_results')),
+    *((getattr(dense_heads, name), METHODS) for name in LEVELS),
+    (mmdet_module('mmdet.models.dense_heads.solov2_head').MaskFeatModule, ('forward',)),
+    (sys.modules[mask_matrix_nms.__module__], ('mask_matrix_nms',)),
+    (misc, ('center_of_mass', 'generate_coordinate')),
+)
+"""See `Family.followed`."""
 LIMITING = ('score_thr', 'mask_thr', 'filter_thr', 'nms_pre', 'max_per_img', 'sigma')
 """Entries of `test_cfg` that SOLO reads."""
 NO_SCORE = 1 - 2.0**-20
@@ -43,6 +60,15 @@ class SoloFamily(ImageFamily):
     interchangeable_zeros = staticmethod(reference.interchangeable_zeros)
     rounded_choices = staticmethod(reference.rounded_choices)
     candidate_bounds = staticmethod(reference.candidate_bounds)
+
+    followed = FOLLOWED
+
+    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        """Yield the methods of the detector and its head, and the functions that suppress masks."""
+        yield from followed.replaced_of_class(model, FOLLOWED)
+        for part in model.mask_head.modules():
+            yield from followed.replaced_of_class(part, FOLLOWED)
+        yield from followed.replaced_functions(FOLLOWED)
 
     def limits(self, model: nn.Module) -> list[Limit]:
         """See `ImageFamily.limits`: thresholds of scores are below 1."""

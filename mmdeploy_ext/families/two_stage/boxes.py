@@ -15,13 +15,12 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
 from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression
-from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.region_boxes import coder_of, decoded
 from mmdeploy_ext.families.parts.regions import Branch, part_of, stages_of
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax
 
-METHODS = ('get_bboxes', 'regress_by_class')
-"""Methods of upstream that the graph repeats."""
+METHODS = ('get_bboxes', 'regress_by_class', 'refine_bboxes')
+"""Methods of box heads that the graphs compute by themselves."""
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
 SPLIT_BY_IMAGE = (2, 14)
 """Release of mmdet since which regions of a batch are split by their image. Before it heads of one stage took
@@ -31,10 +30,8 @@ regions whose lower side is at 0 for padding, and put zeros in place of what the
 
 def check_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a box head that the graph does not repeat."""
-    upstream = next((one for one in HEADS if isinstance(head, one)), None)
-    if upstream is None or not getattr(head, 'with_cls', True):
+    if not isinstance(head, HEADS) or not getattr(head, 'with_cls', True):
         raise ConfigError(f'{type(head).__name__}: no box head that is exported, with classes')
-    detector_parts.same_methods(type(head), upstream, METHODS)
     coder_of(head)
 
 

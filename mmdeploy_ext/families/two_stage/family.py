@@ -44,10 +44,12 @@ from mmdeploy_ext.families.two_stage import (
     split,
 )
 from mmdeploy_ext.families.two_stage.kinds import (
+    FOLLOWED,
     KNOWN,
     PANOPTIC,
     check_detector,
     check_roi_head,
+    replaced_methods,
     result_cfg,
     result_key,
 )
@@ -104,6 +106,7 @@ class TwoStageFamily(ImageFamily):
     reference_tensors = staticmethod(reference.tensors)
     reference_detections = staticmethod(mmdet_reference.detections)
     candidate_bounds = staticmethod(counted.candidate_bounds)
+    followed, replaced = FOLLOWED, staticmethod(replaced_methods)
     inner_inputs, choose_as = staticmethod(reference.inner_inputs), staticmethod(reference.choose_as)
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:

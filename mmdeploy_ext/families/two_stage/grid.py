@@ -8,20 +8,15 @@ column, m side of their maps.
 from collections.abc import Sequence
 
 import torch
-from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.region_maps import grid_of
 from mmdeploy_ext.families.parts.regions import Pool, check_extractor
 
 
 def check_grid(roi_head: nn.Module) -> None:
     """Refuse (ConfigError) a grid that the graph does not repeat; with masks mmdet scales boxes otherwise."""
-    detector_parts.same_methods(
-        type(grid_of(roi_head)), mask_heads.GridHead, ('get_bboxes', 'calc_sub_regions', 'forward')
-    )
     check_extractor(roi_head.grid_roi_extractor)
     if roi_head.with_mask:
         raise ConfigError('model.roi_head: GridRoIHead exports without a mask_head')

@@ -1,6 +1,6 @@
 """Which parts of two-stage detectors export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmdet.models.builder import DETECTORS
@@ -8,23 +8,33 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts import detector_parts, mask_settings
+from mmdeploy_ext.families.parts import followed, mask_settings
 from mmdeploy_ext.families.parts.mask_logits import check_flow
 from mmdeploy_ext.families.parts.region_maps import grid_of
-from mmdeploy_ext.families.parts.regions import Regions, check_extractor, context_names, part_of, stages_of
-from mmdeploy_ext.families.two_stage import boxes, masks, points
+from mmdeploy_ext.families.parts.regions import (
+    EXTRACTORS,
+    Regions,
+    check_extractor,
+    context_names,
+    part_of,
+    stages_of,
+)
+from mmdeploy_ext.families.replaced import Replaced
+from mmdeploy_ext.families.two_stage import boxes, masks, points, proposals, staged
 from mmdeploy_ext.families.two_stage.grid import check_grid
 
 detectors, roi_heads = mmdet_module('mmdet.models.detectors'), mmdet_module('mmdet.models.roi_heads')
+dense_heads, seg_heads = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.seg_heads')
+mask_heads = mmdet_module('mmdet.models.roi_heads.mask_heads')
 
 PANOPTIC = detectors.TwoStagePanopticSegmentor
 KNOWN = (detectors.TridentFasterRCNN, PANOPTIC, detectors.TwoStageDetector, detectors.RPN)
-"""Detectors; one that is derived from another keeps `DETECTOR_METHODS`."""
-DETECTOR_METHODS = ('simple_test', 'extract_feat')
+"""Detectors that the graphs follow."""
 ROI_METHODS = (
     *('simple_test', 'simple_test_bboxes', '_bbox_forward', 'simple_test_mask', '_mask_forward'),
     *('_fuse_glbctx', *points.METHODS),
 )
+"""Methods of heads of regions that the graphs compute by themselves."""
 ROI_HEADS = (
     roi_heads.HybridTaskCascadeRoIHead,
     roi_heads.SCNetRoIHead,
@@ -37,7 +47,29 @@ ROI_HEADS = (
     roi_heads.PISARoIHead,
     roi_heads.StandardRoIHead,
 )
-"""Heads of regions; one that is derived from another keeps `ROI_METHODS`."""
+"""Heads of regions that the graphs follow."""
+FOLLOWED = (
+    *((kind, (*followed.DETECTOR_METHODS, 'extract_feat')) for kind in KNOWN),
+    *((kind, proposals.METHODS) for kind in proposals.HEADS),
+    (dense_heads.StageCascadeRPNHead, staged.METHODS),
+    *((kind, ROI_METHODS) for kind in ROI_HEADS),
+    *((kind, ('forward',)) for kind in EXTRACTORS),
+    *((kind, boxes.METHODS) for kind in boxes.HEADS),
+    (mask_heads.FCNMaskHead, ('get_seg_masks',)),
+    (mask_heads.GridHead, ('forward', 'get_bboxes', 'calc_sub_regions')),
+    (seg_heads.PanopticFPNHead, ('forward', 'simple_test')),
+    (seg_heads.HeuristicFusionHead, ('simple_test', '_lay_masks')),
+    *followed.CODERS,
+    *followed.FUNCTIONS,
+)
+"""See `Family.followed`."""
+
+
+def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
+    """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
+    keys = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
+    yield from followed.replaced_of_class(model, FOLLOWED)
+    yield from followed.replaced_in([getattr(model, key, None) for key in keys], FOLLOWED)
 
 
 def result_key(detector: type) -> str:
@@ -56,7 +88,6 @@ def check_detector(model: Mapping[str, Any]) -> None:
     """Refuse (ConfigError) a detector, of the config's `model`, whose test path is another."""
     own = DETECTORS.get(model['type'])
     upstream = next(one for one in KNOWN if issubclass(own, one))
-    detector_parts.same_methods(own, upstream, DETECTOR_METHODS)
     given = issubclass(own, detectors.FastRCNN)
     for key in ([] if given else ['rpn_head']) + ([] if upstream is detectors.RPN else ['roi_head']):
         if not model.get(key):
@@ -67,12 +98,10 @@ def check_detector(model: Mapping[str, Any]) -> None:
 
 def check_roi_head(roi_head: nn.Module) -> None:
     """Refuse (ConfigError) a head of regions, or a part of it, that the graph does not repeat."""
-    known = [one for one in ROI_HEADS if isinstance(roi_head, one)]
-    if not known:
+    if not isinstance(roi_head, ROI_HEADS):
         raise ConfigError(
             f'model.roi_head.type={type(roi_head).__name__}: no head of regions that is exported'
         )
-    detector_parts.same_methods(type(roi_head), known[0], ROI_METHODS)
     for stage in range(stages_of(roi_head)):
         check_extractor(part_of(roi_head, 'bbox_roi_extractor', stage))
         boxes.check_head(part_of(roi_head, 'bbox_head', stage))

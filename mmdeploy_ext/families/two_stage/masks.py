@@ -11,7 +11,6 @@ from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.mask_logits import heads_of, judge_of, logits_of, own_class, own_rows
 from mmdeploy_ext.families.parts.mask_settings import points_of
 from mmdeploy_ext.families.two_stage.points import Points
@@ -19,12 +18,10 @@ from mmdeploy_ext.families.two_stage.points import Points
 
 def check_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a mask head that the graph does not repeat."""
-    upstream = mask_heads.FCNMaskHead
-    if not isinstance(head, upstream):
+    if not isinstance(head, mask_heads.FCNMaskHead):
         raise ConfigError(
             f'{type(head).__name__}: no mask head that is exported; expected one of FCNMaskHead'
         )
-    detector_parts.same_methods(type(head), upstream, ('get_seg_masks',))
 
 
 class Masks(nn.Module):

@@ -49,15 +49,14 @@ TIE_SCORE = 1e-6
 
 def check_heads(cfg: Any, roi_head: nn.Module) -> None:
     """Refuse (ConfigError) heads that the graph does not repeat, or of other classes each."""
-    for key, upstream, methods in (
-        ('semantic_head', seg_heads.PanopticFPNHead, ('forward', 'simple_test')),
-        ('panoptic_fusion_head', seg_heads.HeuristicFusionHead, ('simple_test', '_lay_masks')),
+    for key, upstream in (
+        ('semantic_head', seg_heads.PanopticFPNHead),
+        ('panoptic_fusion_head', seg_heads.HeuristicFusionHead),
     ):
         own = HEADS.get((cfg.model.get(key) or {}).get('type') or '')
         if own is None or not issubclass(own, upstream):
             found = (cfg.model.get(key) or {}).get('type')
             raise ConfigError(f'model.{key}.type={found}: expected {upstream.__name__}')
-        detector_parts.same_methods(own, upstream, methods)
     fusion, things = cfg.model.panoptic_fusion_head, int(roi_head.bbox_head.num_classes)
     stuff = cfg.model.semantic_head.get('num_stuff_classes', 53)
     got = fusion.get('num_things_classes', 80), fusion.get('num_stuff_classes', 53)

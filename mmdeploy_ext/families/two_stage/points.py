@@ -16,7 +16,7 @@ from mmdeploy_ext.families.parts.mask_settings import points_of
 from mmdeploy_ext.families.parts.region_sampling import sampled
 
 METHODS = ('_mask_point_forward_test', '_get_fine_grained_point_feats')
-"""Methods of upstream that the graph repeats."""
+"""Methods of a PointRend head that the graphs compute by themselves."""
 
 
 class Points(nn.Module):

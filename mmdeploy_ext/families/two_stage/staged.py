@@ -7,24 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmdet.models import dense_heads as heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppress import clip_to
-from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.plain_heads import border_inset, chosen_coder, clips
 from mmdeploy_ext.families.parts.priors import rows_of
 from mmdeploy_ext.families.parts.runtime.box_coders import CODERS
 
 METHODS = ('forward', 'forward_single', 'anchor_offset', 'refine_bboxes', 'get_bboxes', '_get_bboxes_single')
-"""Methods of the stages of upstream that the graph repeats."""
+"""Methods of stages that the graphs compute by themselves."""
 
 
 def check_stages(head: nn.Module) -> None:
     """Refuse (ConfigError) stages that the graph does not repeat."""
     for stage in head.stages:
-        detector_parts.same_methods(type(stage), heads.StageCascadeRPNHead, METHODS)
         if any(count != 1 for count in stage.prior_generator.num_base_priors):
             raise ConfigError('model.rpn_head.stages: Cascade RPN has one anchor per cell')
     if not head.stages[-1].with_cls:

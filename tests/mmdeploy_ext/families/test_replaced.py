@@ -4,24 +4,40 @@ import functools
 
 import pytest
 
+import toy_query
+from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families import replaced
-from mmdeploy_ext.families.base import FAMILIES
+from mmdeploy_ext.families.base import FAMILIES, LAYERS_FOLDER, find_family, load_families
 from mmdeploy_ext.proving.results import Check, GraphResult
 from mmdeploy_ext.proving.verdict import Verdict
 from mmdeploy_ext.proving.views.table import code_lines
-from toy_atss import load_toy
+from toy_atss import REPO, load_toy
 
-FOLLOWING = ('dense',)
-"""Families that say which methods their graphs compute."""
+load_families()
+TABLES = {replaced.folder_of(family): family.followed for family in FAMILIES.values() if family.followed}
+TABLES[LAYERS_FOLDER] = tuple(replaced.LAYERS)
+"""Folder with a table -> what it follows; families of one folder follow the same."""
 
 
-@pytest.mark.parametrize('name', FOLLOWING)
-def test_tables_follow_the_installed_methods(name):
-    family = FAMILIES[name]
-    table = replaced.table_of(replaced.folder_of(family))
-    installed = replaced.installed_hashes(family.followed)
-    assert list(replaced.changed_hashes(table, installed)) == []
+@pytest.mark.parametrize('folder', TABLES, ids=lambda folder: folder.name)
+def test_tables_follow_the_installed_methods(folder):
+    table, installed = replaced.table_of(folder), replaced.installed_hashes(TABLES[folder])
+    assert list(replaced.changed_hashes(table, installed)) == [], 'python docs/_pages/replaced_methods.py'
     assert all(installed.values())  # no class or module without any of the methods
+
+
+@pytest.mark.parametrize('path', sorted(REPO.glob('configs/demo/*_toy.py')), ids=lambda path: path.stem)
+def test_models_of_the_libraries_have_the_methods_that_graphs_follow(path):
+    cfg = load_config(str(path))
+    family = find_family(cfg)
+    assert family.differing_methods(family.build(cfg)) == []
+
+
+@pytest.mark.parametrize('kind', ['detr', 'two_stage', 'maskformer', 'panoptic', 'regions_masks'])
+def test_models_of_queries_have_the_methods_that_graphs_follow(kind):
+    cfg = toy_query.toy(kind)
+    family = find_family(cfg)
+    assert family.differing_methods(family.build(cfg)) == []
 
 
 def test_a_changed_method_of_a_library_is_named():

@@ -186,13 +186,15 @@ def test_what_is_not_exported_is_refused_by_the_name_of_the_part(said):
     assert cfg.filename in str(refused.value) and '\n' not in str(refused.value)
 
 
-def test_a_detector_with_a_test_method_of_its_own_is_refused_by_the_method(monkeypatch):
+def test_of_a_detector_with_a_test_method_of_its_own_inputs_decide(monkeypatch):
     own = type('Own', (DETECTORS.get('FasterRCNN'),), dict(simple_test=lambda self: None))
     monkeypatch.setitem(DETECTORS.module_dict, 'Own', own)
     cfg = toy()
     cfg.model.type = 'Own'
-    with pytest.raises(ConfigError, match=r'Own has a simple_test\(\) of its own'):
-        find_family(cfg).check(cfg, options_of('faster'))
+    family = find_family(cfg)
+    family.check(cfg, options_of('faster'))
+    (method,) = family.differing_methods(family.build(cfg))
+    assert method.name == 'Own.simple_test'
 
 
 def test_sizes_and_opsets_that_do_not_fit_are_usage_errors():
