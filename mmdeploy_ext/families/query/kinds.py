@@ -73,7 +73,7 @@ FOLLOWED = (
     *((kind, followed.DETECTOR_METHODS) for kind in (*DETECTORS, *MASK_DETECTORS, *REGION_DETECTORS)),
     *((kind, METHODS) for kind in (*HEADS, *TRANSFORMERS.values(), *PARTS)),
     *((kind, METHODS) for kind in (*MASK_HEADS, *(kind for kinds in MASK_HEADS.values() for kind in kinds))),
-    (MaskFormerFusionHead, METHODS),
+    (seg_heads.MaskFormerFusionHead, METHODS),
     *((kind, METHODS) for kind in REGION_PARTS.values()),
     *((kind, ('forward',)) for kind in EXTRACTORS),
     *followed.CODERS,
