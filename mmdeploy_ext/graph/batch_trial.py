@@ -214,7 +214,7 @@ class BatchTrial:
         return new * self.batches[0] == old * self.batches[1] > 0
 
     def _faulty_nodes(self) -> list[int]:
-        """Return the nodes that fold the batch into another axis, or take some of the images by a constant."""
+        """Return the nodes that fold the batch into another axis, or take some images by a constant."""
         index = self.index
         images, dependent = self._flow(self.images), index.descendants(index.inputs)
         computed = {*index.inputs, *(name for position in dependent for name in index.writes(position))}

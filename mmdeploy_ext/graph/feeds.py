@@ -1,6 +1,6 @@
 """Inputs for a graph: random ones, and whether given ones are what it takes. Needs onnx and numpy only."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -29,17 +29,17 @@ def check_feeds(index: Index, feeds: Mapping[str, np.ndarray]) -> None:
     for name, array in feeds.items():
         if name not in values:
             raise ShapeError(f'feed {name!r}: the graph has no such input{did_you_mean(name, values)}')
-        kind = values[name].type.tensor_type
-        if not kind.elem_type:
+        tensor_type = values[name].type.tensor_type
+        if not tensor_type.elem_type:
             continue
-        expected = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        expected = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
         if np.asarray(array).dtype != expected and expected != np.object_:
             raise ShapeError(f'feed {name!r}: is {array.dtype}, the graph takes {expected}')
-        if not kind.HasField('shape'):
+        if not tensor_type.HasField('shape'):
             continue
-        sizes = [size.dim_value if size.HasField('dim_value') else '?' for size in kind.shape.dim]
+        sizes = [size.dim_value if size.HasField('dim_value') else '?' for size in tensor_type.shape.dim]
         pairs = zip(sizes, array.shape, strict=False)
-        if len(sizes) != array.ndim or not all(size in ('?', got) for size, got in pairs):
+        if len(sizes) != array.ndim or not all(size in ('?', actual) for size, actual in pairs):
             shapes = ['x'.join(map(str, shape)) for shape in (array.shape, sizes)]
             raise ShapeError(f'feed {name!r}: is {shapes[0]}, the graph takes {shapes[1]}')
 
@@ -62,39 +62,39 @@ def random_feeds(
         UsageError: a name in `sizes` that the model does not have, or an input that is no tensor.
     """
     sizes, index = dict(sizes or {}), Index(model)
-    feeds, known = {}, set(index.inputs)
+    feeds, known_names = {}, set(index.inputs)
     for value in model.graph.input:
         if value.name not in index.inputs:
             continue
-        kind = value.type.tensor_type
-        if not value.type.HasField('tensor_type') or not kind.elem_type:
+        tensor_type = value.type.tensor_type
+        if not value.type.HasField('tensor_type') or not tensor_type.elem_type:
             raise UsageError(f'input {value.name!r} is not a tensor of known dtype; give its value yourself')
-        known.update(size.dim_param for size in kind.shape.dim)
+        known_names.update(size.dim_param for size in tensor_type.shape.dim)
+        if value.name in sizes and not isinstance(sizes[value.name], int):
+            shape = [int(size) for size in sizes[value.name]]
+        else:
+            shape = [
+                size.dim_value
+                if size.HasField('dim_value')
+                else int(sizes.get(size.dim_param, DEFAULT_SIZE if axis else 1))
+                for axis, size in enumerate(tensor_type.shape.dim)
+            ]
         rng = np.random.default_rng([seed, *value.name.encode()])
-        feeds[value.name] = _random(index, value.name, kind.elem_type, _shape(value, sizes), rng)
-    unknown = [name for name in sizes if name not in known]
+        feeds[value.name] = _random_array(index, value.name, tensor_type.elem_type, shape, rng)
+    unknown = [name for name in sizes if name not in known_names]
     if unknown:
         raise UsageError(
             f'sizes for {", ".join(unknown)}: the model has no such axis or input; it has '
-            f'{", ".join(sorted(known - {""}))}'
+            f'{", ".join(sorted(known_names - {""}))}'
         )
     return feeds
 
 
-def _shape(value: onnx.ValueInfoProto, sizes: Mapping[str, int | Sequence[int]]) -> list[int]:
-    if value.name in sizes and not isinstance(sizes[value.name], int):
-        return [int(size) for size in sizes[value.name]]
-    return [
-        size.dim_value
-        if size.HasField('dim_value')
-        else int(sizes.get(size.dim_param, DEFAULT_SIZE if axis else 1))
-        for axis, size in enumerate(value.type.tensor_type.shape.dim)
-    ]
-
-
-def _random(index: Index, name: str, kind: int, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
-    if kind == onnx.TensorProto.STRING:
+def _random_array(
+    index: Index, name: str, element: int, shape: Sequence[int], rng: np.random.Generator
+) -> np.ndarray:
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    if element == onnx.TensorProto.STRING:
         return np.full(shape, 'text', np.object_)
     if dtype.kind == 'b':
         return rng.random(shape) < 0.5
@@ -113,27 +113,20 @@ def _integer_range(index: Index, name: str) -> tuple[int, int]:
     high = LARGEST_INTEGER
     for position in index.consumers(name):
         node = index.nodes[position]
-        places = [at for at, read in enumerate(node.input) if read == name]
+        places = [place for place, source in enumerate(node.input) if source == name]
         if set(places) & set(SIZE_INPUTS.get(node.op_type, ())):
             return 1, 2
-        if INDEX_INPUTS.get(node.op_type) in places:
-            high = min(high, *_indexed_sizes(index, node))
+        if INDEX_INPUTS.get(node.op_type) in places and node.input[0] in index.constants:
+            sizes = index.constants[node.input[0]].dims
+            axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
+            high = min(high, *(sizes if node.op_type == 'GatherND' else [sizes[axis]]))
     return 0, max(high, 1)
-
-
-def _indexed_sizes(index: Index, node: onnx.NodeProto) -> Iterable[int]:
-    """Return the sizes of the axis that indices count along; nothing when it is not known."""
-    constant = index.constants.get(node.input[0])
-    if constant is None:
-        return [LARGEST_INTEGER]
-    axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), 0)
-    return list(constant.dims) if node.op_type == 'GatherND' else [constant.dims[axis]]
 
 
 def common_feeds(
     before: onnx.ModelProto, after: onnx.ModelProto, renamed: Mapping[str, str], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return random feeds of a graph that one which was edited from it takes as well.
+    """Return random feeds of a graph that another one, which was edited from it, takes as well.
 
     `renamed` are old -> new names of tensors. ShapeError: no inputs suit both.
     """

@@ -4,82 +4,80 @@ Counted are convolutions and matrix products, which is where the time of these n
 (activations, sums, resizing, NMS) counts as 0, as most tools have it.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import onnx
 
 from mmdeploy_ext.graph.io import types
 
-Shape = list[int | str]
+Shape = list[int | str] | None
+OPERATORS = (
+    'Conv',
+    'ConvInteger',
+    'ConvTranspose',
+    'DeformConv',
+    'Einsum',
+    'Gemm',
+    'MatMul',
+    'MatMulInteger',
+    'QLinearConv',
+)
+"""Operators that are counted."""
 
 
-def count(model: onnx.ModelProto, kinds: Mapping[str, onnx.TypeProto] | None = None) -> dict[int, int | None]:
+def count(
+    model: onnx.ModelProto, tensor_types: Mapping[str, onnx.TypeProto] | None = None
+) -> dict[int, int | None]:
     """Return position -> FLOPs of the nodes of the main graph that count; None where shapes are open.
 
-    `kinds` are the types of its tensors, when they were inferred already.
+    `tensor_types` are those of its tensors, when they were inferred already.
     """
-    kinds = types.infer(model) if kinds is None else kinds
-    found = {}
+    tensor_types = types.infer(model) if tensor_types is None else tensor_types
+    flops: dict[int, int | None] = {}
     for position, node in enumerate(model.graph.node):
-        if node.op_type in RULES:
-            inputs = [types.shape(kinds.get(name)) for name in node.input]
-            found[position] = None
-            with contextlib.suppress(TypeError, IndexError):  # a shape that is not known, or with names
-                output = types.shape(kinds.get(node.output[0]))
-                found[position] = RULES[node.op_type](node, inputs, output)
-    return found
+        if node.op_type in OPERATORS:
+            inputs = [types.shape(tensor_types.get(name)) for name in node.input]
+            output = types.shape(tensor_types.get(node.output[0]))
+            try:
+                flops[position] = _node_flops(node, inputs, output)
+            except (TypeError, IndexError):  # a shape that is not known, or has names
+                flops[position] = None
+    return flops
+
+
+def _node_flops(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
+    """Return the FLOPs of a node; a TypeError or IndexError where a shape does not tell."""
+    has_bias = any(node.input[2:3])
+    match node.op_type:
+        case (
+            'Conv' | 'ConvInteger' | 'DeformConv'
+        ):  # per output element the weights of one filter, and its bias
+            return _product(output) * (2 * _product(inputs[1][1:]) + has_bias)
+        case 'QLinearConv':
+            return _product(output) * 2 * _product(inputs[3][1:])
+        case 'ConvTranspose':  # every input element is spread with the weights of its channel; then the bias
+            return 2 * _product(inputs[0]) * _product(inputs[1][1:]) + has_bias * _product(output)
+        case 'Gemm':
+            is_transposed = any(entry.i for entry in node.attribute if entry.name == 'transA')
+            inner = inputs[0][0 if is_transposed else 1]
+            return _product(output) * (2 * _product([inner]) + has_bias)
+        case 'Einsum':  # every combination of the letters, a multiply-add per operand beyond the first
+            equation = next(entry.s for entry in node.attribute if entry.name == 'equation').decode()
+            terms, sizes = equation.replace(' ', '').split('->')[0].split(','), {}
+            for term, shape in zip(terms, inputs, strict=True):
+                if '.' in term or len(term) != len(shape):
+                    raise TypeError('ellipsis')
+                sizes.update(zip(term, shape, strict=True))
+            return 2 * (len(terms) - 1) * _product(list(sizes.values()))
+        case _:  # MatMul, MatMulInteger
+            return 2 * _product(output) * _product(inputs[0][-1:])
 
 
 def _product(shape: Shape) -> int:
     if not all(isinstance(size, int) for size in shape):
         raise TypeError('open axis')
     return math.prod(shape)
-
-
-def _conv(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
-    """Every output element: the weights of one filter, and its bias."""
-    return _product(output) * (2 * _product(inputs[1][1:]) + _has_bias(node))
-
-
-def _conv_transpose(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
-    """Every input element is spread with the weights of its channel; then the bias."""
-    return 2 * _product(inputs[0]) * _product(inputs[1][1:]) + _has_bias(node) * _product(output)
-
-
-def _gemm(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
-    transposed = next((entry.i for entry in node.attribute if entry.name == 'transA'), 0)
-    inner = inputs[0][0 if transposed else 1]
-    return _product(output) * (2 * _product([inner]) + _has_bias(node))
-
-
-def _matmul(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
-    return 2 * _product(output) * _product(inputs[0][-1:])
-
-
-def _einsum(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
-    """Every combination of the letters, a multiply-add per operand beyond the first."""
-    equation = next(entry.s for entry in node.attribute if entry.name == 'equation').decode().replace(' ', '')
-    terms, sizes = equation.split('->')[0].split(','), {}
-    for term, shape in zip(terms, inputs, strict=True):
-        if '.' in term or len(term) != len(shape):
-            raise TypeError('ellipsis')
-        sizes.update(zip(term, shape, strict=True))
-    return 2 * (len(terms) - 1) * _product(list(sizes.values()))
-
-
-def _has_bias(node: onnx.NodeProto) -> bool:
-    return any(node.input[2:3])
-
-
-RULES: dict[str, Callable] = {
-    **dict.fromkeys(('Conv', 'ConvInteger', 'DeformConv'), _conv),
-    **dict.fromkeys(('MatMul', 'MatMulInteger'), _matmul),
-    **dict(ConvTranspose=_conv_transpose, Gemm=_gemm, Einsum=_einsum),
-    'QLinearConv': lambda node, inputs, output: _product(output) * 2 * _product(inputs[3][1:]),
-}
-"""Operator -> FLOPs from the node, the shapes of its inputs and of its first output."""
 
 
 def text(flops: int | None) -> str:

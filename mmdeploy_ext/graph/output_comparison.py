@@ -25,13 +25,22 @@ def spec_of(model: onnx.ModelProto) -> GraphSpec:
     """Return inputs and outputs of a file that states no spec."""
     fed = Index(model).inputs
 
-    def tensor(value: onnx.ValueInfoProto) -> TensorSpec:
-        kind = value.type.tensor_type.elem_type
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name if kind else 'float32'
+    def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+        element = value.type.tensor_type.elem_type
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(element)).name if element else 'float32'
         return TensorSpec(value.name, dtype, tuple(types.shape(value.type) or ()))
 
-    inputs = tuple(tensor(value) for value in model.graph.input if value.name in fed)
-    return GraphSpec('model', inputs, tuple(map(tensor, model.graph.output)))
+    inputs = tuple(tensor_spec(value) for value in model.graph.input if value.name in fed)
+    return GraphSpec('model', inputs, tuple(map(tensor_spec, model.graph.output)))
+
+
+def with_half_ends(spec: GraphSpec) -> GraphSpec:
+    """Return a spec whose float32 inputs and outputs are float16."""
+
+    def half(tensor: TensorSpec) -> TensorSpec:
+        return dataclasses.replace(tensor, dtype='float16') if tensor.dtype == 'float32' else tensor
+
+    return GraphSpec(spec.name, tuple(map(half, spec.inputs)), tuple(map(half, spec.outputs)), spec.state)
 
 
 def compare_models(
@@ -54,10 +63,16 @@ def compare_models(
     Returns:
         Per set one row per output. An output that only one model has, or with nothing finite in it, fails.
     """
-    runners = [Runner(model) for model in (before, after)]
+    runners = [(Runner(model), {}) for model in (before, after)]
+    if any_float:
+        for runner, dtypes in runners:
+            dtypes.update((tensor.name, tensor.dtype) for tensor in spec_of(runner.index.model).inputs)
     rows = []
     for arrays in feeds:
-        outputs = [runner.run(_fitting(runner, arrays, any_float)) for runner in runners]
+        outputs = [
+            runner.run({name: array.astype(dtypes.get(name, array.dtype)) for name, array in arrays.items()})
+            for runner, dtypes in runners
+        ]
         rows += _compare_outputs(*outputs, rtol, any_float)
     return rows
 
@@ -78,10 +93,10 @@ def compare_edited(
         ShapeError: no inputs suit both.
         InferenceError: ONNX Runtime failed on one of them.
     """
-    new = renamed or {}
-    old = {name: other for other, name in new.items()}
-    edited, feeds = Index(after), common_feeds(before, after, new, seed)
-    sources = {name: old.get(name, name) for name in (*edited.inputs, *edited.outputs)}
+    renamed = renamed or {}
+    old_names = {new: old for old, new in renamed.items()}
+    edited, feeds = Index(after), common_feeds(before, after, renamed, seed)
+    sources = {name: old_names.get(name, name) for name in (*edited.inputs, *edited.outputs)}
     tensors = Runner(before, list(sources.values())).run(feeds)
     candidate = Runner(after).run({name: tensors[sources[name]] for name in edited.inputs})
     reference = {name: tensors[sources[name]] for name in edited.outputs}
@@ -113,39 +128,19 @@ def compare_merged(
 def _compare_outputs(
     reference: Mapping[str, Any], candidate: Mapping[str, Any], rtol: float, any_float: bool = False
 ) -> list[TensorRow]:
-    """Compare outputs by name; where both are the same infinity or NaN the finite values decide."""
+    """Compare outputs by name.
+
+    Where both have the same infinity or NaN the finite values decide; an output without a finite value fails.
+    """
     reference, candidate = without_sequences(reference), without_sequences(candidate)
     for name in reference.keys() & candidate.keys():
         expected, array = reference[name], candidate[name]
         if any_float and expected.dtype.kind == array.dtype.kind == 'f':
-            array = array.astype(expected.dtype)
-        reference[name], candidate[name] = _finite_part(expected, array)
+            candidate[name] = array = array.astype(expected.dtype)
+        if expected.dtype.kind != 'f' or (expected.dtype, expected.shape) != (array.dtype, array.shape):
+            continue
+        special = ~np.isfinite(expected)
+        if not special.all() and np.array_equal(expected[special], array[special], equal_nan=True):
+            reference[name] = np.where(special, 0, expected)
+            candidate[name] = np.where(special, 0, array)
     return compare_named(reference, candidate, rtol)
-
-
-def _finite_part(reference: np.ndarray, candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both with zeros where both are the same infinity or NaN; an array of nothing else stays."""
-    kinds = [(array.dtype, array.shape) for array in (reference, candidate)]
-    if kinds[0] != kinds[1] or reference.dtype.kind != 'f':
-        return reference, candidate
-    odd = ~np.isfinite(reference)
-    if odd.all() or not np.array_equal(reference[odd], candidate[odd], equal_nan=True):
-        return reference, candidate
-    return np.where(odd, 0, reference), np.where(odd, 0, candidate)
-
-
-def _fitting(runner: Runner, feeds: Mapping[str, np.ndarray], any_float: bool) -> dict[str, np.ndarray]:
-    if not any_float:
-        return dict(feeds)
-    wanted = {tensor.name: tensor.dtype for tensor in spec_of(runner.index.model).inputs}
-    return {name: array.astype(wanted.get(name, array.dtype)) for name, array in feeds.items()}
-
-
-def with_half_ends(spec: GraphSpec) -> GraphSpec:
-    """Return a spec whose float32 inputs and outputs are float16."""
-
-    def half(tensor: TensorSpec) -> TensorSpec:
-        return dataclasses.replace(tensor, dtype='float16') if tensor.dtype == 'float32' else tensor
-
-    sides = (tuple(map(half, tensors)) for tensors in (spec.inputs, spec.outputs))
-    return GraphSpec(spec.name, *sides, spec.state)
