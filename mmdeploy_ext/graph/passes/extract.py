@@ -1,4 +1,4 @@
-"""A part of a graph: between tensors (`cut`), or some nodes (`extract`).
+"""A part of a graph: between tensors (`cut`), or some nodes (`extract`); and inner tensors as outputs.
 
 `onnx.utils.Extractor` refuses tensors without a stated type (every inner one of our own exports), onnx-ir's
 `extract` takes no choice of nodes and drops the types of new ends.
@@ -40,32 +40,33 @@ def cut(
         if index.producer(name) is None:
             raise UsageError(f'--outputs {name}: is an input or a constant of the graph; no node makes it')
     starts = list(dict.fromkeys(map(index.check_tensor, inputs or ())))
-    if both := [name for name in ends if name in starts]:
-        which = f'{", ".join(both)} is an input and an output of the cut'
-        raise UsageError(f'{which}: nothing would be left of it')
+    both = [name for name in ends if name in starts]
+    if both:
+        names = ', '.join(both)
+        raise UsageError(f'{names} is an input and an output of the cut: nothing would be left of it')
     positions = index.ancestors(ends, starts)
     if inputs is None:
         starts = index.leaves(positions)
     _check_cut(index, positions, starts, ends)
-    return _rebuilt(index, positions, starts, ends)
+    return _rebuild(index, positions, starts, ends)
 
 
 def _check_cut(index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]) -> None:
     outputs, nothing = f'the outputs {", ".join(ends)}', 'the cut would leave a graph without inputs'
     if missing := index.leaves(positions, starts):
-        user = next(at for at in positions if not set(index.reads(at)).isdisjoint(missing))
+        reader = next(position for position in positions if set(index.reads(position)) & set(missing))
         raise UsageError(
-            f'{outputs} also need the graph inputs {", ".join(missing)}, which node {index.label(user)} '
+            f'{outputs} also need the graph inputs {", ".join(missing)}, which node {index.label(reader)} '
             f'reads; add them to --inputs, or cut elsewhere'
         )
     if not starts:
         raise UsageError(f'{outputs} depend on constants alone: {nothing}')
-    used = {name for at in positions for name in index.reads(at)}
-    idle = [name for name in starts if name not in used]
-    if idle == list(starts):
+    used = {name for position in positions for name in index.reads(position)}
+    unused = [name for name in starts if name not in used]
+    if unused == list(starts):
         raise UsageError(f'{outputs} depend on none of the inputs {", ".join(starts)}: {nothing}')
-    if idle:
-        raise UsageError(f'{outputs} do not depend on --inputs {", ".join(idle)}')
+    if unused:
+        raise UsageError(f'{outputs} do not depend on --inputs {", ".join(unused)}')
 
 
 def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto:
@@ -80,41 +81,41 @@ def extract(model: onnx.ModelProto, positions: Iterable[int]) -> onnx.ModelProto
     """
     check_ordinary(model)
     index = Index(model)
-    chosen = set(positions)
-    if not chosen:
+    nodes = set(positions)
+    if not nodes:
         raise UsageError('no nodes to extract')
-    constant = index.constant_nodes()
-    read = [name for at in sorted(chosen) for name in index.reads(at)]
-    needed = [name for name in read if index.producer(name) in constant]
-    chosen |= set(index.ancestors(needed))
-    made = {name for at in chosen for name in index.writes(at)}
-    read = dict.fromkeys(name for at in sorted(chosen) for name in index.reads(at))
-    starts = [name for name in read if name not in made and name not in index.constants]
+    constant_nodes = index.constant_nodes()
+    inputs = [name for position in sorted(nodes) for name in index.reads(position)]
+    nodes |= set(index.ancestors(name for name in inputs if index.producer(name) in constant_nodes))
+    outputs = {name for position in nodes for name in index.writes(position)}
+    inputs = dict.fromkeys(name for position in sorted(nodes) for name in index.reads(position))
+    starts = [name for name in inputs if name not in outputs and name not in index.constants]
     if not starts:
         raise UsageError('the nodes depend on constants alone: the part would be a graph without inputs')
-    ends = [name for at in sorted(chosen - constant) for name in index.writes(at)]
-    read_inside = {
-        name for name in ends if index.consumers(name) and chosen.issuperset(index.consumers(name))
-    }
-    ends = [name for name in ends if name not in read_inside]
-    ends = dict.fromkeys(name for name in (*index.outputs, *ends) if name in made)
+    ends = []
+    for position in sorted(nodes - constant_nodes):
+        for name in index.writes(position):
+            readers = index.consumers(name)
+            if not readers or not nodes.issuperset(readers):
+                ends.append(name)
+    ends = dict.fromkeys(name for name in (*index.outputs, *ends) if name in outputs)
     starts = dict.fromkeys(name for name in (*index.inputs, *starts) if name in starts)
-    return _rebuilt(index, sorted(chosen), list(starts), list(ends))
+    return _rebuild(index, sorted(nodes), list(starts), list(ends))
 
 
-def _rebuilt(
+def _rebuild(
     index: Index, positions: Sequence[int], starts: Sequence[str], ends: Sequence[str]
 ) -> onnx.ModelProto:
     """Return the part, or the model itself when nothing would change."""
-    known = {value.name: value for value in index.graph.input if value.name not in index.constants}
-    given = {value.name: value for value in index.graph.output}
-    new = [name for name in (*starts, *ends) if name not in known and name not in given]
-    typed = {value.name: value for value in typed_values(index, new)} if new else {}
+    inputs = {value.name: value for value in index.graph.input if value.name not in index.constants}
+    outputs = {value.name: value for value in index.graph.output}
+    new_ends = [name for name in (*starts, *ends) if name not in inputs and name not in outputs]
+    typed = {value.name: value for value in typed_values(index, new_ends)} if new_ends else {}
     result = part(
         index,
         positions,
-        [known.get(name) or typed.get(name) or given[name] for name in starts],
-        [given.get(name) or typed[name] for name in ends],
+        [inputs.get(name) or typed.get(name) or outputs[name] for name in starts],
+        [outputs.get(name) or typed[name] for name in ends],
     )
     if list(starts) != index.inputs or list(ends) != index.outputs:
         drop_metadata(result)
@@ -132,8 +133,8 @@ def insert_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelPr
     """
     check_ordinary(model)
     index = Index(model)
-    wanted = [name for pattern in names for name in match_tensors(index, pattern)]
-    new = [name for name in dict.fromkeys(wanted) if name not in index.outputs]
+    tensors = dict.fromkeys(name for pattern in names for name in match_tensors(index, pattern))
     result = copy.deepcopy(model)
-    result.graph.output.extend(typed_values(index, new))
+    new_outputs = [name for name in tensors if name not in index.outputs]
+    result.graph.output.extend(typed_values(index, new_outputs))
     return result

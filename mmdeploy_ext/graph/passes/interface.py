@@ -1,4 +1,4 @@
-"""Name the outputs and dynamic axes of an exported graph as the caller asked."""
+"""Give an exported graph the inputs, outputs and axes that its spec states or its caller named."""
 
 import copy
 import re
@@ -9,10 +9,56 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.io.index import all_graphs, all_nodes, free_name, refill, writes
 from mmdeploy_ext.graph.passes.rename import rename_tensors
+
+
+def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
+    """Return a model with the spec's inputs and outputs, in its order.
+
+    - An input that the exporter dropped because nothing uses it is put back.
+    - An input with a default gets an initializer of that value, which feeding overrides.
+    - Shapes are the spec's: letters for dynamic axes.
+    Does not fire on tensors that the spec does not know: those are an error.
+
+    Raises:
+        ExportError: the graph takes or gives a tensor that the spec does not have.
+    """
+    result = copy.deepcopy(model)
+    graph = result.graph
+    extra = [value.name for value in graph.input if value.name not in spec.input_names]
+    produced = {name for node in graph.node for name in node.output}
+    produced.update(tensor.name for tensor in graph.initializer)
+    absent = [name for name in spec.output_names if name not in produced]
+    if extra or absent:
+        raise ExportError(
+            f'{spec.name}: the graph and its spec differ: inputs that the spec lacks {extra}, outputs '
+            f'that the graph lacks {absent}'
+        )
+    inputs, outputs = (
+        [
+            helper.make_tensor_value_info(
+                tensor.name,
+                helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)),
+                list(tensor.axes),
+                doc_string=tensor.meaning,
+            )
+            for tensor in tensors
+        ]
+        for tensors in (spec.inputs, spec.outputs)
+    )
+    defaults = {}
+    for tensor in spec.inputs:
+        if tensor.default is not None:
+            shape = [axis if isinstance(axis, int) else 1 for axis in tensor.axes]
+            values = np.full(shape, tensor.default, tensor.dtype)
+            defaults[tensor.name] = numpy_helper.from_array(values, tensor.name)
+    constants = [tensor for tensor in graph.initializer if tensor.name not in defaults]
+    refill(graph, input=inputs, output=outputs, initializer=[*constants, *defaults.values()])
+    result.ir_version = max(result.ir_version, 4)
+    return result
 
 
 def name_ends(
@@ -31,13 +77,13 @@ def name_ends(
     """
     result = copy.deepcopy(model)
     graph = result.graph
-    given, many = f'output_names {list(output_names)}', len(graph.output)
-    if len(output_names) > many:
-        raise UsageError(f'{given}: {len(output_names)} names, and the module returns {many} tensors')
-    names = [*output_names, *(f'output_{place}' for place in range(len(output_names), many))]
+    prefix, count = f'output_names {list(output_names)}', len(graph.output)
+    if len(output_names) > count:
+        raise UsageError(f'{prefix}: {len(output_names)} names, and the module returns {count} tensors')
+    names = [*output_names, *(f'output_{place}' for place in range(len(output_names), count))]
     inputs = [value.name for value in graph.input]
-    if twice := sorted(name for name in set(names) if (inputs + names).count(name) > 1):
-        raise UsageError(f'{given}: {", ".join(twice)} would be the name of two ends')
+    if repeated := sorted(name for name in set(names) if (inputs + names).count(name) > 1):
+        raise UsageError(f'{prefix}: {", ".join(repeated)} would be the name of two ends')
     _name_outputs(result, names)
     ends = {value.name: value for value in (*graph.input, *graph.output)}
     unknown = sorted(dynamic.keys() - ends.keys())
@@ -55,11 +101,11 @@ def name_ends(
     return result
 
 
-def check_axes(given: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
+def check_axes(inputs: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]) -> None:
     """Raise UsageError for axes that the example inputs lack, before an exporter meets them."""
     for name, axes in dynamic.items():
-        if hasattr(given.get(name), 'shape'):
-            _check_axes(name, axes, len(given[name].shape))
+        if hasattr(inputs.get(name), 'shape'):
+            _check_axes(name, axes, len(inputs[name].shape))
 
 
 def _check_axes(name: str, axes: Mapping[int, str], count: int) -> None:
@@ -70,26 +116,21 @@ def _check_axes(name: str, axes: Mapping[int, str], count: int) -> None:
 
 def _name_outputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     graph = model.graph
-    _part_outputs(graph)
-    new = {value.name: name for value, name in zip(graph.output, names, strict=True)}
-    taken = {name for node in all_nodes(model) for name in writes(node)}.union(new.values())
-    taken.update(value.name for value in (*graph.input, *graph.initializer))
-    for name in names:
-        if name not in new:
-            new[name] = free_name(name, taken)
-            taken.add(new[name])
-    rename_tensors(graph, lambda name: new.get(name, name))
-
-
-def _part_outputs(graph: onnx.GraphProto) -> None:
-    """Let a tensor that is an output twice, or an input as well, be copied: each output is one tensor."""
-    seen = {value.name for value in graph.input}
-    for place, value in enumerate(graph.output):
-        if value.name in seen:
+    used = {value.name for value in graph.input}
+    for place, value in enumerate(graph.output):  # a tensor that is two outputs, or an input too, is copied
+        if value.name in used:
             copied = f'{value.name}_copy_{place}'
             graph.node.append(helper.make_node('Identity', [value.name], [copied], name=copied))
             value.name = copied
-        seen.add(value.name)
+        used.add(value.name)
+    new_names = {value.name: name for value, name in zip(graph.output, names, strict=True)}
+    used = {name for node in all_nodes(model) for name in writes(node)}.union(new_names.values())
+    used.update(value.name for value in (*graph.input, *graph.initializer))
+    for name in names:
+        if name not in new_names:
+            new_names[name] = free_name(name, used)
+            used.add(new_names[name])
+    rename_tensors(graph, lambda name: new_names.get(name, name))
 
 
 def _name_sizes(model: onnx.ModelProto, letters: Mapping[str, str]) -> None:
@@ -97,49 +138,9 @@ def _name_sizes(model: onnx.ModelProto, letters: Mapping[str, str]) -> None:
     if all(old == new for old, new in letters.items()):
         return
     pattern = re.compile(rf'\b({"|".join(map(re.escape, letters))})\b')
-    fields = [(*graph.input, *graph.output, *getattr(graph, 'value_info', ())) for graph in all_graphs(model)]
-    values = [value for some in fields for value in some if isinstance(value, onnx.ValueInfoProto)]
-    for size in (size for value in values for size in value.type.tensor_type.shape.dim):
-        if size.dim_param:
-            size.dim_param = pattern.sub(lambda found: letters[found[1]], size.dim_param)
-
-
-def _value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
-    element = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-    return helper.make_tensor_value_info(tensor.name, element, list(tensor.axes), doc_string=tensor.meaning)
-
-
-def _default(tensor: TensorSpec) -> onnx.TensorProto:
-    shape = [axis if isinstance(axis, int) else 1 for axis in tensor.axes]
-    return numpy_helper.from_array(np.full(shape, tensor.default, tensor.dtype), tensor.name)
-
-
-def apply_spec(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
-    """Return a model with the spec's inputs and outputs, in its order.
-
-    - An input that the exporter dropped because nothing uses it is put back.
-    - An input with a default gets an initializer of that value, which feeding overrides.
-    - Shapes are the spec's: letters for dynamic axes.
-    Does not fire on tensors that the spec does not know: those are an error.
-
-    Raises:
-        ExportError: the graph takes or gives a tensor that the spec does not have.
-    """
-    result = copy.deepcopy(model)
-    graph = result.graph
-    extra = [value.name for value in graph.input if value.name not in spec.input_names]
-    produced = {name for node in graph.node for name in node.output}
-    produced.update(value.name for value in graph.initializer)
-    absent = [name for name in spec.output_names if name not in produced]
-    if extra or absent:
-        raise ExportError(
-            f'{spec.name}: the graph and its spec differ: inputs that the spec lacks {extra}, outputs '
-            f'that the graph lacks {absent}'
-        )
-    defaults = {tensor.name: _default(tensor) for tensor in spec.inputs if tensor.default is not None}
-    constants = [value for value in graph.initializer if value.name not in defaults]
-    constants += defaults.values()
-    ends = dict(input=map(_value_info, spec.inputs), output=map(_value_info, spec.outputs))
-    refill(graph, **ends, initializer=constants)
-    result.ir_version = max(result.ir_version, 4)
-    return result
+    for graph in all_graphs(model):
+        for value in (*graph.input, *graph.output, *getattr(graph, 'value_info', ())):
+            if isinstance(value, onnx.ValueInfoProto):  # a function has names alone
+                for size in value.type.tensor_type.shape.dim:
+                    if size.dim_param:
+                        size.dim_param = pattern.sub(lambda match: letters[match[1]], size.dim_param)

@@ -1,4 +1,4 @@
-"""Simplify a graph with onnxslim, and keep what callers rely on.
+"""Constant folding by onnxscript, and simplification by onnxslim with what callers rely on put back.
 
 onnxslim 0.1.98 takes an input with a default for a constant, makes one draw of a random operator and stores
 it, and drops inputs that nothing uses. What could be lost is set aside before and put back afterwards.
@@ -15,10 +15,30 @@ from onnx import helper
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.graph.io.files import is_large
-from mmdeploy_ext.graph.io.index import refill
-from mmdeploy_ext.graph.io.operators import RANDOM
+from mmdeploy_ext.graph.io.index import RANDOM, refill
 
+FOLDING_LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
+"""Elements of the tensors that folding reads and writes; larger ones stay computed (onnxscript's limits)."""
 DRAWS = ('RandomNormal', 'RandomUniform')
+
+
+def fold(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model in which constants are computed; names of inputs and outputs stay.
+
+    - Nodes whose inputs are all constants become initializers; shapes of fixed size count as constants.
+      Nodes that nothing reads go, and local functions are inlined.
+    - Not fired on random operators, inputs with a default (they can be fed) and tensors over the limits.
+    """
+    from onnxscript import optimizer
+
+    result = copy.deepcopy(model)
+    for _ in range(len(model.graph.node)):
+        before = len(result.graph.node)
+        with suppress_output():
+            result = optimizer.optimize(result, **FOLDING_LIMITS)
+        if len(result.graph.node) == before:
+            break
+    return result
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -36,48 +56,34 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ExportError(
             'onnxslim takes models of up to 2 GiB, and this one is larger; fold does most of what it does'
         )
+    inputs = {value.name for value in model.graph.input}
+    draws = [node for node in model.graph.node if node.op_type in DRAWS and not node.domain]
+    prepared = copy.deepcopy(model)
+    graph = prepared.graph
+    for node in draws:
+        settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        element = settings.get('dtype', onnx.TensorProto.FLOAT)
+        graph.input.append(helper.make_tensor_value_info(node.output[0], element, settings['shape']))
+    constants = [tensor for tensor in graph.initializer if tensor.name not in inputs]
+    refill(graph, initializer=constants, node=[node for node in graph.node if node not in draws])
     try:
         with suppress_output():
-            slim = onnxslim.slim(_without_defaults(model))
+            slim = onnxslim.slim(prepared)
     except Exception as error:
         raise ExportError(
             f'onnxslim failed on the model ({type(error).__name__}: {error}); try fold'
         ) from error
-    _put_back(slim, model)
-    _check(slim, model)
+    refill(slim.graph, input=model.graph.input)
+    slim.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in inputs)
+    for node in reversed(draws):
+        slim.graph.node.insert(0, node)
+    keys = {entry.key for entry in slim.metadata_props}
+    slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in keys)
+    _check_simplified(slim, model)
     return slim
 
 
-def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which defaults are gone and draws of random numbers are inputs."""
-    result = copy.deepcopy(model)
-    graph, draws = result.graph, _draws(result)
-    inputs = {value.name for value in graph.input}
-    for node in draws:
-        settings = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        kind = settings.get('dtype', onnx.TensorProto.FLOAT)
-        graph.input.append(helper.make_tensor_value_info(node.output[0], kind, settings['shape']))
-    kept = [tensor for tensor in graph.initializer if tensor.name not in inputs]
-    refill(graph, initializer=kept, node=[node for node in graph.node if node not in draws])
-    return result
-
-
-def _draws(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type in DRAWS and not node.domain]
-
-
-def _put_back(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Restore inputs in their order, defaults, draws of random numbers, and metadata."""
-    inputs = {value.name for value in model.graph.input}
-    refill(slim.graph, input=model.graph.input)
-    slim.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in inputs)
-    for node in reversed(_draws(model)):
-        slim.graph.node.insert(0, node)
-    kept = {entry.key for entry in slim.metadata_props}
-    slim.metadata_props.extend(entry for entry in model.metadata_props if entry.key not in kept)
-
-
-def _check(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
+def _check_simplified(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
     graphs = model.graph, slim.graph
     types = [[value.type.tensor_type.elem_type for value in graph.output] for graph in graphs]
     names = [[value.name for value in graph.output] for graph in graphs]
@@ -92,36 +98,13 @@ def _check(slim: onnx.ModelProto, model: onnx.ModelProto) -> None:
         )
 
 
-LIMITS = dict(input_size_limit=8192, output_size_limit=512 * 512)
-"""Elements of the tensors that folding reads and writes; larger ones stay computed (onnxscript's limits)."""
-
-
-def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in which constants are computed; names of inputs and outputs stay.
-
-    - Nodes whose inputs are all constants become initializers; shapes of fixed size count as constants.
-      Nodes that nothing reads go, and local functions are inlined.
-    - Not fired on random operators, inputs with a default (they can be fed) and tensors over the limits.
-    """
-    from onnxscript import optimizer
-
-    result = copy.deepcopy(model)
-    for _ in range(len(model.graph.node)):
-        before = len(result.graph.node)
-        with suppress_output():
-            result = optimizer.optimize(result, **LIMITS)
-        if len(result.graph.node) == before:
-            break
-    return result
-
-
 @contextlib.contextmanager
 def suppress_output() -> Iterator[None]:
     """Keep a library's prints and log lines off the console."""
-    before = logging.root.manager.disable
+    disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(before)
+        logging.disable(disabled)

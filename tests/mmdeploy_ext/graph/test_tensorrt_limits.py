@@ -147,19 +147,19 @@ def test_the_way_out_is_one_that_the_family_has(family, hint):
     model.CopyFrom(REFUSED['nms'][0])
     onnx.helper.set_model_props(model, {'mm2onnx.family': f'"{family}"'})
     with pytest.raises(EngineError, match=rf'has no runner in TensorRT-RTX; {hint}'):
-        check_limits(model, rtx=True)
+        check_limits(model, rtx=True, what='m.onnx')
 
 
 @pytest.mark.parametrize('operator', ['MatMul(x, x)', 'Gemm(x, x)', 'Einsum<equation = "ij,jk->ik">(x, x)'])
 def test_turing_has_no_float32_matrix_products(operator):
     model = parse(f'[prod] y = {operator}', 'float[3,3] x', 'float[3,3] y')
-    check_turing(model, [80, 121])
+    check_turing(model, [80, 121], 'm.onnx')
     with pytest.raises(EngineError, match=r'SM 75 is asked for: prod \(\w+\): TensorRT-RTX has no matrix'):
-        check_turing(model, [75, 86])
+        check_turing(model, [75, 86], 'm.onnx')
     with pytest.raises(ExportError, match='FP32 GEMM is not supported'):
         build(model, package(), [75])
     half = parse(f'[prod] y = {operator}', 'float16[3,3] x', 'float16[3,3] y')
-    check_turing(half, [75])
+    check_turing(half, [75], 'm.onnx')
     assert build(half, package(), [75]).data
 
 
@@ -167,7 +167,7 @@ def test_many_nodes_of_one_kind_are_one_line():
     body = ' '.join(f'[n{number}] y{number} = Unique(x)' for number in range(5))
     model = parse(body, 'float[3] x', ', '.join(f'float[N] y{number}' for number in range(5)))
     with pytest.raises(EngineError, match=r'5 nodes: n0, n1, n2 and 2 more \(Unique\): TensorRT has'):
-        check_limits(model, rtx=True)
+        check_limits(model, rtx=True, what='m.onnx')
 
 
 def test_a_sparse_graph_is_refused():
