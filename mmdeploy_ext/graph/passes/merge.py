@@ -1,6 +1,8 @@
 """Concatenate models that pass tensors to each other by name.
 
-`onnx.compose.merge_models` takes two at a time, and makes two inputs of one that both read (`a/x`, `b/x`).
+`onnx.compose.merge_models` takes two at a time, and makes two inputs of one that both read (`a/x`, `b/x`);
+its prefixes give the nodes of exporters two slashes (`network//backbone/Conv`) and inputs with a default
+another name than their default.
 """
 
 import copy
@@ -15,16 +17,6 @@ from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.io.types import shape, text
 from mmdeploy_ext.graph.part import drop_metadata
 from mmdeploy_ext.graph.passes.rename import rename_nodes, rename_tensors
-
-
-def _rename_graph(graph: onnx.GraphProto, prefix: str, kept: set[str]) -> None:
-    """Put `prefix` before every node and value name that is not in `kept`, sub-graphs included."""
-
-    def prefixed(name: str) -> str:
-        return f'{prefix}/{name.lstrip("/")}' if name else name
-
-    rename_tensors(graph, lambda name: name if name in kept else prefixed(name))
-    rename_nodes(graph, prefixed)
 
 
 def concatenate(
@@ -43,30 +35,43 @@ def concatenate(
     Raises:
         ExportError: the opsets differ, or an output is given by no model.
     """
-    opsets = {tuple(sorted((one.domain, one.version) for one in model.opset_import)) for model in models}
+    opsets = {
+        tuple(sorted((entry.domain, entry.version) for entry in model.opset_import)) for model in models
+    }
     if len(opsets) > 1:
         raise ExportError(f'the stages were written with different opsets: {sorted(opsets)}')
     merged = copy.deepcopy(models[0])
     for field in ('node', 'initializer', 'input', 'output', 'value_info'):
         merged.graph.ClearField(field)
-    given: dict[str, onnx.ValueInfoProto] = {}
+    values: dict[str, onnx.ValueInfoProto] = {}
     for model, prefix in zip(models, prefixes, strict=True):
         graph = copy.deepcopy(model.graph)
-        _rename_graph(graph, prefix, {value.name for value in (*graph.input, *graph.output)})
+        _add_prefix(graph, prefix)
         for value in graph.input:
-            if value.name not in given:
-                given[value.name] = value
+            if value.name not in values:
+                values[value.name] = value
                 merged.graph.input.append(value)
-        given.update((value.name, value) for value in graph.output)
+        values.update((value.name, value) for value in graph.output)
         merged.graph.node.extend(graph.node)
         merged.graph.initializer.extend(graph.initializer)
         merged.ir_version = max(merged.ir_version, model.ir_version)
-    missing = [name for name in outputs if name not in given]
+    missing = [name for name in outputs if name not in values]
     if missing:
-        raise ExportError(f'outputs {missing} are given by no stage; there are {sorted(given)}')
-    merged.graph.output.extend(given[name] for name in outputs)
+        raise ExportError(f'outputs {missing} are given by no stage; there are {sorted(values)}')
+    merged.graph.output.extend(values[name] for name in outputs)
     merged.graph.name = 'mm2onnx'
     return merged
+
+
+def _add_prefix(graph: onnx.GraphProto, prefix: str) -> None:
+    """Put a prefix before every name but those of the graph's inputs and outputs, sub-graphs included."""
+    ends = {value.name for value in (*graph.input, *graph.output)}
+
+    def prefixed(name: str) -> str:
+        return f'{prefix}/{name.lstrip("/")}' if name else name
+
+    rename_tensors(graph, lambda name: name if name in ends else prefixed(name))
+    rename_nodes(graph, prefixed)
 
 
 def merge(
@@ -93,98 +98,101 @@ def merge(
         check_ordinary(model)
     if len(set(names)) < len(names):
         raise UsageError(f'the models need different names, got {", ".join(names)}')
-    models = _connected(models, connections or {})
-    given: dict[str, onnx.TypeProto] = {}
-    taken: set[str] = set()
+    models = _connect(models, connections or {})
+    produced: dict[str, onnx.TypeProto] = {}
+    consumed: set[str] = set()
     for model, name in zip(models, names, strict=True):
-        taken |= _check_interface(model, name, given)
-        given.update((value.name, value.type) for value in model.graph.output)
+        for value in model.graph.input:
+            if value.name in produced:
+                consumed.add(value.name)
+                _check_types(name, value, produced[value.name])
+        repeated = [value.name for value in model.graph.output if value.name in produced]
+        if repeated:
+            raise UsageError(
+                f'{name} and an earlier model both give {", ".join(repeated)}; rename one first '
+                f'(graph.py rename)'
+            )
+        produced.update((value.name, value.type) for value in model.graph.output)
     for name in outputs or ():
-        if name not in given:
-            raise UsageError(f'--outputs {name}: no model gives it{did_you_mean(name, given)}')
-    ends = [name for name in given if name not in taken] if outputs is None else outputs
-    merged = concatenate(_same_opsets(models), names, ends)
-    merged.functions.extend(_functions(models[1:], merged))
+        if name not in produced:
+            raise UsageError(f'--outputs {name}: no model gives it{did_you_mean(name, produced)}')
+    ends = [name for name in produced if name not in consumed] if outputs is None else outputs
+    merged = concatenate(_with_same_opsets(models), names, ends)
+    _add_functions(merged, models[1:])
     drop_metadata(merged)
     return merged
 
 
-def _connected(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]) -> list[onnx.ModelProto]:
+def _add_functions(merged: onnx.ModelProto, models: Sequence[onnx.ModelProto]) -> None:
+    """Add the functions of models to the merged one, which has those of the first."""
+    functions = {(function.domain, function.name): function for function in merged.functions}
+    for function in (function for model in models for function in model.functions):
+        key = function.domain, function.name
+        if key not in functions:
+            functions[key] = function
+            merged.functions.append(function)
+        if functions[key] != function:
+            raise UsageError(f'two models have different functions {function.domain}.{function.name}')
+
+
+def _connect(models: Sequence[onnx.ModelProto], connections: Mapping[str, str]) -> list[onnx.ModelProto]:
     """Rename inputs to the outputs that feed them."""
-    given: set[str] = set()
-    todo, found = dict(connections), []
+    produced: set[str] = set()
+    pending, connected = dict(connections), []
     for model in models:
         inputs = {value.name for value in model.graph.input}
-        mine = {entry: out for out, entry in connections.items() if entry in inputs and out in given}
-        for out in mine.values():
-            todo.pop(out, None)
-        found.append(_renamed(model, mine) if mine else model)
-        given |= {value.name for value in found[-1].graph.output}
-    for out, entry in todo.items():
+        feeding = {
+            entry: output for output, entry in connections.items() if entry in inputs and output in produced
+        }
+        for output in feeding.values():
+            pending.pop(output, None)
+        connected.append(_rename_inputs(model, feeding) if feeding else model)
+        produced |= {value.name for value in connected[-1].graph.output}
+    for output, entry in pending.items():
         inputs = {value.name for model in models for value in model.graph.input}
-        missing = f'no later model has an input {entry!r}{did_you_mean(entry, inputs)}'
-        if out not in given:
-            missing = f'{out!r} is not an output{did_you_mean(out, given)}'
-        raise UsageError(f'--connect {out} {entry}: {missing}')
-    return found
+        problem = f'no later model has an input {entry!r}{did_you_mean(entry, inputs)}'
+        if output not in produced:
+            problem = f'{output!r} is not an output{did_you_mean(output, produced)}'
+        raise UsageError(f'--connect {output} {entry}: {problem}')
+    return connected
 
 
-def _renamed(model: onnx.ModelProto, inputs: Mapping[str, str]) -> onnx.ModelProto:
-    """Give inputs other names; inner tensors that have these names make room."""
+def _rename_inputs(model: onnx.ModelProto, inputs: Mapping[str, str]) -> onnx.ModelProto:
+    """Give inputs other names; inner tensors that have these names get another one."""
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
-    taken = ends | {name for node in all_nodes(model) for name in node.output}
-    new = {**inputs, **{name: free_name(name, taken) for name in set(inputs.values()) - ends}}
-    clash = next((name for entry, name in inputs.items() if name in ends and name != entry), None)
-    if clash is not None:
-        raise UsageError(f'a later model has an input or output {clash!r} already; rename one first')
+    for entry, name in inputs.items():
+        if name in ends and name != entry:
+            raise UsageError(f'a later model has an input or output {name!r} already; rename one first')
+    used = ends | {name for node in all_nodes(model) for name in node.output}
+    new_names = {**inputs, **{name: free_name(name, used) for name in set(inputs.values()) - ends}}
     result = copy.deepcopy(model)
-    rename_tensors(result.graph, lambda name: new.get(name, name))
+    rename_tensors(result.graph, lambda name: new_names.get(name, name))
     return result
 
 
-def _check_interface(model: onnx.ModelProto, name: str, given: Mapping[str, onnx.TypeProto]) -> set[str]:
-    """Return the inputs of a model that earlier ones give, after a look at their types."""
-    taken = [value for value in model.graph.input if value.name in given]
-    for value in taken:
-        before = given[value.name]
-        if not _fit(value.type, before):
-            raise UsageError(
-                f'{name} takes {value.name!r} as {text(value.type)}, but what an earlier model gives is '
-                f'{text(before)}'
-            )
-    if twice := [value.name for value in model.graph.output if value.name in given]:
+def _check_types(model: str, value: onnx.ValueInfoProto, produced: onnx.TypeProto) -> None:
+    """Refuse an input of a model whose dtype or shape is not that of the output that feeds it."""
+    elements = {entry.tensor_type.elem_type for entry in (value.type, produced)} - {0}
+    input_shape, output_shape = shape(value.type), shape(produced)
+    fits = len(elements) < 2
+    if fits and input_shape is not None and output_shape is not None:
+        pairs = list(zip(input_shape, output_shape, strict=False))
+        fixed = [pair for pair in pairs if all(isinstance(size, int) for size in pair)]
+        fits = len(input_shape) == len(output_shape) and all(size == other for size, other in fixed)
+    if not fits:
         raise UsageError(
-            f'{name} and an earlier model both give {", ".join(twice)}; rename one first (graph.py rename)'
+            f'{model} takes {value.name!r} as {text(value.type)}, but what an earlier model gives is '
+            f'{text(produced)}'
         )
-    return {value.name for value in taken}
 
 
-def _fit(here: onnx.TypeProto, there: onnx.TypeProto) -> bool:
-    kinds = {kind.tensor_type.elem_type for kind in (here, there)} - {0}
-    left, right = shape(here), shape(there)
-    if left is None or right is None:
-        return len(kinds) < 2
-    fixed = [pair for pair in zip(left, right, strict=False) if all(isinstance(size, int) for size in pair)]
-    return len(kinds) < 2 and len(left) == len(right) and all(one == other for one, other in fixed)
-
-
-def _same_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
+def _with_same_opsets(models: Sequence[onnx.ModelProto]) -> list[onnx.ModelProto]:
     """Let every model import the domains of all, so that one that another does not use is no difference."""
-    everything: dict[str, int] = {}
+    opsets: dict[str, int] = {}
     for model in reversed(models):
-        everything.update(opsets_of(model))
-    found = [copy.deepcopy(model) for model in models]
-    for model in found:
-        imports = sorted({**everything, **opsets_of(model)}.items())
+        opsets.update(opsets_of(model))
+    copies = [copy.deepcopy(model) for model in models]
+    for model in copies:
+        imports = sorted({**opsets, **opsets_of(model)}.items())
         refill(model, opset_import=[onnx.helper.make_opsetid(*entry) for entry in imports])
-    return found
-
-
-def _functions(models: Sequence[onnx.ModelProto], merged: onnx.ModelProto) -> list[onnx.FunctionProto]:
-    """Return the functions that the merged model, made of the first, lacks."""
-    known = {(entry.domain, entry.name): entry for entry in merged.functions}
-    there = len(known)
-    for function in (entry for model in models for entry in model.functions):
-        if known.setdefault((function.domain, function.name), function) != function:
-            raise UsageError(f'two models have different functions {function.domain}.{function.name}')
-    return list(known.values())[there:]
+    return copies

@@ -67,14 +67,10 @@ def replace_all(
         model, report = replace(model, rule)
         reports.append(report)
     for name in (name for name in named if name in PASSES):
-        run, operator, why = PASSES[name]
-        before = _names_of(model, operator)
+        run, operator, reason = PASSES[name]
+        before = sum(node.op_type == operator for node in model.graph.node)
         model, _ = run(model)
-        left = _names_of(model, operator)
-        kept = tuple(f'{operator} {one!r} is kept: {why}' for one in left)
-        reports.append(Replacements(name, len(before) - len(left), kept))
+        remaining = [node.name or node.output[0] for node in model.graph.node if node.op_type == operator]
+        kept = tuple(f'{operator} {node!r} is kept: {reason}' for node in remaining)
+        reports.append(Replacements(name, before - len(remaining), kept))
     return model, reports
-
-
-def _names_of(model: onnx.ModelProto, operator: str) -> list[str]:
-    return [node.name or node.output[0] for node in model.graph.node if node.op_type == operator]

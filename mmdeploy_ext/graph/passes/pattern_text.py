@@ -45,14 +45,14 @@ class Side:
     @property
     def variables(self) -> list[str]:
         """Names that the statements read and do not give, in order; numbers are none."""
-        read = dict.fromkeys(name for node in self.nodes for name in node.input if name)
-        return [name for name in read if name not in self.produced and name not in self.numbers]
+        inputs = dict.fromkeys(name for node in self.nodes for name in node.input if name)
+        return [name for name in inputs if name not in self.produced and name not in self.numbers]
 
     @property
     def attribute_variables(self) -> list[str]:
         """Names of the attribute variables."""
-        found = [item.ref_attr_name for node in self.nodes for item in node.attribute if item.ref_attr_name]
-        return list(dict.fromkeys(found))
+        names = [item.ref_attr_name for node in self.nodes for item in node.attribute if item.ref_attr_name]
+        return list(dict.fromkeys(names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +76,28 @@ def parse_rule(text: str, name: str = '') -> Rule:
     parts = _split(text, ('->',))
     if len(parts) != 2:
         raise UsageError(f'rule {text!r}: got {len(parts) - 1} arrows "->", {SYNTAX}')
-    pattern, replacement = sides = [_parse_side(part) for part in parts]
+    pattern, replacement = map(_parse_side, parts)
     rule = Rule(pattern, replacement, name)
     if pattern.output != replacement.output:
         raise UsageError(
             f'rule {rule}: the pattern ends in {pattern.output!r} and the replacement in '
             f'{replacement.output!r}; give the results one name'
         )
-    bound, read = ([*one.variables, *(f'@{name}' for name in one.attribute_variables)] for one in sides)
-    if unknown := [name for name in read if name not in bound]:
+    bound, needed = (
+        [*side.variables, *(f'@{name}' for name in side.attribute_variables)]
+        for side in (pattern, replacement)
+    )
+    if unknown := [name for name in needed if name not in bound]:
         raise UsageError(
             f'rule {rule}: the replacement reads {unknown}, which the pattern does not bind; it binds {bound}'
         )
     if both := sorted({*pattern.variables, *pattern.produced}.intersection(pattern.attribute_variables)):
         raise UsageError(f'rule {rule}: {both} name a tensor and an attribute; give them different names')
-    if unused := _not_needed(pattern):
+    used = {pattern.output}
+    for node in reversed(pattern.nodes):
+        if used.intersection(node.output):
+            used.update(node.input)
+    if unused := [node.output[0] for node in pattern.nodes if used.isdisjoint(node.output)]:
         raise UsageError(
             f'rule {rule}: the result {pattern.output!r} does not depend on {unused}; a pattern has one '
             f'result, the first output of its last statement'
@@ -101,10 +108,10 @@ def parse_rule(text: str, name: str = '') -> Rule:
 def rule_lines(text: str) -> list[str]:
     """Return the rules of a file, one per line, without empty lines and those with #; UsageError for none."""
     lines = [line.strip() for line in text.splitlines()]
-    found = [line for line in lines if line and not line.startswith('#')]
-    if not found:
+    rules = [line for line in lines if line and not line.startswith('#')]
+    if not rules:
         raise UsageError(f'no rule in the file; {SYNTAX}, one per line')
-    return found
+    return rules
 
 
 def _split(text: str, separators: tuple[str, ...]) -> list[str]:
@@ -127,16 +134,19 @@ def _parse_side(text: str) -> Side:
     try:
         nodes = tuple(onnx.parser.parse_function(function).node)
     except onnx.parser.ParseError as error:
-        raise UsageError(f'rule: {text!r} is not ONNX text ({_parse_message(error)}); {SYNTAX}') from error
+        message = error.args[0] if error.args else error
+        message = message.decode() if isinstance(message, bytes) else str(message)
+        line = message.strip().splitlines()[-1]
+        raise UsageError(f'rule: {text!r} is not ONNX text ({line}); {SYNTAX}') from error
     if not nodes:
         raise UsageError(f'rule: an empty side; {SYNTAX}')
     for node in nodes:
         if any(item.HasField('g') or item.graphs for item in node.attribute):
             raise UsageError(f'rule: {node.op_type} has a sub-graph, which a pattern cannot have')
     produced = [name for node in nodes for name in node.output if name]
-    twice = sorted({name for name in produced if produced.count(name) > 1})
-    if twice:
-        raise UsageError(f'rule: {text!r} gives {twice} twice; give each result a name of its own')
+    repeated = sorted({name for name in produced if produced.count(name) > 1})
+    if repeated:
+        raise UsageError(f'rule: {text!r} gives {repeated} twice; give each result a name of its own')
     return Side(nodes, numbers, text)
 
 
@@ -151,18 +161,3 @@ def _name_numbers(statement: str, numbers: dict[str, float]) -> str:
             operands[place] = f'number_{len(numbers)}_'
             numbers[operands[place]] = float(operand)
     return f'{statement[: start + 1]}{", ".join(operands)})'
-
-
-def _parse_message(error: Exception) -> str:
-    message = error.args[0] if error.args else error
-    text = message.decode() if isinstance(message, bytes) else str(message)
-    return text.strip().splitlines()[-1]
-
-
-def _not_needed(side: Side) -> list[str]:
-    """Return statements' results that the result does not depend on."""
-    needed = {side.output}
-    for node in reversed(side.nodes):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-    return [node.output[0] for node in side.nodes if not needed.intersection(node.output)]

@@ -1,8 +1,11 @@
-"""Other names for tensors and nodes."""
+"""Other names for tensors and nodes.
+
+`onnx.compose.add_prefix` puts one prefix before every name; onnx-ir renames by setting a name, and what it
+writes is another file (see `graph.io.index`).
+"""
 
 import collections
 import copy
-import itertools
 from collections.abc import Callable, Mapping
 
 import onnx
@@ -35,49 +38,52 @@ def rename(
     """
     result = copy.deepcopy(model)
     index = Index(result)
-    names = {node.name for node in index.nodes}
-    known = names.union(f'#{at}' for at in range(len(index.nodes)))
-    new_nodes = {index.find_node(old): new for old, new in _open(nodes, known, prefix).items()}
-    new_tensors = _open(tensors, set(index.tensors), prefix)
-    for name in new_tensors:
+    node_names = {node.name for node in index.nodes}
+    node_keys = node_names.union(f'#{position}' for position in range(len(index.nodes)))
+    new_node_names = {index.find_node(old): new for old, new in _pending(nodes, node_keys, prefix).items()}
+    new_names = _pending(tensors, set(index.tensors), prefix)
+    for name in new_names:
         index.check_tensor(name)
-    _check_new(new_tensors, set(_all_tensor_names(result)), 'tensor')
-    _check_new({index.nodes[at].name or f'#{at}': new for at, new in new_nodes.items()}, names, 'node')
-    for at, new in new_nodes.items():
-        index.nodes[at].name = new
+    _check_distinct(new_names, set(_all_tensor_names(result)), 'tensor')
+    old_node_names = {
+        index.nodes[position].name or f'#{position}': new for position, new in new_node_names.items()
+    }
+    _check_distinct(old_node_names, node_names, 'node')
+    for position, new in new_node_names.items():
+        index.nodes[position].name = new
     if fill:
-        _fill(index)
-    rename_tensors(result.graph, lambda name: new_tensors.get(name, name))
+        _name_nodes(index)
+    rename_tensors(result.graph, lambda name: new_names.get(name, name))
     if prefix:
-        _prefix(result, prefix)
-    if {*index.inputs, *index.outputs} & new_tensors.keys():
+        _add_prefix(result, prefix)
+    if {*index.inputs, *index.outputs} & new_names.keys():
         drop_metadata(result)
     return result
 
 
-def _open(wanted: Mapping[str, str] | None, present: set[str], prefix: str) -> dict[str, str]:
+def _pending(new_names: Mapping[str, str] | None, present: set[str], prefix: str) -> dict[str, str]:
     """Return the renamings that are not done yet."""
-    found = {}
-    for old, new in (wanted or {}).items():
+    pending = {}
+    for old, new in (new_names or {}).items():
         if not new:
             raise UsageError(f'new name of {old!r}: is empty')
         if old != new and (old in present or present.isdisjoint((new, prefix + new))):
-            found[old] = new
-    return found
+            pending[old] = new
+    return pending
 
 
-def _check_new(renamed: Mapping[str, str], present: set[str], what: str) -> None:
+def _check_distinct(renamed: Mapping[str, str], present: set[str], kind: str) -> None:
     """Refuse two names that would become one."""
-    kept = present - renamed.keys()
+    unchanged = present - renamed.keys()
     counts = collections.Counter(renamed.values())
     for old, new in renamed.items():
-        if new in kept or counts[new] > 1:
-            raise UsageError(f'{what} {old!r} cannot be called {new!r}: another {what} has that name')
+        if new in unchanged or counts[new] > 1:
+            raise UsageError(f'{kind} {old!r} cannot be called {new!r}: another {kind} has that name')
 
 
 def _all_tensor_names(model: onnx.ModelProto) -> list[str]:
     """Return the names of every tensor of the main graph and of the bodies in it."""
-    graphs = [*all_graphs(model.graph)]
+    graphs = list(all_graphs(model.graph))
     names = [value.name for graph in graphs for value in (*graph.input, *graph.initializer)]
     return names + [name for graph in graphs for node in graph.node for name in writes(node)]
 
@@ -111,27 +117,30 @@ def rename_nodes(graph: onnx.GraphProto, new: Callable[[str], str]) -> None:
             rename_nodes(body, new)
 
 
-def _prefix(model: onnx.ModelProto, prefix: str) -> None:
+def _add_prefix(model: onnx.ModelProto, prefix: str) -> None:
     graph = model.graph
-    kept = {value.name for value in (*graph.input, *graph.output)}
+    ends = {value.name for value in (*graph.input, *graph.output)}
 
     def prefixed(name: str) -> str:
         return name if not name or name.startswith(prefix) else f'{prefix}{name.lstrip("/")}'
 
-    new = {name: prefixed(name) for name in {*_all_tensor_names(model)} - kept}
-    taken = collections.Counter([*new.values(), *kept])
-    clash = next((name for name in sorted(new) if taken[new[name]] > 1), None)
-    if clash is not None:
-        raise UsageError(f'--prefix {prefix}: tensor {clash!r} would get a name that another one has')
-    rename_tensors(graph, lambda name: new.get(name, name))
+    new_names = {name: prefixed(name) for name in {*_all_tensor_names(model)} - ends}
+    counts = collections.Counter([*new_names.values(), *ends])
+    for name in sorted(new_names):
+        if counts[new_names[name]] > 1:
+            raise UsageError(f'--prefix {prefix}: tensor {name!r} would get a name that another one has')
+    rename_tensors(graph, lambda name: new_names.get(name, name))
     rename_nodes(graph, prefixed)
 
 
-def _fill(index: Index) -> None:
+def _name_nodes(index: Index) -> None:
     """Name nodes that have no name by operator and position."""
-    taken = {node.name for node in index.nodes}
+    used = {node.name for node in index.nodes}
     for position, node in enumerate(index.nodes):
         if not node.name:
-            names = (f'{node.op_type}_{position}' + f'_{more}' * bool(more) for more in itertools.count())
-            node.name = next(name for name in names if name not in taken)
-            taken.add(node.name)
+            name, number = f'{node.op_type}_{position}', 0
+            while name in used:
+                number += 1
+                name = f'{node.op_type}_{position}_{number}'
+            node.name = name
+            used.add(name)
