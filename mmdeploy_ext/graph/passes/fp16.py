@@ -17,7 +17,6 @@ and so do nodes with sub-graphs and what gives the values that their sub-graphs 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -33,12 +32,13 @@ from mmdeploy_ext.graph.io.types import infer
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+LARGEST_HALF = 65504.0
 PRODUCTS = {'MatMul': 1, 'Gemm': 1, 'Conv': 1, 'ConvTranspose': 1}
 """Operators whose operand of this index is a weight when it is constant."""
 SINGLE_OPS = frozenset({'Pow', 'ReduceMean', 'Sqrt', 'Reciprocal', 'Exp', 'Log', 'Sin', 'Cos', 'Range'})
 """Squares overflow float16 and an epsilon of 1e-5 is one of its smallest numbers; these stay float32."""
 TYPED_OPS = {'Cast', 'CastLike', 'Constant', 'ConstantOfShape', 'EyeLike', 'RandomNormal', 'RandomUniform'}
-"""Operators that say themselves what they give; they are left as they are."""
+"""Operators whose attributes state the type of their output; they are left as they are."""
 SINGLE_OPERANDS = {'Resize': (1, 2)}
 """Operands that the operator takes in float32 alone."""
 
@@ -58,55 +58,56 @@ def to_fp16(model: onnx.ModelProto, spec: GraphSpec, keep: Sequence[str] = ()) -
         UsageError: a pattern in `keep` fits no node.
     """
     matching_nodes(model.graph.node, keep)
-    half_io = {tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.dtype == 'float16'}
-    graph = _prepare(model, half_io)
+    half_ends = {tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.dtype == 'float16'}
+    graph = _Graph(model, half_ends)
     inputs = {tensor.name for tensor in spec.inputs if tensor.single}
     outputs = {tensor.name for tensor in spec.outputs if tensor.single}
-    islands = _islands(graph, inputs, outputs) | _not_defined_for_half(graph) | _around_sub_graphs(graph)
-    islands |= {place for places in match_patterns(graph.nodes, keep).values() for place in places}
-    _rewrite(graph, islands | _constants_of(graph, islands), half_io)
+    islands = graph.islands(inputs, outputs) | graph.not_defined_for_half() | graph.around_sub_graphs()
+    islands |= {position for nodes in match_patterns(graph.nodes, keep).values() for position in nodes}
+    _Writer(graph, islands | graph.constants_of(islands), half_ends).write()
     return graph.model
 
 
-def _not_defined_for_half(graph: _Graph) -> set[int]:
-    """Return the nodes whose operator takes float32 and not float16, or that ONNX does not know."""
-    opsets = opsets_of(graph.model)
-
-    def defined(node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> bool:
-        single = SINGLE_OPERANDS.get(node.op_type, ())
-        ends = [(at, name, schema.inputs) for at, name in enumerate(node.input) if at not in single]
-        ends += [(at, name, schema.outputs) for at, name in enumerate(node.output)]
-        return all(
-            'tensor(float16)' in formals[min(at, len(formals) - 1)].types
-            for at, name, formals in ends
-            if graph.types.get(name) == SINGLE
-        )
-
-    schemas = [schema_of(node, opsets) for node in graph.nodes]
-    nodes = enumerate(zip(graph.nodes, schemas, strict=True))
-    return {place for place, (node, schema) in nodes if schema is None or not defined(node, schema)}
-
-
-@dataclasses.dataclass
 class _Graph:
-    """A copy of the model, its constants as initializers, with what the rules ask about it.
+    """A copy of the model, its constants as initializers, and the rules for nodes that stay float32.
 
-    `types` and, where inference knows them, `ranks` are by the names of values; `constants` depend on no
-    input, and sub-graphs read what is `captured` by its name.
+    Attributes:
+        elements: data type by the name of a value; `ranks`, where inference tells them, likewise.
+        constants: values that depend on no input.
+        captured: values that sub-graphs read from outside by their names.
     """
 
-    model: onnx.ModelProto
-    types: dict[str, int]
-    ranks: dict[str, int]
-    constants: set[str]
-    captured: set[str]
-
-    @property
-    def nodes(self) -> list[onnx.NodeProto]:
-        return list(self.model.graph.node)
+    def __init__(self, model: onnx.ModelProto, half_ends: set[str]) -> None:
+        self.model = copy.deepcopy(model)
+        graph = self.model.graph
+        self.captured = {name for node in graph.node for name in captured(node)}
+        if self.captured & half_ends:
+            raise ExportError(
+                f'float16: input {sorted(self.captured & half_ends)[0]!r} is read inside a sub-graph, which '
+                f'stays float32; keep the inputs float32'
+            )
+        constants_to_initializers(graph, SINGLE)
+        if not any(tensor.data_type == HALF for tensor in graph.initializer):
+            # the spec was applied to a float32 graph: its float16 inputs and outputs are not written yet
+            for value in (*graph.input, *graph.output):
+                if value.name in half_ends:
+                    value.type.tensor_type.elem_type = SINGLE
+        types = {name: value_type.tensor_type for name, value_type in infer(self.model).items()}
+        self.elements = {name: tensor_type.elem_type for name, tensor_type in types.items()}
+        self.ranks = {
+            name: len(tensor_type.shape.dim)
+            for name, tensor_type in types.items()
+            if tensor_type.HasField('shape')
+        }
+        self.nodes = list(graph.node)
+        self.constants = {tensor.name for tensor in graph.initializer}
+        self.constants -= {value.name for value in graph.input}
+        for node in self.nodes:
+            if all(name in self.constants for name in node.input if name):
+                self.constants.update(node.output)
 
     def floats(self, names: Iterable[str]) -> list[str]:
-        return [name for name in names if self.types.get(name) in (HALF, SINGLE)]
+        return [name for name in names if self.elements.get(name) in (HALF, SINGLE)]
 
     def is_weighted(self, node: onnx.NodeProto) -> bool:
         operand = PRODUCTS.get(node.op_type)
@@ -114,155 +115,151 @@ class _Graph:
             return False
         return self.ranks.get(node.input[operand], 2) == 2 or 'Conv' in node.op_type
 
+    def is_typed(self, node: onnx.NodeProto) -> bool:
+        """Return whether a node keeps its types: they are not float32, or its operator states them."""
+        floats = self.floats([*node.input, *node.output])
+        is_half = any(self.elements[name] == HALF for name in floats)
+        return node.op_type in TYPED_OPS or not floats or is_half
 
-def _prepare(model: onnx.ModelProto, half_io: set[str]) -> _Graph:
-    copied = copy.deepcopy(model)
-    graph = copied.graph
-    inside = {name for node in graph.node for name in captured(node)}
-    if inside & half_io:
-        raise ExportError(
-            f'float16: input {sorted(inside & half_io)[0]!r} is read inside a sub-graph, which stays '
-            f'float32; keep the inputs float32'
-        )
-    constants_to_initializers(graph, SINGLE)
-    if not any(value.data_type == HALF for value in graph.initializer):
-        # the spec was applied to a float32 graph: its float16 inputs and outputs are not written yet
-        for value in (*graph.input, *graph.output):
-            if value.name in half_io:
-                value.type.tensor_type.elem_type = SINGLE
-    kinds = {name: kind.tensor_type for name, kind in infer(copied).items()}
-    types = {name: kind.elem_type for name, kind in kinds.items()}
-    ranks = {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField('shape')}
-    fed = {value.name for value in graph.input}
-    constants = {value.name for value in graph.initializer} - fed
-    for node in graph.node:
-        if all(name in constants for name in node.input if name):
-            constants.update(node.output)
-    return _Graph(copied, types, ranks, constants, inside)
+    def islands(self, inputs: set[str], outputs: set[str]) -> set[int]:
+        """Return the nodes that compute in float32 from the `single` inputs on, or up to such outputs."""
+        single, needed = set(inputs), set(outputs)
+        ending, islands = set(), set()
+        for position, node in reversed(list(enumerate(self.nodes))):
+            if needed.intersection(node.output):
+                ending.add(position)
+                if not self.is_weighted(node):
+                    needed.update(self.floats(node.input))
+        for position, node in enumerate(self.nodes):
+            from_single = single.intersection(self.floats(node.input)) and not self.is_weighted(node)
+            if from_single or position in ending:
+                islands.add(position)
+                single.update(self.floats(node.output))
+            elif node.op_type in SINGLE_OPS:
+                islands.add(position)
+        return islands
 
+    def not_defined_for_half(self) -> set[int]:
+        """Return the nodes whose operator takes float32 and not float16, or that ONNX does not know."""
+        opsets = opsets_of(self.model)
+        positions = set()
+        for position, node in enumerate(self.nodes):
+            schema = schema_of(node, opsets)
+            if schema is None:
+                positions.add(position)
+                continue
+            single = SINGLE_OPERANDS.get(node.op_type, ())
+            ends = [(at, name, schema.inputs) for at, name in enumerate(node.input) if at not in single]
+            ends += [(at, name, schema.outputs) for at, name in enumerate(node.output)]
+            for at, name, formals in ends:
+                types = formals[min(at, len(formals) - 1)].types if formals else ()
+                if self.elements.get(name) == SINGLE and 'tensor(float16)' not in types:
+                    positions.add(position)
+        return positions
 
-def _around_sub_graphs(graph: _Graph) -> set[int]:
-    """Return the nodes with sub-graphs, and those that give what sub-graphs read from outside by its name."""
-    return {
-        place
-        for place, node in enumerate(graph.nodes)
-        if graph.captured.intersection(node.output) or next(bodies(node), None) is not None
-    }
+    def around_sub_graphs(self) -> set[int]:
+        """Return the nodes with sub-graphs, and those that give what sub-graphs read from outside."""
+        return {
+            position
+            for position, node in enumerate(self.nodes)
+            if self.captured.intersection(node.output) or next(bodies(node), None) is not None
+        }
 
-
-def _islands(graph: _Graph, inputs: set[str], outputs: set[str]) -> set[int]:
-    """Return the indices of the nodes that compute in float32."""
-    nodes, tainted, wanted = list(enumerate(graph.nodes)), set(inputs), set(outputs)
-    ending, islands = set(), set()
-    for index, node in reversed(nodes):
-        if wanted.intersection(node.output):
-            ending.add(index)
-            wanted.update([] if graph.is_weighted(node) else graph.floats(node.input))
-    for index, node in nodes:
-        starts = tainted.intersection(graph.floats(node.input)) and not graph.is_weighted(node)
-        if starts or index in ending:
-            islands.add(index)
-            tainted.update(graph.floats(node.output))
-        elif node.op_type in SINGLE_OPS:
-            islands.add(index)
-    return islands
-
-
-def _constants_of(graph: _Graph, islands: set[int]) -> set[int]:
-    """Return the nodes that compute constants which an island reads, so that none is rounded on its way."""
-    nodes, found = graph.nodes, set()
-    read = {name for index in islands for name in nodes[index].input}
-    for index, node in reversed([*enumerate(nodes)]):
-        if graph.constants.issuperset(node.output) and read.intersection(node.output):
-            found.add(index)
-            read.update(node.input)
-    return found
+    def constants_of(self, islands: set[int]) -> set[int]:
+        """Return the nodes that compute constants which an island reads, so that these are not rounded."""
+        positions = set()
+        read = {name for position in islands for name in self.nodes[position].input}
+        for position, node in reversed(list(enumerate(self.nodes))):
+            if self.constants.issuperset(node.output) and read.intersection(node.output):
+                positions.add(position)
+                read.update(node.input)
+        return positions
 
 
 class _Writer:
-    """Hands each node its operands in the type it wants; one cast per value and type."""
+    """Writes the nodes anew, each with its operands in its own type; one cast per value and type."""
 
-    def __init__(self, graph: _Graph) -> None:
-        self.types = dict(graph.types)
-        fed = {value.name for value in graph.model.graph.input}  # others may be fed in their place
-        stored = graph.model.graph.initializer
-        self.initializers = {value.name: value for value in stored if value.name not in fed}
+    def __init__(self, graph: _Graph, islands: set[int], half_ends: set[str]) -> None:
+        self.graph, self.islands, self.half_ends = graph, islands, half_ends
+        self.elements = dict(graph.elements)
+        proto = graph.model.graph
+        fed = {value.name for value in proto.input}  # others may be fed in their place
+        self.initializers = {tensor.name: tensor for tensor in proto.initializer if tensor.name not in fed}
         self.nodes: list[onnx.NodeProto] = []
-        self.made: set[str] = set()
-        self.extra: list[TensorProto] = []
+        self.converted: set[str] = set()
+        self.new_initializers: list[TensorProto] = []
 
-    def operand(self, name: str, wanted: int) -> str:
-        """Return the name of `name` in the type `wanted`."""
-        if self.types.get(name) not in (HALF, SINGLE) or self.types[name] == wanted:
+    def write(self) -> None:
+        graph, proto = self.graph, self.graph.model.graph
+        for value in proto.input:
+            if value.name in self.half_ends:
+                value.type.tensor_type.elem_type = HALF
+                self.elements[value.name] = HALF
+        inner_names = self.inner_names_of_outputs()
+        for position, node in enumerate(graph.nodes):
+            element = SINGLE if position in self.islands else HALF
+            is_typed = graph.is_typed(node)
+            single = SINGLE_OPERANDS.get(node.op_type, ())
+            written = copy.deepcopy(node)
+            for place, name in enumerate(node.input):
+                if is_typed:
+                    operand_element = graph.elements.get(name, 0)
+                else:
+                    operand_element = SINGLE if place in single else element
+                written.input[place] = self.operand(inner_names.get(name, name), operand_element)
+            written.output[:] = [inner_names.get(name, name) for name in node.output]
+            if not is_typed:
+                floats = graph.floats(node.output)
+                self.elements.update((inner_names.get(name, name), element) for name in floats)
+            self.nodes.append(written)
+        for value in proto.output:
+            if value.name in self.half_ends:
+                value.type.tensor_type.elem_type = HALF
+            if value.name in inner_names:
+                inner, element = inner_names[value.name], value.type.tensor_type.elem_type
+                cast = helper.make_node('Cast', [inner], [value.name], name=f'{inner}/Cast', to=element)
+                self.nodes.append(cast)
+        used = {name for node in self.nodes for name in node.input}
+        used |= graph.captured | {value.name for value in (*proto.input, *proto.output)}
+        initializers = [*proto.initializer, *self.new_initializers]
+        initializers = [tensor for tensor in initializers if tensor.name in used]
+        refill(proto, node=self.nodes, initializer=initializers, value_info=())
+
+    def inner_names_of_outputs(self) -> dict[str, str]:
+        """Return the new inner name of each graph output whose type inside differs from the one outside."""
+        graph = self.graph
+        outputs = {value.name for value in graph.model.graph.output}
+        inner_names = {}
+        for position, node in enumerate(graph.nodes):
+            for name in outputs.intersection(graph.floats(node.output)):
+                outside = HALF if name in self.half_ends else graph.elements[name]
+                inside = SINGLE if position in self.islands else HALF
+                if node.op_type in TYPED_OPS or graph.elements[name] == HALF:
+                    inside = graph.elements[name]
+                if inside != outside:
+                    inner_names[name] = f'{name}/inner'
+        return inner_names
+
+    def operand(self, name: str, element: int) -> str:
+        """Return the name of a value in a data type."""
+        if self.elements.get(name) not in (HALF, SINGLE) or self.elements[name] == element:
             return name
-        made = f'{name}/{"half" if wanted == HALF else "single"}'
-        if made not in self.made and name in self.initializers:
-            self.extra.append(_converted(self.initializers[name], made, wanted))
-        elif made not in self.made:
-            self.nodes.append(helper.make_node('Cast', [name], [made], name=f'{made}/Cast', to=wanted))
-        self.made.add(made)
-        self.types[made] = wanted
-        return made
+        converted = f'{name}/{"half" if element == HALF else "single"}'
+        if converted not in self.converted and name in self.initializers:
+            self.new_initializers.append(_convert(self.initializers[name], converted, element))
+        elif converted not in self.converted:
+            cast = helper.make_node('Cast', [name], [converted], name=f'{converted}/Cast', to=element)
+            self.nodes.append(cast)
+        self.converted.add(converted)
+        self.elements[converted] = element
+        return converted
 
 
-def _converted(tensor: TensorProto, name: str, wanted: int) -> TensorProto:
+def _convert(tensor: TensorProto, name: str, element: int) -> TensorProto:
     array = numpy_helper.to_array(tensor)
-    if wanted == HALF and array.size and np.abs(array[np.isfinite(array)]).max(initial=0.0) > 65504.0:
+    if element == HALF and np.abs(array[np.isfinite(array)]).max(initial=0.0) > LARGEST_HALF:
         raise ExportError(
             f'float16: constant {tensor.name!r} has values up to {np.abs(array).max():g}; float16 ends at '
             f'65504: keep the nodes that read it in float32 (--keep-fp32), or export with --precision fp32'
         )
-    return numpy_helper.from_array(array.astype(np.float16 if wanted == HALF else np.float32), name)
-
-
-def _rewrite(graph: _Graph, islands: set[int], half_io: set[str]) -> None:
-    proto = graph.model.graph
-    writer = _Writer(graph)
-    for value in proto.input:
-        if value.name in half_io:
-            value.type.tensor_type.elem_type = HALF
-            writer.types[value.name] = HALF
-    natives = _output_names(graph, islands, half_io)
-    for index, node in enumerate(graph.nodes):
-        floats = graph.floats([*node.input, *node.output])
-        wanted = SINGLE if index in islands else HALF
-        fixed = node.op_type in TYPED_OPS or not floats or any(graph.types[name] == HALF for name in floats)
-        single = SINGLE_OPERANDS.get(node.op_type, ())
-        written = copy.deepcopy(node)
-        for place, name in enumerate(node.input):
-            kind = graph.types.get(name, 0) if fixed else SINGLE if place in single else wanted
-            written.input[place] = writer.operand(natives.get(name, name), kind)
-        written.output[:] = [natives.get(name, name) for name in node.output]
-        if not fixed:
-            writer.types.update((natives.get(name, name), wanted) for name in graph.floats(node.output))
-        writer.nodes.append(written)
-    _finish(graph, writer, natives, half_io)
-
-
-def _output_names(graph: _Graph, islands: set[int], half_io: set[str]) -> dict[str, str]:
-    """Return the new inner name of each graph output whose type inside differs from the one outside."""
-    outputs = {value.name for value in graph.model.graph.output}
-    renamed = {}
-    for index, node in enumerate(graph.nodes):
-        for name in outputs.intersection(graph.floats(node.output)):
-            asked = HALF if name in half_io else graph.types[name]
-            fixed = node.op_type in TYPED_OPS or graph.types[name] == HALF
-            inside = graph.types[name] if fixed else SINGLE if index in islands else HALF
-            if inside != asked:
-                renamed[name] = f'{name}/inner'
-    return renamed
-
-
-def _finish(graph: _Graph, writer: _Writer, natives: dict[str, str], half_io: set[str]) -> None:
-    proto = graph.model.graph
-    for value in proto.output:
-        if value.name in half_io:
-            value.type.tensor_type.elem_type = HALF
-        inner = natives.get(value.name)
-        if inner is not None:
-            to = value.type.tensor_type.elem_type
-            writer.nodes.append(helper.make_node('Cast', [inner], [value.name], name=f'{inner}/Cast', to=to))
-    used = {name for node in writer.nodes for name in node.input}
-    used |= graph.captured | {value.name for value in (*proto.input, *proto.output)}
-    kept = [value for value in (*proto.initializer, *writer.extra) if value.name in used]
-    refill(proto, node=writer.nodes, initializer=kept, value_info=())
+    return numpy_helper.from_array(array.astype(np.float16 if element == HALF else np.float32), name)

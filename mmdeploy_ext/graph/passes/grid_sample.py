@@ -30,7 +30,7 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     result = copy.deepcopy(model)
     nodes, changed = [], False
     for index, node in enumerate(model.graph.node):
-        if node.op_type == 'GridSample' and _supported(node):
+        if node.op_type == 'GridSample' and _is_supported(node):
             nodes.extend(_Gathers(node, f'{node.name or index}/gather').nodes())
             changed = True
         else:
@@ -40,7 +40,7 @@ def replace_grid_sample(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     return result, changed
 
 
-def _supported(node: onnx.NodeProto) -> bool:
+def _is_supported(node: onnx.NodeProto) -> bool:
     values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     return all(values.get(name, allowed[0]) in allowed for name, allowed in SUPPORTED.items())
 
@@ -56,8 +56,8 @@ class _Gathers:
 
     def nodes(self) -> list[onnx.NodeProto]:
         """Return the nodes, in order; the last one gives GridSample's output."""
-        size = self._op('Shape', self._map)
-        batch, channels, height, width = (self._row(size, axis) for axis in range(4))
+        map_size = self._op('Shape', self._map)
+        batch, channels, height, width = (self._row(map_size, axis) for axis in range(4))
         flat = self._op('Reshape', self._map, self._join(batch, channels, self._ints([-1])))
         grid_size = self._op('Shape', self._grid)
         rows, columns = (self._row(grid_size, axis) for axis in (1, 2))
@@ -66,14 +66,14 @@ class _Gathers:
             for axis, length in ((0, width), (1, height))
         )
         low_x, low_y = self._op('Floor', x), self._op('Floor', y)
-        part_x, part_y = self._op('Sub', x, low_x), self._op('Sub', y, low_y)
+        fraction_x, fraction_y = self._op('Sub', x, low_x), self._op('Sub', y, low_y)
         corners = []
         for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            place = self._shift(low_x, dx), self._shift(low_y, dy)
-            weight = self._op('Mul', self._share(part_x, dx), self._share(part_y, dy))
-            corners.append(self._corner(flat, (batch, channels), (height, width), place, weight))
-        ends = [self._op('Sum', *corners), self._join(batch, channels, rows, columns)]
-        result = helper.make_node('Reshape', ends, [self._output], f'{self._prefix}/result')
+            corner = self._shift(low_x, dx), self._shift(low_y, dy)
+            weight = self._op('Mul', self._share(fraction_x, dx), self._share(fraction_y, dy))
+            corners.append(self._corner(flat, (batch, channels), (height, width), corner, weight))
+        output_size = [self._op('Sum', *corners), self._join(batch, channels, rows, columns)]
+        result = helper.make_node('Reshape', output_size, [self._output], f'{self._prefix}/result')
         return [*self._nodes, result]
 
     def _pixels(self, relative: str, length: str) -> str:
@@ -85,25 +85,25 @@ class _Gathers:
     def _shift(self, low: str, step: int) -> str:
         return self._op('Add', low, self._float(1.0)) if step else low
 
-    def _share(self, part: str, step: int) -> str:
-        return part if step else self._op('Sub', self._float(1.0), part)
+    def _share(self, fraction: str, step: int) -> str:
+        return fraction if step else self._op('Sub', self._float(1.0), fraction)
 
     def _corner(
-        self, flat: str, outer: tuple[str, str], size: tuple[str, str], place: tuple[str, str], weight: str
+        self, flat: str, outer: tuple[str, str], size: tuple[str, str], corner: tuple[str, str], weight: str
     ) -> str:
         """Return (N, C, h * w): values at whole coordinates, x and y, times their weights."""
         inside, clipped = [], []
-        for position, length in zip(place, reversed(size), strict=True):
+        for coordinate, length in zip(corner, reversed(size), strict=True):
             last = self._op('Sub', self._op('Cast', length, to=onnx.TensorProto.FLOAT), self._float(1.0))
-            kept = self._op('Max', self._op('Min', position, last), self._float(0.0))
-            inside.append(self._op('Equal', kept, position))
-            clipped.append(self._op('Cast', kept, to=onnx.TensorProto.INT64))
+            on_map = self._op('Max', self._op('Min', coordinate, last), self._float(0.0))
+            inside.append(self._op('Equal', on_map, coordinate))
+            clipped.append(self._op('Cast', on_map, to=onnx.TensorProto.INT64))
         index = self._op('Add', self._op('Mul', clipped[1], size[1]), clipped[0])
         index = self._op('Reshape', index, self._join(outer[0], self._ints([1]), self._ints([-1])))
         index = self._op('Expand', index, self._join(self._ints([1]), outer[1], self._ints([1])))
         values = self._op('GatherElements', flat, index, axis=2)
-        there = self._op('Cast', self._op('And', *inside), to=onnx.TensorProto.FLOAT)
-        weight = self._op('Mul', weight, there)
+        mask = self._op('Cast', self._op('And', *inside), to=onnx.TensorProto.FLOAT)
+        weight = self._op('Mul', weight, mask)
         weight = self._op('Reshape', weight, self._join(outer[0], self._ints([1]), self._ints([-1])))
         return self._op('Mul', values, weight)
 

@@ -33,15 +33,15 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
       the group. In float32: squares of values above 255 have no half.
     - Not fired: another scale or bias, one that is no constant, another shape, sub-graphs.
     """
-    known = _constants(model.graph)
-    made = {name: node for node in model.graph.node for name in node.output}
-    found = [_group_norm(node, known, made) for node in model.graph.node]
-    if not any(found):
+    constants = _constants(model.graph)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    norms = [_group_norm(node, constants, producers) for node in model.graph.node]
+    if not any(norms):
         return model, False
     result = copy.deepcopy(model)
-    writer = _Writer({*made, *known}, opsets_of(model).get('', 0) >= AXES_ARE_FED)
+    writer = _Writer({*producers, *constants}, opsets_of(model).get('', 0) >= AXES_ARE_FED)
     nodes = []
-    for node, norm in zip(model.graph.node, found, strict=True):
+    for node, norm in zip(model.graph.node, norms, strict=True):
         nodes.extend([node] if norm is None else writer.write(node, *norm))
     refill(result.graph, node=nodes)
     result.graph.initializer.extend(writer.constants.values())
@@ -51,32 +51,30 @@ def replace_group_norm(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     """Return what scales and biases of normalisations and shapes of Reshape hold, by name."""
     nodes = [node for node in graph.node if node.op_type in ('InstanceNormalization', 'Reshape')]
-    read = {name for node in nodes for name in node.input[1:]}
-    fed = {value.name for value in graph.input}
-    found = {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in graph.initializer
-        if tensor.name in read - fed
+    names = {name for node in nodes for name in node.input[1:]}
+    unfed = names - {value.name for value in graph.input}
+    arrays = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in unfed
     }
     for node in graph.node:
-        if read.intersection(node.output) and (value := constant_value(node)) is not None:
-            found[node.output[0]] = value
-    return found
+        if names.intersection(node.output) and (value := constant_value(node)) is not None:
+            arrays[node.output[0]] = value
+    return arrays
 
 
 def _group_norm(
-    node: onnx.NodeProto, known: Mapping[str, np.ndarray], made: Mapping[str, onnx.NodeProto]
+    node: onnx.NodeProto, constants: Mapping[str, np.ndarray], producers: Mapping[str, onnx.NodeProto]
 ) -> tuple[onnx.NodeProto, np.dtype] | None:
-    """Return the Reshape before a group normalisation and the type of its numbers, None if a node is none."""
+    """Return the Reshape before a group normalisation and its dtype; None if the node is no such one."""
     if operator_name(node) != 'InstanceNormalization':
         return None
-    scale, bias = (known.get(name) for name in node.input[1:])
-    before = made.get(node.input[0])
+    scale, bias = (constants.get(name) for name in node.input[1:])
+    before = producers.get(node.input[0])
     if scale is None or bias is None or not ((scale == 1).all() and (bias == 0).all()):
         return None
     if before is None or operator_name(before) != 'Reshape' or any(entry.i for entry in before.attribute):
         return None  # with allowzero a 0 is a size of none, not that of the input
-    shape = known.get(before.input[1])
+    shape = constants.get(before.input[1])
     if shape is None or shape.size != 3 or (shape[0], shape[2]) != (0, -1):
         return None
     return before, scale.dtype
@@ -85,50 +83,49 @@ def _group_norm(
 class _Writer:
     """Writes the nodes of group normalisations, with constants that they share."""
 
-    def __init__(self, taken: set[str], axes_are_fed: bool) -> None:
-        self.taken, self.axes_are_fed = taken, axes_are_fed
+    def __init__(self, used_names: set[str], axes_are_fed: bool) -> None:
+        self.used_names, self.axes_are_fed = used_names, axes_are_fed
         self.constants: dict[tuple[str, bytes], onnx.TensorProto] = {}
 
-    def write(self, node: onnx.NodeProto, before: onnx.NodeProto, kind: np.dtype) -> list[onnx.NodeProto]:
+    def write(self, node: onnx.NodeProto, before: onnx.NodeProto, dtype: np.dtype) -> list[onnx.NodeProto]:
         """Return the nodes that take the place of one; the last has its name and output."""
-        (image, shape), (folded, *_), end = before.input, before.output, node.output[0]
+        (image, shape), groups, output = before.input, before.output[0], node.output[0]
         epsilon = next((entry.f for entry in node.attribute if entry.name == 'epsilon'), 1e-5)
         nodes: list[onnx.NodeProto] = []
 
         def add(op_type: str, part: str, *inputs: str, **attributes: int) -> str:
-            name = self._free(f'{node.name or end}/{part}')
-            written = helper.make_node(op_type, inputs, [name], name, **attributes)
-            written.metadata_props.extend(node.metadata_props)
-            nodes.append(written)
+            name = self._free(f'{node.name or output}/{part}')
+            nodes.append(helper.make_node(op_type, inputs, [name], name, **attributes))
+            nodes[-1].metadata_props.extend(node.metadata_props)
             return name
 
-        def mean(part: str, of: str, axis: int, keepdims: int) -> str:
+        def mean(part: str, tensor: str, axis: int, keepdims: int) -> str:
             if self.axes_are_fed:
                 axes = self._constant('axes', [axis], np.int64)
-                return add('ReduceMean', part, of, axes, keepdims=keepdims)
-            return add('ReduceMean', part, of, axes=[axis], keepdims=keepdims)
+                return add('ReduceMean', part, tensor, axes, keepdims=keepdims)
+            return add('ReduceMean', part, tensor, axes=[axis], keepdims=keepdims)
 
-        def mean_of_groups(part: str, of: str) -> str:
-            rows = mean(f'{part}_of_rows', of, -1, 0)
+        def mean_of_groups(part: str, tensor: str) -> str:
+            rows = mean(f'{part}_of_rows', tensor, -1, 0)
             return mean(part, add('Reshape', f'{part}_rows_of_groups', rows, shape), 2, 1)
 
-        centred = add('Sub', 'centred', folded, mean_of_groups('mean', image))
+        centred = add('Sub', 'centred', groups, mean_of_groups('mean', image))
         square = add('Mul', 'square', centred, centred)
         rows = add('Reshape', 'square_by_rows', square, add('Shape', 'shape', image))
         variance = mean_of_groups('variance', rows)
-        positive = add('Add', 'positive', variance, self._constant('epsilon', epsilon, kind))
-        last = helper.make_node('Div', [centred, add('Sqrt', 'deviation', positive)], [end], node.name)
+        positive = add('Add', 'positive', variance, self._constant('epsilon', epsilon, dtype))
+        last = helper.make_node('Div', [centred, add('Sqrt', 'deviation', positive)], [output], node.name)
         last.metadata_props.extend(node.metadata_props)
         return [*nodes, last]
 
-    def _constant(self, name: str, value: float | Sequence[int], kind: np.dtype | type) -> str:
-        array = np.array(value, kind)
+    def _constant(self, name: str, value: float | Sequence[int], dtype: np.dtype | type) -> str:
+        array = np.array(value, dtype)
         key = (str(array.dtype), array.tobytes())
         if key not in self.constants:
             self.constants[key] = numpy_helper.from_array(array, self._free(f'group_norm_{name}'))
         return self.constants[key].name
 
     def _free(self, name: str) -> str:
-        name = free_name(name, self.taken)
-        self.taken.add(name)
+        name = free_name(name, self.used_names)
+        self.used_names.add(name)
         return name

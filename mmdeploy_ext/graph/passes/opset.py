@@ -43,11 +43,11 @@ def convert_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
         result = version_converter.convert_version(skeleton(model), version)
     except (RuntimeError, version_converter.ConvertError) as error:
         raise ExportError(_explain(model, before, version, str(error))) from error
-    _keep_parts(result, model)
+    _restore_fields(result, model)
     for tensor in result.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
-    _check(result, version)
+    _check_converted(result, version)
     return result
 
 
@@ -78,19 +78,19 @@ def _signature(node: onnx.NodeProto, version: int) -> tuple | None:
 
 def _explain(model: onnx.ModelProto, before: int, version: int, message: str) -> str:
     message = message.strip().splitlines()[-1]
-    what, reason = f'opset {before} to {version}:', message.split('failed: ')[-1].replace('$', '')
-    found, graph = OPERATOR.search(message), model.graph
-    operator = found.group(1) if found else ''
-    nodes = [node_label(graph.node, at) for at, node in enumerate(graph.node) if node.op_type == operator]
-    if not nodes:
-        return f'{what} {reason}; export again with the opset you need'
+    step, reason = f'opset {before} to {version}:', message.split('failed: ')[-1].replace('$', '')
+    match, nodes = OPERATOR.search(message), model.graph.node
+    operator = match.group(1) if match else ''
+    labels = [node_label(nodes, position) for position, node in enumerate(nodes) if node.op_type == operator]
+    if not labels:
+        return f'{step} {reason}; export again with the opset you need'
     return (
-        f'{what} {operator} cannot be converted ({reason}): nodes {join_names(nodes, SHOWN)}; remove them '
+        f'{step} {operator} cannot be converted ({reason}): nodes {join_names(labels, SHOWN)}; remove them '
         f'(fold, simplify, replace) or export again'
     )
 
 
-def _keep_parts(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
+def _restore_fields(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
     """Put back what the converter does not carry over."""
     for field in ('metadata_props', 'functions'):
         if not getattr(result, field):
@@ -104,10 +104,10 @@ def _keep_parts(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
         result.graph.doc_string = model.graph.doc_string
 
 
-def _check(result: onnx.ModelProto, version: int) -> None:
-    written = opsets_of(result)
-    if written.get('') != version:
-        raise ExportError(f'opset {version} was asked for, the converter wrote {written}')
+def _check_converted(result: onnx.ModelProto, version: int) -> None:
+    opsets = opsets_of(result)
+    if opsets.get('') != version:
+        raise ExportError(f'opset {version} was asked for, the converter wrote {opsets}')
     if is_large(result):
         return  # saving checks the file
     try:

@@ -102,6 +102,10 @@ AXIS = """
     end_of_map_{a} = Sub (side_{a}, one)
     outside_{a} = Add (end_of_map_{a}, one)
 """
+SAMPLES = """
+    ratio_{a} = Constant <value = float {{{ratio}}}> ()
+    regions_{a} = Shape (cell_{a})
+    samples_{a} = Expand (ratio_{a}, regions_{a})"""
 POSITION = """
         turn_float_{a} = Cast <to = 1> (turn_{a})
         middle_{a} = Add (turn_float_{a}, half)
@@ -167,7 +171,9 @@ def replace_roi_align(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
     refill(result.graph, node=nodes)
     result.functions.extend(functions)
     result.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    result = onnx.inliner.inline_selected_functions(result, [(DOMAIN, one.name) for one in functions])
+    result = onnx.inliner.inline_selected_functions(
+        result, [(DOMAIN, function.name) for function in functions]
+    )
     refill(result, opset_import=[entry for entry in result.opset_import if entry.domain != DOMAIN])
     return result, True
 
@@ -178,37 +184,43 @@ def is_replaced(node: onnx.NodeProto, opset: int) -> bool:
 
 
 def _settings(node: onnx.NodeProto) -> dict[str, object]:
-    found = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    words = {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
-    return {name: words.get(name, value) for name, value in DEFAULTS.items()}
-
-
-def _samples(a: str, ratio: int) -> str:
-    """Return the text of how many samples (R, 1) a cell has in an axis."""
-    if not ratio:
-        return f'    samples_{a} = Ceil (cell_{a})'
-    return f"""
-    ratio_{a} = Constant <value = float {{{ratio}}}> ()
-    regions_{a} = Shape (cell_{a})
-    samples_{a} = Expand (ratio_{a}, regions_{a})"""
+    settings = dict(DEFAULTS)
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        if attribute.name in settings:
+            settings[attribute.name] = value.decode() if isinstance(value, bytes) else value
+    return settings
 
 
 def _function(name: str, settings: Mapping[str, object], opset: int) -> onnx.FunctionProto:
     aligned, ratio = settings['coordinate_transformation_mode'] == 'half_pixel', settings['sampling_ratio']
-    rules = dict(long='Identity', least='') if aligned else dict(long='Max', least=', one')
 
-    def axis(a: str, begin: int, cells: int, side: str) -> str:
-        numbers = ', '.join(map(str, range(cells)))
-        ends = dict(a=a, begin=begin, end=begin + 2, cells=cells, side=side)
-        return AXIS.format(**ends, **rules, samples=_samples(a, ratio), numbers=numbers)
+    def axis_text(axis: str, begin: int, cells: int, side: str) -> str:
+        samples = f'    samples_{axis} = Ceil (cell_{axis})'
+        if ratio:
+            samples = SAMPLES.format(a=axis, ratio=ratio)
+        return AXIS.format(
+            a=axis,
+            begin=begin,
+            end=begin + 2,
+            cells=cells,
+            side=side,
+            long='Identity' if aligned else 'Max',
+            least='' if aligned else ', one',
+            samples=samples,
+            numbers=', '.join(map(str, range(cells))),
+        )
 
     height, width = settings['output_height'], settings['output_width']
-    head = dict(opset=opset, domain=DOMAIN, name=name, height=height, width=width)
     text = TEXT.format(
-        **head,
+        opset=opset,
+        domain=DOMAIN,
+        name=name,
+        height=height,
+        width=width,
         scale=settings['spatial_scale'],
         shift=0.5 if aligned else 0,
-        axes=axis('y', 1, height, 'rows') + axis('x', 0, width, 'columns'),
+        axes=axis_text('y', 1, height, 'rows') + axis_text('x', 0, width, 'columns'),
         positions=POSITION.format(a='y') + POSITION.format(a='x'),
         corners=''.join(CORNER.format(y=y, x=x) for y in ('low', 'high') for x in ('low', 'high')),
     )

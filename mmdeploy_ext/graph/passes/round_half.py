@@ -27,52 +27,52 @@ def round_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ExportError: a sub-graph computes in float16.
     """
-    halves = {name for name, kind in infer(model).items() if kind.tensor_type.elem_type == HALF}
+    halves = {name for name, value in infer(model).items() if value.tensor_type.elem_type == HALF}
     if not halves:
         return model
     result = copy.deepcopy(model)
     graph = result.graph
-    constants = [_single(tensor) for tensor in graph.initializer]
-    fed, given = (
-        sorted(halves.intersection(value.name for value in side)) for side in (graph.input, graph.output)
+    initializers = [_to_single(tensor) for tensor in graph.initializer]
+    inputs, outputs = (
+        sorted(halves.intersection(value.name for value in values)) for values in (graph.input, graph.output)
     )
-    nodes = [helper.make_node('Cast', [name], [f'{name}/exact'], to=SINGLE) for name in fed]
-    renamed = {name: f'{name}/exact' for name in fed} | {name: f'{name}/single' for name in given}
+    new_names = {name: f'{name}/exact' for name in inputs} | {name: f'{name}/single' for name in outputs}
+    nodes = [helper.make_node('Cast', [name], [f'{name}/exact'], to=SINGLE) for name in inputs]
     for node in graph.node:
         if any('float16' in onnx.printer.to_text(body) for body in bodies(node)):
             raise ExportError(
                 f'node {node.name!r} ({node.op_type}) has a sub-graph in float16, whose rounding is not '
                 f'shown; keep it float32'
             )
-        nodes += _rounded(node, halves, renamed)
-    nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=HALF) for name in given]
-    refill(graph, node=nodes, initializer=constants, value_info=())
+        nodes += _rounded(node, halves, new_names)
+    nodes += [helper.make_node('Cast', [f'{name}/single'], [name], to=HALF) for name in outputs]
+    refill(graph, node=nodes, initializer=initializers, value_info=())
     return result
 
 
-def _single(tensor: TensorProto) -> TensorProto:
+def _to_single(tensor: TensorProto) -> TensorProto:
     if tensor.data_type != HALF:
         return tensor
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
-def _rounded(node: onnx.NodeProto, halves: set[str], renamed: dict[str, str]) -> list[onnx.NodeProto]:
+def _rounded(node: onnx.NodeProto, halves: set[str], new_names: dict[str, str]) -> list[onnx.NodeProto]:
     """Return a node in float32, and after it the rounding of each float16 value that it writes."""
-    written = copy.deepcopy(node)
-    written.input[:] = [renamed.get(name, name) for name in node.input]
-    written.output[:] = [renamed.get(name, name) for name in node.output]
+    single = copy.deepcopy(node)
+    single.input[:] = [new_names.get(name, name) for name in node.input]
+    single.output[:] = [new_names.get(name, name) for name in node.output]
     if halves.isdisjoint(node.output):
-        return [written]
-    for entry in written.attribute:
-        if entry.name == 'to' and node.op_type == 'Cast':
-            entry.i = SINGLE
-        elif entry.type == onnx.AttributeProto.TENSOR:
-            entry.t.CopyFrom(_single(entry.t))
-    after = []
+        return [single]
+    for attribute in single.attribute:
+        if attribute.name == 'to' and node.op_type == 'Cast':
+            attribute.i = SINGLE
+        elif attribute.type == onnx.AttributeProto.TENSOR:
+            attribute.t.CopyFrom(_to_single(attribute.t))
+    casts = []
     for place, name in enumerate(node.output):
         if name in halves:
-            final = renamed.get(name, name)
-            written.output[place] = f'{name}/unrounded'
-            after.append(helper.make_node('Cast', [f'{name}/unrounded'], [f'{name}/rounded'], to=HALF))
-            after.append(helper.make_node('Cast', [f'{name}/rounded'], [final], to=SINGLE))
-    return [written, *after]
+            output, unrounded, rounded = single.output[place], f'{name}/unrounded', f'{name}/rounded'
+            single.output[place] = unrounded
+            casts.append(helper.make_node('Cast', [unrounded], [rounded], to=HALF))
+            casts.append(helper.make_node('Cast', [rounded], [output], to=SINGLE))
+    return [single, *casts]
