@@ -1,4 +1,4 @@
-"""Where the time of a run in PyTorch goes: clocks that are put into a model and leave nothing behind."""
+"""Context managers that measure which parts of a PyTorch model take its time, without changing the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class NetworkClock:
-    """Context manager that notes when the last layer with parameters has run; post-processing follows."""
+    """Context manager that records when the last layer with parameters has run; post-processing follows.
+
+    Attributes:
+        seconds: that moment on the clock of `time.perf_counter`.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.layers = [
@@ -23,11 +27,11 @@ class NetworkClock:
         self.seconds = 0.0
 
     def __enter__(self) -> NetworkClock:
-        self.handles = [layer.register_forward_hook(self._note) for layer in self.layers]
-        return self
+        def record(*_: object) -> None:
+            self.seconds = time.perf_counter()
 
-    def _note(self, *_: object) -> None:
-        self.seconds = time.perf_counter()
+        self.handles = [layer.register_forward_hook(record) for layer in self.layers]
+        return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
@@ -35,16 +39,18 @@ class NetworkClock:
 
 
 class PartClock:
-    """Times functions of objects while it is active; nested calls count for the outer one only.
+    """Context manager that measures the time in functions of objects; nested calls count for the outer one.
 
-    It is given part -> (object or module, name of its function) pairs, and puts clocks in as attributes of
-    the objects themselves.
+    Attributes:
+        methods: part -> pairs of an object (or module) and the name of its function, which is replaced by a
+            timed one while the clock is active.
+        seconds: part -> seconds so far.
     """
 
     def __init__(self, methods: Mapping[str, Sequence[tuple[object, str]]]) -> None:
         self.methods, self.seconds = methods, dict.fromkeys(methods, 0.0)
         self._inside = False
-        self._own: list[tuple[object, str, Any]] = []
+        self._originals: list[tuple[object, str, Any]] = []
 
     def _timed(self, part: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -61,19 +67,19 @@ class PartClock:
         return run
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Return the seconds of each part since its clock stood at `before`."""
+        """Return the seconds of each part since `seconds` were `before`."""
         return {part: self.seconds[part] - start for part, start in before.items()}
 
     def __enter__(self) -> PartClock:
         for part, pairs in self.methods.items():
             for owner, name in pairs:
-                self._own.append((owner, name, vars(owner).get(name)))
+                self._originals.append((owner, name, vars(owner).get(name)))
                 setattr(owner, name, self._timed(part, getattr(owner, name)))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for owner, name, own in self._own:
-            if own is None:
-                delattr(owner, name)
+        for owner, name, original in self._originals:
+            if original is None:
+                delattr(owner, name)  # the class has it
             else:
-                setattr(owner, name, own)
+                setattr(owner, name, original)

@@ -1,7 +1,7 @@
-"""The model itself in `torch.compile`: what a user tries before any export.
+"""The model in `torch.compile`, which a user can try before any export.
 
-Inductor, with the weights frozen into its code. What mmdet does between the networks (priors, top-k,
-suppression) stays as it is, in Python: that is the model, and nobody has rewritten it.
+Inductor compiles the networks and freezes the weights into its code. What mmdet does between them (priors,
+top-k, suppression) runs in Python as before.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BACKEND = 'inductor'
-RECOMPILED = 64
-"""Graphs that one network may have: a head is called once per level, and regions come in other numbers."""
+RECOMPILE_LIMIT = 64
+"""Graphs per network: a head is called once per level, and the number of regions varies."""
 
 
 def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Yield the largest parts of a detector that are networks: those with a `forward` of their own.
+    """Yield the largest parts of a detector that have a `forward`.
 
-    A detector's own is that of training; of what has none (lists, the heads of regions) the parts are taken.
+    A detector has a `forward` for training; lists and heads of regions have none. Their parts are yielded.
     """
     for child in model.children():
         if next(child.parameters(), None) is None:
@@ -37,7 +37,7 @@ def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 
 def compiled(model: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of a model whose networks are compiled when they first run; see `while_compiling`."""
+    """Return a copy of a model whose networks are compiled in their first run, inside `while_compiling`."""
     copied = copy.deepcopy(model)
     for part in networks(copied):
         part.forward = torch.compile(part.forward, backend=BACKEND)
@@ -46,22 +46,22 @@ def compiled(model: torch.nn.Module) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def while_compiling() -> Iterator[None]:
-    """Inside the block, which holds every run of a `compiled` model, weights are frozen into the code.
+    """Freeze weights into the code of models that are compiled inside the block; every run happens inside it.
 
-    What is compiled lies in a folder that goes: inductor's own keeps half a file of a run that was ended, and
-    every later one fails with it (`file too short`).
+    Compiled code lies in a temporary folder: inductor's default one keeps a truncated file of a run that was
+    killed, and every later run fails with it (`file too short`).
     """
     import torch._dynamo
     import torch._inductor.config
     from torch._inductor.utils import fresh_cache
 
-    limits = torch._dynamo.config.patch(recompile_limit=RECOMPILED)
+    limits = torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT)
     with fresh_cache(), torch._inductor.config.patch(freezing=True), limits:
         yield
 
 
-def for_this_process(model: torch.nn.Module) -> torch.nn.Module:
-    """Return `compiled`, in a process that does nothing else."""
+def compiled_in_child(model: torch.nn.Module) -> torch.nn.Module:
+    """Return `compiled` in a child process, which keeps weights frozen until it ends."""
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
@@ -69,10 +69,10 @@ def for_this_process(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def first_run(run: Callable[[], object]) -> None:
-    """Run a `compiled` model for the first time, which compiles it; EngineError with what PyTorch says."""
+    """Run a `compiled` model for the first time, which compiles it; failures raise EngineError."""
     try:
         run()
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = next((line for line in lines if 'rror' in line), lines[0] if lines else '')
-        raise EngineError(f'torch.compile: {type(error).__name__}: {said}') from error
+        message = next((line for line in lines if 'rror' in line), lines[0] if lines else '')
+        raise EngineError(f'torch.compile: {type(error).__name__}: {message}') from error

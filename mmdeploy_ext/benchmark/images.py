@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.benchmark import compiled, measure, memory
+from mmdeploy_ext.benchmark.base import Benchmark, short_labels
 from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import COMPILED_FORM, Contender, Run
 from mmdeploy_ext.benchmark.ort_profile import profile_graph
-from mmdeploy_ext.benchmark.plan import Plan, short_labels
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import IMAGE
@@ -41,22 +41,21 @@ if TYPE_CHECKING:
 EXPORTED_FORMS = ('full', 'raw')
 FUSED = 'torch fused'
 MAX_IMAGES = 64
-PREPROCESSED = 10
-"""Times that a batch is prepared, to know how long that takes."""
-PREPARED = ('input', 'img_shape', 'ori_shape')
+PREPROCESS_RUNS = 10
+PREPARED_ARRAYS = ('input', 'img_shape', 'ori_shape')
 
 
-class ImagePlan(Plan):
-    """Batches of `images`, BGR pictures, or one `prepared` input that is measured on instead of them."""
+class ImageBenchmark(Benchmark):
+    """Benchmark on batches of `images`, BGR pictures, or on one `prepared` input in place of them."""
 
     kind = 'images'
     models = 'models of single images'
     foreign = ('voxels', 'no_racing')
 
     def load(self) -> None:
-        """See `Plan.load`."""
+        """Load the model and the pictures; the size comes from files, command line or test pipeline."""
         args = self.args
-        found, self.options = read_files(args)
+        files_metadata, self.options = read_files(args)
         self.prepared: PreparedImage | None = read_prepared(args.prepared) if args.prepared else None
         paths = [] if args.prepared else list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
@@ -64,25 +63,25 @@ class ImagePlan(Plan):
         self.images = [read_image(path) for path in paths[:MAX_IMAGES]]
 
         def check(cfg: Any, family: ImageFamily, _model: Any) -> None:
-            for path, metadata in zip(args.onnx, found, strict=True):
+            for path, metadata in zip(args.onnx, files_metadata, strict=True):
                 metadata.require(path, family.name)
                 refuse_other_settings(cfg, metadata.options.get('cfg_options', {}), path)
 
         self.deployment = deploy.load(args.config, args.checkpoint, args.cfg_options, args.device, check)
         self.notes = [
             f'{path} was made from another checkpoint than {args.checkpoint}'
-            for path, metadata in zip(args.onnx, found, strict=True)
+            for path, metadata in zip(args.onnx, files_metadata, strict=True)
             if metadata.checkpoint_sha256 != self.deployment.checkpoint_sha256
         ]
-        if found:
-            self.deployment.rule = deploy.file_rule(self.deployment.rule, found[0])
+        if files_metadata:
+            self.deployment.rule = deploy.file_rule(self.deployment.rule, files_metadata[0])
         self.options = deploy.resolve(self.options, self.deployment.model, self.deployment.rule)
         self.batch = self.options.batch
-        names = [metadata.form for metadata in found], [Path(path).stem for path in args.onnx]
-        self.files = short_labels(args.onnx, *names)
+        forms, stems = [metadata.form for metadata in files_metadata], [Path(path).stem for path in args.onnx]
+        self.files = short_labels(args.onnx, forms, stems)
 
     def export(self, folder: str) -> dict[str, str]:
-        """See `Plan.export`: the forms that every family has."""
+        """Export the forms `full` and `raw`, as far as the family has them."""
         paths, deployment = {}, self.deployment
         for form in EXPORTED_FORMS:
             if form in deployment.family.forms:
@@ -94,7 +93,7 @@ class ImagePlan(Plan):
         return paths
 
     def prepare(self, start: int = 0) -> list[PreparedImage]:
-        """Return one batch, beginning with image `start`."""
+        """Return one prepared batch, beginning with image `start`."""
         if self.prepared is not None:
             return [self.prepared] * self.batch
         size = self.options.height, self.options.width
@@ -102,13 +101,13 @@ class ImagePlan(Plan):
         return [deploy.prepare_fixed(self.deployment.rule, picture, *size) for picture in pictures]
 
     def groups(self) -> list[list[list[PreparedImage]]]:
-        """See `Plan.groups`: all images in batches, every process beginning with another one."""
+        """Return all images in batches as one group; every process begins with a different batch."""
         batches = [self.prepare(start) for start in range(0, max(len(self.images), self.batch), self.batch)]
         shift = self.ranks.rank % len(batches)
         return [[*batches[shift:], *batches[:shift]]]
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """See `Plan.torch_contenders`."""
+        """Return the model in eager PyTorch, and with `--fuse-conv-bn` its fused copy."""
         models = {BASELINE: self.deployment.model}
         if self.args.fuse_conv_bn:
             models[FUSED] = fold.fuse(self.deployment.model)
@@ -120,7 +119,7 @@ class ImagePlan(Plan):
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """See `Plan.file_contenders`."""
+        """Return the graph of a file on an engine, with the post-processing that its form leaves out."""
         backend = stack.enter_context(ENGINES[engine].open(path, self.threads[0]))
         contender = backend_contender(self.deployment.family, backend, engine, label, path)
         if self.args.skip_refused:
@@ -128,31 +127,31 @@ class ImagePlan(Plan):
         return [contender]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """See `Plan.compiled_run`."""
+        """Compile the model by `torch.compile` on one batch and return a function that runs it."""
         model = compiled.compiled(self.deployment.model)
         run = torch_contender(self.deployment.family, model).run
         compiled.first_run(lambda: run(self.prepare()))
         return run
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """See `Plan.memory_call`."""
+        """Return a function that runs the contender on the first batch in a child process."""
         batch = self.prepare()
         if not ENGINES[contender.engine].files:
-            changes = {FUSED: fold.fuse, f'{COMPILED} {COMPILED_FORM}': compiled.for_this_process}
+            changes = {FUSED: fold.fuse, f'{COMPILED} {COMPILED_FORM}': compiled.compiled_in_child}
             return functools.partial(run_model, self.source(), batch, changes.get(contender.name))
         feeds = self.deployment.family.feeds(batch, True)
         return functools.partial(memory.run_graph, contender.engine, contender.file, self.threads[0], feeds)
 
     def facts(self) -> dict[str, Any]:
-        """See `Plan.facts`."""
+        """Return shape of the input and number of images."""
         size = f'{self.options.height}x{self.options.width}'
         return dict(input_shape=f'{self.batch}x3x{size}', images=len(self.images))
 
-    def result(self, *measured: Any) -> dict[str, Any]:
-        """See `Plan.result`; the first process also measures pre-processing, and profiles."""
-        result = super().result(*measured)
+    def result(self, *measurements: Any) -> dict[str, Any]:
+        """Return the content of the JSON file; the first process adds pre-processing and profiles."""
+        result = super().result(*measurements)
         if self.ranks.rank == 0:
-            result['preprocess_ms'] = measure.repeated(self.prepare, PREPROCESSED)
+            result['preprocess_ms'] = measure.repeated(self.prepare, PREPROCESS_RUNS)
             feeds = self.deployment.family.feeds(self.prepare(), True)
             for label, path in self.files.items() if self.args.profile else ():
                 result['profiles'][f'onnxruntime {label}'] = profile_graph(path, feeds, self.threads[0])
@@ -160,59 +159,70 @@ class ImagePlan(Plan):
 
 
 def read_files(args: argparse.Namespace) -> tuple[list[Metadata], Options]:
-    """Read what the given files say, and the options that they and the command line agree on."""
-    height, width = (args.shape * 2)[:2] if args.shape else (0, 0)
-    asked = [('--shape', (height, width))] if args.shape else []
+    """Read the metadata of the user's files, and the options on which files and command line agree.
+
+    Height and width are 0 if neither fixes them.
+
+    Raises:
+        UsageError: two of them fix different sizes or batches.
+    """
+    # pairs of where a value comes from, and the value
+    sizes, batches = [], []
+    if args.shape:
+        sizes.append(('--shape', (args.shape[0], args.shape[-1])))
     if args.prepared:
-        asked.append((args.prepared, read_prepared(args.prepared).tensor.shape[1:]))
-    batches = [('--samples-per-gpu', args.samples_per_gpu)] if args.samples_per_gpu else []
-    found = [read_metadata(path) for path in args.onnx]
-    for path, metadata in zip(args.onnx, found, strict=True):
+        sizes.append((args.prepared, read_prepared(args.prepared).tensor.shape[1:]))
+    if args.samples_per_gpu:
+        batches.append(('--samples-per-gpu', args.samples_per_gpu))
+    files_metadata = [read_metadata(path) for path in args.onnx]
+    for path, metadata in zip(args.onnx, files_metadata, strict=True):
         if not metadata.options['dynamic']:
-            asked.append((path, (metadata.options['height'], metadata.options['width'])))
+            sizes.append((path, (metadata.options['height'], metadata.options['width'])))
             if not metadata.options.get('dynamic_batch'):
                 batches.append((path, metadata.options['batch']))
-    for wishes in (asked, batches):
-        for source, wish in wishes[1:]:
-            if wish != wishes[0][1]:
+    for pairs in (sizes, batches):
+        for source, value in pairs[1:]:
+            first_source, first_value = pairs[0]
+            if value != first_value:
                 raise UsageError(
-                    f'{source} takes {wish}, {wishes[0][0]} says {wishes[0][1]}: one run measures one size'
+                    f'{source} takes {value}, {first_source} says {first_value}: one run measures one size'
                 )
-    height, width = asked[0][1] if asked else (0, 0)
-    return found, Options(IMAGE, height=height, width=width, batch=batches[0][1] if batches else 1)
+    height, width = sizes[0][1] if sizes else (0, 0)
+    batch = batches[0][1] if batches else 1
+    return files_metadata, Options(IMAGE, height=height, width=width, batch=batch)
 
 
 def torch_contender(
     family: ImageFamily, model: torch.nn.Module, name: str = BASELINE, clock: NetworkClock | None = None
 ) -> Contender:
-    """Return upstream's own test path in eager PyTorch; an active clock tells the network's time, on CPU."""
+    """Return upstream's test path in eager PyTorch; an active clock measures the network's time on CPU."""
     import torch
 
     device = next(model.parameters()).device
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
-        found = family.reference_detections(model, images, True)
+        detections = family.reference_detections(model, images, True)
         if device.type == 'cuda':
             torch.cuda.synchronize(device)
         end = time.perf_counter()
         on_cpu = clock is not None and device.type == 'cpu'
-        return Run(end - start, clock.seconds - start if on_cpu else None, sum(map(len, found)))
+        return Run(end - start, clock.seconds - start if on_cpu else None, sum(map(len, detections)))
 
     return Contender(name, BASELINE, '', run)
 
 
 def backend_contender(family: ImageFamily, backend: Backend, engine: str, label: str, file: str) -> Contender:
-    """Return a graph on an active backend, and the numpy post-processing that its form leaves out."""
+    """Return a graph on an active backend, with the numpy post-processing that its form leaves out."""
 
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
         feeds = family.feeds(images, True)
         outputs = backend.infer(backend.known(feeds))
-        network = time.perf_counter()
-        found = family.detections(backend.metadata, outputs, feeds)
+        network_end = time.perf_counter()
+        detections = family.detections(backend.metadata, outputs, feeds)
         end = time.perf_counter()
-        return Run(end - start, network - start, sum(map(len, found)))
+        return Run(end - start, network_end - start, sum(map(len, detections)))
 
     return Contender(f'{engine} {label}', engine, backend.metadata.form, run, file)
 
@@ -220,41 +230,42 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
 def run_model(
     source: memory.Source, images: Sequence[PreparedImage], change: Callable[[Any], Any] | None
 ) -> tuple[int, object]:
-    """Run a model, or what `change` makes of it, in a process of its own; see `memory.measure`."""
-    before, loaded = source.load(change)
+    """Load a model, apply `change` and run it in a child process, for `memory.measure`."""
+    baseline_kb, deployment = source.load(change)
     for _ in range(memory.RUNS):
-        loaded.family.reference_detections(loaded.model, images, True)
-    return before, loaded
+        deployment.family.reference_detections(deployment.model, images, True)
+    return baseline_kb, deployment
 
 
 def read_prepared(path: str | Path) -> PreparedImage:
     """Read an .npz of `input` (3, H, W) or (1, 3, H, W), `img_shape` (2,) and `ori_shape` (2,).
 
-    `input` is normalised and padded; `img_shape` is its content before padding, `ori_shape` the original
-    image's size, all in pixels.
+    `input` is normalised and padded; `img_shape` is the size of its content before padding, `ori_shape` the
+    size of the original image: height and width in pixels.
 
     Raises:
-        UsageError: missing, damaged, without one of the arrays, or arrays of other shapes.
+        UsageError: the file is missing or damaged, lacks an array, or has one of another shape.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in PREPARED if key in stored.files}
+            arrays = {key: stored[key] for key in PREPARED_ARRAYS if key in stored.files}
     except FileNotFoundError as error:
         raise UsageError(f'{path}: no such file') from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise UsageError(f'{path}: is no .npz of arrays ({error}); it needs {", ".join(PREPARED)}') from error
-    missing = [key for key in PREPARED if key not in arrays]
+        expected = ', '.join(PREPARED_ARRAYS)
+        raise UsageError(f'{path}: is no .npz of arrays ({error}); it needs {expected}') from error
+    missing = [key for key in PREPARED_ARRAYS if key not in arrays]
     if missing:
-        raise UsageError(f'{path}: has no {", ".join(missing)}; expected {", ".join(PREPARED)}')
+        raise UsageError(f'{path}: has no {", ".join(missing)}; expected {", ".join(PREPARED_ARRAYS)}')
     tensor = arrays['input'][0] if arrays['input'].shape[:1] == (1,) else arrays['input']
-    sizes = [arrays[key].reshape(-1).tolist() for key in PREPARED[1:]]
-    _check(path, tensor, sizes)
-    (height, width), (ori_height, ori_width) = ((int(a), int(b)) for a, b in sizes)
+    sizes = [arrays[key].reshape(-1).tolist() for key in PREPARED_ARRAYS[1:]]
+    _check_prepared(path, tensor, sizes)
+    (height, width), (ori_height, ori_width) = ((int(h), int(w)) for h, w in sizes)
     ratio = np.array([width / ori_width, height / ori_height] * 2, np.float32)
     return PreparedImage(np.ascontiguousarray(tensor), (height, width), ratio, (ori_height, ori_width))
 
 
-def _check(path: str | Path, tensor: np.ndarray, sizes: list[list[float]]) -> None:
+def _check_prepared(path: str | Path, tensor: np.ndarray, sizes: list[list[float]]) -> None:
     if tensor.dtype != np.float32 or tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.size == 0:
         raise UsageError(
             f'{path}: input is {tensor.dtype} {tensor.shape}, expected float32 (3, H, W), '
@@ -262,7 +273,7 @@ def _check(path: str | Path, tensor: np.ndarray, sizes: list[list[float]]) -> No
         )
     if not np.isfinite(tensor).all():
         raise UsageError(f'{path}: input has values that are not finite; no network result means anything')
-    for key, size in zip(PREPARED[1:], sizes, strict=True):
+    for key, size in zip(PREPARED_ARRAYS[1:], sizes, strict=True):
         if len(size) != 2 or min(size) < 1:
             raise UsageError(f'{path}: {key} is {size}, expected height and width in pixels')
     if sizes[0][0] > tensor.shape[1] or sizes[0][1] > tensor.shape[2]:

@@ -1,4 +1,4 @@
-"""The machine that figures were measured on, and how much of it others used meanwhile."""
+"""The machine that measures, and how much of it other processes use."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from mmdeploy_ext.core.versions import versions
 from mmdeploy_ext.engines.registry import gpu_name
 
 SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')
-"""Instructions that decide how fast products are, as Linux names them."""
+"""Instruction sets that decide how fast matrix products are, as Linux names them."""
 QUIET_SHARE = 0.05
-"""Others may use this part of the cores before the figures are called doubtful."""
+"""Share of the cores that other processes may use before figures are called doubtful."""
 
 
 def cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return CPU, cores, instruction sets, GPU, system and versions, for the JSON file of a benchmark."""
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    cpu = [*names, platform.processor() or platform.machine()][0]
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    cpu = next(names, platform.processor() or platform.machine())
     flags = next((line for line in lines if line.startswith('flags')), '').split()
-    found = versions()
+    package_versions = versions()
     with contextlib.suppress(ImportError):
         import openvino
 
-        found['openvino'] = openvino.__version__
+        package_versions['openvino'] = openvino.__version__
     return dict(
         cpu=cpu,
         cores=cores(),
@@ -43,19 +43,19 @@ def machine() -> dict[str, Any]:
         gpu=gpu_name(),
         system=platform.platform(),
         python=platform.python_version(),
-        versions=found,
+        versions=package_versions,
     )
 
 
 def measured_gpu() -> str:
-    """Return the name of the GPU that PyTorch, the baseline, can run on; '' without one."""
+    """Return the name of the GPU that PyTorch can run on; '' without one."""
     import torch
 
     return gpu_name() if torch.cuda.is_available() else ''
 
 
 def _busy_s() -> float | None:
-    """Return the seconds that all cores together were busy since the start; None where that is not known."""
+    """Return the seconds that all cores together were busy since the boot; None if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path('/proc/stat').read_text(encoding='ascii').split('\n', 1)[0].split()[1:]
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
@@ -64,7 +64,11 @@ def _busy_s() -> float | None:
 
 
 class OtherLoad:
-    """Context manager that finds out what `share` of the cores others used; None where that is not known."""
+    """Context manager that measures how much of the cores other processes use.
+
+    Attributes:
+        share: used share of all cores, 0..1; None if the system does not say.
+    """
 
     share: float | None = None
 
@@ -73,9 +77,9 @@ class OtherLoad:
         return self
 
     def __exit__(self, *_: object) -> None:
-        wall, own, busy = self.start
-        now = _busy_s()
-        if busy is not None and now is not None:
-            others = (now - busy) - (time.process_time() - own)
-            whole = (time.perf_counter() - wall) * (os.cpu_count() or 1)
-            self.share = round(min(max(others / whole, 0.0), 1.0), 4)
+        start_s, start_cpu_s, start_busy_s = self.start
+        busy_s = _busy_s()
+        if busy_s is not None and start_busy_s is not None:
+            others_s = (busy_s - start_busy_s) - (time.process_time() - start_cpu_s)
+            available_s = (time.perf_counter() - start_s) * (os.cpu_count() or 1)
+            self.share = round(min(max(others_s / available_s, 0.0), 1.0), 4)

@@ -1,4 +1,4 @@
-"""Interleaved rounds, their stages and ratios.
+"""Interleaved timing: contenders, rounds, and the statistics of their times.
 
 All contenders run in one process and take turns: every round runs each of them once, in an order that
 rotates, so that a machine that becomes slower or warmer does so for all. A contender's time begins with
@@ -7,6 +7,7 @@ prepared images and ends with detections in numpy, whatever part of the post-pro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -16,17 +17,19 @@ import numpy as np
 
 from mmdeploy_ext.benchmark.machine import QUIET_SHARE, OtherLoad
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.engines.registry import BASELINE
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, build_backend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 COMPILED_FORM = 'compiled'
-"""Of `torch.compile`, which runs no file."""
-LEAST_ROUNDS = 3
-"""That count, however short the time is."""
+"""Form of the contender `torch.compile`, which runs no file."""
+MIN_ROUNDS = 3
+"""Rounds that count at least, however short the time limit is."""
 SETTLE_S = 0.02
 """Pause between two runs: threads of the last engine spin for some milliseconds and would slow the next."""
+WARMUP_ROUNDS = 3
+"""Warm-up rounds of `time_files`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,17 +37,17 @@ class Run:
     """One run of one contender.
 
     Attributes:
-        total_s: from prepared images to detections.
-        network_s: until the network (or the graph) has given its tensors; None where that cannot be told.
-        found: detections in the batch.
-        other_load: part of the cores that other processes used in this round, 0..1; None where not known.
-        parts_s: part of a streaming model -> seconds.
-        fed_bytes: given to the engine besides the images.
+        total_s: time from prepared images to detections.
+        network_s: time until the network (or the graph) has computed its tensors; None if unknown.
+        detections: number of detections in the batch.
+        other_load: share of the cores that other processes used in this round, 0..1; None if unknown.
+        parts_s: part of a model -> seconds.
+        fed_bytes: bytes that the engine was fed besides images.
     """
 
     total_s: float
     network_s: float | None
-    found: int
+    detections: int
     other_load: float | None = None
     parts_s: Mapping[str, float] = dataclasses.field(default_factory=dict)
     fed_bytes: int | None = None
@@ -52,14 +55,15 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Something that takes a batch of prepared images and gives detections.
+    """A model on an engine, which turns a batch of prepared samples into detections.
 
     Attributes:
-        name: for tables; unique.
-        engine: its name in `registry.ENGINES`.
-        form: what its graph holds of the post-processing; '' for PyTorch.
-        file: the ONNX file, '' for PyTorch.
-        threads: where contenders of one engine differ in them.
+        name: unique name for tables.
+        engine: name in `registry.ENGINES`.
+        form: form of its graph, which tells how much of the post-processing the graph holds; '' for PyTorch.
+        run: runs the model on a batch.
+        file: path of the exported file or folder, '' for PyTorch.
+        threads: number of threads, if contenders of one engine differ in it.
     """
 
     name: str
@@ -71,20 +75,14 @@ class Contender:
 
 
 def timed(call: Callable[[Any], object]) -> Callable[[Any], Run]:
-    """Return what runs a call and times it; its part 'cpu' is the time on cores."""
+    """Return a function that times a call on a sample; the part 'cpu' of its run is the CPU time."""
 
     def run(sample: Any) -> Run:
-        start, cpu = time.perf_counter(), time.process_time()
+        start, start_cpu = time.perf_counter(), time.process_time()
         call(sample)
-        return Run(time.perf_counter() - start, None, 0, parts_s={'cpu': time.process_time() - cpu})
+        return Run(time.perf_counter() - start, None, 0, parts_s={'cpu': time.process_time() - start_cpu})
 
     return run
-
-
-def rotated(contenders: Sequence[Contender], index: int) -> list[Contender]:
-    """Return the order of round `index`: every contender is first, second ... equally often."""
-    first = index % len(contenders)
-    return [*contenders[first:], *contenders[:first]]
 
 
 def interleave(
@@ -100,53 +98,89 @@ def interleave(
     """Run every contender once per round; return name -> one run per round.
 
     Args:
-        contenders: with unique names.
-        batches: what contenders run (prepared images, or a frame); round i takes batch i modulo their number.
-        rounds: that count.
-        warmup: rounds before them.
+        contenders: contenders with unique names.
+        batches: samples that contenders run; round i takes batch i modulo their number.
+        rounds: number of rounds that count.
+        warmup: number of rounds before them.
         before_each: called before every run (a barrier, when several processes measure).
         on_round: called after every round that counts, with its index and the runs so far.
-        spare: rounds that may be run again because other processes used more than `QUIET_SHARE` of the cores.
-        seconds: after which no more round begins, once `LEAST_ROUNDS` count; 0 runs all.
+        spare: rounds to repeat because other processes used more than `QUIET_SHARE` of the cores.
+        seconds: time after which no round begins, once `MIN_ROUNDS` count; 0 runs all rounds.
     """
     runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
     if len(runs) != len(contenders) or not runs:
-        raise UsageError(
-            f'contenders {[one.name for one in contenders]}: expected unique names, at least one'
-        )
+        names = [contender.name for contender in contenders]
+        raise UsageError(f'contenders {names}: expected unique names, at least one')
     index, start = -warmup, time.perf_counter()
     while index < rounds:
         if index == 0:
             start = time.perf_counter()
-        if seconds and index >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
+        if seconds and index >= MIN_ROUNDS and time.perf_counter() - start > seconds:
             break
-        found = _one_round(rotated(contenders, index), batches[index % len(batches)], before_each)
-        if index >= 0 and spare > 0 and any((run.other_load or 0) > QUIET_SHARE for run in found.values()):
+        first = index % len(contenders)  # so that every contender is first, second ... equally often
+        order = [*contenders[first:], *contenders[:first]]
+        batch, round_runs = batches[index % len(batches)], {}
+        with OtherLoad() as load:
+            for contender in order:
+                before_each()
+                time.sleep(SETTLE_S)
+                round_runs[contender.name] = contender.run(batch)
+        if index >= 0 and spare > 0 and (load.share or 0) > QUIET_SHARE:
             spare -= 1
             continue
         index += 1
         if index > 0:
-            for name, mine in runs.items():
-                mine.append(found[name])
+            for name, run in round_runs.items():
+                runs[name].append(dataclasses.replace(run, other_load=load.share))
             on_round(index - 1, runs)
     return runs
 
 
-def _one_round(
-    contenders: Iterable[Contender], batch: Any, before_each: Callable[[], None]
-) -> dict[str, Run]:
-    """Run each contender once; every run says what others used of the cores in this round."""
-    found = {}
-    with OtherLoad() as load:
-        for contender in contenders:
-            before_each()
-            time.sleep(SETTLE_S)
-            found[contender.name] = contender.run(batch)
-    return {name: dataclasses.replace(run, other_load=load.share) for name, run in found.items()}
+def time_files(
+    float_file: str,
+    int8_file: str,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    rounds: int,
+    threads: int = 0,
+    engine: str = 'onnxruntime',
+) -> dict[str, Any]:
+    """Run a float file and the INT8 file made of it in turns on the same batches (input name -> array).
+
+    `rounds` count the rounds after warm-up; 0 `threads` leave their number to the engine.
+
+    Returns:
+        `ratio`: INT8 time over float time, per round; `cpu_ratio`: the same of the CPU time, which other
+        processes hardly change with one thread (with more, waiting threads count); `float_ms`, `int8_ms`:
+        times, as `spread` gives them; rounds, threads, height and width of the first batch, and the share of
+        the cores that others used.
+    """
+    info = ENGINES[engine]
+    with contextlib.ExitStack() as stack:
+        contenders = []
+        for name, path in (('float', float_file), ('int8', int8_file)):
+            backend = stack.enter_context(build_backend(info.backend, path, threads=threads, **info.shared))
+            run = timed(backend.infer)
+            contenders.append(Contender(name, backend.engine, backend.metadata.form, run, backend.path))
+        runs = interleave(contenders, batches, rounds, WARMUP_ROUNDS, spare=rounds)
+    pairs = list(zip(runs['int8'], runs['float'], strict=True))
+    height, width = next(iter(batches[0].values())).shape[-2:]
+    return dict(
+        ratio=ratio(runs['int8'], runs['float']),
+        cpu_ratio=spread((int8.parts_s['cpu'] / base.parts_s['cpu'] for int8, base in pairs), 4),
+        float_ms=milliseconds(run.total_s for run in runs['float']),
+        int8_ms=milliseconds(run.total_s for run in runs['int8']),
+        rounds=rounds,
+        engine=engine,
+        threads=threads,
+        height=height,
+        width=width,
+        other_load=mean_load([runs]),
+        quiet_share=QUIET_SHARE,
+    )
 
 
 def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
-    """Return median, quartiles, median absolute deviation, least and largest of some figures."""
+    """Return median, quartiles, median absolute deviation, minimum and maximum of some values, rounded."""
     array = np.asarray(list(values), np.float64)
     q1, median, q3 = np.percentile(array, [25, 50, 75])
     figures = dict(
@@ -155,19 +189,19 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
     return {name: round(float(value), digits) for name, value in figures.items()}
 
 
-def ratio(mine: Iterable[Run], base: Iterable[Run]) -> dict[str, float]:
-    """Return `spread` of the times of some runs through those of others, round by round."""
-    return spread((run.total_s / other.total_s for run, other in zip(mine, base, strict=True)), 4)
+def ratio(runs: Iterable[Run], base_runs: Iterable[Run]) -> dict[str, float]:
+    """Return the `spread` of the times of some runs divided by those of base runs, round by round."""
+    return spread((run.total_s / base.total_s for run, base in zip(runs, base_runs, strict=True)), 4)
 
 
 def mean_load(groups: Iterable[Mapping[str, Sequence[Run]]]) -> float | None:
-    """Return the part of the cores that other processes used, 0..1; None where not known."""
-    loads = [run.other_load for runs in groups for mine in runs.values() for run in mine]
+    """Return the share of the cores that other processes used, 0..1; None if unknown."""
+    loads = [run.other_load for group in groups for runs in group.values() for run in runs]
     return None if None in loads else round(statistics.mean(loads), 4)
 
 
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float] | None:
-    """Return `spread` in milliseconds; None when a run could not tell."""
+    """Return the `spread` in milliseconds; None if the time of a run is unknown."""
     values = list(seconds)
     return None if None in values else spread(value * 1e3 for value in values)
 
@@ -177,47 +211,52 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Return one plain dict per contender: times, stages, ratio to PyTorch per round, images per second.
 
-    `runs` are of `interleave`; when several processes measured at the same time, theirs one after the other.
+    `runs` come from `interleave`; if several processes measured at a time, the runs of all are concatenated.
     """
     rows = []
-    for one in contenders:
-        mine = runs[one.name]
-        total = milliseconds(run.total_s for run in mine)
-        rests = (None if run.network_s is None else run.total_s - run.network_s for run in mine)
-        rows.append(
-            dict(
-                {key: getattr(one, key) for key in ('name', 'engine', 'form', 'file')},
-                runs=len(mine),
-                total_ms=total,
-                network_ms=milliseconds(run.network_s for run in mine),
-                postprocess_ms=milliseconds(rests),
-                images_per_s=round(batch * processes * 1e3 / total['median'], 3),
-                detections_per_image=round(statistics.mean(run.found for run in mine) / batch, 2),
-                ratio_to_torch=ratio(mine, runs[BASELINE]) if BASELINE in runs else None,
-                samples_ms=[round(run.total_s * 1e3, 3) for run in mine],
-            )
+    for contender in contenders:
+        its_runs = runs[contender.name]
+        total_ms = milliseconds(run.total_s for run in its_runs)
+        postprocess_s = (None if run.network_s is None else run.total_s - run.network_s for run in its_runs)
+        row = dict(
+            name=contender.name,
+            engine=contender.engine,
+            form=contender.form,
+            file=contender.file,
+            runs=len(its_runs),
+            total_ms=total_ms,
+            network_ms=milliseconds(run.network_s for run in its_runs),
+            postprocess_ms=milliseconds(postprocess_s),
+            images_per_s=round(batch * processes * 1e3 / total_ms['median'], 3),
+            detections_per_image=round(statistics.mean(run.detections for run in its_runs) / batch, 2),
+            ratio_to_torch=ratio(its_runs, runs[BASELINE]) if BASELINE in runs else None,
+            samples_ms=[round(run.total_s * 1e3, 3) for run in its_runs],
         )
+        rows.append(row)
     return rows
 
 
 def compare_forms(contenders: Sequence[Contender], runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """Return what post-processing costs inside the graph: other forms against `raw`, per engine and round."""
+    """Return the cost of post-processing in the graph: other forms against `raw`, per engine and round."""
     raws = {contender.engine: contender for contender in reversed(contenders) if contender.form == 'raw'}
     rows = []
     for contender in contenders:
         raw = raws.get(contender.engine)
         if raw is None or contender.form in ('', 'raw'):
             continue
-        mine, base = ([run.network_s for run in runs[one.name]] for one in (contender, raw))
-        ratios = [one / other for one, other in zip(mine, base, strict=True)]
-        costs = spread((one - other) * 1e3 for one, other in zip(mine, base, strict=True))
-        row = dict(graph=contender.name, raw=raw.name, ratio=spread(ratios, 4), postprocess_in_graph_ms=costs)
+        pairs = [
+            (run.network_s, raw_run.network_s)
+            for run, raw_run in zip(runs[contender.name], runs[raw.name], strict=True)
+        ]
+        ratios = spread((seconds / raw_s for seconds, raw_s in pairs), 4)
+        costs = spread((seconds - raw_s) * 1e3 for seconds, raw_s in pairs)
+        row = dict(graph=contender.name, raw=raw.name, ratio=ratios, postprocess_in_graph_ms=costs)
         rows.append(row)
     return rows
 
 
 def repeated(call: Callable[[], object], runs: int) -> dict[str, float]:
-    """Return `milliseconds` of a call; a first one that does not count comes before."""
+    """Return `milliseconds` of a call after a first one that does not count."""
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Memory of one contender, measured in a process of its own. Importing this imports neither torch nor mmcv.
+"""Memory of one contender, measured in a separate process. Importing this imports neither torch nor mmcv.
 
-The operating system's figures of the process (`/proc/self/status`, Linux) before loading are taken away: what
-Python and the libraries take when they are imported does not count, weights, engine and activations do.
+The figures of the operating system (`/proc/self/status`, Linux) before loading are subtracted: imported
+libraries do not count; weights, engine and activations do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HOW = (
 
 
 def is_supported() -> bool:
-    """Return whether this system has the figures."""
+    """Return whether this system has these figures."""
     return Path('/proc/self/status').is_file()
 
 
@@ -43,8 +43,8 @@ def _status_kb(key: str) -> int:
     raise KeyError(key)
 
 
-def start() -> int:
-    """Forget the peak so far and return the resident set in kB."""
+def reset_peak() -> int:
+    """Reset the peak of this process and return its resident set in kB; the peak if it cannot be reset."""
     try:
         Path('/proc/self/clear_refs').write_text('5', encoding='ascii')
     except OSError:
@@ -52,14 +52,14 @@ def start() -> int:
     return _status_kb('VmRSS')
 
 
-def start_with(model: torch.nn.Module) -> int:
-    """Return what `start` would have returned before a model had weights."""
-    return start() - sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) // 1024
+def reset_peak_with(model: torch.nn.Module) -> int:
+    """Reset the peak and return the resident set in kB without the weights of a model."""
+    return reset_peak() - sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) // 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a child process has a model from; threads are of PyTorch."""
+    """Arguments with which a child process loads a model; `threads` is the number of PyTorch's threads."""
 
     config: str
     checkpoint: str
@@ -67,7 +67,7 @@ class Source:
     threads: int
 
     def prepare(self, *modules: str) -> None:
-        """Import what does not count: the stack, the families, and these modules."""
+        """Import the libraries, the families and some modules, whose memory does not count."""
         import torch
 
         from mmdeploy_ext.families.base import load_families
@@ -78,72 +78,76 @@ class Source:
             importlib.import_module(name)
 
     def load(self, change: Callable[[Any], Any] | None) -> tuple[int, Any]:
-        """Load the model and perhaps change it; return the kB before it had weights, and its deployment."""
+        """Load the model and apply `change`; return the kB before it had weights, and its deployment."""
         self.prepare()
-        from mmdeploy_ext.exporting import deployment
+        from mmdeploy_ext.exporting.deployment import load
 
-        before = []
+        baselines_kb = []
 
-        def note(_cfg: object, _family: object, model: torch.nn.Module) -> None:
-            before.append(start_with(model))
+        def record(_cfg: object, _family: object, model: torch.nn.Module) -> None:
+            baselines_kb.append(reset_peak_with(model))
 
-        loaded = deployment.load(self.config, self.checkpoint, self.cfg_options, before_weights=note)
-        loaded.model = change(loaded.model) if change else loaded.model
-        return before[0], loaded
+        deployment = load(self.config, self.checkpoint, self.cfg_options, before_weights=record)
+        if change:
+            deployment.model = change(deployment.model)
+        return baselines_kb[0], deployment
 
 
 def run_graph(engine: str, path: str, threads: int, feeds: Mapping[str, np.ndarray]) -> tuple[int, object]:
-    """Run a file on an engine of `registry.ENGINES`, without torch; feeds may be more than it takes."""
+    """Run a file on an engine of `registry.ENGINES` without torch; surplus feeds are ignored.
+
+    The kB before loading and the backend are returned, as `measure` expects.
+    """
     backend = ENGINES[engine].open(path, threads)
     importlib.import_module(ENGINES[engine].package)
-    before = start()
+    baseline_kb = reset_peak()
     backend.activate()
     for _ in range(RUNS):
         backend.infer(backend.known(feeds))
-    return before, backend
+    return baseline_kb, backend
 
 
 def _child(parent: Connection) -> None:
-    """Run what the parent sends, and answer with the figures or with what went wrong."""
+    """Run the call that the parent sends; send back the figures, or the traceback of an error."""
     try:
-        compat.apply()  # imports nothing; what is received may import what has to be patched
-        before, kept = parent.recv()()
+        compat.apply()  # imports nothing; the received call may import what has to be patched
+        baseline_kb, loaded = parent.recv()()
         parent.send(
             dict(
-                peak_mb=round((_status_kb('VmHWM') - before) / 1024, 1),
-                resident_mb=round((_status_kb('VmRSS') - before) / 1024, 1),
+                peak_mb=round((_status_kb('VmHWM') - baseline_kb) / 1024, 1),
+                resident_mb=round((_status_kb('VmRSS') - baseline_kb) / 1024, 1),
             )
         )
-        del kept
+        del loaded
     except Exception:
         parent.send(traceback.format_exc(limit=3))
 
 
-def measure(call: Callable[[], tuple[int, object]], what: str) -> dict[str, float]:
+def measure(call: Callable[[], tuple[int, object]], name: str) -> dict[str, float]:
     """Load and run a contender in a fresh process: `peak_mb` and `resident_mb`, MiB more than before loading.
 
     Args:
-        call: loads and runs it; returns the kB before it was loaded (`start`), and what has to stay alive.
-        what: is measured, for the message.
+        call: loads and runs it; returns the kB before loading, and the object that has to stay alive.
+        name: name of the contender for the message.
 
     Raises:
         EngineError: the process failed or was killed.
     """
     context = multiprocessing.get_context('spawn')
-    # what is sent as an argument of a process blocks for ever where the process ends before it has read it
-    child, other_end = context.Pipe()
-    process = context.Process(target=_child, args=(other_end,), daemon=True)
+    # sent by a pipe: an argument of the process blocks for ever if the process ends before it has read it
+    child, parent = context.Pipe()
+    process = context.Process(target=_child, args=(parent,), daemon=True)
     process.start()
-    other_end.close()
+    parent.close()
     try:
         child.send(call)
-        result = child.recv()
+        answer = child.recv()
     except (EOFError, OSError):
-        result = 'the process ended without an answer'
+        answer = 'the process ended without an answer'
     process.join()
-    if isinstance(result, str):
+    if isinstance(answer, str):
         raise EngineError(
-            f'memory of {what}: {result.strip().splitlines()[-1]} (exit status {process.exitcode}); '
+            f'memory of {name}: {answer.strip().splitlines()[-1]} (exit status {process.exitcode}); '
             f'--no-memory leaves this out'
         )
-    return result
+    return answer

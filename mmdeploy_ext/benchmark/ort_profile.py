@@ -1,4 +1,4 @@
-"""Where a graph's time goes, by ONNX Runtime's own profiler. Timed sessions are never profiled."""
+"""The time of each operator of a graph by ONNX Runtime's profiler. Timed sessions are never profiled."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ PROFILED_RUNS = 5
 
 
 def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> dict[str, Any]:
-    """Run a file in an ONNX Runtime session of its own with the profiler on; feeds may be more than it takes.
+    """Run a file in a separate ONNX Runtime session with the profiler; surplus feeds are ignored.
 
     Returns:
         `operators`: the ten slowest operator types with calls and milliseconds per run and their share;
-        `nodes`: the same of single nodes; `parts`: by stage of the chain that was exported; `runs`.
+        `nodes`: the same of the ten slowest nodes; `parts`: the same of the stages of the exported module,
+        by the prefix of node names; `runs`: profiled runs.
     """
     with tempfile.TemporaryDirectory(prefix='mm2onnx_profile_') as folder:
         prefix = str(Path(folder) / 'ort')
@@ -33,39 +34,42 @@ def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> d
     return summarise_profile(events)
 
 
-def summarise_profile(events: Sequence[Mapping[str, Any]], most: int = 10) -> dict[str, Any]:
-    """Sum the events of ONNX Runtime's profiler; the first run is warm-up and left out."""
+def summarise_profile(events: Sequence[Mapping[str, Any]], limit: int = 10) -> dict[str, Any]:
+    """Sum the events of ONNX Runtime's profiler without the first run, which is warm-up.
+
+    `limit` is the number of operators and of nodes that are returned.
+    """
     ends = sorted(event['ts'] + event['dur'] for event in events if event.get('name') == 'model_run')
     kernels = [
         event
         for event in events
         if event.get('cat') == 'Node' and event['name'].endswith('_kernel_time') and event['ts'] >= ends[0]
     ]
-    count, whole = len(ends) - 1, sum(event['dur'] for event in kernels) or 1
+    runs, total = len(ends) - 1, sum(event['dur'] for event in kernels) or 1
 
-    def top(key: Callable[[Mapping[str, Any]], str]) -> list[dict[str, Any]]:
-        sums: dict[str, list[int]] = {}
+    def slowest(key: Callable[[Mapping[str, Any]], str]) -> list[dict[str, Any]]:
+        groups: dict[str, list[int]] = {}
         for event in kernels:
-            sums.setdefault(key(event), []).append(event['dur'])
-        ordered = sorted(sums.items(), key=lambda item: -sum(item[1]))
+            groups.setdefault(key(event), []).append(event['dur'])
+        ordered = sorted(groups.items(), key=lambda item: -sum(item[1]))
         return [
             dict(
                 name=name,
-                calls=round(len(durations) / count, 2),
-                ms=round(sum(durations) / count / 1e3, 3),
-                share=round(sum(durations) / whole, 4),
+                calls=round(len(durations) / runs, 2),
+                ms=round(sum(durations) / runs / 1e3, 3),
+                share=round(sum(durations) / total, 4),
             )
             for name, durations in ordered
         ]
 
-    def part(event: Mapping[str, Any]) -> str:
-        """Return the stage of a node; changes of memory layout that the engine adds have none."""
-        stage, separator, _ = event['name'].partition('/')
-        return stage if separator else 'layout changes'
+    def stage(event: Mapping[str, Any]) -> str:
+        """Return the prefix of a node name; layout changes that the engine inserts have none."""
+        prefix, separator, _ = event['name'].partition('/')
+        return prefix if separator else 'layout changes'
 
     return dict(
-        operators=top(lambda event: event['args']['op_name'])[:most],
-        nodes=top(lambda event: event['name'].removesuffix('_kernel_time'))[:most],
-        parts=top(part),
-        runs=count,
+        operators=slowest(lambda event: event['args']['op_name'])[:limit],
+        nodes=slowest(lambda event: event['name'].removesuffix('_kernel_time'))[:limit],
+        parts=slowest(stage),
+        runs=runs,
     )

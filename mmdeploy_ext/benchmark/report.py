@@ -1,4 +1,4 @@
-"""What a benchmark found, for people: tables and a chart. The input is the content of the JSON file."""
+"""Tables and charts of a benchmark, made of the content of its JSON file."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ SPCONV = 'spconv, 1 thread'
 
 
 def headline(result: Row) -> str:
-    """Return one line: what was measured on what."""
-    machine = result['machine']
-    where = f'{machine["cpu"]}, {machine["cores"]} cores'
+    """Return model, input, rounds and machine in one line."""
+    machine = f'{result["machine"]["cpu"]}, {result["machine"]["cores"]} cores'
     if 'grid' in result:
-        return f'{result["config"]}, grid {result["grid"]}; {where}'
+        return f'{result["config"]}, grid {result["grid"]}; {machine}'
+    processes = '1 process' if result['processes'] == 1 else f'{result["processes"]} processes'
     return (
-        f'{result["config"]}, input {result["input_shape"]}, {result["threads"]} threads, '
-        f'{result["processes"]} process{"es" * (result["processes"] > 1)}, '
-        f'{result["rounds"]} interleaved rounds; {where}'
+        f'{result["config"]}, input {result["input_shape"]}, {result["threads"]} threads, {processes}, '
+        f'{result["rounds"]} interleaved rounds; {machine}'
     )
 
 
 def _table(rows: Sequence[Row], columns: Columns, title: str | None = None) -> Table:
-    """Return a table with a column per title, the first one to the left."""
+    """Return a table with a column per title; spaces around titles only make them unique."""
     table = views.table(*map(str.strip, columns), title=title, title_justify='left', title_style='bold')
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
@@ -114,31 +113,35 @@ def _part_columns(rows: Sequence[Row]) -> Columns:
 
 
 def print_result(result: Row, console: Console) -> None:
-    """Print the tables; `result` is what `--json` writes."""
+    """Print the tables; `result` is the content of the JSON file."""
 
-    def say(*parts: str | Table) -> None:
+    def show(*parts: str | Table) -> None:
         for part in parts:
             console.print(part, soft_wrap=isinstance(part, str))
 
-    say(escape(headline(result)), *(_sets if 'sets' in result else _contenders)(result))
+    show(escape(headline(result)))
+    show(*(_set_parts(result) if 'sets' in result else _contender_parts(result)))
     if result.get('bars'):
-        say(f'bars, set for {result["bars_of"]}:')
+        show(f'bars, set for {result["bars_of"]}:')
     for bar in result.get('bars', ()):
         mark = '[green]ok[/green]' if bar['passed'] else '[bold red]MISSED[/bold red]'
         console.print(f'  {mark} {escape(bar["name"])}: {bar["value"]:g} (at most {bar["bar"]:g})')
-    if taken := result['preprocess_ms']:
-        console.print(f'pre-processing, the same for all and not in the times: {_median(taken, 2)} ms')
+    if preprocess_ms := result['preprocess_ms']:
+        console.print(
+            f'pre-processing, the same for all and not in the times: {_median(preprocess_ms, 2)} ms'
+        )
     for row in result['refused']:
-        say(escape(f'left out: {row["engine"]} {row["label"]}: {row["reason"]}'))
+        show(escape(f'left out: {row["engine"]} {row["label"]}: {row["reason"]}'))
     for note in result['notes']:
-        say(f'note: {escape(note)}')
+        show(f'note: {escape(note)}')
     for name, profile in result['profiles'].items():
         parts = ', '.join(f'{part["name"]} {part["ms"]:.1f} ms' for part in profile['parts'][:4])
-        where = f'profile of {profile["runs"]} runs in a session of its own ({escape(parts)})'
-        say(f'\n{escape(name)}: {where}', _table(profile['operators'], PROFILE_COLUMNS))
+        runs = f'profile of {profile["runs"]} runs in a session of its own'
+        show(f'\n{escape(name)}: {runs} ({escape(parts)})', _table(profile['operators'], PROFILE_COLUMNS))
 
 
-def _contenders(result: Row) -> Iterator[str | Table]:
+def _contender_parts(result: Row) -> Iterator[str | Table]:
+    """Yield tables and lines of a benchmark of pictures or frames."""
     rows = result['contenders']
     yield _table(rows, COLUMNS)
     for row in result['forms']:
@@ -155,16 +158,18 @@ def _contenders(result: Row) -> Iterator[str | Table]:
         yield f'deploy contract against fork contract: {ratio["median"]:.3f}x ({_quartiles(ratio, 3)})'
 
 
-def _sets(result: Row) -> Iterator[str | Table]:
+def _set_parts(result: Row) -> Iterator[str | Table]:
+    """Yield tables and lines of a benchmark of sets of voxels."""
     for entry in result['sets']:
         title = '{name}: {voxels} voxels, {pairs} pairs, {gflop:.2f} GFLOP'.format_map(entry)
         title += ''.join(f', voxelise ({name}) {ms:.1f} ms' for name, ms in entry['voxelise_ms'].items())
         yield _table(entry['contenders'], SPARSE_COLUMNS, title)
     if result['growth']:
-        known = {name: value for name, value in result['growth'].items() if value is not None}
-        grown = ', '.join(f'{name} {value:.2f}' for name, value in known.items())
+        exponents = ', '.join(
+            f'{name} {exponent:.2f}' for name, exponent in result['growth'].items() if exponent is not None
+        )
         yield (
-            f'growth, exponent of the fastest time in voxels over the synthetic sets: {escape(grown)}; '
+            f'growth, exponent of the fastest time in voxels over the synthetic sets: {escape(exponents)}; '
             f'of the multiplications {result["work_growth"]:.2f}'
         )
     if racing := result['racing']:
@@ -180,39 +185,40 @@ def _sets(result: Row) -> Iterator[str | Table]:
 def write_chart(result: Row, target: str | Path) -> None:
     """Draw a chart into a PNG file: bars of all contenders, or their times over voxels."""
     height = 6 if 'sets' in result else 1.9 + 0.62 * len(result['contenders'])
+    draw = _draw_lines if 'sets' in result else _draw_bars
     with views.png(target, 9.5, height, font=11, dpi=120) as figure:
-        (_draw_lines if 'sets' in result else _draw_bars)(result, figure.add_subplot())
+        draw(result, figure.add_subplot())
 
 
 def _draw_bars(result: Row, axes: Axes) -> None:
     """Draw medians as bars, with quartiles and the ratio to PyTorch."""
     rows = result['contenders']
-    what = f'{result["config"]}, input {result["input_shape"]}'
-    where = f'{result["threads"]} threads of {result["machine"]["cpu"]}, {result["rounds"]} rounds'
-    axes.set_title(f'{what}\n{where}', loc='left', fontsize=11)
+    model = f'{result["config"]}, input {result["input_shape"]}'
+    machine = f'{result["threads"]} threads of {result["machine"]["cpu"]}, {result["rounds"]} rounds'
+    axes.set_title(f'{model}\n{machine}', loc='left', fontsize=11)
     names = [row['name'] for row in rows]
     totals = [row['total_ms']['median'] for row in rows]
     networks = [
         total if row['network_ms'] is None else min(row['network_ms']['median'], total)
         for row, total in zip(rows, totals, strict=True)
     ]
-    rests = [total - network for total, network in zip(totals, networks, strict=True)]
+    postprocess = [total - network for total, network in zip(totals, networks, strict=True)]
     axes.barh(names, networks, color=NETWORK_COLOUR, label='network (graph)')
-    axes.barh(names, rests, left=networks, color=POSTPROCESS_COLOUR, label='post-process outside the graph')
+    label = 'post-process outside the graph'
+    axes.barh(names, postprocess, left=networks, color=POSTPROCESS_COLOUR, label=label)
     q1, q3 = ([row['total_ms'][name] for row in rows] for name in ('q1', 'q3'))
     whiskers = np.abs(np.subtract([q1, q3], totals)).tolist()
     axes.errorbar(totals, names, xerr=whiskers, fmt='none', ecolor='#222222', capsize=4, linewidth=1.2)
     for row, total in zip(rows, totals, strict=True):
         ratio = '' if row['ratio_to_torch'] is None else f'   {row["ratio_to_torch"]["median"]:.2f}x'
-        place = max(total, row['total_ms']['q3']), row['name']
-        beside = dict(xytext=(8, 0), textcoords='offset points', va='center')
-        axes.annotate(f'{total:.1f} ms{ratio}', place, **beside)
+        end = max(total, row['total_ms']['q3']), row['name']
+        axes.annotate(f'{total:.1f} ms{ratio}', end, xytext=(8, 0), textcoords='offset points', va='center')
     axes.invert_yaxis()
     axes.set_xlim(0, max(q3) * 1.3)
     axes.set_xlabel('ms per batch: median, whiskers are quartiles; shorter is better')
     axes.spines[['top', 'right']].set_visible(False)
-    below = -0.28 if len(rows) < 4 else -0.18
-    axes.legend(loc='upper center', bbox_to_anchor=(0.5, below), ncols=2, frameon=False)
+    legend_y = -0.28 if len(rows) < 4 else -0.18
+    axes.legend(loc='upper center', bbox_to_anchor=(0.5, legend_y), ncols=2, frameon=False)
 
 
 def _draw_lines(result: Row, axes: Axes) -> None:
@@ -221,11 +227,13 @@ def _draw_lines(result: Row, axes: Axes) -> None:
     for index, row in enumerate(sets[0]['contenders']):
         colour = LINE_COLOURS[index % len(LINE_COLOURS)]
         for real in (False, True):
-            chosen = [entry for entry in sets if entry['real'] == real]
-            times = [entry['contenders'][index]['total_ms']['median'] for entry in chosen]
+            entries = [entry for entry in sets if entry['real'] == real]
+            times = [entry['contenders'][index]['total_ms']['median'] for entry in entries]
             label = None if real else SPARSE_COLUMNS['engine'](row)
-            look = 'x' if real else 'o--' if row['threads'] == 1 and row['engine'] != 'torch' else 'o-'
-            axes.plot([entry['voxels'] for entry in chosen], times, look, color=colour, label=label)
+            line_format = 'o--' if row['threads'] == 1 and row['engine'] != 'torch' else 'o-'
+            if real:
+                line_format = 'x'
+            axes.plot([entry['voxels'] for entry in entries], times, line_format, color=colour, label=label)
     axes.set_xscale('log')
     axes.set_yscale('log')
     axes.set_xlabel('voxels (crosses: real sweeps)')

@@ -1,7 +1,7 @@
-"""The benchmark of sparse backbones: spconv against portable ONNX on CPU engines, part by part, size by size.
+"""The benchmark of sparse backbones: spconv against portable ONNX on CPU engines, for several scenes.
 
-A contender's time begins with voxels and ends with the dense map. Parts: 'rulebook' is which voxel meets
-which weight, 'network' all else. What voxelises the points is measured beside it.
+A contender's time begins with voxels and ends with the dense map. Its parts are 'rulebook', which finds the
+pairs of voxels and weights, and 'network'. The voxelisation of points is measured separately.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 
 from mmdeploy_ext.benchmark import measure, memory
 from mmdeploy_ext.benchmark import sparse_figures as figures
+from mmdeploy_ext.benchmark.base import Benchmark, load_notes
 from mmdeploy_ext.benchmark.clocks import PartClock
 from mmdeploy_ext.benchmark.machine import cores
 from mmdeploy_ext.benchmark.measure import Contender, Run
-from mmdeploy_ext.benchmark.plan import Plan, busy
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
@@ -33,22 +33,22 @@ from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
 from mmdeploy_ext.sparse import portable
 from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.plan import Plan as RulebookPlan
+from mmdeploy_ext.sparse.plan import Plan
 from mmdeploy_ext.sparse.rulebook import build
 
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Mapping, Sequence
 
-    from mmdeploy_ext.benchmark.plan import Runs
+    from mmdeploy_ext.benchmark.base import Runs
     from mmdeploy_ext.exporting.deployment import Deployment
 
 DEFAULT_SIZES = (5000, 20000, 60000, 120000)
 THREADS = (1, 2)
 
 
-class SparsePlan(Plan):
-    """Sets of voxels, one group each: generated scenes, smallest first, then real sweeps."""
+class SparseBenchmark(Benchmark):
+    """Benchmark on sets of voxels, one group each: generated scenes, smallest first, then real sweeps."""
 
     kind = 'sparse'
     models = 'sparse LiDAR backbones'
@@ -58,7 +58,7 @@ class SparsePlan(Plan):
     seconds = 45.0
 
     def load(self) -> None:
-        """See `Plan.load`."""
+        """Load the model, trace its graph, and make the sets of voxels."""
         args = self.args
         self.threads = (args.threads,) if args.threads else THREADS
         if args.voxels is not None and min(args.voxels) < 1:
@@ -66,7 +66,7 @@ class SparsePlan(Plan):
         if len(args.onnx) > 1:
             raise UsageError(f'--onnx {" ".join(args.onnx)}: sparse backbones take one portable file')
         for path in args.onnx:
-            ScnOnnx(path, threads=1).close()  # refuses what is no portable file
+            ScnOnnx(path, threads=1).close()  # raises an error for other files
         self.files = dict(portable=args.onnx[0]) if args.onnx else {}
         self.sweeps: list[VoxelSet] = []
 
@@ -82,23 +82,23 @@ class SparsePlan(Plan):
         self.scenes = synthetic_sets(self.deployment, args.voxels or DEFAULT_SIZES)
 
     @property
-    def chosen(self) -> VoxelSet:
-        """The set that memory and bars are about: the real sweep where there is one."""
+    def main_set(self) -> VoxelSet:
+        """The set on which memory and bars are measured: the first real sweep, else the largest scene."""
         return self.sweeps[0] if self.sweeps else self.scenes[-1]
 
     def groups(self) -> list[list[VoxelSet]]:
-        """See `Plan.groups`."""
+        """Return a group for each set of voxels."""
         return [[voxels] for voxels in (*self.scenes, *self.sweeps)]
 
     def export(self, folder: str) -> dict[str, str]:
-        """See `Plan.export`: the graph that the engines run."""
+        """Export the portable file."""
         path = str(Path(folder) / 'portable.onnx')
         options = self.deployment.family.choose(target='portable', order=self.graph.order)
         deploy.write_file(self.deployment, self.graph, options, path)
         return dict(portable=path)
 
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """See `Plan.torch_contenders`: the unpatched model on spconv, one thread, its only correct mode."""
+        """Return the unpatched model on spconv with one thread, its only correct mode."""
         family, model = self.deployment.family, self.deployment.model
         ops = importlib.import_module('spconv.pytorch.ops')
         clock = stack.enter_context(PartClock(dict(rulebook=[(ops, 'get_indice_pairs')])))
@@ -106,34 +106,38 @@ class SparsePlan(Plan):
         def run(voxels: VoxelSet) -> Run:
             before, start = dict(clock.seconds), time.perf_counter()
             family.run_encoder(model, voxels.features, voxels.coordinates)
-            return _run(voxels, time.perf_counter() - start, clock.since(before)['rulebook'])
+            total_s, rulebook_s = time.perf_counter() - start, clock.since(before)['rulebook']
+            return _run(voxels, total_s, rulebook_s, total_s - rulebook_s)
 
         return [Contender(BASELINE, BASELINE, '', run, threads=1)]
 
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """See `Plan.file_contenders`: one for each number of threads."""
-        found = []
+        """Return a contender for each number of threads."""
+        contenders = []
         for threads in self.threads:
             run = STEPS[engine](path, threads, self.graph.order)
-            name = f'{engine}, {threads} thread{"s" * (threads > 1)}'
-            found.append(Contender(name, engine, label, run, path, threads))
-        return found
+            contenders.append(
+                Contender(f'{engine}, {figures.thread_count(threads)}', engine, label, run, path, threads)
+            )
+        return contenders
 
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """See `Plan.memory_call`."""
+        """Return a function that runs the contender on the main set in a child process."""
         if contender.engine == BASELINE:
-            return functools.partial(run_spconv, self.source(), self.chosen)
-        given = contender.engine, contender.file, contender.threads, self.graph.order, self.chosen
-        return functools.partial(run_portable, *given)
+            return functools.partial(run_spconv, self.source(), self.main_set)
+        file, threads = contender.file, contender.threads
+        return functools.partial(
+            run_portable, contender.engine, file, threads, self.graph.order, self.main_set
+        )
 
     def facts(self) -> dict[str, Any]:
-        """See `Plan.facts`."""
+        """Return the grid and the numbers of threads."""
         return dict(grid='x'.join(map(str, self.graph.spatial_shape)), threads=list(self.threads))
 
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
-        """See `Plan.complete`: parts and threads, and nothing that backbones do not have."""
+        """Add parts and threads; remove figures that backbones do not have."""
         parts = runs[0].parts_s
         row['parts_ms'] = {part: measure.milliseconds(run.parts_s[part] for run in runs) for part in parts}
         row['threads'] = contender.threads
@@ -143,113 +147,127 @@ class SparsePlan(Plan):
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """See `Plan.result`: an entry per set instead of one table."""
+        """Return the content of the JSON file, which has an entry for each set of voxels."""
         roofline = {threads: figures.gemm_flops(threads) for threads in {1, *self.threads}}
         entries = []
-        for (voxels,), mine in zip(self.groups(), runs, strict=True):
-            rows = self.rows(contenders, mine, memories if voxels is self.chosen else {})
+        for (voxels,), set_runs in zip(self.groups(), runs, strict=True):
+            rows = self.rows(contenders, set_runs, memories if voxels is self.main_set else {})
             work = figures.pair_flops(self.graph, voxels.coordinates)
             figures.add_roofline(rows, work['gflop'], roofline)
             entries.append(
                 dict(
-                    name=voxels.name, voxels=len(voxels.features), **work, contenders=rows,
-                    rounds=len(next(iter(mine.values()))), real=any(voxels is one for one in self.sweeps),
+                    name=voxels.name,
+                    voxels=len(voxels.features),
+                    **work,
+                    contenders=rows,
+                    rounds=len(next(iter(set_runs.values()))),
+                    real=any(voxels is sweep for sweep in self.sweeps),
                     voxelise_ms=figures.voxelise_ms(self.deployment.rule, voxels),
                 )
-            )  # fmt: skip
+            )
         generated = [entry for entry in entries if not entry['real']]
-        growth, exports = figures.growth(generated), export_seconds(self.deployment)
-        chosen = next(entry for entry in entries if entry['name'] == self.chosen.name)
+        growth, export_s = figures.growth(generated), export_seconds(self.deployment)
+        main_entry = next(entry for entry in entries if entry['name'] == self.main_set.name)
         racing = None
         if BASELINE in self.engines and not self.args.no_racing and cores() > 1:
-            first = self.sweeps[0] if self.sweeps else self.scenes[0]
-            racing = figures.racing_rows(self.deployment, first, cores())
+            voxels = self.sweeps[0] if self.sweeps else self.scenes[0]
+            racing = figures.racing_spconv(self.deployment, voxels, cores())
         return dict(
-            self.common_facts(runs), **self.facts(), sets=entries, growth=growth, racing=racing,
-            work_growth=figures.work_growth(generated), export_s=exports, bars_of=figures.BARS_OF,
-            bars=figures.held_to(chosen, growth, exports), notes=busy(self.other_load(runs)),
-        )  # fmt: skip
+            self.common_facts(runs),
+            **self.facts(),
+            sets=entries,
+            growth=growth,
+            racing=racing,
+            work_growth=figures.work_growth(generated),
+            export_s=export_s,
+            bars_of=figures.BARS_OF,
+            bars=figures.check_bars(main_entry, growth, export_s),
+            notes=load_notes(self.other_load(runs)),
+        )
 
 
 def synthetic_sets(deployment: Deployment, sizes: Sequence[int]) -> list[VoxelSet]:
-    """Return scenes of so many voxels, with random features."""
-    settings, found = deployment.settings, []
+    """Return a scene for each number of voxels, smallest first, with random features."""
+    settings, sets = deployment.settings, []
     for size in sorted(set(sizes)):
         coordinates = figures.surfaces(settings.spatial_shape, settings.order, size, seed=size)
         shape = len(coordinates), settings.in_channels
         features = np.random.default_rng(size).standard_normal(shape).astype(np.float32)
-        found.append(VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
-    return found
+        sets.append(VoxelSet(f'synthetic {len(coordinates)}', features, coordinates))
+    return sets
 
 
 def export_seconds(deployment: Deployment) -> dict[str, float]:
-    """Return the seconds that an export to each target takes, tracing included."""
-    found = {}
+    """Return target -> seconds that an export to it takes, tracing included."""
+    seconds_of = {}
     with tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_') as folder:
         for target in deployment.family.options[0].choices:
             options = deployment.family.choose(target=target)
             _, seconds = deploy.export_file(deployment, options, str(Path(folder) / 'x.onnx'))
-            found[target] = round(seconds, 3)
-    return found
+            seconds_of[target] = round(seconds, 3)
+    return seconds_of
 
 
-def _run(voxels: VoxelSet, total: float, rulebook: float, network: float | None = None) -> Run:
-    network = total - rulebook if network is None else network
-    return Run(total, network, len(voxels.features), parts_s=dict(rulebook=rulebook, network=network))
+def _run(voxels: VoxelSet, total_s: float, rulebook_s: float, network_s: float) -> Run:
+    return Run(total_s, network_s, len(voxels.features), parts_s=dict(rulebook=rulebook_s, network=network_s))
 
 
 def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return what a user of the portable file runs: `ScnOnnx`; `order` is that of the voxels."""
+    """Return a function that runs the portable file on ONNX Runtime by `ScnOnnx`.
+
+    `order`, 'xyz' or 'zyx', is that of the coordinates of the voxels.
+    """
     engine = ScnOnnx(path, threads=threads)
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
         engine.step(voxels=(voxels.features, in_order(voxels.coordinates, engine.order == order)))
-        total = time.perf_counter() - start
-        return _run(voxels, total, *(engine.milliseconds[part] / 1e3 for part in ('rulebook', 'network')))
+        total_s, parts_ms = time.perf_counter() - start, engine.milliseconds
+        return _run(voxels, total_s, parts_ms['rulebook'] / 1e3, parts_ms['network'] / 1e3)
 
     return run
 
 
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
-    """Return the portable file on OpenVINO, with the same rulebook."""
+    """Return a function that runs the portable file on OpenVINO with the same rulebook."""
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
     facts = json.loads(props[portable.FACTS])
-    plan, same = RulebookPlan.from_json(facts['plan']), facts['order'] == order
+    plan, same_order = Plan.from_json(facts['plan']), facts['order'] == order
     model = compiled(path, threads)
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
-        rulebook = build(plan, in_order(voxels.coordinates, same), threads)
+        rulebook = build(plan, in_order(voxels.coordinates, same_order), threads)
         feeds = portable.feeds(plan, rulebook, facts['form'], threads)
         feeds = {portable.VOXELS: voxels.features, **feeds}
-        middle = time.perf_counter()
+        rulebook_end = time.perf_counter()
         model(feeds)
-        return _run(voxels, time.perf_counter() - start, middle - start)
+        end = time.perf_counter()
+        return _run(voxels, end - start, rulebook_end - start, end - rulebook_end)
 
     return run
 
 
 STEPS = {DEFAULT.name: onnxruntime_step, 'openvino': openvino_step}
-"""Engine -> how it runs a portable file, with voxels in and the rulebook's time told."""
+"""Engine -> function that opens a portable file on it."""
 
 
 def run_spconv(source: memory.Source, voxels: VoxelSet) -> tuple[int, object]:
-    """Run the model in a process of its own; see `memory.measure`."""
+    """Run the model in a child process, for `memory.measure`."""
     source.prepare()
-    loaded = load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
-    family, model = loaded.family, loaded.model
+    deployment = load(source.config, source.checkpoint, source.cfg_options, product=BACKBONE)
+    family, model = deployment.family, deployment.model
     family.run_encoder(model, voxels.features[:1], voxels.coordinates[:1])
-    before = memory.start_with(model)
+    baseline_kb = memory.reset_peak_with(model)
     for _ in range(memory.RUNS):
         family.run_encoder(model, voxels.features, voxels.coordinates)
-    return before, loaded
+    return baseline_kb, deployment
 
 
 def run_portable(engine: str, path: str, threads: int, order: str, voxels: VoxelSet) -> tuple[int, object]:
-    """Run a portable file in a process of its own; see `memory.measure`."""
+    """Run a portable file in a child process, for `memory.measure`."""
     importlib.import_module(engine)
-    before, run = memory.start(), STEPS[engine](path, threads, order)
+    baseline_kb, run = memory.reset_peak(), STEPS[engine](path, threads, order)
     for _ in range(memory.RUNS):
         run(voxels)
-    return before, run
+    return baseline_kb, run

@@ -1,6 +1,6 @@
-"""Voxels of any number to measure sparse backbones on, and what is told of these beside their times.
+"""Generated scenes for the benchmark of sparse backbones, and its figures beside times.
 
-The work in a scene, how times grow with it, how wrong spconv races.
+The figures: the work in a scene, how times grow with it, and the error of spconv with several threads.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.benchmark.measure import LEAST_ROUNDS, repeated
-from mmdeploy_ext.benchmark.plan import bar_rows
+from mmdeploy_ext.benchmark.base import bar_rows
+from mmdeploy_ext.benchmark.measure import MIN_ROUNDS, repeated
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.preprocess.points import voxelise
 from mmdeploy_ext.proving.tensors import ArrayDistance
@@ -33,30 +33,31 @@ TWO_BAR, ONE_BAR, MEMORY_BAR, GROWTH_BAR, EXPORT_BAR_S = 0.5, 0.8, 2.0, 1.1, 10.
 growth in voxels; seconds of an export."""
 BARS_OF = 'a backbone of 1440x1440x41 cells on a CPU'
 PATCH = 24
-"""Cells: side of a piece of ground or wall."""
+"""Side of a piece of ground or wall, cells."""
 FILLED = 0.45
-"""Part of a piece's cells that have points."""
+"""Share of the cells of a piece that have points."""
 WALLS = 0.3
-"""Part of the pieces that stand upright."""
-MOST_FILLED = 0.5
-"""Part of a small grid that is filled at most."""
+"""Share of the pieces that stand upright."""
+MAX_FILLED = 0.5
+"""Largest share of a small grid that is filled."""
 POINTS_PER_VOXEL = 3
 
 
 def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np.ndarray:
     """Return voxels (count, 4) int32 on pieces of ground and wall, as a LiDAR sees them, in random order.
 
-    The pieces have one size, so that a voxel has as many neighbours in a small scene as in a large one: what
-    grows is the scene. Pieces overlap now and then, more often when the grid fills; there are fewer voxels on
-    a grid without room for so many. The order is that of the axes, 'xyz' or 'zyx'.
+    Pieces have one size, so that a voxel has as many neighbours in a small scene as in a large one. Pieces
+    may overlap, more often when the grid fills. A small grid gets fewer voxels, see `MAX_FILLED`. `order` is
+    that of the axes, 'xyz' or 'zyx'.
     """
     shape = np.array(spatial_shape if order == 'xyz' else spatial_shape[::-1], np.int64)
-    count = min(count, int(MOST_FILLED * shape.prod()))
+    count = min(count, int(MAX_FILLED * shape.prod()))
     rng, keys = np.random.default_rng(seed), np.zeros(0, np.int64)
     while len(keys) < count:
         pieces = [_piece(shape, rng) for _ in range(64)]
         keys = np.unique(np.concatenate([keys, *pieces]))
-    keys = _whole_pieces_first(keys, count, rng)
+    start = int(rng.integers(0, len(keys) - count + 1))
+    keys = rng.permutation(keys[start : start + count])  # a contiguous run: neighbours stay together
     axes = np.stack(np.unravel_index(keys, shape), 1)
     if order == 'zyx':
         axes = axes[:, ::-1]
@@ -64,51 +65,45 @@ def surfaces(spatial_shape: Triple, order: str, count: int, seed: int = 0) -> np
 
 
 def _piece(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the keys of one piece's voxels: nearly flat ground, or a wall along x or y."""
+    """Return the flat indices of the voxels of one piece: nearly flat ground, or a wall along x or y."""
     first, second = np.meshgrid(np.arange(PATCH), np.arange(PATCH), indexing='ij')
-    seen = rng.random((PATCH, PATCH)) < FILLED
-    first, second = first[seen], second[seen]
+    filled = rng.random((PATCH, PATCH)) < FILLED
+    first, second = first[filled], second[filled]
     bumps = rng.integers(0, 2, len(first))
     if rng.random() < WALLS:
         cells = [first, bumps, second] if rng.random() < 0.5 else [bumps, first, second]
     else:
         cells = [first, second, bumps]
     corner = rng.integers(-PATCH // 2, np.maximum(shape - PATCH // 2, 1), 3)
-    place = np.stack(cells, 1) + corner
-    place = place[((place >= 0) & (place < shape)).all(1)]
-    return np.ravel_multi_index(tuple(place.T), tuple(shape)).astype(np.int64)
-
-
-def _whole_pieces_first(keys: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `count` keys, a contiguous run of them so that neighbours stay together, shuffled."""
-    start = int(rng.integers(0, len(keys) - count + 1))
-    return rng.permutation(keys[start : start + count])
+    coordinates = np.stack(cells, 1) + corner
+    coordinates = coordinates[((coordinates >= 0) & (coordinates < shape)).all(1)]
+    return np.ravel_multi_index(tuple(coordinates.T), tuple(shape)).astype(np.int64)
 
 
 def points_in(coordinates: np.ndarray, rule: VoxelRule) -> np.ndarray:
-    """Return points that fall into voxels (N, 4) in the order of the rule, a few in each.
+    """Return points (P, D) float32 inside voxels (N, 4), whose axes are in the order of the rule.
 
-    They are (P, D) float32: x, y, z in metres, then random values.
+    The columns are x, y, z in metres, then random values.
     """
     rng = np.random.default_rng(0)
     axes = coordinates[:, 1:] if rule.order == 'xyz' else coordinates[:, :0:-1]
     axes = np.repeat(axes, POINTS_PER_VOXEL, axis=0)
-    # away from the faces, where float32 decides
-    place = axes + rng.uniform(0.2, 0.8, axes.shape)
-    metres = place * np.array(rule.voxel_size) + np.array(rule.point_cloud_range[:3])
-    rest = rng.random((len(axes), rule.in_channels - 3))
-    return rng.permutation(np.concatenate([metres, rest], 1)).astype(np.float32)
+    # away from the faces, where rounding to float32 would decide
+    positions = axes + rng.uniform(0.2, 0.8, axes.shape)
+    xyz_m = positions * np.array(rule.voxel_size) + np.array(rule.point_cloud_range[:3])
+    features = rng.random((len(axes), rule.in_channels - 3))
+    return rng.permutation(np.concatenate([xyz_m, features], 1)).astype(np.float32)
 
 
 def growth_exponent(counts: Sequence[int], milliseconds: Sequence[float]) -> float | None:
-    """Return the slope of log(time) over log(voxels), by least squares; None of fewer than two sizes."""
+    """Return the slope of log(time) over log(voxels) by least squares; None for fewer than two sizes."""
     if len(set(counts)) < 2 or min(milliseconds) <= 0:
         return None
     return round(float(np.polyfit(np.log(counts), np.log(milliseconds), 1)[0]), 3)
 
 
 def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
-    """Return `gflop` of all existing pairs, their number `pairs`, and the most active `sites` of a level."""
+    """Return `pairs` of voxels and weights, their `gflop`, and the `sites` of the largest level."""
     plan = plan_of(graph)
     rulebook = build(plan, coordinates)
     flops = pairs = 0
@@ -121,7 +116,7 @@ def pair_flops(graph: SparseGraph, coordinates: np.ndarray) -> dict[str, Any]:
 
 
 def gemm_flops(threads: int, seconds: float = 1.0) -> float:
-    """Return the FLOP/s of a float32 GEMM with so many threads: the best of many short runs."""
+    """Return the FLOP/s of a float32 GEMM on a number of threads: the best of many short runs."""
     import torch
 
     rows, inner, columns = 2048, 512, 256
@@ -149,28 +144,28 @@ def _torch_threads(threads: int) -> Iterator[None]:
 
 
 def add_roofline(rows: Sequence[dict[str, Any]], gflop: float, roofline: Mapping[int, float]) -> None:
-    """Put into rows how far their networks are from the time of a GEMM of the same work.
+    """Add to rows the time of a GEMM of the same work, and the ratio of the network's time to it.
 
-    `gflop` are those of the pairs of this set, the roofline is threads -> FLOP/s of a large GEMM here.
+    `gflop` is the work of the pairs of this set, `roofline` is threads -> FLOP/s of a large GEMM.
     """
     for row in rows:
-        least_ms = gflop / roofline[row['threads']] * 1e12
-        row['roofline_ms'] = round(least_ms, 3)
-        row['of_roofline'] = round(row['parts_ms']['network']['median'] / least_ms, 2) if least_ms else None
+        gemm_ms = gflop / roofline[row['threads']] * 1e12
+        row['roofline_ms'] = round(gemm_ms, 3)
+        row['of_roofline'] = round(row['parts_ms']['network']['median'] / gemm_ms, 2) if gemm_ms else None
 
 
 def growth(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Return contender -> exponent of its time in the number of voxels.
 
-    The fastest run of each size counts: what others do on the machine hits long runs, which are those of
-    large scenes, more often than short ones, and a median would take that for growth.
+    The fastest run of each size counts: other processes disturb long runs, which are those of large scenes,
+    more often than short ones, and a median would take that for growth.
     """
     if len(entries) < 2:
         return {}
     counts = [entry['voxels'] for entry in entries]
     contenders = zip(*(entry['contenders'] for entry in entries), strict=True)
     times = {rows[0]['name']: [row['total_ms']['min'] for row in rows] for rows in contenders}
-    return {name: growth_exponent(counts, least) for name, least in times.items()}
+    return {name: growth_exponent(counts, times_ms) for name, times_ms in times.items()}
 
 
 def work_growth(entries: Sequence[Mapping[str, Any]]) -> float | None:
@@ -178,12 +173,20 @@ def work_growth(entries: Sequence[Mapping[str, Any]]) -> float | None:
     return growth_exponent([entry['voxels'] for entry in entries], [entry['gflop'] for entry in entries])
 
 
-def held_to(
-    entry: Mapping[str, Any], grown: Mapping[str, float | None], exports: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """Return what the portable file on ONNX Runtime is held to, as far as it was measured; see `bar_rows`.
+def thread_count(threads: int) -> str:
+    """Return '1 thread', '2 threads' ..."""
+    return f'{threads} thread{"" if threads == 1 else "s"}'
 
-    `entry` is of the set that the bars are about, the real sweep where there is one.
+
+def check_bars(
+    entry: Mapping[str, Any], exponents: Mapping[str, float | None], export_s: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return the `bar_rows` of the portable file on ONNX Runtime, as far as its figures were measured.
+
+    Args:
+        entry: entry of the main set in the JSON file.
+        exponents: result of `growth`.
+        export_s: target -> seconds of an export.
     """
     rows = {(row['engine'], row['threads']): row for row in entry['contenders']}
     spconv = rows.get((BASELINE, 1))
@@ -192,20 +195,21 @@ def held_to(
         row = rows.get((DEFAULT.name, threads))
         if row is None or spconv is None:
             continue
-        on = f'{threads} thread{"s" * (threads > 1)}, against spconv'
-        name = f'{entry["name"]}: rulebook and network on {on}'
+        name = f'{entry["name"]}: rulebook and network on {thread_count(threads)}, against spconv'
         values.append((name, row['ratio_to_torch']['median'], bar))
         if row.get('memory') and spconv.get('memory'):
             ratio = row['memory']['peak_mb'] / max(spconv['memory']['peak_mb'], 1e-9)
             values.append((f'peak memory on {threads}, against spconv', round(ratio, 3), MEMORY_BAR))
     values += [
-        (f'growth in voxels, {name}', value, GROWTH_BAR) for name, value in grown.items() if name != BASELINE
+        (f'growth in voxels, {name}', exponent, GROWTH_BAR)
+        for name, exponent in exponents.items()
+        if name != BASELINE
     ]
-    return bar_rows([*values, ('seconds of the export to libspconv', exports['libspconv'], EXPORT_BAR_S)])
+    return bar_rows([*values, ('seconds of the export to libspconv', export_s['libspconv'], EXPORT_BAR_S)])
 
 
 def voxelise_ms(rule: VoxelRule, voxels: VoxelSet) -> dict[str, float]:
-    """Return the time of making these voxels from points: this project's way, one thread, and mmcv's."""
+    """Return the median times in which points become these voxels: 'numba' is this project's code."""
     import torch
     from mmcv.ops import Voxelization
 
@@ -217,17 +221,17 @@ def voxelise_ms(rule: VoxelRule, voxels: VoxelSet) -> dict[str, float]:
 
     def by_mmcv() -> None:
         with torch.no_grad():
-            found, _, counts = layer(tensor)
-            found.sum(1) / counts[:, None]
+            features, _, counts = layer(tensor)
+            features.sum(1) / counts[:, None]
 
     runs = {'numba': lambda: voxelise(points, rule)}
     if rule.mode == 'hard':
         runs['mmcv'] = by_mmcv
-    return {name: repeated(run, LEAST_ROUNDS)['median'] for name, run in runs.items()}
+    return {name: repeated(run, MIN_ROUNDS)['median'] for name, run in runs.items()}
 
 
-def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[str, Any]:
-    """Run spconv with all threads, which is wrong, and say by how much: relative to the largest value."""
+def racing_spconv(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[str, Any]:
+    """Run spconv with several threads, whose kernels race, and return time and largest relative error."""
     from threadpoolctl import threadpool_limits
 
     from mmdeploy_ext import compat
@@ -235,7 +239,7 @@ def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[st
     from mmdeploy_ext.compat.import_hook import patched
 
     family, model = deployment.family, deployment.model
-    right = family.run_encoder(model, voxels.features, voxels.coordinates)
+    reference = family.run_encoder(model, voxels.features, voxels.coordinates)
     seconds, worst = [], 0.0
     with (
         _torch_threads(cores),
@@ -247,8 +251,11 @@ def racing_rows(deployment: Deployment, voxels: VoxelSet, cores: int) -> dict[st
             start = time.perf_counter()
             dense = family.run_encoder(model, voxels.features, voxels.coordinates)
             seconds.append(time.perf_counter() - start)
-            worst = max(worst, ArrayDistance(dense, right).max_rel)
+            worst = max(worst, ArrayDistance(dense, reference).max_rel)
     return dict(
-        threads=cores, voxels=len(voxels.features), runs=RACING_RUNS, worst_rel=worst,
+        threads=cores,
+        voxels=len(voxels.features),
+        runs=RACING_RUNS,
+        worst_rel=worst,
         median_ms=round(float(np.median(seconds)) * 1e3, 2),
-    )  # fmt: skip
+    )

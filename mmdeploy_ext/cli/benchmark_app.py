@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from mmdeploy_ext.benchmark.plan import Plan
+    from mmdeploy_ext.benchmark.base import Benchmark
 
 WITH_POINTS = ('sweeps', 'fused')
 """Kinds of samples that hold points of a LiDAR."""
@@ -153,19 +153,23 @@ def _check_engines_used(args: argparse.Namespace, engines: Sequence[str]) -> Non
         raise UsageError(f'--profile: goes with --engines onnxruntime, {said}')
 
 
-def plan_of(family: Family, args: argparse.Namespace) -> type[Plan]:
+def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
     """Return how the models of a family are measured: whole, or the sparse backbone of a LiDAR model alone.
 
     `voxels`, `no_racing` and a portable file in `onnx` ask for the backbone of a detector.
     """
-    from mmdeploy_ext.benchmark.images import ImagePlan
-    from mmdeploy_ext.benchmark.sparse import SparsePlan
-    from mmdeploy_ext.benchmark.streams import StreamPlan
+    from mmdeploy_ext.benchmark.images import ImageBenchmark
+    from mmdeploy_ext.benchmark.sparse import SparseBenchmark
+    from mmdeploy_ext.benchmark.streams import StreamBenchmark
 
     if family.samples == 'images':
-        return ImagePlan
+        return ImageBenchmark
     wanted = args.voxels or args.no_racing or any(map(is_portable, args.onnx))
-    return SparsePlan if family.product == BACKBONE or (wanted and family.samples == 'sweeps') else StreamPlan
+    return (
+        SparseBenchmark
+        if family.product == BACKBONE or (wanted and family.samples == 'sweeps')
+        else StreamBenchmark
+    )
 
 
 def is_portable(path: str) -> bool:
@@ -197,16 +201,16 @@ def run(args: argparse.Namespace) -> int:
 
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)
     family = find_family(load_config(args.config, args.cfg_options))
-    kind = plan_of(family, args)
+    kind = benchmark_of(family, args)
     foreign = kind.foreign if family.samples in WITH_POINTS else (*kind.foreign, 'sweep')
     shared.refuse_given(args, build_parser(), foreign, f'{kind.models} do not have it')
     with distributed.join(args.launcher, args.local_rank) as ranks:
-        plan = kind(args, engines, ranks)
-        torch.set_num_threads(plan.threads[0])
-        cv2.setNumThreads(plan.threads[0])
-        plan.load()
+        benchmark = kind(args, engines, ranks)
+        torch.set_num_threads(benchmark.threads[0])
+        cv2.setNumThreads(benchmark.threads[0])
+        benchmark.load()
         with after_weights():
-            result = plan.run()
+            result = benchmark.run()
             if ranks.rank == 0:
                 _publish(args, result)
     return 0

@@ -71,7 +71,7 @@ def measure(
 
     `network` is the part of the INT8 file whose outputs are compared with the float ones of `probe`.
     """
-    from mmdeploy_ext.benchmark.dense_time import time_ratio
+    from mmdeploy_ext.benchmark.measure import time_files
 
     sizes = [path.stat().st_size for path in (target.model, target.output)]
     found: dict[str, Any] = dict(
@@ -85,7 +85,7 @@ def measure(
     if args.rounds:
         batches = list(images.first(1))
         paths = str(target.model), str(target.output)
-        found['time'] = time_ratio(*paths, batches, args.rounds, args.threads, args.engine)
+        found['time'] = time_files(*paths, batches, args.rounds, args.threads, args.engine)
     return found
 
 

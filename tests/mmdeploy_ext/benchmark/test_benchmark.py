@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from mmdeploy_ext.benchmark import compiled, measure, memory, ort_profile, report
+from mmdeploy_ext.benchmark.base import doubts
 from mmdeploy_ext.benchmark.clocks import NetworkClock
 from mmdeploy_ext.benchmark.measure import Contender, Run
-from mmdeploy_ext.benchmark.plan import doubts
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
@@ -153,7 +153,7 @@ def test_a_profile_leaves_out_the_first_run_and_sums_by_operator_and_stage():
             dict(cat='Node', name='network/Conv_1_fence_before', ts=start, dur=999, args={}),
             dict(cat='Session', name='model_run', ts=start, dur=10 * scale),
         ]
-    profile = ort_profile.summarise_profile(events, most=2)
+    profile = ort_profile.summarise_profile(events, limit=2)
     assert profile['runs'] == 2
     assert profile['operators'][0] == dict(name='Conv', calls=2, ms=0.016, share=0.8)
     assert len(profile['operators']) == 2

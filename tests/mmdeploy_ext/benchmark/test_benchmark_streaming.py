@@ -11,7 +11,7 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr_export as toy
 from mmdeploy_ext.benchmark.clocks import PartClock
-from mmdeploy_ext.benchmark.streams import held_to
+from mmdeploy_ext.benchmark.streams import check_bars
 from mmdeploy_ext.cli import benchmark_app
 from mmdeploy_ext.families.streampetr.family import StreamPetrFamily
 
@@ -166,16 +166,16 @@ def contender(form, torch_ratio=None, fed=72, embedding=0.0):
 
 def test_a_bar_that_is_missed_says_so_and_one_that_was_not_measured_is_left_out():
     bars = StreamPetrFamily.bars
-    rows = held_to([contender('deploy', 0.36), contender('fork', 0.5)], dict(median=0.96), bars)
+    rows = check_bars([contender('deploy', 0.36), contender('fork', 0.5)], dict(median=0.96), bars)
     assert [(row['bar'], row['passed']) for row in rows] == [
         (0.36, True),
         (0.95, False),
         (0.0, True),
         (64000, True),
     ]
-    rows = held_to([contender('deploy', fed=64001, embedding=2.0)], None, bars)
+    rows = check_bars([contender('deploy', fed=64001, embedding=2.0)], None, bars)
     assert [(row['value'], row['passed']) for row in rows] == [(2.0, False), (64001, False)]
-    assert held_to([contender('fork', 0.5)], None, bars) == []
+    assert check_bars([contender('fork', 0.5)], None, bars) == []
 
 
 def test_the_clock_counts_a_nested_part_once_and_leaves_nothing_behind():

@@ -109,7 +109,7 @@ def test_bars_name_what_missed():
         dict(engine='onnxruntime', threads=1, ratio_to_torch=dict(median=0.79), memory=dict(peak_mb=150)),
         dict(engine='onnxruntime', threads=2, ratio_to_torch=dict(median=0.51), memory=dict(peak_mb=201)),
     ]
-    found = figures.held_to(
+    found = figures.check_bars(
         dict(name='s', contenders=rows), {'torch': 1.5, 'onnxruntime, 1 thread': 1.0}, dict(libspconv=0.6)
     )
     assert [row['passed'] for row in found] == [True, True, False, False, True, True]

@@ -1,7 +1,7 @@
-"""One benchmark for every kind of model: contenders take turns on the same samples, in one process.
+"""The base of all benchmarks: contenders take turns on the same samples, in one process.
 
-A contender's time begins with prepared samples and ends with results in numpy. What differs between pictures,
-frames of a drive and sets of voxels is in `images.py`, `streams.py` and `sparse.py`: a `Plan` each.
+A contender's time begins with prepared samples and ends with results in numpy. `images.py`, `streams.py` and
+`sparse.py` have the benchmarks of pictures, of frames of a drive and of sets of voxels.
 """
 
 from __future__ import annotations
@@ -30,24 +30,26 @@ if TYPE_CHECKING:
     Runs = Mapping[str, Sequence[Run]]
 
 COUNT_TOLERANCE = 0.02
-"""Numbers of detections may differ by this part: a score beside the threshold falls on either side of it."""
+"""Relative difference of numbers of detections: a score near the threshold falls on either side of it."""
 
 
-class Plan(abc.ABC):
-    """What one run of the tool measures.
+class Benchmark(abc.ABC):
+    """One run of the tool on one model.
 
     Attributes:
-        kind: of `EngineInfo.runs`.
-        models: what its models are called in messages.
-        foreign: options of `benchmark.py` that it does not have.
-        seconds: after which no round of a group begins, where the user says nothing; 0 runs all.
-        args: of the command line; `cfg_options` are parsed.
-        threads: of the engines on trial.
-        deployment: the model; known after `load`.
-        files: label -> exported file or folder; what was given, or exported for the run.
-        batch: samples that a run takes together.
-        notes: what has to be said about the files.
-        refused: what engines did not take: engine, label, file, reason.
+        kind: kind of models as in `EngineInfo.runs`.
+        models: name of these models in messages.
+        foreign: options of `benchmark.py` that do not apply to them.
+        seconds: default of `--max-seconds`; 0 runs all rounds.
+        args: options of the command line; `cfg_options` are parsed.
+        engines: names of the engines on trial.
+        ranks: processes that measure together.
+        threads: numbers of threads of the engines.
+        deployment: the model; set by `load`.
+        files: label -> exported file or folder, given by the user or exported for the run.
+        batch: samples per run of a contender.
+        notes: notes about the files.
+        refused: files that engines refused: engine, label, file, reason.
     """
 
     kind: ClassVar[str]
@@ -57,29 +59,29 @@ class Plan(abc.ABC):
     deployment: Any
     batch: int = 1
 
-    def __init__(
-        self, args: argparse.Namespace, engines: Sequence[str], ranks: Ranks
-    ) -> None:
-        """Refuse engines that this kind of model does not run on: a UsageError names those that there are."""
-        known = engines_of(self.kind)
-        unknown = [name for name in engines if name not in known]
-        if unknown:
-            raise UsageError(f'--engines {",".join(unknown)}: {self.models} run on {", ".join(known)}')
+    def __init__(self, args: argparse.Namespace, engines: Sequence[str], ranks: Ranks) -> None:
+        """Keep the options; UsageError for engines that these models do not run on."""
+        supported = engines_of(self.kind)
+        unsupported = [name for name in engines if name not in supported]
+        if unsupported:
+            raise UsageError(
+                f'--engines {",".join(unsupported)}: {self.models} run on {", ".join(supported)}'
+            )
         self.args, self.engines, self.ranks = args, engines, ranks
         self.threads: Sequence[int] = (args.threads or max(cores() // self.ranks.size, 1),)
         self.files: dict[str, str] = {}
         self.notes: list[str] = []
         self.refused: list[dict[str, str]] = []
 
-    # ---- what a kind of model gives
+    # ---- what each kind of model defines
 
     @abc.abstractmethod
     def load(self) -> None:
-        """Refuse what can be refused, then load the model."""
+        """Check the options, then load model and samples."""
 
     @abc.abstractmethod
     def export(self, folder: str) -> dict[str, str]:
-        """Export what is measured when no file was given; returns label -> path."""
+        """Export the files to measure if the user named none; return label -> path."""
 
     @abc.abstractmethod
     def groups(self) -> list[Sequence[Any]]:
@@ -87,34 +89,34 @@ class Plan(abc.ABC):
 
     @abc.abstractmethod
     def torch_contenders(self, stack: contextlib.ExitStack) -> list[Contender]:
-        """Return the model in eager PyTorch."""
+        """Return the contenders in eager PyTorch; the stack closes what they open."""
 
     @abc.abstractmethod
     def file_contenders(
         self, stack: contextlib.ExitStack, engine: str, label: str, path: str
     ) -> list[Contender]:
-        """Open an engine on a file; with `--skip-refused` also run it, to see whether it can."""
+        """Return the contenders of an engine on a file; with `--skip-refused` they are run once."""
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        """Return what runs the model in `torch.compile`, compiled; an EngineError says why it cannot be."""
+        """Return a function that runs the model after `torch.compile`; failures raise EngineError."""
         raise NotImplementedError
 
     @abc.abstractmethod
     def memory_call(self, contender: Contender) -> Callable[[], tuple[int, object]]:
-        """Return what a child process calls; see `memory.measure`."""
+        """Return a function that loads and runs a contender in a child process, for `memory.measure`."""
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Return what the JSON file says about the input."""
+        """Return the entries of the JSON file about the input."""
 
     def complete(self, row: dict[str, Any], contender: Contender, runs: Sequence[Run]) -> None:
-        """Put into the row of a contender what this kind of model has beside times."""
+        """Add figures of this kind of model to the row of a contender in the JSON file."""
         return
 
     def rows(
         self, contenders: Sequence[Contender], runs: Runs, memories: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """Return what the JSON file says of each contender."""
+        """Return the row of each contender in the JSON file; `memories` are of `memory.measure` by name."""
         rows = measure.summarise(contenders, runs, self.batch, self.ranks.size)
         for row, contender in zip(rows, contenders, strict=True):
             row['memory'] = memories.get(contender.name)
@@ -124,109 +126,113 @@ class Plan(abc.ABC):
     def result(
         self, contenders: Sequence[Contender], runs: Sequence[Runs], memories: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return the content of the JSON file."""
-        (mine,), load = runs, self.other_load(runs)
-        rows = self.rows(contenders, mine, memories)
+        """Return the content of the JSON file; `runs` has the runs of each group of samples."""
+        (group_runs,), load = runs, self.other_load(runs)
+        rows = self.rows(contenders, group_runs, memories)
         return dict(
             self.common_facts(runs),
             **self.facts(),
             contenders=rows,
-            forms=measure.compare_forms(contenders, mine),
+            forms=measure.compare_forms(contenders, group_runs),
             notes=[*self.notes, *doubts(rows, load)],
         )
 
     # ---- what all kinds share
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[list[Contender]]:
-        """Open every engine on every file, PyTorch first; files that nobody gave are exported before."""
+    def open_contenders(self) -> Iterator[list[Contender]]:
+        """Open every engine on every file, PyTorch first; if the user named no file, export before."""
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx_benchmark_'))
             if not self.files and any(ENGINES[name].files for name in self.engines):
                 exported = self.export(folder) if self.ranks.rank == 0 else None
                 self.files = self.ranks.gather(exported)[0]
-            copied = []
-            if COMPILED in self.engines:  # before clocks are put into the model
-                copied = self._open(stack, COMPILED, measure.COMPILED_FORM, '')
-            found = [*(self.torch_contenders(stack) if BASELINE in self.engines else ()), *copied]
+            compiled_copies, contenders = [], []
+            if COMPILED in self.engines:  # the model is copied before clocks are put into it
+                compiled_copies = self._open(stack, COMPILED, measure.COMPILED_FORM, '')
+            if BASELINE in self.engines:
+                contenders = self.torch_contenders(stack)
+            contenders = [*contenders, *compiled_copies]
             for engine in (name for name in self.engines if ENGINES[name].files):
                 for label, path in self.files.items():
-                    found += self._open(stack, engine, label, path)
-            if not found:
+                    contenders += self._open(stack, engine, label, path)
+            if not contenders:
                 reasons = map('{engine} {label} ({file}): {reason}'.format_map, self.refused)
                 raise EngineError(
                     f'nothing is left to measure, every engine refused every file: {"; ".join(reasons)}'
                 )
-            yield found
+            yield contenders
 
     def _open(self, stack: contextlib.ExitStack, engine: str, label: str, path: str) -> list[Contender]:
-        """Open one file; what is refused is noted with `--skip-refused`, or when the user named no file."""
+        """Open a file, or compile the model if the path is ''.
+
+        With `--skip-refused`, or if the user named no file, an engine that refuses it is recorded.
+        """
         try:
-            with contextlib.ExitStack() as mine:
+            with contextlib.ExitStack() as inner:
                 if path:
-                    found = self.file_contenders(mine, engine, label, path)
+                    contenders = self.file_contenders(inner, engine, label, path)
                 else:
-                    mine.enter_context(compiled.while_compiling())
-                    found = [Contender(f'{engine} {label}', engine, label, self.compiled_run(mine))]
-                stack.push(mine.pop_all())
+                    inner.enter_context(compiled.while_compiling())
+                    contenders = [Contender(f'{engine} {label}', engine, label, self.compiled_run(inner))]
+                stack.push(inner.pop_all())
         except Mm2OnnxError as error:
             if self.args.onnx and not self.args.skip_refused:
                 raise
             self.refused.append(dict(engine=engine, label=label, file=path, reason=str(error)))
             return []
-        return found
+        return contenders
 
     def run(self) -> dict[str, Any]:
-        """Measure memory, then times; returns the content of the JSON file."""
+        """Measure memory, then times; return the content of the JSON file."""
         memories = {}
-        with self.opened() as contenders:
+        with self.open_contenders() as contenders:
             if self.ranks.rank == 0 and not self.args.no_memory and memory.is_supported():
-                for one in contenders:
-                    what = one.file or self.args.config
-                    memories[one.name] = memory.measure(self.memory_call(one), what)
+                for contender in contenders:
+                    name = contender.file or self.args.config
+                    memories[contender.name] = memory.measure(self.memory_call(contender), name)
             runs = self._measure(contenders)
             return self.result(contenders, runs, memories)
 
     def _measure(self, contenders: Sequence[Contender]) -> list[Runs]:
-        """Run this rank's share of the rounds; returns per group the runs of all ranks, in turn."""
+        """Run this rank's share of the rounds; return the runs of all ranks for each group."""
         from rich.progress import Progress
 
         args, ranks, groups = self.args, self.ranks, self.groups()
         rounds = args.repeat_num * -(-args.max_iter // ranks.size)
-        found = []
+        group_runs = []
         with Progress(console=cli.stderr(), transient=True, disable=ranks.rank != 0) as bar:
             task = bar.add_task('measuring', total=rounds * len(groups))
 
             def on_round(index: int, runs: Runs) -> None:
                 bar.advance(task)
                 if ranks.rank == 0 and (index + 1) % args.log_interval == 0:
-                    medians = {
-                        name: statistics.median(run.total_s for run in mine) for name, mine in runs.items()
-                    }
-                    line = ', '.join(f'{name} {median * 1e3:.1f}' for name, median in medians.items())
-                    line = f'Done round [{index + 1}/{rounds}], median ms per batch: {line}'
+                    medians = ', '.join(
+                        f'{name} {statistics.median(run.total_s for run in its_runs) * 1e3:.1f}'
+                        for name, its_runs in runs.items()
+                    )
+                    line = f'Done round [{index + 1}/{rounds}], median ms per batch: {medians}'
                     bar.console.print(line, highlight=False, soft_wrap=True)
 
             spare = args.spare_rounds if ranks.size == 1 else 0
             limits = args.warmup, ranks.gather, on_round, spare, args.max_seconds or self.seconds
             for samples in groups:
-                mine = measure.interleave(contenders, samples, rounds, *limits)
-                gathered = ranks.gather(mine)
-                found.append({name: [run for part in gathered for run in part[name]] for name in mine})
-        return found
+                runs = measure.interleave(contenders, samples, rounds, *limits)
+                gathered = ranks.gather(runs)
+                group_runs.append({name: [run for part in gathered for run in part[name]] for name in runs})
+        return group_runs
 
     def source(self) -> memory.Source:
-        """Return where a child process has the model from."""
+        """Return the arguments with which a child process loads the model."""
         model = self.deployment
-        given = model.config, model.checkpoint, model.cfg_options
-        return memory.Source(*given, self.threads[0])
+        return memory.Source(model.config, model.checkpoint, model.cfg_options, self.threads[0])
 
     def other_load(self, runs: Sequence[Runs]) -> float | None:
-        """Return the part of the cores that other processes used, 0..1; None where not known."""
+        """Return the share of the cores that other processes used, 0..1; None if unknown."""
         return measure.mean_load(runs) if self.ranks.size == 1 else None
 
     def common_facts(self, runs: Sequence[Runs]) -> dict[str, Any]:
-        """Return what every JSON file says about model, machine and rounds."""
+        """Return the entries of every JSON file about model, machine and rounds."""
         deployment, args = self.deployment, self.args
         names = ('config', 'checkpoint', 'cfg_options', 'config_sha256', 'checkpoint_sha256')
         return dict(
@@ -248,34 +254,34 @@ class Plan(abc.ABC):
         )
 
 
-def short_labels(paths: Sequence[str], *kinds: Sequence[str]) -> dict[str, str]:
-    """Return label -> path: labels of the first kind that tells all files apart, else the paths."""
-    chosen = next((labels for labels in kinds if len(set(labels)) == len(paths)), paths)
-    return dict(zip(chosen, paths, strict=True))
+def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str, str]:
+    """Return label -> path: labels of the first kind that differ between all files, else the paths."""
+    distinct = next((labels for labels in label_kinds if len(set(labels)) == len(paths)), paths)
+    return dict(zip(distinct, paths, strict=True))
 
 
-def busy(other_load: float | None) -> list[str]:
-    """Say that other processes made the figures doubtful."""
+def load_notes(other_load: float | None) -> list[str]:
+    """Return a note if other processes used so much of the cores that the figures are doubtful."""
     if other_load is None or other_load <= QUIET_SHARE:
         return []
     return [f'other processes used {other_load:.0%} of the cores meanwhile: measure again when it is quiet']
 
 
 def doubts(contenders: Sequence[dict[str, Any]], other_load: float | None = None) -> list[str]:
-    """Say what makes the figures doubtful."""
-    counts, found = sorted(row['detections_per_image'] for row in contenders), busy(other_load)
+    """Return notes about what makes the figures of contenders (rows of the JSON file) doubtful."""
+    counts, notes = sorted(row['detections_per_image'] for row in contenders), load_notes(other_load)
     if counts[-1] == 0:
-        found += ['nothing was found on these images: the cost of post-processing depends on what is found']
+        notes += ['nothing was found on these images: the cost of post-processing depends on what is found']
     elif counts[-1] - counts[0] > COUNT_TOLERANCE * counts[-1]:
-        found.append(
+        notes.append(
             f'the contenders found {counts[0]:g} to {counts[-1]:g} detections per image: are they the same '
             f'model? {tool("verify")} tells'
         )
-    return found
+    return notes
 
 
 def bar_rows(values: Sequence[tuple[str, float | None, float]]) -> list[dict[str, Any]]:
-    """Return rows of name, value, bar (at most) and passed, of what was measured."""
+    """Return rows of name, value, bar (the largest passing value) and passed; values of None are skipped."""
     return [
         dict(name=name, value=value, bar=bar, passed=value <= bar)
         for name, value, bar in values
