@@ -18,12 +18,12 @@ from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mmdeploy_ext.quantize.calibration_sets import CalibrationSet
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
     from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerSensitivity, Probe
     from mmdeploy_ext.quantize.dense_target import Target
-    from mmdeploy_ext.quantize.images import CalibrationSet
 
 BUDGET = 10
 
@@ -133,16 +133,16 @@ def run(args: argparse.Namespace) -> int:
     """Quantise; 1 where `--max-error` was not reached within `--budget`."""
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files
-    from mmdeploy_ext.quantize.calibrators import calibrator
-    from mmdeploy_ext.quantize.cameras import calibration_set
-    from mmdeploy_ext.quantize.dense import check_weights, finished, layers_in_int8, record
+    from mmdeploy_ext.quantize.calibration_sets import calibration_set
+    from mmdeploy_ext.quantize.calibrators import make_calibrator
+    from mmdeploy_ext.quantize.dense import check_weights, finish_model, layers_in_int8, record
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Probe
     from mmdeploy_ext.quantize.dense_target import find_target
 
     _check_numbers(args)
     args.percentile = PERCENTILE if args.percentile is None else args.percentile
-    calibrator('percentile', args.percentile)
+    make_calibrator('percentile', args.percentile)
     target = find_target(args.model, args.output)
     _check_reports(args, target)
     model = files.load(target.model)
@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         network = quantiser.network(layers)
         layers = layers_in_int8(graph, network, layers)
         facts = quantize_report.facts(args, metadata, graph, layers, images)
-        result = finished(graph, network, facts)
+        result = finish_model(graph, network, facts)
         record(result, quantiser, layers)
         target.save(result)
         found = quantize_report.measure(args, target, probe, network, images)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.contract.metadata import Metadata
+    from mmdeploy_ext.quantize.calibration_sets import CalibrationSet
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
     from mmdeploy_ext.quantize.dense_sensitivity import Exclusion, LayerSensitivity, Probe
     from mmdeploy_ext.quantize.dense_target import Target
-    from mmdeploy_ext.quantize.images import CalibrationSet
 
 WORST = 15
 """Layers that the table shows without --all."""
@@ -44,7 +44,7 @@ def facts(
         weights='int8 per channel' + (' (7 bits)' if args.reduce_range else ''),
         method=method,
         images=len(images),
-        images_are=images.what,
+        images_are=images.title,
         source=Path(args.calibrate).name,
         layers=len(layers),
         weights_share=round(chosen / every, 4),

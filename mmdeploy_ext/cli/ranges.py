@@ -73,14 +73,15 @@ def find(args: argparse.Namespace, deployment: Deployment, target: str, **how: A
         target: file for measured ones.
         how: more fields of `Calibration`.
     """
-    from mmdeploy_ext.quantize import deployed
+    from mmdeploy_ext.quantize import sparse_calibration
 
     if args.known is not None:
         return args.known.half() if args.fp16_ranges else args.known
     if not args.calibrate:
-        return deployed.from_checkpoint(deployment, args.fp16_ranges)
+        return sparse_calibration.checkpoint_ranges(deployment, args.fp16_ranges)
     given = dict(method=args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root)
-    ranges = deployed.calibrate(deployment, args.calibrate, deployed.Calibration(**given, **how))
+    options = sparse_calibration.Calibration(**given, **how)
+    ranges = sparse_calibration.calibrate(deployment, args.calibrate, options)
     save(ranges, target)
     return ranges
 

@@ -76,11 +76,11 @@ def _add_fidelity(group: argparse._ArgumentGroup) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, sources without sweeps and targets that cannot be written."""
-    from mmdeploy_ext.quantize.calibrators import calibrator
+    from mmdeploy_ext.quantize.calibrators import make_calibrator
     from mmdeploy_ext.quantize.sweeps import sweep_items
 
     _check_together(args)
-    calibrator(args.method, args.percentile)
+    make_calibrator(args.method, args.percentile)
     cli.check_least(args, fidelity_batches=0)
     ranges.check(args)
     if args.fidelity:
@@ -139,8 +139,8 @@ def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
 
 def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -> None:
     from mmdeploy_ext.exporting import sparse_backbone as deploy
-    from mmdeploy_ext.quantize import deployed
     from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
+    from mmdeploy_ext.quantize.sparse_calibration import config_sweeps
 
     options = deployment.family.choose(
         order=deployment.settings.order,
@@ -152,7 +152,7 @@ def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -
         deploy.trace(deployment), options, deployment.family, ranges, deployment.checkpoint_sha256
     )
     source = args.fidelity or args.calibrate
-    sweeps = deployed.sweeps_of(deployment, source, graph.order, args.fidelity_batches, args.data_root)
+    sweeps = config_sweeps(deployment, source, graph.order, args.fidelity_batches, args.data_root)
     found = fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
     findings = compare_assumptions(graph, ranges, sweeps) if args.assumptions else ()
     _show(args, found, findings)

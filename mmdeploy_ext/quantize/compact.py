@@ -1,4 +1,4 @@
-"""Make an INT8 file small without touching a number: equal constants once, short names.
+"""Makes an INT8 file smaller without changing a number: equal constants are merged, names are shortened.
 
 A quantiser writes a zero point per tensor and channel, nearly all of them zeros, and names of up to a
 hundred letters. In a model of a megabyte that is a tenth of the file.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-MADE = {
+SHORT_SUFFIXES = {
     '_QuantizeLinear_Output': '.q',
     '_DequantizeLinear_Output': '.dq',
     '_QuantizeLinear_Input': '.in',
@@ -32,14 +32,14 @@ MADE = {
     '_zero_point': '.z',
     '_scale': '.s',
 }
-"""Endings of the names that ONNX Runtime's quantiser makes -> what they become."""
+"""Suffix of names that ONNX Runtime's quantiser makes -> short suffix."""
 
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in which equal constants are one, and the quantiser's names are short.
+    """Return a copy of a model with equal constants merged and the quantiser's names shortened.
 
-    Inputs, outputs and what bodies of nodes (If, Loop) read keep their names. Constants are equal when type,
-    shape and every bit are.
+    Inputs, outputs and tensors that bodies of nodes (If, Loop) read keep their names. Constants are equal if
+    type, shape and every bit are.
     """
     result = copy.deepcopy(model)
     graph = result.graph
@@ -48,38 +48,40 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
     fixed |= {name for node in graph.node for name in captured(node)}
     _merge_constants(graph, fixed, set(Index(result).tensors))
     index = Index(result)
-    tensors = _shorter((name for name in index.tensors if name not in fixed), set(index.tensors))
+    tensors = _short_names((name for name in index.tensors if name not in fixed), set(index.tensors))
     names = [node.name for node in graph.node]
-    return rename(result, tensors, _shorter(names, set(names)))
+    return rename(result, tensors, _short_names(names, set(names)))
 
 
-def _merge_constants(graph: onnx.GraphProto, fixed: set[str], taken: set[str]) -> None:
-    """Keep one of equal constants; what stands for several belongs to none of them and gets a short name."""
+def _merge_constants(graph: onnx.GraphProto, fixed: set[str], used_names: set[str]) -> None:
+    """Keep the first of equal constants under a new short name, since it stands for several tensors."""
     groups: dict[tuple[int, bytes, bytes], list[onnx.TensorProto]] = {}
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
-        alone = tensor.name.encode() if tensor.name in fixed else b''
-        key = tensor.data_type, str(values.shape).encode() + alone, values.tobytes()
+        fixed_name = tensor.name.encode() if tensor.name in fixed else b''
+        key = tensor.data_type, str(values.shape).encode() + fixed_name, values.tobytes()
         groups.setdefault(key, []).append(tensor)
-    free = (name for name in map('c{}'.format, itertools.count()) if name not in taken)
-    same: dict[str, str] = {}
+    new_names = (name for name in map('c{}'.format, itertools.count()) if name not in used_names)
+    merged: dict[str, str] = {}
     for tensors in groups.values():
         if len(tensors) > 1:
-            same |= dict.fromkeys([tensor.name for tensor in tensors], next(free))
-            tensors[0].name = same[tensors[0].name]
+            merged |= dict.fromkeys([tensor.name for tensor in tensors], next(new_names))
+            tensors[0].name = merged[tensors[0].name]
     refill(graph, initializer=[tensors[0] for tensors in groups.values()])
     for node in graph.node:
-        for at, name in enumerate(node.input):
-            node.input[at] = same.get(name, name)
+        for index, name in enumerate(node.input):
+            node.input[index] = merged.get(name, name)
 
 
-def _shorter(names: Iterable[str], taken: set[str]) -> dict[str, str]:
-    """Return old name -> new name of those that a quantiser made; none that is taken."""
-    found = {}
+def _short_names(names: Iterable[str], used_names: set[str]) -> dict[str, str]:
+    """Return name -> short name for names that a quantiser made; short names in use are skipped."""
+    renamed = {}
     for name in names:
-        end = next((end for end in MADE if name.endswith(end)), None)
-        new = name.removesuffix(end) + MADE[end] if end else name
-        if new not in taken:
-            found[name] = new
-            taken.add(new)
-    return found
+        suffix = next((suffix for suffix in SHORT_SUFFIXES if name.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        short = name.removesuffix(suffix) + SHORT_SUFFIXES[suffix]
+        if short not in used_names:
+            renamed[name] = short
+            used_names.add(short)
+    return renamed

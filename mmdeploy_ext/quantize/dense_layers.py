@@ -1,4 +1,4 @@
-"""Layers of a dense graph: what can be INT8, what follows in INT8, what stays float. Needs onnx only."""
+"""The layers of a dense graph, which can be INT8, and the nodes between them. Needs onnx only."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 POSTPROCESS = ('postprocess/', 'decode/')
-"""Beginnings of the names of nodes that finish what the network gives: matrices there are no weights."""
+"""Prefixes of the names of post-processing nodes: matrices there are no weights."""
 FOLLOWERS = ('Relu', 'Clip', 'MaxPool')
-"""Operators that are INT8 where their input is."""
+"""Operators that are INT8 if their input is."""
 QUANTISED = ('QuantizeLinear', 'DequantizeLinear', 'QLinearConv', 'QLinearMatMul', 'ConvInteger')
 SORTS = ('TopK',)
-"""Operators that give rows in an order of their own."""
+"""Operators that sort rows."""
 SMALLEST_OPSET = 13
-"""The first whose QuantizeLinear has an axis, which scales per channel need."""
+"""The first opset whose QuantizeLinear has an axis, which scales per channel need."""
 COUNTER = re.compile(r'_\d+$')
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """The nodes that multiply with one weight; several where a head runs on several levels.
+    """The nodes that multiply with one weight; there are several if a head runs on several levels.
 
     Attributes:
-        name: of the module, from the first node's name.
+        name: name of the module, from the first node's name.
         operator: Conv, Gemm ...
-        nodes, outputs: the names of the nodes, and of the tensors that they write.
-        parameters: of the weight.
+        nodes, outputs: names of the nodes, and of the tensors that they write.
+        parameters: number of values of the weight.
     """
 
     name: str
@@ -55,115 +55,132 @@ class DenseGraph:
     """A float model in two parts: the network, up to the last layers, and the rest.
 
     Attributes:
-        model: the whole model, its constants as initializers, every node with a name of its own.
-        network: the part that ends in the last layers; its outputs are what the rest reads.
-        layers: in file order.
-        last: names of the layers that no other layer follows, or whose values a top-k sorts: they give
+        model: copy of the model with constants as initializers and unique names of nodes.
+        index: index of the model.
+        network: part that ends in the last layers; its outputs are the tensors that the rest reads.
+        layers: layers in file order.
+        last: names of the layers that no other layer follows, or whose values a top-k sorts: they compute
             logits, deltas, kernels, masks.
-        compared: those of `last` whose values can be compared one by one. What follows a top-k inside the
-            network (RT-DETR's queries) is in an order that rounding changes.
+        compared: those of `last` whose values can be compared one by one. Rows that follow a top-k inside the
+            network (RT-DETR's queries) are in an order that rounding changes.
 
     Args:
-        model: stays as it is.
-        path: of it, for messages.
+        model: float model, which stays as it is.
+        path: path of the model for messages.
 
     Raises:
-        ModelFileError: quantised already, of an opset without scales per channel, or without a layer.
+        ModelFileError: the model is quantised, of an opset without scales per channel, or has no layer.
     """
 
     def __init__(self, model: onnx.ModelProto, path: object = 'the model') -> None:
-        _check(model, path)
-        self.model = _prepared(model)
+        if is_quantised(model):
+            raise ModelFileError(f'{path}: is quantised already; give the float32 file that it was made of')
+        opset = next((entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')), 0)
+        if opset < SMALLEST_OPSET:
+            raise ModelFileError(
+                f'{path}: is of opset {opset}; scales per channel need opset {SMALLEST_OPSET} or later: '
+                f'export it again with --opset-version 17'
+            )
+        self.model = _with_initializers(model)
         self.index = Index(self.model)
-        self.layers = _layers(self.index)
+        self.layers = _find_layers(self.index)
         if not self.layers:
             raise ModelFileError(
                 f'{path}: has no convolution or matrix product with float32 weights; nothing to quantise'
             )
         self._by_name = {layer.name: layer for layer in self.layers}
-        owner = {node: layer.name for layer in self.layers for node in layer.nodes}
-        read = (name for node in self.index.nodes if node.name in owner for name in node.input)
-        after = {owner.get(self.index.nodes[position].name) for position in self.index.ancestors(read)}
-        sorts = [node for node in self.index.nodes if node.op_type in SORTS]
-        sorted_by = self._nearest([name for node in sorts for name in node.input])
-        self.last = [layer.name for layer in self.layers if layer.name not in after - sorted_by]
+        layer_of = {node: layer.name for layer in self.layers for node in layer.nodes}
+        inputs = (name for node in self.index.nodes if node.name in layer_of for name in node.input)
+        followed = {
+            layer_of.get(self.index.nodes[position].name) for position in self.index.ancestors(inputs)
+        }
+        sorted_layers = self._sorted_layers()
+        self.last = [layer.name for layer in self.layers if layer.name not in followed - sorted_layers]
         self._positions = self.index.ancestors(name for layer in self.layers for name in layer.outputs)
-        self.compared = [name for name in self.last if not self._is_sorted(name)] or self.last
-        self.network = self._network()
+        self.compared = [name for name in self.last if not self._follows_sort(name)] or self.last
+        self.network = self._cut_network()
 
     def layer(self, name: str) -> Layer:
         """Return a layer by its name."""
         return self._by_name[name]
 
-    def _nearest(self, tensors: Iterable[str]) -> set[str]:
-        """Return the layers that tensors are made of with no other layer between."""
-        made = {name: layer.name for layer in self.layers for name in layer.outputs}
-        above = self.index.ancestors(tensors, made)
-        read = {name for position in above for name in self.index.reads(position)} | set(tensors)
-        return {made[name] for name in read if name in made}
+    def _sorted_layers(self) -> set[str]:
+        """Return the layers whose outputs a top-k sorts, with no other layer between."""
+        tensors = {name for node in self.index.nodes if node.op_type in SORTS for name in node.input}
+        layer_of = {name: layer.name for layer in self.layers for name in layer.outputs}
+        between = self.index.ancestors(list(tensors), layer_of)
+        tensors |= {name for position in between for name in self.index.reads(position)}
+        return {layer_of[name] for name in tensors if name in layer_of}
 
-    def _is_sorted(self, layer: str) -> bool:
-        """Return whether a layer needs what a top-k gave."""
-        above = self.index.ancestors(self.layer(layer).outputs)
-        return any(self.index.nodes[position].op_type in SORTS for position in above)
+    def _follows_sort(self, layer: str) -> bool:
+        """Return whether a layer depends on the output of a top-k."""
+        ancestors = self.index.ancestors(self.layer(layer).outputs)
+        return any(self.index.nodes[position].op_type in SORTS for position in ancestors)
 
-    def _network(self) -> onnx.ModelProto:
-        inside, index = set(self._positions), self.index
-        made = [name for position in self._positions for name in index.writes(position)]
-        outside = set(index.outputs)
-        outside.update(name for at in range(len(index.nodes)) if at not in inside for name in index.reads(at))
-        ends = {name for layer in self.layers for name in layer.outputs if layer.name in self.last}
-        outputs = [name for name in made if name in outside | ends]
-        read = {name for position in self._positions for name in index.reads(position)}
-        inputs = [value for value in index.graph.input if value.name in read]
+    def _cut_network(self) -> onnx.ModelProto:
+        positions, index = set(self._positions), self.index
+        network_reads = {name for position in positions for name in index.reads(position)}
+        rest_reads = set(index.outputs)
+        for position in range(len(index.nodes)):
+            if position not in positions:
+                rest_reads.update(index.reads(position))
+        last_outputs = {name for layer in self.layers for name in layer.outputs if layer.name in self.last}
+        outputs = [
+            name
+            for position in self._positions
+            for name in index.writes(position)
+            if name in rest_reads | last_outputs
+        ]
+        inputs = [value for value in index.graph.input if value.name in network_reads]
         return part(index, self._positions, inputs, typed_values(index, outputs))
 
     def matching(self, patterns: Iterable[str]) -> list[str]:
-        """Return the layers whose name, or the name of one of their nodes, fits a pattern ('*', '?').
+        """Return the layers whose name, or the name of one of their nodes, matches a pattern ('*', '?').
 
-        A pattern that fits none is a UsageError.
+        UsageError: a pattern matches no layer.
         """
-        found: set[str] = set()
+        matches: set[str] = set()
         for pattern in patterns:
-            fits = re.compile(fnmatch.translate(pattern)).match
-            fitting = {layer.name for layer in self.layers if any(map(fits, (layer.name, *layer.nodes)))}
-            if not fitting:
+            match = re.compile(fnmatch.translate(pattern)).match
+            layers = {layer.name for layer in self.layers if any(map(match, (layer.name, *layer.nodes)))}
+            if not layers:
                 raise UsageError(
                     f'--keep-float {pattern!r}: fits the name of no layer'
                     f'{did_you_mean(pattern, self._by_name)}; there are {len(self.layers)}, '
                     f'such as {self.layers[0].name!r}'
                 )
-            found |= fitting
-        return [layer.name for layer in self.layers if layer.name in found]
+            matches |= layers
+        return [layer.name for layer in self.layers if layer.name in matches]
 
     def int8_nodes(self, layers: Iterable[str]) -> list[str]:
-        """Return the nodes to quantise: those of the layers, and what stays INT8 between them.
+        """Return the nodes to quantise: those of the layers, and those that stay INT8 between them.
 
-        An addition is where both sides are; a constant that is added (the shift of a normalisation) is not.
+        An addition is INT8 if both of its inputs are, but not a sum with a constant (the shift of a
+        normalisation).
         """
-        wanted = {node for name in layers for node in self.layer(name).nodes}
-        codes: set[str] = set()
+        layer_nodes = {node for name in layers for node in self.layer(name).nodes}
+        int8_tensors: set[str] = set()
         nodes = []
         for position in self._positions:
             node = self.index.nodes[position]
-            if node.name in wanted or _follows(node, codes):
+            if node.name in layer_nodes or _stays_int8(node, int8_tensors):
                 nodes.append(node.name)
-                codes.update(node.output)
+                int8_tensors.update(node.output)
         return nodes
 
     def joined(self, network: onnx.ModelProto) -> onnx.ModelProto:
-        """Return the whole model with its network replaced by one that was made of it."""
-        inside = set(self._positions)
-        rest = [node for at, node in enumerate(self.index.nodes) if at not in inside]
+        """Return the model with its network replaced by a quantised one."""
+        positions = set(self._positions)
+        rest = [node for position, node in enumerate(self.index.nodes) if position not in positions]
         model = copy.deepcopy(self.model)
         for field in ('node', 'initializer', 'value_info'):
             model.graph.ClearField(field)
         model.graph.node.extend([*network.graph.node, *rest])
         model.graph.initializer.extend(network.graph.initializer)
-        known = {tensor.name for tensor in network.graph.initializer}
-        needed = {name for node in rest for name in reads(node)} | set(self.index.outputs)
+        present = {tensor.name for tensor in network.graph.initializer}
+        rest_reads = {name for node in rest for name in reads(node)} | set(self.index.outputs)
         model.graph.initializer.extend(
-            tensor for name, tensor in self.index.constants.items() if name in needed - known
+            tensor for name, tensor in self.index.constants.items() if name in rest_reads - present
         )
         domains = {entry.domain for entry in model.opset_import}
         model.opset_import.extend(entry for entry in network.opset_import if entry.domain not in domains)
@@ -171,90 +188,78 @@ class DenseGraph:
 
 
 def is_quantised(model: onnx.ModelProto) -> bool:
-    """Return whether a model has INT8 operators already."""
+    """Return whether a model has INT8 operators."""
     return any(node.op_type in QUANTISED for node in all_nodes(model))
 
 
-def _check(model: onnx.ModelProto, path: object) -> None:
-    if is_quantised(model):
-        raise ModelFileError(f'{path}: is quantised already; give the float32 file that it was made of')
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ('', 'ai.onnx')), 0)
-    if opset < SMALLEST_OPSET:
-        raise ModelFileError(
-            f'{path}: is of opset {opset}; scales per channel need opset {SMALLEST_OPSET} or later: export '
-            f'it again with --opset-version 17'
-        )
-
-
-def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose constants are initializers and whose nodes have names of their own."""
+def _with_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose constants are initializers and whose nodes have unique names."""
     result = copy.deepcopy(model)
     graph = result.graph
     constants = {tensor.name for tensor in graph.initializer}
     fixed = {value.name for value in graph.output} | {name for node in graph.node for name in captured(node)}
-    nodes, same, taken = [], {}, set()
+    nodes, sources, names = [], {}, set()
     for position, node in enumerate(graph.node):
-        value = _value(node)
-        if value is not None and node.output[0] not in fixed:
-            graph.initializer.add().CopyFrom(value)
+        if (
+            node.op_type == 'Constant'
+            and node.attribute
+            and node.attribute[0].name == 'value'
+            and node.output[0] not in fixed
+        ):
+            graph.initializer.add().CopyFrom(helper.get_attribute_value(node.attribute[0]))
             graph.initializer[-1].name = node.output[0]
             constants.add(node.output[0])
             continue
-        for at, name in enumerate(node.input):
-            node.input[at] = same.get(name, name)
+        for index, name in enumerate(node.input):
+            node.input[index] = sources.get(name, name)
         if node.op_type == 'Identity' and node.input[0] in constants and node.output[0] not in fixed:
-            same[node.output[0]] = node.input[0]
+            sources[node.output[0]] = node.input[0]
             continue
-        if not node.name or node.name in taken:
+        if not node.name or node.name in names:
             node.name = f'{node.name or node.op_type}#{position}'
-        taken.add(node.name)
+        names.add(node.name)
         nodes.append(node)
     refill(graph, node=nodes)
     return result
 
 
-def _value(node: onnx.NodeProto) -> TensorProto | None:
-    """Return the tensor of a Constant node."""
-    if node.op_type != 'Constant' or not node.attribute or node.attribute[0].name != 'value':
-        return None
-    return helper.get_attribute_value(node.attribute[0])
-
-
-def _layers(index: Index) -> list[Layer]:
-    groups: dict[str, list[onnx.NodeProto]] = {}
+def _find_layers(index: Index) -> list[Layer]:
+    nodes_of_weight: dict[str, list[onnx.NodeProto]] = {}
     for node in index.nodes:
-        weight = _weight(index, node)
-        if weight:
-            groups.setdefault(weight, []).append(node)
-    found: dict[str, Layer] = {}
-    for weight, nodes in groups.items():
-        name, size = _scope(nodes[0]), math.prod(index.constants[weight].dims)
-        while name in found:
+        if weight := _weight_name(index, node):
+            nodes_of_weight.setdefault(weight, []).append(node)
+    layers: dict[str, Layer] = {}
+    for weight, nodes in nodes_of_weight.items():
+        name, size = _module_name(nodes[0]), math.prod(index.constants[weight].dims)
+        while name in layers:
             name += "'"
-        names, outputs = zip(*((node.name, node.output[0]) for node in nodes), strict=True)
-        found[name] = Layer(name, nodes[0].op_type, names, outputs, size)
-    return list(found.values())
+        node_names, outputs = zip(*((node.name, node.output[0]) for node in nodes), strict=True)
+        layers[name] = Layer(name, nodes[0].op_type, node_names, outputs, size)
+    return list(layers.values())
 
 
-def _weight(index: Index, node: onnx.NodeProto) -> str:
-    place = PRODUCTS.get(node.op_type)
-    if place is None or node.name.startswith(POSTPROCESS) or len(node.input) <= place:
+def _weight_name(index: Index, node: onnx.NodeProto) -> str:
+    """Return the name of the float32 weight that a node multiplies activations with; '' if it has none."""
+    position = PRODUCTS.get(node.op_type)
+    if position is None or node.name.startswith(POSTPROCESS) or len(node.input) <= position:
         return ''
-    tensor = index.constants.get(node.input[place])
-    matrix = tensor is not None and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
-    return tensor.name if matrix and node.input[0] not in index.constants else ''
+    tensor = index.constants.get(node.input[position])
+    if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2:
+        return ''
+    return tensor.name if node.input[0] not in index.constants else ''
 
 
-def _scope(node: onnx.NodeProto) -> str:
+def _module_name(node: onnx.NodeProto) -> str:
     """Return the module of a node: 'network/neck/conv/Conv_1' -> 'network/neck/conv'."""
-    head, _, tail = node.name.strip('/').rpartition('/')
-    return head if head and COUNTER.sub('', tail) == node.op_type else node.name.strip('/')
+    module, _, name = node.name.strip('/').rpartition('/')
+    return module if module and COUNTER.sub('', name) == node.op_type else node.name.strip('/')
 
 
-def _follows(node: onnx.NodeProto, codes: set[str]) -> bool:
+def _stays_int8(node: onnx.NodeProto, int8_tensors: set[str]) -> bool:
+    """Return whether a node between layers is INT8 because its inputs are."""
     if node.op_type == 'Add':
-        return all(name in codes for name in node.input)
+        return all(name in int8_tensors for name in node.input)
     if node.op_type == 'Resize':
         mode = next((attribute.s for attribute in node.attribute if attribute.name == 'mode'), b'nearest')
-        return mode == b'nearest' and node.input[0] in codes
-    return node.op_type in FOLLOWERS and node.input[0] in codes
+        return mode == b'nearest' and node.input[0] in int8_tensors
+    return node.op_type in FOLLOWERS and node.input[0] in int8_tensors

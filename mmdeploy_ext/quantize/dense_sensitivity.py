@@ -1,7 +1,7 @@
-"""How sensitive layers are to INT8, and which have to stay float for the network to keep its outputs.
+"""The sensitivity of layers to INT8, and the choice of layers that stay float.
 
-Errors are of what the last layers give (logits, deltas, kernels, masks), before any post-processing: the norm
-of the difference over the norm in float32, over some images. The figure of a network is its worst output's.
+Errors are those of the last layers (logits, deltas, kernels, masks), before post-processing: the norm of the
+difference over the norm in float32, over some images. The error of a network is that of its worst output.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ExportError, InferenceError, ModelFileError
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.engines.openvino import compiled, require_openvino
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.quantize.calibrate import tracked
+from mmdeploy_ext.quantize import tracked
 from mmdeploy_ext.quantize.difference import Difference
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class OpenVinoRunner:
-    """A network in OpenVINO, float32 where it is not INT8: the counterpart of `graph.run.Runner`."""
+    """A network in OpenVINO with float32 beside INT8; the counterpart of `graph.run.Runner`."""
 
     def __init__(self, model: onnx.ModelProto, names: Sequence[str], threads: int) -> None:
         require_openvino('openvino nncf')
@@ -42,28 +42,28 @@ class OpenVinoRunner:
         self._names = list(names)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return name -> array; InferenceError where OpenVINO failed."""
+        """Return name -> array; InferenceError: OpenVINO failed."""
         try:
-            found = self._compiled(dict(feeds))
+            outputs = self._compiled(dict(feeds))
         except RuntimeError as error:
             raise InferenceError(f'OpenVINO failed to run the network: {error}') from error
-        return {name: np.array(found[name]) for name in self._names}
+        return {name: np.array(outputs[name]) for name in self._names}
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """How far the outputs of a network are from float32's: by last layer, all its levels together."""
+    """Differences of the outputs of a network from float32, by last layer, all of its levels together."""
 
     by_layer: Mapping[str, Difference]
 
     @property
     def error(self) -> float:
-        """The worst output's."""
+        """Error of the worst output."""
         return max(difference.error for difference in self.by_layer.values())
 
     @property
     def cosine(self) -> float:
-        """The worst output's."""
+        """Cosine of the worst output."""
         return min(difference.cosine for difference in self.by_layer.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -73,25 +73,30 @@ class Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class LayerSensitivity:
-    """What one layer alone in INT8 does to the outputs."""
+    """Differences of the outputs if only one layer is in INT8."""
 
     layer: Layer
     outputs: Outputs
 
     def to_json(self) -> dict[str, Any]:
         """Return name, operator, parameters, error and cosine."""
-        facts = {name: getattr(self.layer, name) for name in ('name', 'operator', 'parameters')}
-        return facts | {name: getattr(self.outputs, name) for name in ('error', 'cosine')}
+        return dict(
+            name=self.layer.name,
+            operator=self.layer.operator,
+            parameters=self.layer.parameters,
+            error=self.outputs.error,
+            cosine=self.outputs.cosine,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Exclusion(Plain):
-    """Layers that stay float because INT8 changes the outputs too much there.
+    """Layers that stay float because the outputs are too sensitive to them in INT8.
 
     Attributes:
-        kept: their names, the most sensitive first.
-        errors: of the network without any exclusion, then after each.
-        reached: whether the last error is within what was asked for.
+        kept: names of the layers, the most sensitive first; JSON reports have it under this key.
+        errors: error of the network without exclusion, then after each.
+        reached: whether the last error is within the limit.
     """
 
     kept: tuple[str, ...]
@@ -100,10 +105,10 @@ class Exclusion(Plain):
 
 
 class Probe:
-    """The float network's outputs on a few batches (input name -> array), to compare others with.
+    """The float network's outputs on a few batches (input name -> array), with which others are compared.
 
-    `threads` are those within an operator, 0 leaves the choice to the engine, which runs all networks. Where
-    an output of the float network is not finite, nothing can be compared with it: an InferenceError.
+    All networks run on `engine` with `threads` within an operator; 0 leaves the number to the engine.
+    InferenceError: an output of the float network is not finite.
     """
 
     def __init__(
@@ -113,15 +118,17 @@ class Probe:
         threads: int = 0,
         engine: str = 'onnxruntime',
     ) -> None:
-        needed = [value.name for value in graph.network.graph.input]
-        self._last = {name: graph.layer(name).outputs for name in graph.compared}
-        self._names = [name for names in self._last.values() for name in names]
+        input_names = [value.name for value in graph.network.graph.input]
+        self._tensors_of_layer = {name: graph.layer(name).outputs for name in graph.compared}
+        self._names = [name for names in self._tensors_of_layer.values() for name in names]
         self._threads, self._engine = threads, engine
-        self._feeds = [{name: batch[name] for name in needed} for batch in batches]
+        self._feeds = [{name: batch[name] for name in input_names} for batch in batches]
         runner = self._runner(graph.network)
         self._references = [runner.run(feeds) for feeds in self._feeds]
-        for name, tensors in self._last.items():
-            if not all(np.isfinite(found[tensor]).all() for found in self._references for tensor in tensors):
+        for name, tensors in self._tensors_of_layer.items():
+            if not all(
+                np.isfinite(outputs[tensor]).all() for outputs in self._references for tensor in tensors
+            ):
                 raise InferenceError(
                     f'{name}: gives values that are not finite in float32 already, on the images of '
                     f'--calibrate; INT8 keeps no such outputs: check the checkpoint and the images'
@@ -133,24 +140,29 @@ class Probe:
         return Runner(network, self._names, optimization='all', threads=self._threads)
 
     def compare(self, network: onnx.ModelProto) -> Outputs:
-        """Run a network on the same batches."""
+        """Run a network on the same batches and return the differences of its outputs."""
         runner = self._runner(network)
-        found = {name: Difference() for name in self._last}
+        differences = {name: Difference() for name in self._tensors_of_layer}
         for feeds, reference in zip(self._feeds, self._references, strict=True):
             outputs = runner.run(feeds)
-            for name, tensors in self._last.items():
+            for name, tensors in self._tensors_of_layer.items():
                 for tensor in tensors:
-                    found[name].add(reference[tensor], outputs[tensor])
-        return Outputs(found)
+                    differences[name].add(reference[tensor], outputs[tensor])
+        return Outputs(differences)
 
 
 def rank(quantiser: DenseQuantiser, probe: Probe, layers: Sequence[str]) -> list[LayerSensitivity]:
-    """Return what each of the layers does when it alone is in INT8, the most sensitive first."""
-    found = [
+    """Quantise one layer at a time; return the sensitivities, the most sensitive layer first."""
+
+    def sort_key(sensitivity: LayerSensitivity) -> float:
+        error = sensitivity.outputs.error
+        return math.inf if math.isnan(error) else error
+
+    sensitivities = [
         LayerSensitivity(quantiser.graph.layer(name), probe.compare(quantiser.network([name])))
         for name in tracked(layers, 'layer by layer')
     ]
-    return sorted(found, key=lambda one: _order(one.outputs.error), reverse=True)
+    return sorted(sensitivities, key=sort_key, reverse=True)
 
 
 def exclude(
@@ -160,20 +172,20 @@ def exclude(
     max_error: float,
     budget: int,
 ) -> Exclusion:
-    """Keep the most sensitive layers in float, one after the other, until the outputs are near enough.
+    """Keep the most sensitive layers in float, one after the other, until the error is within a limit.
 
     Args:
-        quantiser: calibrated.
-        probe: to compare with.
-        ranked: of `rank`; all layers that would be in INT8.
-        max_error: of the worst output.
-        budget: at most so many layers.
+        quantiser: calibrated quantiser.
+        probe: outputs of the float network.
+        ranked: result of `rank` for all layers that would be in INT8.
+        max_error: largest error of the worst output.
+        budget: largest number of layers that stay float.
 
     Raises:
-        ExportError: the budget reaches the last layer, and even that one alone is not near enough: what is
-            left would be the float network.
+        ExportError: the budget includes every layer, and the last one alone in INT8 exceeds the limit: only
+            the float network would remain.
     """
-    names = [one.layer.name for one in ranked]
+    names = [sensitivity.layer.name for sensitivity in ranked]
     errors = [probe.compare(quantiser.network(names)).error]
     for count in tracked(range(1, min(budget, len(names)) + 1), 'keeping layers float'):
         if errors[-1] <= max_error:
@@ -186,7 +198,3 @@ def exclude(
             )
         errors.append(probe.compare(quantiser.network(names[count:])).error)
     return Exclusion(tuple(names[: len(errors) - 1]), tuple(errors), errors[-1] <= max_error)
-
-
-def _order(error: float) -> float:
-    return math.inf if math.isnan(error) else error

@@ -1,4 +1,4 @@
-"""What is quantised and where it goes: one file, or one graph of a folder of several."""
+"""The float file that is quantised and the INT8 file made of it: one file, or one graph of a folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,25 @@ from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.graph.io import files
-from mmdeploy_ext.quantize.cameras import IMAGES, quantised_graph
+from mmdeploy_ext.quantize.calibration_sets import IMAGE_INPUT, quantised_graph
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.runtime.exported import files_of_family
 
 if TYPE_CHECKING:
     import onnx
 
-ENDING = '.int8'
+SUFFIX = '.int8'
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One float file and its INT8 file, and the other graphs of their folder, which are copied unchanged."""
+    """A float file and its INT8 file.
+
+    Attributes:
+        model: float file.
+        output: INT8 file.
+        beside: other files of the folder of a model of several graphs, which are copied unchanged.
+    """
 
     model: Path
     output: Path
@@ -34,11 +40,11 @@ class Target:
 
     @property
     def shown(self) -> str:
-        """What the user gets: the file, or the folder."""
+        """Path that messages show: the INT8 file, or its folder."""
         return str(self.output.parent if self.beside else self.output)
 
     def save(self, model: onnx.ModelProto) -> None:
-        """Write the INT8 file; a folder's files are made beside it and replace an older one at once."""
+        """Write the INT8 file; a folder is made beside an older one and replaces it when it is complete."""
         if not self.beside:
             files.save(model, self.output, inputs=[self.model])
             return
@@ -50,51 +56,51 @@ class Target:
 
 
 def find_target(model: str, output: str | None) -> Target:
-    """Return what to quantise, after a look at whether the output can be written.
+    """Return the target of a model, and check that it can be written.
 
-    The model is an ONNX file, or the folder of an export of several graphs; the output is like it, and has
-    the same name with `.int8` where none is given.
+    The model is an ONNX file, or the folder of an export of several graphs. The output is of the same kind,
+    by default with `.int8` added to its name.
 
     Raises:
-        ModelFileError: a folder without the graph that its family has quantised, and without exactly one that
+        ModelFileError: a folder has neither the graph that its family quantises nor exactly one graph that
             takes pictures alone.
         UsageError: the output is the input, or cannot be written.
     """
     source = Path(model)
     if not source.is_dir():
-        target = Target(source, Path(output) if output else source.with_suffix(f'{ENDING}.onnx'))
+        target = Target(source, Path(output) if output else source.with_suffix(f'{SUFFIX}.onnx'))
         files.check_targets([target.output], [source])
         return target
-    folder = Path(output) if output else source.with_name(f'{source.resolve().name}{ENDING}')
+    folder = Path(output) if output else source.with_name(f'{source.resolve().name}{SUFFIX}')
     if folder.suffix == '.onnx' or folder.is_file():
         raise UsageError(f'--output {folder}: is a file; {model} is a folder of graphs, give a folder')
     if folder.resolve() == source.resolve():
         raise UsageError(f'--output {folder}: is the input; it is never overwritten, give another name')
-    found = sorted(source.glob('*.onnx'))
-    graph = _graph_of(found)
-    if graph is None:
-        held = ', '.join(path.name for path in found) or 'no .onnx file'
+    paths = sorted(source.glob('*.onnx'))
+    metadata_of = {path: read_metadata(str(path)) for path in paths}
+    graphs = [
+        path for path, metadata in metadata_of.items() if metadata.form == quantised_graph(metadata.family)
+    ]
+    if not graphs:
+        graphs = [
+            path for path, metadata in metadata_of.items() if metadata.spec.input_names == [IMAGE_INPUT]
+        ]
+    if len(graphs) != 1 or len(paths) == 1:
+        names = ', '.join(path.name for path in paths) or 'no .onnx file'
         raise ModelFileError(
-            f'{model}: holds {held}; expected the folder of an export of several graphs, one of which takes '
-            f'{IMAGES!r} alone or is the dense one of a LiDAR model'
+            f'{model}: holds {names}; expected the folder of an export of several graphs, one of which takes '
+            f'{IMAGE_INPUT!r} alone or is the dense one of a LiDAR model'
         )
-    own = (graph.name, f'{graph.name}.data')
-    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in own]
+    graph = graphs[0]
+    own_names = (graph.name, f'{graph.name}.data')
+    beside = [path for path in sorted(source.iterdir()) if path.is_file() and path.name not in own_names]
     check_replaceable(folder)
     check_writable(folder / graph.name)
     return Target(graph, folder / graph.name, tuple(beside))
 
 
-def _graph_of(files: list[Path]) -> Path | None:
-    """Return the graph of several that is quantised, as the family says, or the one of pictures alone."""
-    known = {path: read_metadata(str(path)) for path in files}
-    chosen = [path for path, metadata in known.items() if metadata.form == quantised_graph(metadata.family)]
-    chosen = chosen or [path for path, one in known.items() if one.spec.input_names == [IMAGES]]
-    return chosen[0] if len(chosen) == 1 and len(files) > 1 else None
-
-
 def refuse_stale(path: str | os.PathLike[str], reason: str) -> None:
-    """Refuse to export over an INT8 file, for whatever reason: a float32 one would stand in its place."""
+    """Raise ModelFileError for an INT8 file that a test loop would replace by a float32 export."""
     if is_quantised(files.load(path)):
         raise ModelFileError(
             f'{path}: is an INT8 file and {reason}; the loop exports float32 files and writes none over it: '

@@ -12,7 +12,6 @@ from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.preprocess.past_sweeps import AGE, PastSweeps
-from mmdeploy_ext.quantize.images import evenly
 from mmdeploy_ext.runtime.infos import INFOS, find_file, past_sweeps, read_infos, seconds_of
 from mmdeploy_ext.runtime.points import check_plausible, read_points
 from mmdeploy_ext.runtime.voxel_files import read_voxels
@@ -28,13 +27,13 @@ KEY_FRAMES = Path('samples/LIDAR_TOP')
 
 @dataclasses.dataclass(frozen=True)
 class PointRule:
-    """How files become the points that a model takes.
+    """The rule by which files become the points that a model takes.
 
     Attributes:
-        load_dim: values per point in a file.
+        load_dim: number of values per point in a file.
         use_dim: columns that the model takes, in order.
-        past: sweeps of the past that are merged into each, of infos only; None merges none.
-        past_dim: columns after merging, None: `use_dim` as it is.
+        past: rule by which sweeps of the past are merged into each sweep of infos; None merges none.
+        past_dim: columns after merging; None keeps all.
     """
 
     load_dim: int
@@ -43,7 +42,7 @@ class PointRule:
     past_dim: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse columns that are not there."""
+        """Raise ConfigError for columns that a file does not have."""
         for columns, width, step in (
             (self.use_dim, self.load_dim, 'LoadPointsFromFile'),
             (self.past_dim or (), len(self.use_dim), 'LoadPointsFromMultiSweeps'),
@@ -53,31 +52,30 @@ class PointRule:
 
     @classmethod
     def from_pipeline(cls, steps: list[Mapping[str, Any]], in_channels: int) -> PointRule:
-        """Read mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps; a model's width without."""
-        found = {step.get('type'): step for step in steps}
-        file = found.get('LoadPointsFromFile')
-        if file is None:
+        """Return the rule of mmdet3d's LoadPointsFromFile and LoadPointsFromMultiSweeps.
+
+        Without them files have the `in_channels` values of the model.
+        """
+        step_of = {step.get('type'): step for step in steps}
+        file_step = step_of.get('LoadPointsFromFile')
+        if file_step is None:
             return cls(in_channels, tuple(range(in_channels)))
-        read = int(file.get('load_dim', 6)), _columns(file.get('use_dim', [0, 1, 2]))
-        past = found.get('LoadPointsFromMultiSweeps')
-        if past is None:
-            return cls(*read)
-        return cls(*read, past_rule(past), _columns(past.get('use_dim', [0, 1, 2, 4])))
-
-
-def past_rule(step: Mapping[str, Any]) -> PastSweeps:
-    """Return how a LoadPointsFromMultiSweeps merges sweeps of the past.
-
-    ConfigError: it writes their age to another column than the one that mmdet3d's configs have.
-    """
-    if (column := step.get('time_dim', AGE)) != AGE:
-        raise ConfigError(f'LoadPointsFromMultiSweeps: time_dim={column}; expected {AGE}')
-    flags = (bool(step.get(name, False)) for name in ('pad_empty_sweeps', 'remove_close'))
-    return PastSweeps(int(step.get('sweeps_num', 10)), *flags)
+        load_dim, use_dim = int(file_step.get('load_dim', 6)), _columns(file_step.get('use_dim', [0, 1, 2]))
+        past_step = step_of.get('LoadPointsFromMultiSweeps')
+        if past_step is None:
+            return cls(load_dim, use_dim)
+        if (column := past_step.get('time_dim', AGE)) != AGE:
+            raise ConfigError(f'LoadPointsFromMultiSweeps: time_dim={column}; expected {AGE}')
+        past = PastSweeps(
+            int(past_step.get('sweeps_num', 10)),
+            bool(past_step.get('pad_empty_sweeps', False)),
+            bool(past_step.get('remove_close', False)),
+        )
+        return cls(load_dim, use_dim, past, _columns(past_step.get('use_dim', [0, 1, 2, 4])))
 
 
 def point_rule(cfg: Any, in_channels: int) -> PointRule:
-    """Return how the config's test pipeline reads points from a file; a model's own width without one."""
+    """Return the rule of the config's test pipeline; without a pipeline files have `in_channels` values."""
     try:
         steps = test_pipeline(cfg)
     except ConfigError:
@@ -92,14 +90,14 @@ class Sweeps:
         source: one file, or a folder, of .bin (float32), .npy (P, load_dim) or .npz (voxels, see
             `runtime.voxel_files`), or infos as .pkl or .json.
         voxelise: points (P, D) float32 -> (features, coordinates).
-        rule: of the files.
-        root: folder of the data set, where the infos' paths do not exist as they are.
-        limit: at most so many, evenly over the source; 0 takes all.
-        order: of the graph's coordinates, for voxels that say theirs.
+        rule: rule of the files.
+        root: folder of the data set, for paths of infos that do not exist as they are.
+        limit: number of sweeps, evenly over the source; 0 takes all.
+        order: order of the graph's coordinates, for files of voxels that name their order.
 
     Raises:
-        DataError: missing, of another kind, or without a sweep. A sweep that cannot be read is one when its
-            turn comes.
+        DataError: the source is missing, of another kind, or without a sweep; or, during iteration, a sweep
+            cannot be read.
     """
 
     def __init__(
@@ -127,17 +125,18 @@ class Sweeps:
 
     def name(self, item: Path | Mapping[str, Any]) -> str:
         """Return the name of the file of an item."""
-        return item.name if isinstance(item, Path) else Path(_path_of(item, self.source)).name
+        return item.name if isinstance(item, Path) else Path(_lidar_path(item, self.source)).name
 
     def points(self, item: Path | Mapping[str, Any]) -> np.ndarray:
         """Return the points (P, D) float32 of an item, by the rule."""
         if isinstance(item, Path):
             return np.ascontiguousarray(self._load(item)[:, list(self.rule.use_dim)])
-        return self._merged(item)
+        return self._merged_points(item)
 
-    def _merged(self, info: Mapping[str, Any]) -> np.ndarray:
+    def _merged_points(self, info: Mapping[str, Any]) -> np.ndarray:
+        """Return the points of an info, with those of its past sweeps if the rule merges them."""
         rule, place = self.rule, f'{self.source}: {self.name(info)}'
-        points = self._load(self._find(_path_of(info, self.source)))[:, list(rule.use_dim)]
+        points = self._load(self._find(_lidar_path(info, self.source)))[:, list(rule.use_dim)]
         if not rule.past:
             return np.ascontiguousarray(points)
         if points.shape[1] <= AGE:
@@ -173,25 +172,33 @@ class Sweeps:
 
 
 def sweep_items(source: str | Path) -> list[Any]:
-    """Return what a source has: a sweep, paths of a folder, infos of a file; DataError: nothing of these."""
+    """Return the items of a source: paths of sweeps, or infos of a file; DataError: it has none."""
     source = Path(source)
     if source.is_file() and source.suffix not in INFOS:
         return [source]
     if not source.is_dir():
         return read_infos(source)
-    found = sorted(path for path in source.iterdir() if path.suffix in ENDINGS and path.is_file())
-    if not found:
+    paths = sorted(path for path in source.iterdir() if path.suffix in ENDINGS and path.is_file())
+    if not paths:
         raise DataError(f'{source}: has no sweep; expected files that end in {", ".join(ENDINGS)}')
-    return found
+    return paths
 
 
-def _path_of(info: Mapping[str, Any], where: Path) -> str:
+def evenly(items: list[Any], limit: int) -> list[Any]:
+    """Return at most `limit` of the items, spread over all of them; 0 takes all."""
+    if limit <= 0 or limit >= len(items):
+        return items
+    return [items[index] for index in np.linspace(0, len(items) - 1, limit).round().astype(int)]
+
+
+def _lidar_path(info: Mapping[str, Any], source: Path) -> str:
+    """Return the path of the sweep of an info, whose keys differ between versions and data sets."""
     for outer, inner in (('lidar_points', 'lidar_path'), ('point_cloud', 'velodyne_path')):
         if isinstance(info.get(outer), dict) and inner in info[outer]:
             return str(info[outer][inner])
     if 'lidar_path' not in info:
         raise DataError(
-            f'{where}: an info has no lidar_path, but {shortened(list(info))}; expected infos of mmdet3d'
+            f'{source}: an info has no lidar_path, but {shortened(list(info))}; expected infos of mmdet3d'
         )
     return str(info['lidar_path'])
 

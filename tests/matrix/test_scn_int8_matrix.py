@@ -8,8 +8,8 @@ from rich.console import Console
 
 import toy_sparse
 from mmdeploy_ext.quantize import views
-from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
 from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
+from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps
 from mmdeploy_ext.sparse.precision import apply_precision, fp16_ends
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]

@@ -13,7 +13,7 @@ from mmdeploy_ext.cli.quantize_app import main
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import read_json, sha256_file
-from mmdeploy_ext.quantize.cameras import calibration_set
+from mmdeploy_ext.quantize.calibration_sets import calibration_set
 from mmdeploy_ext.quantize.dense import DenseQuantiser, layers_in_int8
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.runtime import run_images

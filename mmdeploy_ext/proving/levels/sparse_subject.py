@@ -22,7 +22,7 @@ from mmdeploy_ext.proving.levels import sparse_structure
 from mmdeploy_ext.proving.levels.graph_level import differing_facts, rules_text
 from mmdeploy_ext.proving.results import Check, GraphResult
 from mmdeploy_ext.quantize.calibrators import weight_amax
-from mmdeploy_ext.quantize.deployed import from_checkpoint
+from mmdeploy_ext.quantize.sparse_calibration import checkpoint_ranges
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.portable import to_onnx
@@ -61,7 +61,7 @@ def recorded_ranges(model: onnx.ModelProto, path: str) -> Ranges | None:
 def weight_ranges_check(deployment: Deployment, traced: SparseGraph, ranges: Ranges) -> Check:
     """Compute the ranges of all weights again: of folded kernels or those before, or of the checkpoint."""
     before = {node.module: node.weight for node in traced.convolutions()}
-    stored, wrong = from_checkpoint(deployment), []
+    stored, wrong = checkpoint_ranges(deployment), []
     for node in fold(traced, 'fp32').convolutions():
         right = [weight_amax(kernel) for kernel in (node.weight, before.get(node.module, node.weight))]
         right += [stored.weight_amax(node.name)] if stored else []

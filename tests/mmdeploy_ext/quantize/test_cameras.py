@@ -19,7 +19,7 @@ from mmdeploy_ext.core.files import read_json, sha256_file
 from mmdeploy_ext.exporting.files import read_files
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
-from mmdeploy_ext.quantize.cameras import calibration_frames, camera_frames
+from mmdeploy_ext.quantize.calibration_sets import calibration_frames, camera_frames
 from mmdeploy_ext.quantize.dense_layers import is_quantised
 from mmdeploy_ext.quantize.dense_target import find_target, refuse_stale
 

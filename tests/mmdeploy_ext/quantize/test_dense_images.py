@@ -10,7 +10,7 @@ import pytest
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError, UsageError
-from mmdeploy_ext.quantize.images import calibration_images, evenly, image_files
+from mmdeploy_ext.quantize.calibration_sets import calibration_images, evenly, image_files
 from mmdeploy_ext.runtime.detect import prepare
 from toy_atss import PICTURE, REPO
 

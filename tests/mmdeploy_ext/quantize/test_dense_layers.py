@@ -1,5 +1,6 @@
 """Layers of a dense graph, and INT8 of some of them: small graphs with every case, against float32."""
 
+import copy
 import resource
 
 import numpy as np
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mmdeploy_ext.cli.quantize_app import int8_layers
 from mmdeploy_ext.core.errors import InferenceError, Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.graph import run
-from mmdeploy_ext.quantize.dense import DenseQuantiser, check_weights, finished
+from mmdeploy_ext.quantize.dense import OPERATORS, DenseQuantiser, check_weights, finish_model
 from mmdeploy_ext.quantize.dense_layers import DenseGraph
 from mmdeploy_ext.quantize.dense_sensitivity import Probe, exclude, rank
 
@@ -117,7 +118,7 @@ def test_patterns_fit_layers_and_nodes_and_an_unmatched_one_names_similar_layers
 def test_the_whole_model_keeps_names_and_comes_near_float32(calibrated):
     model = residual_model()
     layers = [layer.name for layer in calibrated.graph.layers[:-1]]
-    made = finished(calibrated.graph, calibrated.network(layers), dict(method='minmax'))
+    made = finish_model(calibrated.graph, calibrated.network(layers), dict(method='minmax'))
     onnx.checker.check_model(made, full_check=True)
     assert [value.name for value in made.graph.output] == ['score0', 'score1']
     assert {entry.key: entry.value for entry in made.metadata_props} == {'int8.method': 'minmax'}
@@ -143,6 +144,36 @@ def test_quantising_twice_gives_the_same_and_leaves_the_graph_alone(calibrated):
     one = calibrated.network(['net/stem']).SerializeToString(deterministic=True)
     assert one == calibrated.network(['net/stem']).SerializeToString(deterministic=True)
     assert calibrated.graph.network.SerializeToString() == before
+
+
+def constants(model):
+    return {tensor.name: numpy_helper.to_array(tensor).tobytes() for tensor in model.graph.initializer}
+
+
+def test_the_network_is_that_of_quantize_static(calibrated, tmp_path):
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        feeds = iter(batches())
+
+        def get_next(self):
+            return next(self.feeds, None)
+
+    layers = ['net/stem', 'net/block/a', 'net/block/b']
+    graph, network = calibrated.graph, calibrated.network(layers)
+    quantize_static(
+        copy.deepcopy(graph.network),
+        tmp_path / 'static.onnx',
+        Reader(),
+        op_types_to_quantize=list(OPERATORS),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_quantize=graph.int8_nodes(layers),
+    )
+    static = onnx.load(tmp_path / 'static.onnx')
+    nodes, static_nodes = (sorted(map(str, model.graph.node)) for model in (network, static))
+    assert nodes == static_nodes and constants(network) == constants(static)
 
 
 @pytest.mark.parametrize('method', ['percentile', 'mse'])
@@ -212,7 +243,7 @@ def test_constants_in_nodes_and_behind_identities_are_weights():
     graph.node.extend(nodes)
     made = quantiser(model)
     assert 'net/block/a' in [layer.name for layer in made.graph.layers]
-    whole = finished(made.graph, made.network(['net/block/a']), {})
+    whole = finish_model(made.graph, made.network(['net/block/a']), {})
     feeds = batches(1)[0]
     expected, found = run.run(residual_model(), feeds), run.run(whole, feeds)
     np.testing.assert_allclose(found['score0'], expected['score0'], atol=0.03)
@@ -224,7 +255,7 @@ def test_nodes_without_names_get_their_own():
         node.name = ''
     made = quantiser(model)
     assert len({layer.name for layer in made.graph.layers}) == 5
-    onnx.checker.check_model(finished(made.graph, made.network([made.graph.layers[0].name]), {}))
+    onnx.checker.check_model(finish_model(made.graph, made.network([made.graph.layers[0].name]), {}))
 
 
 def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared():
@@ -256,7 +287,7 @@ def test_what_a_top_k_sorts_is_a_last_layer_and_what_it_orders_is_not_compared()
 
 def test_what_cannot_be_quantised_is_refused(calibrated):
     with pytest.raises(ModelFileError, match=r'x\.onnx: is quantised already'):
-        DenseGraph(finished(calibrated.graph, calibrated.network(['net/stem']), {}), 'x.onnx')
+        DenseGraph(finish_model(calibrated.graph, calibrated.network(['net/stem']), {}), 'x.onnx')
     with pytest.raises(ModelFileError, match='opset 11; scales per channel need opset 13'):
         DenseGraph(residual_model(opset=11))
     graph = helper.make_graph(
@@ -347,6 +378,6 @@ def test_a_constant_that_a_body_alone_reads_stays():
         model.graph.node.insert(place, node)
     quantised = quantiser(model)
     layers = [layer.name for layer in quantised.graph.layers]
-    whole = finished(quantised.graph, quantised.network(layers), {})
+    whole = finish_model(quantised.graph, quantised.network(layers), {})
     onnx.checker.check_model(whole)
     assert run.Runner(whole, ['score0']).run(batches(1)[0])['score0'].shape == (1, 4, SIZE, SIZE)

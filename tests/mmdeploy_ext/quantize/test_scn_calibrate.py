@@ -10,8 +10,8 @@ import pytest
 import toy_sparse
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.quantize.calibrate import before_folding, calibrate_sweeps
 from mmdeploy_ext.quantize.calibrators import HistogramCalibrator, weight_amax
+from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps, kernels_before_folding
 from mmdeploy_ext.sparse import engine
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.ir import Add, SparseConvolution
@@ -83,7 +83,7 @@ def test_sweeps_may_come_one_by_one_and_are_counted(graph):
 def test_ranges_can_be_of_the_kernel_before_folding():
     traced = toy_sparse.bevfusion(folded=False)
     graph = fold(traced)
-    kernels = before_folding(traced, graph, ['conv_input.0'])
+    kernels = kernels_before_folding(traced, graph, ['conv_input.0'])
     features, coordinates = toy_sparse_graph.voxels(80)
     inside = coordinates[:, 2] < graph.spatial_shape[1]
     sweep = features[inside], coordinates[inside]
@@ -96,7 +96,7 @@ def test_ranges_can_be_of_the_kernel_before_folding():
     assert ranges.nodes['conv1'] == plain.nodes['conv1']
     ranges.check(graph)
     with pytest.raises(UsageError, match=r'conv9: no convolution of the graph'):
-        before_folding(traced, graph, ['conv9'])
+        kernels_before_folding(traced, graph, ['conv9'])
 
 
 def test_a_graph_with_batch_normalisation_is_refused():
@@ -171,7 +171,7 @@ def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_th
     seeded.fill_module(encoder, scn_nets.CENTERPOINT_PREFIX)
     traced = trace(encoder, order='zyx', spatial_shape=(41, 1440, 1440), in_channels=5)
     graph = fold(traced)
-    kernels = before_folding(traced, graph, ['conv_input.0'])
+    kernels = kernels_before_folding(traced, graph, ['conv_input.0'])
     nodes = {node['name']: node['attributes'] for node in json.loads(listed.read_text())['nodes']}
     for node in graph.convolutions():
         found = weight_amax(kernels.get(node.name, node.weight))

@@ -11,11 +11,11 @@ import toy_sparse
 import toy_sparse_graph
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.quantize import views
-from mmdeploy_ext.quantize.calibrate import calibrate_sweeps
 from mmdeploy_ext.quantize.calibrators import fake_quantise
 from mmdeploy_ext.quantize.difference import Difference
 from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
-from mmdeploy_ext.quantize.simulate import Assumption, Simulation
+from mmdeploy_ext.quantize.simulation import Assumption, Simulation
+from mmdeploy_ext.quantize.sparse_calibration import calibrate_sweeps
 from mmdeploy_ext.sparse import engine
 
 SWEEPS = [toy_sparse_graph.voxels(1000, seed) for seed in range(2)]
@@ -77,9 +77,9 @@ def test_a_simulated_layer_equals_integer_arithmetic(graph, ranges):
 def test_a_layers_own_error_is_that_of_the_layer_alone(graph, ranges):
     result = fidelity(graph, ranges, SWEEPS[:1], advise=False)
     rows = {row.name: row for row in result.rows}
-    assert rows['conv0'].own.to_json() == rows['conv0'].int8.to_json()  # nothing before it
+    assert rows['conv0'].local.to_json() == rows['conv0'].int8.to_json()  # nothing before it
     for row in result.rows[1:]:
-        assert 0 < row.own.error < row.int8.error
+        assert 0 < row.local.error < row.int8.error
     features, coordinates = SWEEPS[0]
     outputs, rounded = {}, {}
     simulation = Simulation(graph, ranges)
@@ -90,7 +90,7 @@ def test_a_layers_own_error_is_that_of_the_layer_alone(graph, ranges):
 
     engine.run(graph, coordinates, features, observe=rounded.__setitem__, transform=only_conv2)
     expected = np.linalg.norm(rounded['conv2'] - outputs['conv2']) / np.linalg.norm(outputs['conv2'])
-    assert rows['conv2'].own.error == pytest.approx(expected, rel=1e-5)
+    assert rows['conv2'].local.error == pytest.approx(expected, rel=1e-5)
 
 
 def test_fp16_is_far_closer_than_int8(graph, ranges):
@@ -106,7 +106,7 @@ def test_a_layer_with_a_bad_range_comes_first_and_advice_keeps_it_in_fp16(graph,
     result = fidelity(graph, bad, SWEEPS, target=0.999)
     assert result.worst()[0].name == name
     assert result.advice() == (name,)
-    assert result.kept[0][1] >= 0.999 > result.int8.cosine
+    assert result.fp16_layers[0][1] >= 0.999 > result.int8.cosine
     clipped = {row.name: row.clipped for row in result.rows}
     assert clipped[name] > 0.05 > max(share for other, share in clipped.items() if other != name)
     assert f'Keep in fp16, cosine after each: {name} (' in result.advice_text()
@@ -130,7 +130,7 @@ def test_layers_that_the_graph_keeps_in_fp16_are_not_int8(graph, ranges):
     assert kept.advice() == ()
     row = next(row for row in kept.rows if row.name == 'conv1')
     assert row.output is None
-    assert row.own.error > 0.5  # what int8 would do to it
+    assert row.local.error > 0.5  # what int8 would do to it
 
 
 def test_ranges_of_another_checkpoint_are_refused(ranges):

@@ -10,7 +10,7 @@ import toy_seeded as seeded
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import BACKBONE, FAMILIES, find_family, load_families
-from mmdeploy_ext.quantize.deployed import Calibration
+from mmdeploy_ext.quantize.sparse_calibration import Calibration
 
 CONFIGS = 'projects/configs/BEVFusion'
 NAMES = {

@@ -1,0 +1,249 @@
+"""Samples that calibrate a dense graph: images, frames of a camera rig, or outputs of the graphs before it.
+
+Images are files, folders or a data set in COCO's format. Frames are infos or nuScenes' folders; an image
+backbone processes each picture alone, so that those of a frame need not be of one moment. All are prepared as
+the model file says. Needs numpy and OpenCV only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.core.errors import DataError, ImageError, ModelFileError
+from mmdeploy_ext.core.files import read_json
+from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule
+from mmdeploy_ext.preprocess.pictures import PreprocessRule, list_images, read_image
+from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps, evenly
+from mmdeploy_ext.runtime.consumers import has_runtime, runtime_of
+from mmdeploy_ext.runtime.detect import BESIDE, make_feeds, prepare
+from mmdeploy_ext.runtime.frames import Sweep
+from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_frames, read_infos
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+    from mmdeploy_ext.contract.metadata import Metadata
+
+IMAGE_INPUT = 'img'
+"""The only input that frames of cameras can feed."""
+SAMPLES = 'samples'
+MAX_MISSING_NAMES = 3
+"""Missing images that an error names."""
+Frame = tuple[Path, ...]
+"""One picture per camera, in the order of the network input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSet:
+    """The feeds of a graph, one item at a time.
+
+    Attributes:
+        items: the file of an image, the files of a frame of all cameras, or what `feeds` takes otherwise.
+        feeds: turns an item into input name -> array; ImageError: an image cannot be read.
+        title: name of the items for reports.
+        heads: whether the graph ends in heads, whose last layers stay float.
+    """
+
+    items: list[Any]
+    feeds: Callable[[Any], dict[str, np.ndarray]]
+    title: str = 'images'
+    heads: bool = True
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return map(self.feeds, self.items)
+
+    def first(self, number: int) -> CalibrationSet:
+        """Return a set of at most `number` of the items, evenly."""
+        return dataclasses.replace(self, items=evenly(self.items, number))
+
+
+def calibration_set(
+    path: Path, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
+) -> CalibrationSet:
+    """Return the samples that calibrate a graph.
+
+    Args:
+        path: path of the model file; the other graphs of its export are beside it.
+        metadata: metadata of the model file.
+        source: images, see `image_files`; frames, see `camera_frames`; sweeps, or infos of sweeps or frames.
+        root: folder of the files that annotations or infos name.
+        limit: number of samples, evenly; 0 takes all.
+
+    Raises:
+        ModelFileError: the model takes none of these, or a graph of the export is missing.
+        ImageError: no such source, or no picture in it.
+        DataError: nothing in it that the model takes, or files that it names are missing.
+    """
+    if metadata.form == quantised_graph(metadata.family):
+        model = runtime_of(metadata.family).OPENS(path.parent)
+        items, sample = READERS[metadata.samples](model, metadata, source, root, limit)
+        return CalibrationSet(items, lambda item: model.feeds(sample(item)), metadata.samples)
+    if isinstance(metadata.preprocess, MultiViewRule):
+        calibration_frames(metadata, [])  # refuses the graph before files are looked for
+        frames = evenly(camera_frames(source, metadata.preprocess, root), limit)
+        return calibration_frames(metadata, frames)
+    return calibration_images(metadata, evenly(image_files(source, root), limit))
+
+
+def quantised_graph(family: str) -> str:
+    """Return the name of the graph in a family's folders that is quantised; '' if none is."""
+    return getattr(runtime_of(family), 'QUANTISED', '') if has_runtime(family) else ''
+
+
+# ---------------------------------------------------------------- single images
+
+
+def calibration_images(metadata: Metadata, paths: list[Path]) -> CalibrationSet:
+    """Return image files as a set that prepares them as the model file says.
+
+    ModelFileError: the model takes more than one picture.
+    """
+    if not isinstance(metadata.preprocess, PreprocessRule):
+        raise ModelFileError(
+            f'a model of family {metadata.family!r} takes more than one image; expected a model of one '
+            f'image, or the image backbone of a model of several cameras'
+        )
+    input_names = metadata.spec.input_names
+    if foreign := [name for name in input_names[1:] if name not in BESIDE]:
+        raise ModelFileError(
+            f'the graph takes {foreign[0]!r}, which no picture gives; quantise the one of pictures'
+        )
+
+    def feeds(path: Path) -> dict[str, np.ndarray]:
+        arrays = make_feeds(prepare(metadata, read_image(path)), metadata)
+        return {name: array for name, array in arrays.items() if name in input_names}
+
+    return CalibrationSet(paths, feeds)
+
+
+def image_files(source: str | Path, root: str | Path | None = None) -> list[Path]:
+    """Return the images of a source: an image, a folder, or annotations in COCO's format (.json).
+
+    `root` is the folder of the images that annotations name; by default the one that mmdet's layout has.
+
+    Raises:
+        ImageError: no such file, or a folder without an image.
+        DataError: annotations without images, or whose images are missing.
+    """
+    source = Path(source)
+    if source.suffix.lower() != '.json':
+        return list_images([source])
+    content = read_json(source)
+    entries = content.get('images') if isinstance(content, dict) else ()
+    entries = entries if isinstance(entries, list) else ()
+    names = [entry.get('file_name') for entry in entries if isinstance(entry, dict)]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{source}: lists no images; expected annotations in COCO's format")
+    if root is not None:
+        folder = Path(root)
+    else:  # `annotations/instances_X.json` is about the pictures in `X`
+        data_root = source.parent.parent
+        split = data_root / source.stem.rpartition('_')[2]
+        folders = (source.parent, split, data_root / 'images', data_root)
+        folder = next((folder for folder in folders if (folder / names[0]).is_file()), split)
+    paths = [folder / name for name in names]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f'{source}: {len(missing)} of {len(names)} images are not there, e.g. '
+            f'{", ".join(missing[:MAX_MISSING_NAMES])}; give their folder (--data-root)'
+        )
+    return paths
+
+
+# ---------------------------------------------------------------- frames of cameras
+
+
+def calibration_frames(metadata: Metadata, frames: list[Frame]) -> CalibrationSet:
+    """Return frames of all cameras as a set that prepares them as the model file says: {'img': (N, 3, H, W)}.
+
+    The heads of such a model are in another graph: all layers of this one compute features. ModelFileError:
+    the graph takes more than the pictures (a memory, calibrations).
+    """
+    if not isinstance(metadata.preprocess, MultiViewRule) or metadata.spec.input_names != [IMAGE_INPUT]:
+        raise ModelFileError(
+            f'{metadata.form!r} of family {metadata.family!r} takes '
+            f'{", ".join(metadata.spec.input_names[:4])}; of a model of several cameras the image backbone '
+            f'alone can be calibrated: give the folder of a deploy export, or its extract_img_feat.onnx'
+        )
+    dtype = metadata.spec.tensor(IMAGE_INPUT).dtype
+
+    def feeds(frame: Frame) -> dict[str, np.ndarray]:
+        return {IMAGE_INPUT: metadata.preprocess.apply([read_image(path) for path in frame]).astype(dtype)}
+
+    return CalibrationSet(frames, feeds, 'frames', False)
+
+
+def camera_frames(source: str | Path, rule: MultiViewRule, root: str | Path | None = None) -> list[Frame]:
+    """Return the frames of a source, for the cameras of a model's rule in their order.
+
+    Args:
+        source: infos of mmdet3d (.pkl, .json) with `cams`, or a folder with a folder of pictures per camera,
+            such as nuScenes' or its `samples`.
+        rule: pre-processing rule of the model.
+        root: folder of the data set, for paths of infos that do not exist as they are.
+
+    Raises:
+        DataError: infos without these cameras, or whose pictures are missing.
+        ImageError: no such source, or a folder without these cameras.
+    """
+    source = Path(source)
+    if source.suffix in INFOS and source.is_file():
+        return [
+            tuple(
+                find_file(info['cams'][name]['data_path'], source, root, 'picture')
+                for name in camera_names(info, rule, source)
+            )
+            for info in read_infos(source)
+        ]
+    if not source.is_dir():
+        raise ImageError(
+            f'{source}: no such folder or infos; this model takes {rule.num_cameras} cameras: give infos '
+            f'(.pkl) or a folder with one folder of pictures per camera'
+        )
+    cameras = rule.cameras or CAMERAS[: rule.num_cameras]
+    for parent in (source, source / SAMPLES):
+        if all((parent / camera).is_dir() for camera in cameras):
+            pictures = [list_images([parent / camera]) for camera in cameras]
+            # the cameras of a drive may have one picture more than others
+            return list(zip(*pictures, strict=False))
+    raise ImageError(
+        f'{source}: has no folders {", ".join(cameras)}, one per camera; expected them there or in {SAMPLES}/'
+    )
+
+
+# ---------------------------------------------------------------- samples of a folder of graphs
+
+
+def _read_sweeps(
+    model: Any, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
+) -> tuple[list[Any], Callable[[Any], Sweep]]:
+    columns = tuple(range(model.width))
+    sweeps = Sweeps(source, lambda points: (points, points), PointRule(model.width, columns), root, limit)
+    if voxels := [item for item in sweeps.items if isinstance(item, Path) and item.suffix == '.npz']:
+        raise DataError(f'{voxels[0]}: holds voxels, the model takes points; give sweeps (.bin, .npy)')
+    return sweeps.items, lambda item: Sweep(sweeps.points(item), sweeps.name(item))
+
+
+def _read_frames(
+    model: Any, metadata: Metadata, source: str | Path, root: str | Path | None, limit: int
+) -> tuple[list[Any], Callable[[Any], Any]]:
+    rule = metadata.preprocess.views
+    if rule is None:
+        raise ModelFileError(
+            f'a model of family {metadata.family!r} of LiDAR alone: frames to calibrate on come with '
+            f'pictures, so that only models with cameras are quantised'
+        )
+    frames = evenly(read_frames(source, rule, root), limit)
+    return frames, lambda frame: model.moment(frame.read_pictures(), frame, root)
+
+
+READERS = dict(sweeps=_read_sweeps, fused=_read_frames)
+"""Kind of samples -> function that returns the items of a source, and a function that reads an item."""

@@ -1,0 +1,212 @@
+"""Post-training quantisation of sparse graphs: ranges that are measured on sweeps, on a CPU.
+
+Source: ALGORITHM.md section 6. Differs in: the number of sweeps is the one asked for (the reference runs one
+more), and every quantiser is measured, also those of layers that the reference then computes in fp16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmdeploy_ext.core.errors import DataError, UsageError
+from mmdeploy_ext.quantize import PERCENTILE, tracked
+from mmdeploy_ext.quantize.calibrators import make_calibrator, method_title, weight_amax
+from mmdeploy_ext.quantize.sweeps import Sweeps, point_rule
+from mmdeploy_ext.sparse import engine
+from mmdeploy_ext.sparse.fold import fold
+from mmdeploy_ext.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.sparse.ranges import NodeRange, Ranges, from_amax, graph_digest, quantised, weight_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from pathlib import Path
+
+    from mmdeploy_ext.exporting.deployment import Deployment
+    from mmdeploy_ext.families.sparse import SparseFamily
+    from mmdeploy_ext.quantize.calibrators import Calibrator
+    from mmdeploy_ext.sparse.ir import SparseGraph
+
+    Sweep = tuple[np.ndarray, np.ndarray]
+    """(N, C) float features, (N, 4) int32 coordinates in the graph's order."""
+
+SWAPPED_COLUMNS = [0, 3, 2, 1]
+"""Columns of coordinates with x and z exchanged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Options of a calibration.
+
+    Attributes:
+        method: method for the ranges of inputs, one of `quantize.METHODS`.
+        percentile: percentile for the method of that name.
+        add_method: method for additions; '' takes `method`, None that of the family's reference.
+        batches: number of sweeps, evenly over the source; 0 takes all.
+        unfolded: modules whose weight ranges are those of the kernel before batch normalisation is folded;
+            None: those of the family's reference with `int8_fp16_io`, else none.
+        half: whether all ranges are rounded to fp16; None: as in the family's reference.
+        root: folder of the data set, or ''.
+        int8_fp16_io: whether the file will have the precisions of the family's reference.
+    """
+
+    method: str = 'mse'
+    percentile: float = PERCENTILE
+    add_method: str | None = None
+    batches: int = 0
+    unfolded: tuple[str, ...] | None = None
+    half: bool | None = None
+    root: str = ''
+    int8_fp16_io: bool = False
+
+    def resolved(self, family: SparseFamily) -> Calibration:
+        """Return these options with None replaced by the family's reference."""
+        reference = family.int8
+        unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
+        defaults = dict(add_method=reference.add_method, unfolded=unfolded, half=reference.half_ranges)
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+
+def calibrate(deployment: Deployment, source: str | Path, options: Calibration) -> Ranges:
+    """Measure the ranges of a backbone on a folder or infos file; `Sweeps` tells what these hold."""
+    from mmdeploy_ext.exporting.sparse_backbone import trace  # imports torch
+
+    options, traced = options.resolved(deployment.family), trace(deployment)
+    graph = fold(traced, 'fp32')
+    ranges = calibrate_sweeps(
+        graph,
+        config_sweeps(deployment, source, graph.order, options.batches, options.root),
+        options.method,
+        percentile=options.percentile,
+        add_method=options.add_method or None,
+        unfolded=kernels_before_folding(traced, graph, options.unfolded),
+        source=str(source),
+        checkpoint_sha256=deployment.checkpoint_sha256,
+    )
+    return ranges.half() if options.half else ranges
+
+
+def config_sweeps(
+    deployment: Deployment, source: str | Path, order: str, limit: int = 0, root: str = ''
+) -> Sweeps:
+    """Return the sweeps of a source, loaded and voxelised as in the config; arguments as of `Sweeps`."""
+    from mmdeploy_ext.preprocess.points import voxelise
+
+    def voxels(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, coordinates = voxelise(points, deployment.rule)
+        return features, coordinates if deployment.rule.order == order else coordinates[:, SWAPPED_COLUMNS]
+
+    rule = point_rule(deployment.cfg, deployment.settings.in_channels)
+    return Sweeps(source, voxels, rule, root or None, limit, order)
+
+
+def checkpoint_ranges(deployment: Deployment, half: bool | None = None) -> Ranges | None:
+    """Return the ranges in the checkpoint (NVIDIA's PTQ files have some); None if it has none.
+
+    `half` is that of `Calibration`. UsageError: some ranges are missing.
+    """
+    from mmdeploy_ext.exporting.sparse_backbone import trace
+
+    if not deployment.report.ranges:
+        return None
+    graph = fold(trace(deployment), 'fp32')
+    ranges = from_amax(graph, deployment.report.ranges, deployment.checkpoint, deployment.checkpoint_sha256)
+    ranges.check(graph)
+    return ranges.half() if Calibration(half=half).resolved(deployment.family).half else ranges
+
+
+def calibrate_sweeps(
+    graph: SparseGraph,
+    sweeps: Iterable[Sweep],
+    method: str = 'mse',
+    *,
+    percentile: float = PERCENTILE,
+    add_method: str | None = None,
+    unfolded: Mapping[str, np.ndarray] | None = None,
+    source: str = 'sweeps',
+    checkpoint_sha256: str = '',
+) -> Ranges:
+    """Measure the ranges of all inputs on sweeps, and compute those of the weights.
+
+    Args:
+        graph: graph folded in fp32, with its weights.
+        sweeps: (features (N, C), coordinates (N, 4)) each, coordinates in the graph's order.
+        method: method for inputs: 'mse', 'percentile' or 'max'.
+        percentile: percentile of |x| for the method of that name.
+        add_method: method for residual additions, None: `method`. The reference has 'max' for CenterPoint.
+        unfolded: result of `kernels_before_folding`; these kernels replace the folded ones.
+        source: name of the sweeps for the file of ranges.
+        checkpoint_sha256: hash of the checkpoint for the file of ranges.
+
+    Raises:
+        UsageError: an unknown method, a graph that is not folded.
+        DataError: no sweep; values that are not finite; an input that was 0 in all sweeps.
+    """
+    nodes = quantised(graph)
+    calibrators = {
+        node.name: make_calibrator((add_method or method) if isinstance(node, Add) else method, percentile)
+        for node in nodes
+    }
+    count = 0
+    for count, sweep in enumerate(tracked(sweeps, 'calibrating'), 1):
+        _collect(graph, sweep, calibrators, f'sweep {count} of {source}')
+    if count == 0:
+        raise DataError(f'{source}: has no sweep to calibrate on; give a folder or infos that have some')
+    ranges = {}
+    for node in nodes:
+        amax = calibrators[node.name].amax()
+        if amax == 0:
+            raise DataError(
+                f'{source}: the input of {node.name} ({node.module}) was 0 in all {count} sweeps, which '
+                f'gives no range; give sweeps that reach it, or check the weights'
+            )
+        kernel = ()
+        if isinstance(node, SparseConvolution):
+            try:
+                weights = weight_amax((unfolded or {}).get(node.name, node.weight))
+            except ValueError as error:
+                raise UsageError(
+                    f'{node.name} ({node.module}): of its weights, {error}; check the checkpoint'
+                ) from error
+            kernel = weights, weight_norm(node)
+        ranges[node.name] = NodeRange(node.module, float(np.float32(amax)), *kernel)
+    title = method_title(method, percentile)
+    if add_method and add_method != method:
+        title += f' (additions: {method_title(add_method, percentile)})'
+    return Ranges(ranges, title, source, count, graph_digest(graph), checkpoint_sha256)
+
+
+def _collect(graph: SparseGraph, sweep: Sweep, calibrators: Mapping[str, Calibrator], place: str) -> None:
+    """Run the graph on a sweep and pass the inputs of its nodes to their calibrators."""
+
+    def observe(node, inputs, weight):  # noqa: ANN001, ANN202
+        if node.name in calibrators:
+            try:
+                # the two inputs of an addition share one quantiser
+                for values in inputs:
+                    calibrators[node.name].collect(values)
+            except ValueError as error:
+                raise DataError(f'{place}: input of {node.name} ({node.module}): {error}') from error
+        return inputs, weight
+
+    features, coordinates = sweep
+    engine.run(graph, coordinates, features, transform=observe)
+
+
+def kernels_before_folding(
+    traced: SparseGraph, folded: SparseGraph, modules: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Return node name -> kernel before batch normalisation was folded into it, for some modules' paths.
+
+    The reference takes the weight ranges of CenterPoint's `conv_input.0` from that kernel: its normalisation
+    is folded only when the file is written. Every other range is of the folded kernel. UsageError: a path
+    belongs to no convolution.
+    """
+    kernels = {node.module: node.weight for node in traced.convolutions()}
+    for module in modules:
+        if module not in kernels:
+            raise UsageError(f'{module}: no convolution of the graph comes from this module')
+    return {node.name: kernels[node.module] for node in folded.convolutions() if node.module in modules}
