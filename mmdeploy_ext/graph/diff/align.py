@@ -1,4 +1,4 @@
-"""Which node of one graph is which of another. Needs no torch.
+"""The alignment of two graphs: which node of one is which of the other. Needs no torch.
 
 Names say little: exporters number tensors, and tools rename them. Nodes are the same that compute the same
 from the inputs on (everything before a difference), or that the same is computed from (everything behind it).
@@ -13,45 +13,54 @@ from mmdeploy_ext.graph.diff.structure import attributes, exact_text
 from mmdeploy_ext.graph.io.index import bodies
 
 Keys = dict[int, Hashable]
+"""Position of a node -> key; nodes of two graphs with the same key are the same."""
 
 
 def align(left: Program, right: Program) -> Alignment:
     """Align two graphs; their constants must come from one `Constants`."""
-    return _Aligner(left, right).run()
+    return _Aligner(left, right).align()
 
 
 class _Aligner:
-    """Two graphs and the nodes that were paired so far."""
+    """Two graphs, and the nodes that were paired so far: position in the left graph -> in the right one."""
 
     def __init__(self, left: Program, right: Program) -> None:
-        self.left, self.right, self.programs = left, right, (left, right)
-        self.tensors = dict(_interface(left.index.inputs, right.index.inputs))
-        self.tensors.update(_interface(list(left.defaults), list(right.defaults)))
+        self.left, self.right = left, right
+        self.tensors = dict(_pair_names(left.index.inputs, right.index.inputs))
+        self.tensors.update(_pair_names(list(left.defaults), list(right.defaults)))
         self.nodes: dict[int, int] = {}
-        self.taken: set[int] = set()
+        self.paired_right: set[int] = set()
 
-    def run(self) -> Alignment:
+    def align(self) -> Alignment:
         """Pair nodes, the surest first."""
         left, right = self.left, self.right
-        outputs = dict(_interface(left.index.outputs, right.index.outputs))
-        self.tensors.update(outputs)  # whatever writes them: what the file promises is compared with its like
-        own = {name: name for name in self.tensors.values()}
-        forward = _forward(left, self.tensors), _forward(right, own)
-        backward = _backward(left, outputs), _backward(right, {name: name for name in outputs.values()})
-        self.pair_equal(*map(_both, forward, backward))  # a copy elsewhere is not taken for it
+        outputs = dict(_pair_names(left.index.outputs, right.index.outputs))
+        self.tensors.update(outputs)  # outputs are compared with their like, whatever node writes them
+        right_names = {name: name for name in self.tensors.values()}
+        forward = _forward_keys(left, self.tensors), _forward_keys(right, right_names)
+        right_outputs = {name: name for name in outputs.values()}
+        backward = _backward_keys(left, outputs), _backward_keys(right, right_outputs)
+        both = [
+            {position: (key, behind[position]) for position, key in before.items()}
+            for before, behind in zip(forward, backward, strict=True)
+        ]
+        self.pair_equal(*both)  # first of all, so that a copy elsewhere in the graph is not paired instead
         self.pair_equal(*forward)
         self.pair_equal(*backward)
         for name, other in outputs.items():
             self.try_pair(*self.producers(name, other))
-        self.spread()
-        self.by_name()
-        self.spread()
-        self.replaced()
+        self.pair_neighbours()
+        right_positions = {right.index.nodes[position].name: position for position in right.steps}
+        right_positions.pop('', None)
+        for position in left.steps:
+            self.try_pair(position, right_positions.get(left.index.nodes[position].name))
+        self.pair_neighbours()
+        self.pair_replaced()
         return Alignment(self.nodes, self.tensors)
 
     def pair(self, ours: int, theirs: int) -> None:
         self.nodes[ours] = theirs
-        self.taken.add(theirs)
+        self.paired_right.add(theirs)
         outputs = self.left.index.nodes[ours].output, self.right.index.nodes[theirs].output
         for name, other in zip(*outputs, strict=False):
             if name and other:
@@ -59,87 +68,81 @@ class _Aligner:
 
     def try_pair(self, ours: int | None, theirs: int | None) -> bool:
         """Pair two nodes of one operator that are not paired yet; return whether that was done."""
-        if ours is None or theirs is None or ours in self.nodes or theirs in self.taken:
+        if ours is None or theirs is None or ours in self.nodes or theirs in self.paired_right:
             return False
-        same = self.left.index.nodes[ours].op_type == self.right.index.nodes[theirs].op_type
-        if same:
-            self.pair(ours, theirs)
-        return same
+        if self.left.index.nodes[ours].op_type != self.right.index.nodes[theirs].op_type:
+            return False
+        self.pair(ours, theirs)
+        return True
 
     def pair_equal(self, ours: Keys, theirs: Keys) -> None:
         """Pair nodes with the same key, in order."""
         waiting = collections.defaultdict(collections.deque)
         for position, key in theirs.items():
-            if position not in self.taken:
+            if position not in self.paired_right:
                 waiting[key].append(position)
         for position, key in ours.items():
             if position not in self.nodes and waiting[key]:
                 self.pair(position, waiting[key].popleft())
 
-    def spread(self) -> None:
+    def pair_neighbours(self) -> None:
         """Pair the neighbours of pairs: what writes the same input, what alone reads the same output."""
         waiting = collections.deque(self.nodes.items())
         while waiting:
             waiting.extend(pair for pair in self.neighbours(*waiting.popleft()) if self.try_pair(*pair))
 
     def neighbours(self, ours: int, theirs: int) -> Iterator[tuple[int | None, int | None]]:
-        mine, other = self.left.index.nodes[ours], self.right.index.nodes[theirs]
-        for name, second in zip(mine.input, other.input, strict=False):
-            yield self.producers(name, second)
-        for name, second in zip(mine.output, other.output, strict=False):
-            if not name or not second:
+        node, other_node = self.left.index.nodes[ours], self.right.index.nodes[theirs]
+        for name, other in zip(node.input, other_node.input, strict=False):
+            yield self.producers(name, other)
+        for name, other in zip(node.output, other_node.output, strict=False):
+            if not name or not other:
                 continue
-            ours, theirs = _readers(self.left, name), _readers(self.right, second)
-            if len(ours['Cast']) != len(theirs['Cast']):
-                ours, theirs = _readers(self.left, name, True), _readers(self.right, second, True)
-            for kind, readers in ours.items():
-                if len(readers) == len(theirs[kind]):
-                    yield from zip(readers, theirs[kind], strict=True)
+            readers, other_readers = _readers(self.left, name), _readers(self.right, other)
+            if len(readers['Cast']) != len(other_readers['Cast']):
+                readers = _readers(self.left, name, through_casts=True)
+                other_readers = _readers(self.right, other, through_casts=True)
+            for operator, positions in readers.items():
+                if len(positions) == len(other_readers[operator]):
+                    yield from zip(positions, other_readers[operator], strict=True)
 
     def producers(self, name: str, other: str) -> tuple[int | None, int | None]:
-        """Return what makes two tensors, through a Cast that only one graph has (half precision)."""
-        found = [self.left.index.producer(name), self.right.index.producer(other)]
-        casts = [_is_cast(program, at) for program, at in zip(self.programs, found, strict=True)]
-        if casts[0] != casts[1]:
-            side = casts.index(True)
-            index = self.programs[side].index
-            found[side] = index.producer(index.nodes[found[side]].input[0])
-        return found[0], found[1]
+        """Return the nodes that make two tensors, before a Cast that only one graph has (half precision)."""
+        left, right = self.left.index.producer(name), self.right.index.producer(other)
+        left_is_cast, right_is_cast = _is_cast(self.left, left), _is_cast(self.right, right)
+        if left_is_cast and not right_is_cast:
+            left = self.left.index.producer(self.left.index.nodes[left].input[0])
+        if right_is_cast and not left_is_cast:
+            right = self.right.index.producer(self.right.index.nodes[right].input[0])
+        return left, right
 
-    def by_name(self) -> None:
-        """Pair what is left by the names of nodes."""
-        named = {self.right.index.nodes[position].name: position for position in self.right.steps}
-        named.pop('', None)
-        for position in self.left.steps:
-            self.try_pair(position, named.get(self.left.index.nodes[position].name))
-
-    def replaced(self) -> None:
-        """Pair what is another operator in the same place: it reads the same, and is read alike."""
+    def pair_replaced(self) -> None:
+        """Pair nodes with another operator in the same place: they read the same, and are read alike."""
         waiting = collections.defaultdict(list)
         for position in self.right.steps:
-            if position not in self.taken:
+            if position not in self.paired_right:
                 waiting[_computed_inputs(self.right, position)].append(position)
         for position in [position for position in self.left.steps if position not in self.nodes]:
-            key = tuple(self.tensors.get(name) for name in _computed_inputs(self.left, position))
-            mates = [mate for mate in (waiting[key] if key else ()) if mate not in self.taken]
-            mate = next((mate for mate in mates if self.read_alike(position, mate)), None)
-            if mate is not None:
-                self.pair(position, mate)
+            inputs = tuple(self.tensors.get(name) for name in _computed_inputs(self.left, position))
+            for mate in waiting[inputs] if inputs else ():
+                if mate not in self.paired_right and self.are_read_alike(position, mate):
+                    self.pair(position, mate)
+                    break
 
-    def read_alike(self, ours: int, theirs: int) -> bool:
+    def are_read_alike(self, ours: int, theirs: int) -> bool:
         """Return whether two first outputs are one graph output, or read at one place of a pair."""
         left, right = self.left.index, self.right.index
-        pair = next(iter(left.writes(ours)), ''), next(iter(right.writes(theirs)), '')
-        if not all(pair):
+        outputs = next(iter(left.writes(ours)), ''), next(iter(right.writes(theirs)), '')
+        if not all(outputs):
             return False
-        readers = [reader for reader in left.consumers(pair[0]) if reader in self.nodes]
-        return self.tensors.get(pair[0]) == pair[1] or any(
-            pair in zip(left.nodes[at].input, right.nodes[self.nodes[at]].input, strict=False)
-            for at in readers
+        readers = [reader for reader in left.consumers(outputs[0]) if reader in self.nodes]
+        return self.tensors.get(outputs[0]) == outputs[1] or any(
+            outputs in zip(left.nodes[reader].input, right.nodes[self.nodes[reader]].input, strict=False)
+            for reader in readers
         )
 
 
-def _interface(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _pair_names(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Pair inputs or outputs: by name, the rest by place when there are as many."""
     shared = set(left) & set(right)
     yield from ((name, name) for name in left if name in shared)
@@ -148,67 +151,66 @@ def _interface(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str,
         yield from zip(*rest, strict=True)
 
 
-def _both(forward: Keys, backward: Keys) -> Keys:
-    return {position: (key, backward[position]) for position, key in forward.items()}
+def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:
+    """Return a key per node of what it computes from the inputs.
 
-
-def _forward(program: Program, shared: Mapping[str, str]) -> Keys:
-    """Return position -> key of what a node computes from the inputs.
-
-    `shared` are the inputs of both graphs, as the right one calls them.
+    `input_names` are the inputs of both graphs, as the right one calls them.
     """
     keys: Keys = {}
 
-    def of_tensor(name: str) -> Hashable:
+    def tensor_key(name: str) -> Hashable:
         position = program.index.producer(name)
         if name in program.constants:
             return ('constant', id(program.constants[name]))
         if position is None:
-            return ('input', shared.get(name, (id(program), name)))
+            return ('input', input_names.get(name, (id(program), name)))
         return (keys[position], list(program.index.nodes[position].output).index(name))
 
     for position in program.steps:
-        inputs = tuple(of_tensor(name) for name in program.index.reads(position))
-        keys[position] = hash((*_plain(program, position), inputs))
+        inputs = tuple(tensor_key(name) for name in program.index.reads(position))
+        keys[position] = hash((*_operation(program, position), inputs))
     return keys
 
 
-def _backward(program: Program, shared: Mapping[str, str]) -> Keys:
-    """Return position -> key of what is computed from a node, its own constants included."""
+def _backward_keys(program: Program, output_names: Mapping[str, str]) -> Keys:
+    """Return a key per node of what is computed from it, its own constants included."""
     keys: Keys = {}
     index, constants = program.index, program.constants
-
-    def readers(name: str) -> tuple[tuple[Hashable, int], ...]:
-        known = [reader for reader in index.consumers(name) if reader in keys]
-        return tuple(sorted((keys[reader], index.reads(reader).index(name)) for reader in known))
-
     for position in reversed(program.steps):
-        outputs = index.nodes[position].output
-        uses = tuple((place, shared.get(name), readers(name)) for place, name in enumerate(outputs))
-        read = enumerate(index.reads(position))
-        own = tuple((place, id(constants[name])) for place, name in read if name in constants)
-        keys[position] = hash((*_plain(program, position), own, uses))
+        uses = []
+        for place, name in enumerate(index.nodes[position].output):
+            readers = [
+                (keys[reader], index.reads(reader).index(name))
+                for reader in index.consumers(name)
+                if reader in keys
+            ]
+            uses.append((place, output_names.get(name), tuple(sorted(readers))))
+        inputs = enumerate(index.reads(position))
+        constant_inputs = tuple((place, id(constants[name])) for place, name in inputs if name in constants)
+        keys[position] = hash((*_operation(program, position), constant_inputs, tuple(uses)))
     return keys
 
 
-def _plain(program: Program, position: int) -> tuple[Hashable, ...]:
+def _operation(program: Program, position: int) -> tuple[Hashable, ...]:
+    """Return operator and attributes of a node, and the operators of its bodies."""
     node = program.index.nodes[position]
-    inner = tuple(tuple(entry.op_type for entry in body.node) for body in bodies(node))
+    inner = tuple(tuple(inner_node.op_type for inner_node in body.node) for body in bodies(node))
     values = attributes(node, program.index.model).items()
     texts = tuple(sorted((name, exact_text(value)) for name, value in values))
     return node.domain, node.op_type, texts, inner
 
 
 def _readers(program: Program, name: str, through_casts: bool = False) -> dict[str, list[int]]:
-    """Return operator -> nodes that read a tensor."""
-    found: dict[str, list[int]] = collections.defaultdict(list)
-    for reader in program.index.consumers(name):
-        if through_casts and _is_cast(program, reader):
-            for kind, readers in _readers(program, program.index.nodes[reader].output[0]).items():
-                found[kind].extend(readers)
+    """Return operator -> nodes that read a tensor, or read it behind a Cast."""
+    readers: dict[str, list[int]] = collections.defaultdict(list)
+    for position in program.index.consumers(name):
+        node = program.index.nodes[position]
+        if through_casts and node.op_type == 'Cast':
+            for operator, positions in _readers(program, node.output[0]).items():
+                readers[operator].extend(positions)
         else:
-            found[program.index.nodes[reader].op_type].append(reader)
-    return found
+            readers[node.op_type].append(position)
+    return readers
 
 
 def _is_cast(program: Program, position: int | None) -> bool:

@@ -1,8 +1,7 @@
-"""Where two files differ: in structure, and in tensors on the same inputs. Needs no torch."""
+"""Compare two files: their structure, and their tensors on the same inputs. Needs no torch."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -21,14 +20,14 @@ from mmdeploy_ext.proving.tensors import shape_text
 
 
 def engine_notes(
-    model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], found: Walk, bars: Bars
+    model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], walk: Walk, bars: Bars
 ) -> list[str]:
-    """Run the model as users do and compare with the node-by-node run; returns what there is to say."""
+    """Run the model as users do, and return how its outputs differ from the node-by-node run."""
     try:
         outputs = run.run(model, feeds, optimization='all')
     except Mm2OnnxError as error:
         return [f'ONNX Runtime cannot run the whole model: {error}']
-    errors = {name: compare(array, found.free.get(name))[0] or 0.0 for name, array in outputs.items()}
+    errors = {name: compare(array, walk.free.get(name))[0] or 0.0 for name, array in outputs.items()}
     return [
         f'output {name}: ONNX Runtime with all optimisations differs from the same nodes run one by one '
         f'(relative error {error:.2e}): ties, or an optimisation of the engine'
@@ -60,8 +59,8 @@ def diff_files(
     left, right = (Program(files.load(path), constants) for path in (left_path, right_path))
     bars = (findings.HALF if left.is_half() or right.is_half() else Bars()).at(rtol)
     pairs = align(right, left)
-    found = changes(right, left, pairs)
-    random = feeds is None
+    structure = changes(right, left, pairs)
+    is_random = feeds is None
     feeds = dict(random_feeds(left.index.model, seed) if feeds is None else feeds)
     check_feeds(left.index, feeds)
     if missing := [name for name in right.index.inputs if pairs.tensors.get(name) not in feeds]:
@@ -69,61 +68,65 @@ def diff_files(
             f'{right_path}: its inputs {", ".join(missing)} have no counterpart in {left_path}, which has '
             f'{", ".join(left.index.inputs)}'
         )
-    first = walk(left, feeds, {}, runner)
+    left_walk = walk(left, feeds, {}, runner)
     references = {
-        name: ReferenceTensor(first.free[mate], mate, how='structure')
+        name: ReferenceTensor(left_walk.free[mate], mate, how='structure')
         for name, mate in pairs.tensors.items()
-        if mate in first.free and right.index.producer(name) is not None
+        if mate in left_walk.free and right.index.producer(name) is not None
     }
-    theirs = {name: right.fitting(name, feeds[pairs.tensors[name]]) for name in right.index.inputs}
-    theirs.update((name, value) for name, value in feeds.items() if name in right.defaults)
-    second = walk(right, theirs, references, runner)
-    entries = findings.entries_of(second, bars)
-    entries += _stepless_outputs(second, pairs.tensors, first, bars, len(entries))
-    notes = engine_notes(right.index.model, theirs, second, bars)
-    if random:
+    right_feeds = {name: right.fitting(name, feeds[pairs.tensors[name]]) for name in right.index.inputs}
+    right_feeds.update((name, value) for name, value in feeds.items() if name in right.defaults)
+    right_walk = walk(right, right_feeds, references, runner)
+    entries = findings.entries_of(right_walk, bars)
+    entries += _constant_outputs(right_walk, pairs.tensors, left_walk, bars, len(entries))
+    notes = engine_notes(right.index.model, right_feeds, right_walk, bars)
+    if is_random:
         notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
-    if broken := [row.reason for row in first.rows.values() if row.reason]:
-        raise InferenceError(f'{left_path}: {broken[0]}')
+    if failures := [row.reason for row in left_walk.rows.values() if row.reason]:
+        raise InferenceError(f'{left_path}: {failures[0]}')
+    left_outputs, mates = left.index.outputs, {name: pairs.tensors.get(name) for name in right.index.outputs}
     return Comparison(
         dict(kind='files', reference=str(left_path), file=str(right_path), inputs=findings.shapes(feeds)),
         entries,
-        findings.differences_of(second, bars, findings.explain_by(found)),
+        findings.differences_of(right_walk, bars, findings.explain_by(structure)),
         findings.outputs_of(right, entries),
-        [dataclasses.asdict(change) for change in found],
+        [dataclasses.asdict(change) for change in structure],
         notes,
         bars,
-        **_interface(left.index.outputs, right.index.outputs, pairs.tensors),
+        missing=[name for name in left_outputs if name not in mates.values()],
+        additional=[name for name, mate in mates.items() if mate not in left_outputs],
+        renamed={mate: name for name, mate in mates.items() if mate in left_outputs and mate != name},
     )
 
 
-def _interface(left: Sequence[str], right: Sequence[str], tensors: Mapping[str, str]) -> dict[str, Any]:
-    """Return which outputs only the left graph has, which only the right one, and which have other names."""
-    mates = {name: tensors.get(name) for name in right}
-    return dict(
-        missing=[name for name in left if name not in mates.values()],
-        additional=[name for name, mate in mates.items() if mate not in left],
-        renamed={mate: name for name, mate in mates.items() if mate in left and mate != name},
-    )
-
-
-def _stepless_outputs(
-    found: Walk, tensors: Mapping[str, str], other: Walk, bars: Bars, depth: int
+def _constant_outputs(
+    walk: Walk, mates: Mapping[str, str], reference: Walk, bars: Bars, depth: int
 ) -> list[Entry]:
     """Return entries of outputs that no step of the walk makes: constants, and inputs that are outputs."""
-    entries, index = [], found.program.index
+    entries, index = [], walk.program.index
     for name in index.outputs:
-        mate = tensors.get(name, '')
-        if name in found.rows or name not in found.free or mate not in other.free:
+        mate = mates.get(name, '')
+        if name in walk.rows or name not in walk.free or mate not in reference.free:
             continue
-        error, reason = compare(found.free[name], other.free[mate])
-        wrong = error is None or error > bars.free
-        kind = 'input' if name in index.inputs else 'Constant'
-        shape = shape_text(found.free[name].shape)
+        error, reason = compare(walk.free[name], reference.free[mate])
+        is_wrong = error is None or error > bars.free
+        is_input = name in index.inputs
         position = index.producer(name)
-        node = name if position is None else index.label(position)
-        if not reason and wrong and kind == 'Constant':
+        if not reason and is_wrong and not is_input:
             reason = 'is a constant in this file'
-        figures = (finite(error), finite(error), 'born here' if wrong else 'equal', reason)
-        entries.append(Entry(depth + len(entries), node, kind, '', name, shape, mate, 'structure', *figures))
+        entry = Entry(
+            depth=depth + len(entries),
+            node=name if position is None else index.label(position),
+            op_type='input' if is_input else 'Constant',
+            module='',
+            tensor=name,
+            shape=shape_text(walk.free[name].shape),
+            paired=mate,
+            how='structure',
+            error=finite(error),
+            born=finite(error),
+            state='born here' if is_wrong else 'equal',
+            reason=reason,
+        )
+        entries.append(entry)
     return entries

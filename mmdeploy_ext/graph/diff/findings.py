@@ -1,10 +1,15 @@
-"""What a comparison of two models found: tensors, places where errors are born, the result."""
+"""The findings of a comparison of two models: tensors, places where errors are born, the result.
+
+A tensor without a reference is no evidence: exporters take operators apart.
+It counts as right when as many values as it has come out right behind it. What is left between the last
+tensors that are right and the first that is wrong is a region; its first node is the one to look at.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +25,7 @@ from mmdeploy_ext.graph.diff.walk import (
     ReferenceTensor,
     Row,
     Walk,
-    informative,
+    is_informative,
 )
 from mmdeploy_ext.graph.io.modules import module_path
 from mmdeploy_ext.proving.tensors import shape_text
@@ -28,7 +33,7 @@ from mmdeploy_ext.proving.tensors import shape_text
 MAX_EVIDENCE = 6
 STRUCTURE = ('node', 'wiring', 'function')
 """Kinds of changes after which other inner tensors need not be an error."""
-NOTHING = ReferenceTensor(np.empty(0), how='')
+NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Entry:
 
 
 @dataclasses.dataclass
-class Difference:
+class Divergence:
     """A place where an error is born.
 
     Attributes:
@@ -105,14 +110,14 @@ class Difference:
 
 @dataclasses.dataclass
 class Comparison:
-    """What was found.
+    """The result of a comparison.
 
     Attributes:
         subject: what was compared with what.
         entries: tensors of the graph on trial in topological order; `outputs` are those of its outputs.
         differences: where errors are born, in topological order.
         changes: differences of structure, to the other file or to a fresh export.
-        notes: what else there is to know.
+        notes: remarks for the reader.
         guessed: whether tensors were paired by names, values and places alone, without a fresh export.
         missing: outputs of the reference that the graph on trial lacks.
         additional: outputs of the graph on trial that the reference does not have.
@@ -123,7 +128,7 @@ class Comparison:
 
     subject: dict[str, Any]
     entries: list[Entry]
-    differences: list[Difference]
+    differences: list[Divergence]
     outputs: list[Entry]
     changes: list[dict[str, Any]]
     notes: list[str]
@@ -135,7 +140,7 @@ class Comparison:
     graph: str = ''
 
     @property
-    def first(self) -> Difference | None:
+    def first(self) -> Divergence | None:
         """The first difference."""
         return next(iter(self.differences), None)
 
@@ -178,19 +183,29 @@ class Comparison:
         return facts | dataclasses.asdict(self)
 
 
-def entries_of(found: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
+def entries_of(walk: Walk, bars: Bars, module: Callable[[int], str] | None = None) -> list[Entry]:
     """Return the rows of a walk for tables.
 
     `module` is position -> module path; None reads the names of nodes.
     """
-    index, entries = found.program.index, []
-    for depth, row in enumerate(found.rows.values()):
-        node, reference = index.nodes[row.position], row.reference or NOTHING
-        path = reference.module or (module(row.position) if module else module_path(node))
-        shape = '-' if row.shape is None else shape_text(row.shape)
-        names = (index.label(row.position), node.op_type, path, row.tensor, shape)
-        figures = (finite(row.error), finite(row.born), row.state(bars.born, bars.free), row.reason)
-        entries.append(Entry(depth, *names, reference.label, reference.how, *figures))
+    index, entries = walk.program.index, []
+    for depth, row in enumerate(walk.rows.values()):
+        node, reference = index.nodes[row.position], row.reference or NO_REFERENCE
+        entry = Entry(
+            depth=depth,
+            node=index.label(row.position),
+            op_type=node.op_type,
+            module=reference.module or (module(row.position) if module else module_path(node)),
+            tensor=row.tensor,
+            shape='-' if row.shape is None else shape_text(row.shape),
+            paired=reference.label,
+            how=reference.how,
+            error=finite(row.error),
+            born=finite(row.born),
+            state=row.state(bars.born, bars.free),
+            reason=row.reason,
+        )
+        entries.append(entry)
     return entries
 
 
@@ -200,38 +215,48 @@ def finite(value: float | None) -> float | None:
 
 
 def differences_of(
-    found: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
-) -> list[Difference]:
+    walk: Walk, bars: Bars, explain: Callable[[int], list[str]], module: Callable[[int], str] | None = None
+) -> list[Divergence]:
     """Return where errors are born.
 
     `explain` is position of a node -> what is known about it; for `module` see `entries_of`.
     """
-    return [_difference(found, region, explain, module) for region in regions(found, bars.born)]
+    return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
 
 
-def _difference(
-    found: Walk, region: Region, explain: Callable[[int], list[str]], module: Callable[[int], str] | None
-) -> Difference:
-    index, rows = found.program.index, [found.rows[tensor] for tensor in region.tensors]
+def _divergence(
+    walk: Walk, region: Region, explain: Callable[[int], list[str]], module: Callable[[int], str] | None
+) -> Divergence:
+    index, rows = walk.program.index, [walk.rows[tensor] for tensor in region.tensors]
     positions = list(dict.fromkeys(row.position for row in rows))
     evidence = {position: explain(position) for position in positions}
     explained = [position for position in positions if evidence[position]]
-    causes = [at for at in explained if any(not line.endswith(ONLY_HERE) for line in evidence[at])]
+    causes = [
+        position for position in explained if any(not line.endswith(ONLY_HERE) for line in evidence[position])
+    ]
     at_fault = (causes or explained or positions)[0]
     exact = len(positions) == 1 or bool(causes) or len(explained) == 1
     first, last = next(row for row in rows if row.position == at_fault), rows[-1]
-    node, reference = index.nodes[at_fault], last.reference or NOTHING
-    path = (module(at_fault) if module else module_path(node)) or reference.module
-    known = evidence[at_fault] if exact else []  # that one of them is new says nothing about the others
-    lines = list(dict.fromkeys([*known, *filter(None, (row.reason for row in rows))]))
-    names = (index.label(at_fault), node.op_type, path, first.tensor, reference.label)
-    nodes = [index.label(position) for position in positions]
-    return Difference(*names, finite(last.born), finite(last.error), nodes, exact, lines[:MAX_EVIDENCE])
+    node, reference = index.nodes[at_fault], last.reference or NO_REFERENCE
+    lines = list(evidence[at_fault]) if exact else []  # that one of them is new says nothing about the others
+    lines += [row.reason for row in rows if row.reason]
+    return Divergence(
+        node=index.label(at_fault),
+        op_type=node.op_type,
+        module=(module(at_fault) if module else module_path(node)) or reference.module,
+        tensor=first.tensor,
+        paired=reference.label,
+        born=finite(last.born),
+        error=finite(last.error),
+        nodes=[index.label(position) for position in positions],
+        exact=exact,
+        evidence=list(dict.fromkeys(lines))[:MAX_EVIDENCE],
+    )
 
 
-def explain_by(found: Sequence[Change]) -> Callable[[int], list[str]]:
+def explain_by(changes: Sequence[Change]) -> Callable[[int], list[str]]:
     """Return position of a node of the left graph -> how it differs from its counterpart."""
-    return lambda position: [change.detail for change in found if change.left == position]
+    return lambda position: [change.detail for change in changes if change.left == position]
 
 
 def outputs_of(program: Program, entries: Sequence[Entry]) -> list[Entry]:
@@ -255,73 +280,65 @@ class Region:
 
 def regions(walk: Walk, born_rtol: float = BORN_RTOL) -> list[Region]:
     """Return the regions in topological order of their first suspects; one per first suspect."""
-    suspects = _suspects(walk, born_rtol)
-    place = {tensor: index for index, tensor in enumerate(walk.rows)}
-    found: dict[str, Region] = {}
-    seen: set[str] = set()
+    index, suspects = walk.program.index, _suspects(walk, born_rtol)
+    depths = {tensor: depth for depth, tensor in enumerate(walk.rows)}
+    by_first: dict[str, Region] = {}
+    covered: set[str] = set()
     for tensor, row in walk.rows.items():
         if row.state(born_rtol) != BORN:
             continue
-        above = sorted(_above(walk, row, suspects), key=place.__getitem__)
-        seen.update(above)
-        region = Region((*above, tensor), True)
-        kept = found.get(region.tensors[0], region)
-        found[region.tensors[0]] = min(kept, region, key=lambda one: len(one.tensors))
-    rest = [tensor for tensor in walk.rows if tensor in suspects and tensor not in seen]
+        above: set[str] = set()
+        waiting = list(index.reads(row.position))
+        while waiting:
+            name = waiting.pop()
+            if name in suspects and name not in above:
+                above.add(name)
+                waiting.extend(index.reads(walk.rows[name].position))
+        covered |= above
+        region = Region((*sorted(above, key=depths.__getitem__), tensor), True)
+        first = region.tensors[0]
+        if first not in by_first or len(region.tensors) < len(by_first[first].tensors):
+            by_first[first] = region
+    rest = [tensor for tensor in walk.rows if tensor in suspects and tensor not in covered]
     if rest:
-        found.setdefault(rest[0], Region(tuple(rest), False))
-    return sorted(found.values(), key=lambda region: place[region.tensors[0]])
-
-
-def _above(walk: Walk, row: Row, suspects: set[str]) -> set[str]:
-    """Return the suspects that a tensor is computed from, through suspects only."""
-    found: set[str] = set()
-    waiting = list(walk.program.index.reads(row.position))
-    while waiting:
-        name = waiting.pop()
-        if name in suspects and name not in found:
-            found.add(name)
-            waiting.extend(walk.program.index.reads(walk.rows[name].position))
-    return found
+        by_first.setdefault(rest[0], Region(tuple(rest), False))
+    return sorted(by_first.values(), key=lambda region: depths[region.tensors[0]])
 
 
 def _suspects(walk: Walk, born_rtol: float) -> set[str]:
-    """Return unpaired tensors that no right value proves, and that something wrong reads."""
-    outputs = set(walk.program.index.outputs)
+    """Return tensors without a reference that no right value proves, and that something wrong reads."""
+    index, outputs = walk.program.index, set(walk.program.index.outputs)
     suspected: dict[str, bool] = {}
-    proven: dict[str, int] = {}
+    proven_values: dict[str, int] = {}
+
+    def count_proven(reader: Row) -> int:
+        """Return how many values came out right because of what a node reads."""
+        if reader.reference is None:
+            return proven_values.get(reader.tensor, 0)
+        value = walk.good[reader.tensor]
+        is_right = reader.state(born_rtol) != BORN and reader.born is not None
+        return value.size if is_right and is_informative(value) else 0
+
     for tensor, row in reversed(walk.rows.items()):
         if row.reference is not None:
             continue
-        readers = list(_readers(walk, tensor))
-        proven[tensor] = max((_proves(walk, reader, born_rtol, proven) for reader in readers), default=0)
-        wrong = tensor in outputs or any(
+        readers = [
+            walk.rows[name]
+            for position in index.consumers(tensor)
+            if index.nodes[position].op_type not in SHAPE_READERS
+            for name in index.writes(position)
+            if name in walk.rows
+        ]
+        proven_values[tensor] = max(map(count_proven, readers), default=0)
+        is_read_by_wrong = tensor in outputs or any(
             suspected.get(reader.tensor, reader.state(born_rtol) == BORN) for reader in readers
         )
-        fails = bool(row.reason) and tensor not in walk.good
-        suspected[tensor] = fails or (wrong and _may_be_wrong(walk, row, proven[tensor]))
-    return {tensor for tensor, answer in suspected.items() if answer}
-
-
-def _may_be_wrong(walk: Walk, row: Row, proven: int) -> bool:
-    value = walk.good.get(row.tensor)
-    if not isinstance(value, np.ndarray):
-        return True
-    if row.tensor in walk.program.static and value.dtype.kind != 'f':
-        return False  # shapes: what they do shows in the node that uses them
-    return proven < value.size
-
-
-def _proves(walk: Walk, row: Row, born_rtol: float, proven: dict[str, int]) -> int:
-    """Return how many values came out right because of what a row's node reads."""
-    if row.reference is None:
-        return proven.get(row.tensor, 0)
-    value = walk.good[row.tensor]
-    return value.size if row.state(born_rtol) != BORN and row.born is not None and informative(value) else 0
-
-
-def _readers(walk: Walk, tensor: str) -> Iterator[Row]:
-    index = walk.program.index
-    for position in index.consumers(tensor):
-        if index.nodes[position].op_type not in SHAPE_READERS:
-            yield from (walk.rows[name] for name in index.writes(position) if name in walk.rows)
+        value = walk.good.get(tensor)
+        may_be_wrong = True
+        if isinstance(value, np.ndarray):
+            # of a shape, what it does shows in the node that uses it
+            is_shape = tensor in walk.program.static and value.dtype.kind != 'f'
+            may_be_wrong = not is_shape and proven_values[tensor] < value.size
+        failed = bool(row.reason) and tensor not in walk.good
+        suspected[tensor] = failed or (is_read_by_wrong and may_be_wrong)
+    return {tensor for tensor, is_suspect in suspected.items() if is_suspect}

@@ -25,12 +25,12 @@ class Constants:
     """Arrays that are equal bit for bit become one object, so that results can be looked up by identity."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, tuple[int, ...], bytes], np.ndarray] = {}
+        self._arrays: dict[tuple[str, tuple[int, ...], bytes], np.ndarray] = {}
 
-    def one(self, array: np.ndarray) -> np.ndarray:
+    def unique(self, array: np.ndarray) -> np.ndarray:
         """Return the first array that was given with these values."""
         digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
-        return self._known.setdefault((str(array.dtype), array.shape, digest), array)
+        return self._arrays.setdefault((str(array.dtype), array.shape, digest), array)
 
 
 class Program:
@@ -46,42 +46,42 @@ class Program:
     def __init__(self, model: onnx.ModelProto, constants: Constants) -> None:
         """Read the constants of a model; all programs whose results are compared share `constants`."""
         self.index = Index(model)
-        fed = {value.name for value in model.graph.input}
-        arrays = {
-            name: constants.one(numpy_helper.to_array(tensor))
-            for name, tensor in self.index.constants.items()
-        }
-        self.constants = {name: array for name, array in arrays.items() if name not in fed}
-        self.defaults = {name: array for name, array in arrays.items() if name in fed}
+        inputs = {value.name for value in model.graph.input}
+        self.constants: dict[str, np.ndarray] = {}
+        self.defaults: dict[str, np.ndarray] = {}
+        for name, tensor in self.index.constants.items():
+            arrays = self.defaults if name in inputs else self.constants
+            arrays[name] = constants.unique(numpy_helper.to_array(tensor))
         self.steps: list[int] = []
         self.static: set[str] = set()
         for position, node in enumerate(self.index.nodes):
-            identity = node.op_type == 'Identity'
-            value = self.constants.get(node.input[0]) if identity else constant_value(node)
+            is_identity = node.op_type == 'Identity'
+            value = self.constants.get(node.input[0]) if is_identity else constant_value(node)
             if value is not None:
-                self.constants[node.output[0]] = constants.one(value)
+                self.constants[node.output[0]] = constants.unique(value)
                 continue
             self.steps.append(position)
-            fixed = all(name in self.constants or name in self.static for name in self.index.reads(position))
-            if node.op_type in SHAPE_READERS or (fixed and node.op_type not in RANDOM):
+            names = self.index.reads(position)
+            is_static = all(name in self.constants or name in self.static for name in names)
+            if node.op_type in SHAPE_READERS or (is_static and node.op_type not in RANDOM):
                 self.static.update(self.index.writes(position))
 
     def is_half(self) -> bool:
         """Return whether anything is computed in float16."""
         arrays = (*self.constants.values(), *self.defaults.values())
-        fed = [value.type.tensor_type.elem_type for value in self.index.graph.input]
-        return onnx.TensorProto.FLOAT16 in fed or any(array.dtype == np.float16 for array in arrays)
+        elements = [value.type.tensor_type.elem_type for value in self.index.graph.input]
+        return onnx.TensorProto.FLOAT16 in elements or any(array.dtype == np.float16 for array in arrays)
 
     def fitting(self, name: str, feed: np.ndarray) -> np.ndarray:
         """Return a float feed in the width that an input takes."""
-        (kind,) = (value.type.tensor_type.elem_type for value in self.index.graph.input if value.name == name)
-        wanted = helper.tensor_dtype_to_np_dtype(kind) if kind else feed.dtype
-        return feed.astype(wanted) if {wanted.kind, feed.dtype.kind} == {'f'} else feed
+        elements = {value.name: value.type.tensor_type.elem_type for value in self.index.graph.input}
+        dtype = helper.tensor_dtype_to_np_dtype(elements[name]) if elements[name] else feed.dtype
+        return feed.astype(dtype) if {dtype.kind, feed.dtype.kind} == {'f'} else feed
 
 
 @dataclasses.dataclass
 class Alignment:
-    """Which position and tensor of the left graph is which of the right one; constants are not among them."""
+    """Position and tensor of the left graph -> of the right graph; constants are not among them."""
 
     nodes: dict[int, int]
     tensors: dict[str, str]
@@ -95,8 +95,9 @@ class NodeRunner:
 
     def __init__(self) -> None:
         self._results: dict[tuple, list[np.ndarray] | InferenceError] = {}
-        self._kept: list[Sequence[np.ndarray]] = []
-        self._session: tuple[tuple, object, list[str]] | None = None
+        self._inputs: list[Sequence[np.ndarray]] = []  # an identity stays one as long as its array lives
+        self._session: object = None
+        self._session_key: tuple = ()
 
     def run(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Return the outputs that one node has, from `values` of all that it reads, constants included.
@@ -111,48 +112,49 @@ class NodeRunner:
         opsets = tuple((entry.domain, entry.version) for entry in program.index.model.opset_import)
         key = (_definition(node), opsets, tuple(map(id, arrays)))
         if key not in self._results:
-            self._kept.append(arrays)  # an identity stays one as long as its array lives
+            self._inputs.append(arrays)
             try:
                 self._results[key] = self._compute(program, position, dict(zip(names, arrays, strict=True)))
             except Exception as error:
-                what = f'{program.index.label(position)} ({node.op_type}): {one_line(error)[:300]}'
-                self._results[key] = InferenceError(what)
+                label = f'{program.index.label(position)} ({node.op_type})'
+                self._results[key] = InferenceError(f'{label}: {one_line(error)[:300]}')
         result = self._results[key]
         if isinstance(result, InferenceError):
             raise result
         return result
 
     def _compute(self, program: Program, position: int, values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        fed = {name: array for name, array in values.items() if name not in program.constants}
-        key = (id(program), position, tuple((name, str(array.dtype)) for name, array in fed.items()))
-        if self._session is None or self._session[0] != key:
-            self._session = (key, _open(program, position, values, fed), program.index.writes(position))
-        _, session, names = self._session
-        return session.run(names, fed)
-
-
-def _open(
-    program: Program, position: int, values: Mapping[str, np.ndarray], fed: Mapping[str, np.ndarray]
-) -> object:
-    source, node = program.index.model, program.index.nodes[position]
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
-        for name, array in fed.items()
-    ]
-    outputs = [onnx.ValueInfoProto(name=name) for name in program.index.writes(position)]
-    rest = [numpy_helper.from_array(array, name) for name, array in values.items() if name not in fed]
-    graph = helper.make_graph([node], 'node', inputs, outputs, rest)
-    parts = dict(opset_import=source.opset_import, functions=source.functions)
-    return open_session(onnx.ModelProto(ir_version=source.ir_version, graph=graph, **parts), 'none', 1)
+        """Run a node in its session, which stays open for the next run of the same node."""
+        names = program.index.writes(position)
+        feeds = {name: array for name, array in values.items() if name not in program.constants}
+        key = (id(program), position, tuple((name, str(array.dtype)) for name, array in feeds.items()))
+        if key != self._session_key:
+            inputs = [
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
+                for name, array in feeds.items()
+            ]
+            outputs = [onnx.ValueInfoProto(name=name) for name in names]
+            constants = [
+                numpy_helper.from_array(array, name) for name, array in values.items() if name not in feeds
+            ]
+            source, node = program.index.model, program.index.nodes[position]
+            model = onnx.ModelProto(
+                ir_version=source.ir_version,
+                graph=helper.make_graph([node], 'node', inputs, outputs, constants),
+                opset_import=source.opset_import,
+                functions=source.functions,
+            )
+            self._session, self._session_key = open_session(model, 'none', 1), key
+        return self._session.run(names, feeds)
 
 
 def _definition(node: onnx.NodeProto) -> bytes:
     """Return what a node does, without the names of its tensors; with them where it has bodies."""
-    plain = copy.deepcopy(node)
+    unnamed = copy.deepcopy(node)
     for field in ('name', 'doc_string', 'metadata_props'):
-        plain.ClearField(field)
-    if not any(True for _ in bodies(node)):
-        seen = list(dict.fromkeys(name for name in node.input if name))
-        plain.input[:] = [str(seen.index(name)) if name else '' for name in node.input]
-        plain.output[:] = [str(place) if name else '' for place, name in enumerate(node.output)]
-    return plain.SerializeToString(deterministic=True)
+        unnamed.ClearField(field)
+    if next(bodies(node), None) is None:
+        names = list(dict.fromkeys(name for name in node.input if name))
+        unnamed.input[:] = [str(names.index(name)) if name else '' for name in node.input]
+        unnamed.output[:] = [str(place) if name else '' for place, name in enumerate(node.output)]
+    return unnamed.SerializeToString(deterministic=True)

@@ -108,7 +108,7 @@ def walk(
     runner: NodeRunner,
     lookup: Callable[[Walk, str, int, np.ndarray], ReferenceTensor | None] | None = None,
 ) -> Walk:
-    """Walk a graph, whose tensors should be what `references` say.
+    """Walk a graph whose tensors should have the values of `references`.
 
     Sharing a runner between walks saves work. `lookup` finds a reference for (walk so far, tensor, position,
     fed value) of tensors that have none.
@@ -116,31 +116,31 @@ def walk(
     base = {**program.constants, **program.defaults, **feeds}
     result = Walk(program, {}, dict(base), dict(base))
     for position in program.steps:
-        free, failure = _run(program, position, result.free, runner)
-        fed, failed = _run(program, position, result.good, runner)
+        free, free_failure = _run(program, position, result.free, runner)
+        fed, fed_failure = _run(program, position, result.good, runner)
         for place, tensor in enumerate(program.index.writes(position)):
-            row = Row(position, tensor, reason=failed or failure)
+            row = Row(position, tensor, reason=fed_failure or free_failure)
             result.rows[tensor] = row
             if free is not None:
                 result.free[tensor], row.shape = free[place], getattr(free[place], 'shape', ())
             value = None if fed is None else fed[place]
             reference = references.get(tensor)
-            if reference is None and lookup is not None and _comparable(value):
+            if reference is None and lookup is not None and isinstance(value, np.ndarray):
                 reference = lookup(result, tensor, position, value)
             if reference is None:
                 if value is not None:
                     result.good[tensor] = value
                 continue
-            want = _like(reference, value)  # as it is: what float16 cannot hold is an error of the graph
-            row.reference, result.good[tensor] = reference, in_dtype_of(want, value)
+            want = _in_shape_of(reference, value)  # in its dtype: what float16 cannot hold is an error
+            row.reference, result.good[tensor] = reference, _in_dtype_of(want, value)
             node = program.index.nodes[position]
-            tied = value is not None and _tied(node, place, value, result.good, want)
-            row.born, reason = (0.0, '') if tied else compare(value, want)
+            is_tied = value is not None and _is_tied(node, place, value, result.good, want)
+            row.born, reason = (0.0, '') if is_tied else compare(value, want)
             row.reason = row.reason or reason
             if free is not None:
-                same = tied and np.array_equal(free[place], value)
-                row.error = 0.0 if same else compare(free[place], want)[0]
-            if value is None and failed:
+                is_same = is_tied and np.array_equal(free[place], value)
+                row.error = 0.0 if is_same else compare(free[place], want)[0]
+            if value is None and fed_failure:
                 row.born = math.inf
     return result
 
@@ -148,9 +148,10 @@ def walk(
 def compare(got: Any, want: Any) -> tuple[float | None, str]:
     """Return the largest difference over the largest value of `want`, and why it is infinite.
 
-    Integers, booleans and texts are equal or not: the error is the share of values that differ.
+    Integers, booleans and texts are equal or not: the error is the share of values that differ. None where
+    one of the two is no tensor.
     """
-    if not _comparable(got) or not _comparable(want):
+    if not isinstance(got, np.ndarray) or not isinstance(want, np.ndarray):
         return None, ''
     if got.shape != want.shape:
         return math.inf, f'shape {shape_text(got.shape)}, expected {shape_text(want.shape)}'
@@ -167,7 +168,7 @@ def compare(got: Any, want: Any) -> tuple[float | None, str]:
     return distance.max_rel, ''
 
 
-def informative(value: np.ndarray) -> bool:
+def is_informative(value: np.ndarray) -> bool:
     """Return whether a tensor's values can show that what made them is right: floats, not all the same."""
     return value.dtype.kind == 'f' and value.size > FEW_VALUES and float(np.ptp(np.nan_to_num(value))) > 0
 
@@ -184,11 +185,7 @@ def _run(
         return None, f'the node fails: {error}'
 
 
-def _comparable(value: Any) -> bool:
-    return isinstance(value, np.ndarray)
-
-
-def _like(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
+def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
     """Return the reference, in the shape of the graph when it was found by value.
 
     Also when it was found by place with another number of axes: PyTorch flattens the leading ones before a
@@ -197,11 +194,11 @@ def _like(reference: ReferenceTensor, value: np.ndarray | None) -> np.ndarray:
     want, how = reference.value, reference.how
     if value is None:
         return want
-    flattened = how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
-    return want.reshape(value.shape) if how == 'value' or flattened else want
+    is_flattened = how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
+    return want.reshape(value.shape) if how == 'value' or is_flattened else want
 
 
-def in_dtype_of(array: np.ndarray, other: np.ndarray | None) -> np.ndarray:
+def _in_dtype_of(array: np.ndarray, other: np.ndarray | None) -> np.ndarray:
     """Return an array in the dtype of another one of the same kind: floats as float16, or back."""
     if other is None or array.dtype == other.dtype or array.dtype.kind != other.dtype.kind:
         return array
@@ -209,15 +206,15 @@ def in_dtype_of(array: np.ndarray, other: np.ndarray | None) -> np.ndarray:
         return array.astype(other.dtype)
 
 
-def _tied(
+def _is_tied(
     node: onnx.NodeProto, place: int, value: np.ndarray, good: Mapping[str, np.ndarray], want: np.ndarray
 ) -> bool:
     """Return whether indices differ from the reference's only where the values that were sorted are equal."""
     if OUTPUT_TIES.get(node.op_type) != place or value.shape != want.shape:
         return False
     axis = next((entry.i for entry in node.attribute if entry.name == 'axis'), -1)
-    sorted_from = good[node.input[0]]
-    if want.dtype.kind not in 'iu' or want.max(initial=0) >= sorted_from.shape[axis]:
+    source = good[node.input[0]]
+    if want.dtype.kind not in 'iu' or want.max(initial=0) >= source.shape[axis]:
         return False
-    ours = np.take_along_axis(sorted_from, value, axis)
-    return bool(np.allclose(ours, np.take_along_axis(sorted_from, want, axis), rtol=1e-6, atol=0))
+    picked, expected = (np.take_along_axis(source, indices, axis) for indices in (value, want))
+    return bool(np.allclose(picked, expected, rtol=1e-6, atol=0))

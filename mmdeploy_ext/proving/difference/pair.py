@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.graph.diff.walk import BORN_RTOL, ReferenceTensor, compare, informative
+from mmdeploy_ext.graph.diff.walk import BORN_RTOL, ReferenceTensor, compare, is_informative
 from mmdeploy_ext.graph.io.modules import module_path
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def stands_for(operator: str, op_type: str) -> bool:
 
 def _distance(value: np.ndarray | None, other: np.ndarray) -> float:
     """Return |value - other| / |other|; a large number when they cannot be compared."""
-    if value is None or value.size != other.size or not informative(value):
+    if value is None or value.size != other.size or not is_informative(value):
         return 1e3
     left, right = value.reshape(-1).astype(np.float64), other.reshape(-1).astype(np.float64)
     length = float(np.linalg.norm(right))
