@@ -140,7 +140,7 @@ def _with_origin(result: tuple[Verdict, list[Any]], origin: str) -> tuple[Verdic
 def check_provable(family: Family) -> None:
     """Refuse (ConfigError) a family whose task or runtime is missing, before its weights load."""
     from mmdeploy_ext.families.images import ImageFamily
-    from mmdeploy_ext.runtime.consumers import runtime_of
+    from mmdeploy_ext.runtime.family_runtime import runtime_of
 
     if family.product == DETECTOR:
         task_module(family.task)

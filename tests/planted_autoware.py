@@ -16,7 +16,9 @@ HERE, RUNTIME = 'mmdeploy_ext.families.centerpoint.autoware', 'mmdeploy_ext.cons
 OUTPUTS, PARAMETERS, ENCODER = (
     f'{HERE}:{name}' for name in ('node_outputs', 'parameters', 'Encoder.forward')
 )
-TEXT, REMAPPER, WORDS = (f'{RUNTIME}.writing:{name}' for name in ('text_of', 'remapper_text', 'class_words'))
+TEXT, REMAPPER, WORDS = (
+    f'{RUNTIME}.manifest:{name}' for name in ('parameter_text', 'remapper_text', 'class_words')
+)
 DECORATED, SCATTERED = f'{RUNTIME}.pillars:decorated', f'{RUNTIME}.pillars:scattered'
 DECODE, PASSING, SUPPRESSED, OVERLAP = (
     f'{RUNTIME}.boxes:{name}' for name in ('decode', 'passing', 'suppressed', 'overlap_nms')

@@ -50,11 +50,11 @@ def draw_found(
 ) -> np.ndarray:
     """Draw the boxes of one or both engines (key of `ENGINES` -> boxes); of two, what differs is marked."""
     from mmdeploy_ext.proving.tasks import bbox3d
-    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
     if len(found) == 2:
         return bbox3d.draw_pair(pair, classes, score_thr)
-    layers = [Layer(ENGINES[name], boxes.above(score_thr)) for name, boxes in found.items()]
+    layers = [BoxLayer(ENGINES[name], boxes.above(score_thr)) for name, boxes in found.items()]
     return bbox3d.draw_layers(pair, layers, classes)
 
 

@@ -13,8 +13,8 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ConfigError, after_weights
 from mmdeploy_ext.core.files import check_writable
-from mmdeploy_ext.runtime.consumers import runtime_of
 from mmdeploy_ext.runtime.exported import export_files as files_of
+from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
     import argparse

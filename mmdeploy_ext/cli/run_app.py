@@ -15,8 +15,8 @@ from mmdeploy_ext.contract.metadata_entries import PREFIX
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, ModelFileError, UsageError, named
 from mmdeploy_ext.runtime import run_images
-from mmdeploy_ext.runtime.consumers import has_runtime, runner_of, runtime_of
 from mmdeploy_ext.runtime.exported import Opened, model_files
+from mmdeploy_ext.runtime.family_runtime import has_runtime, runner_of, runtime_of
 
 if TYPE_CHECKING:
     import argparse
@@ -116,7 +116,7 @@ def list_sweeps(paths: Iterable[Path]) -> list[Path]:
 
 def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw the boxes of each sweep from above."""
-    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import sweep_picture
     from mmdeploy_ext.runtime.points import read_points
@@ -134,7 +134,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
                 found = model.detect(points)
             entry = entry_of(dict(sweep=str(source)), target, start, found, args, model.classes)
             title = f'{len(points)} points, {source.name}'  # a long name is cut at its end
-            layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            layer = BoxLayer('ONNX Runtime', found.above(args.score_thr))
             write_picture(target, sweep_picture(title, points, [layer], model.classes))
             return entry
 
@@ -145,7 +145,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
 
 def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     """Draw the boxes of each frame into the cameras and from above; a memory goes from frame to frame."""
-    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.draw import write_picture
     from mmdeploy_ext.runtime.draw3d import compare_picture
     from mmdeploy_ext.runtime.infos import read_frames
@@ -182,7 +182,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                 moment = model.moment(images, frame, args.data_root)
                 found = model.step(moment).detections
             entry = entry_of(facts, target, start, found, args, model.classes)
-            layer = Layer('ONNX Runtime', found.above(args.score_thr))
+            layer = BoxLayer('ONNX Runtime', found.above(args.score_thr))
             points = getattr(moment, 'points', None)
             picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
             draw(target, picture)

@@ -25,8 +25,8 @@ from mmdeploy_ext.families.building import build_without_weights, has_head, head
 from mmdeploy_ext.families.limits import Kind, Limit, limits_of
 from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.runtime.consumers import runtime_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
     import torch

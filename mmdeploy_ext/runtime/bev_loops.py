@@ -1,39 +1,39 @@
-"""The compiled loops behind `bev_nms.rotated_nms` and `bevfusion_det.pooling.pooled`. Needs numba."""
+"""Compiled loops of `bev_nms` and of BEVFusion's pooling: boxes and cells seen from above. Needs numba."""
 # ruff: noqa: ANN001, ANN201 - numba infers the types; the docstrings give them
 
 import numpy as np
 from numba import njit
 
-MOST = 8
-"""Corners of the common part of two rectangles."""
+MAX_CORNERS = 8
+"""Corners of the intersection of two rectangles."""
 
 
 @njit(cache=True, nogil=True)
-def common_area(one, two, points, clipped):
-    """Return the area of the common part of two convex counter-clockwise quadrilaterals (4, 2) float64.
+def common_area(subject, clip, points, clipped):
+    """Return the area of the intersection of two convex counter-clockwise quadrilaterals (4, 2) float64.
 
-    points, clipped (`MOST`, 2) float64 are overwritten. By Sutherland and Hodgman: the first is cut
-    along each edge of the second.
+    points, clipped (`MAX_CORNERS`, 2) float64 are overwritten. By Sutherland and Hodgman: the subject is cut
+    along each edge of the clip.
     """
     count = 4
-    points[:4] = one
+    points[:4] = subject
     for e in range(4):
-        start, end = two[e], two[(e + 1) % 4]
+        start, end = clip[e], clip[(e + 1) % 4]
         edge_x, edge_y = end[0] - start[0], end[1] - start[1]
-        found = 0
+        corners = 0
         for p in range(count):
-            here, last = points[p], points[p - 1 if p else count - 1]
-            side = edge_x * (here[1] - start[1]) - edge_y * (here[0] - start[0])  # positive inside
-            before = edge_x * (last[1] - start[1]) - edge_y * (last[0] - start[0])
-            if (side >= 0) != (before >= 0) and found < MOST:
-                share = before / (before - side)
-                clipped[found, 0] = last[0] + (here[0] - last[0]) * share
-                clipped[found, 1] = last[1] + (here[1] - last[1]) * share
-                found += 1
-            if side >= 0 and found < MOST:
-                clipped[found] = here
-                found += 1
-        count = found
+            point, previous = points[p], points[p - 1 if p else count - 1]
+            side = edge_x * (point[1] - start[1]) - edge_y * (point[0] - start[0])  # positive inside
+            previous_side = edge_x * (previous[1] - start[1]) - edge_y * (previous[0] - start[0])
+            if (side >= 0) != (previous_side >= 0) and corners < MAX_CORNERS:
+                share = previous_side / (previous_side - side)
+                clipped[corners, 0] = previous[0] + (point[0] - previous[0]) * share
+                clipped[corners, 1] = previous[1] + (point[1] - previous[1]) * share
+                corners += 1
+            if side >= 0 and corners < MAX_CORNERS:
+                clipped[corners] = point
+                corners += 1
+        count = corners
         points[:count] = clipped[:count]
     area = 0.0
     for p in range(count if count > 2 else 0):
@@ -43,36 +43,35 @@ def common_area(one, two, points, clipped):
 
 
 @njit(cache=True, nogil=True)
-def iou(one, two, area_one, area_two, points, clipped):
+def iou(corners, other_corners, area, other_area, points, clipped):
     """Return the intersection over union of two quadrilaterals; see `common_area`."""
-    overlap = common_area(one, two, points, clipped)
-    union = area_one + area_two - overlap
+    overlap = common_area(corners, other_corners, points, clipped)
+    union = area + other_area - overlap
     return overlap / union if union > 0 else 0.0
 
 
 @njit(cache=True, nogil=True)
 def keep_best(corners, areas, centres, reach, threshold):
-    """Return which boxes (n,) bool overlap no better one that is kept by `threshold` or more.
+    """Return whether boxes (n,) bool are kept: none overlaps a better kept one by `threshold` or more.
 
     corners (n, 4, 2), areas (n,), centres (n, 2) and reach (n,), from the centre to a corner: float64, best
     box first.
     """
-    points, clipped = np.empty((MOST, 2)), np.empty((MOST, 2))
+    points, clipped = np.empty((MAX_CORNERS, 2)), np.empty((MAX_CORNERS, 2))
     count = len(corners)
     keep = np.zeros(count, np.bool_)
     for index in range(count):
-        alone = True
-        for other in range(index):
-            if not keep[other]:
+        keep[index] = True
+        for better in range(index):
+            if not keep[better]:
                 continue
-            x, y = centres[other, 0] - centres[index, 0], centres[other, 1] - centres[index, 1]
-            if np.sqrt(x * x + y * y) > reach[other] + reach[index]:
+            x, y = centres[better, 0] - centres[index, 0], centres[better, 1] - centres[index, 1]
+            if np.sqrt(x * x + y * y) > reach[better] + reach[index]:
                 continue
-            pair = corners[index], corners[other], areas[index], areas[other]
-            if iou(pair[0], pair[1], pair[2], pair[3], points, clipped) >= threshold:
-                alone = False
+            overlap = iou(corners[index], corners[better], areas[index], areas[better], points, clipped)
+            if overlap >= threshold:
+                keep[index] = False
                 break
-        keep[index] = alone
     return keep
 
 

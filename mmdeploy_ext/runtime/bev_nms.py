@@ -7,7 +7,7 @@ import numpy as np
 
 
 def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
-    """Return which boxes are kept, indices ascending: none is near a better one that is kept.
+    """Return the indices, ascending, of the boxes that are not near a better one that is kept.
 
     Centres (n, 2) are in metres, best box first; the threshold is compared with the *squared* distance, as
     mmdet3d's `min_radius` is. Source: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `circle_nms`.
@@ -21,7 +21,7 @@ def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
-    """Return which boxes are kept, indices ascending: IoU with better ones of them is below `threshold`.
+    """Return the indices, ascending, of the boxes whose IoU with better kept ones is below `threshold`.
 
     Boxes (n, 5), best first, are x, y, sizes along and across, yaw counter-clockwise in radians; with a
     threshold of 0 the first box alone is kept.
@@ -40,15 +40,15 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def bev_corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners (n, 4, 2) of (n, 5) boxes, counter-clockwise where both sizes are positive."""
+    """Return the corners (n, 4, 2) of (n, 5) boxes, counter-clockwise if both sizes are positive."""
     half = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * boxes[:, None, 2:4]
     cos, sin = np.cos(boxes[:, None, 4]), np.sin(boxes[:, None, 4])
-    turned = np.stack([cos * half[..., 0] - sin * half[..., 1], sin * half[..., 0] + cos * half[..., 1]], -1)
-    return boxes[:, None, :2] + turned
+    rotated = np.stack([cos * half[..., 0] - sin * half[..., 1], sin * half[..., 0] + cos * half[..., 1]], -1)
+    return boxes[:, None, :2] + rotated
 
 
-def common_area(one: np.ndarray, two: np.ndarray) -> float:
-    """Return the area that two convex counter-clockwise quadrilaterals (4, 2) float64 have in common."""
+def common_area(corners: np.ndarray, other_corners: np.ndarray) -> float:
+    """Return the area of the intersection of two convex counter-clockwise quadrilaterals (4, 2) float64."""
     from mmdeploy_ext.runtime import bev_loops
 
-    return float(bev_loops.common_area(one, two, *np.empty((2, bev_loops.MOST, 2))))
+    return float(bev_loops.common_area(corners, other_corners, *np.empty((2, bev_loops.MAX_CORNERS, 2))))

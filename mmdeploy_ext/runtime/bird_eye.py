@@ -1,4 +1,4 @@
-"""Boxes of a frame seen from above: range rings, the ego, points, headings. Needs OpenCV and numpy only.
+"""Pictures of boxes seen from above: range rings, the ego, points, headings. Needs OpenCV and numpy only.
 
 Glossary: n boxes; LiDAR frame in metres.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WHITE, PALE, DARK, GREY = (255, 255, 255), (225, 225, 225), (32, 30, 28), (110, 105, 100)
 EXTENT = 61.2
-"""Metres from the ego to the edge of the view from above."""
+"""Metres from the ego to the edge of the picture."""
 RING_SPACING_M, MOST_RINGS = 20, 20
 FARTHEST_PIXEL = 1e6
 """From the corner of a picture; a box may lie at 1e30 m, which no integer of a pixel holds."""
@@ -32,7 +32,13 @@ POINT_HEIGHTS = -2.0, 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One list of boxes in a picture, all of which are drawn; those of `marked` (n,) bool ringed in white."""
+    """One list of boxes of a picture, all of which are drawn.
+
+    Attributes:
+        title: the owner of the boxes, for the caption.
+        detections: n boxes.
+        marked: (n,) bool, the boxes to ring in white.
+    """
 
     title: str
     detections: Detections3D
@@ -43,9 +49,9 @@ class Layer:
         return self.marked is not None and bool(self.marked[index])
 
     def caption(self) -> str:
-        """Return whose boxes these are, and how many."""
+        """Return the title and the number of the boxes."""
         count = len(self.detections)
-        return f'{self.title}: {count} box{"es" * (count != 1)}'
+        return f'{self.title}: {count} box' if count == 1 else f'{self.title}: {count} boxes'
 
 
 def box_corners(boxes: np.ndarray) -> np.ndarray:
@@ -67,7 +73,7 @@ def bird_eye(
     forward: np.ndarray | None = None,
     points: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw boxes from above, (side, side, 3) uint8 BGR: rings, ego, heading, where they are a second later.
+    """Draw boxes from above, (side, side, 3) uint8 BGR: rings, ego, headings, places a second later.
 
     The first layer is drawn in class colours, a second one over it as thin pale lines: where both agree, the
     pale line lies in the middle of the coloured one.
@@ -84,7 +90,12 @@ def bird_eye(
     view = _View(side, extent, np.array([0.0, 1.0] if forward is None else forward))
     _rings(canvas, view)
     if points is not None:
-        _draw_points(canvas, view, points)
+        rising = points[np.argsort(points[:, 2], kind='stable')]
+        columns, rows = view.pixels(rising[:, :2].astype(np.float64)).T
+        inside = (columns >= 0) & (columns < side) & (rows >= 0) & (rows < side)
+        low, high = POINT_HEIGHTS
+        share = np.clip((rising[inside, 2] - low) / (high - low), 0, 1)[:, None]
+        canvas[rows[inside], columns[inside]] = np.array(GREY) * (1 - share) + np.array(PALE) * share
     for number, layer in enumerate(layers):
         for index in range(len(layer.detections) - 1, -1, -1):
             _draw_from_above(canvas, view, layer, index, number)
@@ -94,7 +105,7 @@ def bird_eye(
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """From metres to pixels, `forward` up."""
+    """The mapping from metres to pixels, with `forward` up."""
 
     side: int
     extent: float
@@ -135,15 +146,6 @@ def _rings(canvas: np.ndarray, view: _View) -> None:
     cv2.arrowedLine(canvas, centre, tip, (200, 200, 200), 1, cv2.LINE_AA, tipLength=0.3)
 
 
-def _draw_points(canvas: np.ndarray, view: _View, points: np.ndarray) -> None:
-    rising = points[np.argsort(points[:, 2], kind='stable')]
-    columns, rows = view.pixels(rising[:, :2].astype(np.float64)).T
-    inside = (columns >= 0) & (columns < view.side) & (rows >= 0) & (rows < view.side)
-    low, high = POINT_HEIGHTS
-    share = np.clip((rising[inside, 2] - low) / (high - low), 0, 1)[:, None]
-    canvas[rows[inside], columns[inside]] = np.array(GREY) * (1 - share) + np.array(PALE) * share
-
-
 def _draw_from_above(canvas: np.ndarray, view: _View, layer: Layer, index: int, number: int) -> None:
     box = layer.detections.boxes[index]
     corners = box_corners(box[None])[0, :4, :2]
@@ -160,7 +162,7 @@ def _draw_from_above(canvas: np.ndarray, view: _View, layer: Layer, index: int, 
 
 
 def _legend(canvas: np.ndarray, layers: Sequence[Layer], classes: Sequence[str]) -> None:
-    """Write whose boxes these are, how many, and the colours of the classes that are there."""
+    """Write the captions of the layers, and the colours of the classes in the picture."""
     for number, layer in enumerate(layers):
         text = layer.caption() + (', pale lines' if number else '')
         write(canvas, text, (8, 18 + 18 * number), 0.5)

@@ -1,4 +1,4 @@
-"""A graph between named buffers of fixed shapes, which stay on the engine's device where it can.
+"""A graph between named buffers of fixed shapes, which stay on the device of an engine that has one.
 
 Imports neither torch nor mmcv.
 """
@@ -32,17 +32,17 @@ class BoundGraph:
     Attributes:
         spec: contract of the graph; all axes are fixed.
         device: where its buffers are, 'cpu' or 'cuda'.
-        seconds: that all runs took so far.
+        seconds: spent in all runs so far.
     """
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
         self.backend, self.spec, self.metadata = backend, backend.spec, backend.metadata
         self.device = DEVICES.get(backend.session.get_providers()[0], 'cpu')
-        self.used = {node.name for node in backend.session.get_inputs()}
+        self.input_names = {node.name for node in backend.session.get_inputs()}
         self.binding, self.seconds = backend.session.io_binding(), 0.0
 
     def allocate(self, name: str, device: str | None = None) -> OrtValue:
-        """Return a buffer of zeros for an input or output, on the engine's device unless told otherwise."""
+        """Return a buffer of zeros for an input or output, by default on the engine's device."""
         from onnxruntime import OrtValue
 
         tensor = self.spec.tensor(name)
@@ -57,7 +57,7 @@ class BoundGraph:
         self.binding.clear_binding_inputs()
         self.binding.clear_binding_outputs()
         for name, value in inputs.items():
-            if name not in self.used:
+            if name not in self.input_names:
                 continue
             if isinstance(value, np.ndarray):
                 self.binding.bind_cpu_input(name, value)
@@ -86,12 +86,12 @@ class FedGraph:
         return np.zeros(tensor.axes, tensor.dtype)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        """Run the graph from and into buffers; see `BoundGraph.run`."""
+        """Run the graph from and into buffers by name."""
         start = time.perf_counter()
-        found = self.backend.infer({name: inputs[name] for name in self.spec.input_names})
+        computed = self.backend.infer({name: inputs[name] for name in self.spec.input_names})
         self.seconds += time.perf_counter() - start
         for name, buffer in outputs.items():
-            buffer[...] = found[name]
+            buffer[...] = computed[name]
 
 
 def bound(backend: Backend) -> BoundGraph | FedGraph:

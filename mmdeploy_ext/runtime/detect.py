@@ -1,4 +1,4 @@
-"""One picture through a file of any form: prepared, run, finished by the runtime of its family."""
+"""One picture through a file of any form: preparation, the graph, and the runtime of its family."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.contract.metadata_entries import Facts
-from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.metadata import Metadata
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | Instances:
-    """Return what a file of any form finds in an image (h, w, 3) uint8, in its pixels, best first.
+    """Return the results of a file of any form in an image (h, w, 3) uint8, in its pixels, best first.
 
     The backend is an active session.
     """
     metadata = backend.metadata
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)
-    found = backend.infer(backend.known(feeds))
-    outputs = Facts(found, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
+    computed = backend.infer(backend.known(feeds))
+    outputs = Facts(computed, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
     return runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
 
 
@@ -39,11 +39,11 @@ def prepare(metadata: Metadata, image_bgr: np.ndarray) -> PreparedImage:
 
 
 BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape')
-"""What `make_feeds` gives besides the picture."""
+"""Names that `make_feeds` returns besides that of the picture."""
 
 
 def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndarray]:
-    """Return what graphs may take of one image, repeated where the batch is fixed."""
+    """Return every input that a graph may have, for one image, repeated if the batch is fixed."""
     image = metadata.spec.inputs[0]
     repeats = image.axes[0] if isinstance(image.axes[0], int) else 1
     size = np.asarray(prepared.ori_shape, np.int64)
@@ -55,5 +55,5 @@ def make_feeds(prepared: PreparedImage, metadata: Metadata) -> dict[str, np.ndar
         'orig_target_sizes': size[::-1],
     }
     feeds = {name: np.stack([array] * repeats) for name, array in feeds.items()}
-    each = any(tensor.name == 'ori_shape' and len(tensor.axes) > 1 for tensor in metadata.spec.inputs)
-    return dict(feeds, ori_shape=np.stack([size] * repeats) if each else size)
+    is_batched = any(tensor.name == 'ori_shape' and len(tensor.axes) > 1 for tensor in metadata.spec.inputs)
+    return dict(feeds, ori_shape=np.stack([size] * repeats) if is_batched else size)

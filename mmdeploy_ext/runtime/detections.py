@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """A data class of arrays with a row per result, of which some may be None; `scores` is one of them."""
+    """The base of data classes of arrays with a row per result, among them `scores`; others may be None."""
 
     scores: np.ndarray
 
@@ -29,12 +29,12 @@ class Rows:
         return len(self.scores)
 
     def __getitem__(self, rows: np.ndarray | slice) -> Self:
-        """Return some rows, by their indices or a mask."""
+        """Return the rows at some indices, or those of a mask."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return type(self)(*(None if value is None else value[rows] for value in values))
 
     def best_first(self) -> Self:
-        """Return all in descending order of score; of equal ones the first."""
+        """Return all rows in descending order of score; equal ones keep their order."""
         return self[np.argsort(-self.scores, kind='stable')]
 
 
@@ -51,24 +51,23 @@ class Scored(Rows, abc.ABC):
     labels: np.ndarray
 
     def above(self, score_thr: float) -> Self:
-        """Return those with at least `score_thr`."""
+        """Return the results with at least `score_thr`."""
         return self[self.scores >= score_thr]
 
     def to_json(self, classes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Return one plain dict per result: label, class name, score if there is one, and where it is."""
-        return [
-            dict(
-                label=int(label),
-                name=classes[label] if label < len(classes) else str(label),
-                **(dict(score=round(float(score), 6)) if self.scored else {}),
-                **self.place(index),
-            )
-            for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True))
-        ]
+        """Return one plain dict per result: label, class name, score if there is one, and its place."""
+        entries = []
+        for index, (score, label) in enumerate(zip(self.scores, self.labels, strict=True)):
+            name = classes[label] if label < len(classes) else str(label)
+            entry: dict[str, Any] = dict(label=int(label), name=name)
+            if self.scored:
+                entry['score'] = round(float(score), 6)
+            entries.append(entry | self.place(index))
+        return entries
 
     @abc.abstractmethod
     def place(self, index: int) -> dict[str, Any]:
-        """Return where one result is, as plain data."""
+        """Return the place of one result, as plain data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +83,13 @@ class Detections(Scored):
         return dataclasses.replace(self, bboxes_xyxy=self.bboxes_xyxy / scale_factor.astype(np.float32))
 
     def place(self, index: int) -> dict[str, Any]:
-        """See `Scored.place`: the corners in pixels."""
+        """Return the corners in pixels."""
         return dict(bbox_xyxy=[round(float(value), 3) for value in self.bboxes_xyxy[index]])
 
 
 @dataclasses.dataclass(frozen=True)
 class Instances(Scored):
-    """Masks (n, h, w) bool of one image, of its original size; there are boxes in `BoxedInstances` alone."""
+    """Masks (n, h, w) bool of one image, of its original size; only `BoxedInstances` has boxes."""
 
     masks: np.ndarray
     scores: np.ndarray
@@ -101,7 +100,7 @@ class Instances(Scored):
         return self
 
     def place(self, index: int) -> dict[str, Any]:
-        """See `Scored.place`: the mask as COCO's uncompressed run lengths, its area and the box round it."""
+        """Return the mask as COCO's uncompressed run lengths, its area and the box round it."""
         mask = self.masks[index]
         return dict(
             area=int(mask.sum()),
@@ -112,19 +111,19 @@ class Instances(Scored):
 
 @dataclasses.dataclass(frozen=True)
 class BoxedInstances(Instances):
-    """Instances of a detector that finds boxes (n, 4) float32 first, pixels of the image of the masks."""
+    """Instances of a detector of boxes (n, 4) float32, in pixels of the image of the masks."""
 
     bboxes_xyxy: np.ndarray
 
     def place(self, index: int) -> dict[str, Any]:
-        """See `Scored.place`: as for instances, with the box that was found."""
+        """Return the mask, its area, and the box of the detector."""
         box = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
         return dict(super().place(index), bbox_xyxy=box)
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredMasks(BoxedInstances):
-    """Instances whose masks have scores (n,) float32, by which they are evaluated, besides the boxes'."""
+    """Instances with scores of their masks (n,) float32, by which they are evaluated, besides the boxes'."""
 
     mask_scores: np.ndarray
 
@@ -146,20 +145,25 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 def unpadded(kind: type[Rows], **columns: np.ndarray) -> list[Any]:
     """Return `kind` of each image's rows whose label is 0 or more; columns are its fields, (B, n, ...)."""
-    found = (kind(**dict(zip(columns, image, strict=True))) for image in zip(*columns.values(), strict=True))
-    return [one[one.labels >= 0] for one in found]
+    images = []
+    for arrays in zip(*columns.values(), strict=True):
+        rows = kind(**dict(zip(columns, arrays, strict=True)))
+        images.append(rows[rows.labels >= 0])
+    return images
 
 
 def results_from_padded(outputs: Arrays) -> list[Detections] | list[Instances]:
     """Return the results per image of a `full` graph.
 
-    That gives `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes` (B, n, 4)
-    and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
+    Its outputs are `labels` (B, n), -1 for padding, and `dets` (B, n, 5) x1 y1 x2 y2 score; or `boxes`
+    (B, n, 4) and `scores` (B, n); or `masks` (B, n, h, w) bool and `scores`.
     """
-    for name, kind, field in (('boxes', Detections, 'bboxes_xyxy'), ('masks', Instances, 'masks')):
-        if {'labels', name, 'scores'} <= outputs.keys():
-            own = {field: outputs[name]}
-            return unpadded(kind, scores=outputs['scores'], labels=outputs['labels'], **own)
+    if {'labels', 'boxes', 'scores'} <= outputs.keys():
+        boxes, scores = outputs['boxes'], outputs['scores']
+        return unpadded(Detections, bboxes_xyxy=boxes, scores=scores, labels=outputs['labels'])
+    if {'labels', 'masks', 'scores'} <= outputs.keys():
+        masks, scores = outputs['masks'], outputs['scores']
+        return unpadded(Instances, masks=masks, scores=scores, labels=outputs['labels'])
     dets = outputs['dets']
     return unpadded(Detections, bboxes_xyxy=dets[..., :4], scores=dets[..., 4], labels=outputs['labels'])
 
@@ -173,18 +177,18 @@ def nms(bboxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np
     x1, y1, x2, y2 = bboxes_xyxy[order].T
     areas = (x2 - x1) * (y2 - y1)
     alive = np.ones(len(order), bool)
-    kept = []
+    indices = []
     for index in range(len(order)):
         if not alive[index]:
             continue
-        kept.append(order[index])
+        indices.append(order[index])
         rest = np.flatnonzero(alive[index + 1 :]) + index + 1
         overlap_w = np.maximum(np.minimum(x2[index], x2[rest]) - np.maximum(x1[index], x1[rest]), 0)
         overlap_h = np.maximum(np.minimum(y2[index], y2[rest]) - np.maximum(y1[index], y1[rest]), 0)
         overlap = overlap_w * overlap_h
         with np.errstate(invalid='ignore', divide='ignore'):
             alive[rest[overlap / (areas[index] + areas[rest] - overlap) > iou_threshold]] = False
-    return np.asarray(kept, np.int64)
+    return np.asarray(indices, np.int64)
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -194,27 +198,27 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def count_bounds(scores: np.ndarray, threshold: float, slack: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return per image how many scores (B, ...) are above a threshold: surely, and within `slack` of it."""
+    """Return per image how many scores (B, ...) exceed a threshold, at least and at most, within `slack`."""
     flat = scores.reshape(len(scores), -1)
     return (flat > threshold + slack).sum(1), (flat > threshold - slack).sum(1)
 
 
-def candidates_lost(most: int, cap: int, option: str) -> ModelFileError:
-    """Return the error of a file that looks at `cap` candidates by an option, where an image has `most`."""
+def candidates_lost(count: int, cap: int, option: str) -> ModelFileError:
+    """Return the error of a file whose option keeps `cap` candidates, for an image with more: `count`."""
     option = f'--{option.replace("_", "-")}'
     return ModelFileError(
-        f'candidates: an image has {most} of them, the file was exported with {option} {cap} and '
-        f'left some out; export it with {option} {most} or more, or without'
+        f'candidates: an image has {count} of them, the file was exported with {option} {cap} and '
+        f'left some out; export it with {option} {count} or more, or without'
     )
 
 
 def candidates_needed(reason: str) -> dict[str, int]:
-    """Return name -> value of the option that `candidates_lost` asked for; none of any other message."""
-    found = re.search(r'candidates: .* export it with --(max-\w+) (\d+) or more', reason)
-    return {found[1].replace('-', '_'): int(found[2])} if found else {}
+    """Return name -> value of the option that a message of `candidates_lost` advises; {} of any other."""
+    match = re.search(r'candidates: .* export it with --(max-\w+) (\d+) or more', reason)
+    return {match[1].replace('-', '_'): int(match[2])} if match else {}
 
 
-def check_cap(metadata: Metadata, outputs: Arrays, found: Sequence[Scored]) -> None:
+def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) -> None:
     """Refuse results of a file with `--max-candidates` that may lack some: ModelFileError.
 
     Greedy suppression goes from the best score down: a full list of `max_per_img` lacks none.
@@ -222,19 +226,19 @@ def check_cap(metadata: Metadata, outputs: Arrays, found: Sequence[Scored]) -> N
     cap = metadata.options.get('max_candidates', 0)
     if not cap:
         return
-    most = metadata.postprocess['max_per_img']
-    lacking = [
+    max_per_img = metadata.postprocess['max_per_img']
+    counts = [
         int(count)
-        for count, image in zip(outputs['candidates'], found, strict=True)
-        if count > cap and (most < 0 or len(image) < most)
+        for count, image in zip(outputs['candidates'], results, strict=True)
+        if count > cap and (max_per_img < 0 or len(image) < max_per_img)
     ]
-    if lacking:
-        raise candidates_lost(max(lacking), cap, 'max_candidates')
+    if counts:
+        raise candidates_lost(max(counts), cap, 'max_candidates')
 
 
 def check_all_seen(metadata: Metadata, outputs: Arrays, option: str, counts: str) -> None:
-    """Refuse results of a file whose option limits the candidates that are looked at, where one has more."""
+    """Refuse results of a file whose option limits the candidates, if an image has more: ModelFileError."""
     cap = metadata.options.get(option, 0)
-    most = int(np.max(outputs[counts])) if cap else 0
-    if most > cap:
-        raise candidates_lost(most, cap, option)
+    largest = int(np.max(outputs[counts])) if cap else 0
+    if largest > cap:
+        raise candidates_lost(largest, cap, option)

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 
 
 class HeadRule(Plain, abc.ABC):
-    """The base class of what turns a head's outputs into boxes; a dataclass."""
+    """The base class of dataclasses that turn a head's outputs into boxes."""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], path: object = 'the file') -> Self:
-        """Rebuild from `to_json`; other entries are left out, ModelFileError names those that are missing."""
+        """Rebuild from `to_json`, without other entries.
+
+        Raises:
+            ModelFileError: names the entries that are missing.
+        """
         fields = dataclasses.fields(cls)
-        needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-        if missing := [name for name in needed if name not in content]:
+        required = [field.name for field in fields if field.default is dataclasses.MISSING]
+        if missing := [name for name in required if name not in content]:
             raise ModelFileError(
                 f'{path}: its post-processing has no {", ".join(missing)}; export it again with '
                 f'{tool("export")}'
@@ -78,7 +82,7 @@ class Detections3D(Scored):
     labels: np.ndarray
 
     def place(self, index: int) -> dict[str, Any]:
-        """See `Scored.place`: the nine columns."""
+        """Return the nine columns."""
         return dict(box=[round(float(value), 4) for value in self.boxes[index]])
 
 

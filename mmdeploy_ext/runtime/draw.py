@@ -23,12 +23,23 @@ FONT, NEAREST = cv2.FONT_HERSHEY_SIMPLEX, cv2.INTER_NEAREST
 Box, Colour = tuple[int, int, int, int], tuple[int, int, int]
 """x1, y1, x2, y2 in pixels; blue, green, red."""
 PALETTE_BGR: tuple[Colour, ...] = (
-    *((56, 56, 255), (255, 144, 30), (60, 180, 20), (0, 200, 255), (230, 60, 200), (210, 200, 0)),
-    *((30, 110, 245), (150, 60, 120), (90, 230, 150), (180, 130, 250), (40, 80, 140), (255, 220, 130)),
+    (56, 56, 255),
+    (255, 144, 30),
+    (60, 180, 20),
+    (0, 200, 255),
+    (230, 60, 200),
+    (210, 200, 0),
+    (30, 110, 245),
+    (150, 60, 120),
+    (90, 230, 150),
+    (180, 130, 250),
+    (40, 80, 140),
+    (255, 220, 130),
 )
 """Colours of the first classes; later ones walk round the hue circle by the golden angle."""
+BRIGHTNESSES = (255, 215, 170)
 TINT = 0.45
-"""How much of an instance's pixels is its class's colour."""
+"""Share of the class's colour in the pixels of an instance."""
 LEGIBLE_SIDE = 900
 """Pixels; see `enlarged`."""
 
@@ -47,7 +58,7 @@ class Style:
 
     @classmethod
     def for_image(cls, height: int, width: int) -> Style:
-        """Return sizes that stay legible when the picture is looked at as a whole."""
+        """Return sizes that stay legible when the picture is shown as a whole."""
         side = max(height, width)
         line = round(side / 320)
         return cls(max(1, line), max(0.38, side / 1400), max(1, round(side / 900)), max(2, line))
@@ -58,8 +69,8 @@ def class_colour(label: int) -> Colour:
     if 0 <= label < len(PALETTE_BGR):
         return PALETTE_BGR[label]
     hue = int(label * 111.246) % 180
-    value = (255, 215, 170)[label % 3]
-    pixel = cv2.cvtColor(np.array([[[hue, 200, value]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
+    brightness = BRIGHTNESSES[label % len(BRIGHTNESSES)]
+    pixel = cv2.cvtColor(np.array([[[hue, 200, brightness]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
     return tuple(pixel.tolist())
 
 
@@ -70,7 +81,7 @@ def text_colour(background_bgr: Colour) -> Colour:
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
-    """Return a class's name, as it can be printed; its index where there is none."""
+    """Return a class's name, as it can be printed; its index if it has none."""
     return printable(classes[label]) if 0 <= label < len(classes) else f'class {label}'
 
 
@@ -83,8 +94,8 @@ def draw_detections(
 ) -> np.ndarray:
     """Draw boxes with class names and scores.
 
-    Labels go above their box, below or into it where that leaves the image or covers the label of a better
-    box.
+    Labels go above their box, or below or into it if they would leave the image or cover the label of a
+    better box.
 
     Args:
         image_bgr: (h, w, 3) uint8; left as it is, as the picture that is returned.
@@ -96,8 +107,15 @@ def draw_detections(
     canvas = np.ascontiguousarray(image_bgr).copy()
     style = Style.for_image(*canvas.shape[:2])
     labels = list(_labels(canvas.shape, style, detections, classes, score_thr, marked))
+    width = style.thickness
     for label in reversed(labels):
-        _draw_box(canvas, label.box, label.colour, style, label.mark)
+        lines = [(label.colour, width)]
+        if label.is_marked:
+            lines = [((0, 0, 0), 2 * width + 5), ((255, 255, 255), 2 * width + 3), *lines]
+        elif width > 1:
+            lines = [((0, 0, 0), width + 2), *lines]
+        for shade, thickness in lines:
+            cv2.rectangle(canvas, label.box[:2], label.box[2:], shade, thickness)
     for label in reversed(labels):
         _draw_label(canvas, label, style)
     return canvas
@@ -131,8 +149,8 @@ def draw_instances(
         if marked[index]:
             cv2.drawContours(canvas, outlines, -1, (255, 255, 255), 2 * style.thickness + 3)
         cv2.drawContours(canvas, outlines, -1, colour, style.thickness)
-    found = Detections(boxes, instances.scores, instances.labels)
-    labels = list(_labels(canvas.shape, style, found, classes, score_thr, marked, instances.scored))
+    detections = Detections(boxes, instances.scores, instances.labels)
+    labels = list(_labels(canvas.shape, style, detections, classes, score_thr, marked, instances.scored))
     for label in reversed(labels):
         _draw_label(canvas, label, style)
     return canvas
@@ -140,48 +158,43 @@ def draw_instances(
 
 @dataclasses.dataclass(frozen=True)
 class _Label:
-    """What is written at a box, and where."""
+    """The text at a box, and its place."""
 
     box: Box
     text: str
     place: Box
     colour: Colour
-    mark: bool
+    is_marked: bool
 
 
 def _labels(
     shape: tuple[int, ...],
     style: Style,
-    found: Detections,
+    detections: Detections,
     classes: Sequence[str],
     score_thr: float,
     marked: np.ndarray | None,
-    scored: bool = True,
+    has_scores: bool = True,
 ) -> Iterator[_Label]:
-    """Yield the labels of boxes, the best first, clear of those before where possible; `scored`: with it."""
+    """Yield the labels of boxes, the best first, clear of earlier ones if possible."""
     placed: list[Box] = []
-    order = np.argsort(-found.scores, kind='stable')
-    for index in order[found.scores[order] >= score_thr]:
-        label, mark = int(found.labels[index]), marked is not None and bool(marked[index])
-        text = f'{"! " * mark}{class_name(label, classes)}' + f' {float(found.scores[index]):.2f}' * scored
-        box = _pixel_box(found.bboxes_xyxy[index], shape)
-        placed.append(_place_label(text, box, shape, style, placed))
-        yield _Label(box, text, placed[-1], class_colour(label), mark)
-
-
-def _draw_box(canvas: np.ndarray, box: Box, colour: Colour, style: Style, mark: bool) -> None:
-    width = style.thickness
-    under: list[tuple[Colour, int]] = [((0, 0, 0), width + 2)] if width > 1 else []
-    if mark:
-        under = [((0, 0, 0), 2 * width + 5), ((255, 255, 255), 2 * width + 3)]
-    for shade, thickness in (*under, (colour, width)):
-        cv2.rectangle(canvas, box[:2], box[2:], shade, thickness)
+    order = np.argsort(-detections.scores, kind='stable')
+    for index in order[detections.scores[order] >= score_thr]:
+        label, is_marked = int(detections.labels[index]), marked is not None and bool(marked[index])
+        text = class_name(label, classes)
+        if is_marked:
+            text = f'! {text}'
+        if has_scores:
+            text += f' {float(detections.scores[index]):.2f}'
+        box = pixel_box(detections.bboxes_xyxy[index], shape)
+        placed.append(place_label(text, box, shape, style, placed))
+        yield _Label(box, text, placed[-1], class_colour(label), is_marked)
 
 
 def enlarged(
     image_bgr: np.ndarray, detections: Detections, side: int = LEGIBLE_SIDE
 ) -> tuple[np.ndarray, Detections]:
-    """Enlarge a small image, and what is in its pixels, by a whole factor, so that labels cover little.
+    """Enlarge a small image, and detections in its pixels, by a whole factor, so that labels cover little.
 
     The longer side is then `side` at most; larger images stay as they are.
     """
@@ -192,14 +205,14 @@ def enlarged(
     return image_bgr, detections.scaled(np.full(4, 1 / factor))
 
 
-def _pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
-    """Round a box to pixels inside the image."""
+def pixel_box(bbox_xyxy: np.ndarray, shape: tuple[int, ...]) -> Box:
+    """Round a box to pixels inside an image of a shape (h, w, ...)."""
     upper = np.array([shape[1] - 1, shape[0] - 1] * 2)
     return tuple(np.clip(np.nan_to_num(np.round(bbox_xyxy)), 0, upper).astype(int).tolist())
 
 
-def _place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, taken: Sequence[Box]) -> Box:
-    """Return a label's place, inside the image and clear of earlier ones where possible."""
+def place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, placed: Sequence[Box]) -> Box:
+    """Return a label's place, inside the image and clear of earlier ones if possible."""
     text = printable(text)  # half a character ends OpenCV's text in a crash
     (text_w, text_h), baseline = cv2.getTextSize(text, FONT, style.font_scale, style.font_thickness)
     width, height = text_w + 2 * style.pad, text_h + baseline + 2 * style.pad
@@ -208,33 +221,34 @@ def _place_label(text: str, box: Box, shape: tuple[int, ...], style: Style, take
     corners = [(min(max(x, 0), right), y) for y in tops for x in (box[0], box[2] - width)]
     corners = corners or [(min(max(box[0], 0), right), min(max(box[1], 0), max(low, 0)))]
     places = [(x, y, x + width, y + height) for x, y in corners]
-    return next((place for place in places if not any(overlap(place, other) for other in taken)), places[0])
+    return next((place for place in places if not overlaps(place, placed)), places[0])
 
 
-def overlap(one: Box, two: Box) -> bool:
-    """Return whether two boxes share pixels."""
-    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
+def overlaps(box: Box, boxes: Sequence[Box]) -> bool:
+    """Return whether a box shares pixels with one of several."""
+    x1, y1, x2, y2 = box
+    return any(x1 < right and left < x2 and y1 < bottom and top < y2 for left, top, right, bottom in boxes)
 
 
 def _draw_label(canvas: np.ndarray, label: _Label, style: Style) -> None:
     place, colour = label.place, label.colour
     cv2.rectangle(canvas, place[:2], place[2:], colour, cv2.FILLED)
     _, baseline = cv2.getTextSize(label.text, FONT, style.font_scale, style.font_thickness)
-    at = place[0] + style.pad, place[3] - baseline - style.pad + 1
-    write(canvas, label.text, at, style.font_scale, text_colour(colour), style.font_thickness)
+    corner = place[0] + style.pad, place[3] - baseline - style.pad + 1
+    write(canvas, label.text, corner, style.font_scale, text_colour(colour), style.font_thickness)
 
 
 def write(
     canvas: np.ndarray,
     text: str,
-    at: tuple[int, int],
+    corner: tuple[int, int],
     scale: float,
     colour: Colour = (255, 255, 255),
     thickness: int = 1,
 ) -> None:
-    """Write a line of text with its lower left corner at a pixel."""
+    """Write a line of text with its lower left corner at the pixel `corner`."""
     letters = printable(text).encode('ascii', 'replace').decode()
-    cv2.putText(canvas, letters, at, FONT, scale, colour, thickness, cv2.LINE_AA)
+    cv2.putText(canvas, letters, corner, FONT, scale, colour, thickness, cv2.LINE_AA)
 
 
 def encode_png(image_bgr: np.ndarray) -> bytes:
@@ -248,14 +262,14 @@ def encode_jpeg(image_bgr: np.ndarray) -> bytes:
 
 
 def _encode(suffix: str, image_bgr: np.ndarray, *options: int) -> bytes:
-    done, data = cv2.imencode(suffix, image_bgr, options)
-    if not done:
+    success, data = cv2.imencode(suffix, image_bgr, options)
+    if not success:
         raise ImageError(f'an image of shape {image_bgr.shape} could not be encoded as {suffix[1:]}')
     return data.tobytes()
 
 
 def write_picture(path: Path, image_bgr: np.ndarray) -> None:
-    """Write a picture atomically: PNG where its name says so or nothing, else JPEG."""
+    """Write a picture atomically: as PNG if its suffix is .png or missing, else as JPEG."""
     encode = encode_png if path.suffix.lower() in ('', '.png') else encode_jpeg
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode(image_bgr))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from mmdeploy_ext.runtime.bird_eye import DARK, WHITE, Layer, bird_eye, box_corners
-from mmdeploy_ext.runtime.draw import FONT, class_colour, class_name, overlap, text_colour, write
+from mmdeploy_ext.runtime.bird_eye import DARK, WHITE, BoxLayer, bird_eye, box_corners
+from mmdeploy_ext.runtime.draw import FONT, class_colour, class_name, overlaps, text_colour, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,89 +19,80 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.draw import Box, Colour
 
 NEAR = 0.5
-"""Metres; what is nearer to a camera is cut off."""
-BOTTOM, TOP, PILLARS = (
-    ((0, 1), (1, 2), (2, 3), (3, 0)),
-    ((4, 5), (5, 6), (6, 7), (7, 4)),
-    ((0, 4), (1, 5), (2, 6), (3, 7)),
-)
-EDGES = np.array([*BOTTOM, *TOP, *PILLARS])
-FRONT_CROSS = np.array([(0, 5), (1, 4)])
-"""Diagonals of the front face: where the object is heading."""
+"""Metres from a camera to the plane at which nearer parts are cut off."""
+BOTTOM = [(0, 1), (1, 2), (2, 3), (3, 0)]
+TOP = [(4, 5), (5, 6), (6, 7), (7, 4)]
+PILLARS = [(0, 4), (1, 5), (2, 6), (3, 7)]
+FRONT_CROSS = [(0, 5), (1, 4)]
+"""Diagonals of the front face, which show the heading."""
+BOX_LINES = np.array(BOTTOM + TOP + PILLARS + FRONT_CROSS)
+"""Pairs of corners of a box, see `box_corners`."""
 LAYOUT = ((2, 0, 1), (4, 3, 5))
 """Rows of the mosaic, for nuScenes' six cameras: front left, front, front right; the same behind."""
 CAMERA_TITLES = ('front', 'front right', 'front left', 'back', 'back left', 'back right')
 GAP = 4
-SWEEP_SIDE, MARGIN_M, LEAST_EXTENT_M = 560, 4.0, 12.0
+SWEEP_SIDE, MARGIN_M, SMALLEST_EXTENT_M = 560, 4.0, 12.0
 """Pixels of the view of a sweep from above; metres round the farthest box, and least metres to its edge."""
 
 
 def project_segments(starts: np.ndarray, ends: np.ndarray, lidar2img: np.ndarray) -> np.ndarray:
     """Project line segments between points (n, 3) of the LiDAR frame, cut at the near plane.
 
-    Gives (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments that are behind the camera are left out.
+    Returns (m, 4) float64 x1 y1 x2 y2 in pixels, m <= n: segments that are behind the camera are left out.
     `lidar2img` (4, 4) goes to pixels times depth.
     """
-    one, two = (
+    starts, ends = (
         np.concatenate([points, np.ones((len(points), 1))], 1) @ lidar2img.T for points in (starts, ends)
     )
-    visible = np.maximum(one[:, 2], two[:, 2]) > NEAR
-    one, two = one[visible], two[visible]
-    one, two = _cut(one, two), _cut(two, one)
-    return np.concatenate([one[:, :2] / one[:, 2:3], two[:, :2] / two[:, 2:3]], axis=1)
+    visible = np.maximum(starts[:, 2], ends[:, 2]) > NEAR
+    starts, ends = starts[visible], ends[visible]
+    starts, ends = _cut(starts, ends), _cut(ends, starts)
+    return np.concatenate([starts[:, :2] / starts[:, 2:3], ends[:, :2] / ends[:, 2:3]], axis=1)
 
 
-def _cut(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _cut(points: np.ndarray, other_ends: np.ndarray) -> np.ndarray:
     """Move points that are nearer than the near plane along their segment onto it."""
     missing = NEAR - points[:, 2]
-    length = np.where(missing > 0, others[:, 2] - points[:, 2], 1.0)
-    return points + (others - points) * np.clip(missing / length, 0, 1)[:, None]
+    length = np.where(missing > 0, other_ends[:, 2] - points[:, 2], 1.0)
+    return points + (other_ends - points) * np.clip(missing / length, 0, 1)[:, None]
 
 
 def draw_camera(
-    image_bgr: np.ndarray, lidar2img: np.ndarray, layer: Layer, classes: Sequence[str]
+    image_bgr: np.ndarray, lidar2img: np.ndarray, layer: BoxLayer, classes: Sequence[str]
 ) -> np.ndarray:
     """Draw boxes into a copy of one camera's image (h, w, 3), far ones first; `lidar2img` is (4, 4)."""
     canvas = np.ascontiguousarray(image_bgr).copy()
     corners = box_corners(layer.detections.boxes)
     depth = (corners.mean(axis=1) @ lidar2img[2, :3]) + lidar2img[2, 3]
     placed: list[Box] = []
-    shown = []
+    labels = []
+    width = 2 if canvas.shape[1] >= 300 else 1
     for index in np.argsort(-depth, kind='stable').tolist():
-        lines, label = (
-            _box_lines(corners[index], lidar2img, canvas.shape),
-            int(layer.detections.labels[index]),
-        )
-        if len(lines):
-            _draw_lines(canvas, lines, class_colour(label), layer.is_marked(index))
-            text = f'{class_name(label, classes)} {float(layer.detections.scores[index]):.2f}'
-            shown.append((text, lines, class_colour(label)))
-    for text, lines, colour in reversed(shown):
+        lines = project_segments(*corners[index][BOX_LINES.T], lidar2img)
+        if _is_outside(lines, canvas.shape):
+            continue
+        lines, label = np.clip(lines, -1e4, 1e4), int(layer.detections.labels[index])
+        outline = (WHITE, width + 4) if layer.is_marked(index) else ((0, 0, 0), width + 2)
+        for shade, thickness in (outline, (class_colour(label), width)):
+            for line in np.round(lines).astype(int).tolist():
+                cv2.line(canvas, line[:2], line[2:], shade, thickness, cv2.LINE_AA)
+        text = f'{class_name(label, classes)} {float(layer.detections.scores[index]):.2f}'
+        labels.append((text, lines, class_colour(label)))
+    for text, lines, colour in reversed(labels):
         _label(canvas, text, lines, colour, placed)
     return canvas
 
 
-def _box_lines(corners: np.ndarray, lidar2img: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the lines (m, 4) of one box; none where it lies outside of the image."""
-    pairs = np.concatenate([EDGES, FRONT_CROSS])
-    lines = project_segments(corners[pairs[:, 0]], corners[pairs[:, 1]], lidar2img)
+def _is_outside(lines: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Return whether the lines (m, 4) of a box are all beyond one edge of the image, or there are none."""
     if not len(lines):
-        return lines
+        return True
     x, y = lines[:, 0::2], lines[:, 1::2]
-    outside = x.max() < 0 or y.max() < 0 or x.min() > shape[1] or y.min() > shape[0]
-    return lines[:0] if outside else np.clip(lines, -1e4, 1e4)
-
-
-def _draw_lines(canvas: np.ndarray, lines: np.ndarray, colour: Colour, marked: bool) -> None:
-    width = 2 if canvas.shape[1] >= 300 else 1
-    under = WHITE if marked else (0, 0, 0)
-    for shade, thickness in ((under, width + (4 if marked else 2)), (colour, width)):
-        for line in np.round(lines).astype(int).tolist():
-            cv2.line(canvas, line[:2], line[2:], shade, thickness, cv2.LINE_AA)
+    return x.max() < 0 or y.max() < 0 or x.min() > shape[1] or y.min() > shape[0]
 
 
 def _label(canvas: np.ndarray, text: str, lines: np.ndarray, colour: Colour, placed: list[Box]) -> None:
-    """Write above a box; not where the box is tiny or an earlier (nearer) label is."""
+    """Write above a box, unless the box is tiny or the text would cover the label of a nearer one."""
     x, y = lines[:, 0::2], lines[:, 1::2]
     if y.max() - y.min() < 14:
         return
@@ -109,7 +100,7 @@ def _label(canvas: np.ndarray, text: str, lines: np.ndarray, colour: Colour, pla
     left = int(np.clip(x.min(), 0, max(canvas.shape[1] - width - 4, 0)))
     top = int(np.clip(y.min() - height - baseline - 2, 0, max(canvas.shape[0] - height - baseline, 0)))
     place = left, top, left + width + 4, top + height + baseline
-    if any(overlap(place, other) for other in placed):
+    if overlaps(place, placed):
         return
     placed.append(place)
     cv2.rectangle(canvas, place[:2], place[2:], colour, cv2.FILLED)
@@ -119,13 +110,14 @@ def _label(canvas: np.ndarray, text: str, lines: np.ndarray, colour: Colour, pla
 def camera_mosaic(
     images_bgr: Sequence[np.ndarray],
     lidar2img: np.ndarray,
-    layer: Layer,
+    layer: BoxLayer,
     classes: Sequence[str],
     cell_width: int = 440,
 ) -> np.ndarray:
-    """Draw boxes into N images in the order of nuScenes' info files, ordered as one sees them from the car.
+    """Draw boxes into N images in the order of nuScenes' info files, laid out as they are seen from the car.
 
-    Each gets its name; the picture is three of `cell_width` pixels wide, and gaps. See `compare_picture`.
+    Each gets its name; the picture is three cells of `cell_width` pixels and gaps wide. For the arguments see
+    `compare_picture`.
     """
     cells = []
     for camera, (image, matrix) in enumerate(zip(images_bgr, lidar2img, strict=True)):
@@ -157,18 +149,18 @@ def _grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def forward_direction(lidar2img: np.ndarray) -> np.ndarray:
-    """Return the axis (2,) of the LiDAR frame nearest to where the first camera looks."""
-    look = np.asarray(lidar2img, np.float64)[0, 2, :2]
-    axis = int(np.argmax(np.abs(look)))
+    """Return the axis (2,) of the LiDAR frame nearest to the viewing direction of the first camera."""
+    direction = np.asarray(lidar2img, np.float64)[0, 2, :2]
+    axis = int(np.argmax(np.abs(direction)))
     forward = np.zeros(2)
-    forward[axis] = np.sign(look[axis]) or 1.0
+    forward[axis] = np.sign(direction[axis]) or 1.0
     return forward
 
 
 def compare_picture(
     images_bgr: Sequence[np.ndarray],
     lidar2img: np.ndarray,
-    layers: Sequence[Layer],
+    layers: Sequence[BoxLayer],
     classes: Sequence[str],
     title: str = '',
     points: np.ndarray | None = None,
@@ -202,11 +194,11 @@ def compare_picture(
 
 
 def sweep_picture(
-    title: str, points: np.ndarray, layers: Sequence[Layer], classes: Sequence[str]
+    title: str, points: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[str]
 ) -> np.ndarray:
     """Draw points (P, 3 or more) of the LiDAR frame once per list of boxes, side by side, on one scale."""
-    far = [float(np.abs(layer.detections.boxes[:, :2]).max(initial=0.0)) for layer in layers]
-    extent = max(LEAST_EXTENT_M, *far) + MARGIN_M
+    distances = [float(np.abs(layer.detections.boxes[:, :2]).max(initial=0.0)) for layer in layers]
+    extent = max(SMALLEST_EXTENT_M, *distances) + MARGIN_M
     views = [bird_eye([layer], classes, SWEEP_SIDE, extent, points=points) for layer in layers]
     return _titled(title, _grid([views]), 0.55)
 

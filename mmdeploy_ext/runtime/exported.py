@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     Paths = str | Path | Sequence[str | Path]
 
-SAME = ('family', 'checkpoint_sha256', 'config_sha256', 'options')
-"""Facts of the metadata that all files of one export share."""
+SHARED_FIELDS = ('family', 'checkpoint_sha256', 'config_sha256', 'options')
+"""Fields of the metadata that all files of one export share."""
 
 
 class Opened(contextlib.ExitStack):
@@ -35,7 +35,7 @@ class Opened(contextlib.ExitStack):
     def opened(
         self, engine: str, path: str | Path, options: Mapping[str, Any], build: Callable = build_backend
     ) -> Backend:
-        """Return a file on an engine, until `close`.
+        """Return an engine with a file, open until `close`.
 
         Several share the cores: a thread pool that still spins slows the next one (StreamPETR of R50 on 2
         cores: 1131 against 1101 ms per frame).
@@ -47,14 +47,14 @@ class Runtime(Opened):
     """A detector whose files are open.
 
     Attributes:
-        metadata: of the file that gives the results.
+        metadata: of the file whose outputs are the results.
     """
 
     metadata: Metadata
 
     @property
     def rule(self) -> Any:
-        """How pictures or points become the input."""
+        """The preprocessing rule, from pictures or points to the input."""
         return self.metadata.preprocess
 
     @property
@@ -64,7 +64,7 @@ class Runtime(Opened):
 
 
 class Memoryless(Runtime):
-    """A model without a memory whose parts are timed: what such `Stepper`s share.
+    """The base of `Stepper`s without a memory, whose parts are timed.
 
     Attributes:
         state: None, always.
@@ -76,7 +76,7 @@ class Memoryless(Runtime):
     seconds: dict[str, float]
 
     def passed(self, part: str, start: float) -> float:
-        """Count the seconds since `start` (of `time.perf_counter`) for a part; return the time of now."""
+        """Count the seconds since `start` (of `time.perf_counter`) for a part; return the present time."""
         now = time.perf_counter()
         self.seconds[part] += now - start
         return now
@@ -86,11 +86,11 @@ class Memoryless(Runtime):
         return dict(self.seconds)
 
     def reset(self) -> None:
-        """Nothing to do: there is no memory."""
+        """Do nothing: there is no memory."""
 
 
 def check_finite(outputs: Mapping[str, np.ndarray], name: str) -> None:
-    """Refuse what a network gave of a sample: InferenceError where it is NaN or infinity."""
+    """Refuse outputs of a network that are NaN or infinite: InferenceError names the sample."""
     if not all(np.isfinite(values).all() for values in outputs.values()):
         raise InferenceError(f'{name}: the network gave NaN or infinity')
 
@@ -110,11 +110,9 @@ def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
     path = Path(paths)
     if path.is_dir():
         files = [path / f'{name}.onnx' for name in names]
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise ModelFileError(
-                f'{path}: has no {", ".join(absent)}; export it with {tool("export")}'
-            )
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ModelFileError(f'{path}: has no {", ".join(missing)}; export it with {tool("export")}')
         return files
     if path.suffix != '.onnx' and not path.is_file():
         raise ModelFileError(f'{path}: no such folder; export it with {tool("export")}')
@@ -122,12 +120,10 @@ def export_files(paths: Paths, names: Sequence[str]) -> list[Path]:
 
 
 def model_files(path: str | Path) -> list[Path]:
-    """Return the ONNX files of a folder, or the file itself; ModelFileError where there are none."""
+    """Return the ONNX files of a folder, or the file itself; ModelFileError if there are none."""
     files = sorted(Path(path).glob('*.onnx')) if Path(path).is_dir() else [Path(path)]
     if not files:
-        raise ModelFileError(
-            f'{path}: no .onnx file in this folder; export with {tool("export")}'
-        )
+        raise ModelFileError(f'{path}: no .onnx file in this folder; export with {tool("export")}')
     return files
 
 
@@ -141,24 +137,24 @@ def files_of_family(folder: str | Path, family: str) -> set[str]:
     return names
 
 
-def check_forms(files: Mapping[str, Path], known: Mapping[str, Metadata], family: str) -> None:
-    """Refuse files, by their form, that are of another form or family, or not of one export."""
-    for name, metadata in known.items():
-        metadata.require(files[name], family, (name,))
-    check_same_export({files[name]: metadata for name, metadata in known.items()})
+def check_forms(files: Mapping[str, Path], metadata: Mapping[str, Metadata], family: str) -> None:
+    """Refuse files, by their form, that are of another form or family, or of several exports."""
+    for form, file_metadata in metadata.items():
+        file_metadata.require(files[form], family, (form,))
+    check_same_export({files[form]: file_metadata for form, file_metadata in metadata.items()})
 
 
-def check_same_export(known: Mapping[object, Metadata]) -> None:
-    """Refuse files, by their path, of several exports.
+def check_same_export(files: Mapping[object, Metadata]) -> None:
+    """Refuse files, path -> metadata, of several exports.
 
     Raises:
-        ModelFileError: names two files and the fact in which they differ.
+        ModelFileError: names two files and the field in which they differ.
     """
-    (first, ours), *others = known.items()
+    (first, first_metadata), *others = files.items()
     for path, metadata in others:
-        for fact in SAME:
-            if getattr(metadata, fact) != getattr(ours, fact):
+        for field in SHARED_FIELDS:
+            if getattr(metadata, field) != getattr(first_metadata, field):
                 raise ModelFileError(
-                    f'{path}: its {fact} is not that of {first}; the files have to be of one export: export '
+                    f'{path}: its {field} is not that of {first}; the files have to be of one export: export '
                     f'them again into a folder of their own'
                 )

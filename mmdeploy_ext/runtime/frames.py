@@ -29,10 +29,10 @@ class Frame:
         intrinsics: (N, 4, 4) float64 of the network input.
         ego_pose: (4, 4) float64, LiDAR frame to global frame (upstream's misleading name).
         timestamp_s: seconds, absolute.
-        scene_token: a change means a new scene; None says nothing.
+        scene_token: a change means a new scene; None: unknown.
         name: of the frame, for display and for file names.
         image_files: one path per camera, for pictures; empty when there are none.
-        ego_pose_inv: (4, 4) float64, what the data set gave as the inverse; None computes it.
+        ego_pose_inv: (4, 4) float64, the inverse as the data set has it; None: it is computed.
     """
 
     images: np.ndarray
@@ -51,10 +51,9 @@ class Sweep:
     """One revolution of a LiDAR: the frame of a model without cameras and without a memory.
 
     Attributes:
-        points: (P, D) float32: x, y, z in metres in the LiDAR frame, then what else the sensor measures.
+        points: (P, D) float32: x, y, z in metres in the LiDAR frame, then other values of the sensor.
         name: of the sweep, for display and for file names.
-        scene_token, timestamp_s: where it is from, and seconds, absolute; a model without a memory looks at
-            neither.
+        scene_token, timestamp_s: scene, and seconds, absolute; a model without a memory reads neither.
         points_file: path of the sweep; '' when there is none.
     """
 
@@ -85,8 +84,8 @@ class FusedFrame(Sweep):
     def lidar2img(self) -> np.ndarray:
         """(N, 4, 4) float64: the frame that the points are in, to pixels of the network input."""
         names = 'img_aug_matrix', 'lidar2image', 'lidar_aug_matrix'
-        cut, seen, moved = (np.asarray(self.calibration[name], np.float64) for name in names)
-        return of_rays(cut) @ seen @ np.linalg.inv(moved)
+        img_aug, lidar2image, lidar_aug = (np.asarray(self.calibration[name], np.float64) for name in names)
+        return of_rays(img_aug) @ lidar2image @ np.linalg.inv(lidar_aug)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +108,11 @@ class StreamState:
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What one step gave.
+    """The result of one step.
 
     Attributes:
         outputs: by the names of the contract; of StreamPETR `all_cls_scores` (L, 1, Q, K) logits,
-            `all_bbox_preds` (L, 1, Q, 10), and whatever else the engine gives.
+            `all_bbox_preds` (L, 1, Q, 10), and all other outputs of the engine.
         detections: decoded from them.
         was_reset: the memory was empty or emptied before this frame (first frame, scene change, time gap).
     """
@@ -138,9 +137,9 @@ class Stepper(Protocol):
 
 
 def of_rays(img_aug_matrix: np.ndarray) -> np.ndarray:
-    """Return matrices (N, 4, 4) float64 that do to pixels times their depth what `img_aug_matrix` does after.
+    """Return matrices (N, 4, 4) float64 that move pixels times their depth as `img_aug_matrix` moves pixels.
 
-    See `FusedFrame`: it moves pixels after the division by their depth.
+    The latter, see `FusedFrame`, is applied after the division by the depth.
     """
     matrix = np.array(img_aug_matrix, np.float64)
     matrix[:, :2, 2] = matrix[:, :2, 3]
@@ -160,7 +159,7 @@ def invert_pose(pose: np.ndarray) -> np.ndarray:
 
 
 def not_rigid(matrix: np.ndarray) -> str:
-    """Return why a finite (4, 4) matrix is no rotation and translation; '' when it is."""
+    """Return why a finite (4, 4) matrix is no rotation and translation, '' if it is one."""
     if not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
         return f'its last row is {matrix[3].tolist()}, expected [0, 0, 0, 1]'
     rotation = matrix[:3, :3]

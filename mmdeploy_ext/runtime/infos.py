@@ -1,4 +1,4 @@
-"""Infos of a data set as mmdet3d writes them, read without running what a pickle names; their files.
+"""Infos of a data set as mmdet3d writes them, read without running code in a pickle; their files.
 
 Needs numpy only; `RigFrame.read_pictures` needs OpenCV. Glossary: N cameras.
 """
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 INFOS = ('.pkl', '.json')
 MICROSECONDS = 1e6
-"""Of a second."""
-MOST_BYTES = 1_500_000_000
+"""Microseconds of a second."""
+MAX_BYTES = 1_500_000_000
 """Of a file of infos. A frame of nuScenes with ten sweeps takes 22.7 KB in a pickle and 1.7 times that in
 JSON, so the 28,130 frames of its training set take 0.64 GB and 1.1 GB."""
 LARGEST, LATEST = 1e9, 1e19
-"""Of numbers in a calibration or pose (the earth's radius is 6.4e6 m), and of times, also in ns."""
-PARTS = ('samples', 'sweeps')
-"""nuScenes' folders: what a path has from there on stays when the data set moves."""
+"""Bounds of numbers in a calibration or pose (the earth's radius is 6.4e6 m), and of times, also in ns."""
+DATA_FOLDERS = ('samples', 'sweeps')
+"""nuScenes' folders: a path from there on stays the same when the data set moves."""
 
 
 def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
@@ -42,16 +42,16 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
     Nothing that a pickle names is run, numbers and arrays aside.
 
     Raises:
-        DataError: missing, damaged, of another kind, empty, of more than `MOST_BYTES`, or a pickle with code
+        DataError: missing, damaged, of another kind, empty, of more than `MAX_BYTES`, or a pickle with code
             in it.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f'{path}: no such file or folder; expected a folder of sweeps or infos (.pkl, .json)')
     check_regular(path)
-    if (size_bytes := path.stat().st_size) > MOST_BYTES:
+    if (size_bytes := path.stat().st_size) > MAX_BYTES:
         raise DataError(
-            f'{path}: has {size_bytes} bytes, expected infos of at most {MOST_BYTES}; keep the frames that '
+            f'{path}: has {size_bytes} bytes, expected infos of at most {MAX_BYTES}; keep the frames that '
             f'are needed, or split it by scenes'
         )
     try:
@@ -72,7 +72,7 @@ def read_infos(path: str | Path) -> list[Mapping[str, Any]]:
 
 
 def find_file(
-    name: str, source: Path, root: str | Path | None = None, what: str = 'file', alone: Path | None = None
+    name: str, source: Path, root: str | Path | None = None, kind: str = 'file', subfolder: Path | None = None
 ) -> Path:
     """Return a file that infos name.
 
@@ -80,39 +80,43 @@ def find_file(
         name: path in the infos.
         source: the infos' file.
         root: folder of the data set; the infos' own folder is tried after it.
-        what: the file is, for the message, DataError, where it is nowhere.
-        alone: folder below that of the data set where names without a folder are.
+        kind: of the file, for the message.
+        subfolder: folder below that of the data set for names without a folder.
+
+    Raises:
+        DataError: there is no such file.
     """
     if not isinstance(name, str):
-        raise DataError(f'{source}: the path of its {what} is {shortened(name)}, expected a text')
+        raise DataError(f'{source}: the path of its {kind} is {shortened(name)}, expected a text')
     path = Path(name)
     parts = path.parts
-    below = next((parts[index:] for index, part in enumerate(parts) if part in PARTS), parts)
+    below = next((parts[index:] for index, part in enumerate(parts) if part in DATA_FOLDERS), parts)
     folders = list(dict.fromkeys(Path(folder) for folder in (root, source.parent) if folder is not None))
-    places = [path, Path(*below), *([alone / name] if alone and len(parts) == 1 else [])]
+    places = [path, Path(*below)]
+    if subfolder and len(parts) == 1:
+        places.append(subfolder / name)
     for candidate in (path, *(folder / place for folder in folders for place in places)):
         with contextlib.suppress(OSError):  # of a name that is too long
             if candidate.is_file():
                 return candidate
     raise DataError(
-        f'{source}: its {what} {name[:LONGEST]} is not there, nor under {" or ".join(map(str, folders))}; '
+        f'{source}: its {kind} {name[:LONGEST]} is not there, nor under {" or ".join(map(str, folders))}; '
         f'give the folder of the data set (--data-root)'
     )
 
 
 def camera_names(info: Mapping[str, Any], rule: MultiViewRule, source: Path) -> list[str]:
-    """Return the cameras of a rule in its order; DataError where an info names no picture of one."""
+    """Return the cameras of a rule in its order; DataError if an info has no picture of one."""
     cameras = info.get('cams')
     cameras = cameras if isinstance(cameras, dict) else {}
-    wanted = rule.cameras or tuple(name for name in cameras if isinstance(name, str))[: rule.num_cameras]
-    there = [cameras[name] for name in wanted if isinstance(cameras.get(name), dict)]
-    found = [camera for camera in there if isinstance(camera.get('data_path'), str)]
-    if len(found) != rule.num_cameras:
+    names = rule.cameras or tuple(name for name in cameras if isinstance(name, str))[: rule.num_cameras]
+    entries = [cameras[name] for name in names if isinstance(cameras.get(name), dict)]
+    if sum(isinstance(entry.get('data_path'), str) for entry in entries) != rule.num_cameras:
         raise DataError(
             f'{source}: an info has the cameras {shortened(list(cameras))}; expected data_path of '
             f'{", ".join(rule.cameras) or f"{rule.num_cameras} cameras"}'
         )
-    return list(wanted)
+    return list(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,12 +125,12 @@ class RigFrame:
 
     Attributes:
         name: token of the info, or its number.
-        pictures: files, in the order of the cameras of the rule; None for one that is not there.
+        pictures: files, in the order of the cameras of the rule; None for a missing one.
         intrinsics: (N, 3, 3) float64 of these pictures.
         lidar2cam: (N, 4, 4) float64, LiDAR frame to camera frame.
         ego_pose: (4, 4) float64, LiDAR frame to global frame.
         timestamp_s: seconds, absolute.
-        scene_token: None where the info says none.
+        scene_token: None if the info has none.
         info: as it was read.
         source: its file.
     """
@@ -149,18 +153,18 @@ class RigFrame:
         return full @ self.lidar2cam
 
     def read_pictures(self) -> list[np.ndarray]:
-        """Return N pictures (h, w, 3) uint8, BGR; of a camera whose picture is not there a black one.
+        """Return N pictures (h, w, 3) uint8, BGR; a black one for a camera whose picture is missing.
 
         Raises:
-            DataError: a file that is no picture, or none is there at all.
+            DataError: a file that is no picture, or all pictures are missing.
         """
         from mmdeploy_ext.preprocess.pictures import read_image
 
-        found = [path and read_image(path) for path in self.pictures]
-        there = next((picture for picture in found if picture is not None), None)
-        if there is None:
+        pictures = [None if path is None else read_image(path) for path in self.pictures]
+        first = next((picture for picture in pictures if picture is not None), None)
+        if first is None:
             raise DataError(f'{self.source}: {self.name} has the picture of no camera; expected one at least')
-        return [np.zeros_like(there) if picture is None else picture for picture in found]
+        return [np.zeros_like(first) if picture is None else picture for picture in pictures]
 
 
 def read_frames(
@@ -170,12 +174,12 @@ def read_frames(
 
     Args:
         path: infos of mmdet3d's kind (.pkl, .json) with `cams`.
-        rule: of the model; says the cameras and their order.
-        root: folder of the data set, where the pictures are not where the infos say.
-        missing: take frames in which the picture of a camera is not there.
+        rule: of the model; has the cameras and their order.
+        root: folder of the data set, if the pictures are not at their paths in the infos.
+        missing: allow frames in which the picture of a camera is missing.
 
     Raises:
-        DataError: infos that lack a camera, a calibration or a pose, or whose pictures are not there.
+        DataError: infos that lack a camera, a calibration or a pose, or whose pictures are missing.
     """
     source = Path(path)
     frames = []
@@ -191,18 +195,19 @@ def read_frames(
     for number, info in enumerate(read_infos(source)):
         frames.append(_frame(info, number, rule, source, picture))
     tokens = dict.fromkeys(frame.scene_token for frame in frames)
-    scenes = {scene: place for place, scene in enumerate(tokens)}
+    scenes = {token: index for index, token in enumerate(tokens)}
     return sorted(frames, key=lambda frame: (scenes[frame.scene_token], frame.timestamp_s))
 
 
 def _frame(
     info: Mapping[str, Any], number: int, rule: MultiViewRule, source: Path, picture: Callable
 ) -> RigFrame:
-    names = camera_names(info, rule, source)
-    place, cameras = f'{source}: info {number}', [info['cams'][name] for name in names]
-    places = [f'{place}: {printable(name)}' for name in names]
-    to_lidar = [pose_of(*pair, 'sensor2lidar') for pair in zip(cameras, places, strict=True)]
-    intrinsics = [numbers_of(*pair, 'cam_intrinsic', (3, 3)) for pair in zip(cameras, places, strict=True)]
+    place, cameras, cam2lidar, intrinsics = f'{source}: info {number}', [], [], []
+    for name in camera_names(info, rule, source):
+        camera, camera_place = info['cams'][name], f'{place}: {printable(name)}'
+        cameras.append(camera)
+        cam2lidar.append(pose_of(camera, camera_place, 'sensor2lidar'))
+        intrinsics.append(numbers_of(camera, camera_place, 'cam_intrinsic', (3, 3)))
     for key in ('token', 'scene_token'):
         if not isinstance(info.get(key), str | int | np.integer | None):
             raise DataError(f'{place}: {key} is {shortened(info[key])}, expected a text')
@@ -210,7 +215,7 @@ def _frame(
         str(info.get('token', number)),
         tuple(map(picture, cameras)),
         np.stack(intrinsics),
-        invert_pose(np.stack(to_lidar)),
+        invert_pose(np.stack(cam2lidar)),
         pose_of(info, place, 'ego2global') @ pose_of(info, place, 'lidar2ego'),
         seconds_of(info, place),
         None if info.get('scene_token') is None else str(info['scene_token']),
@@ -222,7 +227,7 @@ def _frame(
 def numbers_of(
     values: Mapping[str, Any], place: str, key: str, *shapes: tuple[int, ...], largest: float = LARGEST
 ) -> np.ndarray:
-    """Return numbers of an info as float64, of one of some shapes; DataError names the place and the key."""
+    """Return numbers of an info as float64, in one of the shapes; DataError names the place and the key."""
     expected = f'numbers of shape {" or ".join(map(str, shapes))}' if shapes[0] else 'a number'
     expected = f"expected {expected} of at most {largest:g}, as mmdet3d's create_data.py writes them"
     if not isinstance(values, dict) or key not in values:
@@ -242,10 +247,12 @@ def seconds_of(values: Mapping[str, Any], place: str) -> float:
 
 
 def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
-    """Return the pose (4, 4) float64 that NAME_rotation and NAME_translation of an info are.
+    """Return the pose (4, 4) float64 of NAME_rotation and NAME_translation of an info.
 
-    The rotation is (3, 3), or a quaternion w x y z of any length. DataError: one of them lacks or is no
-    rotation or translation; the message begins with `place`.
+    The rotation is (3, 3), or a quaternion w x y z of any length.
+
+    Raises:
+        DataError: one of them is missing or no rotation or translation; the message begins with `place`.
     """
     key = f'{name}_rotation'
     pose, rotation = np.eye(4), numbers_of(values, place, key, (3, 3), (4,))
@@ -264,11 +271,11 @@ def pose_of(values: Mapping[str, Any], place: str, name: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class PastSweep:
-    """A sweep before that of an info, and how its points move into the LiDAR frame of the info.
+    """A sweep before that of an info, and the motion of its points into the LiDAR frame of the info.
 
     Attributes:
-        path: as the info names it.
-        rotation: (3, 3) and of the type that the info has.
+        path: as in the info.
+        rotation: (3, 3), of the type in the info.
         translation: (3,), metres.
         timestamp_s: seconds, absolute.
     """
@@ -280,18 +287,22 @@ class PastSweep:
 
 
 def past_sweeps(info: Mapping[str, Any], place: str) -> list[PastSweep]:
-    """Return the `sweeps` of an info, none where it has none; DataError, with `place`: one does not fit."""
+    """Return the `sweeps` of an info, an empty list if it has none.
+
+    Raises:
+        DataError: a sweep without a path, a motion or a time; the message begins with `place`.
+    """
     sweeps = info.get('sweeps', ())
     if not isinstance(sweeps, list | tuple):
         raise DataError(f'{place}: sweeps is {shortened(sweeps)}, expected a list of sweeps of the past')
-    return [_past_sweep(sweep, f'{place}: sweeps[{index}]') for index, sweep in enumerate(sweeps)]
-
-
-def _past_sweep(sweep: Any, place: str) -> PastSweep:
-    if not isinstance(sweep, dict) or not isinstance(sweep.get('data_path'), str):
-        raise DataError(f'{place}: is {shortened(sweep)}, expected a dict with the data_path of a sweep')
-    numbers_of(sweep, place, 'sensor2lidar_rotation', (3, 3))
-    pose_of(sweep, place, 'sensor2lidar')
-    rotation = np.asarray(sweep['sensor2lidar_rotation'])
-    translation = np.asarray(sweep['sensor2lidar_translation'])
-    return PastSweep(sweep['data_path'], rotation, translation, seconds_of(sweep, place))
+    past = []
+    for index, sweep in enumerate(sweeps):
+        title = f'{place}: sweeps[{index}]'
+        if not isinstance(sweep, dict) or not isinstance(sweep.get('data_path'), str):
+            raise DataError(f'{title}: is {shortened(sweep)}, expected a dict with the data_path of a sweep')
+        numbers_of(sweep, title, 'sensor2lidar_rotation', (3, 3))
+        pose_of(sweep, title, 'sensor2lidar')
+        rotation = np.asarray(sweep['sensor2lidar_rotation'])
+        translation = np.asarray(sweep['sensor2lidar_translation'])
+        past.append(PastSweep(sweep['data_path'], rotation, translation, seconds_of(sweep, title)))
+    return past

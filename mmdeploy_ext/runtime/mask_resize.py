@@ -1,6 +1,6 @@
 """The two bilinear resizes of masks, and the cut between them, as one matrix per axis.
 
-Glossary: see `exporting/postprocess/mask_resize.py`, which has the same in a graph.
+For the glossary see `exporting/postprocess/mask_resize.py`, which has the same in a graph.
 """
 
 from __future__ import annotations

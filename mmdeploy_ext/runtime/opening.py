@@ -1,4 +1,4 @@
-"""An exported model, opened by what its files say; needs no PyTorch."""
+"""Opening of an exported model by the metadata of its files; needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.contract.metadata import read_metadata
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.runtime.consumers import runtime_of
 from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.exported import Runtime, model_files
+from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class ImageModel(Runtime):
     """A detector of single pictures whose file is open in ONNX Runtime.
 
-    A context manager that closes the file, as `close` does. `metadata`, `rule` and `classes` are what the
-    file says of itself.
+    It is a context manager that closes the file, as `close` does. `metadata`, `rule` and `classes` are those
+    of the file.
     """
 
     def __init__(self, path: str | Path, *, providers: Sequence[str], threads: int = 0) -> None:
@@ -51,7 +51,7 @@ def open_model(
 ) -> Any:
     """Open an exported file, or a folder of the graphs of one model, in ONNX Runtime.
 
-    Needs no PyTorch. Close what is returned by `close()` or a `with` statement.
+    Needs no PyTorch. Close the model by `close()` or a `with` statement.
 
     Args:
         path: of the `.onnx` file, or of the folder.

@@ -1,4 +1,4 @@
-"""Panoptic maps without PyTorch: what a map holds, and the two ways in which mmdet fuses masks into one.
+"""Panoptic maps without PyTorch: their segments, and the two ways in which mmdet fuses masks into a map.
 
 A pixel of a map has the class of its segment, and of a thing also its number: class + number * 1000, as in
 mmdet. A pixel of no segment has the number of classes.
@@ -30,7 +30,7 @@ OFFSET = 1000
 RATIO = 4
 """Pixels of the network input per pixel of logits."""
 FAINTEST = -80.0
-"""Logits below this are as faint as this; see `exporting/postprocess/panoptic.py`."""
+"""Logits below this count as this; see `exporting/postprocess/panoptic.py`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,23 +53,23 @@ class Segments(Instances):
         return cls(masks, np.ones(len(ids), np.float32), ids % OFFSET, ids)
 
     def to_map(self, classes: int) -> np.ndarray:
-        """Return the map (h, w) int32; `classes` where there is no segment."""
+        """Return the map (h, w) int32; pixels of no segment are `classes`."""
         panoptic = np.full(self.masks.shape[1:], classes, np.int32)
-        for mask, one in zip(self.masks, self.ids, strict=True):
-            panoptic[mask] = one
+        for mask, segment_id in zip(self.masks, self.ids, strict=True):
+            panoptic[mask] = segment_id
         return panoptic
 
     def place(self, index: int) -> dict[str, Any]:
-        """See `Scored.place`: as for instances, with the value in the map."""
+        """Return the mask, its area and box, and the value in the map."""
         return dict(super().place(index), id=int(self.ids[index]))
 
 
 def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segments]:
-    """Return the segments per image of a `full` graph, which gives `panoptic` (B, h, w) int32.
+    """Return the segments per image of a `full` graph, whose output is `panoptic` (B, h, w) int32.
 
     Raises:
         ModelFileError: the map holds a class that the model, of things and of stuff, does not have, or a
-            number where there is no segment.
+            number outside of the segments.
     """
     panoptic = outputs['panoptic']
     wrong = (panoptic < 0) | ((panoptic % OFFSET >= classes) & (panoptic != classes))
@@ -78,13 +78,13 @@ def segments_of(outputs: Mapping[str, np.ndarray], classes: int) -> list[Segment
             f'panoptic: a pixel is {int(panoptic[wrong][0])}, which is no class + number * {OFFSET} of '
             f'{classes} classes, nor {classes}, which says that it is in no segment'
         )
-    return [Segments.of_map(one, classes) for one in panoptic]
+    return [Segments.of_map(image, classes) for image in panoptic]
 
 
 def resized(logits: np.ndarray, img_shape: Sequence[float], ori_shape: Sequence[int]) -> np.ndarray:
     """Return logits (n, h, w) of (n, H4, W4) resized to the input, cut to the image, resized to the original.
 
-    See `mask_resize.resizing` for the sizes.
+    For the sizes see `mask_resize.resizing`.
     """
     rows, columns = resizing(logits.shape[1:], img_shape, ori_shape, RATIO)
     return rows @ (logits @ columns.T)
@@ -97,21 +97,23 @@ def fuse_queries(logits: np.ndarray, values: np.ndarray, facts: Mapping[str, Any
     """
     classes, chances = facts['num_classes'], softmax(logits)
     scores, labels = chances.max(1), chances.argmax(1)
-    kept = (labels != classes) & (scores > np.float32(facts['object_mask_thr']))
+    accepted = (labels != classes) & (scores > np.float32(facts['object_mask_thr']))
     panoptic = np.full(values.shape[1:], classes, np.int32)
-    if not kept.any():
+    if not accepted.any():
         return panoptic
-    values = values[kept]
-    doubts = (1 + np.exp(-np.maximum(values, np.float32(FAINTEST)))) / scores[kept, None, None]
+    values = values[accepted]
+    doubts = (1 + np.exp(-np.maximum(values, np.float32(FAINTEST)))) / scores[accepted, None, None]
     owner, number = doubts.argmin(0), 0
-    for index, label in enumerate(labels[kept]):
-        own, inside = owner == index, values[index] >= 0
-        area, original = int(own.sum()), int(inside.sum())
+    for index, label in enumerate(labels[accepted]):
+        owned, inside = owner == index, values[index] >= 0
+        area, original = int(owned.sum()), int(inside.sum())
         if not area or not original or area / original < facts['iou_thr']:
             continue
-        thing = label < facts['num_things']
-        number += int(thing)
-        panoptic[own & inside if facts['filter_low_score'] else own] = label + OFFSET * number * int(thing)
+        value = label
+        if label < facts['num_things']:
+            number += 1
+            value = label + OFFSET * number
+        panoptic[owned & inside if facts['filter_low_score'] else owned] = value
     return panoptic
 
 
@@ -120,20 +122,20 @@ def fuse_instances(
 ) -> np.ndarray:
     """Return a map (h, w) int32 of instances, the best first, over a semantic map.
 
-    These are masks (n, h, w) bool; of logits of stuff (S + 1, h, w) the last class is no stuff.
+    The masks are (n, h, w) bool; of logits of stuff (S + 1, h, w) the last class is no stuff.
     """
     classes, things = facts['num_classes'], facts['num_things']
     panoptic = (semantic.argmax(0) + things).astype(np.int32)
-    taken, number, most = np.zeros(panoptic.shape, bool), 0, np.float32(facts['mask_overlap'])
+    occupied, number = np.zeros(panoptic.shape, bool), 0
     for mask, label in zip(masks, labels, strict=True):
-        area, shared = np.float32(mask.sum()), np.float32((mask & taken).sum())
-        if not area or shared / (area + np.float32(1e-5)) > most:
+        area, overlap = np.float32(mask.sum()), np.float32((mask & occupied).sum())
+        if not area or overlap / (area + np.float32(1e-5)) > np.float32(facts['mask_overlap']):
             continue
         number += 1
-        panoptic[mask & ~taken] = label + OFFSET * number
-        taken |= mask
+        panoptic[mask & ~occupied] = label + OFFSET * number
+        occupied |= mask
     for label in range(things, classes):
-        own = panoptic == label
-        if own.sum() < facts['stuff_area_limit']:
-            panoptic[own] = classes
+        segment = panoptic == label
+        if segment.sum() < facts['stuff_area_limit']:
+            panoptic[segment] = classes
     return panoptic

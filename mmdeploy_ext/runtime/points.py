@@ -1,4 +1,4 @@
-"""Point clouds as models take them, read from files; refused by name where they cannot be. Needs numpy."""
+"""Point clouds as models take them, read from files and checked. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mmdeploy_ext.preprocess.points import check_points as checked
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WIDTHS, LEAST_VALUES = range(3, 8), 1000
-"""Values per point that sweeps have; fewer values than that tell nothing."""
+WIDTHS, MIN_VALUES = range(3, 8), 1000
+"""Values per point that sweeps have, and the values of a file below which their spread tells nothing."""
 LARGEST_VALUE = 1e5
 """Of a point: metres in its sensor's frame, intensities of up to 16 bits, seconds before the key frame."""
-MOST_BYTES = 1 << 28
-"""Of a sweep's file: 13 million points of five values."""
+MAX_BYTES = 1 << 28
+"""Size of a sweep's file: 13 million points of five values."""
 ALIKE, UNLIKE = 1.5, 3.0
 """Ratio of the largest to the smallest spread of a column: mixed columns stay below the first, real ones are
 above the second."""
@@ -29,7 +29,7 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
     """Return a sweep (P, width) of raw float32 (nuScenes' `.pcd.bin`, KITTI's `.bin`).
 
     Raises:
-        DataError: no such file, a pipe, more than `MOST_BYTES`, a size that is not a multiple of a point,
+        DataError: no such file, a pipe, more than `MAX_BYTES`, a size that is not a multiple of a point,
             values that no sensor measures, or values that fall into place with another number of values per
             point.
     """
@@ -38,9 +38,9 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
     except UsageError as error:
         raise DataError(str(error)) from error  # of one sweep alone: a run goes on
     try:
-        if (size_bytes := Path(path).stat().st_size) > MOST_BYTES:
+        if (size_bytes := Path(path).stat().st_size) > MAX_BYTES:
             raise DataError(
-                f'{path}: has {size_bytes} bytes, expected a sweep of at most {MOST_BYTES}; split it by time'
+                f'{path}: has {size_bytes} bytes, expected a sweep of at most {MAX_BYTES}; split it by time'
             )
         content = Path(path).read_bytes()
     except OSError as error:
@@ -51,15 +51,16 @@ def read_points(path: str | Path, width: int) -> np.ndarray:
             f'of {width} float32 values'
         )
     values = np.frombuffer(content, '<f4').copy()  # a buffer's view cannot be written to, torch warns of it
-    if _is_float64(content, width):
-        check_plausible(values.reshape(-1, width), path, 'the file looks like float64: save it as float32')
-    check_plausible(values.reshape(-1, width), path)
-    if other := _likelier_width(values, width):
+    points, advice = values.reshape(-1, width), 'repair the file, or remove it'
+    if len(content) % (8 * width) == 0 and (np.abs(np.frombuffer(content, '<f8')) <= LARGEST_VALUE).all():
+        advice = 'the file looks like float64: save it as float32'
+    check_plausible(points, path, advice)
+    if likelier := _likelier_width(values, width):
         raise DataError(
-            f'{path}: its {len(values)} values are points of {other} values by their look, the model takes '
-            f'points of {width}: add or leave out the columns that differ'
+            f'{path}: its {len(values)} values are points of {likelier} values by their look, the model '
+            f'takes points of {width}: add or leave out the columns that differ'
         )
-    return check_points(values.reshape(-1, width), width, str(path))
+    return check_points(points, width, str(path))
 
 
 def check_plausible(
@@ -68,7 +69,7 @@ def check_plausible(
     """Refuse points (P, D) of a file with a value that no sensor measures, by its row and column.
 
     Raises:
-        DataError: says what the first such value is, how many there are, and the advice.
+        DataError: with the first such value, their number, and the advice.
     """
     rows, columns = np.nonzero(~(np.abs(points) <= LARGEST_VALUE))
     if not len(rows):
@@ -82,26 +83,18 @@ def check_plausible(
     )
 
 
-def _is_float64(content: bytes, width: int) -> bool:
-    """Return whether the content of a file is plausible points of float64."""
-    if len(content) % (8 * width):
-        return False
-    return bool((np.abs(np.frombuffer(content, '<f8')) <= LARGEST_VALUE).all())
-
-
 def _likelier_width(values: np.ndarray, width: int) -> int:
-    """Return the width that values have by their look, 0 when `width` may be right.
+    """Return the width that values have by their look, 0 if `width` may be right.
 
     x and z spread differently. With a wrong width every column holds a mixture of all, and all spread alike.
     """
-    if len(values) < LEAST_VALUES or not np.isfinite(values).all() or _contrast(values, width) > ALIKE:
+    if len(values) < MIN_VALUES or not np.isfinite(values).all() or _contrast(values, width) > ALIKE:
         return 0
-    contrasts = {
-        other: _contrast(values, other) for other in sorted({width, *WIDTHS}) if len(values) % other == 0
-    }
-    most = max(contrasts.values())
-    best = next(other for other, contrast in contrasts.items() if contrast > most / 2)  # 3 before 6
-    return best if best != width and most > UNLIKE else 0
+    widths = [candidate for candidate in sorted({width, *WIDTHS}) if len(values) % candidate == 0]
+    contrasts = {candidate: _contrast(values, candidate) for candidate in widths}
+    largest = max(contrasts.values())
+    best = next(candidate for candidate in widths if contrasts[candidate] > largest / 2)  # 3 before 6
+    return best if best != width and largest > UNLIKE else 0
 
 
 def _contrast(values: np.ndarray, width: int) -> float:
@@ -116,23 +109,23 @@ def check_points(points: np.ndarray, width: int, name: str = '') -> np.ndarray:
     Raises:
         PointsError: another shape or kind, values that are not finite, or no point at all.
     """
-    where = f'{name}: ' if name else ''
+    prefix = f'{name}: ' if name else ''
     try:
         points = checked(points, width)
     except PointsError as error:
-        raise PointsError(f'{where}{error}') from error
+        raise PointsError(f'{prefix}{error}') from error
     if not len(points):
-        raise PointsError(f'{where}points: the sweep is empty, expected at least one point')
+        raise PointsError(f'{prefix}points: the sweep is empty, expected at least one point')
     return points
 
 
 def check_in_range(points: np.ndarray, point_cloud_range: Sequence[float], name: str = '') -> None:
-    """Refuse a sweep none of whose points (P, 3 or more) is in range: PointsError says where they are."""
+    """Refuse a sweep none of whose points (P, 3 or more) is in range: PointsError has their extent."""
     low, high = np.float32(point_cloud_range[:3]), np.float32(point_cloud_range[3:])
     if not ((points[:, :3] >= low) & (points[:, :3] < high)).all(axis=1).any():
-        where = f'{name}: points' if name else 'points'
-        least, most = points[:, :3].min(0).round(1).tolist(), points[:, :3].max(0).round(1).tolist()
+        title = f'{name}: points' if name else 'points'
+        lower, upper = points[:, :3].min(0).round(1).tolist(), points[:, :3].max(0).round(1).tolist()
         raise PointsError(
-            f'{where}: none of {len(points)} is in the range {list(map(float, point_cloud_range))} of the '
-            f'model; they reach from {least} to {most}: is this the LiDAR frame, in metres?'
+            f'{title}: none of {len(points)} is in the range {list(map(float, point_cloud_range))} of the '
+            f'model; they reach from {lower} to {upper}: is this the LiDAR frame, in metres?'
         )

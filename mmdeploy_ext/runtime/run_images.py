@@ -1,6 +1,6 @@
 """Images in, pictures with detections out: the library behind the runners in tools/onnx.
 
-Needs numpy, OpenCV and ONNX Runtime only; all that it has to know about the model is in the file's metadata.
+Needs numpy, OpenCV and ONNX Runtime only; everything about the model is in the file's metadata.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmdeploy_ext.core.errors import (
 )
 from mmdeploy_ext.core.files import check_outputs, check_writable, will_write, write_json
 from mmdeploy_ext.core.printable import printable
-from mmdeploy_ext.runtime.consumers import runner_of, runtime_of
+from mmdeploy_ext.runtime.family_runtime import runner_of, runtime_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -38,56 +38,52 @@ if TYPE_CHECKING:
 DEFAULT_OUT = Path('work_dirs/onnx_results')
 BAR_WIDTH = 30
 UNUSABLE = (ImageError, DataError, ShapeError, InferenceError, MemoryError)
-"""What is wrong with one sample alone."""
+"""Errors of a single sample."""
 PICTURE_SUFFIXES = ('.jpg', '.jpeg', '.png')
-OTHER_SUFFIXES = (
-    *('.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg', '.pdf'),
-    *('.mp4', '.avi', '.mkv', '.mov', '.json'),
-)
-"""Names of files, not of folders, that are not written here."""
+OTHER_PICTURES = '.gif', '.bmp', '.tif', '.tiff', '.webp', '.avif', '.heic', '.jp2', '.ppm', '.pgm', '.svg'
+OTHER_SUFFIXES = (*OTHER_PICTURES, '.pdf', '.mp4', '.avi', '.mkv', '.mov', '.json')
+"""Suffixes of files, not of folders, that are not written here."""
 
 
 def main(argv: Sequence[str] | None = None, runner: str = 'run', description: str = '') -> int:
     """Run a detector file on images; return the exit status.
 
-    `runner` is the command that was started, of `core/commands.py`; a file that the `RUNNERS` of its family
-    give to another one is refused with the name of that one.
+    `runner` is the command that was started, of `core/commands.py`; a file that another runner draws,
+    according to the `RUNNERS` of its family, is refused with the name of that runner.
     """
     return cli.run(lambda args: run_files(args, runner), make_parser(description), argv)
 
 
 def make_parser(
-    description: str,
-    model: str = '',
-    images: str = 'image files or folders',
+    description: str, model: str = '', images: str = 'image files or folders'
 ) -> argparse.ArgumentParser:
-    """Return the options of the runners, with the help of the tool and of its first two arguments."""
+    """Return the parser of the runners, with the help of the tool and of its first two arguments."""
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
     parser.add_argument('images', nargs='+', help=images)
-    said = (
+    text = (
         'folder for the pictures, which are named like the image with _det; or, for one image, a .jpg or '
         '.png file (default: %(default)s). Small images are enlarged by a whole factor to be legible; --json '
         'is in pixels of the image'
     )
-    out = parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='PATH', help=said)
+    out = parser.add_argument('--out', type=Path, default=DEFAULT_OUT, metavar='PATH', help=text)
     cli.writes(out, '')
-    said = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
-    parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=said)
+    text = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
+    parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=text)
     parser.add_argument('--json', metavar='FILE', help='write all detections, also those that are not drawn')
-    said = 'execution providers in order of preference; one that is not there is an error'
+    text = 'execution providers in order of preference; one that is not there is an error'
     providers = ['CPUExecutionProvider']
-    parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=said)
-    said = "threads within an operator, 1 or more (default: ONNX Runtime's choice)"
-    parser.add_argument('--threads', type=int, metavar='N', help=said)
-    said = 'end at the first sample that cannot be used, instead of going on and ending with status 1'
-    parser.add_argument('--fail-fast', action='store_true', help=said)
+    parser.add_argument('--providers', nargs='+', default=providers, metavar='NAME', help=text)
+    text = "threads within an operator, 1 or more (default: ONNX Runtime's choice)"
+    parser.add_argument('--threads', type=int, metavar='N', help=text)
+    text = 'end at the first sample that cannot be used, instead of going on and ending with status 1'
+    parser.add_argument('--fail-fast', action='store_true', help=text)
     cli.add_debug_option(parser)
     return parser
 
 
 def run_files(args: argparse.Namespace, runner: str) -> int:
-    """Do what the options say: everything is looked at before the model is opened."""
+    """Run a file by the options; everything is checked before the model is opened."""
     check_options(args)
     try:
         importlib.import_module('onnxruntime')
@@ -116,8 +112,11 @@ def plan_pictures(
 ) -> dict[Path, Path]:
     """Return image -> picture to write; no two pictures and no picture and image share a name.
 
-    Inputs are files and folders, `out` a folder, or a file for one image; `list_files` returns the files of
-    one input, which are images where it is None.
+    Args:
+        inputs: files and folders.
+        out: folder, or a file for one image.
+        list_files: returns the files of one input; None: its images.
+        kind: of the inputs, for messages.
 
     Raises:
         UsageError: `out` names one file for several images, an image itself, or a kind of file that is not
@@ -133,19 +132,19 @@ def plan_pictures(
         for path in map(Path, inputs)
         for file in (list_files or list_images)([path])
     }
-    one = out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir()
-    if one and len(relative) > 1:
+    is_file = out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir()
+    if is_file and len(relative) > 1:
         raise UsageError(f'--out {out}: is one file, for {len(relative)} {kind}s; give a folder')
     targets: dict[Path, Path] = {}
-    taken: set[Path] = set()
+    names: set[Path] = set()
     for file, name in relative.items():
         suffix = file.suffix.lower() if file.suffix.lower() in PICTURE_SUFFIXES else '.png'
         target, number = out / name.parent / f'{name.stem}_det{suffix}', 2
-        while target in taken:
+        while target in names:
             target, number = target.with_name(f'{name.stem}_det_{number}{suffix}'), number + 1
-        targets[file] = out if one else target
-        taken.add(target)
-    regular = [file for file in targets if file.is_file()]  # what else is in a folder is reported when read
+        targets[file] = out if is_file else target
+        names.add(target)
+    regular = [file for file in targets if file.is_file()]  # others are reported when they are read
     check_outputs({'--out': targets.values()}, {f'a {kind}': regular})
     return targets
 
@@ -172,9 +171,10 @@ def finish(
     seconds: float,
     kind: str = '',
 ) -> int:
-    """Write what was found to --json, and of several samples (`kind`, or as the file names them) how many.
+    """Write all results to --json; print the number of detections of several samples.
 
-    Returns the exit status: 1 where a sample could not be used.
+    `kind` is the word for the samples, by default that of the metadata. Returns the exit status: 1 if a
+    sample could not be used.
     """
     kind = kind or metadata.samples
     if args.json:
@@ -191,12 +191,12 @@ def finish(
 
 def check_file(path: str, metadata: Metadata, runner: str) -> None:
     """Refuse a file that this tool cannot finish: ModelFileError names the tool that takes it."""
-    right = runner_of(metadata.family, metadata.form)
-    if not right or right != runner:
+    expected = runner_of(metadata.family, metadata.form)
+    if not expected or expected != runner:
+        advice = f'use {tool(expected)} for it' if expected else 'no tool for pictures takes it'
         raise ModelFileError(
             f'{path}: is a model of family {metadata.family!r}, its post-processing form is '
-            f'{metadata.form!r}: not for {tool(runner or "run")}; '
-            f'{f"use {tool(right)} for it" if right else "no tool for pictures takes it"}'
+            f'{metadata.form!r}: not for {tool(runner or "run")}; {advice}'
         )
     check_picture_graph(path, metadata)
     if metadata.options.get('score_form') == 'product':
@@ -208,14 +208,14 @@ def check_file(path: str, metadata: Metadata, runner: str) -> None:
 
 
 def check_picture_graph(path: str, metadata: Metadata) -> None:
-    """Refuse a file whose graph does not take one picture, or whose rule is not of one, by the key."""
+    """Refuse a file whose graph or rule is not one of pictures; ModelFileError names the key."""
     from mmdeploy_ext.contract.metadata_entries import damaged
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
     first = metadata.spec.inputs[0]
     if len(first.axes) != 4 or first.axes[1] != 3 or not first.dtype.startswith('float'):
-        said = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx3xHxW'
-        raise damaged(path, 'spec', said)
+        problem = f'inputs[0] is {first.dtype} {first.shape_text()}, expected pictures Bx3xHxW'
+        raise damaged(path, 'spec', problem)
     if not isinstance(metadata.preprocess, PreprocessRule):
         raise damaged(path, 'preprocess', 'is of rigs or sweeps, expected the rule of one picture')
 
@@ -230,12 +230,12 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
     image = read_image(source)
     start = time.perf_counter()
     with named(source):
-        found = detect(backend, image)
+        results = detect(backend, image)
     milliseconds = (time.perf_counter() - start) * 1000
     classes = backend.metadata.classes
-    paint = draw.draw_instances if isinstance(found, Instances) else draw.draw_detections
-    paint = getattr(runtime_of(backend.metadata.family), 'draw', paint)
-    picture = paint(*draw.enlarged(image, found), classes, score_thr)
+    draw_results = draw.draw_instances if isinstance(results, Instances) else draw.draw_detections
+    draw_results = getattr(runtime_of(backend.metadata.family), 'draw', draw_results)
+    picture = draw_results(*draw.enlarged(image, results), classes, score_thr)
     draw.write_picture(target, picture)
     return dict(
         image=str(source),
@@ -243,25 +243,25 @@ def run_file(backend: OnnxRuntimeBackend, source: Path, target: Path, score_thr:
         height=image.shape[0],
         width=image.shape[1],
         milliseconds=round(milliseconds, 2),
-        drawn=len(found.above(score_thr)),
-        detections=found.to_json(classes),
+        drawn=len(results.above(score_thr)),
+        detections=results.to_json(classes),
     )
 
 
 def run_all(
     targets: Mapping[Path, Path],
-    run_one: Callable[[Path, Path], dict[str, Any]],
+    run_sample: Callable[[Path, Path], dict[str, Any]],
     kind: str,
     fail_fast: bool = False,
 ) -> list[dict[str, Any]]:
     """Run samples, by the picture to write, one printed line each, above a bar on stderr if a terminal.
 
-    A sample that cannot be used is reported and has its error in its entry; where it is the only one, or with
+    A sample that cannot be used is reported and has its error in its entry; if it is the only one, or with
     `fail_fast`, the error is raised.
 
     Args:
         targets: file of the sample -> picture to write.
-        run_one: does one, and returns its entry for the JSON file.
+        run_sample: runs one sample and returns its entry for the JSON file.
         kind: key of the file in an entry.
         fail_fast: end at the first sample that cannot be used.
     """
@@ -273,7 +273,7 @@ def run_all(
             bar = '#' * filled + '.' * (BAR_WIDTH - filled)
             print(f'[{bar}] {done}/{total} ', end='', file=sys.stderr, flush=True)
         try:
-            run = functools.partial(run_one, source, target)
+            run = functools.partial(run_sample, source, target)
             entry = usable(run, {kind: str(source)}, fail_fast or total == 1)
         finally:
             if visible:
@@ -284,11 +284,11 @@ def run_all(
 
 
 def usable(
-    run_one: Callable[[], dict[str, Any]], facts: Mapping[str, Any], fail_fast: bool
+    run_sample: Callable[[], dict[str, Any]], facts: Mapping[str, Any], fail_fast: bool
 ) -> dict[str, Any]:
-    """Return the entry of a sample: its facts and the error where it cannot be used, if not `fail_fast`."""
+    """Return the entry of a sample, or its facts and the error if it cannot be used and not `fail_fast`."""
     try:
-        return run_one()
+        return run_sample()
     except UNUSABLE as error:
         if fail_fast:
             raise
@@ -296,7 +296,7 @@ def usable(
 
 
 def report(name: object, entry: Mapping[str, Any]) -> None:
-    """Print the line of a sample, that of an error to stderr."""
+    """Print the line of a sample; of an error on stderr."""
     if 'error' in entry:
         print(f'error: {printable(entry["error"])}', file=sys.stderr, flush=True)
     else:
@@ -305,5 +305,6 @@ def report(name: object, entry: Mapping[str, Any]) -> None:
 
 def result_line(source: object, entry: Mapping[str, Any]) -> str:
     """Return the line that is printed for one sample."""
-    found = f'{entry["drawn"]} detection{"s" * (entry["drawn"] != 1)}'
-    return printable(f'{source}: {found}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}')
+    drawn = entry['drawn']
+    count = f'{drawn} detection' if drawn == 1 else f'{drawn} detections'
+    return printable(f'{source}: {count}, {entry["milliseconds"]:.0f} ms -> {entry["picture"]}')

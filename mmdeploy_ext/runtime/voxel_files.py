@@ -1,4 +1,4 @@
-"""Voxels from .npz files, under the names that they have in the field. Needs numpy only."""
+"""Voxels from .npz files, under the names that various tools give them. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
 
     Features are under `features`, `features_f16` or `features_f32`. Coordinates are under `coordinates`,
     `coors` or `coords`, then already in the order of the model, 'xyz' or 'zyx'; or with `_bxyz` or `_bzyx`
-    behind, which says their order; a type may follow (`coords_bxyz_i16`).
+    behind, in that order; a type may follow (`coords_bxyz_i16`).
 
     Raises:
         DataError: no such file, no such arrays, more than one of them, or other shapes.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            known = [name for name in stored.files if FEATURES.fullmatch(name) or COORDINATES.fullmatch(name)]
-            arrays = {name: stored[name] for name in known}
+            arrays = {
+                name: stored[name]
+                for name in stored.files
+                if FEATURES.fullmatch(name) or COORDINATES.fullmatch(name)
+            }
     except Exception as error:  # a damaged archive raises almost anything
         raise DataError(f'{path}: cannot be read ({error}); {EXPECTED}') from error
-    features = arrays[_one(path, arrays, FEATURES, 'features')]
-    name = _one(path, arrays, COORDINATES, 'coordinates')
+    features = arrays[_single_name(path, arrays, FEATURES, 'features')]
+    name = _single_name(path, arrays, COORDINATES, 'coordinates')
     coordinates = arrays[name]
     fits = features.ndim == coordinates.ndim == 2 and len(features) == len(coordinates)
     kinds = features.dtype.kind in 'fiu' and coordinates.dtype.kind in 'iu'
@@ -51,9 +54,12 @@ def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
     return features.astype(np.float32), np.ascontiguousarray(coordinates, np.int32)
 
 
-def _one(path: str | Path, arrays: dict[str, np.ndarray], names: re.Pattern[str], what: str) -> str:
-    found = [name for name in arrays if names.fullmatch(name)]
-    if len(found) != 1:
-        got = f'{what} under {" and ".join(found)}' if found else f'no {what}'
+def _single_name(
+    path: str | Path, arrays: dict[str, np.ndarray], pattern: re.Pattern[str], title: str
+) -> str:
+    """Return the only name of an array that a pattern matches."""
+    names = [name for name in arrays if pattern.fullmatch(name)]
+    if len(names) != 1:
+        got = f'{title} under {" and ".join(names)}' if names else f'no {title}'
         raise DataError(f'{path}: has {got}; {EXPECTED}')
-    return found[0]
+    return names[0]

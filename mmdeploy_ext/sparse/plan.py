@@ -1,4 +1,4 @@
-"""Which convolutions of a sparse graph share active sites and neighbours: levels, tables, names of rulebooks.
+"""Levels of sites and tables of neighbours that the convolutions of a sparse graph share; names of rulebooks.
 
 A level is a set of active sites. A table, also called rulebook, has the neighbours that a kernel has on them.
 Needs numpy only.

@@ -1,10 +1,10 @@
-"""bevfusion's path from points to objects, LiDAR alone, without Autoware: its file in numpy and ONNX Runtime.
+"""The path of bevfusion from points to objects, LiDAR alone, without Autoware: its file in numpy and ORT.
 
     runtime = AutowareBEVFusion('work_dirs/autoware')      # written with --contract autoware
-    found = runtime.step(FusedFrame(points)).detections
+    detections = runtime.step(FusedFrame(points)).detections
 
-What is in the node's plug-ins runs in numpy, what follows in ONNX Runtime. Needs numpy, numba, onnx and ONNX
-Runtime. No node was run here; see docs/autoware.md.
+The node's plug-ins run in numpy, the operators behind them in ONNX Runtime (ORT). Needs numpy, numba, onnx
+and ONNX Runtime. No node was run here; see docs/autoware.md.
 
 Source: autoware_universe 5e12a711, autoware_bevfusion, lib/preprocess/preprocess_kernel.cu and
 lib/postprocess/postprocess_kernel.cu:50-121 (formulas and defaults, no code).
@@ -45,16 +45,16 @@ ENGINE, PROVIDERS = 'OnnxRuntimeBackend', ('CPUExecutionProvider',)
 GRAPHS = (LIDAR,)
 """Files of one export, by their `form`."""
 BEV = 'bev'
-"""The tensor between the sparse encoder and what is standard ONNX."""
+"""The tensor between the sparse encoder and the standard operators."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NodeSettings:
-    """What decides which boxes are published; the last three are as those of `settings.Settings`.
+    """Settings that decide which boxes are published; for the last three see `settings.Settings`.
 
     Attributes:
-        class_names: by label, in the node's words; of the manifest. What follows is of the node's own file.
-        limits: of the bins of distance, m; what is further is dropped.
+        class_names: by label, in the node's words; of the manifest. All others are of the node's own file.
+        limits: of the bins of distance, m; objects beyond the last are dropped.
         scores: least score, for all classes and bins.
         yaw_norm: least length of (sine, cosine), but of pedestrians.
     """
@@ -69,7 +69,7 @@ class NodeSettings:
 
 
 class AutowareBEVFusion(Detecting):
-    """A folder of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory."""
+    """The file of bevfusion, LiDAR alone: a `Stepper` of sweeps, without a memory."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class AutowareBEVFusion(Detecting):
         threads: int = 0,
         graph_optimization: str = 'all',
     ) -> None:
-        """Open the folder, or its file; options of what is standard ONNX, see `engines.onnxruntime`.
+        """Open the folder, or its file; the options are those of ONNX Runtime, see `engines.onnxruntime`.
 
         Raises:
             ModelFileError: it is missing, of another model family, or does not begin as the node's.
@@ -103,13 +103,13 @@ class AutowareBEVFusion(Detecting):
         self.seconds = dict.fromkeys(('encoder', 'head'), 0.0)
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """See `Detecting.step`; gives all queries of the model, not what the node publishes of them."""
+        """Detect in one sweep; all queries of the model are returned, published or not."""
         points, _ = checked(frame, self.rule)
         start = time.perf_counter()
         voxels, counts, cells = pillars(points, self.rule.voxels)
         zyx = cells[:, 1:] if self.rule.voxels.order == 'zyx' else cells[:, :0:-1]
-        given = dict(voxels=voxels, num_points_per_voxel=counts, coors=np.ascontiguousarray(zyx))
-        (bev,) = self.encoder.run([BEV], given)
+        feeds = dict(voxels=voxels, num_points_per_voxel=counts, coors=np.ascontiguousarray(zyx))
+        (bev,) = self.encoder.run([BEV], feeds)
         start = self.passed('encoder', start)
         outputs = self.head.run({BEV: bev})
         check_finite(outputs, frame.name or 'frame')
@@ -117,22 +117,23 @@ class AutowareBEVFusion(Detecting):
         return StepResult({BEV: bev, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that outputs of the file stand for and that nothing suppresses, best first."""
+        """Return the boxes of the file's outputs that nothing suppresses, best first."""
         facts = self.metadata.postprocess
         return spread_out(detections(outputs, facts['coder']), facts['nms'])
 
     def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
-        """Return what the node publishes of one cloud (P, F); raises what `step` raises."""
+        """Return the objects that the node publishes of one cloud (P, F); raises what `step` raises."""
         outputs = self.step(FusedFrame(points)).outputs
-        chosen = settings or NodeSettings(tuple(name.upper() for name in self.classes))
-        return published(outputs, self.metadata.postprocess['coder'], chosen)
+        settings = settings or NodeSettings(tuple(name.upper() for name in self.classes))
+        return published(outputs, self.metadata.postprocess['coder'], settings)
 
 
 def halves(model: onnx.ModelProto, tensor: str, name: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Return what makes a tensor, and what is made of it.
+    """Return the part of a model that ends in a tensor, and the part that begins with it.
 
     Raises:
-        ModelFileError: no node makes it, or what follows it reads the inputs, too; names the file.
+        ModelFileError: no node has the tensor as its output, or the second part reads the inputs, too; names
+            the file.
     """
     from onnx import ValueInfoProto
 
@@ -158,7 +159,7 @@ def places(boxes: np.ndarray, coder: Mapping[str, Any]) -> np.ndarray:
 
 
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
-    """Return the boxes that the file's outputs stand for by the model's own limits, best first.
+    """Return the boxes of the file's outputs within the model's own limits, best first.
 
     These are `bbox_pred` (10, Q), `score` (Q,), `label_pred` (Q,); `coder` is that of the file's facts.
     """
@@ -169,17 +170,18 @@ def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> D
 
 
 def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], settings: NodeSettings) -> Objects:
-    """Return what the node publishes of a file's outputs, see `detections`, best first, before its remapper.
+    """Return the objects that the node publishes of a file's outputs, best first, before its remapper.
 
+    For the outputs see `detections`.
     `coder` is of the file's facts; the manifest has the same numbers.
     """
     values, labels = outputs['bbox_pred'].astype(np.float32), outputs['label_pred']
-    walker = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']
-    centres, turn = places(values, coder), np.hypot(values[6], values[7])
-    turned = (turn >= np.float32(settings.yaw_norm)) | np.isin(labels, walker)
-    scores = np.where(turned, outputs['score'], np.float32(0))
+    pedestrians = [index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN']
+    centres, yaw_norms = places(values, coder), np.hypot(values[6], values[7])
+    has_yaw = (yaw_norms >= np.float32(settings.yaw_norm)) | np.isin(labels, pedestrians)
+    scores = np.where(has_yaw, outputs['score'], np.float32(0))
     inside = (centres[:, :2] ** 2).sum(1) < np.float32(max(settings.limits)) ** 2
-    found = Objects(
+    objects = Objects(
         places=centres,
         sizes=np.exp(values[3:6]).T,
         yaws=np.arctan2(values[6], values[7]),
@@ -187,43 +189,43 @@ def published(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any], setti
         scores=scores,
         labels=labels,
     )
-    return suppressed(found[inside & (scores >= np.float32(settings.scores))].best_first(), settings)
-
-
-# The plug-ins of spconv: pairs are (K, W) rows of the input, -1 for none. Masks and their order, which the
-# plug-in of the engine needs to be quick, are zeros here: nothing else reads them.
-
-
-def _indice_pairs(self: Any, indices: np.ndarray, **given: Any) -> tuple[np.ndarray, ...]:
-    """Return sites (W, 4), pairs (K, W), masks (W, 1), their order (W,), and how many sites there are."""
-    geometry = (given[name] for name in ('ksize', 'stride', 'padding', 'dilation'))
-    reached, table = pairs(indices, given['spatial_shape'], bool(given['subm']), *geometry)
-    table = np.where(table < len(indices), table, -1).astype(np.int32)
-    unread = np.zeros(len(reached), np.int32)
-    return reached, table, unread[:, None], unread, np.array(len(reached), np.int32)
-
-
-def _products(
-    self: Any,
-    features: np.ndarray,
-    filters: np.ndarray,
-    table: np.ndarray,
-    masks: np.ndarray,
-    order: np.ndarray,
-    **_: Any,
-) -> tuple[np.ndarray]:
-    """Return (W, O): for each site the sum over its pairs of features times the filters of the offset."""
-    return (gathered(features, filters, np.where(table < 0, len(features), table)),)
+    passes = inside & (scores >= np.float32(settings.scores))
+    return suppressed(objects[passes].best_first(), settings)
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
-    """Return what runs a graph of standard operators and these two."""
+    """Return an evaluator of a graph of standard operators and the two plug-ins of spconv.
+
+    Pairs are (K, W) rows of the input, -1 for none. Masks and their order, which the plug-in of the engine
+    needs to be quick, are zeros here: nothing else reads them.
+    """
     from onnx.reference import ReferenceEvaluator
     from onnx.reference.op_run import OpRun
 
     from mmdeploy_ext.sparse.implicit_gemm import DOMAIN, PAIRS, PRODUCTS
 
-    kernels = {PAIRS: _indice_pairs, PRODUCTS: _products}
+    def pairs_of(self: Any, indices: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
+        """Return sites (W, 4), pairs (K, W), masks (W, 1), their order (W,), and the number of sites."""
+        geometry = (attributes[name] for name in ('ksize', 'stride', 'padding', 'dilation'))
+        shape, subm = attributes['spatial_shape'], bool(attributes['subm'])
+        sites, table = pairs(indices, shape, subm, *geometry)
+        table = np.where(table < len(indices), table, -1).astype(np.int32)
+        unread = np.zeros(len(sites), np.int32)
+        return sites, table, unread[:, None], unread, np.array(len(sites), np.int32)
+
+    def products(
+        self: Any,
+        features: np.ndarray,
+        filters: np.ndarray,
+        table: np.ndarray,
+        masks: np.ndarray,
+        order: np.ndarray,
+        **_: Any,
+    ) -> tuple[np.ndarray]:
+        """Return (W, O): for each site the sum over its pairs of features times the filters of the offset."""
+        return (gathered(features, filters, np.where(table < 0, len(features), table)),)
+
+    kernels = {PAIRS: pairs_of, PRODUCTS: products}
     operators = [
         type(name, (OpRun,), dict(op_domain=DOMAIN, _run=kernel)) for name, kernel in kernels.items()
     ]

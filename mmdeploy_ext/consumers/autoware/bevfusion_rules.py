@@ -11,37 +11,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.consumers.autoware.graph_files import read_graph
+from mmdeploy_ext.consumers.autoware.file_rules import Bound, bind_by_name, operator_rules, read_graph
 from mmdeploy_ext.consumers.autoware.manifest import (
     CELL_METRES,
     MODEL_FOLDER,
-    absent_files,
-    bound,
+    REMAPPER,
     class_rules,
     cuboid,
     engine_rules,
     grid_rules,
+    interval,
     key_rules,
+    missing_files,
     node_cells,
     path_rules,
     read_parameters,
     remapper_rules,
-    right,
+    valid_values,
 )
-from mmdeploy_ext.consumers.autoware.tensors import Bound, by_name, graph_rules, has_errors
 from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
+from mmdeploy_ext.consumers.graph_tensors import graph_tensors
 from mmdeploy_ext.contract.schema import exactly, items, number
 from mmdeploy_ext.contract.values import COUNT, FLAG, NAME, PIXELS, POSITIVE
 from mmdeploy_ext.core.printable import shortened
-from mmdeploy_ext.core.violations import WARNING, Violation
-from mmdeploy_ext.runtime.contract_files import ends_of
+from mmdeploy_ext.core.violations import WARNING, Violation, errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 LIDAR, FUSION, BACKBONE = 'bevfusion_lidar', 'bevfusion_camera_lidar', 'bevfusion_image_backbone'
-REMAPPER = 'detection_class_remapper.param.yaml'
 PATTERNS = ('bevfusion_*.onnx', 'ml_package_bevfusion_*.param.yaml')
 READ_KEYS = ('onnx_path', 'image_backbone_onnx_path')
 ENGINE_KEYS = ('engine_path', 'image_backbone_engine_path')
@@ -56,7 +55,7 @@ KEYS = dict(
     voxel_size=exactly(3, CELL_METRES),
     **dict.fromkeys(('num_proposals', 'out_size_factor', 'max_points_per_voxel'), COUNT),
     use_intensity=FLAG,
-    **dict.fromkeys(BOUNDS, bound),
+    **dict.fromkeys(BOUNDS, interval),
     num_cameras=COUNT,
     **dict.fromkeys(('raw_image_height', 'raw_image_width'), PIXELS),
     **dict.fromkeys(SCALES, POSITIVE),
@@ -65,16 +64,23 @@ KEYS = dict(
 )
 REALS = ('point_cloud_range', 'voxel_size', *BOUNDS, *SCALES)
 PLUGINS = {
-    'GetIndicePairsImplicitGemm': (
-        *('algo', 'batch_size', 'dilation', 'is_train', 'ksize', 'out_padding', 'padding', 'spatial_shape'),
-        *('stride', 'subm', 'transpose'),
-    ),
-    'ImplicitGemm': ('act_alpha', 'act_beta', 'is_subm', 'is_train', 'output_add_scale', 'output_scale'),
-    'QuickCumsumCuda': ('batch_size', 'dimension', 'height', 'width'),
+    'GetIndicePairsImplicitGemm': [
+        'algo',
+        'batch_size',
+        'dilation',
+        'is_train',
+        'ksize',
+        'out_padding',
+        'padding',
+        'spatial_shape',
+        'stride',
+        'subm',
+        'transpose',
+    ],
+    'ImplicitGemm': ['act_alpha', 'act_beta', 'is_subm', 'is_train', 'output_add_scale', 'output_scale'],
+    'QuickCumsumCuda': ['batch_size', 'dimension', 'height', 'width'],
 }
 """Operator of the plug-in library -> attributes that it counts on."""
-TRAP = 'the node writes 32-bit integers, of which a float reads about 0: every camera feature lands in cell 0'
-LOST = 'which the node declares; it counts and names all tensors'
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
@@ -82,120 +88,127 @@ def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     fusion = any((folder / f'{name}.onnx').is_file() for name in (FUSION, BACKBONE))
     main = FUSION if fusion else LIDAR
     manifest = f'ml_package_{main}.param.yaml'
-    names = (f'{main}.onnx', *([f'{BACKBONE}.onnx'] if fusion else []), manifest, REMAPPER)
-    there = {name: folder / name for name in names if (folder / name).is_file()}
-    found = absent_files(names, there)
+    names = [f'{main}.onnx', manifest, REMAPPER]
+    if fusion:
+        names.insert(1, f'{BACKBONE}.onnx')
+    paths = {name: folder / name for name in names if (folder / name).is_file()}
+    violations = missing_files(names, paths)
     values: dict[str, Any] = {}
-    if manifest in there:
-        values, own = read_parameters(there[manifest])
-        found += own or [*_parameters(manifest, values), *_paths(manifest, folder, values)]
-    if REMAPPER in there:
-        found += remapper_rules(there[REMAPPER])
-    known, tried = right(values, KEYS, found), []
-    for name, bounds in ((main, main_bounds), (BACKBONE, backbone_bounds)):
+    if manifest in paths:
+        values, unreadable = read_parameters(paths[manifest])
+        violations += unreadable or [*_manifest_rules(manifest, values), *_paths(manifest, folder, values)]
+    if REMAPPER in paths:
+        violations += remapper_rules(paths[REMAPPER])
+    valid, graphs = valid_values(values, KEYS, violations), []
+    for name, bounds in ((main, _main_bounds(valid, fusion)), (BACKBONE, _backbone_bounds(valid))):
         file = f'{name}.onnx'
-        if file in there:
-            graph, wrong = read_graph(there[file])
-            found += wrong
-            if graph is not None:
-                inputs, outputs = bounds(known, fusion)
-                found += by_name(file, ends_of(graph), inputs, outputs, exact=True, why=LOST)
-                found += graph_rules(file, graph, PLUGINS if name == main else {})
-                tried.append((there[file], graph, LOAD))
-    if not has_errors(found):
-        found += trial_rules(tried)
-    return found, there
+        if file not in paths:
+            continue
+        graph, unreadable = read_graph(paths[file])
+        violations += unreadable
+        if graph is not None:
+            consequence = 'which the node declares; it counts and names all tensors'
+            tensors = graph_tensors(graph)
+            violations += bind_by_name(file, tensors, *bounds, exact=True, consequence=consequence)
+            violations += operator_rules(file, graph, PLUGINS if name == main else {})
+            graphs.append((paths[file], graph, LOAD))
+    if not errors(violations):
+        violations += trial_rules(graphs)
+    return violations, paths
 
 
-def _parameters(file: str, values: Mapping[str, Any]) -> list[Violation]:
-    found = list(key_rules(file, values, KEYS, REALS))
-    known = right(values, KEYS, found)
-    if 'class_names' in known:
-        found += class_rules(file, known['class_names'], CLASSES, 'class_names')
-    if 'voxels_num' in known and sorted(known['voxels_num']) != known['voxels_num']:
-        said = f'voxels_num is {known["voxels_num"]}, expected least, usual, most: the profile of TensorRT'
-        found.append(Violation(file, 'voxels_num', 'value', said))
-    if {'point_cloud_range', 'voxel_size'} <= set(known):
-        found += grid_rules(file, known['point_cloud_range'], known['voxel_size'], '')
-    found += _cells(file, known)
-    modes = [f'image_backbone_{name}' for name in ('onnx_path', 'engine_path', 'trt_precision')]
-    given = [name for name in modes if values.get(name)]
-    lacking = [name for name in modes if name not in given]
-    if given and lacking:
-        said = f'{", ".join(given)} without {", ".join(lacking)}: the node throws'
-        found.append(Violation(file, given[0], 'value', said))
-    return found
+def _manifest_rules(file: str, values: Mapping[str, Any]) -> list[Violation]:
+    violations = list(key_rules(file, values, KEYS, REALS))
+    valid = valid_values(values, KEYS, violations)
+    if 'class_names' in valid:
+        violations += class_rules(file, valid['class_names'], CLASSES, 'class_names')
+    if 'voxels_num' in valid and sorted(valid['voxels_num']) != valid['voxels_num']:
+        message = f'voxels_num is {valid["voxels_num"]}, expected least, usual, most: the profile of TensorRT'
+        violations.append(Violation(file, 'voxels_num', 'value', message))
+    if {'point_cloud_range', 'voxel_size'} <= set(valid):
+        violations += grid_rules(file, valid['point_cloud_range'], valid['voxel_size'], '')
+    violations += _cell_rules(file, valid)
+    keys = [f'image_backbone_{name}' for name in ('onnx_path', 'engine_path', 'trt_precision')]
+    present = [key for key in keys if values.get(key)]
+    missing = [key for key in keys if key not in present]
+    if present and missing:
+        message = f'{", ".join(present)} without {", ".join(missing)}: the node throws'
+        violations.append(Violation(file, present[0], 'value', message))
+    return violations
+
+
+def _cell_rules(file: str, valid: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield counts that are not those of the node's float32 quotients."""
+    if {'d_bound', 'num_depth_features'} <= set(valid):
+        bins = node_cells(*valid['d_bound'])
+        if bins != valid['num_depth_features']:
+            message = (
+                f'num_depth_features is {valid["num_depth_features"]}, and d_bound {valid["d_bound"]} gives '
+                f'{bins} bins by the float32 quotient of the node'
+            )
+            yield Violation(file, 'num_depth_features', 'grid', message)
+    for key in [key for key in BOUNDS[1:] if key in valid]:
+        low, high, step = valid[key]
+        exact, cells = (high - low) / step, node_cells(low, high, step)
+        if round(exact) != cells:
+            message = f'{key} is {exact:g} cells, and {cells} by the float32 quotient of the node'
+            yield Violation(file, key, 'grid', message)
 
 
 def _paths(file: str, folder: Path, values: Mapping[str, Any]) -> Iterator[Violation]:
     """Yield paths of the node that a manifest may have, and that lead out of the folder or to nothing."""
     for key in (*READ_KEYS, *ENGINE_KEYS, PLUGINS_KEY):
         if not isinstance(values.get(key, ''), str):
-            said = f'{key} is {shortened(values[key])}, expected a text; the node throws'
-            yield Violation(file, key, 'value', said)
-    yield from path_rules(file, folder, values, READ_KEYS, prefix=MODEL_FOLDER)[1]
+            message = f'{key} is {shortened(values[key])}, expected a text; the node throws'
+            yield Violation(file, key, 'value', message)
+    yield from path_rules(file, folder, values, READ_KEYS, folder_text=MODEL_FOLDER)[1]
     yield from engine_rules(file, folder, values, ENGINE_KEYS, MODEL_FOLDER)
     if PLUGINS_KEY in values:
-        said = (
+        message = (
             f'{PLUGINS_KEY} is {shortened(values[PLUGINS_KEY])}: the node loads that library and runs its '
             f"code; leave it to the node's own parameters"
         )
-        yield Violation(file, PLUGINS_KEY, 'path', said, WARNING)
+        yield Violation(file, PLUGINS_KEY, 'path', message, WARNING)
 
 
-def _cells(file: str, known: Mapping[str, Any]) -> Iterator[Violation]:
-    """Yield counts that are not those of the node's float32 quotients."""
-    if {'d_bound', 'num_depth_features'} <= set(known):
-        low, high, step = known['d_bound']
-        bins = node_cells(low, high, step)
-        if bins != known['num_depth_features']:
-            said = (
-                f'num_depth_features is {known["num_depth_features"]}, and d_bound {known["d_bound"]} gives '
-                f'{bins} bins by the float32 quotient of the node'
-            )
-            yield Violation(file, 'num_depth_features', 'grid', said)
-    for key in [key for key in BOUNDS[1:] if key in known]:
-        low, high, step = known[key]
-        exact, cells = (high - low) / step, node_cells(low, high, step)
-        if round(exact) != cells:
-            said = f'{key} is {exact:g} cells, and {cells} by the float32 quotient of the node'
-            yield Violation(file, key, 'grid', said)
-
-
-def main_bounds(known: Mapping[str, Any], fusion: bool) -> tuple[list[Bound], list[Bound]]:
-    """Return inputs and outputs of the main graph; sizes that the manifest does not say rightly are None."""
-    width = 4 + known['use_intensity'] if 'use_intensity' in known else None
-    taken = [
-        Bound('voxels', (None, known.get('max_points_per_voxel'), width)),
+def _main_bounds(valid: Mapping[str, Any], fusion: bool) -> tuple[list[Bound], list[Bound]]:
+    """Return inputs and outputs of the main graph; a size without a valid value in the manifest is None."""
+    width = 4 + valid['use_intensity'] if 'use_intensity' in valid else None
+    inputs = [
+        Bound('voxels', (None, valid.get('max_points_per_voxel'), width)),
         Bound('num_points_per_voxel', (None,), ('INT32',)),
         Bound('coors', (None, 3), ('INT32',)),
     ]
     if fusion:
-        cameras = known.get('num_cameras')
-        taken += [
+        cameras = valid.get('num_cameras')
+        int32_only = (
+            'the node writes 32-bit integers, of which a float reads about 0: every camera feature lands in '
+            'cell 0'
+        )
+        inputs += [
             Bound('points', (None, width)),
-            _features(known),
+            _image_features(valid),
             Bound('img_aug_matrix', (cameras, 4, 4)),
             Bound('lidar2image', (cameras, 4, 4)),
-            Bound('geom_feats', (None, 4), ('INT32',), TRAP),
+            Bound('geom_feats', (None, 4), ('INT32',), int32_only),
             Bound('kept', (None,), ('BOOL', 'UINT8'), 'the node writes one byte for each cell'),
             Bound('ranks', (None,), ('INT64',)),
             Bound('indices', (None,), ('INT64',)),
         ]
-    queries = known.get('num_proposals')
-    return taken, [
+    queries = valid.get('num_proposals')
+    return inputs, [
         Bound('bbox_pred', (10, queries)),
         Bound('score', (queries,)),
         Bound('label_pred', (queries,), ('INT64',)),
     ]
 
 
-def backbone_bounds(known: Mapping[str, Any], fusion: bool) -> tuple[list[Bound], list[Bound]]:
-    """Return inputs and outputs of the file of pictures; see `main_bounds`."""
-    size = known.get('num_cameras'), 3, known.get('roi_height'), known.get('roi_width')
-    return [Bound('imgs', size, ('UINT8',), 'the graph normalises the bytes')], [_features(known)]
+def _backbone_bounds(valid: Mapping[str, Any]) -> tuple[list[Bound], list[Bound]]:
+    """Return inputs and outputs of the graph of the images; see `_main_bounds`."""
+    shape = valid.get('num_cameras'), 3, valid.get('roi_height'), valid.get('roi_width')
+    return [Bound('imgs', shape, ('UINT8',), 'the graph normalises the bytes')], [_image_features(valid)]
 
 
-def _features(known: Mapping[str, Any]) -> Bound:
+def _image_features(valid: Mapping[str, Any]) -> Bound:
     keys = ('num_cameras', 'image_feature_channel', 'features_height', 'features_width')
-    return Bound('image_feats', tuple(known.get(key) for key in keys))
+    return Bound('image_feats', tuple(valid.get(key) for key in keys))

@@ -1,4 +1,4 @@
-"""The head's outputs to objects, as lidar_centerpoint computes and publishes them. Needs numpy and numba.
+"""From the head's outputs to objects, as lidar_centerpoint computes and publishes them. Needs numba.
 
 Source: autoware_universe 5e12a711, autoware_lidar_centerpoint, lib/postprocess/{postprocess_kernel.cu,
 circle_nms_kernel.cu,non_maximum_suppression.cpp}, lib/ros_utils.cpp (formulas, no code).
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
 
 OUTPUTS = ('heatmap', 'reg', 'height', 'dim', 'rot', 'vel')
-LEAST_UNION_M2 = 0.01
+SMALLEST_UNION_M2 = 0.01
 """Boxes that cover less together do not overlap."""
 
 
@@ -63,8 +63,8 @@ def decode(outputs: Arrays, settings: Settings) -> Objects:
     """Return one object for each cell that passes the thresholds, best first; nothing is suppressed.
 
     `OUTPUTS` are (1, K, H, W) logits, (1, 2, H, W) cells, (1, 1, H, W) m, (1, 3, H, W) logarithms of width,
-    length, height in m, (1, 2, H, W) sine and cosine of the older yaw, (1, 2, H, W) m/s; with has_variance
-    twice the channels but of the heat map.
+    length, height in m, (1, 2, H, W) sine and cosine of the yaw of mmdet3d 0.x, (1, 2, H, W) m/s; with
+    has_variance twice the channels but of the heat map.
     """
     heat = sigmoid(outputs['heatmap'][0].astype(np.float32))
     labels, scores = heat.argmax(0).reshape(-1), heat.max(0).reshape(-1)
@@ -77,7 +77,7 @@ def decode(outputs: Arrays, settings: Settings) -> Objects:
     yaws = -np.arctan2(sine, cosine) - np.float32(np.pi / 2)
     cos, sin = np.cos(yaws), np.sin(yaws)
     vx, vy = values['vel'][:2] * np.float32(settings.has_twist)
-    found = Objects(
+    objects = Objects(
         places=places.astype(np.float32),
         sizes=np.exp(values['dim'][[1, 0, 2]]).T,
         yaws=yaws,
@@ -86,64 +86,71 @@ def decode(outputs: Arrays, settings: Settings) -> Objects:
         labels=labels,
         variances=_variances(values, settings) if settings.has_variance else None,
     )
-    good = passing(places[:, :2], scores, labels, settings)
-    good &= np.hypot(sine, cosine) >= np.float32(settings.yaw_norms)[labels]
-    return found[good].best_first()
+    passes = passing(places[:, :2], scores, labels, settings)
+    passes &= np.hypot(sine, cosine) >= np.float32(settings.yaw_norms)[labels]
+    return objects[passes].best_first()
 
 
 def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Settings) -> np.ndarray:
-    """Return (n,) bool: the score reaches that of the bin of distance and the class."""
+    """Return (n,) bool: whether the score reaches the threshold of the class in the bin of the distance."""
     bins = np.searchsorted(np.float32(settings.limits), np.hypot(*xy.T.astype(np.float32)), side='right')
     last = len(settings.limits) - 1
-    least = np.float32(settings.scores)[bins.clip(max=last), labels]
-    return (bins <= last) & (scores >= least) & (scores > 0)
+    thresholds = np.float32(settings.scores)[bins.clip(max=last), labels]
+    return (bins <= last) & (scores >= thresholds) & (scores > 0)
 
 
-def suppressed(found: Objects, settings: Any) -> Objects:
+def suppressed(objects: Objects, settings: Any) -> Objects:
     """Return objects, best first, without those that a node's two suppressions drop.
 
     Its settings have `class_names`, `circle_m`, `iou` and `iou_search_m`.
     """
-    near = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far
     if settings.circle_m > 0:
-        found = found[circle_nms(found.places[:, :2].astype(np.float64), near)]
-    walker = {index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN'}
-    return found[overlap_nms(found, walker, settings.iou, settings.iou_search_m)]
+        radius2 = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far
+        objects = objects[circle_nms(objects.places[:, :2].astype(np.float64), radius2)]
+    pedestrians = {index for index, name in enumerate(settings.class_names) if name == 'PEDESTRIAN'}
+    return objects[overlap_nms(objects, pedestrians, settings.iou, settings.iou_search_m)]
 
 
-def overlap_nms(found: Objects, alone: set[int], threshold: float, search_m: float) -> np.ndarray:
-    """Return rows that overlap no better one by more than a threshold, whether that one was dropped or not.
+def overlap_nms(objects: Objects, separate_labels: set[int], threshold: float, search_m: float) -> np.ndarray:
+    """Return the rows that overlap no better one by more than a threshold, even one that was dropped.
 
-    Seen from above; labels in `alone` are compared with their own alone, and nothing further apart than
-    `search_m`.
+    Objects are seen from above; labels in `separate_labels` are compared only with equal labels, and nothing
+    further apart than `search_m`.
     """
-    flat = np.concatenate([found.places[:, :2], found.sizes[:, :2], found.yaws[:, None]], axis=1)
+    flat = np.concatenate([objects.places[:, :2], objects.sizes[:, :2], objects.yaws[:, None]], axis=1)
     corners = bev_corners(flat.astype(np.float64))
-    areas = np.prod(found.sizes[:, :2].astype(np.float64), axis=1)
-    labels, lonely = found.labels, np.isin(found.labels, list(alone))
-    kept = []
-    for row, place in enumerate(found.places[:, :2]):
-        gap = ((found.places[:row, :2] - place) ** 2).sum(1)
-        compared = (labels[:row] == labels[row]) | ~(lonely[:row] | lonely[row])
-        near = np.flatnonzero((gap <= search_m**2) & compared)
-        if all(_overlap(corners, areas, row, other) <= threshold for other in near):
-            kept.append(row)
-    return np.array(kept, np.int64)
+    areas = np.prod(objects.sizes[:, :2].astype(np.float64), axis=1)
+    labels, is_separate = objects.labels, np.isin(objects.labels, list(separate_labels))
 
+    def overlap(row: int, other: int) -> float:
+        intersection = common_area(corners[row], corners[other])
+        union = areas[row] + areas[other] - intersection
+        return 0.0 if union < SMALLEST_UNION_M2 else intersection / union
 
-def _overlap(corners: np.ndarray, areas: np.ndarray, one: int, other: int) -> float:
-    shared = common_area(corners[one], corners[other])
-    union = areas[one] + areas[other] - shared
-    return 0.0 if union < LEAST_UNION_M2 else shared / union
+    rows = []
+    for row, place in enumerate(objects.places[:, :2]):
+        gap = ((objects.places[:row, :2] - place) ** 2).sum(1)
+        compared = (labels[:row] == labels[row]) | ~(is_separate[:row] | is_separate[row])
+        neighbours = np.flatnonzero((gap <= search_m**2) & compared)
+        if all(overlap(row, other) <= threshold for other in neighbours):
+            rows.append(row)
+    return np.array(rows, np.int64)
 
 
 def _variances(values: Arrays, settings: Settings) -> np.ndarray:
-    """Return (cells, 9) of x, y, z, width, length, height, yaw, vx, vy; y by the voxel of x, as there."""
+    """Return variances (cells, 9) of x, y, z, width, length, height, yaw, vx, vy.
+
+    Those of y are scaled by the voxel's size along x, as in the node.
+    """
     step = np.float32(settings.voxel[0]) * np.float32(settings.stride)
     sine, cosine = values['rot'][:2]
-    turn = (cosine**2 * np.exp(values['rot'][2]) + sine**2 * np.exp(values['rot'][3])) / (
-        sine**2 + cosine**2
-    ) ** 2
-    plain = [values['height'][1:], values['dim'][3:]]
-    rows = [step * np.exp(values['reg'][2:]), *map(np.exp, plain), turn[None], np.exp(values['vel'][2:])]
+    yaw = cosine**2 * np.exp(values['rot'][2]) + sine**2 * np.exp(values['rot'][3])
+    yaw /= (sine**2 + cosine**2) ** 2
+    rows = [
+        step * np.exp(values['reg'][2:]),
+        np.exp(values['height'][1:]),
+        np.exp(values['dim'][3:]),
+        yaw[None],
+        np.exp(values['vel'][2:]),
+    ]
     return np.concatenate(rows).T

@@ -1,4 +1,4 @@
-"""lidar_centerpoint's path from points to objects, without Autoware: its two files on ONNX Runtime.
+"""The path of lidar_centerpoint from points to objects, without Autoware: its two files on ONNX Runtime.
 
     runtime = AutowareCenterPoint('work_dirs/autoware')    # written with --contract autoware
     objects = runtime.objects(points)
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 GRAPHS = (ENCODER, HEAD)
 """Files of one export, by their `form`."""
-LONGEST_S = 10.0
-"""Of sweeps of the past: two sweeps are 0.1 s apart."""
+LONGEST_LAG_S = 10.0
+"""Longest lag of a point: two sweeps are 0.1 s apart."""
 SPATIAL, PILLARS = 'spatial_features', 'pillar_features'
 
 
 class AutowareCenterPoint(Memoryless):
-    """A folder of lidar_centerpoint: a `Stepper` of sweeps, without a memory.
+    """The files of lidar_centerpoint: a `Stepper` of sweeps, without a memory.
 
     Attributes:
         settings: of its manifest.
@@ -53,8 +53,10 @@ class AutowareCenterPoint(Memoryless):
     ) -> None:
         """Open the folder, or its two files; see `LidarOnnx`.
 
-        `node` gives `circle_m`, `iou` or `iou_search_m`, where they are not the node's defaults.
-        ModelFileError: the node would reject the folder, or read it wrongly.
+        `node` holds `circle_m`, `iou` or `iou_search_m` if they differ from the node's defaults.
+
+        Raises:
+            ModelFileError: the node would reject the folder, or read it wrongly.
         """
         super().__init__()
         files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
@@ -64,7 +66,7 @@ class AutowareCenterPoint(Memoryless):
         self.seconds = dict.fromkeys((*GRAPHS, 'boxes'), 0.0)
 
     def objects(self, points: np.ndarray) -> Objects:
-        """Return what the node publishes of one cloud.
+        """Return the objects that the node publishes of one cloud.
 
         Args:
             points: (P, D) float32: x, y, z in metres of the vehicle's frame, intensity 0..255 where D is 5,
@@ -78,54 +80,54 @@ class AutowareCenterPoint(Memoryless):
         return self._run(points, '')[1]
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Detect, and keep what is between the files; raises what `objects` raises, but for columns.
+        """Detect in one sweep, whose values beside x, y, z may be anything; raises what `objects` raises.
 
-        The sweeps of a proof may hold anything beside x, y, z. Pillars are given in the order of their cells,
-        since the node has no order of its own.
+        The outputs include the tensors between the files; pillars are in the order of their cells, since the
+        node has no order of its own.
         """
-        outputs, found = self._run(sweep.points, sweep.name)
-        return StepResult(outputs, found.detections())
+        outputs, objects = self._run(sweep.points, sweep.name)
+        return StepResult(outputs, objects.detections())
 
     def _run(self, points: np.ndarray, name: str) -> tuple[dict[str, np.ndarray], Objects]:
         settings = self.settings
         points = check_points(points, settings.point_width, name)
         check_in_range(points, settings.cloud, name)
         start = time.perf_counter()
-        given, at = decorated(points, settings)
-        padded = np.zeros((settings.pillars, *given.shape[1:]), np.float32)
-        padded[: len(given)] = given
+        pillars, cells = decorated(points, settings)
+        padded = np.zeros((settings.pillars, *pillars.shape[1:]), np.float32)
+        padded[: len(pillars)] = pillars
         (features,) = self.sessions[ENCODER].infer(dict(input_features=padded)).values()
-        features = features[: len(given)]
-        canvas = scattered(features, at, settings)
+        features = features[: len(pillars)]
+        canvas = scattered(features, cells, settings)
         start = self.passed(ENCODER, start)
         outputs = dict(self.sessions[HEAD].infer({SPATIAL: canvas}))
         check_finite(outputs, name or 'sweep')
         start = self.passed(HEAD, start)
         named = dict(zip(OUTPUTS, outputs.values(), strict=True))
-        found = suppressed(decode(named, settings), settings)
+        objects = suppressed(decode(named, settings), settings)
         self.passed('boxes', start)
-        order = np.lexsort((at[:, 1], at[:, 0]))
-        return {PILLARS: features[order], SPATIAL: canvas, **outputs}, found
+        order = np.lexsort((cells[:, 1], cells[:, 0]))
+        return {PILLARS: features[order], SPATIAL: canvas, **outputs}, objects
 
 
 def check_columns(points: np.ndarray, settings: Settings) -> None:
     """Refuse intensities and time lags of points (P, D), at least one, that cannot be those of the node.
 
     Raises:
-        PointsError: says which values there are.
+        PointsError: with the range of the values.
     """
     lags = points[:, -1]
-    if lags.min() < 0 or lags.max() > LONGEST_S:
+    if lags.min() < 0 or lags.max() > LONGEST_LAG_S:
         raise PointsError(
             f'points: the last column is {lags.min():g} to {lags.max():g}, expected time lags in seconds, 0 '
-            f'to {LONGEST_S:g}; fill it with zeros for a single sweep'
+            f'to {LONGEST_LAG_S:g}; fill it with zeros for a single sweep'
         )
     if settings.point_width != 5:
         return
-    given = points[:, 3]
-    normalised = given.max() <= 1 and (given != np.rint(given)).any()
-    if normalised or given.min() < 0 or given.max() > 255:
+    intensities = points[:, 3]
+    is_normalised = intensities.max() <= 1 and (intensities != np.rint(intensities)).any()
+    if is_normalised or intensities.min() < 0 or intensities.max() > 255:
         raise PointsError(
-            f'points: column 3 is {given.min():g} to {given.max():g}, expected intensities 0 to 255 as '
-            f'the node feeds them, not normalised'
+            f'points: column 3 is {intensities.min():g} to {intensities.max():g}, expected intensities 0 to '
+            f'255 as the node feeds them, not normalised'
         )

@@ -1,7 +1,9 @@
-"""Manifests of Autoware's perception nodes: ROS 2 parameter files, read key by key. Needs PyYAML.
+"""Manifests of Autoware's perception nodes: ROS 2 parameter files, checked key by key and written.
+
+Needs PyYAML.
 
 Source: autowarefoundation/autoware_universe 5e12a711 and, for CenterPoint's manifest v4.1, 656cdab8: the
-schemas and what the nodes declare (names, types and ranges; facts, no code).
+schemas, ObjectClassification.msg and what the nodes declare (names, types and ranges; facts, no code).
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ import itertools
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, read_parameter_file
 from mmdeploy_ext.contract.schema import Mismatch, number
+from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.printable import shortened
-from mmdeploy_ext.core.violations import ERROR, WARNING, Violation
+from mmdeploy_ext.core.violations import WARNING, Violation, errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,71 +26,53 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.contract.schema import Check
 
-NODES, BELOW = '/**', 'ros__parameters'
-"""Keys above all parameters: of any node."""
+ANY_NODE, PARAMETERS = '/**', 'ros__parameters'
+"""Keys above all parameters of a file."""
+MODEL_PARAMS = 'model_params'
+MODEL_PREFIX = f'{MODEL_PARAMS}.'
 NOT_REAL = 'holds whole numbers without a point, integers to ROS 2: the node throws; write 64.0, not 64'
 LARGEST_METRES = 1e5
-"""Of a bound of a range: no sensor sees a hundred kilometres."""
+"""Largest bound of a range: no sensor sees a hundred kilometres."""
 CELL_METRES = number(1e-3, 1e3)
 """Side of a voxel."""
-REMAPPER_SIZES = 64, 100
+REMAPPER = 'detection_class_remapper.param.yaml'
+REMAPPER_LABELS = 8
+"""Labels of the remapper's matrices: UNKNOWN to PEDESTRIAN."""
+REMAPPER_SIZES = REMAPPER_LABELS**2, 100
 """Entries of a matrix of the remapper."""
 OTHER_WORD = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
-"""Nodes know a motorcycle by either."""
-
-
-def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
-    """Return the parameters of a file, and what is wrong with it as a whole; needs PyYAML."""
-
-    def wrong(said: str) -> tuple[dict[str, Any], list[Violation]]:
-        return {}, [Violation(path.name, '', 'manifest', said)]
-
-    try:
-        content = read_parameter_file(path)
-    except ParameterFileError as error:
-        return wrong(f'{path.name}: {error}')
-    if not isinstance(content, dict) or NODES not in content:
-        got = ', '.join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        return wrong(f'{path.name} begins with {got}, expected {NODES!r}: the parameters reach no node')
-    below = content[NODES]
-    if not isinstance(below, dict) or not isinstance(below.get(BELOW), dict):
-        return wrong(f'{path.name} has no {BELOW} below {NODES!r}; put all keys below it')
-    return below[BELOW], []
-
-
-def file_in_folder(folder: Path, value: str) -> Path:
-    """Return the regular file that a manifest names by a path relative to its folder.
-
-    Raises:
-        ValueError: the path leads out of the folder, or to no regular file.
-    """
-    check_inside(folder, value)
-    path = folder / value
-    try:
-        is_file = path.is_file()
-    except OSError as error:  # the name is too long
-        raise ValueError(error.strerror) from error
-    if not is_file:
-        raise ValueError('there is no such file; the path is relative to this folder')
-    return path
-
-
-def check_inside(folder: Path, value: str) -> None:
-    """Raise ValueError for a path of a manifest that leads out of its folder, a link in it followed."""
-    if '\0' in value:
-        raise ValueError('a path holds no NUL')
-    path = PurePath(value)
-    inside = not path.is_absolute() and '..' not in path.parts
-    if not inside or not (folder / path).resolve().is_relative_to(folder.resolve()):
-        raise ValueError('it leads out of the folder, which has to hold all files of the model')
-
-
+"""Each node has one of the two words for a motorcycle."""
 MODEL_FOLDER = '$(var model_path)/'
 """Beginning of a path that a launch file replaces by the folder of the model."""
 
 
+def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
+    """Return the parameters of a file, and what is wrong with it as a whole."""
+    try:
+        content = read_parameter_file(path)
+    except ParameterFileError as error:
+        return {}, [Violation(path.name, '', 'manifest', f'{path.name}: {error}')]
+    if not isinstance(content, dict) or ANY_NODE not in content:
+        got = ', '.join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        message = f'{path.name} begins with {got}, expected {ANY_NODE!r}: the parameters reach no node'
+        return {}, [Violation(path.name, '', 'manifest', message)]
+    nodes = content[ANY_NODE]
+    if not isinstance(nodes, dict) or not isinstance(nodes.get(PARAMETERS), dict):
+        message = f'{path.name} has no {PARAMETERS} below {ANY_NODE!r}; put all keys below it'
+        return {}, [Violation(path.name, '', 'manifest', message)]
+    return nodes[PARAMETERS], []
+
+
+# ---- paths
+
+
 def path_rules(
-    file: str, folder: Path, values: Mapping[str, Any], keys: Sequence[str], at: str = '', prefix: str = ''
+    file: str,
+    folder: Path,
+    values: Mapping[str, Any],
+    keys: Sequence[str],
+    prefix: str = '',
+    folder_text: str = '',
 ) -> tuple[dict[str, Path], list[Violation]]:
     """Return the files of a folder that a node reads, by the keys of the manifest, and which paths are wrong.
 
@@ -94,32 +81,43 @@ def path_rules(
         folder: that all paths are relative to.
         values: of the manifest; keys that are missing, and values that are no text or empty, are left out.
         keys: of the paths.
-        at: stands above the keys.
-        prefix: beginning of a path that stands for the folder: `MODEL_FOLDER` if a launch file replaces it.
+        prefix: of the keys in messages.
+        folder_text: beginning of a path that stands for the folder: `MODEL_FOLDER` if a launch file replaces
+            it.
     """
     paths: dict[str, Path] = {}
     violations = []
-    for key, value in _texts(values, keys):
+    for key, value in _path_texts(values, keys):
+        name, relative = f'{prefix}{key}', value.removeprefix(folder_text)
         try:
-            path = file_in_folder(folder, value.removeprefix(prefix))
+            _check_inside(folder, relative)
+            is_file = (folder / relative).is_file()
         except ValueError as error:
-            violations.append(_wrong_path(file, f'{at}{key}', f'{shortened(value)}: {error}'))
+            violations.append(_wrong_path(file, name, f'{shortened(value)}: {error}'))
             continue
-        same = [other for other, other_path in paths.items() if path == other_path]
-        violations += [_wrong_path(file, f'{at}{key}', f'the file of {at}{other}') for other in same]
+        except OSError as error:  # the name is too long
+            violations.append(_wrong_path(file, name, f'{shortened(value)}: {error.strerror}'))
+            continue
+        if not is_file:
+            problem = 'there is no such file; the path is relative to this folder'
+            violations.append(_wrong_path(file, name, f'{shortened(value)}: {problem}'))
+            continue
+        path = folder / relative
+        equal_keys = [other for other, other_path in paths.items() if path == other_path]
+        violations += [_wrong_path(file, name, f'the file of {prefix}{other}') for other in equal_keys]
         paths[key] = path
     return paths, violations
 
 
 def engine_rules(
-    file: str, folder: Path, values: Mapping[str, Any], keys: Sequence[str], prefix: str = ''
+    file: str, folder: Path, values: Mapping[str, Any], keys: Sequence[str], folder_text: str = ''
 ) -> Iterator[Violation]:
     """Yield wrong paths of engines, which a node writes; for the arguments see `path_rules`."""
     engines: dict[str, Path] = {}
-    for key, value in _texts(values, keys):
-        relative = value.removeprefix(prefix)
+    for key, value in _path_texts(values, keys):
+        relative = value.removeprefix(folder_text)
         try:
-            check_inside(folder, relative)
+            _check_inside(folder, relative)
         except ValueError as error:
             yield _wrong_path(file, key, f'{shortened(value)}: {error}')
             continue
@@ -133,7 +131,17 @@ def engine_rules(
         engines[key] = engine
 
 
-def _texts(values: Mapping[str, Any], keys: Sequence[str]) -> list[tuple[str, str]]:
+def _check_inside(folder: Path, value: str) -> None:
+    """Raise ValueError for a path of a manifest that leads out of its folder, a link in it followed."""
+    if '\0' in value:
+        raise ValueError('a path holds no NUL')
+    path = PurePath(value)
+    inside = not path.is_absolute() and '..' not in path.parts
+    if not inside or not (folder / path).resolve().is_relative_to(folder.resolve()):
+        raise ValueError('it leads out of the folder, which has to hold all files of the model')
+
+
+def _path_texts(values: Mapping[str, Any], keys: Sequence[str]) -> list[tuple[str, str]]:
     """Return the keys whose values are texts that are not empty, and the texts."""
     return [(key, values[key]) for key in keys if isinstance(values.get(key), str) and values[key]]
 
@@ -142,32 +150,46 @@ def _wrong_path(file: str, key: str, problem: str) -> Violation:
     return Violation(file, key, 'path', f'{key} is {problem}')
 
 
+def missing_files(names: Sequence[str], paths: Collection[str]) -> list[Violation]:
+    """Return the files of a folder that are missing: those of `names` that are not among its paths."""
+    consequence = 'is not there; the node is given its path'
+    return [
+        Violation(name, '', 'missing-file', f'{name} {consequence}') for name in names if name not in paths
+    ]
+
+
+# ---- keys and values
+
+
 def model_params(file: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Violation]]:
-    """Return the parameters below `model_params`, and that there are none."""
-    model = values.get('model_params')
+    """Return the parameters below `model_params`, and a violation if there are none."""
+    model = values.get(MODEL_PARAMS)
     if isinstance(model, dict):
         return model, []
-    said = f'model_params is {"not there" if model is None else repr(model)}, expected keys below it'
-    return {}, [Violation(file, 'model_params', 'key', said)]
-
-
-def absent_files(names: Sequence[str], there: Collection[str]) -> list[Violation]:
-    """Return the files of a folder that are not there."""
-    said = 'is not there; the node is given its path'
-    return [Violation(name, '', 'missing-file', f'{name} {said}') for name in names if name not in there]
+    got = 'not there' if model is None else repr(model)
+    message = f'{MODEL_PARAMS} is {got}, expected keys below it'
+    return {}, [Violation(file, MODEL_PARAMS, 'key', message)]
 
 
 def key_rules(
-    file: str, values: Mapping[str, Any], fields: Mapping[str, Check], reals: Sequence[str] = (), at: str = ''
+    file: str,
+    values: Mapping[str, Any],
+    fields: Mapping[str, Check],
+    reals: Sequence[str] = (),
+    prefix: str = '',
 ) -> Iterator[Violation]:
     """Yield keys that are missing or that a node would refuse.
 
-    All of `fields`, key -> check, are required. The node declares the keys in `reals` as floating point; as
-    parameters of ROS 2 keep their type, it throws where whole numbers without a point are given. `at` stands
-    above the keys.
+    Args:
+        file: name of the manifest.
+        values: of the manifest.
+        fields: required key -> check of its value.
+        reals: keys that the node declares as floating point; as parameters of ROS 2 keep their type, it
+            throws at whole numbers without a point.
+        prefix: of the keys in messages.
     """
     for key, check in fields.items():
-        name = f'{at}{key}'
+        name = f'{prefix}{key}'
         if key not in values:
             yield Violation(file, name, 'key', f'{name} is not there; the node declares it without a default')
             continue
@@ -180,44 +202,44 @@ def key_rules(
             yield Violation(file, name, 'ros-type', f'{name} {NOT_REAL}')
 
 
+def valid_values(
+    values: Mapping[str, Any], fields: Iterable[str], violations: Sequence[Violation], prefix: str = ''
+) -> dict[str, Any]:
+    """Return the parameters that no error is about, so that rules that join them can be checked."""
+    wrong = {violation.attribute for violation in errors(violations)}
+    return {key: values[key] for key in fields if key in values and f'{prefix}{key}' not in wrong}
+
+
 def are_reals(value: Any) -> bool:
     """Return whether a number, or each number of a list, is one that ROS 2 takes for floating point."""
     return all(isinstance(number, float) for number in (value if isinstance(value, list) else [value]))
 
 
-def right(
-    values: Mapping[str, Any], fields: Iterable[str], found: Sequence[Violation], at: str = ''
-) -> dict[str, Any]:
-    """Return the parameters about which nothing was found, so that rules that join them can be looked at."""
-    wrong = {one.attribute for one in found if one.severity == ERROR}
-    return {key: values[key] for key in fields if key in values and f'{at}{key}' not in wrong}
-
-
-def ascending(value: Any, where: str) -> None:
+def ascending(value: Any, name: str) -> None:
     """Check a list of numbers, each larger than the one before."""
-    _check_numbers(value, where, 0, 'a list of numbers')
+    _check_numbers(value, name, 0, 'a list of numbers')
     if any(later <= sooner for sooner, later in itertools.pairwise(value)):
-        raise Mismatch(f'{where} is {value}, expected ascending numbers')
+        raise Mismatch(f'{name} is {value}, expected ascending numbers')
 
 
-def cuboid(value: Any, where: str) -> None:
+def cuboid(value: Any, name: str) -> None:
     """Check six numbers: the lower corner and the upper one, in metres."""
-    _check_numbers(value, where, 6, 'six numbers: x, y, z lower, then upper')
+    _check_numbers(value, name, 6, 'six numbers: x, y, z lower, then upper')
     if any(low >= high for low, high in zip(value[:3], value[3:], strict=True)):
-        raise Mismatch(f'{where} is {value}: a lower bound is not below its upper one')
+        raise Mismatch(f'{name} is {value}: a lower bound is not below its upper one')
 
 
-def bound(value: Any, where: str) -> None:
+def interval(value: Any, name: str) -> None:
     """Check lower bound, upper bound and step."""
-    _check_numbers(value, where, 3, 'three numbers: lower, upper, step')
+    _check_numbers(value, name, 3, 'three numbers: lower, upper, step')
     if value[0] >= value[1] or value[2] <= 0:
-        raise Mismatch(f'{where} is {value}: expected lower below upper, and a positive step')
+        raise Mismatch(f'{name} is {value}: expected lower below upper, and a positive step')
 
 
-def _check_numbers(value: Any, where: str, count: int, expected: str) -> None:
-    """Check a list of `count` finite numbers, or of at least one where `count` is 0."""
+def _check_numbers(value: Any, name: str, count: int, expected: str) -> None:
+    """Check a list of `count` finite numbers, or of at least one if `count` is 0."""
     if not _all_finite(value) or not value or len(value) != (count or len(value)):
-        raise Mismatch(f'{where} is {value!r}, expected {expected}')
+        raise Mismatch(f'{name} is {value!r}, expected {expected}')
 
 
 def _all_finite(value: Any) -> bool:
@@ -232,42 +254,38 @@ def _all_finite(value: Any) -> bool:
 
 
 def class_rules(
-    file: str, names: Sequence[str], known: Sequence[str], at: str = 'model_params.class_names'
+    file: str, names: Sequence[str], words: Sequence[str], key: str = f'{MODEL_PREFIX}class_names'
 ) -> Iterator[Violation]:
-    """Yield class names, at a key of a file, that a node does not know: it publishes them as UNKNOWN."""
-    said = f'{at} has {{}}, which the node publishes as UNKNOWN; it knows {", ".join(known)}'
+    """Yield class names, at a key of a file, that are no words of a node: it publishes them as UNKNOWN."""
+
+    def message(texts: str) -> str:
+        return f'{key} has {texts}, which the node publishes as UNKNOWN; it knows {", ".join(words)}'
+
     for name in names:
-        if name not in known and (word := word_of(name, known)):
-            yield Violation(file, at, 'class', f'{said.format(repr(name))}: write {word}')
-    if strange := [repr(name) for name in names if not word_of(name, known)]:
-        yield Violation(file, at, 'class', said.format(', '.join(strange)), WARNING)
-
-
-def word_of(name: str, known: Collection[str]) -> str:
-    """Return a class name in the words that a node knows, '' where it knows none."""
-    upper = name.upper()
-    return next((word for word in (upper, OTHER_WORD.get(upper, '')) if word in known), '')
+        if name not in words and (word := _word_of(name, words)):
+            yield Violation(file, key, 'class', f'{message(repr(name))}: write {word}')
+    if unknown := [repr(name) for name in names if not _word_of(name, words)]:
+        yield Violation(file, key, 'class', message(', '.join(unknown)), WARNING)
 
 
 def grid_rules(
-    file: str, cloud: Sequence[float], size: Sequence[float], at: str = 'model_params.'
+    file: str, cloud: Sequence[float], size: Sequence[float], prefix: str = MODEL_PREFIX
 ) -> Iterator[Violation]:
     """Yield axes of which the node's float32 quotient has another number of cells than the grid.
 
-    `cloud` is point_cloud_range, `size` voxel_size in metres, of x and y alone where the node has no cells
-    along z; `at` stands above both keys.
+    `cloud` is point_cloud_range, `size` voxel_size in metres, of x and y alone if the node has no cells along
+    z; `prefix` is that of both keys.
     """
+    key = f'{prefix}point_cloud_range'
     for axis, low, high, step in zip('xyz', cloud[:3], cloud[3:], size, strict=False):
         exact, cells = (high - low) / step, node_cells(low, high, step)
-        said, severity = f'is {exact:g} voxels of {step:g} m along {axis}', ERROR
+        message = f'{key} is {exact:g} voxels of {step:g} m along {axis}'
+        advice = f'; change the range or {prefix}voxel_size'
         if cells != round(exact):
-            said += f', and {cells} by the float32 quotient of the node, cut off'
+            message += f', and {cells} by the float32 quotient of the node, cut off{advice}'
+            yield Violation(file, key, 'grid', message)
         elif abs(exact - cells) > 1e-3:
-            said, severity = f'{said}, no whole number', WARNING
-        else:
-            continue
-        said = f'{at}point_cloud_range {said}; change the range or {at}voxel_size'
-        yield Violation(file, f'{at}point_cloud_range', 'grid', said, severity)
+            yield Violation(file, key, 'grid', f'{message}, no whole number{advice}', WARNING)
 
 
 def node_cells(low: float, high: float, step: float) -> int:
@@ -275,16 +293,14 @@ def node_cells(low: float, high: float, step: float) -> int:
 
     Source: autoware_lidar_centerpoint centerpoint_config.hpp:95-102.
     """
-    import numpy as np
-
     return int((np.float32(high) - np.float32(low)) / np.float32(step))
 
 
 def remapper_rules(path: Path) -> Iterator[Violation]:
     """Yield what is wrong with `detection_class_remapper.param.yaml`: three matrices of label x label."""
-    values, found = read_parameters(path)
-    if found:
-        yield from found
+    values, violations = read_parameters(path)
+    if violations:
+        yield from violations
         return
     sizes = {}
     for key in ('allow_remapping_by_area_matrix', 'min_area_matrix', 'max_area_matrix'):
@@ -292,13 +308,13 @@ def remapper_rules(path: Path) -> Iterator[Violation]:
         if _all_finite(values.get(key)) and len(values[key]) in REMAPPER_SIZES:
             sizes[key] = len(values[key])
     if len(set(sizes.values())) > 1:
-        said = ', '.join(f'{key} has {count} entries' for key, count in sizes.items())
-        yield Violation(path.name, 'allow_remapping_by_area_matrix', 'value', said)
+        message = ', '.join(f'{key} has {count} entries' for key, count in sizes.items())
+        yield Violation(path.name, 'allow_remapping_by_area_matrix', 'value', message)
     elif len(sizes) == 3:
         lower, upper = values['min_area_matrix'], values['max_area_matrix']
         if any(low > high for low, high in zip(lower, upper, strict=True)):
-            said = 'min_area_matrix has an entry above that of max_area_matrix: nothing is remapped there'
-            yield Violation(path.name, 'min_area_matrix', 'value', said)
+            message = 'min_area_matrix has an entry above that of max_area_matrix: nothing is remapped there'
+            yield Violation(path.name, 'min_area_matrix', 'value', message)
 
 
 def _matrix_rules(file: str, key: str, entries: Any) -> Iterator[Violation]:
@@ -308,8 +324,8 @@ def _matrix_rules(file: str, key: str, entries: Any) -> Iterator[Violation]:
         got = 'is not there' if entries is None else f'is {repr(entries)[:60]}'
         yield Violation(file, key, 'value', f'{key} {got}, {expected}')
     elif not _all_finite(entries):
-        said = f'{key} has entries that are no numbers up to {LARGEST_METRES:g}, {expected}'
-        yield Violation(file, key, 'value', said)
+        message = f'{key} has entries that are no numbers up to {LARGEST_METRES:g}, {expected}'
+        yield Violation(file, key, 'value', message)
     elif len(entries) not in REMAPPER_SIZES:
         yield Violation(file, key, 'value', f'{key} has {len(entries)} entries, {expected}')
     elif not key.startswith('allow'):
@@ -317,3 +333,53 @@ def _matrix_rules(file: str, key: str, entries: Any) -> Iterator[Violation]:
             yield Violation(file, key, 'ros-type', f'{key} {NOT_REAL}')
     elif not all(isinstance(entry, int) and entry in (0, 1) for entry in entries):
         yield Violation(file, key, 'value', f'{key} holds other values than the integers 0 and 1')
+
+
+# ---- writing
+
+
+def parameter_text(parameters: Mapping[str, Any]) -> str:
+    """Return a ROS 2 parameter file."""
+    import yaml
+
+    content = {ANY_NODE: {PARAMETERS: dict(parameters)}}
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
+
+
+def remapper_text() -> str:
+    """Return a remapper that changes no class."""
+    zeros = [0.0] * REMAPPER_LABELS**2
+    return parameter_text(
+        dict(
+            allow_remapping_by_area_matrix=[0] * REMAPPER_LABELS**2,
+            min_area_matrix=zeros,
+            max_area_matrix=list(zeros),
+        )
+    )
+
+
+def class_words(names: Sequence[str], words: Sequence[str], place: str) -> list[str]:
+    """Return the class names of a file and key in a node's words: upper case, and its own for motorcycles.
+
+    Raises:
+        ConfigError: a class that the node would publish as UNKNOWN.
+    """
+    translated, unknown = translate_classes(names, words)
+    if unknown:
+        raise ConfigError(
+            f'{place} has {", ".join(unknown)}, which the node publishes as UNKNOWN; it knows '
+            f'{", ".join(words)}: rename or leave out the classes'
+        )
+    return translated
+
+
+def translate_classes(names: Sequence[str], words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return class names in a node's words, see `class_words`, and the names for which it has no word."""
+    translated = [_word_of(name, words) or name.upper() for name in names]
+    return translated, [name for name in names if not _word_of(name, words)]
+
+
+def _word_of(name: str, words: Collection[str]) -> str:
+    """Return a class name in the words of a node, '' if it has none for it."""
+    upper = name.upper()
+    return next((word for word in (upper, OTHER_WORD.get(upper, '')) if word in words), '')

@@ -37,7 +37,7 @@ TYPE_NAMES = {bool: 'truth values', int: 'whole numbers', float: 'numbers with a
 
 
 class ParameterFileError(ValueError):
-    """A file that ROS 2 would refuse to load, or load otherwise than it reads; the message says where."""
+    """A file that ROS 2 would refuse to load, or load otherwise than it reads; the message has the line."""
 
 
 def read_parameter_file(path: Path) -> Any:
@@ -64,7 +64,7 @@ def read_parameter_file(path: Path) -> Any:
 
 
 class _Reader:
-    """Build plain values from the events of PyYAML's parser, without recursion into what ROS 2 refuses."""
+    """Builds plain values from the events of PyYAML's parser, without recursion into what ROS 2 refuses."""
 
     def __init__(self, events: Iterator[yaml.Event]) -> None:
         self.events = events
@@ -86,23 +86,23 @@ class _Reader:
         import yaml
 
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise self._refused(event, f'{_at(key)}is an anchor or alias, which ROS 2 does not read')
+            raise self._refused(event, f'{key or "it"} is an anchor or alias, which ROS 2 does not read')
         if depth > DEEPEST:
-            raise self._refused(event, f'{_at(key)}is nested more than {DEEPEST} deep')
+            raise self._refused(event, f'{key or "it"} is nested more than {DEEPEST} deep')
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(key, depth)
         if isinstance(event, yaml.SequenceStartEvent):
             return self._sequence(event, key)
         return _scalar(event)
 
-    def _mapping(self, above: str, depth: int) -> dict[str, Any]:
+    def _mapping(self, parent: str, depth: int) -> dict[str, Any]:
         import yaml
 
         entries: dict[str, Any] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise self._refused(event, f'{_at(above)}has a key that is no text')
-            key = f'{above}.{event.value}' if above else event.value
+                raise self._refused(event, f'{parent or "it"} has a key that is no text')
+            key = f'{parent}.{event.value}' if parent else event.value
             if event.value in entries:
                 raise self._refused(event, f'{key} is there twice; keep one of them')
             entries[event.value] = self._value(next(self.events), key, depth + 1)
@@ -114,22 +114,22 @@ class _Reader:
         values: list[Any] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise self._refused(event, f'{_at(key)}is a list of lists or mappings, which ROS 2 refuses')
+                raise self._refused(
+                    event, f'{key or "it"} is a list of lists or mappings, which ROS 2 refuses'
+                )
             values.append(self._value(event, key, 0))
         types = {type(value) for value in values}
         if len(types) > 1:
-            mixed = ' and '.join(sorted(TYPE_NAMES.get(one, 'nothing') for one in types))
-            said = f'{_at(key)}is a list of {mixed}; ROS 2 refuses a file with a list of several types'
-            raise self._refused(start, f'{said}: write 0.0, not 0, among numbers with a point')
+            mixture = ' and '.join(sorted(TYPE_NAMES.get(kind, 'nothing') for kind in types))
+            problem = (
+                f'{key or "it"} is a list of {mixture}; ROS 2 refuses a file with a list of several types'
+            )
+            raise self._refused(start, f'{problem}: write 0.0, not 0, among numbers with a point')
         return values
 
     @staticmethod
-    def _refused(event: yaml.Event, said: str) -> ParameterFileError:
-        return ParameterFileError(f'line {event.start_mark.line + 1}: {said}')
-
-
-def _at(key: str) -> str:
-    return f'{key} ' if key else 'it '
+    def _refused(event: yaml.Event, problem: str) -> ParameterFileError:
+        return ParameterFileError(f'line {event.start_mark.line + 1}: {problem}')
 
 
 def _scalar(event: yaml.ScalarEvent) -> Any:
@@ -146,8 +146,9 @@ def _scalar(event: yaml.ScalarEvent) -> Any:
     if len(text) > LONGEST_NUMBER:
         return text
     if INTEGER.fullmatch(text):
-        digits = text.lstrip('+-')
-        base = 16 if digits[:2].lower() == '0x' else 8 if digits[0] == '0' else 10
+        digits, base = text.lstrip('+-'), 10
+        if digits[0] == '0':
+            base = 16 if digits[:2].lower() == '0x' else 8
         value = int(text, base)
         return value if -(2**63) <= value < 2**63 else float(value)
     if REAL.fullmatch(text):

@@ -1,4 +1,4 @@
-"""Points to decorated pillars and to the map, as lidar_centerpoint computes them. Needs numpy only.
+"""From points to decorated pillars and to the map, as lidar_centerpoint computes them. Needs numpy only.
 
 Differs from the node in: points stay in their order (the node rotates a fixed permutation by a random number
 each frame, so which 32 points of a full pillar survive is not fixed there).
@@ -29,32 +29,32 @@ CAPACITY = 2_000_000
 def densified(
     sweeps: Sequence[tuple[np.ndarray, float, np.ndarray]], past: int = 1, capacity: int = CAPACITY
 ) -> np.ndarray:
-    """Return points (P, 4 or 5) float32 of sweeps in the frame of the newest one, their lags in seconds last.
+    """Return points (P, 4 or 5) float32 of sweeps in the frame of the newest one, with time lags in seconds.
 
     Args:
         sweeps: newest first: points (P, 3 or 4), x, y, z in metres and the intensity 0..255; time stamp in
             seconds; pose (4, 4) from the vehicle to the map.
-        past: num_past_frames, how many older ones count.
+        past: num_past_frames, the number of older sweeps that are used.
         capacity: a sweep that would go beyond it ends the list.
     """
     newest_s, to_current = sweeps[0][1], np.linalg.inv(np.asarray(sweeps[0][2], np.float64))
-    found, count = [], 0
+    moved, count = [], 0
     for points, stamp_s, pose in sweeps[: past + 1]:
         count += len(points)
         if count > capacity:
             break
-        move = (to_current @ np.asarray(pose, np.float64)).astype(np.float32)
-        xyz = points[:, :3].astype(np.float32) @ move[:3, :3].T + move[:3, 3]
+        motion = (to_current @ np.asarray(pose, np.float64)).astype(np.float32)
+        xyz = points[:, :3].astype(np.float32) @ motion[:3, :3].T + motion[:3, 3]
         lag = np.full((len(points), 1), newest_s - stamp_s, np.float32)
-        found.append(np.concatenate([xyz, points[:, 3:].astype(np.float32), lag], axis=1))
-    return np.concatenate(found)
+        moved.append(np.concatenate([xyz, points[:, 3:].astype(np.float32), lag], axis=1))
+    return np.concatenate(moved)
 
 
 def decorated(points: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the encoder takes of one cloud, see `AutowareCenterPoint.objects`, and its pillars' places.
+    """Return the encoder's input of one cloud, see `AutowareCenterPoint.objects`, and the pillars' cells.
 
-    That is (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 y, x of each pillar, front
-    to back; at most `settings.pillars`.
+    These are (n, 32, F) float32, zeros after a pillar's last point, and (n, 2) int64 y, x of each pillar,
+    front to back; at most `settings.pillars`.
     """
     low, high = np.float32(settings.cloud[:3]), np.float32(settings.cloud[3:])
     points = points[((points[:, :3] >= low) & (points[:, :3] < high)).all(1)]
@@ -63,35 +63,35 @@ def decorated(points: np.ndarray, settings: Settings) -> tuple[np.ndarray, np.nd
     x, y = np.floor((points[:, :2] - low[:2]) / size[:2]).astype(np.int64).T
     x, y = x.clip(0, columns - 1), y.clip(0, rows - 1)
     order = (columns - 1 - x) * rows + y
-    places, pillar, counts = np.unique(order, return_inverse=True, return_counts=True)
+    keys, pillar, counts = np.unique(order, return_inverse=True, return_counts=True)
     by_pillar = np.argsort(pillar, kind='stable')
     rank = np.empty(len(points), np.int64)
     rank[by_pillar] = np.arange(len(points)) - np.repeat(np.cumsum(counts) - counts, counts)
-    kept = (rank < POINTS) & (pillar < settings.pillars)
-    places, counts = places[: settings.pillars], counts[: settings.pillars].clip(max=POINTS)
-    cells = np.zeros((len(places), POINTS, points.shape[1]), np.float32)
-    cells[pillar[kept], rank[kept]] = points[kept]
-    at = np.stack([places % rows, columns - 1 - places // rows], axis=1)
-    return _features(cells, counts, at, low, size, settings.features), at
+    fits = (rank < POINTS) & (pillar < settings.pillars)
+    keys, counts = keys[: settings.pillars], counts[: settings.pillars].clip(max=POINTS)
+    pillars = np.zeros((len(keys), POINTS, points.shape[1]), np.float32)
+    pillars[pillar[fits], rank[fits]] = points[fits]
+    cells = np.stack([keys % rows, columns - 1 - keys // rows], axis=1)
+    return _features(pillars, counts, cells, low, size, settings.features), cells
 
 
 def _features(
-    cells: np.ndarray, counts: np.ndarray, at: np.ndarray, low: np.ndarray, size: np.ndarray, width: int
+    pillars: np.ndarray, counts: np.ndarray, cells: np.ndarray, low: np.ndarray, size: np.ndarray, width: int
 ) -> np.ndarray:
     """Return each point, its offset from the mean of its pillar's points, and from the pillar's centre."""
-    xyz = cells[..., :3]
+    xyz = pillars[..., :3]
     mean = xyz.sum(1, keepdims=True, dtype=np.float32) / counts[:, None, None].astype(np.float32)
-    index = np.concatenate([at[:, ::-1], np.zeros((len(at), 1), np.int64)], axis=1).astype(np.float32)
+    index = np.concatenate([cells[:, ::-1], np.zeros((len(cells), 1), np.int64)], axis=1).astype(np.float32)
     centre = size / np.float32(2) + index * size + low
     axes = 2 if width == 9 else 3
-    features = np.concatenate([cells, xyz - mean, (xyz - centre[:, None])[..., :axes]], axis=2)
-    real = np.arange(cells.shape[1]) < counts[:, None]
-    return np.where(real[..., None], features, np.float32(0))
+    features = np.concatenate([pillars, xyz - mean, (xyz - centre[:, None])[..., :axes]], axis=2)
+    is_point = np.arange(pillars.shape[1]) < counts[:, None]
+    return np.where(is_point[..., None], features, np.float32(0))
 
 
-def scattered(features: np.ndarray, at: np.ndarray, settings: Settings) -> np.ndarray:
-    """Return the map (1, 32, H, W) of features (n, 1, 32) of pillars at (n, 2) y, x."""
+def scattered(features: np.ndarray, cells: np.ndarray, settings: Settings) -> np.ndarray:
+    """Return the map (1, 32, H, W) of features (n, 1, 32) of pillars in the cells (n, 2) y, x."""
     columns, rows = settings.grid
     canvas = np.zeros((1, CHANNELS, rows, columns), np.float32)
-    canvas[0, :, at[:, 0], at[:, 1]] = features[:, 0]
+    canvas[0, :, cells[:, 0], cells[:, 1]] = features[:, 0]
     return canvas

@@ -1,4 +1,4 @@
-"""What lidar_centerpoint reads from its manifest, and what its own parameter file has.
+"""Settings of lidar_centerpoint: those of its manifest, and those of the node's own parameter file.
 
 Source: autoware_universe 656cdab8 (ml_package.schema.json), 4dff8e23 (centerpoint_common.param.yaml): names
 and numbers, no code.
@@ -17,7 +17,7 @@ import numpy as np
 from mmdeploy_ext.consumers.autoware.manifest import node_cells, read_parameters
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import ModelFileError
-from mmdeploy_ext.core.violations import ERROR
+from mmdeploy_ext.core.violations import errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """One CenterPoint as the node runs it.
+    """Settings of one CenterPoint as the node runs it.
 
     Attributes:
         class_names: K, in Autoware's words.
@@ -42,7 +42,7 @@ class Settings:
         scores: (B, K) least scores.
         circle_m: boxes nearer to a better one are dropped, whatever their class; of the node's own file, as
             are those below.
-        iou: so are those that overlap one by more; above 1 it is off.
+        iou: boxes that overlap a better one by more are dropped; above 1 it is off.
         iou_search_m: boxes further apart are not compared.
     """
 
@@ -70,11 +70,11 @@ class Settings:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Settings:
-        """Return the settings of a manifest that `contract.check` has nothing against."""
+        """Return the settings of a manifest in which `centerpoint_rules.check` has no error."""
         model = parameters['model_params']
         thresholds = model['detection_score_thresholds']
-        each = np.array([thresholds['min_confidence_scores'][name] for name in model['class_names']])
-        scores = np.where((each >= 0) & (each < 1), each, 0.0).T
+        scores = np.array([thresholds['min_confidence_scores'][name] for name in model['class_names']])
+        scores = np.where((scores >= 0) & (scores < 1), scores, 0.0).T
         return cls(
             class_names=tuple(model['class_names']),
             has_twist=model['has_twist'],
@@ -95,15 +95,14 @@ def read_settings(folder: str | Path) -> Settings:
     """Return the settings of a folder.
 
     Raises:
-        ModelFileError: the node would reject the folder or read it wrongly; names the first thing.
+        ModelFileError: the node would reject the folder or read it wrongly; names the first violation.
     """
     from mmdeploy_ext.consumers.autoware.centerpoint_rules import MANIFEST, REMAPPER_KEY, check
 
-    found, _ = check(Path(folder))
-    wrong = [one for one in found if one.severity == ERROR]
-    if wrong:
-        more = f' ({len(wrong) - 1} more)' if len(wrong) > 1 else ''
-        raise ModelFileError(f'{folder}: {wrong[0].message}{more}; see {tool("check")} {folder}')
+    violations = errors(check(Path(folder))[0])
+    if violations:
+        count = f' ({len(violations) - 1} more)' if len(violations) > 1 else ''
+        raise ModelFileError(f'{folder}: {violations[0].message}{count}; see {tool("check")} {folder}')
     parameters, _ = read_parameters(Path(folder) / MANIFEST)
     remapper, _ = read_parameters(Path(folder) / parameters[REMAPPER_KEY])
     if any(remapper['allow_remapping_by_area_matrix']):

@@ -1,24 +1,33 @@
-"""camera_streampetr's loop between its three files: poses, times and memory as the node keeps them.
+"""camera_streampetr between its three files: poses, times and memory as the node keeps them, and its objects.
+
+Needs numpy only.
 
 Differs from the node in: memories begin as zeros (there they are whatever the device memory held; open pull
 requests 13161, 13267); another calibration is embedded again (there the first one stays for good); pictures
 come prepared as the model was trained, not by the node's own resize, and get the node's planes and norm.
 
 Source: autoware_universe 5e12a711, autoware_camera_streampetr, lib/network/{network.cpp:212-300,memory.cu},
-src/node.cpp:252-258,501-580, lib/network/camera_data_store.cpp:462-470 (formulas, no code).
+src/node.cpp:252-258,501-580, lib/network/camera_data_store.cpp:462-470; of the objects
+lib/postprocess/postprocess_kernel.cu:47-112, lib/network/network.cpp:52-78,
+config/camera_streampetr.param.yaml (formulas and defaults, no code).
 
-Glossary: N cameras, Q queries, K classes, M rows before a frame, R rows after it.
+Glossary: N cameras, Q queries, P columns, K classes, M rows before a frame, R rows after it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from mmdeploy_ext.consumers.autoware.boxes import Objects, suppressed
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, from_node
+from mmdeploy_ext.core.errors import ModelFileError
+from mmdeploy_ext.families.parts.runtime.scores import sigmoid
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global, to_local
+from mmdeploy_ext.runtime.detections3d import in_range
 from mmdeploy_ext.runtime.frames import invert_pose
 
 if TYPE_CHECKING:
@@ -34,10 +43,12 @@ RESTART_S = 600.0
 """Seconds after which the node's clock begins again at 0."""
 PREDICTIONS = ('all_cls_scores', 'all_bbox_preds')
 """Outputs whose queries are columns."""
+CERTAIN_LOGIT = 8.0
+"""Logits further from 0 have the scores 1 and 0."""
 
 
 class NodeContract:
-    """The three files and the node's buffers; see `DeployContract` for what the methods mean.
+    """The three files and the node's buffers; for the methods see `DeployContract`.
 
     Attributes:
         memory: rows after the last frame, places relative to the first pose, times as the node has them.
@@ -58,7 +69,7 @@ class NodeContract:
         self.rig: dict[str, np.ndarray] = {}
         self.calibration_key = b''
         planes, rule = self.metadata.options.get('node_images', 'bgr'), self.metadata.preprocess
-        self.turned, scale, shift = from_node(planes, rule.mean, rule.std, rule.to_rgb)
+        self.reverses, scale, shift = from_node(planes, rule.mean, rule.std, rule.to_rgb)
         self.scale, self.shift = (values.reshape(-1, 1, 1) for values in (scale, shift))
         self.graphs = dict(backbone=self.backbone, embedding=self.embedding, head=self.head)
 
@@ -68,11 +79,11 @@ class NodeContract:
         Returns:
             `all_cls_scores` (1, 1, Q, K), `all_bbox_preds` (1, 1, Q, 10) of the last decoder layer.
         """
-        planes = self.fed(images)
+        planes = self.node_planes(images)
         features = self.backbone.infer(dict(img=np.ascontiguousarray(planes, np.float32)[None]))
         self._calibrate(calibration)
         pose, time = self._place(moment.ego_pose), self._clock(moment.timestamp_s)
-        if time > RESTART_S:  # what is in the memory is then dated wrongly, as there
+        if time > RESTART_S:  # the rows in the memory are then dated wrongly, as in the node
             self.started_s, time = moment.timestamp_s, np.float32(0)
         if not moment.prev_exists:
             self.reset()
@@ -86,15 +97,15 @@ class NodeContract:
         feeds['pre_memory_timestamp'] = feeds['pre_memory_timestamp'] + time
         feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         self.fed_bytes = sum(value.nbytes for value in feeds.values())
-        found = self.head.infer(feeds)
-        self.memory = {field: np.array(found[f'post_memory_{field}']) for field in FIELDS}
+        outputs = self.head.infer(feeds)
+        self.memory = {field: np.array(outputs[f'post_memory_{field}']) for field in FIELDS}
         self.memory['timestamp'] = self.memory['timestamp'] - time
-        return {name: found[name].transpose(0, 2, 1)[None] for name in PREDICTIONS}
+        return {name: outputs[name].transpose(0, 2, 1)[None] for name in PREDICTIONS}
 
-    def fed(self, images: np.ndarray) -> np.ndarray:
+    def node_planes(self, images: np.ndarray) -> np.ndarray:
         """Return pictures (N, 3, H, W), normalised as the model was trained, as the node normalises them."""
-        found = (images - self.shift) / self.scale  # in float64: without a change the same to the bit
-        return found[:, ::-1] if self.turned else found
+        planes = (images - self.shift) / self.scale  # in float64: without a change the same to the bit
+        return planes[:, ::-1] if self.reverses else planes
 
     def reset(self) -> None:
         """Zero the memories, poses too, and leave the times, as the node does."""
@@ -106,9 +117,9 @@ class NodeContract:
         """Return a pose relative to the place of the first one; its rotation stays absolute."""
         if self.origin is None:
             self.origin = np.array(pose[:3, 3], np.float64)
-        moved = np.array(pose, np.float64)
-        moved[:3, 3] -= self.origin
-        return moved
+        relative = np.array(pose, np.float64)
+        relative[:3, 3] -= self.origin
+        return relative
 
     def _clock(self, timestamp_s: float) -> np.float32:
         """Return the seconds since the first frame, float32."""
@@ -136,5 +147,63 @@ class NodeContract:
 
     def write_state(self, tensors: Arrays, ego_pose: np.ndarray, timestamp_s: float) -> None:
         """Replace the memory by a local one of the right shapes."""
-        found = to_global(tensors, self._place(ego_pose), float(self._clock(timestamp_s)))
-        self.memory = {field: found[field].astype(np.float32) for field in FIELDS}
+        memory = to_global(tensors, self._place(ego_pose), float(self._clock(timestamp_s)))
+        self.memory = {field: memory[field].astype(np.float32) for field in FIELDS}
+
+
+# ---- objects
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSettings:
+    """Settings that decide which boxes are published; for the last two see `settings.Settings`.
+
+    Attributes:
+        class_names: K, in Autoware's words; of the manifest.
+        limits: detection_range, metres: lower, then upper; of the manifest.
+        confidence: (K,) scores have to be above; of the node's own file, as are those below.
+        yaw_norms: (K,) least length of (sine, cosine).
+    """
+
+    class_names: tuple[str, ...]
+    limits: tuple[float, ...]
+    confidence: tuple[float, ...]
+    yaw_norms: tuple[float, ...]
+    iou: float = 0.5
+    iou_search_m: float = 10.0
+    circle_m: ClassVar[float] = 0.0
+    """There is no suppression by distance."""
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds that are not one for each class: ModelFileError."""
+        for name in ('confidence', 'yaw_norms'):
+            count = len(getattr(self, name))
+            if count != len(self.class_names):
+                raise ModelFileError(
+                    f"{name}: {count} numbers for {len(self.class_names)} classes; the node's own parameter "
+                    f'file has to have one for each'
+                )
+
+
+def objects_of(scores: np.ndarray, boxes: np.ndarray, settings: StreamSettings) -> Objects:
+    """Return the objects that the node publishes of one frame, best first; it has no velocities.
+
+    Scores are (1, K, P) logits, boxes (1, 10, P): x, y, z of the centre in metres, logarithms of length,
+    width, height in m, sine and cosine of the yaw, velocities.
+    """
+    logits, codes = scores[0].astype(np.float32), boxes[0].astype(np.float32)
+    scores_by_class = sigmoid(logits)
+    scores_by_class[logits > CERTAIN_LOGIT] = 1
+    scores_by_class[logits < -CERTAIN_LOGIT] = 0
+    labels, best = scores_by_class.argmax(0), scores_by_class.max(0)
+    passes = in_range(codes.T, settings.limits) & (best > np.float32(settings.confidence)[labels])
+    passes &= np.hypot(codes[6], codes[7]) >= np.float32(settings.yaw_norms)[labels]
+    objects = Objects(
+        places=codes[:3].T,
+        sizes=np.exp(codes[3:6]).T,
+        yaws=np.arctan2(codes[6], codes[7]),
+        twists=np.zeros((codes.shape[1], 2), np.float32),
+        scores=best,
+        labels=labels,
+    )
+    return suppressed(objects[passes].best_first(), settings)

@@ -10,33 +10,37 @@ M rows of the memory before a frame, R rows after it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.consumers.autoware.graph_files import read_graph
+from mmdeploy_ext.consumers.autoware.file_rules import (
+    Bound,
+    bind_by_name,
+    fixed_rules,
+    operator_rules,
+    read_graph,
+)
 from mmdeploy_ext.consumers.autoware.manifest import (
     MODEL_FOLDER,
-    absent_files,
+    MODEL_PREFIX,
     class_rules,
     cuboid,
     key_rules,
+    missing_files,
     model_params,
     path_rules,
     read_parameters,
-    right,
+    valid_values,
 )
-from mmdeploy_ext.consumers.autoware.tensors import Bound, by_name, fixed_rules, graph_rules, has_errors
-from mmdeploy_ext.consumers.autoware.trial import LOAD, trial_rules
-from mmdeploy_ext.consumers.autoware.trial import MEMORY as MEMORY_PROBE
+from mmdeploy_ext.consumers.autoware.trial import LOAD, MEMORY, trial_rules
+from mmdeploy_ext.consumers.graph_tensors import GraphTensors, graph_tensors, shape_text
 from mmdeploy_ext.contract.schema import items, number
 from mmdeploy_ext.contract.values import COUNT, NAME, PIXELS
-from mmdeploy_ext.core.violations import Violation
-from mmdeploy_ext.runtime.contract_files import Ends, ends_of, shape_text
+from mmdeploy_ext.core.violations import Violation, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 MANIFEST = 'ml_package_camera_streampetr.param.yaml'
@@ -60,19 +64,18 @@ KEYS = dict(
     pre_memory_length=COUNT,
     post_memory_length=COUNT,
 )
-MEMORY: dict[str, tuple[int | None, ...]] = dict(
+MEMORY_ROWS: dict[str, tuple[int | None, ...]] = dict(
     embedding=(None,), reference_point=(3,), timestamp=(1,), egopose=(4, 4), velo=(2,)
 )
-"""What each row of the memory holds."""
+"""Field of the memory -> shape of each of its rows."""
 NORMS = dict(
     bgr=((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
     rgb=((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 )
-"""Planes that a node feeds -> what it takes off each, and divides it by: constants of the node.
+"""Planes that a node feeds -> the mean that it takes off each, and the number it divides by: its constants.
 
 Source of 'bgr': lib/network/camera_data_store.cpp:122-126; of 'rgb': pull request 13167.
 """
-LOST = 'which the node dereferences without looking'
 
 
 def from_node(
@@ -80,109 +83,112 @@ def from_node(
 ) -> tuple[bool, np.ndarray, np.ndarray]:
     """Return how a node's pictures become those that a model was trained with.
 
-    That is whether the planes are turned round, then scale and shift (3,) float64 of each plane; `planes` is
-    a key of `NORMS`, `mean` of the training is in the order after `to_rgb`.
+    That is whether the planes are reversed, then scale and shift (3,) float64 of each plane; `planes` is a
+    key of `NORMS`, `mean` of the training is in the order after `to_rgb`.
     """
-    turned = to_rgb != (planes == 'rgb')
-    node_mean, node_std = (np.array(values)[:: -1 if turned else 1] for values in NORMS[planes])
-    return turned, node_std / np.array(std), (node_mean - np.array(mean)) / np.array(std)
+    reverses = to_rgb != (planes == 'rgb')
+    node_mean, node_std = (np.array(values)[:: -1 if reverses else 1] for values in NORMS[planes])
+    return reverses, node_std / np.array(std), (node_mean - np.array(mean)) / np.array(std)
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
     """Return what is wrong with a folder, and the files that were read."""
     names = (*(f'{name}.onnx' for name in FILES), MANIFEST)
-    there = {name: folder / name for name in names if (folder / name).is_file()}
-    found = absent_files(names, there)
+    paths = {name: folder / name for name in names if (folder / name).is_file()}
+    violations = missing_files(names, paths)
     model: dict[str, Any] = {}
-    if MANIFEST in there:
-        values, own = read_parameters(there[MANIFEST])
-        found += own
-        if not own:
-            model, wrong = model_params(MANIFEST, values)
-            found += wrong or _model(model)
-            at = 'model_params.'
-            found += path_rules(MANIFEST, folder, model, READ_KEYS, at, MODEL_FOLDER)[1]
-    known = right(model, KEYS, found, 'model_params.')
+    if MANIFEST in paths:
+        values, unreadable = read_parameters(paths[MANIFEST])
+        violations += unreadable
+        if not unreadable:
+            model, missing = model_params(MANIFEST, values)
+            violations += missing or _model_rules(model)
+            violations += path_rules(MANIFEST, folder, model, READ_KEYS, MODEL_PREFIX, MODEL_FOLDER)[1]
+    valid = valid_values(model, KEYS, violations, MODEL_PREFIX)
     graphs = {}
-    for name, path in there.items():
+    for name, path in paths.items():
         if name != MANIFEST:
-            graph, wrong = read_graph(path)
-            found += wrong
+            graph, unreadable = read_graph(path)
+            violations += unreadable
             if graph is not None:
                 graphs[name] = graph
-    ends = {name: ends_of(graph) for name, graph in graphs.items()}
+    tensors = {name: graph_tensors(graph) for name, graph in graphs.items()}
     for name, graph in graphs.items():
-        inputs, outputs = BOUNDS[name](known, ends)
-        found += by_name(name, ends[name], inputs, outputs, exact=False, why=LOST)
-        found += [*fixed_rules(name, ends[name]), *graph_rules(name, graph, {})]
-    found += _between(ends)
-    probes = {f'{HEAD}.onnx': MEMORY_PROBE}
-    if not has_errors(found):
-        found += trial_rules([(there[name], graph, probes.get(name, LOAD)) for name, graph in graphs.items()])
-    return found, there
+        inputs, outputs = _bounds(name, tensors[name], valid)
+        consequence = 'which the node dereferences without looking'
+        violations += bind_by_name(name, tensors[name], inputs, outputs, exact=False, consequence=consequence)
+        violations += [*fixed_rules(name, tensors[name]), *operator_rules(name, graph, {})]
+    violations += _handover_rules(tensors)
+    if not errors(violations):
+        probes = {f'{HEAD}.onnx': MEMORY}
+        trials = [(paths[name], graph, probes.get(name, LOAD)) for name, graph in graphs.items()]
+        violations += trial_rules(trials)
+    return violations, paths
 
 
-def _model(model: Mapping[str, Any]) -> Iterator[Violation]:
-    found = list(key_rules(MANIFEST, model, KEYS, ('detection_range',), 'model_params.'))
-    yield from found
-    known = right(model, KEYS, found, 'model_params.')
-    if 'class_names' in known:
-        yield from class_rules(MANIFEST, known['class_names'], CLASSES)
-    before, after = known.get('pre_memory_length'), known.get('post_memory_length')
+def _model_rules(model: Mapping[str, Any]) -> Iterator[Violation]:
+    violations = list(key_rules(MANIFEST, model, KEYS, ('detection_range',), MODEL_PREFIX))
+    yield from violations
+    valid = valid_values(model, KEYS, violations, MODEL_PREFIX)
+    if 'class_names' in valid:
+        yield from class_rules(MANIFEST, valid['class_names'], CLASSES)
+    before, after = valid.get('pre_memory_length'), valid.get('post_memory_length')
     if before and after and after <= before:
-        key = 'model_params.post_memory_length'
-        said = f'{key} is {after}, not above pre_memory_length {before}: new rows stand in front of the old'
-        yield Violation(MANIFEST, key, 'value', said)
+        key = f'{MODEL_PREFIX}post_memory_length'
+        message = f'{key} is {after}, not above pre_memory_length {before}: '
+        yield Violation(MANIFEST, key, 'value', message + 'new rows stand in front of the old')
 
 
-Known = Mapping[str, Any]
-"""Keys of the manifest that are right."""
+def _bounds(file: str, tensors: GraphTensors, valid: Mapping[str, Any]) -> tuple[list[Bound], list[Bound]]:
+    """Return inputs and outputs of a file; a size without a valid value in the manifest is None.
 
-
-def _backbone(known: Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
-    size = known.get('input_image_height'), known.get('input_image_width')
-    shape = ends[f'{BACKBONE}.onnx'].outputs.get('img_feats', ())
-    return [Bound('img', (1, known.get('rois_number'), 3, *size))], [Bound('img_feats', shape)]
-
-
-EMBEDDED = Bound('pos_embed', (1, None, None)), Bound('cone', (1, None, 8))
-
-
-def _positions(known: Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
-    cameras = known.get('rois_number')
-    matrices = [Bound(name, (1, cameras, 4, 4)) for name in ('intrinsics', 'img2lidar')]
-    return [Bound('img_metas_pad', (3,)), *matrices], list(EMBEDDED)
-
-
-def _head(known: Known, ends: Mapping[str, Ends]) -> tuple[list[Bound], list[Bound]]:
-    taken = [Bound('x', ends[f'{HEAD}.onnx'].inputs.get('x', ())), *EMBEDDED]
-    taken += [Bound(name, (1, 4, 4)) for name in ('data_ego_pose', 'data_ego_pose_inv')]
-    rows, after = known.get('pre_memory_length'), known.get('post_memory_length')
-    names, columns = known.get('class_names'), known.get('num_proposals')
-    given = [
-        Bound('all_cls_scores', (1, len(names) if names else None, columns)),
+    The features of the images are of any size in a file, and have to agree between the files.
+    """
+    cameras = valid.get('rois_number')
+    embedded = [Bound('pos_embed', (1, None, None)), Bound('cone', (1, None, 8))]
+    if file == f'{BACKBONE}.onnx':
+        size = valid.get('input_image_height'), valid.get('input_image_width')
+        features = Bound('img_feats', tensors.outputs.get('img_feats', ()))
+        return [Bound('img', (1, cameras, 3, *size))], [features]
+    if file == f'{POSITIONS}.onnx':
+        matrices = [Bound(name, (1, cameras, 4, 4)) for name in ('intrinsics', 'img2lidar')]
+        return [Bound('img_metas_pad', (3,)), *matrices], embedded
+    classes = len(valid['class_names']) if 'class_names' in valid else None
+    columns = valid.get('num_proposals')
+    inputs = [Bound('x', tensors.inputs.get('x', ())), *embedded]
+    inputs += [Bound(name, (1, 4, 4)) for name in ('data_ego_pose', 'data_ego_pose_inv')]
+    outputs = [
+        Bound('all_cls_scores', (1, classes, columns)),
         Bound('all_bbox_preds', (1, 10, columns)),
     ]
-    taken += [Bound(f'pre_memory_{name}', (1, rows, *tail)) for name, tail in MEMORY.items()]
-    given += [Bound(f'post_memory_{name}', (1, after, *tail)) for name, tail in MEMORY.items()]
-    return taken, given
+    before, after = valid.get('pre_memory_length'), valid.get('post_memory_length')
+    for field, shape in MEMORY_ROWS.items():
+        inputs.append(Bound(f'pre_memory_{field}', (1, before, *shape)))
+        outputs.append(Bound(f'post_memory_{field}', (1, after, *shape)))
+    return inputs, outputs
 
 
-BOUNDS = {f'{BACKBONE}.onnx': _backbone, f'{POSITIONS}.onnx': _positions, f'{HEAD}.onnx': _head}
-
-
-def _between(ends: Mapping[str, Ends]) -> Iterator[Violation]:
+def _handover_rules(tensors: Mapping[str, GraphTensors]) -> Iterator[Violation]:
     """Yield tensors that one file gives and another takes in another size: the node copies bytes."""
-    pairs = (BACKBONE, 'img_feats', 'x'), (POSITIONS, 'pos_embed', 'pos_embed'), (POSITIONS, 'cone', 'cone')
-    head = ends.get(f'{HEAD}.onnx')
-    for file, given, taken in pairs:
-        one = ends[f'{file}.onnx'].outputs.get(given) if f'{file}.onnx' in ends else None
-        two = head.inputs.get(taken) if head else None
-        if one and two and None not in (*one, *two) and math.prod(one) != math.prod(two):
-            said = f'{taken} is {shape_text(two)}, {given} of {file}.onnx {shape_text(one)}: other bytes'
-            yield Violation(f'{HEAD}.onnx', taken, 'shape', f'{HEAD}.onnx: {said}')
-    before = head.inputs.get('pre_memory_embedding') if head else None
-    after = head.outputs.get('post_memory_embedding') if head else None
+    head_file = f'{HEAD}.onnx'
+    head = tensors.get(head_file)
+    if head is None:
+        return
+    for file, output, name in (
+        (BACKBONE, 'img_feats', 'x'),
+        (POSITIONS, 'pos_embed', 'pos_embed'),
+        (POSITIONS, 'cone', 'cone'),
+    ):
+        source = tensors.get(f'{file}.onnx')
+        out_shape = source.outputs.get(output) if source else None
+        in_shape = head.inputs.get(name)
+        if not out_shape or not in_shape or None in (*out_shape, *in_shape):
+            continue
+        if math.prod(out_shape) != math.prod(in_shape):
+            message = f'{name} is {shape_text(in_shape)}, {output} of {file}.onnx {shape_text(out_shape)}'
+            yield Violation(head_file, name, 'shape', f'{head_file}: {message}: other bytes')
+    before = head.inputs.get('pre_memory_embedding')
+    after = head.outputs.get('post_memory_embedding')
     if before and after and after[-1] != before[-1]:
-        said = f'post_memory_embedding is {shape_text(after)}, pre_memory_embedding {shape_text(before)}'
-        yield Violation(f'{HEAD}.onnx', 'post_memory_embedding', 'shape', f'{HEAD}.onnx: {said}')
+        message = f'post_memory_embedding is {shape_text(after)}, pre_memory_embedding {shape_text(before)}'
+        yield Violation(head_file, 'post_memory_embedding', 'shape', f'{head_file}: {message}')

@@ -1,7 +1,7 @@
-"""Load the graphs of a folder in ONNX Runtime and send probes through them, in a process of its own.
+"""Loads the graphs of a folder in ONNX Runtime and sends probes through them, in a process of its own.
 
 A file from anybody may crash ONNX Runtime, fill the memory or never end; the process has limits of CPU time,
-wall time and memory, and what happens to it is a finding about the file. Needs onnx and ONNX Runtime.
+wall time and memory, and its end is a violation of the file. Needs onnx and ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.consumers.graph_tensors import GraphTensors, graph_tensors, shape_text
 from mmdeploy_ext.core.errors import Mm2OnnxError
 from mmdeploy_ext.core.violations import Violation
-from mmdeploy_ext.runtime.contract_files import Ends, ends_of, shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,8 +34,9 @@ MEMORY_BYTES, MEMORY_PER_BYTE = 900 << 20, 16
 MOST_FLOPS = 50_000_000_000
 """Of a graph that is run on zeros: a few seconds on one core."""
 LOAD, CONVENTION, MEMORY = 'load', 'convention', 'memory'
-"""Whether a file is only loaded, or a probe is sent through it: `probe.py`, `memory_probe.py`."""
+"""Whether a file is only loaded, or a probe of `probes.py` is sent through it."""
 TRYING = 'trying '
+"""Beginning of the line that the process prints before each file."""
 REPOSITORY = Path(__file__).resolve().parents[3]
 START = (
     'import sys; sys.path.insert(0, sys.argv[1]); '
@@ -44,7 +45,7 @@ START = (
 
 
 def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Violation]:
-    """Return what ONNX Runtime and the probes find wrong with files of which no error is known.
+    """Return what ONNX Runtime and the probes dislike of files in which no error was found before.
 
     Args:
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.
@@ -52,66 +53,64 @@ def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Vio
     from mmdeploy_ext.graph.io.checks import DEFAULT_DOMAINS
     from mmdeploy_ext.graph.reduce.checks import run_limited
 
-    words = []
+    arguments = []
     for path, model, probe in graphs:
         if all(node.domain in DEFAULT_DOMAINS for node in model.graph.node):
-            words += [str(path), probe]
-    if not words:
+            arguments += [str(path), probe]
+    if not arguments:
         return []
-    status, output = run_limited([sys.executable, '-c', START, str(REPOSITORY), *words], WALL_SECONDS)
+    command = [sys.executable, '-c', START, str(REPOSITORY), *arguments]
+    status, output = run_limited(command, WALL_SECONDS)
     lines = output.strip().splitlines() or ['']
     if status == 0:
         with contextlib.suppress(ValueError, TypeError):
             return [Violation(**entry) for entry in json.loads(lines[-1])]
-    ended = f'exit status {status}: {lines[-1][:300]}'
+    end = f'exit status {status}: {lines[-1][:300]}'
     if status is None or status == -signal.SIGXCPU:
-        ended = f'it did not end within {CPU_SECONDS} s of CPU time'
+        end = f'it did not end within {CPU_SECONDS} s of CPU time'
     elif status < 0:
-        ended = f'the process died of signal {-status}'
-    # each file before its trial writes its name
+        end = f'the process died of signal {-status}'
     file = next((line.removeprefix(TRYING) for line in reversed(lines) if line.startswith(TRYING)), '')
-    said = f'{file}: ONNX Runtime could not load and run it in a process of its own: {ended}'
-    return [Violation(file, '', 'load', said)]
+    message = f'{file}: ONNX Runtime could not load and run it in a process of its own: {end}'
+    return [Violation(file, '', 'load', message)]
 
 
 def main() -> None:
     """Try the files of the command line within the limits; the last line printed holds the violations."""
+    paths, probes = [Path(path) for path in sys.argv[2::2]], sys.argv[3::2]
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
-        size = sum(Path(path).stat().st_size for path in sys.argv[2::2])
-        most = MEMORY_BYTES + MEMORY_PER_BYTE * size
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    words, violations = sys.argv[2:], []
-    for path, probe in zip(map(Path, words[::2]), words[1::2], strict=True):
+        limit = MEMORY_BYTES + MEMORY_PER_BYTE * sum(path.stat().st_size for path in paths)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    violations = []
+    for path, probe in zip(paths, probes, strict=True):
         print(f'{TRYING}{path.name}', flush=True)
-        violations += _findings(path, probe)
+        violations += _try_file(path, probe)
     print(json.dumps([dataclasses.asdict(violation) for violation in violations]))
 
 
-def _findings(path: Path, probe: str) -> list[Violation]:
-    from mmdeploy_ext.consumers.autoware.memory_probe import memory_rules
-    from mmdeploy_ext.consumers.autoware.probe import convention_rules
+def _try_file(path: Path, probe: str) -> list[Violation]:
+    from mmdeploy_ext.consumers.autoware.probes import convention_rules, memory_rules
     from mmdeploy_ext.graph.io.files import load
     from mmdeploy_ext.graph.run import Runner
 
     file, model = path.name, load(path)
+    tensors = graph_tensors(model)
     try:
-        runner = Runner(model, threads=1)
-        violations = list(_run_on_zeros(file, runner, ends_of(model)))
+        violations = list(_run_on_zeros(file, Runner(model, threads=1), tensors))
     except Mm2OnnxError as error:
-        said = f'{file}: {" ".join(str(error).split())[:300]}'
-        return [Violation(file, '', 'load', said)]
-    if violations:
+        return [Violation(file, '', 'load', f'{file}: {" ".join(str(error).split())[:300]}')]
+    if violations or probe == LOAD:
         return violations
     if probe == CONVENTION:
         return list(convention_rules(file, model, [value.name for value in model.graph.output]))
-    return list(memory_rules(file, model, ends_of(model))) if probe == MEMORY else []
+    return list(memory_rules(file, model, tensors))
 
 
-def _run_on_zeros(file: str, runner: Runner, ends: Ends) -> Iterator[Violation]:
-    """Yield outputs that are not finite, or not of the stated shape, where all inputs are zeros.
+def _run_on_zeros(file: str, runner: Runner, tensors: GraphTensors) -> Iterator[Violation]:
+    """Yield outputs that are not finite, or not of the stated shape, if all inputs are zeros.
 
     Axes that are not fixed are 1. Graphs of more arithmetic than `MOST_FLOPS` are not run.
     """
@@ -123,15 +122,15 @@ def _run_on_zeros(file: str, runner: Runner, ends: Ends) -> Iterator[Violation]:
     if sum(number or 0 for number in flops.count(runner.index.model).values()) > MOST_FLOPS:
         return
     feeds = {}
-    for name, shape in ends.inputs.items():
-        dtype = tensor_dtype_to_np_dtype(TensorProto.DataType.Value(ends.kinds[name]))
+    for name, shape in tensors.inputs.items():
+        dtype = tensor_dtype_to_np_dtype(TensorProto.DataType.Value(tensors.types[name]))
         feeds[name] = np.zeros([size or 1 for size in shape], dtype)
     for name, values in runner.run(feeds).items():
-        stated = ends.outputs[name]
-        sizes_differ = any(size not in (None, got) for size, got in zip(stated, values.shape, strict=False))
-        if len(stated) != values.ndim or sizes_differ:
+        stated = tensors.outputs[name]
+        differs = any(size not in (None, got) for size, got in zip(stated, values.shape, strict=False))
+        if len(stated) != values.ndim or differs:
             got = shape_text(values.shape)
-            said = f'{file}: {name} is {got} where zeros are fed, and stated as {shape_text(stated)}'
-            yield Violation(file, name, 'shape', said)
+            message = f'{file}: {name} is {got} where zeros are fed, and stated as {shape_text(stated)}'
+            yield Violation(file, name, 'shape', message)
         elif not np.isfinite(values).all():
             yield Violation(file, name, 'not-finite', f'{file}: {name} is not finite where zeros are fed')

@@ -1,10 +1,10 @@
 """The files of CUDA-BEVFusion's contract from pictures and points to boxes, without that engine.
 
-What it computes between the graphs is here in numpy: depth maps, cells, sums of cells, voxels, the sparse
-backbone (interpreted, so slow), boxes. A right file gives what the detector in PyTorch gives.
+What the engine computes between the graphs is here in numpy: depth maps, cells, sums of cells, voxels, the
+sparse backbone (interpreted, so slow), boxes. A right file gives what the detector in PyTorch gives.
 
     runtime = CudaBEVFusion('work_dirs/bevfusion')         # written with --contract cuda-bevfusion
-    found = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
+    detections = runtime.step(FusedFrame(points, images=images, calibration=matrices)).detections
 
 Needs numpy, numba, onnx and ONNX Runtime, no PyTorch. Glossary: N cameras, V values per point, Q queries.
 """
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
 DENSE = ('camera.backbone', 'camera.vtransform', 'fuser', 'head.bbox')
 SPARSE = ('lidar.backbone.xyz', 'lidar.backbone.zyx')
 GRAPHS = (*DENSE[:3], *SPARSE, DENSE[3])
-"""Files of one export, by their `form`; the last gives what boxes are made of."""
+"""Files of one export, by their `form`; boxes are decoded from the outputs of the last."""
 DEPTH, POOLED, CELLS = 'depth', 'feat_in', 'cells'
-"""What is computed between the files."""
+"""Tensors that are computed between the files."""
 OTHER_ORDER, UNROUNDED = 'lidar (z, y, x)', 'lidar, weights of the checkpoint'
-"""The LiDAR's map by the second sparse file, and by the first once more: what a proof compares."""
+"""The LiDAR's map by the second sparse file, and by the first once more: a proof compares them."""
 
 
 class CudaBEVFusion(Detecting):
-    """An exported BEVFusion of CUDA-BEVFusion's contract: a `Stepper` of fused frames, without a memory.
+    """The files of CUDA-BEVFusion: a `Stepper` of fused frames, without a memory.
 
     Attributes:
         tables: of the last calibration; None before the first frame.
@@ -65,15 +65,15 @@ class CudaBEVFusion(Detecting):
     ) -> None:
         """Open the files, see `BEVFusionOnnx`; the engine is of the graphs that are ordinary ONNX.
 
-        `to_compare` runs the second sparse file, too, and gives all maps of the LiDAR.
+        With `to_compare` the second sparse file is run, too, and all maps of the LiDAR are outputs.
         """
         from mmdeploy_ext.sparse.libspconv import read
 
         super().__init__()
         files = dict(zip(GRAPHS, export_files(paths, GRAPHS), strict=True))
-        known = {name: Metadata.from_props(read_props(path), path) for name, path in files.items()}
-        check_forms(files, known, FAMILY)
-        self.metadata = known[GRAPHS[-1]]
+        metadata = {name: Metadata.from_props(read_props(path), path) for name, path in files.items()}
+        check_forms(files, metadata, FAMILY)
+        self.metadata = metadata[GRAPHS[-1]]
         self.sessions = {name: self.opened(engine, files[name], options) for name in DENSE}
         orders = SPARSE if to_compare else SPARSE[:1]
         self.sparse: dict[str, SparseGraph] = {name: read(files[name]) for name in orders}
@@ -82,29 +82,29 @@ class CudaBEVFusion(Detecting):
         self.tables: Tables | None = None
 
     def step(self, frame: FusedFrame) -> StepResult:
-        """See `Detecting.step`."""
+        """Detect in one moment of all sensors; the outputs include the tensors between the files."""
         points, images = checked(frame, self.rule)
         start = time.perf_counter()
         depth = geometry.depth_maps(points, frame.calibration, self.view.image_size)
-        found = self._run('camera.backbone', img=images[None], depth=depth[None])
+        outputs = self._run('camera.backbone', img=images[None], depth=depth[None])
         start = self.passed('camera.backbone', start)
         self.tables = self.of_rig(frame.calibration, MATRICES, self._tables)
-        seen = pooled(found['camera_feature'], found['camera_depth_weights'], self.tables)
+        cells = pooled(outputs['camera_feature'], outputs['camera_depth_weights'], self.tables)
         start = self.passed('pooling', start)
-        found |= self._run('camera.vtransform', feat_in=seen)
+        outputs |= self._run('camera.vtransform', feat_in=cells)
         start = self.passed('camera.vtransform', start)
         maps = self._lidar_maps(points)
-        found |= self._run('fuser', camera=found['feat_out'], lidar=next(iter(maps.values())))
+        outputs |= self._run('fuser', camera=outputs['feat_out'], lidar=next(iter(maps.values())))
         start = self.passed('fuser', start)
-        found |= self._run('head.bbox', middle=found['middle'])
-        check_finite(found, frame.name or 'frame')
+        outputs |= self._run('head.bbox', middle=outputs['middle'])
+        check_finite(outputs, frame.name or 'frame')
         self.passed('head.bbox', start)
-        cells = self.tables.geometry.astype(np.int64).reshape(found['camera_depth_weights'].shape)
-        between = {DEPTH: depth, POOLED: seen, CELLS: cells}
-        return StepResult({**between, **maps, **found}, self.boxes_of(found))
+        cell_indices = self.tables.geometry.astype(np.int64).reshape(outputs['camera_depth_weights'].shape)
+        between = {DEPTH: depth, POOLED: cells, CELLS: cell_indices}
+        return StepResult({**between, **maps, **outputs}, self.boxes_of(outputs))
 
     def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
-        """Return the boxes that outputs of the head stand for and that nothing suppresses, best first."""
+        """Return the boxes of the head's outputs that nothing suppresses, best first."""
         facts = self.metadata.postprocess
         return spread_out(detections(outputs, facts['coder']), facts['nms'])
 
@@ -122,15 +122,15 @@ class CudaBEVFusion(Detecting):
             raise PointsError('points: none is inside the range of the model')
         maps = {}
         for name, graph in self.sparse.items():
-            own = coordinates if graph.order == self.rule.voxels.order else coordinates[:, [0, 3, 2, 1]]
+            ordered = coordinates if graph.order == self.rule.voxels.order else coordinates[:, [0, 3, 2, 1]]
             key = OTHER_ORDER if maps else graph.output
-            maps[key] = sparse_engine.run(graph, own, features)
+            maps[key] = sparse_engine.run(graph, ordered, features)
             start = self.passed(name, start)
         return {**maps, UNROUNDED: next(iter(maps.values()))} if len(maps) > 1 else maps
 
 
 def detections(outputs: Mapping[str, np.ndarray], coder: Mapping[str, Any]) -> Detections3D:
-    """Return the boxes that the head's outputs stand for, best first; `coder` is that of the file's facts.
+    """Return the boxes of the head's outputs, best first; `coder` is that of the file's facts.
 
     These are `score` (1, K, Q), `rot` (1, 2, Q), `dim` (1, 3, Q), `reg` (1, 2, Q), `height` (1, 1, Q), `vel`
     (1, 2, Q), as the contract has them.

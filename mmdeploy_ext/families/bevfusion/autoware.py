@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.autoware import bevfusion_rules as node
 from mmdeploy_ext.consumers.autoware.bevfusion import BEV
-from mmdeploy_ext.consumers.autoware.writing import known_words, remapper_text, text_of
+from mmdeploy_ext.consumers.autoware.manifest import (
+    REMAPPER,
+    parameter_text,
+    remapper_text,
+    translate_classes,
+)
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph, Stage
 from mmdeploy_ext.core.errors import ConfigError
@@ -208,7 +213,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
         [float(value) for value in values] for values in (voxels.point_cloud_range, voxels.voxel_size)
     )
     most, stride = _most_voxels(voxels.max_voxels), int(coder.out_size_factor)
-    names, lost = known_words(classes, node.CLASSES)
+    names, lost = translate_classes(classes, node.CLASSES)
     if lost:
         logger.warning('%s: the node publishes these classes as UNKNOWN', ', '.join(lost))
     bounds = {f'{"xy"[axis]}_bound': [cloud[axis], cloud[axis + 3], size[axis] * stride] for axis in (0, 1)}
@@ -228,5 +233,5 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
 
 def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
     """Return name -> text of the files beside the graph."""
-    manifest = text_of(parameters(model, classes))
-    return {f'ml_package_{node.LIDAR}.param.yaml': manifest, node.REMAPPER: remapper_text()}
+    manifest = parameter_text(parameters(model, classes))
+    return {f'ml_package_{node.LIDAR}.param.yaml': manifest, REMAPPER: remapper_text()}

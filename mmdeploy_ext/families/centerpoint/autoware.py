@@ -19,8 +19,13 @@ from torch import Tensor, nn
 from mmdeploy_ext.consumers.autoware import centerpoint_rules as node
 from mmdeploy_ext.consumers.autoware.boxes import OUTPUTS
 from mmdeploy_ext.consumers.autoware.centerpoint import PILLARS, SPATIAL
-from mmdeploy_ext.consumers.autoware.manifest import node_cells
-from mmdeploy_ext.consumers.autoware.writing import class_words, remapper_text, text_of
+from mmdeploy_ext.consumers.autoware.manifest import (
+    REMAPPER,
+    class_words,
+    node_cells,
+    parameter_text,
+    remapper_text,
+)
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
@@ -179,7 +184,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
         encoder_engine_path=f'{node.ENCODER}.engine',
         head_onnx_path=f'{node.HEAD}.onnx',
         head_engine_path=f'{node.HEAD}.engine',
-        class_remapper_param_path=node.REMAPPER,
+        class_remapper_param_path=REMAPPER,
         trt_precision='fp32',
         model_params=dict(
             class_names=names,
@@ -202,7 +207,7 @@ def parameters(model: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
 
 def companions(model: nn.Module, classes: Sequence[str]) -> dict[str, str]:
     """Return name -> text of the files beside the graphs."""
-    return {node.MANIFEST: text_of(parameters(model, classes)), node.REMAPPER: remapper_text()}
+    return {node.MANIFEST: parameter_text(parameters(model, classes)), REMAPPER: remapper_text()}
 
 
 def manifest_differences(folder: Path, model: Mapping[str, Any]) -> Iterator[str]:

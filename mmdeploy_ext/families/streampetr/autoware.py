@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.consumers.autoware import streampetr_rules as node
-from mmdeploy_ext.consumers.autoware.writing import text_of
+from mmdeploy_ext.consumers.autoware.manifest import parameter_text
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
@@ -159,4 +159,4 @@ def companions(model: nn.Module, size: spec.Sizes) -> dict[str, str]:
         pre_memory_length=size.memory,
         post_memory_length=size.state,
     )
-    return {node.MANIFEST: text_of(dict(model_params=parameters))}
+    return {node.MANIFEST: parameter_text(dict(model_params=parameters))}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.half import HalfBars
     from mmdeploy_ext.proving.results import DetectionRow
     from mmdeploy_ext.proving.tasks.matching import Pairing
-    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.bird_eye import BoxLayer
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
@@ -173,17 +173,17 @@ def fit_pair(pair: Pair) -> Pair:
 
 def draw_pair(pair: Pair, classes: Sequence[str], score_thr: float = 0.3) -> np.ndarray:
     """Draw both engines' boxes of at least `score_thr`, see `draw_layers`; what has no equal is in white."""
-    from mmdeploy_ext.runtime.bird_eye import Layer
+    from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
     sides = (pair.reference, pair.candidate), matching.alone(pair, problem, pair_up)
     layers = [
-        Layer(title, detections.above(score_thr), lonely[detections.scores >= score_thr])
+        BoxLayer(title, detections.above(score_thr), lonely[detections.scores >= score_thr])
         for title, detections, lonely in zip(('PyTorch', pair.engine), *sides, strict=True)
     ]
     return draw_layers(pair, layers, classes)
 
 
-def draw_layers(pair: Pair, layers: Sequence[Layer], classes: Sequence[str]) -> np.ndarray:
+def draw_layers(pair: Pair, layers: Sequence[BoxLayer], classes: Sequence[str]) -> np.ndarray:
     """Draw lists of boxes over what a pair shows, (h, w, 3) uint8 BGR.
 
     Of cameras: a mosaic for each list, and one view from above with all. Of points alone: the view from

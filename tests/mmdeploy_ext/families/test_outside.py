@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import ConfigError, ModelFileError
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.tasks import task_module
-from mmdeploy_ext.runtime.consumers import runtime_of
+from mmdeploy_ext.runtime.family_runtime import runtime_of
 
 OUTSIDE = Path(__file__).resolve().parents[2] / 'outside_package'
 CONFIG = str(OUTSIDE / 'config.py')

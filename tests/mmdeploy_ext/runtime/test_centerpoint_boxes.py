@@ -142,7 +142,7 @@ def test_rotated_iou_equals_mmcv():
     boxes = boxes.astype(np.float32)
     expected = box_iou_rotated(torch.from_numpy(boxes), torch.from_numpy(boxes)).numpy()
     corners, areas = bev_corners(boxes.astype(np.float64)), boxes[:, 2] * boxes[:, 3]
-    areas, room = areas.astype(float), np.empty((2, bev_loops.MOST, 2))
+    areas, room = areas.astype(float), np.empty((2, bev_loops.MAX_CORNERS, 2))
     found = [
         [bev_loops.iou(corners[i], corners[j], areas[i], areas[j], *room) for j in range(len(boxes))]
         for i in range(len(boxes))

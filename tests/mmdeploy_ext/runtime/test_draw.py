@@ -43,7 +43,7 @@ def test_labels_are_whole_at_every_border(box):
     height, width = GREY.shape[:2]
     style = draw.Style.for_image(height, width)
     text = 'traffic light 0.90'
-    place = draw._place_label(text, draw._pixel_box(np.array(box), GREY.shape), GREY.shape, style, [])
+    place = draw.place_label(text, draw.pixel_box(np.array(box), GREY.shape), GREY.shape, style, [])
     (text_w, text_h), _ = cv2.getTextSize(text, draw.FONT, style.font_scale, style.font_thickness)
     assert min(place) >= 0 and place[2] <= width and place[3] <= height
     assert place[2] - place[0] >= text_w and place[3] - place[1] >= text_h
@@ -53,8 +53,8 @@ def test_labels_of_near_boxes_do_not_cover_each_other():
     style = draw.Style.for_image(*GREY.shape[:2])
     taken = []
     for box in ([100, 100, 220, 200], [102, 102, 222, 203]):
-        taken.append(draw._place_label('cat 0.90', box, GREY.shape, style, taken))
-    assert not draw.overlap(*taken)
+        taken.append(draw.place_label('cat 0.90', box, GREY.shape, style, taken))
+    assert not draw.overlaps(taken[0], taken[1:])
 
 
 def test_the_first_twenty_classes_differ_in_colour_and_a_colour_is_stable():

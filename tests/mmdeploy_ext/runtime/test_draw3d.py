@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.runtime.bird_eye import EXTENT, WHITE, Layer, bird_eye, box_corners, ring_radii
+from mmdeploy_ext.runtime.bird_eye import EXTENT, WHITE, BoxLayer, bird_eye, box_corners, ring_radii
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw import class_colour
 from mmdeploy_ext.runtime.draw3d import (
@@ -77,7 +77,7 @@ def test_lines_are_cut_at_the_camera():
 
 def test_a_box_is_drawn_where_it_is_and_only_in_front():
     image = np.zeros((180, 320, 3), np.uint8)
-    layer = Layer('x', detections(box(12, 0)))
+    layer = BoxLayer('x', detections(box(12, 0)))
     picture = draw_camera(image, looking(0.0), layer, CLASSES)
     picture[:82] = 0  # the label
     rows, columns = coloured(picture)
@@ -89,7 +89,7 @@ def test_a_box_is_drawn_where_it_is_and_only_in_front():
 
 @pytest.mark.parametrize('x', [0.0, 0.4, 1.0, 2.0])
 def test_a_box_around_the_camera_is_drawn_without_an_error(x):
-    layer = Layer('x', detections(box(x, 0.3), box(-30, 0)))
+    layer = BoxLayer('x', detections(box(x, 0.3), box(-30, 0)))
     picture = draw_camera(np.zeros((180, 320, 3), np.uint8), looking(0.0), layer, CLASSES)
     assert picture.any()
 
@@ -97,7 +97,7 @@ def test_a_box_around_the_camera_is_drawn_without_an_error(x):
 def test_the_mosaic_is_ordered_as_seen_from_the_car():
     images = [np.full((90, 160, 3), 20 * (index + 1), np.uint8) for index in range(6)]
     matrices = np.tile(looking(0.0), (6, 1, 1))
-    mosaic = camera_mosaic(images, matrices, Layer('x', detections()), CLASSES, 160)
+    mosaic = camera_mosaic(images, matrices, BoxLayer('x', detections()), CLASSES, 160)
     cells = mosaic[[45, 90 + 4 + 45]][:, [80, 164 + 80, 328 + 80], 0]
     # front left, front, front right; back left, back, back right
     np.testing.assert_array_equal(cells, [[60, 20, 40], [100, 80, 120]])
@@ -105,7 +105,7 @@ def test_the_mosaic_is_ordered_as_seen_from_the_car():
 
 def test_other_numbers_of_cameras_have_a_mosaic_too():
     images = [np.zeros((90, 160, 3), np.uint8)] * 4
-    layer = Layer('x', detections(box(12, 0)))
+    layer = BoxLayer('x', detections(box(12, 0)))
     assert camera_mosaic(images, np.tile(looking(0.0), (4, 1, 1)), layer, CLASSES, 160).shape == (184, 488, 3)
 
 
@@ -119,7 +119,7 @@ def test_other_numbers_of_cameras_have_a_mosaic_too():
     ],
 )
 def test_forward_is_up_from_above(forward, place, quadrant):
-    picture = bird_eye([Layer('x', detections(box(*place)))], CLASSES, 400, forward=np.array(forward))
+    picture = bird_eye([BoxLayer('x', detections(box(*place)))], CLASSES, 400, forward=np.array(forward))
     picture[380:, :30] = 0  # the legend
     rows, columns = coloured(picture)
     offset = dict(top=(-1, 0), left=(0, -1), right=(0, 1))[quadrant]
@@ -130,7 +130,7 @@ def test_forward_is_up_from_above(forward, place, quadrant):
 
 def test_what_moves_has_an_arrow_to_where_it_is_in_a_second():
     still, moving = (
-        coloured(bird_eye([Layer('x', detections(box(20, 0, vx=speed)))], CLASSES, 400))
+        coloured(bird_eye([BoxLayer('x', detections(box(20, 0, vx=speed)))], CLASSES, 400))
         for speed in (0.1, 15.0)
     )
     assert moving[1].max() - still[1].max() == pytest.approx((15 - 2) * 400 / (2 * 61.2), abs=4)
@@ -144,7 +144,7 @@ def test_forward_is_where_the_first_camera_looks():
 def test_points_of_a_frame_are_seen_from_above_and_not_in_the_cameras():
     images, matrices = np.full((6, 90, 160, 3), 60, np.uint8), np.tile(looking(0.0), (6, 1, 1))
     points = np.random.default_rng(0).uniform(-30, 30, (500, 5)).astype(np.float32)
-    layers = [Layer('ONNX Runtime', detections(box(12, 0)))]
+    layers = [BoxLayer('ONNX Runtime', detections(box(12, 0)))]
     without, seen = (compare_picture(images, matrices, layers, CLASSES, '', one) for one in (None, points))
     columns = np.flatnonzero((without != seen).any((0, 2)))
     assert len(columns) > 100 and columns.min() >= 3 * 600  # behind the mosaic of three cameras a row
@@ -154,7 +154,9 @@ def test_pictures_of_a_run_have_one_even_size_and_differences_are_white():
     images, matrices = np.full((6, 90, 160, 3), 60, np.uint8), np.tile(looking(0.0), (6, 1, 1))
     full, empty = detections(box(12, 0), box(20, 5), labels=[1, 2]), detections()
     pictures = [
-        compare_picture(images, matrices, [Layer('PyTorch', one), Layer('ONNX Runtime', two, marks)], CLASSES)
+        compare_picture(
+            images, matrices, [BoxLayer('PyTorch', one), BoxLayer('ONNX Runtime', two, marks)], CLASSES
+        )
         for one, two, marks in (
             (full, full, None),
             (empty, empty, None),
@@ -171,6 +173,6 @@ def test_a_box_far_beyond_any_sensor_is_drawn_with_few_rings():
     assert list(ring_radii(EXTENT)) == [20, 40, 60, 80]
     assert all(len(ring_radii(extent)) <= 20 for extent in (1e3, 1e5, 1e30))
     for far in (1e30, -1e30):
-        layer = Layer('far', detections(box(far, 3.0)))
+        layer = BoxLayer('far', detections(box(far, 3.0)))
         assert sweep_picture('', np.zeros((2, 3), np.float32), [layer], ['car']).any()
         assert bird_eye([layer], ['car']).any()

@@ -9,8 +9,7 @@ import pytest
 
 import toy_streampetr_deploy as deployed
 from mmdeploy_ext.cli.check_autoware_app import main
-from mmdeploy_ext.consumers.autoware.stream_boxes import StreamSettings, objects_of
-from mmdeploy_ext.consumers.autoware.streampetr import NodeContract
+from mmdeploy_ext.consumers.autoware.streampetr import NodeContract, StreamSettings, objects_of
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES, NORMS, from_node
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.exporting.files import export_files

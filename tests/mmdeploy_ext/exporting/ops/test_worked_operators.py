@@ -27,7 +27,7 @@ def test_the_overlap_of_rotated_boxes_is_that_of_polygons(seed):
     found = rotated_nms.rotated_iou(*[torch.from_numpy(boxes)] * 2).numpy()
     corners = bev_nms.bev_corners(boxes.astype(np.float64))
     areas = boxes[:, 2:4].astype(np.float64).prod(1)
-    room = np.empty((2, bev_loops.MOST, 2))
+    room = np.empty((2, bev_loops.MAX_CORNERS, 2))
     wanted = [[bev_loops.iou(corners[i], corners[j], areas[i], areas[j], *room) for j in range(12)]
               for i in range(12)]
     np.testing.assert_allclose(found, wanted, atol=2e-5)

@@ -1,10 +1,10 @@
-"""The post-processing of a family outside of its graphs: the runtime that it was registered with.
+"""The runtime of a family: the module that finishes what its graphs compute, as it was registered.
 
 The runtime of a family of images has `detections(metadata, outputs, feeds)`, which returns results per image
-of what a file gave by name and was fed, and may have `draw(image_bgr, results, classes, score_thr)`, if boxes
-and masks are not what it gives, and `RUNNERS`: form of a file -> the script that draws its results, of
-`commands.RUNNERS`. That of a family of frames or sweeps has `OPENS`, the class that runs the files of an
-export. Where one of these graphs is fed by the others and has the layers that `quantize.py` puts in INT8,
+from the outputs and inputs of a file by name. It may have `draw(image_bgr, results, classes, score_thr)`, if
+its results are not boxes and masks, and `RUNNERS`: form of a file -> the script that draws its results, of
+`commands.RUNNERS`. The runtime of a family of frames or sweeps has `OPENS`, the class that runs the files of
+an export. If one of these graphs is fed by the others and has the layers that `quantize.py` puts in INT8,
 `QUANTISED` is its name, and `feeds` of the class returns its inputs for a sample.
 """
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def runtime_of(family: str) -> ModuleType:
     """Return the runtime of a family.
 
-    ModelFileError: nobody has registered the family; ConfigError: it was registered without a runtime.
+    Raises:
+        ModelFileError: nobody has registered the family.
+        ConfigError: it was registered without a runtime.
     """
     if family not in registered():
         raise ModelFileError(
@@ -38,7 +40,7 @@ def has_runtime(family: str) -> bool:
 
 
 def runner_of(family: str, form: str) -> str:
-    """Return the command of `core/commands.py` that draws what a file finds in pictures; '' of none."""
+    """Return the command of `core/commands.py` that draws a file's results in pictures; '' if none does."""
     runtime = runtime_of(family) if has_runtime(family) else None
     if hasattr(runtime, 'RUNNERS'):
         return runtime.RUNNERS.get(form, '')

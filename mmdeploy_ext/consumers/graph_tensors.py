@@ -1,0 +1,61 @@
+"""The inputs and outputs of an ONNX file as a consumer binds them: names, sizes, types. Needs onnx."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+Shape = tuple[int | None, ...]
+"""Sizes of the axes; None for an axis that is not fixed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphTensors:
+    """Inputs and outputs of one file, in its order.
+
+    Attributes:
+        inputs, outputs: name -> shape; an initializer is no input.
+        types: name -> type in ONNX's words, such as 'FLOAT'.
+    """
+
+    inputs: dict[str, Shape]
+    outputs: dict[str, Shape]
+    types: dict[str, str]
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Name -> shape of both inputs and outputs."""
+        return self.inputs | self.outputs
+
+
+def graph_tensors(model: onnx.ModelProto) -> GraphTensors:
+    """Return the inputs and outputs of a model."""
+    from mmdeploy_ext.graph.io.types import type_name
+
+    inputs, outputs = fed_inputs(model), list(model.graph.output)
+    types = {value.name: type_name(value.type.tensor_type.elem_type) for value in [*inputs, *outputs]}
+    return GraphTensors(
+        {value.name: shape_of(value) for value in inputs},
+        {value.name: shape_of(value) for value in outputs},
+        types,
+    )
+
+
+def fed_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that have no initializer."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
+def shape_of(value: onnx.ValueInfoProto) -> Shape:
+    """Return the axes of an input or output; None for an axis that is not fixed."""
+    axes = value.type.tensor_type.shape.dim
+    return tuple(axis.dim_value if axis.HasField('dim_value') else None for axis in axes)
+
+
+def shape_text(shape: Shape) -> str:
+    """Return a shape as messages have it, 1x?x3."""
+    return 'x'.join('?' if size is None else str(size) for size in shape)
