@@ -31,7 +31,7 @@ POINT_HEIGHTS = -2.0, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class BoxLayer:
     """One list of boxes of a picture, all of which are drawn.
 
     Attributes:
@@ -66,7 +66,7 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def bird_eye(
-    layers: Sequence[Layer],
+    layers: Sequence[BoxLayer],
     classes: Sequence[str],
     side: int = 640,
     extent: float = EXTENT,
@@ -146,7 +146,7 @@ def _rings(canvas: np.ndarray, view: _View) -> None:
     cv2.arrowedLine(canvas, centre, tip, (200, 200, 200), 1, cv2.LINE_AA, tipLength=0.3)
 
 
-def _draw_from_above(canvas: np.ndarray, view: _View, layer: Layer, index: int, number: int) -> None:
+def _draw_from_above(canvas: np.ndarray, view: _View, layer: BoxLayer, index: int, number: int) -> None:
     box = layer.detections.boxes[index]
     corners = box_corners(box[None])[0, :4, :2]
     outline, centre = view.pixels(corners), view.pixels(box[:2])
@@ -161,7 +161,7 @@ def _draw_from_above(canvas: np.ndarray, view: _View, layer: Layer, index: int, 
         cv2.circle(canvas, centre.tolist(), radius, WHITE, 2, cv2.LINE_AA)
 
 
-def _legend(canvas: np.ndarray, layers: Sequence[Layer], classes: Sequence[str]) -> None:
+def _legend(canvas: np.ndarray, layers: Sequence[BoxLayer], classes: Sequence[str]) -> None:
     """Write the captions of the layers, and the colours of the classes in the picture."""
     for number, layer in enumerate(layers):
         text = layer.caption() + (', pale lines' if number else '')
