@@ -35,12 +35,13 @@ class OlderModule:
                 raise
         except AttributeError:
             pass
-        return _missing_class(self._name, name)
+        return missing_class(name, self._name)
 
 
 @functools.cache
-def _missing_class(module: str, name: str) -> type:
-    return type(name, (), {'__module__': module, '__doc__': f'{module} of this mmdet has no {name}.'})
+def missing_class(name: str, module: str = '') -> type:
+    """Return the class that stands for one of this name that cannot be imported."""
+    return type(name, (), {'__module__': module, '__doc__': f'No class {name} can be imported.'})
 
 
 def mmdet_release() -> tuple[int, int]:

@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-HEAD_KEYS = ('bbox_head', 'mask_head', 'pts_bbox_head')
+HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
 
 
 def head_of(model: torch.nn.Module) -> torch.nn.Module:

@@ -37,7 +37,7 @@ BLANK = (
     (r'transformer_decoder.*attentions\.1\.attn\.out_proj\.weight', 1.0, True),
 )
 """Before `SCALES` where queries of masks begin as zeros: what they look at alone tells them apart."""
-RANKED = ((r'query_embedding\.weight', 0.0, False),)
+RANKED = ((r'(query_embedding|transformer\.query_embed)\.weight', 0.0, False),)
 """Before `SCALES` where the n-th query gets the box of the n-th best token (DINO). In PyTorch alone rounding
 of 2e-7 exchanges 4 to 8 ranks of 900; with queries that differ (deviation 0.003) 220 to 298 of its 300
 results stay, with the ranks held all 300.
@@ -66,7 +66,7 @@ def is_query(model: nn.Module) -> bool:
     from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
     known = mmdet_module('mmdet.models.dense_heads')
-    heads = (getattr(model, key, None) for key in ('bbox_head', 'panoptic_head'))
+    heads = (getattr(model, key, None) for key in ('query_head', 'bbox_head', 'panoptic_head'))
     return any(isinstance(head, known.DETRHead | known.MaskFormerHead) for head in heads)
 
 
@@ -83,7 +83,8 @@ def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[t
 
     Pictures are (B, 3, H, W), normalised; features those of each level.
     """
-    head, some = getattr(model, 'bbox_head', None) or model.panoptic_head, pictures[PICTURES]
+    heads = (getattr(model, key, None) for key in ('query_head', 'bbox_head', 'panoptic_head'))
+    head, some = next(filter(None, heads)), pictures[PICTURES]
     _fill(head)
     size = tuple(pictures.shape[2:])
     metas = [dict(batch_input_shape=size, img_shape=(*size, 3))] * len(some)

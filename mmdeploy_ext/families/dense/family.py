@@ -68,7 +68,7 @@ class DenseFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: any dense head; those of no kind are refused by `check`, with the reason."""
-        head = HEADS.get((cfg.model.get('bbox_head') or {}).get('type') or '')
+        head = HEADS.get(detector_parts.part_cfg(cfg.model, 'bbox_head').get('type') or '')
         detector = DETECTORS.get(cfg.model.get('type') or '')
         if head is None or issubclass(head, QUERIES):
             return Claim.NO

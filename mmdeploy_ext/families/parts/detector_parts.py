@@ -31,10 +31,21 @@ ROUND_DOWN = ('NASFPN',)
 """Parts whose coarse levels have `H // stride` rows, which pooling makes, where a convolution rounds up."""
 
 
+def detector_of(cfg: Any) -> type | None:
+    """Return the class of the detector of a config; None of one that is not registered."""
+    return DETECTORS.get(cfg.model.get('type') or '')
+
+
 def detects(cfg: Any, kinds: type | tuple[type, ...]) -> bool:
     """Return whether the detector of a config is registered, and of some classes."""
-    detector = DETECTORS.get(cfg.model.get('type') or '')
+    detector = detector_of(cfg)
     return detector is not None and issubclass(detector, kinds)
+
+
+def part_cfg(model: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a part of the config's `model`; nothing where there is none, or a list of several."""
+    part = model.get(key)
+    return part if isinstance(part, Mapping) else {}
 
 
 def without_teacher(model_cfg: Any) -> Any:

@@ -1,4 +1,4 @@
-"""DETR, Deformable DETR and DINO as modules whose graphs take any size, batch and padding.
+"""DETR, Deformable DETR, DINO and Co-DINO as modules whose graphs take any size, batch and padding.
 
 They run the layers of mmdet's own heads. What decoders give after each layer is for training: here the last
 layer speaks alone. Source of the algorithm: mmdet 2.28.2 `dense_heads/{detr,deformable_detr}_head.py` and
@@ -72,20 +72,41 @@ def encode_points(
     return tokens if encoder.post_norm is None else encoder.post_norm(tokens)
 
 
+def query_head(model: nn.Module) -> nn.Module:
+    """Return the head of queries; Co-DETR has lists of other heads in `bbox_head`, which train it."""
+    return model.query_head if hasattr(model, 'query_head') else model.bbox_head
+
+
+def content_size(model: nn.Module, image: torch.Tensor, img_shape: torch.Tensor) -> torch.Tensor:
+    """Return height and width (B, 2) of what of the images a detector looks at, pixels.
+
+    `img_shape` (B, 2) is that before padding, 0 means the input size. Co-DETR without `with_attn_mask` looks
+    at the padding, too.
+    """
+    whole = hw(image).to(img_shape)[None]
+    masked = getattr(model, 'with_attn_mask', True)
+    return torch.where(img_shape > 0, img_shape, whole) if masked else torch.zeros_like(img_shape) + whole
+
+
 class QueryNetwork(nn.Module):
     """Detector and head behind flat tensors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.positions = SinePositions(model.bbox_head.positional_encoding)
+        self.positions = SinePositions(self.head.positional_encoding)
+
+    @property
+    def head(self) -> nn.Module:
+        """The head of queries."""
+        return query_head(self.model)
 
     def forward(self, image: torch.Tensor, img_shape: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return class logits (B, Q, C) and boxes cxcywh (B, Q, 4) relative to the image without its padding.
 
         Of images (B, 3, H, W); `img_shape` (B, 2) is h, w before padding, 0 means the input size.
         """
-        content = torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
+        content = content_size(self.model, image, img_shape)
         maps = self.maps(image)
         found = self.queries(maps, [Level(content, image, one) for one in maps])
         return tuple(tap(name, tensor) for name, tensor in zip(NAMES, found, strict=True))
@@ -106,13 +127,13 @@ class DetrNetwork(QueryNetwork):
 
     def maps(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         """See `QueryNetwork`: the last map alone."""
-        return [self.model.bbox_head.input_proj(super().maps(image)[-1])]
+        return [self.head.input_proj(super().maps(image)[-1])]
 
     def queries(
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `QueryNetwork`."""
-        head, (level,) = self.model.bbox_head, levels
+        head, (level,) = self.head, levels
         position = self.positions(level)
         padded = level.inside()[:, None, None] < 0.5
         memory = encode_tokens(head.transformer.encoder, tokens_of(maps), position, padded)
@@ -126,9 +147,11 @@ class DeformableNetwork(QueryNetwork):
 
     Attributes:
         least_odds: of a box that a layer moves, before the last one.
+        least_odds_of_results: of a box that the last layer moves.
     """
 
     least_odds = 1e-5
+    least_odds_of_results = 1e-5
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -138,7 +161,7 @@ class DeformableNetwork(QueryNetwork):
         self, maps: Sequence[torch.Tensor], levels: Sequence[Level]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `QueryNetwork`."""
-        head = self.model.bbox_head
+        head = self.head
         keep = torch.cat([level.inside() for level in levels], 1)[..., None]
         ratios = torch.stack([level.ratios() for level in levels], 1)  # (B, L, 2)
         look = functools.partial(attend_tokens, keep=keep, sizes=[level.size for level in levels])
@@ -156,13 +179,13 @@ class DeformableNetwork(QueryNetwork):
 
     def _learned(self, batch: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries, their places (B, Q, D) and reference points (B, Q, 2) of no image."""
-        head = self.model.bbox_head
+        head = self.head
         places, query = head.query_embedding.weight[None].expand(batch, -1, -1).chunk(2, 2)
         return query, places, head.transformer.reference_points(places).sigmoid()
 
     def _best_tokens(self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor) -> torch.Tensor:
         """Return the boxes (B, Q, 4) of the best tokens."""
-        head = self.model.bbox_head
+        head = self.head
         transformer, last = head.transformer, head.transformer.decoder.num_layers
         proposals = []
         for index, level in enumerate(levels):
@@ -187,7 +210,7 @@ class DeformableNetwork(QueryNetwork):
         self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return queries, their places (B, Q, D) and reference boxes (B, Q, 4) of the best tokens."""
-        transformer = self.model.bbox_head.transformer
+        transformer = self.head.transformer
         reference = self._best_tokens(memory, levels, keep)
         encoded = waves(reference * (2 * math.pi), self.waves).flatten(2)
         encoded = transformer.pos_trans_norm(transformer.pos_trans(encoded))
@@ -203,7 +226,7 @@ class DeformableNetwork(QueryNetwork):
         ratios: torch.Tensor,
         look: functools.partial,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        head = self.model.bbox_head
+        head = self.head
         layers = head.transformer.decoder.layers
         scale = ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]  # (B, 1, L, 2 or 4)
         for index, layer in enumerate(layers):
@@ -224,7 +247,7 @@ class DeformableNetwork(QueryNetwork):
                 reference = _moved(reference, head.reg_branches[index](query), self.least_odds)
                 scale = ratios.repeat(1, 1, 2)[:, None]
         found = self.found(query)
-        boxes = _moved(reference, head.reg_branches[len(layers) - 1](found))
+        boxes = _moved(reference, head.reg_branches[len(layers) - 1](found), self.least_odds_of_results)
         return head.cls_branches[len(layers) - 1](found), boxes
 
     def placed(self, places: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -252,26 +275,57 @@ class DinoNetwork(DeformableNetwork):
         self, memory: torch.Tensor, levels: Sequence[Level], keep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """See `DeformableNetwork`; there are no places before there are boxes."""
-        query = for_every_image(self.model.bbox_head.query_embedding.weight[None], memory.shape[0])
+        query = for_every_image(self.learned_queries()[None], memory.shape[0])
         return query, query, self._best_tokens(memory, levels, keep)
+
+    def learned_queries(self) -> torch.Tensor:
+        """Return the queries (Q, D) of every image."""
+        return self.head.query_embedding.weight
+
+    def place_layers(self) -> Sequence[nn.Module]:
+        """Return the two linear layers that make places of encoded boxes."""
+        return self.head.transformer.decoder.ref_point_head.layers
 
     def placed(self, places: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """See `DeformableNetwork`: they follow the boxes, as the finest map has them."""
-        first, second = self.model.bbox_head.transformer.decoder.ref_point_head.layers
+        first, second = self.place_layers()
         encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., HEIGHT_FIRST, :].flatten(2)
         return second(first(encoded).relu())
 
     def found(self, query: torch.Tensor) -> torch.Tensor:
         """See `DeformableNetwork`."""
-        return self.model.bbox_head.transformer.decoder.norm(query)
+        return self.head.transformer.decoder.norm(query)
 
 
-def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+class CoDinoNetwork(DinoNetwork):
+    """`CoDINOHead` of Co-DETR: DINO with queries in its transformer, and another bound of the last boxes.
+
+    Source of the algorithm: Co-DETR 2665352, `projects/models/co_dino_head.py` and `transformer.py`.
+    """
+
+    least_odds_of_results = 1e-3
+
+    def learned_queries(self) -> torch.Tensor:
+        """Return the queries (Q, D) of the transformer."""
+        return self.head.transformer.query_embed.weight
+
+    def place_layers(self) -> Sequence[nn.Module]:
+        """Return the linear layers around the activation."""
+        layers = self.head.transformer.decoder.ref_point_head
+        return [layer for layer in layers if isinstance(layer, nn.Linear)]
+
+
+def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float) -> torch.Tensor:
     """Return boxes (B, Q, 4): points or boxes (B, Q, 2 or 4), moved by steps (B, Q, 4) as logits."""
     known = reference.shape[-1]
     placed = steps[..., :known] + inverse_sigmoid(reference, eps)
     return torch.cat([placed, steps[..., known:]], -1).sigmoid()
 
 
-NETWORKS = dict(DETRHead=DetrNetwork, DeformableDETRHead=DeformableNetwork, DINOHead=DinoNetwork)
-"""Class of mmdet's head -> the module that runs its detector."""
+NETWORKS = dict(
+    DETRHead=DetrNetwork,
+    DeformableDETRHead=DeformableNetwork,
+    DINOHead=DinoNetwork,
+    CoDINOHead=CoDinoNetwork,
+)
+"""Class of the head, of mmdet, mmdet 3 or Co-DETR -> the module that runs its detector."""

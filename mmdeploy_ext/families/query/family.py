@@ -20,6 +20,7 @@ from mmdeploy_ext.families.parts import detector_parts, pasting
 from mmdeploy_ext.families.parts.exaggerated import changed_outputs
 from mmdeploy_ext.families.parts.image_feeds import feeds_with_sizes
 from mmdeploy_ext.families.parts.mask_settings import threshold
+from mmdeploy_ext.families.parts.query_networks import query_head
 from mmdeploy_ext.families.query import (
     graphs,
     kinds,
@@ -39,8 +40,8 @@ class QueryFamily(ImageFamily):
     """mmdet's detectors whose decoder asks the same queries of every image."""
 
     name = 'query'
-    exports = 'DETR, Deformable DETR and DINO (mmdeploy_ext/families/query/README.md)'
-    near = ('DETRHead', 'DeformableDETR', 'DINO', 'Transformer')
+    exports = 'DETR, Deformable DETR, DINO and Co-DINO (mmdeploy_ext/families/query/README.md)'
+    near = ('DETRHead', 'DeformableDETR', 'DINO', 'CoDETR', 'Transformer')
     task = 'bbox2d'
     followed, replaced = kinds.FOLLOWED, staticmethod(kinds.replaced_methods)
     forms = ('full',)
@@ -50,15 +51,24 @@ class QueryFamily(ImageFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
-        return Claim.DETECTOR if detector_parts.detects(cfg, kinds.DETECTORS) else Claim.NO
+        co_detr = kinds.is_co_detr(detector_parts.detector_of(cfg))
+        return Claim.DETECTOR if co_detr or detector_parts.detects(cfg, kinds.DETECTORS) else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: parts, opset, limits."""
         with refused_by_name(cfg):
-            kinds.check_class(DETECTORS.get(cfg.model.type), kinds.DETECTORS, 'detector')
-            head = detector_parts.tested_head(cfg, 'bbox_head', detector_parts.test_cfg_of(cfg))
+            key, test_cfg = kinds.head_key(cfg), detector_parts.test_cfg_of(cfg)
+            if key == 'query_head':
+                kinds.check_co_detr(cfg.model)
+                test_cfg = test_cfg[0]
+            else:
+                kinds.check_class(DETECTORS.get(cfg.model.type), kinds.DETECTORS, 'detector')
+            head = detector_parts.tested_head(cfg, key, test_cfg)
             kinds.check_head(head)
-            detector_parts.check_limit('max_per_img', postprocess.max_per_img(head), postprocess.pairs(head))
+            available = postprocess.pairs(head)
+            if key == 'query_head' and postprocess.suppression_of(head):
+                available = int(head.num_query)
+            detector_parts.check_limit('max_per_img', postprocess.max_per_img(head), available)
         detector_parts.check(cfg.model, options)
         if kinds.samples_points(head) and options.opset:
             detector_parts.check_grid_sample(type(head).__name__, options)
@@ -69,19 +79,28 @@ class QueryFamily(ImageFamily):
 
     def postprocess_facts(self, model: nn.Module) -> dict[str, Any]:
         """See `Family.postprocess_facts`."""
-        head = model.bbox_head
+        head = query_head(model)
         return dict(max_per_img=postprocess.max_per_img(head), num_classes=int(head.num_classes))
 
     def finds_always(self, model: nn.Module) -> bool:
-        """See `ImageFamily.finds_always`: the best pairs of query and class have no threshold."""
-        return True
+        """See `ImageFamily.finds_always`: the best pairs have no threshold, unless they are suppressed."""
+        return not (hasattr(model, 'query_head') and query_head(model).test_cfg.get('nms'))
 
     def result_limit(self, model: nn.Module) -> ResultLimit:
         """See `ImageFamily.result_limit`."""
-        head = model.bbox_head
+        head = query_head(model)
+        suppressed = not self.finds_always(model)
         return ResultLimit(
-            head.test_cfg, default=postprocess.max_per_img(head), available=postprocess.pairs(head)
+            head.test_cfg,
+            default=postprocess.max_per_img(head),
+            available=int(head.num_query) if suppressed else postprocess.pairs(head),
         )
+
+    def limits(self, model: nn.Module) -> list[Limit]:
+        """Return the limits of the head of queries; those heads that train Co-DETR give no results."""
+        results = query_head(model).test_cfg
+        entries = (results, results.get('nms'))
+        return [limit for limit in super().limits(model) if any(limit.config is one for one in entries)]
 
 
 class QueryMasksFamily(ImageFamily):
@@ -225,7 +244,7 @@ class QueryRegionsFamily(ImageFamily):
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of other parts are refused by `check`, by the part."""
         known = detector_parts.detects(cfg, kinds.REGION_DETECTORS)
-        masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
+        masks_too = bool(detector_parts.part_cfg(cfg.model, 'roi_head').get('mask_head'))
         return Claim.DETECTOR if known and masks_too == self.with_masks else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:

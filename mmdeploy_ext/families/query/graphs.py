@@ -24,11 +24,11 @@ from mmdeploy_ext.families.parts.image_tensors import (
 )
 from mmdeploy_ext.families.parts.mask_settings import threshold
 from mmdeploy_ext.families.parts.pasting import mask_output, size_inputs, with_pasting
-from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS
+from mmdeploy_ext.families.parts.query_networks import NAMES, NETWORKS, query_head
 from mmdeploy_ext.families.parts.region_maps import has_masks
 from mmdeploy_ext.families.query import kinds, masks, panoptic, regions
 from mmdeploy_ext.families.query.maskformer import MaskFormerNetwork
-from mmdeploy_ext.families.query.postprocess import FULL_NAMES, FullForm, max_per_img
+from mmdeploy_ext.families.query.postprocess import FULL_NAMES, full_form, max_per_img
 from mmdeploy_ext.graph.passes.grid_sample import replace_grid_sample
 
 WHOLE = '0 means those of the input'
@@ -55,7 +55,7 @@ def count_tokens(model: nn.Module, height: int, width: int) -> int:
 
 def proposals(model: nn.Module) -> int:
     """Return how many tokens become queries; 0 where queries are learned."""
-    head = model.bbox_head
+    head = query_head(model)
     two_stage = getattr(head, 'as_two_stage', False)
     return int(head.transformer.two_stage_num_proposals) if two_stage else 0
 
@@ -72,17 +72,17 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
     image = image_input(options, smallest(model), detector_parts.multiple(model))
     batch = image.axes[0]
     inputs = (image, *optional_inputs(batch, True))
-    return GraphSpec(f'query/{options.form}', inputs, box_outputs(batch, max_per_img(model.bbox_head)))
+    return GraphSpec(f'query/{options.form}', inputs, box_outputs(batch, max_per_img(query_head(model))))
 
 
 def stages(model: nn.Module, options: Options, fold: bool = True) -> list[Stage]:
     """Return the network, and what the form adds to it."""
-    network = NETWORKS[kinds.kind_of(model.bbox_head)](fuse(model) if fold else model)
+    network = NETWORKS[kinds.kind_of(query_head(model))](fuse(model) if fold else model)
     passes = (replace_grid_sample,) if options.grid_sample == 'gather' else ()
     inputs = ('input', 'img_shape', 'scale_factor', *NAMES)
     return [
         Stage('network', network, ('input', 'img_shape'), NAMES, passes=passes),
-        Stage('postprocess', FullForm(model.bbox_head), inputs, FULL_NAMES),
+        Stage('postprocess', full_form(model), inputs, FULL_NAMES),
     ]
 
 

@@ -12,7 +12,7 @@ from mmcv.ops import multi_scale_deform_attn as deformable
 from mmdet.models.utils import positional_encoding
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.older_mmdet import missing_class, mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts import detector_parts, followed
 from mmdeploy_ext.families.parts.plain_heads import chosen_coder
@@ -49,6 +49,12 @@ TRANSFORMERS = dict(
     DeformableDETRHead=transformer.DeformableDetrTransformer,
     DINOHead=dino.DinoTransformer,
 )
+CO_DETR, CO_DINO_HEAD = 'CoDETR', 'CoDINOHead'
+"""Detector and head of Co-DETR, whose classes are in the user's tree alone: they are known by their names."""
+CO_DETR_PARTS = ('CoDinoTransformer', 'DinoTransformerDecoder')
+"""What the transformer of a `CoDINOHead` is made of, beside parts of mmdet."""
+CO_DETR_MASKS = ('mask_head', 'mask_iou_head')
+"""Heads of a CoDETR that give masks of its boxes."""
 PARTS = (
     transformer.DetrTransformerEncoder,
     transformer.DetrTransformerDecoder,
@@ -74,6 +80,8 @@ FOLLOWED = (
     *((kind, METHODS) for kind in (*HEADS, *TRANSFORMERS.values(), *PARTS)),
     *((kind, METHODS) for kind in (*MASK_HEADS, *(kind for kinds in MASK_HEADS.values() for kind in kinds))),
     (seg_heads.MaskFormerFusionHead, METHODS),
+    (missing_class(CO_DETR), (*followed.DETECTOR_METHODS, 'extract_feat', 'simple_test_query_head')),
+    *((missing_class(name), METHODS) for name in (CO_DINO_HEAD, *CO_DETR_PARTS)),
     *((kind, METHODS) for kind in REGION_PARTS.values()),
     *((kind, ('forward',)) for kind in EXTRACTORS),
     *followed.CODERS,
@@ -84,17 +92,51 @@ FOLLOWED = (
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
-    keys = 'bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head'
+    keys = 'query_head', 'bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head'
     yield from followed.replaced_of_class(model, FOLLOWED)
     yield from followed.replaced_in([getattr(model, key, None) for key in keys], FOLLOWED)
 
 
 def kind_of(head: nn.Module) -> str:
     """Return the name of mmdet's class that a head is of; ConfigError: it is of none."""
-    known = [one.__name__ for one in type(head).__mro__ if one.__name__ in TRANSFORMERS]
+    known = [one.__name__ for one in type(head).__mro__ if one.__name__ in (*TRANSFORMERS, CO_DINO_HEAD)]
     if not known:
         raise ConfigError(f'{type(head).__name__}: no head of queries that is exported')
     return known[0]
+
+
+def is_co_detr(detector: type | None) -> bool:
+    """Return whether a detector is Co-DETR's."""
+    return CO_DETR in [one.__name__ for one in getattr(detector, '__mro__', ())]
+
+
+def named(part: nn.Module, names: Sequence[str]) -> bool:
+    """Return whether a class of a part, or one that it is derived from, has one of these names."""
+    return any(one.__name__ in names for one in type(part).__mro__)
+
+
+def head_key(cfg: Any) -> str:
+    """Return the key of the head of queries in the `model` of a config."""
+    return 'query_head' if is_co_detr(detector_parts.detector_of(cfg)) else 'bbox_head'
+
+
+def check_co_detr(model: Mapping[str, Any]) -> None:
+    """Refuse (ConfigError) a CoDETR whose results are not the boxes of its head of queries."""
+    kind = (model.get('query_head') or {}).get('type')
+    if kind != CO_DINO_HEAD:
+        raise ConfigError(
+            f'model.query_head.type={kind!r}: of Co-DETR {CO_DINO_HEAD} is exported; use a co_dino config'
+        )
+    if (module := model.get('eval_module', 'detr')) != 'detr':
+        raise ConfigError(
+            f'model.eval_module={module!r}: results of the heads that train Co-DETR are not exported; '
+            f"expected 'detr', those of query_head: --cfg-options model.eval_module=detr"
+        )
+    for key in CO_DETR_MASKS:
+        if model.get(key):
+            raise ConfigError(
+                f'model.{key}: masks of Co-DETR are not exported; expected a config of boxes alone'
+            )
 
 
 def samples_points(head: nn.Module) -> bool:
@@ -111,11 +153,17 @@ def check_class(found: type, known: tuple[type, ...], what: str) -> None:
 
 def check_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a head, or a part of it, that the graphs do not repeat."""
-    check_class(type(head), HEADS, 'head of queries')
-    own, wanted = head.transformer, TRANSFORMERS[kind_of(head)]
-    check_class(type(own), (wanted,), 'transformer')
+    own, kind = head.transformer, kind_of(head)
+    if kind != CO_DINO_HEAD:
+        check_class(type(head), HEADS, 'head of queries')
+        check_class(type(own), (TRANSFORMERS[kind],), 'transformer')
+    elif not named(own, CO_DETR_PARTS):
+        raise ConfigError(
+            f'{type(own).__name__}: no transformer of {CO_DINO_HEAD} that is exported; expected '
+            f'{CO_DETR_PARTS[0]}'
+        )
     _check_parts((head.positional_encoding, own.encoder, own.decoder), (own.encoder, own.decoder))
-    points_in = () if kind_of(head) == 'DETRHead' else ('encoder', 'decoder')
+    points_in = () if kind == 'DETRHead' else ('encoder', 'decoder')
     _check_attentions(dict(encoder=own.encoder, decoder=own.decoder), points_in)
     if getattr(own, 'as_two_stage', False) != getattr(head, 'as_two_stage', False):
         raise ConfigError(
@@ -197,7 +245,8 @@ def _check_parts(parts: Sequence[nn.Module], stacks: Sequence[nn.Module]) -> Non
     """Refuse parts of transformers that the graphs do not repeat; `stacks` are encoders and decoders."""
     layers = [layer for stack in stacks for layer in stack.layers]
     for part in (*parts, *layers, *(one for layer in layers for one in layer.attentions)):
-        check_class(type(part), PARTS, 'part of a transformer')
+        if not named(part, CO_DETR_PARTS):
+            check_class(type(part), PARTS, 'part of a transformer')
 
 
 def _check_attentions(stacks: Mapping[str, nn.Module], points_in: Sequence[str]) -> None:

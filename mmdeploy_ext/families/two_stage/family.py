@@ -131,7 +131,7 @@ class TwoStageFamily(ImageFamily):
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`: those of parts that are not exported are refused by `check`, by the part."""
         two_stage = detector_parts.detects(cfg, KNOWN)
-        masks_too = bool((cfg.model.get('roi_head') or {}).get('mask_head'))
+        masks_too = bool(detector_parts.part_cfg(cfg.model, 'roi_head').get('mask_head'))
         known = (bool(cfg.model.get('rpn_head')), masks_too) == (self.proposes, self.with_masks)
         return Claim.HEAD if two_stage and known else Claim.NO
 
