@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.synthetic import coco, nuscenes, staging
 
@@ -12,17 +13,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+def add_seeded(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of a checkpoint of seeded weights."""
+    staging.add_seeded(parser)
+    cli.adder(parser)('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
+
+
 def run_seeded(args: argparse.Namespace) -> int:
     """Write a checkpoint of seeded weights."""
     from mmdeploy_ext.synthetic import seeded
 
-    return seeded.run(args)
+    return seeded.run(args, parse_cfg_options(args.cfg_options))
 
 
 KINDS = {
     'coco': (coco.add_arguments, coco.run, 'a COCO set of coloured shapes'),
     'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
-    'seeded': (staging.add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
+    'seeded': (add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
 }
 """Name -> what adds its options, what runs it, and one line about it."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ConfigError
@@ -34,6 +36,17 @@ def has_head(model: torch.nn.Module) -> bool:
     return any(getattr(model, key, None) is not None for key in HEAD_KEYS)
 
 
+@contextlib.contextmanager
+def _without_progress() -> Iterator[None]:
+    """Leave out messages of mmcv: heads that initialise themselves have some for each of their weights."""
+    logger = logging.getLogger('mmcv')
+    level, logger.level = logger.level, logging.WARNING
+    try:
+        yield
+    finally:
+        logger.level = level
+
+
 def build_without_weights(
     cfg: Any, build: Callable[..., torch.nn.Module], backbone: str = ''
 ) -> torch.nn.Module:
@@ -47,7 +60,7 @@ def build_without_weights(
     if model_cfg.get(backbone, {}).get('init_cfg'):
         model_cfg[backbone].init_cfg = None
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_progress():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
             return build(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
     except Exception as error:

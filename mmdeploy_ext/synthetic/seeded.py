@@ -10,7 +10,7 @@ boxes differ between anchors, and a few per cent of the anchors pass the thresho
 import argparse
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(run, parser, argv)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Write the checkpoint; 0 done."""
+def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) -> int:
+    """Write the checkpoint of a config with these overrides; 0 done."""
     from mmdeploy_ext import compat
     from mmdeploy_ext.core.files import check_writable
 
@@ -216,18 +216,20 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise UsageError(f'{args.out}: is there already, and is never overwritten; give another name')
     compat.apply()
-    write_seeded(args.config, args.out, args.seed)
+    write_seeded(args.config, args.out, args.seed, cfg_options)
     print(f'{args.out}: seeded weights of {args.config}, {args.out.stat().st_size / 1e6:.1f} MB')
     return 0
 
 
-def write_seeded(config: str, out: Path, seed: int = 0) -> None:
-    """Write a checkpoint with seeded weights for a config."""
+def write_seeded(
+    config: str, out: Path, seed: int = 0, cfg_options: Mapping[str, Any] | None = None
+) -> None:
+    """Write a checkpoint with seeded weights for a config with overrides."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families
     from mmdeploy_ext.weights.convert.fitting import save_checkpoint
 
-    cfg = load_config(config)
+    cfg = load_config(config, cfg_options)
     load_families()
     names = [family.name for family in FAMILIES.values() if family.claims(cfg)]
     weights = None if OF_SENSORS.keys() & names else sparse_weights(cfg, seed)
