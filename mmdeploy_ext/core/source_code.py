@@ -28,8 +28,14 @@ DISTRIBUTIONS = {
     'mmseg': ('mmsegmentation',),
 }
 """Package of OpenMMLab -> distributions that install it."""
-DECORATORS = ('mmcv.runner.fp16_utils', 'mmcv.utils.parrots_jit', 'torch.utils._contextlib')
-"""Modules whose decorators leave what a function computes as it is: choice of precision, no gradients."""
+DECORATORS = (
+    'mmcv.runner.fp16_utils',
+    'mmcv.utils.parrots_jit',
+    'torch.utils._contextlib',
+    'fairscale.nn.checkpoint.checkpoint_activations',
+)
+"""Modules whose decorators leave what a function computes as it is: choice of precision, no gradients, and
+activations that are computed again for the gradients."""
 LEFT_OUT = ('kind', 'type_comment', 'type_params', 'type_ignores')
 """Fields of syntax trees that change nothing, or that only newer versions of Python have."""
 
@@ -201,6 +207,8 @@ def _sha256_urlsafe(path: Path, _modified_ns: int) -> str:
 def functions_behind(function: Any) -> Iterator[Callable[..., Any]]:
     """Yield a method's Python function and those that its decorators wrap, the outermost first."""
     function = getattr(function, '__func__', function)
+    if isinstance(function, functools.partial) and module_of(function.func) in DECORATORS:
+        function = next((value for value in function.args if hasattr(value, '__code__')), function.func)
     while function is not None:
         if hasattr(function, '__code__'):
             yield function

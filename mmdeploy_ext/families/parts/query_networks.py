@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from mmcv.cnn.bricks.transformer import TransformerLayerSequence
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
@@ -62,6 +63,7 @@ def encode_points(
     """Run a `DetrTransformerEncoder` whose tokens (B, S, D) look at points of all maps; return as many.
 
     `position` is (B or 1, S, D); `reference` of `reference_points`; `look` is `attend_tokens` of these maps.
+    The encoder of Co-DETR has a norm behind its layers that its forward, mmcv's own, leaves out.
     """
 
     def attend(attention: nn.Module, own: torch.Tensor) -> torch.Tensor:
@@ -69,7 +71,8 @@ def encode_points(
 
     for layer in encoder.layers:
         tokens = run_layer(layer, tokens, dict(self_attn=attend))
-    return tokens if encoder.post_norm is None else encoder.post_norm(tokens)
+    without_norm = encoder.post_norm is None or type(encoder).forward is TransformerLayerSequence.forward
+    return tokens if without_norm else encoder.post_norm(tokens)
 
 
 def query_head(model: nn.Module) -> nn.Module:

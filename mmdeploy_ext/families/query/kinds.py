@@ -80,21 +80,28 @@ FOLLOWED = (
     *((kind, METHODS) for kind in (*HEADS, *TRANSFORMERS.values(), *PARTS)),
     *((kind, METHODS) for kind in (*MASK_HEADS, *(kind for kinds in MASK_HEADS.values() for kind in kinds))),
     (seg_heads.MaskFormerFusionHead, METHODS),
-    (missing_class(CO_DETR), (*followed.DETECTOR_METHODS, 'extract_feat', 'simple_test_query_head')),
-    *((missing_class(name), METHODS) for name in (CO_DINO_HEAD, *CO_DETR_PARTS)),
     *((kind, METHODS) for kind in REGION_PARTS.values()),
     *((kind, ('forward',)) for kind in EXTRACTORS),
     *followed.CODERS,
     *followed.FUNCTIONS,
 )
 """See `Family.followed`."""
+CO_DETR_FOLLOWED = (
+    (missing_class(CO_DETR), (*followed.DETECTOR_METHODS, 'extract_feat', 'simple_test_query_head')),
+    (missing_class(CO_DINO_HEAD), METHODS),
+    *((missing_class(name), (*METHODS, 'gen_sineembed_for_position')) for name in CO_DETR_PARTS),
+)
+"""The same of Co-DETR 2665352, which is no installed library."""
 
 
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
-    keys = 'query_head', 'bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head'
-    yield from followed.replaced_of_class(model, FOLLOWED)
-    yield from followed.replaced_in([getattr(model, key, None) for key in keys], FOLLOWED)
+    keys: tuple[str, ...] = ('bbox_head', 'panoptic_head', 'panoptic_fusion_head', 'rpn_head', 'roi_head')
+    if is_co_detr(type(model)):
+        keys = ('query_head',)
+    methods = (*CO_DETR_FOLLOWED, *FOLLOWED)
+    yield from followed.replaced_of_class(model, methods)
+    yield from followed.replaced_in([getattr(model, key, None) for key in keys], methods)
 
 
 def kind_of(head: nn.Module) -> str:

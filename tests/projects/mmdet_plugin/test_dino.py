@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models import builder
+from torch import nn
 
 import dino_golden as golden
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
@@ -98,3 +99,86 @@ def test_one_stage_or_no_refinement_is_refused(key):
 def test_it_says_that_it_is_not_trained_here(model):
     with pytest.raises(NotImplementedError, match='DINO is trained by mmdet 3'):
         model.bbox_head.loss()
+
+
+class CoDETR(nn.Module):
+    """The parts of Co-DETR's detector that its head of queries needs, around the layers of a DINO."""
+
+    def __init__(self, model, test_cfg, with_attn_mask=True):
+        super().__init__()
+        model = copy.deepcopy(model)
+        self.backbone, self.neck, self.query_head = model.backbone, model.neck, model.bbox_head
+        self.bbox_head = nn.ModuleList([nn.Linear(1, 1)])  # a head that trains
+        self.extract_feat, self.with_attn_mask = model.extract_feat, with_attn_mask
+        head, decoder = self.query_head, self.query_head.transformer.decoder
+        head.test_cfg = test_cfg
+        head.transformer.query_embed = head.query_embedding
+        first, second = decoder.ref_point_head.layers
+        decoder.ref_point_head = nn.Sequential(first, nn.ReLU(), second)
+        del head.query_embedding
+
+
+
+def test_layers_of_co_detr_give_what_those_of_dino_give(model, monkeypatch):
+    pictures = golden.pictures()
+    sizes = torch.tensor([[*shape] for shape in golden.SHAPES], dtype=torch.float32)
+    monkeypatch.setattr(DinoNetwork, 'least_odds_of_results', 1e-3)
+    with torch.no_grad():
+        plain = DinoNetwork(model)(pictures, sizes)
+        other = query_networks.CoDinoNetwork(CoDETR(model, {}))(pictures, sizes)
+        whole = query_networks.CoDinoNetwork(CoDETR(model, {}, with_attn_mask=False))(pictures, sizes)
+        unpadded = DinoNetwork(model)(pictures, torch.zeros_like(sizes))
+    for ours, theirs in zip((*other, *whole), (*plain, *unpadded), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('nms', [
+    dict(type='soft_nms', iou_threshold=0.5), dict(type='nms', iou_threshold=0.3), None,
+    dict(type='nms', iou_threshold=0.3, class_agnostic=True)])
+def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, nms):
+    from mmcv.ops import batched_nms
+
+    from mmdeploy_ext.families.query.postprocess import full_form
+
+    torch.manual_seed(0)
+    test_cfg = dict(max_per_img=6, score_thr=0.4, nms=nms)
+    detector = CoDETR(model, test_cfg)
+    head = detector.query_head
+    logits, boxes = torch.randn(1, head.num_query, head.num_classes), torch.rand(1, head.num_query, 4)
+    scale = torch.tensor([[0.5, 0.5, 2.0, 2.0]])
+    image, size = torch.zeros(1, 3, 40, 60), torch.tensor([[30.0, 50.0]])
+    dets, labels = full_form(detector)(image, size, scale, logits, boxes)
+    scores, index = logits[0].sigmoid().flatten().topk(head.num_query if nms else 6)
+    kept = scores > 0.4
+    scores, index = scores[kept], index[kept]
+    centre, half = boxes[0][index // head.num_classes].split(2, 1)
+    expected = torch.cat([centre - half / 2, centre + half / 2], 1) * torch.tensor([50.0, 30, 50, 30])
+    expected = torch.minimum(expected.clamp(min=0), torch.tensor([50.0, 30, 50, 30])) / scale
+    expected, classes = torch.cat([expected, scores[:, None]], 1), index % head.num_classes
+    if nms:
+        expected, rows = batched_nms(expected[:, :4], scores, classes, nms)
+        expected, classes = expected[:6], classes[rows][:6]
+    count = len(expected)
+    torch.testing.assert_close(dets[0, :count], expected)
+    assert labels[0].tolist() == [*classes.tolist(), *[-1] * (6 - count)] and dets.shape == (1, 6, 5)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (dict(eval_module='two-stage'), "model.eval_module='two-stage': .* expected 'detr'"),
+    (dict(query_head=dict(type='CoDeformDETRHead')), "query_head.type='CoDeformDETRHead'.*CoDINOHead"),
+    (dict(mask_head=dict(type='SimpleRefineMaskHead')), 'model.mask_head: masks of Co-DETR')])
+def test_a_co_detr_whose_results_are_others_is_refused_by_the_part(change, message):
+    from mmdeploy_ext.families.query.kinds import check_co_detr
+
+    with pytest.raises(ConfigError, match=message):
+        check_co_detr(dict(type='CoDETR', query_head=dict(type='CoDINOHead')) | change)
+
+
+def test_a_list_of_heads_is_claimed_by_no_other_family():
+    from mmcv import Config
+
+    from mmdeploy_ext.families.base import find_family
+
+    heads = [dict(type='ATSSHead'), dict(type='ATSSHead')]
+    cfg = Config(dict(model=dict(type='FasterRCNN', bbox_head=heads, roi_head=heads, rpn_head=heads[0])))
+    assert find_family(cfg).name == 'two_stage'
