@@ -1,13 +1,19 @@
 """What a detector is made of, by the names in its config, and which family that is exported is nearest."""
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 """What the keys of parts end in that decide a family; backbones and necks do not."""
+SENSOR_KEYS, SENSOR_STEPS = ('pts_', 'img_', 'voxel_'), ('Points', 'MultiView')
+"""What keys of a model begin with, and names of steps of a pipeline have, of points or several cameras."""
+ALIKE = 0.75
+"""Share of equal letters from which on two names are alike."""
 ADVICE = 'the families and their configs are in README.md'
 
 
@@ -17,6 +23,7 @@ class Described(Protocol):
     name: str
     exports: str
     near: tuple[str, ...]
+    samples: str
 
 
 def part_types(model: Any, prefix: str = '') -> dict[str, str]:
@@ -42,10 +49,13 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     parts = part_types(model)
     shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
     heads = f'with {", ".join(shown)}' if shown else 'without a head'
-    names = [str(model.get('type') or ''), *parts.values()]
     by_name = sorted(families, key=lambda family: family.name)  # of equally similar ones the first by name
-    best = max(by_name, key=lambda family: _similarity(family, names), default=None)
-    near = f'nearest is {best.name}: {best.exports}; ' if best is not None and best.exports else ''
+    of_pictures = not _has_sensors(cfg)
+    candidates = [one for one in by_name if one.exports and (one.samples == 'images') == of_pictures]
+    best = max(candidates, key=lambda family: _similarity(family, model, parts), default=None)
+    near = ''
+    if best is not None and any(_similarity(best, model, parts)):
+        near = f'nearest is {best.name}: {best.exports}; '
     known = ', '.join(sorted(family.name for family in families))
     return ConfigError(
         f'{cfg.filename}: model.type={model.get("type")!r} {heads} {what}; {near}use such a config, or write '
@@ -53,9 +63,33 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     )
 
 
-def _similarity(family: Described, names: Sequence[str]) -> tuple[float, float]:
-    """Return how similar a family is to names: the longest of its own words in them, then the similarity."""
-    pairs = [(word.lower(), name.lower()) for word in (family.name, *family.near) for name in names]
-    inside = [len(word) for word, name in pairs if word in name]
-    alike = [difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs]
-    return float(max(inside, default=0)), max(alike, default=0.0)
+def _has_sensors(cfg: Any) -> bool:
+    """Return whether the model of a config looks at points or at several cameras, not at a picture."""
+    model, keys = cfg.get('model'), []
+    if isinstance(model, dict):
+        keys = [str(key) for key in model]
+    steps = []
+    with contextlib.suppress(ConfigError):  # a config without a pipeline: its keys decide
+        steps = [str(step.get('type')) for step in test_pipeline(cfg)]
+    return any(key.startswith(SENSOR_KEYS) for key in keys) or any(
+        word in step for word in SENSOR_STEPS for step in steps
+    )
+
+
+def _similarity(family: Described, model: Any, parts: Mapping[str, str]) -> tuple[float, ...]:
+    """Return how similar a family is to a model: by its heads, then its detector, then its other parts.
+
+    Each is the length of the longest of the family's words in a name; the last is how alike the names are
+    otherwise, 0 where that is chance.
+    """
+    words = [word.lower() for word in (family.name, *family.near)]
+    heads = [name.lower() for key, name in parts.items() if key.endswith('head')]
+    others = [name.lower() for key, name in parts.items() if not key.endswith('head')]
+    detector = [str(model.get('type') or '').lower()] if isinstance(model, dict) else []
+    inside = [
+        float(max((len(word) for word in words for name in names if word in name), default=0))
+        for names in (heads, detector, others)
+    ]
+    pairs = [(word.removesuffix('head'), name.removesuffix('head')) for word in words for name in heads]
+    alike = max((difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs), default=0.0)
+    return *inside, alike if alike >= ALIKE else 0.0

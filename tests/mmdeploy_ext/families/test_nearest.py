@@ -1,11 +1,12 @@
 """A detector of no family is refused by its heads, with the family that is nearest and what to do."""
 
 import pytest
+from mmcv import Config
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Claim, find_family, load_families
-from mmdeploy_ext.families.nearest import part_types
+from mmdeploy_ext.families.nearest import part_types, refusal
 
 CASES = {
     'detr/detr_r50_8x2_150e_coco.py': ('ConditionalDETR', ['bbox_head', 'bbox_head.transformer'], 'query'),
@@ -29,6 +30,24 @@ def test_a_detector_of_no_family_hears_what_is_near(name, detector, keys, near):
         assert f'{key}={types[key]!r}' in said
     assert f'nearest is {near}: {FAMILIES[near].exports}' in said
     assert 'dense' in said.partition('known: ')[2].split(', ')
+
+
+MODELS = {
+    'centerpoint': dict(
+        type='BEVDet', img_backbone=dict(type='ResNet'), pts_bbox_head=dict(type='CenterHead'),
+        img_view_transformer=dict(type='LSSViewTransformer')),
+    'query': dict(type='DDQDETR', backbone=dict(type='ResNet'), bbox_head=dict(type='DDQDETRHead')),
+    '': dict(type='DDQFCN', backbone=dict(type='ResNet'), bbox_head=dict(type='DDQFCNHead')),
+}
+
+
+@pytest.mark.parametrize('near', MODELS)
+def test_heads_say_what_is_near_before_other_parts_and_chance_says_nothing(near):
+    load_families()
+    families = [family for family in FAMILIES.values() if family.product == DETECTOR]
+    cfg = Config(dict(model=MODELS[near]))
+    said = str(refusal(cfg, families, 'belongs to no family'))
+    assert (f'nearest is {near}: ' in said) if near else ('nearest' not in said), said
 
 
 def test_every_family_says_in_one_line_what_it_takes():
