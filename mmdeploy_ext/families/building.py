@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.unregistered import unregistered
 
 if TYPE_CHECKING:
     import torch
 
+NOT_REGISTERED = 'is not in the'
+"""What mmcv says of a type that no registry has."""
 HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
 
 
@@ -64,5 +67,9 @@ def build_without_weights(
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
             return build(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
     except Exception as error:
+        if NOT_REGISTERED in str(error) and (missing := unregistered(cfg)):
+            raise ConfigError(f'{cfg.filename}: {missing}') from error
         why = error if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
+        if NOT_REGISTERED in str(error):
+            why = f'{why}; name the module that registers it in custom_imports'
         raise ConfigError(f'{cfg.filename}: the model cannot be built: {why}') from error

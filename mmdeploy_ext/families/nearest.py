@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from mmdeploy_ext.core.config import test_pipeline
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.unregistered import missing_types, unregistered
 
 PARTS = ('head', 'decoder', 'transformer', 'middle_encoder', 'lidar_encoder')
 """What the keys of parts end in that decide a family; backbones and necks do not."""
@@ -45,6 +46,8 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
 
     `what` it does not have, e.g. 'belongs to no family that mm2onnx exports'.
     """
+    if missing := unregistered(cfg):
+        return ConfigError(f'{cfg.filename}: {missing}')
     model = cfg.get('model')
     parts = part_types(model)
     shown = [f'{key}={parts[key]!r}' for key in sorted(parts, key=lambda key: (key.count('.'), key))]
@@ -56,6 +59,12 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     near = ''
     if best is not None and any(_similarity(best, model, parts)):
         near = f'nearest is {best.name}: {best.exports}; '
+    if missing := missing_types(cfg):
+        (key, name), *_ = missing.items()
+        near += (
+            f'{key}={name!r} is registered by no imported module: if it is yours, name its module in '
+            f'custom_imports; '
+        )
     known = ', '.join(sorted(family.name for family in families))
     return ConfigError(
         f'{cfg.filename}: model.type={model.get("type")!r} {heads} {what}; {near}use such a config, or write '

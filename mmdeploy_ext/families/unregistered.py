@@ -1,0 +1,123 @@
+"""Types of a config that nobody has registered, and the files of the user's tree that define them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MOST_FILES = 20_000
+"""Python files that are searched for a class."""
+LISTED = 3
+"""Types that a message names."""
+NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')
+"""What keys end in whose types are functions, or names in a module, and are in no registry."""
+SKIPPED_FOLDERS = ('site-packages', 'node_modules', '__pycache__', 'build')
+
+
+def types_of(part: Any, prefix: str = 'model') -> Iterator[tuple[str, str]]:
+    """Yield the key and the name of each `type` in a part of a config: `model.neck.type`, `FPN`."""
+    if isinstance(part, Mapping):
+        if isinstance(part.get('type'), str):
+            yield f'{prefix}.type', part['type']
+        for key, value in part.items():
+            yield from types_of(value, f'{prefix}.{key}')
+    elif isinstance(part, list | tuple):
+        for index, value in enumerate(part):
+            yield from types_of(value, f'{prefix}.{index}')
+
+
+def registered_types() -> set[str]:
+    """Return the names of all classes and functions in the registries of imported modules."""
+    from mmcv.utils import Registry
+
+    registries = [
+        value
+        for module in list(sys.modules.values())
+        for value in list(vars(module).values())
+        if issubclass(type(value), Registry)  # isinstance() asks old torch attributes, which warn
+    ]
+    return {name for registry in registries for name in registry.module_dict}
+
+
+def python_files(folder: Path) -> Iterator[Path]:
+    """Yield the Python files below a folder, those of environments and caches apart."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith('.') and name not in SKIPPED_FOLDERS
+        )
+        yield from (Path(place, name) for name in sorted(files) if name.endswith('.py'))
+
+
+def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Return class -> file below a folder that defines it; files that register something come first."""
+    pattern = re.compile(rf'^class ({"|".join(map(re.escape, names))})\b', re.MULTILINE)
+    found: dict[str, Path] = {}
+    plain: dict[str, Path] = {}
+    for path in itertools.islice(python_files(folder), MOST_FILES):
+        text = path.read_text(encoding='utf-8', errors='replace')
+        for name in pattern.findall(text):
+            (found if 'register_module' in text else plain).setdefault(name, path)
+    return plain | found
+
+
+def module_to_import(path: Path, folder: Path) -> str:
+    """Return the module that registers the classes of a file: its package, or itself if it is in none."""
+    place = path.relative_to(folder)
+    package = place.parent if (path.parent / '__init__.py').is_file() else place.with_suffix('')
+    return '.'.join(package.parts)
+
+
+def repository_of(config: str) -> Path:
+    """Return the root of the user's tree: the current folder, or that of a config which is outside of it.
+
+    That is the nearest folder above the config that is a checkout, or the one that holds its `configs`.
+    """
+    path, current = Path(config).resolve(), Path.cwd()
+    if path.is_relative_to(current):
+        return current
+    for folder in path.parents:
+        if (folder / '.git').exists() or (folder / 'configs').is_dir():
+            return folder
+    return path.parent
+
+
+def missing_types(cfg: Any) -> dict[str, str]:
+    """Return key -> name of the types in the model of a config that nobody has registered."""
+    known = registered_types()
+    types = types_of(cfg.get('model'))
+    return {key: name for key, name in types if name not in known and not key.endswith(NO_CLASSES)}
+
+
+def unregistered(cfg: Any) -> str:
+    """Return which types in the model of a config nobody has registered, and what would do it.
+
+    The user's tree is searched for their classes, and nothing in it is imported; '' if none is in it.
+    """
+    missing = missing_types(cfg)
+    if not missing:
+        return ''
+    folder = repository_of(cfg.filename or '')
+    files = files_of_classes(folder, dict.fromkeys(missing.values()))
+    if not files:
+        return ''
+    keys = sorted(missing, key=lambda key: missing[key] not in files)
+    listed = _first([f'{key}={missing[key]!r}' for key in keys])
+    names = [name for name in dict.fromkeys(missing.values()) if name in files]
+    places = _first([f'class {name} is in {files[name].relative_to(folder)}' for name in names])
+    modules = ','.join(dict.fromkeys(module_to_import(files[name], folder) for name in names))
+    place = '' if folder == Path.cwd() else f' in {folder}'
+    return (
+        f'{listed}: registered by no imported module; {places}: run{place} with --cfg-options '
+        f'custom_imports.imports={modules}, or write custom_imports into the config'
+    )
+
+
+def _first(texts: Sequence[str]) -> str:
+    """Return a few texts in one, and how many more there are."""
+    more = f' and {len(texts) - LISTED} more' if len(texts) > LISTED else ''
+    return ', '.join(texts[:LISTED]) + more

@@ -1,0 +1,82 @@
+"""A type that nobody has registered: the refusal says where its class is, and what imports it."""
+
+import sys
+
+import pytest
+from mmcv import Config
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.base import find_family, load_families
+from mmdeploy_ext.families.unregistered import files_of_classes, module_to_import, unregistered
+
+BACKBONE = '''
+from mmdet.models.builder import BACKBONES
+raise RuntimeError('this file is read, not imported')
+
+@BACKBONES.register_module()
+class UserNet(object):
+    pass
+'''
+MODEL = '''
+model = dict(type={detector!r}, backbone=dict(type='UserNet'),
+             rpn_head=dict(type='RPNHead', nms=dict(type='nms')),
+             roi_head=dict(type='StandardRoIHead', bbox_roi_extractor=dict(roi_layer=dict(type='RoIAlign'))))
+'''
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Return a folder with a plugin and a config, where the command runs."""
+    folder = tmp_path / 'own_code' / 'nets'
+    folder.mkdir(parents=True)
+    (tmp_path / 'configs').mkdir()
+    (folder / '__init__.py').write_text('')
+    (folder / 'user_net.py').write_text(BACKBONE)
+    (folder / 'copy_of_it.py').write_text('class UserNet:\n    """Not registered."""\n')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read(repository, detector='MaskRCNN'):
+    path = repository / 'configs' / 'own.py'
+    path.write_text(MODEL.format(detector=detector))
+    return Config.fromfile(str(path))
+
+
+def test_the_refusal_names_the_file_of_the_class_and_what_imports_it(repository):
+    load_families()
+    said = unregistered(read(repository))
+    assert "model.backbone.type='UserNet'" in said and 'custom_imports.imports=own_code.nets,' in said
+    assert f'class UserNet is in {"own_code/nets/user_net.py"}' in said
+    assert 'RoIAlign' not in said and 'nms' not in said and 'own_code' not in sys.modules
+
+
+def test_a_detector_that_nobody_registered_is_not_said_to_be_near_a_family(repository):
+    with pytest.raises(ConfigError, match=r"model\.type='UserDetector'.*no imported module") as error:
+        find_family(read(repository, 'UserDetector'))
+    assert 'nearest' not in str(error.value)
+
+
+def test_a_backbone_that_nobody_registered_is_named_when_the_model_is_built(repository):
+    cfg = read(repository)
+    family = find_family(cfg)
+    with pytest.raises(ConfigError, match=r'class UserNet is in own_code/nets/user_net\.py'):
+        family.build(cfg)
+
+
+def test_a_class_that_is_nowhere_needs_a_module_in_custom_imports(repository):
+    for path in (repository / 'own_code' / 'nets').glob('*.py'):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r'UserDetector.*to no family.*its module in custom_imports'):
+        find_family(read(repository, 'UserDetector'))
+    cfg = read(repository)
+    with pytest.raises(ConfigError, match=r'UserNet is not in the .*that registers it in custom_imports'):
+        find_family(cfg).build(cfg)
+
+
+def test_a_file_outside_of_packages_is_imported_by_its_own_name(tmp_path):
+    path = tmp_path / 'plugins' / 'net.py'
+    path.parent.mkdir()
+    path.write_text('class Net:\n    pass\nclass Network:\n    pass\n')
+    assert files_of_classes(tmp_path, ['Net', 'Other']) == {'Net': path}
+    assert module_to_import(path, tmp_path) == 'plugins.net'
