@@ -20,8 +20,8 @@ from pycocotools import mask as mask_codec
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.synthetic.seeded_solo import seeded_image, seeded_weights
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
+from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import original_name
-from mmdeploy_ext.weights.convert.solo_wxinlong import convert
 from model_shapes import model_shapes
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/solo'

@@ -16,7 +16,7 @@ from mmdeploy_ext.core.config import load_config
 def convert(args: argparse.Namespace) -> int:
     """Read, rename, account for every key, write."""
     compat.apply()
-    from mmdeploy_ext.weights.convert.solo_wxinlong import convert_file
+    from mmdeploy_ext.weights.convert.solo import convert_file
 
     converted, config = convert_file(args.in_file, args.out_file, load_config(args.config))
     numbers = sum(tensor.numel() for tensor in converted.state_dict.values())

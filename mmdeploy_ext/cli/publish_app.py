@@ -23,7 +23,7 @@ def plain(value: Any) -> Any:
 def publish(args: argparse.Namespace) -> int:
     """Read, strip and write the checkpoint."""
     from mmdeploy_ext.weights.checkpoint import load_checkpoint
-    from mmdeploy_ext.weights.convert.fitting import check_output, save_checkpoint
+    from mmdeploy_ext.weights.convert.conversion import check_output, save_checkpoint
 
     check_output(args.in_file, args.out_file)
     source = load_checkpoint(args.in_file)

@@ -227,7 +227,7 @@ def write_seeded(
     """Write a checkpoint with seeded weights for a config with overrides."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families
-    from mmdeploy_ext.weights.convert.fitting import save_checkpoint
+    from mmdeploy_ext.weights.convert.conversion import save_checkpoint
 
     cfg = load_config(config, cfg_options)
     load_families()

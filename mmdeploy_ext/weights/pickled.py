@@ -1,8 +1,8 @@
-"""Weights out of a pickled model, without running any of its code.
+"""Reads the weights of a pickled model without running any of its code.
 
-NVIDIA's PTQ scripts save whole modules, `torch.save(model)`. Such a file names classes and functions to call.
-Here every name but the few that build tensors stands for an inert object that keeps what it is given: nothing
-named in the file is imported, and nothing is called.
+NVIDIA's PTQ scripts save modules, `torch.save(model)`. Such a file names classes and functions to call. Here
+every name but the few that build tensors is replaced by an inert object that keeps its state: nothing that
+the file names is imported or called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from mmdeploy_ext.core.errors import CheckpointError
 
-# What builds tensors and ordered dicts; torch itself maps storages and reads their bytes.
+# functions that build tensors and ordered dicts; torch itself maps storages and reads their bytes
 ALLOWED: dict[str, Callable] = {
     'collections.OrderedDict': collections.OrderedDict,
     'torch._utils._rebuild_tensor': torch._utils._rebuild_tensor,
@@ -34,11 +34,12 @@ CONVERT = (
     'In the environment that made it, load it and `torch.save({"state_dict": model.state_dict()}, FILE)`, '
     'which keeps the calibrated ranges too'
 )
-MOST_NESTED = 100
+MAX_DEPTH = 100
+"""Levels of nested modules that are read."""
 
 
 class StandIn:
-    """An object of a class that is not loaded: it takes whatever a pickle does to it, and does nothing."""
+    """An object of a class that is not loaded: it accepts all operations of a pickle and does nothing."""
 
     name = ''
     dump_patches = False  # torch asks classes of old files whether it may write a patch
@@ -56,26 +57,26 @@ class StandIn:
         self.state = state
 
     def __call__(self, *args: Any, **kwargs: Any) -> StandIn:
-        """Return another one: results of calls are unknown."""
+        """Return another stand-in, since results of calls are unknown."""
         return StandIn()
 
     def _ignore(self, *args: Any) -> None:
-        """Items of dicts, lists and sets that a class inherits from."""
+        """Ignore items of the dict, list or set that a class inherits from."""
 
     __setitem__ = append = extend = add = update = _ignore
 
 
 class InertUnpickler(pickle.Unpickler):
-    """Finds the allowed functions, and a stand-in for every other name."""
+    """Loads the allowed functions, and a stand-in for every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a name of the file stands for."""
-        full = f'{module}.{name}'
-        allowed = ALLOWED.get(full)
+        """Return the allowed function of this name, or a stand-in class."""
+        path = f'{module}.{name}'
+        allowed = ALLOWED.get(path)
         if isinstance(allowed, FunctionType):
-            # a pickle can set attributes of what it names: not those of torch's own function
+            # a pickle can set attributes of named objects, which must not be torch's function
             return lambda *args: allowed(*args)
-        return allowed or type('StandIn', (StandIn,), dict(name=full))
+        return allowed or type('StandIn', (StandIn,), dict(name=path))
 
 
 def _load(file: Any, **options: Any) -> Any:
@@ -86,31 +87,31 @@ def _loads(content: bytes, **options: Any) -> Any:
     raise pickle.UnpicklingError('nested pickles are not read')
 
 
-# What torch.load takes for the module `pickle`.
+# torch.load uses it as the module `pickle`
 INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, loads=_loads, __name__='inert_pickle')
 
 
 def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
     """Return the state dict of a pickled module, or of a checkpoint with other objects in it.
 
-    That is of `torch.save(model)`, of a wrapper with the model in `.module`, or of a dict with `state_dict`
-    (or `model`) beside objects; names are without the `module.` of wrappers; quantisers' `_amax` are among
-    the buffers.
+    The file is of `torch.save(model)`, of a wrapper with the model in `.module`, or of a dict with
+    `state_dict` (or `model`) beside objects. Names are without the `module.` of wrappers; quantisers' `_amax`
+    are among the buffers.
 
     Raises:
-        CheckpointError: there is no module and no state dict in it, or it cannot be read this way; the
-            message says how to convert it.
+        CheckpointError: it has no module and no state dict, or cannot be read this way; the message says how
+            to convert it.
     """
     if not _is_pickle(path):
         raise CheckpointError(f'{path}: is a TorchScript archive, or none that torch.save wrote. {CONVERT}')
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # on sources of classes that are not here
+            warnings.simplefilter('ignore')  # about sources of classes that are not installed
             content = torch.load(path, map_location='cpu', weights_only=False, pickle_module=INERT_PICKLE)
-        weights = dict(_weights(content))
+        weights = dict(_find_weights(content))
     except OSError as error:
         raise CheckpointError(f'{path}: cannot be read ({error.strerror or error})') from error
-    except Exception as error:  # what a hostile or exotic pickle does to stand-ins has no common class
+    except Exception as error:  # hostile or exotic pickles may raise anything
         raise CheckpointError(
             f'{path}: holds a pickled model that cannot be read without running its code '
             f'({type(error).__name__}: {error}). {CONVERT}'
@@ -121,7 +122,7 @@ def read_pickled(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _is_pickle(path: str | Path) -> bool:
-    """Whether torch.save wrote a file: a zip archive that is no TorchScript (those run code), or a pickle."""
+    """Return whether a file is a zip archive other than TorchScript (which would run code), or a pickle."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return not any(name.endswith('/constants.pkl') for name in archive.namelist())
@@ -129,34 +130,35 @@ def _is_pickle(path: str | Path) -> bool:
         return file.read(1) == b'\x80'
 
 
-def _weights(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a module, a state dict, or a dict that holds one of them."""
+def _find_weights(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a module, a state dict, or a dict that contains one of them."""
     if isinstance(content, StandIn):
         yield from _module_weights(content, '', 0)
     elif isinstance(content, dict):
-        within = [content.get(name) for name in ('state_dict', 'model')]
-        if inner := [one for one in within if isinstance(one, dict | StandIn)]:
-            yield from _weights(inner[0])
-        else:
-            yield from ((str(key), one) for key, one in content.items() if isinstance(one, torch.Tensor))
+        for name in ('state_dict', 'model'):
+            if isinstance(content.get(name), dict | StandIn):
+                yield from _find_weights(content[name])
+                return
+        for key, value in content.items():
+            if isinstance(value, torch.Tensor):
+                yield str(key), value
 
 
 def _module_weights(module: StandIn, prefix: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield parameters and buffers of a pickled torch.nn.Module, as its state_dict() would have them."""
-    if depth > MOST_NESTED:
-        raise ValueError(f'modules are nested more than {MOST_NESTED} deep')
+    """Yield parameters and buffers of a pickled torch.nn.Module as in its state_dict()."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f'modules are nested more than {MAX_DEPTH} deep')
     state = module.state if isinstance(module.state, dict) else {}
-    hidden = state.get('_non_persistent_buffers_set', ())
-    hidden = hidden if isinstance(hidden, set) else set()
-    for table, left_out in (('_parameters', set()), ('_buffers', hidden)):
-        for name, value in _items(state, table):
-            if isinstance(value, torch.Tensor) and name not in left_out:
-                yield f'{prefix}{name}', value.detach()
-    for name, child in _items(state, '_modules'):
+    parameters, buffers, children = (
+        state[key] if isinstance(state.get(key), dict) else {}
+        for key in ('_parameters', '_buffers', '_modules')
+    )
+    not_saved = state.get('_non_persistent_buffers_set')
+    if isinstance(not_saved, set):
+        buffers = {name: buffer for name, buffer in buffers.items() if name not in not_saved}
+    for name, value in (*parameters.items(), *buffers.items()):
+        if isinstance(value, torch.Tensor):
+            yield f'{prefix}{name}', value.detach()
+    for name, child in children.items():
         if isinstance(child, StandIn):
             yield from _module_weights(child, f'{prefix}{name}.', depth + 1)
-
-
-def _items(state: dict, name: str) -> list[tuple[Any, Any]]:
-    table = state.get(name)
-    return list(table.items()) if isinstance(table, dict) else []

@@ -1,14 +1,14 @@
-"""Kernel layouts of sparse-convolution checkpoints: recognised from shapes and converted. Uses torch.
+"""Kernel layouts of sparse convolutions in checkpoints: recognised from shapes and converted. Uses torch.
 
-k0, k1, k2 kernel size, I input and O output channels. Layouts, by what wrote them:
+k0, k1, k2 kernel size, I input and O output channels. Layouts, by the library that writes them:
 
     spconv1        (k0, k1, k2, I, O)   spconv 1.x and mmcv.ops
     spconv2        (O, k0, k1, k2, I)   spconv 2.x
     spconv2-rskc   (k0, k1, k2, O, I)   spconv 2.0 and 2.1 with the algorithm Native
 
 No conversion mirrors a kernel. A 1x1x1 convolution is special: spconv 2 multiplies by the kernel's memory as
-an (I, O) matrix, whatever the shape says, and so do spconv 1 and mmcv.ops. Its memory is therefore kept as it
-is; permuted with the others it would load, run, and be wrong (spconv issues 556 and 605).
+an (I, O) matrix, whatever its shape, and so do spconv 1 and mmcv.ops. Its memory is therefore not changed;
+permuted like the others it would load, run, and be wrong (spconv issues 556 and 605).
 """
 
 import dataclasses
@@ -25,9 +25,14 @@ LIBRARIES = {'spconv': 'spconv2', 'mmcv': 'spconv1'}
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """The weight of one sparse convolution of a module, by its key there; `layout` is the module's own.
+    """The weight of a sparse convolution of a module.
 
-    `pointwise` is a 1x1x1 convolution that is computed as one matrix product.
+    Attributes:
+        key: key in the module's state dict.
+        size: kernel size.
+        inputs, outputs: numbers of channels.
+        layout: layout in the module.
+        pointwise: whether it is a 1x1x1 convolution that is computed as one matrix product.
     """
 
     key: str
@@ -50,75 +55,74 @@ class Kernel:
         return [layout for layout in LAYOUTS if self.shape(layout) == tuple(shape)]
 
     def convert(self, weight: torch.Tensor, layout: str) -> torch.Tensor:
-        """Return a weight of this layout in the module's own."""
+        """Return a weight of a layout in the layout of the module."""
         if self.pointwise:
             return weight.contiguous().reshape(self.shape(self.layout))
-        last = len(self.size)
-        outputs, inputs = dict(spconv1=(last + 1, last), spconv2=(0, last + 1)).get(layout, (last, last + 1))
-        space = [axis + (layout == 'spconv2') for axis in range(last)]
+        ndim = len(self.size)
+        if layout == 'spconv2':
+            outputs, *space, inputs = range(ndim + 2)
+        elif layout == 'spconv1':
+            *space, inputs, outputs = range(ndim + 2)
+        else:
+            *space, outputs, inputs = range(ndim + 2)
         order = [outputs, *space, inputs] if self.layout == 'spconv2' else [*space, inputs, outputs]
         return weight.permute(*order).contiguous()
 
 
-def kernels(module: torch.nn.Module) -> dict[str, Kernel]:
-    """Return the kernels of all sparse convolutions of a module by state-dict key."""
-    found = {}
+def find_kernels(module: torch.nn.Module) -> dict[str, Kernel]:
+    """Return the kernels of all sparse convolutions of a module, of spconv 2 or mmcv.ops, by key."""
+    kernels = {}
     for path, part in module.named_modules():
-        if layout := _layout(part):
+        bases = [base for base in type(part).__mro__ if base.__name__ == 'SparseConvolution']
+        layout = LIBRARIES.get(bases[0].__module__.split('.')[0]) if bases else None
+        if layout is not None:
             key = f'{path}.weight'.lstrip('.')
             size = tuple(int(length) for length in part.kernel_size)
             pointwise = bool(getattr(part, 'conv1x1', False))
-            found[key] = Kernel(key, size, part.in_channels, part.out_channels, layout, pointwise)
-    return found
+            kernels[key] = Kernel(key, size, part.in_channels, part.out_channels, layout, pointwise)
+    return kernels
 
 
-def _layout(part: torch.nn.Module) -> str | None:
-    """Return the layout of a convolution of spconv 2 or mmcv.ops; None for other modules."""
-    for base in type(part).__mro__:
-        if base.__name__ == 'SparseConvolution':
-            return LIBRARIES.get(base.__module__.split('.')[0])
-    return None
-
-
-def decide(
-    path: str, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, Kernel], choice: str
+def decide_layouts(
+    path: str, shapes: Mapping[str, tuple[int, ...]], kernels: Mapping[str, Kernel], choice: str
 ) -> dict[str, str]:
-    """Return the layout of every kernel of a file, by the shapes there and what is expected.
+    """Return the layout of every kernel of a file by its shape there.
 
-    A shape that fits one layout decides itself. One that fits several has the layout that all the decided
-    ones share; a pointwise one needs no decision. `choice` is 'auto', or the layout that the user states,
-    which every shape has to fit.
+    A shape that fits several layouts has the one that all unambiguous shapes share; a pointwise kernel needs
+    no decision. `choice` is 'auto', or a layout, which every shape has to fit.
 
     Raises:
         UsageError: unknown choice.
-        CheckpointError: a shape fits no layout, not the stated one, or several and nothing decides.
+        CheckpointError: a shape fits no layout, not the chosen one, or several and the others do not decide.
     """
     if choice not in CHOICES:
         raise UsageError(f'weight layout {choice!r} is unknown; expected one of {", ".join(CHOICES)}')
-    found = {key: expected[key].candidates(shape) for key, shape in shapes.items()}
+    candidates = {key: kernels[key].candidates(shape) for key, shape in shapes.items()}
     if choice != 'auto':
-        found = {key: [choice] if choice in layouts else [] for key, layouts in found.items()}
-    wrong = [_mismatch(shapes[key], expected[key], choice) for key, layouts in found.items() if not layouts]
-    if wrong:
-        more = f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise CheckpointError(f'{path}: {"; ".join(wrong[:3])}{more}')
-    decided = {layouts[0] for layouts in found.values() if len(layouts) == 1}
-    common = decided.pop() if len(decided) == 1 else None
-    chosen, open_ones = {}, []
-    for key, layouts in found.items():
-        if len(layouts) == 1 or expected[key].pointwise:
-            chosen[key] = layouts[0]
+        candidates = {key: [choice] if choice in layouts else [] for key, layouts in candidates.items()}
+    mismatches = [
+        _mismatch(shapes[key], kernels[key], choice) for key, layouts in candidates.items() if not layouts
+    ]
+    if mismatches:
+        rest = f'; and {len(mismatches) - 3} more' if len(mismatches) > 3 else ''
+        raise CheckpointError(f'{path}: {"; ".join(mismatches[:3])}{rest}')
+    unambiguous = {layouts[0] for layouts in candidates.values() if len(layouts) == 1}
+    common = unambiguous.pop() if len(unambiguous) == 1 else None
+    layout_of, undecided = {}, []
+    for key, layouts in candidates.items():
+        if len(layouts) == 1 or kernels[key].pointwise:
+            layout_of[key] = layouts[0]
         elif common in layouts:
-            chosen[key] = common
+            layout_of[key] = common
         else:
-            open_ones.append(f'{key} {tuple(shapes[key])}: {" or ".join(layouts)}')
-    if open_ones:
+            undecided.append(f'{key} {tuple(shapes[key])}: {" or ".join(layouts)}')
+    if undecided:
         raise CheckpointError(
-            f'{path}: the layout of {len(open_ones)} kernels cannot be told from their shapes '
-            f'({"; ".join(open_ones[:3])}), and the others do not decide it; a wrong guess would load and be '
+            f'{path}: the layout of {len(undecided)} kernels cannot be told from their shapes '
+            f'({"; ".join(undecided[:3])}), and the others do not decide it; a wrong guess would load and be '
             f'wrong. Say --weight-layout spconv1 or spconv2, by the library that trained it'
         )
-    return chosen
+    return layout_of
 
 
 def _mismatch(shape: tuple[int, ...], kernel: Kernel, choice: str) -> str:
@@ -127,8 +131,8 @@ def _mismatch(shape: tuple[int, ...], kernel: Kernel, choice: str) -> str:
     text = f'{kernel.key} is {tuple(shape)}, expected {expected}'
     if choice != 'auto' and kernel.candidates(shape):
         return f'{text}; its shape is that of {" or ".join(kernel.candidates(shape))}'
-    reverse = dataclasses.replace(kernel, size=kernel.size[::-1])
-    if reverse.candidates(shape):
+    reversed_kernel = dataclasses.replace(kernel, size=kernel.size[::-1])
+    if reversed_kernel.candidates(shape):
         text += '; its axes are in the opposite order: the file is of a network in x, y, z where the config '
         text += 'has z, y, x, or the reverse'
     return text

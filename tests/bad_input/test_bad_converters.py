@@ -356,13 +356,13 @@ def test_files_without_weights_are_refused(tool, content, inputs, refuses):
 
 
 def test_pipelines_of_data_sets_in_data_sets_and_without_a_scale_get_the_originals_scale():
-    from mmdeploy_ext.weights.convert.solo_config import _set_scale, _test_pipelines
+    from mmdeploy_ext.weights.convert.solo_config import find_test_pipelines, set_light_dcn_scale
 
     step = dict(type='MultiScaleFlipAug', scale_factor=1.0)
     dataset = dict(type='RepeatDataset', dataset=dict(pipeline=[step, {}]))
     cfg = dict(data=dict(test=[dataset, dict(pipeline=[dict(type='Resize')])], val=None))
-    found = dict(_test_pipelines(cfg))
+    found = dict(find_test_pipelines(cfg))
     assert list(found) == ['data.test[0].dataset.pipeline', 'data.test[1].pipeline']
     for pipeline in found.values():
-        _set_scale(pipeline)
+        set_light_dcn_scale(pipeline)
     assert step == dict(type='MultiScaleFlipAug', img_scale=(852, 512))

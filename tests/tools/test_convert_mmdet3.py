@@ -13,7 +13,7 @@ import torch
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
-from mmdeploy_ext.weights.convert.mmdet3_names import renamed
+from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
 from model_shapes import model_shapes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ def test_a_config_and_then_its_checkpoint_are_converted(config3, tmp_path, capsy
     assert run_tool(source, target, '--config', config) == 0
     assert f'{len(weights)} tensors' in capsys.readouterr().out
     loaded = load_checkpoint(target)
-    assert loaded.state_dict.keys() == {renamed(key, 'DETR') for key in weights}
+    assert loaded.state_dict.keys() == {to_mmdet2_name(key, 'DETR') for key in weights}
     assert loaded.meta == dict(epoch=12, mmengine_version='0.10.7', CLASSES=('a', 'b'))
     assert run_tool(source, target, '--config', config3) == 2
     assert 'is a config of mmdet 3; translate it first' in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_a_checkpoint_of_mmdet_3_ends_in_a_proven_file(tmp_path, capsys):
     assert run_tool('--config', config3, config2) == 0
     cfg = load_config(str(config2))
     own = seeded_model(cfg, find_family(cfg)).state_dict()
-    names = {renamed(key, 'DETR'): key for key in DETR['names']}
+    names = {to_mmdet2_name(key, 'DETR'): key for key in DETR['names']}
     weights = {names.get(key, key): value for key, value in own.items()}
     assert weights.keys() != own.keys()
     meta = dict(epoch=12, mmengine_version='0.10.7', dataset_meta=dict(classes=('a', 'b')))

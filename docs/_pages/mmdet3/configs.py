@@ -60,7 +60,7 @@ def own() -> Iterator[Any]:
 
 def count() -> tuple[dict[str, int], list[str]]:
     """Return the counts, and what was refused with how often, the most frequent first."""
-    from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
+    from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
     from mmdeploy_ext.zoo.configs import config_files
 
     models = collections.defaultdict(set)
@@ -71,7 +71,7 @@ def count() -> tuple[dict[str, int], list[str]]:
     for path in config_files([str(configs3())]):
         found['all'] += 1
         try:
-            cfg = config2(read_config3(path))
+            cfg = to_mmdet2_config(read_mmdet3_config(path))
         except ConfigError as error:
             refused[str(error).split(': ', 1)[-1].split(': ')[0][:110]] += 1
             continue

@@ -126,10 +126,10 @@ def prepare(name: str, folder: Path) -> str:
 
     from mmdeploy_ext.families.base import FAMILIES, find_family, load_families
     from mmdeploy_ext.synthetic.seeded import seeded_model
-    from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
+    from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
     from mmdeploy_ext.zoo.configs import part_types
 
-    cfg = config2(read_config3(configs3() / name))
+    cfg = to_mmdet2_config(read_mmdet3_config(configs3() / name))
     load_families('')
     claimed = any(family.claims(cfg) for family in FAMILIES.values())
     model = seeded_model(cfg, find_family(cfg) if claimed or 'bbox_head' not in cfg.model else None).eval()

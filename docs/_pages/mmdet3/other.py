@@ -53,8 +53,8 @@ def build(config: str, detector: str, weights: dict[str, Any]) -> Any:
             cfg.model.pop(key, None)
     model = MODELS.build(cfg.model)
     names, state = _names(), model.state_dict()
-    read = (key for key in state if not key.startswith(names.NOT_OF_THE_MODEL))
-    own = {key: names.renamed(key, detector) for key in read}
+    read = (key for key in state if not key.startswith(names.UNUSED_PREFIXES))
+    own = {key: names.to_mmdet2_name(key, detector) for key in read}
     model.load_state_dict({**state, **{key: weights[name] for key, name in own.items()}})
     if left := weights.keys() - own.values():
         raise SystemExit(f'{config}: weights that mmdet 3 has not: {sorted(left)[:5]}')

@@ -24,9 +24,9 @@ def picture2(name: str) -> np.ndarray:
     """Return the batch of a picture, (1, 3, H, W) float32, as mmdet 2.28 gives it to the model."""
     from mmdet.datasets.pipelines import Compose
 
-    from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
+    from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
 
-    cfg = config2(read_config3(configs3() / name))
+    cfg = to_mmdet2_config(read_mmdet3_config(configs3() / name))
     steps = Compose(cfg.data.test.pipeline)
     found = steps(dict(img_info=dict(filename=str(PICTURE)), img_prefix=None))['img'][0]
     return np.asarray(getattr(found, 'data', found), np.float32)[None]

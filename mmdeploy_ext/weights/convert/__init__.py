@@ -1,1 +1,10 @@
-"""Checkpoints of other repositories, made into those that mmdet's models load."""
+"""Converters of checkpoints and configs of other repositories and versions."""
+
+import shlex
+
+from mmdeploy_ext.core.commands import command
+
+
+def conversion_command(name: str, path: str) -> str:
+    """Return the command line that converts a checkpoint; `name` is a command of `core/commands.py`."""
+    return f'{command(name)} {shlex.quote(path)} OUT.pth --config CONFIG'

@@ -1,8 +1,8 @@
-"""The model of a config of mmdet 3 as mmdet 2.28 builds it.
+"""Converts the model of a config of mmdet 3 to one of mmdet 2.28.
 
-Of 680 models of mmdet 3.3.0's configs 420 are those of mmdet 2.28.2 letter by letter. What differs in the
-others of the same architectures is here; any other key has to be one that mmdet 2.28 knows. Source: the
-configs of both, compared key by key.
+Of 680 models of mmdet 3.3.0's configs 420 are those of mmdet 2.28.2 letter by letter. The differences of the
+others with the same architectures are here; any other key has to be one of mmdet 2.28. Source: the configs of
+both, compared key by key, and the transformers of both.
 """
 
 import copy
@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.weights.convert import mmdet3_transformers as transformers
 
-OWN = {
+UNSUPPORTED = {
     'ConditionalDETR': 'Conditional DETR',
     'DABDETR': 'DAB-DETR',
     'CondInst': 'CondInst',
@@ -23,83 +22,97 @@ OWN = {
     'GroundingDINO': 'Grounding DINO',
     'SoftTeacher': 'Soft Teacher',
 }
-"""Detectors that mmdet 3 alone has, without those that this project has a part for."""
+"""Type -> name of detectors that neither mmdet 2.28 nor this project has."""
 PLUGINS = {'RTMDet': 'mmdeploy_ext.models', 'DINO': 'mmdeploy_ext.models'}
 """Detector that mmdet 2.28 lacks -> module of this project that registers it."""
 COSTS = {
     'HungarianAssigner': ('cls_cost', 'reg_cost', 'iou_cost'),
     'MaskHungarianAssigner': ('cls_cost', 'mask_cost', 'dice_cost'),
 }
-"""Assigner of mmdet 2 -> what it calls the first, second and third of `match_costs`."""
-PROPOSALS = ('RPNHead', 'GARPNHead', 'CascadeRPNHead', 'EmbeddingRPNHead')
-"""Heads that make proposals in mmdet 2.28."""
+"""Assigner of mmdet 2 -> its names of the three `match_costs`."""
+PROPOSAL_HEADS = ('RPNHead', 'GARPNHead', 'CascadeRPNHead', 'EmbeddingRPNHead')
+"""Heads that make proposals in mmdet 2.28; in mmdet 3 any dense head can."""
 SCOPE = 'mmdet.'
 
+SELF_ATTENTION, CROSS_ATTENTION, FFN = ('self_attn', 'norm'), ('cross_attn', 'norm'), ('ffn', 'norm')
+MULTIHEAD, DEFORMABLE = 'MultiheadAttention', 'MultiScaleDeformableAttention'
+MULTIHEAD_DEFAULTS = dict(embed_dims=256, num_heads=8, dropout=0.0)
+FFN_DEFAULTS = dict(embed_dims=256, feedforward_channels=1024, num_fcs=2, ffn_drop=0.0)
+FFN_DEFAULTS['act_cfg'] = dict(type='ReLU', inplace=True)
+LAYER_KEYS = {'self_attn_cfg', 'cross_attn_cfg', 'ffn_cfg', 'norm_cfg', 'init_cfg'}
+STACK_KEYS = {'num_layers', 'layer_cfg', 'init_cfg', 'return_intermediate', 'post_norm_cfg'}
 
-def parts(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield path and dict of every part of a config that has a `type`, the outer ones first."""
-    if isinstance(value, dict):
-        if isinstance(value.get('type'), str):
-            yield path, value
-        for key, inner in value.items():
+
+def parts(config: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield path and dict of every part of a config that has a `type`, outer parts first."""
+    if isinstance(config, dict):
+        if isinstance(config.get('type'), str):
+            yield path, config
+        for key, inner in config.items():
             yield from parts(inner, f'{path}.{key}')
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
+    elif isinstance(config, list | tuple):
+        for index, inner in enumerate(config):
             yield from parts(inner, f'{path}.{index}')
 
 
-def without_scope(where: str, config: Any) -> Any:
-    """Return a copy of a part of a config whose types are not said to be mmdet's; refuse other packages'."""
+def without_scope(path: str, config: Any) -> Any:
+    """Return a copy of a part of a config without the scope `mmdet.` of types; ConfigError: another scope."""
     config = copy.deepcopy(config)
-    for path, part in parts(config, where):
+    for part_path, part in parts(config, path):
         part.pop('_scope_', None)
         part['type'] = part['type'].removeprefix(SCOPE)
         if '.' in part['type']:
-            raise ConfigError(f'{path}.type={part["type"]!r} is of another package; expected a part of mmdet')
+            raise ConfigError(
+                f'{part_path}.type={part["type"]!r} is of another package; expected a part of mmdet'
+            )
     return config
 
 
-def model2(config: dict[str, Any]) -> dict[str, Any]:
+def to_mmdet2_model(config: dict[str, Any]) -> dict[str, Any]:
     """Return the model of a config of mmdet 3 as mmdet 2.28 takes it, without a `data_preprocessor`.
 
     Raises:
-        ConfigError: a detector or a key that mmdet 2.28 does not have; no file named.
+        ConfigError: a detector or a key that mmdet 2.28 lacks; the caller names the file.
     """
     model = without_scope('model', config)
     model.pop('data_preprocessor', None)
-    kind = model.get('type')
-    if kind in OWN:
+    detector = model.get('type')
+    if detector in UNSUPPORTED:
         raise ConfigError(
-            f'model.type={kind!r}: {OWN[kind]} came with mmdet 3, and neither mmdet 2.28 nor a family of '
-            f'this project has it; expected a detector of mmdet 2.28'
+            f'model.type={detector!r}: {UNSUPPORTED[detector]} came with mmdet 3, and neither mmdet 2.28 nor '
+            f'a family of this project has it; expected a detector of mmdet 2.28'
         )
-    if rewrite := REWRITES.get(kind):
-        rewrite(model)
-    _assigners(model)
+    if convert := CONVERTERS.get(detector):
+        convert(model)
+    _rename_match_costs(model)
     head = model.get('rpn_head')
-    if isinstance(head, dict) and head.get('type') not in PROPOSALS:  # mmdet 3 takes them of any dense head
+    if isinstance(head, dict) and head.get('type') not in PROPOSAL_HEADS:
         raise ConfigError(
             f'model.rpn_head.type={head.get("type")!r}: mmdet 2.28 takes no proposals of it; expected one of '
-            f'{", ".join(PROPOSALS)}'
+            f'{", ".join(PROPOSAL_HEADS)}'
         )
     semantic = (model.get('roi_head') or {}).get('semantic_head')
     if isinstance(semantic, dict):
-        semantic.pop('seg_scale_factor', None)  # which only a loss reads
+        semantic.pop('seg_scale_factor', None)  # only a loss reads it
     return model
 
 
-def _assigners(model: dict[str, Any]) -> None:
-    """Give the costs of a Hungarian assigner the names of mmdet 2."""
-    kind = 'MaskHungarianAssigner' if 'panoptic_head' in model else 'HungarianAssigner'
+def _rename_match_costs(model: dict[str, Any]) -> None:
+    """Rename the costs of a Hungarian assigner as in mmdet 2, in place."""
+    assigner = 'MaskHungarianAssigner' if 'panoptic_head' in model else 'HungarianAssigner'
     for _, part in parts(model.get('train_cfg') or {}, 'model.train_cfg'):
         costs = part.get('match_costs')
         if part['type'] == 'HungarianAssigner' and isinstance(costs, list | tuple):
-            if len(costs) != len(COSTS[kind]):
-                raise ConfigError(f'model.train_cfg: {kind} with {len(costs)} match_costs, expected 3')
-            part.update(type=kind, **dict(zip(COSTS[kind], part.pop('match_costs'), strict=True)))
+            if len(costs) != len(COSTS[assigner]):
+                raise ConfigError(f'model.train_cfg: {assigner} with {len(costs)} match_costs, expected 3')
+            part.update(type=assigner, **dict(zip(COSTS[assigner], part.pop('match_costs'), strict=True)))
 
 
-def _centernet(model: dict[str, Any]) -> None:
+# ---------------------------------------------------------------- detectors; each converts a model in place
+
+
+def convert_centernet(model: dict[str, Any]) -> None:
+    """Rename the channels of head and neck."""
     head, neck = model['bbox_head'], model['neck']
     if head.get('type') != 'CenterNetHead':
         raise ConfigError(
@@ -110,45 +123,198 @@ def _centernet(model: dict[str, Any]) -> None:
     neck['in_channel'] = neck.pop('in_channels')
 
 
-def _rtmdet(model: dict[str, Any]) -> None:
-    """Take the boxes alone; mmdet 3 trains it, by an assigner that mmdet 2.28 lacks."""
-    kind = model['bbox_head'].get('type')
-    if kind != 'RTMDetSepBNHead':
+def convert_rtmdet(model: dict[str, Any]) -> None:
+    """Remove the assigner of training, which mmdet 2.28 lacks; only detectors of boxes are supported."""
+    head = model['bbox_head'].get('type')
+    if head != 'RTMDetSepBNHead':
         raise ConfigError(
-            f'model.bbox_head.type={kind!r}: of RTMDet the detectors of boxes are exported; expected '
+            f'model.bbox_head.type={head!r}: of RTMDet the detectors of boxes are exported; expected '
             f'RTMDetSepBNHead'
         )
     model['train_cfg'] = None
 
 
-def _yolact(model: dict[str, Any]) -> None:
-    """Give YOLACT the head of segmentation beside its prototypes, where mmdet 3 has it inside them."""
-    head, test = model['mask_head'], model.get('test_cfg') or {}
-    loss, inside = head.pop('loss_segm', None), head.pop('with_seg_branch', True)
-    if inside:
-        own = {key: head[key] for key in ('num_classes', 'in_channels')}
-        model['segm_head'] = dict(type='YOLACTSegmHead', **own, **(dict(loss_segm=loss) if loss else {}))
+def convert_yolact(model: dict[str, Any]) -> None:
+    """Add a head of segmentation beside the prototypes; in mmdet 3 it is a branch of them."""
+    head, test_cfg = model['mask_head'], model.get('test_cfg') or {}
+    loss, has_branch = head.pop('loss_segm', None), head.pop('with_seg_branch', True)
+    if has_branch:
+        sizes = {key: head[key] for key in ('num_classes', 'in_channels')}
+        model['segm_head'] = dict(type='YOLACTSegmHead', **sizes, **(dict(loss_segm=loss) if loss else {}))
     for key in ('mask_thr', 'mask_thr_binary'):
-        if test.pop(key, 0.5) != 0.5:
+        if test_cfg.pop(key, 0.5) != 0.5:
             raise ConfigError(f'model.test_cfg.{key}: expected 0.5, which mmdet 2.28 has written in its code')
 
 
-def _panoptic_fpn(model: dict[str, Any]) -> None:
-    """Repeat what mmdet 3 takes from `rcnn` where mmdet 2 asks `panoptic`."""
-    test = model.get('test_cfg') or {}
-    if 'panoptic' in test:
-        test['panoptic'] = {**copy.deepcopy(test.get('rcnn') or {}), **test['panoptic']}
+def convert_panoptic_fpn(model: dict[str, Any]) -> None:
+    """Copy into `test_cfg.panoptic` the keys that mmdet 3 reads from `rcnn`."""
+    test_cfg = model.get('test_cfg') or {}
+    if 'panoptic' in test_cfg:
+        test_cfg['panoptic'] = {**copy.deepcopy(test_cfg.get('rcnn') or {}), **test_cfg['panoptic']}
 
 
-REWRITES: dict[str, Callable[[dict[str, Any]], None]] = {
-    'CenterNet': _centernet,
-    'DETR': transformers.detr,
-    'DeformableDETR': transformers.deformable_detr,
-    'DINO': transformers.dino,
-    'PanopticFPN': _panoptic_fpn,
-    'RTMDet': _rtmdet,
-    'YOLACT': _yolact,
-    'MaskFormer': transformers.mask_former,
-    'Mask2Former': transformers.mask_former,
+def convert_detr(model: dict[str, Any]) -> None:
+    """Move the transformer into the head; ConfigError: the neck is not the projection of DETR."""
+    neck = model.pop('neck')
+    for key, value in dict(kernel_size=1, act_cfg=None, norm_cfg=None, num_outs=1).items():
+        if neck.get(key, value) != value:
+            raise ConfigError(
+                f'model.neck.{key}={neck[key]!r}: expected {value!r}, what the projection of DETR is'
+            )
+    if neck.get('type') != 'ChannelMapper' or len(neck['in_channels']) != 1:
+        raise ConfigError(f'model.neck={neck!r}: expected a ChannelMapper of one level')
+    head = model['bbox_head']
+    head.pop('embed_dims', None)
+    head.update(
+        num_query=model.pop('num_queries'),
+        in_channels=neck['in_channels'][0],
+        transformer=dict(
+            type='Transformer',
+            encoder=_encoder('model.encoder', model.pop('encoder'), MULTIHEAD),
+            decoder=_decoder('model.decoder', model.pop('decoder'), MULTIHEAD),
+        ),
+        positional_encoding=_positional_encoding(model.pop('positional_encoding')),
+    )
+
+
+def convert_deformable_detr(model: dict[str, Any]) -> None:
+    """Move the transformer into the head."""
+    head, num_levels = model['bbox_head'], model.pop('num_feature_levels', 4)
+    head.pop('embed_dims', None)
+    two_stage, num_queries = model.pop('as_two_stage', False), model.pop('num_queries')
+    transformer = dict(
+        type='DeformableDetrTransformer',
+        num_feature_levels=num_levels,
+        encoder=_encoder('model.encoder', model.pop('encoder'), DEFORMABLE),
+        decoder=_decoder(
+            'model.decoder', model.pop('decoder'), DEFORMABLE, 'DeformableDetrTransformerDecoder'
+        ),
+    )
+    if two_stage:
+        transformer.update(two_stage_num_proposals=num_queries)
+    head.update(
+        num_query=num_queries,
+        in_channels=2048,  # required by the class that the head inherits from, and not used
+        as_two_stage=two_stage,
+        with_box_refine=model.pop('with_box_refine', False),
+        transformer=transformer,
+        positional_encoding=_positional_encoding(model.pop('positional_encoding')),
+    )
+
+
+def convert_dino(model: dict[str, Any]) -> None:
+    """Move the transformer into the head, and remove denoising, which is part of training."""
+    model.pop('dn_cfg', None)
+    model['train_cfg'] = None
+    convert_deformable_detr(model)
+    transformer = model['bbox_head']['transformer']
+    transformer['type'], transformer['decoder']['type'] = 'DinoTransformer', 'DinoTransformerDecoder'
+    model['bbox_head'].pop('sync_cls_avg_factor', None)
+
+
+def convert_mask_former(model: dict[str, Any]) -> None:
+    """Convert the layers of MaskFormer and Mask2Former."""
+    head, is_mask2former = model['panoptic_head'], model['type'] == 'Mask2Former'
+    pixel_decoder, path = head['pixel_decoder'], 'model.panoptic_head'
+    attention = DEFORMABLE if is_mask2former else MULTIHEAD
+    if 'encoder' in pixel_decoder:
+        pixel_decoder['encoder'] = _encoder(
+            f'{path}.pixel_decoder.encoder', pixel_decoder['encoder'], attention
+        )
+        pixel_decoder['positional_encoding'] = _positional_encoding(pixel_decoder['positional_encoding'])
+    head['positional_encoding'] = _positional_encoding(head['positional_encoding'])
+    head['transformer_decoder'] = _decoder(
+        f'{path}.transformer_decoder', head['transformer_decoder'], MULTIHEAD, cross_first=is_mask2former
+    )
+
+
+CONVERTERS: dict[str, Callable[[dict[str, Any]], None]] = {
+    'CenterNet': convert_centernet,
+    'DETR': convert_detr,
+    'DeformableDETR': convert_deformable_detr,
+    'DINO': convert_dino,
+    'PanopticFPN': convert_panoptic_fpn,
+    'RTMDet': convert_rtmdet,
+    'YOLACT': convert_yolact,
+    'MaskFormer': convert_mask_former,
+    'Mask2Former': convert_mask_former,
 }
-"""Type of a detector -> what rewrites its model, in place."""
+"""Type of a detector -> function that converts its model in place."""
+
+
+# ---------------------------------------------------------------- layers of transformers
+
+
+def _encoder(path: str, cfg: dict[str, Any], attention: str) -> dict[str, Any]:
+    """Return an encoder of mmdet 2 with a type of self-attention."""
+    order = SELF_ATTENTION + FFN
+    return dict(type='DetrTransformerEncoder', **_layers(path, cfg, dict(self_attn=attention), order))
+
+
+def _decoder(
+    path: str,
+    cfg: dict[str, Any],
+    attention: str,
+    decoder: str = 'DetrTransformerDecoder',
+    cross_first: bool = False,
+) -> dict[str, Any]:
+    """Return a decoder of mmdet 2 with a type of cross-attention, which Mask2Former computes first."""
+    attentions = CROSS_ATTENTION + SELF_ATTENTION if cross_first else SELF_ATTENTION + CROSS_ATTENTION
+    layers = _layers(path, cfg, dict(self_attn=MULTIHEAD, cross_attn=attention), attentions + FFN)
+    norm = {}
+    if decoder == 'DetrTransformerDecoder':
+        norm = dict(post_norm_cfg=cfg.get('post_norm_cfg', dict(type='LN')))
+    elif cfg.get('post_norm_cfg') is not None:
+        raise ConfigError(f'{path}.post_norm_cfg={cfg["post_norm_cfg"]!r}: expected None')
+    return dict(type=decoder, return_intermediate=cfg.get('return_intermediate', True), **norm, **layers)
+
+
+def _layers(
+    path: str, cfg: dict[str, Any], attention_types: dict[str, str], order: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return `num_layers` and `transformerlayers` of an encoder or decoder.
+
+    `attention_types` is operation -> type of its attention, `order` the order of all operations.
+    """
+    _check_keys(path, cfg, STACK_KEYS)
+    layer = cfg.get('layer_cfg') or {}
+    _check_keys(f'{path}.layer_cfg', layer, LAYER_KEYS)
+    ffn = {**FFN_DEFAULTS, **(layer.get('ffn_cfg') or {})}
+    attentions = []
+    for operation in order:
+        if operation not in attention_types:
+            continue
+        kind = attention_types[operation]
+        defaults = MULTIHEAD_DEFAULTS if kind == MULTIHEAD else {}
+        attention = {**defaults, **(layer.get(f'{operation}_cfg') or {})}
+        if not attention.pop('batch_first', True):
+            raise ConfigError(
+                f'{path}.layer_cfg.{operation}_cfg.batch_first=False: expected True, as all of mmdet 3 has it'
+            )
+        attentions.append(dict(type=kind, **attention))
+    same = attentions[0] == attentions[-1]
+    layers = dict(
+        type='BaseTransformerLayer',
+        attn_cfgs=attentions[0] if same else attentions,  # heads read num_heads from a single one
+        ffn_cfgs=dict(type='FFN', **ffn),
+        operation_order=order,
+    )
+    if 'cross_attn' in attention_types:
+        layers |= dict(type='DetrTransformerDecoderLayer', feedforward_channels=ffn['feedforward_channels'])
+    if layer.get('norm_cfg'):
+        layers['norm_cfg'] = layer['norm_cfg']
+    return dict(num_layers=cfg['num_layers'], transformerlayers=layers)
+
+
+def _check_keys(path: str, cfg: dict[str, Any], expected: set[str]) -> None:
+    """Raise ConfigError for the first key that is not expected."""
+    if unexpected := sorted(cfg.keys() - expected):
+        raise ConfigError(
+            f'{path}.{unexpected[0]}={cfg[unexpected[0]]!r} is not known here; expected no key but '
+            f'{", ".join(sorted(expected))}'
+        )
+
+
+def _positional_encoding(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return a positional encoding, which has no `type` in mmdet 3."""
+    return dict(type='SinePositionalEncoding', **cfg)

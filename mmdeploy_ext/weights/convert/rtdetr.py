@@ -1,10 +1,12 @@
-"""Checkpoints of the original RT-DETR repository and of transformers as this project's RT-DETR loads them.
+"""Converts checkpoints of the original RT-DETR repository and of transformers to this project's RT-DETR.
 
-The names kept are the original's. Source of the mapping: shared/golden/rtdetr/MAPPING.md.
+Its names are the original's. Files are .pth, .bin and .safetensors. Source of the mapping:
+shared/golden/rtdetr/MAPPING.md.
 """
 
 import dataclasses
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,151 +14,304 @@ import torch
 
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
-from mmdeploy_ext.weights.checkpoint import naming
-from mmdeploy_ext.weights.convert import fitting
+from mmdeploy_ext.weights.checkpoint import listed, naming, plain_tensors, read_content
+from mmdeploy_ext.weights.convert import conversion
 from mmdeploy_ext.weights.convert import rtdetr_names as names
-from mmdeploy_ext.weights.convert.rtdetr_source import Source, read_source
+from mmdeploy_ext.weights.convert.conversion import Tensors
 
 DENOISING = 'decoder.denoising_class_embed.weight'
 CLASS_HEAD = 'decoder.enc_score_head.weight'
+COUNTER = '.num_batches_tracked'
 OTHER_CONFIG = (
     '. Give the config of the same backbone (configs/rtdetr/rtdetr_r18vd.py, r34vd, r50vd, r101vd) with '
     '--config'
 )
+SAFETENSORS_DTYPES = {
+    'F32': torch.float32,
+    'F16': torch.float16,
+    'BF16': torch.bfloat16,
+    'I64': torch.int64,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The tensors of a file by its names, and their origin in words."""
+
+    tensors: Tensors
+    origin: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """A converted checkpoint: the model's names in its order.
+    """A converted checkpoint.
 
     Attributes:
-        origin: which weights of which kind of file.
-        notes: what is not simply a tensor renamed, one line each.
-        own: the model's tensors, on the meta device.
+        state_dict: tensors by the model's names in its order.
+        origin: origin of the weights in words.
+        notes: one line for each kind of change besides names.
+        model_tensors: the model's tensors on the meta device.
     """
 
-    state_dict: fitting.Tensors
+    state_dict: Tensors
     origin: str
     notes: list[str]
-    own: fitting.Tensors
+    model_tensors: Tensors
+
+
+def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
+    """Convert a file and write `{'meta', 'state_dict'}` atomically.
+
+    Raises:
+        CheckpointError, ConfigError: those of `read_source` and `convert`; weights that are not finite or are
+            codes.
+        UsageError: the target cannot be written.
+    """
+    conversion.check_output(source, target, cfg.filename)
+    with naming(source):
+        converted = convert(read_source(source, weights), cfg)
+        conversion.check_numbers(source, converted.state_dict, converted.model_tensors)
+    conversion.save_checkpoint(target, converted.state_dict, {})
+    return converted
 
 
 def convert(source: Source, cfg: Any) -> Converted:
-    """Rename, join and complete the tensors of a file; every key of file and model is accounted for.
+    """Rename, join and complete the tensors of a file.
 
     Raises:
-        CheckpointError: a key or shape that the model does not account for, or another number of classes.
+        CheckpointError: keys, shapes or the number of classes of file and model differ.
         ConfigError: the config of another model, or one that cannot be built.
     """
-    kind = (cfg.get('model') or {}).get('type')
-    if kind != 'RTDETR':
+    detector = (cfg.get('model') or {}).get('type')
+    if detector != 'RTDETR':
         raise ConfigError(
-            f"{cfg.filename}: model.type={kind!r}, expected 'RTDETR': one of configs/rtdetr/*.py"
+            f"{cfg.filename}: model.type={detector!r}, expected 'RTDETR': one of configs/rtdetr/*.py"
         )
-    own = fitting.model_tensors(cfg)
+    model_tensors = conversion.model_tensors(cfg)
     notes: list[str] = []
     tensors, origin = dict(source.tensors), source.origin
     if names.is_transformers(tensors):
         origin = f'transformers, {origin}' if origin != 'transformers' else origin
         tensors = _from_transformers(tensors, notes)
-    _check_classes(tensors, own, cfg.filename)
-    _drop_unused(tensors, own, notes)
-    _complete(tensors, own, notes)
-    return Converted(fitting.in_order(tensors, own, cfg.filename, OTHER_CONFIG), origin, notes, own)
+    head = tensors.get(CLASS_HEAD)
+    if head is not None and head.dim() and len(head) != len(model_tensors[CLASS_HEAD]):
+        raise CheckpointError(
+            f'{CLASS_HEAD}: the file has {len(head)} classes, {cfg.filename} has '
+            f'{len(model_tensors[CLASS_HEAD])}; give --cfg-options model.decoder.num_classes={len(head)}; '
+            f'the config that uses it needs the same, and the classes of its data set'
+        )
+    _remove_unused(tensors, model_tensors, notes)
+    _complete(tensors, model_tensors, notes)
+    state_dict = conversion.in_model_order(tensors, model_tensors, cfg.filename, OTHER_CONFIG)
+    return Converted(state_dict, origin, notes, model_tensors)
 
 
-def _from_transformers(tensors: fitting.Tensors, notes: list[str]) -> fitting.Tensors:
-    """Return the tensors by the original's names, projections joined."""
-    result: fitting.Tensors = {}
-    apart: dict[str, dict[str, torch.Tensor]] = {}
+def _from_transformers(tensors: Tensors, notes: list[str]) -> Tensors:
+    """Return the tensors by the original's names, with queries, keys and values joined."""
     _check_names(tensors)
-    for key, value in tensors.items():
+    originals: Tensors = {}
+    split_tensors: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
         if names.HEAD_COPIES.match(key):
-            twin = tensors.get(f'model.decoder.{key}')
-            if twin is None or not _same(twin, value):
+            original = tensors.get(f'model.decoder.{key}')
+            if original is None or not _are_equal(original, tensor):
                 raise CheckpointError(
                     f'{key}: is not a copy of model.decoder.{key}, which transformers ties it to'
                 )
             continue
         name = names.original_name(key)
-        if split := names.SPLIT_PROJECTION.match(name):
-            apart.setdefault(f'{split[1]}in_proj_{split[3]}', {})[split[2]] = value
+        if match := names.SPLIT_PROJECTION.match(name):
+            split_tensors.setdefault(f'{match[1]}in_proj_{match[3]}', {})[match[2]] = tensor
         else:
-            result[name] = value
-    for name, parts in apart.items():
+            originals[name] = tensor
+    for name, parts in split_tensors.items():
         if sorted(parts) != ['k', 'q', 'v']:
             raise CheckpointError(f'{name}: has only {sorted(parts)} of q_proj, k_proj, v_proj')
         ordered = [parts[letter] for letter in 'qkv']
         shapes = [tuple(part.shape) for part in ordered]
         if len(set(shapes)) > 1 or not shapes[0]:
             raise CheckpointError(f'{name}: its queries, keys and values have the shapes {shapes}, not one')
-        result[name] = torch.cat(ordered)
-    notes.append(f'{len(apart)} attention projections joined from queries, keys and values')
-    return result
+        originals[name] = torch.cat(ordered)
+    notes.append(f'{len(split_tensors)} attention projections joined from queries, keys and values')
+    return originals
 
 
 def _check_names(keys: Iterable[str]) -> None:
-    """Refuse two spellings of one tensor, also one that is there joined and apart."""
-    found: dict[str, str] = {}
+    """Raise CheckpointError for two spellings of one tensor, or one that is both joined and split."""
+    joined_names: dict[str, str] = {}
     for key in keys:
-        split = names.SPLIT_PROJECTION.match(name := names.original_name(key))
-        if names.HEAD_COPIES.match(key) or (split and split[2] != 'q'):
-            continue  # a copy is compared; all three parts have to be there, so that one stands for them
-        found[key] = f'{split[1]}in_proj_{split[3]}' if split else name
-    check_distinct(found.items())
+        match = names.SPLIT_PROJECTION.match(name := names.original_name(key))
+        if names.HEAD_COPIES.match(key) or (match and match[2] != 'q'):
+            continue  # copies are compared elsewhere; queries stand for keys and values, which must exist
+        joined_names[key] = f'{match[1]}in_proj_{match[3]}' if match else name
+    check_distinct(joined_names.items())
     check_distinct((key, names.original_name(key)) for key in keys if not names.HEAD_COPIES.match(key))
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Return whether two tensors hold the same; what is not finite is looked for elsewhere."""
-    if one.shape != other.shape or one.dtype != other.dtype:
+def _are_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Return whether two tensors are equal; NaN equals NaN, since it is refused later."""
+    if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+    return bool(((first == second) | (first.isnan() & second.isnan())).all())
 
 
-def _check_classes(tensors: fitting.Tensors, own: fitting.Tensors, config: str) -> None:
-    head = tensors.get(CLASS_HEAD)
-    if head is not None and head.dim() and len(head) != len(own[CLASS_HEAD]):
-        raise CheckpointError(
-            f'{CLASS_HEAD}: the file has {head.shape[0]} classes, {config} has {len(own[CLASS_HEAD])}; '
-            f'give --cfg-options model.decoder.num_classes={head.shape[0]}; the config that uses it needs '
-            f'the same, and the classes of its data set'
-        )
+def _remove_unused(tensors: Tensors, model_tensors: Tensors, notes: list[str]) -> None:
+    """Remove counters that frozen norms do not have, and sums that the original's `deploy()` added."""
+    counters = [key for key in tensors if key not in model_tensors and key.endswith(COUNTER)]
+    if counters:
+        notes.append(f'{len(counters)} counters of frozen normalisations left out')
+    fused = [key for key in tensors if key not in model_tensors and names.FUSED_BLOCK.match(key)]
+    if fused:
+        notes.append(f'{len(fused)} fused convolutions of deploy() left out, their branches are there')
+    for key in (*counters, *fused):
+        del tensors[key]
 
 
-def _drop_unused(tensors: fitting.Tensors, own: fitting.Tensors, notes: list[str]) -> None:
-    """Take out counters that frozen norms do not have, and sums that `deploy()` added."""
-    groups = {
-        'counters of frozen normalisations left out': lambda key: key.endswith('.num_batches_tracked'),
-        'fused convolutions of deploy() left out, their branches are there': names.FUSED_BLOCK.match,
-    }
-    for title, belongs in groups.items():
-        if unused := [key for key in tensors if key not in own and belongs(key)]:
-            notes.append(f'{len(unused)} {title}')
-        for key in unused:
-            del tensors[key]
-
-
-def _complete(tensors: fitting.Tensors, own: fitting.Tensors, notes: list[str]) -> None:
+def _complete(tensors: Tensors, model_tensors: Tensors, notes: list[str]) -> None:
     """Add counters that the file lacks, and the padding row of the denoising embedding."""
-    counters = [key for key in own if key.endswith('.num_batches_tracked') and key not in tensors]
+    counters = [key for key in model_tensors if key.endswith(COUNTER) and key not in tensors]
     tensors.update({key: torch.zeros((), dtype=torch.int64) for key in counters})
     if counters:
         notes.append(f'{len(counters)} counters of batches set to 0 (they count training steps only)')
-    rows = tensors.get(DENOISING)
-    if rows is not None and rows.dim() and DENOISING in own and len(rows) == len(own[DENOISING]) - 1:
+    rows, model_rows = tensors.get(DENOISING), model_tensors.get(DENOISING, ())
+    if rows is not None and rows.dim() and len(rows) == len(model_rows) - 1:
         tensors[DENOISING] = torch.cat([rows, torch.zeros_like(rows[:1])])
         notes.append(f'{DENOISING}: {len(rows)} rows, the padding row of zeros added')
 
 
-def convert_file(source: str | Path, target: str | Path, cfg: Any, weights: str = 'auto') -> Converted:
-    """Convert a file and write `{'meta', 'state_dict'}` atomically; refuses as `read_source` and `convert`.
+# ---------------------------------------------------------------- files
 
-    Also weights that are not finite, or are codes, and a path that cannot be written.
+
+def read_source(path: str | Path, weights: str = 'auto') -> Source:
+    """Read a .pth, .bin or .safetensors of the original repository or of transformers.
+
+    `weights` is 'ema', 'model', or 'auto' for EMA weights if the file has them.
+
+    Raises:
+        CheckpointError: the file is missing, unsafe, of Paddle, or has neither RT-DETR's names nor the chosen
+            weights; or `weights` is a choice and the file has one set of weights.
     """
-    fitting.check_output(source, target, cfg.filename)
-    with naming(source):
-        converted = convert(read_source(source, weights), cfg)
-        fitting.check_numbers(source, converted.state_dict, converted.own)
-    fitting.save_checkpoint(target, converted.state_dict, {})
-    return converted
+    path = Path(path)
+    if path.is_file() and names.is_paddle_file(path):
+        raise CheckpointError(names.paddle_refusal(path))
+    with naming(path):
+        if path.suffix == '.safetensors':
+            source = _single_source(read_safetensors(path), 'transformers', weights)
+        else:
+            source = _choose_weights(read_content(path), weights)
+        if names.is_paddle(source.tensors):
+            raise CheckpointError(names.paddle_refusal(path))
+        if not (names.is_original(source.tensors) or names.is_transformers(source.tensors)):
+            raise CheckpointError(
+                f'is not a checkpoint of RT-DETR: expected backbone.res_layers.* (original) or '
+                f'model.backbone.model.* (transformers) keys, got {listed(list(source.tensors))}'
+            )
+        return source
+
+
+def _choose_weights(content: Any, weights: str) -> Source:
+    """Return the EMA or plain weights of a file's content."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f'got a {type(content).__name__}, expected a checkpoint of RT-DETR')
+    ema, origin = _ema_weights(content.get('ema'))
+    ema_has_tensors = _has_tensors(content.get('ema'))
+    plain_key = next((key for key in ('model', 'state_dict') if isinstance(content.get(key), dict)), '')
+    if not ema and not plain_key and not ema_has_tensors:
+        return _single_source(plain_tensors(content), 'a bare state dict', weights)
+    keys = sorted(map(str, content))[:10]
+    if weights != 'model' and ema:
+        return Source(plain_tensors(ema), f'EMA weights ({origin})')
+    if weights != 'model' and ema_has_tensors:
+        ema = content['ema']
+        kind = sorted(map(str, ema))[:10] if isinstance(ema, dict) else f'a {type(ema).__name__}'
+        raise CheckpointError(
+            f'ema holds {kind}, no weights that could be found: expected a state '
+            f'dict in ema.module, or ema to be one; take the plain ones with --weights model'
+        )
+    if weights == 'ema':
+        raise CheckpointError(
+            f'has no EMA weights (ema.module), only {keys}; take what it has with --weights model'
+        )
+    if not plain_key:
+        raise CheckpointError(
+            f'has no plain weights (model), only {keys}; take what it has with --weights ema'
+        )
+    note = '' if ema or ema_has_tensors else '; the file has no EMA weights'
+    return Source(plain_tensors(content[plain_key]), f'plain weights ({plain_key}){note}')
+
+
+def _single_source(tensors: Tensors, origin: str, weights: str) -> Source:
+    """Return the weights of a file with one set; CheckpointError: `weights` is a choice."""
+    if weights != 'auto':
+        raise CheckpointError(
+            f'holds one set of weights ({origin}), not said to be EMA or plain ones: '
+            f'--weights {weights} has nothing to choose from; leave it away'
+        )
+    return Source(tensors, origin)
+
+
+def _ema_weights(ema: Any) -> tuple[Mapping[str, Any], str]:
+    """Return the state dict of EMA weights and its key, `ema.module` or `ema`; nothing if there is none."""
+    if not isinstance(ema, dict):
+        return {}, ''
+    for state_dict, origin in ((ema.get('module'), 'ema.module'), (ema, 'ema')):
+        if isinstance(state_dict, dict):
+            keys = [str(key) for key, value in state_dict.items() if isinstance(value, torch.Tensor)]
+            plain = [key.removeprefix('module.') for key in keys]
+            is_rtdetr = names.is_original(plain) or names.is_transformers(plain)
+            if is_rtdetr or (keys and origin == 'ema.module'):
+                return state_dict, origin
+    return {}, ''
+
+
+def _has_tensors(value: Any) -> bool:
+    """Return whether a nested value contains a tensor."""
+    if isinstance(value, dict):
+        return any(map(_has_tensors, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensors, value))
+    return isinstance(value, torch.Tensor)
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """Read a .safetensors file: a JSON header of names, types and offsets, then the numbers.
+
+    CheckpointError: it is missing, truncated, or has types that RT-DETR does not use; the caller names it.
+    """
+    try:
+        content = path.read_bytes()
+        size = int.from_bytes(content[:8], 'little')
+        end_of_header = 8 + size
+        header = json.loads(content[8:end_of_header], object_pairs_hook=_unique_names)
+        header.pop('__metadata__', None)
+        tensors = {}
+        for name, entry in header.items():
+            if entry['dtype'] not in SAFETENSORS_DTYPES:
+                raise CheckpointError(
+                    f'{name} is of type {entry["dtype"]!r}, expected {" or ".join(SAFETENSORS_DTYPES)}: '
+                    f'take the float file'
+                )
+            begin, end = (end_of_header + offset for offset in entry['data_offsets'])
+            dtype = SAFETENSORS_DTYPES[entry['dtype']]
+            tensors[name] = torch.frombuffer(bytearray(content[begin:end]), dtype=dtype).reshape(
+                entry['shape']
+            )
+        return tensors
+    except CheckpointError:  # is a ValueError, too
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError('no such checkpoint file') from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f'is not a .safetensors file, is truncated or damaged ({type(error).__name__}: {error})'
+        ) from error
+
+
+def _unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; CheckpointError: two of its names are equal."""
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise CheckpointError(f'holds {name!r} twice; save the file again')
+        entries[name] = value
+    return entries

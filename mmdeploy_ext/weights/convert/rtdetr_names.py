@@ -1,4 +1,4 @@
-"""Names of RT-DETR's tensors: the original repository's, which this project keeps, and those of transformers.
+"""Names of RT-DETR's tensors in the original repository, which this project uses, and in transformers.
 
 Source: shared/golden/rtdetr/MAPPING.md; transformers 4.x (and the hub) and 5.x spell some names differently.
 """
@@ -9,21 +9,21 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.weights.convert import sources
+from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert-rtdetr'
 PADDLE_SUFFIXES = ('.pdparams', '.pdopt', '.pdmodel', '.pdiparams')
 PADDLE_MARK = b'StructuredToParameterName@@'
 PADDLE_STATISTICS = (b'._mean', b'._variance')
-"""Ends of the names of its batch norms; PyTorch has running_mean and running_var."""
+"""Suffixes of names in Paddle's batch norms; PyTorch has running_mean and running_var."""
 PICKLE, TORCH_PICKLE = b'\x80', b'\x80\x02\x8a\x0al\xfc\x9cF\xf9'
 """First bytes of a pickle, and of one that torch wrote before it wrote zip files."""
 _STAGE = r'^model\.backbone\.model\.encoder\.stages\.(\d+)\.layers\.'
 _EMBEDDER = r'^model\.backbone\.model\.embedder\.embedder\.'
 _AIFI = r'^model\.encoder\.(?:aifi|encoder)\.(\d+)\.layers\.(\d+)\.'
 _LAYER = r'^model\.decoder\.layers\.(\d+)\.'
-# of a convolution with its normalisation
-_PAIRS = (
+# a convolution and its normalisation, in transformers and in the original
+_CONV_NORMS = (
     (_STAGE + r'0\.shortcut\.1', r'backbone.res_layers.\1.blocks.0.short.conv'),
     (_STAGE + r'0\.shortcut', r'backbone.res_layers.\1.blocks.0.short'),
     (_STAGE + r'(\d+)\.layer\.0', r'backbone.res_layers.\1.blocks.\2.branch2a'),
@@ -35,8 +35,8 @@ _PAIRS = (
 _RULES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        *((rf'{theirs}\.convolution\.', f'{own}.conv.') for theirs, own in _PAIRS),
-        *((rf'{theirs}\.normalization\.', f'{own}.norm.') for theirs, own in _PAIRS),
+        *((rf'{pattern}\.convolution\.', f'{name}.conv.') for pattern, name in _CONV_NORMS),
+        *((rf'{pattern}\.normalization\.', f'{name}.norm.') for pattern, name in _CONV_NORMS),
         (r'^model\.encoder_input_proj\.', 'encoder.input_proj.'),
         (_AIFI + r'self_attn\.(?:o_proj|out_proj)\.', r'encoder.encoder.\1.layers.\2.self_attn.out_proj.'),
         (_AIFI + r'(?:mlp\.)?fc([12])\.', r'encoder.encoder.\1.layers.\2.linear\3.'),
@@ -60,11 +60,11 @@ _RULES = tuple(
     )
 )
 HEAD_COPIES = re.compile(r'^(class_embed|bbox_embed)\.')
-"""Checkpoints of the 4.x conversion script hold the decoder's heads a second time under these names."""
+"""Second names of the decoder's heads in checkpoints of transformers' 4.x conversion script."""
 SPLIT_PROJECTION = re.compile(r'^(.*\.self_attn\.)([qkv])_proj\.(weight|bias)$')
-"""transformers has queries, keys and values apart; the original has them one below the other."""
+"""Projections of queries, keys and values in transformers; the original concatenates their rows."""
 FUSED_BLOCK = re.compile(r'^encoder\.(?:fpn|pan)_blocks\.\d+\.bottlenecks\.\d+\.conv\.(?:weight|bias)$')
-"""The sums of both branches that the original's `deploy()` adds."""
+"""Sums of two branches that the original's `deploy()` adds."""
 PADDLE_NORM = re.compile(r'\.(?:_mean|_variance)$')
 
 
@@ -77,22 +77,22 @@ def original_name(key: str) -> str:
 
 
 def is_transformers(keys: Iterable[str]) -> bool:
-    """Return whether these are names of transformers' `RTDetrForObjectDetection`."""
+    """Return whether keys are names of transformers' `RTDetrForObjectDetection`."""
     return any(key.startswith('model.backbone.model.') for key in keys)
 
 
 def is_original(keys: Iterable[str]) -> bool:
-    """Return whether these are names of the original PyTorch repository."""
+    """Return whether keys are names of the original PyTorch repository."""
     return any(key.startswith('backbone.res_layers.') for key in keys)
 
 
 def is_paddle(keys: Iterable[str]) -> bool:
-    """Return whether these are names of PaddleDetection."""
+    """Return whether keys are names of PaddleDetection."""
     return any(PADDLE_NORM.search(key) for key in keys)
 
 
 def is_paddle_file(path: str | Path) -> bool:
-    """Return whether a file is one of Paddle: a pickle of its own kind, with linear layers transposed."""
+    """Return whether Paddle wrote a file: a pickle of another format, with linear layers transposed."""
     path = Path(path)
     if path.suffix in PADDLE_SUFFIXES:
         return True
@@ -101,27 +101,27 @@ def is_paddle_file(path: str | Path) -> bool:
     with open(path, 'rb') as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(PADDLE_MARK) >= 0:
             return True
-        head = content[: len(TORCH_PICKLE)]
-        plain = head.startswith(PICKLE) and head != TORCH_PICKLE
-        return plain and all(content.find(name) >= 0 for name in PADDLE_STATISTICS)
+        start = content[: len(TORCH_PICKLE)]
+        if not start.startswith(PICKLE) or start == TORCH_PICKLE:
+            return False
+        return all(content.find(name) >= 0 for name in PADDLE_STATISTICS)
 
 
 def paddle_refusal(path: str | Path) -> str:
-    """Return the message for a file of Paddle."""
+    """Return the error message for a file of Paddle."""
     return (
         f'{path}: is a checkpoint of PaddleDetection; expected one of the PyTorch repository '
         f'(rtdetr_*_from_paddle.pth are the same weights) or of transformers'
     )
 
 
-def _advice(path: str, found: str, keys: Collection[Any]) -> str:
-    command = sources.conversion(COMMAND, path)
-    if found == 'unreadable':
+def advice(path: str, stage: str, keys: Collection[Any]) -> str:
+    """Return the message for a checkpoint of RT-DETR, '' for others; see `checkpoint.conversion_advice`."""
+    command = conversion_command(COMMAND, path)
+    if stage == 'unreadable':
         return paddle_refusal(path) if is_paddle_file(path) else ''
-    if found == 'content':
+    if stage == 'content':
         return f'; of the original RT-DETR? Convert it: {command}' if {'ema', 'model'} & set(keys) else ''
-    named = is_transformers(keys)
-    return f"{path}: has transformers' names of RT-DETR; convert it first: {command}" if named else ''
-
-
-sources.KNOWN.append(_advice)
+    if is_transformers(keys):
+        return f"{path}: has transformers' names of RT-DETR; convert it first: {command}"
+    return ''

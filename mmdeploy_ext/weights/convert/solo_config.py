@@ -1,4 +1,4 @@
-"""What a checkpoint of the original SOLO repository says about the config of mmdet that fits it.
+"""Changes a config of mmdet so that it fits a checkpoint of the original SOLO repository.
 
 Source of the differences: WXinlong/SOLO f4cd03b `configs/solo`, `configs/solov2` against mmdet 2.28.2's.
 """
@@ -12,64 +12,67 @@ from typing import Any
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.weights.convert.solo_names import HEADS
 
-BLOCKS = {  # has a third convolution, blocks per stage: depth
+DEPTHS = {  # (whether blocks have a third convolution, blocks per stage) -> depth
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,
     (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152,
 }
-DCN_TYPES = {2: 'DCN', 3: 'DCNv2'}  # numbers per kernel element: offsets x, y and, in version 2, a mask
+DCN_TYPES = {2: 'DCN', 3: 'DCNv2'}  # values per kernel element: offsets x, y and, in version 2, a mask
 TOWERS = r'^mask_head\.(?:cls|kernel|mask)_convs\.'
 FEATURE = r'^mask_head\.mask_feature_head\.'
 TOWER_NORM = dict(type='GN', num_groups=32)  # the original's heads take no other, whatever the config says
 CONFIG_GRIDS = re.compile(r'\bnum_grids=([\[(][\d,\s]*[\])])')
 LIGHT_DCN_SCALE = (852, 512)  # the original's only test size of light models with DCN; mmdet says 768x448
 MMDET_GRIDS, MMDET_CONVS = [40, 36, 24, 16, 12], 4
-"""What mmdet's heads take where a config says nothing."""
+"""Defaults of mmdet's heads."""
 OPTIONAL_DICTS = ('backbone.dcn', 'mask_head.dcn_cfg', 'mask_head.norm_cfg', 'mask_head.mask_feature_head')
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""mmdet's name of a tensor of the checkpoint -> its shape."""
 
 
 def check_config(cfg: Any) -> None:
-    """Refuse a config that is none of SOLO's, or has a value of another kind where one is read here."""
+    """Raise ConfigError for a config that is not of SOLO, or has a value of a wrong type that is used."""
 
-    def demand(key: str, value: object, fits: bool, expected: str) -> None:
+    def require(key: str, value: object, fits: bool, expected: str) -> None:
         if not fits:
             raise ConfigError(f'{cfg.filename}: {key}={value!r}, expected {expected}')
 
     model = cfg.get('model')
-    demand('model', model, isinstance(model, dict), "a dict: a detector of mmdet's SOLO")
+    require('model', model, isinstance(model, dict), "a dict: a detector of mmdet's SOLO")
     head, backbone = model.get('mask_head'), model.get('backbone')
-    kind = head.get('type') if isinstance(head, dict) else None
-    demand('mask_head.type', kind, kind in HEADS.values(), f'one of {", ".join(HEADS.values())}')
-    demand('model.backbone', backbone, isinstance(backbone, dict), 'a dict: a ResNet or ResNeXt')
+    head_type = head.get('type') if isinstance(head, dict) else None
+    require('mask_head.type', head_type, head_type in HEADS.values(), f'one of {", ".join(HEADS.values())}')
+    require('model.backbone', backbone, isinstance(backbone, dict), 'a dict: a ResNet or ResNeXt')
     depth = backbone.get('depth')
-    own = f'a number: of a ResNet or ResNeXt, the original has no {backbone.get("type")!r}'
-    demand('model.backbone.depth', depth, isinstance(depth, int), own)
+    expected = f'a number: of a ResNet or ResNeXt, the original has no {backbone.get("type")!r}'
+    require('model.backbone.depth', depth, isinstance(depth, int), expected)
     for key in OPTIONAL_DICTS:
         part, _, name = key.partition('.')
         value = model[part].get(name)
-        demand(f'model.{key}', value, value is None or isinstance(value, dict), 'a dict or None')
+        require(f'model.{key}', value, value is None or isinstance(value, dict), 'a dict or None')
     stages = backbone.get('stage_with_dcn', ())
-    demand('model.backbone.stage_with_dcn', stages, isinstance(stages, list | tuple), 'a list of four')
+    require('model.backbone.stage_with_dcn', stages, isinstance(stages, list | tuple), 'a list of four')
     grids, convs = head.get('num_grids', MMDET_GRIDS), head.get('stacked_convs', MMDET_CONVS)
     numbers = isinstance(grids, list | tuple) and all(isinstance(grid, int) for grid in grids)
-    demand('model.mask_head.num_grids', grids, numbers and bool(grids), 'a list of numbers, one per level')
-    demand('model.mask_head.stacked_convs', convs, isinstance(convs, int), 'a number')
-    for key, pipeline in _test_pipelines(cfg):
+    require('model.mask_head.num_grids', grids, numbers and bool(grids), 'a list of numbers, one per level')
+    require('model.mask_head.stacked_convs', convs, isinstance(convs, int), 'a number')
+    for key, pipeline in find_test_pipelines(cfg):
         steps = isinstance(pipeline, list | tuple) and all(isinstance(step, dict) for step in pipeline)
-        demand(key, pipeline, steps, 'a list of dicts')
+        require(key, pipeline, steps, 'a list of dicts')
 
 
-def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]], text: object = None) -> None:
-    """Refuse a config of another model than that of a checkpoint's head and shapes, by mmdet's names.
+def check_head(cfg: Any, head: str, shapes: Shapes, text: object = None) -> None:
+    """Raise CheckpointError if head type or grids of a config differ from those of a checkpoint.
 
-    `text` is of the config that was kept in the checkpoint, if any; SOLOv2's layers do not tell the grids.
+    `text` is the config in the checkpoint, if any; SOLOv2's layers do not depend on the grids.
     """
-    own = (cfg.model.get('mask_head') or {}).get('type')
-    if own != head:
+    config_head = (cfg.model.get('mask_head') or {}).get('type')
+    if config_head != head:
         raise CheckpointError(
-            f'the checkpoint has the layers of {head}, {cfg.filename} has mask_head.type={own!r}; '
+            f'the checkpoint has the layers of {head}, {cfg.filename} has mask_head.type={config_head!r}; '
             f'give the config of that head with --config'
         )
     grids = checkpoint_grids(shapes) or config_grids(text)
@@ -81,144 +84,145 @@ def check_head(cfg: Any, head: str, shapes: Mapping[str, tuple[int, ...]], text:
         )
 
 
-def checkpoint_grids(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """Return the cells per side of every level, by mmdet's names; empty for SOLOv2, which keeps none."""
-    for name, channels_per in (('conv_mask_list', 2), ('conv_mask_list_x', 1)):
-        channels = [
-            (*shapes[key], 0)[0]
-            for level in range(len(shapes))
-            if (key := f'mask_head.{name}.{level}.weight') in shapes
-        ]
-        if channels:
-            return [math.isqrt(count) if channels_per == 2 else count for count in channels]
-    return []
+def checkpoint_grids(shapes: Shapes) -> list[int]:
+    """Return the cells per side of every level; empty for SOLOv2, whose layers do not depend on them."""
+
+    def channels(name: str) -> list[int]:
+        keys = (f'mask_head.{name}.{level}.weight' for level in range(len(shapes)))
+        return [shapes[key][0] if shapes[key] else 0 for key in keys if key in shapes]
+
+    return [math.isqrt(cells) for cells in channels('conv_mask_list')] or channels('conv_mask_list_x')
 
 
 def config_grids(text: object) -> list[int]:
-    """Return the grids that the text of a config names; empty where it names none, several or no list."""
-    found = {match.group(1) for match in CONFIG_GRIDS.finditer(text)} if isinstance(text, str) else set()
+    """Return the grids in the text of a config; empty if it has none, several or no list."""
+    lists = {match.group(1) for match in CONFIG_GRIDS.finditer(text)} if isinstance(text, str) else set()
     try:
-        grids = ast.literal_eval(found.pop()) if len(found) == 1 else ()
+        grids = ast.literal_eval(lists.pop()) if len(lists) == 1 else ()
     except SyntaxError:
         return []
     return list(grids) if isinstance(grids, list | tuple) else []
 
 
-def fit_config(cfg: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Change a config with the checkpoint's head in place, so that it builds its model and tests as it did.
+def fit_config(cfg: Any, shapes: Shapes) -> list[str]:
+    """Change a config in place so that it builds the checkpoint's model, and tests as the original does.
 
-    Return what was changed, `key: old -> new`; empty where the config fitted. CheckpointError where a
-    deformable convolution is of an unknown kind.
+    The config has the checkpoint's type of head. The changes are returned, `key: old -> new`.
+    CheckpointError: the checkpoint has an unknown type of deformable convolution.
     """
-    before = _flat(cfg)
+    before = _compared_values(cfg)
     backbone, head = cfg.model.backbone, cfg.model.mask_head
     _fit_depth(backbone, shapes)
     _fit_backbone_dcn(backbone, shapes)
     _fit_towers(head, shapes)
-    own = head.get('norm_cfg', TOWER_NORM) or {}
-    if any(own.get(key) != value for key, value in TOWER_NORM.items()):
+    norm = head.get('norm_cfg', TOWER_NORM) or {}
+    if any(norm.get(key) != value for key, value in TOWER_NORM.items()):
         head.norm_cfg = dict(TOWER_NORM, requires_grad=True)
-    kind = (head.get('dcn_cfg') or {}).get('type')
-    if head.type == 'SOLOV2Head' and kind == 'DCN' and not head.get('dcn_apply_to_all_conv', True):
-        for _, pipeline in _test_pipelines(cfg):
-            _set_scale(pipeline)
-    after = _flat(cfg)  # of the same keys
+    dcn_type = (head.get('dcn_cfg') or {}).get('type')
+    if head.type == 'SOLOV2Head' and dcn_type == 'DCN' and not head.get('dcn_apply_to_all_conv', True):
+        for _, pipeline in find_test_pipelines(cfg):
+            set_light_dcn_scale(pipeline)
+    after = _compared_values(cfg)
     return [f'{key}: {before[key]} -> {after[key]}' for key in sorted(before) if before[key] != after[key]]
 
 
-def _flat(cfg: Any) -> dict[str, str]:
+def _compared_values(cfg: Any) -> dict[str, str]:
+    """Return the values that `fit_config` may change, as texts; the keys are always the same."""
     model, head = cfg.model, cfg.model.mask_head
-    facts = {f'backbone.{key}': model.backbone.get(key) for key in ('depth', 'dcn', 'stage_with_dcn')}
-    facts |= {f'mask_head.{key}': head.get(key) for key in ('dcn_cfg', 'dcn_apply_to_all_conv', 'norm_cfg')}
-    facts['mask_head.mask_feature_head.conv_cfg'] = (head.get('mask_feature_head') or {}).get('conv_cfg')
-    scales = [step.get('img_scale') for _, pipeline in _test_pipelines(cfg) for step in pipeline]
-    facts['img_scale of the test'] = next((scale for scale in scales if scale), None)
-    return {key: str(value) for key, value in facts.items()}
+    values = {f'backbone.{key}': model.backbone.get(key) for key in ('depth', 'dcn', 'stage_with_dcn')}
+    values |= {f'mask_head.{key}': head.get(key) for key in ('dcn_cfg', 'dcn_apply_to_all_conv', 'norm_cfg')}
+    values['mask_head.mask_feature_head.conv_cfg'] = (head.get('mask_feature_head') or {}).get('conv_cfg')
+    scales = [step.get('img_scale') for _, pipeline in find_test_pipelines(cfg) for step in pipeline]
+    values['img_scale of the test'] = next((scale for scale in scales if scale), None)
+    return {key: str(value) for key, value in values.items()}
 
 
-def _fit_depth(backbone: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _fit_depth(backbone: Any, shapes: Shapes) -> None:
     blocks = tuple(
         len({key.split('.')[2] for key in shapes if key.startswith(f'backbone.layer{stage}.')})
         for stage in (1, 2, 3, 4)
     )
-    depth = BLOCKS.get(('backbone.layer1.0.conv3.weight' in shapes, blocks))
-    own = backbone.get('depth')
-    if depth is None or depth == own or (depth >= 50) != (own >= 50):
-        return  # of two widths, the necks differ too: another config is needed, and the shapes will say so
+    depth = DEPTHS.get(('backbone.layer1.0.conv3.weight' in shapes, blocks))
+    config_depth = backbone.get('depth')
+    if depth is None or depth == config_depth or (depth >= 50) != (config_depth >= 50):
+        return  # with another type of block the necks differ too: the comparison of shapes refuses the config
     backbone.depth = depth
     pretrained = backbone.get('init_cfg') or {}
-    if isinstance(pretrained, dict) and pretrained.get('checkpoint') == f'torchvision://resnet{own}':
+    if isinstance(pretrained, dict) and pretrained.get('checkpoint') == f'torchvision://resnet{config_depth}':
         pretrained['checkpoint'] = f'torchvision://resnet{depth}'
 
 
-def _dcn_type(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> str:
-    """Return the type of the deformable convolutions whose names match; '' where there is none."""
-    kinds = {
+def _dcn_type(shapes: Shapes, pattern: str) -> str:
+    """Return the type of the deformable convolutions whose names match; '' if there is none."""
+    values_per_element = {
         key: shape[0] / math.prod(shape[2:]) if len(shape) == 4 and all(shape) else 0
         for key, shape in shapes.items()
         if key.endswith('conv_offset.weight') and re.match(pattern, key)
     }
-    unknown = [key for key, kind in kinds.items() if kind not in DCN_TYPES]
-    if unknown or len(set(kinds.values())) > 1:
-        key = (unknown or list(kinds))[0]
+    unknown = [key for key, count in values_per_element.items() if count not in DCN_TYPES]
+    if unknown or len(set(values_per_element.values())) > 1:
+        key = (unknown or list(values_per_element))[0]
         raise CheckpointError(
             f'{key}: {shapes[key]}, expected 18 channels (DCN) or 27 (DCNv2) for a 3x3 kernel, the same '
             f'in all of {pattern}; the original repository has no other'
         )
-    return DCN_TYPES[next(iter(kinds.values()))] if kinds else ''
+    return DCN_TYPES[next(iter(values_per_element.values()))] if values_per_element else ''
 
 
-def _fit_backbone_dcn(backbone: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    kind = _dcn_type(shapes, r'^backbone\.')
+def _fit_backbone_dcn(backbone: Any, shapes: Shapes) -> None:
+    dcn_type = _dcn_type(shapes, r'^backbone\.')
     stages = tuple(
         any(key.startswith(f'backbone.layer{stage}.') and '.conv_offset.' in key for key in shapes)
         for stage in (1, 2, 3, 4)
     )
-    own = (backbone.get('dcn') or {}).get('type', '')
-    if kind == own and (not kind or stages == tuple(backbone.get('stage_with_dcn', ()))):
+    same_type = dcn_type == (backbone.get('dcn') or {}).get('type', '')
+    if same_type and (not dcn_type or stages == tuple(backbone.get('stage_with_dcn', ()))):
         return
-    backbone.dcn = dict(type=kind, deform_groups=1, fallback_on_stride=False) if kind else None
+    backbone.dcn = dict(type=dcn_type, deform_groups=1, fallback_on_stride=False) if dcn_type else None
     backbone.stage_with_dcn = stages
 
 
-def _fit_towers(head: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    kind = _dcn_type(shapes, TOWERS)
-    if kind != (head.get('dcn_cfg') or {}).get('type', ''):
-        head.dcn_cfg = dict(type=kind) if kind else None
-    if kind and head.type == 'SOLOV2Head':
+def _fit_towers(head: Any, shapes: Shapes) -> None:
+    dcn_type = _dcn_type(shapes, TOWERS)
+    if dcn_type != (head.get('dcn_cfg') or {}).get('type', ''):
+        head.dcn_cfg = dict(type=dcn_type) if dcn_type else None
+    if dcn_type and head.type == 'SOLOV2Head':
         layers = range(head.get('stacked_convs', MMDET_CONVS))
-        everywhere = all(f'mask_head.cls_convs.{i}.conv.conv_offset.weight' in shapes for i in layers)
-        if everywhere != head.get('dcn_apply_to_all_conv', True):
-            head.dcn_apply_to_all_conv = everywhere
-    feature = head.get('mask_feature_head')
-    if feature is not None:
-        kind = _dcn_type(shapes, FEATURE)
-        if kind != (feature.get('conv_cfg') or {}).get('type', ''):
-            feature.conv_cfg = dict(type=kind) if kind else None
+        in_all = all(f'mask_head.cls_convs.{i}.conv.conv_offset.weight' in shapes for i in layers)
+        if in_all != head.get('dcn_apply_to_all_conv', True):
+            head.dcn_apply_to_all_conv = in_all
+    feature_head = head.get('mask_feature_head')
+    if feature_head is not None:
+        dcn_type = _dcn_type(shapes, FEATURE)
+        if dcn_type != (feature_head.get('conv_cfg') or {}).get('type', ''):
+            feature_head.conv_cfg = dict(type=dcn_type) if dcn_type else None
 
 
-def _test_pipelines(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yield key and steps of every pipeline that tests, also those of data sets in data sets."""
+def find_test_pipelines(cfg: Any) -> Iterator[tuple[str, Any]]:
+    """Yield key and steps of every pipeline of test and validation, also those of nested data sets."""
     data = cfg.get('data') or {}
     for split in ('test', 'val'):
-        yield from _pipelines(f'data.{split}', data.get(split) if isinstance(data, dict) else None)
+        yield from _pipelines_of(f'data.{split}', data.get(split) if isinstance(data, dict) else None)
     if cfg.get('test_pipeline') is not None:
         yield 'test_pipeline', cfg.test_pipeline
 
 
-def _pipelines(key: str, dataset: Any) -> Iterator[tuple[str, Any]]:
+def _pipelines_of(key: str, dataset: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(dataset, list | tuple):
-        for index, one in enumerate(dataset):
-            yield from _pipelines(f'{key}[{index}]', one)
+        for index, inner in enumerate(dataset):
+            yield from _pipelines_of(f'{key}[{index}]', inner)
     elif isinstance(dataset, dict):
         if dataset.get('pipeline') is not None:
             yield f'{key}.pipeline', dataset['pipeline']
-        for inner in ('dataset', 'datasets'):
-            yield from _pipelines(f'{key}.{inner}', dataset.get(inner))
+        for name in ('dataset', 'datasets'):
+            yield from _pipelines_of(f'{key}.{name}', dataset.get(name))
 
 
-def _set_scale(pipeline: Any) -> None:
-    for step in (step for step in pipeline if step.get('type') == 'MultiScaleFlipAug'):
+def set_light_dcn_scale(pipeline: Any) -> None:
+    """Set the original's test size of light models with DCN in a pipeline."""
+    for step in pipeline:
+        if step.get('type') != 'MultiScaleFlipAug':
+            continue
         if sorted(step.get('img_scale') or ()) != sorted(LIGHT_DCN_SCALE):
             step.pop('scale_factor', None)
             step['img_scale'] = LIGHT_DCN_SCALE

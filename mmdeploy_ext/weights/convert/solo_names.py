@@ -1,4 +1,4 @@
-"""Names of the original SOLO repository's state dicts, and what mmdet 2.28.2 calls the same tensors.
+"""Names of tensors in the original SOLO repository's state dicts and in mmdet 2.28.2's.
 
 Source of the names: WXinlong/SOLO f4cd03b `mmdet/models/anchor_heads` and `mask_heads`, mmdet 2.28.2
 `models/dense_heads`. Both build the same modules; no tensor changes its shape, no class is shifted.
@@ -10,7 +10,7 @@ from typing import Any
 
 from mmdeploy_ext.core.distinct import check_distinct
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.weights.convert import sources
+from mmdeploy_ext.weights.convert import conversion_command
 
 COMMAND = 'convert-solo'
 
@@ -28,9 +28,9 @@ MODULES = (
     ('backbone', 'backbone'),
     ('neck', 'neck'),
 )
-"""Modules of the original repository and what mmdet calls them; what is below one keeps its name."""
+"""Path of a module in the original repository and in mmdet; names below it are the same."""
 OFFSET = re.compile(r'^(.+)_offset\.(weight|bias)$')
-# a key that only this kind of head has in the original repository -> mmdet's head
+# pattern of keys that only one type of head has in the original repository -> that type in mmdet
 HEADS = {
     r'^bbox_head\.solo_kernel\.': 'SOLOV2Head',
     r'^bbox_head\.solo_ins_list\.': 'SOLOHead',
@@ -40,17 +40,17 @@ HEADS = {
 
 
 def original_head(keys: Iterable[str]) -> str:
-    """Return mmdet's type for the head of an original state dict, by its names; '' where it is none."""
-    names = list(keys)
-    return next((head for rule, head in HEADS.items() if any(re.match(rule, key) for key in names)), '')
+    """Return mmdet's type for the head of an original state dict, by its names; '' if it has none."""
+    keys = list(keys)
+    return next((head for pattern, head in HEADS.items() if any(re.match(pattern, key) for key in keys)), '')
 
 
-def modern_offset(key: str, keys: Collection[str]) -> str:
-    """Return the present name of a deformable convolution's offset layer, other keys as they are.
+def modern_offset_name(key: str, keys: Collection[str]) -> str:
+    """Return the present name of a deformable convolution's offset layer; other keys stay as they are.
 
-    Old checkpoints write `conv2_offset.weight` for what is `conv2.conv_offset.weight` now. In a tower the
-    convolution itself is called `conv`, so that the old name `0.conv_offset.weight` looks like a new one;
-    what tells them apart is which of the two has the convolution's own weight beside it.
+    Old checkpoints write `conv2_offset.weight` for `conv2.conv_offset.weight`. In a tower the convolution
+    itself is called `conv`, so that the old name `0.conv_offset.weight` looks like a new one; the two differ
+    in the path of the convolution's weight.
 
     Source: the two spellings of mmcv-full 1.7.2, `mmcv/ops/modulated_deform_conv.py`, before version 2.
     """
@@ -58,16 +58,19 @@ def modern_offset(key: str, keys: Collection[str]) -> str:
     if not match:
         return key
     module, leaf = match.groups()
-    new = module.endswith('.conv') and f'{module.removesuffix(".conv")}.weight' in keys
-    return f'{module}.conv_offset.{leaf}' if f'{module}.weight' in keys and not new else key
+    is_new = module.endswith('.conv') and f'{module.removesuffix(".conv")}.weight' in keys
+    return f'{module}.conv_offset.{leaf}' if f'{module}.weight' in keys and not is_new else key
 
 
 def converted_names(keys: Collection[str]) -> dict[str, str]:
     """Return original name -> mmdet's name for every key of an original state dict.
 
-    CheckpointError where a key has no rule, or two become the same one.
+    CheckpointError: a key has no rule, or two keys get the same name.
     """
-    names = {key: _converted(modern_offset(key, keys)) for key in keys}
+    names = {}
+    for key in keys:
+        modern = modern_offset_name(key, keys)
+        names[key] = next((name for old, new in MODULES if (name := _move(modern, old, new))), '')
     unknown = [key for key, name in names.items() if not name]
     if unknown:
         raise CheckpointError(
@@ -78,28 +81,22 @@ def converted_names(keys: Collection[str]) -> dict[str, str]:
     return names
 
 
-def _converted(key: str) -> str:
-    return next((name for original, new in MODULES if (name := _moved(key, original, new))), '')
-
-
 def original_name(key: str, decoupled: bool = False) -> str:
-    """Return the original repository's name of a tensor of mmdet; original names stay as they are."""
+    """Return the original repository's name of a tensor of mmdet; original names are returned as they are."""
     pairs = reversed(MODULES) if decoupled else MODULES
-    return next((name for original, new in pairs if (name := _moved(key, new, original))), key)
+    return next((name for original, new in pairs if (name := _move(key, new, original))), key)
 
 
-def _moved(key: str, old: str, new: str) -> str:
-    """Return the key of a tensor below the module `old` as that below `new`; '' for any other tensor."""
+def _move(key: str, old: str, new: str) -> str:
+    """Return the key of a tensor below the module `old` as that below `new`; '' for other tensors."""
     return f'{new}{key.removeprefix(old)}' if key.startswith(f'{old}.') else ''
 
 
-def _advice(path: str, found: str, keys: Collection[Any]) -> str:
-    if found != 'tensors' or not original_head(keys):
+def advice(path: str, stage: str, keys: Collection[Any]) -> str:
+    """Return the message for an original SOLO, '' for others; see `checkpoint.conversion_advice`."""
+    if stage != 'tensors' or not original_head(keys):
         return ''
     return (
         f'{path}: is a checkpoint of the original SOLO repository, whose names mmdet does not know; convert '
-        f'it first: {sources.conversion(COMMAND, path)}'
+        f'it first: {conversion_command(COMMAND, path)}'
     )
-
-
-sources.KNOWN.append(_advice)

@@ -8,8 +8,8 @@ from mmcv import Config
 
 from mmdeploy_ext.core.config import mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.weights.convert.mmdet3_config import config2, read_config3
-from mmdeploy_ext.weights.convert.mmdet3_pipeline import pipeline2
+from mmdeploy_ext.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
+from mmdeploy_ext.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 PREPROCESSOR = dict(type='DetDataPreprocessor', **IMAGENET, pad_mask=True, pad_size_divisor=32)
@@ -39,7 +39,7 @@ def config3(name, preprocessor=PREPROCESSOR, steps=STEPS, **dataset):
 @pytest.mark.parametrize('name', [
     'atss/atss_r50_fpn_1x_coco.py', 'mask_rcnn/mask_rcnn_r50_fpn_1x_coco.py', 'gfl/gfl_r50_fpn_1x_coco.py'])
 def test_model_pipeline_and_data_set_are_those_of_mmdet_2(name):
-    own, made = Config.fromfile(mmdet_config(name)), config2(config3(name))
+    own, made = Config.fromfile(mmdet_config(name)), to_mmdet2_config(config3(name))
     assert made.model.to_dict() == own.model.to_dict()
     assert made.data.test.pipeline == own.data.test.pipeline
     for key in ('type', 'ann_file', 'img_prefix'):
@@ -51,19 +51,19 @@ def test_yolox_is_padded_to_a_square_and_not_normalised():
     name = 'yolox/yolox_s_8x8_300e_coco.py'
     square = dict(type='Pad', pad_to_square=True, pad_val=dict(img=(114.0, 114.0, 114.0)))
     steps = [LOAD, dict(type='Resize', scale=(640, 640), keep_ratio=True), square, PACK]
-    made = config2(config3(name, dict(type='DetDataPreprocessor', pad_size_divisor=32), steps))
+    made = to_mmdet2_config(config3(name, dict(type='DetDataPreprocessor', pad_size_divisor=32), steps))
     own = Config.fromfile(mmdet_config(name)).data.test.pipeline
     assert made.data.test.pipeline == own
 
 
 def test_classes_and_scopes_are_taken_over():
-    made = config2(config3(
+    made = to_mmdet2_config(config3(
         'atss/atss_r50_fpn_1x_coco.py', {**PREPROCESSOR, 'type': 'mmdet.DetDataPreprocessor'},
         metainfo=dict(classes=('a', 'b'))))
     assert made.data.test.classes == ('a', 'b')
     cfg = config3('atss/atss_r50_fpn_1x_coco.py')
     cfg.model.backbone.type = 'mmdet.ResNet'
-    assert config2(cfg).model.backbone.type == 'ResNet'
+    assert to_mmdet2_config(cfg).model.backbone.type == 'ResNet'
 
 
 def test_costs_of_a_hungarian_assigner_have_the_names_of_mmdet_2():
@@ -72,7 +72,7 @@ def test_costs_of_a_hungarian_assigner_have_the_names_of_mmdet_2():
     for stage in cfg.model.train_cfg.rcnn:
         costs = [stage.assigner.pop(f'{name}_cost') for name in ('cls', 'reg', 'iou')]
         stage.assigner.match_costs = costs
-    assert config2(cfg).model.to_dict() == own.model.to_dict()
+    assert to_mmdet2_config(cfg).model.to_dict() == own.model.to_dict()
 
 
 def bgr(**changes):
@@ -87,12 +87,12 @@ def bgr(**changes):
      ['Resize', 'RandomFlip', 'Normalize', 'ImageToTensor', 'Collect']),
 ])
 def test_what_the_data_preprocessor_does_is_in_the_pipeline(preprocessor, steps, transforms):
-    made = pipeline2(steps, preprocessor)
+    made = to_mmdet2_pipeline(steps, preprocessor)
     assert [step['type'] for step in made[1]['transforms']] == transforms
 
 
 def test_padding_with_another_value_keeps_it_in_all_channels():
-    pad = pipeline2(STEPS, bgr(pad_value=1.5))[1]['transforms'][3]
+    pad = to_mmdet2_pipeline(STEPS, bgr(pad_value=1.5))[1]['transforms'][3]
     assert pad == dict(type='Pad', size_divisor=32, pad_val=dict(img=[1.5, 1.5, 1.5]))
 
 
@@ -115,7 +115,7 @@ def steps_with(index, **changes):
 ])
 def test_what_is_not_known_is_refused_by_its_key(preprocessor, steps, message):
     with pytest.raises(ConfigError, match=rf'^config3\.py: {message}'):
-        config2(config3('atss/atss_r50_fpn_1x_coco.py', preprocessor, steps))
+        to_mmdet2_config(config3('atss/atss_r50_fpn_1x_coco.py', preprocessor, steps))
 
 
 @pytest.mark.parametrize(('key', 'value', 'message'), [
@@ -131,13 +131,13 @@ def test_a_detector_or_part_of_mmdet_3_alone_is_refused_by_name(key, value, mess
     cfg = config3('atss/atss_r50_fpn_1x_coco.py')
     cfg.merge_from_dict({f'model.{key}': value})
     with pytest.raises(ConfigError, match=rf'^config3\.py: {message}'):
-        config2(cfg)
+        to_mmdet2_config(cfg)
 
 
 def test_a_config_of_mmdet_2_is_not_translated():
     cfg = Config.fromfile(mmdet_config('atss/atss_r50_fpn_1x_coco.py'))
     with pytest.raises(ConfigError, match=r'is no config of mmdet 3'):
-        config2(cfg)
+        to_mmdet2_config(cfg)
 
 
 def test_bases_are_read_as_mmengine_does(tmp_path):
@@ -147,7 +147,7 @@ def test_bases_are_read_as_mmengine_does(tmp_path):
         "_base_ = ['base.py']\nlast = _base_.steps[-1]\nsame = {{_base_.a.y}}\n"
         "a = dict(_delete_=True, w=3)\nb = a\n"
         "_base_.steps[0].update(type='C')\n")
-    cfg = read_config3(tmp_path / 'leaf.py')
+    cfg = read_mmdet3_config(tmp_path / 'leaf.py')
     assert cfg.last == dict(type='B') and cfg.same == dict(z=2) and cfg.a == dict(w=3)
     assert cfg.steps[0].type == 'A' and cfg.filename == str(tmp_path / 'leaf.py')
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_read_is_refused_by_file(text, message, tmp_path):
     path = tmp_path / 'config.py'
     path.write_text(text)
     with pytest.raises(ConfigError, match=message) as error:
-        read_config3(path)
+        read_mmdet3_config(path)
     assert str(tmp_path) in str(error.value)
 
 
@@ -176,9 +176,9 @@ def checkpoint_with(path, text):
 def test_the_config_that_a_checkpoint_keeps_is_read_as_data(tmp_path):
     cfg = config3('atss/atss_r50_fpn_1x_coco.py')
     path = checkpoint_with(tmp_path / 'epoch_12.pth', cfg.pretty_text)
-    kept = read_config3(path)
+    kept = read_mmdet3_config(path)
     assert kept.model.to_dict() == cfg.model.to_dict() and kept.filename == str(path)
-    assert config2(kept).pretty_text == config2(cfg).pretty_text
+    assert to_mmdet2_config(kept).pretty_text == to_mmdet2_config(cfg).pretty_text
 
 
 @pytest.mark.parametrize(('text', 'message'), [
@@ -192,5 +192,5 @@ def test_the_config_that_a_checkpoint_keeps_is_read_as_data(tmp_path):
 def test_text_in_a_checkpoint_is_never_run(text, message, tmp_path):
     path = checkpoint_with(tmp_path / 'epoch_12.pth', text)
     with pytest.raises(ConfigError, match=rf'epoch_12\.pth: .*{message}'):
-        read_config3(path)
+        read_mmdet3_config(path)
     assert sorted(tmp_path.iterdir()) == [path]

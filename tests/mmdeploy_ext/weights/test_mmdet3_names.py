@@ -14,8 +14,8 @@ from mmcv import Config
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_strict
 from mmdeploy_ext.weights.convert.mmdet3 import convert
-from mmdeploy_ext.weights.convert.mmdet3_model import model2
-from mmdeploy_ext.weights.convert.mmdet3_names import renamed
+from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
+from mmdeploy_ext.weights.convert.mmdet3_names import to_mmdet2_name
 from model_shapes import model_shapes
 
 RECORDED = json.loads(Path(__file__).with_name('mmdet3_names.json').read_text())
@@ -24,7 +24,8 @@ SAME = ('atss', 'centernet')
 
 
 def config_of(name):
-    return Config(dict(model=model2(RECORDED[name]['model'])), cfg_text='model', filename='config2.py')
+    model = to_mmdet2_model(RECORDED[name]['model'])
+    return Config(dict(model=model), cfg_text='model', filename='config2.py')
 
 
 def weights_of(name):
@@ -39,7 +40,7 @@ def weights_of(name):
 def test_every_name_of_mmdet_3_becomes_the_one_of_mmdet_2_with_its_shape(name):
     recorded = RECORDED[name]
     kind = recorded['model']['type']
-    names = {renamed(key, kind): tuple(shape) for key, shape in recorded['names'].items()}
+    names = {to_mmdet2_name(key, kind): tuple(shape) for key, shape in recorded['names'].items()}
     own = model_shapes(config_of(name)).items()
     assert names == {key: shape for key, shape in own if not key.startswith('backbone.')}
     assert len(names) == len(recorded['names'])
@@ -54,15 +55,15 @@ def test_a_checkpoint_keeps_each_tensor_under_its_name(name):
     kind = RECORDED[name]['model']['type']
     assert len(converted.state_dict) == len(source.state_dict) and not converted.left_out
     for key, value in source.state_dict.items():
-        assert converted.state_dict[renamed(key, kind)] is value
+        assert converted.state_dict[to_mmdet2_name(key, kind)] is value
     assert (converted.renamed == 0) == name.startswith(SAME)
 
 
 def test_attention_of_mask2former_stands_in_its_own_order():
     layer = 'panoptic_head.transformer_decoder.layers.0.'
-    assert renamed(f'{layer}cross_attn.attn.x', 'Mask2Former') == f'{layer}attentions.0.attn.x'
-    assert renamed(f'{layer}self_attn.attn.x', 'Mask2Former') == f'{layer}attentions.1.attn.x'
-    assert renamed(f'{layer}self_attn.attn.x', 'MaskFormer') == f'{layer}attentions.0.attn.x'
+    assert to_mmdet2_name(f'{layer}cross_attn.attn.x', 'Mask2Former') == f'{layer}attentions.0.attn.x'
+    assert to_mmdet2_name(f'{layer}self_attn.attn.x', 'Mask2Former') == f'{layer}attentions.1.attn.x'
+    assert to_mmdet2_name(f'{layer}self_attn.attn.x', 'MaskFormer') == f'{layer}attentions.0.attn.x'
 
 
 def test_mean_and_std_of_a_data_preprocessor_are_no_weights():

@@ -16,8 +16,8 @@ from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.families.parts import query_networks
 from mmdeploy_ext.families.parts.query_networks import DinoNetwork
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.weights.convert.mmdet3_model import model2
-from mmdeploy_ext.weights.convert.mmdet3_names import NOT_OF_THE_MODEL, renamed
+from mmdeploy_ext.weights.convert.mmdet3_model import to_mmdet2_model
+from mmdeploy_ext.weights.convert.mmdet3_names import UNUSED_PREFIXES, to_mmdet2_name
 from rtmdet_golden import drawn
 
 
@@ -29,10 +29,12 @@ def expected():
 @pytest.fixture(scope='module')
 def model(expected):
     """Return the translated model, with the weights that mmdet 3 had."""
-    built = builder.build_detector(model2(copy.deepcopy(golden.MODEL))).eval()
+    built = builder.build_detector(to_mmdet2_model(copy.deepcopy(golden.MODEL))).eval()
     state = built.state_dict()
     names = {
-        renamed(name, 'DINO'): name for name in expected['shapes'] if not name.startswith(NOT_OF_THE_MODEL)
+        to_mmdet2_name(name, 'DINO'): name
+        for name in expected['shapes']
+        if not name.startswith(UNUSED_PREFIXES)
     }
     assert {name: list(tensor.shape) for name, tensor in state.items()} == {
         name: expected['shapes'][theirs] for name, theirs in names.items()
@@ -91,7 +93,7 @@ def test_its_graph_gives_the_same(model, exporter):
 
 @pytest.mark.parametrize('key', ['as_two_stage', 'with_box_refine'])
 def test_one_stage_or_no_refinement_is_refused(key):
-    config = model2({**copy.deepcopy(golden.MODEL), key: False})
+    config = to_mmdet2_model({**copy.deepcopy(golden.MODEL), key: False})
     with pytest.raises(ConfigError, match=rf'model\.bbox_head\.{key}=False: expected True'):
         builder.build_detector(config)
 

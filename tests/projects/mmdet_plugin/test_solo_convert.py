@@ -14,8 +14,8 @@ from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import CheckpointError
 from mmdeploy_ext.families.solo.family import check_grids
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
+from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import converted_names, original_name
-from mmdeploy_ext.weights.convert.solo_wxinlong import convert
 from model_shapes import model_shapes
 
 TOY = 'configs/demo/solov2_toy.py'

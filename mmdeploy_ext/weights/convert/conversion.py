@@ -1,0 +1,70 @@
+"""Steps of every converter: the tensors of the model, the comparison of all keys, and the written file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError, root_cause
+from mmdeploy_ext.core.files import atomic_path, check_outputs, check_writable
+from mmdeploy_ext.weights.checkpoint import check_finite, check_types, misfits
+
+Tensors = dict[str, torch.Tensor]
+FOREIGN_SUFFIXES = ('.py', '.json', '.onnx', '.safetensors')
+"""Suffixes of other kinds of files, which a checkpoint must not have."""
+
+
+def model_tensors(cfg: Any) -> Tensors:
+    """Return the state dict of the config's model on the meta device; ConfigError: it cannot be built."""
+    from mmdet.models import build_detector
+
+    model = cfg.model.copy()
+    model.pop('pretrained', None)
+    try:
+        with torch.device('meta'):
+            built = build_detector(model)
+    except Exception as error:
+        raise ConfigError(f'{cfg.filename}: the model cannot be built ({error})') from error
+    return built.state_dict()
+
+
+def in_model_order(tensors: Tensors, model: Tensors, config: str, advice: str) -> Tensors:
+    """Return converted tensors in the order of the model's, which have the same names and shapes.
+
+    CheckpointError: they differ. The message names the config and ends with `advice`; the caller names the
+    checkpoint.
+    """
+    missing = [key for key in model if key not in tensors]
+    unexpected = [key for key in tensors if key not in model]
+    if problems := misfits(model, tensors, missing, unexpected):
+        raise CheckpointError(f'does not fit the model of {config}: {problems}{advice}')
+    return {key: tensors[key] for key in model}
+
+
+def check_numbers(source: str | Path, tensors: Mapping[str, torch.Tensor], model: Tensors) -> None:
+    """Raise CheckpointError for codes in place of float weights, and for weights that are not finite."""
+    check_types(source, tensors, model)
+    check_finite(source, tensors)
+
+
+def check_output(source: str | Path, target: str | Path, config: str | Path | None = None) -> None:
+    """Raise UsageError for a target that is an input, has a foreign suffix, or cannot be written."""
+    target = Path(target)
+    if target.suffix in FOREIGN_SUFFIXES:
+        raise UsageError(f'{target}: is not the name of a checkpoint: {target.suffix}; expected e.g. .pth')
+    inputs = {'the original checkpoint': [source], 'the config': [config] if config else []}
+    check_outputs({'': [target]}, inputs)
+    check_writable(target)
+
+
+def save_checkpoint(
+    target: str | Path, state_dict: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
+) -> None:
+    """Write `{'meta', 'state_dict'}` for `torch.load`, atomically; after a failure an older file remains."""
+    with atomic_path(target) as temporary, open(temporary, 'wb') as stream:
+        try:
+            torch.save({'meta': dict(meta), 'state_dict': dict(state_dict)}, stream)
+        except RuntimeError as error:  # torch raises it when a write fails
+            cause = root_cause(error)
+            raise cause if isinstance(cause, OSError) else OSError(f'torch: {error}') from error

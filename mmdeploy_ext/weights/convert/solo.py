@@ -1,0 +1,115 @@
+"""Converts checkpoints of the original SOLO repository (WXinlong/SOLO) to those of mmdet 2.28.2."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdeploy_ext.core.commands import tool
+from mmdeploy_ext.core.errors import CheckpointError, ConfigError, UsageError
+from mmdeploy_ext.core.files import atomic_path, check_writable
+from mmdeploy_ext.weights.checkpoint import Checkpoint, listed, load_checkpoint, naming
+from mmdeploy_ext.weights.convert import conversion, solo_names
+from mmdeploy_ext.weights.convert.solo_config import check_config, check_head, fit_config
+
+KEPT_META = ('CLASSES', 'epoch', 'iter')
+OTHER_CONFIG = (
+    ' (named as in mmdet). Give the config of the same backbone, tower width and depth with --config'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A converted checkpoint.
+
+    Attributes:
+        state_dict: tensors of the file by mmdet's names, in the model's order.
+        cfg: config that fits the checkpoint.
+        changes: changes that made it fit, one line each.
+        model_tensors: the model's tensors on the meta device.
+    """
+
+    state_dict: conversion.Tensors
+    cfg: Any
+    changes: list[str]
+    model_tensors: conversion.Tensors
+
+
+def convert(source: Checkpoint, cfg: Any) -> Converted:
+    """Rename a state dict of the original repository, and change mmdet's config in place to fit it.
+
+    Raises:
+        CheckpointError: it is not an original SOLO checkpoint, has another head than the config, or keys or
+            shapes that the config's model lacks.
+        ConfigError: the config is not of SOLO.
+    """
+    check_config(cfg)
+    with naming(source.path):
+        head = solo_names.original_head(source.state_dict)
+        if not head:
+            if any(key.startswith('mask_head.') for key in source.state_dict):
+                raise CheckpointError("has mmdet's names (mask_head.*) already: use it as it is")
+            raise CheckpointError(
+                f'is not a checkpoint of the original SOLO repository: expected bbox_head.solo_*, '
+                f'bbox_head.dsolo_* keys, got {listed(list(source.state_dict))}'
+            )
+        names = solo_names.converted_names(source.state_dict)
+        tensors = {name: source.state_dict[key] for key, name in names.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        check_head(cfg, head, shapes, source.meta.get('config'))
+        changes = fit_config(cfg, shapes)
+        model_tensors = conversion.model_tensors(cfg)
+        for name, tensor in model_tensors.items():
+            if name.endswith('num_batches_tracked') and name not in tensors:
+                tensors[name] = torch.zeros(tensor.shape, dtype=torch.int64)  # older PyTorch had no counters
+        state_dict = conversion.in_model_order(tensors, model_tensors, cfg.filename, OTHER_CONFIG)
+        return Converted(state_dict, cfg, changes, model_tensors)
+
+
+def convert_file(source: str | Path, target: str | Path, cfg: Any) -> tuple[Converted, Path | None]:
+    """Convert a file and write it; if the config had to be changed, write that beside it, as `.py`.
+
+    The path of the written config is returned, too, or None.
+
+    Raises:
+        CheckpointError, ConfigError: those of `convert`; weights that are not finite or are codes; a config
+            with values that cannot be written.
+        UsageError: the target cannot be written, or a config with other content has the name of the new one.
+    """
+    target = Path(target)
+    check_config(cfg)
+    conversion.check_output(source, target, cfg.filename)
+    checkpoint = load_checkpoint(source)
+    converted = convert(checkpoint, cfg)
+    conversion.check_numbers(source, converted.state_dict, converted.model_tensors)
+    try:
+        text = converted.cfg.pretty_text
+    except Exception as error:  # of yapf, which cannot parse values that are not literals
+        raise ConfigError(
+            f'{cfg.filename}: holds values that cannot be written as a config ({type(error).__name__}); '
+            f'expected plain ones: numbers, texts, lists, dicts'
+        ) from error
+    meta = {key: checkpoint.meta[key] for key in KEPT_META if _is_plain(checkpoint.meta.get(key))}
+    meta['config'] = text  # as mmdet does; no other part of the file has SOLOv2's grids
+    if not converted.changes:
+        conversion.save_checkpoint(target, converted.state_dict, meta)
+        return converted, None
+    config = target.with_suffix('.py')
+    text = f'# The config of mmdet that fits {target.name}, written by {tool(solo_names.COMMAND)}.\n{text}'
+    check_writable(config)
+    if config.exists() and config.read_bytes() != text.encode():
+        raise UsageError(
+            f'{config}: is there already with other content; move it away or choose another name'
+        )
+    with atomic_path(config) as temporary:  # is renamed after the checkpoint
+        temporary.write_text(text, encoding='utf-8')
+        conversion.save_checkpoint(target, converted.state_dict, meta)
+    return converted, config
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value is text, a number, or a list of texts."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(item, str) for item in value)
+    return isinstance(value, str | int)
