@@ -48,7 +48,7 @@ KNOW_FAMILIES = (
     *(f'{PACKAGE}.{name}.' for name in ('consumers', 'models', 'synthetic')),
 )
 """What registers families, and what is made for some of them."""
-WRITTEN = {'mmdeploy_ext.weights.convert.mmdet3_model': {'mmdeploy_ext.models'}}
+WRITTEN = {'mmdeploy_ext.weights.convert.mmdet3_model': {'mmdeploy_ext.models.mmdet'}}
 """Module -> modules that it writes into configs and does not import."""
 
 LAZY = {
@@ -60,9 +60,11 @@ LAZY = {
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.parts.upstream_layers'},
     'mmdeploy_ext.contract.registry': {'mmdeploy_ext.families.catalogue'},
+    'mmdeploy_ext.core.config': {'mmdeploy_ext.models.catalogue'},
 }
-"""Module -> modules that it imports later than itself: those of the public names, when one is used, and the
-catalogue of families and what all of them need, which are imported when the first family is looked up."""
+"""Module -> modules that it imports later than itself: those of the public names, when one is used, the
+catalogue of families and what all of them need, which are imported when the first family is looked up, and
+that of models, when the first config is read."""
 
 
 def module_name(path: Path) -> str:

@@ -4,7 +4,7 @@ from mmdeploy_ext.core.config import mmdet_config
 
 _base_ = ['../_base_/models/atss_toy.py', '../_base_/datasets/toy_coco_rtdetr.py',
           mmdet_config('_base_/default_runtime.py')]
-custom_imports = dict(imports=['mmdeploy_ext.models'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmdeploy_ext.models.mmdet'], allow_failed_imports=False)
 model = dict(
     backbone=dict(
         _delete_=True, type='PResNet', depth=18, base_channels=16, freeze_norm=False, freeze_stem=False),

@@ -2,7 +2,7 @@
 from mmdeploy_ext.core.config import mmdet_config
 
 _base_ = [mmdet_config('_base_/default_runtime.py')]
-custom_imports = dict(imports=['mmdeploy_ext.models'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmdeploy_ext.models.mmdet'], allow_failed_imports=False)
 layers = dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU', inplace=True))
 model = dict(
     type='RTMDet',

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import importlib
 import importlib.util
+import re
 import shlex
 import sys
 import traceback
@@ -16,6 +17,13 @@ from typing import Any
 from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import will_read
+
+CATALOGUE = 'mmdeploy_ext.models.catalogue'
+"""The module that registers our models, for types of a config that nobody else has registered."""
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Folder that holds this package: a checkout, or `site-packages`."""
+LIBRARIES = dict(mmdet=3, mmdet3d=2, mmseg=1)
+"""Library that research repositories have copies of -> first number of the version that is another world."""
 
 
 def mmdet_config(relative: str, library: str = 'mmdet') -> str:
@@ -60,6 +68,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     try:
+        use_libraries_of(path)
         with _closed_temporary_files(), _installed_bases():
             cfg = Config.fromfile(path, import_custom_modules=False)
         if overrides:
@@ -68,8 +77,11 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
             raise ConfigError(f'{path}: model={cfg.model!r}, expected a dict with `type`')
         if is_config3(cfg):  # before its modules, which need mmdet 3
             raise ConfigError(_translate_first(path))
-        _import_custom(cfg, path)
-        _import_plugin_dir(cfg, path)
+        catalogue = importlib.import_module(CATALOGUE)
+        with catalogue.giving_way():
+            _import_custom(cfg, path)
+            _import_plugin_dir(cfg, path)
+        catalogue.register_named(cfg)
     except UsageError:
         raise
     except SyntaxError as error:
@@ -259,24 +271,108 @@ def _imported_by(path: str) -> list[str]:
     return modules
 
 
-def _find_modules(modules: Sequence[str], path: str) -> None:
-    """Put the folder that holds a config's modules on `sys.path`.
+def user_folders(path: str) -> list[Path]:
+    """Return where the modules of a config are looked for: the current folder, and those above the config.
 
-    It is one above the config, as in a research repository, or else the working directory: `mm2onnx` starts
-    with neither, and the scripts of `tools/` with their own folder. Modules of packages that are imported
-    already, such as `mmdeploy_ext.models`, need none.
+    It is the order in which research repositories find them, whose scripts run in their root with
+    `PYTHONPATH=.`. A checkout of this project is one of them only for its own configs: its `projects/` is
+    not the one of a repository that lies elsewhere.
     """
-    folders = [*Path(path).resolve().parents, Path.cwd()]
+    config = Path(path).resolve()
+    folders = dict.fromkeys([Path.cwd(), *config.parents])
+    return [folder for folder in folders if folder != CHECKOUT or config.is_relative_to(CHECKOUT)]
+
+
+def use_libraries_of(path: str) -> None:
+    """Put a repository's own copy of mmdet, mmdet3d or mmseg before the installed one, for its configs.
+
+    ConfigError: this process has imported another copy.
+    """
+    for library, too_new in LIBRARIES.items():
+        for folder in user_folders(path):
+            if (folder / library / '__init__.py').is_file() and _major_version(folder / library) < too_new:
+                _take_first(library, folder, f'{path}: is a config of the repository {folder}')
+                break
+
+
+def _major_version(package: Path) -> int:
+    """Return the first number of the version of a copy of a library; 0 if it does not tell one."""
+    file = package / 'version.py'
+    if not file.is_file():
+        file = package / '__init__.py'
+    match = re.search(r'__version__ = [\'"](\d+)', file.read_text(encoding='utf-8'))
+    return int(match[1]) if match else 0
+
+
+def _find_modules(modules: Sequence[str], path: str) -> None:
+    """Put the folder that holds a config's modules first on `sys.path`, see `user_folders`.
+
+    `mm2onnx` starts with neither, and the scripts of `tools/` with their own folder. Installed modules, such
+    as `mmdeploy_ext.models.mmdet`, need none.
+
+    ConfigError: this process has imported a module of the same name from another folder, or the only one
+    is that of this project's checkout.
+    """
     for module in map(str, modules):
         package = module.partition('.')[0]
-        if package in sys.stdlib_module_names or getattr(sys.modules.get(package), '__file__', None):
+        if package in sys.stdlib_module_names or package == 'mmdeploy_ext':
             continue
         place = Path(*module.split('.'))
-        for folder in folders:
+        imported = getattr(sys.modules.get(package), '__file__', None)
+        for folder in user_folders(path):
+            if imported and (folder / package).is_dir() and not (folder / package / '__init__.py').is_file():
+                continue  # a folder that only has the name of an imported package
             if (folder / place).is_dir() or (folder / f'{place}.py').is_file():
-                if str(folder) not in sys.path:
-                    sys.path.insert(0, str(folder))
+                _take_first(module, folder, f'{path}: imports {module} of {folder}')
                 break
+        else:
+            _refuse_ours(module, path)
+
+
+def _take_first(module: str, folder: Path, reason: str) -> None:
+    """Put a folder first on `sys.path`, so that a module is imported from it.
+
+    ConfigError: the module, or a package that it is in, has been imported from elsewhere; the message begins
+    with `reason`.
+    """
+    names = module.split('.')
+    for name in ('.'.join(names[: count + 1]) for count in range(len(names))):
+        file = getattr(sys.modules.get(name), '__file__', None)
+        if file and not _is_of(Path(file), folder, names[0]):
+            raise ConfigError(
+                f'{reason}, but this process has imported {name} from {Path(file).parent}: one process '
+                f'serves one repository; run each of them by a command of its own'
+            )
+    spec = importlib.util.find_spec(names[0])
+    if spec is not None and _is_of(Path(spec.origin or spec.submodule_search_locations[0]), folder, names[0]):
+        return
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+
+
+def _is_of(file: Path, folder: Path, package: str) -> bool:
+    """Return whether a file or folder is a package, or a module, of a folder, or inside of it."""
+    file = file.resolve()
+    return file.is_relative_to((folder / package).resolve()) or file == (folder / f'{package}.py').resolve()
+
+
+def _refuse_ours(module: str, path: str) -> None:
+    """Raise a ConfigError if a config of another tree would import a module of this project's `projects/`."""
+    if Path(path).resolve().is_relative_to(CHECKOUT) or not module.startswith('projects'):
+        return
+    if (CHECKOUT / Path(*module.split('.'))).exists() and _comes_from_checkout(module.partition('.')[0]):
+        raise ConfigError(
+            f'{path}: imports {module}, which is neither in {Path.cwd()} nor in a folder above the config; '
+            f'{CHECKOUT / "projects"} of mm2onnx is not meant: run the command in the root of the repository '
+            f'that has {module}'
+        )
+
+
+def _comes_from_checkout(package: str) -> bool:
+    """Return whether `import package` would find this project's own."""
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return str(CHECKOUT / package) in map(str, folders)
 
 
 def config_sha256(cfg: Any) -> str:

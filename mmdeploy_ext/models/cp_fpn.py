@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
 
 
-@NECKS.register_module()
+@offered(NECKS)
 class CPFPN(BaseModule):
     """Top-down pyramid; only the finest level passes through a 3x3 convolution.
 

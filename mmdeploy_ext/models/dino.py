@@ -19,6 +19,7 @@ from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.padding import Level
 from mmdeploy_ext.families.parts.query_networks import DinoNetwork
+from mmdeploy_ext.models.catalogue import offered
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 transformer = mmdet_module('mmdet.models.utils.transformer')
@@ -26,12 +27,12 @@ transformer = mmdet_module('mmdet.models.utils.transformer')
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 
 
-@DETECTORS.register_module()
+@offered(DETECTORS)
 class DINO(detectors.DeformableDETR):
     """Deformable DETR whose head is `DINOHead`."""
 
 
-@TRANSFORMER_LAYER_SEQUENCE.register_module()
+@offered(TRANSFORMER_LAYER_SEQUENCE)
 class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
     """The layers of Deformable DETR; places of queries come from their boxes, before each layer."""
 
@@ -43,7 +44,7 @@ class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
         self.norm = nn.LayerNorm(self.embed_dims)
 
 
-@TRANSFORMER.register_module()
+@offered(TRANSFORMER)
 class DinoTransformer(transformer.DeformableDetrTransformer):
     """That of a two-stage Deformable DETR; proposals are not encoded as queries, which are learned."""
 
@@ -53,7 +54,7 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         del self.pos_trans, self.pos_trans_norm
 
 
-@HEADS.register_module()
+@offered(HEADS)
 class DINOHead(dense_heads.DeformableDETRHead):
     """The branches of a two-stage Deformable DETR with box refinement, and its queries."""
 

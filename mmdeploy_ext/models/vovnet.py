@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
 
 STAGES = ('stage2', 'stage3', 'stage4', 'stage5')
 
@@ -131,7 +132,7 @@ class OSAModule(nn.Module):
         return y + x if self.identity else y
 
 
-@BACKBONES.register_module()
+@offered(BACKBONES)
 class VoVNet(BaseModule):
     """VoVNetV2 backbone.
 
@@ -233,7 +234,7 @@ class VoVNet(BaseModule):
         return self
 
 
-@BACKBONES.register_module()
+@offered(BACKBONES)
 class VoVNetCP(VoVNet):
     """VoVNet that recomputes its modules in the backward pass; the released configs use this one."""
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import nn
 
-import mmdeploy_ext.models.mmdet3d  # noqa: F401 - registers classes that configs name
 from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import GENERATORS, PER_CLASS, graphs, postprocess_facts

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from mmdet3d.models import build_model
 from torch import nn
 
-import mmdeploy_ext.models.mmdet3d  # noqa: F401 - registers classes that configs name
 from mmdeploy_ext.consumers.autoware.bevfusion import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.bevfusion import AutowareBEVFusion
 from mmdeploy_ext.consumers.cuda_bevfusion.cuda import GRAPHS as CUDA_FILES

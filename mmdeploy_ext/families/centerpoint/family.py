@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-import mmdeploy_ext.models.mmdet3d  # noqa: F401 - registers classes that configs name
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
 from mmdeploy_ext.consumers.autoware.centerpoint import AutowareCenterPoint
 from mmdeploy_ext.contract.option import Options

@@ -10,7 +10,6 @@ from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors.single_stage import SingleStageDetector
 from torch import nn
 
-import mmdeploy_ext.models  # noqa: F401 - registers classes that configs name
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage

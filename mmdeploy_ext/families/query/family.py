@@ -10,7 +10,6 @@ import torch
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-import mmdeploy_ext.models  # noqa: F401 - registers classes that configs name
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.families.base import Claim

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 from mmdet3d.models import build_model
 from torch import nn
 
-import mmdeploy_ext.models.mmdet3d  # noqa: F401 - registers classes that configs name
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.sparse import Int8Reference, SparseFamily

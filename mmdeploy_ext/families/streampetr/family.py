@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from mmdet3d.models import build_model
 from torch import nn
 
-import mmdeploy_ext.models.mmdet3d  # noqa: F401 - registers classes that configs name
 from mmdeploy_ext.consumers.autoware.streampetr_rules import FILES as NODE_FILES
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec

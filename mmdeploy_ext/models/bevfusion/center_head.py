@@ -17,13 +17,14 @@ from torch import Tensor
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
 from mmdeploy_ext.models.bevfusion.coder import boxes_of_cells
+from mmdeploy_ext.models.catalogue import offered
 
 KINDS = ('circle', 'rotate')
 VALUES = ('reg', 'height', 'dim', 'rot', 'vel')
 """Maps of a task besides its `heatmap`."""
 
 
-@HEADS.register_module()
+@offered(HEADS)
 class BEVFusionCenterHead(CenterHead):
     """mmdet3d's CenterHead for maps whose rows are x, and boxes of mmdet3d 0.x; velocities are needed.
 

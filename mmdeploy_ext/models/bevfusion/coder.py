@@ -8,6 +8,8 @@ from mmdet.core.bbox import BaseBBoxCoder
 from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
+from mmdeploy_ext.models.catalogue import offered
+
 
 def boxes_of_cells(
     coder: Any,
@@ -32,7 +34,7 @@ def boxes_of_cells(
     return torch.cat(parts, 1).transpose(1, 2)
 
 
-@BBOX_CODERS.register_module()
+@offered(BBOX_CODERS)
 class TransFusionBBoxCoder(BaseBBoxCoder):
     """Cells to metres, logarithms to sizes, gravity centre to bottom centre.
 

@@ -24,6 +24,7 @@ from mmdeploy_ext.core.errors import ConfigError, ShapeError
 from mmdeploy_ext.families.bevfusion.runtime.frames import in_lidar_columns
 from mmdeploy_ext.models.bevfusion.rig import Rig, read_rig
 from mmdeploy_ext.models.bevfusion.view_transform import build_view_transform
+from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.sparse_backbone.model import LidarBackbone
 
 SENSORS = ('camera', 'lidar')
@@ -32,7 +33,7 @@ HEADS = dict(TransFusionHead='TransFusionHead', CenterHead='BEVFusionCenterHead'
 """Type of a config -> what is built: mmdet3d's own CenterHead reads maps whose rows are y."""
 
 
-@FUSION_LAYERS.register_module()
+@offered(FUSION_LAYERS)
 class ConvFuser(nn.Sequential):
     """The maps of all sensors side by side, and one 3x3 convolution to C channels.
 
@@ -52,7 +53,7 @@ class ConvFuser(nn.Sequential):
         return super().forward(torch.cat(tuple(maps), 1))
 
 
-@DETECTORS.register_module()
+@offered(DETECTORS, builds=('BEVFusionCenterHead',))
 class BEVFusion(BaseModule):
     """Cameras, LiDAR or both to boxes; parameters are named as in mit-han-lab's checkpoints.
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.bevfusion.losses import HeadLosses
 from mmdeploy_ext.models.bevfusion.queries import DecoderLayer, Predictor
+from mmdeploy_ext.models.catalogue import offered
 
 UNLIMITED = dict(nuScenes=(8, 9), Waymo=(1, 2))
 """Data set -> classes of which every cell may be a query, not peaks alone: the smallest objects."""
@@ -27,7 +28,7 @@ RADII, MOST = dict(nuScenes=0.175, Waymo=0.7), 83
 PREDICTED = ('center', 'height', 'dim', 'rot', 'vel')
 
 
-@HEADS.register_module()
+@offered(HEADS)
 class TransFusionHead(nn.Module):
     """Queries from a heat map, refined by one decoder layer; for nuScenes, as BEVFusion has it.
 

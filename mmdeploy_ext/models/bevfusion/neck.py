@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.models.bevfusion.view_transform import conv_block
+from mmdeploy_ext.models.catalogue import offered
 
 BILINEAR = dict(mode='bilinear', align_corners=False)
 
 
-@NECKS.register_module()
+@offered(NECKS)
 class GeneralizedLSSFPN(nn.Module):
     """Levels from the coarsest down: the map above is enlarged, joined, and convolved by 1x1 and 3x3.
 
@@ -61,7 +62,7 @@ class GeneralizedLSSFPN(nn.Module):
         return tuple(found[:-1])
 
 
-@BACKBONES.register_module()
+@offered(BACKBONES)
 class GeneralizedResNet(nn.ModuleList):
     """Stages of residual blocks, without a stem; of each: how many, their channels, the stride of the first.
 
@@ -84,7 +85,7 @@ class GeneralizedResNet(nn.ModuleList):
         return found
 
 
-@NECKS.register_module()
+@offered(NECKS)
 class LSSFPN(nn.Module):
     """A coarse map enlarged to a fine one, both joined and convolved; the result enlarged once more.
 

@@ -14,6 +14,7 @@ from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.models.catalogue import offered
 
 LIST_KEYS = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_bboxes', 'gt_labels', 'centers2d', 'depths')
 CAMERA_KEYS = ('img_timestamp', 'img_filename', 'lidar2img', 'intrinsics', 'extrinsics')
@@ -22,7 +23,7 @@ INFO_KEYS_2D = dict(bboxes='bboxes2d', labels='labels2d') | {
 }
 
 
-@DATASETS.register_module()
+@offered(DATASETS)
 class CustomNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus cameras, poses, 2D boxes and sequences.
 
@@ -133,7 +134,7 @@ class CustomNuScenesDataset(NuScenesDataset):
         return result
 
 
-@DATASETS.register_module()
+@offered(DATASETS)
 class FusionNuScenesDataset(NuScenesDataset):
     """mmdet3d's nuScenes data set, plus the matrices that BEVFusion takes.
 

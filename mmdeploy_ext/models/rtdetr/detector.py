@@ -13,6 +13,7 @@ from mmdet.models.builder import DETECTORS, build_backbone, build_head, build_ne
 from mmdet.models.detectors.base import BaseDetector
 
 from mmdeploy_ext.core.errors import ShapeError
+from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.rtdetr.boxes import xyxy_to_cxcywh
 from mmdeploy_ext.models.rtdetr.decoder import Postprocess
 from mmdeploy_ext.models.rtdetr.losses import Objects, SetLoss
@@ -22,7 +23,7 @@ STRIDE = 32
 MAX_PER_IMG = 300
 
 
-@DETECTORS.register_module()
+@offered(DETECTORS)
 class RTDETR(BaseDetector):
     """Backbone, hybrid encoder, decoder.
 

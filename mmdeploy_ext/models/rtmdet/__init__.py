@@ -1,3 +1,1 @@
 """RTMDet: the parts of mmdet 3 that mmdet 2.28 lacks, with its parameter names; `dense` exports the head."""
-
-from mmdeploy_ext.models.rtmdet import backbone, head, neck  # noqa: F401

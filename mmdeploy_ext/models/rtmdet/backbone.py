@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
 
 SPPBottleneck = mmdet_module('mmdet.models.backbones.csp_darknet').SPPBottleneck
@@ -24,7 +25,7 @@ ARCHITECTURES: dict[str, tuple[Stage, ...]] = dict(
 """Channels in, channels out, blocks, whether blocks add their input, whether the stage begins with SPP."""
 
 
-@BACKBONES.register_module()
+@offered(BACKBONES)
 class CSPNeXt(BaseModule):
     """A stem of stride 2 and four or five stages that halve the size, each with a layer of blocks."""
 

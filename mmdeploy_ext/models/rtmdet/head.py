@@ -17,6 +17,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.rtmdet.csp import NORM, SILU, convolution
 
 build_prior_generator = mmdet_module('mmdet.core').build_prior_generator
@@ -27,7 +28,7 @@ DISTANCES = dict(type='DistancePointBBoxCoder')
 TRAINS = 'RTMDet is trained by mmdet 3: its head has no loss here'
 
 
-@DETECTORS.register_module()
+@offered(DETECTORS)
 class RTMDet(SingleStageDetector):
     """A detector of one stage; `use_syncbn` is of training."""
 
@@ -35,7 +36,7 @@ class RTMDet(SingleStageDetector):
         super().__init__(*args, **parts)
 
 
-@HEADS.register_module()
+@offered(HEADS)
 class RTMDetSepBNHead(BaseDenseHead, BBoxTestMixin):
     """Scores and distances of each level, by convolutions that all levels share or not, normalised apart."""
 

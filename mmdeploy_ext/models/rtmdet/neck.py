@@ -8,6 +8,7 @@ from mmdet.models.builder import NECKS
 from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.rtmdet.csp import NORM, SILU, CSPNeXtLayer, convolution
 
 YOLOXPAFPN = mmdet_module('mmdet.models.necks').YOLOXPAFPN
@@ -15,7 +16,7 @@ YOLOXPAFPN = mmdet_module('mmdet.models.necks').YOLOXPAFPN
 NEAREST = dict(scale_factor=2, mode='nearest')
 
 
-@NECKS.register_module()
+@offered(NECKS)
 class CSPNeXtPAFPN(YOLOXPAFPN):
     """The path aggregation of mmdet's YOLOX with `CSPNeXtLayer`s, and 3x3 convolutions at its end."""
 

@@ -13,10 +13,12 @@ from mmdet3d.ops import make_sparse_convmodule
 from spconv.pytorch import SparseConv3d, SparseConvTensor, SparseModule, SparseSequential, SubMConv3d
 from torch import nn
 
+from mmdeploy_ext.models.catalogue import offered
+
 NORM = dict(type='BN1d', eps=1e-3, momentum=0.01)
 
 
-@MIDDLE_ENCODERS.register_module()
+@offered(MIDDLE_ENCODERS)
 class BEVFusionSparseEncoder(SparseEncoder):
     """mmdet3d's SparseEncoder with x, y, z axes, as mit-han-lab's BEVFusion has it.
 
@@ -96,7 +98,7 @@ class CenterPointBlock(SparseModule):
         return out.replace_feature(self.relu(out.features))
 
 
-@MIDDLE_ENCODERS.register_module()
+@offered(MIDDLE_ENCODERS)
 class CenterPointSparseEncoder(nn.Module):
     """The published CenterPoint's encoder (SpMiddleResNetFHD), with det3d's parameter names; z, y, x axes.
 

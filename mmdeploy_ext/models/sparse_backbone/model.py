@@ -11,9 +11,10 @@ from mmdet3d.models.builder import DETECTORS, build_middle_encoder
 from torch import nn
 
 from mmdeploy_ext.core.errors import DataError, ShapeError
+from mmdeploy_ext.models.catalogue import offered
 
 
-@DETECTORS.register_module()
+@offered(DETECTORS)
 class LidarBackbone(nn.Module):
     """Points to bird's-eye view, on CPU and GPU; no dense network behind it.
 

@@ -13,6 +13,7 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
 
 
 def normalize_bbox(bboxes: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
@@ -36,7 +37,7 @@ def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None =
     return torch.cat([normalized[..., :3], normalized[..., 3:6].exp(), yaw, normalized[..., 8:10]], dim=-1)
 
 
-@BBOX_CODERS.register_module()
+@offered(BBOX_CODERS)
 class NMSFreeCoder(BaseBBoxCoder):
     """The best (query, class) pairs as boxes; one query may give several.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmdeploy_ext.core.errors import ConfigError, DataError
 from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.models.catalogue import offered
 
 from .rays import token_centers
 
@@ -72,7 +73,7 @@ def _in_stripes(extent: int, period: int, thickness: int, start: int) -> Tensor:
     return (offset >= 0) & (offset // period < large // period) & (offset % period < thickness)
 
 
-@DETECTORS.register_module()
+@offered(DETECTORS)
 class Petr3D(MVXTwoStageDetector):
     """Camera-only detector that runs a scene frame by frame.
 
@@ -257,11 +258,11 @@ class Petr3D(MVXTwoStageDetector):
         return (centers / centers.new_tensor([width, height])).view(1, *img_feats.shape[-2:], 2)
 
 
-@DETECTORS.register_module()
+@offered(DETECTORS)
 class Petr3DPTH(Petr3D):
     """The name that the deployment fork's `_pth` configs use."""
 
 
-@DETECTORS.register_module()
+@offered(DETECTORS)
 class Petr3DONNX(Petr3D):
     """The name that the deployment fork's `_onnx` configs use."""

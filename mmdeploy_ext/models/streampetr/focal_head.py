@@ -18,6 +18,8 @@ from mmdet.models import HEADS, build_loss
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
+from mmdeploy_ext.models.catalogue import offered
+
 SIGMOID_EPS = 1e-4
 HYBRID_RATIOS = (0.2, 1.0)
 
@@ -49,7 +51,7 @@ def draw_heatmap(centers: Tensor, bboxes: Tensor, shape: tuple[int, int], stride
     return torch.where(inside, gaussian, 0.0).amax(dim=0)
 
 
-@HEADS.register_module()
+@offered(HEADS)
 class FocalHead(BaseModule):
     """2D boxes, centres and classes per token.
 

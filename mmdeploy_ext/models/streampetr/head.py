@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.models.catalogue import offered
 from mmdeploy_ext.models.streampetr import denoising, losses
 from mmdeploy_ext.models.streampetr import memory as temporal
 from mmdeploy_ext.models.streampetr.head_layers import HeadLayers
@@ -22,7 +23,7 @@ from mmdeploy_ext.models.streampetr.memory import Memory
 from mmdeploy_ext.models.streampetr.steps import Queries, tap_memory
 
 
-@HEADS.register_module()
+@offered(HEADS)
 class StreamPETRHead(HeadLayers):
     """Queries, some of them propagated from the last frame, become boxes; the best of them become memory.
 
@@ -135,11 +136,11 @@ class StreamPETRHead(HeadLayers):
         return results
 
 
-@HEADS.register_module()
+@offered(HEADS)
 class StreamPETRHeadPTH(StreamPETRHead):
     """The name that the deployment fork's `_pth` configs use."""
 
 
-@HEADS.register_module()
+@offered(HEADS)
 class StreamPETRHeadONNX(StreamPETRHead):
     """The name that the deployment fork's `_onnx` configs use."""

@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.models.catalogue import offered
 
 LAYER_NORM = dict(type='LN')
 FFN_KEYS = dict(feedforward_channels='feedforward_channels', ffn_dropout='ffn_drop', ffn_num_fcs='num_fcs')
 _announced: set[str] = set()
 
 
-@ATTENTION.register_module()
+@offered(ATTENTION)
 class PETRMultiheadAttention(MultiheadAttention):
     """Multi-head attention with identity connection and positions.
 
@@ -60,7 +61,7 @@ class PETRMultiheadAttention(MultiheadAttention):
         super().__init__(embed_dims, num_heads, attn_drop, proj_drop, dropout_layer, **kwargs)
 
 
-@ATTENTION.register_module()
+@offered(ATTENTION)
 class PETRMultiheadFlashAttention(PETRMultiheadAttention):
     """A config's flash attention, run as standard attention: same parameters, float32 instead of float16."""
 
@@ -72,7 +73,7 @@ class PETRMultiheadFlashAttention(PETRMultiheadAttention):
             get_logger('mm2onnx').warning(line)
 
 
-@TRANSFORMER_LAYER.register_module()
+@offered(TRANSFORMER_LAYER)
 class PETRTemporalDecoderLayer(BaseTransformerLayer):
     """One decoder layer, in the order that `operation_order` gives.
 
@@ -148,7 +149,7 @@ class PETRTemporalDecoderLayer(BaseTransformerLayer):
         return query
 
 
-@TRANSFORMER_LAYER_SEQUENCE.register_module()
+@offered(TRANSFORMER_LAYER_SEQUENCE)
 class PETRTransformerDecoder(TransformerLayerSequence):
     """The layers in turn; a shared norm makes each layer's output, the next layer takes what was not normed.
 
@@ -177,7 +178,7 @@ class PETRTransformerDecoder(TransformerLayerSequence):
         return outputs if self.post_norm is None else self.post_norm(outputs)
 
 
-@TRANSFORMER.register_module()
+@offered(TRANSFORMER)
 class PETRTemporalTransformer(BaseModule):
     """The decoder behind batch-first tensors."""
 

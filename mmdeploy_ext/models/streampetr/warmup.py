@@ -15,11 +15,13 @@ from mmcv.runner import HOOKS, Hook
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from mmdeploy_ext.models.catalogue import offered
+
 MIN_DEPTH = 0.5
 MAX_TURN = 0.4
 
 
-@HOOKS.register_module()
+@offered(HOOKS)
 class GeometryWarmupHook(Hook):
     """Run `warm_up` before the first iteration of a new run, with the calibrations of its batch."""
 

@@ -23,7 +23,7 @@ UNSUPPORTED = {
     'SoftTeacher': 'Soft Teacher',
 }
 """Type -> name of detectors that neither mmdet 2.28 nor this project has."""
-PLUGINS = {'RTMDet': 'mmdeploy_ext.models', 'DINO': 'mmdeploy_ext.models'}
+PLUGINS = {'RTMDet': 'mmdeploy_ext.models.mmdet', 'DINO': 'mmdeploy_ext.models.mmdet'}
 """Detector that mmdet 2.28 lacks -> module of this project that registers it."""
 COSTS = {
     'HungarianAssigner': ('cls_cost', 'reg_cost', 'iou_cost'),

@@ -78,7 +78,7 @@ def test_one_matrix_moves_the_points_as_all_steps_of_training_did(dataset, seed)
 @pytest.mark.parametrize('turns', [(0.0, 0.0), (-20.0, 20.0)])
 def test_a_point_of_a_picture_is_where_its_matrix_says(dataset, turns):
     """A picture whose values are its columns (or rows), so that a value says where it came from."""
-    from mmdeploy_ext.models.datasets.pipelines import ImageAug3D
+    from mmdeploy_ext.models.datasets.pipelines.fusion import ImageAug3D
 
     rows, columns = np.mgrid[:198, :250].astype(np.float32)
     image = np.stack([rows, columns, 0 * rows], -1)

@@ -9,11 +9,12 @@ from mmdet.datasets.builder import PIPELINES
 from PIL import Image
 
 from mmdeploy_ext.core.errors import DataError
+from mmdeploy_ext.models.catalogue import offered
 
 from .augmentation import ImageTransform
 
 
-@PIPELINES.register_module()
+@offered(PIPELINES)
 class ImageAug3D:
     """Resize, crop, mirror and turn each camera's picture, and say so in `img_aug_matrix` (N, 4, 4).
 
@@ -93,7 +94,7 @@ class ImageAug3D:
         return turned, turn @ matrix
 
 
-@PIPELINES.register_module()
+@offered(PIPELINES)
 class ImageNormalize:
     """(value / 255 - mean) / std of pictures in OpenCV's order, to RGB; both of red, green, blue in 0..1.
 

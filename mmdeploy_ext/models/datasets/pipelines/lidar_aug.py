@@ -7,8 +7,10 @@ import numpy as np
 from mmdet.datasets.builder import PIPELINES
 from mmdet3d.datasets.builder import PIPELINES as PIPELINES_3D
 
+from mmdeploy_ext.models.catalogue import offered
 
-@PIPELINES.register_module()
+
+@offered(PIPELINES)
 class LidarAugMatrix:
     """Write `lidar_aug_matrix` (4, 4): LiDAR to what mmdet3d's steps before this one made of its points.
 
@@ -35,7 +37,7 @@ class LidarAugMatrix:
         return results
 
 
-@PIPELINES_3D.register_module()
+@offered(PIPELINES_3D)
 class FoldHeading:
     """Take the yaw of training boxes modulo half a turn, into 0..pi.
 

@@ -10,10 +10,12 @@ from mmcv.parallel import DataContainer
 from mmdet.datasets.builder import PIPELINES
 from mmdet3d.datasets.pipelines import DefaultFormatBundle3D
 
+from mmdeploy_ext.models.catalogue import offered
+
 FLOAT64_KEYS = ('timestamp', 'img_timestamp')  # float32 has steps of 128 s at nuScenes' times
 
 
-@PIPELINES.register_module()
+@offered(PIPELINES)
 class NormalizeMultiviewImage:
     """(image - mean) / std per channel, after BGR to RGB where `to_rgb`; adds `img_norm_cfg`.
 
@@ -32,7 +34,7 @@ class NormalizeMultiviewImage:
         return results
 
 
-@PIPELINES.register_module()
+@offered(PIPELINES)
 class PadMultiViewImage:
     """Pad every image at the right and the bottom, to `size` (H, W) or to a multiple of `size_divisor`.
 
@@ -68,7 +70,7 @@ class PadMultiViewImage:
         return mmcv.impad_to_multiple(img, self.size_divisor, pad_val=self.pad_val)
 
 
-@PIPELINES.register_module()
+@offered(PIPELINES)
 class PETRFormatBundle3D(DefaultFormatBundle3D):
     """mmdet3d's bundle, plus `collect_keys` as float32 tensors, and times as float64.
 

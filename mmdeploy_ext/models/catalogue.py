@@ -1,0 +1,171 @@
+"""The models of this package by the type that a config gives, registered only where nobody else has the type.
+
+Research repositories register many of the same types: StreamPETR 23 of them, Far3D 19. Their classes are the
+user's, and ours are for configs without such code. So importing a model of this package registers nothing:
+`core.config.load_config` calls `register_named` when the plugin of a config has been imported, and importing
+`mmdeploy_ext.models.mmdet` or `.mmdet3d` registers all types that are free, for programs that read a config
+by mmcv alone.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+from unittest import mock
+
+Class = TypeVar('Class', bound=type)
+
+MODELS_2D = {
+    'dino': ('DINO', 'DINOHead', 'DinoTransformer', 'DinoTransformerDecoder'),
+    'rtdetr.backbone': ('PResNet',),
+    'rtdetr.decoder': ('RTDETRDecoder',),
+    'rtdetr.detector': ('RTDETR',),
+    'rtdetr.encoder': ('RTDETRHybridEncoder',),
+    'rtmdet.backbone': ('CSPNeXt',),
+    'rtmdet.head': ('RTMDet', 'RTMDetSepBNHead'),
+    'rtmdet.neck': ('CSPNeXtPAFPN',),
+}
+"""Module of this package -> the types that it offers; these need mmdet."""
+MODELS_3D = {
+    'bevfusion.center_head': ('BEVFusionCenterHead',),
+    'bevfusion.coder': ('TransFusionBBoxCoder',),
+    'bevfusion.fusion': ('BEVFusion', 'ConvFuser'),
+    'bevfusion.head': ('TransFusionHead',),
+    'bevfusion.neck': ('GeneralizedLSSFPN', 'GeneralizedResNet', 'LSSFPN'),
+    'cp_fpn': ('CPFPN',),
+    'datasets.nuscenes_dataset': ('CustomNuScenesDataset', 'FusionNuScenesDataset'),
+    'datasets.pipelines.augmentation': ('GlobalRotScaleTransImage', 'ResizeCropFlipRotImage'),
+    'datasets.pipelines.fusion': ('ImageAug3D', 'ImageNormalize'),
+    'datasets.pipelines.lidar_aug': ('FoldHeading', 'LidarAugMatrix'),
+    'datasets.pipelines.multi_view_image': (
+        'NormalizeMultiviewImage',
+        'PETRFormatBundle3D',
+        'PadMultiViewImage',
+    ),
+    'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
+    'sparse_backbone.model': ('LidarBackbone',),
+    'streampetr.assigners': ('BBox3DL1Cost', 'HungarianAssigner2D', 'HungarianAssigner3D'),
+    'streampetr.coder': ('NMSFreeCoder',),
+    'streampetr.detector': ('Petr3D', 'Petr3DONNX', 'Petr3DPTH'),
+    'streampetr.focal_head': ('FocalHead',),
+    'streampetr.head': ('StreamPETRHead', 'StreamPETRHeadONNX', 'StreamPETRHeadPTH'),
+    'streampetr.transformer': (
+        'PETRMultiheadAttention',
+        'PETRMultiheadFlashAttention',
+        'PETRTemporalDecoderLayer',
+        'PETRTemporalTransformer',
+        'PETRTransformerDecoder',
+    ),
+    'streampetr.warmup': ('GeometryWarmupHook',),
+    'vovnet': ('VoVNet', 'VoVNetCP'),
+}
+"""The same of models that need mmdet3d."""
+MODULES = {
+    name: f'mmdeploy_ext.models.{module}'
+    for module, names in (MODELS_2D | MODELS_3D).items()
+    for name in names
+}
+"""Type -> the module that offers it."""
+PLACES = ('mmcv', 'mmdet', 'mmdet3d', 'mmseg')
+"""Packages that define registries."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """A class that can be registered.
+
+    Attributes:
+        cls: the class.
+        registry: the mmcv registry that it is for.
+        builds: types of this package that it builds under other names than a config gives.
+    """
+
+    cls: type
+    registry: Any
+    builds: tuple[str, ...] = ()
+
+
+_OFFERS: dict[str, Offer] = {}
+
+
+def offered(registry: Any, builds: Sequence[str] = ()) -> Callable[[Class], Class]:
+    """Return a decorator that offers a class for a registry of mmcv, and does not register it.
+
+    The type is the name of the class. `builds` are types that the class builds although no config names them.
+    """
+
+    def note(cls: Class) -> Class:
+        _OFFERS[cls.__name__] = Offer(cls, registry, tuple(builds))
+        return cls
+
+    return note
+
+
+def register(name: str) -> None:
+    """Register the class that this package has for a type, and what it builds, unless the type is taken."""
+    if _registered(name):
+        return
+    importlib.import_module(MODULES[name])  # imports the library, which may have the type
+    offer = _OFFERS[name]
+    if not _registered(name):
+        offer.registry.register_module(module=offer.cls)
+    for other in offer.builds:
+        register(other)
+
+
+def register_named(cfg: Any) -> None:
+    """Register the types of this package that an mmcv Config names and that nobody has registered."""
+    for name in sorted(set(_types(dict(cfg.items()))) & MODULES.keys()):
+        register(name)
+
+
+def register_all(modules: dict[str, tuple[str, ...]]) -> None:
+    """Register every type of some modules of this package that nobody has registered."""
+    for names in modules.values():
+        for name in names:
+            register(name)
+
+
+@contextlib.contextmanager
+def giving_way() -> Iterator[None]:
+    """Inside the block a class that registers itself replaces the one of this package that has its type."""
+    from mmcv.utils import Registry
+
+    original = vars(Registry)['_register_module']
+
+    def register_module(registry: Any, module: Any, module_name: Any = None, force: bool = False) -> None:
+        names = [module_name] if isinstance(module_name, str) else module_name or [module.__name__]
+        for name in names:
+            offer = _OFFERS.get(name)
+            if offer is not None and registry.module_dict.get(name) is offer.cls and module is not offer.cls:
+                del registry.module_dict[name]
+        original(registry, module, module_name, force)
+
+    with mock.patch.object(Registry, '_register_module', register_module):
+        yield
+
+
+def _registered(name: str) -> bool:
+    """Return whether a registry of the imported libraries, or of their plugins, has a type."""
+    from mmcv.utils import Registry
+
+    for module in [module for module in sys.modules if module.partition('.')[0] in PLACES]:
+        if module.rpartition('.')[2] in ('builder', 'registry', 'hook'):
+            for registry in vars(sys.modules[module]).values():
+                if isinstance(registry, Registry) and name in registry.module_dict:
+                    return True
+    return False
+
+
+def _types(value: Any) -> Iterator[str]:
+    """Yield every string below a key `type` of nested dictionaries and lists."""
+    if isinstance(value, dict):
+        if isinstance(value.get('type'), str):
+            yield value['type']
+        for content in value.values():
+            yield from _types(content)
+    elif isinstance(value, list | tuple):
+        for content in value:
+            yield from _types(content)

@@ -1,0 +1,5 @@
+"""Importing this registers the models of 2D that no installed library has, where nobody has their types."""
+
+from mmdeploy_ext.models.catalogue import MODELS_2D, register_all
+
+register_all(MODELS_2D)

@@ -1,0 +1,154 @@
+"""Whose code a config imports: the user's tree first, our models only for types that nobody else has."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from mmdeploy_ext.models.catalogue import MODELS_2D, MODELS_3D
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+NECK = """
+    from mmdet.models.builder import NECKS
+    from torch import nn
+
+
+    @NECKS.register_module()
+    class CPFPN(nn.Identity):
+        pass
+"""
+CONFIG = """
+    plugin = True
+    plugin_dir = 'projects/mmdet3d_plugin/'
+    model = dict(type='X', neck=dict(type='CPFPN'))
+"""
+
+CONFIG_OF_NOTHING = "plugin = True\nplugin_dir = 'projects/mmdet3d_plugin/'\n"
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """A repository with a plugin that has the name of ours and registers a type that we have, too."""
+    write(
+        tmp_path / 'fork',
+        **{
+            'projects/__init__.py': '',
+            'projects/mmdet3d_plugin/__init__.py': NECK,
+            'projects/configs/a.py': CONFIG,
+        },
+    )
+    return tmp_path / 'fork'
+
+
+def run(code, cwd, *folders):
+    """Run code in a process of its own; the checkout is found at the end, as by an installed package."""
+    first = [str(folder) for folder in folders]
+    lines = f'import sys; sys.path[:0] = {first}; sys.path.append({str(REPOSITORY)!r})'
+    head = 'from mmdeploy_ext import compat; compat.apply(); from mmdeploy_ext.core.config import load_config'
+    text = '\n'.join([lines, head, textwrap.dedent(code)])
+    command = [sys.executable, '-P', '-c', text]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+CLASS_OF_NECK = """
+    cfg = load_config({path!r})
+    from mmdet.models.builder import NECKS
+    print(sys.modules[NECKS.get('CPFPN').__module__].__file__)
+"""
+
+
+@pytest.mark.parametrize('place', ['elsewhere', 'our checkout'])
+def test_the_class_of_the_fork_is_registered_and_not_ours(fork, tmp_path, place):
+    cwd = {'elsewhere': tmp_path, 'our checkout': REPOSITORY}[place]
+    outcome = run(CLASS_OF_NECK.format(path=str(fork / 'projects/configs/a.py')), cwd)
+    assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
+
+
+def test_a_fork_replaces_our_class_that_came_first(fork):
+    code = 'import mmdeploy_ext.models.mmdet3d\n' + textwrap.dedent(CLASS_OF_NECK)
+    outcome = run(code.format(path=str(fork / 'projects/configs/a.py')), fork)
+    assert outcome.stdout.strip() == str(fork / 'projects/mmdet3d_plugin/__init__.py'), outcome.stderr
+
+
+def test_our_class_is_registered_for_a_config_that_names_it_without_a_plugin(tmp_path):
+    write(tmp_path, **{'a.py': "model = dict(type='ATSS', neck=dict(type='CPFPN'))\n"})
+    code = """
+        load_config('a.py')
+        from mmdet.models.builder import MODELS
+        print('CPFPN' in MODELS.module_dict, 'RTDETR' in MODELS.module_dict, 'VoVNet' in MODELS.module_dict)
+    """
+    outcome = run(code, tmp_path)
+    assert outcome.stdout.split() == ['True', 'False', 'False'], outcome.stderr
+
+
+def test_two_repositories_with_the_same_name_need_two_processes(fork, tmp_path):
+    write(
+        tmp_path / 'other',
+        **{
+            'projects/__init__.py': '',
+            'projects/mmdet3d_plugin/__init__.py': '',
+            'projects/configs/a.py': CONFIG_OF_NOTHING,
+        },
+    )
+    (fork / 'projects/mmdet3d_plugin/__init__.py').write_text('')
+    (fork / 'projects/configs/a.py').write_text(CONFIG_OF_NOTHING)
+    paths = [str(folder / 'projects/configs/a.py') for folder in (fork, tmp_path / 'other')]
+    outcome = run(f'[load_config(path) for path in {paths}]', tmp_path)
+    last = outcome.stderr.strip().splitlines()[-1]
+    assert 'ConfigError' in last and 'one process serves one repository' in last and str(fork) in last
+
+
+def test_our_plugin_is_not_the_one_that_a_repository_lacks(tmp_path):
+    write(tmp_path, **{'projects/configs/a.py': CONFIG})
+    outcome = run("load_config('projects/configs/a.py')", tmp_path, REPOSITORY)
+    last = outcome.stderr.strip().splitlines()[-1]
+    assert 'ConfigError' in last and 'projects.mmdet3d_plugin' in last and 'is not meant' in last
+
+
+@pytest.mark.parametrize(('version', 'is_taken'), [('2.11.0', True), ('3.3.0', False)])
+def test_a_repository_s_own_mmdet_is_imported_if_it_is_of_the_same_age(tmp_path, version, is_taken):
+    write(
+        tmp_path,
+        **{
+            'mmdet/__init__.py': '',
+            'mmdet/version.py': f"__version__ = '{version}'\n",
+            'configs/a.py': 'optimizer = dict()\n',
+        },
+    )
+    code = (
+        "load_config('configs/a.py')\nimport importlib.util\nprint(importlib.util.find_spec('mmdet').origin)"
+    )
+    outcome = run(code, tmp_path)
+    assert (outcome.stdout.strip() == str(tmp_path / 'mmdet/__init__.py')) == is_taken, outcome.stderr
+
+
+@pytest.mark.parametrize(('library', 'modules'), [('mmdet', MODELS_2D), ('mmdet3d', MODELS_3D)])
+def test_the_catalogue_has_every_class_that_is_offered(library, modules):
+    import importlib
+
+    from mmdeploy_ext.models import catalogue
+
+    names = {name for module in modules for name in modules[module]}
+    for module in modules:
+        importlib.import_module(f'mmdeploy_ext.models.{module}')
+    places = {f'mmdeploy_ext.models.{module}': set(types) for module, types in modules.items()}
+    offered = {name: offer.cls.__module__ for name, offer in catalogue._OFFERS.items()}
+    assert names <= offered.keys()
+    assert {name for name, module in offered.items() if module in places} == names
+    assert all(name in places[offered[name]] for name in names)
+
+
+def test_every_module_that_offers_a_class_is_in_the_catalogue():
+    folder = REPOSITORY / 'mmdeploy_ext/models'
+    files = [path for path in folder.rglob('*.py') if '@offered(' in path.read_text()]
+    modules = {'.'.join(path.relative_to(folder).with_suffix('').parts) for path in files}
+    assert modules == {*MODELS_2D, *MODELS_3D}
