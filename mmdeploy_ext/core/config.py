@@ -275,12 +275,12 @@ def user_folders(path: str) -> list[Path]:
     """Return where the modules of a config are looked for: the current folder, and those above the config.
 
     It is the order in which research repositories find them, whose scripts run in their root with
-    `PYTHONPATH=.`. A checkout of this project is one of them only for its own configs: its `projects/` is
-    not the one of a repository that lies elsewhere.
+    `PYTHONPATH=.`. A checkout of this project, whose `projects/` has the names of many of them, comes last,
+    and only for its own configs and for users who are in it.
     """
-    config = Path(path).resolve()
-    folders = dict.fromkeys([Path.cwd(), *config.parents])
-    return [folder for folder in folders if folder != CHECKOUT or config.is_relative_to(CHECKOUT)]
+    config, current = Path(path).resolve(), Path.cwd()
+    folders = [folder for folder in dict.fromkeys([current, *config.parents]) if folder != CHECKOUT]
+    return [*folders, CHECKOUT] if current == CHECKOUT or config.is_relative_to(CHECKOUT) else folders
 
 
 def use_libraries_of(path: str) -> None:
@@ -358,9 +358,9 @@ def _is_of(file: Path, folder: Path, package: str) -> bool:
 
 def _refuse_ours(module: str, path: str) -> None:
     """Raise a ConfigError if a config of another tree would import a module of this project's `projects/`."""
-    if Path(path).resolve().is_relative_to(CHECKOUT) or not module.startswith('projects'):
+    if CHECKOUT in user_folders(path) or not (CHECKOUT / Path(*module.split('.'))).exists():
         return
-    if (CHECKOUT / Path(*module.split('.'))).exists() and _comes_from_checkout(module.partition('.')[0]):
+    if _comes_from_checkout(module.partition('.')[0]):
         raise ConfigError(
             f'{path}: imports {module}, which is neither in {Path.cwd()} nor in a folder above the config; '
             f'{CHECKOUT / "projects"} of mm2onnx is not meant: run the command in the root of the repository '
