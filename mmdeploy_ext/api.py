@@ -12,7 +12,7 @@ from mmdeploy_ext.contract.metadata_entries import read_entry
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import LoadError, ModelFileError, after_weights
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.engines.settings import check_engine_kind, engine_settings
+from mmdeploy_ext.engines.registry import check_engine_kind, engine_settings
 from mmdeploy_ext.families.base import BACKBONE, DETECTOR, FAMILIES, Family, find_family
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.user_samples import Samples, read_images

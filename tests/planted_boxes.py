@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from planting import Change
 
-SUPPRESSION = 'mmdeploy_ext.exporting.postprocess.suppress:Suppression.__call__'
+SUPPRESSION = 'mmdeploy_ext.exporting.postprocess.suppression:Suppression.__call__'
 BATCHED_NMS = 'mmdeploy_ext.exporting.ops.nms:batched_nms'
 CLASS_OFFSETS = 'mmdeploy_ext.exporting.ops.nms:class_offsets'
-CLIP = 'mmdeploy_ext.exporting.postprocess.suppress:clip_to'
+CLIP = 'mmdeploy_ext.exporting.postprocess.suppression:clip_to'
 LIMIT = 'mmdeploy_ext.exporting.postprocess.sizes:limit'
 PRIORS = 'mmdeploy_ext.families.parts.priors:same_priors'
 BOXES_OF = 'mmdeploy_ext.families.parts.runtime.box_coders:boxes_of'

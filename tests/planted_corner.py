@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 POST = 'mmdeploy_ext.families.corner.postprocess'
 BEST, FORM = f'{POST}:best_corners', f'{POST}:FullForm.forward'
-SUPPRESSION = 'mmdeploy_ext.exporting.postprocess.suppress:Suppression.__call__'
+SUPPRESSION = 'mmdeploy_ext.exporting.postprocess.suppression:Suppression.__call__'
 OFFSETS = 'mmdeploy_ext.exporting.ops.nms:class_offsets'
 PEAKS = 'mmdeploy_ext.families.parts.runtime.box_coders:peaks_of'
 NETWORK = 'mmdeploy_ext.families.corner.graphs:Network.forward'

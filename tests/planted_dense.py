@@ -368,7 +368,7 @@ planted(
     'capped: candidates are those that were kept',
     'atss',
     (
-        'mmdeploy_ext.exporting.postprocess.suppress:Suppression.__call__',
+        'mmdeploy_ext.exporting.postprocess.suppression:Suppression.__call__',
         result(lambda found, *_: (*found[:2], (found[1] >= 0).sum(1))),
     ),
     **CAPPED,

@@ -18,7 +18,7 @@ PARTS = 'mmdeploy_ext.families.parts'
 PACKAGE = 'mmdeploy_ext.families.query'
 NETWORKS, POST, PADDING = f'{PARTS}.query_networks', f'{PACKAGE}.postprocess', f'{PARTS}.padding'
 FORM, BEST, MOST = f'{POST}:FullForm.forward', f'{POST}:best_pairs', f'{POST}:max_per_img'
-ATTENTION = 'mmdeploy_ext.exporting.ops.deformable_attention'
+ATTENTION = 'mmdeploy_ext.exporting.ops.attention'
 LOCATIONS, ATTEND, SHARES = (
     f'{ATTENTION}:{name}' for name in ('sampling_locations', 'attend_maps', 'shares')
 )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.ops.deformable_attention import standard_deformable_attention
+from mmdeploy_ext.exporting.ops.attention import standard_deformable_attention
 from mmdeploy_ext.exporting.ops.operator import operators_as
 from mmdeploy_ext.exporting.ops.rotated_nms import rotated_nms
 from mmdeploy_ext.exporting.ops.upsample_bicubic import upsample_bicubic

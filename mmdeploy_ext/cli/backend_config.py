@@ -9,7 +9,7 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.core.files import check_writable
 from mmdeploy_ext.engines import BACKENDS
-from mmdeploy_ext.engines.settings import check_engine
+from mmdeploy_ext.engines.registry import check_engine
 
 if TYPE_CHECKING:
     from mmdeploy_ext.contract.option import Options

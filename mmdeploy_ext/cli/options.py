@@ -13,8 +13,7 @@ from mmdeploy_ext.contract.precision import PRECISIONS
 from mmdeploy_ext.contract.registry import detector_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.engines.registry import file_engines
-from mmdeploy_ext.engines.settings import engine_settings
+from mmdeploy_ext.engines.registry import engine_settings, file_engines
 
 CFG_OPTIONS_HELP = (
     'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'

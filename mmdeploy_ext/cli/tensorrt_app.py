@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mmdeploy_ext.engines.tensorrt.engine import Job
-    from mmdeploy_ext.engines.tensorrt.file import Record
+    from mmdeploy_ext.engines.tensorrt.record import Record
 
 PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that multiply with weights."""
@@ -157,7 +157,7 @@ def _inspected(engine: str) -> Any:
 
     from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
     from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-    from mmdeploy_ext.engines.tensorrt.file import read_record
+    from mmdeploy_ext.engines.tensorrt.record import read_record
 
     gpu = find_gpu()
     if gpu is None or gpu.architecture not in read_record(engine).architectures:
@@ -207,7 +207,7 @@ def _table(args: argparse.Namespace) -> int:
 
 def _describe(args: argparse.Namespace) -> int:
     """Check an engine against its record and print what is known of it."""
-    from mmdeploy_ext.engines.tensorrt.file import read_record
+    from mmdeploy_ext.engines.tensorrt.record import read_record
 
     record = read_record(args.onnx)
     print(f'{args.onnx}: {_title(record)}')
@@ -221,7 +221,7 @@ def _describe(args: argparse.Namespace) -> int:
 
 def _verify(engine: str, onnx: str | None) -> int:
     from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-    from mmdeploy_ext.engines.tensorrt.file import read_record
+    from mmdeploy_ext.engines.tensorrt.record import read_record
     from mmdeploy_ext.proving import tensorrt as tensorrt_proof
     from mmdeploy_ext.proving.rows import equality_claim, is_equal
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mmdeploy_ext.cli import backend_config
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.engines import Backend, build_backend
-from mmdeploy_ext.engines.settings import check_engine_kind
+from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:

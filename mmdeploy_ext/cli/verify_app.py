@@ -10,7 +10,7 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.contract.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.core import cli
-from mmdeploy_ext.engines.settings import check_engine_kind
+from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.families.base import BACKBONE, Family
 from mmdeploy_ext.proving.inputs.user_samples import Samples
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage, PreprocessRule
 from mmdeploy_ext.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.weights.checkpoint import load_checkpoint
 
-KEPT_EXPORTS = 4
-"""As many as the graphs of a model."""
+CACHED_EXPORTS = 4
+"""The most graphs that a model has."""
 
 
 @dataclasses.dataclass
@@ -40,10 +40,10 @@ class Deployment:
     model: torch.nn.Module  # of upstream, with its weights, in evaluation mode
     checkpoint: str  # the path of the weights
     checkpoint_sha256: str
-    classes: tuple[str, ...]  # names by label; none of a backbone
+    classes: tuple[str, ...]  # names by label; () for a backbone
     rule: Any  # how a sample becomes the input
-    settings: Any = None  # see `Family.settings`
-    report: Any = None  # what was found in the checkpoint, see `Family.load`
+    settings: Any = None  # of `Family.settings`
+    report: Any = None  # of `Family.load`: the tensors of the checkpoint that were loaded
     unbuilt_cfg: Any = None
     """`cfg` before the model was built, for which mmcv takes entries out, such as `fallback_on_stride`."""
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
@@ -54,17 +54,17 @@ class Deployment:
     def keep(self, key: Any, model: onnx.ModelProto) -> onnx.ModelProto:
         """Cache an export, which must not be changed, for a proof that may follow; returns it."""
         self.exports[key] = model
-        while len(self.exports) > KEPT_EXPORTS:
+        while len(self.exports) > CACHED_EXPORTS:
             del self.exports[next(iter(self.exports))]
         return model
 
     def normalise_with(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Take `--mean` and `--std` in place of the config's; None keeps the config's.
+        """Replace the config's mean and std by `--mean` and `--std`; None keeps the config's.
 
         Padding before the normalisation is normalised, too, so the rule is read again from changed steps.
         """
-        given = dict(mean=mean, std=std)
-        self.normalisation = {name: tuple(values) for name, values in given.items() if values}
+        options = dict(mean=mean, std=std)
+        self.normalisation = {name: tuple(values) for name, values in options.items() if values}
         if self.normalisation:
             cfg = copy.deepcopy(self.cfg)
             for step in steps_of(test_pipeline(cfg), 'Normalize', 'RandomCenterCropPad'):
@@ -83,20 +83,20 @@ class Deployment:
 
     @property
     def config_sha256(self) -> str:
-        """See `Family.config_sha256`."""
+        """The digest of the config's entries that decide what the model computes."""
         return self.family.config_sha256(self.cfg)
 
 
 def check_device(device: str) -> torch.device:
-    """Refuse (EngineError) a device that is not here; the message says what is."""
+    """Return a device of PyTorch; EngineError if there is none of that name on this machine."""
     try:
         parsed = torch.device(device)
-    except RuntimeError as error:
-        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'") from error
+    except RuntimeError:
+        parsed = None
+    if parsed is None or parsed.type not in ('cpu', 'cuda'):
+        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'")
     if parsed.type == 'cuda' and not torch.cuda.is_available():
         raise EngineError(f'--device {device}: this torch {torch.__version__} sees no GPU; use --device cpu')
-    if parsed.type not in ('cpu', 'cuda'):
-        raise EngineError(f"--device {device}: expected 'cpu', 'cuda' or 'cuda:N'")
     return parsed
 
 
@@ -119,7 +119,7 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
     """Return class names: of the checkpoint's `meta`, the config, the data set's class, or else numbers.
 
     Raises:
-        UsageError: a name is no text that a file could have.
+        UsageError: a name cannot be encoded as UTF-8.
     """
     from mmcv import list_from_file
     from mmdet.datasets import DATASETS
@@ -139,12 +139,10 @@ def class_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> tuple[st
         getattr(kind, 'CLASSES', None),
     ):
         if isinstance(names, list | tuple) and len(names) == num_classes:
-            _check_text(names := tuple(map(str, names)))
-            return names
-    return tuple(f'class {index}' for index in range(num_classes))
-
-
-def _check_text(names: Iterable[str]) -> None:
+            break
+    else:
+        return tuple(f'class {index}' for index in range(num_classes))
+    names = tuple(map(str, names))
     for name in names:
         try:
             name.encode()
@@ -153,6 +151,7 @@ def _check_text(names: Iterable[str]) -> None:
                 f'the class name {shortened(name)} has half a character, expected text; correct CLASSES of '
                 f"the checkpoint's meta, or classes of the config"
             ) from error
+    return names
 
 
 def load(
@@ -170,13 +169,13 @@ def load(
         config: path of the config.
         checkpoint: path of the weights.
         cfg_options: overrides of the config.
-        device: where the model goes.
+        device: where the model goes: 'cpu', 'cuda' or 'cuda:N'.
         before_weights: called with cfg, family and model before the weights are read, to refuse options.
         product: what is exported of the model, see `Family.product`.
-        weight_layout: see `Family.load`.
+        weight_layout: of the checkpoint's sparse convolutions, see `Family.load`.
 
     Raises:
-        UsageError: one of its subclasses says what is wrong with which file.
+        UsageError: something is wrong with config or checkpoint; the message names the file.
     """
     target = check_device(device)
     cfg = load_config(config, cfg_options)
@@ -209,9 +208,9 @@ def load(
 
 
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
-    """Return options with the default opset and size; UsageError names one that no export of a model has.
+    """Return options with the default opset and size; UsageError names an option that this model cannot have.
 
-    What no model has is refused before, by `Options.check`: by who reads a command line, a config or a file.
+    `Options.check` has refused what no model can have, when the command line, config or file was read.
     """
     resolved = resolve(options, model, family.preprocess_rule(cfg))
     family.check(cfg, resolved)
@@ -236,7 +235,7 @@ def prepare_fixed(rule: PreprocessRule, image_bgr: np.ndarray, height: int, widt
 
 
 def rule_of(deployment: Deployment, options: Options) -> Any:
-    """Return how samples become the input of a file with these options: a fixed one has one size."""
+    """Return how samples become the input of a file with these options: a fixed shape has one size."""
     if options.get('dynamic', True):
         return deployment.rule
     return dataclasses.replace(deployment.rule, size=(options.height, options.width))
@@ -245,9 +244,9 @@ def rule_of(deployment: Deployment, options: Options) -> Any:
 def with_normalisation(
     rule: PreprocessRule, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> PreprocessRule:
-    """Return the config's rule with `--mean` and `--std` where they are given."""
-    given = dict(mean=mean, std=std)
-    return dataclasses.replace(rule, **{name: tuple(value) for name, value in given.items() if value})
+    """Return the config's rule with `--mean` and `--std` in place of its own, unless they are None."""
+    options = dict(mean=mean, std=std)
+    return dataclasses.replace(rule, **{name: tuple(value) for name, value in options.items() if value})
 
 
 def file_rule(rule: PreprocessRule, metadata: Metadata) -> PreprocessRule:

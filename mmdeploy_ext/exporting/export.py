@@ -50,15 +50,19 @@ def export_stages(
         tensors.update(zip(stage.outputs, outputs, strict=True))
         ends = {name: tensors[name] for name in (*stage.inputs, *stage.outputs)}
         stage = dataclasses.replace(stage, exporter=stage.exporter or options.exporter)
-        dynamic = _dynamic(ends, letters, options)
+        dynamic = _dynamic_axes(ends, letters, options)
         if not options.get('dynamic', False):
             letters.update({name: {**letters.get(name, {}), 1: f'{name}_rows'} for name in stage.varying})
         parts.append(exporter.run(stage, args, dynamic, options.opset, ALL, multiples))
-        if stage.exporter == 'dynamo':
-            _close(letters, parts[-1])
+        if stage.exporter == 'dynamo':  # it finds that some axes have one size: those are no longer open
+            for value in parts[-1].graph.output:
+                sizes = value.type.tensor_type.shape.dim
+                open_axes = letters.get(value.name, {}).items()
+                letters[value.name] = {axis: letter for axis, letter in open_axes if sizes[axis].dim_param}
     model = concatenate(parts, [stage.name for stage in stages], spec.output_names)
-    for graph_pass in (item for stage in stages for item in stage.passes):
-        model, _ = graph_pass(model)
+    for stage in stages:
+        for graph_pass in stage.passes:
+            model, _ = graph_pass(model)
     if options.get('group_norm') == 'exact':
         model, _ = replace_group_norm(model)
     if options.simplify:
@@ -68,25 +72,17 @@ def export_stages(
     return model
 
 
-def _dynamic(
+def _dynamic_axes(
     ends: Mapping[str, torch.Tensor], letters: dict[str, dict[int, str]], options: Options
 ) -> dict[str, dict[int, str]]:
     """Return the dynamic axes of the inputs and outputs of a stage."""
-    every = options.get('dynamic', False)
-    if every or options.get('dynamic_batch', False):
+    all_axes = options.get('dynamic', False)
+    if all_axes or options.get('dynamic_batch', False):
         # Intermediate tensors keep every axis open; the merged graph gets the letters of the spec.
         for name, tensor in ends.items():
-            axes = (0, *range(2, tensor.dim())) if every else (0,)
+            axes = (0, *range(2, tensor.dim())) if all_axes else (0,)
             letters.setdefault(name, {axis: f'{name}_{axis}' for axis in axes})
     return {name: letters[name] for name in ends if letters.get(name)}
-
-
-def _close(letters: dict[str, dict[int, str]], part: onnx.ModelProto) -> None:
-    """Take the axes of a stage's outputs that turned out to have one size from those that stay open."""
-    for value in part.graph.output:
-        sizes = value.type.tensor_type.shape.dim
-        open_axes = letters.get(value.name, {}).items()
-        letters[value.name] = {axis: letter for axis, letter in open_axes if sizes[axis].dim_param}
 
 
 export_module = functools.partial(exporter.export_module, operators=ALL)
@@ -94,10 +90,10 @@ export_module = functools.partial(exporter.export_module, operators=ALL)
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:
-    """Check a model, but not one of libspconv's dialect, which is no valid ONNX, and write it atomically."""
+    """Check a model, unless it is of libspconv's dialect, which is no valid ONNX, and write it atomically."""
     if metadata is not None:
-        kept = {entry.key: entry.value for entry in model.metadata_props}
-        onnx.helper.set_model_props(model, {**kept, **metadata.to_props()})
+        props = {entry.key: entry.value for entry in model.metadata_props}
+        onnx.helper.set_model_props(model, {**props, **metadata.to_props()})
     try:
         if not is_sparse(model):
             onnx.checker.check_model(model)

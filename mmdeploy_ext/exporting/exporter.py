@@ -1,6 +1,5 @@
 """The only caller of torch.onnx.export: one module of flat tensors, by either exporter, as it comes out."""
 
-import collections
 import contextlib
 import dataclasses
 import inspect
@@ -16,7 +15,7 @@ import torch
 from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.exporting.functional import decomposed_where_needed, translations_read_once
+from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes.interface import check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import suppress_output
@@ -30,11 +29,11 @@ class LibraryOperator:
     """An operator of a library that exports only while the library is patched; its module registers it.
 
     Attributes:
-        title: what a model has that uses it, and the ONNX operator, for messages.
-        opset: the first that has the operator.
+        title: the operator of the library and that of ONNX, for messages.
+        opset: the first that has the ONNX operator.
         inside: whether a module uses it.
-        patch: what is open during every export.
-        translations: what the dynamo exporter needs beside the patch, as `Operators.translations`.
+        patch: context that is open during every export.
+        translations: for the dynamo exporter beside the patch, as `Operators.translations`.
     """
 
     title: tuple[str, str]
@@ -57,7 +56,7 @@ def patched_libraries() -> Iterator[None]:
 
 
 def operators_of(module: torch.nn.Module) -> list[LibraryOperator]:
-    """Return those of `LIBRARY_OPERATORS` that a module uses."""
+    """Return the `LIBRARY_OPERATORS` that a module uses."""
     return [operator for operator in LIBRARY_OPERATORS if operator.inside(module)]
 
 
@@ -65,43 +64,43 @@ def check_operators(module: torch.nn.Module, opset: int) -> None:
     """Refuse an opset without an operator that the module needs; the UsageError names both."""
     for operator in operators_of(module):
         if opset < operator.opset:
-            what, name = operator.title
+            feature, name = operator.title
             raise UsageError(
-                f'--opset-version {opset}: the model has {what}, which ONNX has since opset '
+                f'--opset-version {opset}: the model has {feature}, which ONNX has since opset '
                 f'{operator.opset} ({name})'
             )
 
 
 def default_opset(module: torch.nn.Module, exporter: str) -> int:
     """Return the lowest opset that a module and an exporter need, at least `DEFAULT_OPSET`."""
-    least = OPSETS.get(exporter, (0,))[0]  # an unknown exporter is refused later
-    return max([DEFAULT_OPSET, least, *(operator.opset for operator in operators_of(module))])
+    lowest = OPSETS.get(exporter, (0,))[0]  # an unknown exporter is refused later
+    return max([DEFAULT_OPSET, lowest, *(operator.opset for operator in operators_of(module))])
 
 
 def default_group_norm(module: torch.nn.Module) -> str:
     """Return 'exact' for a network whose backbone normalises by groups, else ''.
 
-    A backbone has fifty and more of them one after the other, heads up to five: there the operator is enough.
+    A backbone has fifty and more group normalisations in a row, heads up to five, whose error is small.
     """
     backbone = getattr(module, 'backbone', None)
     parts = backbone.modules() if isinstance(backbone, torch.nn.Module) else ()
     return 'exact' if any(isinstance(part, torch.nn.GroupNorm) for part in parts) else ''
 
 
-def check_opset(opset: int, exporter: str, said: str = '') -> None:
-    """Refuse an opset that the exporter cannot write; the UsageError names the option as it was `said`."""
+def check_opset(opset: int, exporter: str, option: str = '') -> None:
+    """Refuse an opset that the exporter cannot write; the UsageError names the `option` that asked for it."""
     if exporter not in OPSETS:
         raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
     low, high = OPSETS[exporter]
     if not low <= opset <= high:
         raise UsageError(
-            f'{said or f"--opset-version {opset}"}: the {exporter} exporter writes opsets {low} to {high}'
+            f'{option or f"--opset-version {opset}"}: the {exporter} exporter writes opsets {low} to {high}'
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Operators:
-    """What the operators of this project add to a call.
+    """What the operators of this project add to an export.
 
     Attributes:
         translations: gives the `custom_translation_table` of the dynamo exporter.
@@ -123,20 +122,21 @@ def run(
     """Export one stage by the exporter that it names.
 
     Args:
-        stage: where it has fewer outputs than there are tensors, the exporter names the others.
+        stage: if it names fewer outputs than there are tensors, the exporter names the others.
         args: example tensors.
         dynamic: input or output name -> axis -> letter.
         opset: of the file.
-        operators: what they add.
-        multiples: input name -> what its height and width are multiples of, where that is not 1.
+        operators: translations, and the form of their nodes.
+        multiples: input name -> the number of which its height and width are multiples; 1 by default.
     """
     try:
-        # the proof finds what the exporters warn of
+        # warnings of the exporters are left out: the proof finds what they warn of
         with suppress_output(), warnings.catch_warnings(), patched_libraries(), torch.no_grad():
             warnings.simplefilter('ignore')
             if stage.exporter == 'dynamo':
-                ours = [operators.translations(), *(known.translations for known in LIBRARY_OPERATORS)]
-                translations = dict(collections.ChainMap(*ours))
+                translations = operators.translations()
+                for library_operator in LIBRARY_OPERATORS:
+                    translations = {**library_operator.translations, **translations}
                 model = _export_dynamo(stage, args, dynamic, opset, translations, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
@@ -167,33 +167,34 @@ def export_module(
         exporter: 'torchscript' or 'dynamo'.
         opset: of the file; by default 17, or the lowest that the exporter writes.
         input_names: by default input_0, input_1, ...
-        output_names: of as many outputs as shall be named; the others are output_0, output_1, ... by place.
+        output_names: of the first outputs; the others are output_0, output_1, ... by position.
         dynamic: input or output name -> axis -> letter, with both exporters; other axes of inputs are fixed.
-        operators: what they add; `export.export_module` is this function with all that are registered.
+        operators: translations and forms; `export.export_module` is this function with all registered ones.
 
     Raises:
-        UsageError: an exporter or opset that there is not, or a name or axis that the graph has not.
-        ExportError: the exporter failed, or wrote another opset than the one asked for.
+        UsageError: there is no such exporter or opset, or the graph has no such name or axis.
+        ExportError: the exporter failed, or wrote another opset than the requested one.
     """
     compat.apply()
-    chosen = max(DEFAULT_OPSET, OPSETS.get(exporter, (0,))[0]) if opset is None else opset
-    check_opset(chosen, exporter)
+    if opset is None:
+        opset = max(DEFAULT_OPSET, OPSETS.get(exporter, (0,))[0])
+    check_opset(opset, exporter)
     names = tuple(input_names or (f'input_{index}' for index in range(len(args))))
     dynamic = {name: dict(axes) for name, axes in (dynamic or {}).items()}
     stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
     check_axes(dict(zip(names, args, strict=False)), dynamic)
-    known = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
-    model = run(stage, tuple(args), known, chosen, operators)
-    check_written(model, chosen)
+    named = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
+    model = run(stage, tuple(args), named, opset, operators)
+    check_written(model, opset)
     return name_ends(model, stage.outputs, dynamic)
 
 
-def check_written(model: onnx.ModelProto, asked: int) -> None:
-    """Refuse a model of another opset than the one asked for; the ExportError names both."""
-    written = opsets_of(model).get('')
-    if written != asked:
+def check_written(model: onnx.ModelProto, opset: int) -> None:
+    """Refuse a model of another opset than the requested one; the ExportError names both."""
+    written_opset = opsets_of(model).get('')
+    if written_opset != opset:
         raise ExportError(
-            f'opset {asked} was asked for, the exporter wrote {written}; '
+            f'opset {opset} was asked for, the exporter wrote {written_opset}; '
             f'choose an opset that it writes, or --exporter torchscript'
         )
 
@@ -226,15 +227,17 @@ def _export_dynamo(
     translations: dict[Any, Callable[..., Any]],
     multiples: Mapping[str, int],
 ) -> onnx.ModelProto:
-    axes = ((dynamic.get(name, {}), multiples.get(name, 1)) for name in stage.inputs)
     shapes: tuple[Any, ...] = tuple(
-        {axis: _dimension(axis, letter, multiple) for axis, letter in letters.items()}
-        for letters, multiple in axes
+        {
+            axis: _dimension(axis, letter, multiples.get(name, 1))
+            for axis, letter in dynamic.get(name, {}).items()
+        }
+        for name in stage.inputs
     )
     parameters = inspect.signature(stage.module.forward).parameters.values()
     named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
     if named < min(len(parameters), len(shapes)):
-        shapes = (*shapes[:named], shapes[named:])  # torch.export knows *tensors as one argument
+        shapes = (*shapes[:named], shapes[named:])  # torch.export takes *tensors as one argument
     with decomposed_where_needed(translations), translations_read_once():
         program = torch.onnx.export(
             stage.module,
@@ -252,7 +255,7 @@ def _export_dynamo(
 
 
 def _dimension(axis: int, letter: str, multiple: int) -> Any:
-    """Return a dynamic axis; that height and width are multiples tells that maps halved and doubled fit."""
+    """Return a dynamic axis; a multiple says that maps of half the height and width fit when doubled."""
     if axis < 2 or multiple == 1:
         return torch.export.Dim.DYNAMIC
     return multiple * torch.export.Dim(letter, min=1)

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 
 from mmdeploy_ext.contract.metadata import Metadata, read_metadata
 from mmdeploy_ext.contract.option import Options
-from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ModelFileError, UsageError
 from mmdeploy_ext.core.files import check_writable, will_write
@@ -26,25 +24,25 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
 
 
-def check_output(output: str, options: Options, family: Family, where: str = '--output-file ') -> None:
+def check_output(output: str, options: Options, family: Family, option: str = '--output-file ') -> None:
     """Refuse a file or folder that the files of an export cannot be written to.
 
-    `where` is the option or key that gave it. UsageError: a file name for a folder of graphs, or the other
+    `option` is the option or key that names it. UsageError: a file name for a folder of graphs, or the other
     way round, or not writable.
     """
-    is_file, one = output.endswith('.onnx'), family.one_file(options)
-    if is_file != one and family.files:
-        what = f'the {options.contract} contract is'
-        wanted = 'one file, expected a name in .onnx' if one else 'several graphs, expected a folder'
-        raise UsageError(f'{where}{output}: {what} {wanted}')
-    if not one and Path(output).is_file():
-        raise UsageError(f'{where}{output}: is a file, expected a folder')
-    paths = [Path(output)] if one else [Path(output) / f'{name}.onnx' for name in family.names_of(options)]
-    if not one:
+    one_file = family.one_file(options)
+    if output.endswith('.onnx') != one_file and family.files:
+        expected = 'one file, expected a name in .onnx' if one_file else 'several graphs, expected a folder'
+        raise UsageError(f'{option}{output}: the {options.contract} contract is {expected}')
+    paths = [Path(output)]
+    if not one_file:
+        if Path(output).is_file():
+            raise UsageError(f'{option}{output}: is a file, expected a folder')
         check_replaceable(output)
+        paths = [Path(output) / f'{name}.onnx' for name in family.names_of(options)]
     for path in paths:
         check_writable(path)
-    will_write(where.strip(' ='), paths)
+    will_write(option.strip(' ='), paths)
 
 
 def make_metadata(deployment: Deployment, options: Options, graph: Graph | None = None) -> Metadata:
@@ -82,8 +80,8 @@ def export_graph(
 ) -> onnx.ModelProto:
     """Export one graph with the names, types and opset of its spec and in its precision.
 
-    A finished one is taken as it is. `keep_fp32` are patterns of nodes that stay float32 in the family's
-    float16 files; `example` is traced instead of the graph's own.
+    A graph that has a model needs no export. `keep_fp32` are patterns of nodes that stay float32 in the
+    family's float16 files; `example` is traced instead of the graph's own.
     """
     model = graph.model
     if model is None:
@@ -100,24 +98,22 @@ def export_graphs(
     shape, repeated to the batch. ExportError: a graph cannot be exported; UsageError: a pattern of
     `keep_fp32` that fits no node.
     """
-    family, found = deployment.family, []
+    family, exported = deployment.family, []
     device = next(deployment.model.parameters()).device
-    given = family.example(images, options)
+    inputs = family.example(images, options)
     for graph in family.graphs(deployment.model, options):
-        example = graph.example or _fed(given, graph.spec)
+        example = graph.example
+        if not example:  # optional inputs that no picture gives have their defaults
+            arrays = {name: array for name, array in inputs.items() if name in graph.spec.input_names}
+            arrays = graph.spec.with_defaults(arrays)
+            example = {name: torch.from_numpy(array) for name, array in arrays.items()}
         example = {name: tensor.to(device) for name, tensor in example.items()}
         for stage in graph.stages:
             stage.module.eval().to(device)
         model = export_graph(graph, options, family.keep_fp32, example)
-        found.append((model, make_metadata(deployment, options, graph)))
-    check_patterns([model for model, _ in found], options.keep_fp32)
-    return found
-
-
-def _fed(given: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, torch.Tensor]:
-    """Return the inputs of a graph; optional ones that no picture gives have their defaults."""
-    known = {name: array for name, array in given.items() if name in spec.input_names}
-    return {name: torch.from_numpy(array) for name, array in spec.with_defaults(known).items()}
+        exported.append((model, make_metadata(deployment, options, graph)))
+    check_patterns([model for model, _ in exported], options.keep_fp32)
+    return exported
 
 
 def export_files(
@@ -125,37 +121,37 @@ def export_files(
 ) -> tuple[list[str], float]:
     """Export a model and write its file, or its folder of graphs, atomically; see `export_graphs`.
 
-    Returns the paths in the order in which a sample goes through them, and the seconds it took. Where it
-    raises, nothing was written.
+    Returns the paths in the order in which a sample goes through them, and the seconds it took. If it raises,
+    nothing was written.
     """
     start = time.perf_counter()
-    found = export_graphs(deployment, options, images)
+    exported = export_graphs(deployment, options, images)
     if deployment.family.one_file(options):
-        ((model, metadata),) = found
+        ((model, metadata),) = exported
         export.save(model, output, metadata)
         paths = [output]
     else:
-        more = deployment.family.companions(deployment.model, options)
-        paths = _write_folder(found, Path(output), more)
-    for model, metadata in found:
+        companions = deployment.family.companions(deployment.model, options)
+        paths = _write_folder(exported, Path(output), companions)
+    for model, metadata in exported:
         deployment.keep((metadata.form, options), model)
     return paths, time.perf_counter() - start
 
 
 def _write_folder(
-    found: Sequence[tuple[onnx.ModelProto, Metadata]], folder: Path, more: Mapping[str, str]
+    exported: Sequence[tuple[onnx.ModelProto, Metadata]], folder: Path, companions: Mapping[str, str]
 ) -> list[str]:
     """Write all files beside the folder first, then replace an older export at once.
 
-    `more` is name -> text of other files. Returns the paths of the graphs.
+    `companions` is name -> text of other files. Returns the paths of the graphs.
     """
-    family = found[-1][1].family
+    family = exported[-1][1].family
     with replaced_folder(folder, files_of_family(folder, family)) as staging:
-        for model, metadata in found:
+        for model, metadata in exported:
             export.save(model, staging / f'{metadata.form}.onnx', metadata)
-        for name, text in more.items():
+        for name, text in companions.items():
             (staging / name).write_text(text, encoding='utf-8')
-    return [str(folder / f'{metadata.form}.onnx') for _, metadata in found]
+    return [str(folder / f'{metadata.form}.onnx') for _, metadata in exported]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,27 +163,27 @@ class ExportedFiles:
 
     @property
     def metadata(self) -> Metadata:
-        """Of the last one, which gives the outputs."""
+        """The metadata of the last file, which gives the outputs."""
         return self.all_metadata[-1]
 
 
 def read_files(path: str) -> ExportedFiles:
     """Read the metadata of an exported folder or file.
 
-    ModelFileError: not there, not ours, or files of different exports in one folder.
+    ModelFileError: no such file, not exported by this package, or files of different exports in one folder.
     """
-    known = {str(file): read_metadata(str(file)) for file in model_files(path)}
-    check_same_export(known)
-    first, metadata = next(iter(known.items()))
+    metadata_of = {str(file): read_metadata(str(file)) for file in model_files(path)}
+    check_same_export(metadata_of)
+    first, metadata = next(iter(metadata_of.items()))
     family = FAMILIES.get(metadata.family)
     names: Sequence[str] = ()
     if family is not None and family.files:
         names = family.names_of(family.written(metadata.options, first))
     if names and Path(path).is_dir():
-        check_file_names(path, {Path(file).name: f'{one.form}.onnx' for file, one in known.items()})
-    places = {name: place for place, name in enumerate(names)}
-    order = sorted(known, key=lambda file: (places.get(known[file].form, len(names)), file))
-    return ExportedFiles(order, [known[file] for file in order])
+        check_file_names(path, {Path(file).name: f'{entry.form}.onnx' for file, entry in metadata_of.items()})
+    positions = {name: position for position, name in enumerate(names)}
+    order = sorted(metadata_of, key=lambda file: (positions.get(metadata_of[file].form, len(names)), file))
+    return ExportedFiles(order, [metadata_of[file] for file in order])
 
 
 def check_file_names(folder: str, expected: Mapping[str, str]) -> None:

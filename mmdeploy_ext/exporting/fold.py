@@ -52,8 +52,8 @@ PREPARATIONS: list[Callable[[nn.Module], None]] = []
 def fuse(model: nn.Module) -> nn.Module:
     """Return an evaluation copy of the model with batch normalisation folded into convolutions.
 
-    Folded is what mmcv's `fuse_conv_bn` folds: a batch normalisation into the `nn.Conv2d` before it among the
-    children of one module, where the convolution is linear in its weight: one that standardises its weight
+    As mmcv's `fuse_conv_bn` does, a batch normalisation is folded into the `nn.Conv2d` before it among the
+    children of one module, if the convolution is linear in its weight: one that standardises its weight
     (DetectoRS) would take the factors out again. The normalisation becomes an `nn.Identity`. `Summed` modules
     fold themselves. A convolution that several modules share, each with a normalisation of its own
     (RetinaSepBNHead), becomes one of each.
@@ -74,7 +74,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
-    """Return a convolution with the normalisation after it folded in; `nn.Identity` is one folded before."""
+    """Return a convolution with the normalisation after it folded in; `nn.Identity` was folded before."""
     weight = _double(conv.weight)
     bias = np.zeros(len(weight)) if conv.bias is None else _double(conv.bias)
     if isinstance(norm, nn.Identity):
@@ -84,37 +84,30 @@ def fold_pair(conv: nn.Conv2d, norm: nn.Module) -> Folded:
         np.full_like(mean, default) if array is None else _double(array)
         for array, default in ((norm.weight, 1.0), (norm.bias, 0.0))
     )
-    with np.errstate(all='ignore'):  # damaged checkpoints give NaN, which is found where it is said of what
+    with np.errstate(all='ignore'):  # damaged checkpoints give NaN, which is reported with its tensor later
         scale = gamma / np.sqrt(variance + norm.eps)
         return Folded(weight * scale[:, None, None, None], (bias - mean) * scale + beta)
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """Yield a parent and the names of its children, a convolution and the normalisation that follows it."""
-    last = None
+    conv = None
     for name, child in module.named_children():
         if isinstance(child, BatchNorm):
-            if last is not None and _adjacent(module) and _is_linear(getattr(module, last)):
-                yield module, last, name
-            last = None
+            # the children of mmcv's ConvModule do not stand in its `order`: it may normalise first
+            order = getattr(module, 'order', None)
+            adjacent = not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
+            if conv is not None and adjacent and _is_linear(getattr(module, conv)):
+                yield module, conv, name
+            conv = None
         elif isinstance(child, nn.Conv2d):
-            last = name
+            conv = name
         else:
             yield from _pairs(child)
 
 
-def _adjacent(module: nn.Module) -> bool:
-    """Return whether a module runs its normalisation right after its convolution.
-
-    mmcv's ConvModule names its parts in an `order` of its own: the children of one that normalises first, or
-    after the activation, stand as those of any other.
-    """
-    order = getattr(module, 'order', None)
-    return not isinstance(order, tuple) or ('conv', 'norm') in itertools.pairwise(order)
-
-
 def _is_linear(conv: nn.Conv2d) -> bool:
-    """Return whether twice the weight and bias give twice the output; of a subclass it is tried."""
+    """Return whether twice the weight and bias give twice the output; a subclass is run to see it."""
     if type(conv) is nn.Conv2d:
         return True
     twice = copy.deepcopy(conv).eval()
@@ -122,11 +115,11 @@ def _is_linear(conv: nn.Conv2d) -> bool:
     drawn = torch.rand(1, conv.in_channels, *sides, generator=torch.Generator().manual_seed(0))
     image = drawn.to(conv.weight)
     with torch.no_grad():
-        wanted = 2 * twice(image)
+        expected = 2 * twice(image)
         for parameter in (twice.weight, twice.bias):
             if parameter is not None:
                 parameter.mul_(2)
-        return bool((twice(image) - wanted).abs().max() <= 1e-4 * wanted.abs().max())
+        return bool((twice(image) - expected).abs().max() <= 1e-4 * expected.abs().max())
 
 
 def _double(tensor: torch.Tensor) -> np.ndarray:

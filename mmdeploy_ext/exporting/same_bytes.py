@@ -30,8 +30,8 @@ def power(base: float, exponents: np.ndarray) -> np.ndarray:
     """Return base ** exponents, float32, rounded once.
 
     Transcendental functions of numpy and libm are chosen by the CPU, too. In long double they err by less
-    than 1e-18 of the value (1e-15 where it is a double): what they differ by does not reach the one rounding
-    to float32, but for one value in some 1e11 (1e8).
+    than 1e-18 of the value (1e-15 if it is a double): the difference reaches the one rounding to float32 for
+    one value in some 1e11 (1e8).
     """
     return np.power(np.longdouble(base), exponents.astype(np.longdouble)).astype(np.float32)
 
@@ -81,8 +81,8 @@ FUNCTIONS: dict[Callable, Callable] = {
     F.linear: _linear,
     F.layer_norm: _layer_norm,
     **{
-        getattr(where, name): _elementwise(getattr(np, name))
+        getattr(owner, name): _elementwise(getattr(np, name))
         for name in ('cos', 'exp', 'log', 'sin', 'sqrt')
-        for where in (torch, torch.Tensor)
+        for owner in (torch, torch.Tensor)
     },
 }

@@ -14,7 +14,7 @@ from mmdeploy_ext.exporting.deployment import Deployment
 from mmdeploy_ext.exporting.files import plain_options
 from mmdeploy_ext.families.sparse import SparseFamily
 from mmdeploy_ext.sparse.fold import fold
-from mmdeploy_ext.sparse.ir import SparseGraph
+from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -33,11 +33,11 @@ def trace(deployment: Deployment) -> SparseGraph:
         spatial_shape=settings.spatial_shape,
         in_channels=settings.in_channels,
     )
-    wanted = settings.output_shape
-    if wanted is not None and tuple(wanted) != graph.output_shape:
+    expected = settings.output_shape
+    if expected is not None and tuple(expected) != graph.output_shape:
         raise ConfigError(
             f'{deployment.config}: the encoder gives {list(graph.output_shape)}, what follows it takes '
-            f'{list(wanted)}; correct sparse_shape, voxel_size or the channels of the next layer'
+            f'{list(expected)}; correct sparse_shape, voxel_size or the channels of the next layer'
         )
     return graph
 
@@ -59,10 +59,12 @@ def make_graph(
     ranges: Ranges | None = None,
     checkpoint_sha256: str = '',
 ) -> SparseGraph:
-    """Return the traced graph as the file has it; int8 needs the ranges of the quantisers.
+    """Return the traced graph folded, in the order, precision and bound of the options.
+
+    INT8 needs the ranges of the quantisers.
 
     UsageError: ranges are missing, of another network or of other weights; a pattern matches no layer.
-    ExportError: something that cannot be folded.
+    ExportError: a layer cannot be folded.
     """
     graph = reorder(fold(traced, options.fold, fp16_modules(options, family)), options.order)
     if has_precision(options):
@@ -72,7 +74,13 @@ def make_graph(
             ranges.check(graph, checkpoint_sha256)
         graph = apply_precision(graph, options.precision or 'fp16', overrides(graph, options, family), ranges)
     if options.output_bound:
-        graph = with_bound(graph, options.output_bound)
+        nodes = tuple(
+            dataclasses.replace(node, output_bound=options.output_bound)
+            if isinstance(node, SparseConvolution)
+            else node
+            for node in graph.nodes
+        )
+        graph = dataclasses.replace(graph, nodes=nodes)
     return graph
 
 
@@ -82,26 +90,16 @@ def fp16_modules(options: Options, family: SparseFamily) -> tuple[str, ...]:
 
 
 def overrides(graph: SparseGraph, options: Options, family: SparseFamily) -> dict[str, tuple[str, str]]:
-    """Return pattern -> (precision, output precision), the user's own after those of the reference."""
+    """Return pattern -> (precision, output precision), those of the user after those of the reference."""
     from mmdeploy_ext.sparse.precision import fp16_ends
 
-    found = {}
+    precisions = {}
     if options.int8_fp16_io:
-        found.update(family.int8.precisions or fp16_ends(graph))
+        precisions.update(family.int8.precisions or fp16_ends(graph))
     for pattern, precision, output_precision in options.layer_precision:
-        found.pop(pattern, None)  # the last one given counts, and stands last
-        found[pattern] = (precision, output_precision)
-    return found
-
-
-def with_bound(graph: SparseGraph, output_bound: int) -> SparseGraph:
-    """Return the graph with another output bound on every convolution."""
-    names = {node.name for node in graph.convolutions()}
-    nodes = tuple(
-        dataclasses.replace(node, output_bound=output_bound) if node.name in names else node
-        for node in graph.nodes
-    )
-    return dataclasses.replace(graph, nodes=nodes)
+        precisions.pop(pattern, None)  # the last entry of a pattern counts, and stands last
+        precisions[pattern] = (precision, output_precision)
+    return precisions
 
 
 def metadata_props(deployment: Deployment, options: Options, ranges: Ranges | None = None) -> dict[str, str]:
@@ -128,7 +126,7 @@ def write_file(
 ) -> None:
     """Write a graph to a file of its target, atomically.
 
-    ExportError: something that the target cannot say; Mm2OnnxError: the file cannot be written.
+    ExportError: the target cannot express a part of the graph; Mm2OnnxError: the file cannot be written.
     """
     props = metadata_props(deployment, options, ranges)
     if options.target == 'libspconv':

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.preprocess.past_sweeps import PastSweeps
+from mmdeploy_ext.preprocess.fusion import PastSweeps
 from mmdeploy_ext.preprocess.points import VoxelRule
 
 KIND = 'fusion'

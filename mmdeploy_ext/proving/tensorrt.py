@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.engines.tensorrt.file import Record
+    from mmdeploy_ext.engines.tensorrt.record import Record
     from mmdeploy_ext.proving.rows import TensorRow
 
 LARGEST_DIFFERENCE = 1e-3

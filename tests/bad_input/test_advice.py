@@ -14,7 +14,7 @@ from mmdeploy_ext.cli import graph_app, info_app, options, run_app
 from mmdeploy_ext.compat import doctor
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
+from mmdeploy_ext.exporting.postprocess.suppression import nms_config
 from mmdeploy_ext.synthetic import seeded
 
 DEMO = Path(__file__).resolve().parents[2] / 'demo/atss_toy.onnx'

@@ -6,11 +6,11 @@ import types
 import numpy as np
 import onnx
 import pytest
+from mmdeploy_ext.engines.tensorrt.record import read_record
 
 from mmdeploy_ext.cli import tensorrt_app, tensorrt_table
 from mmdeploy_ext.cli.tensorrt_app import main
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
-from mmdeploy_ext.engines.tensorrt.file import read_record
 from mmdeploy_ext.proving import tensorrt as tensorrt_proof
 from toy_atss import REPO, export_toy, load_toy
 from toy_engines import package, parse, two_outputs
@@ -93,7 +93,7 @@ def test_an_engine_that_was_compared_with_its_file_is_equal_and_never_proven(
     )
     record = types.SimpleNamespace(layers={'CONVOLUTION': {dtype: 1}})
     monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.cuda.find_gpu', lambda: Gpu('a GPU', 86))
-    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.file.read_record', lambda engine: record)
+    monkeypatch.setattr('mmdeploy_ext.engines.tensorrt.record.read_record', lambda engine: record)
     monkeypatch.setattr(tensorrt_proof, 'compare', lambda engine, source: rows)
     assert tensorrt_app._verify('m.engine', 'm.onnx') == status
     out = capsys.readouterr().out

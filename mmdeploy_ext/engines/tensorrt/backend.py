@@ -12,8 +12,8 @@ from mmdeploy_ext.engines.base import Backend
 from mmdeploy_ext.engines.tensorrt.binding import Session, check_ports
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
 from mmdeploy_ext.engines.tensorrt.engine import engine_beside
-from mmdeploy_ext.engines.tensorrt.file import check_architecture, check_version, read_record
 from mmdeploy_ext.engines.tensorrt.package import find_package
+from mmdeploy_ext.engines.tensorrt.record import check_architecture, check_version, read_record
 from mmdeploy_ext.graph.passes.for_tensorrt import parse_constants
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from mmdeploy_ext.engines.tensorrt import shapes as tensorrt_shapes
 from mmdeploy_ext.engines.tensorrt.binding import Port
 from mmdeploy_ext.engines.tensorrt.build import Built, build
 from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
-from mmdeploy_ext.engines.tensorrt.file import AS_GIVEN, Record, read_record, write_engine
+from mmdeploy_ext.engines.tensorrt.record import AS_GIVEN, Record, read_record, write_engine
 from mmdeploy_ext.graph.io import files, types
 from mmdeploy_ext.graph.passes import for_tensorrt
 from mmdeploy_ext.graph.passes.fp16 import to_fp16

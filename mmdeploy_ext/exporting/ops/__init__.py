@@ -1,1 +1,1 @@
-"""Operators that need help to reach ONNX; one per file. See docs/custom-operators.md."""
+"""Operators that need help to reach ONNX, by subject; docs/custom-operators.md says how to write one."""

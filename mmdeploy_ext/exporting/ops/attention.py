@@ -1,15 +1,29 @@
-"""Multi-head attention in matrix products, with the parameters of `nn.MultiheadAttention`.
+"""Attention that exports: multi-head in matrix products, deformable over several maps.
 
 `nn.MultiheadAttention` chooses kernels by the CPU, by gradients and by the layout of its inputs, and its
-exports freeze batches; these few lines are one graph for every size.
+exports freeze batches; the few lines of `multi_head` are one graph for every size.
 
-Glossary: B batch, M heads, D embedding, Q queries, K keys.
+Deformable attention is mmcv's `MultiScaleDeformableAttention` in standard operators, in two forms.
+`attend_maps` has each map as a tensor and uses GridSample (opset 16): fewest nodes, for models that know
+their maps (RT-DETR). `attend` has mmcv's arguments, all maps in one tensor and their sizes in another, and
+uses gathers: sizes stay an input, and no engine's GridSample matters.
+
+Glossary: B batch, M heads, D channels of a head, E = M * D embedding, L maps, P points per map, Q queries,
+K keys, S = sum of h * w.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.exporting.ops.operator import Operator, Plugin, register
+from mmdeploy_ext.exporting.postprocess.sizes import length
 
 
 def multi_head(
@@ -19,16 +33,18 @@ def multi_head(
     heads: int,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mixed values (B, Q, D), before the projection of the result.
+    """Return the mixed values (B, Q, E), before the projection of the result.
+
+    The parameters are those of `nn.MultiheadAttention`.
 
     Args:
-        sources: of queries (B, Q, D), keys and values (B, K, D), positions added.
-        weight: (3 * D, D), the projections of all three, one below the other.
-        bias: (3 * D,).
+        sources: of queries (B, Q, E), keys and values (B, K, E), positions added.
+        weight: (3 * E, E), the projections of all three, one below the other.
+        bias: (3 * E,).
         heads: M.
         mask: bool, broadcast to (B, M, Q, K); True where a row must not look at a column.
     """
-    query, key, value = (  # (B, T, D) as (B, M, T, D / M)
+    query, key, value = (  # (B, T, E) as (B, M, T, D)
         F.linear(source, part, shift).unflatten(-1, (heads, -1)).transpose(1, 2)
         for source, part, shift in zip(sources, weight.chunk(3), bias.chunk(3), strict=True)
     )
@@ -37,3 +53,219 @@ def multi_head(
         logits = logits.masked_fill(mask, float('-inf'))
     mixed = logits.softmax(-1) @ value
     return mixed.transpose(1, 2).flatten(2)
+
+
+def attend_maps(values: Sequence[Tensor], locations: Tensor, weights: Tensor) -> Tensor:
+    """Return (B * M, D, Q): the weighted samples of each map, summed.
+
+    Args:
+        values: per map (B * M, D, h, w).
+        locations: (B, Q, M, L, P, 2) x, y in -1..1, the outer edges of a map.
+        weights: (B * M, 1, Q, L * P).
+    """
+    sampled = []
+    for level, value in enumerate(values):
+        grid = locations[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled.append(F.grid_sample(value, grid, mode='bilinear', padding_mode='zeros', align_corners=False))
+    return (torch.cat(sampled, -1) * weights).sum(-1)
+
+
+def shares(logits: Tensor, heads: int) -> Tensor:
+    """Return the weights that `attend_maps` takes, (B * M, 1, Q, L * P), of logits (B, Q, M * L * P)."""
+    return logits.unflatten(-1, (heads, -1)).softmax(-1).transpose(1, 2).flatten(0, 1)[:, None]
+
+
+def attend_tokens(
+    module: Any,
+    query: Tensor,
+    tokens: Tensor,
+    keep: Tensor,
+    sizes: Sequence[tuple[Any, Any]],
+    reference_points: Tensor,
+) -> Tensor:
+    """Return what mmcv's module computes before it adds `identity` (B, Q, E), by `attend_maps`.
+
+    Args:
+        module: mmcv's `MultiScaleDeformableAttention`.
+        query: (B, Q, E), positions added.
+        tokens: (B, S, E), the maps one after the other, each row by row.
+        keep: (B, S, 1) float32, 0 where a token is padding.
+        sizes: h and w of each map, numbers or what an exporter traces in their place.
+        reference_points: as `sampling_locations` takes them.
+    """
+    split = (module.num_heads, module.num_levels, module.num_points, 2)
+    offsets = module.sampling_offsets(query).unflatten(-1, split)
+    shapes = torch.stack([torch.stack([length(side) for side in size]) for size in sizes])
+    locations = 2 * sampling_locations(reference_points, offsets, shapes) - 1
+    values, begin = module.value_proj(tokens) * keep, 0
+    maps = []
+    for height, width in sizes:
+        level = values[:, begin : begin + height * width].transpose(1, 2)
+        maps.append(level.reshape(-1, level.shape[1] // split[0], height, width))
+        begin = begin + height * width
+    mixed = attend_maps(maps, locations, shares(module.attention_weights(query), split[0]))
+    return module.output_proj(mixed.reshape(query.shape[0], query.shape[2], -1).transpose(1, 2))
+
+
+def _eager(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    attended = multi_scale_deformable_attn_pytorch(
+        value, spatial_shapes, sampling_locations, attention_weights
+    )
+    return attended.unflatten(2, value.shape[2:]).clone()
+
+
+def _traceable(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    height, width = (spatial_shapes[:, axis][:, None] for axis in (0, 1))  # (L, 1)
+    x = sampling_locations[..., 0] * width - 0.5  # (B, Q, M, L, P) pixels
+    y = sampling_locations[..., 1] * height - 0.5
+    parts = []
+    for step_x, step_y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        column, row = x.floor() + step_x, y.floor() + step_y
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * attention_weights
+        index = level_start_index[:, None] + row.to(torch.int64) * width + column.to(torch.int64)
+        # outside of a map: the first row, with no weight
+        index, share = index * inside, share * inside
+        flat = index.transpose(1, 2).flatten(2)[..., None]  # (B, M, Q * L * P, 1)
+        rows = torch.gather(value.transpose(1, 2), 2, flat.expand(-1, -1, -1, value.shape[3]))
+        weights = share.transpose(1, 2).flatten(3)  # (B, M, Q, L * P)
+        parts.append((rows.unflatten(2, (-1, weights.shape[3])) * weights[..., None]).sum(3))
+    return (parts[0] + parts[1] + parts[2] + parts[3]).transpose(1, 2)
+
+
+def _example() -> tuple[Tensor, ...]:
+    sizes = torch.tensor([[4, 5], [2, 3]], dtype=torch.int32)
+    batch, heads, queries, points = 2, 3, 7, 4
+    return (
+        torch.rand(batch, 26, heads, 8),
+        sizes,
+        torch.tensor([0, 20], dtype=torch.int32),
+        torch.rand(batch, queries, heads, 2, points, 2),
+        torch.rand(batch, queries, heads, 2, points).flatten(3).softmax(-1).unflatten(3, (2, points)),
+    )
+
+
+MULTI_SCALE_DEFORMABLE_ATTENTION = register(
+    Operator(
+        'MultiScaleDeformableAttention',
+        _eager,
+        inputs=dict(
+            value='B S M D',
+            spatial_shapes='L 2',
+            level_start_index='L',
+            sampling_locations='B Q M L P 2',
+            attention_weights='B Q M L P',
+        ),
+        outputs=('attended',),
+        example=_example,
+        traceable=_traceable,
+        plugin=Plugin('MultiscaleDeformableAttnPlugin_TRT'),
+    )
+)
+"""The plugin is TensorRT 10's own, version 1, without fields: the same five inputs, sizes and starts as
+int32, and an output of four axes. Source: NVIDIA/TensorRT, plugin/multiscaleDeformableAttnPlugin."""
+
+
+def attend(
+    value: Tensor,
+    spatial_shapes: Tensor,
+    level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Return the weighted samples of all maps, summed (B, Q, M * D).
+
+    Arguments as mmcv 1.7.2's `MultiScaleDeformableAttnFunction`:
+
+    Args:
+        value: (B, S, M, D) float32, the maps one after the other, each row by row.
+        spatial_shapes: (L, 2) integers, h and w of each map.
+        level_start_index: (L,) integers, where each map begins in S.
+        sampling_locations: (B, Q, M, L, P, 2) x, y in 0..1, the outer edges of a map.
+        attention_weights: (B, Q, M, L, P), which sum to 1 over L and P.
+    """
+    sizes, starts = spatial_shapes.to(torch.int32), level_start_index.to(torch.int32)
+    attended = MULTI_SCALE_DEFORMABLE_ATTENTION(value, sizes, starts, sampling_locations, attention_weights)
+    return attended.flatten(2)
+
+
+@contextlib.contextmanager
+def standard_deformable_attention() -> Iterator[None]:
+    """Inside the block mmcv-full 1.7's `MultiScaleDeformableAttention` calls `attend`, and so exports.
+
+    mmcv's own forward asserts on values, which torch.export refuses, and its CPU form cuts `value` by
+    numbers, which the TorchScript exporter freezes.
+    """
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
+
+    with patched(MultiScaleDeformableAttention, forward=_module_forward):
+        yield
+
+
+def _module_forward(
+    self: Any,
+    query: Tensor,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    identity: Tensor | None = None,
+    query_pos: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    reference_points: Tensor | None = None,
+    spatial_shapes: Tensor | None = None,
+    level_start_index: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    """Do what the module's own forward does; arguments and result are its own."""
+    value = query if value is None else value
+    identity = query if identity is None else identity
+    query = query if query_pos is None else query + query_pos
+    if not self.batch_first:
+        query, value = query.transpose(0, 1), value.transpose(0, 1)
+    value = self.value_proj(value)
+    if key_padding_mask is not None:
+        value = value.masked_fill(key_padding_mask[..., None], 0.0)
+    split = (self.num_heads, self.num_levels, self.num_points)
+    offsets = self.sampling_offsets(query).unflatten(-1, (*split, 2))
+    weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
+    if level_start_index is None:
+        areas = spatial_shapes[:, 0] * spatial_shapes[:, 1]
+        level_start_index = areas.cumsum(0) - areas
+    attended = attend(
+        value.unflatten(-1, (self.num_heads, -1)),
+        spatial_shapes,
+        level_start_index,
+        sampling_locations(reference_points, offsets, spatial_shapes),
+        weights.unflatten(-1, split[1:]),
+    )
+    attended = self.output_proj(attended)
+    if not self.batch_first:
+        attended = attended.transpose(0, 1)
+    return self.dropout(attended) + identity
+
+
+def sampling_locations(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
+    """Return (B, Q, M, L, P, 2) x, y in 0..1.
+
+    Args:
+        reference_points: (B, Q, L, 2) points, or (B, Q, L, 4) boxes cx, cy, w, h, in 0..1.
+        offsets: (B, Q, M, L, P, 2); pixels of a map around points, shares of half a box around boxes.
+        spatial_shapes: (L, 2) h, w.
+    """
+    centre = reference_points[:, :, None, :, None, :2]
+    if reference_points.shape[-1] == 4:
+        return centre + offsets / offsets.shape[4] * reference_points[:, :, None, :, None, 2:] * 0.5
+    return centre + offsets / spatial_shapes.flip(1)[:, None]

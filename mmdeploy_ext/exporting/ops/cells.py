@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 
 def _eager(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
@@ -62,26 +61,29 @@ def _tables(
     cells: torch.Tensor, count: int, first: int, second: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     counts = torch.bincount(cells, minlength=count + 1)[:count]
-    found, order = torch.sort(cells, stable=True)
+    sorted_cells, order = torch.sort(cells, stable=True)
     inside = int(counts.sum())
-    found, values = found[:inside], order[:inside] + 1
-    rank = torch.arange(inside, device=cells.device) - (counts.cumsum(0) - counts)[found]
+    sorted_cells, values = sorted_cells[:inside], order[:inside] + 1
+    rank = torch.arange(inside, device=cells.device) - (counts.cumsum(0) - counts)[sorted_cells]
     slots, base, tables = torch.zeros_like(counts), 0, []
-    for least, width in enumerate((first, second, 0)):
+    for level, width in enumerate((first, second, 0)):
         width = width or max(1, int(counts.max()))
-        rows = torch.where(counts > min(least, 1), (counts + width - 1) // width, 0)
-        at = rows.cumsum(0) - rows + 1
+        rows = torch.where(counts > min(level, 1), (counts + width - 1) // width, 0)
+        first_rows = rows.cumsum(0) - rows + 1
         table = counts.new_zeros(int(rows.sum()) + 1, width)
-        row, kept = at[found] + rank // width, rows[found] > 0
-        table[row[kept], (rank % width)[kept]] = values[kept]
-        slots = torch.where(rows > 0, at + base, slots)
+        row, has_row = first_rows[sorted_cells] + rank // width, rows[sorted_cells] > 0
+        table[row[has_row], (rank % width)[has_row]] = values[has_row]
+        slots = torch.where(rows > 0, first_rows + base, slots)
         counts, rank, values, base = rows, rank // width, row, base + len(table)
         tables.append(table)
     return tables[0], tables[1], tables[2], slots
 
 
 def _level(number: int, last: str, width: str) -> str:
-    """Return the text of table `number`, 0 to 2; `last` and `width` name the slots so far and its width."""
+    """Return the ONNX text of table `number`, 0 to 2.
+
+    `last` and `width` are names of values: the slots after the table before, and the width of this one.
+    """
     i, after = number, number + 1
     return f"""
             less{i} = Sub ({width}, one)
@@ -167,11 +169,11 @@ CELL_TABLES = register(
 
 
 class CellTables(torch.nn.Module):
-    """Which points fall into which cell, as tables that a sum per cell is gathered by: see `sum_by_tables`.
+    """Tables of the points of each cell, by which `sum_by_tables` gathers a sum per cell.
 
     A cell's points are cut into rows of the first table, in their order; the rows of a cell that has several
-    into rows of the second table, and those into one row of the third. So a sum per cell takes no scatter,
-    which engines have no exact one of, and is the same on any number of threads.
+    into rows of the second table, and those into one row of the third. So a sum per cell takes no scatter, of
+    which engines have no exact form, and is the same on any number of threads.
     """
 
     WIDTHS = 16, 4
@@ -191,11 +193,17 @@ class CellTables(torch.nn.Module):
 
 
 def sum_by_tables(sums: torch.Tensor, tables: Sequence[torch.Tensor], slots: torch.Tensor) -> torch.Tensor:
-    """Return (K, C) sums per cell, of the sums (R, C) of the rows of the first table and the other tables."""
-    found = [sums]
+    """Return the sums per cell (K, C).
+
+    Args:
+        sums: (R, C), of the rows of the first table.
+        tables: the second and the third.
+        slots: (K,) rows of the three tables one behind the other.
+    """
+    levels = [sums]
     for table in tables:
-        found.append(found[-1][table].sum(1))
-    return torch.cat(found)[slots]
+        levels.append(levels[-1][table].sum(1))
+    return torch.cat(levels)[slots]
 
 
 def sum_in_order(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
@@ -226,7 +234,7 @@ class LastInCell(torch.nn.Module):
 LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('points in cells', "ScatterElements with reduction 'max'"),
-        opset=18,  # before it ScatterElements knows no largest
-        inside=lambda module: any(isinstance(one, LastInCell | CellTables) for one in module.modules()),
+        opset=18,  # the first with the reduction 'max'
+        inside=lambda module: any(isinstance(part, LastInCell | CellTables) for part in module.modules()),
     )
 )

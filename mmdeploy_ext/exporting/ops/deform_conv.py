@@ -14,9 +14,9 @@ from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
 
 MIN_OPSET = 19
 MODULE = 'mmcv.ops'
-"""Where it is not imported there are none of its convolutions, and mmcv may not be installed."""
+"""Looked up in `sys.modules`: without its import no model has its convolutions, and mmcv may be missing."""
 CALLERS: list[type[torch.nn.Module]] = []
-"""Modules that call `mmcv.ops.deform_conv2d`, which is no module; projects add theirs."""
+"""Modules that call the function `mmcv.ops.deform_conv2d`; families add theirs."""
 
 
 def has_deform_conv(module: torch.nn.Module) -> bool:
@@ -30,7 +30,7 @@ class LeadingOffsets(torch.nn.Module):
     """A modulated deformable convolution (stride 1) whose offsets and mask were made for a larger map.
 
     mmcv does not look at their size: it reads them as one flat buffer per image, from its beginning. This
-    says so in operators.
+    module does the same in operators.
     """
 
     def __init__(self, conv: torch.nn.Module) -> None:
@@ -142,21 +142,20 @@ def _traced(forward: Any, names: Sequence[str], ctx: Any, *args: Any) -> torch.T
     """Run mmcv's forward; for torch.export, which cannot see into a compiled operator, `deform_conv`."""
     if not torch.compiler.is_compiling():
         return forward(ctx, *args)
-    given = dict(zip(names[1:], args, strict=False))
-    bias = given.get('bias')
+    arguments = dict(zip(names[1:], args, strict=False))
+    bias = arguments.get('bias')
     return torch.ops.mm2onnx.deform_conv(
-        given['input'],
-        given['weight'],
-        given['offset'],
+        arguments['input'],
+        arguments['weight'],
+        arguments['offset'],
         bias if isinstance(bias, torch.Tensor) else None,
-        given.get('mask'),
-        *(_pair(given.get(name, default)) for name, default in PAIRS.items()),
-        given.get('groups', 1),
-        given.get('deform_groups', 1),
+        arguments.get('mask'),
+        _pair(arguments.get('stride', 1)),
+        _pair(arguments.get('padding', 0)),
+        _pair(arguments.get('dilation', 1)),
+        arguments.get('groups', 1),
+        arguments.get('deform_groups', 1),
     )
-
-
-PAIRS = dict(stride=1, padding=0, dilation=1)
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

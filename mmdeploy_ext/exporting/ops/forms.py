@@ -9,8 +9,16 @@ from onnx import helper, inliner
 
 from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.exporter import Operators, export_module
-from mmdeploy_ext.exporting.ops.exporters import attribute_values, translations
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, Operator, current_form, operator_of, operators_as
+from mmdeploy_ext.exporting.ops.operator import (
+    DOMAIN,
+    Operator,
+    Plugin,
+    attribute_values,
+    current_form,
+    operator_of,
+    operators_as,
+    translations,
+)
 from mmdeploy_ext.exporting.ops.python_nodes import node_attributes, python_body
 from mmdeploy_ext.graph.io import types
 from mmdeploy_ext.graph.io.index import all_nodes, refill
@@ -20,7 +28,7 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
     """Give every operator node of an exported model the form that `operators_as` chose.
 
     - No node of the domain `mm2onnx`: the model is returned as it is.
-    - One that no registered operator stands for is an ExportError.
+    - A node whose operator is not registered: an ExportError.
     - 'plugin': nodes with a plugin are renamed, the others become standard operators.
     """
     nodes = list(operator_nodes(model))
@@ -28,22 +36,23 @@ def finish(model: onnx.ModelProto, exporter: str, opset: int) -> onnx.ModelProto
         return model
     form = current_form()
     if exporter == 'torchscript':
-        _tell_shapes(model, opset)
+        _write_output_shapes(model, opset)
     if form == 'plugin':
         for node, operator in nodes:
             if operator.plugin is not None:
-                _to_plugin(node, operator, model)
+                _write_plugin(node, operator.plugin)
+                _import(model, helper.make_opsetid(operator.plugin.domain, 1))
     if form == 'python':
         return _with_functions(model, opset, lambda *args: python_body(*args, opset))
     model = _with_functions(model, opset, lambda *args: function_body(*args, opset, exporter))
     return model if form == 'function' else to_standard(model)
 
 
-def _tell_shapes(model: onnx.ModelProto, opset: int) -> None:
+def _write_output_shapes(model: onnx.ModelProto, opset: int) -> None:
     """Write the shapes of the outputs that follow from the operators' standard form.
 
-    TorchScript knows no shape behind a node that is not of ONNX and invents names for all of its axes, where
-    torch.export tells the letters and sizes.
+    TorchScript infers no shape behind a node that is not of ONNX and invents names for all of its axes;
+    torch.export writes the letters and sizes.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -51,13 +60,13 @@ def _tell_shapes(model: onnx.ModelProto, opset: int) -> None:
         value.type.tensor_type.ClearField('shape')
     copy.graph.ClearField('value_info')
     copy = _with_functions(copy, opset, lambda *args: function_body(*args, opset, 'torchscript'))
-    found = types.infer(to_standard(copy))
+    inferred = types.infer(to_standard(copy))
     for value in model.graph.output:
         stated = value.type.tensor_type.shape.dim
-        known = found[value.name].tensor_type.shape.dim if value.name in found else ()
-        if len(stated) != len(known):
+        sizes = inferred[value.name].tensor_type.shape.dim if value.name in inferred else ()
+        if len(stated) != len(sizes):
             continue
-        for old, new in zip(stated, known, strict=True):
+        for old, new in zip(stated, sizes, strict=True):
             if new.WhichOneof('value'):
                 old.CopyFrom(new)
 
@@ -100,21 +109,21 @@ def _with_functions(
 
 
 def _import(model: onnx.ModelProto, *needed: onnx.OperatorSetIdProto) -> None:
-    known = {entry.domain for entry in model.opset_import}
-    model.opset_import.extend(entry for entry in needed if entry.domain not in known)
+    domains = {entry.domain for entry in model.opset_import}
+    model.opset_import.extend(entry for entry in needed if entry.domain not in domains)
 
 
-def _to_plugin(node: onnx.NodeProto, operator: Operator, model: onnx.ModelProto) -> None:
-    plugin, given = operator.plugin, node_attributes(node)
-    fields = {target: given[name] for name, target in plugin.attributes.items()}
+def _write_plugin(node: onnx.NodeProto, plugin: Plugin) -> None:
+    """Let a node be that of a TensorRT plugin, in place."""
+    attributes = node_attributes(node)
+    fields = {target: attributes[name] for name, target in plugin.attributes.items()}
     fields |= dict(plugin.constants, plugin_version=plugin.version, plugin_namespace=plugin.namespace)
     node.op_type, node.domain = plugin.op_type, plugin.domain
     refill(node, attribute=[helper.make_attribute(name, value) for name, value in fields.items()])
-    _import(model, helper.make_opsetid(plugin.domain, 1))
 
 
 class _Traceable(torch.nn.Module):
-    """The traceable form with its attributes filled in."""
+    """The traceable form of an operator with its attributes filled in."""
 
     def __init__(self, operator: Operator, attributes: Mapping[str, Any]) -> None:
         super().__init__()

@@ -1,19 +1,21 @@
 """One description of an operator that PyTorch's exporters do not know; see docs/custom-operators.md.
 
 A model calls the operator. In PyTorch the eager form runs. On export either its traceable form is traced, or
-one node of the domain `mm2onnx` stands for it, on both exporters alike, and `forms.py` then decides what
-becomes of the node.
+one node of the domain `mm2onnx` stands for it, on both exporters alike (a symbolic for TorchScript,
+a translation for torch.export), and `forms.py` then decides what becomes of the node.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import onnx
 import torch
 
 from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, UsageError
@@ -21,7 +23,10 @@ from mmdeploy_ext.core.errors import ExportError, Mm2OnnxError, UsageError
 DOMAIN = 'mm2onnx'
 FORMS = ('standard', 'function', 'python', 'plugin')
 OPERATORS: dict[str, Operator] = {}
-"""Name -> operator; only `exporters.register` writes here."""
+"""Name -> operator; only `register` writes here."""
+TYPES = dict(f=(float, 'FLOAT'), i=(int, 'INT'), b=(bool, 'INT'), s=(str, 'STRING'))
+"""Letter of an attribute's type, as `parse_args` of torch.onnx and `g.op` write it -> its type in Python and
+in ONNX."""
 _form: contextvars.ContextVar[str] = contextvars.ContextVar('operator_form', default='standard')
 
 
@@ -135,3 +140,111 @@ def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -
             f'(known: {", ".join(sorted(OPERATORS)) or "none"})'
         )
     return OPERATORS[name]
+
+
+def attribute_letters(operator: Operator) -> dict[str, str]:
+    """Return attribute -> first letter of its type in the schema, a key of `TYPES`."""
+    return {argument.name: str(argument.type)[0] for argument in _attributes(operator)}
+
+
+def attribute_values(operator: Operator, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a node as the eager form takes them, in its order.
+
+    ONNX keeps a bool as an integer and a text as bytes; what the node leaves out has its default.
+    """
+    values = {**_default_values(operator), **attributes}
+    plain = {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+    return {name: TYPES[letter][0](plain[name]) for name, letter in attribute_letters(operator).items()}
+
+
+def _attributes(operator: Operator) -> Sequence[torch.Argument]:
+    return operator.overload._schema.arguments[len(operator.inputs) :]
+
+
+def _default_values(operator: Operator) -> dict[str, Any]:
+    arguments = _attributes(operator)
+    return {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+
+
+def register(operator: Operator) -> Operator:
+    """Make an operator known to PyTorch and to both exporters, and return it; two may not have one name."""
+    if operator.name in OPERATORS:
+        raise ExportError(f'operator {operator.name} is registered twice')
+    custom = torch.library.custom_op(operator.qualified, operator.eager, mutates_args=())
+    custom.register_fake(operator.shapes or operator.traceable)
+    OPERATORS[operator.name] = operator
+    _register_torchscript(operator)
+    return operator
+
+
+def _register_torchscript(operator: Operator) -> None:
+    """Register a symbolic that writes the node; types and ranks come from the traced example."""
+    from torch.onnx import symbolic_helper
+
+    letters = attribute_letters(operator)
+    count = len(operator.inputs)
+
+    def symbolic(g: Any, *args: Any) -> Any:
+        attributes = {
+            f'{name}_{"i" if kind == "b" else kind}': value
+            for (name, kind), value in zip(letters.items(), args[count:], strict=True)
+        }
+        node = f'{DOMAIN}::{operator.name}'
+        outputs = g.op(node, *args[:count], outputs=len(operator.outputs), **attributes)
+        values = (outputs,) if len(operator.outputs) == 1 else outputs
+        for value, traced in zip(values, g.original_node.outputs(), strict=True):
+            kind = traced.type()
+            value.setType(kind.with_sizes([None] * len(kind.sizes())))
+        return outputs
+
+    # `parse_args` counts parameters by their names
+    symbolic.__signature__ = _signature('g', *operator.inputs, *letters)
+    parsed = symbolic_helper.parse_args(*'v' * count, *letters.values())(symbolic)
+    torch.onnx.register_custom_op_symbolic(operator.qualified, parsed, 9)
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Return `custom_translation_table` of the dynamo exporter for every operator."""
+    return {operator.overload: _translation(operator) for operator in OPERATORS.values()}
+
+
+def _translation(operator: Operator) -> Callable[..., Any]:
+    from onnxscript import values
+
+    node = values.Op(values.Opset(DOMAIN, 1), operator.name, _schema(operator))
+    kinds = {name: TYPES[letter][0] for name, letter in attribute_letters(operator).items()}
+    defaults = _default_values(operator)  # torch.export leaves out what equals them
+    count = len(operator.inputs)
+
+    def translate(*args: Any, **kwargs: Any) -> Any:
+        positional = dict(zip(kinds, args[count:], strict=False))
+        return node(*args[:count], **{**defaults, **positional, **kwargs})
+
+    # the exporter tells inputs from attributes by it
+    translate.__signature__ = _signature(*operator.inputs, *kinds)
+    translate.__annotations__ = kinds
+    return translate
+
+
+def _signature(*names: str) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter(name, kind) for name in names])
+
+
+def _schema(operator: Operator) -> onnx.defs.OpSchema:
+    make = onnx.defs.OpSchema
+    anything = list(onnx.defs.get_schema('Identity', 16).type_constraints[0].allowed_type_strs)
+    inputs = [(name, f'T{index}') for index, name in enumerate(operator.inputs)]
+    outputs = [(name, f'U{index}') for index, name in enumerate(operator.outputs)]
+    return make(
+        operator.name,
+        DOMAIN,
+        1,
+        inputs=[make.FormalParameter(*pair) for pair in inputs],
+        outputs=[make.FormalParameter(*pair) for pair in outputs],
+        type_constraints=[(letter, anything, '') for _, letter in (*inputs, *outputs)],
+        attributes=[
+            make.Attribute(name, getattr(make.AttrType, TYPES[kind][1]))
+            for name, kind in attribute_letters(operator).items()
+        ],
+    )

@@ -14,8 +14,14 @@ import torch
 from onnx import helper
 
 from mmdeploy_ext.core.errors import EngineError
-from mmdeploy_ext.exporting.ops.exporters import attribute_letters, attribute_values
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, operator_of
+from mmdeploy_ext.exporting.ops.operator import (
+    DOMAIN,
+    OPERATORS,
+    Operator,
+    attribute_letters,
+    attribute_values,
+    operator_of,
+)
 from mmdeploy_ext.graph.io.index import all_nodes
 
 if TYPE_CHECKING:
@@ -98,25 +104,25 @@ def _register(operator: Operator, node: onnx.NodeProto, extensions: Any) -> None
         outputs=[_element(types, tensor, operator) for tensor in _example_outputs(operator, node, example)],
         attrs={name: kinds[letter] for name, letter in attribute_letters(operator).items()},
     )
-    known = _registered.setdefault(operator.name, signature)
-    if known != signature:
+    registered = _registered.setdefault(operator.name, signature)
+    if registered != signature:
         raise EngineError(
             f'node {node.name!r}: operator {operator.name} takes or gives other types here than before in '
             f'this process, and ONNX Runtime keeps the first; give it one type of each output, or start a '
             f'new process'
         )
-    if known is signature:
+    if registered is signature:
         name = operator.name
         register = extensions.onnx_op(op_type=f'{DOMAIN}_{name}', **signature)
-        # by its name: what is registered when it is called
-        register(lambda *arrays, **given: _run(OPERATORS[name], *arrays, **given))
+        # looked up by name at every call: tests replace registered operators
+        register(lambda *arrays, **attributes: _run(OPERATORS[name], *arrays, **attributes))
 
 
 def _element(types: Any, tensor: torch.Tensor, operator: Operator) -> Any:
     if tensor.dtype not in ELEMENT_NAMES:
-        known = ', '.join(str(dtype).removeprefix('torch.') for dtype in ELEMENT_NAMES)
+        dtypes = ', '.join(str(dtype).removeprefix('torch.') for dtype in ELEMENT_NAMES)
         raise EngineError(
-            f'operator {operator.name}: {tensor.dtype} cannot go to Python; ONNX Runtime hands over {known}'
+            f'operator {operator.name}: {tensor.dtype} cannot go to Python; ONNX Runtime hands over {dtypes}'
         )
     return getattr(types, ELEMENT_NAMES[tensor.dtype])
 
@@ -124,25 +130,25 @@ def _element(types: Any, tensor: torch.Tensor, operator: Operator) -> Any:
 def _example_outputs(
     operator: Operator, node: onnx.NodeProto, example: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, ...]:
-    """Return what the eager form makes of its example with the attributes of a node, for the types."""
+    """Return the outputs of the eager form for its example and a node's attributes; their types count."""
     attributes = attribute_values(operator, node_attributes(node))
     try:
         with torch.no_grad():
-            found = operator.eager(*example, **attributes)
+            outputs = operator.eager(*example, **attributes)
     except Exception as error:
-        said = ', '.join(f'{name}={value!r}' for name, value in attributes.items()) or 'no attributes'
+        settings = ', '.join(f'{name}={value!r}' for name, value in attributes.items()) or 'no attributes'
         raise EngineError(
             f'node {node.name!r}: the eager form of operator {operator.name} fails on its own example with '
-            f'{said}: {type(error).__name__}: {error}'
+            f'{settings}: {type(error).__name__}: {error}'
         ) from error
-    return found if isinstance(found, tuple) else (found,)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _run(operator: Operator, *arrays: np.ndarray, **given: Any) -> Any:
+def _run(operator: Operator, *arrays: np.ndarray, **attributes: Any) -> Any:
     """Run an operator on numpy arrays, with attributes by name."""
-    attributes = attribute_values(operator, given)
+    attributes = attribute_values(operator, attributes)
     if operator.reference is not None:
         return operator.reference(*arrays, **attributes)
     with torch.no_grad():
-        found = operator.eager(*(torch.from_numpy(np.array(array)) for array in arrays), **attributes)
-    return tuple(item.numpy() for item in found) if isinstance(found, tuple) else found.numpy()
+        outputs = operator.eager(*(torch.from_numpy(np.array(array)) for array in arrays), **attributes)
+    return tuple(output.numpy() for output in outputs) if isinstance(outputs, tuple) else outputs.numpy()

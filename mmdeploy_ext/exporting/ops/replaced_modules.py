@@ -1,4 +1,4 @@
-"""Modules of mmcv and mmdet that are something else in the copy that is exported; see `fold.PREPARATIONS`."""
+"""Modules of mmcv and mmdet that are replaced in the copy that is exported; see `fold.PREPARATIONS`."""
 
 import torch
 from torch import nn
@@ -7,13 +7,13 @@ from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.exporting.fold import PREPARATIONS
 
 STEPS = 12
-"""Maps of up to 2 ** 12 cells a side are right: of 16384 pixels where the stride is 4."""
+"""Maps of up to 2 ** 12 cells a side are right: 16,384 pixels at stride 4."""
 AXES = dict(bottom=(2, 1), top=(2, -1), right=(3, 1), left=(3, -1))
 """Mode of mmcv's corner pooling -> the axis, and whether the maximum runs along it or against it."""
 
 
 class SamePadding(nn.Conv2d):
-    """A convolution whose output has `ceil(size / stride)` cells; what it pads is larger at the end.
+    """A convolution whose output has `ceil(size / stride)` cells; it pads more at the end than at the start.
 
     mmcv 1.7.2 divides sizes as floats and rounds up: traced by TorchScript, the graph divides integers and
     rounds down. Its arithmetic here is of integers, so that it holds for every size, traced or not.
@@ -63,19 +63,19 @@ class CornerMaximum(nn.Module):
 
 
 REPLACED = dict(Conv2dAdaptivePadding=SamePadding, CornerPool=CornerMaximum)
-"""Name of a class of mmcv -> what its instances become."""
+"""Name of a class of mmcv -> the class that replaces it."""
 
 
 def replace_class(module: nn.Module) -> None:
-    """Let a module of a class of `REPLACED` be the other one, in place."""
+    """Change the class of a module of `REPLACED`, in place."""
     if kind := REPLACED.get(type(module).__name__):
         module.__class__ = kind
 
 
 def keep_position_bias(module: nn.Module) -> None:
-    """Keep the rows of a window attention's `relative_position_bias_table` (Swin) that it would look up.
+    """Keep the rows that a window attention (Swin) looks up in `relative_position_bias_table` as a buffer.
 
-    The exporter folds the lookup, and in a buffer the structure check finds its result again.
+    The exporter folds the lookup, and the structure check compares the constant with this buffer.
     """
     if hasattr(module, 'relative_position_bias_table'):
         rows = module.relative_position_bias_table[module.relative_position_index.flatten()]

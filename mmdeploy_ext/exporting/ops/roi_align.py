@@ -1,7 +1,7 @@
 """Regions pooled from maps of a pyramid, each on its own level: mmcv's RoIAlign as ONNX's RoiAlign.
 
 mmcv's exporter writes an operator of its own, pools every region on every level, and masks. Here a level
-pools what is its own and puts it into place, so that no region is pooled twice. Where every shape has to be
+pools its regions alone and puts them into place, so that no region is pooled twice. If every shape has to be
 constant a level pools as many regions as there are: in place of those of other levels a point, which takes
 one sample or none. Measured: `half_pixel` equals mmcv's `aligned=True` on the CPU to the bit, with sampling
 ratios of 0 and 2.
@@ -12,8 +12,7 @@ from mmcv.ops import RoIAlign, roi_align
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting.exporter import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 
 def _eager(
@@ -31,10 +30,10 @@ def _eager(
 ) -> torch.Tensor:
     rows = torch.nonzero(levels == level).squeeze(1)  # mmcv's kernel takes no strides of its input
     regions = torch.cat([images[rows, None].to(boxes.dtype), boxes[rows]], dim=1)
-    found = roi_align(
+    values = roi_align(
         maps.contiguous(), regions, (height, width), scale, sampling_ratio, 'avg', mode == 'half_pixel'
     )
-    return pooled.index_copy(0, rows, found)
+    return pooled.index_copy(0, rows, values)
 
 
 def _example() -> tuple[torch.Tensor, ...]:
@@ -79,9 +78,9 @@ TEXTS = dict(
             filled = Where (here_values, values, pooled)""",
     ),
 )
-"""Operator -> how it chooses the regions of a level, and puts what was pooled into its place.
+"""Operator -> the ONNX text that chooses the regions of a level, and that puts pooled values into place.
 
-OpenVINO asks for the four columns of boxes when it compiles, and does not know them of a Gather of computed
+OpenVINO needs the four columns of boxes when it compiles, and cannot infer them behind a Gather of computed
 boxes: hence the Reshape.
 """
 LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
@@ -93,10 +92,10 @@ LEVEL_REGIONS, CONSTANT_LEVEL_REGIONS = (
             outputs=('filled',),
             example=_example,
             shapes=lambda pooled, *_: torch.empty_like(pooled),
-            body=TEXT.format(name=name, **own),
+            body=TEXT.format(name=name, **parts),
         )
     )
-    for name, own in TEXTS.items()
+    for name, parts in TEXTS.items()
 )
 
 
@@ -143,7 +142,7 @@ def check_layer(layer: torch.nn.Module) -> None:
 LIBRARY_OPERATORS.append(
     LibraryOperator(
         title=('RoIAlign', 'RoiAlign with half_pixel'),
-        opset=16,  # before it RoiAlign knows no shift by half a pixel
-        inside=lambda module: any(isinstance(one, RoIAlign) for one in module.modules()),
+        opset=16,  # the first whose RoiAlign shifts by half a pixel
+        inside=lambda module: any(isinstance(part, RoIAlign) for part in module.modules()),
     )
 )

@@ -9,9 +9,8 @@ Glossary: N boxes, P = 24 points of a pair.
 
 import torch
 
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.greedy_keep import greedy_keep
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.nms import greedy_keep
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.runtime import bev_nms
 
 SLACK = 1e-5
@@ -44,16 +43,16 @@ def _traceable(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) 
     return order[torch.nonzero(keep)[:, 0]]
 
 
-def rotated_iou(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+def rotated_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Return the intersection over union (N, M) of all pairs of boxes (N, 5), (M, 5), see `rotated_nms`."""
-    middle = one[:, None, :2] - two[None, :, :2]  # around the second box: no digits are lost far from 0
-    first = _corners(one)[:, None] + middle[:, :, None]
-    second = _corners(two)[None].expand_as(first)
+    middle = boxes[:, None, :2] - others[None, :, :2]  # around the second box: no digits are lost far from 0
+    first = _corners(boxes)[:, None] + middle[:, :, None]
+    second = _corners(others)[None].expand_as(first)
     crossings, hit = _crossings(first, second)
     points = torch.cat([first, second, crossings], 2)
-    found = torch.cat([_inside(first, two[None], 0), _inside(second, one[:, None], middle), hit], 2)
-    overlap = _area(points, found)
-    areas = (one[:, 2] * one[:, 3])[:, None] + (two[:, 2] * two[:, 3])[None]
+    valid = torch.cat([_inside(first, others[None], 0), _inside(second, boxes[:, None], middle), hit], 2)
+    overlap = _area(points, valid)
+    areas = (boxes[:, 2] * boxes[:, 3])[:, None] + (others[:, 2] * others[:, 3])[None]
     return overlap / (areas - overlap).clamp(min=1e-12)
 
 
@@ -79,37 +78,37 @@ def _inside(points: torch.Tensor, boxes: torch.Tensor, centre: torch.Tensor | fl
 def _crossings(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the points (N, M, 16, 2) where edges cross, and which of them do (N, M, 16)."""
     # every edge with every other, by index: a Reshape of no pair at all would fail
-    one, two = (first.new_tensor(index, dtype=torch.int64) for index in EDGE_PAIRS)
-    start, edge = first[:, :, one], (first.roll(-1, 2) - first)[:, :, one]
-    other, along = second[:, :, two], (second.roll(-1, 2) - second)[:, :, two]
-    gap = other - start
-    cross = _cross(edge, along)
+    i, j = (first.new_tensor(index, dtype=torch.int64) for index in EDGE_PAIRS)
+    start1, edge1 = first[:, :, i], (first.roll(-1, 2) - first)[:, :, i]
+    start2, edge2 = second[:, :, j], (second.roll(-1, 2) - second)[:, :, j]
+    gap = start2 - start1
+    cross = _cross(edge1, edge2)
     parallel = cross.abs() <= 1e-12
     safe = torch.where(parallel, torch.ones_like(cross), cross)
-    at, beside = _cross(gap, along) / safe, _cross(gap, edge) / safe
-    hit = ~parallel & (at >= 0) & (at <= 1) & (beside >= 0) & (beside <= 1)
-    return start + edge * at[..., None], hit
+    share1, share2 = _cross(gap, edge2) / safe, _cross(gap, edge1) / safe  # of each edge, up to the crossing
+    hit = ~parallel & (share1 >= 0) & (share1 <= 1) & (share2 >= 0) & (share2 <= 1)
+    return start1 + edge1 * share1[..., None], hit
 
 
-def _cross(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
-    return one[..., 0] * two[..., 1] - one[..., 1] * two[..., 0]
+def _cross(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
 
 
-def _area(points: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """Return the area (N, M) of the convex polygons of the points (N, M, P, 2) that are found."""
-    count = found.sum(2, keepdim=True).clamp(min=1)
-    visible = torch.where(found[..., None], points, torch.zeros_like(points))
+def _area(points: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Return the area (N, M) of the convex polygons of the points (N, M, P, 2) that are valid (N, M, P)."""
+    count = valid.sum(2, keepdim=True).clamp(min=1)
+    visible = torch.where(valid[..., None], points, torch.zeros_like(points))
     offset = visible - (visible.sum(2) / count)[:, :, None]
     # grows with the angle as atan2 does, 0..4, without a division by nothing
     length = (offset[..., 0].abs() + offset[..., 1].abs()).clamp(min=1e-12)
     slope = offset[..., 0] / length
     angle = torch.where(offset[..., 1] >= 0, 1 - slope, 3 + slope)
-    angle = torch.where(found, angle, torch.full_like(angle, 9.0))
+    angle = torch.where(valid, angle, torch.full_like(angle, 9.0))
     order = torch.topk(angle, angle.shape[2], largest=False)[1]
     ring = torch.gather(offset, 2, order[..., None].expand(-1, -1, -1, 2))
-    there = torch.gather(found, 2, order)[..., None]
-    # what is not found follows the last point: as copies of the first it closes the ring and adds nothing
-    ring = torch.where(there, ring, ring[:, :, :1])
+    ring_valid = torch.gather(valid, 2, order)[..., None]
+    # invalid points follow the last one: as copies of the first they close the ring and add nothing
+    ring = torch.where(ring_valid, ring, ring[:, :, :1])
     area = _cross(ring, ring.roll(-1, 2)).sum(2) / 2
     return torch.where(count[..., 0] > 2, area.clamp(min=0), torch.zeros_like(area))
 
@@ -131,8 +130,6 @@ rotated_nms = register(
         reference=_numpy,
     )
 )
-
-
 """(boxes, scores, iou_threshold) -> (n,) int64 indices of kept boxes, by descending score; (0,) for no boxes.
 
 A box is kept unless a better one that is kept overlaps it by the threshold (above 0) or more. Boxes (N, 5)

@@ -7,8 +7,7 @@ score, so that the Loop makes as many turns as there may be results. B batch, N 
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 NO_CANDIDATE = -1.0
 """Score of a row that is no candidate, is chosen, or fell below the least score."""
@@ -17,7 +16,7 @@ WEIGHTS = dict(
     linear='rest = Sub (unit, iou)\nweight = Where (reaches, rest, unit)',
     gaussian='square = Mul (iou, iou)\npart = Div (square, sigma)\npower = Neg (part)\nweight = Exp (power)',
 )
-"""Method of mmcv -> what scores are multiplied by, of their overlap with the chosen box."""
+"""Method of mmcv -> the ONNX text of the factor of a score, from the overlap with the chosen box."""
 BODY = """
 NAME <most, iou_threshold, sigma, min_score> (bboxes_xyxy, scores) => (rows, best) {
     turns = Constant <value_int: int = @most> ()
@@ -77,7 +76,7 @@ NAME <most, iou_threshold, sigma, min_score> (bboxes_xyxy, scores) => (rows, bes
     rows = Transpose <perm = [1, 0]> (all_rows)
     best = Transpose <perm = [1, 0]> (all_best)
 }"""
-"""In ONNX; NAME and WEIGHT stand for those of a method."""
+"""The ONNX text; NAME and WEIGHT stand for those of a method."""
 
 
 def _operator(method: str) -> Operator:
@@ -91,10 +90,11 @@ def _operator(method: str) -> Operator:
         for image, (boxes, values) in enumerate(zip(bboxes_xyxy, scores, strict=True)):
             candidates = torch.nonzero(values > NO_CANDIDATE).squeeze(1)
             if candidates.numel():
-                given = boxes[candidates], values[candidates], iou_threshold, sigma, min_score
-                dets, kept = soft_nms(*given, method=method)
-                count = min(len(kept), most)
-                rows[image, :count], best[image, :count] = candidates[kept[:count]], dets[:count, 4]
+                dets, order = soft_nms(
+                    boxes[candidates], values[candidates], iou_threshold, sigma, min_score, method=method
+                )
+                count = min(len(order), most)
+                rows[image, :count], best[image, :count] = candidates[order[:count]], dets[:count, 4]
         return rows, best
 
     name = f'SoftNms{method.title()}'

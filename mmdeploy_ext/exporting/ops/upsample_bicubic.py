@@ -1,4 +1,4 @@
-"""Bicubic resizing by a factor that is an input of the graph, as super-resolution networks want it.
+"""Bicubic resizing by a factor that is an input of the graph, as super-resolution networks need it.
 
 PyTorch's own `interpolate` takes the factor as a Python number: the TorchScript exporter freezes it,
 torch.export refuses it. ONNX's Resize takes a tensor, so the body is written in ONNX.
@@ -9,8 +9,7 @@ Glossary: B batch, C channels, H, W size before, h, w after.
 import torch
 import torch.nn.functional as F
 
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 
 def _eager(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -39,7 +38,5 @@ upsample_bicubic = register(
         }""",
     )
 )
-
-
 """Images (B, C, H, W) float32, resized as PyTorch's `interpolate` does it, align_corners=False, by scale (1,)
 float32, above 0, to (B, C, h, w) with h = floor(H * scale), w = floor(W * scale)."""

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mmdeploy_ext.contract.dense_head import Head
-from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig
 from mmdeploy_ext.exporting.postprocess.sizes import limit
-from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import (
+    NO_CANDIDATE,
+    NmsConfig,
+    Suppression,
+    clip_to,
+    gather_rows,
+)
 from mmdeploy_ext.families.parts.runtime.box_votes import VOTE_SPREAD, VOTES_ABOVE
 
 Candidates = tuple[Tensor | None, ...]
@@ -21,18 +26,17 @@ Candidates = tuple[Tensor | None, ...]
 class DenseBoxPostprocess(nn.Module):
     """Score threshold, top-k per level, clipping, rescaling, class-aware NMS, order by descending score.
 
-    The steps and their order are those of mmdet's `get_bboxes`, in the variant that the head describes: where
-    nothing else is said the threshold looks at class scores before the score factor, top-k runs over
-    (prior, class) pairs of one level, boxes are clipped to `img_shape` and divided by `scale_factor` before
-    NMS.
+    The steps and their order are those of mmdet's `get_bboxes`, in the variant that the head describes: by
+    default the threshold applies to class scores before the score factor, top-k runs over (prior, class)
+    pairs of one level, boxes are clipped to `img_shape` and divided by `scale_factor` before NMS.
     """
 
     def __init__(self, config: NmsConfig, head: Head, clip_border: bool = True, cap: int = 0) -> None:
         """Keep the thresholds; they become constants of the graph.
 
         Args:
-            config: of the head.
-            head: what it is.
+            config: the head's settings of suppression.
+            head: the variant of `get_bboxes`.
             clip_border: clip boxes to the image.
             cap: candidates that enter the suppression, the best by score; 0 lets all in. With a cap every
                 shape is constant, and the suppression is written in standard operators.
@@ -69,9 +73,12 @@ class DenseBoxPostprocess(nn.Module):
         """
         choose = CHOICES[self.head.choose]
         levels = [choose(self, *level) for level in zip(mlvl_bboxes, mlvl_scores, mlvl_factors, strict=True)]
-        bboxes, class_scores, factors, labels = (_joined(parts) for parts in zip(*levels, strict=True))
+        bboxes, class_scores, factors, labels = (
+            None if parts[0] is None else torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)
+        )
         candidates = self._candidates(class_scores, factors)
-        bboxes = self._clip(bboxes, clip_hw)
+        if self.clip_border:
+            bboxes = clip_to(bboxes, clip_hw, self.head.clip_inset)
         if border is not None:
             bboxes = bboxes - torch.cat([border[:, 1:], border[:, :1]], dim=1).repeat(1, 2)[:, None]
         bboxes = bboxes / scale_factor[:, None]
@@ -81,13 +88,18 @@ class DenseBoxPostprocess(nn.Module):
             bboxes, scores, labels, candidates = _spread(bboxes, scores, candidates)
         like = scores if factors is None or self.head.choose == 'priors' else factors
         scores = torch.where(candidates, scores, torch.full_like(like, NO_CANDIDATE))
-        config, head = self.config, self.head
         suppress = Suppression(
-            *(config.iou_threshold, config.max_per_img, config.class_agnostic),
-            *(head.suppresses, head.inverted, self.cap),
+            self.config.iou_threshold,
+            self.config.max_per_img,
+            self.config.class_agnostic,
+            self.head.suppresses,
+            self.head.inverted,
+            self.cap,
         )
         dets, labels, *count = suppress(bboxes, scores, labels, candidates)
-        return *self._voted(dets, labels, *voters), *count
+        if self.head.votes:
+            dets, labels = self._voted(dets, labels, *voters)
+        return dets, labels, *count
 
     def _ranks(self, scores: Tensor, factors: Tensor | None) -> Tensor:
         """Return what candidates are ordered by."""
@@ -97,7 +109,7 @@ class DenseBoxPostprocess(nn.Module):
         return product.sqrt() if self.head.root else product
 
     def _candidates(self, scores: Tensor, factors: Tensor | None) -> Tensor:
-        """Return which rows pass the threshold, and where there is one, that of the factor."""
+        """Return whether each row's score passes its threshold and, if there is one, the factor its own."""
         judged = self._ranks(scores, factors) if self.head.judged == 'product' else scores
         threshold = self.config.score_thr
         passes = judged >= threshold if self.head.inclusive else judged > threshold
@@ -115,8 +127,8 @@ class DenseBoxPostprocess(nn.Module):
             values, pairs = flat, torch.arange(flat.shape[1], device=flat.device).expand(flat.shape[0], -1)
         anchors = torch.div(pairs, num_classes, rounding_mode='floor')
         labels = pairs - anchors * num_classes
-        kept = gather_rows(bboxes, anchors)
-        return kept, values, None if factors is None else factors.gather(1, anchors), labels
+        bboxes = gather_rows(bboxes, anchors)
+        return bboxes, values, None if factors is None else factors.gather(1, anchors), labels
 
     def _best_classes(self, bboxes: Tensor, scores: Tensor, factors: Tensor | None) -> Candidates:
         """Pick each prior's best class."""
@@ -138,8 +150,6 @@ class DenseBoxPostprocess(nn.Module):
         A box without an area overlaps none, not even itself: mmdet divides zero by zero there, these rows
         become padding.
         """
-        if not self.head.votes:
-            return dets, labels
         overlap = _ious(dets[..., :4], bboxes)
         rows = labels.clamp(min=0)[:, None].expand(-1, ranks.shape[1], -1)
         ranks = ranks.gather(2, rows).transpose(1, 2)
@@ -152,16 +162,6 @@ class DenseBoxPostprocess(nn.Module):
         voted = torch.where(present, voted, torch.zeros_like(voted))
         return voted, torch.where(present[..., 0], labels, torch.full_like(labels, -1))
 
-    def _clip(self, bboxes: Tensor, clip_hw: Tensor) -> Tensor:
-        if not self.clip_border:
-            return bboxes
-        return clip_to(bboxes, clip_hw, self.head.clip_inset)
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Return the rows of all levels; None where there are none."""
-    return None if parts[0] is None else torch.cat(parts, dim=1)
-
 
 def _spread(bboxes: Tensor, scores: Tensor, candidates: Tensor) -> tuple[Tensor, ...]:
     """Return a row per (prior, class) pair: boxes (B, A*C, 4), scores, labels and candidates (B, A*C)."""
@@ -171,12 +171,12 @@ def _spread(bboxes: Tensor, scores: Tensor, candidates: Tensor) -> tuple[Tensor,
     return bboxes, scores.flatten(1), labels.flatten(1), candidates.flatten(1)
 
 
-def _ious(one: Tensor, other: Tensor) -> Tensor:
+def _ious(rows: Tensor, columns: Tensor) -> Tensor:
     """Return the IoU (B, n, m) of boxes (B, n, 4) and (B, m, 4); unions of at least 1e-6, as mmdet."""
-    one, other = one[:, :, None], other[:, None]
-    sides = torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])
+    rows, columns = rows[:, :, None], columns[:, None]
+    sides = torch.minimum(rows[..., 2:], columns[..., 2:]) - torch.maximum(rows[..., :2], columns[..., :2])
     overlap = sides.clamp(min=0)[..., 0] * sides.clamp(min=0)[..., 1]
-    first, second = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (one, other))
+    first, second = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (rows, columns))
     return overlap / (first + second - overlap).clamp(min=1e-6)
 
 
@@ -186,4 +186,4 @@ CHOICES = dict(
     best=DenseBoxPostprocess._best_classes,
     priors=DenseBoxPostprocess._best_priors,
 )
-"""`Head.choose` -> what picks the candidates of one level."""
+"""`Head.choose` -> the method that picks the candidates of one level."""

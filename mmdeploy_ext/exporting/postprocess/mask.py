@@ -22,15 +22,15 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.exporting.ops.soft_nms import NO_CANDIDATE
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
-from mmdeploy_ext.exporting.postprocess.nms_config import capped, number
 from mmdeploy_ext.exporting.postprocess.sizes import limit
 from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
+from mmdeploy_ext.exporting.postprocess.suppression import capped, number
 
 ROUNDING = 1e-5
 """By how much float32 sums may push a maskness over 1."""
 KERNELS = ('gaussian', 'linear')
 LIMITS = ('nms_pre', 'max_per_img')
-"""Settings that let all in at 0 and below, as in mmdet."""
+"""Settings that limit nothing at 0 and below, as in mmdet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def mask_config(test_cfg: Mapping[str, Any]) -> MaskConfig:
         raise ConfigError(f'test_cfg: {", ".join(missing)} missing; expected {", ".join(names)}')
     values = {name: number(name, test_cfg[name], float) for name in names if name not in (*LIMITS, 'kernel')}
     limits = {name: number(name, test_cfg[name], int) for name in LIMITS}
-    limits = {name: most if most > 0 else -1 for name, most in limits.items()}
+    limits = {name: value if value > 0 else -1 for name, value in limits.items()}
     config = MaskConfig(kernel=str(test_cfg['kernel']), **values, **limits)
     if config.kernel not in KERNELS:
         raise ConfigError(f'test_cfg.kernel={config.kernel!r}: expected one of {", ".join(KERNELS)}')
@@ -87,7 +87,7 @@ class MaskPostprocess(nn.Module):
             num_grids: cells along a side, per level.
             strides: an instance's area must exceed that of its level.
             mask_stride: pixels of the input per pixel of the soft masks.
-            cap: candidates that are looked at, the best by class score; 0 looks at all. With a cap every
+            cap: candidates that enter, the best by class score; 0 lets all in. With a cap every
                 shape but that of the masks' h and w is constant.
         """
         super().__init__()
@@ -136,23 +136,23 @@ class MaskPostprocess(nn.Module):
 
     def _all(self, cate_pred: Tensor, soft: SoftMasks) -> tuple[Tensor, ...]:
         """Return scores times maskness, (cell, class) pairs and areas (B, k) of the best candidates."""
-        thr, most = self.config.score_thr, self.config.nms_pre
+        nms_pre = self.config.nms_pre
         ranks = cate_pred.amax(dim=2)
-        count = (ranks > thr).sum(dim=1).max().clamp(min=1)
+        count = (ranks > self.config.score_thr).sum(dim=1).max().clamp(min=1)
         ranks, cells = ranks.topk(count, dim=1)
-        first = limit(most, count)
+        first = limit(nms_pre, count)
         areas = totals = torch.zeros_like(cate_pred[..., 0])
         areas, totals = self._summed(soft, cells[:, :first], areas, totals)
         scores = self._rescored(cate_pred, areas, totals).flatten(1)
-        if most > 0:
-            bar = scores.topk(limit(most, scores.shape[1]), dim=1)[0][:, -1:]
+        if nms_pre > 0:
+            bar = scores.topk(limit(nms_pre, scores.shape[1]), dim=1)[0][:, -1:]
             hopeful = (ranks > bar * (1 - ROUNDING)).sum(dim=1).max()
             last = torch.maximum(hopeful, first)
             rest = torch.minimum(first, last - 1)  # the last cell again where none is left
             areas, totals = self._summed(soft, cells[:, rest:last], areas, totals)
             scores = self._rescored(cate_pred, areas, totals).flatten(1)
-        found = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
-        scores, pairs = scores.topk(limit(most, found), dim=1)
+        count = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
+        scores, pairs = scores.topk(limit(nms_pre, count), dim=1)
         cells = torch.div(pairs, cate_pred.shape[2], rounding_mode='floor')
         return scores, pairs, areas.gather(1, cells)
 
@@ -189,11 +189,11 @@ class MaskPostprocess(nn.Module):
 
     def _best(self, scores: Tensor, cells: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sort by descending score and cut to `max_per_img` and, without a cap, to the largest count."""
-        most = self.config.max_per_img
+        max_per_img = self.config.max_per_img
         if self.cap:
-            scores, rows = scores.topk(capped(self.cap, self.config.nms_pre, most), dim=1)
+            scores, rows = scores.topk(capped(self.cap, self.config.nms_pre, max_per_img), dim=1)
         else:
-            scores, rows = scores.topk(limit(most, scores.shape[1]), dim=1)
+            scores, rows = scores.topk(limit(max_per_img, scores.shape[1]), dim=1)
             count = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
             scores, rows = scores[:, :count], rows[:, :count]
         return scores, cells.gather(1, rows), labels.gather(1, rows)
@@ -204,8 +204,12 @@ def matrix_decay(
 ) -> Tensor:
     """Return the factors (B, k) of the matrix NMS.
 
-    Of scores (B, k) in descending order (rows with NO_CANDIDATE take no part), labels (B, k), areas (B, k) in
-    pixels, and overlaps (B, k, k), the pixels that two masks share.
+    Args:
+        scores: (B, k) in descending order; rows with NO_CANDIDATE take no part.
+        labels: (B, k).
+        areas: (B, k) in pixels.
+        overlaps: (B, k, k), the pixels that two masks share.
+        config: kernel and sigma.
 
     Source: mmdet 2.28.2 `mask_matrix_nms`; row a decays column b when a scores more and has b's label.
     """
@@ -221,5 +225,5 @@ def matrix_decay(
         return factors.amin(dim=1)
     factors = (1 - iou) / (1 - compensation)
     broken = torch.isnan(factors)
-    least = torch.where(broken, torch.zeros_like(factors), factors).amin(dim=1)
-    return torch.where(broken.to(factors.dtype).amax(dim=1) > 0, torch.full_like(least, -1.0), least)
+    smallest = torch.where(broken, torch.zeros_like(factors), factors).amin(dim=1)
+    return torch.where(broken.to(factors.dtype).amax(dim=1) > 0, torch.full_like(smallest, -1.0), smallest)

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 
 PIECES = 8
@@ -32,9 +31,9 @@ BAND = """
 
 
 def _band(name: str, maps: str, axis: int, product: str) -> Operator:
-    """Return one band of a resize that is a matrix product along an axis of the maps.
+    """Return the operator of one band of a resize that is a matrix product along an axis of the maps.
 
-    One node for torch.export, which is slow with sizes that depend on values.
+    It is one node for torch.export, which is slow with sizes that depend on values.
     """
 
     def eager(
@@ -119,8 +118,8 @@ def resizing_of(maps: Tensor, img_shape: Tensor, ori_shape: Tensor, ratio: int) 
     """
     size = hw(maps)
     padded = size * ratio
-    whole = padded.to(img_shape)[None]
-    crop = torch.where(img_shape > 0, torch.minimum(img_shape, whole), whole)
+    input_hw = padded.to(img_shape)[None]
+    crop = torch.where(img_shape > 0, torch.minimum(img_shape, input_hw), input_hw)
     target = torch.where(ori_shape > 0, ori_shape, padded)
     rows = composed(size[0], crop[:, :1, None], target[0], ratio)
     return rows, composed(size[1], crop[:, 1:, None], target[1], ratio)
@@ -150,9 +149,9 @@ def resize_and_threshold(
     """
     size = hw(soft).to(ori_shape)
     padded = size * ratio
-    whole = padded.to(img_shape)[None]
+    input_hw = padded.to(img_shape)[None]
     # sums, since TensorRT takes a Where of no two axes before a Slice
-    crop = torch.minimum(img_shape.clamp(min=0) + (img_shape <= 0).to(whole) * whole, whole)
+    crop = torch.minimum(img_shape.clamp(min=0) + (img_shape <= 0).to(input_hw) * input_hw, input_hw)
     target = torch.where(ori_shape > 0, ori_shape, padded)
     rows = composed(size[0], crop[:, :1, None], target[0], ratio)
     columns = composed(size[1], crop[:, 1:, None], target[1], ratio)

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import TensorSpec
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 
 OFFSET = 1000
 """Between the numbers of things, see `runtime/panoptic.py`."""
@@ -29,8 +28,8 @@ def _laid(masks: torch.Tensor, labels: torch.Tensor, overlap: float) -> torch.Te
         shared = (mask & ~free).float().sum((1, 2))
         fits = (area > 0) & (shared / (area + 1e-5) <= overlap)
         number = number + fits.to(number.dtype)
-        one = (label + number * OFFSET)[:, None, None]
-        laid = torch.where(mask & free & fits[:, None, None], one, laid)
+        segment = (label + number * OFFSET)[:, None, None]
+        laid = torch.where(mask & free & fits[:, None, None], segment, laid)
     return laid
 
 
@@ -92,7 +91,7 @@ LAY_MASKS = register(
         }""",
     )
 )
-"""Masks laid over each other, the first on top: a Loop in ONNX, since each one asks what is taken already.
+"""Masks laid over each other, the first on top: a Loop in ONNX, since each depends on those before it.
 
 masks (B, n, h, w) bool, labels (B, n) int64 -> (B, h, w) int64: 0 where no mask is, elsewhere label +
 number * 1000 of the first mask that fits, of which at most the share `overlap` is taken by those before.
@@ -124,34 +123,36 @@ def pixels(inside: torch.Tensor) -> torch.Tensor:
 
 
 class QueryFusion(nn.Module):
-    """Every pixel belongs to the query that is surest of it.
+    """Every pixel belongs to the query with the highest score for it.
 
-    mmdet looks for the largest score * sigmoid(value), here for the smallest (1 + exp(-value)) / score: ONNX
-    Runtime's Sigmoid has steps of 3e-8, so that the order of faint masks would be lost (measured on
-    a toy of MaskFormer: segments with an IoU of 0.964).
+    mmdet takes the largest score * sigmoid(value); the smallest (1 + exp(-value)) / score is the same, and is
+    taken here: ONNX Runtime's Sigmoid has steps of 3e-8, so that the order of faint masks would be lost
+    (measured on a toy of MaskFormer: segments with an IoU of 0.964).
     """
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        """Read the settings, which are those that a file tells its consumer."""
+        """Read the settings of `postprocess` in the metadata."""
         super().__init__()
         self.classes, self.things = facts['num_classes'], facts['num_things']
         self.least, self.share = facts['object_mask_thr'], facts['iou_thr']
         self.filters = facts['filter_low_score']
 
     def forward(self, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Return maps (B, h, w) int32 of logits (B, Q, C + 1), the last column is no class, and of masks.
+        """Return maps (B, h, w) int32.
 
-        `values` are the masks' logits (B, Q, h, w).
+        Args:
+            logits: of classes (B, Q, C + 1); the last column is no class.
+            values: of masks (B, Q, h, w), logits.
         """
         scores, labels = logits.softmax(2).max(2)
-        kept = (labels != self.classes) & (scores > self.least)
+        confident = (labels != self.classes) & (scores > self.least)
         inside = values >= 0
-        doubts = torch.where(kept, 1 / scores, torch.full_like(scores, torch.inf))
+        doubts = torch.where(confident, 1 / scores, torch.full_like(scores, torch.inf))
         owner = (doubts[..., None, None] * (1 + (-values.clamp(min=FAINTEST)).exp())).argmin(1, keepdim=True)
         queries = torch.arange(logits.shape[1], device=logits.device)
         owned = owner == queries[None, :, None, None]
         area, original = pixels(owned), pixels(inside)
-        accepted = kept & (area > 0) & (original > 0) & (area / original.clamp(min=1) >= self.share)
+        accepted = confident & (area > 0) & (original > 0) & (area / original.clamp(min=1) >= self.share)
         ids = torch.where(
             accepted, ids_of(labels, accepted, self.things), torch.full_like(labels, self.classes)
         )
@@ -167,7 +168,7 @@ class InstanceFusion(nn.Module):
     """Instances, the best first, over a semantic map."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        """Read the settings, which are those that a file tells its consumer."""
+        """Read the settings of `postprocess` in the metadata."""
         super().__init__()
         self.classes, self.things = facts['num_classes'], facts['num_things']
         self.overlap, self.least = facts['mask_overlap'], facts['stuff_area_limit']

@@ -15,10 +15,10 @@ def hw(maps: torch.Tensor) -> torch.Tensor:
     return torch.stack([length(size) for size in maps.shape[2:]])
 
 
-def limit(wanted: int, available: torch.Tensor | int) -> torch.Tensor | int:
-    """Return min(wanted, available); -1 means all."""
-    if wanted < 0:
+def limit(count: int, available: torch.Tensor | int) -> torch.Tensor | int:
+    """Return min(count, available); a count of -1 means all."""
+    if count < 0:
         return available
     if isinstance(available, torch.Tensor):
-        return torch.minimum(torch.tensor(wanted), available)
-    return torch.sym_min(wanted, available)
+        return torch.minimum(torch.tensor(count), available)
+    return torch.sym_min(count, available)

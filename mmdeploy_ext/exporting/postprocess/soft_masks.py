@@ -1,7 +1,7 @@
-"""Soft masks of grid cells, made only for the cells that are asked for.
+"""Soft masks of grid cells, computed only for the cells that are requested.
 
-Glossary: B batch, S cells of all levels, G grid lines of all levels, E channels of a dynamic kernel, m asked
-cells, H4, W4 size of the masks, P their pixels, p a piece of them.
+Glossary: B batch, S cells of all levels, G grid lines of all levels, E channels of a dynamic kernel, m
+requested cells, H4, W4 size of the masks, P their pixels, p a piece of them.
 """
 
 import abc
@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from onnx import TensorProto
 
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
 from mmdeploy_ext.exporting.postprocess.sizes import length
 from mmdeploy_ext.families.parts.runtime.grid_lines import lines
 
 PIECES = 8
-"""Parts of the map that are worked on one after the other; few enough nodes, small enough for the caches."""
+"""Parts of the map that are computed one after the other; few enough nodes, small enough for the caches."""
+SAME_SIZE = 2
+"""Levels at the beginning that have the size to which all are resized."""
 
 
-def _above(values: torch.Tensor, threshold: float) -> torch.Tensor:
+def _keep_above(values: torch.Tensor, threshold: float) -> torch.Tensor:
     return torch.nn.functional.threshold(values, threshold, 0.0)
 
 
-def _shared(hard: torch.Tensor) -> torch.Tensor:
+def _count_shared(hard: torch.Tensor) -> torch.Tensor:
     return _count_by_floats(hard).to(torch.int32)
 
 
@@ -37,7 +38,7 @@ def _count_by_floats(hard: torch.Tensor) -> torch.Tensor:
 KEEP_ABOVE = register(
     Operator(
         'KeepAbove',
-        _above,
+        _keep_above,
         inputs=dict(values='N'),
         outputs=('kept',),
         example=lambda: (torch.tensor([0.1, 0.5, 0.9]),),
@@ -52,7 +53,7 @@ KEEP_ABOVE = register(
 COUNT_SHARED = register(
     Operator(
         'CountShared',
-        _shared,
+        _count_shared,
         inputs=dict(hard='B m p'),
         outputs=('shared',),
         example=lambda: (torch.tensor([[[True, False, True], [False, False, True]]]),),
@@ -98,9 +99,9 @@ class SoftMasks(abc.ABC):
         """Return number and sum (B, m) of the values above the threshold."""
         areas = totals = 0
         for soft in self.pieces(cells):
-            kept = KEEP_ABOVE(soft, mask_thr)
-            totals = totals + kept.sum(dim=2)
-            areas = areas + kept.ceil().sum(dim=2)
+            values = KEEP_ABOVE(soft, mask_thr)
+            totals = totals + values.sum(dim=2)
+            areas = areas + values.ceil().sum(dim=2)
         return areas, totals
 
     def overlaps(self, cells: torch.Tensor, mask_thr: float, integer: bool) -> torch.Tensor:
@@ -121,13 +122,13 @@ class DynamicMasks(SoftMasks):
         self.features = features.flatten(2)
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """See `SoftMasks.pieces`."""
+        """Yield the sigmoid of each piece of the product."""
         picked = pick_rows(self.kernels, cells)
         for start, stop in pieces(self.features.shape[2]):
             yield (picked @ self.features[:, :, start:stop]).sigmoid()
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """See `SoftMasks.maps`."""
+        """Return the sigmoid of the whole product."""
         flat = (pick_rows(self.kernels, cells) @ self.features).sigmoid()
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
@@ -140,16 +141,16 @@ class ProductMasks(SoftMasks):
         self.size = columns.shape[2:]
         self.columns, self.rows = columns.flatten(2), rows.flatten(2)
         self.column_of, self.row_of = (
-            torch.tensor(of.tolist(), device=columns.device) for of in lines(num_grids)
+            torch.tensor(line_of.tolist(), device=columns.device) for line_of in lines(num_grids)
         )
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """See `SoftMasks.pieces`."""
+        """Yield the product of each piece of the columns and rows."""
         for start, stop in pieces(self.columns.shape[2]):
             yield self._product(cells, self.columns[:, :, start:stop], self.rows[:, :, start:stop])
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """See `SoftMasks.maps`."""
+        """Return the product of whole columns and rows."""
         flat = self._product(cells, self.columns, self.rows)
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
@@ -160,7 +161,7 @@ class ProductMasks(SoftMasks):
 class LevelMasks(SoftMasks):
     """SOLO: the sigmoid of a level's own convolution for the cell, resized to the size of the first level.
 
-    Levels differ in size, so the asked cells are taken level by level and put back into their order.
+    Levels differ in size, so the requested cells are gathered level by level and put back into their order.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class LevelMasks(SoftMasks):
         """Keep features (B, D, 2h, 2w), weights (g * g, D) and biases (g * g,) per level.
 
         `fixed` keeps all shapes constant, as TensorRT wants them: every level then has room for all cells
-        that are asked for, which is as many times the work as there are levels.
+        that are requested, which is as many times the work as there are levels.
         """
         self.features, self.weights, self.biases, self.fixed = features, weights, biases, fixed
         self.size = features[0].shape[2:]
@@ -184,17 +185,20 @@ class LevelMasks(SoftMasks):
         self.level_of = torch.tensor(levels, device=features[0].device)
 
     def pieces(self, cells: torch.Tensor) -> Iterator[torch.Tensor]:
-        """See `SoftMasks.pieces`: bands of rows."""
+        """Yield bands of rows, resized from each level."""
         levels, places = self._levels(cells)
         for start, stop in pieces(self.size[0]):
-            bands = [_band(soft, rows, start, stop).flatten(2) for soft, rows in levels]
+            bands = [
+                (soft[:, :, start:stop] if rows is None else rows[start:stop] @ soft).flatten(2)
+                for soft, rows in levels
+            ]
             yield pick_rows(torch.cat(bands, dim=1), places)
 
     def maps(self, cells: torch.Tensor) -> torch.Tensor:
-        """See `SoftMasks.maps`."""
+        """Return the masks of all levels, resized and in the order of the cells."""
         levels, places = self._levels(cells)
-        whole = [soft if rows is None else rows @ soft for soft, rows in levels]
-        flat = torch.cat([soft.flatten(2) for soft in whole], dim=1)
+        resized = [soft if rows is None else rows @ soft for soft, rows in levels]
+        flat = torch.cat([soft.flatten(2) for soft in resized], dim=1)
         flat = pick_rows(flat, places)
         return flat.reshape(flat.shape[0], cells.shape[1], *self.size)
 
@@ -224,13 +228,3 @@ class LevelMasks(SoftMasks):
             resizing(length(old), length(new)) for old, new in zip(features.shape[2:], self.size, strict=True)
         )
         return soft @ columns.transpose(0, 1), rows
-
-
-SAME_SIZE = 2
-"""The first two levels are of the size that all are resized to."""
-
-
-def _band(
-    soft: torch.Tensor, rows: torch.Tensor | None, start: torch.Tensor | int, stop: torch.Tensor | int
-) -> torch.Tensor:
-    return soft[:, :, start:stop] if rows is None else rows[start:stop] @ soft

@@ -1,1 +1,1 @@
-"""Tracing sparse convolution modules."""
+"""Sparse convolution modules traced to sparse graphs."""

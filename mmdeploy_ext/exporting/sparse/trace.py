@@ -1,9 +1,9 @@
 """A sparse graph from a torch module, by watching one forward pass of it.
 
-Three things watch, all of them only as long as the pass takes: forward hooks on the module's own submodules
-(convolutions are read there; the others give the paths), a torch function mode (what happens to tensors
-between modules) and a replaced `SparseConvTensor.dense`. Nothing of the module changes: weights, buffers,
-training flags, hooks and indice keys are afterwards what they were. Needs torch and spconv 2.
+Three things watch while the pass runs: forward hooks on the submodules (convolutions are read there; the
+others give the paths), a torch function mode (what happens to tensors between modules) and a replaced
+`SparseConvTensor.dense`. Nothing of the module changes: weights, buffers, training flags, hooks and indice
+keys are afterwards what they were. Needs torch and spconv 2.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import nn
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat.import_hook import patched
 from mmdeploy_ext.core.errors import ExportError, UsageError
-from mmdeploy_ext.exporting.sparse.trace_record import Functions, NoSiteLeftError, Recorder
+from mmdeploy_ext.exporting.sparse.recorder import Functions, NoSiteLeftError, Recorder
 from mmdeploy_ext.sparse.ir import ORDERS, SparseConvolution, SparseGraph, Triple, prune, renumber
 from mmdeploy_ext.sparse.plan import name_rulebooks
 
@@ -41,7 +41,7 @@ def trace(
     the reference exporter does (a few where a stride jumps over it). Work that the result does not need is
     left out.
 
-    Rulebook names are the modules' indice_keys; where there is none, see `sites.name_rulebooks`.
+    Rulebook names are the modules' indice_keys; `sites.name_rulebooks` names those without.
 
     A module that gives a SparseConvTensor (a plain SparseSequential) gets the dense tail of the reference:
     scatter, then the height axis into the channels, (1, C * Z, X, Y) in order 'xyz' and (1, C * Z, Y, X) in
@@ -55,8 +55,7 @@ def trace(
         order: axis order of the module's coordinates, 'xyz' or 'zyx'.
         spatial_shape: grid size per axis, in that order.
         in_channels: features per voxel.
-        call: runs the module where its forward takes something else: (module, features, coordinates) to its
-            result.
+        call: runs a module whose forward takes something else: (module, features, coordinates) to its result.
 
     Raises:
         UsageError: bad coordinates, features or order.
@@ -88,7 +87,12 @@ def _trace(
     shape: Triple,
     call: Call | None,
 ) -> SparseGraph:
-    device = _device(module)
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ExportError(
+                f'{name}: is {parameter.dtype}, expected float32; call .float() before the export'
+            )
+    device = next((parameter.device for parameter in module.parameters()), torch.device('cpu'))
     tensors = torch.from_numpy(features).to(device), torch.from_numpy(coordinates).to(device)
     recorder = Recorder(*tensors, shape, order)
     with compat.single_thread(), torch.no_grad(), _watched(module, recorder):
@@ -150,41 +154,32 @@ def _voxels(
     return coordinates, features
 
 
-def _device(module: nn.Module) -> torch.device:
-    for name, parameter in module.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise ExportError(
-                f'{name}: is {parameter.dtype}, expected float32; call .float() before the export'
-            )
-    return next((parameter.device for parameter in module.parameters()), torch.device('cpu'))
-
-
 def _caller(module: nn.Module, shape: Triple) -> Call:
-    """Return how a module's forward wants its voxels."""
+    """Return the function that calls a module's forward with voxels, by the names of its parameters."""
     from spconv.pytorch import SparseConvTensor
 
     parameters = inspect.signature(module.forward).parameters.values()
-    needed = [
+    required = [
         item.name
         for item in parameters
         if item.default is item.empty and item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD)
     ]
-    if len(needed) == 1:
+    if len(required) == 1:
         return lambda part, *voxels: part(SparseConvTensor(*voxels, list(shape), 1))
-    if len(needed) == 3:
+    if len(required) == 3:
         return lambda part, features, coordinates: part(features, coordinates, 1)
-    if len(needed) == 4 and needed[3] == 'input_shape':
+    if len(required) == 4 and required[3] == 'input_shape':
         # det3d's grid is x, y, z, and its module adds one layer of z
         size = [shape[2], shape[1], shape[0] - 1]
         return lambda part, features, coordinates: part(features, coordinates, 1, size)
     raise ExportError(
-        f'{type(module).__name__}.forward takes ({", ".join(needed)}); expected (features, coordinates, '
+        f'{type(module).__name__}.forward takes ({", ".join(required)}); expected (features, coordinates, '
         f'batch_size), or one SparseConvTensor; say how to call it by `call`'
     )
 
 
 def _finish(recorder: Recorder, result: Any) -> tuple[str, tuple[int, ...]]:
-    """Return id and shape of the graph's output: of a list or tuple the first, of a dict the dense one."""
+    """Return id and shape of the graph's output: the first of a list or tuple, the dense one of a dict."""
     from spconv.pytorch import SparseConvTensor
 
     if isinstance(result, dict):

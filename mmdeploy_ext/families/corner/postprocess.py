@@ -15,9 +15,16 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, nms_config, number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import hw
-from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import (
+    NO_CANDIDATE,
+    SoftNmsConfig,
+    Suppression,
+    gather_rows,
+    nms_config,
+    number,
+    positive,
+)
 from mmdeploy_ext.families.parts.own_heads import side_of_peaks
 from mmdeploy_ext.families.parts.priors import rows_of
 from mmdeploy_ext.families.parts.runtime.box_coders import peaks_of

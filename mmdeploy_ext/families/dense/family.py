@@ -15,7 +15,7 @@ from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.config import refused_by_name
 from mmdeploy_ext.core.errors import ConfigError, UsageError
-from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.dense import graphs, reference, samples
 from mmdeploy_ext.families.dense.kinds import (

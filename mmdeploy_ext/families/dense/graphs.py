@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.fold import fuse
-from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.dense.forms import (
     FULL_NAMES,
     DecodeForm,

@@ -14,7 +14,7 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.dense_head import Head
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, positive
+from mmdeploy_ext.exporting.postprocess.suppression import NmsConfig, nms_config, positive
 from mmdeploy_ext.families.parts import followed
 from mmdeploy_ext.families.parts.own_heads import OWN
 from mmdeploy_ext.families.parts.plain_heads import PLAIN, Kind

@@ -7,7 +7,7 @@ from mmdet.models.roi_heads import mask_heads
 from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import number
+from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.parts.regions import part_of
 
 

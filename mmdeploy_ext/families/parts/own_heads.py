@@ -14,7 +14,7 @@ from torch import nn
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.contract.dense_head import Head, factor_head
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import positive
+from mmdeploy_ext.exporting.postprocess.suppression import positive
 from mmdeploy_ext.families.parts.plain_heads import (
     Kind,
     Rows,

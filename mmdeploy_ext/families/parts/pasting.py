@@ -17,8 +17,7 @@ from mmdeploy_ext.contract.spec import TensorSpec
 from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import Operator
+from mmdeploy_ext.exporting.ops.operator import Operator, register
 from mmdeploy_ext.families.parts.mask_settings import side_of
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.ops.deformable_attention import attend_tokens
+from mmdeploy_ext.exporting.ops.attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.families.parts.padding import Level, SinePositions, periods, tokens_of, waves
 from mmdeploy_ext.families.parts.query_layers import (

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.ops.deformable_attention import attend_tokens
+from mmdeploy_ext.exporting.ops.attention import attend_tokens
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing_of
 from mmdeploy_ext.exporting.postprocess.sizes import hw
 from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.suppress import gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import gather_rows
 from mmdeploy_ext.families.parts.image_tensors import clip_size
 from mmdeploy_ext.families.parts.mask_logits import own_class
 from mmdeploy_ext.families.parts.query_layers import attend_to

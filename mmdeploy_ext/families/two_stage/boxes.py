@@ -13,8 +13,13 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
-from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression
+from mmdeploy_ext.exporting.postprocess.suppression import (
+    NO_CANDIDATE,
+    NmsConfig,
+    SoftNmsConfig,
+    Suppression,
+    nms_config,
+)
 from mmdeploy_ext.families.parts.region_boxes import coder_of, decoded
 from mmdeploy_ext.families.parts.regions import Branch, part_of, stages_of
 from mmdeploy_ext.families.parts.runtime.box_coders import softmax

@@ -8,7 +8,7 @@ from torch import nn
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.options import LIMITS
 from mmdeploy_ext.core.errors import UsageError
-from mmdeploy_ext.exporting.postprocess.nms_config import SoftNmsConfig, capped, nms_config
+from mmdeploy_ext.exporting.postprocess.suppression import SoftNmsConfig, capped, nms_config
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.two_stage import boxes
 from mmdeploy_ext.families.two_stage.proposals import generator_of, is_guided, is_staged, thresholds

@@ -14,9 +14,17 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, nms_config, number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import limit
-from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression, clip_to, gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import (
+    NO_CANDIDATE,
+    NmsConfig,
+    Suppression,
+    clip_to,
+    gather_rows,
+    nms_config,
+    number,
+    positive,
+)
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.own_heads import OWN
 from mmdeploy_ext.families.parts.plain_heads import chosen_coder, clips, plain_head

@@ -16,9 +16,14 @@ from torch import nn
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.ops.nms import pairwise_iou
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
-from mmdeploy_ext.exporting.postprocess.nms_config import number, positive
 from mmdeploy_ext.exporting.postprocess.sizes import hw, limit
-from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, clip_to, gather_rows
+from mmdeploy_ext.exporting.postprocess.suppression import (
+    NO_CANDIDATE,
+    clip_to,
+    gather_rows,
+    number,
+    positive,
+)
 from mmdeploy_ext.families.parts.image_tensors import clip_size
 from mmdeploy_ext.families.parts.plain_heads import border_inset, chosen_coder, clips, plain_head
 from mmdeploy_ext.families.parts.priors import rows_of, same_priors

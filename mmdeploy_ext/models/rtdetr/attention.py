@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from mmcv.cnn import constant_init, xavier_init
 from torch import nn
 
-from mmdeploy_ext.exporting.ops.deformable_attention import attend_maps, shares
+from mmdeploy_ext.exporting.ops.attention import attend_maps, shares
 from mmdeploy_ext.models.rtdetr.layers import SelfAttention
 
 FLOAT16_MAX = 65504.0

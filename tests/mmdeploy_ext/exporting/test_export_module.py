@@ -12,8 +12,8 @@ import torch
 from torch.onnx._internal.exporter import _registration
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
+from mmdeploy_ext.exporting.dynamo import translations_read_once
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.functional import translations_read_once
 from mmdeploy_ext.graph.passes.interface import name_ends
 
 REPOSITORY = Path(__file__).resolve().parents[3]

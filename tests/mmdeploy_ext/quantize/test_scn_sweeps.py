@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.preprocess.past_sweeps import PastSweeps
+from mmdeploy_ext.preprocess.fusion import PastSweeps
 from mmdeploy_ext.quantize.sweeps import PointRule, Sweeps
 from mmdeploy_ext.runtime.infos import read_infos
 

@@ -11,8 +11,7 @@ import toy_operators as toys
 from mmdeploy_ext.core.errors import EngineError, ExportError, UsageError
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.ops import forms
-from mmdeploy_ext.exporting.ops.exporters import register
-from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as
+from mmdeploy_ext.exporting.ops.operator import DOMAIN, OPERATORS, Operator, Plugin, operators_as, register
 from mmdeploy_ext.exporting.ops.python_nodes import python_session
 from mmdeploy_ext.graph.io import types
 

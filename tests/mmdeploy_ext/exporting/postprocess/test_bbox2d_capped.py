@@ -31,7 +31,7 @@ from mmdeploy_ext.contract.stages import Stage
 from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.exporting.ops.nms import nms_of_sorted
-from mmdeploy_ext.exporting.postprocess.nms_config import capped
+from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.families.dense.forms import FULL_NAMES, FullForm
 from mmdeploy_ext.families.dense.runtime import model as runtime
 from mmdeploy_ext.graph.tensorrt_limits import find_refusals

@@ -25,7 +25,7 @@ from mmdet.core.utils import filter_scores_and_topk
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.exporting import exporter
-from mmdeploy_ext.exporting.postprocess.nms_config import nms_config
+from mmdeploy_ext.exporting.postprocess.suppression import nms_config
 
 OPSETS = (11, 17, 20)
 SIZE = (96, 128)

@@ -1,0 +1,467 @@
+"""Records the nodes of a sparse graph, and which tensor object is which tensor of it, while a module runs.
+
+A tensor that comes from the voxels is tracked by identity. A function without a counterpart does not stop the
+pass: its results are marked with the reason, and the first use of such a tensor by something that the graph
+needs raises it. So a module may print a maximum, but not feed it on.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from spconv.pytorch import SparseConvTensor
+from spconv.pytorch.conv import SparseConvolution as ConvolutionModule
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from mmdeploy_ext.compat.import_hook import patched
+from mmdeploy_ext.core.errors import ExportError, ShapeError
+from mmdeploy_ext.sparse.ir import (
+    Add,
+    BatchNorm,
+    Node,
+    Relu,
+    Reshape,
+    ScatterDense,
+    SparseConvolution,
+    Transpose,
+    Triple,
+)
+
+DEFAULT_BOUND = 200000
+PROBE = (2, 3, 5, 7, 11, 13, 17, 19)
+"""Sizes of a tensor of rank up to 8, all different: its shape tells the order of its axes."""
+
+
+class NoSiteLeftError(ExportError):
+    """The traced voxels do not reach the end of the network."""
+
+
+class UnsupportedOperatorError(Exception):
+    """A function that the dialect has no operation for; the message continues 'MODULE: '."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A tensor of the graph by its id: features of active sites (N, C) if `sparse`, else a dense tensor.
+
+    With a `problem`, a tensor that the graph cannot have, and the reason.
+    """
+
+    name: str
+    sparse: bool = False
+    problem: str = ''
+
+
+class Recorder:
+    """Nodes of one forward pass in their order, and the tensors that went into them.
+
+    The module runs under `Functions`, with its submodules hooked.
+    """
+
+    def __init__(
+        self, features: torch.Tensor, coordinates: torch.Tensor, spatial_shape: Triple, order: str
+    ) -> None:
+        self.nodes: list[Node] = []
+        self.order = order
+        self._paused = 0
+        self._shape = list(spatial_shape)
+        self._values: dict[int, Value] = {}
+        self._alive: list[torch.Tensor] = []
+        self._path: list[str] = []
+        self._sites = {'0': (coordinates.clone(), self._shape)}
+        self._bind(features, Value('0', sparse=True))
+
+    @property
+    def path(self) -> str:
+        """Path of the module that runs; '' is the encoder itself."""
+        return self._path[-1] if self._path else ''
+
+    # ---- tensors
+
+    def _bind(self, tensor: torch.Tensor, value: Value) -> None:
+        self._values[id(tensor)] = value
+        self._alive.append(tensor)  # an id is only good while its object lives
+
+    def _value(self, tensor: object) -> Value | None:
+        return self._values.get(id(tensor)) if isinstance(tensor, torch.Tensor) else None
+
+    def use(self, tensor: torch.Tensor, user: str) -> Value:
+        """Return what a tensor is in the graph; ExportError if the dialect cannot express it."""
+        value = self._value(tensor)
+        if value is None:
+            raise ExportError(
+                f'{user}: takes a tensor that does not come from the voxels; expected one that does'
+            )
+        if value.problem:
+            raise ExportError(value.problem)
+        return value
+
+    def lookup(self, tensor: object) -> Value:
+        """Return the value of an operand of a function; UnsupportedOperatorError if it is not tracked."""
+        value = self._value(tensor)
+        if value is None:
+            raise UnsupportedOperatorError('combines the voxels with something that does not come from them')
+        return value
+
+    def add(self, node_type: type[Node], inputs: tuple[Value, ...], sparse: bool, **fields: Any) -> Value:
+        """Append a node and return its output."""
+        output = f't{len(self.nodes)}'
+        names = tuple(value.name for value in inputs)
+        if sparse and node_type is not SparseConvolution:
+            self._sites[output] = self._sites[names[0]]
+        self.nodes.append(node_type(name=output, module=self.path, inputs=names, output=output, **fields))
+        return Value(output, sparse=sparse)
+
+    # ---- functions between modules
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block nothing is recorded."""
+        return patched(self, _paused=self._paused + 1)
+
+    def function(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Run a torch function and record what it means."""
+        operands = [] if self._paused else _tensors((args, kwargs))
+        tracked = [value for tensor in operands if (value := self._value(tensor))]
+        result = func(*args, **kwargs)
+        results, changed = list(_tensors(result)), _changed(func, args, kwargs)
+        if not tracked or not (results or changed):
+            return result
+        value = next((value for value in tracked if value.problem), None)
+        if value is None:
+            try:
+                value = record(self, func, args, kwargs, result)
+            except UnsupportedOperatorError as error:
+                value = Value('', problem=f'{self.path or "the encoder"}: {error}')
+        for tensor in changed:
+            self._rebind_aliases(tensor, value)
+        for tensor in results:
+            if tensor.dtype.is_floating_point:
+                self._bind(tensor, value)
+        return result
+
+    def _rebind_aliases(self, tensor: torch.Tensor, value: Value) -> None:
+        """Bind other objects on the storage that was written to as well; views of parts of it are lost."""
+        before = self._value(tensor)
+        storage = tensor.untyped_storage().data_ptr()
+        reason = f'{self.path or "the encoder"}: changes in place a tensor that another one looks into'
+        for alias in self._alive:
+            if alias is not tensor and alias.untyped_storage().data_ptr() == storage:
+                same = before is not None and self._values[id(alias)].name == before.name
+                self._values[id(alias)] = value if same else Value('', problem=reason)
+        self._bind(tensor, value)
+
+    # ---- modules
+
+    def hook(self, path: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        """Hook one submodule; the handles remove the hooks."""
+        enter, leave = self._enter, self._leave
+        if isinstance(module, ConvolutionModule):
+            enter, leave = self._enter_convolution, self._leave_convolution
+        return [
+            module.register_forward_pre_hook(
+                lambda part, args, kwargs: enter(path, part, args, kwargs), with_kwargs=True
+            ),
+            # first of all hooks: what the user's own hooks do with the output happens after the module
+            module.register_forward_hook(
+                lambda part, args, kwargs, result: leave(path, part, args, kwargs, result),
+                with_kwargs=True,
+                prepend=True,
+            ),
+        ]
+
+    def _enter(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._path.append(path)
+
+    def _leave(self, path: str, module: nn.Module, args: tuple, kwargs: dict, result: Any) -> None:
+        self._path.pop()
+        if self._paused or not any(self._value(tensor) for tensor in _tensors((args, kwargs))):
+            return
+        for tensor in _tensors(result):
+            if self._value(tensor) is None and tensor.dtype.is_floating_point:
+                reason = f'{path or "the encoder"}: {type(module).__name__} has no counterpart in the dialect'
+                self._bind(tensor, Value('', problem=reason))
+
+    def _enter_convolution(self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict) -> None:
+        self._path.append(path)
+        source = convolution_input(path, args, kwargs)
+        if self._value(source.features) is None:
+            raise ExportError(f'{path}: takes a sparse tensor that does not come from the voxels')
+        if source.features.shape[1] != module.in_channels:
+            raise ShapeError(
+                f'{path}: gets {source.features.shape[1]} features per site, expected {module.in_channels}'
+            )
+        if not self.nodes and module.ndim == 3 and source.spatial_shape != self._shape:
+            raise ExportError(
+                f'{path}: works on the grid {source.spatial_shape}, expected {self._shape}; '
+                f'module, config and order disagree'
+            )
+        refuse_small_grid(path, module, source)
+        self._paused += 1
+
+    def _leave_convolution(
+        self, path: str, module: ConvolutionModule, args: tuple, kwargs: dict, result: SparseConvTensor
+    ) -> None:
+        self._paused -= 1
+        source = convolution_input(path, args, kwargs)
+        value = self._value(source.features)
+        problem = value.problem or convolution_problem(path, module)
+        if problem := problem or self._sites_problem(path, source, value):
+            value = Value('', problem=problem)
+        elif not len(result.features):
+            raise NoSiteLeftError(
+                f'{path}: no active site is left of the {len(source.features)} that it was traced with; '
+                f'trace with the coordinates of a sweep'
+            )
+        else:
+            fields = convolution_fields(module) | dict(
+                input_spatial_shape=tuple(source.spatial_shape),
+                output_spatial_shape=tuple(result.spatial_shape),
+                input_rows=len(source.features),
+                output_rows=len(result.features),
+            )
+            value = self.add(SparseConvolution, (value,), True, **fields)
+            self._sites[value.name] = (result.indices.clone(), list(result.spatial_shape))
+        self._path.pop()
+        self._bind(result.features, value)
+
+    def _sites_problem(self, path: str, tensor: SparseConvTensor, value: Value) -> str:
+        """Return what is wrong with the sites of a sparse tensor whose features are `value`, or ''."""
+        if tensor.batch_size != 1:
+            return f'{path}: works on {tensor.batch_size} samples; the dialect knows one'
+        indices, shape = self._sites[value.name]
+        if torch.equal(indices, tensor.indices) and shape == tensor.spatial_shape:
+            return ''
+        return (
+            f'{path}: its features and its coordinates do not belong together; the dialect cannot '
+            f'move sites or change their grid between convolutions'
+        )
+
+    def dense(self, tensor: SparseConvTensor, channels_first: bool, result: torch.Tensor) -> None:
+        """Record `SparseConvTensor.dense`."""
+        value = self._value(tensor.features)
+        if self._paused or value is None:
+            return
+        if problem := value.problem or self._sites_problem(self.path or 'the encoder', tensor, value):
+            self._bind(result, Value('', problem=problem))
+            return
+        shape = tuple(tensor.spatial_shape)
+        dense_shape = (1, tensor.features.shape[1], *shape)
+        value = self.add(ScatterDense, (value,), False, spatial_shape=shape, output_shape=dense_shape)
+        if not channels_first:
+            value = self.add(Transpose, (value,), False, dims=(0, 2, 3, 4, 1))
+        self._bind(result, value)
+
+
+class Functions(TorchFunctionMode):
+    """Passes every torch function of the thread to a recorder while it is open."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        return self._recorder.function(func, args, kwargs or {})
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested arguments, the features of sparse tensors among them."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, SparseConvTensor):
+        yield value.features
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _changed(func: Callable, args: tuple, kwargs: dict) -> list[torch.Tensor]:
+    """Return the tensors that a function writes to."""
+    name = getattr(func, '__name__', '')
+    outputs = list(_tensors(kwargs.get('out')))
+    in_place = name.endswith('_') and not name.endswith('__')
+    if (
+        in_place
+        or name.startswith('__i')
+        or name in ('__setitem__', '__set__')
+        or kwargs.get('inplace')
+        or (args[2:] and name in ('relu', 'dropout') and args[-1] is True)
+    ):
+        outputs += list(_tensors(args[:1]))
+    return outputs
+
+
+def record(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: Any) -> Value:
+    """Record what a torch function did; return what its result is, or raise UnsupportedOperatorError."""
+    if func == torch.Tensor.data.__get__:
+        return recorder.lookup(args[0])
+    name = getattr(func, '__name__', str(func))
+    handler = HANDLERS.get(name.strip('_').removeprefix('i') if name.startswith('__') else name.rstrip('_'))
+    if handler is None or not isinstance(result, torch.Tensor):
+        raise UnsupportedOperatorError(
+            f'{name} has no counterpart in the dialect (convolution, batch normalisation, ReLU and '
+            f'addition on sites; scatter, transpose and reshape after them)'
+        )
+    return handler(recorder, func, args, kwargs, result)
+
+
+def _same(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+    return recorder.lookup(args[0])
+
+
+def _dropout(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+    if kwargs.get('training', args[2] if len(args) > 2 else True):
+        raise UnsupportedOperatorError('dropout at random; expected evaluation mode')
+    return recorder.lookup(args[0])
+
+
+def _relu(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+    value = recorder.lookup(args[0] if args else kwargs['input'])
+    _check_sparse(value, 'ReLU')
+    return recorder.add(Relu, (value,), True)
+
+
+def _add(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+    operands = [*args, *(kwargs[name] for name in ('input', 'other') if name in kwargs)][:2]
+    if kwargs.get('alpha', 1) != 1:
+        raise UnsupportedOperatorError(f'addition with alpha={kwargs["alpha"]}; the dialect adds with 1')
+    values = tuple(recorder.lookup(operand) for operand in operands)
+    for value in values:
+        _check_sparse(value, 'addition')
+    if operands[0].shape != operands[1].shape:
+        raise UnsupportedOperatorError(
+            f'addition of {tuple(operands[0].shape)} and {tuple(operands[1].shape)}; expected equal shapes'
+        )
+    return recorder.add(Add, values, True)
+
+
+def _batch_norm(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+    if func is not functional.batch_norm:
+        raise UnsupportedOperatorError(f'{func} is not torch.nn.functional.batch_norm')
+    bound = inspect.signature(functional.batch_norm).bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = bound.arguments
+    value = recorder.lookup(arguments['input'])
+    _check_sparse(value, 'batch normalisation')
+    mean, var = arguments['running_mean'], arguments['running_var']
+    if arguments['training'] or mean is None or var is None:
+        raise UnsupportedOperatorError(
+            'batch normalisation by the statistics of its own input; it needs running statistics'
+        )
+    gamma = torch.ones_like(mean) if arguments['weight'] is None else arguments['weight']
+    beta = torch.zeros_like(mean) if arguments['bias'] is None else arguments['bias']
+    tensors = dict(gamma=gamma, beta=beta, mean=mean, var=var)
+    arrays = {name: np.array(tensor.detach().cpu().numpy(), np.float32) for name, tensor in tensors.items()}
+    return recorder.add(BatchNorm, (value,), True, **arrays, eps=float(arguments['eps']))
+
+
+def _check_sparse(value: Value, operation: str) -> None:
+    if not value.sparse:
+        raise UnsupportedOperatorError(
+            f'{operation} on the dense tensor; the dialect ends there; trace the encoder without what '
+            f'follows it'
+        )
+
+
+def _permutation(
+    recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor
+) -> Value:
+    value = recorder.lookup(args[0])
+    if value.sparse:
+        raise UnsupportedOperatorError(f'{func.__name__} of features on sites')
+    probe = func(torch.empty(PROBE[: args[0].ndim], device='meta'), *args[1:], **kwargs)
+    dims = tuple(PROBE.index(size) for size in probe.shape)
+    if dims == tuple(range(len(dims))):
+        return value
+    return recorder.add(Transpose, (value,), False, dims=dims)
+
+
+def _reshape(recorder: Recorder, func: Callable, args: tuple, kwargs: dict, result: torch.Tensor) -> Value:
+    value = recorder.lookup(args[0])
+    if result.shape == args[0].shape and result.dtype == args[0].dtype:
+        return value
+    if value.sparse or result.dtype != args[0].dtype:
+        raise UnsupportedOperatorError(
+            f'{func.__name__} of {tuple(args[0].shape)} to {tuple(result.shape)} {result.dtype}'
+        )
+    return recorder.add(Reshape, (value,), False, dims=tuple(result.shape))
+
+
+NAMES = {
+    _same: 'contiguous clone detach alias to float half double type type_as cpu cuda requires_grad',
+    _permutation: 'permute transpose swapaxes swapdims movedim moveaxis',
+    _reshape: 'view reshape flatten unflatten squeeze unsqueeze view_as reshape_as',
+    _add: 'add radd',
+    _relu: 'relu',
+    _dropout: 'dropout',
+    _batch_norm: 'batch_norm',
+}
+HANDLERS = {name: handler for handler, names in NAMES.items() for name in names.split()}
+"""Name of a torch function -> (recorder, function, args, kwargs, result) to what the result is."""
+
+
+def convolution_input(path: str, args: tuple, kwargs: dict) -> SparseConvTensor:
+    """Return the sparse tensor that a module is called with; ExportError if there is another argument."""
+    values = [*args, *kwargs.values()]
+    if sum(value is not None for value in values) != 1 or not isinstance(values[0], SparseConvTensor):
+        raise ExportError(
+            f'{path}: is called with more than one sparse tensor; expected one SparseConvTensor'
+        )
+    return values[0]
+
+
+def convolution_problem(path: str, module: ConvolutionModule) -> str:
+    """Return what the dialect cannot express of a convolution, or ''."""
+    kind = type(module).__name__
+    if module.ndim != 3:
+        return f'{path}: {kind} has {module.ndim} dimensions; the dialect knows 3'
+    if module.transposed:
+        return f'{path}: {kind} is a transposed convolution, which the engine does not read'
+    if module.groups != 1:
+        return f'{path}: {kind} has {module.groups} groups; the dialect knows 1'
+    if module.act_type.name not in ('None_', 'ReLU'):
+        return f'{path}: {kind} has the activation {module.act_type.name}; the dialect knows ReLU'
+    return ''
+
+
+def refuse_small_grid(path: str, module: ConvolutionModule, source: SparseConvTensor) -> None:
+    """Raise an ExportError if a kernel does not fit on the grid."""
+    if module.subm or module.inverse or module.transposed:
+        return
+    axes = zip(source.spatial_shape, module.kernel_size, module.padding, module.dilation, strict=True)
+    for size, kernel, padding, dilation in axes:
+        if size + 2 * padding < dilation * (kernel - 1) + 1:
+            raise ExportError(
+                f'{path}: kernel {list(module.kernel_size)} does not fit on the grid {source.spatial_shape}; '
+                f'the grid is too small for this encoder'
+            )
+
+
+def convolution_fields(module: ConvolutionModule) -> dict[str, Any]:
+    """Return the fields of the graph's node that the module alone decides.
+
+    The weight is (O, k0, k1, k2, I) float32. spconv 2 multiplies by a 1x1x1 kernel's memory as if it were
+    (I, O), whatever its shape says (its issue 556): those are turned into what they compute.
+    """
+    triples = 'kernel_size stride padding dilation output_padding'
+    fields = {name: tuple(int(size) for size in getattr(module, name)) for name in triples.split()}
+    weight = module.weight.detach().cpu().numpy()
+    if module.conv1x1:
+        inputs, outputs = module.in_channels, module.out_channels
+        weight = weight.reshape(inputs, outputs).T.reshape(outputs, 1, 1, 1, inputs)
+    return fields | dict(
+        weight=np.array(weight, np.float32, order='C'),
+        bias=None if module.bias is None else module.bias.detach().cpu().numpy().copy(),
+        subm=bool(module.subm),
+        inverse=bool(module.inverse),
+        rulebook=module.indice_key,
+        activation='ReLU' if module.act_type.name == 'ReLU' else 'None',
+        output_bound=int(getattr(module, 'output_bound', DEFAULT_BOUND)),
+    )
