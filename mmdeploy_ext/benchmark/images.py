@@ -218,7 +218,7 @@ def backend_contender(family: ImageFamily, backend: Backend, engine: str, label:
     def run(images: Sequence[PreparedImage]) -> Run:
         start = time.perf_counter()
         feeds = family.feeds(images, True)
-        outputs = backend.infer(backend.known(feeds))
+        outputs = backend.infer(backend.select_inputs(feeds))
         network_end = time.perf_counter()
         detections = family.detections(backend.metadata, outputs, feeds)
         end = time.perf_counter()

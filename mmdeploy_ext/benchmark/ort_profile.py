@@ -29,7 +29,7 @@ def profile_graph(path: str, feeds: Mapping[str, np.ndarray], threads: int) -> d
         prefix = str(Path(folder) / 'ort')
         with build_backend(DEFAULT.backend, path, threads=threads, profile_prefix=prefix) as backend:
             for _ in range(PROFILED_RUNS + 1):
-                backend.infer(backend.known(feeds))
+                backend.infer(backend.select_inputs(feeds))
             events = json.loads(Path(backend.session.end_profiling()).read_text(encoding='utf-8'))
     return summarise_profile(events)
 

@@ -1,4 +1,4 @@
-"""The interface of an engine: activate, infer, deactivate. Imports no engine."""
+"""The interface of an engine: activate, infer, deactivate; it imports no engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.contract.spec import GraphSpec
 
 FEED_CHECKS: dict[str, Callable[[Metadata, Mapping[str, np.ndarray]], None]] = {}
-"""Family -> the check of sizes that its graphs cannot take and their contract does not state; every engine
+"""Family -> the check of sizes that its graphs cannot take, although their contract allows them; every engine
 calls it before it runs a file of the family."""
 
 
@@ -25,9 +25,9 @@ class Backend(abc.ABC):
 
     Attributes:
         engine: name for tables.
-        spec: contract of the network; known after `activate`.
+        spec: contract of the network; set by `activate`.
         metadata: of the file; None when the network did not come from a file.
-        computes_in: 'fp16' or 'bf16' where the engine was asked for less than the file holds, else ''.
+        computes_in: 'fp16' or 'bf16' if the engine computes in less than the file holds, else ''.
     """
 
     engine: str
@@ -47,18 +47,18 @@ class Backend(abc.ABC):
         """Free the network."""
         return
 
-    def known(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the inputs that the network has."""
+    def select_inputs(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the feeds that are inputs of the network."""
         return {name: array for name, array in feeds.items() if name in self.spec.input_names}
 
     def infer(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the network: input name -> array, to output name -> array in spec order.
 
-        Feeds have the dtypes and shapes that the spec states; float32 is rounded where it states float16, and
+        Feeds have the dtypes and shapes that the spec states; float32 is rounded if it states float16, and
         float16 outputs come as float32.
 
         Raises:
-            ShapeError: feeds that the spec does not allow, the same on every engine.
+            ShapeError: the spec does not allow the feeds; the same on every engine.
         """
         feeds = self.spec.rounded(feeds)
         self.spec.check_feeds(feeds)
@@ -68,8 +68,11 @@ class Backend(abc.ABC):
         missing = [name for name in self.spec.output_names if name not in outputs]
         if missing:
             raise ShapeError(f'{self.engine} gave no {missing}; it gave {sorted(outputs)}')
-        found = {name: outputs[name] for name in self.spec.output_names}
-        return {name: one.astype('float32') if one.dtype == 'float16' else one for name, one in found.items()}
+        arrays = {name: outputs[name] for name in self.spec.output_names}
+        return {
+            name: array.astype('float32') if array.dtype == 'float16' else array
+            for name, array in arrays.items()
+        }
 
     def __enter__(self) -> Self:
         self.activate()

@@ -1,4 +1,4 @@
-"""ONNX Runtime. Imports neither torch nor mmcv."""
+"""ONNX Runtime; imports neither torch nor mmcv."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SPINNING = {
     'run': {'session.force_spinning_stop': '1'},
     'never': {'session.intra_op.allow_spinning': '0'},
 }
-"""`spinning` -> session options; without any, threads that wait for work keep their cores busy."""
+"""`spinning` -> session options; by default threads that wait for work keep their cores busy."""
 
 
 class OnnxRuntimeBackend(Backend):
-    """One file in one ONNX Runtime session; `seconds` are those of all runs so far."""
+    """One file in one ONNX Runtime session; `seconds` is the time of all runs so far."""
 
     engine = 'onnxruntime'
 
@@ -46,23 +46,23 @@ class OnnxRuntimeBackend(Backend):
 
         Args:
             path: the ONNX file.
-            providers: execution providers in order of preference; one that is not there is an error.
+            providers: execution providers in order of preference; one that is missing is an error.
             threads: threads within an operator; 0 leaves the choice to ONNX Runtime.
             graph_optimization: 'none', 'basic', 'extended' or 'all'.
             profile_prefix: write a profile to a file that begins like this.
             spinning: when threads that wait keep their cores busy: 'always' (also for some milliseconds after
-                a run, at the cost of whoever runs next), only during a 'run', or 'never'.
-            plan_memory: from the second run on have one block for all tensors of a run, beside what the
-                first one took. Without it BEVFusion's frame takes 2.0 GB instead of 3.3, and 1 % more time.
+                a run, which slows the next program), only during a 'run', or 'never'.
+            plan_memory: from the second run on hold one block for all tensors of a run, beside the memory of
+                the first. Without it BEVFusion's frame takes 2.0 GB instead of 3.3, and 1 % more time.
             round_fp16: round every value that a float16 graph stores, as a GPU does and ONNX Runtime's CPU
                 does not (see `graph/passes/round_half.py`); for proofs, it is slower.
         """
-        for name, value, known in (
+        for name, value, choices in (
             ('spinning', spinning, SPINNING),
             ('graph_optimization', graph_optimization, GRAPH_OPTIMIZATION),
         ):
-            if value not in known:
-                raise ConfigError(f'{name}={value!r}: expected one of {", ".join(known)}')
+            if value not in choices:
+                raise ConfigError(f'{name}={value!r}: expected one of {", ".join(choices)}')
         self.path, self.providers, self.threads = str(path), list(providers), threads
         self.graph_optimization, self.profile_prefix = graph_optimization, profile_prefix
         self.spinning, self.plan_memory, self.round_fp16 = spinning, plan_memory, round_fp16
@@ -91,19 +91,19 @@ class OnnxRuntimeBackend(Backend):
         self.open_session()
         self.metadata = Metadata.from_props(self.session.get_modelmeta().custom_metadata_map, self.path)
         self.spec = self.metadata.spec
-        taken = (*self.session.get_inputs(), *self.session.get_overridable_initializers())
-        check_graph(self.spec, _tensors(taken), _tensors(self.session.get_outputs()), self.path)
+        inputs = [*self.session.get_inputs(), *self.session.get_overridable_initializers()]
+        check_graph(self.spec, _tensors(inputs), _tensors(self.session.get_outputs()), self.path)
 
     def open_session(self) -> None:
         """Open the session, whatever the file's metadata says."""
         import onnxruntime
 
-        here = onnxruntime.get_available_providers()
-        absent = [name for name in self.providers if name not in here]
-        if absent:
+        available = onnxruntime.get_available_providers()
+        missing = [name for name in self.providers if name not in available]
+        if missing:
             raise EngineError(
-                f'execution provider {", ".join(absent)} was asked for; this ONNX Runtime '
-                f'{onnxruntime.__version__} has {", ".join(here)}'
+                f'execution provider {", ".join(missing)} was asked for; this ONNX Runtime '
+                f'{onnxruntime.__version__} has {", ".join(available)}'
             )
         if not os.path.isfile(self.path):
             raise ModelFileError(f'{self.path}: no such ONNX file')
@@ -115,14 +115,20 @@ class OnnxRuntimeBackend(Backend):
                 f'{self.path}: its path is not UTF-8, and ONNX Runtime opens no such file; rename it'
             ) from error
         try:
-            source = _rounded(self.path) if self.round_fp16 else self.path
+            source = self.path
+            if self.round_fp16:
+                import onnx
+
+                from mmdeploy_ext.graph.passes.round_half import round_half
+
+                source = round_half(onnx.load(self.path)).SerializeToString()
             self.session = onnxruntime.InferenceSession(source, self._options(), providers=self.providers)
         except Exception as error:
             raise LoadError(f'{self.path}: ONNX Runtime cannot load it: {error}') from error
         check_active(self.providers, self.session.get_providers())
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Backend.run`."""
+        """Run the session."""
         names, start = [output.name for output in self.session.get_outputs()], time.perf_counter()
         try:
             outputs = dict(zip(names, self.session.run(names, dict(feeds)), strict=True))
@@ -136,26 +142,18 @@ class OnnxRuntimeBackend(Backend):
         self.session = None
 
 
-def _rounded(path: str) -> bytes:
-    import onnx
-
-    from mmdeploy_ext.graph.passes.round_half import round_half
-
-    return round_half(onnx.load(path)).SerializeToString()
-
-
 def _tensors(values: Iterable[onnxruntime.NodeArg]) -> dict[str, tuple[str, Sequence[Any]]]:
-    """Return name -> numpy dtype and axes of what a session takes or gives."""
-    kinds = {'float': 'float32', 'double': 'float64'}
+    """Return name -> numpy dtype and axes of the inputs or outputs of a session."""
+    dtypes = {'float': 'float32', 'double': 'float64'}
     names = {value.name: value.type.removeprefix('tensor(').removesuffix(')') for value in values}
-    return {value.name: (kinds.get(names[value.name], names[value.name]), value.shape) for value in values}
+    return {value.name: (dtypes.get(names[value.name], names[value.name]), value.shape) for value in values}
 
 
-def check_active(wanted: Sequence[str], active: Sequence[str]) -> None:
+def check_active(requested: Sequence[str], active: Sequence[str]) -> None:
     """Refuse a session that fell back: ONNX Runtime goes on without a provider that cannot start."""
-    lost = [name for name in wanted if name not in active]
-    if lost:
+    inactive = [name for name in requested if name not in active]
+    if inactive:
         raise EngineError(
-            f'execution provider {", ".join(lost)} did not start, this session has {", ".join(active)}; '
+            f'execution provider {", ".join(inactive)} did not start, this session has {", ".join(active)}; '
             f'its libraries or its device are missing'
         )

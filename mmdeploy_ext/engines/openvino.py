@@ -1,4 +1,4 @@
-"""OpenVINO on the same ONNX file. Imports neither torch nor mmcv."""
+"""OpenVINO on the same ONNX file; imports neither torch nor mmcv."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_openvino(packages: str = 'openvino') -> ModuleType:
 
 
 def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precision: str = 'fp32') -> Any:
-    """Return an ONNX file or its bytes as a compiled model; a RuntimeError is OpenVINO's own."""
+    """Compile an ONNX file or its bytes; a RuntimeError is OpenVINO's."""
     settings: dict[str, Any] = {'INFERENCE_PRECISION_HINT': HINTS[precision]}
     if threads:
         settings['INFERENCE_NUM_THREADS'] = threads
@@ -38,16 +38,20 @@ def compiled(source: str | bytes, threads: int = 0, device: str = 'CPU', precisi
 
 
 class OpenVinoBackend(Backend):
-    """One file in one OpenVINO compiled model: in float32, or in what it is asked to compute in."""
+    """One file in one OpenVINO compiled model, in float32 or another precision."""
 
     engine = 'openvino'
 
     def __init__(
         self, path: str, threads: int = 0, device: str = 'CPU', inference_precision: str = 'fp32'
     ) -> None:
-        """Keep the options: OpenVINO's name of the device, and what it computes in whatever the file holds.
+        """Keep the options.
 
-        That is 'fp32', 'bf16' or 'fp16'; `threads` are for inference, 0 leaves the choice to OpenVINO.
+        Args:
+            path: the ONNX file.
+            threads: for inference; 0 leaves the choice to OpenVINO.
+            device: OpenVINO's name of the device.
+            inference_precision: 'fp32', 'bf16' or 'fp16', in which it computes whatever the file holds.
         """
         if inference_precision not in HINTS:
             raise ConfigError(
@@ -65,7 +69,13 @@ class OpenVinoBackend(Backend):
             raise EngineError(
                 f'OpenVINO device {self.device!r} was asked for; here are {core.available_devices}'
             )
-        self._check_precision(core)
+        if self.computes_in:  # OpenVINO would accept the hint and compute in float32
+            precisions = core.get_property(self.device, 'OPTIMIZATION_CAPABILITIES')
+            if self.computes_in.upper() not in precisions:
+                raise EngineError(
+                    f'inference_precision={self.computes_in}: OpenVINO device {self.device} computes in '
+                    f'{", ".join(precisions)} here; use fp32'
+                )
         self.metadata = read_metadata(self.path)
         self.spec = self.metadata.spec
         source, precision = self._without_defaults(), self.computes_in or 'fp32'
@@ -81,17 +91,6 @@ class OpenVinoBackend(Backend):
             text = ' '.join(str(error).split())
             raise LoadError(f'{self.path}: OpenVINO cannot compile it: {text}') from error
 
-    def _check_precision(self, core: Any) -> None:
-        """Refuse a precision that the device lacks: OpenVINO would accept the hint and compute in float32."""
-        if not self.computes_in:
-            return
-        known = core.get_property(self.device, 'OPTIMIZATION_CAPABILITIES')
-        if self.computes_in.upper() not in known:
-            raise EngineError(
-                f'inference_precision={self.computes_in}: OpenVINO device {self.device} computes in '
-                f'{", ".join(known)} here; use fp32'
-            )
-
     def _without_defaults(self) -> bytes:
         """Return the file with its default initializers removed: OpenVINO would take them for constants."""
         import onnx
@@ -103,14 +102,14 @@ class OpenVinoBackend(Backend):
         return model.SerializeToString()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Backend.run`."""
+        """Run the compiled model; it may lack inputs that no node reads."""
         compiled = {name for port in self.compiled.inputs for name in port.get_names()}
         unused = {tensor.name for tensor in self.spec.inputs if tensor.unused} - compiled
         complete = self.spec.with_defaults(feeds)
         # another engine's int64 may be numpy's `longlong`, which OpenVINO does not know
-        known = {name: value.view(value.dtype.str) for name, value in complete.items() if name not in unused}
+        inputs = {name: value.view(value.dtype.str) for name, value in complete.items() if name not in unused}
         try:
-            results = self.compiled(known)
+            results = self.compiled(inputs)
         except RuntimeError as error:
             raise InferenceError(f'{self.path}: OpenVINO failed to run it: {error}') from error
         return {name: np.array(results[name]) for name in self.spec.output_names}

@@ -6,20 +6,21 @@ A new engine is a module with a subclass of `Backend`, and a row here: options o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.core.errors import ConfigError, EngineError, UsageError
+from mmdeploy_ext.core.errors import ConfigError, EngineError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.engines.base import Backend
 
 BASELINE = 'torch'
-"""What the others are measured and proven against."""
+"""The engine that the others are measured and proven against."""
 COMPILED = 'torch-compile'
 """The same model, compiled by PyTorch: a contender of benchmarks that runs no file."""
 
@@ -31,18 +32,18 @@ class EngineInfo:
     Attributes:
         name: on the command line.
         backend: registered name, `backend_config.type`.
-        packages: modules; one of them has to be there.
-        keys: of `backend_config` that it has.
+        packages: modules; one of them has to be installed.
+        keys: its keys of `backend_config`.
         suffix: of its metrics, `metrics_<suffix>.json`.
         runs: kinds of models: 'images', 'stream' (frames of a drive, or sweeps), 'sparse' (backbones).
         files: whether it runs exported files.
         gpu: whether it runs on a GPU only.
-        preset: options of the backend that make the row another one than that of its backend.
-        shared: options where it shares its cores with other work of the same process.
+        preset: options of the backend that make this row a contender of its own.
+        shared: options for when it shares its cores with other work of the same process.
         quantised: whether `quantize.py` makes INT8 files for it.
-        float64: whether it computes in float64 where a file does; others take float32 in silence.
+        float64: whether it computes in float64 if a file does; others take float32 in silence.
         doctor: of an optional engine: distribution, extra of `pip install '.[EXTRA]'`, and title and code of
-            what the doctor tries.
+            the doctor's trial.
     """
 
     name: str
@@ -74,15 +75,15 @@ class EngineInfo:
 
     @property
     def on_request(self) -> bool:
-        """Whether a benchmark takes it only where it is named: it computes in less than the file holds."""
+        """Whether a benchmark runs it only if it is named: it computes in less than the file holds."""
         return 'inference_precision' in self.preset
 
     def options(self, threads: int) -> dict[str, Any]:
-        """Return options of the backend."""
+        """Return the options of the backend with so many threads."""
         return dict(self.preset, threads=threads) if 'threads' in self.keys else dict(self.preset)
 
     def runner_options(self, threads: int) -> dict[str, Any]:
-        """Return what a family's `runner` takes for it."""
+        """Return the options of a family's `runner` on this engine."""
         return dict(self.options(threads), engine=self.backend)
 
     def open(self, path: str, threads: int) -> Backend:
@@ -90,37 +91,42 @@ class EngineInfo:
         return build_backend(self.backend, path, **self.options(threads))
 
     def absence(self) -> str:
-        """Return why it cannot run here; '' when it can."""
+        """Return why it cannot run on this machine; '' when it can."""
         if self.package is None:
             return f'{self.name} is not installed; install it with: {self.install}'
-        missing = missing_providers(self.preset.get('providers', ()))
-        if missing:
-            return (
-                f'{self.name}: this ONNX Runtime has no {", ".join(missing)}; install it with: {self.install}'
-            )
+        if 'providers' in self.preset:
+            import onnxruntime
+
+            available = onnxruntime.get_available_providers()
+            missing = [name for name in self.preset['providers'] if name not in available]
+            if missing:
+                return (
+                    f'{self.name}: this ONNX Runtime has no {", ".join(missing)}; install it with: '
+                    f'{self.install}'
+                )
         if self.gpu and not gpu_name():
             return f'{self.name}: there is no GPU here'
         return ''
 
 
-_HERE = 'mmdeploy_ext.engines.'
+_PACKAGE = 'mmdeploy_ext.engines.'
 _ONNXRUNTIME = EngineInfo(
-    'onnxruntime', 'ONNX Runtime', 'OnnxRuntimeBackend', f'{_HERE}onnxruntime', ('onnxruntime',),
+    'onnxruntime', 'ONNX Runtime', 'OnnxRuntimeBackend', f'{_PACKAGE}onnxruntime', ('onnxruntime',),
     'pip install onnxruntime', suffix='onnx', quantised=True,
     keys=('providers', 'threads', 'graph_optimization', 'spinning', 'plan_memory', 'round_fp16'),
     # threads that wait keep their cores busy, and would slow who shares them
     shared=dict(spinning='run', plan_memory=False),
 )  # fmt: skip
 _OPENVINO = EngineInfo(
-    'openvino', 'OpenVINO', 'OpenVinoBackend', f'{_HERE}openvino', ('openvino',), 'pip install openvino',
+    'openvino', 'OpenVINO', 'OpenVinoBackend', f'{_PACKAGE}openvino', ('openvino',), 'pip install openvino',
     suffix='openvino', quantised=True, float64=False, keys=('threads', 'device', 'inference_precision'),
     doctor=('openvino', 'openvino', 'OpenVINO devices',
             'import openvino; print(", ".join(openvino.Core().available_devices))'),
 )  # fmt: skip
 ROWS = (
     EngineInfo(
-        BASELINE, 'PyTorch', 'TorchBackend', f'{_HERE}torch', ('torch',), 'pip install torch', suffix='pth',
-        keys=('dump',), files=False,
+        BASELINE, 'PyTorch', 'TorchBackend', f'{_PACKAGE}torch', ('torch',), 'pip install torch',
+        suffix='pth', keys=('dump',), files=False,
     ),
     _ONNXRUNTIME,
     _OPENVINO,
@@ -134,14 +140,14 @@ ROWS = (
         preset=dict(providers=('CUDAExecutionProvider', 'CPUExecutionProvider')),
     ),
     EngineInfo(
-        'tensorrt', 'TensorRT', 'TensorRtBackend', f'{_HERE}tensorrt.backend', ('tensorrt', 'tensorrt_rtx'),
-        'pip install tensorrt, or make env-tensorrt', suffix='tensorrt', runs=('images',), gpu=True,
-        float64=False, keys=('device', 'shapes', 'constants'),
+        'tensorrt', 'TensorRT', 'TensorRtBackend', f'{_PACKAGE}tensorrt.backend',
+        ('tensorrt', 'tensorrt_rtx'), 'pip install tensorrt, or make env-tensorrt', suffix='tensorrt',
+        runs=('images',), gpu=True, float64=False, keys=('device', 'shapes', 'constants'),
         doctor=('tensorrt-rtx', 'tensorrt', 'TensorRT-RTX',
                 'import tensorrt_rtx; print(tensorrt_rtx.__version__)'),
     ),
     EngineInfo(
-        COMPILED, 'torch.compile', 'TorchBackend', f'{_HERE}torch', ('torch',), 'pip install torch',
+        COMPILED, 'torch.compile', 'TorchBackend', f'{_PACKAGE}torch', ('torch',), 'pip install torch',
         keys=(), suffix='pth', files=False, runs=('images', 'stream'),
     ),
 )  # fmt: skip
@@ -176,9 +182,9 @@ def build_backend(kind: str, *args: Any, **options: Any) -> Backend:
 
 
 def build_exact(kind: str, path: str, **options: Any) -> Backend:
-    """Make a backend for a file that computes in float64: ONNX Runtime's where this one does not.
+    """Make a backend for a file that computes in float64: ONNX Runtime's if this engine does not.
 
-    That one takes those of the options that it has.
+    Options that ONNX Runtime does not have are left out then.
     """
     if not BACKENDS[kind].float64:
         kind, options = DEFAULT.backend, {key: options[key] for key in options.keys() & set(DEFAULT.keys)}
@@ -186,41 +192,91 @@ def build_exact(kind: str, path: str, **options: Any) -> Backend:
 
 
 def title_of(name: str) -> str:
-    """Return what people call an engine, by its name or its backend's; the name when it is not known."""
-    found = ENGINES.get(name) or BACKENDS.get(name)
-    return found.title if found else name
-
-
-def missing_providers(wanted: Iterable[str]) -> list[str]:
-    """Return the execution providers that the ONNX Runtime here does not have."""
-    if not wanted:
-        return []
-    import onnxruntime
-
-    return [name for name in wanted if name not in onnxruntime.get_available_providers()]
+    """Return the title of an engine, by its name or its backend's; the name if there is no such engine."""
+    engine = ENGINES.get(name) or BACKENDS.get(name)
+    return engine.title if engine else name
 
 
 def gpu_name() -> str:
-    """Return the name of the first GPU, asked from its driver; '' without one."""
+    """Return the name of the first GPU, as its driver gives it; '' without one."""
     from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
 
     gpu = find_gpu(0)
     return gpu.name if gpu else ''
 
 
-def check_names(names: Sequence[str], said: str) -> None:
-    """Refuse engines that are unknown or named twice (UsageError) or not here (EngineError).
+def check_names(names: Sequence[str], option: str) -> None:
+    """Refuse engines that are unknown or named twice (UsageError) or cannot run here (EngineError).
 
-    `said` is the option as it was given, for the message.
+    `option` is the option with its value, for the message.
     """
     if not names or len(set(names)) < len(names) or not set(names) <= ENGINES.keys():
-        raise UsageError(f'{said}: expected some of {",".join(ENGINES)}, each once')
+        raise UsageError(f'{option}: expected some of {",".join(ENGINES)}, each once')
     for name in names:
         reason = ENGINES[name].absence()
         if reason:
-            raise EngineError(f'{said}: {reason}')
+            raise EngineError(f'{option}: {reason}')
 
 
 def present() -> list[str]:
-    """Return the engines that can run here without being asked for, the baseline first."""
+    """Return the engines that a benchmark on this machine runs by default, the baseline first."""
     return [row.name for row in ROWS if not row.on_request and not row.absence()]
+
+
+def engine_settings(
+    engine: str = 'onnxruntime',
+    *,
+    threads: int = 0,
+    providers: Sequence[str] | None = None,
+    inference_precision: str | None = None,
+) -> dict[str, Any]:
+    """Return the settings of the engine that runs the files of a proof: its backend as `engine`, and options.
+
+    Raises:
+        UsageError: an option that the engine does not have, or a number of threads below 0.
+        EngineError: the engine, or an execution provider, is not installed.
+    """
+    if engine not in file_engines():
+        raise UsageError(f'--engine {engine}: expected one of {", ".join(file_engines())}')
+    info = ENGINES[engine]
+    if threads < 0:
+        raise UsageError(f'--threads {threads}: expected 0 (the engine decides) or more')
+    settings: dict[str, Any] = dict(engine=info.backend)
+    options = dict(threads=threads, providers=providers, inference_precision=inference_precision)
+    for key, value in options.items():
+        if not value:
+            continue
+        if key not in info.keys:
+            able = ' or '.join(name for name, row in file_engines().items() if key in row.keys)
+            option = f'--{key.replace("_", "-")}'
+            raise UsageError(f'{option} goes with --engine {able}, got --engine {engine}')
+        settings[key] = value
+    check_engine(settings['engine'], {key: value for key, value in settings.items() if key != 'engine'})
+    return settings
+
+
+def check_engine(kind: str, options: Mapping[str, Any]) -> None:
+    """Refuse an engine, a provider or an option that is not available, before a model is exported for it."""
+    threads = options.get('threads', 0)
+    if not isinstance(threads, int) or threads < 0:
+        raise UsageError(f'threads={threads!r}: expected 0 (the engine decides) or more')
+    # An engine checks its options before it looks for the file '', which does not exist.
+    with contextlib.suppress(ModelFileError), build_backend(kind, path='', **options):
+        pass
+
+
+def check_engine_kind(kind: str, inference_precision: str | None = None) -> None:
+    """Refuse an engine that streaming and LiDAR models do not run on, before anything is exported for it.
+
+    Raises:
+        EngineError: `kind`, a registered name, cannot run them; the message names engines that can.
+        UsageError: bfloat16 or float16 of the engine, in which no sequence is proven.
+    """
+    if 'stream' not in BACKENDS[kind].runs:
+        able = [name for name, row in BACKENDS.items() if 'stream' in row.runs]
+        raise EngineError(f'{kind}: streaming and LiDAR models run on {" or ".join(able)}')
+    if inference_precision not in (None, 'fp32'):
+        raise UsageError(
+            f'--inference-precision {inference_precision}: goes with models of single images; models of '
+            f'frames have --precision fp16 of the export'
+        )

@@ -32,7 +32,7 @@ class TorchBackend(Backend):
             stage.module.eval().to(self.device)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Backend.run`; optional inputs that are not fed take their defaults."""
+        """Run the stages one after the other; optional inputs that are not fed take their defaults."""
         complete = self.spec.with_defaults(feeds)
         tensors = {name: torch.from_numpy(array).to(self.device) for name, array in complete.items()}
         with torch.no_grad():

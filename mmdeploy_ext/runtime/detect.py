@@ -24,7 +24,7 @@ def detect(backend: OnnxRuntimeBackend, image_bgr: np.ndarray) -> Detections | I
     """
     metadata = backend.metadata
     feeds = make_feeds(prepare(metadata, image_bgr), metadata)
-    computed = backend.infer(backend.known(feeds))
+    computed = backend.infer(backend.select_inputs(feeds))
     outputs = Facts(computed, f'{backend.path}: the graph of mm2onnx.form {metadata.form!r}')
     return runtime_of(metadata.family).detections(metadata, outputs, feeds)[0]
 

@@ -6,11 +6,11 @@ import types
 import numpy as np
 import onnx
 import pytest
-from mmdeploy_ext.engines.tensorrt.record import read_record
 
 from mmdeploy_ext.cli import tensorrt_app, tensorrt_table
 from mmdeploy_ext.cli.tensorrt_app import main
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
+from mmdeploy_ext.engines.tensorrt.record import read_record
 from mmdeploy_ext.proving import tensorrt as tensorrt_proof
 from toy_atss import REPO, export_toy, load_toy
 from toy_engines import package, parse, two_outputs

@@ -147,7 +147,7 @@ class Export:
             return
         with DEFAULT.open(paths[0], ENGINE['threads']) as backend:
             image = self._prepared(family.written(backend.metadata.options))
-            feeds = backend.known(family.feeds([image], True))
+            feeds = backend.select_inputs(family.feeds([image], True))
             yield lambda _: backend.infer(feeds)
 
 

@@ -1,1 +1,1 @@
-"""TensorRT: building engines, describing them, running them."""
+"""TensorRT: engines built, described and run."""

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX engines on a GPU, as one engine of ours. Imports neither torch nor mmcv."""
+"""TensorRT and TensorRT-RTX engines on a GPU, as one backend; imports neither torch nor mmcv."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class TensorRtBackend(Backend):
     """One engine file, built by `tools/deployment/onnx2tensorrt.py`, on one GPU.
 
-    The record beside the engine says which package, version and architecture it is for; anything else is
-    refused before the engine is loaded. Tensors are bound by name. Of an ONNX file the engine beside it is
-    taken, which is built where there is none for this GPU (`engine_beside`).
+    The record beside the engine says which package, version and architecture it is for; others are refused
+    before the engine is loaded. Tensors are bound by name. For an ONNX file the engine beside it is loaded,
+    which is built if there is none for this GPU (`engine_beside`).
     """
 
     engine = 'tensorrt'
@@ -33,18 +33,21 @@ class TensorRtBackend(Backend):
     def __init__(
         self, path: str, device: int = 0, shapes: Sequence[str] = (), constants: Sequence[str] = ()
     ) -> None:
-        """Keep the options; a device that is no index is a ConfigError.
+        """Keep the options; a device that is not an index is a ConfigError.
 
         Args:
             path: the engine, or an ONNX file.
             device: index of the GPU.
-            shapes: of an ONNX file with open axes: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`.
+            shapes: sizes of open axes of an ONNX file: NAME=MIN/OPT/MAX, as `onnx2tensorrt.py --shapes`; a
+                single text needs no list.
             constants: inputs of an ONNX file that become constants: NAME or NAME=VALUES.
         """
         if not isinstance(device, int) or device < 0:
             raise ConfigError(f'device={device!r}: expected the index of a GPU, 0 or more')
         self.path, self.device = str(path), device
-        self.shapes, self.constants = _words(shapes), _words(constants)
+        self.shapes, self.constants = (
+            (option,) if isinstance(option, str) else tuple(option) for option in (shapes, constants)
+        )
         self.session: Session | None = None
         self._runtime: Any = None
 
@@ -52,7 +55,7 @@ class TensorRtBackend(Backend):
         """Load the engine and its metadata.
 
         Raises:
-            ModelFileError: no engine, no record, truncated, renamed tensors, or no mm2onnx metadata.
+            ModelFileError: no engine, no record, a truncated engine, renamed tensors, or no mm2onnx metadata.
             EngineError: no GPU, another GPU, another version.
         """
         self.open_session()
@@ -82,42 +85,37 @@ class TensorRtBackend(Backend):
                 f'{"; ".join(log.errors()[:3]) or "it gave no reason"}; build it again'
             )
         session = Session(engine, GpuMemory(self.device))
-        for what in ('inputs', 'outputs'):
-            check_ports(getattr(session, what), getattr(self.record, what), what, self.path)
+        check_ports(session.inputs, self.record.inputs, 'inputs', self.path)
+        check_ports(session.outputs, self.record.outputs, 'outputs', self.path)
         self.session, self._engine = session, engine
 
     def layers(self) -> str:
-        """Return what the engine's inspector says of its layers, dtypes included, as JSON."""
+        """Return the report of the engine's inspector about its layers, dtypes included, as JSON."""
         json_format = find_package(self.record.package).module.LayerInformationFormat.JSON
         return self._engine.create_engine_inspector().get_engine_information(json_format)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """See `Backend.run`; inputs that the caller leaves out get the default that the spec states.
+        """Run the engine; inputs that are not fed get the default that the spec states.
 
-        An input that is a constant of the engine, fed with another value, is a ShapeError.
+        Raises:
+            ShapeError: an input that is a constant of the engine is fed with another value.
         """
-        self._check_constants(feeds)
-        return self.session.run(self.spec.with_defaults(feeds))
-
-    def _check_constants(self, feeds: Mapping[str, np.ndarray]) -> None:
         defaults = {tensor.name: tensor.default for tensor in self.spec.inputs}
-        for name, written in parse_constants(self.record.constants).items():
-            fed, value = feeds.get(name), defaults.get(name, 0) if written is None else written
-            if fed is not None and not np.all(fed.reshape(-1, np.size(value)) == value):
+        for name, value in parse_constants(self.record.constants).items():
+            feed = feeds.get(name)
+            if value is None:
+                value = defaults.get(name, 0)
+            if feed is not None and not np.all(feed.reshape(-1, np.size(value)) == value):
                 raise ShapeError(
-                    f'input {name!r} is a constant of {self.path}, {_shown(value)}, and is fed '
-                    f'{_shown(fed)}; build it with --constant {name}={_shown(fed)}, or run the raw form'
+                    f'input {name!r} is a constant of {self.path}, {_text(value)}, and is fed '
+                    f'{_text(feed)}; build it with --constant {name}={_text(feed)}, or run the raw form'
                 )
+        return self.session.run(self.spec.with_defaults(feeds))
 
     def deactivate(self) -> None:
         """Free the engine."""
         self.session = self._engine = self._runtime = None
 
 
-def _words(given: Sequence[str]) -> tuple[str, ...]:
-    """Return options of a config as a tuple; one alone needs no list."""
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _shown(value: object) -> str:
+def _text(value: object) -> str:
     return ','.join(f'{number:g}' for number in np.ravel(value))

@@ -1,4 +1,7 @@
-"""Tensors of an engine by name: an engine may list its outputs in any order. Imports no TensorRT."""
+"""Tensors of an engine bound by name, since an engine may list its outputs in any order.
+
+Imports no TensorRT.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ DTYPES = {
     'INT64': 'int64',
     'BOOL': 'bool',
 }
-"""Name of a TensorRT DataType -> of a dtype; others (FP8, INT4) keep their own, in small letters."""
+"""Name of a TensorRT DataType -> name of a dtype; others (FP8, INT4) keep theirs, in lower case."""
 
 
 def dtype_name(kind: Any) -> str:
@@ -35,7 +38,7 @@ def dtype_name(kind: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Port(Plain):
-    """An input or output of an engine: its ONNX name, numpy's name of its dtype, sizes (-1: an open axis)."""
+    """An input or output of an engine: ONNX name, numpy's name of the dtype, sizes (-1 for an open axis)."""
 
     name: str
     dtype: str
@@ -43,31 +46,34 @@ class Port(Plain):
 
 
 def read_ports(engine: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """Return inputs and outputs of a deserialised engine, in its own order."""
+    """Return inputs and outputs of a deserialised engine, in its order."""
     inputs, outputs = [], []
-    for place in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(place)
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
         port = Port(name, dtype_name(engine.get_tensor_dtype(name)), tuple(engine.get_tensor_shape(name)))
         (inputs if engine.get_tensor_mode(name).name == 'INPUT' else outputs).append(port)
     return tuple(inputs), tuple(outputs)
 
 
-def check_ports(found: Sequence[Port], stated: Sequence[Port], what: str, path: object) -> None:
-    """Refuse an engine whose tensors are not those that its record states; the order does not count."""
-    there, wanted = {port.name: port for port in found}, {port.name: port for port in stated}
-    missing, extra = sorted(wanted.keys() - there), sorted(there.keys() - wanted)
+def check_ports(ports: Sequence[Port], recorded: Sequence[Port], side: str, path: object) -> None:
+    """Refuse an engine whose tensors are not those of its record, in any order.
+
+    `side` is 'inputs' or 'outputs', `path` the engine, for the ModelFileError.
+    """
+    actual, expected = {port.name: port for port in ports}, {port.name: port for port in recorded}
+    missing, extra = sorted(expected.keys() - actual), sorted(actual.keys() - expected)
     if missing or extra:
         raise ModelFileError(
-            f'{path}: the {what} of the engine are {", ".join(sorted(there))}, expected '
-            f'{", ".join(sorted(wanted))} ({", ".join(missing) or "none"} missing, '
+            f'{path}: the {side} of the engine are {", ".join(sorted(actual))}, expected '
+            f'{", ".join(sorted(expected))} ({", ".join(missing) or "none"} missing, '
             f'{", ".join(extra) or "none"} unknown): the record beside it is of another one; build it again'
         )
-    for name, port in wanted.items():
-        got = there[name]
-        if got.dtype != port.dtype or len(got.shape) != len(port.shape):
+    for name, port in expected.items():
+        dtype, shape = actual[name].dtype, actual[name].shape
+        if dtype != port.dtype or len(shape) != len(port.shape):
             raise ModelFileError(
-                f'{path}: {name!r} of the engine is {got.dtype} {got.shape}, expected {port.dtype} '
-                f'{port.shape}; build it again'
+                f'{path}: {name!r} of the engine is {dtype} {shape}, expected {port.dtype} {port.shape}; '
+                f'build it again'
             )
 
 
@@ -92,7 +98,7 @@ class Session:
         try:
             for port in self.inputs:
                 blocks.append(self._feed(port, feeds))
-            results = {port.name: self._room(port, blocks) for port in self.outputs}
+            results = {port.name: self._allocate(port, blocks) for port in self.outputs}
             if not self.context.execute_async_v3(self.memory.stream):
                 raise InferenceError('TensorRT failed to run the engine')
             for block, array in results.values():
@@ -103,6 +109,7 @@ class Session:
                 self.memory.free(block)
 
     def _feed(self, port: Port, feeds: Mapping[str, np.ndarray]) -> int:
+        """Copy an input to the GPU and return its block."""
         if port.name not in feeds:
             raise ShapeError(f'input {port.name!r} is missing; it takes {port.dtype} {port.shape}')
         array = np.ascontiguousarray(feeds[port.name])
@@ -117,7 +124,8 @@ class Session:
         self.context.set_tensor_address(port.name, block)
         return block
 
-    def _room(self, port: Port, blocks: list[int]) -> tuple[int, np.ndarray]:
+    def _allocate(self, port: Port, blocks: list[int]) -> tuple[int, np.ndarray]:
+        """Return a block for an output, which is added to `blocks`, and the array for its values."""
         shape = tuple(self.context.get_tensor_shape(port.name))
         if any(size < 0 for size in shape):
             raise InferenceError(

@@ -26,9 +26,9 @@ class Layer:
     """A layer of the strongly typed network.
 
     Attributes:
-        name: the ONNX node that it was made from, or a name that TensorRT gave.
+        name: the ONNX node that it was made from, or a name of TensorRT's.
         kind: 'CONVOLUTION', 'MATRIX_MULTIPLY', ...
-        outputs: dtype of each output, as numpy names it.
+        outputs: numpy's name of each output's dtype.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Built:
     """A serialised engine and facts of its build.
 
     Attributes:
-        layers: of the network; their dtypes are binding for the engine, which may fuse them.
-        seconds: parsing and building.
+        layers: of the network; the engine has to keep their dtypes, and may fuse them.
+        seconds: of parsing and building.
     """
 
     data: bytes
@@ -56,10 +56,10 @@ class Built:
 
     def dtypes(self) -> dict[str, dict[str, int]]:
         """Return kind of layer -> dtype -> number of layers."""
-        found: dict[str, collections.Counter[str]] = {}
+        counters: dict[str, collections.Counter[str]] = {}
         for layer in self.layers:
-            found.setdefault(layer.kind, collections.Counter()).update(layer.outputs[:1])
-        return {kind: dict(counts) for kind, counts in sorted(found.items())}
+            counters.setdefault(layer.kind, collections.Counter()).update(layer.outputs[:1])
+        return {kind: dict(counter) for kind, counter in sorted(counters.items())}
 
 
 def build(
@@ -74,27 +74,33 @@ def build(
     """Build an engine.
 
     Args:
-        model: its dtypes are what the engine computes in.
-        package: that builds.
-        architectures: to build for, all in one engine; () for the GPU at hand.
+        model: the engine computes in its dtypes.
+        package: the TensorRT that builds.
+        architectures: to build for, all in one engine; () for the GPU of this machine.
         profiles: input -> smallest, usual and largest shape; for every input with an open axis.
         tf32: let products of float32 round their factors to 10 bits, which TensorRT does by default.
         progress: called with the phase, the steps done and the steps of the phase.
 
     Raises:
-        EngineError: the parser does not take a node; the message names it.
-        ExportError: TensorRT refused or failed to build; the message is its own.
+        EngineError: the parser does not take a node, which the message names.
+        ExportError: TensorRT refused or failed to build, with its message.
     """
     trt, log, start = package.module, package.logger(), time.perf_counter()
     builder = trt.Builder(log)
     if builder is None:
         raise EngineError(f'{package.name} could not start: {"; ".join(log.errors())}')
-    network = builder.create_network(_network_flags(trt))
+    typed = getattr(trt.NetworkDefinitionCreationFlag, 'STRONGLY_TYPED', None)  # 11.x has no other networks
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
         raise EngineError(_parser_message(parser, package))
     config = builder.create_builder_config()
-    _configure(trt, config, architectures, tf32)
+    if architectures:
+        config.num_compute_capabilities = len(architectures)
+        for index, number in enumerate(architectures):
+            config.set_compute_capability(trt.ComputeCapability.__members__[f'SM{number}'], index)
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if profiles:
         profile = builder.create_optimization_profile()
         for name, shapes in profiles.items():
@@ -106,39 +112,22 @@ def build(
     if serialised is None:
         reason = '; '.join(map(_plain, log.errors()[:3])) or 'it gave no reason'
         raise ExportError(f'{package.name} {package.version} cannot build it: {reason}')
-    layers = tuple(_layer(network.get_layer(place)) for place in range(network.num_layers))
+    layers = []
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        dtypes = tuple(dtype_name(layer.get_output(index).dtype) for index in range(layer.num_outputs))
+        layers.append(Layer(layer.name, layer.type.name, dtypes))
     seconds = time.perf_counter() - start
-    return Built(bytes(serialised), layers, tuple(dict.fromkeys(log.warnings())), seconds)
-
-
-def _network_flags(trt: Any) -> int:
-    """Return the flags of a strongly typed network, which 10.x has to be asked for."""
-    typed = getattr(trt.NetworkDefinitionCreationFlag, 'STRONGLY_TYPED', None)
-    return 0 if typed is None else 1 << int(typed)
-
-
-def _configure(trt: Any, config: Any, architectures: Sequence[int], tf32: bool) -> None:
-    if architectures:
-        config.num_compute_capabilities = len(architectures)
-        for place, number in enumerate(architectures):
-            config.set_compute_capability(trt.ComputeCapability.__members__[f'SM{number}'], place)
-    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-
-
-def _layer(layer: Any) -> Layer:
-    outputs = (layer.get_output(place) for place in range(layer.num_outputs))
-    return Layer(layer.name, layer.type.name, tuple(dtype_name(output.dtype) for output in outputs))
+    return Built(bytes(serialised), tuple(layers), tuple(dict.fromkeys(log.warnings())), seconds)
 
 
 def _parser_message(parser: Any, package: Package) -> str:
-    errors = [parser.get_error(place) for place in range(parser.num_errors)]
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
     words = []
     for error in errors[:5]:
         node = f'node {error.node_name()} ({error.node_operator()}): ' if error.node_operator() else ''
         words.append(f'{node}{_plain(error.desc())}')
-    more = f' and {len(errors) - 5} more' if len(errors) > 5 else ''
-    return f'{package.name} {package.version} does not take the file: {"; ".join(words)}{more}'
+    rest = f' and {len(errors) - 5} more' if len(errors) > 5 else ''
+    return f'{package.name} {package.version} does not take the file: {"; ".join(words)}{rest}'
 
 
 def _plain(message: str) -> str:

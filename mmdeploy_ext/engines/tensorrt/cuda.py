@@ -1,4 +1,4 @@
-"""The GPU through its driver alone (libcuda): which one, memory, a stream. Needs neither torch nor cudart."""
+"""A GPU by its driver alone (libcuda): its name, memory, a stream. Needs neither torch nor cudart."""
 
 import ctypes
 import dataclasses
@@ -15,14 +15,14 @@ MAJOR, MINOR = 75, 76
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU: its name as the driver has it, and its architecture, 86 for compute capability 8.6."""
+    """A GPU: the driver's name of it, and its architecture, 86 for compute capability 8.6."""
 
     name: str
     architecture: int
 
 
 def _driver() -> Any:
-    """Return the CUDA driver, started; None where there is none."""
+    """Return the CUDA driver, initialised, or None."""
     for name in LIBRARIES:
         try:
             library = ctypes.CDLL(name)
@@ -33,7 +33,7 @@ def _driver() -> Any:
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
-    """Return a GPU, or None where there is no such one."""
+    """Return a GPU by its index, or None."""
     driver, count = _driver(), ctypes.c_int()
     if driver is None or driver.cuDeviceGetCount(ctypes.byref(count)) or index >= count.value:
         return None
@@ -49,7 +49,7 @@ def find_gpu(index: int = 0) -> Gpu | None:
 class GpuMemory:
     """Memory of one GPU, in blocks by their addresses, and a stream on it.
 
-    It takes the primary context, which TensorRT uses too. An EngineError says that there is no such GPU.
+    It takes the primary context, which TensorRT uses too. EngineError: there is no such GPU.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -84,7 +84,7 @@ class GpuMemory:
         return block
 
     def take(self, block: int, into: np.ndarray) -> None:
-        """Wait for the stream and copy a block back."""
+        """Wait for the stream and copy a block into an array."""
         self._call('cuStreamSynchronize', ctypes.c_void_p(self.stream))
         target = ctypes.c_void_p(into.ctypes.data)
         self._call('cuMemcpyDtoH_v2', target, ctypes.c_uint64(block), ctypes.c_size_t(into.nbytes))

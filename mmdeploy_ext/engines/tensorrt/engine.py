@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A build that was checked; what it shares with `Record` and `build` is said there.
+    """A build that was checked; `Record` and `build` document the attributes that they share with it.
 
     Attributes:
         source: the ONNX file.
-        model: what is built: with float16 written in where asked.
-        package: that builds; None where nothing is built.
-        title: what the checks were made for.
+        model: the graph that is built, in float16 if asked.
+        package: the TensorRT that builds; None if nothing is built.
+        title: of the TensorRT that the checks were made for.
     """
 
     source: Path
@@ -73,59 +73,72 @@ def prepare(
     only_check: bool = False,
     device: int = 0,
 ) -> Job:
-    """Check a file and what is asked of it, before anything is built.
+    """Check a file and the options of a build, before anything is built.
 
     Args:
         source: ONNX file.
-        fp16: write float16 into the graph (`passes/fp16.py`); inputs and outputs stay what they are.
+        fp16: write float16 into the graph (`passes/fp16.py`); inputs and outputs keep their dtypes.
         keep_fp32: patterns of nodes that stay float32; None for the stages after the network.
         shapes: see `tensorrt_shapes.parse_shapes`.
         constants: NAME or NAME=VALUES: inputs that become constants (`for_tensorrt.fix_inputs`).
         package: 'tensorrt', 'tensorrt-rtx' or 'auto'.
-        architectures: to build for; () for the GPU at hand.
-        tf32: see `build`.
+        architectures: to build for; () for the GPU of this machine.
+        tf32: products of float32 may round their factors to 10 bits.
         only_check: no package is needed, and open axes may be left open.
-        device: index of the GPU at hand.
+        device: index of the GPU of this machine.
 
     Raises:
-        ModelFileError, UsageError, EngineError: see the steps.
+        ModelFileError: the file cannot be read.
+        UsageError: an option is malformed, or fits no input, node or axis.
+        EngineError: TensorRT cannot take the graph, or cannot build it here.
     """
     architectures = tuple(dict.fromkeys(architectures))
-    asked = tensorrt_shapes.parse_shapes(shapes)
+    requested = tensorrt_shapes.parse_shapes(shapes)
     fixed = for_tensorrt.parse_constants(constants)
     model = for_tensorrt.fix_inputs(files.load(source), fixed)
     if files.is_large(model):
         raise EngineError(f'{source}: is over 2 GiB, which no ONNX parser takes in one piece; split it')
-    found = None
+    built_with = None
     rtx = package == 'tensorrt-rtx' or bool(architectures) or not tensorrt_package.is_installed('tensorrt')
     rtx = rtx and package != 'tensorrt'
     check_limits(model, rtx=rtx, what=str(source))
     spec = for_tensorrt.spec_of(model, fixed)
-    profiles = {} if only_check else tensorrt_shapes.profiles_of(spec, asked)
+    profiles = {} if only_check else tensorrt_shapes.profiles_of(spec, requested)
     if not only_check:
-        found = tensorrt_package.find_package(package, architectures)
+        built_with = tensorrt_package.find_package(package, architectures)
         gpu = find_gpu(device)
-        tensorrt_package.check_architectures(found, architectures, gpu.architecture if gpu else None)
+        tensorrt_package.check_architectures(built_with, architectures, gpu.architecture if gpu else None)
         architectures = architectures or (gpu.architecture,)
-    kept = tuple(keep_fp32 if keep_fp32 is not None else fp32_patterns(model)) if fp16 else ()
-    matching_nodes(model.graph.node, kept)
-    ready = for_tensorrt.for_tensorrt(model)
+    patterns: Sequence[str] = ()
     if fp16:
-        ready = to_fp16(ready, spec, kept)
+        patterns = fp32_patterns(model) if keep_fp32 is None else keep_fp32
+    matching_nodes(model.graph.node, patterns)
+    model = for_tensorrt.for_tensorrt(model)
+    if fp16:
+        model = to_fp16(model, spec, patterns)
     if rtx:
-        ready, _ = replace_roi_align(ready)
-        check_turing(ready, architectures, str(source))
-    title, precision = 'TensorRT-RTX' if rtx else 'TensorRT', 'fp16' if fp16 else AS_GIVEN
-    given = architectures, profiles, precision, kept, tuple(constants), tf32
-    return Job(Path(source), ready, found, title, *given)
+        model, _ = replace_roi_align(model)
+        check_turing(model, architectures, str(source))
+    return Job(
+        source=Path(source),
+        model=model,
+        package=built_with,
+        title='TensorRT-RTX' if rtx else 'TensorRT',
+        architectures=architectures,
+        profiles=profiles,
+        precision='fp16' if fp16 else AS_GIVEN,
+        keep_fp32=tuple(patterns),
+        constants=tuple(constants),
+        tf32=tf32,
+    )
 
 
 def build_file(
     job: Job, output: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
 ) -> tuple[Record, Built]:
-    """Build and write an engine and its record; for errors see `build`."""
-    others = job.architectures if job.package.builds_for_others else ()
-    built = build(job.model, job.package, others, job.profiles, tf32=job.tf32, progress=progress)
+    """Build and write an engine and its record; it raises the errors of `build`."""
+    architectures = job.architectures if job.package.builds_for_others else ()
+    built = build(job.model, job.package, architectures, job.profiles, tf32=job.tf32, progress=progress)
     facts = dict(sha256=hashlib.sha256(built.data).hexdigest(), nbytes=len(built.data), layers=built.dtypes())
     record = Record(**_record_of(job), **facts)
     write_engine(output, built.data, record)
@@ -133,10 +146,13 @@ def build_file(
 
 
 def _record_of(job: Job) -> dict[str, Any]:
-    """Return what the record of an engine says that is known before the build."""
-    same = ('architectures', 'precision', 'keep_fp32', 'constants', 'tf32')
+    """Return the fields of an engine's record that are known before the build."""
     return dict(
-        {name: getattr(job, name) for name in same},
+        architectures=job.architectures,
+        precision=job.precision,
+        keep_fp32=job.keep_fp32,
+        constants=job.constants,
+        tf32=job.tf32,
         package=job.package.name,
         version=job.package.version,
         onnx=job.source.name,
@@ -149,19 +165,19 @@ def _record_of(job: Job) -> dict[str, Any]:
 
 
 def _ports(values: Sequence[onnx.ValueInfoProto]) -> tuple[Port, ...]:
-    found = []
+    ports = []
     for value in values:
         shape = tuple(size if isinstance(size, int) else -1 for size in types.shape(value.type) or [])
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-        found.append(Port(value.name, dtype, shape))
-    return tuple(found)
+        ports.append(Port(value.name, dtype, shape))
+    return tuple(ports)
 
 
 def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Sequence[str]) -> Path:
-    """Return the engine of an ONNX file: `m.engine` or `m.sm86.engine` where one fits, else a new one.
+    """Return the engine of an ONNX file: `m.engine` or `m.sm86.engine` if one fits, else a new one.
 
-    `device` is the index of the GPU, `shapes` and `constants` are as `prepare` takes them; without any shapes
-    those of an engine of this file that lies beside it are taken.
+    `device` is the index of the GPU, `shapes` and `constants` are as `prepare` takes them; without shapes
+    those of an engine of this file that lies beside it are used.
 
     Raises:
         EngineError: no package, no GPU, or a file that TensorRT cannot take.
@@ -176,39 +192,39 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
         raise ModelFileError(f'{source}: no such ONNX file, and no engine (.engine)')
     stem = source.removesuffix('.onnx')
     target = Path(f'{stem}.sm{gpu.architecture}.engine')
-    places = Path(f'{stem}.engine'), target
-    shapes = shapes or _recorded_shapes(source, places)
+    candidates = Path(f'{stem}.engine'), target
+    shapes = shapes or _recorded_shapes(source, candidates)
     job = prepare(source, shapes=shapes, constants=constants, package=package.name, device=device)
-    found = next((path for path in places if _is_engine_of(job, path)), None)
-    if found is not None:
-        return found
+    for path in candidates:
+        if _is_engine_of(job, path):
+            return path
     check_writable(target)
     print(f'{target}: building with {package.name} {package.version}', file=sys.stderr, flush=True)
     build_file(job, target)
     return target
 
 
-def _recorded_shapes(source: str, places: Sequence[Path]) -> list[str]:
+def _recorded_shapes(source: str, candidates: Sequence[Path]) -> list[str]:
     """Return the sizes that the first engine of this file was built with, as `--shapes` takes them."""
-    for path in filter(Path.is_file, places):
+    for path in filter(Path.is_file, candidates):
         with contextlib.suppress(ModelFileError):
             record = read_record(path)
             if record.onnx_sha256 == sha256_file(source):
-                given = {port.name: record.profiles[port.name] for port in record.inputs if -1 in port.shape}
-                return [f'{name}={_sizes(shapes)}' for name, shapes in given.items()]
+                texts = []
+                for port in record.inputs:
+                    if -1 in port.shape:
+                        shapes = ('x'.join(map(str, shape)) for shape in record.profiles[port.name])
+                        texts.append(f'{port.name}={"/".join(shapes)}')
+                return texts
     return []
 
 
-def _sizes(shapes: Sequence[Sequence[int]]) -> str:
-    return '/'.join('x'.join(map(str, shape)) for shape in shapes)
-
-
 def _is_engine_of(job: Job, path: Path) -> bool:
-    """Return whether an engine is there, whole, and what a build of the job would give."""
+    """Return whether there is a complete engine that equals a build of the job."""
     try:
         record = read_record(path)
     except ModelFileError:
         return False
-    wanted = _record_of(job) | dict(architectures=record.architectures, onnx=record.onnx)
-    same = all(getattr(record, name) == value for name, value in wanted.items())
+    expected = _record_of(job) | dict(architectures=record.architectures, onnx=record.onnx)
+    same = all(getattr(record, name) == value for name, value in expected.items())
     return same and set(job.architectures) <= set(record.architectures)

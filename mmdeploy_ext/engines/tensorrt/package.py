@@ -1,7 +1,7 @@
-"""The TensorRT that is here: `tensorrt` (10.x, 11.x) or `tensorrt-rtx`, one small interface over both.
+"""The installed TensorRT: `tensorrt` (10.x, 11.x) or `tensorrt-rtx`, one small interface over both.
 
-Neither is imported before it is asked for. Both are used with explicit precision alone: the dtypes are those
-that the ONNX file states, and no builder flag changes them (TensorRT 11 has no such flags any more).
+Neither is imported before `find_package` is called. Both are used with explicit precision alone: the dtypes
+are those that the ONNX file states, and no builder flag changes them (TensorRT 11 has none any more).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INSTALL = {
     'tensorrt-rtx': 'make env-tensorrt, or pip install tensorrt-rtx (233 MB; it builds without a GPU)',
 }
 OLDEST = (10, 0)
-"""Of `tensorrt`: strongly typed networks and tensors by name as they are used here."""
+"""First version of `tensorrt` with strongly typed networks and tensors by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Package:
 
     @property
     def builds_for_others(self) -> bool:
-        """Whether engines can be built for architectures that are not at hand."""
+        """Whether engines can be built for architectures of other GPUs."""
         return hasattr(self.module, 'ComputeCapability')
 
     @property
@@ -52,7 +52,7 @@ class Package:
         return tuple(sorted(int(name[2:]) for name in names if name[2:].isdigit()))
 
     def logger(self) -> Any:
-        """Return a logger that keeps what the library says: its `errors()` and `warnings()`."""
+        """Return a logger that keeps the library's messages: `errors()` and `warnings()`."""
 
         class Collector(self.module.ILogger):
             def __init__(self) -> None:
@@ -72,68 +72,63 @@ class Package:
 
 
 def is_installed(name: str) -> bool:
-    """Return whether a package is there; imports nothing."""
+    """Return whether a package is installed; imports nothing."""
     return importlib.util.find_spec(MODULES[name]) is not None
 
 
 def find_package(name: str = 'auto', architectures: Sequence[int] = ()) -> Package:
-    """Import the package that is asked for.
+    """Import a package.
 
     Args:
-        name: 'tensorrt', 'tensorrt-rtx', or 'auto': tensorrt-rtx where architectures are named, since it
-            alone builds for a GPU that is not there; else `tensorrt` where it is, else tensorrt-rtx.
-        architectures: to build for; () for the GPU at hand.
+        name: 'tensorrt', 'tensorrt-rtx', or 'auto': tensorrt-rtx first if architectures are named, since it
+            alone builds for other GPUs; else `tensorrt` first.
+        architectures: to build for; () for the GPU of this machine.
 
     Raises:
         EngineError: it is not installed, too old, or its libraries do not load.
     """
-    order = [*MODULES][:: -1 if architectures else 1] if name == 'auto' else [name]
-    for candidate in order:
-        if is_installed(candidate):
-            return _load(candidate)
-    ways = '; '.join(f'{candidate}: {INSTALL[candidate]}' for candidate in order)
-    raise EngineError(f'TensorRT is not installed; {ways}')
-
-
-def _load(name: str) -> Package:
+    names = [name]
+    if name == 'auto':
+        names = ['tensorrt-rtx', 'tensorrt'] if architectures else ['tensorrt', 'tensorrt-rtx']
+    name = next(filter(is_installed, names), '')
+    if not name:
+        ways = '; '.join(f'{candidate}: {INSTALL[candidate]}' for candidate in names)
+        raise EngineError(f'TensorRT is not installed; {ways}')
     try:
         module = importlib.import_module(MODULES[name])
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             f'{name} is installed and cannot be loaded ({error}); install it again: {INSTALL[name]}'
         ) from error
-    found = tuple(int(part) for part in module.__version__.split('.')[:2])
-    if name == 'tensorrt' and found < OLDEST:
+    version = tuple(int(part) for part in module.__version__.split('.')[:2])
+    if name == 'tensorrt' and version < OLDEST:
         raise EngineError(
             f'tensorrt {module.__version__} is too old, expected 10.0 or newer; pip install -U tensorrt'
         )
     return Package(name, module)
 
 
-def check_architectures(package: Package, asked: Sequence[int], here: int | None) -> None:
-    """Refuse architectures that a package cannot build for, and none where there is no GPU.
+def check_architectures(package: Package, architectures: Sequence[int], local: int | None) -> None:
+    """Refuse architectures that a package cannot build for.
 
-    `asked` are architectures, e.g. (86, 89), () for the GPU at hand; `here` is that of the GPU at hand.
+    `architectures` are e.g. (86, 89), or () for the GPU of this machine, whose architecture is `local`; None:
+    it has no GPU.
     """
-    known = ' '.join(map(str, package.architectures))
-    if not asked:
-        if here is None:
-            what = f'choose what to build for: --sm {known}' if known else INSTALL['tensorrt-rtx']
-            raise EngineError(f'there is no GPU that {package.name} could build for; {what}')
-        if not package.builds_for_others:
-            return
-        asked = [here]
-    if not package.builds_for_others:
-        if here is None or set(asked) != {here}:
-            found = 'there is none' if here is None else f'that is SM {here}'
+    supported = ' '.join(map(str, package.architectures))
+    if not architectures and local is None:
+        advice = f'choose what to build for: --sm {supported}' if supported else INSTALL['tensorrt-rtx']
+        raise EngineError(f'there is no GPU that {package.name} could build for; {advice}')
+    architectures = architectures or [local]
+    if package.builds_for_others:
+        unknown = [number for number in architectures if number not in package.architectures]
+        if unknown:
             raise EngineError(
-                f'--sm {" ".join(map(str, asked))}: {package.name} builds for the GPU at hand, and {found}; '
-                f'with tensorrt-rtx engines for other architectures can be built'
+                f'--sm {" ".join(map(str, unknown))}: {package.name} {package.version} builds for '
+                f'{supported}; for others use tensorrt on such a GPU'
             )
-        return
-    unknown = [number for number in asked if number not in package.architectures]
-    if unknown:
+    elif set(architectures) != {local}:
+        gpu = 'there is none' if local is None else f'that is SM {local}'
         raise EngineError(
-            f'--sm {" ".join(map(str, unknown))}: {package.name} {package.version} builds for {known}; for '
-            f'others use tensorrt on such a GPU'
+            f'--sm {" ".join(map(str, architectures))}: {package.name} builds for the GPU at hand, and '
+            f'{gpu}; with tensorrt-rtx engines for other architectures can be built'
         )

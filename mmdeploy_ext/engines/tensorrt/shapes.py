@@ -1,4 +1,4 @@
-"""Smallest, usual and largest shape of every input with an open axis: an optimisation profile, from text."""
+"""Optimisation profiles from text: smallest, usual and largest shape of every input with an open axis."""
 
 from __future__ import annotations
 
@@ -17,43 +17,45 @@ if TYPE_CHECKING:
     Sizes = tuple[int, int, int]
 
 FORM = 'NAME=MIN/OPT/MAX, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344, or an axis: B=1/1/4'
-SUM = re.compile(r'(?P<axis>.+?)(?P<more>[+-]\d+)')
+SUM = re.compile(r'(?P<axis>.+?)(?P<offset>[+-]\d+)')
 """An axis that follows from another one: 'M0+1'."""
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
     """Read NAME=MIN/OPT/MAX, or one shape for all three; UsageError: another form, other ranks or orders."""
-    found: dict[str, Profile] = {}
+    profiles: dict[str, Profile] = {}
     for text in texts:
-        name, sign, written = text.rpartition('=')
-        parts = written.split('/')
-        words = [part.replace(',', 'x').split('x') for part in parts]
-        if not (sign and name and len(parts) in (1, 3) and all(w.isdigit() for part in words for w in part)):
+        name, _, sizes = text.rpartition('=')
+        parts = [part.replace(',', 'x').split('x') for part in sizes.split('/')]
+        digits = all(number.isdigit() for part in parts for number in part)
+        if not (name and len(parts) in (1, 3) and digits):
             raise UsageError(f'--shapes {text}: expected {FORM}')
-        shapes = [tuple(map(int, part)) for part in words]
+        shapes = [tuple(map(int, part)) for part in parts]
         low, usual, high = shapes if len(shapes) == 3 else shapes * 3
         if not len(low) == len(usual) == len(high):
             raise UsageError(f'--shapes {text}: MIN, OPT and MAX have to have the same number of axes')
         if not all(a <= b <= c for a, b, c in zip(low, usual, high, strict=True)):
             raise UsageError(f'--shapes {text}: sizes have to grow from MIN over OPT to MAX')
-        if name in found:
+        if name in profiles:
             raise UsageError(f'--shapes {text}: {name} is given twice')
-        found[name] = (low, usual, high)
-    return found
+        profiles[name] = (low, usual, high)
+    return profiles
 
 
-def profiles_of(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Profile]:
+def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Profile]:
     """Return the profile of every input that has an open axis.
 
-    What is asked for is by input or by axis; the sizes that one input gives an axis hold for all inputs that
-    have it.
+    `requested` has profiles by input or by axis; the sizes that one input gives an axis hold for all inputs
+    that have it.
 
     Raises:
         UsageError: an unknown name, a shape that the input does not take, or an axis without sizes.
     """
-    axes = _axes(spec, asked)
+    axes = _axes(spec, requested)
     profiles, missing = {}, []
-    for tensor in (tensor for tensor in spec.inputs if tensor.dynamic_axes):
+    for tensor in spec.inputs:
+        if not tensor.dynamic_axes:
+            continue
         sizes = [(axis,) * 3 if isinstance(axis, int) else _sizes(axis, axes) for axis in tensor.axes]
         if None in sizes:
             unknown = [axis for axis in tensor.dynamic_axes.values() if _sizes(axis, axes) is None]
@@ -67,41 +69,43 @@ def profiles_of(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Prof
     return profiles
 
 
-def _axes(spec: GraphSpec, asked: Mapping[str, Profile]) -> dict[str, Sizes]:
+def _axes(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Sizes]:
     """Return axis -> its three sizes."""
     inputs = {tensor.name: tensor for tensor in spec.inputs}
     letters = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
     letters |= {match['axis'] for match in map(SUM.fullmatch, letters) if match}
-    found: dict[str, Sizes] = {}
-    for name, (low, usual, high) in asked.items():
+    axes: dict[str, Sizes] = {}
+    for name, (low, usual, high) in requested.items():
         if name in inputs:
             tensor = inputs[name]
             if len(low) != len(tensor.axes):
                 raise UsageError(f'--shapes {name}: {len(low)} axes, the input is {tensor.shape_text()}')
             for axis, sizes in zip(tensor.axes, zip(low, usual, high, strict=True), strict=True):
-                _put(found, name, axis, sizes)
+                _add_axis(axes, name, axis, sizes)
         elif name in letters and len(low) == 1:
-            _put(found, name, name, (low[0], usual[0], high[0]))
+            _add_axis(axes, name, name, (low[0], usual[0], high[0]))
         else:
-            known = [*inputs, *sorted(letters)]
+            names = [*inputs, *sorted(letters)]
             raise UsageError(
-                f'--shapes {name}: is not an input or axis of the graph{did_you_mean(name, known)}; it has '
-                f'{", ".join(known)}'
+                f'--shapes {name}: is not an input or axis of the graph{did_you_mean(name, names)}; it has '
+                f'{", ".join(names)}'
             )
-    return found
+    return axes
 
 
-def _put(found: dict[str, Sizes], name: str, axis: int | str, sizes: Sizes) -> None:
+def _add_axis(axes: dict[str, Sizes], name: str, axis: int | str, sizes: Sizes) -> None:
+    """Add the sizes that a name of `--shapes` gives an axis, or refuse them."""
     if isinstance(axis, int):
         if set(sizes) != {axis}:
             raise UsageError(f'--shapes {name}: gives {sizes} for an axis that is fixed at {axis}')
-    elif found.setdefault(axis, sizes) != sizes:
-        raise UsageError(f'--shapes {name}: gives {sizes} for axis {axis}, another one gave {found[axis]}')
+    elif axes.setdefault(axis, sizes) != sizes:
+        raise UsageError(f'--shapes {name}: gives {sizes} for axis {axis}, another one gave {axes[axis]}')
 
 
 def _sizes(axis: str, axes: Mapping[str, Sizes]) -> Sizes | None:
+    """Return the three sizes of an axis, which may follow from those of another one; None without."""
     match = SUM.fullmatch(axis)
     if axis not in axes and match and match['axis'] in axes:
-        low, usual, high = (size + int(match['more']) for size in axes[match['axis']])
+        low, usual, high = (size + int(match['offset']) for size in axes[match['axis']])
         return low, usual, high
     return axes.get(axis)

@@ -12,8 +12,13 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.taps import tap
-from mmdeploy_ext.exporting.postprocess.nms_config import NmsConfig, SoftNmsConfig, nms_config
-from mmdeploy_ext.exporting.postprocess.suppress import NO_CANDIDATE, Suppression
+from mmdeploy_ext.exporting.postprocess.suppression import (
+    NO_CANDIDATE,
+    NmsConfig,
+    SoftNmsConfig,
+    Suppression,
+    nms_config,
+)
 from mmdeploy_ext.families.limits import NO_SUPPRESSION
 from mmdeploy_ext.families.parts.query_networks import content_size, query_head
 from mmdeploy_ext.models.rtdetr.boxes import cxcywh_to_xyxy

@@ -5,7 +5,6 @@ import types
 import numpy as np
 import onnx
 import pytest
-from mmdeploy_ext.engines.tensorrt.record import read_record
 
 from mmdeploy_ext.cli.backend_config import read_settings
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
@@ -16,6 +15,7 @@ from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.binding import Session
 from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
 from mmdeploy_ext.engines.tensorrt.engine import engine_beside
+from mmdeploy_ext.engines.tensorrt.record import read_record
 from mmdeploy_ext.families.base import find_family
 from toy_atss import REPO
 from toy_engines import CpuEngine, HostMemory, package, two_outputs

@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from mmdeploy_ext.engines.tensorrt.record import AS_GIVEN, Record
 
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.tensorrt.binding import Port, Session, check_ports, read_ports
+from mmdeploy_ext.engines.tensorrt.record import AS_GIVEN, Record
 from mmdeploy_ext.proving.tensorrt import compare_outputs
 from toy_engines import CpuEngine, HostMemory
 

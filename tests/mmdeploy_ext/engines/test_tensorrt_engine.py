@@ -6,13 +6,6 @@ import shutil
 
 import onnx
 import pytest
-from mmdeploy_ext.engines.tensorrt.record import (
-    check_architecture,
-    check_version,
-    read_header,
-    read_record,
-    record_path,
-)
 
 from mmdeploy_ext.core.errors import EngineError, ModelFileError
 from mmdeploy_ext.core.files import sha256_file
@@ -20,6 +13,13 @@ from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
 from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
 from mmdeploy_ext.engines.tensorrt.package import Package, check_architectures, find_package
+from mmdeploy_ext.engines.tensorrt.record import (
+    check_architecture,
+    check_version,
+    read_header,
+    read_record,
+    record_path,
+)
 from mmdeploy_ext.proving.tensorrt import holds_float16
 from toy_engines import package, two_outputs
 

@@ -14,7 +14,7 @@ from mmcv.ops.multi_scale_deform_attn import (
 
 import toy_operators as toys
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.ops import deformable_attention, greedy_keep, rotated_nms
+from mmdeploy_ext.exporting.ops import attention, nms, rotated_nms
 from mmdeploy_ext.exporting.ops.upsample_bicubic import upsample_bicubic
 from mmdeploy_ext.runtime import bev_loops, bev_nms
 
@@ -77,7 +77,7 @@ def test_greedy_keep_is_a_chain():
     """0 removes 1, so 1 removes nothing and 2 stays; 2 removes 3."""
     chain = torch.zeros(4, 4, dtype=torch.bool)
     chain[0, 1] = chain[1, 2] = chain[2, 3] = True
-    assert greedy_keep.greedy_keep(chain).tolist() == [True, False, True, False]
+    assert nms.greedy_keep(chain).tolist() == [True, False, True, False]
 
 
 # ---- bicubic
@@ -134,11 +134,11 @@ def test_gathers_and_grid_sample_and_mmcv_agree(seed):
     value, sizes, starts, locations, weights = attention_inputs(seed)
     wanted = multi_scale_deformable_attn_pytorch(value, sizes, locations, weights)
     small = sizes.to(torch.int32), starts.to(torch.int32)
-    found = deformable_attention._traceable(value, *small, locations, weights).flatten(2)
+    found = attention._traceable(value, *small, locations, weights).flatten(2)
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6)
     maps = [part.flatten(2).transpose(1, 2).unflatten(1, (3, 8)).flatten(0, 1).unflatten(2, tuple(size))
             for part, size in zip(value.split(sizes.prod(1).tolist(), 1), sizes.tolist(), strict=True)]
-    mixed = deformable_attention.attend_maps(
+    mixed = attention.attend_maps(
         maps, 2 * locations - 1, weights.transpose(1, 2).flatten(3).flatten(0, 1)[:, None])
     found = mixed.unflatten(0, (2, 3)).permute(0, 3, 1, 2).flatten(2)
     torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6)
@@ -148,14 +148,14 @@ def test_a_whole_pixel_reads_that_pixel():
     value = torch.arange(6.0).reshape(1, 6, 1, 1)
     sizes, starts = torch.tensor([[2, 3]]), torch.tensor([0])
     middle = torch.tensor([[(column + 0.5) / 3, (row + 0.5) / 2] for row in range(2) for column in range(3)])
-    found = deformable_attention.attend(
+    found = attention.attend(
         value, sizes, starts, middle.reshape(1, 6, 1, 1, 1, 2), torch.ones(1, 6, 1, 1, 1))
     torch.testing.assert_close(found.flatten(), torch.arange(6.0))
 
 
 def test_mmcvs_forward_is_put_back():
     before = MultiScaleDeformableAttention.forward
-    with pytest.raises(RuntimeError), deformable_attention.standard_deformable_attention():
+    with pytest.raises(RuntimeError), attention.standard_deformable_attention():
         assert MultiScaleDeformableAttention.forward is not before
         raise RuntimeError
     assert MultiScaleDeformableAttention.forward is before
@@ -178,6 +178,6 @@ def test_the_module_inside_the_block_is_mmcvs(batch_first, columns):
         level_start_index=torch.tensor([0, 20]))
     with torch.no_grad():
         wanted = module(query, **arguments)
-        with deformable_attention.standard_deformable_attention():
+        with attention.standard_deformable_attention():
             found = module(query, **arguments)
     torch.testing.assert_close(found, wanted, rtol=0, atol=5e-6)

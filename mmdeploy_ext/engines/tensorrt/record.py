@@ -1,7 +1,7 @@
-"""What lies beside an engine, `m.engine.json`: its ONNX file, architectures, version and tensors.
+"""The record beside an engine, `m.engine.json`: its ONNX file, architectures, version and tensors.
 
-An engine runs on the architecture and by the version that it was built for, and says little itself. Imports
-no TensorRT.
+An engine runs on the architecture and by the version that it was built for, and holds little about them.
+Imports no TensorRT.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ AS_GIVEN = 'as given'
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of an engine; shapes have -1 for an open axis.
+    """The facts of an engine; shapes have -1 for an open axis.
 
     Attributes:
         package: 'tensorrt' or 'tensorrt-rtx'.
-        version: of the package; an engine is for this version.
+        version: of the package; no other version loads the engine.
         architectures: that it was built for, e.g. [86] for SM 8.6.
         onnx, onnx_sha256: name and digest of the ONNX file that it was built from.
         precision: `AS_GIVEN` or 'fp16', with `keep_fp32`.
@@ -65,7 +65,7 @@ class Record:
 
     @property
     def computes_in(self) -> str:
-        """See `Backend.computes_in`: 'fp16' where the build wrote it and the ONNX file does not say so."""
+        """'fp16' if the build wrote it into the graph of the ONNX file, else ''."""
         return '' if self.precision == AS_GIVEN else self.precision
 
     def to_json(self) -> dict[str, Any]:
@@ -82,8 +82,10 @@ class Record:
                     f'{path}: is a record of format {content["format"]}, expected {FORMAT}; build it again'
                 )
             for name in ('inputs', 'outputs'):
-                ports = ((one['name'], one['dtype'], tuple(one['shape'])) for one in fields[name])
-                fields[name] = tuple(Port(*port) for port in ports)
+                ports = fields[name]
+                fields[name] = tuple(
+                    Port(port['name'], port['dtype'], tuple(port['shape'])) for port in ports
+                )
             for name in ('architectures', 'keep_fp32', 'constants'):
                 fields[name] = tuple(fields[name])
             return cls(**fields)
@@ -94,12 +96,12 @@ class Record:
 
 
 def record_path(engine: str | os.PathLike[str]) -> Path:
-    """Return where the record of an engine is."""
+    """Return the path of an engine's record."""
     return Path(f'{os.fspath(engine)}.json')
 
 
 def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> None:
-    """Write an engine and its record; the old record goes before the engine that it is about."""
+    """Write an engine and its record; an old record is removed before its engine."""
     record_path(path).unlink(missing_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -107,15 +109,15 @@ def write_engine(path: str | os.PathLike[str], data: bytes, record: Record) -> N
 
 
 def read_record(path: str | os.PathLike[str]) -> Record:
-    """Read the record of an engine and make sure that the engine is the one that it is about, and whole."""
+    """Read the record of an engine; ModelFileError if the engine is another one or incomplete."""
     path = Path(path)
     if not path.is_file():
         raise ModelFileError(f'{path}: no such engine; build it with {tool("tensorrt")}')
     beside = record_path(path)
     if not beside.is_file():
         raise ModelFileError(
-            f'{path}: its record {beside.name} is not beside it{_known(path)}; copy both, or build it again '
-            f'with {tool("tensorrt")}'
+            f'{path}: its record {beside.name} is not beside it{_header_text(path)}; copy both, or build it '
+            f'again with {tool("tensorrt")}'
         )
     try:
         record = Record.from_json(read_json(beside), beside)
@@ -123,9 +125,10 @@ def read_record(path: str | os.PathLike[str]) -> Record:
         raise ModelFileError(f'{error}; build the engine again') from error
     size = path.stat().st_size
     if size != record.nbytes:
-        what = 'was it cut short?' if size < record.nbytes else 'is it another engine?'
+        question = 'was it cut short?' if size < record.nbytes else 'is it another engine?'
         raise ModelFileError(
-            f'{path}: has {size} bytes, its record {record.nbytes}: {what} Copy it again or build it again'
+            f'{path}: has {size} bytes, its record {record.nbytes}: {question} Copy it again or build it '
+            f'again'
         )
     if sha256_file(path) != record.sha256:
         raise ModelFileError(
@@ -136,7 +139,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
 
 
 def check_version(record: Record, package: str, version: str, path: object) -> None:
-    """Refuse an engine of another package or version: an EngineError with what it was built with."""
+    """Refuse an engine of another package or version; the EngineError names both."""
     if (record.package, record.version) != (package, version):
         raise EngineError(
             f'{path}: was built by {record.package} {record.version}, here is {package} {version}, and an '
@@ -145,22 +148,22 @@ def check_version(record: Record, package: str, version: str, path: object) -> N
 
 
 def check_architecture(record: Record, architecture: int, gpu: str, path: object) -> None:
-    """Refuse an engine of another architecture than the GPU's: an EngineError with what it was built for."""
+    """Refuse an engine that was not built for the GPU's architecture; the EngineError names both."""
     if architecture not in record.architectures:
         raise EngineError(
-            f'{path}: was built for {_listed(record.architectures)}, and {gpu} is SM {architecture}; build '
+            f'{path}: was built for {_sm_list(record.architectures)}, and {gpu} is SM {architecture}; build '
             f'it again from {record.onnx} with --sm {architecture}'
         )
 
 
-def _listed(architectures: Iterable[int]) -> str:
+def _sm_list(architectures: Iterable[int]) -> str:
     return ', '.join(f'SM {number}' for number in architectures)
 
 
 class Header(NamedTuple):
-    """What the first bytes of a tensorrt-rtx engine say; a layout that was measured, not documented.
+    """The first bytes of a tensorrt-rtx engine, whose layout was measured and is not documented.
 
-    `version` is e.g. '1.7.1.116', `nbytes` the length that the file has to have.
+    `version` is e.g. '1.7.1.116', `nbytes` the length of a complete file.
     """
 
     version: str
@@ -173,15 +176,15 @@ def read_header(data: bytes) -> Header | None:
     if len(data) < HEADER_BYTES or not data.startswith(RTX_MAGIC):
         return None
     mask = int.from_bytes(data[32:36], 'little')
-    found = tuple(number for bit, number in enumerate(RTX_ARCHITECTURES) if mask >> bit & 1)
-    return Header('.'.join(map(str, data[24:28])), found, int.from_bytes(data[16:24], 'little'))
+    architectures = tuple(number for bit, number in enumerate(RTX_ARCHITECTURES) if mask >> bit & 1)
+    return Header('.'.join(map(str, data[24:28])), architectures, int.from_bytes(data[16:24], 'little'))
 
 
-def _known(path: Path) -> str:
-    """Return in words what the file says about itself, for a message; '' where that is nothing."""
+def _header_text(path: Path) -> str:
+    """Return the header of an engine in words, for a message; '' if it has none that is understood."""
     with path.open('rb') as stream:
         header = read_header(stream.read(HEADER_BYTES))
     if header is None:
         return ''
     short = ', cut short' if path.stat().st_size < header.nbytes else ''
-    return f' (tensorrt-rtx {header.version}, {_listed(header.architectures)}{short})'
+    return f' (tensorrt-rtx {header.version}, {_sm_list(header.architectures)}{short})'
