@@ -1,6 +1,6 @@
-"""Preprocessing rules of pictures, camera rigs and sweeps, which metadata keep. No torch, no mmcv."""
+"""Rules of preprocessing for pictures, camera rigs and sweeps, stored in metadata; no torch, no mmcv."""
 
 from pathlib import Path
 
 DEFAULT_PICTURE = Path(__file__).with_name('toy.jpg')
-"""What is traced, and compared on, where a user names no picture: `demo/toy.jpg` of a checkout."""
+"""The picture that is traced and proven if the user names none: `demo/toy.jpg` of a checkout."""

@@ -1,4 +1,4 @@
-"""How the images and the calibration of several cameras become a network input, in numpy and OpenCV.
+"""Images and calibration of several cameras made into a network input, in numpy and OpenCV.
 
 Source: exiawsh/StreamPETR 95f6470, datasets/pipelines/transform_3d.py at test time: Pillow's bicubic resize,
 crop, normalise, pad. Glossary: N cameras, H, W network input in pixels, h, w of a camera's image.
@@ -26,9 +26,9 @@ NEUTRAL = ('LoadMultiViewImageFromFiles', 'PETRFormatBundle3D', 'Collect3D', 'De
 
 
 class Calibration(NamedTuple):
-    """Where the cameras are and what they see, for the pixels of the network input, (N, 4, 4) float64.
+    """The calibration of the cameras for pixels of the network input, (N, 4, 4) float64.
 
-    `lidar2img` takes homogeneous LiDAR points in metres to pixels times depth.
+    `lidar2img` maps homogeneous LiDAR points in metres to pixels times depth.
     """
 
     lidar2img: np.ndarray
@@ -50,7 +50,7 @@ class MultiViewRule(Plain):
         size_divisor: pad to a multiple of this, bottom and right, with zeros.
         pad_size: (H, W) to pad to instead; None uses `size_divisor`.
         num_cameras: N.
-        cameras: names in the order of the network input; empty where they are not known.
+        cameras: names in the order of the network input; () if the config does not tell them.
     """
 
     mean: tuple[float, ...]
@@ -97,7 +97,7 @@ class MultiViewRule(Plain):
         return prepared
 
     def _cropped(self, image: np.ndarray) -> np.ndarray:
-        """Resize one image and cut the crop out; what the crop has outside of the image is 0."""
+        """Resize one image and cut the crop out; pixels of the crop outside of the image are 0."""
         (top, left), (height, width) = self.crop, self.size
         rows = max(top, 0), min(top + height, self.resized[0])
         columns = max(left, 0), min(left + width, self.resized[1])
@@ -117,10 +117,10 @@ class MultiViewRule(Plain):
             )
         for index, image in enumerate(images):
             if image is None or image.shape != (*self.source, 3) or image.dtype != np.uint8:
-                got = 'None' if image is None else f'{image.dtype} {image.shape}'
+                actual = 'None' if image is None else f'{image.dtype} {image.shape}'
                 raise ShapeError(
-                    f'image of {self.camera_name(index)}: got {got}, expected uint8 {(*self.source, 3)}; the '
-                    f'calibration is for that size, so scale image and intrinsics to it together'
+                    f'image of {self.camera_name(index)}: got {actual}, expected uint8 {(*self.source, 3)}; '
+                    f'the calibration is for that size, so scale image and intrinsics to it together'
                 )
 
     def camera_name(self, index: int) -> str:
@@ -140,12 +140,12 @@ class MultiViewRule(Plain):
         lidar2cam: np.ndarray,
         image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Calibration:
-        """Bring a rig's calibration to the pixels of the network input.
+        """Return a rig's calibration for the pixels of the network input.
 
         Args:
             intrinsics: (N, 3, 3) of the cameras' images.
             lidar2cam: (N, 4, 4) rigid, LiDAR points to camera points (x right, y down, z forward), metres.
-            image_sizes: N (h, w) that the intrinsics are for; given, they are checked.
+            image_sizes: N (h, w) of the images that the intrinsics are for, which are compared with `source`.
 
         Raises:
             DataError: matrices of another shape, with NaN, or for another image size.
@@ -153,11 +153,11 @@ class MultiViewRule(Plain):
         count = self.num_cameras
         for name, value, side in (('intrinsics', intrinsics, 3), ('lidar2cam', lidar2cam, 4)):
             shape = count, side, side
-            got = 'nothing' if value is None else f'shape {np.shape(value)}'
+            problem = 'nothing' if value is None else f'shape {np.shape(value)}'
             if value is not None and np.shape(value) == shape:
-                got = '' if np.isfinite(value).all() else 'NaN or infinity'
-            if got:
-                raise DataError(f'{name}: got {got}, expected finite numbers of shape {shape}')
+                problem = '' if np.isfinite(value).all() else 'NaN or infinity'
+            if problem:
+                raise DataError(f'{name}: got {problem}, expected finite numbers of shape {shape}')
         for index, size in enumerate(image_sizes or ()):
             if tuple(size) != self.source:
                 raise DataError(
@@ -169,10 +169,10 @@ class MultiViewRule(Plain):
         return Calibration(full @ np.asarray(lidar2cam, np.float64), full)
 
 
-def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) -> MultiViewRule:
+def multiview_rule(pipeline: Sequence[Mapping[str, Any]], num_cameras: int = 6) -> MultiViewRule:
     """Read the rule out of a StreamPETR test pipeline, `MultiScaleFlipAug3D` included.
 
-    With another number of cameras than 6 their order is not known.
+    With another number of cameras than 6 their names are left out.
 
     Raises:
         ConfigError: a step or order that the rule cannot express; the message names it.
@@ -211,9 +211,9 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]], num_cameras: int =
 
 
 def _require(values: Mapping[str, Any], keys: Sequence[str], name: str) -> None:
-    absent = [key for key in keys if key not in values]
-    if absent:
-        raise ConfigError(f'test pipeline step {name}: has no {", ".join(absent)}')
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise ConfigError(f'test pipeline step {name}: has no {", ".join(missing)}')
 
 
 def _flat_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -229,7 +229,7 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
 
 
 def _crop_values(conf: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what upstream's sampling does at test time: fill the crop, cut at the mean bottom, centred."""
+    """Return resize and crop as upstream at test time: the crop is filled, centred, at the mean bottom."""
     _require(conf, ('H', 'W', 'final_dim', 'bot_pct_lim'), f'{STEPS[0]}: data_aug_conf')
     source, size = (int(conf['H']), int(conf['W'])), tuple(map(int, conf['final_dim']))
     scale = max(size[0] / source[0], size[1] / source[1])

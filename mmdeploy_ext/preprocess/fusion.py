@@ -1,35 +1,101 @@
-"""How the pictures, the calibration and the points of one moment become the input of cameras and LiDAR."""
+"""Pictures, calibration and points of one moment made into the input of a model of cameras and LiDAR.
+
+Source of the merged sweeps: mmdet3d 1.0.0rc6, LoadPointsFromMultiSweeps. Differs in: the nearest sweeps are
+taken; without `test_mode` mmdet3d draws some. Glossary: P points of D values.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from mmdeploy_ext.core.plain import Plain
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
-from mmdeploy_ext.preprocess.fusion import PastSweeps
 from mmdeploy_ext.preprocess.points import VoxelRule
 
 KIND = 'fusion'
 POINTS = 'load_dim', 'use_dim', 'sweeps', 'pad_empty_sweeps', 'remove_close'
-"""Fields that say how points are read."""
+"""Fields of `FusionRule` about the reading of points."""
+AGE = 4
+"""Column of a point with the time from its measurement to the key frame, seconds."""
+CLOSE_M = 1.0
+"""Points of past sweeps that are nearer than this in x and y belong to the car itself."""
+
+
+class PastSweep(Protocol):
+    """A sweep of the past, with the transform of its points to the key frame: `runtime.infos.PastSweep`."""
+
+    path: str
+    rotation: np.ndarray
+    translation: np.ndarray
+    timestamp_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PastSweeps:
+    """The merging of past sweeps with a key frame.
+
+    Attributes:
+        max_sweeps: the first sweeps of the info, up to this number.
+        pad_empty: if the info has none, the points of the key frame are repeated for each of them.
+        remove_close: points that are close to the car are left out.
+    """
+
+    max_sweeps: int
+    pad_empty: bool = False
+    remove_close: bool = False
+
+    def merge(
+        self,
+        points: np.ndarray,
+        sweeps: Sequence[PastSweep],
+        now_s: float,
+        read: Callable[[str], np.ndarray],
+    ) -> np.ndarray:
+        """Return the points (P, D) float32 of a key frame and of past sweeps, in its coordinates.
+
+        Args:
+            points: (P, D) float32 of the key frame, whose ages are set to 0.
+            sweeps: of its info, the last one first.
+            now_s: seconds, absolute, of the key frame.
+            read: returns the points (P, D) float32 of a path.
+        """
+        points[:, AGE] = 0
+        if not sweeps and self.pad_empty:
+            return np.concatenate([points, *[self._without_car(points)] * self.max_sweeps])
+        return np.concatenate(
+            [points, *(self._moved(sweep, now_s, read) for sweep in sweeps[: self.max_sweeps])]
+        )
+
+    def _moved(self, sweep: PastSweep, now_s: float, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        """Return the points of a past sweep in the coordinates of the key frame, with their age."""
+        points = self._without_car(read(sweep.path))
+        points[:, :3] = points[:, :3] @ sweep.rotation.T
+        points[:, :3] += sweep.translation
+        points[:, AGE] = now_s - sweep.timestamp_s
+        return points
+
+    def _without_car(self, points: np.ndarray) -> np.ndarray:
+        if not self.remove_close:
+            return points
+        return points[~(np.abs(points[:, :2]) < CLOSE_M).all(axis=1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class FusionRule(Plain):
-    """The rules of both sensors, None of one that a model has not.
+    """The rules of both sensors.
 
     Attributes:
-        views: of the pictures.
-        voxels: of the points.
+        views: of the pictures; None for a model of LiDAR alone.
+        voxels: of the points; None for a model of cameras alone.
         load_dim: values per point in a file.
         use_dim: columns that the model takes, after sweeps of the past were merged.
-        sweeps: of the past at most, whose points come after those of the key frame; 0 takes none.
-        pad_empty_sweeps: where there are none, the points of the key frame stand for each of them.
-        remove_close: points of sweeps of the past that are close to the car are left out.
+        sweeps: most sweeps of the past, whose points follow those of the key frame; 0 takes none.
+        pad_empty_sweeps: as `PastSweeps.pad_empty`.
+        remove_close: as `PastSweeps.remove_close`.
     """
 
     views: MultiViewRule | None
@@ -42,9 +108,12 @@ class FusionRule(Plain):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; `kind` tells this rule from others."""
-        both = dict(views=self.views, voxels=self.voxels)
-        rules = {name: rule and rule.to_json() for name, rule in both.items()}
-        return dict(kind=KIND, **rules, **{name: getattr(self, name) for name in POINTS})
+        return dict(
+            kind=KIND,
+            views=self.views and self.views.to_json(),
+            voxels=self.voxels and self.voxels.to_json(),
+            **{name: getattr(self, name) for name in POINTS},
+        )
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FusionRule:
@@ -56,9 +125,9 @@ class FusionRule(Plain):
 
     @property
     def past(self) -> PastSweeps | None:
-        """How sweeps of the past are merged; None where none are taken."""
+        """How sweeps of the past are merged; None for a model of the key frame alone."""
         return PastSweeps(self.sweeps, self.pad_empty_sweeps, self.remove_close) if self.sweeps else None
 
     def img_aug_matrix(self) -> np.ndarray:
-        """Return (N, 4, 4) float32: pictures as they were taken to the network's, pixels."""
+        """Return (N, 4, 4) float32 from pixels of the cameras' pictures to pixels of the network input."""
         return np.tile(self.views.crop_matrix(4), (self.views.num_cameras, 1, 1))

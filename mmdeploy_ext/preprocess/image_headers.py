@@ -1,10 +1,10 @@
-"""Height and width of pictures by their headers, before anything is decoded."""
+"""Height and width of pictures from their headers, before anything is decoded."""
 
 from __future__ import annotations
 
 import struct
 
-FARTHEST = 1 << 22
+JPEG_HEADER_BYTES = 1 << 22
 """Bytes of a JPEG within which its size has to be: a profile and a preview may come before."""
 JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG that have its size."""
@@ -16,28 +16,28 @@ TIFF_WIDTH, TIFF_HEIGHT = 256, 257
 
 
 def size_in_header(content: bytes) -> tuple[int, int] | None:
-    """Return (height, width) of a JPEG, PNG, BMP, WebP or TIFF; None where it is not found."""
+    """Return (height, width) of a JPEG, PNG, BMP, WebP or TIFF; None for other or damaged files."""
     for signature, read in READERS.items():
         if content.startswith(signature):
             try:
                 return read(content)
-            except (struct.error, IndexError):  # cut short
+            except (struct.error, IndexError):  # truncated
                 return None
     return None
 
 
 def is_cut_png(content: bytes) -> bool:
-    """Return whether a chunk of a PNG is longer than the file: OpenCV takes memory for all of it."""
+    """Return whether a chunk of a PNG is longer than the file: OpenCV allocates memory for all of it."""
     if not content.startswith(PNG):
         return False
-    place = len(PNG)
-    while place < len(content):
-        length = int.from_bytes(content[place : place + 4], 'big')
-        if place + CHUNK_BYTES + length > len(content):
+    offset = len(PNG)
+    while offset < len(content):
+        length = int.from_bytes(content[offset : offset + 4], 'big')
+        if offset + CHUNK_BYTES + length > len(content):
             return True
-        if content[place + 4 : place + 8] == b'IEND':
+        if content[offset + 4 : offset + 8] == b'IEND':
             return False
-        place += CHUNK_BYTES + length
+        offset += CHUNK_BYTES + length
     return True
 
 
@@ -61,37 +61,37 @@ def _webp(content: bytes) -> tuple[int, int] | None:
         (bits,) = struct.unpack_from('<I', content, 21)
         return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
     if kind == b'VP8X':
-        width, height = (int.from_bytes(content[place : place + 3], 'little') for place in (24, 27))
+        width, height = (int.from_bytes(content[offset : offset + 3], 'little') for offset in (24, 27))
         return height + 1, width + 1
     return None
 
 
 def _jpeg(content: bytes) -> tuple[int, int] | None:
-    place = 2
-    while 0 <= (place := content.find(b'\xff', place)) < FARTHEST:
-        marker = content[place + 1]
+    offset = 2
+    while 0 <= (offset := content.find(b'\xff', offset)) < JPEG_HEADER_BYTES:
+        marker = content[offset + 1]
         if marker in JPEG_SIZES:
-            height, width = struct.unpack_from('>HH', content, place + 5)
+            height, width = struct.unpack_from('>HH', content, offset + 5)
             return height, width
-        if marker in (0x00, 0xFF):  # of the data, or filling
-            place += 1
+        if marker in (0x00, 0xFF):  # data, or padding
+            offset += 1
         elif marker in JPEG_ALONE:
-            place += 2
+            offset += 2
         else:
-            place += 2 + struct.unpack_from('>H', content, place + 2)[0]
+            offset += 2 + struct.unpack_from('>H', content, offset + 2)[0]
     return None
 
 
 def _tiff(content: bytes) -> tuple[int, int] | None:
     order = '<' if content.startswith(b'II') else '>'
-    (place,) = struct.unpack_from(f'{order}I', content, 4)
-    (count,) = struct.unpack_from(f'{order}H', content, place)
+    (offset,) = struct.unpack_from(f'{order}I', content, 4)
+    (count,) = struct.unpack_from(f'{order}H', content, offset)
     sizes = {}
     for number in range(count):
-        tag, kind, _ = struct.unpack_from(f'{order}HHI', content, place + 2 + 12 * number)
+        tag, kind, _ = struct.unpack_from(f'{order}HHI', content, offset + 2 + 12 * number)
         if tag in (TIFF_WIDTH, TIFF_HEIGHT):
             value = order + ('H' if kind == 3 else 'I')
-            (sizes[tag],) = struct.unpack_from(value, content, place + 10 + 12 * number)
+            (sizes[tag],) = struct.unpack_from(value, content, offset + 10 + 12 * number)
     return (sizes[TIFF_HEIGHT], sizes[TIFF_WIDTH]) if len(sizes) == 2 else None
 
 
@@ -103,4 +103,4 @@ READERS = {
     b'II*\x00': _tiff,
     b'MM\x00*': _tiff,
 }
-"""First bytes of a file -> what reads its size."""
+"""First bytes of a file -> the function that reads its size."""

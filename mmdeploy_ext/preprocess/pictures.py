@@ -22,18 +22,18 @@ from mmdeploy_ext.preprocess.image_headers import is_cut_png, size_in_header
 from mmdeploy_ext.preprocess.pillow_resize import resize_pillow
 
 MOST_PIXELS = 100_000_000
-"""Of a picture that is decoded: it and its copies take about 10 bytes per pixel."""
+"""Pixels of the largest picture that is decoded: it and its copies take about 10 bytes per pixel."""
 MOST_BYTES = 8 * MOST_PIXELS
-"""Of a picture file: that many pixels of four 16-bit channels, not compressed."""
+"""Size of the largest picture file: that many pixels of four 16-bit channels, not compressed."""
 DAMAGE = re.compile('Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS parameters')
-"""What libjpeg writes, and then goes on with pixels that are not those of the picture."""
-_ONE_DECODER = threading.Lock()  # the descriptor is that of all threads
+"""Warnings of libjpeg after which it goes on with pixels that are not those of the picture."""
+_DECODER_LOCK = threading.Lock()  # all threads share the file descriptor
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedImage:
-    """One image as the network takes it.
+    """One image made into a network input.
 
     Attributes:
         tensor: (3, H, W) float32, normalised and padded.
@@ -41,7 +41,7 @@ class PreparedImage:
         scale_factor: (4,) float32 `w h w h` ratios, network input / original.
         ori_shape: (h, w) of the original image, pixels.
         border: rows of padding above the content and columns left of it.
-        proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that are given some.
+        proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that take proposals.
     """
 
     tensor: np.ndarray
@@ -61,14 +61,13 @@ class PreprocessRule(Plain):
         to_rgb: swap OpenCV's BGR to RGB before normalising.
         img_scale: (long edge, short edge) bounds of mmdet's `Resize`; (w, h) without `keep_ratio`.
         keep_ratio: keep the aspect ratio.
-        size_divisor: pad to a multiple of this, bottom and right, or all around where `centred`.
-        pad_or: pad to (size | pad_or) + pad_more instead, bitwise; 0 does not.
-        pad_more: see `pad_or`.
+        size_divisor: pad to a multiple of this, bottom and right, or all around if `centred`.
+        pad_or, pad_more: pad to (size | pad_or) + pad_more instead, bitwise, unless `pad_or` is 0.
         centred: the middle of the content is the middle of the input, both rounded down.
         pad_size: (H, W) to pad to, whatever the size after the resize; larger images keep theirs.
         size: (H, W) that a graph with a fixed shape takes: resize to fit inside, pad to it.
         pad_val: value of the padding per channel, applied after normalisation as mmdet does.
-        resize: whose bilinear interpolation, 'cv2' or 'pillow'.
+        resize: library of the bilinear interpolation, 'cv2' or 'pillow'.
         to_float32: resize in float32, without rounding to 8 bits.
     """
 
@@ -112,7 +111,7 @@ class PreprocessRule(Plain):
         return next_multiples((height, width), self.size_divisor)
 
     def apply(self, image_bgr: np.ndarray) -> PreparedImage:
-        """Return the network input of an image (h, w, 3) uint8, as OpenCV reads it, and how it was made."""
+        """Return the network input of an image (h, w, 3) uint8 BGR, as OpenCV reads it."""
         height, width = image_bgr.shape[:2]
         if self.to_float32:
             image_bgr = image_bgr.astype(np.float32)
@@ -154,7 +153,7 @@ RESIZERS = {'cv2': resize_cv2, 'pillow': resize_pillow}
 def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float], to_rgb: bool) -> np.ndarray:
     """Return (h, w, 3) float32 `(image - mean) / std`, rounded as mmdet rounds: float32, then OpenCV.
 
-    Of an image (h, w, 3) uint8; mean and std are in the channel order after `to_rgb`.
+    The image is (h, w, 3) uint8; mean and std are in the channel order after `to_rgb`.
     """
     image = image_bgr.astype(np.float32)
     if to_rgb:
@@ -165,13 +164,19 @@ def normalise(image_bgr: np.ndarray, mean: Sequence[float], std: Sequence[float]
 
 @contextlib.contextmanager
 def _decoder_messages() -> Iterator[list[str]]:
-    """Yield a list that has, after the body, the lines that C libraries wrote to file descriptor 2 in it.
+    """Yield a list that receives, after the body, the lines that C libraries wrote to file descriptor 2.
 
-    OpenCV gives no other way to learn of the warnings of libjpeg. Works where the descriptor is closed, too.
+    OpenCV has no other way to read the warnings of libjpeg. The descriptor may be closed.
     """
     lines: list[str] = []
-    with _ONE_DECODER, tempfile.TemporaryFile() as messages:
-        stderr = _duplicate_of_stderr()
+    with _DECODER_LOCK, tempfile.TemporaryFile() as messages:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # closed: lines that are written there are dropped from now on
+            null = os.open(os.devnull, os.O_WRONLY)
+            stderr = os.dup(null)
+            if null != 2:
+                os.close(null)
         os.dup2(messages.fileno(), 2)
         try:
             yield lines
@@ -182,23 +187,11 @@ def _decoder_messages() -> Iterator[list[str]]:
             lines += messages.read().decode('latin1').splitlines()
 
 
-def _duplicate_of_stderr() -> int:
-    try:
-        return os.dup(2)
-    except OSError:  # closed: what is written there goes nowhere from now on
-        null = os.open(os.devnull, os.O_WRONLY)
-        try:
-            return os.dup(null)
-        finally:
-            if null != 2:
-                os.close(null)
-
-
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as (h, w, 3) uint8 BGR; grayscale is converted.
 
     Raises:
-        ImageError: no such file, no permission, zero bytes, not an image, damaged as far as the decoder
+        ImageError: no such file, no permission, zero bytes, not an image, damaged in a way that the decoder
             notices, or of more than `MOST_PIXELS` or `MOST_BYTES`.
     """
     path = Path(path)
@@ -240,11 +233,11 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def list_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return image files, folders replaced by the images in them, sorted; ImageError where there is none.
+    """Return image files, folders replaced by the images in them, sorted; ImageError if there are none.
 
     Pipes and devices in a folder are returned too: `read_image` refuses them, one by one.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(
@@ -254,10 +247,10 @@ def list_images(paths: Iterable[str | Path]) -> list[Path]:
             )
             if not inside:
                 raise ImageError(f'{path}: no image in this folder ({", ".join(IMAGE_SUFFIXES)})')
-            found.extend(inside)
+            images.extend(inside)
         elif path.is_file():
-            found.append(path)
+            images.append(path)
         else:
             raise ImageError(f'{path}: no such image or folder')
-    will_read('a picture', [file for file in found if file.is_file()])
-    return found
+    will_read('a picture', [file for file in images if file.is_file()])
+    return images

@@ -17,16 +17,16 @@ PRECISION_BITS = 32 - 8 - 2
 def _bicubic(x: np.ndarray) -> np.ndarray:
     """Return Keys' cubic kernel with a = -0.5."""
     x, a = np.abs(x), -0.5
-    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    inner = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    outer = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
 
 
 FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     'bilinear': (lambda x: np.maximum(1 - np.abs(x), 0), 1.0),
     'bicubic': (_bicubic, 2.0),
 }
-"""Name -> kernel, and how far it reaches in output pixels."""
+"""Name -> kernel and its radius in output pixels."""
 
 
 def resize_pillow(
@@ -38,11 +38,12 @@ def resize_pillow(
 ) -> np.ndarray:
     """Resize (h, w, C) uint8 to `height` x `width`: one axis, rounded to uint8, then the other.
 
-    `resample` is a key of `FILTERS`; of the result the `rows` from first to last + 1 are computed, or all.
+    `resample` is a key of `FILTERS`; `rows` are the first row of the result that is computed and the one
+    after the last, by default all.
     """
-    lost_rows, lost_columns = image.shape[0] - height, image.shape[1] - width
+    removed_rows, removed_columns = image.shape[0] - height, image.shape[1] - width
     first, last = rows or (0, height)
-    if lost_rows > max(2 * lost_columns, 0):
+    if removed_rows > max(2 * removed_columns, 0):
         image = _resample_rows(image, height, resample)[first:last]
         return _resample_columns(image, width, resample)
     if height == image.shape[0]:

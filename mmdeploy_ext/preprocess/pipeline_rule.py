@@ -1,4 +1,4 @@
-"""From an mmdet 2.x test pipeline to a `PreprocessRule`; what the rule cannot express is refused by name."""
+"""From an mmdet 2.x test pipeline to a `PreprocessRule`; steps that the rule cannot express are refused."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ ORDERED = ('Resize', 'RandomCenterCropPad', 'Normalize', 'Pad')
 """Steps that change the image, in the order that the rule has them; it pads once. Padding may come before the
 normalisation: its value is then normalised."""
 NEUTRAL = (
-    *('LoadImageFromFile', 'LoadImageFromWebcam', 'LoadProposals', 'RandomFlip', 'DefaultFormatBundle'),
-    *('ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect'),
-)
-NEEDED = {
+    'LoadImageFromFile', 'LoadImageFromWebcam', 'LoadProposals', 'RandomFlip', 'DefaultFormatBundle',
+    'ImageToTensor', 'ToTensor', 'ToDataContainer', 'Collect',
+)  # fmt: skip
+REQUIRED = {
     'LoadImageFromFile': dict(color_type='color', channel_order='bgr'),
     'Resize': dict(interpolation='bilinear', ratio_range=None, override=False),
     'MultiScaleFlipAug': dict(flip=False),
@@ -57,7 +57,7 @@ def rule_from_pipeline(pipeline: Sequence[Mapping[str, Any]]) -> PreprocessRule:
 
 
 def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Refuse steps that the rule could express each alone, but not together or in this order."""
+    """Refuse steps that the rule can express alone, but not together or in this order."""
     if order != [kind for kind in ORDERED if kind in order]:
         raise ConfigError(
             f'test pipeline: got the steps {", ".join(order)}; expected each of {", ".join(ORDERED)} at most '
@@ -73,7 +73,7 @@ def _check_combination(order: Sequence[str], values: Mapping[str, Any]) -> None:
 
 
 def steps_of(pipeline: Sequence[Mapping[str, Any]], *kinds: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of some types, those inside other steps too."""
+    """Yield the steps of the given types, those inside other steps too."""
     for step in pipeline:
         if step.get('type') in kinds:
             yield step
@@ -105,12 +105,12 @@ def _flat_steps(pipeline: Sequence[Mapping[str, Any]], values: dict[str, Any]) -
 
 def _check_options(step: Mapping[str, Any]) -> None:
     kind = step.get('type')
-    for option, needed in NEEDED.get(kind, {}).items():
-        got = step.get(option, needed)
-        if got != needed:
+    for option, required in REQUIRED.get(kind, {}).items():
+        value = step.get(option, required)
+        if value != required:
             raise ConfigError(
-                f'test pipeline step {kind}: {option}={got!r} cannot be described by the exported file; '
-                f'expected {needed!r}'
+                f'test pipeline step {kind}: {option}={value!r} cannot be described by the exported file; '
+                f'expected {required!r}'
             )
 
 
@@ -149,7 +149,14 @@ def _read_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
     if step.get('size') is not None:
         values['pad_size'] = tuple(map(int, step['size']))
     if step.get('pad_to_square'):
-        values['pad_size'] = _square(values)
+        scale = values.get('img_scale')
+        if scale is None or scale[0] != scale[1] or not values.get('keep_ratio'):
+            raise ConfigError(
+                f'test pipeline step Pad: pad_to_square=True after a Resize to img_scale={scale}, '
+                f'keep_ratio={values.get("keep_ratio")} gives each image a square of its own; expected a '
+                f'square img_scale with keep_ratio=True'
+            )
+        values['pad_size'] = scale
     pad_val = step.get('pad_val', 0)
     if isinstance(pad_val, dict):
         pad_val = pad_val.get('img', 0)
@@ -167,21 +174,6 @@ def _read_centre_pad(step: Mapping[str, Any], values: dict[str, Any]) -> None:
         values['size_divisor'] = int(number)
     mean = step['mean'][::-1] if step.get('to_rgb') else step['mean']
     values['pad_pixel'] = np.asarray(mean, np.float32).reshape(1, 1, 3)
-
-
-def _square(values: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the size of an image that is resized into a square, ratio kept, and padded to one.
-
-    ConfigError where the square would be another one for each image.
-    """
-    scale = values.get('img_scale')
-    if scale is None or scale[0] != scale[1] or not values.get('keep_ratio'):
-        raise ConfigError(
-            f'test pipeline step Pad: pad_to_square=True after a Resize to img_scale={scale}, '
-            f'keep_ratio={values.get("keep_ratio")} gives each image a square of its own; expected a square '
-            f'img_scale with keep_ratio=True'
-        )
-    return scale
 
 
 READERS = {

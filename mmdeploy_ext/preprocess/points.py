@@ -1,4 +1,4 @@
-"""How a sweep becomes voxels, each with its points or with the mean of them. Needs numba, no torch.
+"""A sweep made into voxels, each with its points or with the mean of them. Needs numba, no torch.
 
 Source: mmcv 1.7.2 `Voxelization` on CPU (cells in float32; hard: the first `max_points` points of the first
 `max_voxels` voxels, in order of their first point) and mmdet3d 1.0.0rc6 `HardSimpleVFE`, `DynamicSimpleVFE`
@@ -27,8 +27,8 @@ class VoxelRule(Plain):
     Attributes:
         point_cloud_range: (x, y, z, x, y, z) lower and upper bounds in metres, LiDAR frame.
         voxel_size: (x, y, z) metres.
-        max_points: of a voxel that count; -1 with mode 'dynamic'.
-        max_voxels: at most so many; later ones are left out, as mmcv does; -1 with mode 'dynamic'.
+        max_points: points of a voxel that are used; -1 with mode 'dynamic'.
+        max_voxels: later voxels are left out, as mmcv does; -1 with mode 'dynamic'.
         order: axis order of the coordinates, 'xyz' or 'zyx'.
         in_channels: D values per point, which is C features per voxel.
         mode: 'hard' or 'dynamic'.
@@ -43,7 +43,7 @@ class VoxelRule(Plain):
     mode: str = 'hard'
 
     def __post_init__(self) -> None:
-        """Refuse what no sweep could follow."""
+        """Refuse a rule without voxels."""
         if self.mode not in MODES or self.order not in ORDERS:
             raise ConfigError(
                 f'voxel rule: mode={self.mode!r}, order={self.order!r}; expected one of '
@@ -74,7 +74,7 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
 
     Args:
         points: (P, D) of a float type, x, y, z in metres first, LiDAR frame; P may be 0.
-        rule: to follow.
+        rule: range, sizes and limits.
 
     Returns:
         Features (N, D) float32, the mean of each voxel's points, and coordinates (N, 4) int32, sample 0 and
@@ -84,11 +84,12 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
         PointsError: another width than the rule's, or a value that is not finite.
     """
     hard = rule.mode == 'hard'
-    loops, points, coordinates, where = _room(points, rule)
+    loops, points, coordinates, grid = _buffers(points, rule)
     features = np.zeros((len(coordinates), rule.in_channels), np.float32)
-    counts, most = np.zeros(len(coordinates), np.int32), rule.max_points if hard else np.iinfo(np.int32).max
-    found = loops.collect(points, *where, coordinates, features, counts, most)
-    features, axes = features[:found] / counts[:found, None].astype(np.float32), coordinates[:found]
+    counts = np.zeros(len(coordinates), np.int32)
+    max_points = rule.max_points if hard else np.iinfo(np.int32).max
+    voxels = loops.collect(points, *grid, coordinates, features, counts, max_points)
+    features, axes = features[:voxels] / counts[:voxels, None].astype(np.float32), coordinates[:voxels]
     if not hard:
         rows = np.lexsort(axes.T)
         features, axes = features[rows], axes[rows]
@@ -96,33 +97,35 @@ def voxelise(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarra
 
 
 def pillars(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the points of every voxel of one sweep, as networks take them that learn what a voxel is.
+    """Return the points of every voxel of one sweep, for networks that compute features from them.
 
-    By a rule of mode 'hard', the first M points of each voxel (N, M, D) float32, zeros where it has fewer,
-    how many it has (N,) int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
+    By a rule of mode 'hard': the first M points of each voxel (N, M, D) float32, padded with zeros, their
+    number (N,) int32, and coordinates (N, 4) int32; see `voxelise`, also for the errors.
     """
-    loops, points, coordinates, where = _room(points, rule)
-    kept = np.zeros((len(coordinates), rule.max_points, rule.in_channels), np.float32)
+    loops, points, coordinates, grid = _buffers(points, rule)
+    voxel_points = np.zeros((len(coordinates), rule.max_points, rule.in_channels), np.float32)
     counts = np.zeros(len(coordinates), np.int32)
-    found = loops.gather(points, *where, coordinates, kept, counts)
-    return kept[:found], counts[:found], _ordered(coordinates[:found], rule)
+    voxels = loops.gather(points, *grid, coordinates, voxel_points, counts)
+    return voxel_points[:voxels], counts[:voxels], _ordered(coordinates[:voxels], rule)
 
 
 def assigned(points: np.ndarray, rule: VoxelRule) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the points in range, and the voxel of each, for networks that take all points of a voxel.
 
-    By a rule of mode 'dynamic', points (n, D) float32 in their order, the row of the voxel of each (n,)
+    By a rule of mode 'dynamic': points (n, D) float32 in their order, the row of the voxel of each (n,)
     int32, and coordinates (N, 4) int32, in the order of the voxels' first points; see `voxelise`.
     """
-    loops, points, coordinates, where = _room(points, rule)
+    loops, points, coordinates, grid = _buffers(points, rule)
     rows = np.empty(len(points), np.int32)
-    found = loops.assign(points, *where, coordinates, rows)
-    kept = rows >= 0
-    return points[kept], rows[kept], _ordered(coordinates[:found], rule)
+    voxels = loops.assign(points, *grid, coordinates, rows)
+    in_range = rows >= 0
+    return points[in_range], rows[in_range], _ordered(coordinates[:voxels], rule)
 
 
-def _room(points: np.ndarray, rule: VoxelRule) -> tuple[ModuleType, np.ndarray, np.ndarray, tuple[Any, ...]]:
-    """Return the compiled loops, and for them checked points, room for coordinates, the grid and its hash."""
+def _buffers(
+    points: np.ndarray, rule: VoxelRule
+) -> tuple[ModuleType, np.ndarray, np.ndarray, tuple[Any, ...]]:
+    """Return the compiled loops and their arguments: checked points, empty coordinates, grid and hash."""
     from mmdeploy_ext.preprocess import voxel_hash
 
     points = check_points(points, rule.in_channels)
@@ -139,7 +142,7 @@ def _ordered(axes: np.ndarray, rule: VoxelRule) -> np.ndarray:
 
 
 def check_points(points: np.ndarray, width: int) -> np.ndarray:
-    """Return points as contiguous (P, width) float32; PointsError for another width, or no finite number."""
+    """Return points as contiguous (P, width) float32; PointsError for another width, or values not finite."""
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != width or points.dtype.kind not in 'fiu':
         raise PointsError(
@@ -148,9 +151,9 @@ def check_points(points: np.ndarray, width: int) -> np.ndarray:
         )
     points = np.ascontiguousarray(points, np.float32)
     if not np.isfinite(points).all():
-        wrong = np.flatnonzero(~np.isfinite(points).all(1))
+        bad_rows = np.flatnonzero(~np.isfinite(points).all(1))
         raise PointsError(
-            f'points: {len(wrong)} of {len(points)} have values that are not finite, first row '
-            f'{wrong[0]}: {points[wrong[0]].tolist()}; remove them'
+            f'points: {len(bad_rows)} of {len(points)} have values that are not finite, first row '
+            f'{bad_rows[0]}: {points[bad_rows[0]].tolist()}; remove them'
         )
     return points

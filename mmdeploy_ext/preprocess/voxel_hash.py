@@ -17,7 +17,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbouring keys s
 
 @njit(cache=True, nogil=True, inline='always')
 def slot(key, slots, shift):
-    """Return the place of a key: its own, or the free one where it belongs. There has to be a free one."""
+    """Return the place of a key, or the free place for it, of which there has to be one."""
     mask = np.int64(slots.shape[0] - 1)
     place = np.int64((np.uint64(key) * _MIX) >> shift)
     while slots[place] != key and slots[place] != EMPTY:
@@ -27,7 +27,7 @@ def slot(key, slots, shift):
 
 @njit(cache=True, nogil=True)
 def fill(keys, slots, rows, shift):
-    """Put every key into the hash with its row; return the first row whose key is there already, or -1."""
+    """Put every key into the hash with its row; return the first row whose key is in it already, or -1."""
     for row in range(keys.shape[0]):
         place = slot(keys[row], slots, shift)
         if slots[place] == keys[row]:
@@ -39,7 +39,7 @@ def fill(keys, slots, rows, shift):
 
 @njit(cache=True, nogil=True)
 def neighbours(sites, shape, steps, slots, rows, shift, table):
-    """Write the row of the site at each step from every site into table (K, N), N where there is none."""
+    """Write the row of the site at each step from every site into table (K, N); N stands for no site."""
     none = np.int32(sites.shape[0])
     for k in range(steps.shape[0]):
         for i in range(sites.shape[0]):
@@ -55,7 +55,7 @@ def neighbours(sites, shape, steps, slots, rows, shift, table):
 
 @njit(cache=True, nogil=True)
 def mirror(table, mirrored):
-    """Write the same pairs of rows from the other side: mirrored[k, j] = i where table[k, i] = j."""
+    """Write the same pairs of rows in the other direction: mirrored[k, j] = i if table[k, i] = j."""
     none = np.int32(table.shape[1])
     for k in range(table.shape[0]):
         mirrored[k] = none
@@ -66,7 +66,7 @@ def mirror(table, mirrored):
 
 @njit(cache=True, nogil=True)
 def reached_keys(sites, shape, axes, slots, shift, keys):
-    """Collect each output site that some input site reaches once; return their number, or -1: no more room.
+    """Collect the key of each output site that an input site reaches, once; return their number, -1 if full.
 
     axes: per axis (k, size) int32, the output position that an input position reaches by an offset, or -1.
     """
@@ -110,10 +110,10 @@ def reach(sites, shape, axes, offsets, slots, rows, shift, table):
 
 @njit(cache=True, nogil=True)
 def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
-    """Return the row of a point's voxel, -1 where it has none, and how many voxels there are now.
+    """Return the row of a point's voxel, -1 if it has none, and the number of voxels so far.
 
-    A voxel that is met for the first time takes the next row of `coordinates` (n, 3) int32 in x, y, z, where
-    there is room. low and size (3,) float32 as mmcv computes in, grid (3,) int64; slots, rows, shift: a hash.
+    A new voxel takes the next row of `coordinates` (n, 3) int32 in x, y, z, unless they are full. low and
+    size (3,) float32 as mmcv computes in, grid (3,) int64; slots, rows, shift: a hash.
     """
     x = np.floor((point[0] - low[0]) / size[0])
     y = np.floor((point[1] - low[1]) / size[1])
@@ -135,11 +135,11 @@ def voxel_of(point, low, size, grid, slots, rows, shift, coordinates, n):
 
 @njit(cache=True, nogil=True)
 def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, counts, max_points):
-    """Sum up the points of every voxel, voxels in the order of their first point; return how many there are.
+    """Sum the points of every voxel, voxels in the order of their first point; return the number of voxels.
 
-    points (P, D); the rest of the arguments as in `voxel_of`. Written, with room for the most voxels:
-    coordinates (n, 3) int32, sums (n, D) float32 and counts (n,) int32 of at most max_points points. Points
-    of voxels for which there is no room are left out.
+    points (P, D); the rest of the arguments as in `voxel_of`. Written are coordinates (n, 3) int32, sums
+    (n, D) float32 and counts (n,) int32 of at most max_points points. Points of more than n voxels are left
+    out.
     """
     n = 0
     for p in range(points.shape[0]):
@@ -152,24 +152,24 @@ def collect(points, low, size, grid, slots, rows, shift, coordinates, sums, coun
 
 
 @njit(cache=True, nogil=True)
-def gather(points, low, size, grid, slots, rows, shift, coordinates, kept, counts):
-    """Keep the first points of every voxel, kept (n, M, D) float32; otherwise as `collect`."""
+def gather(points, low, size, grid, slots, rows, shift, coordinates, voxel_points, counts):
+    """Write the first points of every voxel to voxel_points (n, M, D) float32; otherwise as `collect`."""
     n = 0
     for p in range(points.shape[0]):
         row, n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
-        if row >= 0 and counts[row] < kept.shape[1]:
+        if row >= 0 and counts[row] < voxel_points.shape[1]:
             for d in range(points.shape[1]):
-                kept[row, counts[row], d] = points[p, d]
+                voxel_points[row, counts[row], d] = points[p, d]
             counts[row] += 1
     return n
 
 
 @njit(cache=True, nogil=True)
-def assign(points, low, size, grid, slots, rows, shift, coordinates, found):
-    """Write the row of each point's voxel to found (P,) int32, -1 out of range; otherwise as `collect`."""
+def assign(points, low, size, grid, slots, rows, shift, coordinates, voxel_rows):
+    """Write the row of each point's voxel to voxel_rows (P,) int32, -1 out of range; else as `collect`."""
     n = 0
     for p in range(points.shape[0]):
-        found[p], n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
+        voxel_rows[p], n = voxel_of(points[p], low, size, grid, slots, rows, shift, coordinates, n)
     return n
 
 

@@ -39,7 +39,7 @@ from mmdeploy_ext.families.streampetr.samples import (
 )
 from mmdeploy_ext.families.streampetr.spec import sizes
 from mmdeploy_ext.families.streampetr.synthetic import synthetic_outputs
-from mmdeploy_ext.preprocess.cameras import MultiViewRule, rule_from_pipeline
+from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DETECTORS = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
@@ -139,7 +139,7 @@ class StreamPetrFamily(SequenceFamily):
             raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
         steps = test_pipeline(cfg)
         with refused_by_name(cfg):
-            return rule_from_pipeline(steps, cameras)
+            return multiview_rule(steps, cameras)
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         """Write moments of all cameras; the data set has no keys to collect, since it trains no model."""

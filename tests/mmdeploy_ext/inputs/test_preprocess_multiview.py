@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.core.errors import ConfigError, DataError, ShapeError
-from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule, rule_from_pipeline
+from mmdeploy_ext.preprocess.cameras import CAMERAS, MultiViewRule, multiview_rule
 from mmdeploy_ext.preprocess.pillow_resize import FILTERS, resize_pillow
 
 NORM = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
@@ -84,7 +84,7 @@ def test_equals_the_real_pipeline_bit_for_bit(conf, pad):
         img=[image.astype(np.float32) for image in images], intrinsics=list(full), extrinsics=list(lidar2cam)
     )
     results = Compose(copy.deepcopy(steps[1:4]))(results)
-    rule = rule_from_pipeline(steps)
+    rule = multiview_rule(steps)
     wanted = np.stack(results['img']).transpose(0, 3, 1, 2)
     assert wanted.shape[2:] == rule.input_size
     np.testing.assert_array_equal(rule.apply(images), wanted)
@@ -94,7 +94,7 @@ def test_equals_the_real_pipeline_bit_for_bit(conf, pad):
 
 
 def test_the_numbers_of_the_published_config():
-    rule = rule_from_pipeline(pipeline(R50))
+    rule = multiview_rule(pipeline(R50))
     assert rule.scale == 0.44 and rule.resized == (396, 704) and rule.crop == (140, 0)
     assert rule.input_size == (256, 704) and rule.cameras == CAMERAS and rule.num_cameras == 6
 
@@ -103,7 +103,7 @@ def test_survives_json_and_the_metadata_tells_it_from_the_rule_of_one_image():
     from mmdeploy_ext.contract.metadata import _rule_from_json
     from mmdeploy_ext.preprocess.pictures import PreprocessRule
 
-    for rule in (rule_from_pipeline(pipeline(SMALL, size=(64, 128))), PreprocessRule(size=(4, 5))):
+    for rule in (multiview_rule(pipeline(SMALL, size=(64, 128))), PreprocessRule(size=(4, 5))):
         assert _rule_from_json(json.loads(json.dumps(rule.to_json()))) == rule
 
 
@@ -125,11 +125,11 @@ def test_what_the_rule_cannot_say_is_refused_by_name(change, message):
     steps = pipeline(SMALL)
     change(steps)
     with pytest.raises(ConfigError, match=message):
-        rule_from_pipeline(steps)
+        multiview_rule(steps)
 
 
 def test_wrong_images_are_refused():
-    rule = rule_from_pipeline(pipeline(SMALL))
+    rule = multiview_rule(pipeline(SMALL))
     images = rig((90, 160))[0]
     with pytest.raises(ShapeError, match='images: got 5, expected 6, one per camera in the order CAM_FRONT'):
         rule.apply(images[:5])
@@ -144,7 +144,7 @@ def test_wrong_images_are_refused():
 
 
 def test_wrong_calibrations_are_refused():
-    rule = rule_from_pipeline(pipeline(SMALL))
+    rule = multiview_rule(pipeline(SMALL))
     _, intrinsics, lidar2cam = rig((90, 160))
     with pytest.raises(
         DataError, match=r'intrinsics: got shape \(5, 3, 3\), expected finite numbers of shape'
@@ -159,7 +159,7 @@ def test_wrong_calibrations_are_refused():
 
 
 def test_other_cameras_have_no_names():
-    rule = rule_from_pipeline(pipeline(SMALL), num_cameras=4)
+    rule = multiview_rule(pipeline(SMALL), num_cameras=4)
     assert rule.cameras == () and MultiViewRule.from_json(rule.to_json()) == rule
     with pytest.raises(ShapeError, match=r'images: got 6, expected 4, one per camera$'):
         rule.apply(rig((90, 160))[0])

@@ -11,7 +11,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.streampetr import samples
-from mmdeploy_ext.preprocess import cameras, past_sweeps
+from mmdeploy_ext.preprocess import cameras, fusion
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.proving.moments import compare_moments
 from mmdeploy_ext.runtime import infos
@@ -102,7 +102,7 @@ FAULTS = [
         'past_sweeps',
         'points',
         altered(
-            past_sweeps.PastSweeps,
+            fusion.PastSweeps,
             '_moved',
             result(lambda points, *_: points * np.float32([1, 1, 1, 1, -1])),
         ),
@@ -112,7 +112,7 @@ FAULTS = [
         'fusion_past_sweeps',
         'points',
         altered(
-            past_sweeps.PastSweeps,
+            fusion.PastSweeps,
             '_moved',
             result(lambda points, *_: points * np.float32([1, 1, 1, 1, -1])),
         ),
@@ -122,7 +122,7 @@ FAULTS = [
         'fusion_past_sweeps',
         'points',
         altered(
-            past_sweeps.PastSweeps, 'merge', arguments(lambda self, one, all_, *a: (self, one, all_[1:], *a))
+            fusion.PastSweeps, 'merge', arguments(lambda self, one, all_, *a: (self, one, all_[1:], *a))
         ),
     ),
     (
@@ -130,7 +130,7 @@ FAULTS = [
         'fusion_past_sweeps',
         'points',
         altered(
-            past_sweeps.PastSweeps,
+            fusion.PastSweeps,
             'merge',
             lambda make: lambda self, *args: make(dataclasses.replace(self, pad_empty=False), *args),
         ),
@@ -139,7 +139,7 @@ FAULTS = [
         'the car',
         'fusion_past_sweeps',
         'points',
-        altered(past_sweeps.PastSweeps, '_without_car', lambda make: lambda self, points: points),
+        altered(fusion.PastSweeps, '_without_car', lambda make: lambda self, points: points),
     ),
 ]
 
