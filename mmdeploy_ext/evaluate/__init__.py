@@ -1,1 +1,1 @@
-"""The data-set loops of both engines, and metrics."""
+"""The data-set loop of all engines, and metrics."""

@@ -1,4 +1,4 @@
-"""What the data-set loop runs: published detectors of images, images on a backend, frames on a stepper."""
+"""The networks of the data-set loop: published detectors, images on a backend, frames on a stepper."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class PublishedDetector(Network):
-    """mmdet's own detector, in evaluation mode, called as mmdet's test loop calls it; see `loop.Network`."""
+    """mmdet's detector, in evaluation mode, called as mmdet's test loop calls it."""
 
     def __init__(self, model: nn.Module) -> None:
         from mmcv.parallel import MMDataParallel
@@ -44,21 +44,21 @@ class PublishedDetector(Network):
             self.model.device_ids = []
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """See `loop.Network`."""
+        """Return the detector's results."""
         with torch.no_grad():
             return self.model(return_loss=False, rescale=True, **data)
 
 
 @dataclasses.dataclass(eq=False)
 class BackendDetector(Network):
-    """A detector of images whose network is a backend: PyTorch or an ONNX engine; see `loop.Network`.
+    """A detector of images whose network is a backend: PyTorch or an ONNX engine.
 
     Attributes:
         backend: an active backend.
         family: makes feeds, turns outputs into detections.
         metadata: of the graph: form, spec, post-processing facts, classes.
-        dump: what to write while it runs.
-        show: what to draw while it runs.
+        dump: writes tensors while it runs.
+        show: draws detections while it runs.
     """
 
     backend: Backend
@@ -84,59 +84,61 @@ class BackendDetector(Network):
             )
         proposals = data.get('proposals', [[None] * len(metas)])[0]
         images = [
-            _prepared(tensor.cpu().numpy(), *own)
-            for tensor, *own in zip(views[0], metas, proposals, strict=True)
+            _prepared(tensor.cpu().numpy(), meta, boxes)
+            for tensor, meta, boxes in zip(views[0], metas, proposals, strict=True)
         ]
-        found: dict[int, Detections | Instances] = {}
+        detections: dict[int, Detections | Instances] = {}
         for group in self.family.batches(images):
-            chosen = [images[position] for position in group]
-            found |= zip(group, self._detect(chosen, [indices[place] for place in group]), strict=True)
+            group_indices = [indices[position] for position in group]
+            results = self._detect([images[position] for position in group], group_indices)
+            detections |= zip(group, results, strict=True)
         if self.show:
             for position, meta in enumerate(metas):
-                self.show.write(views[0][position], meta, found[position])
-        return [to_mmdet_result(found[place], len(self.metadata.classes)) for place in range(len(images))]
+                self.show.write(views[0][position], meta, detections[position])
+        classes = len(self.metadata.classes)
+        return [to_mmdet_result(detections[position], classes) for position in range(len(images))]
 
     def _detect(
         self, images: list[PreparedImage], indices: Sequence[int]
     ) -> list[Detections] | list[Instances]:
         feeds = self.family.feeds([self._fit(image) for image in images], True)
-        network_feeds = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
         with collect_taps() as taps:
-            outputs = self.backend.infer(network_feeds)
+            outputs = self.backend.infer(self.backend.select_inputs(feeds))
         if self.dump is not None:
             inner = {name: tensor.cpu().numpy() for name, tensor in taps.items()}
             self._write(indices, {**feeds, **inner, **outputs})
         return self.family.detections(self.metadata, outputs, feeds)
 
     def _fit(self, image: PreparedImage) -> PreparedImage:
-        """Pad an image to the size of a fixed graph; one that is larger is refused by the spec."""
+        """Pad an image to the size of a fixed graph; the spec refuses larger images."""
         axes = self.backend.spec.inputs[0].axes
         if not all(isinstance(axis, int) for axis in axes[2:]):
             return image
-        more = [max(axis - size, 0) for axis, size in zip(axes[2:], image.tensor.shape[1:], strict=True)]
-        padding = [(0, count) for count in (0, *more)]
+        padding = [(0, 0)]
+        for axis, size in zip(axes[2:], image.tensor.shape[1:], strict=True):
+            padding.append((0, max(axis - size, 0)))
         return dataclasses.replace(image, tensor=np.pad(image.tensor, padding))
 
     def _write(self, indices: Sequence[int], tensors: Mapping[str, np.ndarray]) -> None:
         spec = self.metadata.spec
         meanings = {tensor.name: tensor.meaning for tensor in (*spec.inputs, *spec.outputs)}
-        # inputs of one axis are of the whole batch (`ori_shape`)
-        whole = {tensor.name for tensor in spec.inputs if len(tensor.axes) == 1}
-        for place, index in enumerate(indices):
-            rows = slice(place, place + 1)
+        # inputs of one axis belong to all images of the batch (`ori_shape`)
+        shared = {tensor.name for tensor in spec.inputs if len(tensor.axes) == 1}
+        for position, index in enumerate(indices):
             if self.dump.wants(index):
-                own = {name: array if name in whole else array[rows] for name, array in tensors.items()}
-                self.dump.write(index, own, meanings=meanings)
+                rows = slice(position, position + 1)
+                arrays = {name: array if name in shared else array[rows] for name, array in tensors.items()}
+                self.dump.write(index, arrays, meanings=meanings)
 
 
 @dataclasses.dataclass(eq=False)
 class FrameDetector(Network):
-    """A model of frames on any engine; see `loop.Network`.
+    """A model of frames on any engine.
 
     Attributes:
         stepper: the model on an engine.
         family: makes frames of samples, and results of detections.
-        dump: what to write while it runs; needs `model`.
+        dump: writes tensors while it runs; needs `model`.
         model: the PyTorch model whose taps are written.
         keep_memory: False empties the memory before every frame.
     """
@@ -149,12 +151,12 @@ class FrameDetector(Network):
     keep_memory: bool = True
 
     def start(self, dataset: Dataset) -> list[str] | None:
-        """See `loop.Network`."""
+        """Reset the memory; return the scenes of a model that has one."""
         self.stepper.reset()
         return scene_tokens(dataset) if self.family.memory else None
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """See `loop.Network`."""
+        """Run one frame."""
         (index,) = indices
         frame = self.family.frame(data)
         if not self.keep_memory:
@@ -162,11 +164,11 @@ class FrameDetector(Network):
         if self.dump is None or not self.dump.wants(index):
             return [self.family.result(self.stepper.step(frame).detections)]
         with collect_taps() as taps:
-            found = self.stepper.step(frame)
+            step = self.stepper.step(frame)
         facts = dict(frame=frame.name, scene_token=frame.scene_token, timestamp_s=frame.timestamp_s)
         tensors = self.family.dump_tensors(self.model, taps)
         self.dump.write(index, tensors, facts, suffixes=self.family.dump_suffixes)
-        return [self.family.result(found.detections)]
+        return [self.family.result(step.detections)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Show:
     """Pictures of the detections of images.
 
     Attributes:
-        folder: a picture per image is written to it, under the image's own name.
+        folder: of the pictures, one per image with the name of its file.
         classes: names by label.
         score_thr: drawn from this score on.
     """
@@ -183,23 +185,23 @@ class Show:
     classes: Sequence[str]
     score_thr: float = 0.3
 
-    def write(self, image: torch.Tensor, meta: Mapping[str, Any], found: Detections | Instances) -> None:
-        """Draw on the picture that the network saw, (3, H, W), in its original size."""
+    def write(self, image: torch.Tensor, meta: Mapping[str, Any], detections: Detections | Instances) -> None:
+        """Draw detections on the network's input image (3, H, W) in its original size."""
         from mmcv.image import imresize, tensor2imgs
 
         (picture,) = tensor2imgs(image[None], **meta['img_norm_cfg'])
         height, width = meta['img_shape'][:2]
         top, left = _border(meta)
         picture = imresize(picture[top : top + height, left : left + width], meta['ori_shape'][1::-1])
-        draw = draw_instances if isinstance(found, Instances) else draw_detections
-        drawn = draw(picture, found, self.classes, self.score_thr)
-        write_picture(self.folder / meta['ori_filename'], drawn)
+        draw = draw_instances if isinstance(detections, Instances) else draw_detections
+        picture = draw(picture, detections, self.classes, self.score_thr)
+        write_picture(self.folder / meta['ori_filename'], picture)
 
 
 def _prepared(
     tensor: np.ndarray, meta: Mapping[str, Any], proposals: torch.Tensor | None = None
 ) -> PreparedImage:
-    """Return what mmdet's pipeline made, in our terms."""
+    """Return the image of mmdet's pipeline, with the facts of its meta."""
     scale = np.asarray(meta.get('scale_factor', 1.0), np.float32)
     return PreparedImage(
         tensor=np.ascontiguousarray(tensor),
@@ -217,23 +219,24 @@ def _border(meta: Mapping[str, Any]) -> tuple[int, int]:
     return int(top), int(left)
 
 
-def to_mmdet_result(found: Detections | Instances, num_classes: int) -> Any:
+def to_mmdet_result(detections: Detections | Instances | Segments, num_classes: int) -> Any:
     """Return mmdet's result of one image.
 
     Returns:
-        Per class (n, 5) float32 x1 y1 x2 y2 score; for instances a pair: these, with boxes of zeros as mmdet
-        has them where a model gives none, and per class a list of masks (h, w) bool; where masks have scores
-        of their own, a pair: these lists, and per class the scores. Of segments a dict: `pan_results`, the
-        map (h, w) int32.
+        Detections: per class (n, 5) float32 x1 y1 x2 y2 score. Instances: a pair, these, whose boxes are
+        zeros as in mmdet if a model has none, and per class a list of masks (h, w) bool; if masks have scores
+        of their own, the second is a pair: these lists, and per class the scores. Segments: a dict with
+        `pan_results`, the map (h, w) int32.
     """
-    if isinstance(found, Segments):
-        return dict(pan_results=found.to_map(num_classes))
-    boxes = getattr(found, 'bboxes_xyxy', np.zeros((len(found), 4), np.float32))
-    rows = np.concatenate([boxes, found.scores[:, None]], axis=1).astype(np.float32)
-    per_class = [rows[found.labels == label] for label in range(num_classes)]
-    if not isinstance(found, Instances):
-        return per_class
-    masks = [list(found.masks[found.labels == label]) for label in range(num_classes)]
-    if not isinstance(found, ScoredMasks):
-        return per_class, masks
-    return per_class, (masks, [found.mask_scores[found.labels == label] for label in range(num_classes)])
+    if isinstance(detections, Segments):
+        return dict(pan_results=detections.to_map(num_classes))
+    boxes = getattr(detections, 'bboxes_xyxy', np.zeros((len(detections), 4), np.float32))
+    rows = np.concatenate([boxes, detections.scores[:, None]], axis=1).astype(np.float32)
+    of_class = [detections.labels == label for label in range(num_classes)]
+    boxes_by_class = [rows[selected] for selected in of_class]
+    if not isinstance(detections, Instances):
+        return boxes_by_class
+    masks = [list(detections.masks[selected]) for selected in of_class]
+    if not isinstance(detections, ScoredMasks):
+        return boxes_by_class, masks
+    return boxes_by_class, (masks, [detections.mask_scores[selected] for selected in of_class])

@@ -1,4 +1,4 @@
-"""Data sets: mmdet's own loader and evaluators, whatever engine runs the network."""
+"""Data sets by mmdet's loader and evaluators, the same for every engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
-    """Refuse a data set whose files are not there, naming the key."""
+    """Refuse a data set whose files are missing; the DataError names the key."""
     root = dataset_cfg.get('data_root') or ''
     for key, exists in (('ann_file', os.path.isfile), ('img_prefix', os.path.isdir)):
         value = dataset_cfg.get(key)
@@ -36,7 +36,7 @@ def _check_files(dataset_cfg: Mapping[str, Any], config: str) -> None:
 
 
 def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]) -> Any:
-    """Prepare one sample by a data set's own pipeline; DataError names its file."""
+    """Prepare one sample by the pipeline of its data set; the DataError names its file."""
     name = (results.get('img_info') or {}).get('filename') or f'sample {results.get("sample_idx", "")}'
     path = os.path.join(results.get('img_prefix') or '', name).strip()
     try:
@@ -47,7 +47,7 @@ def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]
 
 
 def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
-    """Return mmdet3d's `build_dataset` where a config has loaded mmdet3d, which falls back to mmdet's own."""
+    """Return mmdet3d's `build_dataset`, which has mmdet's data sets too, if a config loaded it, else mmdet's."""
     if 'mmdet3d.datasets' in sys.modules:
         from mmdet3d.datasets import build_dataset as build
     else:
@@ -59,8 +59,8 @@ def build_dataset(cfg: Any) -> Dataset:
     """Build the test data set of a config.
 
     Raises:
-        DataError: missing files, or not one sample.
-        ConfigError: there is none in the config, or it cannot be built.
+        DataError: its files are missing or cannot be read, or it has no sample.
+        ConfigError: the config has none.
     """
     dataset_cfg = (cfg.get('data') or {}).get('test')
     if not isinstance(dataset_cfg, dict):
@@ -85,9 +85,9 @@ def build_dataset(cfg: Any) -> Dataset:
 
 @dataclasses.dataclass(eq=False)
 class _Samples:
-    """Samples of a data set; what numpy and `random` draw in its pipeline follows from the index alone.
+    """Samples of a data set, in whose pipeline numpy and `random` draw by the index of the sample alone.
 
-    Else two engines would be shown different inputs: mmdet3d's LoadPointsFromMultiSweeps draws sweeps of the
+    Otherwise two engines would get different inputs: mmdet3d's LoadPointsFromMultiSweeps draws sweeps of the
     past in tests as well, unless it has `test_mode`. Measured: mAP 0.152 and 0.156 of one model.
     """
 
@@ -97,23 +97,23 @@ class _Samples:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> Any:
-        """Return a sample; the generators are as before afterwards."""
-        index = self.indices[place]
-        before = random.getstate(), np.random.get_state()
+    def __getitem__(self, position: int) -> Any:
+        """Return a sample, and restore the generators."""
+        index = self.indices[position]
+        states = random.getstate(), np.random.get_state()
         random.seed(index)
         np.random.seed(index)
         try:
             return self.dataset[index]
         finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def build_loader(
     dataset: Dataset, indices: Sequence[int], samples_per_gpu: int = 1, workers_per_gpu: int = 2, **rest: Any
 ) -> DataLoader:
-    """Return mmdet's test loader for these samples of a data set, in this order; see mmdet's function."""
+    """Return mmdet's test loader for these samples of a data set, in this order; `rest` goes to mmdet."""
     from mmdet.datasets import build_dataloader
 
     samples = _Samples(dataset, indices)
@@ -122,7 +122,7 @@ def build_loader(
 
 @contextlib.contextmanager
 def loader_errors() -> Iterator[None]:
-    """Give the message of a sample that cannot be read; a loader process puts its traceback before it."""
+    """Inside the block a DataError keeps its message alone; a loader process puts its traceback before it."""
     try:
         yield
     except DataError as error:
@@ -139,11 +139,11 @@ def evaluate(
     """Evaluate results with the data set's own evaluator.
 
     Raises:
-        ConfigError: a metric that the data set does not have.
-        DataError: results or tables that the evaluator does not take.
+        ConfigError: the data set does not have a metric or an option.
+        DataError: the evaluator refuses the results or tables.
     """
-    hook = 'interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'
-    settings = {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in hook}
+    hook_keys = 'interval', 'tmpdir', 'start', 'gpu_collect', 'save_best', 'rule', 'dynamic_intervals'
+    settings = {key: value for key, value in (cfg.get('evaluation') or {}).items() if key not in hook_keys}
     settings.update(metric=list(metrics), **dict(options or {}))
     try:
         values = dataset.evaluate(results, **settings)
@@ -151,16 +151,16 @@ def evaluate(
         raise ConfigError(f'--eval-options: {error}') from error
     except KeyError as error:
         raise ConfigError(f'--eval {" ".join(metrics)}: {error.args[0] if error.args else error}') from error
-    except AssertionError as error:  # nuScenes' devkit says so that the samples are not those of its split
+    except AssertionError as error:  # nuScenes' devkit, if the samples are not those of its split
         raise DataError(f'--eval {" ".join(metrics)}: the evaluator refused: {error}') from error
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
 def check_tables(cfg: Any, dataset: Dataset) -> None:
-    """Refuse a nuScenes data set whose tables are not there, before it has run for nothing.
+    """Refuse a nuScenes data set whose tables are missing, before hours of inference.
 
     Raises:
-        DataError: names the folder that its evaluator would read.
+        DataError: the folder that its evaluator reads is missing.
     """
     root, version = getattr(dataset, 'data_root', None), getattr(dataset, 'version', None)
     if root and version and not Path(root, version).is_dir():
@@ -171,5 +171,5 @@ def check_tables(cfg: Any, dataset: Dataset) -> None:
 
 
 def work_dir_name(config: str) -> str:
-    """Return the config's name without `_pth` or `_onnx`: both runs of a model share one folder."""
+    """Return the config's name without `_pth` or `_onnx`, since both runs of a model share one folder."""
     return Path(config).stem.removesuffix('_pth').removesuffix('_onnx')

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Network(abc.ABC):
-    """A model on an engine, as the loop runs it; `detector.py` has those of images and of frames.
+    """A model on an engine, as the loop runs it; its kinds are in `detector.py`.
 
     Attributes:
         one_by_one: it takes batches of one sample, in the order of the data set.
@@ -34,26 +34,26 @@ class Network(abc.ABC):
     one_by_one: ClassVar[bool] = False
 
     def start(self, dataset: Dataset) -> list[str] | None:
-        """Forget what was run before; return the scene of every sample, None where each stands alone.
+        """Reset the state; return the scene of every sample, or None for samples without an order.
 
-        All of a scene is run by one process, in the order of the data set.
+        All samples of a scene are run by one process, in the order of the data set.
         """
         return None
 
     @abc.abstractmethod
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
-        """Return a result per sample of a batch of the test loader, as the data set's evaluator takes it."""
+        """Return a result per sample of a batch of the test loader, for the data set's evaluator."""
 
 
-def scene_tokens(dataset: Dataset, needed: bool = True) -> list[str]:
+def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
     """Return the scene token of every sample of an mmdet3d nuScenes data set.
 
-    Where its info file has none, as mmdet3d's own, a DataError says so; all samples are of one scene where
-    the tokens are not `needed`.
+    If its info file has none, as mmdet3d's, all samples have the token '', or, if tokens are `required`, it is
+    a DataError.
     """
     infos = getattr(dataset, 'data_infos', [])
     if not infos or not all('scene_token' in info for info in infos):
-        if not needed:
+        if not required:
             return [''] * len(dataset)
         raise DataError(
             f'{getattr(dataset, "ann_file", "the data set")}: its infos have no scene_token, so frames '
@@ -75,7 +75,7 @@ class DatasetFrames:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Frame | Sweep]:
-        """Read the frames anew."""
+        """Read the frames."""
         with loader_errors():
             for data in build_loader(self.dataset, self.indices, workers_per_gpu=self.workers):
                 yield self.family.frame(data)
@@ -84,8 +84,8 @@ class DatasetFrames:
 def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -> list[int]:
     """Return the sample indices of one process, scene after scene, each scene in data-set order.
 
-    Scenes stay whole, because a memory runs from frame to frame. They go, longest first, to the process that
-    has the fewest frames; every process computes the same plan. There may be more of them than scenes.
+    Scenes are not divided, because a memory runs from frame to frame. They go, longest first, to the process
+    that has the fewest frames; every process computes the same plan. Some processes may have no scene.
     """
     scenes: dict[Hashable, list[int]] = {}
     for index, token in enumerate(scene_tokens):
@@ -93,9 +93,9 @@ def shard_scenes(scene_tokens: Sequence[Hashable], rank: int, world_size: int) -
     shards: list[list[list[int]]] = [[] for _ in range(world_size)]
     sizes = [0] * world_size
     for frames in sorted(scenes.values(), key=lambda frames: (-len(frames), frames[0])):
-        emptiest = sizes.index(min(sizes))
-        shards[emptiest].append(frames)
-        sizes[emptiest] += len(frames)
+        smallest = sizes.index(min(sizes))
+        shards[smallest].append(frames)
+        sizes[smallest] += len(frames)
     return [index for frames in sorted(shards[rank]) for index in frames]
 
 
@@ -111,9 +111,9 @@ def run_dataset(
 
     Args:
         network: the model on an engine.
-        cfg: for the loader's settings.
+        cfg: the config, with the loader's settings.
         dataset: built by `evaluation.build_dataset`.
-        ranks: the processes that share the samples; None for this one alone.
+        ranks: the processes that share the samples; None for this process alone.
         tmpdir: see `collect`.
         gpu_collect: see `collect`.
 
@@ -136,7 +136,7 @@ def run_dataset(
 
 
 def _compact(result: Any) -> Any:
-    """Return a result with its masks run-length encoded, as mmdet's evaluators take them too.
+    """Return a result with its masks run-length encoded, which mmdet's evaluators accept, too.
 
     A panoptic detector of mmdet may give instances beside its map (`ins_results`).
     """
@@ -163,20 +163,20 @@ def collect(
         results: of this process, by sample index.
         samples: size of the data set.
         ranks: the processes.
-        tmpdir: a folder that all of them see, for their parts; None sends the parts.
-        gpu_collect: send them from GPU to GPU.
+        tmpdir: a folder that all of them share, for their parts; None sends the parts.
+        gpu_collect: send the parts from GPU to GPU.
 
     Raises:
-        DataError: a sample was run by no process, or by two; or a part is not in `tmpdir`.
+        DataError: a sample was run by no process, or by two; or a part is missing in `tmpdir`.
     """
     by_files = tmpdir and ranks.size > 1
     parts = _parts_in(Path(tmpdir), results, ranks) if by_files else ranks.to_first(results, gpu_collect)
     if parts is None:
         return None
-    counts = [index for part in parts for index in part]
-    if sorted(counts) != list(range(samples)):
+    indices = [index for part in parts for index in part]
+    if sorted(indices) != list(range(samples)):
         raise DataError(
-            f'the processes ran {len(counts)} samples, {len(set(counts))} of them different; expected each '
+            f'the processes ran {len(indices)} samples, {len(set(indices))} of them different; expected each '
             f'of {samples} once'
         )
     merged = {index: result for part in parts for index, result in part.items()}
@@ -200,6 +200,6 @@ def _parts_in(folder: Path, results: dict[int, Any], ranks: Ranks) -> list[dict[
     parts = [pickle.loads(path.read_bytes()) for path in paths]
     for path in paths:
         path.unlink()
-    with contextlib.suppress(OSError):  # the user's, with other files in it
+    with contextlib.suppress(OSError):  # it holds other files of the user
         folder.rmdir()
     return parts
