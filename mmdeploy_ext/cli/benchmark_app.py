@@ -121,7 +121,7 @@ def _check(args: argparse.Namespace) -> list[str]:
     cli.check_least(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
     cli.check_least(args, samples_per_gpu=0, threads=0, max_seconds=0)
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
-    check_names(engines, said=f'--engines {args.engines}')
+    check_names(engines, option=f'--engines {args.engines}')
     if args.shape is not None and (len(args.shape) > 2 or min(args.shape) <= 0):
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
     if args.prepared and args.images:

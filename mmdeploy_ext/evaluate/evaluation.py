@@ -47,7 +47,7 @@ def _prepared(pipeline: Callable[[dict[str, Any]], Any], results: dict[str, Any]
 
 
 def dataset_builder() -> Callable[[Mapping[str, Any]], Dataset]:
-    """Return mmdet3d's `build_dataset`, which has mmdet's data sets too, if a config loaded it, else mmdet's."""
+    """Return `build_dataset` of mmdet, or of mmdet3d if a config has loaded it, which falls back to it."""
     if 'mmdet3d.datasets' in sys.modules:
         from mmdet3d.datasets import build_dataset as build
     else:

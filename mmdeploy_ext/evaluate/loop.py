@@ -48,8 +48,7 @@ class Network(abc.ABC):
 def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
     """Return the scene token of every sample of an mmdet3d nuScenes data set.
 
-    If its info file has none, as mmdet3d's, all samples have the token '', or, if tokens are `required`, it is
-    a DataError.
+    If its info file has none, as mmdet3d's, every token is '', or a DataError if they are `required`.
     """
     infos = getattr(dataset, 'data_infos', [])
     if not infos or not all('scene_token' in info for info in infos):

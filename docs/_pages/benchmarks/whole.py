@@ -260,7 +260,7 @@ def chosen_engines(names: Sequence[str] | None) -> list[str]:
     """Return the engines of the command line, or all that are here; PyTorch has to be among them."""
     if names is None:
         return present()
-    check_names(names, said=f'--engines {" ".join(names)}')
+    check_names(names, option=f'--engines {" ".join(names)}')
     if BASELINE not in names:
         raise UsageError(
             f'--engines {" ".join(names)}: ratios are to PyTorch, so {BASELINE} has to be among them'
