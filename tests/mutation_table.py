@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
-from mmdeploy_ext.cli.tensorrt_table import shown_in  # noqa: E402
+from mmdeploy_ext.cli.tensorrt_table import insert_table  # noqa: E402
 from mmdeploy_ext.core import cli  # noqa: E402
 from mmdeploy_ext.core.errors import DataError  # noqa: E402
 from mmdeploy_ext.core.files import read_json  # noqa: E402
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     rows = rows_of(args.out, args.seed, TOYS_OF)
     for page, heads in HEADS.items():
         path = REPO / page
-        shown = shown_in(path.read_text(encoding='utf-8'), table(rows, args.seed, heads), MARK)
+        shown = insert_table(path.read_text(encoding='utf-8'), table(rows, args.seed, heads), MARK)
         path.write_text(shown, encoding='utf-8')
         print(page)
     return 0

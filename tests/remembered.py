@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ASKED = 'reference_detections', 'reference_tensors', 'candidate_bounds', 'interchangeable_zeros'
 """Methods of a family that run the unpatched model and read nothing of the file on trial."""
-KEPT_EXPORTS = 32
+CACHED_EXPORTS = 32
 
 
 def digest(value: Any) -> Any:
@@ -85,7 +85,7 @@ def loaded_once() -> Iterator[None]:
     The model is the same object: for tests that change no model. What decides about a file is done each
     time: options are checked, the file is read, its graph compared and run.
     """
-    load, kept, make = deploy.load, deploy.KEPT_EXPORTS, images.proof_inputs
+    load, kept, make = deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs
 
     def once(config, checkpoint, cfg_options=None, device='cpu', before_weights=None, *kind, **named):
         def read():
@@ -110,8 +110,8 @@ def loaded_once() -> Iterator[None]:
             INPUTS[key] = deployment.model, make(deployment, options, samples, by_pipeline)
         return list(INPUTS[key][1])
 
-    deploy.load, deploy.KEPT_EXPORTS, images.proof_inputs = once, KEPT_EXPORTS, inputs_once
+    deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = once, CACHED_EXPORTS, inputs_once
     try:
         yield
     finally:
-        deploy.load, deploy.KEPT_EXPORTS, images.proof_inputs = load, kept, make
+        deploy.load, deploy.CACHED_EXPORTS, images.proof_inputs = load, kept, make

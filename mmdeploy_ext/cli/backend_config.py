@@ -1,4 +1,4 @@
-"""`backend_config` of a config: which engine runs the network, and how; refused by name where it is wrong."""
+"""`backend_config` of a config: the engine that runs the network and its options, read and checked."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
 RUN_KEYS = ('onnx_file', 'check_dump', 'dump_dir')
-"""About files and dumps; every family has them besides the keys of its options."""
+"""Keys about files and dumps, which every family has besides the keys of its options."""
 MEMORY = ('keep', 'reset')
 """'reset' empties the memory before every frame, which measures its gain."""
 
 
 def graph_keys(family: Family) -> tuple[str, ...]:
     """Return the keys about graphs and files that a family has."""
-    keys = [option.key for option in family.options if option.key]
-    return (*keys, *RUN_KEYS, *(['memory'] if family.memory else []))
+    keys = tuple(option.key for option in family.options if option.key) + RUN_KEYS
+    return (*keys, 'memory') if family.memory else keys
 
 
 def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
@@ -32,64 +32,64 @@ def read_settings(cfg: Any, family: Family) -> dict[str, Any]:
 
     Raises:
         ConfigError: unknown type or key, or a value of the wrong kind.
-        EngineError: an engine or execution provider that is not here.
+        EngineError: an engine or execution provider that is not installed.
     """
-    where = f'{cfg.filename}: backend_config'
+    prefix = f'{cfg.filename}: backend_config'
     settings = cfg.get('backend_config') or dict(type='TorchBackend')
     if not isinstance(settings, dict):
-        raise ConfigError(f'{where}={settings!r}, expected a dict with `type`')
+        raise ConfigError(f'{prefix}={settings!r}, expected a dict with `type`')
     settings = dict(settings)
     kind = settings.get('type')
     if kind not in BACKENDS:
-        raise ConfigError(f'{where}.type={kind!r}, expected one of {", ".join(BACKENDS)}')
-    known = {*graph_keys(family), *BACKENDS[kind].keys}
-    if unknown := settings.keys() - {'type', *known}:
-        raise ConfigError(f'{where} has unknown keys {sorted(unknown)}; {kind} takes {sorted(known)}')
+        raise ConfigError(f'{prefix}.type={kind!r}, expected one of {", ".join(BACKENDS)}')
+    keys = {*graph_keys(family), *BACKENDS[kind].keys}
+    if unknown := settings.keys() - {'type', *keys}:
+        raise ConfigError(f'{prefix} has unknown keys {sorted(unknown)}; {kind} takes {sorted(keys)}')
     if isinstance(settings.get('providers'), str):
         settings['providers'] = [settings['providers']]
-    settings['dump'] = _read_dump(f'{where}.dump', settings.get('dump'), family)
+    settings['dump'] = _read_dump(f'{prefix}.dump', settings.get('dump'), family)
     if kind != 'TorchBackend':
         check_engine(kind, engine_options(settings))
     return settings
 
 
-def _read_dump(where: str, dump: Any, family: Family) -> dict[str, Any] | None:
-    """Return how much, tensors and dir of a dump, or None when none is asked for."""
+def _read_dump(prefix: str, dump: Any, family: Family) -> dict[str, Any] | None:
+    """Return samples (or frames), tensors and dir of a dump, or None without one."""
     keys = ('samples' if family.samples == 'images' else 'frames', 'tensors', 'dir')
     if dump is None or dump is False:
         return None
     if not isinstance(dump, dict):
-        raise ConfigError(f'{where}={dump!r}, expected a dict of {", ".join(keys)}')
+        raise ConfigError(f'{prefix}={dump!r}, expected a dict of {", ".join(keys)}')
     if unknown := dump.keys() - set(keys):
-        raise ConfigError(f'{where} has unknown keys {sorted(unknown)}; expected {", ".join(keys)}')
+        raise ConfigError(f'{prefix} has unknown keys {sorted(unknown)}; expected {", ".join(keys)}')
     amount, tensors = dump.get(keys[0], 4), dump.get('tensors')
     listed = isinstance(amount, list | tuple) and keys[0] == 'frames'
     if not all(type(number) is int and number >= 0 for number in (amount if listed else [amount])):
-        raise ConfigError(f'{where}.{keys[0]}={amount!r}, expected 0 or more')
+        raise ConfigError(f'{prefix}.{keys[0]}={amount!r}, expected 0 or more')
     tensors = [tensors] if isinstance(tensors, str) else tensors
     names = isinstance(tensors, list | tuple) and tensors and all(isinstance(name, str) for name in tensors)
     if tensors is not None and not names:
-        raise ConfigError(f'{where}.tensors={tensors!r}, expected names, or None for all')
+        raise ConfigError(f'{prefix}.tensors={tensors!r}, expected names, or None for all')
     folder = dump.get('dir')
     if not isinstance(folder, str | Path | None):
-        raise ConfigError(f'{where}.dir={folder!r}, expected a folder')
+        raise ConfigError(f'{prefix}.dir={folder!r}, expected a folder')
     return {keys[0]: amount, 'tensors': tensors, 'dir': folder}
 
 
 def engine_options(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what `build_backend` takes of the settings of an ONNX engine."""
+    """Return the settings that are options of an ONNX engine, for `build_backend`."""
     return {key: settings[key] for key in BACKENDS[settings['type']].keys if key in settings}
 
 
 def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options:
-    """Return the export options that are asked for, not yet resolved; dynamic unless there is a shape.
+    """Return the export options of a config, not yet resolved; dynamic unless there is a shape.
 
     Raises:
         ConfigError: an unknown value, or options that have no effect together.
     """
     from mmdeploy_ext.exporting.exporter import check_opset
 
-    where, values = f'{cfg.filename}: backend_config.', dict(opset=0)
+    prefix, values = f'{cfg.filename}: backend_config.', dict(opset=0)
     for option in family.options:
         if option.key in settings:
             value = settings[option.key]
@@ -97,32 +97,32 @@ def graph_options(cfg: Any, settings: dict[str, Any], family: Family) -> Options
                 value = str(value)  # --cfg-options reads 1.1 as a number
             values[option.name] = (value,) if option.default == () and isinstance(value, str) else value
     if settings.get('memory', MEMORY[0]) not in MEMORY:
-        raise ConfigError(f'{where}memory={settings["memory"]!r}, expected {" or ".join(MEMORY)}')
+        raise ConfigError(f'{prefix}memory={settings["memory"]!r}, expected {" or ".join(MEMORY)}')
     if 'shape' in graph_keys(family):
         values.setdefault('dynamic', values.get('height') is None)
-        values['height'], values['width'] = shared.parse_shape(values.get('height'), f'{where}shape')
+        values['height'], values['width'] = shared.parse_shape(values.get('height'), f'{prefix}shape')
     values = {name: value for name, value in values.items() if value is not None}
     options = family.choose(**values)
     try:
-        options.check(where)
+        options.check(prefix)
         if settings.get('opset_version') is not None:
             check_opset(options.opset, options.exporter)
     except UsageError as error:
-        said = str(error)
-        raise ConfigError(
-            said if said.startswith(where) else f'{cfg.filename}: backend_config: {said}'
-        ) from error
+        message = str(error)
+        if not message.startswith(prefix):
+            message = f'{cfg.filename}: backend_config: {message}'
+        raise ConfigError(message) from error
     return options
 
 
 def precision(settings: dict[str, Any]) -> str:
-    """Return what the network of a run computes in: of the file, or what its engine is asked for."""
-    asked = str(settings.get('inference_precision') or 'fp32')
-    return asked if asked != 'fp32' else str(settings.get('precision') or 'fp32')
+    """Return the precision in which the network of a run computes: that of its engine, else of the file."""
+    of_engine = str(settings.get('inference_precision') or 'fp32')
+    return of_engine if of_engine != 'fp32' else str(settings.get('precision') or 'fp32')
 
 
 def check_targets(settings: dict[str, Any], work_dir: Path) -> None:
-    """Refuse output paths that cannot be written; that of the exported model is checked with its contract."""
+    """Refuse metrics and dumps that cannot be written; the exported model is checked with its contract."""
     check_writable(work_dir / 'metrics.json')
     if settings['dump'] and settings['dump']['dir']:
         check_writable(Path(settings['dump']['dir']) / 'manifest.json')

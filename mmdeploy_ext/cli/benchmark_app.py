@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import options as shared
@@ -26,28 +26,18 @@ WITH_POINTS = ('sweeps', 'fused')
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; where mmdet 2.28's benchmark.py has an option, name and meaning are the same."""
+    """Return the parser; options of mmdet 2.28's benchmark.py keep their names and meaning."""
     parser = cli.ArgumentParser(
         description='Measure a model in PyTorch and as ONNX graphs: interleaved rounds in one '
         'process, from prepared images to detections.'
     )
     shared.add_model_arguments(parser)
-    cli.add(
-        parser,
+    add = cli.adder(parser)
+    add(
         '--onnx m.onnx...',
         'exported files (default: `full` and `raw` are exported to a temporary folder)',
         [],
     )
-    _add_round_options(parser)
-    _add_input_options(parser)
-    _add_output_options(parser)
-    _add_point_options(parser)
-    cli.add_debug_option(parser)
-    return parser
-
-
-def _add_round_options(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
     add('--engines A,B', f'of {",".join(ENGINES)} (default: torch,onnxruntime)', 'torch,onnxruntime')
     add('--max-iter N', 'rounds that count (default: 20)', 20)
     add('--repeat-num N', 'repeat all rounds (default: 1)', 1)
@@ -65,10 +55,6 @@ def _add_round_options(parser: argparse.ArgumentParser) -> None:
     )
     add('--log-interval N', 'print medians every N rounds (default: 10)', 10)
     add('--fuse-conv-bn', 'also measure PyTorch with convolution and BN fused')
-
-
-def _add_input_options(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
     add(
         '--shape N...',
         'height and width, or one number for both (default: of the files, else from the test pipeline)',
@@ -83,11 +69,17 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     )
     add('--profile', "operators by ONNX Runtime's profiler, in sessions of their own")
     add('--no-memory', 'do not measure memory (a process per contender)')
-
-
-def _add_point_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group('models of LiDAR sweeps, and their sparse backbones')
-    add = cli.adder(group)
+    add('--json FILE', 'write all figures as JSON')
+    add('--chart FILE.png', 'draw a bar chart', writes='{}')
+    add(
+        '--launcher',
+        'processes of one machine share the rounds, in step; rank 0 reports',
+        'none',
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
+    )
+    add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
+    points = parser.add_argument_group('models of LiDAR sweeps, and their sparse backbones')
+    add = cli.adder(points)
     add(
         '--sweep FILE...',
         'real sweeps: points (.bin), of models with cameras in place of those of generated frames; of a '
@@ -101,23 +93,12 @@ def _add_point_options(parser: argparse.ArgumentParser) -> None:
         type=int,
     )
     add('--no-racing', 'leave out spconv with all threads, which is wrong')
-
-
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
-    add('--json FILE', 'write all figures as JSON')
-    add('--chart FILE.png', 'draw a bar chart', writes='{}')
-    add(
-        '--launcher',
-        'processes of one machine share the rounds, in step; rank 0 reports',
-        'none',
-        choices=('none', 'pytorch', 'slurm', 'mpi'),
-    )
-    add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
+    cli.add_debug_option(parser)
+    return parser
 
 
 def _check(args: argparse.Namespace) -> list[str]:
-    """Refuse what can be refused before anything is loaded; returns the engines."""
+    """Return the engines; options that are wrong are refused before anything is loaded."""
     cli.check_least(args, max_iter=1, repeat_num=1, warmup=0, spare_rounds=0, log_interval=1)
     cli.check_least(args, samples_per_gpu=0, threads=0, max_seconds=0)
     engines = [name.strip() for name in args.engines.split(',') if name.strip()]
@@ -126,15 +107,16 @@ def _check(args: argparse.Namespace) -> list[str]:
         raise UsageError(f'--shape {" ".join(map(str, args.shape))}: expected one or two positive numbers')
     if args.prepared and args.images:
         raise UsageError('--prepared and --images: the benchmark measures on one of them')
-    _check_engines_used(args, engines)
+    _check_engines(args, engines)
     for name in ('max_seconds', 'spare_rounds'):
         if getattr(args, name) and args.launcher != 'none':
             raise UsageError(
                 f'--{name.replace("_", "-")} and --launcher: processes that measure in step run all rounds '
                 f'once'
             )
-    if missing := [path for path in args.sweep if not Path(path).is_file()]:
-        raise UsageError(f'--sweep {missing[0]}: no such file')
+    for path in args.sweep:
+        if not Path(path).is_file():
+            raise UsageError(f'--sweep {path}: no such file')
     if args.chart and not args.chart.endswith('.png'):
         raise UsageError(f'--chart {args.chart}: expected a .png file')
     for target in filter(None, (args.json, args.chart)):
@@ -142,21 +124,21 @@ def _check(args: argparse.Namespace) -> list[str]:
     return engines
 
 
-def _check_engines_used(args: argparse.Namespace, engines: Sequence[str]) -> None:
+def _check_engines(args: argparse.Namespace, engines: Sequence[str]) -> None:
     """Refuse options of engines that do not take part."""
-    said = f'got --engines {args.engines}'
+    engine_words = f'got --engines {args.engines}'
     if args.onnx and not any(ENGINES[name].files for name in engines):
-        raise UsageError(f'--onnx {" ".join(args.onnx)}: goes with an engine that runs files, {said}')
+        raise UsageError(f'--onnx {" ".join(args.onnx)}: goes with an engine that runs files, {engine_words}')
     if args.fuse_conv_bn and BASELINE not in engines:
-        raise UsageError(f'--fuse-conv-bn: goes with --engines {BASELINE}, {said}')
+        raise UsageError(f'--fuse-conv-bn: goes with --engines {BASELINE}, {engine_words}')
     if args.profile and 'onnxruntime' not in engines:
-        raise UsageError(f'--profile: goes with --engines onnxruntime, {said}')
+        raise UsageError(f'--profile: goes with --engines onnxruntime, {engine_words}')
 
 
 def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
-    """Return how the models of a family are measured: whole, or the sparse backbone of a LiDAR model alone.
+    """Return the benchmark of a model: in full, or the sparse backbone of a LiDAR model alone.
 
-    `voxels`, `no_racing` and a portable file in `onnx` ask for the backbone of a detector.
+    `voxels`, `no_racing` and a portable file in `onnx` select the backbone of a detector.
     """
     from mmdeploy_ext.benchmark.images import ImageBenchmark
     from mmdeploy_ext.benchmark.sparse import SparseBenchmark
@@ -164,12 +146,10 @@ def benchmark_of(family: Family, args: argparse.Namespace) -> type[Benchmark]:
 
     if family.samples == 'images':
         return ImageBenchmark
-    wanted = args.voxels or args.no_racing or any(map(is_portable, args.onnx))
-    return (
-        SparseBenchmark
-        if family.product == BACKBONE or (wanted and family.samples == 'sweeps')
-        else StreamBenchmark
-    )
+    if family.product == BACKBONE:
+        return SparseBenchmark
+    backbone = args.voxels or args.no_racing or any(map(is_portable, args.onnx))
+    return SparseBenchmark if backbone and family.samples == 'sweeps' else StreamBenchmark
 
 
 def is_portable(path: str) -> bool:
@@ -177,18 +157,6 @@ def is_portable(path: str) -> bool:
     from mmdeploy_ext.contract.metadata import read_props
 
     return Path(path).is_file() and json.loads(read_props(path).get('mm2onnx.form', '""')) == 'portable'
-
-
-def _publish(args: argparse.Namespace, result: dict[str, Any]) -> None:
-    from mmdeploy_ext.benchmark import report
-
-    if args.json:
-        write_json(args.json, result)
-    if args.chart:
-        report.write_chart(result, args.chart)
-    report.print_result(result, cli.stdout())
-    if args.chart:
-        print(f'chart: {args.chart}')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -199,11 +167,13 @@ def run(args: argparse.Namespace) -> int:
     import cv2
     import torch
 
+    from mmdeploy_ext.benchmark import report
+
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)
     family = find_family(load_config(args.config, args.cfg_options))
     kind = benchmark_of(family, args)
     foreign = kind.foreign if family.samples in WITH_POINTS else (*kind.foreign, 'sweep')
-    shared.refuse_given(args, build_parser(), foreign, f'{kind.models} do not have it')
+    shared.refuse_options(args, build_parser(), foreign, f'{kind.models} do not have it')
     with distributed.join(args.launcher, args.local_rank) as ranks:
         benchmark = kind(args, engines, ranks)
         torch.set_num_threads(benchmark.threads[0])
@@ -212,7 +182,13 @@ def run(args: argparse.Namespace) -> int:
         with after_weights():
             result = benchmark.run()
             if ranks.rank == 0:
-                _publish(args, result)
+                if args.json:
+                    write_json(args.json, result)
+                if args.chart:
+                    report.write_chart(result, args.chart)
+                report.print_result(result, cli.stdout())
+                if args.chart:
+                    print(f'chart: {args.chart}')
     return 0
 
 

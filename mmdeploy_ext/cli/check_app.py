@@ -1,4 +1,4 @@
-"""`pytorch2onnx.py CONFIG --check`: what would be exported, how, and what would be refused."""
+"""`pytorch2onnx.py CONFIG --check`: a table of the exports of a config, and of those that are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
     """Print a table of the exports of a config, form by form; needs no weights.
 
     Returns:
-        0: the export that is asked for can be made; where it cannot, the error is that of the export.
+        0: the requested export can be made; if not, the error of the export is raised.
     """
     from rich.console import Console
     from rich.table import Table
@@ -31,7 +31,7 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
     console = Console(width=150)
     console.print(f'{cfg.filename}: family {family.name}', highlight=False)
     rule = ', '.join(f'{key} {value}' for key, value in family.preprocess_rule(cfg).to_json().items())
-    for title, value in {**_parts(cfg), 'preprocessing': rule}.items():
+    for title, value in {**_part_types(cfg), 'preprocessing': rule}.items():
         console.print(f'  {title:14} {value}', highlight=False)
     table = Table(title='exports')
     for title in ('form', 'size', 'opset', 'inputs', 'outputs, or why it is refused'):
@@ -42,18 +42,19 @@ def print_exports(cfg: Any, family: Family, options: Options) -> int:
     return 0
 
 
-def _parts(cfg: Any) -> dict[str, str]:
-    """Return the parts of a detector by their keys: type names."""
-    found = dict(detector=str(cfg.model.type))
-    for key, part in cfg.model.items():
-        named = [one for one in (part if isinstance(part, list | tuple) else [part]) if isinstance(one, dict)]
-        if names := [str(one['type']) for one in named if 'type' in one]:
-            found[key] = ' + '.join(names)
-    return found
+def _part_types(cfg: Any) -> dict[str, str]:
+    """Return the type names of a detector's parts by their keys."""
+    types = dict(detector=str(cfg.model.type))
+    for key, value in cfg.model.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        names = [str(part['type']) for part in parts if isinstance(part, dict) and 'type' in part]
+        if names:
+            types[key] = ' + '.join(names)
+    return types
 
 
 def _variants(options: Options) -> Iterator[Options]:
-    """Yield the options that are asked for, in every form, fixed and dynamic, where a family has these."""
+    """Yield the options in every form, fixed and dynamic, as far as the family has them."""
     forms = next((option.choices for option in options.declared if option.name == 'form'), ())
     for form in forms or (None,):
         for dynamic in DYNAMIC if 'dynamic' in options else (None,):
@@ -73,12 +74,12 @@ def _row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, .
         graphs = family.graphs(model, options)
     except Mm2OnnxError as error:
         return *title, '', '', str(error)
-    described = [
+    texts = [
         '\n'.join(
-            f'{one.name} {"x".join(map(str, one.axes))}'
+            f'{tensor.name} {"x".join(map(str, tensor.axes))}'
             for graph in graphs
-            for one in getattr(graph.spec, side)
+            for tensor in getattr(graph.spec, side)
         )
         for side in ('inputs', 'outputs')
     ]
-    return *title, str(options.get('opset', '')), *described
+    return *title, str(options.get('opset', '')), *texts

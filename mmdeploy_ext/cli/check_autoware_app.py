@@ -1,4 +1,4 @@
-"""`check_autoware.py`: `graph.py check-folder --contract autoware` by a name of its own."""
+"""`check_autoware.py`: the same as `graph.py check-folder --contract autoware`."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,5 +23,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 nothing was found, 1 something was, 2 usage."""
+    """Run the tool: 0 no finding, 1 findings, 2 usage."""
     return cli.run(run_check, build_parser(), argv)

@@ -27,7 +27,7 @@ class Tool:
     Attributes:
         module: its `main(argv)` runs it, its `build_parser()` gives its options.
         help: one line, without a full stop.
-        exports: whether it does nothing without PyTorch and OpenMMLab.
+        exports: whether it needs PyTorch and OpenMMLab.
     """
 
     module: str
@@ -38,15 +38,15 @@ class Tool:
         """Return the module."""
         return importlib.import_module(self.module)
 
-    def absent(self) -> list[str]:
-        """Return the modules that it needs and that are not here."""
+    def missing(self) -> list[str]:
+        """Return the modules that it needs and that are not installed."""
         return [name for name in STACK if self.exports and importlib.util.find_spec(name) is None]
 
 
 def is_elsewhere() -> bool:
     """Return whether the working directory is a checkout, and this package is part of another folder."""
-    there = all(Path(name).is_file() for name in (SCRIPTS['export'], 'mmdeploy_ext/__main__.py'))
-    return there and Path.cwd() != CHECKOUT
+    is_checkout = all(Path(name).is_file() for name in (SCRIPTS['export'], 'mmdeploy_ext/__main__.py'))
+    return is_checkout and Path.cwd() != CHECKOUT
 
 
 TOOLS = {
@@ -102,11 +102,11 @@ TOOLS = {
         exports=True,
     ),
 }
-"""Name of a sub-command -> what it is."""
+"""Name -> sub-command."""
 
 
-def build_parser(chosen: str = '') -> argparse.ArgumentParser:
-    """Return the parser; of the sub-commands only the chosen one has its options."""
+def build_parser(command: str = '') -> argparse.ArgumentParser:
+    """Return the parser; of the sub-commands only `command` has its options."""
     parser = cli.ArgumentParser(
         prog='mm2onnx',
         description='Run, inspect and compare exported detectors; with PyTorch and OpenMMLab also export and '
@@ -116,15 +116,15 @@ def build_parser(chosen: str = '') -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, tool in TOOLS.items():
-        absent = ', '.join(tool.absent())
-        commands.add_parser(name, help=tool.help + (f' (not here: it needs {absent})' if absent else ''))
-    if chosen in TOOLS:
-        commands.choices[chosen] = TOOLS[chosen].load().build_parser()
+        missing = ', '.join(tool.missing())
+        commands.add_parser(name, help=tool.help + (f' (not here: it needs {missing})' if missing else ''))
+    if command in TOOLS:
+        commands.choices[command] = TOOLS[command].load().build_parser()
     return parser
 
 
 def complete() -> None:
-    """Print shell completions and exit, where the shell asks for them; without argcomplete do nothing."""
+    """Print shell completions and exit, if the shell asks for them; without argcomplete do nothing."""
     with contextlib.suppress(ImportError):
         import argcomplete
 
@@ -144,23 +144,23 @@ def as_program(name: str) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command and return its exit status; 2 where it needs what is not here."""
+    """Run a sub-command and return its exit status, 2 if modules that it needs are not installed."""
     words = sys.argv[1:] if argv is None else list(argv)
     if '_ARGCOMPLETE' in os.environ:
         complete()
     tool = TOOLS.get(words[0]) if words else None
     if tool is None:
         return cli.run(lambda _: 0, build_parser(), words)
-    absent = tool.absent()
-    if absent and not {'-h', '--help'} & set(words):
+    missing = tool.missing()
+    if missing and not {'-h', '--help'} & set(words):
         print(
             f'error: mm2onnx {words[0]} needs PyTorch and OpenMMLab (not installed for {sys.executable}: '
-            f'{", ".join(absent)}); make env in a checkout of the repository, or the pip commands of its '
+            f'{", ".join(missing)}); make env in a checkout of the repository, or the pip commands of its '
             f'docs/your-checkpoint.md, install them',
             file=sys.stderr,
         )
         return 2
-    if tool.exports and is_elsewhere():  # its code with its families, not that of another version
+    if tool.exports and is_elsewhere():  # the code of the checkout with its families
         paths = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get('PYTHONPATH')]))
         environment = {**os.environ, 'PYTHONPATH': paths}
         os.execve(sys.executable, [sys.executable, '-m', 'mmdeploy_ext', *words], environment)

@@ -14,11 +14,11 @@ from mmdeploy_ext.core.config import load_config
 
 
 class Parser(cli.ArgumentParser):
-    """One file is what is written; of two the first is read."""
+    """A single file is the output; of two the first is the input."""
 
-    def parse_known_args(self, *given: Any, **named: Any) -> Any:
-        """See `argparse`."""
-        args, rest = super().parse_known_args(*given, **named)
+    def parse_known_args(self, *positional: Any, **named: Any) -> Any:
+        """Parse the command line, and exchange the files if there is one."""
+        args, rest = super().parse_known_args(*positional, **named)
         if args.out_file is None:
             args.in_file, args.out_file = None, args.in_file
         return args, rest
@@ -40,7 +40,8 @@ def convert(args: argparse.Namespace) -> int:
     numbers = sum(tensor.numel() for tensor in converted.state_dict.values())
     tensors = f'{len(converted.state_dict)} tensors, {numbers / 1e6:.2f} M numbers'
     print(f'{target}: {tensors}, {converted.renamed} renamed')
-    print('\n'.join(f'  left out: {key}' for key in converted.left_out), end='\n' * bool(converted.left_out))
+    for key in converted.left_out:
+        print(f'  left out: {key}')
     print(f'use it with {args.config}')
     return 0
 

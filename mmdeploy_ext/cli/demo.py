@@ -1,4 +1,4 @@
-"""What the tools that draw boxes in 3D share: both engines, their options, and where pictures go."""
+"""Shared by the tools that draw boxes in 3D: both engines, their options, pictures and films."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 ENGINES = {'torch': title_of(BASELINE), 'onnx': DEFAULT.title}
 """--engine -> its title."""
 OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
-"""Names that are meant for one file and would become a folder."""
+"""Suffixes of single files that cannot be written; --out would make a folder of that name."""
 
 
-def add_options(parser: argparse.ArgumentParser, engine: str | None, said: str) -> None:
-    """Add --engine, --score-thr, --cfg-options and --threads; `said` is the default engine in words."""
+def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text: str) -> None:
+    """Add --engine, --score-thr, --cfg-options, --threads; `engine_text` is the default engine in words."""
     add = cli.adder(parser)
-    add('--engine', f'engine to run (default: {said})', engine, choices=(*ENGINES, 'both'))
+    add('--engine', f'engine to run (default: {engine_text})', engine, choices=(*ENGINES, 'both'))
     add('--score-thr S', 'draw boxes of at least this score, 0..1 (default: %(default)s)', 0.3)
     add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
     add('--threads N', 'threads of ONNX Runtime', 0)
@@ -45,16 +45,16 @@ def check_options(args: argparse.Namespace) -> None:
     cli.check_least(args, threads=0)
 
 
-def draw_found(
-    pair: Pair, found: Mapping[str, Detections3D], classes: Sequence[str], score_thr: float
+def draw_boxes(
+    pair: Pair, detections: Mapping[str, Detections3D], classes: Sequence[str], score_thr: float
 ) -> np.ndarray:
-    """Draw the boxes of one or both engines (key of `ENGINES` -> boxes); of two, what differs is marked."""
+    """Draw the boxes of one or both engines (key of `ENGINES` -> boxes); differences of both are marked."""
     from mmdeploy_ext.proving.tasks import bbox3d
     from mmdeploy_ext.runtime.bird_eye import BoxLayer
 
-    if len(found) == 2:
+    if len(detections) == 2:
         return bbox3d.draw_pair(pair, classes, score_thr)
-    layers = [BoxLayer(ENGINES[name], boxes.above(score_thr)) for name, boxes in found.items()]
+    layers = [BoxLayer(ENGINES[name], boxes.above(score_thr)) for name, boxes in detections.items()]
     return bbox3d.draw_layers(pair, layers, classes)
 
 
@@ -65,7 +65,7 @@ def is_video(out: Path) -> bool:
 
 @contextlib.contextmanager
 def open_writer(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield what takes one picture after the other; a video appears when it is complete."""
+    """Yield the function that writes the next picture; a video appears when it is complete."""
     from mmdeploy_ext.runtime.draw import write_picture
 
     if is_video(out):
@@ -97,5 +97,5 @@ def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
             yield write
         finally:
             video.release()
-        if unfinished.exists():  # no picture at all makes none
+        if unfinished.exists():  # there is none without a picture
             unfinished.replace(out)

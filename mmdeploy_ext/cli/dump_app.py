@@ -1,4 +1,4 @@
-"""`python -m mmdeploy_ext.cli.dump_app`: look at dumps, compare two of them. Needs numpy and rich only."""
+"""`python -m mmdeploy_ext.cli.dump_app`: list, show and compare dumps; needs numpy and rich only."""
 
 import argparse
 import sys
@@ -14,9 +14,9 @@ from mmdeploy_ext.core.files import write_json
 from mmdeploy_ext.core.printable import escape
 
 RTOL = 1e-4
-"""Of the largest value of the first dump's tensor."""
+"""Tolerance as a share of the largest value of the first dump's tensor."""
 TIME_ATOL = 1e-6
-"""Seconds, of float64 tensors: they are times of 1e9 s, of which a share would let hours pass."""
+"""Tolerance of float64 tensors, seconds: they are times of 1e9 s, of which a share would be hours."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -110,6 +110,8 @@ def _pairs(args: argparse.Namespace) -> list[tuple[str, Path, Path]]:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
     from mmdeploy_ext.contract.spec import ColumnGroup, GraphSpec, TensorSpec
     from mmdeploy_ext.proving.tensors import compare_tensors
 
@@ -119,10 +121,10 @@ def _compare(args: argparse.Namespace) -> int:
     group = ColumnGroup(rtol=args.rtol, atol=args.atol)
     times = ColumnGroup(unit='s', rtol=0.0, atol=args.atol or TIME_ATOL)
     rows = []
-    for name, one, two in _pairs(args):
-        reference, candidate = load_dump(one)[0], load_dump(two)[0]
-        if absent := set(args.tensors or ()) - reference.keys():
-            raise DataError(f'{one}: has no {sorted(absent)}; there are {sorted(reference)}')
+    for name, first, second in _pairs(args):
+        reference, candidate = load_dump(first)[0], load_dump(second)[0]
+        if missing := set(args.tensors or ()) - reference.keys():
+            raise DataError(f'{first}: has no {sorted(missing)}; there are {sorted(reference)}')
         reference, candidate = (
             {key: array for key, array in side.items() if key in (args.tensors or side)}
             for side in (reference, candidate)
@@ -133,17 +135,10 @@ def _compare(args: argparse.Namespace) -> int:
         )
         rows += [(name, row) for row in compare_tensors(reference, candidate, GraphSpec(name, (), outputs))]
     if args.json:
-        kept = ('tensor', 'max_abs', 'passed', 'reason')
+        fields = ('tensor', 'max_abs', 'passed', 'reason')
         write_json(
-            args.json, [dict(sample=name, **{key: getattr(row, key) for key in kept}) for name, row in rows]
+            args.json, [dict(sample=name, **{key: getattr(row, key) for key in fields}) for name, row in rows]
         )
-    _print(rows)
-    return 0 if rows and all(row.passed for _, row in rows) else 1
-
-
-def _print(rows: list) -> None:
-    from rich.table import Table
-
     table = Table('sample', 'tensor', 'shape', 'largest difference', 'allowed', 'verdict')
     for name, row in rows:
         figures = ['' if value is None else f'{value:.3g}' for value in (row.max_abs, row.tolerance)]
@@ -155,6 +150,7 @@ def _print(rows: list) -> None:
             'equal' if row.passed else escape(row.reason or 'DIFFERS'),
         )
     cli.stdout().print(table)
+    return 0 if rows and all(row.passed for _, row in rows) else 1
 
 
 def run(args: argparse.Namespace) -> int:

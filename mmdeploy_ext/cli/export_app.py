@@ -39,7 +39,7 @@ ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
     """Return the parser; names and meaning are those of mmdet 2.28's pytorch2onnx.py.
 
-    `only_check` is of a command line with --check, which needs no checkpoint.
+    `only_check`: the command line has --check, which needs no checkpoint.
     """
     parser = cli.ArgumentParser(
         description='Export an OpenMMLab 1.x detector to ONNX and prove that it is the same model.'
@@ -76,12 +76,12 @@ def build_parser(only_check: bool = False) -> argparse.ArgumentParser:
 class Export:
     """One export from the command line, and its proof.
 
-    `given_by` is the option that names samples of the proof; `claims` are about files, see `ladder.prove`;
-    `product` and `weight_layout` are those of `Family`.
+    `samples_option` names samples of the proof; `claims` are about files, see `ladder.prove`; `product` and
+    `weight_layout` are those of `Family`.
     """
 
     product: ClassVar[str] = DETECTOR
-    given_by: ClassVar[str] = '--test-img'
+    samples_option: ClassVar[str] = '--test-img'
     weight_layout = 'auto'
     engine: dict[str, Any]
     cfg_options: dict[str, Any]
@@ -95,15 +95,15 @@ class Export:
         self.claims: dict[str, Any] = {}
 
     def values(self) -> dict[str, Any]:
-        """Return the options of the export that were given, and look at all that needs no config."""
+        """Return the options of the export on the command line, after checks that need no config."""
         args = self.args
         self.engine, values = shared.engine_options(args), shared.graph_values(args)
         for name in ('report', 'json', 'frames'):
             if getattr(args, name) is not None and not args.verify:
                 raise UsageError(f'--{name} {getattr(args, name)}: goes with --verify')
         if not args.verify and not args.show:
-            why = 'goes with --verify; the export itself runs no engine'
-            shared.refuse_given(args, build_parser(), ENGINE_OPTIONS, why)
+            reason = 'goes with --verify; the export itself runs no engine'
+            shared.refuse_options(args, build_parser(), ENGINE_OPTIONS, reason)
         shared.check_normalisation(args)
         return {'opset': 0, **values}
 
@@ -113,8 +113,14 @@ class Export:
         args, values = self.args, self.values()
         cfg_options = shared.parse_cfg_options(args.cfg_options)
         proof.check_report_targets(args)
-        kind = dict(product=self.product, weight_layout=self.weight_layout)
-        self.source = Source.read(args.config, args.checkpoint or '', cfg_options, args.device, **kind)
+        self.source = Source.read(
+            args.config,
+            args.checkpoint or '',
+            cfg_options,
+            args.device,
+            product=self.product,
+            weight_layout=self.weight_layout,
+        )
         self.family = self.source.family
         self.check_family()
         self.options = self.family.choose(**values)
@@ -125,7 +131,7 @@ class Export:
             return print_exports(self.source.cfg, self.family, self.options)
         if args.verify:
             check_provable(self.family)
-        return self.export(Samples(self.family, args.test_img or [], args.frames, self.given_by))
+        return self.export(Samples(self.family, args.test_img or [], args.frames, self.samples_option))
 
     def check_family(self) -> None:
         """Refuse a family that the tool is not for, and arguments that the family does not have."""
@@ -136,29 +142,29 @@ class Export:
                 f'use {tool("export")} for it'
             )
         if family.samples != 'images':
-            why = f'family {family.name!r} has no such option; {family.of_config}'
-            shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
+            reason = f'family {family.name!r} has no such option; {family.of_config}'
+            shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
             check_engine_kind(self.engine['engine'], self.engine.get('inference_precision'))
 
     def export(self, samples: Samples) -> int:
-        """Write the files, and prove them when asked to, or say what proves them."""
+        """Write the files; with --verify prove them, else print the command that does."""
         args, family = self.args, self.family
         args.output_file = args.output_file or family.default_output(Path(args.config).stem, self.options)
         exported = self.write(samples)
         if args.verify:
             verdict, pictures = exported.prove(self.engine, **self.claims)
             return proof.show(verdict, pictures, exported.deployment, args)
-        name, *words = *self.proof_command(), *shared.given_words(args)
+        name, *words = *self.proof_command(), *shared.proof_words(args)
         print(f'NOT PROVEN: nothing was compared. Prove it with\n  {command(name)} {shlex.join(words)}')
         return 0
 
     def check(self) -> None:
-        """Refuse, before the weights load, what cannot be written."""
+        """Refuse, before the weights load, outputs that cannot be written."""
         if self.args.show:
             will_write('--show', [f'{self.args.output_file}.png'])
 
     def write(self, samples: Samples) -> Exported:
-        """Write the files, and say what they are."""
+        """Write the files, and print what they are."""
         args = self.args
         exported = export_source(
             self.source,
@@ -179,22 +185,19 @@ class Export:
         return exported
 
     def proof_command(self) -> list[str]:
-        """Return the command that proves the files, and its words without `given_words`."""
+        """Return the command that proves the files, and its words without `proof_words`."""
         return ['verify', self.args.config, self.args.checkpoint, self.args.output_file]
 
 
 def _title(family: Family, options: Options, count: int) -> str:
-    """Return what was exported, in a few words."""
-    written = f'opset {options.opset}, {options.precision}'
+    """Return family, form or contract, opset, precision and shape of an export in words."""
+    numbers = f'opset {options.opset}, {options.precision}'
     if 'contract' in options:
-        return f'{options.contract} contract, {count} graph(s), {written}'
-    return f'{family.name}/{options.form}, {written}, {_shape_title(options)}'
-
-
-def _shape_title(options: Options) -> str:
+        return f'{options.contract} contract, {count} graph(s), {numbers}'
+    shape = 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed shape'
     if options.dynamic:
-        return 'dynamic batch and size'
-    return 'dynamic batch, fixed size' if options.get('dynamic_batch') else 'fixed shape'
+        shape = 'dynamic batch and size'
+    return f'{family.name}/{options.form}, {numbers}, {shape}'
 
 
 def _show(
@@ -210,10 +213,10 @@ def _show(
     from mmdeploy_ext.runtime.draw import write_picture
 
     file = open_file(path)
-    shown = onnx.GraphProto()
-    shown.CopyFrom(file.model.graph)
-    shown.ClearField('initializer')  # their values would fill the screen
-    print(onnx.printer.to_text(shown))
+    graph = onnx.GraphProto()
+    graph.CopyFrom(file.model.graph)
+    graph.ClearField('initializer')  # their values would fill the screen
+    print(onnx.printer.to_text(graph))
     options = dict(engine)
     with build_backend(options.pop('engine'), path, **options) as backend:
         traced = references(deployment, deployment.family.written(file.options, path), [image])[0]
@@ -233,7 +236,7 @@ def main(argv: Sequence[str] | None = None, only: str = '') -> int:
         only: the one family that the tool takes; '' takes all.
 
     Returns:
-        0 exported (and proven when asked), 1 checked and failed, 2 usage.
+        0 exported (and proven with --verify), 1 checked and failed, 2 usage.
     """
     only_check = '--check' in (sys.argv[1:] if argv is None else argv)
     build = functools.partial(shared.parser_for, functools.partial(build_parser, only_check), argv)

@@ -38,14 +38,6 @@ def build_parser() -> argparse.ArgumentParser:
     ranges.add_arguments(
         parser.add_argument_group('ranges of int8', 'measured ones are kept in OUTPUT_FILE.ranges.json')
     )
-    _add_proof_options(parser)
-    cli.add_debug_option(parser)
-    parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)
-    parser.set_defaults(engine='onnxruntime', providers=None, inference_precision=None)
-    return parser
-
-
-def _add_proof_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('proof')
     add = cli.adder(group)
     add('--verify', 'prove the file; exit status 1 when it is not')
@@ -62,11 +54,15 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
     add('--node-list JSON', 'stored node list of another exporter that the file has to equal')
     add('--threads N', 'of ONNX Runtime (default: it decides)', 0)
     shared.add_report_arguments(parser)
+    cli.add_debug_option(parser)
+    parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)
+    parser.set_defaults(engine='onnxruntime', providers=None, inference_precision=None)
+    return parser
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     """Read PATTERN=P or PATTERN=P:Q; a UsageError of another form, or of an unknown precision."""
-    found = []
+    precisions = []
     for entry in entries:
         pattern, _, value = entry.rpartition('=')
         precision, _, output_precision = value.partition(':')
@@ -76,24 +72,24 @@ def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str],
                 f'--layer-precision {entry}: expected PATTERN=fp16 or PATTERN=int8:fp16, e.g. '
                 f"'conv_input.*=fp16'"
             )
-        found.append((pattern, precision, output_precision))
-    return tuple(found)
+        precisions.append((pattern, precision, output_precision))
+    return tuple(precisions)
 
 
 class BackboneExport(Export):
     """An export of a sparse backbone."""
 
     product = BACKBONE
-    given_by = '--input'
+    samples_option = '--input'
 
     def values(self) -> dict[str, Any]:
-        """See `Export`."""
+        """Return the options of a backbone, after checks that need no config."""
         from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
         args = self.args
         self.engine, self.weight_layout = shared.engine_options(args), args.weight_layout
         self.claims = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
-        values = shared.given_values(args, choices.SPARSE)
+        values = shared.option_values(args, choices.SPARSE)
         if 'layer_precision' in values:
             values['layer_precision'] = parse_layer_precision(values['layer_precision'])
         cli.check_least(args, max_voxels=1)
@@ -106,31 +102,31 @@ class BackboneExport(Export):
         return {'order': order_of_name(args.output_file or ''), **values}
 
     def export(self, samples: Samples) -> int:
-        """See `Export`; with `--verify-only` prove the file that is there."""
+        """Write and prove the file, or with `--verify-only` prove the existing one."""
         if not self.args.verify_only:
             return super().export(samples)
         from mmdeploy_ext.cli.verify_app import prove_files
 
         self.args.onnx_file = self.args.output_file
-        claims = dict(self.claims, ranges=self.args.known, edited=self.args.edited)
+        claims = dict(self.claims, ranges=self.args.loaded_ranges, edited=self.args.edited)
         return prove_files(self.args, self.source, samples, self.engine, **claims)
 
     def check(self) -> None:
-        """See `Export`; the name of the file has to say the right order, if any."""
+        """Refuse outputs that cannot be written, and a name of the file with another order."""
         from mmdeploy_ext.sparse.libspconv_contract import order_of_name
 
         path = self.args.output_file
-        if (named := order_of_name(path)) not in ('', self.options.order):
+        if (order := order_of_name(path)) not in ('', self.options.order):
             raise UsageError(
-                f'--output-file {path}: the name says {named}, the order is {self.options.order}; correct '
-                f'the name or give --order {named}'
+                f'--output-file {path}: the name says {order}, the order is {self.options.order}; correct '
+                f'the name or give --order {order}'
             )
         super().check()
         if self.args.calibrate:
             will_write('--calibrate', [f'{path}.ranges.json'])
 
     def write(self, samples: Samples) -> Exported:
-        """See `Export`."""
+        """Write the file, and print what it is."""
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import check_output
         from mmdeploy_ext.exporting.sparse_backbone import export_file
@@ -141,7 +137,7 @@ class BackboneExport(Export):
             check_output(self.args.output_file, self.options, family)
 
         deployment = self.source.load(check, None, None)
-        chosen = samples.of(deployment) if self.args.verify else None
+        proof_samples = samples.of(deployment) if self.args.verify else None
         path, options = self.args.output_file, self.options
         with after_weights():
             print(deployment.report.summary())
@@ -151,30 +147,32 @@ class BackboneExport(Export):
             f'{path}: {options.target}, {options.order}, {len(graph.convolutions())} convolutions, '
             f'output {"x".join(map(str, graph.output_shape))}, exported in {seconds:.1f} s'
         )
-        return Exported([path], options, seconds, deployment, samples=chosen)
+        return Exported([path], options, seconds, deployment, samples=proof_samples)
 
     def ranges(self, deployment: Deployment) -> Ranges | None:
-        """Return the ranges to write: of a file, measured, or of the checkpoint; None without need."""
+        """Return the ranges to write: of a file, measured, or of the checkpoint; None without precisions."""
         from mmdeploy_ext.exporting.sparse_backbone import has_int8, has_precision
 
         args = self.args
         if not has_precision(self.options):
             return None
         target = f'{args.output_file}.ranges.json'
-        found = ranges.find(args, deployment, target, int8_fp16_io=self.options.int8_fp16_io)
-        if found is None and has_int8(self.options):
+        int8_ranges = ranges.find(args, deployment, target, int8_fp16_io=self.options.int8_fp16_io)
+        if int8_ranges is None and has_int8(self.options):
             raise UsageError(
                 'int8 needs a range for every layer, and the checkpoint has none: give sweeps by '
                 '--calibrate, or the file of an earlier calibration by --ranges'
             )
-        return found
+        return int8_ranges
 
     def proof_command(self) -> list[str]:
-        """See `Export`."""
+        """Return the command with `--verify-only`."""
         args = self.args
         words = ['export-backbone', args.config, args.checkpoint]
         words += ['--output-file', args.output_file, '--verify-only']
-        return words + (['--weight-layout', args.weight_layout] if args.weight_layout != 'auto' else [])
+        if args.weight_layout != 'auto':
+            words += ['--weight-layout', args.weight_layout]
+        return words
 
 
 def _check_proof(args: argparse.Namespace) -> None:
@@ -185,8 +183,8 @@ def _check_proof(args: argparse.Namespace) -> None:
         raise UsageError('--verify-only: give the file by --output-file')
     if args.edited and not args.verify_only:
         raise UsageError('--edited: goes with --verify-only')
-    given = dict(report=args.report, json=args.json, input=args.test_img, node_list=args.node_list)
-    for name, value in given.items():
+    options = dict(report=args.report, json=args.json, input=args.test_img, node_list=args.node_list)
+    for name, value in options.items():
         if value and not (args.verify or args.verify_only):
             raise UsageError(f'--{name.replace("_", "-")}: goes with --verify or --verify-only')
     if args.target == 'portable' and (args.node_list or args.max_voxels is not None):

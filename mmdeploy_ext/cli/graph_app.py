@@ -32,14 +32,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the chosen subcommand."""
+    """Run the subcommand."""
     with naming(getattr(args, 'file', None)):
         return COMMANDS[args.command].run(args)
 
 
 @contextlib.contextmanager
 def naming(file: str | None) -> Iterator[None]:
-    """Let every error inside name the file that was being read; passes know only the graph."""
+    """Add the name of the file to every error inside; passes have only the graph."""
     try:
         yield
     except Mm2OnnxError as error:

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MOST_CLASSES, MOST_TENSORS = 20, 12
+"""Numbers of classes and tensors that are printed; --json has all."""
 SHARED = ('family', 'classes', 'preprocess', 'voxels', 'postprocess', 'options', 'config', 'config_sha256')
 SHARED += ('checkpoint_sha256', 'versions')
 """Facts that all files of one export share."""
 EXPORTED = ('opset', 'exporter', 'order', 'fold')
-"""Options of the export that are shown."""
-PREFIX_SHOWN = 12
-"""Digits of a hash that are shown; --json has all."""
+"""Options of the export that are printed."""
+HASH_DIGITS = 12
+"""Digits of a hash that are printed; --json has all."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,10 +50,11 @@ def run(args: argparse.Namespace) -> int:
     """Read, print and write."""
     files = [describe(path) for path in model_files(args.model)]
     for file in files[1:]:
-        if other := [key for key in SHARED if file.get(key) != files[0].get(key)]:
-            raise ModelFileError(
-                f'{file["file"]}: its {other[0]} is not that of {files[0]["file"]}; name one of the files'
-            )
+        for key in SHARED:
+            if file.get(key) != files[0].get(key):
+                raise ModelFileError(
+                    f'{file["file"]}: its {key} is not that of {files[0]["file"]}; name one of the files'
+                )
     proof = read_proof(args.report, files) if args.report else None
     if args.json:
         write_json(args.json, dict(model=args.model, files=files, proof=proof))
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Return what one file says, as plain JSON types: its metadata beside path, bytes and hash."""
+    """Return path, bytes, hash and metadata of one file, as plain JSON types."""
     from mmdeploy_ext.contract.metadata import Metadata, read_props
     from mmdeploy_ext.contract.metadata_schema import FIELDS
 
@@ -78,47 +80,52 @@ def describe(path: Path) -> dict[str, Any]:
         )
     check_entries(props, path)
     values = {name: json.loads(props[PREFIX + name]) for name in names}
-    if 'voxels' not in names:  # a sparse backbone says less
-        read = Metadata.from_props(props, path)
-        values['precision'] = read.precision
+    if 'voxels' not in names:  # a sparse backbone has less metadata
+        values['precision'] = Metadata.from_props(props, path).precision
     return dict(file=str(path), bytes=path.stat().st_size, sha256=sha256_file(path), **values)
 
 
 def read_proof(report: str, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a verdict says of these files; a DataError where it is none, or about other files."""
+    """Return the verdict about these files; DataError if it is none, or about other files."""
     path = Path(report) / 'verdict.json' if Path(report).is_dir() else Path(report)
     content = read_json(path)
     try:
         subject, verdict, summary = content['subject'], content['verdict'], content['summary']
         proven = subject.get('files') or {subject['file']: subject['file_sha256']}
-        known = {digest[:16] for digest in proven.values()}
+        digests = {digest[:16] for digest in proven.values()}
         data = subject.get('data_sha256', {}).items()
         engine, versions = subject.get('engine', ''), subject['proven_with']
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f'{path}: is not a verdict of verify.py ({type(error).__name__}: {error})') from error
     folder = Path(files[0]['file']).parent
-    others = [file['file'] for file in files if file['sha256'][:16] not in known]
-    beside = {folder / name: digest for name, digest in data}
-    others += [str(one) for one in beside if not one.is_file() or sha256_file(one) != beside[one]]
-    if others:
-        raise DataError(f'{path}: is about other files than {", ".join(others)}: their sha256 differ')
+    changed = [file['file'] for file in files if file['sha256'][:16] not in digests]
+    for name, digest in data:
+        data_file = folder / name
+        if not data_file.is_file() or sha256_file(data_file) != digest:
+            changed.append(str(data_file))
+    if changed:
+        raise DataError(f'{path}: is about other files than {", ".join(changed)}: their sha256 differ')
     return dict(verdict=verdict, summary=summary, engine=engine, versions=versions, report=str(path))
 
 
 def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str, Any] | None) -> Table:
-    """Return the table of what is true of all files together."""
+    """Return the table of the facts about all files together."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     last = files[-1]
     options, rule = last.get('options', {}), last.get('preprocess') or last.get('voxels') or {}
-    sample = 'SWEEP.bin' if 'voxel_size' in rule else 'INFOS.pkl' if 'kind' in rule else 'PICTURE_OR_FOLDER'
+    sample = 'PICTURE_OR_FOLDER'
+    if 'voxel_size' in rule:
+        sample = 'SWEEP.bin'
+    elif 'kind' in rule:
+        sample = 'INFOS.pkl'
     precisions = dict.fromkeys(file.get('precision') or options.get('precision') for file in files)
     rows = dict(
         model=f'{last["family"]}: {", ".join(file["form"] for file in files)}',
         file='\n'.join(
-            f'{file["file"]}, {file["bytes"] / 1e6:.2f} MB, sha256 {file["sha256"][:PREFIX_SHOWN]}'
+            f'{file["file"]}, {file["bytes"] / 1e6:.2f} MB, sha256 {file["sha256"][:HASH_DIGITS]}'
             for file in files
         ),
         computes=', '.join(
@@ -127,8 +134,8 @@ def overview(model: str, files: Sequence[Mapping[str, Any]], proof: Mapping[str,
         classes=class_text(last.get('classes', ())),
         preprocessing=plain_text(rule),
         postprocessing=plain_text(last.get('postprocess', {})),
-        made_from=f'{last["config"]} (sha256 {last["config_sha256"][:PREFIX_SHOWN]}), checkpoint '
-        f'{last["checkpoint_sha256"][:PREFIX_SHOWN]}',
+        made_from=f'{last["config"]} (sha256 {last["config_sha256"][:HASH_DIGITS]}), checkpoint '
+        f'{last["checkpoint_sha256"][:HASH_DIGITS]}',
         made_with=' '.join(f'{name} {version}' for name, version in last['versions'].items()),
         edited='; '.join(edit['command'] for file in files for edit in file.get('edits', ())),
         proof=proof_text(proof),
@@ -149,40 +156,40 @@ def tensors(file: Mapping[str, Any]) -> Table:
     from mmdeploy_ext.contract.spec import GraphSpec
 
     spec = GraphSpec.from_json(file['spec'])
-    fed = {target: source for source, target in spec.state}
+    state = {target: source for source, target in spec.state}
     table = Table('', 'name', 'type', 'shape', 'default', 'meaning', title=escape(Path(file['file']).name))
-    for side, found in (('in', spec.inputs), ('out', spec.outputs)):
-        for tensor in found[:MOST_TENSORS]:
+    for side, side_tensors in (('in', spec.inputs), ('out', spec.outputs)):
+        for tensor in side_tensors[:MOST_TENSORS]:
             default = '' if tensor.default is None else f'{tensor.default:g}'
             unit = f' [{tensor.unit}]' if tensor.unit else ''
-            memory = f'; {fed[tensor.name]} of the frame before' if tensor.name in fed else ''
+            memory = f'; {state[tensor.name]} of the frame before' if tensor.name in state else ''
             meaning = f'{tensor.meaning}{unit}{memory}'
             texts = (tensor.name, tensor.dtype, tensor.shape_text(), default, meaning)
             table.add_row(side, *(Text(printable(text)) for text in texts))
-        if (hidden := len(found) - MOST_TENSORS) > 0:
+        if (hidden := len(side_tensors) - MOST_TENSORS) > 0:
             table.add_row(side, f'{hidden} more', '', '', '', '--json has all')
     return table
 
 
 def class_text(classes: Sequence[str]) -> str:
-    """Return how many classes there are, and the first ones."""
-    more = ', ...' if len(classes) > MOST_CLASSES else ''
-    return f'{len(classes)}: {", ".join(classes[:MOST_CLASSES])}{more}' if classes else ''
+    """Return the number of classes and the first names."""
+    ellipsis = ', ...' if len(classes) > MOST_CLASSES else ''
+    return f'{len(classes)}: {", ".join(classes[:MOST_CLASSES])}{ellipsis}' if classes else ''
 
 
 def plain_text(facts: Mapping[str, Any]) -> str:
     """Return facts as words: 'size_divisor 32'; None and lists of lists, which --json has, are left out."""
     texts = []
     for key, value in facts.items():
-        several = value if isinstance(value, list) else [value]
-        words = [f'{item:.7g}' if isinstance(item, float) else str(item) for item in several]
-        if value is not None and words and not any(isinstance(item, list | dict) for item in several):
+        entries = value if isinstance(value, list) else [value]
+        words = [f'{entry:.7g}' if isinstance(entry, float) else str(entry) for entry in entries]
+        if value is not None and words and not any(isinstance(entry, list | dict) for entry in entries):
             texts.append(f'{key} {" ".join(words)}')
     return ', '.join(texts)
 
 
 def proof_text(proof: Mapping[str, Any] | None) -> str:
-    """Return what a verdict says, in a line."""
+    """Return a verdict in a line."""
     if proof is None:
         return 'not recorded in the file: give the verdict of mm2onnx verify by --report'
     summary, versions = proof['summary'], proof['versions']
@@ -191,10 +198,10 @@ def proof_text(proof: Mapping[str, Any] | None) -> str:
         figures.append(f'{summary["matched"]} of {summary["reference"]} results matched')
     if summary.get('worst_rel') is not None:
         figures.append(f'worst relative error {summary["worst_rel"]:.1e}')
-    by = ', '.join(f'{name} {versions[name]}' for name in ('torch', 'onnxruntime') if name in versions)
-    return f'{proof["verdict"]} ({", ".join(figures)}; {by}): {proof["report"]}, of these very files'
+    engines = ', '.join(f'{name} {versions[name]}' for name in ('torch', 'onnxruntime') if name in versions)
+    return f'{proof["verdict"]} ({", ".join(figures)}; {engines}): {proof["report"]}, of these very files'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 done, 2 usage, a file that does not say what it is, or a verdict about another one."""
+    """Run the tool: 0 done, 2 usage, a file without metadata, or a verdict about another file."""
     return cli.run(run, build_parser(), argv)

@@ -7,14 +7,15 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.core import cli
 
 
-def _body(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Make the info files."""
     compat.apply()
     from mmdeploy_ext.families.parts.nuscenes_infos import create_infos
 
-    written = create_infos(
+    counts = create_infos(
         args.root_path, args.out_dir or args.root_path, args.extra_tag, args.version, args.max_sweeps
     )
-    for path, count in written.items():
+    for path, count in counts.items():
         print(f'{path}: {count} key frames')
     return 0
 
@@ -41,5 +42,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the info files."""
-    return cli.run(_body, build_parser(), argv)
+    """Run the tool: 0 done, 2 usage."""
+    return cli.run(run, build_parser(), argv)

@@ -28,7 +28,7 @@ CONFIG = 'projects/configs/BEVFusion/centerpoint_toy.py'
 CHECKPOINT = 'demo/checkpoints/centerpoint_toy.pth'
 GRAPHS = Path('work_dirs/lidar_demo/graphs')
 RUNS = 3
-"""The fastest of them is reported; the first one warms up."""
+"""Runs of which the fastest is reported; the first one warms up."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     demo.check_options(args)
     check_writable(args.out)
     with contextlib.ExitStack() as stack:
-        found: dict[str, Detections3D] = {}
+        detections: dict[str, Detections3D] = {}
         deployment = None
         if args.engine != 'onnx' or not args.onnx:
             deployment = load(args)
@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
             runtime = open_runtime(args, deployment, stack) if args.engine != 'torch' else None
             points, classes = read_sweep(args.sweep, deployment, runtime)
             if args.engine != 'onnx':
-                found['torch'] = timed('torch', reference_of(deployment, args.sweep), points)
+                detections['torch'] = timed('torch', reference_of(deployment, args.sweep), points)
             if runtime is not None:
-                found['onnx'] = timed('onnx', runtime.detect, points)
-            return show(args, points, found, classes)
+                detections['onnx'] = timed('onnx', runtime.detect, points)
+            return show(args, points, detections, classes)
 
 
 def load(args: argparse.Namespace) -> Any:
@@ -85,7 +85,7 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.ExitStack) -> Any:
-    """Return the exported files on ONNX Runtime, exported first where none are given."""
+    """Return the files of --onnx on ONNX Runtime, or those of an export that is made first."""
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.families.parts.runtime.lidar import GRAPHS as NAMES
 
@@ -119,7 +119,7 @@ def reference_of(deployment: Any, name: str) -> Callable[[np.ndarray], Detection
 
 
 def timed(engine: str, step: Callable[[np.ndarray], Detections3D], points: np.ndarray) -> Detections3D:
-    """Run a few times, say how long the fastest took, and return the boxes."""
+    """Run a few times, print the time of the fastest, and return the boxes."""
     milliseconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
@@ -131,24 +131,25 @@ def timed(engine: str, step: Callable[[np.ndarray], Detections3D], points: np.nd
 
 
 def show(
-    args: argparse.Namespace, points: np.ndarray, found: dict[str, Detections3D], classes: Sequence[str]
+    args: argparse.Namespace, points: np.ndarray, detections: dict[str, Detections3D], classes: Sequence[str]
 ) -> int:
-    """Write the picture; with two engines say whether their boxes are equal: then 0, else 1."""
+    """Write the picture; print whether the boxes of two engines are equal, and return 1 if not."""
     from mmdeploy_ext.proving.results import Pair
     from mmdeploy_ext.proving.tasks import bbox3d
     from mmdeploy_ext.runtime.draw import write_picture
 
     title = f'{Path(args.sweep).name}, {len(points)} points'
-    pair = Pair(title, points, found.get('torch'), found.get('onnx'))
+    pair = Pair(title, points, detections.get('torch'), detections.get('onnx'))
     equal = True
-    if len(found) == 2:
-        row = bbox3d.match_detections(title, found['torch'], found['onnx'])
-        equal, verdict = row.passed, 'equal' if row.passed else f'DIFFERENT: {row.reason}'
+    if len(detections) == 2:
+        row = bbox3d.match_detections(title, detections['torch'], detections['onnx'])
+        equal = row.passed
+        verdict = 'equal' if equal else f'DIFFERENT: {row.reason}'
         print(
             f'boxes of at least {bbox3d.SCORE_THR}: {row.matched} of {row.reference} matched, worst '
             f'distance {row.worst_distance:.2g} m, worst score difference {row.worst_score:.2g}: {verdict}'
         )
-    write_picture(args.out, demo.draw_found(pair, found, classes, args.score_thr))
+    write_picture(args.out, demo.draw_boxes(pair, detections, classes, args.score_thr))
     print(f'picture: {args.out}')
     return 0 if equal else 1
 

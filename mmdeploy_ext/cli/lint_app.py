@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     def check(_cfg: object, family: Family, _model: object) -> None:
         if family.samples != 'images':
-            why = "streaming and LiDAR models do not have it; graphs and sizes are the config's"
-            shared.refuse_given(args, build_parser(), IMAGE_OPTIONS, why)
+            reason = "streaming and LiDAR models do not have it; graphs and sizes are the config's"
+            shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, reason)
 
     deployment = deploy.load(args.config, args.checkpoint, cfg_options, args.device, check)
     reports: list[Report] = []
@@ -97,8 +97,9 @@ def lint(
 
     options, (height, width) = deployment.family.choose(), shape
     if deployment.family.samples == 'images':
-        asked = dict(form=args.postprocess, opset=0, height=height, width=width, dynamic=args.dynamic_export)
-        options = deployment.family.choose(**asked)
+        options = deployment.family.choose(
+            form=args.postprocess, opset=0, height=height, width=width, dynamic=args.dynamic_export
+        )
     for part in parts_of(deployment, options, args.input_img, args.upstream):
         with cli.stderr().status(f'{part.name}: one observed run, then {" and ".join(exporters)}'):
             report = check(

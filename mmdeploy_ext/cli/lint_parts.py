@@ -1,4 +1,4 @@
-"""What `lint.py` observes: stages of an image model, graphs of a sequence family, or upstream itself."""
+"""The parts that `lint.py` observes: stages of an image model, graphs of a sequence family, or upstream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Feeds = dict[str, torch.Tensor]
 LARGER = 64
-"""Pixels that the second picture has more of, so that sizes differ; a multiple of every family's stride."""
+"""Pixels by which the second picture is larger, so that sizes differ; a multiple of every family's stride."""
 
 
 class Upstream(torch.nn.Module):
@@ -43,11 +43,11 @@ class Upstream(torch.nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is observed alone: a stage or a graph, which takes its inputs by position.
+    """A stage or a graph that is observed alone; it takes its inputs by position.
 
     Attributes:
-        other_inputs: that it meets later; None where sizes are fixed.
-        exporters: that it is pinned to; empty follows the option.
+        other_inputs: of other sizes; None if sizes are fixed.
+        exporters: the only ones for this part; () follows the option.
     """
 
     name: str
@@ -61,13 +61,13 @@ class Part:
 def parts_of(
     deployment: Deployment, options: Options, picture: str | None = None, upstream: bool = False
 ) -> Iterator[Part]:
-    """Yield what is observed, in the order in which a frame goes through it.
+    """Yield the parts in the order in which a frame goes through them.
 
     Args:
         deployment: the trained model.
         options: form, shape and whether sizes are dynamic.
-        picture: that is run; by default the demo's.
-        upstream: the detector's own `simple_test` instead of what is exported, where the family has one.
+        picture: the input; by default the demo's.
+        upstream: observe the detector's `simple_test` instead of the exported modules.
     """
     family, images = deployment.family, deployment.family.samples == 'images'
     if upstream and not images:
@@ -80,7 +80,7 @@ def parts_of(
 
 
 def _upstream(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> Iterator[Part]:
-    """Yield the detector as published, on a picture and on another one."""
+    """Yield the published detector, on two pictures."""
     name = next(iter(deployment.family.spec(deployment.model, options).input_names))
     inputs = [[feeds[name]] for feeds in runs]
     yield Part(f'{deployment.family.name}: simple_test', Upstream(deployment.model), ('img',), *inputs)
@@ -91,30 +91,29 @@ def _stages(deployment: Deployment, options: Options, runs: Sequence[Feeds]) -> 
     family, model = deployment.family, deployment.model
     family.check(deployment.cfg, options)
     for graph in family.graphs(model, options):
-        known = runs or [dict(graph.example)]
+        graph_runs = runs or [dict(graph.example)]
         for stage in graph.stages:
             stage.module.eval().to(next(model.parameters()).device)
-            inputs = [[tensors[name] for name in stage.inputs] for tensors in known]
+            inputs = [[tensors[name] for name in stage.inputs] for tensors in graph_runs]
             exporters = (stage.exporter,) if stage.exporter else ()
             name = f'{family.name}: {stage.name or graph.name}'
             yield Part(name, stage.module, stage.inputs, *inputs, exporters=exporters)
-            for tensors, given in zip(known, inputs, strict=True):
+            for tensors, stage_inputs in zip(graph_runs, inputs, strict=True):
                 with torch.no_grad():
-                    outputs = stage.module(*given)
+                    outputs = stage.module(*stage_inputs)
                 outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
                 tensors.update(zip(stage.outputs, outputs, strict=True))
 
 
 def _feeds(deployment: Deployment, picture: str | None, options: Options) -> list[Feeds]:
-    """Return the inputs of two runs: a picture, and another one, larger where sizes are dynamic."""
+    """Return the inputs of two runs: a picture, and another one, larger if sizes are dynamic."""
     ((_, image),) = read_images([picture or DEFAULT_PICTURE], 1)
-    more = LARGER if options.dynamic else 0
     device = next(deployment.model.parameters()).device
-    found = []
-    for view, extra in ((image, 0), (other_view(image), more)):
+    runs = []
+    for view, extra in ((image, 0), (other_view(image), LARGER if options.dynamic else 0)):
         prepared = deploy.prepare_fixed(
             deployment.rule, view, options.height + extra, options.width + 2 * extra
         )
         feeds = deployment.family.feeds([prepared], True)
-        found.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
-    return found
+        runs.append({name: torch.from_numpy(array).to(device) for name, array in feeds.items()})
+    return runs

@@ -21,30 +21,30 @@ CFG_OPTIONS_HELP = (
 
 
 def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') -> dict[str, Any]:
-    """Parse key=value pairs with mmcv's own rules: lists as a,b or [a,b], nested `[(a,b),(c,d)]`.
+    """Parse key=value pairs by mmcv's rules: lists as a,b or [a,b], nested `[(a,b),(c,d)]`.
+
+    A dict literal is read as Python reads it; mmcv would split it at its commas.
 
     Raises:
         UsageError: a pair without '=', or a value that mmcv cannot read.
     """
+    from mmcv import DictAction
+
     options: dict[str, Any] = {}
     for pair in pairs or []:
         key, separator, value = pair.partition('=')
         if not separator or not key:
             raise UsageError(f'{option} {pair}: expected key=value')
         try:
-            options[key] = _value(value)
+            if value.startswith('{'):
+                options[key] = ast.literal_eval(value)
+            else:
+                options[key] = DictAction._parse_iterable(value)
         except (AssertionError, RecursionError, ValueError, SyntaxError) as error:
             raise UsageError(
                 f'{option} {pair}: cannot be read; expected a number, a word, a,b or "[(a,b),(c,d)]"'
             ) from error
     return options
-
-
-def _value(text: str) -> Any:
-    """Read one value as mmcv does; a dict literal, which mmcv would split at its commas, as Python does."""
-    from mmcv import DictAction
-
-    return ast.literal_eval(text) if text.startswith('{') else DictAction._parse_iterable(text)
 
 
 def add_model_arguments(
@@ -69,13 +69,13 @@ def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
 def check_normalisation(args: argparse.Namespace) -> None:
     """Refuse --mean and --std that are not finite, and standard deviations that are not positive."""
     for name in ('mean', 'std'):
-        given = getattr(args, name)
-        if given and not all(math.isfinite(value) and (value > 0 or name == 'mean') for value in given):
+        values = getattr(args, name)
+        if values and not all(math.isfinite(value) and (value > 0 or name == 'mean') for value in values):
             kind = 'finite' if name == 'mean' else 'positive'
-            raise UsageError(f'--{name} {" ".join(map(str, given))}: expected three {kind} numbers')
+            raise UsageError(f'--{name} {" ".join(map(str, values))}: expected three {kind} numbers')
 
 
-def given_words(args: argparse.Namespace) -> list[str]:
+def proof_words(args: argparse.Namespace) -> list[str]:
     """Return the options that a later proof needs again, as words: --mean, --std and --cfg-options."""
     words: list[str] = []
     for name in ('mean', 'std', 'cfg_options'):
@@ -85,7 +85,7 @@ def given_words(args: argparse.Namespace) -> list[str]:
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen about the graphs of detectors; None where it was not given."""
+    """Add the options about the graphs of detectors; an option that is left out is None."""
     add_declared(parser, detector_options())
     cli.add(parser, '--skip-postprocess', 'the same as --postprocess raw')
 
@@ -93,10 +93,9 @@ def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
 def parser_for(
     build: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None
 ) -> argparse.ArgumentParser:
-    """Return a parser; it has the options of a family that the config of the command line imports, too.
+    """Return a parser that has the options of a family which the config of the command line imports, too.
 
-    The config is read before the command line is parsed only where that has an option that no other family
-    has.
+    The config is read before the command line is parsed only if that has an option of no other family.
     """
     parser, words = build(), sys.argv[1:] if argv is None else argv
     options = [word.split('=')[0] for word in words if word.startswith('--')]
@@ -122,30 +121,30 @@ def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) ->
             option.add_to(groups[option.group])
 
 
-def given_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[str, Any]:
-    """Return name -> value of the declared options that were given."""
-    values = {one.name: getattr(args, one.name, None) for one in declared}
+def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[str, Any]:
+    """Return name -> value of the declared options on the command line."""
+    values = {option.name: getattr(args, option.name, None) for option in declared}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Return name -> value of what `add_graph_arguments` was given; refuses what contradicts each other."""
+    """Return name -> value of the options of `add_graph_arguments`; contradictions are refused."""
     from mmdeploy_ext.exporting.exporter import check_opset
 
-    given = given_values(args, detector_options())
+    values = option_values(args, detector_options())
     if args.skip_postprocess:
-        if given.get('form', 'raw') != 'raw':
+        if values.get('form', 'raw') != 'raw':
             raise UsageError(
-                f'--skip-postprocess means --postprocess raw, got --postprocess {given["form"]} too'
+                f'--skip-postprocess means --postprocess raw, got --postprocess {values["form"]} too'
             )
-        given['form'] = 'raw'
-    if given.get('dynamic') and given.get('dynamic_batch'):
+        values['form'] = 'raw'
+    if values.get('dynamic') and values.get('dynamic_batch'):
         raise UsageError('--dynamic-batch fixes height and width, --dynamic-export does not: choose one')
-    if 'opset' in given:
-        check_opset(given['opset'], given.get('exporter', 'torchscript'))
-    if 'height' in given:
-        given['height'], given['width'] = parse_shape(given['height'])
-    return given
+    if 'opset' in values:
+        check_opset(values['opset'], values.get('exporter', 'torchscript'))
+    if 'height' in values:
+        values['height'], values['width'] = parse_shape(values['height'])
+    return values
 
 
 def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,12 +174,16 @@ def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return backend name and options for `build_backend(engine, path, **options)`."""
-    names = 'threads', 'providers', 'inference_precision'
-    return engine_settings(args.engine, **{name: getattr(args, name) for name in names})
+    return engine_settings(
+        args.engine,
+        threads=args.threads,
+        providers=args.providers,
+        inference_precision=args.inference_precision,
+    )
 
 
 def parse_shape(shape: Any, option: str = '--shape') -> tuple[int, int]:
-    """Return height and width of one or two numbers; None is 0, 0, which means the default."""
+    """Return height and width from one or two numbers; None gives 0, 0, which stands for the default."""
     if shape is None:
         return 0, 0
     sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
@@ -203,20 +206,18 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add(parser, '--json FILE', 'write the verdict as JSON')
 
 
-def refuse_given(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str], why: str
+def refuse_options(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, names: Iterable[str], reason: str
 ) -> None:
-    """Refuse options that were given and that this kind of model does not have, by name."""
+    """Refuse options that have another value than their default; the UsageError has the option and `reason`.
+
+    It is named as it was typed: `--no-x` if that switched it off, all names of an alias.
+    """
     for name in names:
         value = getattr(args, name, None)
         if value != parser.get_default(name):
-            raise UsageError(f'{_typed_name(parser, name, value)}: {why}')
-
-
-def _typed_name(parser: argparse.ArgumentParser, name: str, value: Any) -> str:
-    """Return what was typed to set an option: `--no-x` where that switched it off, all names of an alias."""
-    action = next(action for action in parser._actions if action.dest == name)
-    typed = action.option_strings
-    if isinstance(action, argparse.BooleanOptionalAction):
-        typed = [text for text in typed if text.startswith('--no-') is not value]
-    return '/'.join(typed)
+            action = next(action for action in parser._actions if action.dest == name)
+            options = action.option_strings
+            if isinstance(action, argparse.BooleanOptionalAction):
+                options = [option for option in options if option.startswith('--no-') is not value]
+            raise UsageError(f'{"/".join(options)}: {reason}')

@@ -1,9 +1,9 @@
-"""The verdict of a proof as the tools show it: table, JSON file, report, exit status."""
+"""The verdict of a proof on the command line: table, JSON file, report, exit status."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.files import check_writable, write_json
@@ -32,31 +32,22 @@ def show(verdict: Verdict, pictures: Sequence[Pair], deployment: Deployment, arg
     """Write a verdict as JSON and report, and print its table; return the exit status: 0 proven, 1 not."""
     from mmdeploy_ext.proving.views.table import print_verdict
 
-    written = write_proof(verdict, pictures, deployment, args)
-    print_verdict(verdict, cli.stdout())
-    for line in written:
-        print(line)
-    return 0 if verdict.passed else 1
-
-
-def write_proof(
-    verdict: Any, pictures: Sequence[Any], deployment: Deployment, args: argparse.Namespace
-) -> list[str]:
-    """Write a verdict to --json and --report; returns lines that say where, to print after the table."""
     if args.json:
         write_json(args.json, verdict.to_json())
-    if not args.report:
-        return []
-    from mmdeploy_ext.proving.views.report import write_report
-    from mmdeploy_ext.runtime.draw import write_picture
+    lines = []
+    if args.report:
+        from mmdeploy_ext.proving.views.report import write_report
+        from mmdeploy_ext.runtime.draw import write_picture
 
-    classes = getattr(deployment, 'classes', ())
-    lines = [f'report: {write_report(verdict, pictures, classes, Path(args.report))}']
-    if pictures and deployment.family.task != 'bev':
-        picture = Path(args.report, 'detections.png')
-        write_picture(picture, draw_pairs(pictures, deployment))
-        lines.append(f'picture: {picture}')
-    return lines
+        lines.append(f'report: {write_report(verdict, pictures, deployment.classes, Path(args.report))}')
+        if pictures and deployment.family.task != 'bev':
+            picture = Path(args.report, 'detections.png')
+            write_picture(picture, draw_pairs(pictures, deployment))
+            lines.append(f'picture: {picture}')
+    print_verdict(verdict, cli.stdout())
+    for line in lines:
+        print(line)
+    return 0 if verdict.passed else 1
 
 
 def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
@@ -64,9 +55,9 @@ def draw_pairs(pictures: Sequence[Pair], deployment: Deployment) -> np.ndarray:
     import cv2
     import numpy as np
 
-    chosen = list({pair.title.split(',')[0]: pair for pair in pictures}.values())[:4]
+    pair_of_image = {pair.title.split(',')[0]: pair for pair in pictures}
     task, rows = task_module(deployment.family.task), []
-    for pair in chosen:
+    for pair in list(pair_of_image.values())[:4]:
         row = task.draw_pair(task.fit_pair(pair), deployment.classes)
         size = PICTURE_WIDTH, round(row.shape[0] * PICTURE_WIDTH / row.shape[1])
         rows.append(cv2.resize(row, size, interpolation=cv2.INTER_AREA))

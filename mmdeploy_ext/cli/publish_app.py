@@ -10,7 +10,7 @@ from typing import Any
 
 from mmdeploy_ext.core import cli
 
-KEPT = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_version', 'mmdet_version')
+META_KEYS = ('CLASSES', 'config', 'exp_name', 'seed', 'epoch', 'iter', 'mmcv_version', 'mmdet_version')
 
 
 def plain(value: Any) -> Any:
@@ -27,7 +27,7 @@ def publish(args: argparse.Namespace) -> int:
 
     check_output(args.in_file, args.out_file)
     source = load_checkpoint(args.in_file)
-    meta = {key: plain(source.meta[key]) for key in KEPT if key in source.meta}
+    meta = {key: plain(source.meta[key]) for key in META_KEYS if key in source.meta}
     weights = {key: value.contiguous() for key, value in source.state_dict.items()}
     if args.half:
         weights = {

@@ -1,23 +1,26 @@
-"""`quantize.py`: an INT8 file of a float one, calibrated on images, and what that costs and gains."""
+"""`quantize.py`: an INT8 file of a float file, calibrated on images, with its size, time and errors."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.cli import quantize_report
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.errors import UsageError, after_weights
-from mmdeploy_ext.core.files import check_outputs, check_writable
+from mmdeploy_ext.core.files import check_outputs, check_writable, write_json
 from mmdeploy_ext.engines.registry import QUANTISED
 from mmdeploy_ext.quantize import DENSE_METHODS, PERCENTILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import onnx
+
+    from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.quantize.calibration_sets import CalibrationSet
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_layers import DenseGraph
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.quantize.dense_target import Target
 
 BUDGET = 10
+"""Default of --budget."""
+WORST = 15
+"""Layers that the table shows without --all."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,15 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         QUANTISED[0],
         choices=QUANTISED,
     )
-    _add_calibration(parser.add_argument_group('calibration'))
-    _add_layers(parser.add_argument_group('layers'))
-    _add_report(parser.add_argument_group('report'))
-    cli.add_debug_option(parser)
-    return parser
 
-
-def _add_calibration(group: argparse._ArgumentGroup) -> None:
-    add = cli.adder(group)
+    add = cli.adder(parser.add_argument_group('calibration'))
     add(
         '--calibrate IMAGES|DATASET',
         "folder of images, one image, or annotations in COCO's format (.json); of several cameras "
@@ -80,9 +79,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
     add('--percentile P', f'for --method percentile (default: {PERCENTILE})', type=float)
     add('--reduce-range', '7-bit weights, for CPUs without VNNI')
 
-
-def _add_layers(group: argparse._ArgumentGroup) -> None:
-    add = cli.adder(group)
+    add = cli.adder(parser.add_argument_group('layers'))
     add(
         '--keep-float PATTERN...',
         "layers that stay float, by name ('*', '?'), e.g. '*bbox_head*'; besides the last ones",
@@ -103,14 +100,14 @@ def _add_layers(group: argparse._ArgumentGroup) -> None:
     add('--budget N', f'layers that --max-error may keep float at most (default: {BUDGET})', BUDGET)
     add('--probe-images N', 'images that outputs are compared on (default: 4)', 4)
 
-
-def _add_report(group: argparse._ArgumentGroup) -> None:
-    add = cli.adder(group)
+    add = cli.adder(parser.add_argument_group('report'))
     add('--rounds N', 'of the time ratio; 0 measures none (default: 10)', 10)
     add('--threads N', "within an operator (default: the engine's choice)", 0)
-    add('--all', f'show all layers, not only the {quantize_report.WORST} worst')
+    add('--all', f'show all layers, not only the {WORST} worst')
     add('--draw PNG', 'draw the layers (with --sensitivity or --max-error)', writes='{}')
     add('--json FILE', 'write what was found as JSON')
+    cli.add_debug_option(parser)
+    return parser
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -130,7 +127,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantise; 1 where `--max-error` was not reached within `--budget`."""
+    """Quantise; 1 if `--max-error` was not reached within `--budget`."""
     from mmdeploy_ext.contract.metadata import Metadata
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.quantize.calibration_sets import calibration_set
@@ -155,30 +152,30 @@ def run(args: argparse.Namespace) -> int:
         quantiser, ranker = _quantisers(args, graph, images)
         probe = Probe(graph, images.first(args.probe_images), args.threads, args.engine)
         ranked, exclusion = _rank_layers(args, quantiser, ranker, probe, layers)
-        kept = exclusion.kept if exclusion else ()
-        layers = [name for name in layers if name not in kept]
+        if exclusion:
+            layers = [name for name in layers if name not in exclusion.kept]
         network = quantiser.network(layers)
         layers = layers_in_int8(graph, network, layers)
-        facts = quantize_report.facts(args, metadata, graph, layers, images)
+        facts = quantisation_facts(args, metadata, graph, layers, images)
         result = finish_model(graph, network, facts)
         record(result, quantiser, layers)
         target.save(result)
-        found = quantize_report.measure(args, target, probe, network, images)
-        quantize_report.show(args, target, facts, found, ranked, exclusion)
+        measured = measure(args, target, probe, network, images)
+        show(args, target, facts, measured, ranked, exclusion)
     return 1 if exclusion and not exclusion.reached else 0
 
 
 def _check_reports(args: argparse.Namespace, target: Target) -> None:
-    """Refuse a picture or report that would replace what is read or made, or cannot be written."""
+    """Refuse a picture or report that would replace an input or output, or cannot be written."""
     reports = {option: [path] for option, path in (('--draw', args.draw), ('--json', args.json)) if path}
-    made = [target.output, *(target.output.parent / path.name for path in target.beside)]
-    read = [target.model, *target.beside]
+    outputs = [target.output, *(target.output.parent / path.name for path in target.beside)]
+    inputs = [target.model, *target.beside]
     check_outputs(
-        {'--output': [*made, *(f'{path}.data' for path in made)], **reports},
+        {'--output': [*outputs, *(f'{path}.data' for path in outputs)], **reports},
         {
             'what --calibrate names': [args.calibrate],
-            'the input': read,
-            'the weights of the input': [f'{path}.data' for path in read],
+            'the input': inputs,
+            'the weights of the input': [f'{path}.data' for path in inputs],
         },
     )
     for (path,) in reports.values():
@@ -188,9 +185,9 @@ def _check_reports(args: argparse.Namespace, target: Target) -> None:
 def _quantisers(
     args: argparse.Namespace, graph: DenseGraph, images: CalibrationSet
 ) -> tuple[DenseQuantiser | NncfQuantiser, DenseQuantiser]:
-    """Return what makes the file, and what makes the networks with one layer in INT8.
+    """Return the quantiser of the file, and that of the networks with one layer in INT8.
 
-    NNCF goes through all images for every network, so that layers are ranked by ONNX Runtime's quantiser.
+    NNCF goes through all images for every network, so layers are ranked by ONNX Runtime's quantiser.
     """
     from mmdeploy_ext.quantize.dense import DenseQuantiser
     from mmdeploy_ext.quantize.dense_nncf import NncfQuantiser
@@ -204,8 +201,10 @@ def _quantisers(
 
 def int8_layers(graph: DenseGraph, keep_float: Sequence[str], last: bool) -> list[str]:
     """Return the layers to quantise: none that fits `keep_float`; the last ones only with `last`."""
-    kept = set(graph.matching(keep_float)) | (set() if last else set(graph.last))
-    layers = [layer.name for layer in graph.layers if layer.name not in kept]
+    float_layers = set(graph.matching(keep_float))
+    if not last:
+        float_layers |= set(graph.last)
+    layers = [layer.name for layer in graph.layers if layer.name not in float_layers]
     if not layers:
         raise UsageError(f'all {len(graph.layers)} layers stay float: nothing to quantise; see --keep-float')
     return layers
@@ -226,6 +225,124 @@ def _rank_layers(
     if args.max_error is None:
         return ranked, None
     return ranked, dense_sensitivity.exclude(quantiser, probe, ranked, args.max_error, args.budget)
+
+
+def quantisation_facts(
+    args: argparse.Namespace,
+    metadata: Metadata,
+    graph: DenseGraph,
+    layers: Sequence[str],
+    images: CalibrationSet,
+) -> dict[str, Any]:
+    """Return the facts about a quantisation that are stored in the file and in the JSON."""
+    quantised = sum(graph.layer(name).parameters for name in layers)
+    parameters = sum(layer.parameters for layer in graph.layers)
+    if args.engine == 'openvino':
+        from mmdeploy_ext.quantize.dense_nncf import require_nncf
+
+        quantiser, method = f'NNCF {require_nncf().__version__}', "NNCF's own"
+    else:
+        import onnxruntime
+
+        quantiser, method = f'ONNX Runtime {onnxruntime.__version__}', args.method
+        if method == 'percentile':
+            method = f'percentile {args.percentile:g}'
+    return dict(
+        family=metadata.family,
+        form=metadata.form,
+        quantiser=quantiser,
+        activations='uint8',
+        weights='int8 per channel' + (' (7 bits)' if args.reduce_range else ''),
+        method=method,
+        images=len(images),
+        images_are=images.title,
+        source=Path(args.calibrate).name,
+        layers=len(layers),
+        weights_share=round(quantised / parameters, 4),
+        float_layers=[layer.name for layer in graph.layers if layer.name not in set(layers)],
+    )
+
+
+def measure(
+    args: argparse.Namespace, target: Target, probe: Probe, network: onnx.ModelProto, images: CalibrationSet
+) -> dict[str, Any]:
+    """Return sizes, the outputs' errors, and with --rounds the ratio of times of the first image.
+
+    `network` is the part of the INT8 file whose outputs are compared with the float ones of `probe`.
+    """
+    from mmdeploy_ext.benchmark.measure import time_files
+
+    sizes = [path.stat().st_size for path in (target.model, target.output)]
+    measured: dict[str, Any] = dict(
+        engine=args.engine,
+        float_bytes=sizes[0],
+        int8_bytes=sizes[1],
+        size_ratio=round(sizes[1] / sizes[0], 4),
+        outputs=probe.compare(network),
+        time=None,
+    )
+    if args.rounds:
+        batches = list(images.first(1))
+        paths = str(target.model), str(target.output)
+        measured['time'] = time_files(*paths, batches, args.rounds, args.threads, args.engine)
+    return measured
+
+
+def show(
+    args: argparse.Namespace,
+    target: Target,
+    facts: dict[str, Any],
+    measured: dict[str, Any],
+    ranked: list[LayerSensitivity],
+    exclusion: Exclusion | None,
+) -> None:
+    """Draw, write the JSON, and print the tables."""
+    from mmdeploy_ext.quantize import views
+
+    console = cli.stdout()
+    float_layers = exclusion.kept if exclusion else ()
+    if args.draw:
+        title = f'{target.model.name}, {facts["images"]} {facts["images_are"]}, ranges by {facts["method"]}'
+        views.draw_layers(ranked, float_layers, args.draw, title)
+    if args.json:
+        content = dict(model=str(target.model), output=str(target.output), **facts, **measured)
+        content['outputs'] = measured['outputs'].to_json()
+        content['sensitivity'] = [layer.to_json() for layer in ranked]
+        content['exclusion'] = exclusion.to_json() if exclusion else None
+        write_json(args.json, content)
+    if ranked:
+        console.print(views.layer_table(ranked, float_layers, None if args.all else WORST))
+    console.print(views.output_table(measured['outputs']))
+    if exclusion:
+        cli.say(console, _exclusion_text(exclusion, args.max_error))
+    beside = f'; as they were: {", ".join(path.name for path in target.beside)}' if target.beside else ''
+    cli.say(
+        console,
+        f'{target.shown}: {facts["layers"]} layers in INT8 ({facts["weights_share"]:.1%} of the weights) by '
+        f'{facts["quantiser"]}, {len(facts["float_layers"])} stay float; {facts["images"]} '
+        f'{facts["images_are"]}, ranges by {facts["method"]}{beside}',
+    )
+    cli.say(
+        console,
+        f'size{f" of {target.output.name}" if beside else ""}: {measured["size_ratio"]:.3f} of float32 '
+        f'({measured["int8_bytes"]:,} of {measured["float_bytes"]:,} B)',
+    )
+    if measured['time']:
+        cli.say(console, views.time_text(measured['time']))
+    cli.say(
+        console,
+        'NOT PROVEN by these figures: evaluate it (docs/int8-images.md, "The metric before and after")',
+    )
+
+
+def _exclusion_text(exclusion: Exclusion, max_error: float) -> str:
+    first, last = exclusion.errors[0], exclusion.errors[-1]
+    text = f'error of the worst output: {first:.4g}'
+    if exclusion.kept:
+        text += f' -> {last:.4g} by keeping float: {", ".join(exclusion.kept)}'
+    if exclusion.reached:
+        return f'{text}; within --max-error {max_error:g}'
+    return f'{text}; --max-error {max_error:g} is NOT reached: raise --budget, or see --method and --images'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

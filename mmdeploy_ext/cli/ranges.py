@@ -1,4 +1,4 @@
-"""INT8 ranges of sparse backbones, for the tools that measure or write them. Needs no torch before `find`."""
+"""INT8 ranges of sparse backbones, for the tools that measure or write them; `find` alone needs torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add --calibrate, how it is done, and --ranges."""
+    """Add --calibrate with its options, and --ranges."""
     add = cli.adder(group)
     add(
         '--calibrate DIR|INFOS',
@@ -52,7 +52,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse sweeps and ranges that are none, or both of them; `args.known` are those of `--ranges`."""
+    """Refuse --calibrate without sweeps, and with --ranges, which are read to `args.loaded_ranges`."""
     from mmdeploy_ext.quantize.sweeps import sweep_items
     from mmdeploy_ext.sparse.ranges import Ranges
 
@@ -61,35 +61,36 @@ def check(args: argparse.Namespace) -> None:
     cli.check_least(args, batches=0)
     if args.calibrate:
         sweep_items(args.calibrate)
-    args.known = Ranges.load(args.ranges) if args.ranges else None
+    args.loaded_ranges = Ranges.load(args.ranges) if args.ranges else None
 
 
-def find(args: argparse.Namespace, deployment: Deployment, target: str, **how: Any) -> Ranges | None:
+def find(args: argparse.Namespace, deployment: Deployment, target: str, **fields: Any) -> Ranges | None:
     """Return the ranges of `--ranges`, those that `--calibrate` measures and writes, or of the checkpoint.
 
     Args:
         args: of `add_arguments`, after `check`.
         deployment: of the backbone.
-        target: file for measured ones.
-        how: more fields of `Calibration`.
+        target: file for measured ranges.
+        fields: more fields of `Calibration`.
     """
     from mmdeploy_ext.quantize import sparse_calibration
 
-    if args.known is not None:
-        return args.known.half() if args.fp16_ranges else args.known
+    if args.loaded_ranges is not None:
+        return args.loaded_ranges.half() if args.fp16_ranges else args.loaded_ranges
     if not args.calibrate:
         return sparse_calibration.checkpoint_ranges(deployment, args.fp16_ranges)
-    given = dict(method=args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root)
-    options = sparse_calibration.Calibration(**given, **how)
-    ranges = sparse_calibration.calibrate(deployment, args.calibrate, options)
+    calibration = sparse_calibration.Calibration(
+        method=args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root, **fields
+    )
+    ranges = sparse_calibration.calibrate(deployment, args.calibrate, calibration)
     save(ranges, target)
     return ranges
 
 
 def save(ranges: Ranges, target: str) -> None:
-    """Write ranges and say so."""
+    """Write ranges and print what they are."""
     ranges.save(target)
     text = f'{target}: ranges of {len(ranges.nodes)} layers by {ranges.calibrator}'
     if ranges.batches:
-        text += f', {ranges.batches} sweep{"s" * (ranges.batches > 1)} of {ranges.source}'
+        text += f', {ranges.batches} sweep{"s" if ranges.batches > 1 else ""} of {ranges.source}'
     print(text)

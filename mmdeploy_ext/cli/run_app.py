@@ -1,4 +1,4 @@
-"""`mm2onnx run`: an exported model on pictures, LiDAR sweeps or frames of several cameras, as it says."""
+"""`mm2onnx run`: an exported model on pictures, LiDAR sweeps or frames of several cameras."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ TAKES = dict(
     frames="frames of several cameras: infos of mmdet3d's kind (.pkl or .json)",
     fused="frames of several cameras and a LiDAR: infos of mmdet3d's kind (.pkl or .json)",
 )
-"""Kind of samples -> what it is in words."""
+"""Kind of samples -> its description."""
 ENDINGS = dict(sweeps=('.bin',), frames=('.pkl', '.json'))
+"""Kind of samples -> suffixes of its files; all others are pictures."""
 OF_INFOS = ('frames', 'fused')
-"""Kind of samples -> how its files end; all others are pictures."""
+"""Kinds of samples that are read from infos."""
 FPS = 4.0
 NOTE_AFTER_S = 2.0
 COMPILING = 'note: the loops for points are compiled, once on this machine; it takes some 10 s'
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the options say."""
+    """Run the model on all samples."""
     from mmdeploy_ext.contract.metadata import Metadata, read_props
 
     run_images.check_options(args)
@@ -86,14 +87,17 @@ def check_inputs(args: argparse.Namespace, samples: str) -> None:
         fits = samples in OF_INFOS if kind == 'frames' else kind == samples
         if not fits and not (path.is_dir() and samples not in OF_INFOS):
             raise UsageError(f'{path}: {args.model} takes {TAKES[samples]}')
-    of_frames = {f'--data-root {args.data_root}': args.data_root, '--black-if-missing': args.black_if_missing}
-    for words, given in of_frames.items():
-        if given and samples not in OF_INFOS:
-            raise UsageError(f'{words}: goes with frames; {args.model} takes {TAKES[samples]}')
+    if samples not in OF_INFOS:
+        if args.data_root:
+            raise UsageError(
+                f'--data-root {args.data_root}: goes with frames; {args.model} takes {TAKES[samples]}'
+            )
+        if args.black_if_missing:
+            raise UsageError(f'--black-if-missing: goes with frames; {args.model} takes {TAKES[samples]}')
 
 
 def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
-    """Open the files of a model of sweeps or frames, where something here makes boxes of its outputs."""
+    """Open the files of a model of sweeps or frames; ModelFileError if its family gives no boxes."""
     cls = getattr(runtime_of(metadata.family), 'OPENS', None) if has_runtime(metadata.family) else None
     if cls is None:
         raise ModelFileError(
@@ -104,14 +108,14 @@ def opened(args: argparse.Namespace, metadata: Metadata) -> Opened:
 
 
 def list_sweeps(paths: Iterable[Path]) -> list[Path]:
-    """Return sweeps, folders replaced by those in them, sorted; a folder without any is a DataError."""
-    found: list[Path] = []
+    """Return sweeps, folders replaced by the sweeps in them, sorted; DataError for a folder without any."""
+    sweeps: list[Path] = []
     for path in paths:
         inside = sorted(path.rglob('*.bin')) if path.is_dir() else [path]
         if not inside:
             raise DataError(f'{path}: no sweep (.bin) in this folder')
-        found += inside
-    return found
+        sweeps += inside
+    return sweeps
 
 
 def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
@@ -131,10 +135,10 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
             with named(source):
                 compile_loops(lambda: model.detect(points))
                 start = time.perf_counter()
-                found = model.detect(points)
-            entry = entry_of(dict(sweep=str(source)), target, start, found, args, model.classes)
+                detections = model.detect(points)
+            entry = entry_of(dict(sweep=str(source)), target, start, detections, args, model.classes)
             title = f'{len(points)} points, {source.name}'  # a long name is cut at its end
-            layer = BoxLayer('ONNX Runtime', found.above(args.score_thr))
+            layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
             write_picture(target, sweep_picture(title, points, [layer], model.classes))
             return entry
 
@@ -180,9 +184,9 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
                     compile_loops(lambda: model.step(model.moment(images, frame, args.data_root)))
                 start = time.perf_counter()
                 moment = model.moment(images, frame, args.data_root)
-                found = model.step(moment).detections
-            entry = entry_of(facts, target, start, found, args, model.classes)
-            layer = BoxLayer('ONNX Runtime', found.above(args.score_thr))
+                detections = model.step(moment).detections
+            entry = entry_of(facts, target, start, detections, args, model.classes)
+            layer = BoxLayer('ONNX Runtime', detections.above(args.score_thr))
             points = getattr(moment, 'points', None)
             picture = compare_picture(images, frame.lidar2img, [layer], model.classes, frame.name, points)
             draw(target, picture)
@@ -200,7 +204,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
 
 
 def once(note: str) -> Callable[[Callable[[], Any]], None]:
-    """Return what runs the first function that it is given, and prints the note where that takes long."""
+    """Return a function that runs its argument once in all, and prints the note if that takes long."""
     done: list[bool] = []
 
     def run_first(function: Callable[[], Any]) -> None:
@@ -218,24 +222,24 @@ def once(note: str) -> Callable[[Callable[[], Any]], None]:
 
 
 RUNS = dict(sweeps=run_sweeps, frames=run_frames, fused=run_frames)
-"""What goes in -> what runs it."""
+"""Kind of samples -> function that runs the model on them."""
 
 
 def entry_of(
     facts: dict[str, Any],
     target: Path,
     start: float,
-    found: Any,
+    detections: Any,
     args: argparse.Namespace,
     classes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Return what --json says of a sample whose detection began at `start` (seconds) and has just ended."""
+    """Return the --json entry of a sample whose detection began at `start` (seconds) and has just ended."""
     return dict(
         **facts,
         picture=str(target),
         milliseconds=round((time.perf_counter() - start) * 1000, 2),
-        drawn=len(found.above(args.score_thr)),
-        detections=found.to_json(classes),
+        drawn=len(detections.above(args.score_thr)),
+        detections=detections.to_json(classes),
     )
 
 

@@ -1,4 +1,4 @@
-"""`scn_ptq.py`: INT8 ranges of a sparse backbone, and what int8 and fp16 do to its numbers, without a GPU."""
+"""`scn_ptq.py`: INT8 ranges of a sparse backbone, and the errors of int8 and fp16, without a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.exporting.deployment import Deployment
-    from mmdeploy_ext.quantize.fidelity import Fidelity, Finding
     from mmdeploy_ext.sparse.ranges import Ranges
 
 DEFAULT_OUTPUT = 'ranges.json'
@@ -32,13 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         'layer by layer.'
     )
     ranges.add_backbone_arguments(parser)
-    _add_calibration(parser.add_argument_group('calibration'))
-    _add_fidelity(parser.add_argument_group('fidelity'))
-    cli.add_debug_option(parser)
-    return parser
-
-
-def _add_calibration(group: argparse._ArgumentGroup) -> None:
+    group = parser.add_argument_group('calibration')
     ranges.add_arguments(group)
     add = cli.adder(group)
     add('--percentile P', 'for --method percentile (default: 99.99)', PERCENTILE)
@@ -54,9 +47,7 @@ def _add_calibration(group: argparse._ArgumentGroup) -> None:
     )
     add('--output FILE', f'where ranges are written (default: {DEFAULT_OUTPUT})', writes='{}')
 
-
-def _add_fidelity(group: argparse._ArgumentGroup) -> None:
-    add = cli.adder(group)
+    add = cli.adder(parser.add_argument_group('fidelity'))
     add(
         '--fidelity DIR|INFOS',
         'compare int8 and fp16 with fp32 (default: on the sweeps of --calibrate)',
@@ -72,6 +63,8 @@ def _add_fidelity(group: argparse._ArgumentGroup) -> None:
     add('--all', f'show all layers, not only the {WORST} worst')
     add('--draw PNG', 'draw the layers', writes='{}')
     add('--json FILE', 'write what was found as JSON')
+    cli.add_debug_option(parser)
+    return parser
 
 
 def check(args: argparse.Namespace) -> None:
@@ -79,7 +72,14 @@ def check(args: argparse.Namespace) -> None:
     from mmdeploy_ext.quantize.calibrators import make_calibrator
     from mmdeploy_ext.quantize.sweeps import sweep_items
 
-    _check_together(args)
+    if args.output and args.ranges:
+        raise UsageError('--output writes what --calibrate finds; --ranges are written already')
+    if args.fidelity is None and not args.calibrate and not args.output:
+        raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
+    if args.fidelity == '' and not args.calibrate:
+        raise UsageError('--fidelity: say on which sweeps (a folder or infos)')
+    if args.fidelity is None and (args.draw or args.json):
+        raise UsageError('--draw and --json show what --fidelity finds: give it too')
     make_calibrator(args.method, args.percentile)
     cli.check_least(args, fidelity_batches=0)
     ranges.check(args)
@@ -90,19 +90,8 @@ def check(args: argparse.Namespace) -> None:
         check_writable(path)
 
 
-def _check_together(args: argparse.Namespace) -> None:
-    if args.output and args.ranges:
-        raise UsageError('--output writes what --calibrate finds; --ranges are written already')
-    if args.fidelity is None and not args.calibrate and not args.output:
-        raise UsageError('nothing to do: give --calibrate DIR|INFOS, or --fidelity DIR|INFOS')
-    if args.fidelity == '' and not args.calibrate:
-        raise UsageError('--fidelity: say on which sweeps (a folder or infos)')
-    if args.fidelity is None and (args.draw or args.json):
-        raise UsageError('--draw and --json show what --fidelity finds: give it too')
-
-
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, or read ranges; then compare where that is asked for."""
+    """Calibrate, or read ranges; with --fidelity compare the precisions."""
     check(args)
     cli.wait_passively()
     compat.apply()
@@ -114,14 +103,14 @@ def run(args: argparse.Namespace) -> int:
     )
     cli.say(cli.stderr(), deployment.report.summary())
     with after_weights():
-        found = _ranges(args, deployment)
+        int8_ranges = _ranges(args, deployment)
         if args.fidelity is not None:
-            _compare(args, deployment, found)
+            _compare(args, deployment, int8_ranges)
     return 0
 
 
 def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
-    found = ranges.find(
+    int8_ranges = ranges.find(
         args,
         deployment,
         args.output or DEFAULT_OUTPUT,
@@ -130,15 +119,16 @@ def _ranges(args: argparse.Namespace, deployment: Deployment) -> Ranges:
         unfolded=None if args.unfolded is None else tuple(args.unfolded),
         int8_fp16_io=args.int8_fp16_input_output,
     )
-    if found is None:
+    if int8_ranges is None:
         raise UsageError(f'{args.checkpoint}: has no ranges; give --calibrate DIR|INFOS or --ranges FILE')
     if args.output and not args.calibrate:
-        ranges.save(found, args.output)
-    return found
+        ranges.save(int8_ranges, args.output)
+    return int8_ranges
 
 
 def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -> None:
     from mmdeploy_ext.exporting import sparse_backbone as deploy
+    from mmdeploy_ext.quantize import views
     from mmdeploy_ext.quantize.fidelity import compare_assumptions, fidelity
     from mmdeploy_ext.quantize.sparse_calibration import config_sweeps
 
@@ -153,22 +143,16 @@ def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -
     )
     source = args.fidelity or args.calibrate
     sweeps = config_sweeps(deployment, source, graph.order, args.fidelity_batches, args.data_root)
-    found = fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
+    result = fidelity(graph, ranges, sweeps, target=args.target, advise=not args.no_advice)
     findings = compare_assumptions(graph, ranges, sweeps) if args.assumptions else ()
-    _show(args, found, findings)
-
-
-def _show(args: argparse.Namespace, found: Fidelity, findings: Sequence[Finding]) -> None:
-    from mmdeploy_ext.quantize import views
-
     if args.draw:
-        views.draw_fidelity(found, args.draw)
+        views.draw_fidelity(result, args.draw)
     if args.json:
-        content = found.to_json()
+        content = result.to_json()
         write_json(args.json, content | {'assumptions': [finding.to_json() for finding in findings]})
     console = cli.stdout()
-    console.print(views.fidelity_table(found, None if args.all else WORST))
-    cli.say(console, found.advice_text())
+    console.print(views.fidelity_table(result, None if args.all else WORST))
+    cli.say(console, result.advice_text())
     if findings:
         console.print(views.assumption_table(findings))
 

@@ -31,7 +31,7 @@ KINDS = {
     'nuscenes': (nuscenes.add_arguments, nuscenes.run, 'a nuScenes set of drives: cameras and LiDAR'),
     'seeded': (add_seeded, run_seeded, 'a checkpoint of seeded weights for a config'),
 }
-"""Name -> what adds its options, what runs it, and one line about it."""
+"""Name -> function that adds its options, function that runs it, and a line of help."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""`onnx2tensorrt.py`: build a TensorRT engine, say what it holds, and compare it where there is a GPU."""
+"""`onnx2tensorrt.py`: build a TensorRT engine, describe it, and compare it on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import collections
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.cli.options import refuse_given
+from mmdeploy_ext.cli.options import refuse_options
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, check_writable, write_json
@@ -22,7 +22,7 @@ PRODUCTS = ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')
 """Kinds of layers that multiply with weights."""
 NO_GPU = 'NOT COMPARED: no GPU is here'
 BUILD_OPTIONS = ('output', 'package', 'fp16', 'keep_fp32', 'tf32', 'layers', 'check')
-"""Of one build."""
+"""Options of a single build."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,10 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build (and compare when asked), or describe an engine; 1 if outputs differ or nothing was compared."""
+    """Build (and compare with --verify), or describe an engine; 1 if outputs differ or were not compared."""
     from mmdeploy_ext.engines.tensorrt import engine
 
-    _refuse_idle(args)
+    _check_together(args)
     if args.table:
         return _table(args)
     if len(args.onnx) > 1:
@@ -113,18 +113,18 @@ def run(args: argparse.Namespace) -> int:
     return _build(args, job, output)
 
 
-def _refuse_idle(args: argparse.Namespace) -> None:
+def _check_together(args: argparse.Namespace) -> None:
     """Refuse options that have no effect together."""
     parser = build_parser()
     if args.table:
-        refuse_given(args, parser, (*BUILD_OPTIONS, 'verify'), 'does nothing with --table')
+        refuse_options(args, parser, (*BUILD_OPTIONS, 'verify'), 'does nothing with --table')
         return
-    refuse_given(args, parser, ('mark',), 'goes with --table')
+    refuse_options(args, parser, ('mark',), 'goes with --table')
     if args.onnx[0].endswith('.engine'):
         names = (*BUILD_OPTIONS, 'sm', 'shapes', 'constant')
-        refuse_given(args, parser, names, 'does nothing with an engine, which is built already')
+        refuse_options(args, parser, names, 'does nothing with an engine, which is built already')
     if args.check:
-        refuse_given(args, parser, ('output', 'layers', 'verify'), 'does nothing with --check')
+        refuse_options(args, parser, ('output', 'layers', 'verify'), 'does nothing with --check')
 
 
 def _build(args: argparse.Namespace, job: Job, output: str) -> int:
@@ -135,7 +135,7 @@ def _build(args: argparse.Namespace, job: Job, output: str) -> int:
     with _progress() as progress:
         record, built = engine.build_file(job, output, progress)
     if args.layers:
-        write_json(args.layers, dict(network=built.layers_json(), inspector=_inspected(output)))
+        write_json(args.layers, dict(network=built.layers_json(), inspector=_inspect(output)))
     layers = f'{len(built.layers)} layers, built in {built.seconds:.1f} s'
     print(f'{output}: {_title(record)}, {record.precision}, {layers}')
     _print_layers(record.layers)
@@ -147,12 +147,12 @@ def _build(args: argparse.Namespace, job: Job, output: str) -> int:
 
 
 def _title(record: Record) -> str:
-    built_for = ', '.join(f'SM {number}' for number in record.architectures)
-    return f'{record.package} {record.version}, {built_for}, {record.nbytes / 1e6:.1f} MB'
+    architectures = ', '.join(f'SM {number}' for number in record.architectures)
+    return f'{record.package} {record.version}, {architectures}, {record.nbytes / 1e6:.1f} MB'
 
 
-def _inspected(engine: str) -> Any:
-    """Return what the inspector says of an engine on its GPU; None without one."""
+def _inspect(engine: str) -> Any:
+    """Return the inspector's report of an engine on its GPU; None without such a GPU."""
     import json
 
     from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
@@ -178,7 +178,7 @@ def _print_layers(layers: dict[str, dict[str, int]]) -> None:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show the phase that TensorRT is in; yield the function that sets it."""
+    """Show the phase of TensorRT; yield the function that sets it."""
     with cli.progress('building') as update:
         yield lambda phase, done, steps: update(description=phase, completed=done, total=steps or None)
 
@@ -200,13 +200,13 @@ def _table(args: argparse.Namespace) -> int:
     table = tensorrt_table.markdown(rows, args.sm, version)
     before = page.read_text(encoding='utf-8') if page.is_file() else ''
     with atomic_path(page) as temporary:
-        temporary.write_text(tensorrt_table.shown_in(before, table, args.mark), encoding='utf-8')
+        temporary.write_text(tensorrt_table.insert_table(before, table, args.mark), encoding='utf-8')
     print(table, end='')
     return 0
 
 
 def _describe(args: argparse.Namespace) -> int:
-    """Check an engine against its record and print what is known of it."""
+    """Check an engine against its record, and print the record."""
     from mmdeploy_ext.engines.tensorrt.record import read_record
 
     record = read_record(args.onnx)

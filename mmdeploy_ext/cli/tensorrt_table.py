@@ -1,7 +1,7 @@
-"""What builds for which architecture, with the size of the engine: a table in Markdown."""
+"""A table in Markdown of the graphs that build for each architecture, with the size of the engine."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmdeploy_ext.core.errors import Mm2OnnxError
@@ -21,15 +21,15 @@ class Row:
     """One graph in one precision.
 
     Attributes:
-        name: of the graph.
+        name: folder and name of the file.
         precision: 'fp32' (the file as it is) or 'fp16'.
-        nodes: of the ONNX file.
+        nodes: their number in the ONNX file.
         built: architectures that an engine was built for.
-        nbytes: of one engine for all of them; 0 without.
-        halves: layers that multiply weights in float16, and all such layers.
+        nbytes: of one engine for all of them, or 0.
+        halves: number of layers that multiply weights in float16, and of all that multiply weights.
         cosine: worst of all float outputs, the float16 graph against the file, both in ONNX Runtime on the
-            same random inputs; None of fp32.
-        refused: why nothing was built, for some or all architectures; ''.
+            same random inputs; None for fp32.
+        refused: why there is no engine for some or all architectures, or ''.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Row:
     refused: str
 
 
-def suiting(path: str, texts: Sequence[str]) -> list[str]:
-    """Return those of NAME=... whose name is an input or an axis of a file."""
+def fitting_options(path: str, texts: Sequence[str]) -> list[str]:
+    """Return the options NAME=... whose name is an input or an axis of a file."""
     model = files.load(path)
     spec = spec_of(model)
     names = {value.name for value in model.graph.input}
@@ -58,16 +58,16 @@ def measure(
     constants: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Row]:
-    """Build every file in both precisions for all architectures; what one refuses, others may take.
+    """Build every file in both precisions, for as many of the architectures as take it.
 
-    Of `shapes` and `constants` each file takes those that it has; `progress` is told the file, how many are
-    done and how many there are.
+    `shapes` and `constants` are used for the files that have their inputs; `progress` is called with the
+    file, the number of finished files and that of all.
     """
     rows = []
-    for done, path in enumerate(paths):
+    for finished, path in enumerate(paths):
         for precision in PRECISIONS:
             if progress is not None:
-                progress(f'{_name(path)} {precision}', done, len(paths))
+                progress(f'{_name(path)} {precision}', finished, len(paths))
             rows.append(_row(path, precision, architectures, shapes, constants))
     return rows
 
@@ -81,50 +81,49 @@ def _row(
 ) -> Row:
     name, nodes = _name(path), len(files.read(path).graph.node)
     reasons: dict[str, list[int]] = {}
-    found: list[tuple[tuple[int, ...], Built, tensorrt_engine.Job]] = []
-    waiting = [tuple(architectures)]
-    while waiting:
-        group = waiting.pop(0)
+    engines: list[tuple[tuple[int, ...], Built, tensorrt_engine.Job]] = []
+    groups = [tuple(architectures)]
+    while groups:
+        group = groups.pop(0)
         try:
             job = tensorrt_engine.prepare(
                 path,
                 fp16=precision == 'fp16',
-                shapes=suiting(path, shapes),
-                constants=suiting(path, constants),
+                shapes=fitting_options(path, shapes),
+                constants=fitting_options(path, constants),
                 package='tensorrt-rtx',
                 architectures=group,
             )
-            found.append((group, build(job.model, job.package, group, job.profiles), job))
+            engines.append((group, build(job.model, job.package, group, job.profiles), job))
         except Mm2OnnxError as error:
             if len(group) > 1:
-                waiting += [group[:1], group[1:]]
+                groups += [group[:1], group[1:]]
             else:
                 reasons.setdefault(str(error).removeprefix(f'{path}: '), []).extend(group)
     refused = '; '.join(
         reason if len(numbers) == len(architectures) else f'SM {" ".join(map(str, numbers))}: {reason}'
         for reason, numbers in reasons.items()
     )
-    if not found:
+    if not engines:
         return Row(name, precision, nodes, (), 0, (0, 0), None, refused)
-    _, built, job = max(found, key=lambda entry: len(entry[0]))
-    everything = tuple(sorted(number for group, _, _ in found for number in group))
-    cosine = _cosine(path, job) if precision == 'fp16' else None
-    return Row(name, precision, nodes, everything, len(built.data), _halves(built.dtypes()), cosine, refused)
-
-
-def _halves(dtypes: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
+    _, built, job = max(engines, key=lambda entry: len(entry[0]))
+    numbers = tuple(sorted(number for group, _, _ in engines for number in group))
+    dtypes = built.dtypes()
     products = [dtypes.get(kind, {}) for kind in ('CONVOLUTION', 'DECONVOLUTION', 'MATRIX_MULTIPLY')]
-    return sum(counts.get('float16', 0) for counts in products), sum(sum(x.values()) for x in products)
+    halves = sum(counts.get('float16', 0) for counts in products)
+    total = sum(sum(counts.values()) for counts in products)
+    cosine = _cosine(path, job) if precision == 'fp16' else None
+    return Row(name, precision, nodes, numbers, len(built.data), (halves, total), cosine, refused)
 
 
 def _cosine(path: str, job: tensorrt_engine.Job) -> float | None:
-    """Return the worst cosine; None where random inputs give zeros alone, which would say nothing."""
+    """Return the worst cosine; None if all float outputs are zeros on random inputs."""
     single = tensorrt_engine.prepare(path, constants=job.constants, only_check=True).model
-    usual = {name: shapes[1] for name, shapes in job.profiles.items()}
-    feeds = random_feeds(single, 0, usual)
-    reference, got = Runner(single).run(feeds), Runner(job.model).run(feeds)
+    usual_shapes = {name: shapes[1] for name, shapes in job.profiles.items()}
+    feeds = random_feeds(single, 0, usual_shapes)
+    reference, candidate = Runner(single).run(feeds), Runner(job.model).run(feeds)
     floats = {name: array for name, array in reference.items() if array.dtype.kind == 'f' and array.any()}
-    rows = compare_outputs(floats, {name: got[name] for name in floats}, half=True)
+    rows = compare_outputs(floats, {name: candidate[name] for name in floats}, half=True)
     return min((row.cosine or 0.0 for row in rows), default=None)
 
 
@@ -132,8 +131,8 @@ def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) ->
     """Return the table, with the version above it."""
     heads = ['graph', 'nodes', 'precision', *(f'SM {number}' for number in architectures)]
     heads += ['MB', 'products in float16', 'cosine of fp16']
-    first = f'tensorrt-rtx {version}; the size is that of one engine for all architectures of the row.'
-    lines = [first, '', _line(heads), _line(['---'] * len(heads))]
+    intro = f'tensorrt-rtx {version}; the size is that of one engine for all architectures of the row.'
+    lines = [intro, '', _line(heads), _line(['---'] * len(heads))]
     refused: dict[str, list[str]] = {}
     for row in rows:
         if row.refused:
@@ -143,7 +142,9 @@ def markdown(rows: Sequence[Row], architectures: Sequence[int], version: str) ->
         marks = ['builds' if number in row.built else 'refused' for number in architectures]
         size = f'{row.nbytes / 1e6:.1f}'
         half = f'{row.halves[0]} of {row.halves[1]}'
-        cosine = '-' * (row.precision == 'fp16') if row.cosine is None else f'{row.cosine:.5f}'
+        cosine = '-' if row.precision == 'fp16' else ''
+        if row.cosine is not None:
+            cosine = f'{row.cosine:.5f}'
         lines.append(_line([row.name, str(row.nodes), row.precision, *marks, size, half, cosine]))
     if refused:
         lines += ['', 'Refused before the build:', '']
@@ -155,7 +156,7 @@ def _line(cells: Sequence[str]) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def shown_in(text: str, table: str, mark: str = 'table') -> str:
+def insert_table(text: str, table: str, mark: str = 'table') -> str:
     """Return a page with the table between its marks, `<!-- table -->` and `<!-- /table -->`."""
     start, end = f'<!-- {mark} -->\n', f'<!-- /{mark} -->'
     before, _, rest = text.partition(start)

@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def resolve_device(device: str) -> str:
-    """Return the device of this process; 'auto' is its own GPU where there is one."""
+    """Return the device of this process; 'auto' is its GPU, or the CPU without one."""
     import torch
 
     if device != 'auto':
@@ -65,20 +65,16 @@ def resolve_device(device: str) -> str:
     return f'cuda:{int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()}'
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    """Evaluate."""
+    cli.wait_passively()
+    compat.apply()
     if not (args.out or args.eval or args.format_only or args.show_dir):
         raise UsageError('nothing to do: give at least one of --eval, --out, --format-only, --show-dir')
     if args.eval and args.format_only:
         raise UsageError('--eval and --format-only exclude each other')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out {args.out}: expected a .pkl or .pickle file')
-
-
-def run(args: argparse.Namespace) -> int:
-    """Evaluate."""
-    cli.wait_passively()
-    compat.apply()
-    _check_arguments(args)
     with distributed.join(args.launcher, args.local_rank) as ranks:
         return _run(args, ranks)
 
@@ -100,8 +96,8 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     family = find_family(cfg, DETECTOR)
     kind = ImageModel if family.samples == 'images' else FrameModel
     if family.samples != 'images':
-        why = f'these models are drawn by {tool(family.used_by[""].split()[0])}'
-        shared.refuse_given(args, build_parser(), ('show_dir', 'show_score_thr'), why)
+        reason = f'these models are drawn by {tool(family.used_by[""].split()[0])}'
+        shared.refuse_options(args, build_parser(), ('show_dir', 'show_score_thr'), reason)
     tested = kind(cfg, family, args, work_dir)
     dataset = evaluation.build_dataset(cfg)
     check_dataset(cfg, tested, family, dataset)
@@ -123,7 +119,7 @@ def open_network(deployment: Deployment, tested: TestedModel, ranks: Ranks) -> I
     """Yield the model on the engine of its config; None when the engine disagrees with the dump.
 
     Files that are missing, or were made from another config or checkpoint, are exported first, by rank 0.
-    The PyTorch weights are gone before an ONNX engine evaluates.
+    The PyTorch weights are freed before an ONNX engine evaluates.
     """
     from mmdeploy_ext.proving.against_dump import check_dump
 
@@ -165,41 +161,41 @@ def export_if_stale(deployment: Deployment, tested: TestedModel) -> None:
     target, reason = tested.target, 'missing'
     if Path(target).exists():
         try:
-            found = read_files(target)
+            exported = read_files(target)
         except ModelFileError as error:
             raise ModelFileError(
                 f'{error} (backend_config.onnx_file; delete it to have it exported)'
             ) from error
-        wanted = tested.wanted(deployment)
-        reason = stale_reason(found.metadata, wanted[-1])
-        if len(found.paths) != len(wanted):
-            reason = f'incomplete: {len(found.paths)} of {len(wanted)} graphs'
+        expected = tested.expected_metadata(deployment)
+        reason = stale_reason(exported.metadata, expected[-1])
+        if len(exported.paths) != len(expected):
+            reason = f'incomplete: {len(exported.paths)} of {len(expected)} graphs'
         if not reason:
             print(f'{target}: up to date', flush=True)
             return
-        for path in found.paths:
+        for path in exported.paths:
             refuse_stale(path, reason)
     seconds = tested.export(deployment)
     print(f'{target}: was {reason}; exported in {seconds:.1f} s', flush=True)
 
 
 def _dump(deployment: Deployment, tested: TestedModel, first: bool) -> DumpWriter | None:
-    """Return what the config wants dumped; the first rank prints it."""
+    """Return the writer of the config's dump, or None; the first rank prints what is written."""
     from mmdeploy_ext.core.dump import DumpWriter
 
     dump, unit = tested.settings['dump'], tested.unit
     if dump is None:
         return None
-    folder, chosen = Path(dump['dir'] or tested.work_dir / 'dump'), dump[unit]
+    folder, samples = Path(dump['dir'] or tested.work_dir / 'dump'), dump[unit]
     if first:
-        which = f'the first {chosen} {unit}' if isinstance(chosen, int) else f'{unit} {list(chosen)}'
-        print(f'dumping the tensors of {which} to {folder}', flush=True)
+        text = f'the first {samples} {unit}' if isinstance(samples, int) else f'{unit} {list(samples)}'
+        print(f'dumping the tensors of {text} to {folder}', flush=True)
     facts = dict(model_facts(deployment), **tested.dump_facts())
-    return DumpWriter(folder, facts, chosen, dump['tensors'])
+    return DumpWriter(folder, facts, samples, dump['tensors'])
 
 
 def model_facts(deployment: Deployment) -> dict[str, str]:
-    """Return what a dump and a metrics file say about the model that they are of."""
+    """Return the facts about the model in a dump and a file of metrics."""
     return dict(
         config=Path(deployment.config).name,
         config_sha256=deployment.config_sha256,

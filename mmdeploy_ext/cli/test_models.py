@@ -1,4 +1,4 @@
-"""What the test loop needs of a kind of model: its settings, its network on an engine, its files."""
+"""The models of the test loop: settings, network on an engine, exported files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class TestedModel(abc.ABC):
         settings: as `backend_config.read_settings` returns it.
         options: of the export; resolved once `check` has run.
         target: file or folder of the exported model.
-        unit: key of `backend_config.dump` that says how much is written.
+        unit: key of `backend_config.dump` with the number of samples or frames.
     """
 
     unit: ClassVar[str]
 
     def __init__(self, cfg: Any, family: Family, args: argparse.Namespace, work_dir: Path) -> None:
-        """Read the settings; refuses what this kind of model does not have.
+        """Read the settings; those that this kind of model does not have are refused.
 
         `work_dir` is shared by the `_pth` and the `_onnx` run.
         """
@@ -50,11 +50,11 @@ class TestedModel(abc.ABC):
         self.settings = backend_config.read_settings(cfg, family)
         self.options = backend_config.graph_options(cfg, self.settings, family)
         backend_config.check_targets(self.settings, work_dir)
-        own = work_dir / f'{work_dir.name}_{self.own_name()}'
-        self.target = str(self.settings.get('onnx_file') or own)
+        default = work_dir / f'{work_dir.name}_{self.file_suffix()}'
+        self.target = str(self.settings.get('onnx_file') or default)
 
     def check(self, cfg: Any, family: Family, model: Any) -> None:
-        """Refuse, before the weights load, what cannot be exported; fill in what the config left open."""
+        """Complete the options by the model; refuse, before the weights load, what cannot be exported."""
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.exporting.files import check_output
 
@@ -66,19 +66,19 @@ class TestedModel(abc.ABC):
             raise ConfigError(f'{cfg.filename}: backend_config: {error}') from error
 
     def dump_facts(self) -> dict[str, Any]:
-        """Return what every manifest of a dump says besides what those of all models do."""
+        """Return the facts in the manifests of a dump that not all models have."""
         return {}
 
     @abc.abstractmethod
-    def own_name(self) -> str:
-        """Return how the file or folder in the work directory ends."""
+    def file_suffix(self) -> str:
+        """Return the end of the name of the file or folder in the work directory."""
 
     @abc.abstractmethod
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> AbstractContextManager[Network]:
         """Return the model in PyTorch."""
 
-    def wanted(self, deployment: Deployment) -> list[Metadata]:
-        """Return what the files of an export would say about themselves."""
+    def expected_metadata(self, deployment: Deployment) -> list[Metadata]:
+        """Return the metadata of the files that an export would write."""
         from mmdeploy_ext.exporting.files import make_metadata
 
         graphs = deployment.family.graphs(deployment.model, self.options)
@@ -88,10 +88,10 @@ class TestedModel(abc.ABC):
         """Write the files; returns the seconds that it took."""
         from mmdeploy_ext.exporting.files import export_files
 
-        return export_files(deployment, self.options, self.target, self.traced(deployment))[1]
+        return export_files(deployment, self.options, self.target, self.example_images(deployment))[1]
 
-    def traced(self, deployment: Deployment) -> list[PreparedImage]:
-        """Return the images that an export traces; none where graphs have examples of their own."""
+    def example_images(self, deployment: Deployment) -> list[PreparedImage]:
+        """Return the images that an export traces; [] if the graphs have examples."""
         return []
 
     @abc.abstractmethod
@@ -106,17 +106,17 @@ class ImageModel(TestedModel):
 
     unit = 'samples'
 
-    def own_name(self) -> str:
-        """See `TestedModel`."""
+    def file_suffix(self) -> str:
+        """Return the form as the name of a file."""
         return f'{self.options.form}.onnx'
 
     def dump_facts(self) -> dict[str, Any]:
-        """See `TestedModel`."""
+        """Return the form."""
         return dict(form=self.options.form)
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
-        """See `TestedModel`; precision is of the file."""
+        """Yield the stages of the export in PyTorch, in float32: the precision is that of the file."""
         from mmdeploy_ext.exporting.files import make_metadata
 
         options = self.options.replace(precision='fp32', fp16_io=False, keep_fp32=())
@@ -135,8 +135,8 @@ class ImageModel(TestedModel):
         show = Show(Path(folder), metadata.classes, self.args.show_score_thr) if folder else None
         return BackendDetector(backend, deployment.family, metadata, dump, show)
 
-    def traced(self, deployment: Deployment) -> list[PreparedImage]:
-        """See `TestedModel`: the demo's picture."""
+    def example_images(self, deployment: Deployment) -> list[PreparedImage]:
+        """Return the demo's picture."""
         from mmdeploy_ext.exporting import deployment as deploy
         from mmdeploy_ext.preprocess.pictures import read_image
 
@@ -148,7 +148,7 @@ class ImageModel(TestedModel):
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, Dumped]]:
-        """See `TestedModel`."""
+        """Yield the file on its engine."""
         from mmdeploy_ext.proving.against_dump import DumpedImages
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
@@ -160,14 +160,14 @@ class FrameModel(TestedModel):
 
     unit = 'frames'
 
-    def own_name(self) -> str:
-        """See `TestedModel`."""
+    def file_suffix(self) -> str:
+        """Return the contract as the name of a folder, or of the one file of a fork."""
         check_engine_kind(self.settings['type'], self.settings.get('inference_precision'))
         return 'fork.onnx' if self.options.contract == 'fork' else self.options.contract
 
     @contextlib.contextmanager
     def in_torch(self, deployment: Deployment, dump: DumpWriter | None) -> Iterator[Network]:
-        """See `TestedModel`."""
+        """Yield the published model."""
         from mmdeploy_ext.exporting.fold import fuse
 
         model = fuse(deployment.model) if self.args.fuse_conv_bn else deployment.model
@@ -183,7 +183,7 @@ class FrameModel(TestedModel):
     def on_engine(
         self, deployment: Deployment, engine: Mapping[str, Any]
     ) -> Iterator[tuple[Network, Dumped]]:
-        """See `TestedModel`."""
+        """Yield the files on their engine."""
         from mmdeploy_ext.exporting.files import read_files
         from mmdeploy_ext.proving.against_dump import DumpedFrames
 
@@ -193,7 +193,7 @@ class FrameModel(TestedModel):
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
-    """Refuse a data set that lacks what its models need, and a dump that cannot be written."""
+    """Refuse a data set that does not fit the model, and a dump of samples or tensors that do not exist."""
     from mmdeploy_ext.evaluate.loop import scene_tokens
 
     if family.memory:
@@ -202,10 +202,10 @@ def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Datase
     dump, unit, names = tested.settings['dump'], tested.unit, getattr(family, 'dump_names', ())
     if dump is None:
         return
-    asked = [] if isinstance(dump[unit], int) else dump[unit]
-    if beyond := [index for index in asked if index >= len(dataset)]:
+    indices = [] if isinstance(dump[unit], int) else dump[unit]
+    if too_large := [index for index in indices if index >= len(dataset)]:
         raise ConfigError(
-            f'{cfg.filename}: backend_config.dump.{unit} names {beyond}; data.test has {len(dataset)} '
+            f'{cfg.filename}: backend_config.dump.{unit} names {too_large}; data.test has {len(dataset)} '
             f'{unit}, counted from 0'
         )
     unknown = sorted(set(dump['tensors'] or ()) - set(names))

@@ -1,4 +1,4 @@
-"""Train a detector with mmdet's own loop: `python tools/train.py CONFIG [--work-dir DIR]`, on CPU or GPU.
+"""Train a detector with mmdet's loop: `python tools/train.py CONFIG [--work-dir DIR]`, on CPU or GPU.
 
 Models of mmdet and of mmdet3d; `data.shuffler_sampler` of a config (StreamPETR's sequences) is honoured.
 """
@@ -21,7 +21,7 @@ from mmdeploy_ext.core.files import check_writable
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Give the parser; names and meanings are those of mmdet 2.28's own `tools/train.py`."""
+    """Return the parser; names and meanings are those of mmdet 2.28's `tools/train.py`."""
     parser = cli.ArgumentParser(description=__doc__)
     add = cli.adder(parser)
     add('config', 'config file')
@@ -43,9 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_train_config(args: argparse.Namespace) -> Any:
-    """Read the config, apply what the command line says, and prepare this process for it.
+    """Return the mmcv `Config` with the command line's work_dir, seed, device and gpu_ids filled in.
 
-    It returns the mmcv `Config` with work_dir, seed, device and gpu_ids filled in.
+    The random generators of this process are seeded, and it joins the others of a launcher.
     """
     from mmcv.runner import get_dist_info, init_dist
     from mmdet.apis import init_random_seed, set_random_seed
@@ -72,7 +72,7 @@ def load_train_config(args: argparse.Namespace) -> Any:
 
 
 def build_model(cfg: Any) -> Any:
-    """Build `cfg.model` with the library that knows its type: mmdet, or mmdet3d and its plugins."""
+    """Build `cfg.model` by the library that has its type: mmdet, or mmdet3d and its plugins."""
     from mmdet.models import DETECTORS
     from mmdet.models import build_detector as build
 
@@ -82,7 +82,7 @@ def build_model(cfg: Any) -> Any:
 
 
 def configured_loaders(cfg: Any) -> contextlib.AbstractContextManager[None]:
-    """Let mmdet 2.28's loop build mmdet3d's data sets, with the samplers that a config names in `data`."""
+    """Inside the block mmdet's loop builds mmdet3d's data sets, with the samplers that `data` names."""
     names = ('shuffler_sampler', 'nonshuffler_sampler')
     samplers = {name: cfg.data[name] for name in names if name in cfg.data}
     import mmdet.apis.train
@@ -125,9 +125,16 @@ def train(args: argparse.Namespace) -> int:
     model.CLASSES = dataset.CLASSES
     if cfg.get('checkpoint_config') is not None:
         cfg.checkpoint_config.meta = {'mmdet_version': mmdet.__version__, 'CLASSES': dataset.CLASSES}
-    how = dict(distributed=args.launcher != 'none', validate=not args.no_validate)
     with configured_loaders(cfg):
-        train_detector(model, [dataset], cfg, timestamp=timestamp, meta=meta, **how)
+        train_detector(
+            model,
+            [dataset],
+            cfg,
+            distributed=args.launcher != 'none',
+            validate=not args.no_validate,
+            timestamp=timestamp,
+            meta=meta,
+        )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`verify.py`: prove files that were made earlier; their metadata says what they claim to be."""
+"""`verify.py`: prove files that were exported earlier, by what their metadata states."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-ASKED = tuple(
-    dataclasses.replace(one, help=f'{one.help.split(" (default")[0]} (default: what the file says)', group='')
-    for one in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
+EXPORT_OPTIONS = tuple(
+    dataclasses.replace(
+        option, help=f'{option.help.split(" (default")[0]} (default: what the file says)', group=''
+    )
+    for option in (FORM, OPSET, MAX_CANDIDATES, MAX_PROPOSALS)
 )
-"""Options of the export that a proof may be told again."""
-IMAGE_ASKED = ('mean', 'std', *(one.name for one in ASKED))
-"""Options of single pictures alone."""
-DETECTOR_ASKED = ('eval', 'engine', 'providers', 'inference_precision', 'device')
+"""Options of the export that may be repeated for a proof."""
+IMAGE_OPTIONS = ('mean', 'std', *(option.name for option in EXPORT_OPTIONS))
+"""Options of models of single pictures alone."""
+DETECTOR_OPTIONS = ('eval', 'engine', 'providers', 'inference_precision', 'device')
 """Options that sparse backbones do not have."""
 
 
@@ -53,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         'as at the export, 0 for all candidates; a file that says something else is not proven',
     )
     shared.add_normalisation_arguments(group)
-    shared.add_declared(group, ASKED)
+    shared.add_declared(group, EXPORT_OPTIONS)
     shared.add_proof_arguments(parser)
     shared.add_report_arguments(parser)
     cli.add_debug_option(parser)
@@ -68,30 +70,38 @@ def run(args: argparse.Namespace) -> int:
     proof.check_report_targets(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     source = Source.read(args.config, args.checkpoint, cfg_options, args.device, file=args.onnx_file)
-    refuse_others(args, source.family, engine)
+    check_family(args, source.family, engine)
     samples = Samples(source.family, args.images or (), args.frames)
-    asked = shared.given_values(args, ASKED)
+    asked = shared.option_values(args, EXPORT_OPTIONS)
     return prove_files(args, source, samples, engine, edited=args.edited, asked=asked)
 
 
-def refuse_others(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
+def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
     """Refuse options that this kind of model does not have."""
     if family.samples == 'images':
-        shared.refuse_given(args, build_parser(), ('frames',), 'goes with streaming models only')
+        shared.refuse_options(args, build_parser(), ('frames',), 'goes with streaming models only')
         return
-    shared.refuse_given(args, build_parser(), IMAGE_ASKED, 'goes with models of single pictures only')
+    shared.refuse_options(args, build_parser(), IMAGE_OPTIONS, 'goes with models of single pictures only')
     if family.product == BACKBONE:
-        shared.refuse_given(args, build_parser(), DETECTOR_ASKED, 'sparse backbones do not have it')
+        shared.refuse_options(args, build_parser(), DETECTOR_OPTIONS, 'sparse backbones do not have it')
     check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
 
 def prove_files(
     args: argparse.Namespace, source: Source, samples: Samples, engine: dict[str, Any], **claims: Any
 ) -> int:
-    """Prove files that were exported earlier, and show the verdict; see `api.prove_source`."""
-    options = dict(mean=args.mean, std=args.std, metrics=args.eval or ())
-    verdict, *shown = prove_source(source, args.onnx_file, samples, engine, **options, **claims)
-    return proof.show(verdict, *shown, args)
+    """Prove files that were exported earlier, and show the verdict; `claims` go to `api.prove_source`."""
+    verdict, pictures, deployment = prove_source(
+        source,
+        args.onnx_file,
+        samples,
+        engine,
+        mean=args.mean,
+        std=args.std,
+        metrics=args.eval or (),
+        **claims,
+    )
+    return proof.show(verdict, pictures, deployment, args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,17 +51,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen_engines(args: argparse.Namespace) -> list[str]:
-    """Return the keys of `demo.ENGINES` to run, PyTorch first; refuses an engine without its model."""
-    given = [name for name, model in (('torch', args.checkpoint), ('onnx', args.onnx)) if model]
-    if not given:
+def engines_to_run(args: argparse.Namespace) -> list[str]:
+    """Return the keys of `demo.ENGINES` to run, PyTorch first; UsageError for an engine without its model."""
+    available = [name for name, model in (('torch', args.checkpoint), ('onnx', args.onnx)) if model]
+    if not available:
         raise UsageError('got neither a checkpoint nor --onnx; expected at least one of them')
-    wanted = {'both': list(demo.ENGINES), None: given}.get(args.engine, [args.engine])
-    for name in wanted:
-        if name not in given:
-            needed = 'a checkpoint (second argument)' if name == 'torch' else '--onnx PATH'
-            raise UsageError(f'--engine {args.engine}: {demo.ENGINES[name]} needs {needed}')
-    return wanted
+    engines = {'both': list(demo.ENGINES), None: available}.get(args.engine, [args.engine])
+    for name in engines:
+        if name not in available:
+            model = 'a checkpoint (second argument)' if name == 'torch' else '--onnx PATH'
+            raise UsageError(f'--engine {args.engine}: {demo.ENGINES[name]} needs {model}')
+    return engines
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -78,7 +78,7 @@ def check_options(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw a scene."""
     cli.wait_passively()
-    engines = chosen_engines(args)
+    engines = engines_to_run(args)
     check_options(args)
 
     compat.apply()
@@ -108,7 +108,7 @@ def scene_indices(tokens: Sequence[str], scene: int, frames: int | None) -> list
 
 
 def drawn_family(config: str, cfg: Any) -> SequenceFamily:
-    """Return the family of a config, whose models do not take single pictures."""
+    """Return the family of a config; ConfigError if its models take single pictures."""
     family = find_family(cfg, DETECTOR)
     if family.samples == 'images':
         raise ConfigError(
@@ -121,7 +121,7 @@ def drawn_family(config: str, cfg: Any) -> SequenceFamily:
 def load(
     args: argparse.Namespace, engines: Sequence[str], family: SequenceFamily
 ) -> tuple[dict[str, Stepper], tuple[str, ...]]:
-    """Return key of `demo.ENGINES` -> model with its memory, of the engines that run; and class names."""
+    """Return key of `demo.ENGINES` -> model, for the engines that run, and the class names."""
     steppers: dict[str, Stepper] = {}
     classes: tuple[str, ...] = ()
     if 'torch' in engines:
@@ -149,21 +149,21 @@ def draw_scene(
     steppers: dict[str, Stepper],
     classes: Sequence[str],
 ) -> str:
-    """Run `count` frames and write the pictures; return what to say about it."""
+    """Run `count` frames and write the pictures; return the median times as text."""
     from mmdeploy_ext.proving.tasks import bbox3d
 
     seconds: dict[str, list[float]] = {name: [] for name in steppers}
     with demo.open_writer(args.out, args.fps) as write:
         for number, frame in enumerate(cli.tracked(frames, count, 'frames')):
-            found = {}
+            detections = {}
             for name, stepper in steppers.items():
                 start = time.perf_counter()
-                found[name] = stepper.step(frame).detections
+                detections[name] = stepper.step(frame).detections
                 seconds[name].append(time.perf_counter() - start)
             title = f'scene {args.scene}, frame {number + 1} of {count}'
-            both = map(found.get, demo.ENGINES)
+            both = map(detections.get, demo.ENGINES)
             pair = bbox3d.pair_of(frame, rule, title, *both, demo.ENGINES['onnx'])
-            write(demo.draw_found(pair, found, classes, args.score_thr))  # of one size for all frames
+            write(demo.draw_boxes(pair, detections, classes, args.score_thr))  # all frames have one size
     medians = {demo.ENGINES[name]: statistics.median(values) * 1e3 for name, values in seconds.items()}
     return f'{", ".join(f"{name} {ms:.0f} ms" for name, ms in medians.items())} per frame (median)'
 

@@ -1,4 +1,4 @@
-"""`zoo.py`: which configs export and are proven, with seeded weights; of mmdet, of mmdet3d, or one's own."""
+"""`zoo.py`: configs of mmdet, of mmdet3d or of the user, exported with seeded weights and proven."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import check_writable, write_json
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.inputs.user_samples import read_images
-from mmdeploy_ext.zoo.records import EXPORT_KINDS, Outcome, Record, summary_line, zoo_content
+from mmdeploy_ext.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,11 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool: 0 every config of a known family is proven, 1 one is not, 2 usage."""
-    return cli.run(_body, build_parser(), argv)
-
-
 def seeded(cfg: Any, family: Family) -> torch.nn.Module:
     """Return the detector of a config with seeded weights."""
     from mmdeploy_ext.synthetic.seeded import seeded_model
@@ -73,7 +68,8 @@ def seeded(cfg: Any, family: Family) -> torch.nn.Module:
     return seeded_model(cfg, family)
 
 
-def _body(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Export and prove all configs; one line per config, and zoo.json."""
     for name in ('height', 'width', 'timeout', 'memory', 'sweeps'):
         if getattr(args, name) <= 0:
             raise UsageError(f'--{name} {getattr(args, name)}: expected more than 0')
@@ -86,27 +82,28 @@ def _body(args: argparse.Namespace) -> int:
 
     files = configs.config_files(args.configs)
     reading = cli.tracked(configs.read_configs(files, args.heads), len(files), 'reading')
-    chosen = [config for config in reading if config is not None]
-    if not chosen:
+    selected = [config for config in reading if config is not None]
+    if not selected:
         raise UsageError(
             f'none of {len(files)} configs has a model with such a head; --list shows what they have'
         )
     if args.list:
-        for config in chosen:
-            print(
-                ' '.join([config.name, *(f'{key}={value}' for key, value in config.parts.items() if value)])
-            )
+        for config in selected:
+            parts = (f'{key}={value}' for key, value in config.parts.items() if value)
+            print(' '.join([config.name, *parts]))
         return 0
     records = []
-    for record in cli.tracked(_records(chosen, args), len(chosen), 'zoo'):
+    for record in cli.tracked(_records(selected, args), len(selected), 'zoo'):
         records.append(record)
-        print(_line(record), flush=True)
+        outcomes = f'fixed {_text(record.fixed)}; dynamic {_text(record.dynamic)}'
+        print(f'{record.config}: {outcomes}', flush=True)
         write_json(args.out / 'zoo.json', zoo_content(records))  # also of a run that is stopped
     print(f'{summary_line(records)}; {args.out / "zoo.json"}')
     return int(any(record.family and not record.proven for record in records))
 
 
-def _records(chosen: Sequence[Any], args: argparse.Namespace) -> Any:
+def _records(selected: Sequence[Any], args: argparse.Namespace) -> Any:
+    """Yield the record of each config, in the order in which they end."""
     from mmdeploy_ext.engines.registry import DEFAULT
     from mmdeploy_ext.zoo.config_proof import Settings
     from mmdeploy_ext.zoo.processes import Limits, run_all
@@ -115,24 +112,22 @@ def _records(chosen: Sequence[Any], args: argparse.Namespace) -> Any:
     engine = DEFAULT.runner_options(threads=1)
     size = args.height, args.width
     settings = Settings(size, picture, seeded, engine, tuple(args.files), args.sweeps)
-    jobs = args.jobs or _jobs(args.memory)
-    return run_all(chosen, settings, args.out, jobs, Limits(args.timeout, args.memory))
-
-
-def _jobs(gigabytes: float) -> int:
-    """Return how many processes cores and memory hold."""
-    whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
-    return max(1, min(len(os.sched_getaffinity(0)), int(whole // gigabytes)))
-
-
-def _line(record: Record) -> str:
-    """Return what became of a config, in one line."""
-    return f'{record.config}: fixed {_text(record.fixed)}; dynamic {_text(record.dynamic)}'
+    jobs = args.jobs
+    if not jobs:  # as many as cores and memory hold
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30
+        jobs = max(1, min(len(os.sched_getaffinity(0)), int(memory // args.memory)))
+    return run_all(selected, settings, args.out, jobs, Limits(args.timeout, args.memory))
 
 
 def _text(outcome: Outcome | None) -> str:
+    """Return an outcome in words."""
     if outcome is None:
         return 'not tried'
     if outcome.proven:
         return f'proven, {outcome.matched} of {outcome.reference} detections, {outcome.seconds:.0f} s'
     return f'{outcome.reason}: {cli.one_line(outcome.why)[:160]}'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 every config of a known family is proven, 1 one is not, 2 usage."""
+    return cli.run(run, build_parser(), argv)

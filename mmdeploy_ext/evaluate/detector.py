@@ -102,8 +102,9 @@ class BackendDetector(Network):
         self, images: list[PreparedImage], indices: Sequence[int]
     ) -> list[Detections] | list[Instances]:
         feeds = self.family.feeds([self._fit(image) for image in images], True)
+        inputs = {name: feeds[name] for name in self.backend.spec.input_names if name in feeds}
         with collect_taps() as taps:
-            outputs = self.backend.infer(self.backend.select_inputs(feeds))
+            outputs = self.backend.infer(inputs)
         if self.dump is not None:
             inner = {name: tensor.cpu().numpy() for name, tensor in taps.items()}
             self._write(indices, {**feeds, **inner, **outputs})

@@ -16,7 +16,7 @@ from docs._pages.exporters import page as exporters_page
 from docs._pages.exporters import tool as exporters_tool
 from docs._pages.exporters.rows import MODELS, Row
 from mmdeploy_ext.exporting import deployment as deploy
-from mmdeploy_ext.exporting import exporter, functional
+from mmdeploy_ext.exporting import dynamo, exporter
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.preprocess.pictures import read_image
 from mmdeploy_ext.proving.ladder import prove
@@ -257,7 +257,7 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize('of_a_view', [False, True])
 def test_what_is_written_in_place_is_in_the_file_whether_decomposed_or_not(of_a_view, monkeypatch):
     decomposed = []
-    monkeypatch.setattr(functional, 'make_functional', lambda *args, real=functional.make_functional: (
+    monkeypatch.setattr(dynamo, 'make_functional', lambda *args, real=dynamo.make_functional: (
         decomposed.append(not real(*args)) or not decomposed[-1]))
     x, module = torch.rand(3, 4), InPlace(of_a_view).eval()
     model = export_module(module, (torch.rand(3, 4),), exporter='dynamo', opset=18, input_names=['x'])

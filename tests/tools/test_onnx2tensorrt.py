@@ -177,6 +177,6 @@ def test_outputs_of_zeros_alone_have_no_cosine(tmp_path):
 
 
 def test_a_page_without_marks_gets_the_table_alone():
-    assert tensorrt_table.shown_in('', 'T\n') == '<!-- table -->\nT\n<!-- /table -->\n'
-    both = tensorrt_table.shown_in('<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\ny\n<!-- /b -->\n', 'T\n', 'b')
+    assert tensorrt_table.insert_table('', 'T\n') == '<!-- table -->\nT\n<!-- /table -->\n'
+    both = tensorrt_table.insert_table('<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\ny\n<!-- /b -->\n', 'T\n', 'b')
     assert both == '<!-- a -->\nx\n<!-- /a -->\n<!-- b -->\nT\n<!-- /b -->\n'

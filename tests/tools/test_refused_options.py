@@ -4,7 +4,7 @@ import pytest
 
 from mmdeploy_ext.cli import benchmark_app, export_app, test_app, verify_app
 from mmdeploy_ext.cli.lint_app import main as lint
-from mmdeploy_ext.cli.options import refuse_given
+from mmdeploy_ext.cli.options import refuse_options
 from mmdeploy_ext.core.errors import UsageError
 from toy_atss import REPO
 
@@ -134,11 +134,11 @@ def test_a_switch_and_an_alias_are_named_as_they_are_typed():
     parser = export_app.build_parser()
     args = parser.parse_args(['c.py', 'c.pth', '--no-fuse'])
     with pytest.raises(UsageError, match=r'^--no-fuse: why$'):
-        refuse_given(args, parser, ['fuse'], 'why')
+        refuse_options(args, parser, ['fuse'], 'why')
     parser.set_defaults(fuse=False)
     args = parser.parse_args(['c.py', 'c.pth', '--fuse'])
     with pytest.raises(UsageError, match=r'^--fuse: why$'):
-        refuse_given(args, parser, ['fuse'], 'why')
+        refuse_options(args, parser, ['fuse'], 'why')
 
 
 def test_a_proof_refuses_a_form_that_no_export_has(capsys):

@@ -15,7 +15,7 @@ import toy_streampetr_deploy as toy
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.exporting.files import export_files
-from mmdeploy_ext.preprocess.cameras import rule_from_pipeline
+from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.proving.tasks.bbox3d import match_detections
 from projects.configs.nuscenes_stream import image_augmentation, stream_data
 
@@ -34,7 +34,7 @@ def drive(request, tmp_path):
         path = tmp_path / 'infos_val.pkl'
     image = image_augmentation((32, 96), (0.6, 0.7), source=SOURCES[request.param])
     test = stream_data(image, toy_streampetr.PC_RANGE, root=f'{tmp_path}/', infos='infos')['test']
-    deployment = dataclasses.replace(toy.deployment(), rule=rule_from_pipeline(test['pipeline']))
+    deployment = dataclasses.replace(toy.deployment(), rule=multiview_rule(test['pipeline']))
     files = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
     return test, path, files
 

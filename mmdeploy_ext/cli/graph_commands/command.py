@@ -1,4 +1,4 @@
-"""What a subcommand of `graph.py` is."""
+"""Subcommands of `graph.py`, and the arguments that several of them have."""
 
 import argparse
 import dataclasses
@@ -7,17 +7,17 @@ from typing import Any
 
 from mmdeploy_ext.core import cli, files
 
-Adds = Callable[[argparse.ArgumentParser], object]
-Runs = Callable[[argparse.Namespace], int]
+AddArgument = Callable[[argparse.ArgumentParser], object]
+Run = Callable[[argparse.Namespace], int]
 
 
-def argument(*given: Any, **more: Any) -> Adds:
-    """Return what adds an argument to a parser: `cli.add` of these."""
-    return lambda parser: cli.add(parser, *given, **more)
+def argument(*words: Any, **settings: Any) -> AddArgument:
+    """Return the function that adds an argument to a parser, by `cli.add` with these arguments."""
+    return lambda parser: cli.add(parser, *words, **settings)
 
 
-def output(metavar: str, text: str, *files: str) -> Adds:
-    """Return what adds --output; `files` are what is written of it, see `cli.writes`."""
+def output(metavar: str, text: str, *files: str) -> AddArgument:
+    """Return the function that adds --output; `files` are those of `cli.writes`."""
     return argument(f'--output {metavar}', text, required=True, writes=files)
 
 
@@ -27,24 +27,26 @@ class Command:
 
     Attributes:
         help: one line, without a full stop.
-        run: does it and returns the exit status: 0 done, 1 checked and failed.
-        arguments: of its own; --json and --debug are there already.
-        takes_file: whether the first argument is one ONNX file, `args.file`; else the command adds its own.
+        run: returns the exit status: 0 done, 1 checked and failed.
+        arguments: besides --json and --debug.
+        takes_file: whether the first argument is one ONNX file, `args.file`.
     """
 
     help: str
-    run: Runs
-    arguments: tuple[Adds, ...]
+    run: Run
+    arguments: tuple[AddArgument, ...]
     takes_file: bool
 
 
 class Commands(dict[str, Command]):
     """The subcommands of a module by their names."""
 
-    def add(self, name: str, help: str, *arguments: Adds, takes_file: bool = True) -> Callable[[Runs], Runs]:
-        """Make the function below this decorator a subcommand; see `Command`."""
+    def add(
+        self, name: str, help: str, *arguments: AddArgument, takes_file: bool = True
+    ) -> Callable[[Run], Run]:
+        """Return the decorator that makes a function a subcommand; see `Command`."""
 
-        def command(run: Runs) -> Runs:
+        def command(run: Run) -> Run:
             self[name] = Command(help, run, arguments, takes_file)
             return run
 
@@ -52,6 +54,6 @@ class Commands(dict[str, Command]):
 
 
 def write_json(args: argparse.Namespace, content: dict[str, Any]) -> None:
-    """Write what a command found to the file of --json, when there is one."""
+    """Write the findings of a command to the file of --json, if there is one."""
     if args.json:
         files.write_json(args.json, content)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 COMMANDS = Commands()
 CHECKPOINT_OPTIONS = ('cfg_options', 'images', 'no_fresh')
-"""Options that only a comparison with a checkpoint has."""
+"""Options of a comparison with a checkpoint alone."""
 DEFAULT_SEED = 0
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that two files have, too."""
+    """Add the options that a comparison of two files has, too."""
     add = cli.adder(parser)
     add('--input PATH', 'inputs by name: .npz, a folder of .npy, or a dump of a _pth run')
     add('--seed SEED', 'of random inputs for two files (default: 0)', type=int)
@@ -74,25 +74,20 @@ def run_diff(args: argparse.Namespace) -> int:
     if args.report:
         check_writable(Path(args.report) / 'report.html')
     with cli.stderr().status('comparing') if cli.stderr().is_terminal else contextlib.nullcontext():
-        found = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
+        comparison = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
     from mmdeploy_ext.graph.diff.report import print_comparison, write_report
 
-    write_json(args, found.to_json())
-    page = write_report(found, Path(args.report)) if args.report else None
-    print_comparison(found, cli.stdout(), args.all)
+    write_json(args, comparison.to_json())
+    page = write_report(comparison, Path(args.report)) if args.report else None
+    print_comparison(comparison, cli.stdout(), args.all)
     if page:
         print(f'report: {page}')
-    return 0 if found.equal else 1
-
-
-def _feeds(args: argparse.Namespace) -> dict[str, Any] | None:
-    from mmdeploy_ext.graph.io.tensors import load_tensors
-
-    return load_tensors(args.input) if args.input else None
+    return 0 if comparison.equal else 1
 
 
 def _two_files(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.graph.diff.compare import diff_files
+    from mmdeploy_ext.graph.io.tensors import load_tensors
 
     for name in CHECKPOINT_OPTIONS:
         if getattr(args, name):
@@ -102,7 +97,7 @@ def _two_files(args: argparse.Namespace) -> Comparison:
     if args.seed is not None and args.input:
         raise UsageError(f'--seed {args.seed}: --input gives the inputs, nothing is random')
     seed = DEFAULT_SEED if args.seed is None else args.seed
-    return diff_files(*args.models, _feeds(args), seed, args.rtol)
+    return diff_files(*args.models, load_tensors(args.input) if args.input else None, seed, args.rtol)
 
 
 def _against_checkpoint(args: argparse.Namespace) -> Comparison:
@@ -115,13 +110,15 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.contract.metadata import read_metadata
     from mmdeploy_ext.exporting import deployment as deploy
     from mmdeploy_ext.graph.diff.findings import HALF, Bars
+    from mmdeploy_ext.graph.io.tensors import load_tensors
     from mmdeploy_ext.proving.difference.locate import first_difference
     from mmdeploy_ext.proving.provenance import refuse_other_settings
 
     config, checkpoint, path = args.models
     metadata = read_metadata(path)
     cfg_options = parse_cfg_options(args.cfg_options)
-    images, feeds = read_images(args.images or [DEFAULT_PICTURE]), _feeds(args)
+    images = read_images(args.images or [DEFAULT_PICTURE])
+    feeds = load_tensors(args.input) if args.input else None
 
     def check(cfg: Any, family: Any, model: object) -> None:
         metadata.require(path, family.name)

@@ -28,7 +28,7 @@ OUTPUT = (
 
 
 def _load(args: argparse.Namespace) -> onnx.ModelProto:
-    """Read the input, after a look at where the output goes."""
+    """Read the input, unless the output cannot be written."""
     from mmdeploy_ext.graph.io import files
 
     files.check_targets([args.output], [args.file])
@@ -42,7 +42,7 @@ def _finish(
     renamed: dict[str, str] | None = None,
     **facts: str,
 ) -> int:
-    """Compare both graphs where --prove is given, write the file and print changes; `facts` go to --json."""
+    """Compare both graphs with --prove, write the file and print changes; `facts` go to --json."""
     from mmdeploy_ext.graph.output_comparison import compare_edited
 
     rows = compare_edited(before, after, seed=args.seed, renamed=renamed) if args.prove else None
@@ -55,26 +55,26 @@ def _write(
     before: list[onnx.ModelProto],
     after: onnx.ModelProto,
     rows: Sequence[TensorRow] | None,
-    **more: str,
+    **facts: str,
 ) -> int:
-    """Write the file and print what changed; `rows` is None if the outputs were not to be compared."""
+    """Write the file and print the changes; `rows` is None without a comparison of the outputs."""
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.output_comparison import ROUNDING
     from mmdeploy_ext.graph.show.summary import describe_edit, edit_lines
     from mmdeploy_ext.proving.rows import is_equal
 
-    written = files.save(after, args.output, inputs=sources)
+    paths = files.save(after, args.output, inputs=sources)
     content = describe_edit(before, after)
-    facts: dict[str, Any] = dict(
-        files=sources, output=args.output, written=[str(path) for path in written], **more
+    report: dict[str, Any] = dict(
+        files=sources, output=args.output, written=[str(path) for path in paths], **facts
     )
     if rows is not None:
-        facts['proof'] = rows_json(rows, ROUNDING)
-    write_json(args, dict(**facts, **content))
+        report['proof'] = rows_json(rows, ROUNDING)
+    write_json(args, dict(**report, **content))
     for line in edit_lines(content):
         print(printable(line))
-    if len(written) > 1:
-        print(f'weights beside it: {", ".join(map(str, written[1:]))}')
+    if len(paths) > 1:
+        print(f'weights beside it: {", ".join(map(str, paths[1:]))}')
     if rows is not None:
         print(printable(_comparison_text(rows)))
     print(printable(f'{args.output}: {content["nodes"][1]} nodes'))
@@ -82,7 +82,7 @@ def _write(
 
 
 def _comparison_text(rows: Sequence[TensorRow]) -> str:
-    """Return one line about outputs that were compared on one set of random inputs."""
+    """Return a line about the outputs, which were compared on one set of random inputs."""
     from mmdeploy_ext.proving.rows import equality_claim, is_equal, is_exact
 
     claim, count = equality_claim(rows, 1), len(rows)
@@ -112,10 +112,10 @@ def run_extract(args: argparse.Namespace) -> int:
         raise UsageError('extract: say which nodes, by --nodes or --tensors')
     model = _load(args)
     index = Index(model)
-    chosen = set(select_nodes(index, args.nodes))
+    nodes = set(select_nodes(index, args.nodes))
     for pattern in args.tensors:
-        chosen.update(index.producer(name) for name in match_tensors(index, pattern))
-    return _finish(args, model, extract(model, chosen))
+        nodes.update(index.producer(name) for name in match_tensors(index, pattern))
+    return _finish(args, model, extract(model, nodes))
 
 
 @COMMANDS.add(
@@ -126,7 +126,7 @@ def run_extract(args: argparse.Namespace) -> int:
     *OUTPUT,
 )
 def run_cut(args: argparse.Namespace) -> int:
-    """Write what lies between tensors."""
+    """Write the part of a graph between tensors."""
     from mmdeploy_ext.graph.passes.extract import cut
 
     if not args.inputs and not args.outputs:
@@ -155,10 +155,8 @@ def run_insert_outputs(args: argparse.Namespace) -> int:
 @COMMANDS.add(
     'rename',
     'Give tensors and nodes other names',
-    *(
-        argument(f'--{what} OLD NEW', f'another name for a {what}; can be given again', [], action='append')
-        for what in ('tensor', 'node')
-    ),
+    argument('--tensor OLD NEW', 'another name for a tensor; can be given again', [], action='append'),
+    argument('--node OLD NEW', 'another name for a node; can be given again', [], action='append'),
     argument('--prefix P', 'before the names of all nodes and inner tensors, e.g. net/', ''),
     argument('--name-nodes', 'name the nodes without a name, e.g. Conv_12'),
     *OUTPUT,
@@ -170,16 +168,15 @@ def run_rename(args: argparse.Namespace) -> int:
 
     if not (args.tensor or args.node or args.prefix or args.name_nodes):
         raise UsageError('rename: say what, by --tensor, --node, --prefix or --name-nodes')
-    wanted = []
-    for what, pairs in (('--tensor', args.tensor), ('--node', args.node)):
+    for option, pairs in (('--tensor', args.tensor), ('--node', args.node)):
         if len({old for old, _ in pairs}) < len(pairs):
-            raise UsageError(f'{what}: one name is given two new ones')
-        wanted.append(dict(pairs))
+            raise UsageError(f'{option}: one name is given two new ones')
+    tensors, nodes = dict(args.tensor), dict(args.node)
     model = _load(args)
-    after = rename(model, *wanted, prefix=args.prefix, fill=args.name_nodes)
-    arguments = dict(tensors=wanted[0], nodes=wanted[1], prefix=args.prefix, fill=args.name_nodes)
+    after = rename(model, tensors, nodes, prefix=args.prefix, fill=args.name_nodes)
+    arguments = dict(tensors=tensors, nodes=nodes, prefix=args.prefix, fill=args.name_nodes)
     edits.record(after, 'rename', arguments)
-    return _finish(args, model, after, renamed=wanted[0])
+    return _finish(args, model, after, renamed=tensors)
 
 
 @COMMANDS.add(
@@ -193,22 +190,23 @@ def run_rename(args: argparse.Namespace) -> int:
     *OUTPUT,
 )
 def run_set_shape(args: argparse.Namespace) -> int:
-    """Write the graph with other input shapes, after a trial that it runs at them."""
+    """Write the graph with other input shapes, after a trial run at them."""
     from mmdeploy_ext.graph import batch_trial, edits
     from mmdeploy_ext.graph.passes import shapes
 
     model = _load(args)
     after = shapes.set_by_text(model, args.shapes)
     edits.record(after, 'set-shape', dict(shapes=args.shapes))
-    note = ''
+    facts = {}
     if not args.no_trial:
-        tried = batch_trial.try_sizes(model, after, seed=args.seed)
+        sizes = batch_trial.try_sizes(model, after, seed=args.seed)
         note = batch_trial.check_batch(model, after, seed=args.seed)
-        if tried:
-            print(f'runs at {tried}')
+        if sizes:
+            print(f'runs at {sizes}')
         if note:
             print(f'note: {note}')
-    return _finish(args, model, after, **({'note': note} if note else {}))
+            facts['note'] = note
+    return _finish(args, model, after, **facts)
 
 
 @COMMANDS.add(

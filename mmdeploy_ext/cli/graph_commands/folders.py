@@ -1,4 +1,4 @@
-"""`graph.py check-scn`, `check-folder`, `write-tables`: files for engines that compute a part themselves."""
+"""`graph.py check-scn`, `check-folder`, `write-tables`: files of engines with computations of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.cli.graph_commands.command import Adds
+    from mmdeploy_ext.cli.graph_commands.command import AddArgument
     from mmdeploy_ext.core.violations import Violation
 
 COMMANDS = Commands()
@@ -29,47 +29,46 @@ LONGEST_MESSAGE = 1000
 """Characters of a finding that are printed; names and texts of a file can be of any length."""
 
 
-def known(attribute: str) -> dict[str, Any]:
-    """Return name of a contract -> function: of `contract.py` of the packages of `consumers`.
+def contracts(attribute: str) -> dict[str, Any]:
+    """Return name of a contract -> its entry in a dict of the modules `contract.py` of `consumers`.
 
     Args:
-        attribute: 'CONTRACTS', the readers of folders, 'FILES', the names by which a folder is known, or
-            'TABLES', what writes the tables of a rig.
+        attribute: 'CONTRACTS', functions that read a folder, 'FILES', patterns of the files in a folder, or
+            'TABLES', functions that write the tables of a rig.
     """
     from mmdeploy_ext import consumers
 
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for package in pkgutil.iter_modules(consumers.__path__):
         if package.ispkg:
             module = importlib.import_module(f'{consumers.__name__}.{package.name}')
-            if any(one.name == 'contract' for one in pkgutil.iter_modules(module.__path__)):
+            if any(part.name == 'contract' for part in pkgutil.iter_modules(module.__path__)):
                 contract = importlib.import_module(f'{module.__name__}.contract')
-                found |= getattr(contract, attribute, {})
-    return found
+                entries |= getattr(contract, attribute, {})
+    return entries
 
 
-def chosen(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
-    """Return the contract that is asked for, or that the folder's files are of, and its function."""
-    found = known(attribute)
-    name = args.contract or (next(iter(found)) if len(found) == 1 else _recognised(args.folder))
-    if name not in found:
-        raise UsageError(f'--contract {name}: expected one of {", ".join(found)}')
-    return name, found[name]
+def find_contract(args: argparse.Namespace, attribute: str) -> tuple[str, Any]:
+    """Return the contract of --contract, or that of most files in the folder, and its entry."""
+    entries = contracts(attribute)
+    name = args.contract
+    if not name and len(entries) == 1:
+        (name,) = entries
+    elif not name:
+        counts = {
+            contract: sum(len(list(Path(args.folder).glob(pattern))) for pattern in patterns)
+            for contract, patterns in contracts('FILES').items()
+        }
+        name = max(counts, key=lambda contract: counts[contract])
+        name = name if counts[name] else ''
+    if name not in entries:
+        raise UsageError(f'--contract {name}: expected one of {", ".join(entries)}')
+    return name, entries[name]
 
 
-def _recognised(folder: str) -> str:
-    """Return the contract of which most files are in a folder; '' where none is."""
-    counts = {
-        name: sum(len(list(Path(folder).glob(pattern))) for pattern in patterns)
-        for name, patterns in known('FILES').items()
-    }
-    best = max(counts, key=lambda name: counts[name])
-    return best if counts[best] else ''
-
-
-def _folder(text: str) -> tuple[Adds, Adds]:
-    named = 'which one (default: by the files that are there)'
-    return argument('folder FOLDER', text), argument('--contract NAME', named)
+def _folder(text: str) -> tuple[AddArgument, AddArgument]:
+    contract = argument('--contract NAME', 'which one (default: by the files that are there)')
+    return argument('folder FOLDER', text), contract
 
 
 @COMMANDS.add(
@@ -83,15 +82,15 @@ def _folder(text: str) -> tuple[Adds, Adds]:
     argument('--strict', 'warnings fail, too'),
 )
 def run_scn(args: argparse.Namespace) -> int:
-    """Check a file against the engine's contract and print what was found."""
+    """Check a file against the engine's contract and print the findings."""
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.sparse import libspconv_contract
 
     cli.check_least(args, max_voxels=1)
     model = files.read(args.file)
-    found = libspconv_contract.check(model, max_voxels=args.max_voxels, name=args.file)
+    violations = libspconv_contract.check(model, max_voxels=args.max_voxels, name=args.file)
     nodes = len(model.graph.node)
-    return _judge(args, found, dict(file=args.file, nodes=nodes), f'{args.file}: {nodes} nodes')
+    return _judge(args, violations, dict(file=args.file, nodes=nodes), f'{args.file}: {nodes} nodes')
 
 
 @COMMANDS.add(
@@ -102,41 +101,42 @@ def run_scn(args: argparse.Namespace) -> int:
     takes_file=False,
 )
 def run_check(args: argparse.Namespace) -> int:
-    """Check a folder against a contract and print what was found."""
-    name, read = chosen(args, 'CONTRACTS')
-    found, files = read(args.folder)
+    """Check a folder against a contract and print the findings."""
+    name, read = find_contract(args, 'CONTRACTS')
+    violations, files = read(args.folder)
     names = {key: str(path) for key, path in files.items()}
     facts = dict(folder=args.folder, contract=name, files=names)
-    return _judge(args, found, facts, f'{args.folder}: {name}, {len(files)} files')
+    return _judge(args, violations, facts, f'{args.folder}: {name}, {len(files)} files')
 
 
-def _judge(args: argparse.Namespace, found: Sequence[Violation], facts: dict[str, Any], said: str) -> int:
-    """Write and print what was found: 0 the contract is kept, 1 it is not."""
-    held = not (found if args.strict else errors(found))
-    write_json(args, dict(facts, kept=held, violations=[dataclasses.asdict(entry) for entry in found]))
+def _judge(
+    args: argparse.Namespace, violations: Sequence[Violation], facts: dict[str, Any], title: str
+) -> int:
+    """Write and print violations: 0 the contract is kept, 1 it is not."""
+    held = not (violations if args.strict else errors(violations))
+    write_json(args, dict(facts, kept=held, violations=[dataclasses.asdict(entry) for entry in violations]))
     console = cli.stdout()
-    _print_violations(found, console)
-    counts = [sum(entry.severity == kind for entry in found) for kind in (ERROR, WARNING)]
+    if violations:
+        _print_violations(violations, console)
+    counts = [sum(entry.severity == severity for entry in violations) for severity in (ERROR, WARNING)]
     verdict = ('CONTRACT KEPT', 'bold green') if held else ('CONTRACT BROKEN', 'bold red')
-    cli.say(console, f'{said}, {counts[0]} errors, {counts[1]} warnings', *verdict)
+    cli.say(console, f'{title}, {counts[0]} errors, {counts[1]} warnings', *verdict)
     return 0 if held else 1
 
 
-def _print_violations(found: Sequence[Violation], console: Console) -> None:
-    """Print violations as a table; nothing when there are none."""
+def _print_violations(violations: Sequence[Violation], console: Console) -> None:
+    """Print violations as a table, equal ones in a row."""
     from rich import box
     from rich.table import Table
 
-    if not found:
-        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title, width in (('', None), ('node', 30), ('rule', None), ('what the engine would do', None)):
         table.add_column(title, overflow='fold', max_width=width)
     colours = {'error': 'bold red', 'warning': 'yellow'}
-    same: dict[tuple[str, str, str], list[str]] = {}
-    for entry in found:
-        same.setdefault((entry.severity, entry.rule, entry.message), []).append(entry.node or 'file')
-    for (severity, rule, message), nodes in same.items():
+    nodes_of: dict[tuple[str, str, str], list[str]] = {}
+    for entry in violations:
+        nodes_of.setdefault((entry.severity, entry.rule, entry.message), []).append(entry.node or 'file')
+    for (severity, rule, message), nodes in nodes_of.items():
         mark = f'[{colours[severity]}]{severity}[/]'
         if len(message) > LONGEST_MESSAGE:
             message = f'{message[:LONGEST_MESSAGE]}...'
@@ -153,11 +153,11 @@ def _print_violations(found: Sequence[Violation], console: Console) -> None:
     takes_file=False,
 )
 def run_tables(args: argparse.Namespace) -> int:
-    """Write the tables of a rig and print how large they are."""
-    name, write = chosen(args, 'TABLES')
+    """Write the tables of a rig and print their sizes."""
+    name, write = find_contract(args, 'TABLES')
     check_writable(args.output)
     facts = write(args.folder, args.calibration, args.output)
     write_json(args, dict(folder=args.folder, contract=name, output=args.output, **facts))
-    said = ', '.join(f'{count} {fact.replace("_", " ")}' for fact, count in facts.items())
-    cli.say(cli.stdout(), f'{args.output}: {said}')
+    counts = ', '.join(f'{count} {fact.replace("_", " ")}' for fact, count in facts.items())
+    cli.say(cli.stdout(), f'{args.output}: {counts}')
     return 0

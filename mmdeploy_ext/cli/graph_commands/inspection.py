@@ -1,4 +1,4 @@
-"""`graph.py show`, `tree` and `draw`: what is in a file."""
+"""`graph.py show`, `tree` and `draw`: the content of a file, printed and drawn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = argument(
 
 
 def _read(args: argparse.Namespace) -> onnx.ModelProto:
-    """Read a file, broken ones too, with the shapes that were asked for."""
+    """Read a file, even a broken one, with the shapes of --shape."""
     from mmdeploy_ext.graph.io import files
     from mmdeploy_ext.graph.passes import shapes
 
@@ -45,7 +45,7 @@ def _read(args: argparse.Namespace) -> onnx.ModelProto:
     SHAPE,
 )
 def run_show(args: argparse.Namespace) -> int:
-    """Print what is in a file."""
+    """Print the content of a file."""
     from mmdeploy_ext.graph.show import summary
     from mmdeploy_ext.sparse.show import trace_lines
 
@@ -66,7 +66,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def _describe(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return what is in a model; of a sparse one its nodes as the engine reads them, too."""
+    """Return the content of a model; for a sparse one also its nodes as the engine reads them."""
     from mmdeploy_ext.graph.show.summary import describe
     from mmdeploy_ext.sparse.show import sparse_layers
 
@@ -93,8 +93,8 @@ def run_tree(args: argparse.Namespace) -> int:
     for line in tree.lines(root, args.depth):
         print(printable(line))
     print()
-    known = ', '.join(f'{modules.SOURCES[name]} ({many} nodes)' for name, many in sources.items())
-    print(f'modules known by {known}')
+    texts = (f'{modules.SOURCES[name]} ({count} nodes)' for name, count in sources.items())
+    print(f'modules known by {", ".join(texts)}')
     return 0
 
 
@@ -127,8 +127,8 @@ def run_draw(args: argparse.Namespace) -> int:
         title += f': around {args.node}' if args.node else ''
         depth = 3 if args.depth is None else args.depth
         drawn = draw(model, args.output, title=title, node=args.node, depth=depth)
-    left_out = len(model.graph.node) - drawn
     write_json(args, dict(file=args.file, picture=args.output, drawn=drawn, **_describe(model)))
-    left = f', {left_out} left out' if left_out else ''
-    print(printable(f'{args.output}: {drawn} nodes drawn{left}'))
+    left_out = len(model.graph.node) - drawn
+    note = f', {left_out} left out' if left_out else ''
+    print(printable(f'{args.output}: {drawn} nodes drawn{note}'))
     return 0

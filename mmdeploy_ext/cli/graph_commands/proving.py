@@ -17,15 +17,13 @@ if TYPE_CHECKING:
     import onnx
     from rich.console import Console
 
-    from mmdeploy_ext.cli.graph_commands.command import Adds
+    from mmdeploy_ext.cli.graph_commands.command import AddArgument
     from mmdeploy_ext.proving.rows import TensorRow
 
 SEEDS = 2
-SHOWN = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
+JSON_FIELDS = ('tensor', 'shape', 'max_abs', 'max_rel', 'cosine', 'passed', 'reason')
 """Fields of a row that --json has."""
 HINT = 'accept it with a larger --tolerance, give other --inputs, or write it with --no-proof'
-
-
 FEEDS = (
     argument('--inputs FILE', 'inputs to run on: .npz, or a folder of .npy (default: random values)'),
     argument('--seed N', 'seed of random inputs (default: 0)', 0),
@@ -37,11 +35,11 @@ FEEDS = (
         action='append',
     ),
 )
-"""Where inputs come from."""
+"""Arguments of the inputs."""
 
 
-def proof(tolerance: float) -> tuple[Adds, ...]:
-    """Return the arguments of how the result is compared with the input file."""
+def proof(tolerance: float) -> tuple[AddArgument, ...]:
+    """Return --output and the arguments of the comparison with the input file."""
     return (
         output('OUT.onnx', 'file to write; the input file is never touched'),
         *FEEDS,
@@ -55,7 +53,7 @@ def proof(tolerance: float) -> tuple[Adds, ...]:
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance that makes no sense."""
+    """Refuse a tolerance outside of 0..1."""
     if not 0 <= tolerance < 1:
         raise UsageError(f'--tolerance {tolerance:g}: expected a number from 0 to below 1, e.g. 1e-4')
 
@@ -74,7 +72,7 @@ def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
 def read_feeds(
     args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
 ) -> list[dict[str, np.ndarray]]:
-    """Return the inputs that were asked for: the given ones, or `count` sets of random ones."""
+    """Return the inputs of --inputs, or `count` sets of random inputs."""
     from mmdeploy_ext.graph.feeds import random_feeds
     from mmdeploy_ext.graph.io.tensors import load_tensors
 
@@ -95,15 +93,15 @@ def finish(
     any_float: bool = False,
     hint: str = HINT,
 ) -> int:
-    """Compare the result with the model of `args.file`, write it when they agree, and say so.
+    """Compare the result with the model of `args.file`, write it if they agree, and print the comparison.
 
     Args:
         args: of `proof`.
         before: the model of `args.file`.
         after: the result.
-        content: what the command found, for --json.
-        any_float: see `graph.output_comparison.compare_models`.
-        hint: what to do about different numbers.
+        content: facts of the command for --json.
+        any_float: as `graph.output_comparison.compare_models`.
+        hint: advice for different numbers.
 
     Returns:
         0 written; 1 the numbers differ and nothing was written.
@@ -146,15 +144,15 @@ def finish(
 
 
 def rows_json(rows: Sequence[TensorRow], tolerance: float) -> dict[str, Any]:
-    """Return what --json has of a comparison."""
+    """Return a comparison as plain JSON types."""
     from mmdeploy_ext.proving.rows import is_equal, is_exact
 
-    outputs = [{name: getattr(row, name) for name in SHOWN} for row in rows]
+    outputs = [{name: getattr(row, name) for name in JSON_FIELDS} for row in rows]
     return dict(equal=is_equal(rows), exact=is_exact(rows), tolerance=tolerance, outputs=outputs)
 
 
 def load(path: str) -> onnx.ModelProto:
-    """Read a file of operators that ONNX Runtime knows; no graph of the libspconv dialect."""
+    """Read a file; a graph of the libspconv dialect, which ONNX Runtime cannot run, is refused."""
     from mmdeploy_ext.graph.io import checks, files
 
     model = files.load(path)
@@ -163,7 +161,7 @@ def load(path: str) -> onnx.ModelProto:
 
 
 def begin(args: argparse.Namespace) -> onnx.ModelProto:
-    """Read `args.file`, after a look at the tolerance and at where the output goes."""
+    """Read `args.file`, after checks of the tolerance and of the output."""
     from mmdeploy_ext.graph.io import files
 
     check_tolerance(args.tolerance)
@@ -172,23 +170,21 @@ def begin(args: argparse.Namespace) -> onnx.ModelProto:
 
 
 def print_rows(rows: Sequence[TensorRow], console: Console) -> None:
-    """Print one line per output; of several sets of inputs the worst."""
+    """Print a line per output, the worst of all sets of inputs."""
     from rich import box
     from rich.table import Table
 
     from mmdeploy_ext.proving.views.table import cosine_text, figure
 
     worst: dict[str, TensorRow] = {}
-    for row in rows:
-        other = worst.get(row.tensor)
-        if other is None or (row.passed, -(row.max_rel or 0)) < (other.passed, -(other.max_rel or 0)):
-            worst[row.tensor] = row
+    for row in sorted(rows, key=lambda row: (row.passed, -(row.max_rel or 0))):
+        worst.setdefault(row.tensor, row)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column('output', overflow='fold', max_width=44)
     for title in ('shape', 'max abs', 'max rel', 'cosine'):
         table.add_column(title, justify='right')
     table.add_column('')
-    for row in worst.values():
+    for row in (worst[name] for name in dict.fromkeys(row.tensor for row in rows)):
         mark = '[green]equal[/green]' if row.passed else '[red]differs[/red]'
         figures = (figure(row.max_abs), figure(row.max_rel), cosine_text(row.cosine))
         table.add_row(escape(row.tensor), row.shape, *figures, mark)

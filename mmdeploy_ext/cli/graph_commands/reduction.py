@@ -50,10 +50,16 @@ def run_reduce(args: argparse.Namespace) -> int:
 
     from rich.progress import MofNCompleteColumn
 
-    from mmdeploy_ext.graph.reduce.folder import save_folder
+    from mmdeploy_ext.graph.reduce.checks import parse_check
+    from mmdeploy_ext.graph.reduce.folder import check_folder, save_folder
     from mmdeploy_ext.graph.reduce.search import reduce
 
-    text = _checked(args)
+    proving.check_tolerance(args.tolerance)
+    if args.timeout <= 0:
+        raise UsageError(f'--timeout {args.timeout:g}: expected a positive number of seconds')
+    cli.check_least(args, max_checks=1)
+    check_folder(args.output)
+    text = parse_check(args.check)
     feeds, case = _case(args, text)
     check = _check(args, text, case, feeds)
     good = _good(args, case, feeds, text)
@@ -62,26 +68,13 @@ def run_reduce(args: argparse.Namespace) -> int:
         def report(checks: int, nodes: int) -> None:
             update(completed=checks, description=f'{nodes} nodes left, checks')
 
-        found = reduce(case, check, most_checks=args.max_checks, good=good, progress=report)
-    expected = check.expected(found.candidate, case.values)
+        reduction = reduce(case, check, most_checks=args.max_checks, good=good, progress=report)
+    expected = check.expected(reduction.candidate, case.values)
     source = Path(args.file).name
-    save_folder(found, args.output, check.facts(), expected, meaning=check.meaning, source=source)
-    write_json(args, dict(file=args.file, output=args.output, check=args.check, **_content(found)))
-    _print(args, found)
+    save_folder(reduction, args.output, check.facts(), expected, meaning=check.meaning, source=source)
+    write_json(args, dict(file=args.file, output=args.output, check=args.check, **_content(reduction)))
+    _print(args, reduction)
     return 0
-
-
-def _checked(args: argparse.Namespace) -> CheckText:
-    """Look at all options before any work."""
-    from mmdeploy_ext.graph.reduce.checks import parse_check
-    from mmdeploy_ext.graph.reduce.folder import check_folder
-
-    proving.check_tolerance(args.tolerance)
-    if args.timeout <= 0:
-        raise UsageError(f'--timeout {args.timeout:g}: expected a positive number of seconds')
-    cli.check_least(args, max_checks=1)
-    check_folder(args.output)
-    return parse_check(args.check)
 
 
 def _case(args: argparse.Namespace, text: CheckText) -> tuple[dict[str, np.ndarray], Case]:
@@ -113,26 +106,26 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
 def _good(
     args: argparse.Namespace, case: Case, feeds: dict[str, np.ndarray], text: CheckText
 ) -> list[Candidate]:
-    """Return what the check has to say no to: with a command a graph of zeros, and the file of --good."""
+    """Return graphs on which the check has to fail: of zeros with a command, and the file of --good."""
     from mmdeploy_ext.graph.reduce.case import Case, prepare, record
 
     good = [case.trivial()] if text.kind == 'command' else []
     if args.good:
         ready = prepare(_comparable(args.good, feeds), feeds)
-        one = Case(ready, record(ready, feeds))
-        good.append(one.candidate(one.everything))
+        good_case = Case(ready, record(ready, feeds))
+        good.append(good_case.candidate(good_case.everything))
     return good
 
 
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """Load another model that is to run on the same inputs."""
+    """Load another model; UsageError if it does not run on the same inputs."""
     from mmdeploy_ext.graph.feeds import check_feeds
     from mmdeploy_ext.graph.io.index import Index
 
     model = proving.load(path)
-    taken = {value.name for value in model.graph.input}
+    names = {value.name for value in model.graph.input}
     try:
-        check_feeds(Index(model), {name: feed for name, feed in feeds.items() if name in taken})
+        check_feeds(Index(model), {name: feed for name, feed in feeds.items() if name in names})
     except ShapeError as error:
         raise UsageError(
             f'{path}: does not take the inputs {", ".join(feeds)} of this graph: {error}'
@@ -140,25 +133,25 @@ def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
     return model
 
 
-def _print(args: argparse.Namespace, found: Reduction) -> None:
-    candidate = found.candidate
-    left = len(candidate.positions)
-    print(printable(f'{args.file}: {found.nodes_before} nodes, reduced to {left} with {found.checks} checks'))
+def _print(args: argparse.Namespace, reduction: Reduction) -> None:
+    candidate = reduction.candidate
+    sizes = f'{reduction.nodes_before} nodes, reduced to {len(candidate.positions)}'
+    print(printable(f'{args.file}: {sizes} with {reduction.checks} checks'))
     for node in candidate.model.graph.node:
         reads, writes = (', '.join(name for name in names if name) for names in (node.input, node.output))
         print(printable(f'  {node.name or "(no name)"} {node.op_type}: {reads} -> {writes}'))
-    if found.stopped:
-        print(f'stopped early: {found.stopped}; this is the smallest part so far')
+    if reduction.stopped:
+        print(f'stopped early: {reduction.stopped}; this is the smallest part so far')
     print(f'{args.output}: see README.md in it; python {args.output}/run.py shows the fault again')
 
 
-def _content(found: Reduction) -> dict[str, Any]:
-    nodes = found.candidate.model.graph.node
+def _content(reduction: Reduction) -> dict[str, Any]:
+    nodes = reduction.candidate.model.graph.node
     return dict(
-        nodes_before=found.nodes_before,
+        nodes_before=reduction.nodes_before,
         nodes=[dict(name=node.name, op_type=node.op_type, outputs=list(node.output)) for node in nodes],
-        inputs=list(found.candidate.feeds),
-        outputs=list(found.candidate.outputs),
-        checks=found.checks,
-        stopped=found.stopped or None,
+        inputs=list(reduction.candidate.feeds),
+        outputs=list(reduction.candidate.outputs),
+        checks=reduction.checks,
+        stopped=reduction.stopped or None,
     )

@@ -44,9 +44,9 @@ def run_replace(args: argparse.Namespace) -> int:
         if not Path(args.rules).is_file():
             raise UsageError(f'--rules {args.rules}: no such file')
         texts += rule_lines(Path(args.rules).read_text(encoding='utf-8'))
-    checked = [parse_rule(text) for text in texts]
-    checked += [name for name in args.named if name in PASSES or named_rule(name)]
-    if not checked:
+    rules = [parse_rule(text) for text in texts]
+    rules += [name for name in args.named if name in PASSES or named_rule(name)]
+    if not rules:
         raise UsageError('nothing to replace: give --rule, --rules or --named')
     before = proving.begin(args)
     model, reports = replace_all(before, texts, args.named)
@@ -82,10 +82,11 @@ def _shrink(args: argparse.Namespace, command: str, change: object, *packages: s
     model = proving.begin(args)
     result = change(model)
     edits.record(result, command, {}, *packages)
-    sizes = [len(one.graph.node) for one in (model, result)]
+    sizes = [len(model.graph.node), len(result.graph.node)]
     print(f'{args.file}: {sizes[0]} nodes, {sizes[1]} are left')
     before, after = (
-        {f'{function.domain}.{function.name}' for function in one.functions} for one in (model, result)
+        {f'{function.domain}.{function.name}' for function in functions}
+        for functions in (model.functions, result.functions)
     )
     inlined = sorted(before - after)
     if inlined:
@@ -109,8 +110,8 @@ def run_opset(args: argparse.Namespace) -> int:
     model = proving.begin(args)
     result, before = convert_opset(model, args.opset), opsets_of(model)['']
     edits.record(result, 'convert-opset', dict(opset=args.opset), 'onnx')
-    sizes = [len(one.graph.node) for one in (model, result)]
-    print(f'{args.file}: opset {before} to {args.opset}, {sizes[0]} nodes to {sizes[1]}')
+    sizes = f'{len(model.graph.node)} nodes to {len(result.graph.node)}'
+    print(f'{args.file}: opset {before} to {args.opset}, {sizes}')
     return proving.finish(args, model, result, dict(opset_before=before, opset_after=args.opset))
 
 
@@ -134,11 +135,13 @@ def run_fp16(args: argparse.Namespace) -> int:
 
     model = proving.begin(args)
     matching_nodes(model.graph.node, args.keep_fp32)
-    result, kept = half(model, args.io, args.keep_fp32)
+    result, float_nodes = half(model, args.io, args.keep_fp32)
     result = with_fp16_metadata(result, args.io == 'fp16', args.keep_fp32)
     edits.record(result, 'fp16', dict(io=args.io, keep_fp32=args.keep_fp32))
-    casts = [sum(node.op_type == 'Cast' for node in one.graph.node) for one in (model, result)]
-    print(f'{args.file}: {kept} nodes kept float32 by name, {casts[1] - casts[0]} casts added')
+    before, after = (
+        sum(node.op_type == 'Cast' for node in nodes) for nodes in (model.graph.node, result.graph.node)
+    )
+    print(f'{args.file}: {float_nodes} nodes kept float32 by name, {after - before} casts added')
     hint = f'keep nodes with --keep-fp32, {proving.HINT}'
-    content = dict(kept=kept, casts=casts[1] - casts[0])
+    content = dict(kept=float_nodes, casts=after - before)
     return proving.finish(args, model, result, content, any_float=True, hint=hint)

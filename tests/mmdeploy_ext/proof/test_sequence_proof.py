@@ -22,7 +22,7 @@ from mmdeploy_ext.evaluate.loop import DatasetFrames
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.streampetr.runtime import model
 from mmdeploy_ext.families.streampetr.runtime.state import relative_motion
-from mmdeploy_ext.preprocess.cameras import rule_from_pipeline
+from mmdeploy_ext.preprocess.cameras import multiview_rule
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.proving.levels.frames import output_spec
 from mmdeploy_ext.proving.levels.sequence import SPECIAL, NearOrigin, default_bars
@@ -258,7 +258,7 @@ def test_real_key_frames_are_proven(made, frames, resets, tmp_path):
     assert test['ann_file'] == str(infos)
     test['classes'] = list(toy.deployment().classes)
     cfg = Config(dict(model=toy_streampetr.model_cfg(), data=dict(test=test)))
-    deployment = dataclasses.replace(toy.deployment(), cfg=cfg, rule=rule_from_pipeline(test['pipeline']))
+    deployment = dataclasses.replace(toy.deployment(), cfg=cfg, rule=multiview_rule(test['pipeline']))
     written = export_files(deployment, deployment.family.choose(), str(tmp_path / 'deploy'))[0]
     drive = list(DatasetFrames(deployment.family, build_dataset(test), range(frames)))
     assert len({frame.lidar2img.tobytes() for frame in drive}) == frames, 'each frame is calibrated anew'

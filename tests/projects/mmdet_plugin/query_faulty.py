@@ -3,7 +3,7 @@
 import torch
 
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
-from mmdeploy_ext.exporting.ops import deformable_attention
+from mmdeploy_ext.exporting.ops import attention
 from mmdeploy_ext.families.parts import padding, query_networks
 from mmdeploy_ext.families.query import postprocess
 from planting import altered
@@ -15,7 +15,7 @@ def sampled(change):
     def faulty(right):
         return lambda points, offsets, shapes: right(*change(points, offsets), shapes)
 
-    return altered(deformable_attention, 'sampling_locations', faulty)
+    return altered(attention, 'sampling_locations', faulty)
 
 
 def a_cell_off(right):
@@ -64,11 +64,11 @@ EVERY = {
 DEFORMABLE = {
     'reference points of another level': sampled(lambda points, offsets: (points.roll(1, 2), offsets)),
     'offsets scaled': sampled(lambda points, offsets: (points, offsets * 1.05)),
-    'samples one cell off': altered(deformable_attention, 'sampling_locations', a_cell_off),
+    'samples one cell off': altered(attention, 'sampling_locations', a_cell_off),
     'offsets of another level': sampled(lambda points, offsets: (points, offsets.roll(1, 3))),
     'ratios ignored': altered(padding.Level, 'ratios', lambda right: lambda self: right(self) * 0 + 1),
     'weights of another map': altered(
-        deformable_attention, 'shares', lambda right: lambda logits, heads: right(logits, heads).roll(4, -1)
+        attention, 'shares', lambda right: lambda logits, heads: right(logits, heads).roll(4, -1)
     ),
 }
 TWO_STAGE = {

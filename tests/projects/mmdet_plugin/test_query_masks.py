@@ -10,7 +10,7 @@ from query_faulty import a_cell_off
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.exporting.ops import deformable_attention
+from mmdeploy_ext.exporting.ops import attention
 from mmdeploy_ext.exporting.postprocess import mask_resize
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.query import masks
@@ -65,13 +65,13 @@ def one_query_further(right):
 FAULTS = {
     'masks of another query': altered(masks.MasksFullForm, 'forward', one_query_further),
     'offsets scaled': altered(
-        deformable_attention,
+        attention,
         'sampling_locations',
         lambda right: lambda points, offsets, shapes: right(points, offsets * 1.05, shapes),
     ),
-    'samples one cell off': altered(deformable_attention, 'sampling_locations', a_cell_off),
+    'samples one cell off': altered(attention, 'sampling_locations', a_cell_off),
     'reference points of another level': altered(
-        deformable_attention,
+        attention,
         'sampling_locations',
         lambda right: lambda points, offsets, shapes: right(points.roll(7, 1), offsets, shapes),
     ),
