@@ -51,7 +51,7 @@ def _points(cfg: Any, width: int) -> dict[str, Any]:
             f'load_dim={rule.load_dim}, since LoadPointsFromMultiSweeps chooses'
         )
     past = dict(pad_empty_sweeps=rule.past.pad_empty, remove_close=rule.past.remove_close)
-    return dict(load_dim=rule.load_dim, use_dim=rule.past_dim, sweeps=rule.past.most, **past)
+    return dict(load_dim=rule.load_dim, use_dim=rule.past_dim, sweeps=rule.past.max_sweeps, **past)
 
 
 def _views(cfg: Any, camera: Any) -> MultiViewRule:
