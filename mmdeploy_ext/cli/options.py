@@ -28,8 +28,6 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
     Raises:
         UsageError: a pair without '=', or a value that mmcv cannot read.
     """
-    from mmcv import DictAction
-
     options: dict[str, Any] = {}
     for pair in pairs or []:
         key, separator, value = pair.partition('=')
@@ -39,6 +37,8 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
             if value.startswith('{'):
                 options[key] = ast.literal_eval(value)
             else:
+                from mmcv import DictAction  # without a pair mmcv is not imported
+
                 options[key] = DictAction._parse_iterable(value)
         except (AssertionError, RecursionError, ValueError, SyntaxError) as error:
             raise UsageError(
