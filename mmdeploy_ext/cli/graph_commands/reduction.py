@@ -98,8 +98,8 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
     if text.kind == 'crash':
         return checks.Crash(args.timeout)
     if text.kind == 'differs':
-        other = prepare(_comparable(text.rest, feeds), feeds)
-        return checks.Differs(args.tolerance, record(other, feeds), case.values)
+        second = prepare(_comparable(text.rest, feeds), feeds)
+        return checks.Differs(args.tolerance, record(second, feeds), case.values)
     return checks.NUMERIC[text.kind](args.tolerance)
 
 
