@@ -53,7 +53,7 @@ class Case:
         self.index = Index(model)
         self.values = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         self.rounding = False
-        self._lists = values.keys() - self.values.keys()
+        self._sequences = values.keys() - self.values.keys()
         self._types = types.infer(model)
 
     @property
@@ -63,12 +63,13 @@ class Case:
 
     def outputs_of(self, positions: Collection[int]) -> list[str]:
         """Return the outputs of a part: tensors that nodes outside read, and graph outputs; no sequences."""
-        inside, ends = set(positions), set(self.index.outputs)
+        nodes, graph_outputs = set(positions), set(self.index.outputs)
+        written = [name for position in sorted(nodes) for name in self.index.writes(position)]
         return [
             name
-            for position in sorted(inside)
-            for name in self.index.writes(position)
-            if name not in self._lists and (name in ends or not inside.issuperset(self.index.consumers(name)))
+            for name in written
+            if name not in self._sequences
+            and (name in graph_outputs or not nodes.issuperset(self.index.consumers(name)))
         ]
 
     def candidate(self, positions: Collection[int], outputs: Sequence[str] | None = None) -> Candidate | None:
@@ -76,55 +77,51 @@ class Case:
 
         It gives `outputs`; None: all of `outputs_of`.
         """
-        chosen = tuple(sorted(positions))
-        names = self.outputs_of(chosen) if outputs is None else list(outputs)
-        made = {name for position in chosen for name in self.index.writes(position)}
-        read = dict.fromkeys(name for position in chosen for name in self.index.reads(position))
-        fed = [name for name in read if name not in made and name not in self.index.constants]
-        if not names or any(name not in self.values for name in fed):
+        index, nodes = self.index, tuple(sorted(positions))
+        names = self.outputs_of(nodes) if outputs is None else list(outputs)
+        written = {name for position in nodes for name in index.writes(position)}
+        read = dict.fromkeys(name for position in nodes for name in index.reads(position))
+        inputs = [name for name in read if name not in written and name not in index.constants]
+        if not names or any(name not in self.values for name in inputs):
             return None
-        feeds = {name: self.values[name] for name in fed}
-        inner = [name for name in self._halves(chosen) if name not in names] if self.rounding else []
-        inputs = [value_of(name, array) for name, array in feeds.items()]
-        model = part(self.index, chosen, inputs, [self._declared(name) for name in names + inner])
-        return Candidate(chosen, model, feeds, tuple(names))
-
-    def _halves(self, positions: Collection[int]) -> list[str]:
-        """Return what nodes that read or write float16 give; a cast to float32 would hide the rounding."""
-        found = []
-        for position in positions:
-            near = [*self.index.reads(position), *self.index.writes(position)]
-            if any(self.values[name].dtype == np.float16 for name in near if name in self.values):
-                found += [name for name in self.index.writes(position) if name in self.values]
-        return found
-
-    def _declared(self, name: str) -> onnx.ValueInfoProto:
-        """Return the declaration of an output, without a type where none is known."""
-        if name in self.values:
-            return value_of(name, self.values[name])
-        return onnx.ValueInfoProto(name=name, type=self._types.get(name))
+        feeds = {name: self.values[name] for name in inputs}
+        half = []
+        for position in nodes if self.rounding else ():
+            ends = [*index.reads(position), *index.writes(position)]
+            # a cast to float32 is an output as well, since it would hide the rounding
+            if any(self.values[name].dtype == np.float16 for name in ends if name in self.values):
+                half += [name for name in index.writes(position) if name in self.values and name not in names]
+        declared = [
+            _declaration(name, self.values[name])
+            if name in self.values
+            else onnx.ValueInfoProto(name=name, type=self._types.get(name))
+            for name in names + half
+        ]
+        model = part(index, nodes, [_declaration(name, array) for name, array in feeds.items()], declared)
+        return Candidate(nodes, model, feeds, tuple(names))
 
     def trivial(self) -> Candidate:
         """Return a graph with the same inputs and outputs that computes nothing: its outputs are zeros."""
-        known = [name for name in self.index.outputs if name in self.values]
-        outputs = {name: np.zeros_like(self.values[name]) for name in known}
+        outputs = {
+            name: np.zeros_like(self.values[name]) for name in self.index.outputs if name in self.values
+        }
         outputs = outputs or {'nothing': np.zeros(1, np.float32)}
         nodes = [
             helper.make_node('Constant', [], [name], f'zeros_{place}', value=numpy_helper.from_array(array))
             for place, (name, array) in enumerate(outputs.items())
         ]
         feeds = {name: self.values[name] for name in self.index.inputs}
-        ends = [[value_of(*item) for item in side.items()] for side in (feeds, outputs)]
+        ends = [[_declaration(*item) for item in arrays.items()] for arrays in (feeds, outputs)]
         source, graph = self.index.model, helper.make_graph(nodes, 'trivial', *ends)
         model = helper.make_model(graph, opset_imports=source.opset_import, ir_version=source.ir_version)
         return Candidate((), model, feeds, tuple(outputs))
 
 
-def value_of(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+def _declaration(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
     """Return the declaration of a tensor that is like an array."""
-    text = array.dtype.kind in 'OSU'
-    kind = onnx.TensorProto.STRING if text else helper.np_dtype_to_tensor_dtype(array.dtype)
-    return helper.make_tensor_value_info(name, kind, list(array.shape))
+    is_text = array.dtype.kind in 'OSU'
+    element = onnx.TensorProto.STRING if is_text else helper.np_dtype_to_tensor_dtype(array.dtype)
+    return helper.make_tensor_value_info(name, element, list(array.shape))
 
 
 def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -133,12 +130,11 @@ def prepare(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> onnx.Mod
     Inputs with a default become constants: what `feeds` has for them, or the default.
     """
     result = copy.deepcopy(model)
-    graph = result.graph
+    graph, index = result.graph, Index(model)
     for initializer in graph.initializer:
         if initializer.name in feeds:
             initializer.CopyFrom(numpy_helper.from_array(feeds[initializer.name], initializer.name))
-    constants = {initializer.name for initializer in graph.initializer}
-    inputs, index = [value for value in graph.input if value.name not in constants], Index(model)
+    inputs = [value for value in graph.input if value.name not in index.constants]
     needed = (index.nodes[position] for position in index.ancestors(index.outputs))
     refill(graph, node=needed, input=inputs, value_info=())
     constants_to_initializers(graph)
@@ -154,15 +150,21 @@ def record(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, apart: bo
         InferenceError: not one node could be computed.
     """
     index = Index(model)
-    known = {name: np.asarray(array) for name, array in feeds.items() if name in index.inputs}
+    inputs = {name: np.asarray(array) for name, array in feeds.items() if name in index.inputs}
     names = [name for position in range(len(index.nodes)) for name in index.writes(position)]
     if not apart:
         with contextlib.suppress(InferenceError, ModelFileError):
-            return {**known, **Runner(model, names).run(known)}
-    found = _record_apart(model, known)
-    if not found:
+            return {**inputs, **Runner(model, names).run(inputs)}
+    values = _record_apart(model, inputs)
+    if not values:
         raise InferenceError('ONNX Runtime could compute no node of the graph; are the inputs right?')
-    return {**known, **found}
+    return {**inputs, **values}
+
+
+CHILD = (
+    'import sys; sys.path.insert(0, sys.argv[1])\n'
+    'from mmdeploy_ext.graph.reduce.case import record_into; record_into(sys.argv[2])'
+)
 
 
 def _record_apart(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -171,22 +173,17 @@ def _record_apart(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> di
         folder = Path(name)
         files.write(model, folder / 'model.onnx')
         save_tensors(feeds, folder / 'inputs')
-        stored = folder / 'values'
-        stored.mkdir()
+        values = folder / 'values'
+        values.mkdir()
         command = [sys.executable, '-c', CHILD, str(Path(__file__).resolve().parents[3]), name]
         for _ in range(MAX_CRASHES):
             if subprocess.run(command, capture_output=True).returncode >= 0:
                 break
-        return _loaded(stored)
+        return _load_folder(values)
 
 
-def _loaded(folder: Path) -> dict[str, np.ndarray]:
+def _load_folder(folder: Path) -> dict[str, np.ndarray]:
     return load_tensors(folder) if folder.is_dir() and any(folder.iterdir()) else {}
-
-
-CHILD = 'import sys; sys.path.insert(0, sys.argv[1])\n' + (
-    'from mmdeploy_ext.graph.reduce.case import record_into; record_into(sys.argv[2])'
-)
 
 
 def record_into(name: str) -> None:
@@ -196,7 +193,7 @@ def record_into(name: str) -> None:
     so that a second run leaves out the one that ended the first.
     """
     folder = Path(name)
-    values = {**_loaded(folder / 'inputs'), **_loaded(folder / 'values')}
+    values = {**_load_folder(folder / 'inputs'), **_load_folder(folder / 'values')}
     case, begun = Case(onnx.load(folder / 'model.onnx'), values), folder / 'begun'
     tried = set(begun.read_text().split()) if begun.exists() else set()
     with begun.open('a') as log:
@@ -207,7 +204,7 @@ def record_into(name: str) -> None:
             log.write(f'{position}\n')
             log.flush()
             with contextlib.suppress(InferenceError, ModelFileError):
-                found = Runner(candidate.model).run(candidate.feeds)
-                found = {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
-                save_tensors(found, folder / 'values')
-                case.values.update(found)
+                outputs = Runner(candidate.model).run(candidate.feeds)
+                arrays = {name: value for name, value in outputs.items() if isinstance(value, np.ndarray)}
+                save_tensors(arrays, folder / 'values')
+                case.values.update(arrays)

@@ -1,4 +1,4 @@
-"""Is the fault in this graph? Checks for `graph.py reduce`: built-in ones, and the user's own command."""
+"""Checks for `graph.py reduce`: whether the fault is in a graph, built-in ones and the user's own command."""
 
 import contextlib
 import os
@@ -23,6 +23,11 @@ from mmdeploy_ext.graph.reduce import run
 from mmdeploy_ext.graph.reduce.case import Candidate
 
 DEFAULT_TOLERANCE = 1e-4
+DEFAULT_TIMEOUT_S = 60.0
+MAX_TIMEOUTS = 3
+"""Candidates on which a command may run into its time limit before the reduction is stopped."""
+NOT_RUNNABLE = (126, 127)
+"""Exit statuses of a shell that cannot run a command, or does not find it."""
 
 
 class Stopped(Exception):
@@ -78,10 +83,10 @@ def _compute(candidate: Candidate, optimized: bool) -> dict[str, np.ndarray] | N
     """Return the outputs, None where ONNX Runtime refuses the model."""
     with files.openable(candidate.model) as source:
         try:
-            found = run.compute(source, candidate.feeds, optimized)
+            outputs = run.compute(source, candidate.feeds, optimized)
         except Exception:
             return None
-    return {name: found[name] for name in candidate.outputs}
+    return {name: outputs[name] for name in candidate.outputs}
 
 
 class NotFinite(Check):
@@ -111,11 +116,11 @@ class NotFinite(Check):
         return bool(self.outcome)
 
     def shows(self, candidate: Candidate) -> bool:
-        """See `meaning`."""
-        found = self._outcome(candidate)
-        if self._narrowed and found:
-            self.outcome = found
-        return found == self.outcome
+        """Return whether the outputs have NaN, or infinity, as the whole model's have."""
+        outcome = self._outcome(candidate)
+        if self._narrowed and outcome:
+            self.outcome = outcome
+        return outcome == self.outcome
 
     def narrow(self) -> bool:
         """Take infinity for the fault, too."""
@@ -141,14 +146,14 @@ class Compared(Check):
         raise NotImplementedError
 
     def shows(self, candidate: Candidate) -> bool:
-        """See `meaning`."""
-        got, right = _compute(candidate, self.optimized), self.right(candidate)
-        if not right or got is None:
+        """Return whether an output differs by more than the tolerance."""
+        outputs, right = _compute(candidate, self.optimized), self.right(candidate)
+        if not right or outputs is None:
             return bool(right) and self.refusal
-        return run.difference(got, right) > self.tolerance
+        return run.difference(outputs, right) > self.tolerance
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return what is right."""
+        """Return the outputs that are right, or the recorded values where there are none."""
         return self.right(candidate) or super().expected(candidate, values)
 
 
@@ -176,10 +181,10 @@ class Reference(Compared):
 
         try:
             with np.errstate(all='ignore'):
-                found = ReferenceEvaluator(candidate.model).run(None, candidate.feeds)
+                outputs = ReferenceEvaluator(candidate.model).run(None, candidate.feeds)
         except Exception:
             return None
-        return dict(zip(candidate.outputs, found, strict=True))
+        return dict(zip(candidate.outputs, outputs, strict=True))
 
 
 class Differs(Compared):
@@ -190,68 +195,19 @@ class Differs(Compared):
     rounding = True
     optimized = False
 
-    def __init__(self, tolerance: float, other: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-        """Take the recorded values of both models; tensors are the same that have the same name."""
+    def __init__(self, tolerance: float, other: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Take the recorded values of the other model and of this one; equal names are the same tensor."""
         super().__init__(tolerance)
         with np.errstate(over='ignore'):
             self.values = {
-                name: value.astype(own[name].dtype)
-                for name, value in other.items()
-                if isinstance(own.get(name), np.ndarray) and isinstance(value, np.ndarray)
+                name: array.astype(values[name].dtype)
+                for name, array in other.items()
+                if isinstance(values.get(name), np.ndarray) and isinstance(array, np.ndarray)
             }
 
     def right(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Return the other model's values."""
         return {name: self.values[name] for name in candidate.outputs if name in self.values}
-
-
-class CheckText(NamedTuple):
-    """What stands behind --check: a built-in check with its file, or a command."""
-
-    kind: str
-    rest: str
-
-
-BUILT_IN = ('nan', 'engines', 'reference', 'differs', 'crash')
-NUMERIC = {entry.kind: entry for entry in (NotFinite, Engines, Reference)}
-"""Checks that need nothing but a tolerance."""
-
-
-def parse_check(text: str) -> CheckText:
-    """Read the text of --check; UsageError for no text, too few or many files, a word that is no command."""
-    import shutil
-
-    words = text.split()
-    if not words:
-        raise UsageError(f'--check: is empty; expected a command or one of {", ".join(BUILT_IN)}')
-    if words[0] in BUILT_IN:
-        example = f'{words[0]} OTHER.onnx' if words[0] == Differs.kind else words[0]
-        if len(words) != len(example.split()):
-            raise UsageError(f'--check {text!r}: expected {example!r}')
-        return CheckText(words[0], ' '.join(words[1:]))
-    if len(words) == 1 and not shutil.which(text):
-        raise UsageError(
-            f'--check {text!r}: is neither a command nor one of {", ".join(BUILT_IN)}'
-            f'{did_you_mean(text, BUILT_IN)}'
-        )
-    return CheckText('command', text)
-
-
-DEFAULT_TIMEOUT_S = 60.0
-MOST_TIMEOUTS = 3
-"""Candidates on which a command may run into its time limit before the reduction is stopped."""
-NOT_RUNNABLE = (126, 127)
-"""Exit statuses of a shell that cannot run a command, or does not find it."""
-
-
-@contextlib.contextmanager
-def _stored(candidate: Candidate) -> Iterator[Path]:
-    """Yield the file of a candidate for another process; inputs.npz lies beside it."""
-    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
-        model = Path(folder, 'model.onnx')
-        files.write(candidate.model, model)
-        save_npz(model.with_name('inputs.npz'), candidate.feeds)
-        yield model
 
 
 class Crash(Check):
@@ -270,8 +226,8 @@ class Crash(Check):
             status, output = run_limited([sys.executable, str(script), '--child'], self.timeout_s)
         if status is None:
             return 'does not end'
-        last = output.strip().splitlines()[-1:] or ['dies']
-        return f'signal {-status}' if status < 0 else last[0]
+        lines = output.strip().splitlines() or ['dies']
+        return f'signal {-status}' if status < 0 else lines[-1]
 
     def check_whole(self, whole: Candidate) -> bool:
         """Remember how it ends."""
@@ -279,7 +235,7 @@ class Crash(Check):
         return self.outcome != 'runs'
 
     def shows(self, candidate: Candidate) -> bool:
-        """See `meaning`; it has to end the way the whole model does."""
+        """Return whether it ends the way the whole model does."""
         return self._outcome(candidate) == self.outcome
 
     def facts(self) -> dict[str, Any]:
@@ -291,31 +247,32 @@ class Command(Check):
     """A shell command, called with the file of the candidate: exit status 0 says that the fault is there."""
 
     kind = 'command'
-    timeouts, last = 0, ''
 
     def __init__(self, command: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         super().__init__()
         self.command, self.timeout_s = command, timeout_s
+        self.timeouts, self.last_result = 0, ''
         self.meaning = f'the command {command!r} exits with 0'
 
     def _status(self, candidate: Candidate) -> int | None:
         with _stored(candidate) as model:
-            words = shlex.quote(str(model))
-            text = self.command.replace('{}', words) if '{}' in self.command else f'{self.command} {words}'
+            file = shlex.quote(str(model))
+            text = self.command.replace('{}', file) if '{}' in self.command else f'{self.command} {file}'
             status, output = run_limited(text, self.timeout_s)
         lines = output.strip().splitlines()
-        self.last = f'it exited with {status}' + (f' and said {lines[-1]!r}' if lines else '')
+        self.last_result = f'it exited with {status}' + (f' and said {lines[-1]!r}' if lines else '')
         return status
 
     def check_whole(self, whole: Candidate) -> bool:
         """Refuse a command that cannot be run or does not end."""
         status = self._status(whole)
-        what = f'--check {self.command!r}:'
         if status is None:
-            many = f'{self.timeout_s:g} s on the whole model and was stopped'
-            raise UsageError(f'{what} did not end within {many}; give it more time with --timeout')
+            raise UsageError(
+                f'--check {self.command!r}: did not end within {self.timeout_s:g} s on the whole model and '
+                f'was stopped; give it more time with --timeout'
+            )
         if status in NOT_RUNNABLE:
-            raise UsageError(f'{what} the shell cannot run it: {self.last}')
+            raise UsageError(f'--check {self.command!r}: the shell cannot run it: {self.last_result}')
         return status == 0
 
     def shows(self, candidate: Candidate) -> bool:
@@ -323,17 +280,57 @@ class Command(Check):
         status = self._status(candidate)
         if status is None:
             self.timeouts += 1
-            if self.timeouts >= MOST_TIMEOUTS:
+            if self.timeouts >= MAX_TIMEOUTS:
                 raise Stopped(f'the check did not end within {self.timeout_s:g} s {self.timeouts} times')
         return status == 0
 
     def why_not(self) -> str:
         """Say what the command did."""
-        return f'the check says no to the whole model: {self.last}'
+        return f'the check says no to the whole model: {self.last_result}'
 
     def facts(self) -> dict[str, Any]:
         """Add the command."""
         return dict(super().facts(), command=self.command)
+
+
+class CheckText(NamedTuple):
+    """The parts of --check: the kind, and the file of a built-in check or the command."""
+
+    kind: str
+    rest: str
+
+
+BUILT_IN = ('nan', 'engines', 'reference', 'differs', 'crash')
+NUMERIC = {check.kind: check for check in (NotFinite, Engines, Reference)}
+"""Checks that need nothing but a tolerance."""
+
+
+def parse_check(text: str) -> CheckText:
+    """Read the text of --check; UsageError for no text, too few or many files, a word that is no command."""
+    words = text.split()
+    if not words:
+        raise UsageError(f'--check: is empty; expected a command or one of {", ".join(BUILT_IN)}')
+    if words[0] in BUILT_IN:
+        example = f'{words[0]} OTHER.onnx' if words[0] == Differs.kind else words[0]
+        if len(words) != len(example.split()):
+            raise UsageError(f'--check {text!r}: expected {example!r}')
+        return CheckText(words[0], ' '.join(words[1:]))
+    if len(words) == 1 and not shutil.which(text):
+        raise UsageError(
+            f'--check {text!r}: is neither a command nor one of {", ".join(BUILT_IN)}'
+            f'{did_you_mean(text, BUILT_IN)}'
+        )
+    return CheckText('command', text)
+
+
+@contextlib.contextmanager
+def _stored(candidate: Candidate) -> Iterator[Path]:
+    """Yield the file of a candidate for another process; inputs.npz lies beside it."""
+    with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
+        model = Path(folder, 'model.onnx')
+        files.write(candidate.model, model)
+        save_npz(model.with_name('inputs.npz'), candidate.feeds)
+        yield model
 
 
 def run_limited(command: str | list[str], seconds: float) -> tuple[int | None, str]:

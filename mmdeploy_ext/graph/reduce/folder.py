@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from mmdeploy_ext.core.folders import check_replaceable, replaced_folder
 from mmdeploy_ext.graph.io import files
 from mmdeploy_ext.graph.io.tensors import save_npz
 from mmdeploy_ext.graph.reduce import run
-from mmdeploy_ext.graph.reduce.case import Candidate
 from mmdeploy_ext.graph.reduce.search import Reduction
 
 README = """# A reduced graph
@@ -69,6 +68,12 @@ def save_folder(
     """
     target, candidate = Path(target), reduction.candidate
     check_folder(target)
+    rows = []
+    for position, node in zip(candidate.positions, candidate.model.graph.node, strict=True):
+        inputs, outputs = (
+            ', '.join(f'`{name}`' for name in names if name) for names in (node.input, node.output)
+        )
+        rows.append(f'| {node.name or f"#{position}"} | {node.op_type} | {inputs} | {outputs} |')
     text = README.format(
         meaning=f'{meaning[:1].upper()}{meaning[1:]}.',
         source=source,
@@ -76,7 +81,7 @@ def save_folder(
         before=reduction.nodes_before,
         checks=reduction.checks,
         stopped=f', stopped early: {reduction.stopped}' if reduction.stopped else '',
-        nodes='\n'.join(_rows(candidate)),
+        nodes='\n'.join(rows),
         expected=EXPECTED[facts['check']],
     )
     with replaced_folder(target) as folder:
@@ -85,13 +90,6 @@ def save_folder(
         save_npz(folder / 'expected.npz', expected)
         write_json(folder / 'case.json', dict(facts, outputs=list(candidate.outputs)))
         shutil.copyfile(run.__file__, folder / 'run.py')
-        with atomic_path(folder / 'README.md') as part:
-            part.write_text(text, encoding='utf-8')
+        with atomic_path(folder / 'README.md') as temporary:
+            temporary.write_text(text, encoding='utf-8')
     return target
-
-
-def _rows(candidate: Candidate) -> Iterator[str]:
-    for position, node in zip(candidate.positions, candidate.model.graph.node, strict=True):
-        ends = [[f'`{name}`' for name in names if name] for names in (node.input, node.output)]
-        reads, writes = map(', '.join, ends)
-        yield f'| {node.name or f"#{position}"} | {node.op_type} | {reads} | {writes} |'

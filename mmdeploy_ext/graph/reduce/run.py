@@ -30,43 +30,42 @@ def compute(source: str | bytes, feeds: Arrays, optimized: bool) -> dict[str, np
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def floats(arrays: Arrays) -> list[np.ndarray]:
-    """Return the arrays that can hold NaN, as float64."""
-    found = [np.asarray(array) for array in arrays.values()]
-    return [array.astype(np.float64) for array in found if array.dtype.kind == 'f']
-
-
 def not_finite(arrays: Arrays) -> str:
     """Return 'nan' where an array has one, 'inf' where one is infinite, '' otherwise."""
-    values = floats(arrays)
+    values = [np.asarray(array) for array in arrays.values()]
+    values = [array.astype(np.float64) for array in values if array.dtype.kind == 'f']
     if any(np.isnan(array).any() for array in values):
         return 'nan'
     return 'inf' if any(np.isinf(array).any() for array in values) else ''
 
 
-def difference(got: Arrays, expected: Arrays) -> float:
+def difference(outputs: Arrays, expected: Arrays) -> float:
     """Return the largest difference over all outputs, each as a part of its largest expected value.
 
     Another shape, other text and NaN on one side alone are infinitely different. Names that one side lacks
     are not compared. This file is copied to where the package is not, so that it cannot take `ArrayDistance`,
     which gives the same.
     """
-    return max((_difference(got[name], expected[name]) for name in expected if name in got), default=0.0)
+    names = [name for name in expected if name in outputs]
+    return max((_difference(outputs[name], expected[name]) for name in names), default=0.0)
 
 
-def _difference(got: Any, expected: Any) -> float:
-    got, expected = np.asarray(got), np.asarray(expected)
-    if got.shape != expected.shape:
+def _difference(array: Any, expected: Any) -> float:
+    array, expected = np.asarray(array), np.asarray(expected)
+    if array.shape != expected.shape:
         return float('inf')
-    if got.dtype.kind in 'OSU':
-        return 0.0 if (got.astype(str) == expected.astype(str)).all() else float('inf')
-    got, expected = got.astype(np.float64), expected.astype(np.float64)
-    known = np.isfinite(expected)
-    if not np.array_equal(got[~known], expected[~known], equal_nan=True) or not np.isfinite(got[known]).all():
+    if array.dtype.kind in 'OSU':
+        return 0.0 if (array.astype(str) == expected.astype(str)).all() else float('inf')
+    array, expected = array.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(expected)
+    same_special = np.array_equal(array[~finite], expected[~finite], equal_nan=True)
+    if not same_special or not np.isfinite(array[finite]).all():
         return float('inf')
-    largest = float(np.abs(expected[known]).max(initial=0.0))
-    error = float(np.abs(got[known] - expected[known]).max(initial=0.0))
-    return error / largest if largest else float('inf') if error else 0.0
+    largest = float(np.abs(expected[finite]).max(initial=0.0))
+    error = float(np.abs(array[finite] - expected[finite]).max(initial=0.0))
+    if not largest:
+        return float('inf') if error else 0.0
+    return error / largest
 
 
 def run_outcome(source: str, feeds: Arrays) -> str:
@@ -84,38 +83,33 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def _outcome_of_child(seconds: float) -> str:
-    """Run the model in a process of its own, which may die."""
-    command = [sys.executable, __file__, '--child']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    if done.returncode < 0:
-        return f'signal {-done.returncode}'
-    print(done.stderr, end='', file=sys.stderr)
-    return done.stdout.strip().splitlines()[-1]
-
-
 def judge(folder: Path, case: Mapping[str, Any]) -> bool:
-    """Run the model and say what it gives; return whether the fault is shown."""
+    """Run the model and print what it gives; return whether the fault is shown."""
     kind, source = case['check'], str(folder / 'model.onnx')
-    if kind == 'crash':
-        outcome = _outcome_of_child(case['timeout'])
+    if kind == 'crash':  # in a process of its own, which may die
+        command = [sys.executable, __file__, '--child']
+        child = subprocess.run(command, capture_output=True, text=True, timeout=case['timeout'])
+        outcome = f'signal {-child.returncode}'
+        if child.returncode >= 0:
+            print(child.stderr, end='', file=sys.stderr)
+            outcome = child.stdout.strip().splitlines()[-1]
         print(f'ended with: {outcome}; recorded: {case["outcome"]}')
         return outcome == case['outcome']
     feeds, expected = _arrays(folder / 'inputs.npz'), _arrays(folder / 'expected.npz')
-    got = compute(source, feeds, optimized=kind in ('engines', 'reference'))
-    got = {name: got[name] for name in case['outputs']}
-    for name, array in got.items():
+    outputs = compute(source, feeds, optimized=kind in ('engines', 'reference'))
+    outputs = {name: outputs[name] for name in case['outputs']}
+    for name, array in outputs.items():
         print(f'{name}: {np.asarray(array).dtype} {np.shape(array)}, {not_finite({name: array}) or "finite"}')
     if kind == 'nan':
-        return not_finite(got) == case['outcome']
+        return not_finite(outputs) == case['outcome']
     if kind == 'engines':
         expected = compute(source, feeds, optimized=False)
-    found = difference(got, expected)
-    print(f'largest difference: {found:.3g} of the largest expected value; tolerance {case["tolerance"]:g}')
+    error = difference(outputs, expected)
+    print(f'largest difference: {error:.3g} of the largest expected value; tolerance {case["tolerance"]:g}')
     if kind == 'command':
         print(f'the check was a command: {case["command"]} model.onnx')
-        return found <= case['tolerance']
-    return found > case['tolerance']
+        return error <= case['tolerance']
+    return error > case['tolerance']
 
 
 def main() -> int:
@@ -128,9 +122,9 @@ def main() -> int:
         print(run_outcome(str(folder / 'model.onnx'), _arrays(folder / 'inputs.npz')))
         return 0
     case = json.loads((folder / 'case.json').read_text(encoding='utf-8'))
-    shown = judge(folder, case)
-    print('the fault is shown' if shown else 'the fault is NOT shown')
-    return 0 if shown else 1
+    is_shown = judge(folder, case)
+    print('the fault is shown' if is_shown else 'the fault is NOT shown')
+    return 0 if is_shown else 1
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.graph.reduce.case import Candidate, Case
 from mmdeploy_ext.graph.reduce.checks import Check, Stopped
 
-MOST_CHECKS = 400
+MAX_CHECKS = 400
 Part = tuple[int, ...]
 
 
@@ -27,7 +27,7 @@ class Reduction:
 
     Attributes:
         nodes_before: nodes of the whole graph, constants not counted.
-        checks: how often the check was asked.
+        checks: how many candidates were checked.
         stopped: why it ended before no node could be left out; '' when none can.
     """
 
@@ -38,50 +38,56 @@ class Reduction:
 
 
 class _Search:
+    """The search in one case: the smallest candidate so far, and the parts that were checked."""
+
     def __init__(
-        self, case: Case, check: Check, whole: Candidate, most: int, progress: Callable[[int, int], None]
+        self, case: Case, check: Check, whole: Candidate, limit: int, progress: Callable[[int, int], None]
     ) -> None:
-        self.case, self.check, self.best, self.most, self.progress = case, check, whole, most, progress
-        self.asked = 1  # of the whole graph
-        self.known: dict[tuple[Part, tuple[str, ...] | None], bool] = {(case.everything, None): True}
+        self.case, self.check, self.best, self.limit, self.progress = case, check, whole, limit, progress
+        self.checks = 1  # of the whole graph
+        self.results: dict[tuple[Part, tuple[str, ...] | None], bool] = {(case.everything, None): True}
 
-    def ask(self, candidate: Candidate | None) -> bool:
-        if candidate is None:
-            return False
-        if self.asked >= self.most:
-            raise Stopped(f'the limit of {self.most} checks was reached')
-        self.asked += 1
-        shown = self.check.shows(candidate)
-        if shown:
-            self.best = candidate
-        self.progress(self.asked, len(self.best.positions))
-        return shown
-
-    def shown(self, part: Part, outputs: tuple[str, ...] | None = None) -> bool:
+    def shows(self, part: Part, outputs: tuple[str, ...] | None = None) -> bool:
+        """Return whether a part shows the fault; each part is checked once."""
         key = (part, outputs)
-        if key not in self.known:
-            self.known[key] = bool(part) and self.ask(self.case.candidate(part, outputs))
-        return self.known[key]
+        if key not in self.results:
+            candidate = self.case.candidate(part, outputs) if part else None
+            self.results[key] = candidate is not None and self.run_check(candidate)
+        return self.results[key]
+
+    def run_check(self, candidate: Candidate) -> bool:
+        if self.checks >= self.limit:
+            raise Stopped(f'the limit of {self.limit} checks was reached')
+        self.checks += 1
+        is_shown = self.check.shows(candidate)
+        if is_shown:
+            self.best = candidate
+        self.progress(self.checks, len(self.best.positions))
+        return is_shown
+
+    def smallest(self, part: Part) -> Part:
+        """Bisect both ends, then leave out whatever is not needed."""
+        part = self.bisect(part, lambda part, length: part[:length])
+        part = self.bisect(part, lambda part, length: part[-length:])
+        needed = set(self.case.index.ancestors(self.case.index.writes(part[-1])))
+        smaller = tuple(position for position in part if position in needed)
+        return self.leave_out_chunks(smaller if self.shows(smaller) else part)
 
     def bisect(self, part: Part, cut: Callable[[Part, int], Part]) -> Part:
         """Bisect the length of one end of a part; `cut` gives the part of a length."""
         low, high = 0, len(part)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.shown(cut(part, middle)) else (middle, high)
+            low, high = (low, middle) if self.shows(cut(part, middle)) else (middle, high)
         return cut(part, high)
-
-    def without_unneeded(self, part: Part) -> Part:
-        """Leave out what the last node does not depend on."""
-        needed = set(self.case.index.ancestors(self.case.index.writes(part[-1])))
-        smaller = tuple(position for position in part if position in needed)
-        return smaller if smaller != part and self.shown(smaller) else part
 
     def leave_out_chunks(self, part: Part) -> Part:
         """Leave out chunks, then smaller ones, until no single node can be left out."""
         chunks = 2
         while len(part) > 1:
-            smaller = self._without_a_chunk(part, chunks)
+            bounds = [len(part) * step // chunks for step in range(chunks + 1)]
+            parts = (part[:low] + part[high:] for low, high in itertools.pairwise(bounds))
+            smaller = next(filter(self.shows, parts), None)
             if smaller is not None:
                 part, chunks = smaller, max(chunks - 1, 2)
             elif chunks < len(part):
@@ -90,38 +96,27 @@ class _Search:
                 break
         return part
 
-    def _without_a_chunk(self, part: Part, chunks: int) -> Part | None:
-        bounds = [len(part) * step // chunks for step in range(chunks + 1)]
-        parts = (part[:low] + part[high:] for low, high in itertools.pairwise(bounds))
-        return next(filter(self.shown, parts), None)
+    def try_single_outputs(self, part: Part) -> None:
+        """Give only one output where one shows the fault."""
+        names = self.case.outputs_of(part)
+        if len(names) > 1:
+            any(self.shows(part, (name,)) for name in names)
 
     def narrow(self, part: Part) -> None:
         """Reduce once more, when the check can be narrowed to what is left."""
         if len(part) > 1 and self.check.narrow():
-            self.known = {}
-            if self.shown(part):
-                self.one_output(self.smallest(part))
+            self.results = {}
+            if self.shows(part):
+                self.try_single_outputs(self.smallest(part))
             else:
                 self.check.widen()
-
-    def smallest(self, part: Part) -> Part:
-        """Bisect both ends, then leave out whatever is not needed."""
-        part = self.bisect(part, lambda part, length: part[:length])
-        part = self.bisect(part, lambda part, length: part[-length:])
-        return self.leave_out_chunks(self.without_unneeded(part))
-
-    def one_output(self, part: Part) -> None:
-        """Give only one output where one shows the fault."""
-        names = self.case.outputs_of(part)
-        if len(names) > 1:
-            any(self.shown(part, (name,)) for name in names)
 
 
 def reduce(
     case: Case,
     check: Check,
     *,
-    most_checks: int = MOST_CHECKS,
+    most_checks: int = MAX_CHECKS,
     good: Sequence[Candidate] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Reduction:
@@ -129,7 +124,7 @@ def reduce(
 
     Args:
         case: the graph with its recorded values.
-        check: says whether a candidate shows the fault.
+        check: decides whether a candidate shows the fault.
         most_checks: candidates to try; the smallest part so far is the result when they are used up.
         good: candidates that do not have the fault: a check that says yes to them is refused.
         progress: called with the number of checks and of nodes that are left.
@@ -143,25 +138,23 @@ def reduce(
         raise UsageError('the graph has no output that is a tensor, or an input without a value')
     if not check.check_whole(whole):
         raise UsageError(f'--check: {check.why_not()}; there is nothing to reduce')
-    _check_on_good(check, good)
+    for candidate in filter(check.shows, good):
+        zeros = 'a graph that computes nothing (its outputs are zeros)'
+        graph = 'the good model' if candidate.positions else zeros
+        raise UsageError(
+            f'--check: says yes to {graph}, too, so it does not look at the fault; it has to say yes (exit '
+            f'with 0) only when the fault is there'
+        )
     search = _Search(case, check, whole, most_checks, progress or (lambda checks, nodes: None))
     stopped = ''
     try:
         part = search.smallest(case.everything)
-        search.one_output(part)
+        search.try_single_outputs(part)
         search.narrow(part)
     except Stopped as reason:
         stopped = str(reason)
     if not stopped and not check.shows(search.best):
-        yes_and_no = 'says yes and then no to the same graph'
-        raise UsageError(f'--check: {yes_and_no}; make it deterministic (seeds, threads)')
-    return Reduction(search.best, len(case.everything), search.asked, stopped)
-
-
-def _check_on_good(check: Check, good: Sequence[Candidate]) -> None:
-    for candidate in filter(check.shows, good):
-        nothing = 'a graph that computes nothing (its outputs are zeros)'
         raise UsageError(
-            f'--check: says yes to {"the good model" if candidate.positions else nothing}, too, so it does '
-            f'not look at the fault; it has to say yes (exit with 0) only when the fault is there'
+            '--check: says yes and then no to the same graph; make it deterministic (seeds, threads)'
         )
+    return Reduction(search.best, len(case.everything), search.checks, stopped)
