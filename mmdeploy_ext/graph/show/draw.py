@@ -37,8 +37,8 @@ FACES = {
     'more': 'white',
 }
 FACE, MARKED, INK, SOFT, EDGE = '#e9eef3', '#b3541e', '#1b2330', '#6a7684', '#44505f'
-_OF_WINDOWS = ('kernel_shape', 'strides', 'pads', 'dilations', 'group')
-SHOWN = (*_OF_WINDOWS, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
+_WINDOW = ('kernel_shape', 'strides', 'pads', 'dilations', 'group')
+SHOWN = (*_WINDOW, 'axis', 'axes', 'perm', 'to', 'mode', 'epsilon')
 """Attributes that a box shows; where they have their default they are left out."""
 WORDS = {'kernel_shape': 'kernel', 'strides': 'stride', 'dilations': 'dilation'}
 DEFAULTS = {'group': '1', 'dilations': '1x1', 'strides': '1x1', 'pads': '0x0x0x0'}
@@ -96,27 +96,16 @@ def check_suffix(target: FileName) -> str:
 
 @contextlib.contextmanager
 def _without_font_warnings() -> Iterator[None]:
-    """Keep off the console what Graphviz's C libraries say of newer font settings and of large graphs."""
+    """Keep off the console what Graphviz's C libraries print of newer font settings and of large graphs."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
         with open(os.devnull, 'w') as nothing, contextlib.redirect_stderr(nothing):
             os.dup2(nothing.fileno(), 2)
             yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
-    """Return the nodes at most `depth` steps up or down from a node, without those that make constants."""
-    constant, found, edge = index.constant_nodes(), {start}, {start}
-    for _ in range(depth):
-        above = {index.producer(name) for at in edge for name in index.reads(at)} - {None}
-        below = {at for here in edge for name in index.writes(here) for at in index.consumers(name)}
-        edge = (above | below) - found - constant
-        found |= edge
-    return sorted(found)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def draw(
@@ -131,40 +120,100 @@ def draw(
     if depth < 0:
         raise UsageError(f'--depth {depth}: expected 0 or more')
     index = Index(model)
-    everything = set(range(len(index.nodes)))
+    nodes = set(range(len(index.nodes)))
     marked = None if node is None else index.find_node(node)
     if marked is None:
-        positions = sorted(everything - index.constant_nodes() or everything)
+        positions = sorted(nodes - index.constant_nodes() or nodes)
     else:
         positions = neighbourhood(index, marked, depth)
-    picture = new_picture(title)
-    picture.graph_attr.update(SPEED)
-    for at in positions:
-        _add_node(picture, index, at, at == marked)
-    _add_edges(picture, index, positions, types.infer(model))
-    save_picture(picture, target)
+    drawing = _Drawing(new_picture(title), index, positions, types.infer(model))
+    drawing.picture.graph_attr.update(SPEED)
+    for position in positions:
+        drawing.add_node(position, position == marked)
+    drawing.add_edges()
+    save_picture(drawing.picture, target)
     return len(positions)
 
 
-def _add_node(picture: AGraph, index: Index, position: int, marked: bool) -> None:
-    node = index.nodes[position]
-    facts = ' · '.join(f'{WORDS.get(name, name)} {value}' for name, value in _attributes(node))
-    lines = [node.op_type, _short(node.name or f'#{position}'), *filter(None, [facts])]
-    tip = [f'#{position} {node.op_type} {node.name}'.rstrip()]
-    tip += [f'reads {name}' for name in index.reads(position)]
-    tip += [f'writes {name}' for name in index.writes(position)]
-    border = dict(color=MARKED, penwidth=3) if marked else {}
-    _add_box(picture, f'node {position}', node.op_type, lines, '\n'.join(tip), **border)
+def neighbourhood(index: Index, start: int, depth: int) -> list[int]:
+    """Return the nodes at most `depth` steps up or down from a node, without those that make constants."""
+    constant, nodes, rim = index.constant_nodes(), {start}, {start}
+    for _ in range(depth):
+        above = {index.producer(name) for position in rim for name in index.reads(position)} - {None}
+        outputs = [name for position in rim for name in index.writes(position)]
+        below = {reader for name in outputs for reader in index.consumers(name)}
+        rim = (above | below) - nodes - constant
+        nodes |= rim
+    return sorted(nodes)
 
 
-def _add_box(picture: AGraph, key: str, kind: str, lines: list[str], tip: str, **style: object) -> None:
-    face = FACES.get(kind, FACE)
-    ink = 'white' if face == BLUE else INK
-    picture.add_node(key, label=label(lines), tooltip=tooltip(tip), fillcolor=face, fontcolor=ink, **style)
+class _Drawing:
+    """Adds the nodes at some positions of a graph to a picture, and what they read and give."""
+
+    def __init__(
+        self, picture: AGraph, index: Index, positions: list[int], tensor_types: dict[str, onnx.TypeProto]
+    ) -> None:
+        self.picture, self.index, self.positions, self.types = picture, index, positions, tensor_types
+        self.boxes = {name: f'node {position}' for position in positions for name in index.writes(position)}
+        self.labelled: set[str] = set()
+
+    def add_node(self, position: int, is_marked: bool) -> None:
+        node = self.index.nodes[position]
+        lines = [node.op_type, _shortened(node.name or f'#{position}')]
+        texts = [f'{WORDS.get(name, name)} {value}' for name, value in _attribute_texts(node)]
+        if texts:
+            lines.append(' · '.join(texts))
+        tip = [f'#{position} {node.op_type} {node.name}'.rstrip()]
+        tip += [f'reads {name}' for name in self.index.reads(position)]
+        tip += [f'writes {name}' for name in self.index.writes(position)]
+        border = dict(color=MARKED, penwidth=3) if is_marked else {}
+        self._add_box(f'node {position}', node.op_type, lines, '\n'.join(tip), **border)
+
+    def add_edges(self) -> None:
+        """Join the nodes; tensors from and to nodes that are not drawn get a box of their own."""
+        index, inside, constant = self.index, set(self.positions), self.index.constant_nodes()
+        for position in self.positions:
+            for name in index.reads(position):
+                is_input, producer = name in index.inputs, index.producer(name)
+                is_computed = producer is not None and producer not in constant
+                if name not in self.boxes and (is_input or is_computed):
+                    self.boxes[name] = self._add_end(name, 'input' if is_input else 'more')
+                if name in self.boxes:
+                    self._join(name, f'node {position}')
+        for name in [name for position in self.positions for name in index.writes(position)]:
+            outside = sum(reader not in inside for reader in index.consumers(name))
+            if name in index.outputs:
+                self._join(name, self._add_end(name, 'output'))
+            elif outside:
+                self._join(name, self._add_end(name, 'more', outside))
+
+    def _join(self, name: str, end: str) -> None:
+        """Draw a tensor from its box to another one; the first edge has its size."""
+        size = '' if name in self.labelled else types.shape_label(self.types.get(name))
+        self.labelled.add(name)
+        label = f'  {size}  ' if size else ''
+        self.picture.add_edge(self.boxes[name], end, tooltip=tooltip(name), taillabel=label)
+
+    def _add_end(self, name: str, kind: str, outside: int = 0) -> str:
+        key, lines, style = f'{kind} {len(self.picture.nodes())}', [kind, _shortened(name)], {}
+        if kind == 'more':
+            lines = [f'... {outside} more' if outside > 1 else '...']
+            style = dict(color=SOFT, style='rounded,filled,dashed')
+        self._add_box(key, kind, lines, name, **style)
+        return key
+
+    def _add_box(self, key: str, kind: str, lines: list[str], tip: str, **style: object) -> None:
+        face = FACES.get(kind, FACE)
+        ink = 'white' if face == BLUE else INK
+        attributes = dict(label=label(lines), tooltip=tooltip(tip), fillcolor=face, fontcolor=ink)
+        self.picture.add_node(key, **attributes, **style)
 
 
-def _attributes(node: onnx.NodeProto) -> Iterable[tuple[str, str]]:
-    for entry in (entry for entry in node.attribute if entry.name in SHOWN):
+def _attribute_texts(node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
+    """Yield names and texts of the attributes that a box shows."""
+    for entry in node.attribute:
+        if entry.name not in SHOWN:
+            continue
         value = onnx.helper.get_attribute_value(entry)
         if isinstance(value, bytes):
             value = value.decode(errors='replace')
@@ -178,38 +227,6 @@ def _attributes(node: onnx.NodeProto) -> Iterable[tuple[str, str]]:
             yield entry.name, str(value)[:LONGEST]
 
 
-def _add_edges(picture: AGraph, index: Index, positions: list[int], kinds: dict[str, onnx.TypeProto]) -> None:
-    """Join the nodes; what they read from elsewhere and what others read of them gets a box of its own."""
-    sources = {name: f'node {at}' for at in positions for name in index.writes(at)}
-    inside, constant, labelled = set(positions), index.constant_nodes(), set()
-
-    def join(name: str, end: str) -> None:
-        size = '' if name in labelled else types.shape_label(kinds.get(name))
-        labelled.add(name)
-        picture.add_edge(sources[name], end, tooltip=tooltip(name), taillabel=f'  {size}  ' if size else '')
-
-    for at in positions:
-        for name in index.reads(at):
-            fed, maker = name in index.inputs, index.producer(name)
-            if name not in sources and (fed or (maker is not None and maker not in constant)):
-                sources[name] = _add_end(picture, name, 'input' if fed else 'more')
-            if name in sources:
-                join(name, f'node {at}')
-    for name in [name for at in positions for name in index.writes(at)]:
-        outside = sum(at not in inside for at in index.consumers(name))
-        if name in index.outputs or outside:
-            join(name, _add_end(picture, name, 'output' if name in index.outputs else 'more', outside))
-
-
-def _add_end(picture: AGraph, name: str, kind: str, outside: int = 0) -> str:
-    key, lines, style = f'{kind} {len(picture.nodes())}', [kind, _short(name)], {}
-    if kind == 'more':
-        lines = [f'... {outside} more' if outside > 1 else '...']
-        style = dict(color=SOFT, style='rounded,filled,dashed')
-    _add_box(picture, key, kind, lines, name, **style)
-    return key
-
-
-def _short(text: str) -> str:
-    """Keep the end of a name, which says more than its beginning."""
+def _shortened(text: str) -> str:
+    """Return the end of a long name, which says more than its beginning."""
     return text if len(text) <= LONGEST else f'...{text[3 - LONGEST :]}'

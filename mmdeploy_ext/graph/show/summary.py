@@ -1,4 +1,4 @@
-"""What is in an ONNX file, as plain data and as lines: sparse graphs node by node, ordinary ones in summary.
+"""The content of an ONNX file, and what an edit changed of it, as plain data and as lines of text.
 
 Works on broken files as well: it is what one looks at when a check has failed. Needs onnx and numpy only.
 """
@@ -19,8 +19,10 @@ from mmdeploy_ext.graph.io.index import all_graphs, join_names, operator_name
 
 SHOWN_METADATA = ('family', 'form', 'config', 'config_sha256', 'checkpoint_sha256', 'target')
 LONGEST_VALUE = 120
-MOST_DEFAULTS = 8
+MAX_DEFAULTS = 8
 """Inputs with a default that are listed by name."""
+MAX_NAMES = 12
+"""Names of a list that are printed after an edit."""
 
 
 def describe(model: onnx.ModelProto) -> dict[str, Any]:
@@ -41,15 +43,15 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
         producer=f'{model.producer_name} {model.producer_version}'.strip(),
         ir_version=model.ir_version,
         opsets={entry.domain or 'ai.onnx': entry.version for entry in model.opset_import},
-        inputs=[_value(entry) for entry in graph.input if entry.name not in fixed],
-        defaults=[_value(entry) for entry in graph.input if entry.name in fixed],
-        outputs=[_value(entry) for entry in graph.output],
+        inputs=[_describe_value(value) for value in graph.input if value.name not in fixed],
+        defaults=[_describe_value(value) for value in graph.input if value.name in fixed],
+        outputs=[_describe_value(value) for value in graph.output],
         nodes=len(nodes),
         operators=dict(collections.Counter(operator_name(node) for node in nodes).most_common()),
         functions=[f'{entry.domain}.{entry.name}' for entry in model.functions],
         parameters=sum(size for size, _ in sizes),
-        bytes=sum(size * _item_bytes(kind) for size, kind in sizes),
-        dtypes=dict(collections.Counter(types.dtype(kind) for _, kind in sizes)),
+        bytes=sum(size * _item_bytes(data_type) for size, data_type in sizes),
+        dtypes=dict(collections.Counter(types.dtype(data_type) for _, data_type in sizes)),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
     if content['kind'] == 'onnx':
@@ -58,26 +60,39 @@ def describe(model: onnx.ModelProto) -> dict[str, Any]:
     return content
 
 
+def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    dtype, shape = types.dtype(value.type.tensor_type.elem_type), types.shape(value.type) or []
+    return dict(name=value.name, dtype=dtype, shape=shape, type=types.text(value.type))
+
+
+def _item_bytes(data_type: int) -> float:
+    try:
+        return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
+    except (KeyError, ValueError):
+        return 0
+
+
 def parameters(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     """Yield the weights: initializers, also of bodies; in a file without any (Paddle) the Constant nodes."""
     graphs = list(all_graphs(graph))
-    stored = [tensor for body in graphs for tensor in body.initializer]
-    yield from stored or (tensor for body in graphs for _, tensor in _constants(body))
+    initializers = [tensor for body in graphs for tensor in body.initializer]
+    yield from initializers or (tensor for body in graphs for _, tensor in _float_constants(body))
 
 
 def parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
     """Return tensor name -> elements of the weights of the main graph."""
-    stored = [(tensor.name, tensor) for tensor in graph.initializer]
-    return {name: math.prod(tensor.dims) for name, tensor in stored or _constants(graph)}
+    initializers = [(tensor.name, tensor) for tensor in graph.initializer]
+    return {name: math.prod(tensor.dims) for name, tensor in initializers or _float_constants(graph)}
 
 
-def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+def _float_constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
     """Yield the names and values of the Constant nodes that hold floating-point tensors with an axis."""
-    for node in (node for node in graph.node if node.op_type == 'Constant' and node.output):
-        for entry in node.attribute:
-            floating = entry.t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-            if entry.name == 'value' and entry.t.dims and floating:
-                yield node.output[0], entry.t
+    for node in graph.node:
+        for attribute in node.attribute:
+            is_value = node.op_type == 'Constant' and attribute.name == 'value' and node.output
+            is_float = attribute.t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+            if is_value and is_float and attribute.t.dims:
+                yield node.output[0], attribute.t
 
 
 def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]]:
@@ -87,8 +102,8 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
         Per node `position`, `name`, `operator`, `inputs`, `outputs`, `shapes` (of the outputs), `parameters`
         (that it reads) and `flops` (None when not known, 0 when not counted).
     """
-    kinds = types.infer(model)
-    cost, sizes = flops.count(model, kinds), parameter_sizes(model.graph)
+    tensor_types = types.infer(model)
+    node_flops, sizes = flops.count(model, tensor_types), parameter_sizes(model.graph)
     return [
         dict(
             position=position,
@@ -96,9 +111,9 @@ def node_rows(model: onnx.ModelProto, pattern: str = '*') -> list[dict[str, Any]
             operator=operator_name(node),
             inputs=list(node.input),
             outputs=list(node.output),
-            shapes=[types.text(kinds.get(name)) for name in node.output],
+            shapes=[types.text(tensor_types.get(name)) for name in node.output],
             parameters=sum(sizes.get(name, 0) for name in set(node.input)),
-            flops=cost.get(position, 0),
+            flops=node_flops.get(position, 0),
         )
         for position, node in enumerate(model.graph.node)
         if any(fnmatch.fnmatchcase(word, pattern) for word in (node.name, node.op_type, *node.output))
@@ -114,76 +129,55 @@ def node_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         costs += [flops.text(row['flops'])] if row['flops'] != 0 else []
         text = f'{", ".join(row["inputs"])} -> {", ".join(outputs)}  {", ".join(costs)}'.rstrip()
         cells.append((f'#{row["position"]}', row['operator'], row['name'] or '-', text))
-    widths = [max((len(row[at]) for row in cells), default=0) for at in range(3)]
-    for place, kind, name, text in cells:
-        yield f'{place:<{widths[0]}}  {kind:<{widths[1]}}  {name:<{widths[2]}}  {text}'
+    widths = [max((len(row[column]) for row in cells), default=0) for column in range(3)]
+    for position, operator, name, text in cells:
+        yield f'{position:<{widths[0]}}  {operator:<{widths[1]}}  {name:<{widths[2]}}  {text}'
 
 
 def lines(content: dict[str, Any]) -> Iterator[str]:
-    """Yield what `describe` found as lines of text."""
-    for name in ('inputs', 'outputs'):
-        yield f'{name}: {_values_line(content[name])}'
-    if (defaults := content.get('defaults', ())) and len(defaults) <= MOST_DEFAULTS:
-        yield f'inputs with a default: {_values_line(defaults)}'
-    elif defaults:
-        yield f'inputs with a default: {len(defaults)}, the weights'
+    """Yield the content that `describe` returned as lines of text, without metadata that are long tables."""
+    yield f'inputs: {_join_values(content["inputs"])}'
+    yield f'outputs: {_join_values(content["outputs"])}'
+    defaults = content['defaults']
+    if defaults:
+        text = _join_values(defaults) if len(defaults) <= MAX_DEFAULTS else f'{len(defaults)}, the weights'
+        yield f'inputs with a default: {text}'
     opsets = ', '.join(f'{domain} {version}' for domain, version in content['opsets'].items())
     yield f'opset: {opsets or "none"}; IR {content["ir_version"]}; written by {content["producer"] or "?"}'
     dtypes = ', '.join(f'{count} {dtype}' for dtype, count in content['dtypes'].items()) or 'no initializers'
     yield f'parameters: {content["parameters"]:,} in {content["bytes"] / 1e6:.2f} MB ({dtypes})'
     operators = ', '.join(f'{name} {count}' for name, count in content['operators'].items())
     yield f'operators: {content["nodes"]}: {operators}'
-    if functions := content.get('functions'):
+    if functions := content['functions']:
         yield f'functions: {len(functions)}: {", ".join(functions)}'
     if 'flops' in content:
-        open_ones = content['flops_unknown']
-        more = f'; {open_ones} nodes more with open shapes (give sizes with --shape)' if open_ones else ''
-        yield f'convolutions and matrix products: {flops.text(content["flops"])}{more}'
-    yield from _metadata_lines(content['metadata'])
-
-
-def _values_line(entries: list[dict[str, Any]]) -> str:
-    return ', '.join(f'{entry["name"]} {entry["type"]}' for entry in entries) or 'none'
-
-
-def _metadata_lines(metadata: dict[str, str]) -> Iterator[str]:
-    """Yield the metadata, without those of ours that are long tables."""
-    for key, value in metadata.items():
+        unknown = content['flops_unknown']
+        hint = f'; {unknown} nodes more with open shapes (give sizes with --shape)' if unknown else ''
+        yield f'convolutions and matrix products: {flops.text(content["flops"])}{hint}'
+    for key, value in content['metadata'].items():
         if not key.startswith(PREFIX) or key.removeprefix(PREFIX) in SHOWN_METADATA:
             text = ' '.join(value.split())
             yield f'{key}: {text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + " ..."}'
 
 
-def _value(entry: onnx.ValueInfoProto) -> dict[str, Any]:
-    dtype, shape = types.dtype(entry.type.tensor_type.elem_type), types.shape(entry.type) or []
-    return dict(name=entry.name, dtype=dtype, shape=shape, type=types.text(entry.type))
-
-
-def _item_bytes(kind: int) -> float:
-    try:
-        return onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
-    except (KeyError, ValueError):
-        return 0
-
-
-LONGEST = 12
-"""Names of a list that are printed."""
+def _join_values(values: list[dict[str, Any]]) -> str:
+    return ', '.join(f'{value["name"]} {value["type"]}' for value in values) or 'none'
 
 
 def describe_edit(before: Sequence[onnx.ModelProto], after: onnx.ModelProto) -> dict[str, Any]:
-    """Return what changed, as plain JSON types.
+    """Return what an edit of one or several models changed, as plain JSON types.
 
     Returns:
         `nodes` [before, after], `operators` (name -> difference), `inputs` and `outputs` (`added`,
         `removed` and `changed`: name -> type), `metadata_removed` (keys), `changed`.
     """
-    old = [node.op_type for model in before for node in model.graph.node]
+    old_operators = [node.op_type for model in before for node in model.graph.node]
     counts = collections.Counter(node.op_type for node in after.graph.node)
-    counts.subtract(old)
+    counts.subtract(old_operators)
     keys = {entry.key for model in before for entry in model.metadata_props}
     return dict(
-        nodes=[len(old), len(after.graph.node)],
-        operators={name: many for name, many in sorted(counts.items()) if many},
+        nodes=[len(old_operators), len(after.graph.node)],
+        operators={name: count for name, count in sorted(counts.items()) if count},
         inputs=_changed_ends([model.graph.input for model in before], after.graph.input),
         outputs=_changed_ends([model.graph.output for model in before], after.graph.output),
         metadata_removed=sorted(keys.difference(entry.key for entry in after.metadata_props)),
@@ -204,19 +198,22 @@ def _changed_ends(
 
 
 def edit_lines(content: dict[str, Any]) -> Iterator[str]:
-    """Yield what `describe_edit` found as lines of text."""
+    """Yield the changes that `describe_edit` returned as lines of text."""
     if not content['changed']:
         yield 'nothing changed: the file is that way already'
         return
     old, new = content['nodes']
     if content['operators']:
-        counts = [f'{name} {many:+d}' for name, many in content['operators'].items()]
-        yield f'nodes: {old} -> {new} ({join_names(counts, LONGEST)})'
+        counts = [f'{name} {count:+d}' for name, count in content['operators'].items()]
+        yield f'nodes: {old} -> {new} ({join_names(counts, MAX_NAMES)})'
     for side in ('inputs', 'outputs'):
-        for what, entries in content[side].items():
+        for change, entries in content[side].items():
             if entries:
-                yield f'{side} {what}: {join_names([*map(" ".join, entries.items())], LONGEST)}'
+                texts = [f'{name} {text}' for name, text in entries.items()]
+                yield f'{side} {change}: {join_names(texts, MAX_NAMES)}'
     if content['metadata_removed']:
         keys = [key for key in content['metadata_removed'] if not key.startswith(PREFIX)]
-        keys += [f'{PREFIX}*'] if len(keys) < len(content['metadata_removed']) else []
-        yield f'metadata removed: {join_names(keys, LONGEST)}: it describes the whole graph that was exported'
+        if len(keys) < len(content['metadata_removed']):
+            keys.append(f'{PREFIX}*')
+        names = join_names(keys, MAX_NAMES)
+        yield f'metadata removed: {names}: it describes the whole graph that was exported'

@@ -18,14 +18,14 @@ class Branch:
     """A module, or a part of a module's name, '' for the whole model: what it and its children hold.
 
     Attributes:
-        own: nodes that are in none of its children, by operator.
+        operators: nodes that are in none of its children, by operator.
         parameters: elements of the weights that its nodes read, counted where they are read first.
         unknown: nodes whose FLOPs are not known because their shapes are open.
     """
 
     name: str
     nodes: int = 0
-    own: dict[str, int] = dataclasses.field(default_factory=dict)
+    operators: dict[str, int] = dataclasses.field(default_factory=dict)
     parameters: int = 0
     flops: int = 0
     unknown: int = 0
@@ -34,49 +34,48 @@ class Branch:
 
 def build(model: onnx.ModelProto) -> Branch:
     """Return the tree of modules of a model."""
-    kinds = types.infer(model)
-    cost = flops.count(model, kinds)
+    node_flops = flops.count(model, types.infer(model))
     sizes = parameter_sizes(model.graph)
-    root, seen = Branch(''), set()
+    root, counted = Branch(''), set()
     for position, (scope, _) in enumerate(modules.module_scopes(model)):
         node = model.graph.node[position]
-        new = {name for name in node.input if name in sizes} - seen
-        seen |= new
-        amount = sum(sizes[name] for name in new)
-        branch = root
-        _add(branch, amount, cost.get(position, 0))
+        new = {name for name in node.input if name in sizes} - counted
+        counted |= new
+        branches = [root]
         for word in filter(None, scope.split('.')):
-            branch = branch.children.setdefault(word, Branch(word))
-            _add(branch, amount, cost.get(position, 0))
-        branch.own[node.op_type] = branch.own.get(node.op_type, 0) + 1
+            branches.append(branches[-1].children.setdefault(word, Branch(word)))
+        cost = node_flops.get(position, 0)
+        for branch in branches:
+            branch.nodes += 1
+            branch.parameters += sum(sizes[name] for name in new)
+            branch.flops += cost or 0
+            branch.unknown += cost is None
+        operators = branches[-1].operators
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
     return root
-
-
-def _add(branch: Branch, parameters: int, cost: int | None) -> None:
-    branch.nodes += 1
-    branch.parameters += parameters
-    branch.flops += cost or 0
-    branch.unknown += cost is None
 
 
 def lines(root: Branch, depth: int | None = None) -> Iterator[str]:
     """Yield the tree as text, a module per line, down to `depth` levels below the root; None: all."""
     rows = list(_rows(root, depth, '', ''))
+    printed = {id(branch) for _, branch in rows}
+    numbers = []
+    for _, branch in rows:
+        cost = flops.text(branch.flops) if branch.flops else ''
+        if branch.unknown:
+            cost = f'{cost} + ?' if cost else '?'
+        parameters = f'{branch.parameters:,} par' if branch.parameters else ''
+        numbers.append((f'{branch.nodes} nodes', parameters, cost))
     width = max((len(title) for title, _ in rows), default=0)
-    numbers, shown = [_numbers(branch) for _, branch in rows], {id(branch) for _, branch in rows}
-    columns = [max(len(row[at]) for row in numbers) for at in range(3)]
+    columns = [max(len(row[column]) for row in numbers) for column in range(3)]
     for (title, branch), row in zip(rows, numbers, strict=True):
         cells = '  '.join(f'{cell:>{size}}' for cell, size in zip(row, columns, strict=True))
-        children = [id(child) for child in branch.children.values()]
-        operators = branch.own if not children or children[0] in shown else {}
-        words = ', '.join(f'{name} {many}' if many > 1 else name for name, many in operators.items())
+        children = branch.children.values()
+        operators = {}
+        if not children or any(id(child) in printed for child in children):
+            operators = branch.operators
+        words = ', '.join(f'{name} {count}' if count > 1 else name for name, count in operators.items())
         yield f'{title:<{width}}  {cells}  {words}'.rstrip()
-
-
-def _numbers(branch: Branch) -> tuple[str, str, str]:
-    cost = flops.text(branch.flops) if branch.flops else ''
-    cost += ' + ?' if branch.flops and branch.unknown else '?' if branch.unknown else ''
-    return f'{branch.nodes} nodes', f'{branch.parameters:,} par' if branch.parameters else '', cost
 
 
 def _rows(branch: Branch, depth: int | None, stem: str, lead: str) -> Iterator[tuple[str, Branch]]:
@@ -91,6 +90,12 @@ def _rows(branch: Branch, depth: int | None, stem: str, lead: str) -> Iterator[t
 
 def as_json(branch: Branch) -> dict[str, Any]:
     """Return the tree as plain JSON types."""
-    content = dataclasses.asdict(branch)
-    content['children'] = [as_json(child) for child in branch.children.values()]
-    return content
+    return dict(
+        name=branch.name,
+        nodes=branch.nodes,
+        own=branch.operators,
+        parameters=branch.parameters,
+        flops=branch.flops,
+        unknown=branch.unknown,
+        children=[as_json(child) for child in branch.children.values()],
+    )

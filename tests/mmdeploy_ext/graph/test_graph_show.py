@@ -75,8 +75,8 @@ def test_nodes_are_listed_by_name_operator_or_output():
 def test_modules_come_from_node_names():
     root = tree.build(conv_net())
     layer = root.children['layer'].children['0'].children['conv']
-    assert (layer.nodes, layer.parameters, layer.flops, layer.own) == (1, 12, 384, {'Conv': 1})
-    assert root.own == {'GlobalAveragePool': 1, 'Flatten': 1} and root.nodes == 6
+    assert (layer.nodes, layer.parameters, layer.flops, layer.operators) == (1, 12, 384, {'Conv': 1})
+    assert root.operators == {'GlobalAveragePool': 1, 'Flatten': 1} and root.nodes == 6
     assert root.parameters == 112 + 12 + 35 and list(root.children) == ['stem', 'relu', 'layer', 'fc']
     lines = list(tree.lines(root, 1))
     assert len(lines) == 5 and lines[3].startswith('├─ layer')
