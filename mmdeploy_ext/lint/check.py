@@ -53,93 +53,39 @@ def check(
             that there is not.
     """
     check_exporters(exporters)
-    _check_arguments('example_inputs', example_inputs)
-    if other_inputs is not None:
-        _check_arguments('other_inputs', other_inputs)
-    if not list(tensors_in(list(example_inputs))):
+    for argument, inputs in (('example_inputs', example_inputs), ('other_inputs', other_inputs)):
+        if inputs is not None and not isinstance(inputs, list | tuple):
+            raise UsageError(
+                f'lint: {argument} is a {type(inputs).__name__}; expected a tuple of the arguments of '
+                f'forward, for one argument (x,)'
+            )
+    if not list(tensors_in(example_inputs)):
         raise UsageError('lint: example_inputs hold no tensor; expected the arguments of forward')
     names = _tensor_names(module, example_inputs, input_names)
-    held = held_tensors(module)
+    attributes = held_tensors(module)
     observer, outputs = _observe(module, example_inputs)
     recorder = observer.recorder
-    fixed = _fixed_sizes(module, recorder, other_inputs, dynamic)
-    _add_inputs(observer, outputs, held, module, example_inputs)
+    if not dynamic:
+        fixed = frozenset(recorder.sizes)
+    elif other_inputs is None:
+        fixed = frozenset()
+    else:
+        fixed = recorder.fixed_sizes(_observe(module, other_inputs)[0].recorder)
+    _add_inputs(observer, outputs, attributes, module, example_inputs)
     _add_outputs(recorder, outputs)
     if any(part.training and _differs_in_training(part) for part in module.modules()):
         recorder.add('training-mode', 'the module is in training mode', None)
     trials: list[Trial] = []
     if try_exports:
-        kills = {event.rule for event in recorder.events} & {'tensor-data', 'parameter-data'}
+        ends_process = {event.rule for event in recorder.events} & {'tensor-data', 'parameter-data'}
         for exporter in exporters:
-            trial = try_export(module, example_inputs, exporter, opset, bool(kills))
+            trial = try_export(module, example_inputs, exporter, opset, bool(ends_process))
             trials.append(trial)
             recorder.events.extend(trial.events)
-    events = [one for one in recorder.events if one.origins is None or not one.origins <= fixed]
-    if fixed != frozenset(recorder.sizes):  # then inputs that give their sizes alone are used
+    events = [event for event in recorder.events if event.origins is None or not event.origins <= fixed]
+    if fixed != frozenset(recorder.sizes):  # an input that gives its sizes alone is used where sizes differ
         events = [event for event in events if not event.detail.endswith('for its sizes alone')]
     return make_report(name or type(module).__name__, events, exporters, trials, names)
-
-
-def _observe(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Observer, Any]:
-    """Run a copy of the module on copies of the inputs, watched."""
-    try:
-        with as_exporting():
-            return _observe_as_it_is(module, example_inputs)
-    except Exception:  # forms for exports may want sizes that are tensors; then the other ones are watched
-        try:
-            return _observe_as_it_is(module, example_inputs)
-        except Exception:
-            _check_runs(module, example_inputs)
-            raise
-
-
-def _check_arguments(name: str, given: Any) -> None:
-    if not isinstance(given, list | tuple):
-        raise UsageError(
-            f'lint: {name} is a {type(given).__name__}; expected a tuple of the arguments of forward, '
-            f'for one argument (x,)'
-        )
-
-
-def _check_runs(module: torch.nn.Module, given: Sequence[Any]) -> None:
-    """Refuse inputs on which the module does not run without the observer, either."""
-    try:
-        _run(module, copies(list(given)))
-    except Exception as error:
-        shapes = ', '.join(f'{str(one.dtype)[6:]} {tuple(one.shape)}' for one in tensors_in(list(given)))
-        raise UsageError(
-            f'lint: {type(module).__name__} does not run on these inputs ({shapes}): '
-            f'{type(error).__name__}: {one_line(error)}; give it inputs that its forward takes'
-        ) from error
-
-
-def _observe_as_it_is(module: torch.nn.Module, example_inputs: Sequence[Any]) -> tuple[Observer, Any]:
-    runs, args = copy_of(module), copies(list(example_inputs))
-    observer = Observer(list(tensors_in(args)), runs, WATCHES)
-    with (
-        warnings.catch_warnings(),
-        torch.no_grad(),
-        watch_attributes(runs, observer.recorder),
-        functions_carry_marks(observer),
-        observer,
-    ):
-        warnings.simplefilter('ignore')  # of the model's own code
-        outputs = runs(*args)
-    return observer, outputs
-
-
-def _fixed_sizes(
-    module: torch.nn.Module, recorder: Recorder, other_inputs: Sequence[Any] | None, dynamic: bool
-) -> Any:
-    """Return the sizes that do not change; None where all of them do."""
-    if not dynamic:
-        return frozenset(recorder.sizes)
-    if other_inputs is None:
-        return frozenset()
-    return recorder.fixed_sizes(_observe(module, other_inputs)[0].recorder)
-
-
-# ---- inputs
 
 
 def _tensor_names(
@@ -157,52 +103,45 @@ def _tensor_names(
     return names
 
 
-def _add_inputs(
-    observer: Observer,
-    outputs: Any,
-    held: Mapping[int, str],
-    module: torch.nn.Module,
-    example_inputs: Sequence[Any],
-) -> None:
-    """Note inputs that do not reach the outputs through tensors, and times that are float32 already."""
-    recorder, reached = observer.recorder, observer.marks.of_all(outputs).inputs
-    for index, tensor in enumerate(tensors_in(list(example_inputs))):
-        if tensor.dtype == torch.float32 and (largest := largest_finite(tensor)) >= LARGEST_EXACT:
-            detail = f'input {index} holds {largest:.10g} in float32: steps of {step_text(largest)}'
-            recorder.add('absolute-time', detail, None)
-        if reached >> index & 1:
-            continue
-        if id(tensor) in held:
-            detail = f'input {index} is read from attribute {held[id(tensor)]!r}'
-            recorder.add('input-by-attribute', detail, None)
-        elif _decides(module, example_inputs, index):
-            recorder.add('frozen-input', f'input {index} changes the outputs, but not through tensors', None)
-        else:
-            what = 'counts for its sizes alone' if index in observer.sized else 'reaches no output'
-            recorder.add('unused-input', f'input {index} {what}', None)
+def _observe(module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[Observer, Any]:
+    """Run a copy of the module on copies of the inputs, watched, as if it was exported.
 
-
-def _decides(module: torch.nn.Module, example_inputs: Sequence[Any], index: int) -> bool:
-    """Return whether the outputs change with an input."""
-    expected = _run(module, copies(list(example_inputs)))
-    args = copies(list(example_inputs))
-    tensor = list(tensors_in(args))[index]
-    if tensor.dtype == torch.bool:
-        tensor.logical_not_()
-    else:
-        tensor.add_(torch.ones_like(tensor))
+    Forms for exports may want sizes that are tensors, and fail; then the other forms are watched. Inputs on
+    which the module does not run without the observer either are a UsageError.
+    """
     try:
-        got = _run(module, args)
-    except (RuntimeError, ValueError, IndexError):  # its values decide whether the module runs at all
-        return True
-    left, right = list(leaves(expected)), list(leaves(got))
-    return len(left) != len(right) or not all(map(_equal, left, right))
+        with as_exporting():
+            return _observe_once(module, inputs)
+    except Exception:
+        try:
+            return _observe_once(module, inputs)
+        except Exception:
+            try:
+                _run(module, copies(list(inputs)))
+            except Exception as error:
+                shapes = ', '.join(
+                    f'{str(tensor.dtype)[6:]} {tuple(tensor.shape)}' for tensor in tensors_in(inputs)
+                )
+                raise UsageError(
+                    f'lint: {type(module).__name__} does not run on these inputs ({shapes}): '
+                    f'{type(error).__name__}: {one_line(error)}; give it inputs that its forward takes'
+                ) from error
+            raise
 
 
-def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, torch.Tensor | np.ndarray):
-        return left.shape == right.shape and bool((left == right).all())
-    return bool(left == right)
+def _observe_once(module: torch.nn.Module, inputs: Sequence[Any]) -> tuple[Observer, Any]:
+    observed, args = copy_of(module), copies(list(inputs))
+    observer = Observer(list(tensors_in(args)), observed, WATCHES)
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        watch_attributes(observed, observer.recorder),
+        functions_carry_marks(observer),
+        observer,
+    ):
+        warnings.simplefilter('ignore')  # of the model's own code
+        outputs = observed(*args)
+    return observer, outputs
 
 
 def _run(module: torch.nn.Module, args: list[Any]) -> Any:
@@ -211,7 +150,54 @@ def _run(module: torch.nn.Module, args: list[Any]) -> Any:
         return copy_of(module)(*args)
 
 
-# ---- outputs
+def _add_inputs(
+    observer: Observer,
+    outputs: Any,
+    attributes: Mapping[int, str],
+    module: torch.nn.Module,
+    example_inputs: Sequence[Any],
+) -> None:
+    """Note inputs that do not reach the outputs through tensors, and times that are float32 already.
+
+    `attributes` are id -> name of the tensors that the module holds.
+    """
+    recorder, reached = observer.recorder, observer.marks.of_all(outputs).inputs
+    for index, tensor in enumerate(tensors_in(example_inputs)):
+        if tensor.dtype == torch.float32 and (largest := largest_finite(tensor)) >= LARGEST_EXACT:
+            detail = f'input {index} holds {largest:.10g} in float32: steps of {step_text(largest)}'
+            recorder.add('absolute-time', detail, None)
+        if reached >> index & 1:
+            continue
+        if id(tensor) in attributes:
+            detail = f'input {index} is read from attribute {attributes[id(tensor)]!r}'
+            recorder.add('input-by-attribute', detail, None)
+        elif _changes_outputs(module, example_inputs, index):
+            recorder.add('frozen-input', f'input {index} changes the outputs, but not through tensors', None)
+        else:
+            use = 'counts for its sizes alone' if index in observer.sized else 'reaches no output'
+            recorder.add('unused-input', f'input {index} {use}', None)
+
+
+def _changes_outputs(module: torch.nn.Module, example_inputs: Sequence[Any], index: int) -> bool:
+    """Return whether the outputs change with an input."""
+    expected = list(leaves(_run(module, copies(list(example_inputs)))))
+    args = copies(list(example_inputs))
+    tensor = list(tensors_in(args))[index]
+    if tensor.dtype == torch.bool:
+        tensor.logical_not_()
+    else:
+        tensor.add_(torch.ones_like(tensor))
+    try:
+        changed = list(leaves(_run(module, args)))
+    except (RuntimeError, ValueError, IndexError):  # its values decide whether the module runs at all
+        return True
+    return len(expected) != len(changed) or not all(map(_equal, expected, changed))
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor | np.ndarray):
+        return left.shape == right.shape and bool((left == right).all())
+    return bool(left == right)
 
 
 def _add_outputs(recorder: Recorder, outputs: Any) -> None:
@@ -220,17 +206,18 @@ def _add_outputs(recorder: Recorder, outputs: Any) -> None:
     flat = flat if isinstance(flat, list | tuple) else [flat]
     dicts = [outputs] if isinstance(outputs, dict) else [item for item in flat if isinstance(item, dict)]
     if dicts:
-        recorder.add('dict-output', f'keys {", ".join(str(key) for one in dicts for key in one)}', None)
+        keys = ', '.join(str(key) for output in dicts for key in output)
+        recorder.add('dict-output', f'keys {keys}', None)
     if any(isinstance(item, list | tuple) for item in flat):
         recorder.add('nested-output', 'lists or tuples among the outputs', None)
     for leaf in leaves(outputs):
         if isinstance(leaf, str):
             recorder.add('text-output', f'{leaf!r} among the outputs', None)
         elif isinstance(leaf, int | float | np.ndarray):
-            shown = 'numpy arrays' if isinstance(leaf, np.ndarray) else repr(leaf)
-            recorder.add('number-output', f'{shown} among the outputs', None)
+            text = 'numpy arrays' if isinstance(leaf, np.ndarray) else repr(leaf)
+            recorder.add('number-output', f'{text} among the outputs', None)
 
 
 def _differs_in_training(part: torch.nn.Module) -> bool:
-    dropout = isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0
-    return dropout or isinstance(part, torch.nn.modules.batchnorm._NormBase)
+    is_dropout = isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0
+    return is_dropout or isinstance(part, torch.nn.modules.batchnorm._NormBase)

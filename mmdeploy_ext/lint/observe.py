@@ -17,169 +17,6 @@ from mmdeploy_ext.lint.nested import leaves, tensors_in, without_sizes
 from mmdeploy_ext.lint.record import Origins, Recorder, mark_size, origins_of
 from mmdeploy_ext.lint.sites import caller
 
-
-@dataclasses.dataclass
-class Call:
-    """One call of torch; `mark` is what its arguments depend on.
-
-    `name` is that of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'.
-    """
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-    mark: Mark
-    observer: Observer
-
-    @property
-    def in_place(self) -> bool:
-        """Whether it writes into its first argument."""
-        return self.name == '__setitem__' or (self.name.endswith('_') and not self.name.endswith('__'))
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Return an argument, however it was given."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
-
-    def add(self, rule: str, detail: str, through_torch: bool = False, sizes: bool = False) -> None:
-        """Write an event down at the line that made the call; not when torch made it for itself."""
-        if (site := caller(through_torch)) is not None:
-            self.observer.recorder.add(rule, detail, site, self.mark.origins if sizes else None)
-
-
-@functools.lru_cache(maxsize=4096)
-def name_of(func: Callable[..., Any]) -> str:
-    """Return the name of a function of torch without its module."""
-    full = resolve_name(func) or getattr(func, '__name__', '')
-    parts = full.split('.')
-    if parts[-1] in ('__get__', '__set__', '__delete__'):
-        return '.'.join(parts[-2:])
-    return 'grid_sample' if parts[-1] == 'grid_sampler' else parts[-1]
-
-
-class Observer(TorchFunctionMode):
-    """Sees every call, keeps the marks, asks the watches.
-
-    Args:
-        inputs: the tensors whose values may change later: bit 0 of the marks is the first.
-        module: the module that runs; its parameters and buffers are state.
-        watches: each is given every call.
-
-    Attributes:
-        parts: view -> 'select' or 'slice', of views that are one basic indexing of a whole tensor.
-        sized: the inputs whose sizes were read.
-    """
-
-    def __init__(
-        self,
-        inputs: Sequence[torch.Tensor],
-        module: torch.nn.Module,
-        watches: Sequence[Callable[[Call], None]],
-    ) -> None:
-        super().__init__()
-        self.recorder = Recorder()
-        self.marks = Marks()
-        self.inputs = list(inputs)
-        self.watches = watches
-        self.parts = WeakIdKeyDictionary()
-        self.sized: set[int] = set()
-        state = (*module.named_buffers(), *module.named_parameters())
-        self.state = {id(tensor): name for name, tensor in state}
-        for index, tensor in enumerate(inputs):
-            self.marks.put(tensor, Mark(1 << index))
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run one call, and look at it."""
-        kwargs = kwargs or {}
-        name = name_of(func)
-        if name in ('shape.__get__', 'size'):
-            return self._sizes(func, args, kwargs)
-        given = (args, kwargs)
-        mark = self.marks.of_all(given)
-        if name in VALUES_FROM_SIZES:
-            mark |= Mark(0, origins_of(*leaves(given)))
-        result = func(*without_sizes(args), **without_sizes(kwargs))
-        return self.see(Call(name, args, kwargs, result, mark, self))
-
-    def see(self, call: Call) -> Any:
-        """Show a call to the watches, mark its results and return them."""
-        for watch in self.watches:
-            watch(call)
-        self._carry(call)
-        return call.result
-
-    def _sizes(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return a shape whose numbers are watched, unless torch itself asks."""
-        result = func(*without_sizes(args), **kwargs)
-        site = caller()
-        if site is None or not isinstance(result, int | tuple):
-            return result
-        shape = tuple(args[0].shape)
-        self.sized |= {index for index, tensor in enumerate(self.inputs) if tensor is args[0]}
-        origins = self.recorder.read_sizes(site, shape)
-        if site.waiting == 'counted':
-            self.recorder.add(
-                'size-in-loop', f'a loop over a size of {shape}', site, frozenset().union(*origins)
-            )
-        if isinstance(result, int):
-            axis = without_sizes(args[1] if len(args) > 1 else kwargs['dim'])
-            return mark_size(result, origins[axis], self.recorder)
-        return torch.Size(
-            mark_size(size, origin, self.recorder) for size, origin in zip(result, origins, strict=True)
-        )
-
-    def _carry(self, call: Call) -> None:
-        """Give the results the marks of the arguments."""
-        mark = call.mark
-        if call.name in SHAPE_ONLY:
-            mark = self.marks.of_all((call.args[1:], call.kwargs))
-            mark |= Mark(0, call.mark.origins) if call.name in VALUES_FROM_SIZES else NOTHING
-        if call.in_place and call.args and isinstance(call.args[0], torch.Tensor):
-            self.marks.add(call.args[0], mark)
-        for tensor in tensors_in(call.result):
-            if not (call.in_place and call.args and tensor is call.args[0]):
-                self.marks.put(tensor, mark)
-        for tensor in tensors_in(call.kwargs.get('out')):
-            self.marks.add(tensor, mark)
-
-
-@contextlib.contextmanager
-def as_exporting() -> Iterator[None]:
-    """Pretend that an export is running, so that the forms made for exports run.
-
-    Two targets, `torch.onnx.is_in_onnx_export` and `torch.jit.is_tracing`, restored on exit (torch 2.13).
-    """
-    with patched(torch.onnx, is_in_onnx_export=lambda: True), patched(torch.jit, is_tracing=lambda: True):
-        yield
-
-
-@contextlib.contextmanager
-def functions_carry_marks(observer: Observer) -> Iterator[None]:
-    """Let results of `autograd.Function.apply` depend on its arguments, and note the calls.
-
-    One target, `torch.autograd.Function.apply`, restored on exit: it is no function that a
-    `TorchFunctionMode` sees (torch 2.13).
-    """
-    original = torch.autograd.Function.__dict__['apply']
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        result = original.__get__(None, cls)(*without_sizes(args), **without_sizes(kwargs))
-        mark = observer.marks.of_all((args, kwargs))
-        return observer.see(Call('Function.apply', (cls, *args), kwargs, result, mark, observer))
-
-    torch.autograd.Function.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        torch.autograd.Function.apply = original
-
-
 SHAPE_ONLY = {
     'zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like', 'randint_like',
     'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor', 'dim', 'size', 'numel',
@@ -194,7 +31,7 @@ VALUES_FROM_SIZES = {
     'clamp', 'add_', 'sub_', 'mul_', 'div_', 'clamp_', 'fill_', '__rsub__', '__rdiv__', '__rpow__',
     '__setitem__',
 }  # fmt: skip
-"""Functions that put a number which they are given into the values of their result."""
+"""Functions that put a number among their arguments into the values of their result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,3 +79,166 @@ class Marks:
         self.put(tensor, self.of(tensor) | mark)
         if tensor._base is not None:
             self.put(tensor._base, self._of.get(tensor._base, NOTHING) | mark)
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of torch; `mark` is what its arguments depend on.
+
+    `name` is that of the function without its module: 'item', '__setitem__', 'shape.__get__', 'topk'.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    mark: Mark
+    observer: Observer
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it writes into its first argument."""
+        return self.name == '__setitem__' or (self.name.endswith('_') and not self.name.endswith('__'))
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument, however it was given."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def add(self, rule: str, detail: str, through_torch: bool = False, sizes: bool = False) -> None:
+        """Write an event down at the line that made the call; not when torch made it for itself."""
+        if (site := caller(through_torch)) is not None:
+            self.observer.recorder.add(rule, detail, site, self.mark.origins if sizes else None)
+
+
+@functools.lru_cache(maxsize=4096)
+def name_of(func: Callable[..., Any]) -> str:
+    """Return the name of a function of torch without its module."""
+    full = resolve_name(func) or getattr(func, '__name__', '')
+    parts = full.split('.')
+    if parts[-1] in ('__get__', '__set__', '__delete__'):
+        return '.'.join(parts[-2:])
+    return 'grid_sample' if parts[-1] == 'grid_sampler' else parts[-1]
+
+
+class Observer(TorchFunctionMode):
+    """Sees every call, sets the marks of its results and calls the watches.
+
+    Args:
+        inputs: the tensors whose values may change later: bit 0 of the marks is the first.
+        module: the module that runs; its parameters and buffers are state.
+        watches: each is given every call.
+
+    Attributes:
+        parts: view -> 'select' or 'slice', of views that are one basic indexing of a whole tensor.
+        sized: the inputs whose sizes were read.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[torch.Tensor],
+        module: torch.nn.Module,
+        watches: Sequence[Callable[[Call], None]],
+    ) -> None:
+        super().__init__()
+        self.recorder = Recorder()
+        self.marks = Marks()
+        self.inputs = list(inputs)
+        self.watches = watches
+        self.parts = WeakIdKeyDictionary()
+        self.sized: set[int] = set()
+        state = (*module.named_buffers(), *module.named_parameters())
+        self.state = {id(tensor): name for name, tensor in state}
+        for index, tensor in enumerate(inputs):
+            self.marks.put(tensor, Mark(1 << index))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one call, and look at it."""
+        kwargs = kwargs or {}
+        name = name_of(func)
+        if name in ('shape.__get__', 'size'):
+            return self._sizes(func, args, kwargs)
+        mark = self.marks.of_all((args, kwargs))
+        if name in VALUES_FROM_SIZES:
+            mark |= Mark(0, origins_of(*leaves((args, kwargs))))
+        result = func(*without_sizes(args), **without_sizes(kwargs))
+        return self.see(Call(name, args, kwargs, result, mark, self))
+
+    def see(self, call: Call) -> Any:
+        """Show a call to the watches, mark its results and return them."""
+        for watch in self.watches:
+            watch(call)
+        self._mark_results(call)
+        return call.result
+
+    def _sizes(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return a shape whose numbers are watched, unless torch itself asks."""
+        result = func(*without_sizes(args), **kwargs)
+        site = caller()
+        if site is None or not isinstance(result, int | tuple):
+            return result
+        shape = tuple(args[0].shape)
+        self.sized |= {index for index, tensor in enumerate(self.inputs) if tensor is args[0]}
+        origins = self.recorder.read_sizes(site, shape)
+        if site.waiting == 'counted':
+            self.recorder.add(
+                'size-in-loop', f'a loop over a size of {shape}', site, frozenset().union(*origins)
+            )
+        if isinstance(result, int):
+            axis = without_sizes(args[1] if len(args) > 1 else kwargs['dim'])
+            return mark_size(result, origins[axis], self.recorder)
+        return torch.Size(
+            mark_size(size, origin, self.recorder) for size, origin in zip(result, origins, strict=True)
+        )
+
+    def _mark_results(self, call: Call) -> None:
+        """Give the results the marks of the arguments."""
+        mark = call.mark
+        if call.name in SHAPE_ONLY:
+            mark = self.marks.of_all((call.args[1:], call.kwargs))
+            if call.name in VALUES_FROM_SIZES:
+                mark |= Mark(0, call.mark.origins)
+        target = call.args[0] if call.in_place and call.args else None
+        if isinstance(target, torch.Tensor):
+            self.marks.add(target, mark)
+        for tensor in tensors_in(call.result):
+            if tensor is not target:
+                self.marks.put(tensor, mark)
+        for tensor in tensors_in(call.kwargs.get('out')):
+            self.marks.add(tensor, mark)
+
+
+@contextlib.contextmanager
+def as_exporting() -> Iterator[None]:
+    """Pretend that an export is running, so that the forms made for exports run.
+
+    Two targets, `torch.onnx.is_in_onnx_export` and `torch.jit.is_tracing`, restored on exit (torch 2.13).
+    """
+    with patched(torch.onnx, is_in_onnx_export=lambda: True), patched(torch.jit, is_tracing=lambda: True):
+        yield
+
+
+@contextlib.contextmanager
+def functions_carry_marks(observer: Observer) -> Iterator[None]:
+    """Let results of `autograd.Function.apply` depend on its arguments, and note the calls.
+
+    One target, `torch.autograd.Function.apply`, restored on exit: it is no function that a
+    `TorchFunctionMode` sees (torch 2.13).
+    """
+    original = torch.autograd.Function.__dict__['apply']
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        result = original.__get__(None, cls)(*without_sizes(args), **without_sizes(kwargs))
+        mark = observer.marks.of_all((args, kwargs))
+        return observer.see(Call('Function.apply', (cls, *args), kwargs, result, mark, observer))
+
+    torch.autograd.Function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = original

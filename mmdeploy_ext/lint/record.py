@@ -18,6 +18,7 @@ ARITHMETIC = (
     '__lshift__', '__rshift__', '__divmod__',
 )  # fmt: skip
 COMPARISONS = ('__lt__', '__le__', '__gt__', '__ge__', '__eq__', '__ne__', '__bool__')
+IN_PLACE = ('__iadd__', '__isub__', '__imul__', '__ifloordiv__')
 CONVERSIONS = ('__int__', '__float__', '__ceil__', '__floor__', '__round__', '__trunc__')
 
 
@@ -69,8 +70,8 @@ class Recorder:
             self.comparisons.append((f'{site.file} {site.function}', values, origins))
         if site.waiting in ('branch', 'loop', 'counted'):
             rule = 'size-in-branch' if site.waiting == 'branch' else 'size-in-loop'
-            shown, done = ' and '.join(map(str, values[:2])), 'compared' if len(values) > 1 else 'tested'
-            self.add(rule, f'size {shown} {done}', site, origins)
+            numbers, verb = ' and '.join(map(str, values[:2])), 'compared' if len(values) > 1 else 'tested'
+            self.add(rule, f'size {numbers} {verb}', site, origins)
 
     def converted(self, origins: Origins, name: str) -> None:
         """Note that a size became a plain Python number."""
@@ -145,8 +146,9 @@ def _comparison(kind: type, name: str) -> Callable[..., Any]:
         values = [plain(self), *map(plain, others)]
         self.recorder.compared(origins_of(self, *others), values)
         result = getattr(kind, name)(*values)
-        return getattr(float, name)(*map(float, values)) if result is NotImplemented and all(
-            isinstance(value, int | float) for value in values) else result  # fmt: skip
+        if result is NotImplemented and all(isinstance(value, int | float) for value in values):
+            result = getattr(float, name)(*map(float, values))
+        return result
 
     return method
 
@@ -159,7 +161,7 @@ def _conversion(kind: type, name: str) -> Callable[..., Any]:
     return method
 
 
-def _changed_in_place(name: str) -> Callable[..., Any]:
+def _change_in_place(kind: type, name: str) -> Callable[..., Any]:
     def method(self: Any, other: Any) -> Any:
         self.recorder.changed_in_place(self.origins)
         return getattr(self, name.replace('__i', '__', 1))(other)
@@ -167,13 +169,20 @@ def _changed_in_place(name: str) -> Callable[..., Any]:
     return method
 
 
+METHODS = (
+    (ARITHMETIC, _arithmetic),
+    (COMPARISONS, _comparison),
+    (CONVERSIONS, _conversion),
+    (IN_PLACE, _change_in_place),
+)
+"""Names of methods -> what makes such a method of a watched number, from those of the plain one."""
+
+
 def _watch(target: type, kind: type) -> None:
-    for names, maker in ((ARITHMETIC, _arithmetic), (COMPARISONS, _comparison), (CONVERSIONS, _conversion)):
+    for names, make_method in METHODS:
         for name in names:
-            if hasattr(kind, name):
-                setattr(target, name, maker(kind, name))
-    for name in ('__iadd__', '__isub__', '__imul__', '__ifloordiv__'):
-        setattr(target, name, _changed_in_place(name))
+            if hasattr(kind, name) or name in IN_PLACE:
+                setattr(target, name, make_method(kind, name))
     target.__hash__ = kind.__hash__
 
 

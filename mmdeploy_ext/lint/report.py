@@ -1,4 +1,4 @@
-"""What the linter found: findings by line, as objects, as a table and as JSON."""
+"""The findings of the linter by line, as objects, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Finding:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types."""
         rule, site, via = RULES[self.rule], self.site, None if self.site is None else self.site.via
-        where = {name: getattr(site, name, None) for name in ('file', 'line', 'function', 'code', 'library')}
+        place = {name: getattr(site, name, None) for name in ('file', 'line', 'function', 'code', 'library')}
         return dict(
             rule=self.rule,
             severity=self.severity,
@@ -48,13 +48,13 @@ class Finding:
             count=self.count,
             via=None if via is None else dict(file=via.file, line=via.line, code=via.code),
             outcomes=dict(rule.outcomes),
-            **where,
+            **place,
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found in one module: the worst first, then by file and line."""
+    """The findings of one module: the worst first, then by file and line."""
 
     name: str
     findings: tuple[Finding, ...]
@@ -96,36 +96,34 @@ def make_report(
     names: Sequence[str],
 ) -> Report:
     """Group events by rule and line; `names` are of the inputs, to put in place of their numbers."""
+
+    def with_names(match: re.Match[str]) -> str:
+        inputs = [names[int(number)] for number in re.findall(r'\d+', match[2])]
+        return f'{match[1]} {", ".join(map(repr, inputs))}'
+
     groups: dict[tuple[str, str], list[Event]] = collections.defaultdict(list)
     for event in events:
         groups[event.rule, '' if event.site is None else event.site.text].append(event)
     findings = []
-    for (rule, _), same in groups.items():
-        details = tuple(dict.fromkeys(_named(event.detail, names) for event in same))
-        site = min((event.site for event in same), key=lambda item: item is None or item.via is None)
+    for (rule, _), group in groups.items():
+        # 'input 0' and 'inputs 0, 2' get their names
+        texts = [re.sub(r'\b(inputs?) (\d+(?:, \d+)*)\b', with_names, event.detail) for event in group]
+        details = tuple(dict.fromkeys(texts))
+        severity = RULES[rule].severity(exporters)
+        site = min((event.site for event in group), key=lambda item: item is None or item.via is None)
         if site is None:  # one finding per input or attribute
-            findings += [Finding(rule, RULES[rule].severity(exporters), None, (item,), 1) for item in details]
+            findings += [Finding(rule, severity, None, (detail,), 1) for detail in details]
         else:
-            findings.append(Finding(rule, RULES[rule].severity(exporters), site, details, len(same)))
-    findings.sort(
-        key=lambda found: (-SEVERITIES.index(found.severity), found.site is not None, *_place(found))
-    )
+            findings.append(Finding(rule, severity, site, details, len(group)))
+
+    def order(finding: Finding) -> tuple[Any, ...]:
+        severity, site = -SEVERITIES.index(finding.severity), finding.site
+        if site is None:
+            return severity, False, finding.rule
+        return severity, True, site.library, site.file, site.line
+
+    findings.sort(key=order)
     return Report(name, tuple(findings), tuple(trials), tuple(exporters))
-
-
-def _place(finding: Finding) -> tuple[Any, ...]:
-    site = finding.site
-    return (finding.rule,) if site is None else (site.library, site.file, site.line)
-
-
-def _named(detail: str, names: Sequence[str]) -> str:
-    """Replace 'input 0' and 'inputs 0, 2' by names."""
-
-    def replace(match: re.Match[str]) -> str:
-        found = [names[int(number)] for number in re.findall(r'\d+', match[2])]
-        return f'{match[1]} {", ".join(map(repr, found))}'
-
-    return re.sub(r'\b(inputs?) (\d+(?:, \d+)*)\b', replace, detail)
 
 
 MAX_DETAILS = 2
@@ -163,13 +161,14 @@ def _print_finding(finding: Finding, console: Console, explain: bool) -> None:
         console.print(f'      {escape(site.code)}', soft_wrap=True, highlight=False)
     if site is not None and site.via is not None:
         console.print(f'      from {escape(site.via.text)}: {escape(site.via.code)}', soft_wrap=True)
-    more = len(finding.details) - MAX_DETAILS
-    shown = '; '.join(finding.details[:MAX_DETAILS]) + (f'; and {more} more' if more > 0 else '')
-    console.print(f'      {escape(shown)}', soft_wrap=True)
+    details = '; '.join(finding.details[:MAX_DETAILS])
+    if len(finding.details) > MAX_DETAILS:
+        details += f'; and {len(finding.details) - MAX_DETAILS} more'
+    console.print(f'      {escape(details)}', soft_wrap=True)
     if explain:
         rule = RULES[finding.rule]
-        met = ', '.join(f'{name}: {outcome}' for name, outcome in rule.outcomes.items())
-        console.print(f'      why: {escape(rule.why)} ({escape(met)})', soft_wrap=True)
+        outcomes = ', '.join(f'{name}: {outcome}' for name, outcome in rule.outcomes.items())
+        console.print(f'      why: {escape(rule.why)} ({escape(outcomes)})', soft_wrap=True)
         console.print(f'      fix: {escape(rule.fix)}', soft_wrap=True)
 
 
@@ -178,10 +177,11 @@ def summary(report: Report, notes: bool = True) -> str:
     counts = collections.Counter(finding.severity for finding in report)
     if not counts:
         return 'nothing found'
-    shown = ', '.join(
+    text = ', '.join(
         f'{counts[name]} {name}{"s" if counts[name] > 1 else ""}'
         for name in reversed(SEVERITIES)
         if counts[name]
     )
-    hidden = '' if notes or not counts['note'] else ' (--notes shows the notes)'
-    return shown + hidden
+    if counts['note'] and not notes:
+        text += ' (--notes shows the notes)'
+    return text

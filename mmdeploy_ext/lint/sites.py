@@ -1,4 +1,4 @@
-"""Where in the user's code something happened, and whether a branch, a loop or a guard was waiting for it."""
+"""Lines of the user's code, and whether a branch, a loop or a guard waits there for a value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import linecache
 import os
 import sys
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 
@@ -85,26 +85,17 @@ def _is_library(file: str) -> bool:
 
 
 def _site_of(frame: FrameType) -> Site:
-    file = _file(frame)
-    via = None
+    file, via = _file(frame), None
     if _is_library(file):
-        outer = frame.f_back
+        functions, outer = {frame.f_code.co_name}, frame.f_back
         while outer is not None and _is_library(_file(outer)):
+            functions.add(outer.f_code.co_name)
             outer = outer.f_back
-        if outer is not None and not _is_machinery(outer) and 'forward' in _names_inside(outer, frame):
+        if outer is not None and not _is_machinery(outer) and 'forward' in {*functions, outer.f_code.co_name}:
             via = _plain_site(outer)
     return dataclasses.replace(
         _plain_site(frame), library=_is_library(file), via=via, waiting=_waiting(frame)
     )
-
-
-def _names_inside(outer: FrameType, frame: FrameType) -> set[str]:
-    """Return names of functions from `frame` out to `outer`."""
-    names, walk = set(), frame
-    while walk is not None and walk is not outer:
-        names.add(walk.f_code.co_name)
-        walk = walk.f_back
-    return names | {outer.f_code.co_name}
 
 
 def _plain_site(frame: FrameType) -> Site:
@@ -114,32 +105,27 @@ def _plain_site(frame: FrameType) -> Site:
 @functools.lru_cache(maxsize=4096)
 def site_at(file: str, line: int, function: str = '') -> Site:
     """Return a line of a file as a site."""
-    return Site(shown(file), line, function, linecache.getline(file, line).strip(), _is_library(file))
+    return Site(
+        _displayed_path(file), line, function, linecache.getline(file, line).strip(), _is_library(file)
+    )
 
 
-def shown(file: str) -> str:
-    """Return a path without what only this machine knows."""
+def _displayed_path(file: str) -> str:
+    """Return a path without what only this machine has."""
     for folder in ('site-packages', 'dist-packages'):
         if folder in file:
             return file.split(f'{folder}{os.sep}')[-1]
-    with_cwd = os.path.relpath(file)
-    return os.path.basename(file) if with_cwd.startswith('..') else with_cwd
-
-
-# ---- what waits for the value
+    relative = os.path.relpath(file)
+    return os.path.basename(file) if relative.startswith('..') else relative
 
 
 def _waiting(frame: FrameType) -> str:
-    where = _position(frame.f_code, frame.f_lasti)
-    return '' if where is None else _waiting_at(_file(frame), *where)
-
-
-def _position(code: CodeType, lasti: int) -> tuple[int, int] | None:
-    """Return line and column of the running instruction."""
-    for index, (line, _, column, _) in enumerate(code.co_positions()):
-        if index == lasti // 2:
-            return None if line is None or column is None else (line, column)
-    return None
+    """Return what waits for the value of the running instruction, see `Site`."""
+    positions = list(frame.f_code.co_positions())
+    if frame.f_lasti // 2 >= len(positions):
+        return ''
+    line, _, column, _ = positions[frame.f_lasti // 2]
+    return '' if line is None or column is None else _waiting_at(_file(frame), line, column)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -147,36 +133,45 @@ def _waiting_at(file: str, line: int, column: int) -> str:
     tree = _tree(file)
     if tree is None:
         return ''
-    found, node, function = '', tree, None
+    waiting, node, function = '', tree, None
     while node is not None:
         inner = next((child for child in ast.iter_child_nodes(node) if _covers(child, line, column)), None)
         if inner is not None:
-            kept = '' if isinstance(inner, ast.stmt | ast.Lambda) else found
-            found = kept if kept in ('counted', 'guard') else _taker(node, inner) or kept
-            function = inner if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef) else function
+            outer_waiting = '' if isinstance(inner, ast.stmt | ast.Lambda) else waiting
+            if outer_waiting in ('counted', 'guard'):
+                waiting = outer_waiting
+            else:
+                waiting = _taker(node, inner) or outer_waiting
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                function = inner
             if isinstance(inner, ast.Assign):
-                found = _use_of(inner, function) or found
+                waiting = _use_of(inner, function) or waiting
         node = inner
-    return found or ('handled' if function is not None and _asks_for_tensors(function) else '')
+    return waiting or ('handled' if function is not None and _has_form_for_tensors(function) else '')
 
 
-def _asks_for_tensors(function: ast.AST) -> bool:
+def _has_form_for_tensors(function: ast.AST) -> bool:
     """Return whether a function asks `isinstance(size, torch.Tensor)`: then it has a form for traces."""
-    calls = [step for step in ast.walk(function) if isinstance(step, ast.Call) and len(step.args) == 2]
-    asked = [ast.unparse(call.args[1]) for call in calls if getattr(call.func, 'id', '') == 'isinstance']
-    return any(kind.split('.')[-1] == 'Tensor' for kind in asked)
+    return any(
+        ast.unparse(step.args[1]).split('.')[-1] == 'Tensor'
+        for step in ast.walk(function)
+        if isinstance(step, ast.Call) and len(step.args) == 2 and getattr(step.func, 'id', '') == 'isinstance'
+    )
 
 
 def _use_of(assign: ast.Assign, function: ast.AST | None) -> str:
     """Return 'counted' where a `range` takes what is assigned, 'guard' where guards alone do, or ''."""
     names = {part.id for target in assign.targets for part in ast.walk(target) if isinstance(part, ast.Name)}
     steps = list(ast.walk(function or assign))
-    ranges = [
-        step for step in steps if isinstance(step, ast.Call) and getattr(step.func, 'id', '') == 'range'
-    ]
-    if any(_uses(part, names) for part in ranges):
+    calls = [step for step in steps if isinstance(step, ast.Call)]
+    if any(getattr(call.func, 'id', '') == 'range' and _uses(call, names) for call in calls):
         return 'counted'
-    guarded = sum(_uses(part, names) for step in steps for part in _guard_parts(step))
+    guarded = 0
+    for step in steps:
+        if isinstance(step, ast.Assert | ast.Raise):
+            guarded += _uses(step, names)
+        elif isinstance(step, ast.If) and all(isinstance(part, ast.Raise) for part in step.body):
+            guarded += _uses(step.test, names)
     total = _uses(ast.Module(steps[0].body if function else [], []), names)
     return 'guard' if 0 < total == guarded else ''
 
@@ -187,15 +182,6 @@ def _uses(node: ast.AST, names: set[str]) -> int:
     return sum(
         isinstance(part, ast.Name) and part.id in names and isinstance(part.ctx, ast.Load) for part in parts
     )
-
-
-def _guard_parts(step: ast.AST) -> list[ast.AST]:
-    """Return what only stops the program: asserts, raises, and tests in front of nothing but raises."""
-    if isinstance(step, ast.Assert | ast.Raise):
-        return [step]
-    if isinstance(step, ast.If) and all(isinstance(part, ast.Raise) for part in step.body):
-        return [step.test]
-    return []
 
 
 @functools.lru_cache(maxsize=256)
@@ -228,5 +214,5 @@ def _taker(node: ast.AST, inner: ast.AST) -> str:
         return 'counted'
     if isinstance(node, ast.For | ast.comprehension) and inner is node.iter:
         return 'loop'
-    unpacked = isinstance(node, ast.Assign) and inner is node.value and isinstance(node.targets[0], ast.Tuple)
-    return 'unpack' if unpacked else ''
+    is_value = isinstance(node, ast.Assign) and inner is node.value
+    return 'unpack' if is_value and isinstance(node.targets[0], ast.Tuple) else ''

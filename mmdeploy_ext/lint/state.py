@@ -1,4 +1,4 @@
-"""What a forward pass leaves behind in its module: attributes and buffers that it wrote."""
+"""The state that a forward pass leaves behind in its module: attributes and buffers that it wrote."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,29 +11,33 @@ from mmdeploy_ext.lint.nested import tensors_in
 from mmdeploy_ext.lint.record import Recorder
 from mmdeploy_ext.lint.sites import caller
 
-OWN = {'_buffers', '_parameters', '_modules', '_non_persistent_buffers_set', 'training'}
+MODULE_FIELDS = {'_buffers', '_parameters', '_modules', '_non_persistent_buffers_set', 'training'}
+"""Attributes that every module has."""
 HOOKS = ('_forward', '_backward')
 
 
-def held(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield 'module.attribute' and value of what a module holds beside its parameters and buffers."""
     for path, part in module.named_modules():
         for name, value in part.__dict__.items():
-            if name not in OWN:
+            if name not in MODULE_FIELDS:
                 yield f'{path}.{name}'.lstrip('.'), value
 
 
-def versions(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
+def _versions(module: torch.nn.Module) -> dict[str, list[tuple[int, int]]]:
     """Return name of an attribute or buffer -> identity and version of its tensors."""
-    values = {name: value for name, value in held(module) if not name.split('.')[-1].startswith(HOOKS)}
+    values = {name: value for name, value in _attributes(module) if not name.split('.')[-1].startswith(HOOKS)}
     for path, part in module.named_modules():  # `named_buffers` may give what has two names twice, or once
-        values.update({f'{path}.{name}'.lstrip('.'): one for name, one in part._buffers.items()})
-    return {name: [(id(one), one._version) for one in tensors_in(value)] for name, value in values.items()}
+        values.update({f'{path}.{name}'.lstrip('.'): buffer for name, buffer in part._buffers.items()})
+    return {
+        name: [(id(tensor), tensor._version) for tensor in tensors_in(value)]
+        for name, value in values.items()
+    }
 
 
 def held_tensors(module: torch.nn.Module) -> dict[int, str]:
     """Return id -> name of the tensors that a module holds beside its parameters and buffers."""
-    return {id(tensor): name for name, value in held(module) for tensor in tensors_in(value)}
+    return {id(tensor): name for name, value in _attributes(module) for tensor in tensors_in(value)}
 
 
 @contextlib.contextmanager
@@ -45,33 +49,31 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
     One target, `torch.nn.Module.__setattr__`, restored on exit; what is changed in other ways (an item of a
     list or dict) is found by comparing afterwards, and has no line.
     """
-    before = versions(module)
-    names = {id(part): path for path, part in module.named_modules()}
+    before = _versions(module)
+    paths = {id(part): path for path, part in module.named_modules()}
     original = torch.nn.Module.__setattr__
-    seen = set()
+    set_names = set()
 
     def watched(self: torch.nn.Module, name: str, value: Any) -> None:
-        if id(self) in names and (next(tensors_in(value), None) is not None or _counts(self, name, value)):
-            full = f'{names[id(self)]}.{name}'.lstrip('.')
+        has_tensor = next(tensors_in(value), None) is not None
+        if id(self) in paths and (has_tensor or _replaces_number(self, name, value)):
+            full_name = f'{paths[id(self)]}.{name}'.lstrip('.')
             if (site := caller()) is not None:
-                seen.add(full)
-                recorder.add('state-written', f'attribute {full!r} is set', site)
+                set_names.add(full_name)
+                recorder.add('state-written', f'attribute {full_name!r} is set', site)
         original(self, name, value)
 
     with patched(torch.nn.Module, __setattr__=watched):
         yield
-    _add_unseen(before, versions(module), seen, recorder)
+    in_place = [event.detail for event in recorder.events if event.rule == 'state-written']
+    for name, tensors in _versions(module).items():
+        is_recorded = name in set_names or any(repr(name) in detail for detail in in_place)
+        if tensors and not is_recorded and tensors != before.get(name):
+            recorder.add('state-written', f'attribute {name!r} changed', None)
 
 
-def _counts(module: torch.nn.Module, name: str, value: Any) -> bool:
+def _replaces_number(module: torch.nn.Module, name: str, value: Any) -> bool:
     """Return whether an attribute is a number that becomes another one."""
     old = module.__dict__.get(name)
-    return name not in OWN and all(type(one) in (int, float, bool) for one in (old, value)) and old != value
-
-
-def _add_unseen(before: dict[str, Any], after: dict[str, Any], seen: set[str], recorder: Recorder) -> None:
-    in_place = [event.detail for event in recorder.events if event.rule == 'state-written']
-    for name, tensors in after.items():
-        known = name in seen or any(repr(name) in detail for detail in in_place)
-        if tensors and not known and tensors != before.get(name):
-            recorder.add('state-written', f'attribute {name!r} changed', None)
+    are_numbers = all(type(number) in (int, float, bool) for number in (old, value))
+    return name not in MODULE_FIELDS and are_numbers and old != value

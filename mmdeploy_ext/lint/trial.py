@@ -26,7 +26,7 @@ LONGEST = 200
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What an exporter said at an opset; `events` are the operators that it does not know."""
+    """The result of an exporter at an opset; `events` are the operators that it does not know."""
 
     exporter: str
     opset: int
@@ -40,57 +40,56 @@ class Trial:
         return {key: value for key, value in vars(self).items() if key != 'events'}
 
 
-def trial_opset(module: torch.nn.Module, exporter: str, opset: int | None) -> int:
-    """Return the opset of a trial: the one asked for where the exporter has it, else the lowest that does."""
-    low, high = OPSETS[exporter]
-    return min(max(opset or default_opset(module, exporter), low), high)
-
-
 def try_export(
-    module: torch.nn.Module, args: Sequence[Any], exporter: str, opset: int | None, kills: bool = False
+    module: torch.nn.Module, args: Sequence[Any], exporter: str, opset: int | None, ends_process: bool = False
 ) -> Trial:
     """Export a copy of a module, with the sizes of the example.
 
-    `kills`: the module has what ends the process under the dynamo exporter (`tensor-data`).
+    Args:
+        module: the module.
+        args: its positional arguments.
+        exporter: 'torchscript' or 'dynamo'.
+        opset: None: the exporter's own; one that the exporter lacks becomes the nearest that it has.
+        ends_process: the module has what ends the process under the dynamo exporter (`tensor-data`).
     """
-    chosen = trial_opset(module, exporter, opset)
-    if kills and exporter == 'dynamo':
-        return Trial(exporter, chosen, skipped=True, text='tensor.data ends the process here')
-    runs, given = copy_of(module), tuple(copies(list(args)))
-    names = [f'input_{index}' for index in range(len(list(tensors_in(list(args)))))]
+    low, high = OPSETS[exporter]
+    opset = min(max(opset or default_opset(module, exporter), low), high)
+    if ends_process and exporter == 'dynamo':
+        return Trial(exporter, opset, skipped=True, text='tensor.data ends the process here')
+    names = [f'input_{index}' for index, _ in enumerate(tensors_in(args))]
     try:
-        export_module(runs, given, exporter=exporter, opset=chosen, input_names=names)
+        copied = tuple(copies(list(args)))
+        export_module(copy_of(module), copied, exporter=exporter, opset=opset, input_names=names)
     except ExportError as error:
         find = unknown_to_torchscript if exporter == 'torchscript' else unknown_to_dynamo
-        cause = root_cause(error) if error.__cause__ is None else _innermost(error.__cause__)
-        unknown = find(copy_of(module), tuple(copies(list(args))), chosen)
+        cause = error.__cause__
+        if cause is None:
+            cause = root_cause(error)
+        else:
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+        unknown = find(copy_of(module), tuple(copies(list(args))), opset)
         events = tuple(
-            Event('unsupported-operator', site, f'{operator} is unknown to {exporter} at opset {chosen}')
+            Event('unsupported-operator', site, f'{operator} is unknown to {exporter} at opset {opset}')
             for operator, site in unknown
         )
-        return Trial(exporter, chosen, refused=True, text=_text(cause, error), events=events)
-    return Trial(exporter, chosen)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+        return Trial(exporter, opset, refused=True, text=_text(cause, error), events=events)
+    return Trial(exporter, opset)
 
 
 def _text(cause: BaseException, error: BaseException) -> str:
     """Return the first line of an error, with the line of the user's code that it names."""
     first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     frames = [match.groups() for match in FRAME.finditer(f'{error.__cause__}')]
-    mine = [frame for frame in frames if not frame[0].startswith(TORCH)]
-    where = f'{site_at(mine[-1][0], int(mine[-1][1])).text}: ' if mine else ''
-    return where + one_line(first)[:LONGEST]
+    site = _last_site(frames)
+    prefix = '' if site is None else f'{site.text}: '
+    return prefix + one_line(first)[:LONGEST]
 
 
 def unknown_to_torchscript(
     module: torch.nn.Module, args: tuple[Any, ...], opset: int
 ) -> list[tuple[str, Site | None]]:
-    """Return operators of the trace that have no symbolic at an opset, with their lines.
+    """Return operators of the trace that have no symbolic at an opset, each once, with their lines.
 
     The registry is private to torch (2.13); it is empty until the modules of the opsets are imported.
     """
@@ -106,15 +105,15 @@ def unknown_to_torchscript(
             traced = torch.jit.trace(module, args, check_trace=False, strict=False)
         except Exception:  # what the tracer says is in the text of the trial already
             return []
-    found = {}
+    unknown = {}
     for node in traced.inlined_graph.nodes():
         kind = node.kind().rstrip('_')
         if kind.startswith(('prim::', 'onnx::')) or registry.is_registered_op(kind, opset):
             continue
         later = [number for number in SYMBOLIC_OPSETS if registry.is_registered_op(kind, number)]
         name = f'{kind} (opset {later[0]} has it)' if later else kind
-        found.setdefault((name, _last_site(RANGE.findall(node.sourceRange()), inner_first=True)), None)
-    return list(found)
+        unknown.setdefault((name, _last_site(RANGE.findall(node.sourceRange()), inner_first=True)), None)
+    return list(unknown)
 
 
 def unknown_to_dynamo(
@@ -134,20 +133,20 @@ def unknown_to_dynamo(
             program = _fx_passes.decompose_with_registry(program, registry)
         except Exception:  # what torch.export says is in the text of the trial already
             return []
-    found = {}
+    unknown = {}
     for node in program.graph.nodes:
         if node.op == 'call_function' and 'with_effects' not in str(node.target):
             function, _ = _dispatching.dispatch(node, registry)
             if function is None:
                 frames = FRAME.findall(node.meta.get('stack_trace') or '')
-                found.setdefault((str(node.target), _last_site(frames)), None)
-    return list(found)
+                unknown.setdefault((str(node.target), _last_site(frames)), None)
+    return list(unknown)
 
 
 def _last_site(frames: list[tuple[str, str, str]], inner_first: bool = False) -> Site | None:
     """Return the innermost frame that is not of torch."""
-    mine = [frame for frame in frames if not frame[0].startswith(TORCH)]
-    if not mine:
+    outside = [frame for frame in frames if not frame[0].startswith(TORCH)]
+    if not outside:
         return None
-    file, line, function = mine[0 if inner_first else -1]
+    file, line, function = outside[0 if inner_first else -1]
     return site_at(file, int(line), function)

@@ -1,4 +1,4 @@
-"""What is looked for in the calls of an observed run; each function is given every call and adds events."""
+"""Watches look for pitfalls in an observed run: each function gets every call and adds events."""
 
 import math
 import sys
@@ -43,8 +43,11 @@ def values_to_python(call: Call) -> None:
     else:
         decides = call.name in TO_BOOL or site.waiting in ('branch', 'guard')
         rule = 'value-in-branch' if decides else 'value-to-python'
-    what = f'{call.name.strip("_")}() gave {short(call.result)}'
-    call.observer.recorder.add(rule, f'{what}, from {inputs_text(call)}', site)
+    text = f'{call.result:.6g}' if isinstance(call.result, float) else str(call.result)
+    if len(text) > 40 or is_size(call.result):
+        text = f'{text[:37]}...'
+    detail = f'{call.name.strip("_")}() gave {text}, from {inputs_text(call)}'
+    call.observer.recorder.add(rule, detail, site)
 
 
 def values_to_numpy(call: Call) -> None:
@@ -63,20 +66,17 @@ def values_to_new_tensor(call: Call) -> None:
 
 def iteration(call: Call) -> None:
     """`for row in t`, `len(t)`: the number of rows is fixed when it is traced."""
-    if call.name == '__len__':
-        note_size(call, 'size-to-python', 'len() of a tensor')
     # frames: this, Observer.see, Observer.__torch_function__, who called unbind
-    if call.name == 'unbind' and sys._getframe(3).f_code.co_name == '__iter__':
-        note_size(call, 'size-in-loop', 'a loop over a tensor', unpacks=False)
-
-
-def note_size(call: Call, rule: str, detail: str, unpacks: bool = True) -> None:
-    """Write down that the length of the first argument became fixed."""
-    site = caller()
-    tensor = call.args[0]
-    if site is None or not tensor.dim() or site.waiting == ('guard' if unpacks else 'unpack'):
+    is_loop = call.name == 'unbind' and sys._getframe(3).f_code.co_name == '__iter__'
+    if call.name != '__len__' and not is_loop:
         return
-    rule = 'size-in-branch' if unpacks and site.waiting == 'branch' else rule
+    site, tensor = caller(), call.args[0]
+    if site is None or not tensor.dim() or site.waiting == ('unpack' if is_loop else 'guard'):
+        return
+    rule, detail = 'size-in-loop', 'a loop over a tensor'
+    if not is_loop:
+        rule = 'size-in-branch' if site.waiting == 'branch' else 'size-to-python'
+        detail = 'len() of a tensor'
     recorder = call.observer.recorder
     origins = recorder.read_sizes(site, tensor.shape)[0]
     recorder.add(rule, f'{detail} of {tensor.shape[0]} rows', site, origins)
@@ -93,11 +93,8 @@ def topk(call: Call) -> None:
     origins = origins_of(k) - recorder.handled
     if not origins:
         function = f'{site.file} {site.function}'
-        found = [
-            origins for place, values, origins in recorder.comparisons
-            if place == function and k in values
-        ]  # fmt: skip
-        origins = frozenset().union(*found)
+        comparisons = [entry for entry in recorder.comparisons if entry[0] == function]
+        origins = frozenset().union(*(origins for _, values, origins in comparisons if k in values))
     if origins:
         recorder.add('topk-from-size', f'k = {plain(k)} comes from a size', site, origins)
 
@@ -116,19 +113,25 @@ def writes(call: Call) -> None:
     """Writes into tensors: through indices, into slices, into views, into inputs and into state."""
     if not call.in_place or not call.args or not isinstance(call.args[0], torch.Tensor):
         return
-    target = call.args[0]
-    _writes_outside(call, target)
+    target, observer = call.args[0], call.observer
+    name = call.name.strip('_')
+    base = target if target._base is None else target._base
+    for index, tensor in enumerate(observer.inputs):
+        if base is tensor:
+            call.add('input-written', f'{name} into input {index}')
+    if id(base) in observer.state:
+        call.add('state-written', f'{name} into {observer.state[id(base)]!r}')
     if call.name == '__setitem__':
-        _index_kinds(call, call.args[1])
+        _add_index_kinds(call, call.args[1])
     if call.name in ('index_put_', 'index_copy_', 'index_fill_', 'index_add_'):
-        _index_kinds(call, call.argument(1, 'indices'))
-    if target._base is None or not (call.mark.inputs or call.observer.marks.of(target).inputs):
+        _add_index_kinds(call, call.argument(1, 'indices'))
+    if target._base is None or not (call.mark.inputs or observer.marks.of(target).inputs):
         return
-    part = call.observer.parts.get(target)
+    part = observer.parts.get(target)
     if part and (call.name != '__setitem__' or (part == 'select' and _all_numbers(call.args[1]))):
-        call.add('slice-assigned', f'{call.name.strip("_")} of a slice')
+        call.add('slice-assigned', f'{name} of a slice')
     else:
-        call.add('write-to-view', f'{call.name.strip("_")} into a view')
+        call.add('write-to-view', f'{name} into a view')
 
 
 def parts(call: Call) -> None:
@@ -150,26 +153,18 @@ def _all_numbers(index: Any) -> bool:
     return all(isinstance(part, int) for part in _as_tuple(index))
 
 
-def _writes_outside(call: Call, target: torch.Tensor) -> None:
-    base = target if target._base is None else target._base
-    observer = call.observer
-    for index, tensor in enumerate(observer.inputs):
-        if base is tensor:
-            call.add('input-written', f'{call.name.strip("_")} into input {index}')
-    name = observer.state.get(id(base))
-    if name is not None:
-        call.add('state-written', f'{call.name.strip("_")} into {name!r}')
-
-
-def _index_kinds(call: Call, index: Any) -> None:
-    kinds = _as_tuple(index)
-    tensors = [part for part in tensors_in(kinds) if part.dtype not in (torch.bool, torch.uint8)]
-    if any(part.dim() > 1 for part in tensors):
-        call.add('index-put-many-ranks', f'index of rank {max(part.dim() for part in tensors)}')
-    negative = any(part.numel() and part.min() < 0 for part in tensors)
-    if negative or any(isinstance(part, int) and part < 0 for part in kinds):
-        call.add('index-put-negative', f'negative index {"in a tensor" if negative else "in Python"}')
-    if any(isinstance(part, slice) and part != slice(None) for part in kinds):
+def _add_index_kinds(call: Call, index: Any) -> None:
+    """Note indices of a write that exporters have had trouble with."""
+    parts = _as_tuple(index)
+    tensors = [part for part in tensors_in(parts) if part.dtype not in (torch.bool, torch.uint8)]
+    rank = max((tensor.dim() for tensor in tensors), default=0)
+    if rank > 1:
+        call.add('index-put-many-ranks', f'index of rank {rank}')
+    if any(tensor.numel() and tensor.min() < 0 for tensor in tensors):
+        call.add('index-put-negative', 'negative index in a tensor')
+    elif any(isinstance(part, int) and part < 0 for part in parts):
+        call.add('index-put-negative', 'negative index in Python')
+    if any(isinstance(part, slice) and part != slice(None) for part in parts):
         call.add('slice-assigned', 'a slice is written')
 
 
@@ -219,13 +214,9 @@ def operators(call: Call) -> None:
     if call.name in RANDOM or drops:
         call.add('random', f'{call.name} draws numbers', through_torch=True)
     if call.name == 'Function.apply':
-        _custom_function(call)
-
-
-def _custom_function(call: Call) -> None:
-    function = call.args[0]
-    rule = 'function-with-symbolic' if hasattr(function, 'symbolic') else 'function-without-symbolic'
-    call.add(rule, f'{function.__name__} is a torch.autograd.Function', through_torch=True)
+        function = call.args[0]
+        rule = 'function-with-symbolic' if hasattr(function, 'symbolic') else 'function-without-symbolic'
+        call.add(rule, f'{function.__name__} is a torch.autograd.Function', through_torch=True)
 
 
 WATCHES = (
@@ -247,9 +238,3 @@ def inputs_text(call: Call) -> str:
     """Return which inputs a call's arguments depend on."""
     numbers = [str(index) for index in range(len(call.observer.inputs)) if call.mark.inputs >> index & 1]
     return f'input{"s" if len(numbers) > 1 else ""} {", ".join(numbers)}'
-
-
-def short(value: Any) -> str:
-    """Return a value in at most 40 characters."""
-    text = f'{value:.6g}' if isinstance(value, float) else str(value)
-    return text if len(text) <= 40 and not is_size(value) else f'{text[:37]}...'
