@@ -95,7 +95,7 @@ class FedGraph:
 
 
 def bound(backend: Backend) -> BoundGraph | FedGraph:
-    """Return a graph whose buffers are where its engine keeps them best."""
+    """Return a graph with buffers in the memory that suits its engine best."""
     return BoundGraph(backend) if backend.engine == 'onnxruntime' else FedGraph(backend)
 
 

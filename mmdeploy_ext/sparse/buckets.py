@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FORMS = ('buckets', 'tables')
 VOXELS, BEV = 'voxels', 'bev'
 FACTS = 'mm2onnx.scn'
-"""Key of the metadata that say what a portable graph is: form, order, channels, output shape and plan."""
+"""Key of the metadata of a portable graph: form, order, channels, output shape and plan."""
 GROUP = 9
 BUCKETS = 8  # with 16, 5-10 % less is multiplied in 2-4 % less time, but the graph has twice the nodes
 
@@ -123,7 +123,7 @@ def _arrange_group(table: np.ndarray, none: int, layout: Layout, group: int) -> 
 def feeds(plan: Plan, rulebook: Rulebook, form: str = 'buckets', threads: int = 1) -> dict[str, np.ndarray]:
     """Return the inputs of a portable file for one set of voxels, all but the features.
 
-    They are those that `portable._Writer.table_inputs` declares, and do not depend on the number of threads.
+    `portable._Writer.table_inputs` declares them. They do not depend on the number of threads.
     """
     arrays = {f'{name}.cells': cells for name, cells in rulebook.cells.items()}
     if form == 'tables':

@@ -38,8 +38,8 @@ def run(
         features: (N, C) of the voxels.
         observe: called after every node with its name and its output: (M, C) of a sparse tensor, whose rows
             are the sites of `rulebook.level(node.output)`.
-        transform: called before every node with the node, its inputs and its weight (None without one); gives
-            the inputs and the weight to compute with: where fake quantisation comes in.
+        transform: called before every node with the node, its inputs and its weight (None without one);
+            returns the inputs and the weight to compute with, for fake quantisation.
         rulebook: of these coordinates; None: it is built.
 
     Raises:
@@ -67,7 +67,7 @@ def run(
 
 
 def checked_features(features: np.ndarray, rows: int, channels: int) -> np.ndarray:
-    """Return features as contiguous float32; a PointsError refuses other shapes, and what is not finite."""
+    """Return features as contiguous float32; PointsError: another shape, or values that are not finite."""
     features = np.asarray(features)
     if features.shape != (rows, channels):
         raise PointsError(

@@ -22,7 +22,7 @@ PRECISIONS = ('fp32', 'fp16')
 def fold(graph: SparseGraph, precision: str = 'fp32', fp16_modules: Collection[str] = ()) -> SparseGraph:
     """Return the graph with every BatchNorm folded and every ReLU that follows a convolution fused.
 
-    Names and tensor ids are counted anew. A convolution without a bias gets one (zeros, where no BatchNorm
+    Names and tensor ids are counted anew. A convolution without a bias gets one (zeros, if no BatchNorm
     follows it): the engine reads it unasked. Folding a folded graph changes nothing.
 
     Args:

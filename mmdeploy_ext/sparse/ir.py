@@ -22,7 +22,7 @@ class Node:
     Attributes:
         name: as the dialect numbers it: conv0, add0, relu0, scatter0, transpose0, reshape0, ...
         module: path of the module that it comes from, e.g. 'encoder_layers.encoder_layer1.0.conv1'.
-        inputs, output: ids of the tensors that it takes and gives.
+        inputs, output: ids of its tensors.
         op_type: of the class: its name.
     """
 
@@ -60,12 +60,12 @@ class SparseConvolution(Node):
         subm: submanifold: the output sites are the input sites.
         inverse: spconv's inverse convolution: back to the sites of the convolution with the same rulebook.
         groups: always 1 in what can be written.
-        rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None has none.
+        rulebook: key shared by convolutions with the same neighbours (spconv's indice_key); None: without.
         activation: 'ReLU' or 'None'.
         input_spatial_shape, output_spatial_shape: grid sizes per axis.
         input_rows, output_rows: numbers of active sites when it was traced; no engine reads them.
         output_bound: most active sites that an engine has to make room for.
-        precision, output_precision: '' or 'fp16' or 'int8': what the kernel computes in, what it stores.
+        precision, output_precision: '' or 'fp16' or 'int8': types in which the kernel computes, and stores.
         input_range: amax of its input, or None.
         weight_ranges: (O,) amax per output channel, or None.
     """

@@ -1,4 +1,4 @@
-"""The contract of the libspconv dialect: what NVIDIA's engine would do with a file, without the engine.
+"""The contract of the libspconv dialect: the rules of NVIDIA's engine for a file, without the engine.
 
 `check` reads a file as the engine's parser does (`EngineParser`), then looks for what makes it run and be
 wrong: values that must be mistakes, another order of coordinates than the file states, and nodes that do not
@@ -97,7 +97,7 @@ def check(
 
 
 def _node_rules(node: ParsedNode) -> NodeViolations:
-    """Yield what is wrong with one node, without looking at others."""
+    """Yield the violations of one node by itself."""
     values = node.values
     if node.is_convolution:
         yield from _geometry_rules(node)
@@ -163,7 +163,7 @@ def _array_rules(node: ParsedNode) -> NodeViolations:
 
 
 def _unread_rules(node: ParsedNode) -> NodeViolations:
-    """Yield attributes that demand what the engine does not do, because it never reads them."""
+    """Yield attributes with a demand that the engine does not meet, because it never reads them."""
     unread, shape = node.unread, node.weight.shape
     for name, value, behaviour in (
         ('ndim', 3, 'computes three dimensions'),
@@ -181,7 +181,7 @@ def _unread_rules(node: ParsedNode) -> NodeViolations:
 
 
 def _range_problem(amax: float) -> str:
-    """Return what is wrong with an amax, '' if it is usable."""
+    """Return the fault of an amax, '' if it is usable."""
     if np.isnan(amax):
         return 'is NaN'
     if amax == 0:
@@ -241,7 +241,7 @@ def _type_rules(graph: onnx.GraphProto) -> Iterator[Violation]:
 
 
 def _graph_rules(graph: onnx.GraphProto, nodes: list[ParsedNode]) -> Iterator[Violation]:
-    """Yield what is wrong with the connections: nodes that nothing uses, several inputs, no output."""
+    """Yield wrong connections: outputs that nothing uses, several inputs, no output."""
     if len(graph.input) != 1:
         message = f'the graph has {len(graph.input)} inputs, expected the voxel features alone; each becomes '
         yield Violation('', 'input', 'graph-input', message + 'an input of the engine')
@@ -312,7 +312,7 @@ def _order_rules(nodes: list[ParsedNode], file_order: str) -> Iterator[Violation
 
 @dataclasses.dataclass(frozen=True)
 class TensorFacts:
-    """What is known of a tensor.
+    """Facts about a tensor.
 
     Attributes:
         channels: of a sparse tensor; 0 if unknown.
@@ -333,7 +333,7 @@ class TensorWalk:
     """Follows tensors through the graph in file order: connections, grids, ranges, room for active sites.
 
     Attributes:
-        violations: what does not fit together.
+        violations: of nodes that do not fit together.
         tensors: name -> facts of every tensor.
     """
 

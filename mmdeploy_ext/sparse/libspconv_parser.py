@@ -27,7 +27,7 @@ class Field:
         name: of the attribute.
         kind: ONNX type that it must have.
         default: value that stands in when it is missing.
-        severity: of its absence; '' if the default is what a plain file means.
+        severity: of its absence; '' if a plain file means the default.
     """
 
     name: str
@@ -142,7 +142,7 @@ class EngineParser:
 
     The parser reads attributes by field, never looks at their declared type, takes defaults in silence, reads
     inputs by position without counting them, and goes on with an empty array if an initializer does not suit
-    it. Here every such step leaves a `Violation` that says what the engine would do.
+    it. Here every such step leaves a `Violation` with the engine's behaviour.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:

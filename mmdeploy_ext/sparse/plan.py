@@ -53,7 +53,7 @@ class Scatter(Plain):
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Plain):
-    """What `rulebook.build` has to look up for a graph.
+    """The tables and dense tensors that `rulebook.build` has to make for a graph.
 
     Attributes:
         spatial_shape: grid of level 0, the voxels.
@@ -78,7 +78,7 @@ class Plan(Plain):
 
 
 def plan_of(graph: SparseGraph) -> Plan:
-    """Return what the convolutions of a graph really share.
+    """Return the sites and tables that the convolutions of a graph really share.
 
     Two convolutions share a table when they read the same sites with the same geometry; rulebook names in the
     graph only give tables their names, so missing or reused ones do not matter.

@@ -60,7 +60,7 @@ def to_onnx(
         graph: folded; float16 weights are computed with in float32.
         form: 'buckets' or 'tables'.
         opset: 13 or later.
-        metadata: `metadata_props` of the file; what the runtime needs of the graph is put beside them, under
+        metadata: `metadata_props` of the file; the facts that the runtime needs are added under
             'mm2onnx.scn': form, order, channels, output shape and plan.
 
     Returns:

@@ -31,8 +31,8 @@ def apply_precision(
 ) -> SparseGraph:
     """Return the graph with a precision and an output precision on every convolution and addition.
 
-    The precision is what the kernel computes in, the output precision what it stores. All nodes that have
-    ranges keep them, as in the reference's files, also those that compute in fp16.
+    The precision is the type in which the kernel computes, the output precision the type of its result. All
+    nodes that have ranges keep them, as in the reference's files, also those that compute in fp16.
 
     Args:
         graph: folded.
@@ -110,7 +110,7 @@ def _with_precision(node: Node, pair: tuple[str, str], node_range: NodeRange | N
 
 
 def _check_ranges(nodes: Sequence[Node]) -> None:
-    """Refuse nodes that compute in int8, or read what is stored in int8, without a usable range."""
+    """Refuse nodes that compute in int8, or read a tensor of int8, without a usable range."""
     consumers: dict[str, list[SparseConvolution | Add]] = {}  # by tensor, through ReLUs
     for node in reversed(nodes):
         readers = consumers.get(node.output, []) if isinstance(node, Relu) else [node]

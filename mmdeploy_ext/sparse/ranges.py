@@ -104,11 +104,11 @@ class Ranges:
         return self.path or f'ranges of {self.source}'
 
     def input_amax(self, name: str) -> float:
-        """Return the range of a node's input; UsageError where it is missing."""
+        """Return the range of a node's input; UsageError if it is missing."""
         return self._amax(name, 'input_amax')
 
     def weight_amax(self, name: str) -> np.ndarray:
-        """Return (O,) float32, the ranges of a convolution's channels; UsageError where they are missing."""
+        """Return (O,) float32, the ranges of a convolution's channels; UsageError if they are missing."""
         return np.array(self._amax(name, 'weight_amax'), np.float32)
 
     def _amax(self, name: str, field: str) -> Any:
@@ -118,7 +118,7 @@ class Ranges:
         return value
 
     def complete(self, graph: SparseGraph) -> list[str]:
-        """Return what the graph needs and the ranges lack, e.g. ['conv3.input_amax']; empty when complete."""
+        """Return the ranges that the graph needs and that are missing, e.g. ['conv3.input_amax']."""
         missing = []
         for node in quantised(graph):
             fields = ['input_amax']
@@ -259,7 +259,7 @@ def graph_digest(graph: SparseGraph) -> str:
             triples = (node.kernel_size, node.stride, node.dilation)
             facts.append([node.in_channels, node.out_channels, node.subm, node.inverse, node.activation])
             facts.append([_canonical(graph, triple) for triple in triples])
-            # a submanifold kernel centres itself: what a model writes there says nothing
+            # a submanifold kernel centres itself: its padding means nothing
             facts.append(None if node.subm else _canonical(graph, node.padding))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -88,7 +88,7 @@ class _Search:
     """The table of one convolution, filled in parts that may run on any number of threads.
 
     Attributes:
-        table: (K, M) int32, offset by offset the input row of every output row; N says that there is none.
+        table: (K, M) int32, offset by offset the input row of every output row; N: no neighbour.
         count: number of offsets to look up.
         look_up: looks up a slice of them, and fills in what follows from these.
         outputs: the output sites.
@@ -181,7 +181,7 @@ def pairs(
     """Return the sites (M, 4) int32 that one convolution writes, and its table (K, M) int32.
 
     The geometry is kernel size, stride, padding and dilation, per axis; a submanifold convolution centres its
-    kernel and ignores stride and padding. Errors are those of `Level`.
+    kernel and ignores stride and padding. For the errors see `Level`.
     """
     search = _search(Level(coordinates, spatial_shape), subm, *geometry)
     if search.count:
@@ -200,7 +200,7 @@ class Rulebook:
     Attributes:
         levels: sites of every level of the plan.
         tables: table name -> (K, M) int32, offset by offset the input row of every output row; N, one behind
-            the last input row, says that there is none.
+            the last input row: no neighbour.
         cells: scatter node's name -> (n,) int64, where its sites are in the flattened dense grid.
         level_of: tensor id -> index of its level.
     """
@@ -219,7 +219,7 @@ def build(plan: Plan, coordinates: np.ndarray, threads: int = 1) -> Rulebook:
     """Build the rulebook of a network for one set of voxels.
 
     Args:
-        plan: what the network needs.
+        plan: of the network.
         coordinates: (N, 4) int32, sample and the axes in the graph's order; every voxel once; N may be 0.
         threads: that look up; the result does not depend on them.
 

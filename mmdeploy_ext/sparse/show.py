@@ -83,7 +83,7 @@ def trace_lines(layers: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _details(row: dict[str, Any]) -> str:
-    """Return what a node does, in a few words."""
+    """Return the operation of a node in a few words."""
     words = []
     if row['op_type'] == 'SparseConvolution':
         channels = f'{row.get("in_channels", "?")} -> {row.get("out_channels", "?")}'

@@ -122,7 +122,7 @@ class AutowareBEVFusion(Detecting):
         return spread_out(detections(outputs, facts['coder']), facts['nms'])
 
     def objects(self, points: np.ndarray, settings: NodeSettings | None = None) -> Objects:
-        """Return the objects that the node publishes of one cloud (P, F); raises what `step` raises."""
+        """Return the objects that the node publishes of one cloud (P, F); for the errors see `step`."""
         outputs = self.step(FusedFrame(points)).outputs
         settings = settings or NodeSettings(tuple(name.upper() for name in self.classes))
         return published(outputs, self.metadata.postprocess['coder'], settings)

@@ -84,7 +84,7 @@ PLUGINS = {
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return what is wrong with a folder, and the files that were read."""
+    """Return the violations in a folder, and its files by name."""
     fusion = any((folder / f'{name}.onnx').is_file() for name in (FUSION, BACKBONE))
     main = FUSION if fusion else LIDAR
     manifest = f'ml_package_{main}.param.yaml'

@@ -100,9 +100,9 @@ def passing(xy: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Se
 
 
 def suppressed(objects: Objects, settings: Any) -> Objects:
-    """Return objects, best first, without those that a node's two suppressions drop.
+    """Return the objects, best first, that the two suppressions of a node keep.
 
-    Its settings have `class_names`, `circle_m`, `iou` and `iou_search_m`.
+    The settings have `class_names`, `circle_m`, `iou` and `iou_search_m`.
     """
     if settings.circle_m > 0:
         radius2 = np.nextafter(np.float64(settings.circle_m) ** 2, 0)  # the node keeps what is exactly as far

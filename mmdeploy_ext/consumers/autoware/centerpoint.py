@@ -80,7 +80,7 @@ class AutowareCenterPoint(Memoryless):
         return self._run(points, '')[1]
 
     def step(self, sweep: Sweep) -> StepResult:
-        """Detect in one sweep, whose values beside x, y, z may be anything; raises what `objects` raises.
+        """Detect in one sweep, whose values beside x, y, z may be anything; for the errors see `objects`.
 
         The outputs include the tensors between the files; pillars are in the order of their cells, since the
         node has no order of its own.
@@ -111,7 +111,7 @@ class AutowareCenterPoint(Memoryless):
 
 
 def check_columns(points: np.ndarray, settings: Settings) -> None:
-    """Refuse intensities and time lags of points (P, D), at least one, that cannot be those of the node.
+    """Refuse points (P, D), at least one, with intensities or time lags that the node never has.
 
     Raises:
         PointsError: with the range of the values.

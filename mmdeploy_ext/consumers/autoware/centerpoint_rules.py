@@ -83,7 +83,7 @@ ENGINE_KEYS = ('encoder_engine_path', 'head_engine_path')
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return what is wrong with a folder, and the files that were read."""
+    """Return the violations in a folder, and its files by name."""
     path = folder / MANIFEST
     if not path.is_file():
         return [_missing_manifest(folder)], {}

@@ -27,7 +27,7 @@ NODES = dict(
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return what is wrong with a folder, and the files that were read; `node` is a file's name.
+    """Return the violations in a folder, whose `node` is a file's name, and its files by name.
 
     Raises:
         ModelFileError: no such folder, one of no node or of several, or a file in it that is not ONNX.

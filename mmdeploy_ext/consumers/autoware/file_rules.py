@@ -31,7 +31,7 @@ DOMAIN = 'autoware'
 
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto | None, list[Violation]]:
-    """Return a file's model, and why no engine could load it; None if it holds no model at all.
+    """Return a file's model, and the violations for which no engine could load it; None if it holds no model.
 
     The weights are in the model unless a violation says that they cannot be read.
     """
@@ -100,7 +100,7 @@ class Bound:
 def bind_by_index(
     file: str, tensors: GraphTensors, bounds: Sequence[Bound], input_count: int
 ) -> Iterator[Violation]:
-    """Yield what a node that counts tensors would read wrongly; names are free, but not in another order.
+    """Yield the violations for a node that counts tensors; names are free, but not in another order.
 
     The first `input_count` of the bounds are inputs.
     """
@@ -132,7 +132,7 @@ def bind_by_name(
     exact: bool,
     consequence: str,
 ) -> Iterator[Violation]:
-    """Yield what a node that looks tensors up by name would miss or read wrongly.
+    """Yield the violations for a node that looks tensors up by name.
 
     With `exact` other outputs are refused, too; `consequence` is what becomes of a name that is missing.
     """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.consumers.autoware.parameter_file import ParameterFileError, read_parameter_file
-from mmdeploy_ext.contract.schema import Mismatch, number
+from mmdeploy_ext.contract.schema import Mismatch, either, exactly, items, number, one_of
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.core.violations import WARNING, Violation, errors
@@ -31,15 +31,16 @@ ANY_NODE, PARAMETERS = '/**', 'ros__parameters'
 MODEL_PARAMS = 'model_params'
 MODEL_PREFIX = f'{MODEL_PARAMS}.'
 NOT_REAL = 'holds whole numbers without a point, integers to ROS 2: the node throws; write 64.0, not 64'
-LARGEST_METRES = 1e5
-"""Largest bound of a range: no sensor sees a hundred kilometres."""
+METRES = number(-1e5, 1e5)
+"""A bound of a range, or an area: no sensor sees a hundred kilometres."""
 CELL_METRES = number(1e-3, 1e3)
 """Side of a voxel."""
 REMAPPER = 'detection_class_remapper.param.yaml'
 REMAPPER_LABELS = 8
 """Labels of the remapper's matrices: UNKNOWN to PEDESTRIAN."""
 REMAPPER_SIZES = REMAPPER_LABELS**2, 100
-"""Entries of a matrix of the remapper."""
+"""Entries of a matrix of the remapper: label x label, row by row; 10 x 10 since #12732."""
+ALLOWED, SMALLEST, LARGEST = 'allow_remapping_by_area_matrix', 'min_area_matrix', 'max_area_matrix'
 OTHER_WORD = dict(MOTORBIKE='MOTORCYCLE', MOTORCYCLE='MOTORBIKE')
 """Each node has one of the two words for a motorcycle."""
 MODEL_FOLDER = '$(var model_path)/'
@@ -47,7 +48,7 @@ MODEL_FOLDER = '$(var model_path)/'
 
 
 def read_parameters(path: Path) -> tuple[dict[str, Any], list[Violation]]:
-    """Return the parameters of a file, and what is wrong with it as a whole."""
+    """Return the parameters of a file, and the violations if it has none that reach a node."""
     try:
         content = read_parameter_file(path)
     except ParameterFileError as error:
@@ -151,7 +152,7 @@ def _wrong_path(file: str, key: str, problem: str) -> Violation:
 
 
 def missing_files(names: Sequence[str], paths: Collection[str]) -> list[Violation]:
-    """Return the files of a folder that are missing: those of `names` that are not among its paths."""
+    """Return a violation for each of the names without a path."""
     consequence = 'is not there; the node is given its path'
     return [
         Violation(name, '', 'missing-file', f'{name} {consequence}') for name in names if name not in paths
@@ -217,37 +218,23 @@ def are_reals(value: Any) -> bool:
 
 def ascending(value: Any, name: str) -> None:
     """Check a list of numbers, each larger than the one before."""
-    _check_numbers(value, name, 0, 'a list of numbers')
+    items(METRES, 1)(value, name)
     if any(later <= sooner for sooner, later in itertools.pairwise(value)):
         raise Mismatch(f'{name} is {value}, expected ascending numbers')
 
 
 def cuboid(value: Any, name: str) -> None:
     """Check six numbers: the lower corner and the upper one, in metres."""
-    _check_numbers(value, name, 6, 'six numbers: x, y, z lower, then upper')
+    exactly(6, METRES)(value, name)
     if any(low >= high for low, high in zip(value[:3], value[3:], strict=True)):
         raise Mismatch(f'{name} is {value}: a lower bound is not below its upper one')
 
 
 def interval(value: Any, name: str) -> None:
     """Check lower bound, upper bound and step."""
-    _check_numbers(value, name, 3, 'three numbers: lower, upper, step')
+    exactly(3, METRES)(value, name)
     if value[0] >= value[1] or value[2] <= 0:
         raise Mismatch(f'{name} is {value}: expected lower below upper, and a positive step')
-
-
-def _check_numbers(value: Any, name: str, count: int, expected: str) -> None:
-    """Check a list of `count` finite numbers, or of at least one if `count` is 0."""
-    if not _all_finite(value) or not value or len(value) != (count or len(value)):
-        raise Mismatch(f'{name} is {value!r}, expected {expected}')
-
-
-def _all_finite(value: Any) -> bool:
-    """Return whether a value is a list of numbers that a float32 can hold as metres or square metres."""
-    return isinstance(value, list) and all(
-        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= LARGEST_METRES
-        for number in value
-    )
 
 
 # ---- rules that several manifests share
@@ -297,42 +284,26 @@ def node_cells(low: float, high: float, step: float) -> int:
 
 
 def remapper_rules(path: Path) -> Iterator[Violation]:
-    """Yield what is wrong with `detection_class_remapper.param.yaml`: three matrices of label x label."""
+    """Yield the violations in a remapper of classes: three matrices of label x label."""
+
+    def matrix(entry: Check) -> Check:
+        return either(*(exactly(size, entry) for size in REMAPPER_SIZES))
+
     values, violations = read_parameters(path)
-    if violations:
-        yield from violations
+    fields = {ALLOWED: matrix(one_of(0, 1)), SMALLEST: matrix(METRES), LARGEST: matrix(METRES)}
+    if not violations:
+        matrices = {key: values.get(key) for key in fields}
+        violations += key_rules(path.name, matrices, fields, (SMALLEST, LARGEST))
+    yield from violations
+    valid = valid_values(values, fields, violations)
+    if len({len(entries) for entries in valid.values()}) > 1:
+        message = ', '.join(f'{key} has {len(entries)} entries' for key, entries in valid.items())
+        yield Violation(path.name, ALLOWED, 'value', message)
         return
-    sizes = {}
-    for key in ('allow_remapping_by_area_matrix', 'min_area_matrix', 'max_area_matrix'):
-        yield from _matrix_rules(path.name, key, values.get(key))
-        if _all_finite(values.get(key)) and len(values[key]) in REMAPPER_SIZES:
-            sizes[key] = len(values[key])
-    if len(set(sizes.values())) > 1:
-        message = ', '.join(f'{key} has {count} entries' for key, count in sizes.items())
-        yield Violation(path.name, 'allow_remapping_by_area_matrix', 'value', message)
-    elif len(sizes) == 3:
-        lower, upper = values['min_area_matrix'], values['max_area_matrix']
-        if any(low > high for low, high in zip(lower, upper, strict=True)):
-            message = 'min_area_matrix has an entry above that of max_area_matrix: nothing is remapped there'
-            yield Violation(path.name, 'min_area_matrix', 'value', message)
-
-
-def _matrix_rules(file: str, key: str, entries: Any) -> Iterator[Violation]:
-    """Yield what is wrong with the entries of one matrix of the remapper."""
-    expected = 'expected 64 numbers: 8 x 8 labels, row by row (100 since #12732)'
-    if not isinstance(entries, list):
-        got = 'is not there' if entries is None else f'is {repr(entries)[:60]}'
-        yield Violation(file, key, 'value', f'{key} {got}, {expected}')
-    elif not _all_finite(entries):
-        message = f'{key} has entries that are no numbers up to {LARGEST_METRES:g}, {expected}'
-        yield Violation(file, key, 'value', message)
-    elif len(entries) not in REMAPPER_SIZES:
-        yield Violation(file, key, 'value', f'{key} has {len(entries)} entries, {expected}')
-    elif not key.startswith('allow'):
-        if not are_reals(entries):
-            yield Violation(file, key, 'ros-type', f'{key} {NOT_REAL}')
-    elif not all(isinstance(entry, int) and entry in (0, 1) for entry in entries):
-        yield Violation(file, key, 'value', f'{key} holds other values than the integers 0 and 1')
+    lower, upper = valid.get(SMALLEST, ()), valid.get(LARGEST, ())
+    if any(low > high for low, high in zip(lower, upper, strict=False)):
+        message = f'{SMALLEST} has an entry above that of {LARGEST}: nothing is remapped there'
+        yield Violation(path.name, SMALLEST, 'value', message)
 
 
 # ---- writing
@@ -348,14 +319,8 @@ def parameter_text(parameters: Mapping[str, Any]) -> str:
 
 def remapper_text() -> str:
     """Return a remapper that changes no class."""
-    zeros = [0.0] * REMAPPER_LABELS**2
-    return parameter_text(
-        dict(
-            allow_remapping_by_area_matrix=[0] * REMAPPER_LABELS**2,
-            min_area_matrix=zeros,
-            max_area_matrix=list(zeros),
-        )
-    )
+    count = REMAPPER_LABELS**2
+    return parameter_text({ALLOWED: [0] * count, SMALLEST: [0.0] * count, LARGEST: [0.0] * count})
 
 
 def class_words(names: Sequence[str], words: Sequence[str], place: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Synthetic boxes and memories through a graph: what it does with them, whatever its weights are.
+"""Probes: synthetic boxes and memories through a graph, whose treatment of them depends on no weight.
 
 `convention_rules` sends boxes through CenterPoint's head, `memory_rules` a memory of known rows through
 StreamPETR's, as autoware_camera_streampetr keeps them. Needs onnx and ONNX Runtime.
@@ -66,7 +66,7 @@ def convention_rules(file: str, model: onnx.ModelProto, outputs: Sequence[str]) 
 
 
 def _treatment_of_dim(model: onnx.ModelProto, name: str) -> str:
-    """Return what the graph does with sizes: `UNCHANGED`, `CONVERTED`, a message, '' if that is unclear."""
+    """Return the treatment of sizes: `UNCHANGED`, `CONVERTED`, a message, or '' if it is unclear."""
     fed = np.array([0.1, 0.2, 0.3, -1.1, -1.2, -1.3], np.float32)
     output = _behind_last_layer(model, name, fed)
     if output is None:
@@ -79,7 +79,7 @@ def _treatment_of_dim(model: onnx.ModelProto, name: str) -> str:
 
 
 def _treatment_of_rot(model: onnx.ModelProto, name: str) -> str:
-    """Return what the graph does with angles; see `_treatment_of_dim`."""
+    """Return the treatment of angles; see `_treatment_of_dim`."""
     fed = np.array([SINE, COSINE, -1.1, -1.2], np.float32)
     output = _behind_last_layer(model, name, fed)
     if output is None:
@@ -99,7 +99,7 @@ def _treatment(output: np.ndarray, unchanged: np.ndarray, converted: np.ndarray)
 
 
 def _behind_last_layer(model: onnx.ModelProto, name: str, values: np.ndarray) -> np.ndarray | None:
-    """Return what becomes of channels behind the last layer that makes an output; None if it is unclear.
+    """Return the values of an output if the last layer above it had these values; None if it is unclear.
 
     The output is (1, C, H, W), of values the first C are fed, one for each channel.
     """
@@ -148,7 +148,7 @@ def _last_layers(index: Index, name: str) -> list[str]:
 
 
 def memory_rules(file: str, model: onnx.ModelProto, tensors: GraphTensors) -> Iterator[Violation]:
-    """Yield what a head of the right names and sizes does to the memory that the node does not expect."""
+    """Yield changes of the memory by a head of the right names and sizes that the node does not expect."""
     from mmdeploy_ext.graph.run import run
 
     feeds = _memory_feeds(tensors)

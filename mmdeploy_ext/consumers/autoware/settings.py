@@ -30,8 +30,8 @@ class Settings:
     Attributes:
         class_names: K, in Autoware's words.
         has_twist: whether velocities are published.
-        has_variance: the head gives variances, too.
-        point_width: values of a point: x, y, z, intensity where it is 5, time lag.
+        has_variance: whether the head has variances, too.
+        point_width: values of a point: x, y, z, intensity if there are 5, time lag.
         features: values of a decorated point: 9, 10 or 11.
         pillars: rows of the encoder; further pillars are left out.
         cloud: point_cloud_range, metres.

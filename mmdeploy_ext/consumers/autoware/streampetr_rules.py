@@ -81,10 +81,10 @@ Source of 'bgr': lib/network/camera_data_store.cpp:122-126; of 'rgb': pull reque
 def from_node(
     planes: str, mean: Sequence[float], std: Sequence[float], to_rgb: bool
 ) -> tuple[bool, np.ndarray, np.ndarray]:
-    """Return how a node's pictures become those that a model was trained with.
+    """Return the change from a node's pictures to those of the training.
 
-    That is whether the planes are reversed, then scale and shift (3,) float64 of each plane; `planes` is a
-    key of `NORMS`, `mean` of the training is in the order after `to_rgb`.
+    It consists of: whether the planes are reversed, then scale and shift (3,) float64 of each plane. `planes`
+    is a key of `NORMS`, `mean` of the training is in the order after `to_rgb`.
     """
     reverses = to_rgb != (planes == 'rgb')
     node_mean, node_std = (np.array(values)[:: -1 if reverses else 1] for values in NORMS[planes])
@@ -92,7 +92,7 @@ def from_node(
 
 
 def check(folder: Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return what is wrong with a folder, and the files that were read."""
+    """Return the violations in a folder, and its files by name."""
     names = (*(f'{name}.onnx' for name in FILES), MANIFEST)
     paths = {name: folder / name for name in names if (folder / name).is_file()}
     violations = missing_files(names, paths)

@@ -45,7 +45,7 @@ START = (
 
 
 def trial_rules(graphs: Sequence[tuple[Path, onnx.ModelProto, str]]) -> list[Violation]:
-    """Return what ONNX Runtime and the probes dislike of files in which no error was found before.
+    """Return the violations that ONNX Runtime and the probes reveal in files without an error so far.
 
     Args:
         graphs: path, model, and `LOAD` or a probe. Files with operators of plug-ins are left out.

@@ -55,7 +55,7 @@ HEAD_ROWS = dict(rot=2, dim=3, reg=2, height=1, vel=2)
 
 
 def check(folder: str | Path) -> tuple[list[Violation], dict[str, Path]]:
-    """Return what is wrong with a folder, and the files that were read; `node` is the file's name.
+    """Return the violations in a folder, whose `node` begins with a file's name, and its files by name.
 
     Raises:
         ModelFileError: no such folder, or a file in it that is not ONNX.
@@ -175,9 +175,9 @@ def _node_rules(model: onnx.ModelProto, standard_domains: tuple[str, ...]) -> It
 
 
 def _size_rules(tensors: Mapping[str, GraphTensors]) -> Iterator[Violation]:
-    """Yield what the C++ would read wrongly; `tensors` are those of the files, by name without `.onnx`.
+    """Yield sizes that the C++ would read wrongly, of the tensors by file, without `.onnx`.
 
-    A missing tensor is no violation here: `_file_rules` has one.
+    A missing tensor is no violation here: `_file_rules` reports it.
     """
     yield from _camera_rules(tensors)
     pairs = [
