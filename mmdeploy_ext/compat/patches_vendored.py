@@ -1,7 +1,9 @@
-"""What copies of mmdet in research repositories need beside mmcv-full 1.7.2, each patch with its reason."""
+"""What research repositories and their copies of mmdet need with today's libraries, each with its reason."""
 
 import ast
+import importlib.util
 import inspect
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -103,3 +105,24 @@ def softmax_of_box_heads(module: ModuleType) -> bool | None:
         return False
     head.custom_cls_channels = head.custom_activation = False
     return None
+
+
+@patch('ops_dcnv3.functions.dcnv3_func', versions='InternImage 31c962d')
+def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
+    """InternImage imports a compiled extension, DCNv3, which is built for GPUs; without it PyTorch computes.
+
+    Also its variant in PyTorch, `DCNv3_pytorch`, is in a module that imports the extension.
+    """
+    if importlib.util.find_spec('DCNv3') is not None:
+        execute()
+        return False
+    from mmdeploy_ext.compat.dcnv3 import dcnv3_forward
+
+    extension = ModuleType('DCNv3')
+    extension.dcnv3_forward = dcnv3_forward
+    sys.modules['DCNv3'] = extension
+    try:
+        execute()
+    finally:
+        del sys.modules['DCNv3']
+    return True

@@ -1,5 +1,6 @@
 """Operators of mmcv without a CPU kernel, against plain loops over their definitions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -71,3 +72,47 @@ def test_deformable_pooling_samples_every_cell_of_a_region_where_its_offset_move
     given = torch.from_numpy(offset) if moves else None
     found = layer(torch.from_numpy(maps), torch.from_numpy(rois), given)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def slow_dcnv3(features, offset, mask, kernel, stride, pad, dilation, groups, scale):
+    """Return what DCNv3 is defined as, one sample after the other; arguments are pairs of y and x."""
+    batch, height, width, channels = features.shape
+    rows, columns = offset.shape[1:3]
+    result = torch.zeros(batch, rows, columns, channels, dtype=features.dtype)
+    size = channels // groups
+    for image, row, column, group in itertools.product(*map(range, (batch, rows, columns, groups))):
+        for point, (i, j) in enumerate(itertools.product(range(kernel[1]), range(kernel[0]))):
+            place = (group * kernel[0] * kernel[1] + point)
+            half = [(dilation[axis] * (kernel[axis] - 1)) // 2 for axis in (0, 1)]
+            y = (row * stride[0] - pad[0] + half[0]
+                 + (j * dilation[0] - half[0] + offset[image, row, column, 2 * place + 1].item()) * scale)
+            x = (column * stride[1] - pad[1] + half[1]
+                 + (i * dilation[1] - half[1] + offset[image, row, column, 2 * place].item()) * scale)
+            for down, across in itertools.product((0, 1), (0, 1)):
+                corner = math.floor(y) + down, math.floor(x) + across
+                weight = (1 - abs(y - corner[0])) * (1 - abs(x - corner[1]))
+                if 0 <= corner[0] < height and 0 <= corner[1] < width:
+                    value = features[image, corner[0], corner[1], group * size:(group + 1) * size]
+                    result[image, row, column, group * size:(group + 1) * size] += (
+                        weight * mask[image, row, column, place] * value)
+    return result
+
+
+@pytest.mark.parametrize(('kernel', 'stride', 'pad', 'dilation', 'scale'), [
+    ((3, 3), (1, 1), (1, 1), (1, 1), 1.0), ((3, 1), (2, 1), (1, 0), (1, 1), 0.5),
+    ((3, 3), (1, 2), (2, 2), (2, 2), 2.0)])
+def test_dcnv3_is_its_definition(kernel, stride, pad, dilation, scale):
+    from mmdeploy_ext.compat.dcnv3 import dcnv3_forward
+
+    torch.manual_seed(0)
+    height, width, groups, size = 5, 4, 2, 3
+    rows, columns = ((side + 2 * pad[axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+                     for axis, side in enumerate((height, width)))
+    points = groups * kernel[0] * kernel[1]
+    features = torch.randn(2, height, width, groups * size, dtype=torch.float64)
+    offset = torch.randn(2, rows, columns, points * 2, dtype=torch.float64) * 2
+    mask = torch.rand(2, rows, columns, points, dtype=torch.float64)
+    both = [number for pair in (kernel, stride, pad, dilation) for number in pair]
+    found = dcnv3_forward(features, offset, mask, *both, groups, size, scale, 256)
+    expected = slow_dcnv3(features, offset, mask, kernel, stride, pad, dilation, groups, scale)
+    torch.testing.assert_close(found, expected)
