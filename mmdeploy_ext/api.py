@@ -162,6 +162,7 @@ def export_source(
     """Export a detector; see `export`. A proof that follows takes `samples`, read before the export."""
     from mmdeploy_ext.exporting import deployment as deploy
     from mmdeploy_ext.exporting.files import check_output, export_files
+    from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
 
     family, resolved = source.family, [options]
     picture = picture or DEFAULT_PICTURE
@@ -173,6 +174,9 @@ def export_source(
         check_output(output_file, resolved[0], family)
 
     deployment, options = source.load(check, mean, std), resolved[0]
+    if family.samples == 'images' and options.dynamic and options.exporter == 'torchscript':
+        picture_spec = family.picture(deployment.model, options)
+        check_dynamic_parts(deployment.model, picture_spec.multiple, picture_spec.smallest)
     chosen = samples.of(deployment) if samples else None
     with after_weights():
         images = []

@@ -111,7 +111,8 @@ def softmax_of_box_heads(module: ModuleType) -> bool | None:
 def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
     """InternImage imports a compiled extension, DCNv3, which is built for GPUs; without it PyTorch computes.
 
-    Also its variant in PyTorch, `DCNv3_pytorch`, is in a module that imports the extension.
+    Also its variant in PyTorch, `DCNv3_pytorch`, is in a module that imports the extension. Its function has
+    a symbolic of its own, by which files would need a plugin of TensorRT: what stands for it has none.
     """
     if importlib.util.find_spec('DCNv3') is not None:
         execute()
@@ -125,4 +126,5 @@ def dcnv3_without_extension(module: ModuleType, execute: Execute) -> bool:
         execute()
     finally:
         del sys.modules['DCNv3']
+    module.DCNv3Function = type('DCNv3Function', (), dict(apply=staticmethod(dcnv3_forward)))
     return True

@@ -1,0 +1,208 @@
+"""Export and prove research repositories in their own folders, and write the table of docs/forks.md.
+
+`python docs/_pages/forks.py FOLDER [NAME...]` takes a folder with checkouts, named as in `forks.json`, which
+has for each row the repository, its commit, a config and the overrides that keep a run small. Each step is a
+process of its own in the folder of the checkout, once as `mm2onnx` starts and once with `PYTHONPATH=.`;
+weights are drawn from a seed by the repository's own classes. Figures are kept in `forks_results.json`; rows
+that are not measured now stay as they were. `--table` writes the pages again from these figures alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS, RESULTS = (Path(__file__).with_name(name) for name in ('forks.json', 'forks_results.json'))
+PAGES = {
+    ROOT / 'docs/forks.md': (
+        'repository, commit, config',
+        'imports',
+        'exported',
+        'verdict',
+        'worst IoU, score',
+        'CPU s',
+        'patched for it',
+    ),
+    ROOT / 'docs/zh-CN/forks.md': (
+        '仓库、提交、配置',
+        '可导入',
+        '已导出',
+        '结论',
+        '最差 IoU、分数',
+        'CPU 秒',
+        '所需补丁',
+    ),
+}
+"""Page -> the headings of its table."""
+BEGIN, END = '<!-- forks -->', '<!-- end of forks -->'
+MODES = {'mm2onnx': '', 'PYTHONPATH=.': '.'}
+"""How a command is started -> what is on PYTHONPATH."""
+EXAMINE = """
+import json, sys, warnings
+warnings.simplefilter('ignore')
+from mmdeploy_ext import compat
+compat.apply()
+if len(sys.argv) > 1:
+    from mmdeploy_ext.cli.options import parse_cfg_options
+    from mmdeploy_ext.core.config import load_config
+    from mmdeploy_ext.families.base import find_family
+    cfg = load_config(sys.argv[1], parse_cfg_options(sys.argv[2:]))
+    family = find_family(cfg)
+    family.build(cfg)
+else:
+    import mmdet.apis, mmdet3d.datasets
+import mmdet
+print(json.dumps(dict(patches=[patch.name for patch in compat.effective()], mmdet=mmdet.__version__)))
+"""
+"""Prints the patches that were in effect, of a config or, without one, of the installed libraries."""
+
+
+def run(words: list[str], folder: Path, path: str, log: Path) -> tuple[int, str, float]:
+    """Run a command in a folder; return its exit status, what it printed, and CPU seconds."""
+    paths = [entry for entry in (path, os.environ.get('PYTHONPATH')) if entry]
+    environment = os.environ | dict(PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS='1')
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, '-P', '-W', 'ignore', *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    log.write_text(f'{done.stdout}\n{done.stderr}', encoding='utf-8')
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.returncode, f'{done.stdout}\n{done.stderr}', seconds
+
+
+def commit_of(folder: Path) -> str:
+    """Return the commit of a checkout; '' of a folder that is none."""
+    done = subprocess.run(
+        ['git', '-C', str(folder), 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def last_line(text: str, *starts: str) -> str:
+    """Return the last line that begins with one of these words; '' if there is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip().startswith(starts)]
+    return lines[-1] if lines else ''
+
+
+def examine(words: list[str], folder: Path, path: str, log: Path) -> dict[str, Any]:
+    """Return the patches in effect and the version of mmdet; what failed is in `error`."""
+    _, text, _ = run(['-c', EXAMINE, *words], folder, path, log)
+    line = last_line(text, '{"patches"')
+    return json.loads(line) if line else dict(error=[*filter(None, text.splitlines())][-1], patches=[])
+
+
+def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
+    """Return the figures of one row: per mode what was imported, exported and proven.
+
+    SystemExit: the checkout is not there, or is at another commit.
+    """
+    checkout = checkouts / row['repository'].rpartition('/')[2]
+    if (commit := commit_of(checkout)) != row['commit']:
+        raise SystemExit(f'{checkout}: is at {commit or "no commit"}; expected {row["commit"]}')
+    folder, config, options = checkout / row.get('folder', ''), row['config'], row['cfg_options']
+    overrides = ['--cfg-options', *options] if options else []
+    installed = examine([], work, '', work / 'installed.log')['patches']
+    result: dict[str, Any] = {}
+    checkpoint = work / f'{row["name"]}.pth'.replace(' ', '_')
+    for mode, path in MODES.items():
+        log = work / f'{row["name"]} {mode}.log'.replace(' ', '_')
+        found = examine([config, *options], folder, path, log)
+        figures = dict(imports=found.get('error', 'yes'), mmdet=found.get('mmdet', ''))
+        figures['patches'] = [name for name in found['patches'] if name not in installed]
+        result[mode] = figures
+        if 'error' in found:
+            continue
+        tool = ['-m', 'mmdeploy_ext']
+        if not checkpoint.is_file():
+            run([*tool, 'synthetic', 'seeded', config, str(checkpoint), *overrides], folder, path, log)
+        output, verdict = checkpoint.with_suffix('.onnx'), checkpoint.with_suffix('.json')
+        verdict.unlink(missing_ok=True)
+        words = [*tool, 'export', config, str(checkpoint), '--output-file', str(output), '--verify']
+        _, text, seconds = run([*words, '--json', str(verdict), *overrides], folder, path, log)
+        figures['seconds'] = round(seconds)
+        if not verdict.is_file():
+            figures['error'] = last_line(text, 'error:') or [*filter(None, text.splitlines())][-1]
+            continue
+        content = json.loads(verdict.read_text(encoding='utf-8'))
+        summary = content['summary']
+        figures['verdict'] = last_line(text, 'PROVEN', 'NOT PROVEN')
+        figures['worst_iou'], figures['worst_score'] = summary['worst_iou'], summary['worst_score']
+        figures['matched'] = summary['matched']
+    return result
+
+
+def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """Return the cells of a row: those of both modes are one where they agree."""
+    modes = list(result.values())
+    title = f'{row["name"]} ([{row["commit"][:8]}](https://github.com/{row["repository"]}/tree/{row["commit"]}))'
+    texts = [f'{title}, `{row["config"]}`']
+    texts.append(_both(['yes' if figures['imports'] == 'yes' else figures['imports'] for figures in modes]))
+    texts.append(_both(['yes' if 'verdict' in figures else figures.get('error', 'no') for figures in modes]))
+    verdicts = [figures.get('verdict', '') for figures in modes]
+    texts.append(_both([verdict.partition(' /')[0].partition(':')[0] for verdict in verdicts]))
+    proven = [figures for figures in modes if figures.get('worst_iou') is not None]
+    worst = min((figures['worst_iou'] for figures in proven), default=None)
+    score = max((figures['worst_score'] for figures in proven), default=None)
+    texts.append('' if worst is None else f'{worst:.6f}, {score:.1e}')
+    texts.append(', '.join(str(figures['seconds']) for figures in modes if 'seconds' in figures))
+    patches = dict.fromkeys(name for figures in modes for name in figures['patches'])
+    texts.append(', '.join(f'`{name}`' for name in patches))
+    return [text.replace('|', '\\|') for text in texts]
+
+
+def _both(texts: list[str]) -> str:
+    if len(set(texts)) <= 1:
+        return texts[0]
+    return '; '.join(f'{mode}: {text}' for mode, text in zip(MODES, texts, strict=False))
+
+
+def write_pages() -> None:
+    """Write the table into the pages, between their marks."""
+    results = json.loads(RESULTS.read_text(encoding='utf-8'))
+    rows = [row for row in json.loads(ROWS.read_text(encoding='utf-8')) if row['name'] in results]
+    for page, headings in PAGES.items():
+        lines = [' | '.join(headings), ' | '.join(['---'] * len(headings))]
+        lines += [' | '.join(cells(row, results[row['name']])) for row in rows]
+        table = '\n'.join(f'| {line} |' for line in lines)
+        before, _, rest = page.read_text(encoding='utf-8').partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(f'{before}{BEGIN}\n{table}\n{END}{after}', encoding='utf-8')
+
+
+def main() -> None:
+    """Measure the named rows, or all, one after the other, and write the pages."""
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+    parser.add_argument('folder', type=Path, nargs='?', help='folder with the checkouts')
+    parser.add_argument('names', nargs='*', help='rows of forks.json (default: all)')
+    parser.add_argument('--table', action='store_true', help='write the pages from the figures that are kept')
+    parser.add_argument('--work', type=Path, help='folder for weights, files and logs')
+    args = parser.parse_args()
+    for row in [] if args.table else json.loads(ROWS.read_text(encoding='utf-8')):
+        if args.names and row['name'] not in args.names:
+            continue
+        work = args.work or Path(tempfile.mkdtemp())
+        work.mkdir(parents=True, exist_ok=True)
+        result = measure(row, args.folder.resolve(), work.resolve())
+        results = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.is_file() else {}
+        results[row['name']] = result
+        RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        print(row['name'], json.dumps(result, indent=1), sep='\n')
+    write_pages()
+
+
+if __name__ == '__main__':
+    main()

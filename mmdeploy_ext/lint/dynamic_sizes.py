@@ -1,0 +1,116 @@
+"""Backbones and necks of users that keep the sizes which they were traced at, refused before an export."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.source_code import DISTRIBUTIONS, file_of_class, is_installed
+from mmdeploy_ext.lint.check import check
+from mmdeploy_ext.lint.nested import tensors_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mmdeploy_ext.lint.report import Finding
+
+PARTS = ('backbone', 'neck')
+"""Parts of a detector that see whole maps; heads have families that know them."""
+SIZES = ((128, 160), (192, 288))
+"""Height and width, pixels, that a part is traced at, and that it then runs at."""
+RTOL = 1e-3
+"""Of the largest value of a map. Sizes that are taken for others are wrong by whole values."""
+RULES = ('size-to-python', 'size-in-branch', 'size-in-loop', 'size-changed-in-place')
+"""Rules of the linter about sizes."""
+LISTED = 3
+"""Lines of code that a refusal names."""
+
+
+def check_dynamic_parts(model: torch.nn.Module, multiple: int = 1, smallest: int = 1) -> None:
+    """Refuse a dynamic export of a detector whose backbone or neck keeps the sizes that it was traced at.
+
+    Those of installed libraries are not tried: families know them. The others run at two sizes, traced and as
+    they are; where results differ the linter says which lines decide by sizes.
+
+    Args:
+        model: a detector of pictures, in evaluation mode.
+        multiple: sides of the input are multiples of it, pixels.
+        smallest: smallest side of the input, pixels.
+
+    Raises:
+        UsageError: the message names the class, its file and these lines.
+    """
+    parts = [part for part in (getattr(model, name, None) for name in PARTS) if part is not None]
+    if all(_is_of_library(type(part)) for part in parts):
+        return
+    device = next(model.parameters()).device
+    draw = torch.Generator().manual_seed(0)
+    sides = [[math.ceil(max(side, smallest) / multiple) * multiple for side in size] for size in SIZES]
+    inputs: list[Any] = [torch.randn((1, 3, *size), generator=draw).to(device) for size in sides]
+    for part in parts:
+        with torch.no_grad():
+            outputs = [part(value) for value in inputs]
+        if not _is_of_library(type(part)) and (failure := _failure(part, inputs, outputs[1])):
+            raise UsageError(_refusal(part, inputs, sides, failure))
+        inputs = outputs
+
+
+def _is_of_library(kind: type) -> bool:
+    """Return whether a class is mmcv's, mmdet's, mmdet3d's or mmseg's as they are installed, or ours."""
+    package, path = kind.__module__.partition('.')[0], file_of_class(kind)
+    if path is None or package == 'mmdeploy_ext':
+        return True
+    return package in DISTRIBUTIONS and is_installed(package, path)
+
+
+def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str:
+    """Return how a part that was traced at the first inputs is wrong at the second ones; '' if it is not."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')  # the tracer's own: the comparison says what matters
+        traced = torch.jit.trace(part, (inputs[0],), check_trace=False, strict=False)
+        try:
+            found = traced(inputs[1])
+        except RuntimeError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            return f'fails: {lines[-1].strip()}'
+    for ours, theirs in zip(tensors_in(found), tensors_in(expected), strict=True):
+        if ours.shape != theirs.shape:
+            return f'gives maps of {tuple(ours.shape)}, PyTorch of {tuple(theirs.shape)}'
+        error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+        if not error <= RTOL:
+            return f'is {error:.2g} of the largest value off'
+    return ''
+
+
+def _refusal(part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Sequence[int]], why: str) -> str:
+    report = check(
+        part,
+        (inputs[0],),
+        other_inputs=(inputs[1],),
+        exporters=('torchscript',),
+        try_exports=False,
+        name=type(part).__name__,
+    )
+    findings = [found for found in report if found.rule in RULES and found.site is not None]
+    lines = [*dict.fromkeys(_lines(findings))]
+    more = f' and {len(lines) - LISTED} more' if len(lines) > LISTED else ''
+    decides = f'; it decides by sizes in {", ".join(lines[:LISTED])}{more}' if lines else ''
+    (height, width), (other_height, other_width) = sides
+    return (
+        f'--dynamic-export: {type(part).__name__} ({file_of_class(type(part))}), traced at {height}x{width}, '
+        f'{why} at {other_height}x{other_width}{decides}; export a fixed --shape, or change these lines '
+        f'(mm2onnx lint shows all)'
+    )
+
+
+def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield file, line and code of findings, those in files of users first."""
+    for library in (False, True):
+        for finding in findings:
+            site = finding.site
+            if site is not None and bool(site.library) == library:
+                yield f'{site.file}:{site.line} `{site.code}`'

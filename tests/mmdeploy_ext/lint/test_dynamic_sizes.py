@@ -1,0 +1,96 @@
+"""A user's backbone that keeps the size it was traced at is refused, with its lines, before an export."""
+
+import importlib.util
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.lint.dynamic_sizes import check_dynamic_parts
+
+BACKBONES = '''
+import torch
+from torch import nn
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        side = int(x.shape[2])
+        return (x * torch.linspace(0, 1, side)[:, None],)
+
+
+class Reshaped(Fixed):
+    def forward(self, x):
+        x = self.conv(x)
+        height, width = int(x.shape[2]), int(x.shape[3])
+        return (x.flatten(2).reshape(-1, 4, height, width),)
+
+
+class Free(Fixed):
+    def forward(self, x):
+        x = self.conv(x)
+        if x.shape[1] == 4:
+            x = x * torch.arange(x.shape[2])[:, None] / x.shape[2]
+        return (x,)
+'''
+
+
+@pytest.fixture
+def backbones(tmp_path):
+    path = tmp_path / 'user_backbones.py'
+    path.write_text(textwrap.dedent(BACKBONES))
+    spec = importlib.util.spec_from_file_location('user_backbones', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Detector(nn.Module):
+    def __init__(self, backbone, neck=None):
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+        self.eval()
+
+
+@pytest.mark.parametrize(('name', 'line'), [('Fixed', 'side = int(x.shape'), ('Reshaped', 'height, width')])
+def test_a_backbone_that_keeps_its_size_is_refused_with_the_line(backbones, name, line):
+    with pytest.raises(UsageError) as error:
+        check_dynamic_parts(Detector(getattr(backbones, name)()))
+    said = str(error.value)
+    assert f'--dynamic-export: {name} (' in said and 'user_backbones.py' in said and line in said, said
+    assert 'traced at 128x160' in said and 'at 192x288' in said and 'export a fixed --shape' in said
+
+
+def test_a_backbone_of_any_size_passes_and_one_of_mmdet_is_not_tried(backbones, monkeypatch):
+    from mmdet.models import build_backbone, build_neck
+
+    check_dynamic_parts(Detector(backbones.Free()))
+    monkeypatch.setattr(torch.jit, 'trace', None)
+    backbone = build_backbone(dict(type='ResNet', depth=18, norm_eval=False))
+    neck = build_neck(dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=8, num_outs=4))
+    check_dynamic_parts(Detector(backbone, neck))
+
+
+def test_a_neck_is_tried_with_the_maps_of_the_backbone(backbones):
+    class Neck(nn.Module):
+        def forward(self, maps):
+            return (maps[0][:, :, : int(maps[0].shape[2]) - 1],)
+
+    with pytest.raises(UsageError, match=r'Neck .*gives maps of \(1, 4, 63, 144\), PyTorch of \(1, 4, 95'):
+        check_dynamic_parts(Detector(backbones.Free(), Neck()))
+
+
+def test_sides_are_multiples_of_what_the_model_takes(backbones):
+    class Halved(backbones.Free):
+        def forward(self, x):
+            assert x.shape[2] % 96 == 0 and x.shape[3] >= 200
+            return super().forward(x)
+
+    check_dynamic_parts(Detector(Halved()), multiple=96, smallest=200)
