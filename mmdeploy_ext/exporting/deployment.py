@@ -48,6 +48,8 @@ class Deployment:
     """`cfg` before the model was built, for which mmcv takes entries out, such as `fallback_on_stride`."""
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """`mean` and `std` of the command line, where they replace the config's."""
+    collected: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What the config's test pipeline collects of a picture, for PyTorch's test path."""
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
     """The last ones of this model: name of a graph and options -> graph."""
 

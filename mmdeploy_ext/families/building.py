@@ -19,6 +19,15 @@ NOT_REGISTERED = 'is not in the'
 HEAD_KEYS = ('query_head', 'bbox_head', 'mask_head', 'pts_bbox_head')
 
 
+def names_of_class(registry: Any, name: Any) -> list[str]:
+    """Return the names of a registered class and of its bases, the class first; only `name` where it is none.
+
+    A class of the user's repository that is derived from one of a library is of its kind; so is a copy.
+    """
+    kind = registry.get(str(name))
+    return [str(name), *(base.__name__ for base in kind.__mro__)] if kind is not None else [str(name)]
+
+
 def head_of(model: torch.nn.Module) -> torch.nn.Module:
     """Return the head that gives the results; mmdet's SOLO has a `bbox_head` of None beside it.
 

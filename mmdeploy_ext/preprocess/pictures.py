@@ -9,8 +9,9 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,6 +43,7 @@ class PreparedImage:
         ori_shape: (h, w) of the original image, pixels.
         border: rows of padding above the content and columns left of it.
         proposals: (K, 4) float32 xyxy, pixels of the network input, for detectors that take proposals.
+        collected: what else a config's test pipeline collects of a picture, such as `filename`, for PyTorch.
     """
 
     tensor: np.ndarray
@@ -50,6 +52,7 @@ class PreparedImage:
     ori_shape: tuple[int, int]
     border: tuple[int, int] = (0, 0)
     proposals: np.ndarray | None = None
+    collected: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,10 @@ class Reference:
         self.deployment, self.input, self.seconds = deployment, proof_input, 0.0
         self.engine_seconds: list[float] = []
         family, left_out = deployment.family, proof_input.left_out
-        self.images = tuple(_by_default(image, left_out, family.whole(image)) for image in proof_input.images)
+        self.images = tuple(
+            _by_default(_collected(image, deployment), left_out, family.whole(image))
+            for image in proof_input.images
+        )
         feeds = family.feeds(self.images, proof_input.rescale)
         self.feeds = {name: array for name, array in feeds.items() if name not in left_out}
         self._computed: dict[Hashable, Any] = {}
@@ -91,6 +94,11 @@ class Reference:
     def forget(self) -> None:
         """Free the tensors, which are large; they are computed again when they are asked for."""
         self._computed.clear()
+
+
+def _collected(image: PreparedImage, deployment: Deployment) -> PreparedImage:
+    """Return an image with what the config's test pipeline collects besides."""
+    return dataclasses.replace(image, collected=image.collected or deployment.collected)
 
 
 def _by_default(image: PreparedImage, left_out: Sequence[str], whole: tuple[int, int]) -> PreparedImage:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mmdet3d.core.bbox.coders import DeltaXYZWLHRBBoxCoder
+from mmdet3d.models import builder, dense_heads
 from torch import nn
 
 from mmdeploy_ext.contract.spec import GraphSpec
@@ -13,6 +15,8 @@ from mmdeploy_ext.families.anchor3d.runtime.model import AnchorOnnx
 from mmdeploy_ext.families.anchor3d.samples import result
 from mmdeploy_ext.families.anchor3d.synthetic import synthetic_outputs
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import names_of_class
+from mmdeploy_ext.families.parts import lidar_family
 from mmdeploy_ext.families.parts.lidar_family import DYNAMIC_DETECTOR, LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
 from mmdeploy_ext.runtime.frames import Stepper
@@ -21,6 +25,12 @@ PER_CLASS_HEAD = 'ShapeAwareHead'
 HEADS = ('Anchor3DHead', 'FreeAnchor3DHead', PER_CLASS_HEAD)
 DETECTORS = ('VoxelNet', 'MVXFasterRCNN', DYNAMIC_DETECTOR)
 CODER = 'DeltaXYZWLHRBBoxCoder'
+FOLLOWED = (
+    *lidar_family.FOLLOWED,
+    *((getattr(dense_heads, name), ('get_bboxes', 'get_bboxes_single')) for name in HEADS),
+    (DeltaXYZWLHRBBoxCoder, ('decode',)),
+)
+"""See `Family.followed`; the box coder comes last."""
 
 
 class AnchorFamily(LidarFamily):
@@ -32,6 +42,7 @@ class AnchorFamily(LidarFamily):
         'Anchor3DHead', 'FreeAnchor3DHead', 'VoxelNet', 'MVX', 'PointPillars', 'PartAggregationROIHead',
         'PointRCNNRoIHead', 'SSD3DHead', 'VoteHead', 'H3DRoIHead', 'SparseEncoderSASSD',
     )  # fmt: skip
+    followed = FOLLOWED
     graphs, result = staticmethod(graphs), staticmethod(result)
     postprocess_facts = staticmethod(postprocess_facts)
     reference = staticmethod(AnchorReference)
@@ -39,8 +50,9 @@ class AnchorFamily(LidarFamily):
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
         head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
-        mine = cfg.model.get('type') in DETECTORS and head.get('type') in HEADS
-        return Claim.DETECTOR if mine else Claim.NO
+        detector = names_of_class(builder.DETECTORS, cfg.model.get('type'))
+        heads = names_of_class(builder.HEADS, head.get('type'))
+        return Claim.DETECTOR if set(detector) & set(DETECTORS) and set(heads) & set(HEADS) else Claim.NO
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         """See `LidarFamily.check_parts`."""
@@ -56,7 +68,7 @@ class AnchorFamily(LidarFamily):
                     f'{filename}: model.{key}.{part}.type={kind!r}, expected {" or ".join(allowed)}'
                 )
         kind = head['anchor_generator']['type']
-        if (head['type'] == PER_CLASS_HEAD) != (kind == PER_CLASS):
+        if (PER_CLASS_HEAD in names_of_class(builder.HEADS, head['type'])) != (kind == PER_CLASS):
             raise ConfigError(
                 f'{filename}: model.{key}.anchor_generator.type={kind!r} of {head["type"]}: {PER_CLASS} and '
                 f'{PER_CLASS_HEAD} go together'

@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mmdet3d.core.bbox.coders import CenterPointBBoxCoder
+from mmdet3d.models.builder import DETECTORS
+from mmdet3d.models.dense_heads import CenterHead
 from torch import nn
 
 from mmdeploy_ext.consumers.autoware.centerpoint import GRAPHS as AUTOWARE_FILES
@@ -13,6 +16,7 @@ from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.centerpoint import autoware
 from mmdeploy_ext.families.centerpoint.autoware_reference import NodeReference
 from mmdeploy_ext.families.centerpoint.graphs import graphs, postprocess_facts
@@ -21,11 +25,19 @@ from mmdeploy_ext.families.centerpoint.runtime.boxes import NMS_TYPES
 from mmdeploy_ext.families.centerpoint.runtime.model import CenterPointOnnx
 from mmdeploy_ext.families.centerpoint.samples import result
 from mmdeploy_ext.families.centerpoint.synthetic import synthetic_outputs
+from mmdeploy_ext.families.parts import lidar_family
 from mmdeploy_ext.families.parts.generated import crowded, in_order_of_columns
 from mmdeploy_ext.families.parts.lidar_family import LidarFamily, check_points_side
 from mmdeploy_ext.families.parts.options_lidar import AUTOWARE
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
+
+FOLLOWED = (
+    *lidar_family.FOLLOWED,
+    (CenterHead, ('get_bboxes', 'get_task_detections')),
+    (CenterPointBBoxCoder, ('decode', '_topk', '_gather_feat', '_transpose_and_gather_feat')),
+)
+"""See `Family.followed`; the box coder comes last."""
 
 
 class CenterPointFamily(LidarFamily):
@@ -38,6 +50,7 @@ class CenterPointFamily(LidarFamily):
         **LidarFamily.used_by,
         AUTOWARE_FILES[-1]: 'check {folder}',
     }
+    followed = FOLLOWED
     result, postprocess_facts = staticmethod(result), staticmethod(postprocess_facts)
     reference = staticmethod(Reference)
 
@@ -53,7 +66,8 @@ class CenterPointFamily(LidarFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
-        return Claim.DETECTOR if cfg.model.get('type') == 'CenterPoint' else Claim.NO
+        is_centerpoint = 'CenterPoint' in names_of_class(DETECTORS, cfg.model.get('type'))
+        return Claim.DETECTOR if is_centerpoint else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.corner.postprocess import FEWEST_CORNERS, PAIRS, supp
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Kind, Limit
 from mmdeploy_ext.families.parts import detector_parts, followed
-from mmdeploy_ext.families.parts.exaggerated import changed_outputs
+from mmdeploy_ext.families.parts.exaggerated import changed_forward
 from mmdeploy_ext.families.replaced import Replaced
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
@@ -94,7 +94,7 @@ class CornerFamily(ImageFamily):
             *others, first_shifts, last_shifts = outputs
             return *others, [closer(maps) for maps in first_shifts], [closer(maps) for maps in last_shifts]
 
-        with changed_outputs(head, change):
+        with changed_forward(head, change):
             yield
 
     def limits(self, model: nn.Module) -> list[Limit]:

@@ -35,7 +35,7 @@ from mmdeploy_ext.families.images import ImageFamily, ResultLimit
 from mmdeploy_ext.families.limits import Limit
 from mmdeploy_ext.families.parts import detector_parts
 from mmdeploy_ext.families.parts.exaggerated import (
-    changed_outputs,
+    changed_forward,
     exaggerated_cells,
     raised_corners,
     replaced,
@@ -141,7 +141,7 @@ class DenseFamily(ImageFamily):
                     changes[id(maps)] = raised_corners(maps)
             return replaced(outputs, changes)
 
-        with changed_outputs(head, change):
+        with changed_forward(head, change):
             yield
 
     def finds_always(self, model: nn.Module) -> bool:

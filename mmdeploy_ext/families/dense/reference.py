@@ -1,5 +1,6 @@
 """Dense heads as mmdet runs them, unpatched: what a proof compares the graphs with."""
 
+import contextlib
 import functools
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.dense_head import Head
+from mmdeploy_ext.core.config import replaced_entry
 from mmdeploy_ext.families.dense.forms import described, flat_outputs, raw_names
 from mmdeploy_ext.families.dense.kinds import generator_of, kind_of, thresholds
-from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
+from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections, count_bounds
 
@@ -36,25 +38,22 @@ def tensors(
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of mmdet's `get_bboxes`."""
-    head, metas = model.bbox_head, metas_of(images)
-    with torch.no_grad():
-        outputs = head(model.extract_feat(batch_of(model, images)))
-        results = head.get_bboxes(*outputs, img_metas=metas, rescale=rescale, **_deployed_test_cfg(head))
-    return [_result(*(tensor.cpu().numpy() for tensor in result), described(model)) for result in results]
+    """Return the results of the detector's own test path."""
+    with _deployed_nms_pre(model.bbox_head):
+        results = tested(model, images, metas_of(images), rescale)
+    return [_without_padding(boxes_of_classes(result), described(model)) for result in results]
 
 
-def _result(dets: np.ndarray, labels: np.ndarray, head: Head) -> Detections:
-    """Return one image's results; an empty one has other shapes in YOLOX.
+def _without_padding(found: Detections, head: Head) -> Detections:
+    """Return one image's results without rows that are none.
 
     Where boxes vote, upstream divides zero by zero for a box without an area: such rows are no results. Nor
     are those of score 0, by which upstream fills up a list of peaks.
     """
-    dets = dets[:, :5].reshape(len(labels), -1) if len(labels) else np.zeros((0, 5), np.float32)
-    kept = ~np.isnan(dets).any(1) if head.votes else np.ones(len(dets), bool)
-    if head.peaks:
-        kept = dets[:, 4] > 0
-    return Detections(dets[kept, :4], dets[kept, 4], labels[kept])
+    kept = found.scores > 0 if head.peaks else np.ones(len(found), bool)
+    if head.votes:
+        kept = ~(np.isnan(found.bboxes_xyxy).any(1) | np.isnan(found.scores))
+    return Detections(found.bboxes_xyxy[kept], found.scores[kept], found.labels[kept])
 
 
 def candidate_bounds(
@@ -132,17 +131,15 @@ def _ends(model: nn.Module, feeds: Mapping[str, np.ndarray]) -> list[int]:
     return np.cumsum(sizes)[:-1].tolist()
 
 
-def _deployed_test_cfg(head: nn.Module) -> dict[str, Any]:
-    """Return `cfg` of `get_bboxes` with what `deploy_nms_pre` asks for, where it does.
+def _deployed_nms_pre(head: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a head takes `deploy_nms_pre` for `nms_pre`, where its config has it.
 
     -1 is more than there are candidates.
     """
     wanted = head.test_cfg.get('deploy_nms_pre')
     if wanted is None:
-        return {}
-    cfg = head.test_cfg.copy()
-    cfg['nms_pre'] = wanted if wanted > 0 else sys.maxsize
-    return dict(cfg=cfg)
+        return contextlib.nullcontext()
+    return replaced_entry(head.test_cfg, 'nms_pre', wanted if wanted > 0 else sys.maxsize)
 
 
 def _decode_by_mmdet(model: nn.Module, raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mmdet3d.models import build_model
+from mmdet3d.models import build_model, detectors, middle_encoders, voxel_encoders
+from mmdet3d.models.builder import DETECTORS, HEADS
 from torch import nn
 
 from mmdeploy_ext.contract.option import Options
@@ -16,7 +17,7 @@ from mmdeploy_ext.contract.spec import GraphSpec
 from mmdeploy_ext.core.config import replaced_entry, test_pipeline
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import BACKBONE, find_family
-from mmdeploy_ext.families.building import build_without_weights
+from mmdeploy_ext.families.building import build_without_weights, names_of_class
 from mmdeploy_ext.families.parts.generated import crowded, generated
 from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.parts import parts_of, prefix_of
@@ -26,6 +27,7 @@ from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.special_frames import plain_sweep
 from mmdeploy_ext.families.parts.sweep_samples import dumped, moments, sweep
 from mmdeploy_ext.families.parts.voxel_grid import grid_size, rule_of_layer
+from mmdeploy_ext.families.replaced import Replaced, replaced_of_class
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.preprocess.points import VoxelRule
 from mmdeploy_ext.proving.levels.limits import limit_between
@@ -33,6 +35,18 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Stepper, Sweep
 from mmdeploy_ext.weights.checkpoint import Checkpoint
 
+DETECTOR_METHODS = (
+    *('forward', 'forward_test', 'simple_test', 'simple_test_pts', 'extract_feat', 'extract_pts_feat'),
+    'voxelize',
+)
+FOLLOWED = (
+    *((kind, DETECTOR_METHODS) for kind in (detectors.MVXTwoStageDetector, detectors.CenterPoint)),
+    *((kind, DETECTOR_METHODS) for kind in (detectors.VoxelNet, detectors.DynamicVoxelNet)),
+    *((getattr(voxel_encoders, name), ('forward',)) for name in (*ENCODERS, DYNAMIC_ENCODER)),
+    *((getattr(voxel_encoders, name), ('forward',)) for name in ('HardSimpleVFE', 'DynamicSimpleVFE')),
+    (middle_encoders.PointPillarsScatter, ('forward', 'forward_single', 'forward_batch')),
+)
+"""Methods of detectors of points that their graphs and runtimes compute by themselves."""
 COLUMNS = dict(LoadPointsFromFile=[0, 1, 2], LoadPointsFromMultiSweeps=[0, 1, 2, 4])
 """Step that loads points -> columns that it keeps where a config does not say."""
 DYNAMIC_DETECTOR = 'DynamicVoxelNet'
@@ -55,6 +69,14 @@ class LidarFamily(SequenceFamily):
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
     generated_sweeps = staticmethod(generated)
     compared = ()  # the outputs of both files, see `SequenceFamily.compared`
+
+    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        """Yield the methods of the detector, its encoders, its head and the head's box coder."""
+        parts = parts_of(model)
+        for part in (model, parts.voxel_encoder, parts.middle_encoder, parts.head):
+            yield from replaced_of_class(part, self.followed)
+        coder, methods = self.followed[-1]
+        yield Replaced(parts.head.bbox_coder, coder.__name__, methods)
 
     @abc.abstractmethod
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
@@ -147,6 +169,11 @@ class LidarFamily(SequenceFamily):
         )
 
 
+def is_dynamic(model: Mapping[str, Any]) -> bool:
+    """Return whether the detector of a config's model is one whose voxels hold all their points."""
+    return DYNAMIC_DETECTOR in names_of_class(DETECTORS, model.get('type'))
+
+
 @contextlib.contextmanager
 def _with_limits(model: nn.Module, runner: Stepper, limits: Mapping[str, int]) -> Iterator[None]:
     """Give the head of a model and its files other limits for a while, by name."""
@@ -171,7 +198,7 @@ def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads:
 
     `what` is exported with `heads`; it is for messages.
     """
-    prefix, dynamic = prefix_of(model), model.get('type') == DYNAMIC_DETECTOR
+    prefix, dynamic = prefix_of(model), is_dynamic(model)
     middle = (model.get(f'{prefix}middle_encoder') or {}).get('type')
     if middle == SCATTER:
         encoders = (DYNAMIC_ENCODER,) if dynamic else ENCODERS
@@ -180,7 +207,8 @@ def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads:
     wanted = dict(middle_encoder=('SparseEncoder', SCATTER), voxel_encoder=encoders, bbox_head=heads)
     for name, allowed in wanted.items():
         kind = (model.get(key := prefix + name) or {}).get('type')
-        if kind not in allowed:
+        kinds = names_of_class(HEADS, kind) if name == 'bbox_head' else [kind]
+        if not set(kinds) & set(allowed):
             raise ConfigError(
                 f'{filename}: model.{key}.type={kind!r}; {what} is exported with {" or ".join(allowed)}'
             )
@@ -193,7 +221,7 @@ def check_points_side(filename: str, model: Mapping[str, Any], what: str, heads:
 
 def check_points_of_pillars(filename: str, model: Mapping[str, Any]) -> None:
     """Refuse pillars whose number of points does not fit the detector, or whose map upstream cuts short."""
-    key, dynamic = f'model.{prefix_of(model)}voxel_layer', model['type'] == DYNAMIC_DETECTOR
+    key, dynamic = f'model.{prefix_of(model)}voxel_layer', is_dynamic(model)
     layer = model[f'{prefix_of(model)}voxel_layer']
     most = int(layer.get('max_num_points', -1))
     if (most < 1) != dynamic:

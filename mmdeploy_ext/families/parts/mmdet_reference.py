@@ -4,6 +4,7 @@ Proofs compare the graphs with it.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,9 +24,16 @@ def batch_of(model: nn.Module, images: Sequence[PreparedImage]) -> torch.Tensor:
 
 
 def metas_of(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
-    """Return what mmdet wants to know about every image of a batch."""
+    """Return what mmdet's test pipelines collect of every image of a batch."""
     return [
         dict(
+            filename='',
+            ori_filename='',
+            flip=False,
+            flip_direction=None,
+        )
+        | dict(image.collected)
+        | dict(
             img_shape=(*image.img_shape, 3),
             scale_factor=image.scale_factor,
             ori_shape=(*image.ori_shape, 3),
@@ -43,6 +51,29 @@ def _four_sides(image: PreparedImage) -> np.ndarray:
     return np.asarray([top, top + height, left, left + width], np.float32)
 
 
+def tested(
+    model: nn.Module,
+    images: Sequence[PreparedImage],
+    metas: Sequence[dict[str, Any]],
+    rescale: bool,
+    **data: Any,
+) -> list[Any]:
+    """Return the results of a detector's own test path, per image: `forward` with `return_loss=False`.
+
+    `data` are what else its test path takes of every image, such as proposals.
+    """
+    batch = batch_of(model, images).contiguous()  # see `roi_align`
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+        return model(
+            return_loss=False,
+            rescale=rescale,
+            img=[batch],
+            img_metas=[list(metas)],
+            **{name: [value] for name, value in data.items()},
+        )
+
+
 Given = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
 """Maps of all levels that regions are pooled from, and proposals (K, 4) of every image."""
 
@@ -50,20 +81,21 @@ Given = tuple['list[torch.Tensor]', 'list[torch.Tensor]']
 def detections(
     model: nn.Module, images: Sequence[PreparedImage], rescale: bool, given: Given | None = None
 ) -> list[Detections]:
-    """Return the results of mmdet's `simple_test`, or of that of its head of regions alone.
+    """Return the results of the detector's own test path, or of that of its head of regions alone.
 
     Boxes are in pixels of the originals with `rescale`. `given` is what regions are pooled from, and
     proposals, in place of the model's own.
     """
     metas = metas_of_images(images, rescale)
-    with torch.no_grad():
-        batch, own = batch_of(model, images).contiguous(), {}  # see `roi_align`
-        if getattr(model, 'rpn_head', None) is None:
-            own['proposals'] = [torch.from_numpy(proposals_of(image)).to(batch) for image in images]
-        if given is None:
-            results = model.simple_test(batch, metas, rescale=rescale, **own)
-        else:
+    if given is not None:
+        with torch.no_grad():
             results = model.roi_head.simple_test(*given, metas, rescale=rescale)
+    elif getattr(model, 'rpn_head', None) is None:
+        like = next(model.parameters())
+        proposals = [torch.from_numpy(proposals_of(image)).to(like) for image in images]
+        results = tested(model, images, metas, rescale, proposals=proposals)
+    else:
+        results = tested(model, images, metas, rescale)
     roi_head = getattr(model, 'roi_head', None)
     if roi_head is not None and roi_head.with_mask:
         sizes = [pasted_size(image, rescale) for image in images]

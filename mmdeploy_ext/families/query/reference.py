@@ -9,10 +9,10 @@ from torch import nn
 
 from mmdeploy_ext.families.parts import mmdet_reference
 from mmdeploy_ext.families.parts.mmdet_reference import (
-    batch_of,
     boxes_of_classes,
     instances_of_classes,
     metas_of,
+    tested,
 )
 from mmdeploy_ext.families.query import masks
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -34,18 +34,18 @@ def mask_tensors(
 
 
 def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-    """Return the segments of mmdet's `simple_test`, at the original size whatever `rescale` says."""
+    """Return the segments of the detector's own test path, at the original size whatever `rescale` says."""
     found, classes = _tested(model, images, True), int(model.panoptic_fusion_head.num_classes)
     return [Segments.of_map(one['pan_results'], classes) for one in found]
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of mmdet's `simple_test`."""
+    """Return the results of the detector's own test path."""
     return [boxes_of_classes(one) for one in _tested(model, images, rescale)]
 
 
 def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-    """Return the instances of mmdet's `simple_test`, at the original size whatever `rescale` says.
+    """Return the instances of the detector's own test path, at the original size whatever `rescale` says.
 
     An empty mask has score 0, and is no result.
     """
@@ -59,7 +59,7 @@ def instances(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) 
 
 
 def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
-    """Return the results of mmdet's `simple_test`, of one image at a time.
+    """Return the results of the detector's own test path, of one image at a time.
 
     For all images of a batch mmdet takes the masks of those queries that are the best of the last image.
     """
@@ -67,5 +67,4 @@ def regions(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) ->
 
 
 def _tested(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Any]:
-    with torch.no_grad():
-        return model.simple_test(batch_of(model, images), metas_of(images), rescale=rescale)
+    return tested(model, images, metas_of(images), rescale)

@@ -1,17 +1,25 @@
 """RT-DETR's family: which configs it claims, what it refuses, and what the package's other modules give."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from mmdet.models.builder import DETECTORS
 from torch import nn
 
 from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.building import names_of_class
 from mmdeploy_ext.families.images import ImageFamily, ResultLimit
-from mmdeploy_ext.families.parts import detector_parts
+from mmdeploy_ext.families.parts import detector_parts, followed
+from mmdeploy_ext.families.replaced import Replaced
 from mmdeploy_ext.families.rtdetr import graphs, reference, runtime, samples
-from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, STRIDE
+from mmdeploy_ext.models.rtdetr.detector import MAX_PER_IMG, RTDETR, STRIDE
 from mmdeploy_ext.preprocess.pictures import PreprocessRule
+
+PARTS = ('backbone', 'encoder', 'decoder', 'postprocess', 'extract_feat')
+FOLLOWED = ((RTDETR, (*followed.DETECTOR_METHODS, 'detect')),)
+"""See `Family.followed`."""
 
 
 class RtDetrFamily(ImageFamily):
@@ -30,9 +38,26 @@ class RtDetrFamily(ImageFamily):
     choose_as = staticmethod(reference.choose_as)
     keep_fp32 = ('*.backbone.conv1*', '*.decoder*')  # measured in docs/half-precision.md
 
+    followed = FOLLOWED
+
+    def replaced(self, model: nn.Module) -> Iterator[Replaced]:
+        """Yield the methods around the parts of the detector, which the graph runs as they are."""
+        return followed.replaced_of_class(model, FOLLOWED)
+
+    def build(self, cfg: Any) -> nn.Module:
+        """Build the detector; ConfigError: a class of the user's has not the parts that the graph runs."""
+        model = super().build(cfg)
+        if missing := [name for name in PARTS if not hasattr(model, name)]:
+            raise ConfigError(
+                f'{cfg.filename}: model.type={type(model).__name__}: has no {", ".join(missing)}, which the '
+                f'graph of an RTDETR runs'
+            )
+        return model
+
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
-        return Claim.DETECTOR if cfg.model.get('type') == 'RTDETR' else Claim.NO
+        is_rtdetr = 'RTDETR' in names_of_class(DETECTORS, cfg.model.get('type'))
+        return Claim.DETECTOR if is_rtdetr else Claim.NO
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `ImageFamily.check`: opset, sizes."""

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.contract.spec import DEFAULT_RTOL
+from mmdeploy_ext.families.parts.mmdet_reference import boxes_of_classes, metas_of, tested
 from mmdeploy_ext.families.rtdetr import samples
 from mmdeploy_ext.families.rtdetr.graphs import RAW_NAMES
-from mmdeploy_ext.families.rtdetr.runtime import SIZES, check_tokens
+from mmdeploy_ext.families.rtdetr.runtime import check_tokens
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.detections import Detections
 
@@ -57,12 +58,9 @@ def choose_as(
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Detections]:
     """Return the results of the detector's own test path."""
-    feeds = samples.feeds(images, rescale)
-    check_tokens(feeds['images'].shape, int(model.decoder.num_queries))
-    with torch.no_grad():
-        found = model.detect(_to_model(model, feeds['images']), _to_model(model, feeds[SIZES]))
-    labels, boxes, scores = (tensor.cpu().numpy() for tensor in found)
-    return [Detections(*image) for image in zip(boxes, scores, labels, strict=True)]
+    samples.feeds(images, rescale)  # refuses pictures that were padded
+    check_tokens((len(images), *images[0].tensor.shape), int(model.decoder.num_queries))
+    return [boxes_of_classes(result) for result in tested(model, images, metas_of(images), rescale)]
 
 
 def tied_selection(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.parts.mmdet_reference import batch_of, metas_of
+from mmdeploy_ext.families.parts.mmdet_reference import instances_of_classes, metas_of, tested
 from mmdeploy_ext.families.solo.graphs import fork_is_flat, fork_names, kind, raw_names
 from mmdeploy_ext.families.solo.networks import flat_cells, points_nms
 from mmdeploy_ext.preprocess.pictures import PreparedImage
@@ -61,19 +61,13 @@ def tensors(
 
 
 def detections(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
-    """Return the results of mmdet's `get_results`."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        maps = model.extract_feat(batch_of(model, images))
-        results = model.mask_head.simple_test(maps, metas_of(images))
-    return [
-        Instances(
-            found.masks.cpu().numpy().astype(bool),
-            found.scores.cpu().numpy(),
-            found.labels.cpu().numpy().astype(np.int64),
-        )
-        for found in results
+    """Return the results of the detector's own test path, at the original size whatever `rescale` says."""
+    results = tested(model, images, metas_of(images), rescale)
+    found = [
+        instances_of_classes(*result, tuple(image.ori_shape))
+        for result, image in zip(results, images, strict=True)
     ]
+    return [Instances(one.masks.astype(bool), one.scores, one.labels) for one in found]
 
 
 def interchangeable_zeros(

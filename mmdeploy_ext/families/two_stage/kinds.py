@@ -49,7 +49,7 @@ ROI_HEADS = (
 )
 """Heads of regions that the graphs follow."""
 FOLLOWED = (
-    *((kind, (*followed.DETECTOR_METHODS, 'extract_feat')) for kind in KNOWN),
+    *((kind, (*followed.DETECTOR_METHODS, 'extract_feat')) for kind in (*KNOWN, detectors.FastRCNN)),
     *((kind, proposals.METHODS) for kind in proposals.HEADS),
     (dense_heads.StageCascadeRPNHead, staged.METHODS),
     *((kind, ROI_METHODS) for kind in ROI_HEADS),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.core.config import replaced_entry
-from mmdeploy_ext.families.parts.mmdet_reference import Given, batch_of, metas_of_images
+from mmdeploy_ext.families.parts.mmdet_reference import Given, batch_of, metas_of_images, tested
 from mmdeploy_ext.families.parts.region_maps import feature_names
 from mmdeploy_ext.families.parts.regions import flat, part_of
 from mmdeploy_ext.families.two_stage.boxes import output_names
@@ -191,14 +191,12 @@ def boxes_alone(roi_head: nn.Module, **test_cfg: Any) -> Iterator[None]:
 
 
 def segments(model: nn.Module, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
-    """Return the segments of a panoptic detector's `simple_test`, at the original size, image by image.
+    """Return the segments of a panoptic detector's own test path, at the original size, image by image.
 
     For all images of a batch mmdet takes the sizes of the first one where it resizes its semantic map.
     """
     classes, found = int(model.panoptic_fusion_head.num_classes), []
     for image in images:
-        batch, metas = batch_of(model, [image]).contiguous(), metas_of_images([image], True)
-        with torch.no_grad():
-            (result,) = model.simple_test(batch, metas, rescale=True)
+        (result,) = tested(model, [image], metas_of_images([image], True), True)
         found.append(Segments.of_map(result['pan_results'], classes))
     return found

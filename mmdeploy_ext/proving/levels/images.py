@@ -37,7 +37,6 @@ class ImageProof(ExportedProof):
 
     Attributes:
         picture_files: of the samples, where these are of files.
-        by_pipeline: those pictures as the config's test pipeline prepares them, once they were compared.
     """
 
     most_pictures = 8
@@ -46,7 +45,6 @@ class ImageProof(ExportedProof):
         """Read the file; see `Proof`."""
         super().__init__(*given)
         self.picture_files = picture_files
-        self.by_pipeline: Sequence[PreparedImage] = ()
 
     def read(self, path: str) -> ExportedFile:
         """See `Proof.read`."""
@@ -90,7 +88,7 @@ class ImageProof(ExportedProof):
         def feeds(image: PreparedImage, batch: int) -> Mapping[str, np.ndarray]:
             return deployment.family.feeds([image] * batch, True)
 
-        result, self.by_pipeline = compare_pictures(
+        result, by_pipeline = compare_pictures(
             deployment.cfg,
             file.metadata,
             self.picture_files,
@@ -98,6 +96,8 @@ class ImageProof(ExportedProof):
             deployment.normalisation,
             feeds,
         )
+        if by_pipeline:
+            self.deployment.collected = dict(by_pipeline[0].collected)
         return result
 
     def start(self, stack: contextlib.ExitStack) -> None:

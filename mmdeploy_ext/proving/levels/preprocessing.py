@@ -51,7 +51,7 @@ def compare_pictures(
         feeds: (picture of the pipeline, batch) -> inputs that `mm2onnx run` has to make.
 
     Returns:
-        The result, and the pictures of the pipeline, in the order of `files`; none where something failed.
+        The result, and the pictures of the pipeline, those of `files` first; none where something failed.
     """
     size = fixed_size(metadata)
     changes = [f'at {size[0]}x{size[1]}'] if size else []
@@ -65,10 +65,10 @@ def compare_pictures(
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             samples = sample_files(files, picture, pipeline.edges, Path(folder))
             for sample in samples:
-                expected = pipeline_values(pipeline, sample)
+                expected, metas = pipeline_values(pipeline, sample)
                 image = prepare_file(metadata, sample)
                 differences += compare_values(sample.name, values_of(image), expected)
-                prepared.append(as_prepared(expected))
+                prepared.append(as_prepared(expected, metas))
                 if feeds:
                     fed = detect.make_feeds(image, metadata)
                     wanted = feeds(prepared[-1], len(next(iter(fed.values()))))
@@ -80,7 +80,7 @@ def compare_pictures(
         return dataclasses.replace(result, error=words), []
     names = tuple(sample.name for sample in samples)
     result = dataclasses.replace(result, samples=names, differences=tuple(differences))
-    return result, prepared[: len(files)] if result.passed else []
+    return result, prepared if result.passed else []
 
 
 def fixed_size(metadata: Metadata) -> tuple[int, int] | None:
@@ -110,8 +110,8 @@ def values_of(image: PreparedImage) -> dict[str, Any]:
     )
 
 
-def pipeline_values(pipeline: ConfigPipeline, file: Path) -> dict[str, Any]:
-    """Return the same of the config's pipeline, as far as it collects them."""
+def pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Return the same of the config's pipeline, as far as it collects them, and all that it collects."""
     picture = pipeline(file)
     values = {name: picture.metas[name] for name in COLLECTED if name in picture.metas}
     for name in ('ori_shape', 'img_shape', 'pad_shape'):
@@ -120,10 +120,10 @@ def pipeline_values(pipeline: ConfigPipeline, file: Path) -> dict[str, Any]:
     if 'scale_factor' in values:  # a number without Resize
         values['scale_factor'] = np.broadcast_to(np.asarray(values['scale_factor'], np.float32), 4)
     top, _, left, _ = picture.metas.get('border', (0, 0, 0, 0))
-    return dict(values, tensor=picture.tensor, border=(int(top), int(left)))
+    return dict(values, tensor=picture.tensor, border=(int(top), int(left))), picture.metas
 
 
-def as_prepared(values: Mapping[str, Any]) -> PreparedImage:
+def as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> PreparedImage:
     """Return what a pipeline made as the samples of a proof have it; else the size of the input."""
     size = values['tensor'].shape[1:]
     return PreparedImage(
@@ -132,6 +132,7 @@ def as_prepared(values: Mapping[str, Any]) -> PreparedImage:
         scale_factor=np.array(values.get('scale_factor', np.ones(4)), np.float32),
         ori_shape=values.get('ori_shape', size),
         border=values['border'],
+        collected=metas,
     )
 
 

@@ -14,6 +14,13 @@ from mmdeploy_ext.proving.views.table import code_lines
 from toy_atss import REPO, load_toy
 
 load_families()
+TOYS = [
+    *sorted(REPO.glob('configs/demo/*_toy.py')),
+    *(
+        REPO / f'projects/configs/{path}_toy.py'
+        for path in ('BEVFusion/centerpoint', 'Autoware/centerpoint_pillar', 'PointPillars/pointpillars')
+    ),
+]
 TABLES = {replaced.folder_of(family): family.followed for family in FAMILIES.values() if family.followed}
 TABLES[LAYERS_FOLDER] = tuple(replaced.LAYERS)
 """Folder with a table -> what it follows; families of one folder follow the same."""
@@ -26,7 +33,7 @@ def test_tables_follow_the_installed_methods(folder):
     assert all(installed.values())  # no class or module without any of the methods
 
 
-@pytest.mark.parametrize('path', sorted(REPO.glob('configs/demo/*_toy.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', TOYS, ids=lambda path: path.stem)
 def test_models_of_the_libraries_have_the_methods_that_graphs_follow(path):
     cfg = load_config(str(path))
     family = find_family(cfg)

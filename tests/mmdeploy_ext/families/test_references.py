@@ -1,0 +1,64 @@
+"""The reference of every family of pictures is the user's model through its own test path."""
+
+import dataclasses
+
+import pytest
+
+import toy_corner
+import toy_query
+import toy_two_stage
+import toy_yolact
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.families.base import find_family
+from toy_atss import REPO
+
+
+def demo(name):
+    return lambda: load_config(str(REPO / f'configs/demo/{name}_toy.py'))
+
+
+CONFIGS = dict(
+    dense=demo('atss'),
+    solo=demo('decoupled_solo'),
+    rtdetr=demo('rtdetr'),
+    two_stage_masks=demo('mask_rcnn'),
+    two_stage_panoptic=demo('panoptic_fpn'),
+    two_stage_regions=lambda: toy_two_stage.toy('fast'),
+    query=toy_query.toy,
+    query_masks=lambda: toy_query.toy('instances'),
+    query_panoptic=lambda: toy_query.toy('panoptic'),
+    query_regions=lambda: toy_query.toy('regions'),
+    query_regions_masks=lambda: toy_query.toy('regions_masks'),
+    corner=toy_corner.toy,
+    yolact=toy_yolact.toy,
+)
+"""Family -> config of a toy."""
+
+
+class Called(Exception):
+    """What a method of the user's raises here."""
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_results_come_from_the_detectors_own_forward(name, monkeypatch):
+    cfg = CONFIGS[name]()
+    family = find_family(cfg)
+    assert family.name == name
+    model = family.build(cfg)
+    size = (256, 256)
+    (image,) = toy_query.images(1, size)
+    image = dataclasses.replace(image, img_shape=size)
+    seen = {}
+
+    def forward(self, **data):
+        seen.update(data)
+        raise Called
+
+    monkeypatch.setattr(type(model), 'forward', forward)
+    with pytest.raises(Called):
+        family.reference_detections(model, [image], True)
+    ((meta,),) = seen['img_metas']
+    assert seen['return_loss'] is False and [one.shape for one in seen['img']] == [(1, 3, *size)]
+    assert {'filename', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip'} <= set(meta)
+    differing = [method.name for method in family.differing_methods(model)]
+    assert differing == [f'{type(model).__name__}.forward']
