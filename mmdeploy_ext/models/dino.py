@@ -1,15 +1,19 @@
 """DINO: the parts of mmdet 3 that mmdet 2.28 lacks, around its Deformable DETR, with their names inside it.
 
-A result needs the last layer alone, in PyTorch as in the graph: both run `DinoNetwork`, so that a proof does
-not see its faults; tests hold it to what mmdet 3 gave (`tests/dino_golden.py`). Source of names,
-shapes and algorithm: mmdet 3.3.0 `detectors/dino.py`, `layers/transformer/dino_layers.py`.
+A result needs the last layer alone. Every layer runs as its class says, so that classes of one's own count;
+graphs compute the same by `DinoNetwork`. Source of names, shapes and algorithm: mmdet 3.3.0
+`detectors/dino.py`, `layers/transformer/dino_layers.py`; tests hold it to what mmdet 3 gave
+(`tests/dino_golden.py`).
+
+Glossary: B batch, Q queries, C columns of the class logits, D embedding, S tokens of all levels, L levels.
 """
 
-import types
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE
 from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.utils.builder import TRANSFORMER
@@ -17,13 +21,16 @@ from torch import nn
 
 from mmdeploy_ext.compat.older_mmdet import mmdet_module
 from mmdeploy_ext.core.errors import ConfigError
-from mmdeploy_ext.families.parts.padding import Level
-from mmdeploy_ext.families.parts.query_networks import DinoNetwork
 from mmdeploy_ext.models.catalogue import offered
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 transformer = mmdet_module('mmdet.models.utils.transformer')
 
+inverse_sigmoid = transformer.inverse_sigmoid
+HEIGHT_FIRST, TEMPERATURE = [1, 0, 2, 3], 10000
+"""In which the numbers of a box are encoded: y before x, but width before height; and the longest period."""
+LEAST_ODDS = 1e-3
+"""Of a box that a layer moves, before the last one."""
 TRAINS = 'DINO is trained by mmdet 3: its head has no loss here'
 
 
@@ -32,16 +39,57 @@ class DINO(detectors.DeformableDETR):
     """Deformable DETR whose head is `DINOHead`."""
 
 
+class BoxPlaces(nn.Module):
+    """What makes places of queries from the encoding of their boxes: two linear layers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2 * size, size), nn.Linear(size, size)])
+
+    def forward(self, encoded: torch.Tensor) -> torch.Tensor:
+        """Return places (B, Q, D) of encoded boxes (B, Q, 2 * D)."""
+        first, second = self.layers
+        return second(first(encoded).relu())
+
+
 @offered(TRANSFORMER_LAYER_SEQUENCE)
 class DinoTransformerDecoder(transformer.DeformableDetrTransformerDecoder):
     """The layers of Deformable DETR; places of queries come from their boxes, before each layer."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        size = self.embed_dims
-        self.ref_point_head = nn.Module()
-        self.ref_point_head.layers = nn.ModuleList([nn.Linear(2 * size, size), nn.Linear(size, size)])
+        self.ref_point_head = BoxPlaces(self.embed_dims)
         self.norm = nn.LayerNorm(self.embed_dims)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        *args: Any,
+        reference_points: torch.Tensor,
+        valid_ratios: torch.Tensor,
+        reg_branches: nn.ModuleList,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the queries (Q, B, D) of the last layer, and the boxes (B, Q, 4) that it looked from.
+
+        Of queries (Q, B, D), boxes cxcywh (B, Q, 4) relative to the image and `valid_ratios` (B, L, 2).
+        """
+        scale = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
+        for index, layer in enumerate(self.layers):
+            boxes = reference_points[:, :, None] * scale
+            places = self.ref_point_head(self.encoded(boxes[:, :, 0])).transpose(0, 1)
+            query = layer(query, *args, query_pos=places, reference_points=boxes, **kwargs)
+            if index < len(self.layers) - 1:
+                steps = reg_branches[index](query.transpose(0, 1))
+                reference_points = (steps + inverse_sigmoid(reference_points, eps=LEAST_ODDS)).sigmoid()
+        return self.norm(query), reference_points
+
+    def encoded(self, boxes: torch.Tensor) -> torch.Tensor:
+        """Return the encoding (B, Q, 2 * D) of boxes cxcywh (B, Q, 4): of y, x, width and height."""
+        features = self.embed_dims // 2
+        exponents = torch.arange(0, features, 2, dtype=boxes.dtype, device=boxes.device) / features
+        angles = boxes[..., HEIGHT_FIRST, None] * (2 * math.pi) / TEMPERATURE**exponents
+        return torch.stack([angles.sin(), angles.cos()], -1).flatten(-3)
 
 
 @offered(TRANSFORMER)
@@ -52,6 +100,74 @@ class DinoTransformer(transformer.DeformableDetrTransformer):
         """Build what is beside encoder and decoder."""
         super().init_layers()
         del self.pos_trans, self.pos_trans_norm
+
+    def forward(
+        self,
+        mlvl_feats: Sequence[torch.Tensor],
+        mlvl_masks: Sequence[torch.Tensor],
+        query_embed: torch.Tensor,
+        mlvl_pos_embeds: Sequence[torch.Tensor],
+        reg_branches: nn.ModuleList,
+        cls_branches: nn.ModuleList,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the queries (Q, B, D) of the last layer, and the boxes (B, Q, 4) that it looked from.
+
+        Args:
+            mlvl_feats: maps (B, D, h, w).
+            mlvl_masks: (B, h, w) bool of each map, True where it shows no image.
+            query_embed: learned queries (Q, D).
+            mlvl_pos_embeds: positions (B, D, h, w) of each map.
+            reg_branches: what moves boxes: of each layer, and of the tokens.
+            cls_branches: what scores them.
+            kwargs: for the layers.
+        """
+        device = mlvl_feats[0].device
+        shapes = torch.as_tensor([one.shape[-2:] for one in mlvl_feats], device=device)
+        ratios = torch.stack([self.get_valid_ratio(mask) for mask in mlvl_masks], 1)
+        positions = [
+            position + self.level_embeds[level][None, :, None, None]
+            for level, position in enumerate(mlvl_pos_embeds)
+        ]
+        tokens, places = (
+            torch.cat([one.flatten(2) for one in maps], 2).permute(2, 0, 1)
+            for maps in (mlvl_feats, positions)
+        )
+        padded = torch.cat([mask.flatten(1) for mask in mlvl_masks], 1)
+        begins = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+        common = dict(spatial_shapes=shapes, level_start_index=begins, valid_ratios=ratios, **kwargs)
+        memory = self.encoder(
+            query=tokens,
+            key=None,
+            value=None,
+            query_pos=places,
+            query_key_padding_mask=padded,
+            reference_points=self.get_reference_points(shapes, ratios, device=device),
+            **common,
+        )
+        boxes = self.best_boxes(memory.transpose(0, 1), padded, shapes, reg_branches[-1], cls_branches[-1])
+        return self.decoder(
+            query_embed[:, None].expand(-1, memory.shape[1], -1),
+            key=None,
+            value=memory,
+            key_padding_mask=padded,
+            reference_points=boxes,
+            reg_branches=reg_branches,
+            **common,
+        )
+
+    def best_boxes(
+        self,
+        memory: torch.Tensor,
+        padded: torch.Tensor,
+        shapes: torch.Tensor,
+        moves: nn.Module,
+        scores: nn.Module,
+    ) -> torch.Tensor:
+        """Return the boxes (B, Q, 4) of the tokens whose best class scores highest, of memory (B, S, D)."""
+        rows, proposals = self.gen_encoder_output_proposals(memory, padded, shapes)
+        best = scores(rows).amax(-1).topk(self.two_stage_num_proposals, 1)[1]
+        return (moves(rows) + proposals).gather(1, best[..., None].expand(-1, -1, 4)).sigmoid()
 
 
 @offered(HEADS)
@@ -73,13 +189,28 @@ class DINOHead(dense_heads.DeformableDETRHead):
 
         Of maps (B, D, h, w) of the neck, and `batch_input_shape` and `img_shape` of each image.
         """
-        first = mlvl_feats[0]
-        content = first.new_tensor([meta['img_shape'][:2] for meta in img_metas])
-        image = first.new_empty((len(img_metas), 3, *img_metas[0]['batch_input_shape']), device='meta')
-        levels = [Level(content, image, one) for one in mlvl_feats]
-        network = DinoNetwork(types.SimpleNamespace(bbox_head=self)).to(first.device)
-        logits, boxes = network.queries(mlvl_feats, levels)
-        return logits[None], boxes[None], None, None
+        masks = self.masks(mlvl_feats, img_metas)
+        query, reference = self.transformer(
+            mlvl_feats,
+            masks,
+            self.query_embedding.weight,
+            [self.positional_encoding(mask) for mask in masks],
+            reg_branches=self.reg_branches,
+            cls_branches=self.cls_branches,
+        )
+        query, last = query.transpose(0, 1), self.transformer.decoder.num_layers - 1
+        boxes = (self.reg_branches[last](query) + inverse_sigmoid(reference)).sigmoid()
+        return self.cls_branches[last](query)[None], boxes[None], None, None
+
+    def masks(
+        self, mlvl_feats: Sequence[torch.Tensor], img_metas: Sequence[Mapping[str, Any]]
+    ) -> list[torch.Tensor]:
+        """Return (B, h, w) bool of each map, True where it shows no image."""
+        outside = mlvl_feats[0].new_ones((len(img_metas), *img_metas[0]['batch_input_shape']))
+        for image, meta in enumerate(img_metas):
+            height, width = meta['img_shape'][:2]
+            outside[image, :height, :width] = 0
+        return [F.interpolate(outside[None], size=one.shape[-2:])[0] > 0.5 for one in mlvl_feats]
 
     def loss(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse to train."""

@@ -285,15 +285,10 @@ class DinoNetwork(DeformableNetwork):
         """Return the queries (Q, D) of every image."""
         return self.head.query_embedding.weight
 
-    def place_layers(self) -> Sequence[nn.Module]:
-        """Return the two linear layers that make places of encoded boxes."""
-        return self.head.transformer.decoder.ref_point_head.layers
-
     def placed(self, places: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """See `DeformableNetwork`: they follow the boxes, as the finest map has them."""
-        first, second = self.place_layers()
         encoded = waves(points[:, :, 0] * (2 * math.pi), self.waves)[..., HEIGHT_FIRST, :].flatten(2)
-        return second(first(encoded).relu())
+        return self.head.transformer.decoder.ref_point_head(encoded)
 
     def found(self, query: torch.Tensor) -> torch.Tensor:
         """See `DeformableNetwork`."""
@@ -311,11 +306,6 @@ class CoDinoNetwork(DinoNetwork):
     def learned_queries(self) -> torch.Tensor:
         """Return the queries (Q, D) of the transformer."""
         return self.head.transformer.query_embed.weight
-
-    def place_layers(self) -> Sequence[nn.Module]:
-        """Return the linear layers around the activation."""
-        layers = self.head.transformer.decoder.ref_point_head
-        return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 def _moved(reference: torch.Tensor, steps: torch.Tensor, eps: float) -> torch.Tensor:
