@@ -49,10 +49,10 @@ class AnchorFamily(LidarFamily):
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
+        if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):
+            return Claim.NO
         head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
-        detector = names_of_class(builder.DETECTORS, cfg.model.get('type'))
-        heads = names_of_class(builder.HEADS, head.get('type'))
-        return Claim.DETECTOR if set(detector) & set(DETECTORS) and set(heads) & set(HEADS) else Claim.NO
+        return Claim.DETECTOR if set(names_of_class(builder.HEADS, head.get('type'))) & set(HEADS) else Claim.NO
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         """See `LidarFamily.check_parts`."""
