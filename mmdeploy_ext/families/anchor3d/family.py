@@ -52,7 +52,8 @@ class AnchorFamily(LidarFamily):
         if not set(names_of_class(builder.DETECTORS, cfg.model.get('type'))) & set(DETECTORS):
             return Claim.NO
         head = cfg.model.get(f'{prefix_of(cfg.model)}bbox_head') or {}
-        return Claim.DETECTOR if set(names_of_class(builder.HEADS, head.get('type'))) & set(HEADS) else Claim.NO
+        heads = set(names_of_class(builder.HEADS, head.get('type')))
+        return Claim.DETECTOR if heads & set(HEADS) else Claim.NO
 
     def check_parts(self, filename: str, model: Mapping[str, Any]) -> None:
         """See `LidarFamily.check_parts`."""
