@@ -17,6 +17,7 @@ from typing import Any
 from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import will_read
+from mmdeploy_ext.core.yaml_config import SUFFIXES, read_yaml_config
 
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
 """The module that registers our models, for types of a config that nobody else has registered."""
@@ -63,14 +64,12 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     Raises:
         ConfigError: missing file, syntax error, failing import, or an override that does not fit.
     """
-    from mmcv import Config
-
     if not Path(path).is_file():
         raise ConfigError(f'{path}: no such config file')
     try:
         use_libraries_of(path)
         with _closed_temporary_files(), _installed_bases():
-            cfg = Config.fromfile(path, import_custom_modules=False)
+            cfg = _read(path)
         if overrides:
             cfg.merge_from_dict(copy.deepcopy(dict(overrides)))  # mmcv takes `_delete_` out of it
         if not isinstance(cfg.get('model', {}), dict):
@@ -93,6 +92,15 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
         raise ConfigError(f'{path}: cannot be read: {type(cause).__name__}: {cause}') from error
     will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
+
+
+def _read(path: str) -> Any:
+    """Return the config of a file; a YAML file without `_base_` is read as torchpack reads it."""
+    from mmcv import Config
+
+    if Path(path).suffix in SUFFIXES and '_base_' not in Path(path).read_text(encoding='utf-8'):
+        return Config(read_yaml_config(path), filename=path)
+    return Config.fromfile(path, import_custom_modules=False)
 
 
 def is_config3(cfg: Mapping[str, Any]) -> bool:

@@ -138,6 +138,9 @@ class Family(abc.ABC):
     def claims(self, cfg: Any) -> Claim:
         """Return how closely the family knows the model of a config."""
 
+    def adapt(self, cfg: Any) -> None:  # noqa: B027 most families know configs of OpenMMLab alone
+        """Put a config that another repository writes otherwise into the terms of the family, in place."""
+
     def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
         """Refuse, by name, what cannot be exported; runs before the weights load, with valid options."""
 
@@ -282,7 +285,8 @@ def import_failure(library: str) -> str:
 def find_family(cfg: Any, product: str = '') -> Family:
     """Return the family that knows the model of a config most closely.
 
-    `product` is what is asked for, see `Family.product`; '' takes any. ConfigError: none knows it (the
+    The config is put into its terms, see `Family.adapt`. `product` is what is asked for, see `Family.product`;
+    '' takes any. ConfigError: none knows it (the
     message names the heads that were found, and the nearest family), or two know it equally well.
     """
     if not cfg.get('model'):
@@ -297,7 +301,10 @@ def find_family(cfg: Any, product: str = '') -> Family:
             f'{cfg.filename}: the families {" and ".join(family.name for family in best)} claim its model '
             f'equally; correct what their `claims` return'
         )
-    return best[0] if best else _refuse(cfg, product or DETECTOR)
+    if not best:
+        _refuse(cfg, product or DETECTOR)
+    best[0].adapt(cfg)
+    return best[0]
 
 
 def _closest(cfg: Any, product: str) -> list[Family]:

@@ -62,7 +62,7 @@ def with_moved_thresholds(
 def with_other_rounding(model: torch.nn.Module, run: Callable[[], Any]) -> Iterator[Any]:
     """Yield what runs give where convolutions and linear layers round otherwise, twice `DRAWS` times."""
     changes = itertools.product(range(DRAWS), (ROUNDING, -ROUNDING))
-    yield from _in_each((_other_rounding(model, *change) for change in changes), run)
+    yield from _in_each((other_rounding(model, *change) for change in changes), run)
 
 
 def _in_each(contexts: Contexts, run: Callable[[], Any]) -> Iterator[Any]:
@@ -74,7 +74,8 @@ def _in_each(contexts: Contexts, run: Callable[[], Any]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[None]:
+def other_rounding(model: torch.nn.Module, seed: int, size: float) -> Iterator[None]:
+    """Let convolutions and linear layers round otherwise: change each output by up to `size` of itself."""
     generator = torch.Generator().manual_seed(seed)
 
     def change(module: torch.nn.Module, inputs: Any, output: Any) -> Any:

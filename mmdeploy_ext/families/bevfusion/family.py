@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
+from mmdeploy_ext.families.bevfusion.fork import Fork, ForkReference, adapt
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
 from mmdeploy_ext.families.bevfusion.options import AUTOWARE, CUDA, PORTABLE
@@ -64,12 +65,15 @@ class BEVFusionFamily(SequenceFamily):
     postprocess_facts = staticmethod(postprocess_facts)
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(arrays), staticmethod(dumped)
-    reference, generated_sweeps = staticmethod(Reference), staticmethod(generated)
+    generated_sweeps = staticmethod(generated)
     compared = ('cells', 'depth', 'bev')
 
     def claims(self, cfg: Any) -> Claim:
         """See `Family.claims`."""
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
+
+    def adapt(self, cfg: Any) -> None:
+        adapt(cfg)
 
     def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int] | None:
         """Return the layer of the LiDAR's encoder, whose axes are x, y, z."""
@@ -84,6 +88,11 @@ class BEVFusionFamily(SequenceFamily):
 
     def check(self, cfg: Any, options: Options) -> None:
         """See `SequenceFamily.check`."""
+        if cfg.get('fork') and options.contract != PORTABLE:
+            raise ConfigError(
+                f'{cfg.filename}: is of the repository {cfg.fork.root}, whose own code is the reference of a '
+                f'proof; --contract {options.contract} is not proven against it; leave --contract out'
+            )
         if options.precision != 'fp32':
             raise ConfigError(f'{cfg.filename}: BEVFusion is exported in float32; leave --precision out')
         check_model(cfg)
@@ -126,8 +135,8 @@ class BEVFusionFamily(SequenceFamily):
     def heads_with_other_limits(
         self, model: nn.Module, options: Options, reference: Stepper, sample: FusedFrame
     ) -> Iterable[tuple[str, Detections3D, Detections3D | Exception]]:
-        """See the function of this name."""
-        return heads_with_other_limits(model, options, reference, sample)
+        """See the function of this name; of a repository's model the head here has the same weights."""
+        return heads_with_other_limits(model, options, Reference(model), sample)
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         """See `SequenceFamily.graphs`."""
@@ -143,9 +152,14 @@ class BEVFusionFamily(SequenceFamily):
         """See `Family.companions`."""
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
+    def reference(self, model: nn.Module) -> Stepper:
+        """Return the model as a stepper; that of a repository with an mmdet3d of its own runs its own code."""
+        fork = getattr(model, 'fork', None)
+        return ForkReference(model) if fork and fork.checkpoint else Reference(model)
+
     def reference_of(self, model: nn.Module, options: Options) -> Stepper:
         """See `SequenceFamily.reference_of`."""
-        return (PartsReference if options.contract == CUDA else Reference)(model)
+        return PartsReference(model) if options.contract == CUDA else self.reference(model)
 
     def between_files(self, model: nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         """See `SequenceFamily.between_files`."""
@@ -156,7 +170,9 @@ class BEVFusionFamily(SequenceFamily):
     def build(self, cfg: Any) -> nn.Module:
         """See `Family.build`."""
         check_model(cfg)
-        return build_without_weights(cfg, build_model)
+        model = build_without_weights(cfg, build_model)
+        model.fork = Fork(cfg.fork.root, cfg.fork.cfg.to_dict()) if cfg.get('fork') else None
+        return model
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         """See `Family.load_weights`; kernels of either spconv layout."""
@@ -166,6 +182,8 @@ class BEVFusionFamily(SequenceFamily):
                 f'{checkpoint.path}: {DEPTH_KERNEL} takes six depth channels, as mit-han-lab/bevfusion has '
                 f'after db75150; this model takes one: use a published checkpoint, or one trained by db75150'
             )
+        if model.fork:
+            model.fork.checkpoint = str(Path(checkpoint.path).resolve())
         if 'lidar' in model.sensors:
             load_whole(model, checkpoint, 'encoders.lidar.backbone')
         else:

@@ -147,6 +147,10 @@ class FramesProof(ExportedProof):
         """See `Proof.timing`."""
         return self.clock.medians(*self.who)
 
+    def notes(self) -> list[str]:
+        """Return what the reference says of itself."""
+        return [*super().notes(), *getattr(self.reference, 'notes', ())]
+
 
 class SweepProof(FramesProof):
     """A proof on sweeps, none of which was traced: the exporter sees random numbers."""
@@ -176,6 +180,8 @@ class SweepProof(FramesProof):
             return case, []
         sides, model = (expected.detections, found.detections), self.deployment.model
         ties = functools.partial(near_ties, model, lambda: self.reference.step(sweep).detections)
+        if hasattr(self.reference, 'near_ties'):  # of a model in another process
+            ties = functools.partial(self.reference.near_ties, sweep)
         task = self.deployment.family.task
         settings = self.low.of_task(task) if self.low else {}
         row = task_module(task).match_detections('boxes', *sides, near_ties=ties, **settings)

@@ -1,0 +1,133 @@
+"""Lets a copy of mmdet3d 0.x in a research repository be imported whose compiled modules were not built.
+
+For mmdet3d 0.17 as mit-han-lab/bevfusion 326653d has it, beside mmcv-full 1.7.2 and PyTorch 2.13. Compiled
+modules that were built are taken as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+from mmdeploy_ext.compat.import_hook import Execute, patch
+from mmdeploy_ext.compat.mmdet3d_operators import MODULES
+
+COMPILED = (
+    *MODULES,
+    'assign_score_withk_ext',
+    'ball_query_ext',
+    'feature_decorator_ext',
+    'furthest_point_sample_ext',
+    'gather_points_ext',
+    'group_points_ext',
+    'interpolate_ext',
+    'iou3d_cuda',
+    'knn_ext',
+    'roiaware_pool3d_ext',
+)
+"""Names of the compiled modules of mmdet3d 0.x; those that `MODULES` lacks can be imported and not used."""
+
+called: dict[str, None] = {}
+"""Operators in PyTorch that ran in this process, such as `voxel_layer.hard_voxelize`, in the order of calls."""
+
+
+class OperatorModule(ModuleType):
+    """A compiled module whose functions are those of `MODULES`; any other raises when it is called."""
+
+    __path__: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        module = self.__name__.rpartition('.')[2]
+        function = MODULES.get(module, {}).get(name)
+
+        @functools.wraps(function or OperatorModule)
+        def operator(*args: Any, **options: Any) -> Any:
+            if function is None:
+                raise NotImplementedError(
+                    f'{self.__name__}.{name}: this operator is not compiled, and has no form in PyTorch; build '
+                    f'the operators of the repository (python setup.py develop)'
+                )
+            called[f'{module}.{name}'] = None
+            return function(*args, **options)
+
+        return operator
+
+
+class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the compiled modules of `mmdet3d.ops` that no other finder finds."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname.startswith('mmdet3d.ops.') and fullname.rpartition('.')[2] in COMPILED:
+            return importlib.machinery.ModuleSpec(fullname, self)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return OperatorModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: attributes are made when they are looked up."""
+
+
+def stand_in_for_operators() -> None:
+    """Let `import mmdet3d` of a copy without compiled operators succeed; a second call changes nothing."""
+    if not any(isinstance(finder, OperatorFinder) for finder in sys.meta_path):
+        sys.meta_path.append(OperatorFinder())
+
+
+@patch('mmdet3d.ops.spconv.conv', versions='mmdet3d 0.17 with mmcv-full 1.7.2')
+def mmdet3d_sparse_convolutions(module: ModuleType, execute: Execute) -> bool:
+    """mmcv has registered the sparse convolutions of mmdet3d 0.x since 1.5: those of the copy go first."""
+    from mmcv.cnn import CONV_LAYERS
+
+    of_mmcv = [
+        name for name, kind in CONV_LAYERS.module_dict.items() if kind.__module__.startswith('mmcv.ops.')
+    ]
+    replaced = [name for name in of_mmcv if name.startswith(('SparseConv', 'SubMConv', 'SparseInverseConv'))]
+    for name in replaced:
+        del CONV_LAYERS.module_dict[name]
+    execute()
+    return bool(replaced)
+
+
+class AbsentPackage(ModuleType):
+    """A package that is not installed: every name in it is a function that raises when it is called."""
+
+    __path__: tuple[str, ...] = ()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def absent(*args: Any, **options: Any) -> Any:
+            raise ImportError(f'{self.__name__} is not installed, and {name} of it is used')
+
+        return absent
+
+
+@patch('mmdet3d.models.backbones.radar_encoder', versions='mmdet3d of mit-han-lab/bevfusion 326653d')
+def bevfusion_without_flash_attention(module: ModuleType, execute: Execute) -> bool:
+    """Every model of BEVFusion imports flash_attn, which needs CUDA, for one encoder of radar points.
+
+    It is there during the import alone; using it raises.
+    """
+    if importlib.util.find_spec('flash_attn') is not None:
+        execute()
+        return False
+    names = 'flash_attn', 'flash_attn.flash_attention'
+    sys.modules.update({name: AbsentPackage(name) for name in names})
+    try:
+        execute()
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    return True

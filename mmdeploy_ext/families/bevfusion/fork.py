@@ -1,0 +1,289 @@
+"""mit-han-lab/bevfusion and forks of it: their configs in the terms of this family, their code as the reference.
+
+Such a repository has an `mmdet3d` of its own, of version 0.x, which cannot be imported beside the installed one:
+its model runs in a process of its own. The graphs are those of this package's implementation with the weights of
+the checkpoint; the proof compares them with what the repository's classes give through their own test path.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import mmdeploy_ext
+from mmdeploy_ext.core.errors import ConfigError, InferenceError
+from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
+from mmdeploy_ext.families.bevfusion.graphs import TABLES
+from mmdeploy_ext.families.bevfusion.reference import Reference, detections
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
+from mmdeploy_ext.proving.near_ties import DRAWS, ROUNDING
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
+
+PROGRAM = 'mmdeploy_ext.families.bevfusion.fork_process'
+MARK = Path('mmdet3d', 'models', 'fusion_models')
+"""Folder that tells a repository of this kind from others with an `mmdet3d`."""
+ENCODERS = {'SparseEncoder': 'BEVFusionSparseEncoder'}
+"""Type of a sparse encoder in these repositories -> the same one here."""
+META_KEYS = *MATRICES, 'filename', 'sample_idx', 'box_mode_3d', 'box_type_3d'
+LEFT_OUT = (
+    'LoadRadarPointsMultiSweeps',
+    'LoadAnnotations3D',
+    'LoadBEVSegmentation',
+    'GlobalRotScaleTrans',
+    'GTDepth',
+)
+"""Steps of test pipelines that change neither pictures nor points."""
+CONVENTIONS = {
+    '0.x': 'mmdet3d 0.x (columns w, l, h; yaw from -y, clockwise)',
+    '1.x': 'mmdet3d 1.x (columns l, w, h; yaw from x, counter-clockwise)',
+}
+
+
+@dataclasses.dataclass
+class Fork:
+    """The repository that a model belongs to.
+
+    Attributes:
+        root: folder with its `mmdet3d`.
+        cfg: its config as plain values, as it was read.
+        checkpoint: path of the weights; '' before they are loaded.
+    """
+
+    root: str
+    cfg: dict[str, Any]
+    checkpoint: str = ''
+
+
+def root_of(filename: str) -> Path | None:
+    """Return the repository of a config: the working directory, or else the nearest folder above the config."""
+    folders = [Path.cwd(), *Path(filename).resolve().parents]
+    return next((folder for folder in folders if (folder / MARK).is_dir()), None)
+
+
+def adapt(cfg: Any) -> None:
+    """Put the config of a repository into the terms of this family, in place; entry `fork` is its `Fork`.
+
+    Any other config stays as it is.
+
+    Raises:
+        ConfigError: the test pipeline does what no file of this family does.
+    """
+    root = root_of(cfg.filename)
+    if root is None or 'fork' in cfg or 'encoders' not in cfg.model:
+        return
+    fork = dict(root=str(root), cfg=copy.deepcopy(cfg._cfg_dict.to_dict()))
+    model, dataset = cfg.model, (cfg.get('data') or {}).get('test') or {}
+    lidar, camera = (model.encoders.get(name) for name in ('lidar', 'camera'))
+    if lidar:
+        if not lidar.pop('voxelize_reduce', True):
+            raise ConfigError(
+                f'{cfg.filename}: model.encoders.lidar.voxelize_reduce=False; expected the mean of the points '
+                f'of each voxel'
+            )
+        lidar.backbone.type = ENCODERS.get(lidar.backbone.type, lidar.backbone.type)
+    model.encoders = {name: encoder for name, encoder in model.encoders.items() if encoder}
+    cfg.model = {key: value for key, value in model.items() if key != 'loss_scale'}
+    classes = list(dataset.get('object_classes') or cfg.get('object_classes') or ())
+    cfg.class_names = classes
+    cfg.data = dict(
+        test=dict(
+            type='FusionNuScenesDataset' if camera else 'NuScenesDataset',
+            classes=classes,
+            data_root=str(dataset.get('dataset_root') or ''),
+            ann_file=dataset.get('ann_file'),
+            modality=dict(use_lidar=True, use_camera=bool(camera)),
+            pipeline=_pipeline(
+                cfg, dataset.get('pipeline') or cfg.get('test_pipeline') or (), classes, bool(camera)
+            ),
+            test_mode=True,
+        )
+    )
+    cfg.fork = fork
+
+
+def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> list[dict[str, Any]]:
+    """Return the steps of a test pipeline that make pictures and points, for mmdet3d 1.0."""
+    pipeline = []
+    for step in steps:
+        kind, values = step['type'], dict(step)
+        if kind == 'GlobalRotScaleTrans' and (
+            list(step['resize_lim']) != [1, 1] or any(step['rot_lim']) or step['trans_lim']
+        ):
+            raise ConfigError(
+                f'{cfg.filename}: the test pipeline turns or scales the points: GlobalRotScaleTrans has '
+                f'resize_lim={step["resize_lim"]}, rot_lim={step["rot_lim"]}, trans_lim={step["trans_lim"]}; '
+                f'expected [1, 1], [0, 0] and 0'
+            )
+        if kind in LEFT_OUT or (
+            not has_camera and kind in ('LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize')
+        ):
+            continue
+        if kind.startswith('LoadPoints'):
+            beams, augmented = values.pop('reduce_beams', None), values.pop('load_augmented', None)
+            if augmented or (beams or 32) < 32:
+                raise ConfigError(
+                    f'{cfg.filename}: {kind} has reduce_beams={beams}, load_augmented={augmented}; expected 32 '
+                    f'beams of points that are not augmented'
+                )
+            if isinstance(values.get('use_dim'), int):
+                values['use_dim'] = list(range(values['use_dim']))
+        if kind == 'LoadPointsFromMultiSweeps':
+            if not values['sweeps_num']:
+                continue
+            values['test_mode'] = True
+        if kind == 'ImageAug3D':
+            values = {
+                key: values[key]
+                for key in ('type', 'final_dim', 'resize_lim', 'bot_pct_lim')
+                if key in values
+            }
+        if kind == 'DefaultFormatBundle3D':
+            values = dict(type=kind, class_names=classes, with_label=False)
+        if kind == 'Collect3D':
+            keys = ['img', 'points'] if has_camera else ['points']
+            values = dict(
+                type=kind,
+                keys=keys,
+                meta_keys=list(META_KEYS if has_camera else META_KEYS[len(MATRICES) + 1 :]),
+            )
+        pipeline.append(values)
+    return pipeline
+
+
+class ForkProcess:
+    """A process that runs the model of a repository, see `fork_process`.
+
+    Attributes:
+        facts: what the repository's code is, see `ForkModel.facts`.
+        operators: compiled operators that ran in PyTorch so far.
+    """
+
+    def __init__(self, fork: Fork) -> None:
+        self.fork = fork
+        self.folder = tempfile.TemporaryDirectory(prefix='mm2onnx_fork_')
+        self.operators: list[str] = []
+        job = Path(self.folder.name, 'job.pkl')
+        job.write_bytes(pickle.dumps(dataclasses.asdict(fork)))
+        paths = [fork.root, str(Path(mmdeploy_ext.__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
+        self.process = subprocess.Popen(
+            [sys.executable, '-W', 'ignore', '-m', PROGRAM, str(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'PYTHONSAFEPATH': '1'},
+        )
+        self.close = weakref.finalize(self, _end, self.process, self.folder)
+        self.facts = self._answer()
+
+    def step(
+        self, arrays: Mapping[str, np.ndarray], rounding: tuple[int, float] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return what the model gives of one frame; `rounding` is of `proving.near_ties.other_rounding`."""
+        given, made = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
+        np.savez(given, **arrays)
+        request = dict(input=str(given), output=str(made), rounding=rounding)
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        self.operators = self._answer()['operators']
+        with np.load(made) as outputs:
+            return dict(outputs)
+
+    def _answer(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        content = (
+            json.loads(line) if line else dict(error=f'the process ended with status {self.process.wait()}')
+        )
+        if 'error' in content:
+            raise InferenceError(f'{self.fork.root}: its own code raised {content["error"]}')
+        return content
+
+
+def _end(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None:
+    for stream in (process.stdin, process.stdout):
+        stream.close()
+    process.wait()
+    folder.cleanup()
+
+
+class ForkReference(Reference):
+    """The repository's own model through its own test path, in a process of its own.
+
+    `model` is this package's implementation with the same weights: it says which sensors there are and refuses
+    frames, and computes the tables that follow from the repository's cells.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model)
+        self.process = ForkProcess(model.fork)
+
+    def step(self, frame: FusedFrame) -> StepResult:
+        """Run one frame."""
+        return self._step(frame)
+
+    def near_ties(self, frame: FusedFrame) -> Iterator[Detections3D]:
+        """Yield what the model finds in a frame where its layers round otherwise."""
+        for seed in range(DRAWS):
+            for size in (ROUNDING, -ROUNDING):
+                yield self._step(frame, (seed, size)).detections
+
+    def _step(self, frame: FusedFrame, rounding: tuple[int, float] | None = None) -> StepResult:
+        images, cloud = self._inputs(frame)
+        arrays = {name: frame.calibration[name] for name in MATRICES if name in frame.calibration}
+        arrays['points'] = frame.points if cloud is None else cloud[0].cpu().numpy()
+        if images is not None:
+            arrays['images'] = images[0].cpu().numpy()
+        found = self.process.step(arrays, rounding)
+        outputs = {name: found[name] for name in ('bev', 'depth', 'cells') if name in found}
+        if 'cells' in outputs:
+            tables = transform_of(self.model).pool_tables(torch.from_numpy(outputs['cells']))
+            outputs |= {name: table.numpy() for name, table in zip(TABLES, tables, strict=True)}
+        boxes = {name: torch.from_numpy(found[key]) for name, key in NAMES.items()}
+        if self.process.facts['box_convention'] == '0.x':
+            return StepResult(outputs, detections(boxes))
+        order = boxes['scores'].argsort(descending=True, stable=True)
+        return StepResult(outputs, Detections3D(*(boxes[name][order].numpy() for name in NAMES)))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of a proof has to know of this reference."""
+        facts, fork = self.process.facts, self.model.fork
+        lines = [
+            f'the reference is the code of {facts["root"]}, run by itself through its test path: '
+            f'{len(facts["classes"])} classes of its own, among them {_listed(facts["classes"])}',
+            "the graphs are of mm2onnx's implementation of BEVFusion, with the weights of the checkpoint",
+            f'its boxes are those of {CONVENTIONS[facts["box_convention"]]}; they were turned into those of '
+            f'mmdet3d 1.x to be compared',
+            *(f'patched in the reference: {patch["name"]}: {patch["reason"]}' for patch in facts['patches']),
+        ]
+        if self.process.operators:
+            lines.append(
+                f'operators of the repository that are not compiled here ran in PyTorch: '
+                f'{", ".join(self.process.operators)}'
+            )
+        if fork.cfg.get('fp16'):
+            lines.append('the config has fp16; the reference ran in float32, as the files do')
+        if 'camera' in self.model.sensors:
+            lines.append('the reference computed places of points and pixels in float64, all else in float32')
+        return lines
+
+
+NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
+"""What `detections` takes -> arrays of a step."""
+
+
+def _listed(classes: list[dict[str, str]], most: int = 4) -> str:
+    shown = [f'{one["name"]} ({one["file"]}, {one["sha256"][:12]})' for one in classes[:most]]
+    return ', '.join(shown) + (', ...' if len(classes) > most else '')

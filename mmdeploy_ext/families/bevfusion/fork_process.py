@@ -1,0 +1,248 @@
+"""The program of `fork.ForkProcess`: mit-han-lab's BEVFusion or a fork of it, run by its own code.
+
+    python -m mmdeploy_ext.families.bevfusion.fork_process JOB.pkl
+
+The root of the repository is first on PYTHONPATH, so that `mmdet3d` is the copy in it. The program reads one
+request per line from standard input and answers each with one line of JSON on standard output; arrays are
+exchanged by .npz files. What the repository's code prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import json
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmdeploy_ext import compat
+from mmdeploy_ext.compat.vendored_mmdet3d import called, stand_in_for_operators
+from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
+
+compat.apply()
+stand_in_for_operators()
+
+import torch  # noqa: E402 - after the patches
+
+TURN = 0.3
+"""Heading of the box that shows which convention a `LiDARInstance3DBoxes` has, rad."""
+
+
+class ForkModel:
+    """The model of a repository, on one thread, in evaluation mode.
+
+    Args:
+        root: of the repository.
+        cfg: the config as `tools/test.py` of the repository reads it.
+        checkpoint: path of the weights, whose names have to be those of the model.
+    """
+
+    def __init__(self, root: str, cfg: Mapping[str, Any], checkpoint: str) -> None:
+        import mmdet3d
+        from mmcv import ConfigDict
+        from mmdet3d.models import build_model
+
+        self.root = Path(root).resolve()
+        package = Path(mmdet3d.__file__ or '').resolve()
+        if not package.is_relative_to(self.root):
+            raise ImportError(f'mmdet3d is {package}, not the copy in {self.root}')
+        cfg = ConfigDict(cfg)
+        cfg.model.pretrained = None
+        cfg.model.train_cfg = None
+        camera = cfg.model.encoders.get('camera')
+        if camera:
+            camera.backbone.init_cfg = None  # the weights that training starts from; the checkpoint has all
+        self.model = build_model(cfg.model, test_cfg=cfg.get('test_cfg')).eval()
+        content = torch.load(checkpoint, map_location='cpu', weights_only=True)
+        weights = {
+            name.removeprefix('module.'): value for name, value in content.get('state_dict', content).items()
+        }
+        self.model.load_state_dict(weights)
+        self.captured: dict[str, torch.Tensor] = {}
+        self._watch()
+
+    def _watch(self) -> None:
+        """Keep the LiDAR's map, the depth maps and the cells of the frustum of each run."""
+        encoders = self.model.encoders
+        if 'lidar' in encoders:
+            encoders['lidar']['backbone'].register_forward_hook(
+                lambda module, inputs, output: self.captured.update(bev=output)
+            )
+        if 'camera' not in encoders:
+            return
+        transform = encoders['camera']['vtransform']
+        pool = transform.bev_pool
+
+        def watched_pool(geometry: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+            self.captured['cells'] = cells_of(geometry, transform)
+            return pool(geometry, features)
+
+        transform.bev_pool = watched_pool
+        transform.forward = geometry_in_float64(transform.forward)
+        if hasattr(transform, 'dtransform'):
+
+            def keep_depth(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+                depth = inputs[0].float()
+                self.captured['depth'] = depth
+                return (depth,)
+
+            transform.dtransform.register_forward_pre_hook(keep_depth)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a verdict says of this model: its code, the patches in force, the columns of its boxes."""
+        return dict(
+            root=str(self.root),
+            classes=[dict(name=name, file=file, sha256=digest) for name, file, digest in self._classes()],
+            patches=[
+                dict(name=patch.name, reason=patch.reason)
+                for patch in compat.effective()
+                if self._is_for(patch)
+            ],
+            box_convention=box_convention(),
+        )
+
+    @staticmethod
+    def _is_for(patch: Any) -> bool:
+        return all(module.startswith('mmdet3d.') for module in patch.modules)
+
+    def _classes(self) -> Iterator[tuple[str, str, str]]:
+        """Yield name, file and SHA-256 of the file of each class of the model that the repository defines."""
+        kinds: dict[type, None] = {}
+        for module in self.model.modules():
+            for value in (module, *vars(module).values()):
+                kinds.update(dict.fromkeys(type(value).__mro__))
+        for kind in kinds:
+            with contextlib.suppress(TypeError, OSError):
+                file = Path(inspect.getfile(kind)).resolve()
+                if file.is_relative_to(self.root):
+                    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+                    yield kind.__qualname__, file.relative_to(self.root).as_posix(), digest
+
+    def step(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return boxes as the model has them, scores and labels of one frame, and what `_watch` keeps."""
+        from mmdet3d.core import LiDARInstance3DBoxes
+
+        data = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        matrices = {name: data[name][None] for name in MATRICES if name in data}
+        if 'camera2lidar' in data:  # the car's frame is that of the LiDAR
+            matrices.update(
+                camera2ego=matrices['camera2lidar'], lidar2camera=torch.linalg.inv(matrices['camera2lidar'])
+            )
+        names = 'camera2ego', 'lidar2ego', 'lidar2camera', *MATRICES
+        matrices = {name: matrices.get(name, torch.eye(4)[None]) for name in names}
+        self.captured.clear()
+        with torch.no_grad():
+            (found,) = self.model(
+                return_loss=False,
+                rescale=True,
+                img=data['images'][None] if 'images' in data else None,
+                points=[data['points']],
+                metas=[dict(box_type_3d=LiDARInstance3DBoxes)],
+                depths=None,
+                **matrices,
+            )
+        boxes = dict(
+            boxes=found['boxes_3d'].tensor, scores=found['scores_3d'], labels=found['labels_3d'].long()
+        )
+        return {name: value.detach().numpy() for name, value in {**self.captured, **boxes}.items()}
+
+
+def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
+    """Return the cell `x * Y + y` (N, D, h, w) of each point of the frustum (1, N, D, h, w, 3); X * Y outside."""
+    places = ((geometry[0] - (transform.bx - transform.dx / 2.0)) / transform.dx).long()
+    count = transform.nx.long()
+    inside = ((places >= 0) & (places < count)).all(-1)
+    return torch.where(inside, places[..., 0] * count[1] + places[..., 1], count[0] * count[1])
+
+
+def geometry_in_float64(forward: Any) -> Any:
+    """Let a view transform compute where points and pixels are in float64.
+
+    In float32 rounding decides into which cell points near a border fall, on each machine otherwise. The
+    features, its first argument, stay float32.
+    """
+
+    def widened(value: Any) -> Any:
+        if isinstance(value, list):
+            return [widened(entry) for entry in value]
+        is_float32 = isinstance(value, torch.Tensor) and value.dtype == torch.float32
+        return value.double() if is_float32 else value
+
+    @functools.wraps(forward)
+    def transformed(features: torch.Tensor, *args: Any, **options: Any) -> Any:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return forward(
+                features, *map(widened, args), **{name: widened(value) for name, value in options.items()}
+            )
+        finally:
+            torch.set_default_dtype(before)
+
+    return transformed
+
+
+def box_convention() -> str:
+    """Return '0.x' or '1.x': how `LiDARInstance3DBoxes` of the imported mmdet3d turns a box.
+
+    In 0.x a heading counts clockwise and columns 3 and 4 are width and length; in 1.x it counts
+    counter-clockwise and they are length and width.
+    """
+    from mmdet3d.core import LiDARInstance3DBoxes
+
+    long_box = torch.tensor([[0.0, 0.0, 0.0, 4.0, 1.0, 1.0, TURN]])
+    x, y = LiDARInstance3DBoxes(long_box).corners[0, :, :2].double().unbind(1)
+    return '1.x' if float((x * y).sum()) > 0 else '0.x'  # turned to the left, the long side rises
+
+
+def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer one request: a step, with the outputs of layers changed by rounding where it says so."""
+    from mmdeploy_ext.proving.near_ties import other_rounding
+
+    with np.load(request['input']) as arrays, contextlib.ExitStack() as stack:
+        if request.get('rounding'):
+            stack.enter_context(other_rounding(fork.model, *request['rounding']))
+        np.savez(request['output'], **fork.step(dict(arrays)))
+    return dict(operators=list(called))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answer requests until standard input ends."""
+    (job,) = sys.argv[1:] if argv is None else argv
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
+
+    def answer(make: Any) -> bool:
+        try:
+            content = make()
+        except Exception as error:  # whatever the repository's code raises
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            content = dict(error=f'{type(error).__name__}: {error} ({last.filename}:{last.lineno})')
+        print(json.dumps(content), file=answers, flush=True)
+        return 'error' not in content
+
+    fork: list[ForkModel] = []
+
+    def begin() -> dict[str, Any]:
+        fork.append(ForkModel(**pickle.loads(Path(job).read_bytes())))
+        return fork[0].facts()
+
+    if not answer(begin):
+        return 1
+    for line in sys.stdin:
+        answer(functools.partial(run, fork[0], json.loads(line)))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
