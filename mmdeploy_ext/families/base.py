@@ -16,6 +16,7 @@ from mmdeploy_ext.contract.registry import detector_options, registered
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
+from mmdeploy_ext.core.library_copies import without_older_copies
 from mmdeploy_ext.families.building import has_head, head_of
 from mmdeploy_ext.families.nearest import refusal
 from mmdeploy_ext.families.replaced import (
@@ -245,7 +246,8 @@ class Families(dict[str, Family]):
     def __missing__(self, name: str) -> Family:
         registration = registered()[name]
         importlib.import_module(UPSTREAM_LAYERS)
-        self[name] = registration.load_family()
+        with without_older_copies(registration.library):
+            self[name] = registration.load_family()
         return self[name]
 
     def get(self, name: str, default: Any = None) -> Any:

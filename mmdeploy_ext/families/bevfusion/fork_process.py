@@ -204,6 +204,14 @@ def box_convention() -> str:
     return '1.x' if float((x * y).sum()) > 0 else '0.x'  # turned to the left, the long side rises
 
 
+def _line_of(error: Exception) -> str:
+    """Return the file and line where an error was raised: the last line of the repository, if one is in it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    first = Path(os.environ.get('PYTHONPATH', '').partition(os.pathsep)[0]).resolve()
+    last = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(first)] or frames
+    return f'{last[-1].filename}:{last[-1].lineno}'
+
+
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
     """Answer one request: a step, with the outputs of layers changed by rounding where it says so."""
     from mmdeploy_ext.proving.near_ties import other_rounding
@@ -226,8 +234,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             content = make()
         except Exception as error:  # whatever the repository's code raises
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            content = dict(error=f'{type(error).__name__}: {error} ({last.filename}:{last.lineno})')
+            content = dict(error=f'{type(error).__name__}: {error} ({_line_of(error)})')
         print(json.dumps(content), file=answers, flush=True)
         return 'error' not in content
 
