@@ -20,10 +20,10 @@ from torch import Tensor
 def cells_of_points(
     points: Tensor, voxel_size: Sequence[float], limits: Sequence[float], axes: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the cell of each point (P, D), int64, in the order of the points' columns, and whether it is inside.
+    """Return the cell of each point (P, D) int64, x first, and whether it is inside the limits (P,).
 
-    The arithmetic is in the precision of the points, as in the compiled kernel; `limits` are all low ends, then
-    all high ends.
+    The arithmetic is in the precision of the points, as in the compiled kernel; `limits` are all low ends,
+    then all high ends.
     """
     low, high = (points.new_tensor(list(side)) for side in (limits[:axes], limits[axes:]))
     size = points.new_tensor(list(voxel_size))
@@ -114,8 +114,10 @@ def get_indice_pairs(
         batch_size: not used.
         out_shape: cells of the grid behind the convolution.
         spatial_shape: not used.
-        kernel_size, stride, padding, dilation: of each axis; a submanifold convolution has a stride of 1, and
-            is padded by half its kernel.
+        kernel_size: cells of the kernel along each axis.
+        stride: of each axis; of a submanifold convolution it is 1.
+        padding: of each axis; of a submanifold convolution it is half the kernel.
+        dilation: of each axis.
         out_padding: of transposed convolutions.
         subm: whether the convolution is submanifold.
         transpose: has to be 0.
@@ -171,7 +173,8 @@ def indice_conv(
     Args:
         features: (N, I).
         filters: kernel sizes, then I and O: the layout of spconv 1.x.
-        pairs, counts: see `get_indice_pairs`.
+        pairs: see `get_indice_pairs`.
+        counts: see `get_indice_pairs`.
         num_out: M.
         inverse: whether it goes back from the second rows of the pairs to the first.
         subm: not used.
@@ -199,8 +202,12 @@ def bev_pool_forward(
     Args:
         features: (P, C), those of one cell one behind the other.
         cells: (P, 4) row, column, depth and sample of each point.
-        lengths, starts: (L,) of the intervals of points of one cell, which together are all points.
-        samples, depth, rows, columns: size of the grid.
+        lengths: (L,) points of each interval of points of one cell; together the intervals are all points.
+        starts: (L,) first point of each interval.
+        samples: of the grid.
+        depth: cells of the grid along z.
+        rows: cells of the grid along its first axis.
+        columns: cells of the grid along its second axis.
     """
     grid = features.new_zeros(int(samples), int(depth), int(rows), int(columns), features.shape[1])
     sums = torch.segment_reduce(features, 'sum', lengths=lengths.long())

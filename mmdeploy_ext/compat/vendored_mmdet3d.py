@@ -6,7 +6,6 @@ modules that were built are taken as they are.
 
 from __future__ import annotations
 
-import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -34,7 +33,7 @@ COMPILED = (
 """Names of the compiled modules of mmdet3d 0.x; those that `MODULES` lacks can be imported and not used."""
 
 called: dict[str, None] = {}
-"""Operators in PyTorch that ran in this process, such as `voxel_layer.hard_voxelize`, in the order of calls."""
+"""Operators in PyTorch that ran in this process, such as `voxel_layer.hard_voxelize`."""
 
 
 class OperatorModule(ModuleType):
@@ -48,12 +47,11 @@ class OperatorModule(ModuleType):
         module = self.__name__.rpartition('.')[2]
         function = MODULES.get(module, {}).get(name)
 
-        @functools.wraps(function or OperatorModule)
         def operator(*args: Any, **options: Any) -> Any:
             if function is None:
                 raise NotImplementedError(
-                    f'{self.__name__}.{name}: this operator is not compiled, and has no form in PyTorch; build '
-                    f'the operators of the repository (python setup.py develop)'
+                    f'{self.__name__}.{name}: this operator is not compiled, and has no form in PyTorch; '
+                    f'build the operators of the repository (python setup.py develop)'
                 )
             called[f'{module}.{name}'] = None
             return function(*args, **options)
@@ -64,14 +62,14 @@ class OperatorModule(ModuleType):
 class OperatorFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the compiled modules of `mmdet3d.ops` that no other finder finds."""
 
-    def find_spec(
+    def find_spec(  # noqa: D102 - of the finders' interface
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname.startswith('mmdet3d.ops.') and fullname.rpartition('.')[2] in COMPILED:
             return importlib.machinery.ModuleSpec(fullname, self)
         return None
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:  # noqa: D102
         return OperatorModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:

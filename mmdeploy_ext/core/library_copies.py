@@ -41,8 +41,8 @@ def without_older_copies(library: str) -> Iterator[None]:
     file = getattr(sys.modules.get(library), '__file__', None)
     if file and is_older_copy(folder := Path(file).resolve().parents[1], library):
         raise ConfigError(
-            f'{library} was imported from {folder}, which is older than {LEAST_MAJOR[library]}.0; the installed '
-            f'one is needed in this process: import nothing of this copy before'
+            f'{library} was imported from {folder}, which is older than {LEAST_MAJOR[library]}.0; '
+            f'this process needs the installed one: import nothing of this copy before'
         )
     before = list(sys.path)
     sys.path[:] = [entry for entry in before if not is_older_copy(Path(entry or '.'), library)]

@@ -287,9 +287,9 @@ def import_failure(library: str) -> str:
 def find_family(cfg: Any, product: str = '') -> Family:
     """Return the family that knows the model of a config most closely.
 
-    The config is put into its terms, see `Family.adapt`. `product` is what is asked for, see `Family.product`;
-    '' takes any. ConfigError: none knows it (the
-    message names the heads that were found, and the nearest family), or two know it equally well.
+    The config is put into its terms, see `Family.adapt`. `product` is what is asked for, see
+    `Family.product`; '' takes any. ConfigError: none knows it (the message names the heads that were found,
+    and the nearest family), or two know it equally well.
     """
     if not cfg.get('model'):
         raise ConfigError(f'{cfg.filename}: has no `model`; expected {WANTED[product or DETECTOR]}')

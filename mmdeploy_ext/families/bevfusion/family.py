@@ -73,6 +73,7 @@ class BEVFusionFamily(SequenceFamily):
         return Claim.DETECTOR if cfg.model.get('type') == 'BEVFusion' else Claim.NO
 
     def adapt(self, cfg: Any) -> None:
+        """Put a config of mit-han-lab's repository into the terms of this family, see `fork.adapt`."""
         adapt(cfg)
 
     def voxel_layer(self, model: nn.Module) -> tuple[nn.Module, str, int] | None:
@@ -153,7 +154,7 @@ class BEVFusionFamily(SequenceFamily):
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
 
     def reference(self, model: nn.Module) -> Stepper:
-        """Return the model as a stepper; that of a repository with an mmdet3d of its own runs its own code."""
+        """Return the model as a stepper; a repository with a copy of mmdet3d runs its own code."""
         fork = getattr(model, 'fork', None)
         return ForkReference(model) if fork and fork.checkpoint else Reference(model)
 

@@ -1,8 +1,8 @@
-"""mit-han-lab/bevfusion and forks of it: their configs in the terms of this family, their code as the reference.
+"""mit-han-lab/bevfusion and forks of it: their configs in this family's terms, their code as the reference.
 
-Such a repository has an `mmdet3d` of its own, of version 0.x, which cannot be imported beside the installed one:
-its model runs in a process of its own. The graphs are those of this package's implementation with the weights of
-the checkpoint; the proof compares them with what the repository's classes give through their own test path.
+Such a repository has a copy of mmdet3d 0.x, which cannot be imported beside the installed mmdet3d: its model
+runs in another process. The graphs are those of this package's implementation with the weights of the
+checkpoint; the proof compares them with what the repository's classes give through their test path.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ LEFT_OUT = (
     'GTDepth',
 )
 """Steps of test pipelines that change neither pictures nor points."""
+OF_PICTURES = 'LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize'
+IMAGE_KEYS = 'type', 'final_dim', 'resize_lim', 'bot_pct_lim'
+"""What ImageAug3D takes here; the other keys are of training."""
+UNMOVED = dict(resize_lim=[1.0, 1.0], rot_lim=[0.0, 0.0], trans_lim=0.0)
+"""Of GlobalRotScaleTrans in a test pipeline."""
+BEAMS = 32
+"""Of nuScenes' LiDAR; a repository's loader drops points where it is told to keep fewer."""
 CONVENTIONS = {
     '0.x': 'mmdet3d 0.x (columns w, l, h; yaw from -y, clockwise)',
     '1.x': 'mmdet3d 1.x (columns l, w, h; yaw from x, counter-clockwise)',
@@ -69,7 +76,7 @@ class Fork:
 
 
 def root_of(filename: str) -> Path | None:
-    """Return the repository of a config: the working directory, or else the nearest folder above the config."""
+    """Return the repository of a config: the working directory, or else the nearest folder above."""
     folders = [Path.cwd(), *Path(filename).resolve().parents]
     return next((folder for folder in folders if (folder / MARK).is_dir()), None)
 
@@ -91,77 +98,78 @@ def adapt(cfg: Any) -> None:
     if lidar:
         if not lidar.pop('voxelize_reduce', True):
             raise ConfigError(
-                f'{cfg.filename}: model.encoders.lidar.voxelize_reduce=False; expected the mean of the points '
-                f'of each voxel'
+                f'{cfg.filename}: model.encoders.lidar.voxelize_reduce=False; expected True, which takes the '
+                f'mean of the points of each voxel'
             )
         lidar.backbone.type = ENCODERS.get(lidar.backbone.type, lidar.backbone.type)
     model.encoders = {name: encoder for name, encoder in model.encoders.items() if encoder}
     cfg.model = {key: value for key, value in model.items() if key != 'loss_scale'}
     classes = list(dataset.get('object_classes') or cfg.get('object_classes') or ())
     cfg.class_names = classes
-    cfg.data = dict(
-        test=dict(
-            type='FusionNuScenesDataset' if camera else 'NuScenesDataset',
-            classes=classes,
-            data_root=str(dataset.get('dataset_root') or ''),
-            ann_file=dataset.get('ann_file'),
-            modality=dict(use_lidar=True, use_camera=bool(camera)),
-            pipeline=_pipeline(
-                cfg, dataset.get('pipeline') or cfg.get('test_pipeline') or (), classes, bool(camera)
-            ),
-            test_mode=True,
-        )
+    steps = dataset.get('pipeline') or cfg.get('test_pipeline') or ()
+    test = dict(
+        type='FusionNuScenesDataset' if camera else 'NuScenesDataset',
+        classes=classes,
+        data_root=str(dataset.get('dataset_root') or ''),
+        ann_file=dataset.get('ann_file'),
+        modality=dict(use_lidar=True, use_camera=bool(camera)),
+        pipeline=_pipeline(cfg, steps, classes, bool(camera)),
+        test_mode=True,
     )
+    cfg.data = dict(test=test)
     cfg.fork = fork
 
 
 def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> list[dict[str, Any]]:
     """Return the steps of a test pipeline that make pictures and points, for mmdet3d 1.0."""
+    keys, meta_keys = ['points'], list(META_KEYS[len(MATRICES) + 1 :])
+    if has_camera:
+        keys, meta_keys = ['img', 'points'], list(META_KEYS)
+    endings = dict(
+        DefaultFormatBundle3D=dict(class_names=classes, with_label=False),
+        Collect3D=dict(keys=keys, meta_keys=meta_keys),
+    )
+    left_out = LEFT_OUT if has_camera else (*LEFT_OUT, *OF_PICTURES)
     pipeline = []
     for step in steps:
-        kind, values = step['type'], dict(step)
-        if kind == 'GlobalRotScaleTrans' and (
-            list(step['resize_lim']) != [1, 1] or any(step['rot_lim']) or step['trans_lim']
-        ):
-            raise ConfigError(
-                f'{cfg.filename}: the test pipeline turns or scales the points: GlobalRotScaleTrans has '
-                f'resize_lim={step["resize_lim"]}, rot_lim={step["rot_lim"]}, trans_lim={step["trans_lim"]}; '
-                f'expected [1, 1], [0, 0] and 0'
-            )
-        if kind in LEFT_OUT or (
-            not has_camera and kind in ('LoadMultiViewImageFromFiles', 'ImageAug3D', 'ImageNormalize')
-        ):
-            continue
-        if kind.startswith('LoadPoints'):
-            beams, augmented = values.pop('reduce_beams', None), values.pop('load_augmented', None)
-            if augmented or (beams or 32) < 32:
-                raise ConfigError(
-                    f'{cfg.filename}: {kind} has reduce_beams={beams}, load_augmented={augmented}; expected 32 '
-                    f'beams of points that are not augmented'
-                )
-            if isinstance(values.get('use_dim'), int):
-                values['use_dim'] = list(range(values['use_dim']))
-        if kind == 'LoadPointsFromMultiSweeps':
-            if not values['sweeps_num']:
-                continue
-            values['test_mode'] = True
-        if kind == 'ImageAug3D':
-            values = {
-                key: values[key]
-                for key in ('type', 'final_dim', 'resize_lim', 'bot_pct_lim')
-                if key in values
-            }
-        if kind == 'DefaultFormatBundle3D':
-            values = dict(type=kind, class_names=classes, with_label=False)
-        if kind == 'Collect3D':
-            keys = ['img', 'points'] if has_camera else ['points']
-            values = dict(
-                type=kind,
-                keys=keys,
-                meta_keys=list(META_KEYS if has_camera else META_KEYS[len(MATRICES) + 1 :]),
-            )
-        pipeline.append(values)
+        kind = step['type']
+        if kind == 'GlobalRotScaleTrans':
+            _check_unmoved(cfg, step)
+        if kind in endings:
+            pipeline.append(dict(type=kind, **endings[kind]))
+        elif kind == 'ImageAug3D':
+            pipeline.append({key: step[key] for key in IMAGE_KEYS if key in step})
+        elif kind.startswith('LoadPoints'):
+            pipeline += _points_step(cfg, step)
+        elif kind not in left_out:
+            pipeline.append(dict(step))
     return pipeline
+
+
+def _check_unmoved(cfg: Any, step: Mapping[str, Any]) -> None:
+    limits = {key: step[key] for key in UNMOVED}
+    if limits != UNMOVED:
+        raise ConfigError(
+            f'{cfg.filename}: the test pipeline turns or scales points: GlobalRotScaleTrans has {limits}; '
+            f'expected {UNMOVED}'
+        )
+
+
+def _points_step(cfg: Any, step: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the step that loads points in the terms of mmdet3d 1.0; none of one that adds no sweep."""
+    values = dict(step)
+    beams, augmented = values.pop('reduce_beams', None), values.pop('load_augmented', None)
+    if augmented or (beams or BEAMS) < BEAMS:
+        raise ConfigError(
+            f'{cfg.filename}: {step["type"]} has reduce_beams={beams}, load_augmented={augmented}; expected '
+            f'{BEAMS} beams of points that are not augmented'
+        )
+    if isinstance(values.get('use_dim'), int):
+        values['use_dim'] = list(range(values['use_dim']))
+    if step['type'] == 'LoadPointsFromMultiSweeps':
+        values['test_mode'] = True
+        return [values] if values['sweeps_num'] else []
+    return [values]
 
 
 class ForkProcess:
@@ -193,13 +201,13 @@ class ForkProcess:
         self, arrays: Mapping[str, np.ndarray], rounding: tuple[int, float] | None = None
     ) -> dict[str, np.ndarray]:
         """Return what the model gives of one frame; `rounding` is of `proving.near_ties.other_rounding`."""
-        given, made = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
-        np.savez(given, **arrays)
-        request = dict(input=str(given), output=str(made), rounding=rounding)
+        inputs, outputs = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
+        np.savez(inputs, **arrays)
+        request = dict(input=str(inputs), output=str(outputs), rounding=rounding)
         print(json.dumps(request), file=self.process.stdin, flush=True)
         self.operators = self._answer()['operators']
-        with np.load(made) as outputs:
-            return dict(outputs)
+        with np.load(outputs) as results:
+            return dict(results)
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
@@ -221,7 +229,7 @@ def _end(process: subprocess.Popen, folder: tempfile.TemporaryDirectory) -> None
 class ForkReference(Reference):
     """The repository's own model through its own test path, in a process of its own.
 
-    `model` is this package's implementation with the same weights: it says which sensors there are and refuses
+    `model` is this package's implementation with the same weights: it states which sensors there are, refuses
     frames, and computes the tables that follow from the repository's cells.
     """
 
@@ -245,12 +253,12 @@ class ForkReference(Reference):
         arrays['points'] = frame.points if cloud is None else cloud[0].cpu().numpy()
         if images is not None:
             arrays['images'] = images[0].cpu().numpy()
-        found = self.process.step(arrays, rounding)
-        outputs = {name: found[name] for name in ('bev', 'depth', 'cells') if name in found}
+        results = self.process.step(arrays, rounding)
+        outputs = {name: results[name] for name in ('bev', 'depth', 'cells') if name in results}
         if 'cells' in outputs:
             tables = transform_of(self.model).pool_tables(torch.from_numpy(outputs['cells']))
             outputs |= {name: table.numpy() for name, table in zip(TABLES, tables, strict=True)}
-        boxes = {name: torch.from_numpy(found[key]) for name, key in NAMES.items()}
+        boxes = {name: torch.from_numpy(results[key]) for name, key in NAMES.items()}
         if self.process.facts['box_convention'] == '0.x':
             return StepResult(outputs, detections(boxes))
         order = boxes['scores'].argsort(descending=True, stable=True)
@@ -262,7 +270,7 @@ class ForkReference(Reference):
         facts, fork = self.process.facts, self.model.fork
         lines = [
             f'the reference is the code of {facts["root"]}, run by itself through its test path: '
-            f'{len(facts["classes"])} classes of its own, among them {_listed(facts["classes"])}',
+            f'{len(facts["classes"])} classes of its own, among them {_first_classes(facts["classes"])}',
             "the graphs are of mm2onnx's implementation of BEVFusion, with the weights of the checkpoint",
             f'its boxes are those of {CONVENTIONS[facts["box_convention"]]}; they were turned into those of '
             f'mmdet3d 1.x to be compared',
@@ -284,6 +292,7 @@ NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
 """What `detections` takes -> arrays of a step."""
 
 
-def _listed(classes: list[dict[str, str]], most: int = 4) -> str:
-    shown = [f'{one["name"]} ({one["file"]}, {one["sha256"][:12]})' for one in classes[:most]]
+def _first_classes(classes: list[dict[str, str]], most: int = 4) -> str:
+    """Return the first classes of a repository in words: name, file and the beginning of its hash."""
+    shown = [f'{entry["name"]} ({entry["file"]}, {entry["sha256"][:12]})' for entry in classes[:most]]
     return ', '.join(shown) + (', ...' if len(classes) > most else '')

@@ -98,7 +98,7 @@ class ForkModel:
             transform.dtransform.register_forward_pre_hook(keep_depth)
 
     def facts(self) -> dict[str, Any]:
-        """Return what a verdict says of this model: its code, the patches in force, the columns of its boxes."""
+        """Return whose code the model is, which patches are in force, and the columns of its boxes."""
         return dict(
             root=str(self.root),
             classes=[dict(name=name, file=file, sha256=digest) for name, file, digest in self._classes()],
@@ -141,7 +141,7 @@ class ForkModel:
         matrices = {name: matrices.get(name, torch.eye(4)[None]) for name in names}
         self.captured.clear()
         with torch.no_grad():
-            (found,) = self.model(
+            (results,) = self.model(
                 return_loss=False,
                 rescale=True,
                 img=data['images'][None] if 'images' in data else None,
@@ -151,13 +151,13 @@ class ForkModel:
                 **matrices,
             )
         boxes = dict(
-            boxes=found['boxes_3d'].tensor, scores=found['scores_3d'], labels=found['labels_3d'].long()
+            boxes=results['boxes_3d'].tensor, scores=results['scores_3d'], labels=results['labels_3d'].long()
         )
         return {name: value.detach().numpy() for name, value in {**self.captured, **boxes}.items()}
 
 
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
-    """Return the cell `x * Y + y` (N, D, h, w) of each point of the frustum (1, N, D, h, w, 3); X * Y outside."""
+    """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside."""
     places = ((geometry[0] - (transform.bx - transform.dx / 2.0)) / transform.dx).long()
     count = transform.nx.long()
     inside = ((places >= 0) & (places < count)).all(-1)
@@ -205,7 +205,7 @@ def box_convention() -> str:
 
 
 def _line_of(error: Exception) -> str:
-    """Return the file and line where an error was raised: the last line of the repository, if one is in it."""
+    """Return the file and line where an error was raised, of the repository where it has one."""
     frames = traceback.extract_tb(error.__traceback__)
     first = Path(os.environ.get('PYTHONPATH', '').partition(os.pathsep)[0]).resolve()
     last = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(first)] or frames
