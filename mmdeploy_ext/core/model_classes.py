@@ -56,14 +56,15 @@ def model_classes(model: Any) -> tuple[ModelClass, ...]:
         model: a `torch.nn.Module`.
     """
     found: dict[type, list[ModelClass]] = {}
-    for kind in _classes(model):
+    for kind in classes_of(model):
         for base in kind.__mro__:
             if base not in found:
                 found[base] = list(_described(base))
     return tuple(dict.fromkeys(entry for entries in found.values() for entry in entries))
 
 
-def _classes(model: Any) -> Iterator[type]:
+def classes_of(model: Any) -> Iterator[type]:
+    """Yield the classes of the modules of a model and of their attributes, each as often as it occurs."""
     for module in model.modules():
         yield type(module)
         for value in vars(module).values():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 DISTRIBUTIONS = {
@@ -221,3 +222,36 @@ def _decorated(function: Any) -> Callable[..., Any] | None:
         return None
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     return next((content for content in cells if hasattr(content, '__code__')), None)
+
+
+def sources_of_module(module: ModuleType) -> dict[str, SourceLines]:
+    """Return the functions, methods and classes of a Python module by qualified name.
+
+    The hash of a function counts those in it, that of a class not its methods; `<module>` is what is outside
+    of both, but for imports.
+    """
+    path = Path(str(module.__file__))
+    tree = ast.parse(path.read_bytes())
+    sources: dict[str, SourceLines] = {}
+
+    def add(name: str, node: Definition) -> None:
+        sources[name] = _lines(module.__name__, path, node)
+
+    def collect(body: list[ast.stmt], prefix: str) -> list[ast.stmt]:
+        """Add the definitions of a body; return its other statements."""
+        rest = []
+        for statement in body:
+            if isinstance(statement, ast.ClassDef):
+                name = f'{prefix}{statement.name}'
+                statement.body = collect(statement.body, f'{name}.')
+                add(name, statement)
+            elif isinstance(statement, Definition):
+                add(f'{prefix}{statement.name}', statement)
+            elif not isinstance(statement, ast.Import | ast.ImportFrom):
+                rest.append(statement)
+        return rest
+
+    tree.body = collect(tree.body, '')
+    digest = code_sha256(tree)
+    sources['<module>'] = SourceLines(_relative(module.__name__, path), 0, 0, digest)
+    return sources

@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.core.config import load_config, test_pipeline
 from mmdeploy_ext.core.errors import EngineError, UsageError
 from mmdeploy_ext.core.files import sha256_file
-from mmdeploy_ext.core.model_classes import ModelClass, model_classes
+from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.core.printable import shortened
 from mmdeploy_ext.exporting.exporter import check_operators, check_opset, default_group_norm, default_opset
 from mmdeploy_ext.families.base import DETECTOR, Family, find_family
@@ -76,7 +76,7 @@ class Deployment:
     @functools.cached_property
     def model_classes(self) -> tuple[ModelClass, ...]:
         """The classes of the model that no installed library has."""
-        return model_classes(self.model)
+        return self.family.model_classes(self.model)
 
     @functools.cached_property
     def differing_methods(self) -> list[DifferingMethod]:

@@ -17,6 +17,7 @@ from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.core.library_copies import without_older_copies
+from mmdeploy_ext.core.model_classes import ModelClass, model_classes
 from mmdeploy_ext.families.building import has_head, head_of
 from mmdeploy_ext.families.nearest import refusal
 from mmdeploy_ext.families.replaced import (
@@ -215,6 +216,10 @@ class Family(abc.ABC):
     def num_classes(self, model: torch.nn.Module) -> int:
         """Return how many classes the model tells apart: of its head, or its own if it has none."""
         return int((head_of(model) if has_head(model) else model).num_classes)
+
+    def model_classes(self, model: torch.nn.Module) -> tuple[ModelClass, ...]:
+        """Return the classes of a model that no installed library has: the user's, and ours."""
+        return model_classes(model)
 
     def replaced(self, model: torch.nn.Module) -> Iterable[Replaced]:
         """Return the methods of a live model that the graphs compute by themselves.

@@ -14,8 +14,10 @@ from mmdeploy_ext.contract.option import Options
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
 from mmdeploy_ext.contract.stages import Graph
 from mmdeploy_ext.core.errors import CheckpointError, ConfigError
+from mmdeploy_ext.core.model_classes import ModelClass
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.bevfusion import autoware, cuda_graphs
+from mmdeploy_ext.families.bevfusion.followed_code import differing_code
 from mmdeploy_ext.families.bevfusion.fork import Fork, ForkReference, adapt
 from mmdeploy_ext.families.bevfusion.graphs import graphs, postprocess_facts
 from mmdeploy_ext.families.bevfusion.head_limits import heads_with_other_limits
@@ -37,6 +39,7 @@ from mmdeploy_ext.families.parts.info_files import generated_dataset
 from mmdeploy_ext.families.parts.samples import arrays
 from mmdeploy_ext.families.parts.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.parts.special_frames import changed_rigs, plain_moment
+from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.models.bevfusion.fusion import SENSORS, check_parts
 from mmdeploy_ext.preprocess.fusion import FusionRule
@@ -152,6 +155,17 @@ class BEVFusionFamily(SequenceFamily):
     def companions(self, model: nn.Module, options: Options) -> Mapping[str, str]:
         """See `Family.companions`."""
         return autoware.companions(model, model.CLASSES) if options.contract == AUTOWARE else {}
+
+    def model_classes(self, model: nn.Module) -> tuple[ModelClass, ...]:
+        """Return the classes of a repository, which are the reference, before those of the graphs."""
+        classes = super().model_classes(model)
+        if not model.fork:
+            return classes
+        return *(ModelClass(**entry) for entry in model.fork.process.facts['classes']), *classes
+
+    def differing_methods(self, model: nn.Module) -> list[DifferingMethod]:
+        """Return the functions of a repository that are other ones than the graphs follow."""
+        return differing_code(model.fork.process.facts['sources']) if model.fork else []
 
     def reference(self, model: nn.Module) -> Stepper:
         """Return the model as a stepper; a repository with a copy of mmdet3d runs its own code."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import pickle
@@ -73,6 +74,14 @@ class Fork:
     root: str
     cfg: dict[str, Any]
     checkpoint: str = ''
+
+    @functools.cached_property
+    def process(self) -> ForkProcess:
+        """The process that runs the model, started where it is first needed."""
+        return ForkProcess(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fork:
+        return self
 
 
 def root_of(filename: str) -> Path | None:
@@ -185,7 +194,7 @@ class ForkProcess:
         self.folder = tempfile.TemporaryDirectory(prefix='mm2onnx_fork_')
         self.operators: list[str] = []
         job = Path(self.folder.name, 'job.pkl')
-        job.write_bytes(pickle.dumps(dataclasses.asdict(fork)))
+        job.write_bytes(pickle.dumps(dict(root=fork.root, cfg=fork.cfg, checkpoint=fork.checkpoint)))
         paths = [fork.root, str(Path(mmdeploy_ext.__file__).parents[1]), os.environ.get('PYTHONPATH', '')]
         self.process = subprocess.Popen(
             [sys.executable, '-W', 'ignore', '-m', PROGRAM, str(job)],
@@ -235,7 +244,7 @@ class ForkReference(Reference):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model)
-        self.process = ForkProcess(model.fork)
+        self.process = model.fork.process
 
     def step(self, frame: FusedFrame) -> StepResult:
         """Run one frame."""
@@ -269,9 +278,8 @@ class ForkReference(Reference):
         """What a reader of a proof has to know of this reference."""
         facts, fork = self.process.facts, self.model.fork
         lines = [
-            f'the reference is the code of {facts["root"]}, run by itself through its test path: '
-            f'{len(facts["classes"])} classes of its own, among them {_first_classes(facts["classes"])}',
-            "the graphs are of mm2onnx's implementation of BEVFusion, with the weights of the checkpoint",
+            f'the reference is the code of {facts["root"]}, through its test path, in a process of its own; '
+            f'the graphs are of our implementation with the same weights',
             f'its boxes are those of {CONVENTIONS[facts["box_convention"]]}; they were turned into those of '
             f'mmdet3d 1.x to be compared',
             *(f'patched in the reference: {patch["name"]}: {patch["reason"]}' for patch in facts['patches']),
@@ -290,9 +298,3 @@ class ForkReference(Reference):
 
 NAMES = dict(bboxes='boxes', scores='scores', labels='labels')
 """What `detections` takes -> arrays of a step."""
-
-
-def _first_classes(classes: list[dict[str, str]], most: int = 4) -> str:
-    """Return the first classes of a repository in words: name, file and the beginning of its hash."""
-    shown = [f'{entry["name"]} ({entry["file"]}, {entry["sha256"][:12]})' for entry in classes[:most]]
-    return ', '.join(shown) + (', ...' if len(classes) > most else '')

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import inspect
 import json
 import os
 import pickle
@@ -20,12 +18,15 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.compat.vendored_mmdet3d import called, stand_in_for_operators
+from mmdeploy_ext.core.model_classes import classes_of, model_classes
+from mmdeploy_ext.core.source_code import sources_of_module
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 
 compat.apply()
@@ -43,7 +44,7 @@ class ForkModel:
     Args:
         root: of the repository.
         cfg: the config as `tools/test.py` of the repository reads it.
-        checkpoint: path of the weights, whose names have to be those of the model.
+        checkpoint: path of the weights, whose names have to be those of the model; '' loads none.
     """
 
     def __init__(self, root: str, cfg: Mapping[str, Any], checkpoint: str) -> None:
@@ -62,11 +63,12 @@ class ForkModel:
         if camera:
             camera.backbone.init_cfg = None  # the weights that training starts from; the checkpoint has all
         self.model = build_model(cfg.model, test_cfg=cfg.get('test_cfg')).eval()
-        content = torch.load(checkpoint, map_location='cpu', weights_only=True)
-        weights = {
-            name.removeprefix('module.'): value for name, value in content.get('state_dict', content).items()
-        }
-        self.model.load_state_dict(weights)
+        if checkpoint:
+            content = torch.load(checkpoint, map_location='cpu', weights_only=True)
+            weights = content.get('state_dict', content)
+            self.model.load_state_dict(
+                {name.removeprefix('module.'): value for name, value in weights.items()}
+            )
         self.captured: dict[str, torch.Tensor] = {}
         self._watch()
 
@@ -99,33 +101,38 @@ class ForkModel:
 
     def facts(self) -> dict[str, Any]:
         """Return whose code the model is, which patches are in force, and the columns of its boxes."""
+        patches = [patch for patch in compat.effective() if patch.modules[0].startswith('mmdet3d.')]
         return dict(
             root=str(self.root),
-            classes=[dict(name=name, file=file, sha256=digest) for name, file, digest in self._classes()],
-            patches=[
-                dict(name=patch.name, reason=patch.reason)
-                for patch in compat.effective()
-                if self._is_for(patch)
-            ],
+            classes=[entry.to_json() for entry in model_classes(self.model)],
+            sources=dict(self._sources()),
+            patches=[dict(name=patch.name, reason=patch.reason) for patch in patches],
             box_convention=box_convention(),
         )
 
-    @staticmethod
-    def _is_for(patch: Any) -> bool:
-        return all(module.startswith('mmdet3d.') for module in patch.modules)
+    def _sources(self) -> Iterator[tuple[str, dict[str, tuple[str, int, int]]]]:
+        """Yield file and definitions of each module of the repository that the code of the model reaches.
 
-    def _classes(self) -> Iterator[tuple[str, str, str]]:
-        """Yield name, file and SHA-256 of the file of each class of the model that the repository defines."""
-        kinds: dict[type, None] = {}
-        for module in self.model.modules():
-            for value in (module, *vars(module).values()):
-                kinds.update(dict.fromkeys(type(value).__mro__))
-        for kind in kinds:
-            with contextlib.suppress(TypeError, OSError):
-                file = Path(inspect.getfile(kind)).resolve()
-                if file.is_relative_to(self.root):
-                    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-                    yield kind.__qualname__, file.relative_to(self.root).as_posix(), digest
+        These are the modules of its classes, and those of what they import by name.
+        """
+        waiting = [sys.modules.get(kind.__module__) for kind in classes_of(self.model)]
+        modules: dict[str, ModuleType] = {}
+        while waiting:
+            module = waiting.pop()
+            if module is None or module.__name__ in modules or not self._has(module):
+                continue
+            modules[module.__name__] = module
+            for value in vars(module).values():
+                name = getattr(value, '__module__', None) if callable(value) else None
+                waiting.append(value if isinstance(value, ModuleType) else sys.modules.get(str(name)))
+        for _, module in sorted(modules.items()):
+            sources = sources_of_module(module)
+            file = sources['<module>'].file
+            yield file, {name: (entry.sha256, entry.first, entry.last) for name, entry in sources.items()}
+
+    def _has(self, module: ModuleType) -> bool:
+        file = getattr(module, '__file__', None)
+        return bool(file) and Path(file).suffix == '.py' and Path(file).resolve().is_relative_to(self.root)
 
     def step(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return boxes as the model has them, scores and labels of one frame, and what `_watch` keeps."""
