@@ -32,7 +32,12 @@ from mmdeploy_ext.families.bevfusion.samples import (
     moments,
     result,
 )
-from mmdeploy_ext.families.bevfusion.synthetic import NEARER, synthetic_outputs, values_of_boxes
+from mmdeploy_ext.families.bevfusion.synthetic import (
+    NEARER,
+    boxes_of_all_sizes,
+    synthetic_outputs,
+    values_of_boxes,
+)
 from mmdeploy_ext.families.building import build_without_weights
 from mmdeploy_ext.families.parts.generated import crowded
 from mmdeploy_ext.families.parts.info_files import generated_dataset
@@ -131,6 +136,8 @@ class BEVFusionFamily(SequenceFamily):
         if 'boxes' in names:
             queries = int(next(tensor for tensor in spec.outputs if tensor.name == 'boxes').axes[0])
             yield from synthetic_outputs(nms, self.num_classes(model), queries)
+            if model.fork and nms is None:
+                yield 'boxes of all sizes and scores', boxes_of_all_sizes(self.num_classes(model), queries)
             return
         for title, outputs in synthetic_outputs(nms, self.num_classes(model), queries, NEARER):
             given = outputs, head.bbox_coder, self.num_classes(model)

@@ -1,9 +1,9 @@
 """The code of mit-han-lab/bevfusion that this package's implementation follows, by hashes.
 
-    python -m mmdeploy_ext.families.bevfusion.followed_code CONFIG...
+    python -m mmdeploy_ext.families.bevfusion.followed_code VERSION CONFIG...
 
-adds to the table the code of the repository in the working directory, by models of its configs. Where a
-function or class of a repository is another one, a verdict says so, and inputs decide.
+adds to the table a version of the repository, which is in the working directory, by the code of models of its
+configs. Where a function or class of a repository is another one, a verdict says so, and inputs decide.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.replaced import DIGITS, DifferingMethod
 
 TABLE = Path(__file__).with_name('followed_code.json')
-"""File of a repository -> qualified name -> first digits of the hashes of its versions."""
-UPSTREAM = 'mit-han-lab/bevfusion'
+"""Version of mit-han-lab/bevfusion -> file -> qualified name -> first digits of its hash."""
 OF_TRAINING = (
     *('loss', 'get_targets', 'get_targets_single', 'encode', 'backward', 'init_weights'),
     *('train_step', 'val_step', '_parse_losses'),
@@ -31,38 +30,41 @@ Sources = Mapping[str, Mapping[str, tuple[str, int, int]]]
 
 
 def differing_code(sources: Sources) -> list[DifferingMethod]:
-    """Return the functions and classes of a repository that are other ones than those of the table."""
+    """Return the functions and classes of a repository that are other ones than those of the nearest version."""
     table = json.loads(TABLE.read_text(encoding='utf-8'))
-    return [method for file, names in sources.items() for method in _differing(file, names, table.get(file))]
+    versions = (list(_differing(sources, version, followed)) for version, followed in table.items())
+    return min(versions, key=len)
 
 
 def _differing(
-    file: str, names: Mapping[str, tuple[str, int, int]], followed: Mapping[str, Sequence[str]] | None
+    sources: Sources, version: str, followed: Mapping[str, Mapping[str, str]]
 ) -> Iterator[DifferingMethod]:
-    if followed is None:
-        yield DifferingMethod(file, file, 1, max(last for _, _, last in names.values()), UPSTREAM)
-        return
-    for name in dict.fromkeys([*names, *followed]):
-        digest, first, last = names.get(name, ('', 0, 0))
-        if name.rpartition('.')[2] in OF_TRAINING or digest[:DIGITS] in followed.get(name, ()):
+    upstream = f'mit-han-lab/bevfusion {version}'
+    for file, names in sources.items():
+        if file not in followed:
+            lines = max(last for _, _, last in names.values())
+            yield DifferingMethod(file, file, 1, lines, upstream)
             continue
-        title = f'{file}: {name}' if name == '<module>' else name
-        yield DifferingMethod(title, file if digest else '', first, last, UPSTREAM)
+        for name in dict.fromkeys([*names, *followed[file]]):
+            digest, first, last = names.get(name, ('', 0, 0))
+            if name.rpartition('.')[2] in OF_TRAINING or digest[:DIGITS] == followed[file].get(name):
+                continue
+            title = f'{file}: {name}' if name == '<module>' else name
+            yield DifferingMethod(title, file if digest else '', first, last, upstream)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Add the code of models to the table."""
+    """Add a version of the repository to the table."""
     from mmdeploy_ext.families.bevfusion.fork import Fork, ForkProcess, root_of
 
+    version, *configs = sys.argv[1:] if argv is None else argv
     table: dict[str, Any] = json.loads(TABLE.read_text(encoding='utf-8')) if TABLE.is_file() else {}
-    for config in sys.argv[1:] if argv is None else argv:
+    files = table.setdefault(version, {})
+    for config in configs:
         cfg = load_config(config)
         process = ForkProcess(Fork(str(root_of(config)), cfg._cfg_dict.to_dict()))
         for file, names in process.facts['sources'].items():
-            for name, (digest, _, _) in names.items():
-                hashes = table.setdefault(file, {}).setdefault(name, [])
-                if digest[:DIGITS] not in hashes:
-                    hashes.append(digest[:DIGITS])
+            files[file] = {name: digest[:DIGITS] for name, (digest, _, _) in names.items()}
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + '\n', encoding='utf-8')
     return 0
 

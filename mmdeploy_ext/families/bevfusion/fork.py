@@ -30,6 +30,7 @@ from mmdeploy_ext.families.bevfusion.cuda_graphs import transform_of
 from mmdeploy_ext.families.bevfusion.graphs import TABLES
 from mmdeploy_ext.families.bevfusion.reference import Reference, detections
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
+from mmdeploy_ext.families.bevfusion.synthetic import values_of_boxes
 from mmdeploy_ext.proving.near_ties import DRAWS, ROUNDING
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
@@ -206,13 +207,16 @@ class ForkProcess:
         self.close = weakref.finalize(self, _end, self.process, self.folder)
         self.facts = self._answer()
 
-    def step(
-        self, arrays: Mapping[str, np.ndarray], rounding: tuple[int, float] | None = None
+    def call(
+        self, method: str, arrays: Mapping[str, np.ndarray], rounding: tuple[int, float] | None = None
     ) -> dict[str, np.ndarray]:
-        """Return what the model gives of one frame; `rounding` is of `proving.near_ties.other_rounding`."""
+        """Return what a method of `fork_process.ForkModel` makes of arrays.
+
+        `rounding` is of `proving.near_ties.other_rounding`, which the model's layers get for this call.
+        """
         inputs, outputs = (Path(self.folder.name, name) for name in ('input.npz', 'output.npz'))
         np.savez(inputs, **arrays)
-        request = dict(input=str(inputs), output=str(outputs), rounding=rounding)
+        request = dict(method=method, input=str(inputs), output=str(outputs), rounding=rounding)
         print(json.dumps(request), file=self.process.stdin, flush=True)
         self.operators = self._answer()['operators']
         with np.load(outputs) as results:
@@ -262,16 +266,27 @@ class ForkReference(Reference):
         arrays['points'] = frame.points if cloud is None else cloud[0].cpu().numpy()
         if images is not None:
             arrays['images'] = images[0].cpu().numpy()
-        results = self.process.step(arrays, rounding)
+        results = self.process.call('step', arrays, rounding)
         outputs = {name: results[name] for name in ('bev', 'depth', 'cells') if name in results}
         if 'cells' in outputs:
             tables = transform_of(self.model).pool_tables(torch.from_numpy(outputs['cells']))
             outputs |= {name: table.numpy() for name, table in zip(TABLES, tables, strict=True)}
+        return StepResult(outputs, self._detections(results))
+
+    def boxes_of(self, outputs: Mapping[str, np.ndarray]) -> Detections3D:
+        """Return what the repository's head makes of queries whose boxes are outputs of the frame's graph."""
+        head = self.model.heads['object']
+        if 'boxes' not in outputs or not hasattr(head, 'prediction_heads'):
+            return super().boxes_of(outputs)
+        values = values_of_boxes(outputs, head.bbox_coder, head.num_classes, of_node=False)
+        return self._detections(self.process.call('boxes_of', values))
+
+    def _detections(self, results: Mapping[str, np.ndarray]) -> Detections3D:
         boxes = {name: torch.from_numpy(results[key]) for name, key in NAMES.items()}
         if self.process.facts['box_convention'] == '0.x':
-            return StepResult(outputs, detections(boxes))
+            return detections(boxes)
         order = boxes['scores'].argsort(descending=True, stable=True)
-        return StepResult(outputs, Detections3D(*(boxes[name][order].numpy() for name in NAMES)))
+        return Detections3D(*(boxes[name][order].numpy() for name in NAMES))
 
     @property
     def notes(self) -> list[str]:

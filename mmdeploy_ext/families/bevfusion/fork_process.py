@@ -162,6 +162,25 @@ class ForkModel:
         )
         return {name: value.detach().numpy() for name, value in {**self.captured, **boxes}.items()}
 
+    def boxes_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return boxes, scores and labels that the head makes of the values of its queries.
+
+        These are `score` (1, K, Q) probabilities, `reg` (1, 2, Q) cells, `height`, `dim`, `rot` and `vel`
+        (1, ., Q) as the head predicts them.
+        """
+        from mmdet3d.core import LiDARInstance3DBoxes
+
+        head = self.model.heads['object']
+        values = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        values['center'], score = values.pop('reg'), values.pop('score')
+        head.query_labels = score.argmax(1)
+        values.update(heatmap=score.double().logit(), query_heatmap_score=torch.ones_like(score))
+        with torch.no_grad():
+            ((boxes, scores, labels),) = head.get_bboxes(
+                ([values],), [dict(box_type_3d=LiDARInstance3DBoxes)]
+            )
+        return dict(boxes=boxes.tensor.numpy(), scores=scores.float().numpy(), labels=labels.long().numpy())
+
 
 def cells_of(geometry: torch.Tensor, transform: torch.nn.Module) -> torch.Tensor:
     """Return the cell `x * Y + y` (N, D, h, w) of points (1, N, D, h, w, 3) of a frustum; X * Y outside."""
@@ -220,13 +239,13 @@ def _line_of(error: Exception) -> str:
 
 
 def run(fork: ForkModel, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer one request: a step, with the outputs of layers changed by rounding where it says so."""
+    """Answer one request: `method` of the model, with other `rounding` where the request has one."""
     from mmdeploy_ext.proving.near_ties import other_rounding
 
     with np.load(request['input']) as arrays, contextlib.ExitStack() as stack:
         if request.get('rounding'):
             stack.enter_context(other_rounding(fork.model, *request['rounding']))
-        np.savez(request['output'], **fork.step(dict(arrays)))
+        np.savez(request['output'], **getattr(fork, request['method'])(dict(arrays)))
     return dict(operators=list(called))
 
 

@@ -20,6 +20,10 @@ NEARER = 5
 """The same of boxes that have to be in the range of a coder."""
 ABOVE_M = 1e3
 """How far above others boxes are that a coder drops, metres."""
+SIZES_M = 0.2, 15.0
+"""Sides of boxes of all sizes, from a cone to a long bus."""
+SCORES = 0.02, 0.99
+"""Of boxes of all sizes."""
 OTHER_SIZE_M = 1.0
 """Side of boxes that nothing suppresses."""
 
@@ -43,6 +47,22 @@ def synthetic_outputs(
         labels = np.full(count, group['classes'][-1])
         yield f'boxes of class {labels[0]} alone', _boxes(groups, labels, 1, rng)
         yield f'boxes of class {labels[0]} far apart', _boxes(groups, labels, apart, rng)
+
+
+def boxes_of_all_sizes(classes: int, count: int) -> dict[str, np.ndarray]:
+    """Return outputs of the frame's graph: boxes of all sizes, headings, classes and scores, none dropped."""
+    rng = np.random.default_rng(1)
+    boxes = np.zeros((count, 9))
+    boxes[:, :2] = rng.uniform(-NEARER, NEARER, (count, 2))
+    boxes[:, 2] = rng.uniform(-2, 1, count)
+    boxes[:, 3:6] = np.exp(rng.uniform(*np.log(SIZES_M), (count, 3)))
+    boxes[:, 6] = rng.uniform(-3.0, 1.5, count)  # the same heading in both kinds of columns
+    boxes[:, 7:] = rng.uniform(-20, 20, (count, 2))
+    return dict(
+        boxes=boxes.astype(np.float32),
+        scores=rng.permutation(np.linspace(*SCORES, count)).astype(np.float32),
+        labels=np.resize(np.arange(classes), count),
+    )
 
 
 def values_of_boxes(
