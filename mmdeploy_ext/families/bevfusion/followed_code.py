@@ -30,7 +30,7 @@ Sources = Mapping[str, Mapping[str, tuple[str, int, int]]]
 
 
 def differing_code(sources: Sources) -> list[DifferingMethod]:
-    """Return the functions and classes of a repository that are other ones than those of the nearest version."""
+    """Return what functions and classes of a repository differ from those of the nearest version."""
     table = json.loads(TABLE.read_text(encoding='utf-8'))
     versions = (list(_differing(sources, version, followed)) for version, followed in table.items())
     return min(versions, key=len)

@@ -50,6 +50,7 @@ class ForkModel:
     def __init__(self, root: str, cfg: Mapping[str, Any], checkpoint: str) -> None:
         import mmdet3d
         from mmcv import ConfigDict
+        from mmcv.runner import load_checkpoint
         from mmdet3d.models import build_model
 
         self.root = Path(root).resolve()
@@ -64,11 +65,7 @@ class ForkModel:
             camera.backbone.init_cfg = None  # the weights that training starts from; the checkpoint has all
         self.model = build_model(cfg.model, test_cfg=cfg.get('test_cfg')).eval()
         if checkpoint:
-            content = torch.load(checkpoint, map_location='cpu', weights_only=True)
-            weights = content.get('state_dict', content)
-            self.model.load_state_dict(
-                {name.removeprefix('module.'): value for name, value in weights.items()}
-            )
+            load_checkpoint(self.model, checkpoint, map_location='cpu', strict=True)
         self.captured: dict[str, torch.Tensor] = {}
         self._watch()
 

@@ -1,0 +1,167 @@
+"""A repository with a copy of mmdet3d: its own code is the reference, in a process of its own."""
+
+import json
+
+import pytest
+
+import toy_bevfusion
+import toy_bevfusion_fork
+from mmdeploy_ext.core.config import load_config
+from mmdeploy_ext.core.errors import ConfigError, InferenceError
+from mmdeploy_ext.exporting import deployment as deploy
+from mmdeploy_ext.families.base import find_family
+from mmdeploy_ext.families.bevfusion import followed_code
+from mmdeploy_ext.families.replaced import DIGITS
+from mmdeploy_ext.proving.ladder import prove
+
+HEAD = 'mmdet3d/models/heads/bbox/transfusion.py'
+IN_SUITE = ('box scale',)
+"""Changes that are tried in every run; the others are of the matrix."""
+
+
+@pytest.fixture(scope='module')
+def repository(tmp_path_factory):
+    folder = toy_bevfusion_fork.repository(tmp_path_factory.mktemp('repository'))
+    return folder, *toy_bevfusion_fork.configured(folder)
+
+
+@pytest.fixture(scope='module')
+def toy(repository, tmp_path_factory):
+    _, config, checkpoint = repository
+    deployment = deploy.load(config, checkpoint)
+    return deployment, toy_bevfusion.export(deployment, tmp_path_factory.mktemp('files'))
+
+
+def proof_of(toy, root=None):
+    """Return the verdict on the files of the toy; `root` is of a repository whose code has changed."""
+    deployment, paths = toy
+    if root is not None:
+        deployment = deploy.load(deployment.config, deployment.checkpoint)
+        deployment.model.fork.root = str(root)
+    frames = list(deployment.family.generated_sweeps(deployment.rule, 1))
+    return prove(deployment, paths, frames)[0]
+
+
+@pytest.fixture(scope='module')
+def verdict(toy):
+    return proof_of(toy)
+
+
+def test_the_files_equal_what_the_code_of_the_repository_gives(verdict, repository):
+    assert verdict.passed, verdict.reasons
+    assert verdict.summary()['matched'] >= 30
+    assert verdict.preprocessing.passed
+    text = ' '.join(verdict.notes)
+    assert f'the reference is the code of {repository[0]}' in text
+    assert 'boxes are those of mmdet3d 1.x (columns l, w, h' in text
+
+
+def test_a_verdict_names_the_classes_of_the_repository_and_that_inputs_decide(verdict):
+    names = [(entry.name, entry.file, entry.ours) for entry in verdict.model_classes]
+    assert names[0] == ('BEVFusion', 'mmdet3d/models/fusion_models/bevfusion.py', False)
+    assert any(name == 'TransFusionHead' and ours for name, _, ours in names)
+    assert verdict.title.startswith('PROVEN ON ') and 'differs' in verdict.title
+    assert {method.file for method in verdict.differing_methods} >= {
+        'mmdet3d/models/fusion_models/bevfusion.py'
+    }
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        name if name in IN_SUITE else pytest.param(name, marks=pytest.mark.matrix)
+        for name in toy_bevfusion_fork.CHANGES
+    ],
+)
+def test_a_changed_line_of_the_repository_is_not_proven(toy, tmp_path, change):
+    verdict = proof_of(toy, toy_bevfusion_fork.repository(tmp_path, change))
+    assert not verdict.passed
+    assert any(not case.passed for case in verdict.cases)
+
+
+def test_the_config_is_put_into_the_terms_of_the_family(repository):
+    cfg = load_config(repository[1])
+    family = find_family(cfg)
+    assert cfg.model.encoders.lidar.backbone.type == 'BEVFusionSparseEncoder'
+    assert [step['type'] for step in cfg.data.test.pipeline] == [
+        'LoadPointsFromFile', 'LoadPointsFromMultiSweeps', 'PointsRangeFilter', 'DefaultFormatBundle3D',
+        'Collect3D',
+    ]  # fmt: skip
+    assert cfg.data.test.pipeline[0]['use_dim'] == [0, 1, 2, 3, 4]
+    rule = family.preprocess_rule(cfg)
+    assert (rule.sweeps, rule.load_dim) == (2, 5)
+    assert cfg.fork.root == str(repository[0])
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'model.encoders.lidar.voxelize_reduce': False}, 'voxelize_reduce=False'),
+        ({'data.test.pipeline.3.rot_lim': [0.0, 0.1]}, 'rot_lim'),
+        ({'data.test.pipeline.0.reduce_beams': 16}, 'reduce_beams=16'),
+        ({'data.test.pipeline.1.load_augmented': 'mvp'}, "load_augmented='?mvp"),
+    ],
+)
+def test_what_no_file_does_is_refused_by_its_key(repository, options, words):
+    with pytest.raises(ConfigError, match=words):
+        find_family(load_config(repository[1], options))
+
+
+def test_contracts_of_other_engines_are_refused(repository):
+    cfg = load_config(repository[1])
+    family = find_family(cfg)
+    with pytest.raises(ConfigError, match='--contract autoware'):
+        family.check(cfg, family.choose(opset=0, contract='autoware'))
+
+
+@pytest.mark.matrix
+def test_an_error_of_the_repository_is_said_with_its_line(toy, tmp_path):
+    root = toy_bevfusion_fork.repository(tmp_path)
+    path = root / 'mmdet3d/models/fusion_models/bevfusion.py'
+    path.write_text(
+        path.read_text().replace(
+            'encoders = copy', 'raise TypeError("no encoders")\n        encoders = copy', 1
+        )
+    )
+    deployment = deploy.load(toy[0].config, toy[0].checkpoint)
+    deployment.model.fork.root = str(root)
+    with pytest.raises(InferenceError, match=rf'TypeError: no encoders \({path}:\d+\)'):
+        deployment.family.reference(deployment.model)
+
+
+def digest(letter):
+    return letter * DIGITS
+
+
+def sources(**files):
+    """Return sources of files, given without .py: name of a function -> letter of its hash."""
+    return {
+        f'{file}.py': {name: (digest(letter), 1, 9) for name, letter in names.items()}
+        for file, names in files.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ('files', 'names'),
+    [
+        (dict(a=dict(f='a', g='b')), []),
+        (dict(a=dict(f='c')), []),
+        (dict(a=dict(f='c', loss='x')), []),
+        (dict(a=dict(f='c', h='x')), ['h']),
+        (dict(a=dict(f='x', g='b')), ['f']),
+        (dict(a=dict(g='b')), ['f']),
+        (dict(b=dict(f='a')), ['b.py']),
+    ],
+)
+def test_code_that_differs_is_named_by_the_nearest_version(monkeypatch, tmp_path, files, names):
+    table = tmp_path / 'table.json'
+    first = dict(f=digest('a'), g=digest('b'))
+    table.write_text(json.dumps({'1': {'a.py': first}, '2': {'a.py': dict(f=digest('c'))}}))
+    monkeypatch.setattr(followed_code, 'TABLE', table)
+    assert [method.name for method in followed_code.differing_code(sources(**files))] == names
+
+
+def test_the_table_has_the_versions_that_the_page_names():
+    table = json.loads(followed_code.TABLE.read_text())
+    assert sorted(table) == ['326653d', 'db75150']
+    assert all('TransFusionHead.get_bboxes' in files[HEAD] for files in table.values())
