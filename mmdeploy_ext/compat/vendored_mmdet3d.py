@@ -112,9 +112,9 @@ class AbsentPackage(ModuleType):
         return absent
 
 
-@patch('mmdet3d.models.backbones.radar_encoder', versions='mmdet3d of mit-han-lab/bevfusion 326653d')
-def bevfusion_without_flash_attention(module: ModuleType, execute: Execute) -> bool:
-    """Every model of BEVFusion imports flash_attn, which needs CUDA, for one encoder of radar points.
+@patch('mmdet3d.models.backbones.radar_encoder', versions='mmdet3d 0.17 with an encoder of radar')
+def mmdet3d_without_flash_attention(module: ModuleType, execute: Execute) -> bool:
+    """Every model imports flash_attn, which needs CUDA, for one encoder of radar points.
 
     It is there during the import alone; using it raises.
     """

@@ -85,9 +85,9 @@ class Fork:
         return self
 
 
-def root_of(filename: str) -> Path | None:
+def root_of(filename: str | None) -> Path | None:
     """Return the repository of a config: the working directory, or else the nearest folder above."""
-    folders = [Path.cwd(), *Path(filename).resolve().parents]
+    folders = [Path.cwd(), *(Path(filename).resolve().parents if filename else ())]
     return next((folder for folder in folders if (folder / MARK).is_dir()), None)
 
 
