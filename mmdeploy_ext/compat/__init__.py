@@ -12,12 +12,19 @@ It returns all the patches; `effective()` says later which of them had something
 """
 
 from mmdeploy_ext.compat import (  # noqa: F401 - they register
+    absent_packages,
     patches_mmcv,
     patches_mmdet,
     patches_spconv,
     patches_vendored,
 )
-from mmdeploy_ext.compat.import_hook import PATCHES
+from mmdeploy_ext.compat.import_hook import PATCHES, Patch
 
-apply, effective = PATCHES.apply, PATCHES.effective
+effective = PATCHES.effective
 numpy_checkpoint_globals, single_thread = patches_mmcv.numpy_checkpoint_globals, patches_spconv.single_thread
+
+
+def apply() -> list[Patch]:
+    """Make every patch happen when its module is imported; see `import_hook.Patches.apply`."""
+    absent_packages.offer()
+    return PATCHES.apply()

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.compat.flash_attention import use_plain_attention
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.unregistered import unregistered
 
@@ -74,7 +75,9 @@ def build_without_weights(
     try:
         with warnings.catch_warnings(), _without_progress():
             warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
-            return build(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+            model = build(model_cfg, test_cfg=cfg.get('test_cfg')).eval()
+            use_plain_attention(model)
+            return model
     except Exception as error:
         if NOT_REGISTERED in str(error) and (missing := unregistered(cfg)):
             raise ConfigError(f'{cfg.filename}: {missing}') from error

@@ -26,6 +26,7 @@ from mmdeploy_ext.families.parts.special_frames import changed_drive
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.streampetr import autoware
 from mmdeploy_ext.families.streampetr.graphs import graphs
+from mmdeploy_ext.families.streampetr.live import FOLLOWED, check_parts, is_ours, replaced
 from mmdeploy_ext.families.streampetr.reference import Reference
 from mmdeploy_ext.families.streampetr.runtime.model import StreamPetrOnnx
 from mmdeploy_ext.families.streampetr.samples import (
@@ -39,6 +40,7 @@ from mmdeploy_ext.families.streampetr.samples import (
 )
 from mmdeploy_ext.families.streampetr.spec import sizes
 from mmdeploy_ext.families.streampetr.synthetic import synthetic_outputs
+from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.preprocess.cameras import MultiViewRule, multiview_rule
 from mmdeploy_ext.runtime.frames import Frame, Stepper
 
@@ -103,6 +105,7 @@ class StreamPetrFamily(SequenceFamily):
     )
     bars_of = 'the deploy contract of R50 at 704x256 on a CPU, where the convolutions are most of the time'
     reference, memory_spec = staticmethod(Reference), staticmethod(memory_spec)
+    replaced, followed = staticmethod(replaced), FOLLOWED
     frame, result, moments = staticmethod(frame), staticmethod(result), staticmethod(moments)
     dump_tensors, dumped_frame = staticmethod(dump_tensors), staticmethod(dumped_frame)
 
@@ -127,6 +130,7 @@ class StreamPetrFamily(SequenceFamily):
         """See `Family.build`; the model keeps N, H, W of the config (`input_sizes`), and its `image_norm`."""
         _check_model(cfg.filename, cfg.model)
         model = build_without_weights(cfg, build_model, 'img_backbone')
+        check_parts(cfg.filename, model)
         rule = self.preprocess_rule(cfg)
         model.input_sizes = (rule.num_cameras, *rule.input_size)
         model.image_norm = rule.mean, rule.std, rule.to_rgb
@@ -143,6 +147,7 @@ class StreamPetrFamily(SequenceFamily):
 
     def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
         """Write moments of all cameras; the data set has no keys to collect, since it trains no model."""
+        catalogue.register('CustomNuScenesDataset')  # unless the user's plugin has
         found = generated_dataset(folder, cfg, 'CustomNuScenesDataset', views=rule)
         return dict(dict(collect_keys=[]), **found)
 
@@ -225,9 +230,9 @@ class StreamPetrFamily(SequenceFamily):
 
     def timed_methods(self, model: nn.Module) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceFamily.timed_methods`."""
-        return dict(
-            backbone=[(model, 'extract_img_feat')], embedding=[(model.pts_bbox_head, 'embed_positions')]
-        )
+        head = model.pts_bbox_head
+        embedding = 'embed_positions' if is_ours(head) else 'position_embeding'
+        return dict(backbone=[(model, 'extract_img_feat')], embedding=[(head, embedding)])
 
 
 @contextlib.contextmanager

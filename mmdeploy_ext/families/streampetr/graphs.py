@@ -17,6 +17,7 @@ from mmdeploy_ext.exporting.fold import fuse
 from mmdeploy_ext.exporting.same_bytes import SameBytes
 from mmdeploy_ext.families.parts.parts import OfModel
 from mmdeploy_ext.families.streampetr import spec
+from mmdeploy_ext.families.streampetr.live import steps_of
 from mmdeploy_ext.models.streampetr.memory import Memory
 
 
@@ -30,7 +31,7 @@ def _constants(model: nn.Module, compute: Callable[[nn.Module], Sequence[Tensor]
 
 def _keep_frustum(module: OfModel, cameras: int, height: int, width: int) -> None:
     """Compute the image points of the tokens once: a constant of the image size."""
-    (frustum,) = _constants(module.model, lambda head: [head.frustum((height, width), cameras)])
+    (frustum,) = _constants(module.model, lambda head: [steps_of(head).frustum((height, width), cameras)])
     module.register_buffer('frustum', frustum, persistent=False)
 
 
@@ -52,8 +53,9 @@ class PositionEmbedding(OfModel):
 
     def forward(self, img2lidar: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
         """Return pos_embed (1, T, C) and cone (1, T, 8) of img2lidar and intrinsics (1, N, 4, 4)."""
-        focal = self.model.pts_bbox_head.focal_per_token(intrinsics, self.tokens_per_camera)
-        return self.model.pts_bbox_head.position_embedding(img2lidar, focal, self.frustum)
+        steps = steps_of(self.model.pts_bbox_head)
+        focal = steps.focal_per_token(intrinsics, self.tokens_per_camera)
+        return steps.position_embedding(img2lidar, focal, self.frustum)
 
 
 class _Head(OfModel):
@@ -62,14 +64,14 @@ class _Head(OfModel):
     def __init__(self, model: nn.Module, all_layers: bool) -> None:
         super().__init__(model)
         self.all_layers = all_layers
-        queries = _constants(model, lambda head: head.learned_queries())
+        queries = _constants(model, lambda head: steps_of(head).learned_queries())
         for name, rows in zip(('tgt', 'query_pos', 'query_points'), queries, strict=True):
             self.register_buffer(name, rows, persistent=False)
 
     def step(self, *args: Tensor | Memory) -> tuple[dict[str, Tensor], Memory, Memory]:
-        """Run `StreamPETRHead.step`; its arguments up to `prev_exists`."""
+        """Run `FrameSteps.step`; its arguments up to `prev_exists`."""
         queries = (self.tgt, self.query_pos, self.query_points)
-        return self.model.pts_bbox_head.step(*args, queries=queries, all_layers=self.all_layers)
+        return steps_of(self.model.pts_bbox_head).step(*args, queries=queries, all_layers=self.all_layers)
 
 
 class PtsHeadMemory(_Head):
@@ -124,9 +126,9 @@ class Fork(_Head):
         Returned are all_cls_scores, all_bbox_preds; of the memory that the frame used embedding, age,
         egopose, ref_point and velo; outs_dec of the last layer.
         """
-        head = self.model.pts_bbox_head
+        steps = steps_of(self.model.pts_bbox_head)
         features = self.model.extract_img_feat(img.unsqueeze(0))
-        pos_embed, cone = head.position_embedding(img2lidar, intrinsic, self.frustum)
+        pos_embed, cone = steps.position_embedding(img2lidar, intrinsic, self.frustum)
         state = Memory(embedding, ref_point, age, egopose, velo)
         # the fork's caller, or `Fork10`, has made ages of the times
         no_time = torch.zeros_like(prev_exists)

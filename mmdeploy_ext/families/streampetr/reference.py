@@ -12,6 +12,7 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 
 from mmdeploy_ext.core.taps import collect_taps, tap
 from mmdeploy_ext.families.parts.samples import detections
+from mmdeploy_ext.families.streampetr.live import memory_of, set_memory, tap_geometry, tapped
 from mmdeploy_ext.families.streampetr.runtime import checks
 from mmdeploy_ext.families.streampetr.runtime.state import FIELDS, to_global, to_local
 from mmdeploy_ext.models.streampetr.memory import Memory
@@ -36,9 +37,10 @@ class Reference:
     @property
     def state(self) -> StreamState | None:
         """See `Stepper.state`; converted from the head's global memory in float64."""
-        if self.head.memory is None or self._last is None:
+        rows = memory_of(self.head)
+        if rows is None or self._last is None:
             return None
-        memory = {name: rows.cpu().numpy() for name, rows in self.head.memory._asdict().items()}
+        memory = {name: tensor.cpu().numpy() for name, tensor in rows._asdict().items()}
         pose, time = self._last.ego_pose, self._last.timestamp_s
         return StreamState(to_local(memory, pose, time), pose, time, self._last.scene_token)
 
@@ -48,7 +50,8 @@ class Reference:
         if state is None:
             return
         memory = to_global(state.tensors, state.ego_pose, state.timestamp_s)
-        self.head.memory = Memory(*(torch.from_numpy(memory[field]).to(self.device) for field in FIELDS))
+        rows = Memory(*(torch.from_numpy(memory[field]).to(self.device) for field in FIELDS))
+        set_memory(self.head, rows)
         self.model.prev_scene_token = state.scene_token
         self._last = state
 
@@ -74,12 +77,11 @@ class Reference:
         checks.check_calibration(Calibration(frame.lidar2img, frame.intrinsics), len(frame.images))
         checks.check_pose(frame.ego_pose)
         checks.check_time(frame.timestamp_s)
-        with torch.no_grad(), collect_taps() as taps:
+        with torch.no_grad(), collect_taps() as taps, tapped(self.model):
             results = self.model(return_loss=False, rescale=True, **self._data(frame))
-        taps.update(
-            (name, torch.from_numpy(np.asarray(value, np.float32))[None])
-            for name, value in (('lidar2img', frame.lidar2img), ('intrinsics', frame.intrinsics))
-        )
+            rig = [self._tensor(matrices)[None] for matrices in (frame.lidar2img, frame.intrinsics)]
+            tap_geometry(self.model, *rig, self._tensor(frame.images))
+        taps.update(zip(('lidar2img', 'intrinsics'), rig, strict=True))
         for name, value in taps.items():
             tap(name, value)  # for `collect_taps` around this step
         self._last = StreamState({}, frame.ego_pose, frame.timestamp_s, frame.scene_token)

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.families.parts.samples import check_dumped, check_given, only, result
+from mmdeploy_ext.families.streampetr.live import steps_of
 from mmdeploy_ext.families.streampetr.runtime.model import moment
 from mmdeploy_ext.preprocess.cameras import MultiViewRule
 from mmdeploy_ext.runtime.frames import Frame
@@ -75,7 +76,7 @@ def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str
     DataError.
     """
     with torch.no_grad():
-        tgt, query_pos, _ = model.pts_bbox_head.learned_queries()
+        tgt, query_pos, _ = steps_of(model.pts_bbox_head).learned_queries()
     found = dict(tgt=tgt, query_pos=query_pos) | dict(taps)
     missing = [name for name in DUMP_NAMES if name not in found]
     if missing:

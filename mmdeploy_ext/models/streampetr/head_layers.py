@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmcv.cnn import Linear, bias_init_with_prob
+from mmcv.runner import BaseModule
 from mmdet.core import build_assigner, build_bbox_coder, build_sampler
 from mmdet.models import build_loss
 from mmdet.models.utils import NormedLinear, build_transformer
@@ -61,7 +62,7 @@ class SELayer(nn.Module):
         return features * self.conv_expand(self.conv_reduce(gating).relu()).sigmoid()
 
 
-class HeadLayers(FrameSteps):
+class HeadLayers(FrameSteps, BaseModule):
     """The layers of a `StreamPETRHead`, which documents the arguments; no frame is run here."""
 
     _version = 2

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from mmcv.runner import BaseModule
 from mmdet.models.utils.transformer import inverse_sigmoid
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmdeploy_ext.core.taps import tap
 from mmdeploy_ext.exporting.same_bytes import power
@@ -62,7 +61,7 @@ def motion_code(velo: Tensor, age: Tensor, egopose: Tensor) -> Tensor:
     return nerf_encoding(torch.cat([velo, age, egopose[..., :3, :].flatten(-2)], dim=-1))
 
 
-class FrameSteps(BaseModule):
+class FrameSteps:
     """What the head does in a frame; `StreamPETRHead` builds the layers that this uses."""
 
     def token_centers(self, pad_shape: Sequence[int], num_cameras: int = 6) -> Tensor:
@@ -154,25 +153,35 @@ class FrameSteps(BaseModule):
         fed, kept = zip(*(self._split_propagated(rows) for rows in (content, position, points)), strict=True)
         queries = [rows.expand(points.shape[0], -1, -1) for rows in queries or self.learned_queries()]
         tgt, query_pos, reference = (torch.cat(rows, dim=1) for rows in zip(queries, fed, strict=True))
-        outs_dec = self.transformer(tgt, query_pos, tokens, tokens_pos, kept[0], kept[1], attn_mask)
+        outs_dec = self.run_transformer(tgt, query_pos, tokens, tokens_pos, kept[0], kept[1], attn_mask)
+        first_layer = 0
         if not all_layers:
+            first_layer = len(outs_dec) - 1
             outs_dec = outs_dec[-1:]
         if not torch.onnx.is_in_onnx_export():
             outs_dec = torch.nan_to_num(outs_dec)
-        return outs_dec, *self.predict(outs_dec, reference)
+        return outs_dec, *self.predict(outs_dec, reference, first_layer)
+
+    def run_transformer(self, *args: Tensor | None) -> Tensor:
+        """Return the outputs (L, B, Q, C) of the decoder; the arguments are those of our transformer."""
+        return self.transformer(*args)
 
     def _split_propagated(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows[:, : self.num_propagated], rows[:, self.num_propagated :]
 
-    def predict(self, outs_dec: Tensor, reference_points: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, outs_dec: Tensor, reference_points: Tensor, first_layer: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Return logits (L, B, Q, K) and box codes (L, B, Q, 10) of decoder outputs (L, B, Q, C).
 
-        Every layer's centre is an offset to the same `reference_points` (B, Q, 3).
+        Every layer's centre is an offset to the same `reference_points` (B, Q, 3). The outputs begin with
+        those of the layer `first_layer`.
         """
-        codes = self.reg_branches[0](outs_dec)
+        codes = _branched(self.reg_branches[first_layer:], outs_dec)
         low, high = self.pc_range[:3], self.pc_range[3:]
         centers = (codes[..., :3] + inverse_sigmoid(reference_points)).sigmoid() * (high - low) + low
-        return self.cls_branches[0](outs_dec), torch.cat([centers, codes[..., 3:]], dim=-1)
+        logits = _branched(self.cls_branches[first_layer:], outs_dec)
+        return logits, torch.cat([centers, codes[..., 3:]], dim=-1)
 
     def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
         """Return the rows that a frame adds to the memory, the best queries first.
@@ -234,6 +243,13 @@ class FrameSteps(BaseModule):
         tap('out_outs_dec', outs_dec[-1])
         outputs = dict(outs_dec=outs_dec, all_cls_scores=cls_scores, all_bbox_preds=bbox_preds)
         return outputs, used, temporal.push(used, new)
+
+
+def _branched(branches: Sequence[nn.Module], outs_dec: Tensor) -> Tensor:
+    """Return what the branch of each layer makes of its outputs (L, B, Q, C); most heads have one for all."""
+    if all(branch is branches[0] for branch in branches):
+        return branches[0](outs_dec)
+    return torch.stack([branch(outputs) for branch, outputs in zip(branches, outs_dec, strict=False)])
 
 
 def tap_memory(prefix: str, memory: Memory) -> None:

@@ -1,0 +1,114 @@
+"""Packages that modules of research repositories import at their top, and that few of their models call.
+
+A repository imports all its models at once: the backbone of one of them needs fvcore, the attention of
+another the CUDA kernels of flash_attn. Where such a package is not installed, modules of users get one whose
+functions raise when they are called; libraries, and imports inside `try`, go on without it.
+"""
+
+import ast
+import functools
+import importlib.abc
+import importlib.machinery
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from mmdeploy_ext.compat.import_hook import after
+
+PACKAGES = ('IPython', 'einops', 'flash_attn', 'fvcore', 'ipdb', 'xformers')
+"""Packages that are replaced where they are absent."""
+OURS = Path(__file__).resolve().parents[1]
+
+
+class AbsentModule(ModuleType):
+    """A module of a package that is not installed: each of its names is a function that says so."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def absent(*args: Any, **kwargs: Any) -> None:
+            raise ModuleNotFoundError(
+                f'{self.__name__}.{name} is called, but {self.__name__.partition(".")[0]} is not installed: '
+                f'install it for {sys.executable}',
+                name=self.__name__,
+            )
+
+        return absent
+
+
+class _AbsentLoader(importlib.abc.Loader):
+    """Makes an `AbsentModule`."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return AbsentModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave the module empty."""
+
+
+class _AbsentFinder(importlib.abc.MetaPathFinder):
+    """Finds the modules of absent packages for modules of users; it is asked after all other finders."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        package = fullname.partition('.')[0]
+        if package not in PACKAGES:
+            return None
+        if package != fullname:
+            if not isinstance(sys.modules.get(package), AbsentModule):
+                return None
+        elif not _needs(next(_importers(), None)):
+            return None
+        return importlib.machinery.ModuleSpec(fullname, _AbsentLoader(), is_package=True)
+
+
+def _importers() -> Iterator[FrameType]:
+    """Yield the frames that have led to a finder, the nearest first, without those of the import system."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith('<frozen') and not Path(file).is_relative_to(Path(__file__).parent):
+            yield frame
+        frame = frame.f_back
+
+
+def _needs(importer: FrameType | None) -> bool:
+    """Return whether a frame is code of a user that cannot go on without what it imports."""
+    if importer is None:
+        return False
+    file = Path(importer.f_code.co_filename).resolve()
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in ('stdlib', 'purelib', 'platlib')]
+    if not file.is_file() or any(file.is_relative_to(folder) for folder in (*installed, OURS)):
+        return False
+    return importer.f_lineno not in _lines_in_try(file)
+
+
+@functools.lru_cache
+def _lines_in_try(file: Path) -> frozenset[int]:
+    """Return the numbers of the lines of a file that are inside `try`."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return frozenset()
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            lines.update(range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1))
+    return frozenset(lines)
+
+
+def offer() -> None:
+    """Offer modules of absent packages to modules of users, behind all other finders."""
+    if not any(isinstance(finder, _AbsentFinder) for finder in sys.meta_path):
+        sys.meta_path.append(_AbsentFinder())
+
+
+@after(*PACKAGES, versions='StreamPETR 95f6470')
+def packages_that_this_model_does_not_call(module: ModuleType) -> bool:
+    """Repositories import einops, flash_attn, fvcore or IPython at their top, for a few functions."""
+    return isinstance(module, AbsentModule)

@@ -1,0 +1,83 @@
+"""The attention of flash_attn in PyTorch's own operators, for models that a repository wrote around it.
+
+Its kernels need a GPU and float16, and a graph cannot contain them. Repositories have a module around a
+kernel (`FlashAttention` of flash_attn 1.0, and copies of it) that holds no weights.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+KERNELS = ('flash_attn_unpadded_kvpacked_func', 'flash_attn_varlen_kvpacked_func', 'flash_attn_kvpacked_func')
+"""Functions of flash_attn 1 and 2 that take queries, and keys and values in one tensor."""
+ARGUMENTS = ('q', 'kv', 'causal', 'key_padding_mask')
+"""Of the module around a kernel; the last two have defaults, or are missing."""
+
+
+def plain_attention(
+    q: Tensor,
+    kv: Tensor,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """Return the attention (B, T, H, D) of queries (B, T, H, D) to keys and values (B, S, 2, H, D).
+
+    Args:
+        q: queries of H heads.
+        kv: keys, then values.
+        softmax_scale: factor of the scores; the default is D ** -0.5.
+        causal: query t sees the keys up to t alone, counted from the end of both, as flash_attn 2.1 counts.
+        key_padding_mask: (B, S) bool, True where a key is seen.
+    """
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    queries = q.transpose(1, 2) * scale
+    keys, values = (part.transpose(1, 2) for part in kv.unbind(dim=2))
+    scores = queries @ keys.transpose(-1, -2)
+    if key_padding_mask is not None:
+        scores = scores.masked_fill(~key_padding_mask[:, None, None].bool(), float('-inf'))
+    if causal:
+        length, seen = scores.shape[-2:]
+        hidden = torch.ones(length, seen, dtype=torch.bool, device=q.device).triu(seen - length + 1)
+        scores = scores.masked_fill(hidden, float('-inf'))
+    return (scores.softmax(dim=-1) @ values).transpose(1, 2)
+
+
+def _around_a_kernel(kind: type) -> bool:
+    """Return whether a class is a module around a kernel whose arguments are known."""
+    code = getattr(inspect.unwrap(kind.forward), '__code__', None)
+    for cell in getattr(kind.forward, '__closure__', None) or ():
+        code = getattr(cell.cell_contents, '__code__', code)  # mmcv's auto_fp16 keeps no `__wrapped__`
+    return code is not None and bool(set(KERNELS) & set(code.co_names))
+
+
+def use_plain_attention(model: nn.Module) -> list[str]:
+    """Let the modules of a model that call a kernel of flash_attn compute by PyTorch's own operators.
+
+    They have no weights, and compute in the type of their inputs. Returned are the names of their classes.
+
+    ValueError: a module takes other arguments than those of flash_attn's own.
+    """
+    kinds = {type(module) for module in model.modules()}
+    replaced = []
+    for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
+        if kind.forward.__module__ == __name__ or not _around_a_kernel(kind):
+            continue
+        names = tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)[1:]
+        if names[:2] != ARGUMENTS[:2] or set(names) - set(ARGUMENTS):
+            raise ValueError(
+                f'{kind.__module__}.{kind.__qualname__}.forward calls a kernel of flash_attn and takes '
+                f'{", ".join(names)}; expected {", ".join(ARGUMENTS)}: write it with PyTorch operators'
+            )
+        kind.forward = _forward
+        replaced.append(kind.__qualname__)
+    return replaced
+
+
+def _forward(
+    self: Any, q: Tensor, kv: Tensor, causal: bool = False, key_padding_mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    """Compute what a kernel of flash_attn computes, in evaluation mode."""
+    return plain_attention(q, kv, getattr(self, 'softmax_scale', None), causal, key_padding_mask), None

@@ -1,0 +1,228 @@
+"""A user's detector and head beside ours: the frame's steps on their layers, their memory, their tensors.
+
+exiawsh/StreamPETR and the repositories made from it have our head's layers under the same names. Their
+`forward` computes a frame in global coordinates, and keeps the memory in five attributes. The graphs run the
+layers, and what `REPLACED` names they compute by themselves.
+
+Source: exiawsh/StreamPETR 95f6470 (names and what they compute, no code).
+
+Shapes: B batch, N cameras, Q queries, L decoder layers, M memory rows inside a frame.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.core.taps import tap
+from mmdeploy_ext.families.replaced import Followed, Replaced
+from mmdeploy_ext.models.streampetr.coder import NMSFreeCoder
+from mmdeploy_ext.models.streampetr.detector import Petr3D
+from mmdeploy_ext.models.streampetr.head import StreamPETRHead
+from mmdeploy_ext.models.streampetr.memory import Memory
+from mmdeploy_ext.models.streampetr.steps import FrameSteps, tap_memory
+
+HEAD_METHODS = (
+    'forward',
+    'reset_memory',
+    'pre_update_memory',
+    'post_update_memory',
+    'position_embeding',
+    'temporal_alignment',
+    'prepare_for_dn',
+    'get_bboxes',
+)
+DETECTOR_METHODS = (
+    'forward',
+    'forward_test',
+    'simple_test',
+    'simple_test_pts',
+    'prepare_location',
+    'forward_roi_head',
+)
+CODER_METHODS = ('decode', 'decode_single')
+FOLLOWED: Followed = (
+    (StreamPETRHead, ('forward', 'reset_memory', 'embed_positions', '_state', '_outputs', 'get_bboxes')),
+    (Petr3D, ('forward', 'forward_test', 'simple_test', 'run_frame')),
+    (NMSFreeCoder, CODER_METHODS),
+)
+"""The same of this package's classes, for those that are derived from them."""
+FUNCTIONS = dict(
+    head=(
+        'pos2posemb3d',
+        'pos2posemb1d',
+        'nerf_positional_encoding',
+        'topk_gather',
+        'transform_reference_points',
+        'memory_refresh',
+    ),
+    detector=('locations',),
+    coder=('denormalize_bbox',),
+)
+"""Part of a model -> the functions that its module takes from others, which the graphs compute themselves."""
+LAYERS = (
+    'transformer',
+    'cls_branches',
+    'reg_branches',
+    'position_encoder',
+    'memory_embed',
+    'featurized_pe',
+    'reference_points',
+    'query_embedding',
+    'spatial_alignment',
+    'time_embedding',
+)
+"""Layers of a head that the graphs run."""
+
+
+class UserSteps(FrameSteps):
+    """The steps of a frame on the layers of a user's head; attributes are those of the head."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.head, name)
+
+    def run_transformer(
+        self,
+        tgt: Tensor,
+        query_pos: Tensor,
+        tokens: Tensor,
+        tokens_pos: Tensor,
+        temp_memory: Tensor,
+        temp_pos: Tensor,
+        attn_mask: Tensor | None,
+    ) -> Tensor:
+        """Return the outputs (L, B, Q, C) of the user's transformer."""
+        outs_dec, _ = self.head.transformer(
+            tokens, tgt, query_pos, tokens_pos, attn_mask, temp_memory, temp_pos
+        )
+        return outs_dec
+
+
+def is_ours(head: nn.Module) -> bool:
+    """Return whether a head is this package's implementation, or derived from it."""
+    return isinstance(head, FrameSteps)
+
+
+def steps_of(head: nn.Module) -> FrameSteps:
+    """Return the steps of a frame on the layers of a head."""
+    return head if is_ours(head) else UserSteps(head)
+
+
+def check_parts(filename: str, model: nn.Module) -> None:
+    """Refuse a user's head that lacks layers or methods that the graphs and the proof need.
+
+    Raises:
+        ConfigError: it names what is missing.
+    """
+    head = model.pts_bbox_head
+    if is_ours(head):
+        return
+    layers = [name for name in LAYERS if not hasattr(head, name)]
+    methods = [name for name in HEAD_METHODS if not hasattr(head, name)]
+    if head.with_ego_pos:
+        layers += [name for name in ('ego_pose_pe', 'ego_pose_memory') if not hasattr(head, name)]
+    if layers or methods:
+        raise ConfigError(
+            f'{filename}: {type(head).__name__} of {sys.modules[type(head).__module__].__file__} has no '
+            f'{", ".join([*layers, *methods])}; the export follows the head of exiawsh/StreamPETR and needs '
+            f'them by these names'
+        )
+
+
+def memory_of(head: nn.Module) -> Memory | None:
+    """Return the memory that a head keeps between frames, in global coordinates; None in front of a scene."""
+    if is_ours(head):
+        return head.memory
+    rows = [getattr(head, f'memory_{field}') for field in Memory._fields]
+    return None if rows[0] is None else Memory(*rows)
+
+
+def set_memory(head: nn.Module, memory: Memory) -> None:
+    """Give a head another memory, in global coordinates."""
+    if is_ours(head):
+        head.memory = memory
+        return
+    for field, rows in memory._asdict().items():
+        setattr(head, f'memory_{field}', rows)
+
+
+@contextlib.contextmanager
+def tapped(model: nn.Module) -> Iterator[None]:
+    """Let a user's detector name the tensors of its frames as ours does, while the context lasts."""
+    head = model.pts_bbox_head
+    if is_ours(head):
+        yield
+        return
+    pre_update, post_update = head.pre_update_memory, head.post_update_memory
+
+    def pre_update_memory(*args: Any, **kwargs: Any) -> None:
+        pre_update(*args, **kwargs)
+        tap_memory('out_mem', memory_of(head))
+
+    def post_update_memory(
+        data: Any, rec_ego_pose: Any, all_cls_scores: Any, all_bbox_preds: Any, outs_dec: Tensor, *args: Any
+    ) -> None:
+        tap('out_outs_dec', outs_dec[-1])
+        post_update(data, rec_ego_pose, all_cls_scores, all_bbox_preds, outs_dec, *args)
+        tap_memory('post_mem', memory_of(head))
+
+    def name_inputs(head: nn.Module, args: tuple, kwargs: Mapping[str, Tensor]) -> None:
+        for name in ('timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists'):
+            tap(name, kwargs[name])
+
+    def name_outputs(head: nn.Module, args: tuple, outputs: Mapping[str, Tensor]) -> None:
+        for name in ('all_cls_scores', 'all_bbox_preds'):
+            tap(name, outputs[name])
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(head, 'pre_update_memory', pre_update_memory))
+        stack.enter_context(mock.patch.object(head, 'post_update_memory', post_update_memory))
+        stack.callback(head.register_forward_pre_hook(name_inputs, with_kwargs=True).remove)
+        stack.callback(head.register_forward_hook(name_outputs).remove)
+        yield
+
+
+def tap_geometry(model: nn.Module, lidar2img: Tensor, intrinsics: Tensor, images: Tensor) -> None:
+    """Name what our detector computes from images (N, 3, H, W) and a rig (1, N, 4, 4), beside a user's."""
+    if is_ours(model.pts_bbox_head):
+        return
+    steps = steps_of(model.pts_bbox_head)
+    tap('img', images)
+    frustum = steps.frustum(images.shape[-2:], len(images))
+    tokens_per_camera = frustum.shape[0] // len(images)
+    img2lidar = torch.linalg.inv(lidar2img.double()).to(lidar2img.dtype)
+    tap('img2lidar', img2lidar.repeat_interleave(tokens_per_camera, dim=1))
+    steps.focal_per_token(intrinsics, tokens_per_camera)
+
+
+def replaced(model: nn.Module) -> Iterator[Replaced]:
+    """Yield the methods and functions of a live model that the graphs compute by themselves."""
+    head = model.pts_bbox_head
+    if is_ours(head):
+        for part in (head, model, head.bbox_coder):
+            for kind, methods in FOLLOWED:
+                if isinstance(part, kind):
+                    yield Replaced(part, kind.__name__, methods)
+        return
+    yield Replaced(model, 'Petr3D', DETECTOR_METHODS)
+    yield Replaced(head, 'StreamPETRHead', HEAD_METHODS)
+    yield Replaced(head.bbox_coder, 'NMSFreeCoder', CODER_METHODS)
+    for part, key in ((head, 'head'), (model, 'detector'), (head.bbox_coder, 'coder')):
+        module = sys.modules[_definer(part, FUNCTIONS[key][0])]
+        yield Replaced(module, f'functions of the {key}', FUNCTIONS[key])
+
+
+def _definer(part: Any, function: str) -> str:
+    """Return the name of the module of a part's class, or of a base of it, that has a function."""
+    for kind in type(part).__mro__:
+        if hasattr(sys.modules[kind.__module__], function):
+            return kind.__module__
+    return type(part).__module__
