@@ -301,12 +301,12 @@ class BatchTrial:
                 f'{label} still makes {new} of them: it takes images by a constant; output {output} leaves '
                 f'out the others, or mixes the images. Export it without that'
             )
-        others = f', as {len(nodes) - 1} others do' if len(nodes) > 1 else ''
+        count = f', as {len(nodes) - 1} others do' if len(nodes) > 1 else ''
         hint = ''
         if with_old_batch and node.op_type == 'Reshape' and self.batch_axis(node.input[0]) == 0:
             hint = ', or let the first number of these constants be 0, which keeps the axis'
         return (
-            f'{label} makes {new} of what was {old}: its shape folds the batch into another axis{others}; '
+            f'{label} makes {new} of what was {old}: its shape folds the batch into another axis{count}; '
             f'output {output} mixes the images. Export it with that axis open{hint}'
         )
 

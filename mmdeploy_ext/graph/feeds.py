@@ -149,6 +149,6 @@ def sizes_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | str]]) 
     return {name: _filled(shape, arrays[name].shape) for name, shape in shapes.items()}
 
 
-def _filled(shape: Sequence[int | str], other: Sequence[int | str]) -> list[int | str]:
+def _filled(shape: Sequence[int | str], sizes: Sequence[int | str]) -> list[int | str]:
     """Return a shape with the sizes of another one where it has names."""
-    return [size if isinstance(size, int) else new for size, new in zip(shape, other, strict=True)]
+    return [size if isinstance(size, int) else new for size, new in zip(shape, sizes, strict=True)]

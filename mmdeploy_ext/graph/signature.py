@@ -201,8 +201,8 @@ class GraphDifference:
     def text(self) -> str:
         """All in one line."""
         module = f' (module {self.module})' if self.module else ''
-        more = f' and {self.more} more' if self.more else ''
-        return f'{self.where}{module}{more}: {self.detail}'
+        nodes = f' and {self.more} more' if self.more else ''
+        return f'{self.where}{module}{nodes}: {self.detail}'
 
 
 def differences(
@@ -216,13 +216,15 @@ def differences(
     if signature.equals(expected):
         return []
     constants = Constants()
-    left, right = Program(model, constants), Program(reference, constants)
+    program, expected_program = Program(model, constants), Program(reference, constants)
     groups: dict[tuple[str, ...], list[GraphDifference]] = {}
-    for change in changes(left, right, align(left, right)):
+    for change in changes(program, expected_program, align(program, expected_program)):
         if change.kind in IGNORED_CHANGES:
             continue
-        program, position = (left, change.left) if change.left is not None else (right, change.right)
-        module = '' if position is None else module_path(program.index.nodes[position])
+        graph, position = (
+            (program, change.left) if change.left is not None else (expected_program, change.right)
+        )
+        module = '' if position is None else module_path(graph.index.nodes[position])
         difference = GraphDifference(change.kind, change.where, module, change.detail)
         node = '' if change.kind == 'initializer' else change.where  # several nodes may read one constant
         groups.setdefault((change.kind, change.detail, node), []).append(difference)

@@ -194,10 +194,10 @@ def _changes_outputs(module: torch.nn.Module, example_inputs: Sequence[Any], ind
     return len(expected) != len(changed) or not all(map(_equal, expected, changed))
 
 
-def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, torch.Tensor | np.ndarray):
-        return left.shape == right.shape and bool((left == right).all())
-    return bool(left == right)
+def _equal(expected: Any, value: Any) -> bool:
+    if isinstance(expected, torch.Tensor | np.ndarray):
+        return expected.shape == value.shape and bool((expected == value).all())
+    return bool(expected == value)
 
 
 def _add_outputs(recorder: Recorder, outputs: Any) -> None:

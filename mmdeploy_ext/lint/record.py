@@ -85,9 +85,9 @@ class Recorder:
         if site is not None:
             self.add('size-changed-in-place', 'a size is changed in place', site, origins)
 
-    def fixed_sizes(self, other: Recorder) -> Origins:
+    def fixed_sizes(self, second_run: Recorder) -> Origins:
         """Return the sizes that were the same in a run with other inputs."""
-        return frozenset(key for key, size in self.sizes.items() if other.sizes.get(key) == size)
+        return frozenset(key for key, size in self.sizes.items() if second_run.sizes.get(key) == size)
 
 
 class SizeInt(int):

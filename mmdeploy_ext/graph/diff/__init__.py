@@ -1,1 +1,1 @@
-"""Where two ONNX files differ."""
+"""The comparison of two ONNX files: structure, and the nodes where errors are born."""

@@ -16,30 +16,30 @@ Keys = dict[int, Hashable]
 """Position of a node -> key; nodes of two graphs with the same key are the same."""
 
 
-def align(left: Program, right: Program) -> Alignment:
+def align(program: Program, reference: Program) -> Alignment:
     """Align two graphs; their constants must come from one `Constants`."""
-    return _Aligner(left, right).align()
+    return _Aligner(program, reference).align()
 
 
 class _Aligner:
-    """Two graphs, and the nodes that were paired so far: position in the left graph -> in the right one."""
+    """Two graphs, and the nodes that were paired so far: position in a graph -> in the reference."""
 
-    def __init__(self, left: Program, right: Program) -> None:
-        self.left, self.right = left, right
-        self.tensors = dict(_pair_names(left.index.inputs, right.index.inputs))
-        self.tensors.update(_pair_names(list(left.defaults), list(right.defaults)))
+    def __init__(self, program: Program, reference: Program) -> None:
+        self.program, self.reference = program, reference
+        self.tensors = dict(_pair_names(program.index.inputs, reference.index.inputs))
+        self.tensors.update(_pair_names(list(program.defaults), list(reference.defaults)))
         self.nodes: dict[int, int] = {}
-        self.paired_right: set[int] = set()
+        self.paired_references: set[int] = set()
 
     def align(self) -> Alignment:
         """Pair nodes, the surest first."""
-        left, right = self.left, self.right
-        outputs = dict(_pair_names(left.index.outputs, right.index.outputs))
+        program, reference = self.program, self.reference
+        outputs = dict(_pair_names(program.index.outputs, reference.index.outputs))
         self.tensors.update(outputs)  # outputs are compared with their like, whatever node writes them
-        right_names = {name: name for name in self.tensors.values()}
-        forward = _forward_keys(left, self.tensors), _forward_keys(right, right_names)
-        right_outputs = {name: name for name in outputs.values()}
-        backward = _backward_keys(left, outputs), _backward_keys(right, right_outputs)
+        reference_names = {name: name for name in self.tensors.values()}
+        forward = _forward_keys(program, self.tensors), _forward_keys(reference, reference_names)
+        reference_outputs = {name: name for name in outputs.values()}
+        backward = _backward_keys(program, outputs), _backward_keys(reference, reference_outputs)
         both = [
             {position: (key, behind[position]) for position, key in before.items()}
             for before, behind in zip(forward, backward, strict=True)
@@ -47,41 +47,41 @@ class _Aligner:
         self.pair_equal(*both)  # first of all, so that a copy elsewhere in the graph is not paired instead
         self.pair_equal(*forward)
         self.pair_equal(*backward)
-        for name, other in outputs.items():
-            self.try_pair(*self.producers(name, other))
+        for name, mate_name in outputs.items():
+            self.try_pair(*self.producers(name, mate_name))
         self.pair_neighbours()
-        right_positions = {right.index.nodes[position].name: position for position in right.steps}
-        right_positions.pop('', None)
-        for position in left.steps:
-            self.try_pair(position, right_positions.get(left.index.nodes[position].name))
+        reference_positions = {reference.index.nodes[position].name: position for position in reference.steps}
+        reference_positions.pop('', None)
+        for position in program.steps:
+            self.try_pair(position, reference_positions.get(program.index.nodes[position].name))
         self.pair_neighbours()
         self.pair_replaced()
         return Alignment(self.nodes, self.tensors)
 
-    def pair(self, ours: int, theirs: int) -> None:
-        self.nodes[ours] = theirs
-        self.paired_right.add(theirs)
-        outputs = self.left.index.nodes[ours].output, self.right.index.nodes[theirs].output
-        for name, other in zip(*outputs, strict=False):
-            if name and other:
-                self.tensors.setdefault(name, other)
+    def pair(self, position: int, mate: int) -> None:
+        self.nodes[position] = mate
+        self.paired_references.add(mate)
+        outputs = self.program.index.nodes[position].output, self.reference.index.nodes[mate].output
+        for name, mate_name in zip(*outputs, strict=False):
+            if name and mate_name:
+                self.tensors.setdefault(name, mate_name)
 
-    def try_pair(self, ours: int | None, theirs: int | None) -> bool:
+    def try_pair(self, position: int | None, mate: int | None) -> bool:
         """Pair two nodes of one operator that are not paired yet; return whether that was done."""
-        if ours is None or theirs is None or ours in self.nodes or theirs in self.paired_right:
+        if position is None or mate is None or position in self.nodes or mate in self.paired_references:
             return False
-        if self.left.index.nodes[ours].op_type != self.right.index.nodes[theirs].op_type:
+        if self.program.index.nodes[position].op_type != self.reference.index.nodes[mate].op_type:
             return False
-        self.pair(ours, theirs)
+        self.pair(position, mate)
         return True
 
-    def pair_equal(self, ours: Keys, theirs: Keys) -> None:
+    def pair_equal(self, keys: Keys, reference_keys: Keys) -> None:
         """Pair nodes with the same key, in order."""
         waiting = collections.defaultdict(collections.deque)
-        for position, key in theirs.items():
-            if position not in self.paired_right:
-                waiting[key].append(position)
-        for position, key in ours.items():
+        for mate, key in reference_keys.items():
+            if mate not in self.paired_references:
+                waiting[key].append(mate)
+        for position, key in keys.items():
             if position not in self.nodes and waiting[key]:
                 self.pair(position, waiting[key].popleft())
 
@@ -91,64 +91,66 @@ class _Aligner:
         while waiting:
             waiting.extend(pair for pair in self.neighbours(*waiting.popleft()) if self.try_pair(*pair))
 
-    def neighbours(self, ours: int, theirs: int) -> Iterator[tuple[int | None, int | None]]:
-        node, other_node = self.left.index.nodes[ours], self.right.index.nodes[theirs]
-        for name, other in zip(node.input, other_node.input, strict=False):
-            yield self.producers(name, other)
-        for name, other in zip(node.output, other_node.output, strict=False):
-            if not name or not other:
+    def neighbours(self, position: int, mate: int) -> Iterator[tuple[int | None, int | None]]:
+        node, mate_node = self.program.index.nodes[position], self.reference.index.nodes[mate]
+        for name, mate_name in zip(node.input, mate_node.input, strict=False):
+            yield self.producers(name, mate_name)
+        for name, mate_name in zip(node.output, mate_node.output, strict=False):
+            if not name or not mate_name:
                 continue
-            readers, other_readers = _readers(self.left, name), _readers(self.right, other)
-            if len(readers['Cast']) != len(other_readers['Cast']):
-                readers = _readers(self.left, name, through_casts=True)
-                other_readers = _readers(self.right, other, through_casts=True)
+            readers, mate_readers = _readers(self.program, name), _readers(self.reference, mate_name)
+            if len(readers['Cast']) != len(mate_readers['Cast']):
+                readers = _readers(self.program, name, through_casts=True)
+                mate_readers = _readers(self.reference, mate_name, through_casts=True)
             for operator, positions in readers.items():
-                if len(positions) == len(other_readers[operator]):
-                    yield from zip(positions, other_readers[operator], strict=True)
+                if len(positions) == len(mate_readers[operator]):
+                    yield from zip(positions, mate_readers[operator], strict=True)
 
-    def producers(self, name: str, other: str) -> tuple[int | None, int | None]:
+    def producers(self, name: str, mate_name: str) -> tuple[int | None, int | None]:
         """Return the nodes that make two tensors, before a Cast that only one graph has (half precision)."""
-        left, right = self.left.index.producer(name), self.right.index.producer(other)
-        left_is_cast, right_is_cast = _is_cast(self.left, left), _is_cast(self.right, right)
-        if left_is_cast and not right_is_cast:
-            left = self.left.index.producer(self.left.index.nodes[left].input[0])
-        if right_is_cast and not left_is_cast:
-            right = self.right.index.producer(self.right.index.nodes[right].input[0])
-        return left, right
+        index, reference_index = self.program.index, self.reference.index
+        position, mate = index.producer(name), reference_index.producer(mate_name)
+        is_cast, mate_is_cast = _is_cast(self.program, position), _is_cast(self.reference, mate)
+        if is_cast and not mate_is_cast:
+            position = index.producer(index.nodes[position].input[0])
+        if mate_is_cast and not is_cast:
+            mate = reference_index.producer(reference_index.nodes[mate].input[0])
+        return position, mate
 
     def pair_replaced(self) -> None:
         """Pair nodes with another operator in the same place: they read the same, and are read alike."""
         waiting = collections.defaultdict(list)
-        for position in self.right.steps:
-            if position not in self.paired_right:
-                waiting[_computed_inputs(self.right, position)].append(position)
-        for position in [position for position in self.left.steps if position not in self.nodes]:
-            inputs = tuple(self.tensors.get(name) for name in _computed_inputs(self.left, position))
+        for position in self.reference.steps:
+            if position not in self.paired_references:
+                waiting[_computed_inputs(self.reference, position)].append(position)
+        for position in [position for position in self.program.steps if position not in self.nodes]:
+            inputs = tuple(self.tensors.get(name) for name in _computed_inputs(self.program, position))
             for mate in waiting[inputs] if inputs else ():
-                if mate not in self.paired_right and self.are_read_alike(position, mate):
+                if mate not in self.paired_references and self.are_read_alike(position, mate):
                     self.pair(position, mate)
                     break
 
-    def are_read_alike(self, ours: int, theirs: int) -> bool:
+    def are_read_alike(self, position: int, mate: int) -> bool:
         """Return whether two first outputs are one graph output, or read at one place of a pair."""
-        left, right = self.left.index, self.right.index
-        outputs = next(iter(left.writes(ours)), ''), next(iter(right.writes(theirs)), '')
+        program, reference = self.program.index, self.reference.index
+        outputs = next(iter(program.writes(position)), ''), next(iter(reference.writes(mate)), '')
         if not all(outputs):
             return False
-        readers = [reader for reader in left.consumers(outputs[0]) if reader in self.nodes]
+        readers = [reader for reader in program.consumers(outputs[0]) if reader in self.nodes]
         return self.tensors.get(outputs[0]) == outputs[1] or any(
-            outputs in zip(left.nodes[reader].input, right.nodes[self.nodes[reader]].input, strict=False)
+            outputs
+            in zip(program.nodes[reader].input, reference.nodes[self.nodes[reader]].input, strict=False)
             for reader in readers
         )
 
 
-def _pair_names(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _pair_names(names: Sequence[str], reference_names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Pair inputs or outputs: by name, the rest by place when there are as many."""
-    shared = set(left) & set(right)
-    yield from ((name, name) for name in left if name in shared)
-    rest = [[name for name in names if name not in shared] for names in (left, right)]
-    if len(rest[0]) == len(rest[1]):
-        yield from zip(*rest, strict=True)
+    yield from ((name, name) for name in names if name in reference_names)
+    rest = [name for name in names if name not in reference_names]
+    reference_rest = [name for name in reference_names if name not in names]
+    if len(rest) == len(reference_rest):
+        yield from zip(rest, reference_rest, strict=True)
 
 
 def _forward_keys(program: Program, input_names: Mapping[str, str]) -> Keys:

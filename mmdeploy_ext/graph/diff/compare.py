@@ -37,18 +37,18 @@ def engine_notes(
 
 
 def diff_files(
-    left_path: str,
-    right_path: str,
+    reference_path: str,
+    path: str,
     feeds: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
     rtol: float | None = None,
 ) -> Comparison:
-    """Compare two files, of which the left one is the reference: structure, and tensors on the same inputs.
+    """Compare two files, of which the first is the reference: structure, and tensors on the same inputs.
 
     Args:
-        left_path: the reference.
-        right_path: the graph on trial.
-        feeds: by the left graph's names; None takes random ones, from `seed`.
+        reference_path: the reference.
+        path: the graph on trial.
+        feeds: by the reference's names; None takes random ones, from `seed`.
         seed: of the random ones.
         rtol: above it an error is born; None takes `Bars`, and `HALF` where a file computes in float16.
 
@@ -56,46 +56,49 @@ def diff_files(
         UsageError: the inputs of the two cannot be paired.
     """
     constants, runner = Constants(), NodeRunner()
-    left, right = (Program(files.load(path), constants) for path in (left_path, right_path))
-    bars = (findings.HALF if left.is_half() or right.is_half() else Bars()).at(rtol)
-    pairs = align(right, left)
-    structure = changes(right, left, pairs)
+    reference, candidate = (Program(files.load(file), constants) for file in (reference_path, path))
+    bars = (findings.HALF if reference.is_half() or candidate.is_half() else Bars()).at(rtol)
+    pairs = align(candidate, reference)
+    structure = changes(candidate, reference, pairs)
     is_random = feeds is None
-    feeds = dict(random_feeds(left.index.model, seed) if feeds is None else feeds)
-    check_feeds(left.index, feeds)
-    if missing := [name for name in right.index.inputs if pairs.tensors.get(name) not in feeds]:
+    feeds = dict(random_feeds(reference.index.model, seed) if feeds is None else feeds)
+    check_feeds(reference.index, feeds)
+    if missing := [name for name in candidate.index.inputs if pairs.tensors.get(name) not in feeds]:
         raise UsageError(
-            f'{right_path}: its inputs {", ".join(missing)} have no counterpart in {left_path}, which has '
-            f'{", ".join(left.index.inputs)}'
+            f'{path}: its inputs {", ".join(missing)} have no counterpart in {reference_path}, which has '
+            f'{", ".join(reference.index.inputs)}'
         )
-    left_walk = walk(left, feeds, {}, runner)
+    reference_walk = walk(reference, feeds, {}, runner)
     references = {
-        name: ReferenceTensor(left_walk.free[mate], mate, how='structure')
+        name: ReferenceTensor(reference_walk.free[mate], mate, how='structure')
         for name, mate in pairs.tensors.items()
-        if mate in left_walk.free and right.index.producer(name) is not None
+        if mate in reference_walk.free and candidate.index.producer(name) is not None
     }
-    right_feeds = {name: right.fitting(name, feeds[pairs.tensors[name]]) for name in right.index.inputs}
-    right_feeds.update((name, value) for name, value in feeds.items() if name in right.defaults)
-    right_walk = walk(right, right_feeds, references, runner)
-    entries = findings.entries_of(right_walk, bars)
-    entries += _constant_outputs(right_walk, pairs.tensors, left_walk, bars, len(entries))
-    notes = engine_notes(right.index.model, right_feeds, right_walk, bars)
+    candidate_feeds = {
+        name: candidate.fitting(name, feeds[pairs.tensors[name]]) for name in candidate.index.inputs
+    }
+    candidate_feeds.update((name, value) for name, value in feeds.items() if name in candidate.defaults)
+    candidate_walk = walk(candidate, candidate_feeds, references, runner)
+    entries = findings.entries_of(candidate_walk, bars)
+    entries += _constant_outputs(candidate_walk, pairs.tensors, reference_walk, bars, len(entries))
+    notes = engine_notes(candidate.index.model, candidate_feeds, candidate_walk, bars)
     if is_random:
         notes.append(f'fed with random numbers (seed {seed}); --input feeds real ones')
-    if failures := [row.reason for row in left_walk.rows.values() if row.reason]:
-        raise InferenceError(f'{left_path}: {failures[0]}')
-    left_outputs, mates = left.index.outputs, {name: pairs.tensors.get(name) for name in right.index.outputs}
+    if failures := [row.reason for row in reference_walk.rows.values() if row.reason]:
+        raise InferenceError(f'{reference_path}: {failures[0]}')
+    reference_outputs = reference.index.outputs
+    mates = {name: pairs.tensors.get(name) for name in candidate.index.outputs}
     return Comparison(
-        dict(kind='files', reference=str(left_path), file=str(right_path), inputs=findings.shapes(feeds)),
+        dict(kind='files', reference=str(reference_path), file=str(path), inputs=findings.shapes(feeds)),
         entries,
-        findings.differences_of(right_walk, bars, findings.explain_by(structure)),
-        findings.outputs_of(right, entries),
+        findings.differences_of(candidate_walk, bars, findings.explain_by(structure)),
+        findings.outputs_of(candidate, entries),
         [dataclasses.asdict(change) for change in structure],
         notes,
         bars,
-        missing=[name for name in left_outputs if name not in mates.values()],
-        additional=[name for name, mate in mates.items() if mate not in left_outputs],
-        renamed={mate: name for name, mate in mates.items() if mate in left_outputs and mate != name},
+        missing=[name for name in reference_outputs if name not in mates.values()],
+        additional=[name for name, mate in mates.items() if mate not in reference_outputs],
+        renamed={mate: name for name, mate in mates.items() if mate in reference_outputs and mate != name},
     )
 
 

@@ -117,8 +117,8 @@ def print_comparison(comparison: Comparison, console: Console, everything: bool 
         if not first.exact and len(first.nodes) > MAX_NAMES:
             cli.say(console, f'  all of them: {", ".join(first.nodes)}')
         nodes = list(dict.fromkeys(divergence.node for divergence in comparison.differences))
-        if others := nodes[1:]:  # the first one may have other outputs
-            cli.say(console, f'{len(others)} more: {", ".join(others[:5])}')
+        if len(nodes) > 1:  # the first one may have several outputs
+            cli.say(console, f'{len(nodes) - 1} more: {", ".join(nodes[1:6])}')
     changes = [change for change in comparison.changes if change['detail'] not in evidence]
     for change in changes[:MAX_CHANGES]:
         cli.say(console, f'structure: {change["kind"]} of {change["where"]}: {change["detail"]}')

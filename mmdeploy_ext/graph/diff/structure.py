@@ -40,70 +40,72 @@ class Change:
     size: float | None = None
 
 
-def changes(left: Program, right: Program, pairs: Alignment) -> list[Change]:
-    """Return what differs: nodes in topological order of the left graph, then what only the right one has."""
+def changes(program: Program, reference: Program, pairs: Alignment) -> list[Change]:
+    """Return what differs: nodes in topological order of the graph, then what only the reference has."""
     result: list[Change] = []
-    for position in left.steps:
+    for position in program.steps:
         mate = pairs.nodes.get(position)
         if mate is None:
-            detail = f'{left.index.nodes[position].op_type} {ONLY_HERE}'
-            result.append(Change('node', left.index.label(position), detail, position))
+            detail = f'{program.index.nodes[position].op_type} {ONLY_HERE}'
+            result.append(Change('node', program.index.label(position), detail, position))
         else:
-            result.extend(_node_changes(left, right, pairs, position, mate))
-    for position in sorted(set(right.steps).difference(pairs.nodes.values())):
-        detail = f'{right.index.nodes[position].op_type} is only in the reference'
-        result.append(Change('node', right.index.label(position), detail, right=position))
-    left_texts, right_texts = _interface_texts(left.index.model), _interface_texts(right.index.model)
-    for kind, texts in left_texts.items():
-        for name in dict.fromkeys([*texts, *right_texts[kind]]):
-            if texts.get(name) != right_texts[kind].get(name):
-                ours, theirs = (_short(side.get(name, 'not there')) for side in (texts, right_texts[kind]))
-                result.append(Change(kind, name, f'{ours}, reference {theirs}'))
+            result.extend(_node_changes(program, reference, pairs, position, mate))
+    for position in sorted(set(reference.steps).difference(pairs.nodes.values())):
+        detail = f'{reference.index.nodes[position].op_type} is only in the reference'
+        result.append(Change('node', reference.index.label(position), detail, right=position))
+    reference_texts = _interface_texts(reference.index.model)
+    for kind, texts in _interface_texts(program.index.model).items():
+        for name in dict.fromkeys([*texts, *reference_texts[kind]]):
+            text, expected = texts.get(name), reference_texts[kind].get(name)
+            if text != expected:
+                sides = ['not there' if side is None else _short(side) for side in (text, expected)]
+                result.append(Change(kind, name, f'{sides[0]}, reference {sides[1]}'))
     return result
 
 
 def _node_changes(
-    left: Program, right: Program, pairs: Alignment, ours: int, theirs: int
+    program: Program, reference: Program, pairs: Alignment, position: int, mate: int
 ) -> Iterator[Change]:
-    label, node, mate = left.index.label(ours), left.index.nodes[ours], right.index.nodes[theirs]
-    if (node.domain, node.op_type) != (mate.domain, mate.op_type):
-        detail = f'is {operator_name(node)}, in the reference {operator_name(mate)}'
-        yield Change('node', label, detail, ours, theirs)
+    label, node = program.index.label(position), program.index.nodes[position]
+    expected = reference.index.nodes[mate]
+    if (node.domain, node.op_type) != (expected.domain, expected.op_type):
+        detail = f'is {operator_name(node)}, in the reference {operator_name(expected)}'
+        yield Change('node', label, detail, position, mate)
     else:
-        values, others = attributes(node, left.index.model), attributes(mate, right.index.model)
-        for name in sorted(values.keys() | others.keys()):
-            value, other = values.get(name), others.get(name)
-            if exact_text(value) != exact_text(other):
-                detail = f'{node.op_type} {name}: {_short(value)}, reference {_short(other)}'
-                yield Change('attribute', label, detail, ours, theirs)
-    for place in range(max(len(node.input), len(mate.input))):
-        name, other = (entry.input[place] if place < len(entry.input) else '' for entry in (node, mate))
-        if change := _input_change(left, right, pairs, name, other):
+        values = attributes(node, program.index.model)
+        expected_values = attributes(expected, reference.index.model)
+        for name in sorted(values.keys() | expected_values.keys()):
+            value, expected_value = values.get(name), expected_values.get(name)
+            if exact_text(value) != exact_text(expected_value):
+                detail = f'{node.op_type} {name}: {_short(value)}, reference {_short(expected_value)}'
+                yield Change('attribute', label, detail, position, mate)
+    for place in range(max(len(node.input), len(expected.input))):
+        names = [entry.input[place] if place < len(entry.input) else '' for entry in (node, expected)]
+        if change := _input_change(program, reference, pairs, *names):
             kind, detail, size = change
-            yield Change(kind, label, f'{node.op_type} input {place}: {detail}', ours, theirs, size)
+            yield Change(kind, label, f'{node.op_type} input {place}: {detail}', position, mate, size)
 
 
 def _input_change(
-    left: Program, right: Program, pairs: Alignment, name: str, other: str
+    program: Program, reference: Program, pairs: Alignment, name: str, mate: str
 ) -> tuple[str, str, float | None] | None:
     """Return kind, detail and size of the change between two inputs; None where they are the same."""
-    ours, theirs = left.constants.get(name), right.constants.get(other)
-    if ours is not None and theirs is not None:
-        if ours is theirs:
+    array, expected = program.constants.get(name), reference.constants.get(mate)
+    if array is not None and expected is not None:
+        if array is expected:
             return None
-        detail, size = _constant_change(ours, theirs)
+        detail, size = _constant_change(array, expected)
         return 'initializer', f'{name}: {detail}', size
-    if ours is None and theirs is None and (pairs.tensors.get(name) == other if name else not other):
+    is_computed = array is None and expected is None
+    if is_computed and (pairs.tensors.get(name) == mate if name else not mate):
         return None
     sides = []
-    for program, tensor, value in ((left, name, ours), (right, other, theirs)):
+    for graph, tensor, value in ((program, name, array), (reference, mate, expected)):
         text = tensor or 'nothing'
         if value is not None:
             text = f'the constant {tensor} {_short(value)}'
-        elif (
-            name == other and ours is None and theirs is None
-        ):  # equal names: the nodes that make them differ
-            text = _with_producer(program, tensor)
+        elif is_computed and name == mate:  # the names are equal, the nodes that make them are not
+            text = _with_producer(graph, tensor)
         sides.append(text)
     return 'wiring', f'reads {sides[0]}, reference {sides[1]}', None
 
@@ -117,19 +119,19 @@ def _with_producer(program: Program, name: str) -> str:
     return f'{text} ({node.op_type})' if node.name else text
 
 
-def _constant_change(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, float | None]:
-    """Return how two constants differ, and the largest change over the largest value on the right."""
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        sides = [f'{array.dtype} {shape_text(array.shape)}' for array in (ours, theirs)]
+def _constant_change(array: np.ndarray, expected: np.ndarray) -> tuple[str, float | None]:
+    """Return how two constants differ, and the largest change over the largest value of the reference."""
+    if array.shape != expected.shape or array.dtype != expected.dtype:
+        sides = [f'{side.dtype} {shape_text(side.shape)}' for side in (array, expected)]
         return f'is {sides[0]}, reference {sides[1]}', None
-    detail = f'{int((ours != theirs).sum())} of {ours.size} values differ'
-    if ours.dtype.kind not in 'fiu':
+    detail = f'{int((array != expected).sum())} of {array.size} values differ'
+    if array.dtype.kind not in 'fiu':
         return detail, None
-    distance = ArrayDistance(ours, theirs)
+    distance = ArrayDistance(array, expected)
     detail += f', by {distance.max_abs:.3g} at most'
-    if ours.size <= 4:
-        detail += f' ({_short(ours)}, reference {_short(theirs)})'
-    elif np.array_equal(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
+    if array.size <= 4:
+        detail += f' ({_short(array)}, reference {_short(expected)})'
+    elif np.array_equal(np.sort(array, axis=None), np.sort(expected, axis=None)):
         detail += '; they are the same values in another order (transposed?)'
     return detail, distance.max_rel if distance.scale else None
 

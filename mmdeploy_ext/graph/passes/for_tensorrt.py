@@ -69,8 +69,8 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
         if array is not None:
             tensor = _constant_input(inputs[name], array)
-            others = [other for other in graph.initializer if other.name != name]
-            refill(graph, initializer=[*others, tensor])
+            constants = [constant for constant in graph.initializer if constant.name != name]
+            refill(graph, initializer=[*constants, tensor])
     refill(graph, input=[value for value in graph.input if value.name not in values])
     return fold(result)
 

@@ -219,18 +219,20 @@ def _attribute_check(node: onnx.NodeProto, opsets: dict[str, int]) -> Callable:
     return check
 
 
-def _equal_attributes(left: Any, right: Any) -> bool:
-    if left is None or right is None:
-        return left is right
-    if isinstance(left, bytes | str) or isinstance(right, bytes | str):
-        return _text(left) == _text(right)
-    left, right = (
-        numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
-        for value in (left, right)
+def _equal_attributes(value: Any, expected: Any) -> bool:
+    if value is None or expected is None:
+        return value is expected
+    if isinstance(value, bytes | str) or isinstance(expected, bytes | str):
+        return _text(value) == _text(expected)
+    array, expected = (
+        numpy_helper.to_array(side) if isinstance(side, onnx.TensorProto) else np.asarray(side)
+        for side in (value, expected)
     )
-    if left.dtype.kind in 'OSU' or right.dtype.kind in 'OSU':
-        return [_text(item) for item in left.ravel()] == [_text(item) for item in right.ravel()]
-    return left.shape == right.shape and np.allclose(left, right, rtol=TOLERANCE, atol=0, equal_nan=True)
+    if array.dtype.kind in 'OSU' or expected.dtype.kind in 'OSU':
+        return [_text(item) for item in array.ravel()] == [_text(item) for item in expected.ravel()]
+    return array.shape == expected.shape and np.allclose(
+        array, expected, rtol=TOLERANCE, atol=0, equal_nan=True
+    )
 
 
 def _text(value: Any) -> str:

@@ -19,7 +19,9 @@ def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
         if not any(sign in pattern for sign in WILDCARDS):
             positions.add(index.find_node(pattern))
             continue
-        fitting = {at for at, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)}
+        fitting = {
+            position for position, node in enumerate(index.nodes) if fnmatch.fnmatchcase(node.name, pattern)
+        }
         if not fitting:
             names = [node.name for node in index.nodes if node.name]
             raise UsageError(f'no node fits {pattern!r}{did_you_mean(pattern.strip("*"), names)}')

@@ -64,10 +64,10 @@ class Case:
     def outputs_of(self, positions: Collection[int]) -> list[str]:
         """Return the outputs of a part: tensors that nodes outside read, and graph outputs; no sequences."""
         nodes, graph_outputs = set(positions), set(self.index.outputs)
-        written = [name for position in sorted(nodes) for name in self.index.writes(position)]
+        outputs = [name for position in sorted(nodes) for name in self.index.writes(position)]
         return [
             name
-            for name in written
+            for name in outputs
             if name not in self._sequences
             and (name in graph_outputs or not nodes.issuperset(self.index.consumers(name)))
         ]
@@ -79,9 +79,9 @@ class Case:
         """
         index, nodes = self.index, tuple(sorted(positions))
         names = self.outputs_of(nodes) if outputs is None else list(outputs)
-        written = {name for position in nodes for name in index.writes(position)}
+        produced = {name for position in nodes for name in index.writes(position)}
         read = dict.fromkeys(name for position in nodes for name in index.reads(position))
-        inputs = [name for name in read if name not in written and name not in index.constants]
+        inputs = [name for name in read if name not in produced and name not in index.constants]
         if not names or any(name not in self.values for name in inputs):
             return None
         feeds = {name: self.values[name] for name in inputs}

@@ -71,8 +71,8 @@ def new_picture(title: str) -> AGraph:
 def label(lines: Iterable[str]) -> str:
     """Return the text of a box or title: the first line bold."""
     first, *rest = map(html.escape, lines)
-    more = ''.join(f'<br/><font point-size="10">{line}</font>' for line in rest)
-    return f'<<b>{first}</b>{more}>' if first else ''
+    small = ''.join(f'<br/><font point-size="10">{line}</font>' for line in rest)
+    return f'<<b>{first}</b>{small}>' if first else ''
 
 
 def tooltip(text: str) -> str:
