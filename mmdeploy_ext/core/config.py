@@ -17,6 +17,7 @@ from typing import Any
 from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import will_read
+from mmdeploy_ext.core.import_errors import import_failure
 from mmdeploy_ext.core.yaml_config import SUFFIXES, read_yaml_config
 
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
@@ -88,8 +89,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     except Exception as error:
         if used := _uses_base(path):
             raise ConfigError(_translate_first(path, f' (it uses `{used}`)')) from error
-        cause = error if str(error) else root_cause(error)
-        raise ConfigError(f'{path}: cannot be read: {type(cause).__name__}: {cause}') from error
+        raise ConfigError(f'{path}: cannot be read: {import_failure(error)}') from error
     will_read('an annotation file of the config', _annotations(cfg.get('data')))
     return cfg
 
