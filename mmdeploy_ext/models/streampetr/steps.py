@@ -177,10 +177,10 @@ class FrameSteps:
         Every layer's centre is an offset to the same `reference_points` (B, Q, 3). The outputs begin with
         those of the layer `first_layer`.
         """
-        codes = _branched(self.reg_branches[first_layer:], outs_dec)
+        codes = run_branches(self.reg_branches[first_layer:], outs_dec)
         low, high = self.pc_range[:3], self.pc_range[3:]
         centers = (codes[..., :3] + inverse_sigmoid(reference_points)).sigmoid() * (high - low) + low
-        logits = _branched(self.cls_branches[first_layer:], outs_dec)
+        logits = run_branches(self.cls_branches[first_layer:], outs_dec)
         return logits, torch.cat([centers, codes[..., 3:]], dim=-1)
 
     def select_topk(self, cls_scores: Tensor, bbox_preds: Tensor, outs_dec: Tensor) -> Memory:
@@ -245,7 +245,7 @@ class FrameSteps:
         return outputs, used, temporal.push(used, new)
 
 
-def _branched(branches: Sequence[nn.Module], outs_dec: Tensor) -> Tensor:
+def run_branches(branches: Sequence[nn.Module], outs_dec: Tensor) -> Tensor:
     """Return what the branch of each layer makes of its outputs (L, B, Q, C); most heads have one for all."""
     if all(branch is branches[0] for branch in branches):
         return branches[0](outs_dec)

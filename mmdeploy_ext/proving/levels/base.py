@@ -132,6 +132,7 @@ class Proof(abc.ABC):
             f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
             for package, folder in other_copies().items()
         ]
+        verdict.notes += self.deployment.replaced_kernels
         verdict.preprocessing = self.preprocessing()
         return verdict
 

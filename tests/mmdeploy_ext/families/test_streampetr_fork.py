@@ -1,8 +1,14 @@
 """A repository's own StreamPETR: its classes are the model, its layers the graph, and changes of it fail."""
 
 import pytest
+import torch
+from torch import nn
 
 import forked
+import toy_streampetr_deploy as deployed
+from mmdeploy_ext.core.errors import ConfigError
+from mmdeploy_ext.families.streampetr import live
+from mmdeploy_ext.models.streampetr import steps
 
 
 @pytest.fixture(scope='module')
@@ -37,8 +43,6 @@ def test_no_change_of_a_method_that_the_graphs_replace_is_proven(tmp_path):
 
 
 def test_a_class_derived_from_ours_is_named_where_it_has_methods_of_its_own(monkeypatch):
-    import toy_streampetr_deploy as deployed
-
     deployment = deployed.deployment()
     head = deployment.model.pts_bbox_head
     assert deployment.family.differing_methods(deployment.model) == []
@@ -53,3 +57,22 @@ def test_a_class_derived_from_ours_is_named_where_it_has_methods_of_its_own(monk
     monkeypatch.setattr(head, '__class__', Higher)
     (method,) = deployment.family.differing_methods(deployment.model)
     assert method.name == 'Higher.get_bboxes'
+
+
+def test_a_head_without_the_layers_that_graphs_run_is_refused_by_their_names():
+    model, head = nn.Module(), nn.Module()
+    model.pts_bbox_head = head
+    head.with_ego_pos = True
+    for name in (*live.LAYERS[1:], *live.HEAD_METHODS[1:], 'ego_pose_pe'):
+        setattr(head, name, None)
+    with pytest.raises(ConfigError, match=r'^a\.py: Module of .* has no transformer, ego_pose_memory; '):
+        live.check_parts('a.py', model)
+
+
+def test_branches_of_their_own_per_layer_are_run_per_layer():
+    outs_dec = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    shared, branches = nn.Linear(4, 2), nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)])
+    both = torch.stack([branches[0](outs_dec[0]), branches[1](outs_dec[1])])
+    torch.testing.assert_close(steps.run_branches(branches, outs_dec), both)
+    torch.testing.assert_close(steps.run_branches(branches[1:], outs_dec[1:]), both[1:])
+    torch.testing.assert_close(steps.run_branches([shared, shared], outs_dec), shared(outs_dec))

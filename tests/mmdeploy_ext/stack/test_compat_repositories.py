@@ -112,6 +112,8 @@ def test_a_module_around_a_kernel_computes_without_it():
     model = nn.Sequential(nn.Linear(2, 2), FlashAttention())
     assert flash_attention.use_plain_attention(model) == ['FlashAttention']
     assert flash_attention.use_plain_attention(model) == []
+    (note,) = flash_attention.notes_on(model)
+    assert 'FlashAttention computes by operators of PyTorch' in note
     q, kv = torch.ones(1, 2, 1, 4), torch.ones(1, 3, 2, 1, 4)
     torch.testing.assert_close(model[1](q, kv)[0], q)
 
