@@ -194,5 +194,5 @@ def _check_proof(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; see `export_app.main`."""
+    """Run the tool and return its exit status."""
     return cli.run(lambda args: BackboneExport(args).run(), build_parser(), argv)

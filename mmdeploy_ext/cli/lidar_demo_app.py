@@ -53,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Detect, compare and draw."""
+    from mmdeploy_ext.runtime.frames import Sweep
+    from mmdeploy_ext.runtime.points import read_points
+
     cli.wait_passively()
     demo.check_options(args)
     check_writable(args.out)
@@ -63,12 +66,14 @@ def run(args: argparse.Namespace) -> int:
             deployment = load(args)
         with after_weights():
             runtime = open_runtime(args, deployment, stack) if args.engine != 'torch' else None
-            points, classes = read_sweep(args.sweep, deployment, runtime)
+            model = deployment if runtime is None else runtime
+            points = read_points(args.sweep, int(model.rule.in_channels))
             if args.engine != 'onnx':
-                detections['torch'] = timed('torch', reference_of(deployment, args.sweep), points)
+                stepper, sweep = deployment.family.reference(deployment.model), Sweep(points, args.sweep)
+                detections['torch'] = timed('torch', lambda: stepper.step(sweep).detections)
             if runtime is not None:
-                detections['onnx'] = timed('onnx', runtime.detect, points)
-            return show(args, points, detections, classes)
+                detections['onnx'] = timed('onnx', lambda: runtime.detect(points))
+            return show(args, points, detections, model.classes)
 
 
 def load(args: argparse.Namespace) -> Any:
@@ -102,28 +107,12 @@ def open_runtime(args: argparse.Namespace, deployment: Any, stack: contextlib.Ex
     return stack.enter_context(opens(folder, threads=args.threads))
 
 
-def read_sweep(path: str, deployment: Any, runtime: Any) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the points and the class names."""
-    from mmdeploy_ext.runtime.points import read_points
-
-    model = deployment if runtime is None else runtime
-    return read_points(path, int(model.rule.in_channels)), model.classes
-
-
-def reference_of(deployment: Any, name: str) -> Callable[[np.ndarray], Detections3D]:
-    """Return the PyTorch model as a function of points."""
-    from mmdeploy_ext.runtime.frames import Sweep
-
-    stepper = deployment.family.reference(deployment.model)
-    return lambda points: stepper.step(Sweep(points, name)).detections
-
-
-def timed(engine: str, step: Callable[[np.ndarray], Detections3D], points: np.ndarray) -> Detections3D:
-    """Run a few times, print the time of the fastest, and return the boxes."""
+def timed(engine: str, detect: Callable[[], Detections3D]) -> Detections3D:
+    """Detect a few times, print the time of the fastest run, and return the boxes."""
     milliseconds = []
     for _ in range(RUNS):
         start = time.perf_counter()
-        detections = step(points)
+        detections = detect()
         milliseconds.append((time.perf_counter() - start) * 1e3)
     fastest = f'{min(milliseconds):.0f} ms from points to boxes'
     print(f'{demo.ENGINES[engine]}: {len(detections)} boxes, {fastest}')
@@ -155,5 +144,5 @@ def show(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; see `export_app.main`."""
+    """Run the tool and return its exit status."""
     return cli.run(run, build_parser(), argv)

@@ -158,5 +158,5 @@ def _compare(args: argparse.Namespace, deployment: Deployment, ranges: Ranges) -
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; see `export_app.main`."""
+    """Run the tool and return its exit status."""
     return cli.run(run, build_parser(), argv)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext import compat
 from mmdeploy_ext.cli import backend_config
 from mmdeploy_ext.cli import options as shared
-from mmdeploy_ext.cli.test_models import FrameModel, ImageModel, TestedModel, check_dataset
+from mmdeploy_ext.cli.tested_models import FrameModel, ImageModel, TestedModel, check_dataset
 from mmdeploy_ext.core import cli, distributed
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import load_config
@@ -237,5 +237,5 @@ def finish(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; see `export_app.main`."""
+    """Run the tool and return its exit status."""
     return cli.run(run, build_parser(), argv)

@@ -105,5 +105,5 @@ def prove_files(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; see `export_app.main`."""
+    """Run the tool and return its exit status."""
     return cli.run(run, build_parser(), argv)

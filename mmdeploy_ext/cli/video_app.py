@@ -169,5 +169,5 @@ def draw_scene(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the tool; see `export_app.main`."""
+    """Run the tool and return its exit status."""
     return cli.run(run, build_parser(), argv)

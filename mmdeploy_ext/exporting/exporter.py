@@ -80,7 +80,8 @@ def default_opset(module: torch.nn.Module, exporter: str) -> int:
 def default_group_norm(module: torch.nn.Module) -> str:
     """Return 'exact' for a network whose backbone normalises by groups, else ''.
 
-    A backbone has fifty and more group normalisations in a row, heads up to five, whose error is small.
+    A backbone has fifty and more group normalisations in a row; for the heads' up to five the operator is
+    enough.
     """
     backbone = getattr(module, 'backbone', None)
     parts = backbone.modules() if isinstance(backbone, torch.nn.Module) else ()
