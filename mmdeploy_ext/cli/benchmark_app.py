@@ -167,8 +167,6 @@ def run(args: argparse.Namespace) -> int:
     import cv2
     import torch
 
-    from mmdeploy_ext.benchmark import report
-
     args.cfg_options = shared.parse_cfg_options(args.cfg_options)
     family = find_family(load_config(args.config, args.cfg_options))
     kind = benchmark_of(family, args)
@@ -182,6 +180,8 @@ def run(args: argparse.Namespace) -> int:
         with after_weights():
             result = benchmark.run()
             if ranks.rank == 0:
+                from mmdeploy_ext.benchmark import report
+
                 if args.json:
                     write_json(args.json, result)
                 if args.chart:
