@@ -27,7 +27,7 @@ MOTION, DECODE, BOXES = (
 )
 VIEWS, PIPELINE = (
     'mmdeploy_ext.preprocess.cameras:MultiViewRule',
-    'mmdeploy_ext.preprocess.cameras:rule_from_pipeline',
+    'mmdeploy_ext.preprocess.cameras:multiview_rule',
 )
 INFOS, SAMPLE = 'mmdeploy_ext.runtime.infos', f'{PETR}.family:StreamPetrFamily.frame'
 INPUTS = dict(ego_motion=9, delta_t_s=10, prev_exists=11)
