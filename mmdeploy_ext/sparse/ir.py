@@ -197,16 +197,16 @@ def prune(graph: SparseGraph) -> SparseGraph:
     return dataclasses.replace(graph, nodes=tuple(reversed(nodes)))
 
 
-def differences(graph: SparseGraph, other: SparseGraph) -> list[str]:
-    """Return what differs between two graphs, in words; empty when they are equal bit for bit."""
+def differences(graph: SparseGraph, other_graph: SparseGraph) -> list[str]:
+    """Return the differences of two graphs in words; an empty list if they are equal bit for bit."""
     lines = []
     for field in dataclasses.fields(SparseGraph):
-        value, other_value = getattr(graph, field.name), getattr(other, field.name)
+        value, other_value = getattr(graph, field.name), getattr(other_graph, field.name)
         if field.name != 'nodes' and value != other_value:
             lines.append(f'{field.name}: {value!r} and {other_value!r}')
-    if len(graph.nodes) != len(other.nodes):
-        lines.append(f'nodes: {len(graph.nodes)} and {len(other.nodes)}')
-    for node, other_node in zip(graph.nodes, other.nodes, strict=False):
+    if len(graph.nodes) != len(other_graph.nodes):
+        lines.append(f'nodes: {len(graph.nodes)} and {len(other_graph.nodes)}')
+    for node, other_node in zip(graph.nodes, other_graph.nodes, strict=False):
         if type(node) is not type(other_node):
             lines.append(f'{node.name}: {node.op_type} and {other_node.op_type}')
             continue
@@ -217,10 +217,11 @@ def differences(graph: SparseGraph, other: SparseGraph) -> list[str]:
     return lines
 
 
-def _is_equal(value: object, other: object) -> bool:
-    if isinstance(value, np.ndarray) and isinstance(other, np.ndarray):
-        return (value.dtype, value.shape) == (other.dtype, other.shape) and value.tobytes() == other.tobytes()
-    return type(value) is type(other) and value == other
+def _is_equal(value: object, other_value: object) -> bool:
+    if isinstance(value, np.ndarray) and isinstance(other_value, np.ndarray):
+        same_type = (value.dtype, value.shape) == (other_value.dtype, other_value.shape)
+        return same_type and value.tobytes() == other_value.tobytes()
+    return type(value) is type(other_value) and value == other_value
 
 
 def _brief(value: object) -> str:

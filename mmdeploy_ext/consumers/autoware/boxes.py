@@ -122,9 +122,9 @@ def overlap_nms(objects: Objects, separate_labels: set[int], threshold: float, s
     areas = np.prod(objects.sizes[:, :2].astype(np.float64), axis=1)
     labels, is_separate = objects.labels, np.isin(objects.labels, list(separate_labels))
 
-    def overlap(row: int, other: int) -> float:
-        intersection = common_area(corners[row], corners[other])
-        union = areas[row] + areas[other] - intersection
+    def overlap(row: int, better: int) -> float:
+        intersection = common_area(corners[row], corners[better])
+        union = areas[row] + areas[better] - intersection
         return 0.0 if union < SMALLEST_UNION_M2 else intersection / union
 
     rows = []
@@ -132,7 +132,7 @@ def overlap_nms(objects: Objects, separate_labels: set[int], threshold: float, s
         gap = ((objects.places[:row, :2] - place) ** 2).sum(1)
         compared = (labels[:row] == labels[row]) | ~(is_separate[:row] | is_separate[row])
         neighbours = np.flatnonzero((gap <= search_m**2) & compared)
-        if all(overlap(row, other) <= threshold for other in neighbours):
+        if all(overlap(row, better) <= threshold for better in neighbours):
             rows.append(row)
     return np.array(rows, np.int64)
 

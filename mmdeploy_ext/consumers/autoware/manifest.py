@@ -104,8 +104,8 @@ def path_rules(
             violations.append(_wrong_path(file, name, f'{shortened(value)}: {problem}'))
             continue
         path = folder / relative
-        equal_keys = [other for other, other_path in paths.items() if path == other_path]
-        violations += [_wrong_path(file, name, f'the file of {prefix}{other}') for other in equal_keys]
+        equal_keys = [earlier_key for earlier_key, earlier_path in paths.items() if path == earlier_path]
+        violations += [_wrong_path(file, name, f'the file of {prefix}{equal}') for equal in equal_keys]
         paths[key] = path
     return paths, violations
 
@@ -126,9 +126,10 @@ def engine_rules(
         if engine.suffix.lower() in ('.onnx', '.yaml'):
             problem = 'the node writes the engine there, over a file that it has to read'
             yield _wrong_path(file, key, f'{shortened(value)}: {problem}')
-        for other in [other for other, other_engine in engines.items() if engine == other_engine]:
-            problem = f'the file of {other}: one engine replaces the other'
-            yield _wrong_path(file, key, f'{shortened(value)}, {problem}')
+        for earlier_key, earlier_engine in engines.items():
+            if engine == earlier_engine:
+                problem = f'the file of {earlier_key}: one engine replaces the other'
+                yield _wrong_path(file, key, f'{shortened(value)}, {problem}')
         engines[key] = engine
 
 
