@@ -99,22 +99,22 @@ def find_refusals(model: onnx.ModelProto, *, rtx: bool) -> list[Refusal]:
     return refusals
 
 
-def check_limits(model: onnx.ModelProto, *, rtx: bool, what: str) -> None:
+def check_limits(model: onnx.ModelProto, *, rtx: bool, file: str) -> None:
     """Raise EngineError for a graph that TensorRT cannot take.
 
-    It names the nodes, up to three of each kind, and what to change. `what` is the graph, for the message.
+    It names the nodes, up to three of each kind, and what to change. `file` is its name, for the message.
     """
     refusals = find_refusals(model, rtx=rtx)
     if refusals:
         title = 'TensorRT-RTX' if rtx else 'TensorRT'
         count = '1 node' if len(refusals) == 1 else f'{len(refusals)} nodes'
-        raise EngineError(f'{what}: {title} cannot take {count}: {_listed_by_reason(refusals)}')
+        raise EngineError(f'{file}: {title} cannot take {count}: {_listed_by_reason(refusals)}')
 
 
-def check_turing(model: onnx.ModelProto, architectures: Collection[int], what: str) -> None:
+def check_turing(model: onnx.ModelProto, architectures: Collection[int], file: str) -> None:
     """Raise EngineError for float32 matrix products for SM 7.5, which tensorrt-rtx 1.7.1 does not compile.
 
-    Convolutions of float32, and matrix products of float16, build. `what` is the graph, for the message.
+    Convolutions of float32, and matrix products of float16, build. `file` is its name, for the message.
     """
     if TURING not in architectures:
         return
@@ -125,7 +125,7 @@ def check_turing(model: onnx.ModelProto, architectures: Collection[int], what: s
         if node.op_type in ('MatMul', 'Gemm', 'Einsum') and elements.get(node.input[0]) == TensorProto.FLOAT
     ]
     if refusals:
-        raise EngineError(f'{what}: SM {TURING} is asked for: {_listed_by_reason(refusals)}')
+        raise EngineError(f'{file}: SM {TURING} is asked for: {_listed_by_reason(refusals)}')
 
 
 def _listed_by_reason(refusals: Sequence[Refusal]) -> str:

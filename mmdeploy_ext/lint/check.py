@@ -19,6 +19,9 @@ from mmdeploy_ext.lint.state import held_tensors, watch_attributes
 from mmdeploy_ext.lint.trial import Trial, try_export
 from mmdeploy_ext.lint.watches import LARGEST_EXACT, WATCHES, largest_finite, step_text
 
+TRAINED_LAYERS = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
+"""Layers that compute something else in training mode."""
+
 
 def check(
     module: torch.nn.Module,
@@ -73,7 +76,8 @@ def check(
         fixed = recorder.fixed_sizes(_observe(module, other_inputs)[0].recorder)
     _add_inputs(observer, outputs, attributes, module, example_inputs)
     _add_outputs(recorder, outputs)
-    if any(part.training and _differs_in_training(part) for part in module.modules()):
+    trained = [part for part in module.modules() if part.training and isinstance(part, TRAINED_LAYERS)]
+    if any(getattr(part, 'p', 1) > 0 for part in trained):  # dropout with p = 0 does nothing
         recorder.add('training-mode', 'the module is in training mode', None)
     trials: list[Trial] = []
     if try_exports:
@@ -216,8 +220,3 @@ def _add_outputs(recorder: Recorder, outputs: Any) -> None:
         elif isinstance(leaf, int | float | np.ndarray):
             text = 'numpy arrays' if isinstance(leaf, np.ndarray) else repr(leaf)
             recorder.add('number-output', f'{text} among the outputs', None)
-
-
-def _differs_in_training(part: torch.nn.Module) -> bool:
-    is_dropout = isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0
-    return is_dropout or isinstance(part, torch.nn.modules.batchnorm._NormBase)

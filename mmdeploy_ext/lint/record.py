@@ -131,60 +131,36 @@ def plain(value: Any) -> Any:
     return kind.__pos__(value) if is_size(value) else value
 
 
-def _arithmetic(kind: type, name: str) -> Callable[..., Any]:
+def _method(kind: type, name: str) -> Callable[..., Any]:
+    """Return a method that computes as that of a plain number, and records what becomes of a size."""
+    plain_method = getattr(kind, name)
+
     def method(self: Any, *others: Any) -> Any:
-        result = getattr(kind, name)(plain(self), *map(plain, others))
-        if result is NotImplemented and others and isinstance(plain(others[0]), float):
-            result = getattr(float, name)(float(plain(self)), plain(others[0]))
-        return mark_size(result, origins_of(self, *others), self.recorder)
+        numbers, origins = [plain(self), *map(plain, others)], origins_of(self, *others)
+        if name in COMPARISONS:
+            self.recorder.compared(origins, numbers)
+        elif name in CONVERSIONS:
+            self.recorder.converted(self.origins, name)
+        result = plain_method(*numbers)
+        if result is NotImplemented and all(isinstance(number, int | float) for number in numbers):
+            result = getattr(float, name)(*map(float, numbers))
+        return mark_size(result, origins, self.recorder) if name in ARITHMETIC else result
 
     return method
 
 
-def _comparison(kind: type, name: str) -> Callable[..., Any]:
-    def method(self: Any, *others: Any) -> Any:
-        values = [plain(self), *map(plain, others)]
-        self.recorder.compared(origins_of(self, *others), values)
-        result = getattr(kind, name)(*values)
-        if result is NotImplemented and all(isinstance(value, int | float) for value in values):
-            result = getattr(float, name)(*map(float, values))
-        return result
-
-    return method
-
-
-def _conversion(kind: type, name: str) -> Callable[..., Any]:
-    def method(self: Any, *others: Any) -> Any:
-        self.recorder.converted(self.origins, name)
-        return getattr(kind, name)(plain(self), *others)
-
-    return method
-
-
-def _change_in_place(kind: type, name: str) -> Callable[..., Any]:
-    def method(self: Any, other: Any) -> Any:
+def _in_place_method(name: str) -> Callable[..., Any]:
+    def method(self: Any, operand: Any) -> Any:
         self.recorder.changed_in_place(self.origins)
-        return getattr(self, name.replace('__i', '__', 1))(other)
+        return getattr(self, name.replace('__i', '__', 1))(operand)
 
     return method
 
 
-METHODS = (
-    (ARITHMETIC, _arithmetic),
-    (COMPARISONS, _comparison),
-    (CONVERSIONS, _conversion),
-    (IN_PLACE, _change_in_place),
-)
-"""Names of methods -> what makes such a method of a watched number, from those of the plain one."""
-
-
-def _watch(target: type, kind: type) -> None:
-    for names, make_method in METHODS:
-        for name in names:
-            if hasattr(kind, name) or name in IN_PLACE:
-                setattr(target, name, make_method(kind, name))
-    target.__hash__ = kind.__hash__
-
-
-_watch(SizeInt, int)
-_watch(SizeFloat, float)
+for _watched, _kind in ((SizeInt, int), (SizeFloat, float)):
+    for _name in (*ARITHMETIC, *COMPARISONS, *CONVERSIONS):
+        if hasattr(_kind, _name):
+            setattr(_watched, _name, _method(_kind, _name))
+    for _name in IN_PLACE:
+        setattr(_watched, _name, _in_place_method(_name))
+    _watched.__hash__ = _kind.__hash__

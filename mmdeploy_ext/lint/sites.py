@@ -93,9 +93,12 @@ def _site_of(frame: FrameType) -> Site:
             outer = outer.f_back
         if outer is not None and not _is_machinery(outer) and 'forward' in {*functions, outer.f_code.co_name}:
             via = _plain_site(outer)
-    return dataclasses.replace(
-        _plain_site(frame), library=_is_library(file), via=via, waiting=_waiting(frame)
-    )
+    waiting, positions = '', list(frame.f_code.co_positions())
+    if frame.f_lasti // 2 < len(positions):
+        line, _, column, _ = positions[frame.f_lasti // 2]  # of the running instruction
+        if line is not None and column is not None:
+            waiting = _waiting_at(file, line, column)
+    return dataclasses.replace(_plain_site(frame), library=_is_library(file), via=via, waiting=waiting)
 
 
 def _plain_site(frame: FrameType) -> Site:
@@ -117,15 +120,6 @@ def _displayed_path(file: str) -> str:
             return file.split(f'{folder}{os.sep}')[-1]
     relative = os.path.relpath(file)
     return os.path.basename(file) if relative.startswith('..') else relative
-
-
-def _waiting(frame: FrameType) -> str:
-    """Return what waits for the value of the running instruction, see `Site`."""
-    positions = list(frame.f_code.co_positions())
-    if frame.f_lasti // 2 >= len(positions):
-        return ''
-    line, _, column, _ = positions[frame.f_lasti // 2]
-    return '' if line is None or column is None else _waiting_at(_file(frame), line, column)
 
 
 @functools.lru_cache(maxsize=4096)

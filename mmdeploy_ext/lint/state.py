@@ -55,8 +55,10 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
     set_names = set()
 
     def watched(self: torch.nn.Module, name: str, value: Any) -> None:
-        has_tensor = next(tensors_in(value), None) is not None
-        if id(self) in paths and (has_tensor or _replaces_number(self, name, value)):
+        has_tensor, old = next(tensors_in(value), None) is not None, self.__dict__.get(name)
+        are_numbers = all(type(number) in (int, float, bool) for number in (old, value))
+        is_new_number = name not in MODULE_FIELDS and are_numbers and old != value
+        if id(self) in paths and (has_tensor or is_new_number):
             full_name = f'{paths[id(self)]}.{name}'.lstrip('.')
             if (site := caller()) is not None:
                 set_names.add(full_name)
@@ -70,10 +72,3 @@ def watch_attributes(module: torch.nn.Module, recorder: Recorder) -> Iterator[No
         is_recorded = name in set_names or any(repr(name) in detail for detail in in_place)
         if tensors and not is_recorded and tensors != before.get(name):
             recorder.add('state-written', f'attribute {name!r} changed', None)
-
-
-def _replaces_number(module: torch.nn.Module, name: str, value: Any) -> bool:
-    """Return whether an attribute is a number that becomes another one."""
-    old = module.__dict__.get(name)
-    are_numbers = all(type(number) in (int, float, bool) for number in (old, value))
-    return name not in MODULE_FIELDS and are_numbers and old != value

@@ -73,17 +73,13 @@ def try_export(
             Event('unsupported-operator', site, f'{operator} is unknown to {exporter} at opset {opset}')
             for operator, site in unknown
         )
-        return Trial(exporter, opset, refused=True, text=_text(cause, error), events=events)
+        lines = [line for line in str(cause).splitlines() if line.strip()]
+        text = one_line(lines[0] if lines else type(cause).__name__)[:LONGEST]
+        site = _last_site(FRAME.findall(f'{error.__cause__}'))  # the user's line, where the error names one
+        if site is not None:
+            text = f'{site.text}: {text}'
+        return Trial(exporter, opset, refused=True, text=text, events=events)
     return Trial(exporter, opset)
-
-
-def _text(cause: BaseException, error: BaseException) -> str:
-    """Return the first line of an error, with the line of the user's code that it names."""
-    first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-    frames = [match.groups() for match in FRAME.finditer(f'{error.__cause__}')]
-    site = _last_site(frames)
-    prefix = '' if site is None else f'{site.text}: '
-    return prefix + one_line(first)[:LONGEST]
 
 
 def unknown_to_torchscript(

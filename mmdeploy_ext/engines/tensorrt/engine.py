@@ -101,7 +101,7 @@ def prepare(
     built_with = None
     rtx = package == 'tensorrt-rtx' or bool(architectures) or not tensorrt_package.is_installed('tensorrt')
     rtx = rtx and package != 'tensorrt'
-    check_limits(model, rtx=rtx, what=str(source))
+    check_limits(model, rtx=rtx, file=str(source))
     spec = for_tensorrt.spec_of(model, fixed)
     profiles = {} if only_check else tensorrt_shapes.profiles_of(spec, requested)
     if not only_check:

@@ -132,7 +132,10 @@ def walk(
                     result.good[tensor] = value
                 continue
             want = _in_shape_of(reference, value)  # in its dtype: what float16 cannot hold is an error
-            row.reference, result.good[tensor] = reference, _in_dtype_of(want, value)
+            row.reference, result.good[tensor] = reference, want
+            if value is not None and value.dtype != want.dtype and value.dtype.kind == want.dtype.kind:
+                with np.errstate(over='ignore'):  # floats as float16, or back
+                    result.good[tensor] = want.astype(value.dtype)
             node = program.index.nodes[position]
             is_tied = value is not None and _is_tied(node, place, value, result.good, want)
             row.born, reason = (0.0, '') if is_tied else compare(value, want)
@@ -196,14 +199,6 @@ def _in_shape_of(reference: ReferenceTensor, value: np.ndarray | None) -> np.nda
         return want
     is_flattened = how in ('order', 'module') and want.ndim != value.ndim and want.size == value.size
     return want.reshape(value.shape) if how == 'value' or is_flattened else want
-
-
-def _in_dtype_of(array: np.ndarray, other: np.ndarray | None) -> np.ndarray:
-    """Return an array in the dtype of another one of the same kind: floats as float16, or back."""
-    if other is None or array.dtype == other.dtype or array.dtype.kind != other.dtype.kind:
-        return array
-    with np.errstate(over='ignore'):
-        return array.astype(other.dtype)
 
 
 def _is_tied(

@@ -114,7 +114,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
     """Return '; did you mean a, b?' with the candidates that resemble a name, '' where none does."""
     candidates = list(candidates)
     similar = difflib.get_close_matches(name, candidates, 3, 0.6)
-    similar += [other for other in candidates if name and name in other and other not in similar]
+    similar += [text for text in candidates if name and name in text and text not in similar]
     return f'; did you mean {", ".join(similar[:3])}?' if similar else ''
 
 

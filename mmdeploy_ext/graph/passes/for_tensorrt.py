@@ -68,21 +68,17 @@ def fix_inputs(model: onnx.ModelProto, values: Mapping[str, np.ndarray | None]) 
         if array is None and name not in defaults:
             raise UsageError(f'--constant {name}: the file states no default; give {name}=VALUE,VALUE,...')
         if array is not None:
-            tensor = _constant_input(inputs[name], array)
+            tensor_type = inputs[name].type.tensor_type
+            sizes = [size.dim_value if size.HasField('dim_value') else 1 for size in tensor_type.shape.dim]
+            if array.size != math.prod(sizes):
+                shape = 'x'.join(map(str, sizes))
+                raise UsageError(f'--constant {name}: {array.size} values, the input has {shape}')
+            dtype = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
+            tensor = numpy_helper.from_array(array.astype(dtype).reshape(sizes), name)
             constants = [constant for constant in graph.initializer if constant.name != name]
             refill(graph, initializer=[*constants, tensor])
     refill(graph, input=[value for value in graph.input if value.name not in values])
     return fold(result)
-
-
-def _constant_input(value: onnx.ValueInfoProto, array: np.ndarray) -> onnx.TensorProto:
-    tensor_type = value.type.tensor_type
-    sizes = [size.dim_value if size.HasField('dim_value') else 1 for size in tensor_type.shape.dim]
-    if array.size != math.prod(sizes):
-        shape = 'x'.join(map(str, sizes))
-        raise UsageError(f'--constant {value.name}: {array.size} values, the input has {shape}')
-    dtype = helper.tensor_dtype_to_np_dtype(tensor_type.elem_type)
-    return numpy_helper.from_array(array.astype(dtype).reshape(sizes), value.name)
 
 
 def parse_constants(texts: Sequence[str]) -> dict[str, np.ndarray | None]:

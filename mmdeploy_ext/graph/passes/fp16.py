@@ -149,10 +149,12 @@ class _Graph:
                 positions.add(position)
                 continue
             single = SINGLE_OPERANDS.get(node.op_type, ())
-            ends = [(at, name, schema.inputs) for at, name in enumerate(node.input) if at not in single]
-            ends += [(at, name, schema.outputs) for at, name in enumerate(node.output)]
-            for at, name, formals in ends:
-                types = formals[min(at, len(formals) - 1)].types if formals else ()
+            ends = [
+                (place, name, schema.inputs) for place, name in enumerate(node.input) if place not in single
+            ]
+            ends += [(place, name, schema.outputs) for place, name in enumerate(node.output)]
+            for place, name, formals in ends:
+                types = formals[min(place, len(formals) - 1)].types if formals else ()
                 if self.elements.get(name) == SINGLE and 'tensor(float16)' not in types:
                     positions.add(position)
         return positions
@@ -200,18 +202,18 @@ class _Writer:
             element = SINGLE if position in self.islands else HALF
             is_typed = graph.is_typed(node)
             single = SINGLE_OPERANDS.get(node.op_type, ())
-            written = copy.deepcopy(node)
+            new_node = copy.deepcopy(node)
             for place, name in enumerate(node.input):
                 if is_typed:
                     operand_element = graph.elements.get(name, 0)
                 else:
                     operand_element = SINGLE if place in single else element
-                written.input[place] = self.operand(inner_names.get(name, name), operand_element)
-            written.output[:] = [inner_names.get(name, name) for name in node.output]
+                new_node.input[place] = self.operand(inner_names.get(name, name), operand_element)
+            new_node.output[:] = [inner_names.get(name, name) for name in node.output]
             if not is_typed:
                 floats = graph.floats(node.output)
                 self.elements.update((inner_names.get(name, name), element) for name in floats)
-            self.nodes.append(written)
+            self.nodes.append(new_node)
         for value in proto.output:
             if value.name in self.half_ends:
                 value.type.tensor_type.elem_type = HALF

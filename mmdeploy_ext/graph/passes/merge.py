@@ -178,7 +178,9 @@ def _check_types(model: str, value: onnx.ValueInfoProto, produced: onnx.TypeProt
     if fits and input_shape is not None and output_shape is not None:
         pairs = list(zip(input_shape, output_shape, strict=False))
         fixed = [pair for pair in pairs if all(isinstance(size, int) for size in pair)]
-        fits = len(input_shape) == len(output_shape) and all(size == other for size, other in fixed)
+        fits = len(input_shape) == len(output_shape) and all(
+            size == output_size for size, output_size in fixed
+        )
     if not fits:
         raise UsageError(
             f'{model} takes {value.name!r} as {text(value.type)}, but what an earlier model gives is '

@@ -55,9 +55,9 @@ class Check:
         """Return whether a candidate shows the fault."""
         raise NotImplementedError
 
-    def check_whole(self, whole: Candidate) -> bool:
+    def check_whole(self, whole_model: Candidate) -> bool:
         """Look at the whole model first: return whether it shows the fault, and remember which one."""
-        return self.shows(whole)
+        return self.shows(whole_model)
 
     def expected(self, candidate: Candidate, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return what a right engine gives for a candidate; `values` are the recorded ones."""
@@ -108,11 +108,11 @@ class NotFinite(Check):
             return ''
         return run.not_finite(_compute(candidate, optimized=False) or {})
 
-    def check_whole(self, whole: Candidate) -> bool:
+    def check_whole(self, whole_model: Candidate) -> bool:
         """Remember whether NaN or infinity is looked for."""
-        if run.not_finite(whole.feeds):
+        if run.not_finite(whole_model.feeds):
             raise UsageError('--check nan: the inputs themselves are not finite; give finite ones')
-        self.outcome = self._outcome(whole)
+        self.outcome = self._outcome(whole_model)
         return bool(self.outcome)
 
     def shows(self, candidate: Candidate) -> bool:
@@ -229,9 +229,9 @@ class Crash(Check):
         lines = output.strip().splitlines() or ['dies']
         return f'signal {-status}' if status < 0 else lines[-1]
 
-    def check_whole(self, whole: Candidate) -> bool:
+    def check_whole(self, whole_model: Candidate) -> bool:
         """Remember how it ends."""
-        self.outcome = self._outcome(whole)
+        self.outcome = self._outcome(whole_model)
         return self.outcome != 'runs'
 
     def shows(self, candidate: Candidate) -> bool:
@@ -263,9 +263,9 @@ class Command(Check):
         self.last_result = f'it exited with {status}' + (f' and said {lines[-1]!r}' if lines else '')
         return status
 
-    def check_whole(self, whole: Candidate) -> bool:
+    def check_whole(self, whole_model: Candidate) -> bool:
         """Refuse a command that cannot be run or does not end."""
-        status = self._status(whole)
+        status = self._status(whole_model)
         if status is None:
             raise UsageError(
                 f'--check {self.command!r}: did not end within {self.timeout_s:g} s on the whole model and '

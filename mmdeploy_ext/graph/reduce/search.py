@@ -41,9 +41,20 @@ class _Search:
     """The search in one case: the smallest candidate so far, and the parts that were checked."""
 
     def __init__(
-        self, case: Case, check: Check, whole: Candidate, limit: int, progress: Callable[[int, int], None]
+        self,
+        case: Case,
+        check: Check,
+        whole_model: Candidate,
+        limit: int,
+        progress: Callable[[int, int], None],
     ) -> None:
-        self.case, self.check, self.best, self.limit, self.progress = case, check, whole, limit, progress
+        self.case, self.check, self.best, self.limit, self.progress = (
+            case,
+            check,
+            whole_model,
+            limit,
+            progress,
+        )
         self.checks = 1  # of the whole graph
         self.results: dict[tuple[Part, tuple[str, ...] | None], bool] = {(case.everything, None): True}
 
@@ -133,10 +144,10 @@ def reduce(
         UsageError: the whole graph does not show the fault, the check says yes to a good graph, or later no.
     """
     case.rounding = check.rounding
-    whole = case.candidate(case.everything)
-    if whole is None:
+    whole_model = case.candidate(case.everything)
+    if whole_model is None:
         raise UsageError('the graph has no output that is a tensor, or an input without a value')
-    if not check.check_whole(whole):
+    if not check.check_whole(whole_model):
         raise UsageError(f'--check: {check.why_not()}; there is nothing to reduce')
     for candidate in filter(check.shows, good):
         zeros = 'a graph that computes nothing (its outputs are zeros)'
@@ -145,7 +156,7 @@ def reduce(
             f'--check: says yes to {graph}, too, so it does not look at the fault; it has to say yes (exit '
             f'with 0) only when the fault is there'
         )
-    search = _Search(case, check, whole, most_checks, progress or (lambda checks, nodes: None))
+    search = _Search(case, check, whole_model, most_checks, progress or (lambda checks, nodes: None))
     stopped = ''
     try:
         part = search.smallest(case.everything)

@@ -65,7 +65,7 @@ def _describe_value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     return dict(name=value.name, dtype=dtype, shape=shape, type=types.text(value.type))
 
 
-def _item_bytes(data_type: int) -> float:
+def _item_bytes(data_type: int) -> int:
     try:
         return onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize
     except (KeyError, ValueError):

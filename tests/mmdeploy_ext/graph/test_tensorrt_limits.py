@@ -122,7 +122,7 @@ BUILT = {
 def test_what_cannot_be_taken_is_refused_by_node(case):
     model, message = REFUSED[case]
     with pytest.raises(EngineError, match=message):
-        check_limits(model, rtx=True, what='m.onnx')
+        check_limits(model, rtx=True, file='m.onnx')
 
 
 @pytest.mark.parametrize('case', BUILT)
@@ -147,7 +147,7 @@ def test_the_way_out_is_one_that_the_family_has(family, hint):
     model.CopyFrom(REFUSED['nms'][0])
     onnx.helper.set_model_props(model, {'mm2onnx.family': f'"{family}"'})
     with pytest.raises(EngineError, match=rf'has no runner in TensorRT-RTX; {hint}'):
-        check_limits(model, rtx=True, what='m.onnx')
+        check_limits(model, rtx=True, file='m.onnx')
 
 
 @pytest.mark.parametrize('operator', ['MatMul(x, x)', 'Gemm(x, x)', 'Einsum<equation = "ij,jk->ik">(x, x)'])
@@ -167,7 +167,7 @@ def test_many_nodes_of_one_kind_are_one_line():
     body = ' '.join(f'[n{number}] y{number} = Unique(x)' for number in range(5))
     model = parse(body, 'float[3] x', ', '.join(f'float[N] y{number}' for number in range(5)))
     with pytest.raises(EngineError, match=r'5 nodes: n0, n1, n2 and 2 more \(Unique\): TensorRT has'):
-        check_limits(model, rtx=True, what='m.onnx')
+        check_limits(model, rtx=True, file='m.onnx')
 
 
 def test_a_sparse_graph_is_refused():

@@ -85,7 +85,7 @@ def test_tensorrt_rtx_takes_what_has_one_form_for_every_picture(kind, made):
     assert {one.operator for one in find_refusals(model, rtx=True)} == wanted
     if wanted:
         with pytest.raises(EngineError, match='cannot take 12 nodes'):
-            check_limits(model, rtx=True, what='m.onnx')
+            check_limits(model, rtx=True, file='m.onnx')
 
 
 @pytest.mark.matrix
