@@ -118,11 +118,14 @@ def configured(folder):
     points, past = dict(load_dim=5, use_dim=5), dict(pad_empty_sweeps=True, remove_close=True)
     unmoved = dict(resize_lim=[1.0, 1.0], rot_lim=[0.0, 0.0], trans_lim=0.0, is_train=False)
     steps = [
+        dict(type='LoadMultiViewImageFromFiles', to_float32=True),
         dict(type='LoadPointsFromFile', coord_type='LIDAR', reduce_beams=32, **points),
         dict(type='LoadPointsFromMultiSweeps', sweeps_num=2, **points, **past),
         dict(type='LoadAnnotations3D', with_bbox_3d=True),
+        dict(type='ImageAug3D', final_dim=[64, 96], resize_lim=[0.5, 0.5], is_train=False),
         dict(type='GlobalRotScaleTrans', **unmoved),
         dict(type='PointsRangeFilter', point_cloud_range='${point_cloud_range}'),
+        dict(type='ImageNormalize', mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]),
         dict(type='DefaultFormatBundle3D', classes='${object_classes}'),
         dict(type='Collect3D', keys=['points', 'gt_bboxes_3d'], meta_keys=['lidar2ego']),
     ]

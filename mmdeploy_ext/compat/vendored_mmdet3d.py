@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -95,37 +94,3 @@ def mmdet3d_sparse_convolutions(module: ModuleType, execute: Execute) -> bool:
         del CONV_LAYERS.module_dict[name]
     execute()
     return bool(replaced)
-
-
-class AbsentPackage(ModuleType):
-    """A package that is not installed: every name in it is a function that raises when it is called."""
-
-    __path__: tuple[str, ...] = ()
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith('__'):
-            raise AttributeError(name)
-
-        def absent(*args: Any, **options: Any) -> Any:
-            raise ImportError(f'{self.__name__} is not installed, and {name} of it is used')
-
-        return absent
-
-
-@patch('mmdet3d.models.backbones.radar_encoder', versions='mmdet3d 0.17 with an encoder of radar')
-def mmdet3d_without_flash_attention(module: ModuleType, execute: Execute) -> bool:
-    """Every model imports flash_attn, which needs CUDA, for one encoder of radar points.
-
-    It is there during the import alone; using it raises.
-    """
-    if importlib.util.find_spec('flash_attn') is not None:
-        execute()
-        return False
-    names = 'flash_attn', 'flash_attn.flash_attention'
-    sys.modules.update({name: AbsentPackage(name) for name in names})
-    try:
-        execute()
-    finally:
-        for name in names:
-            sys.modules.pop(name, None)
-    return True

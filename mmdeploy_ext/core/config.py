@@ -18,6 +18,7 @@ from mmdeploy_ext.core.commands import command
 from mmdeploy_ext.core.errors import ConfigError, UsageError, root_cause
 from mmdeploy_ext.core.files import will_read
 from mmdeploy_ext.core.import_errors import import_failure
+from mmdeploy_ext.core.library_copies import is_older_copy, without_older_copies
 from mmdeploy_ext.core.yaml_config import SUFFIXES, read_yaml_config
 
 CATALOGUE = 'mmdeploy_ext.models.catalogue'
@@ -294,10 +295,16 @@ def user_folders(path: str) -> list[Path]:
 def use_libraries_of(path: str) -> None:
     """Put a repository's own copy of mmdet, mmdet3d or mmseg before the installed one, for its configs.
 
+    A copy that is older than families are written for is passed over: its models run in another process.
+
     ConfigError: this process has imported another copy.
     """
     for library, too_new in LIBRARIES.items():
         for folder in user_folders(path):
+            if is_older_copy(folder, library):
+                with without_older_copies(library):
+                    importlib.import_module(library)
+                break
             if (folder / library / '__init__.py').is_file() and _major_version(folder / library) < too_new:
                 _take_first(library, folder, f'{path}: is a config of the repository {folder}')
                 break

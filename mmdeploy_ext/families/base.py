@@ -16,7 +16,6 @@ from mmdeploy_ext.contract.registry import detector_options, registered
 from mmdeploy_ext.core.commands import tool
 from mmdeploy_ext.core.config import config_sha256
 from mmdeploy_ext.core.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.core.library_copies import without_older_copies
 from mmdeploy_ext.core.model_classes import ModelClass, model_classes
 from mmdeploy_ext.families.building import has_head, head_of
 from mmdeploy_ext.families.nearest import refusal
@@ -251,8 +250,7 @@ class Families(dict[str, Family]):
     def __missing__(self, name: str) -> Family:
         registration = registered()[name]
         importlib.import_module(UPSTREAM_LAYERS)
-        with without_older_copies(registration.library):
-            self[name] = registration.load_family()
+        self[name] = registration.load_family()
         return self[name]
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -168,6 +168,7 @@ class BEVFusionFamily(SequenceFamily):
         classes = super().model_classes(model)
         if not model.fork:
             return classes
+        classes = tuple(entry for entry in classes if entry.name != Fork.__name__)
         return *(ModelClass(**entry) for entry in model.fork.process.facts['classes']), *classes
 
     def differing_methods(self, model: nn.Module) -> list[DifferingMethod]:

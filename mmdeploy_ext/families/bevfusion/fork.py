@@ -31,6 +31,7 @@ from mmdeploy_ext.families.bevfusion.graphs import TABLES
 from mmdeploy_ext.families.bevfusion.reference import Reference, detections
 from mmdeploy_ext.families.bevfusion.runtime.frames import MATRICES
 from mmdeploy_ext.families.bevfusion.synthetic import values_of_boxes
+from mmdeploy_ext.models import catalogue
 from mmdeploy_ext.proving.near_ties import DRAWS, ROUNDING
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
@@ -114,6 +115,8 @@ def adapt(cfg: Any) -> None:
         lidar.backbone.type = ENCODERS.get(lidar.backbone.type, lidar.backbone.type)
     model.encoders = {name: encoder for name, encoder in model.encoders.items() if encoder}
     cfg.model = {key: value for key, value in model.items() if key != 'loss_scale'}
+    for head in filter(None, cfg.model['heads'].values()):
+        head.pop('train_cfg', None)  # names classes of the repository that training builds
     classes = list(dataset.get('object_classes') or cfg.get('object_classes') or ())
     cfg.class_names = classes
     steps = dataset.get('pipeline') or cfg.get('test_pipeline') or ()
@@ -128,6 +131,7 @@ def adapt(cfg: Any) -> None:
     )
     cfg.data = dict(test=test)
     cfg.fork = fork
+    catalogue.register_named(cfg)
 
 
 def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> list[dict[str, Any]]:
@@ -145,13 +149,15 @@ def _pipeline(cfg: Any, steps: Any, classes: list[str], has_camera: bool) -> lis
         kind = step['type']
         if kind == 'GlobalRotScaleTrans':
             _check_unmoved(cfg, step)
+        if kind in left_out:
+            continue
         if kind in endings:
             pipeline.append(dict(type=kind, **endings[kind]))
         elif kind == 'ImageAug3D':
             pipeline.append({key: step[key] for key in IMAGE_KEYS if key in step})
         elif kind.startswith('LoadPoints'):
             pipeline += _points_step(cfg, step)
-        elif kind not in left_out:
+        else:
             pipeline.append(dict(step))
     return pipeline
 

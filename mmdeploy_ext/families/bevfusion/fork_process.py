@@ -48,6 +48,9 @@ class ForkModel:
     """
 
     def __init__(self, root: str, cfg: Mapping[str, Any], checkpoint: str) -> None:
+        import mmdet.models  # noqa: F401 - patches that it takes are none of the repository
+
+        self.general = compat.effective()
         import mmdet3d
         from mmcv import ConfigDict
         from mmcv.runner import load_checkpoint
@@ -98,7 +101,7 @@ class ForkModel:
 
     def facts(self) -> dict[str, Any]:
         """Return whose code the model is, which patches are in force, and the columns of its boxes."""
-        patches = [patch for patch in compat.effective() if patch.modules[0].startswith('mmdet3d.')]
+        patches = [patch for patch in compat.effective() if patch not in self.general]
         return dict(
             root=str(self.root),
             classes=[entry.to_json() for entry in model_classes(self.model)],

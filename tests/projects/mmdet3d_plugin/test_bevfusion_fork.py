@@ -97,9 +97,9 @@ def test_the_config_is_put_into_the_terms_of_the_family(repository):
     ('options', 'words'),
     [
         ({'model.encoders.lidar.voxelize_reduce': False}, 'voxelize_reduce=False'),
-        ({'data.test.pipeline.3.rot_lim': [0.0, 0.1]}, 'rot_lim'),
-        ({'data.test.pipeline.0.reduce_beams': 16}, 'reduce_beams=16'),
-        ({'data.test.pipeline.1.load_augmented': 'mvp'}, "load_augmented='?mvp"),
+        ({'data.test.pipeline.5.rot_lim': [0.0, 0.1]}, 'rot_lim'),
+        ({'data.test.pipeline.1.reduce_beams': 16}, 'reduce_beams=16'),
+        ({'data.test.pipeline.2.load_augmented': 'mvp'}, "load_augmented='?mvp"),
     ],
 )
 def test_what_no_file_does_is_refused_by_its_key(repository, options, words):
