@@ -1,12 +1,13 @@
 """Which parts of two-stage detectors export: classes of mmdet 2.28.2 whose methods the graphs repeat."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmdet.models.builder import DETECTORS
 from torch import nn
 
-from mmdeploy_ext.compat.older_mmdet import mmdet_module
+from mmdeploy_ext.compat.older_mmdet import mmdet_module, mmdet_release
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts import followed, mask_settings
 from mmdeploy_ext.families.parts.mask_logits import check_flow
@@ -19,7 +20,7 @@ from mmdeploy_ext.families.parts.regions import (
     part_of,
     stages_of,
 )
-from mmdeploy_ext.families.replaced import Replaced
+from mmdeploy_ext.families.replaced import Replaced, table_of
 from mmdeploy_ext.families.two_stage import boxes, masks, points, proposals, staged
 from mmdeploy_ext.families.two_stage.grid import check_grid
 
@@ -68,8 +69,21 @@ FOLLOWED = (
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
     keys = 'rpn_head', 'roi_head', 'semantic_head', 'panoptic_fusion_head'
-    yield from followed.replaced_of_class(model, FOLLOWED)
-    yield from followed.replaced_in([getattr(model, key, None) for key in keys], FOLLOWED)
+    heads = [getattr(model, key, None) for key in keys]
+    for entry in followed.replaced_of_class(model, FOLLOWED):
+        yield of_release(entry)
+    for entry in followed.replaced_in(heads, FOLLOWED):
+        yield of_release(entry)
+
+
+def of_release(entry: Replaced) -> Replaced:
+    """Return methods with the versions that an older mmdet has of them, where the table has these apart.
+
+    The graphs do what that release does, which another release with these methods would not.
+    """
+    table = table_of(Path(__file__).parent)
+    name = '{} of mmdet {}.{}'.format(entry.upstream, *mmdet_release())
+    return Replaced(entry.part, name, tuple(table[name])) if name in table else entry
 
 
 def result_key(detector: type) -> str:

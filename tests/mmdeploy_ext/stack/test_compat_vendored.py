@@ -134,3 +134,15 @@ def test_proposals_as_small_as_the_minimum_are_kept_by_an_older_mmdet(monkeypatc
     boxes = torch.tensor([[[4., 4, 4, 4], [1, 1, 6, 6]]])
     _, candidates = Proposals(head)._large(boxes, torch.ones(1, 2))
     assert (boxes[candidates][:, 2] - boxes[candidates][:, 0]).tolist() == sides
+
+
+def test_methods_of_an_older_mmdet_are_those_of_its_release(monkeypatch):
+    from mmdeploy_ext.families.replaced import Replaced
+    from mmdeploy_ext.families.two_stage.kinds import of_release
+
+    entry = Replaced(object(), 'RPNHead', ('get_bboxes',))
+    assert of_release(entry) == entry
+    monkeypatch.setattr(mmdet, '__version__', '2.11.0')
+    older = of_release(entry)
+    assert older.upstream == 'RPNHead of mmdet 2.11' and '_get_bboxes' in older.methods
+    assert of_release(Replaced(object(), 'GridHead', ('forward',))).upstream == 'GridHead'

@@ -1,0 +1,54 @@
+"""The table of forks has what was measured, and its rows name where each figure is from."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ROW = dict(name='Toy', repository='owner/toy', commit='', config='configs/toy.py', cfg_options=['a=1'])
+FIGURES = dict(imports='yes', patches=['numpy_aliases'], seconds=9, worst_iou=0.9999, worst_score=2e-6)
+
+
+@pytest.fixture(scope='module')
+def forks():
+    spec = importlib.util.spec_from_file_location('forks', REPOSITORY / 'docs/_pages/forks.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_have_the_figures_that_are_kept(forks, monkeypatch):
+    rows = json.loads(forks.ROWS.read_text(encoding='utf-8'))
+    results = json.loads(forks.RESULTS.read_text(encoding='utf-8'))
+    assert results.keys() <= {row['name'] for row in rows}
+    before = {page: page.read_text(encoding='utf-8') for page in forks.PAGES}
+    after = {}
+    monkeypatch.setattr(Path, 'write_text', lambda page, text, **_: after.update({page: text}))
+    forks.write_pages()
+    assert after == before
+    for row in rows:
+        assert len(row['commit']) == 40 and (row['name'] not in results or row['config'] in str(after))
+
+
+def test_a_row_says_once_what_both_modes_gave_and_names_the_mode_otherwise(forks):
+    proven = dict(FIGURES, verdict='PROVEN /tmp/m.onnx equals the PyTorch model: 5 inputs')
+    refused = dict(imports='yes', patches=[], seconds=3, error='error: no')
+    row = dict(ROW, commit='0123456789' * 4)
+    title, imports, exported, verdict, worst, seconds, patches = forks.cells(row, dict(a=proven, b=proven))
+    assert 'configs/toy.py' in title and (imports, exported, verdict) == ('yes', 'yes', 'PROVEN')
+    assert (worst, seconds, patches) == ('0.999900, 2.0e-06', '9, 9', '`numpy_aliases`')
+    exported = forks.cells(row, {'mm2onnx': proven, 'PYTHONPATH=.': refused})[2]
+    assert exported == 'mm2onnx: yes; PYTHONPATH=.: error: no'
+
+
+def test_a_checkout_at_another_commit_is_refused(forks, tmp_path):
+    (tmp_path / 'toy').mkdir()
+    with pytest.raises(SystemExit, match=r'toy: is at .*; expected abc'):
+        forks.measure(dict(ROW, commit='abc'), tmp_path, tmp_path)
+    text = subprocess.run([sys.executable, str(REPOSITORY / 'docs/_pages/forks.py'), '--help'],
+                          capture_output=True, text=True, check=True).stdout
+    assert 'folder with the checkouts' in text
