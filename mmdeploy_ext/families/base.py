@@ -260,6 +260,7 @@ class Families(dict[str, Family]):
 
 FAMILIES = Families()
 """Every family that is registered, by its name."""
+NOT_INSTALLED = 'not installed'
 WANTED = {DETECTOR: 'a detector config', BACKBONE: 'a LiDAR model with a sparse encoder'}
 LACKING = {
     DETECTOR: 'belongs to no family that mm2onnx exports',
@@ -279,7 +280,7 @@ def load_families(library: str | None = None) -> None:
 def import_failure(library: str) -> str:
     """Return why a library cannot be imported, such as beside the mmdet of a repository; '' if it can."""
     if importlib.util.find_spec(library) is None:
-        return 'not installed'
+        return NOT_INSTALLED
     try:
         importlib.import_module(library)
     except (ImportError, AssertionError) as error:
@@ -325,4 +326,8 @@ def _refuse(cfg: Any, product: str) -> NoReturn:
     what = LACKING[product]
     if others := _closest(cfg, ''):
         what += f' as a {product}; only its {others[0].product} is exported ({tool("export-backbone")})'
+    libraries = {registration.library for registration in registered().values()} - {''}
+    for library in sorted(libraries):
+        if (reason := import_failure(library)) not in ('', NOT_INSTALLED):
+            what += f' (families of {library} are left out: {reason})'
     raise refusal(cfg, [family for family in FAMILIES.values() if family.product == product], what)
