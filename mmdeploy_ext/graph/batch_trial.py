@@ -1,4 +1,4 @@
-"""Whether a graph runs at other sizes, and keeps several images apart. Needs ONNX Runtime."""
+"""Trials of a graph: does it run at other sizes, and keep several images apart? Needs ONNX Runtime."""
 
 import copy
 import math

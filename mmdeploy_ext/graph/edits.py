@@ -29,7 +29,7 @@ def record(model: onnx.ModelProto, command: str, arguments: Mapping[str, Any], *
 
     Args:
         model: the edited graph.
-        command: one of `REPEATED`, or one that a family knows how to do again.
+        command: one of `REPEATED`, or a command of a family (see `repeat`).
         arguments: of the command, in plain JSON types.
         packages: those that decide about the result; their versions are recorded.
     """
@@ -56,7 +56,7 @@ def repeat(
         family_commands: name -> function of a model and the arguments, beside those of `REPEATED`.
 
     Raises:
-        ModelFileError: a command or argument that is not known, or one that fails on the model.
+        ModelFileError: an unknown command or argument, or one that fails on the model.
     """
     commands = {**REPEATED, **(family_commands or {})}
     for edit in edits:

@@ -41,13 +41,13 @@ def count(
             output = types.shape(tensor_types.get(node.output[0]))
             try:
                 flops[position] = _node_flops(node, inputs, output)
-            except (TypeError, IndexError):  # a shape that is not known, or has names
+            except (TypeError, IndexError):  # an unknown shape, or one with names
                 flops[position] = None
     return flops
 
 
 def _node_flops(node: onnx.NodeProto, inputs: list[Shape], output: Shape) -> int:
-    """Return the FLOPs of a node; a TypeError or IndexError where a shape does not tell."""
+    """Return the FLOPs of a node; raise TypeError or IndexError if a shape is unknown or has names."""
     has_bias = any(node.input[2:3])
     match node.op_type:
         case (

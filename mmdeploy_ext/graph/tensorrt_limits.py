@@ -68,7 +68,7 @@ UNSUPPORTED['MatMulInteger'] = (
 class Refusal:
     """One node that TensorRT cannot take, or an input or output, which has no operator.
 
-    `node` is its name, '#12' where it has none; `reason` says what is wrong and what to change.
+    `node` is its name, '#12' where it has none; `reason` is what is wrong and what to change.
     """
 
     node: str
@@ -228,7 +228,7 @@ class _Rules:
         return ''
 
     def _element(self, name: str) -> int:
-        """Return the data type of a tensor's elements, 0 where it is not known."""
+        """Return the data type of a tensor's elements, 0 if it is unknown."""
         tensor_type = self.types.get(name)
         if tensor_type is None or not tensor_type.HasField('tensor_type'):
             return 0

@@ -36,7 +36,7 @@ VALUES_FROM_SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """What a tensor depends on: `inputs`, a bit per input whose values count, and `origins` of sizes."""
+    """The inputs that a tensor depends on, a bit each, and the `origins` of the sizes in its values."""
 
     inputs: int = 0
     origins: Origins = frozenset()
@@ -177,7 +177,7 @@ class Observer(TorchFunctionMode):
         return call.result
 
     def _sizes(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return a shape whose numbers are watched, unless torch itself asks."""
+        """Return a shape whose numbers are watched, but plain numbers to torch's own code."""
         result = func(*without_sizes(args), **kwargs)
         site = caller()
         if site is None or not isinstance(result, int | tuple):

@@ -32,7 +32,7 @@ class Site:
     Attributes:
         file: as shown: relative to the working directory, or from the package on in libraries.
         library: the file belongs to an installed package.
-        via: the user's line that led there, of a line in a library; None where there is none.
+        via: for a line in a library, the user's line that led there; None if there is none.
         waiting: what takes the value: 'branch', 'guard' (an assert, an if that raises), 'loop', 'counted' (a
             `range`), 'unpack' (several names on the left), 'handled' (by a function that asks for
             tensors), or ''.

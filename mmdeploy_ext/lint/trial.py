@@ -99,7 +99,7 @@ def unknown_to_torchscript(
         warnings.simplefilter('ignore')
         try:
             traced = torch.jit.trace(module, args, check_trace=False, strict=False)
-        except Exception:  # what the tracer says is in the text of the trial already
+        except Exception:  # its message is in the text of the trial already
             return []
     unknown = {}
     for node in traced.inlined_graph.nodes():
@@ -127,7 +127,7 @@ def unknown_to_dynamo(
         try:
             program = torch.export.export(module, args, strict=False)
             program = _fx_passes.decompose_with_registry(program, registry)
-        except Exception:  # what torch.export says is in the text of the trial already
+        except Exception:  # its message is in the text of the trial already
             return []
     unknown = {}
     for node in program.graph.nodes:

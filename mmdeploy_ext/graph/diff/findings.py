@@ -38,7 +38,10 @@ NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
 
 @dataclasses.dataclass(frozen=True)
 class Bars:
-    """What counts as a difference, relative to the largest value: `born` in one node, `free` in the whole."""
+    """The errors above which values differ, relative to the largest value of a tensor.
+
+    `born` is for one node on the same inputs, `free` for the whole model.
+    """
 
     born: float = BORN_RTOL
     free: float = FREE_RTOL
@@ -49,7 +52,7 @@ class Bars:
 
 
 HALF = Bars(born=3e-3, free=2e-2)
-"""What counts where one of the two is float16."""
+"""The bars if one of the two models is float16."""
 
 
 @dataclasses.dataclass
@@ -57,15 +60,17 @@ class Entry:
     """One tensor of the graph on trial, for tables and plots.
 
     Attributes:
-        depth: place in topological order.
-        node: name of the node that writes it; the next two are of the node, too.
-        module: PyTorch module that it was exported from, '' where that is not known.
-        shape: as text, '-' where the graph could not be run so far.
-        paired: what it was compared with, '' when with nothing; `how` says by what.
-        error: of the whole model, relative; None when there is none or it is infinite (see `state`).
-        born: of the node alone.
+        depth: its place in topological order.
+        node: name of the node that writes it.
+        op_type: operator of that node.
+        module: PyTorch module that the node was exported from, '' if unknown.
+        shape: as text; '-' if a node before it failed.
+        paired: label of the tensor that it was compared with, '' if there was none.
+        how: by what the two were paired, see `walk.ReferenceTensor`.
+        error: relative error in the whole model; None if it was not compared, or is infinite (see `state`).
+        born: relative error of the node alone, on the reference's inputs.
         state: see `walk.Row.state`.
-        reason: why numbers do not tell.
+        reason: why it could not be compared by numbers, or why the node failed.
     """
 
     depth: int
@@ -88,12 +93,12 @@ class Divergence:
 
     Attributes:
         node: the first node that may be at fault, with its operator, PyTorch module and output.
-        paired: what PyTorch, or the other file, has there.
-        born: error of the first tensor that is known to be wrong, None when infinite.
-        error: the same tensor's in the whole model.
+        paired: label of the tensor of PyTorch, or of the other file, that it was compared with.
+        born: error of the first wrong tensor, of its node alone; None if it is infinite.
+        error: error of the same tensor in the whole model.
         nodes: all nodes that may be at fault, in topological order.
-        exact: whether it is one node.
-        evidence: what is known about the cause.
+        exact: whether only one node can be at fault.
+        evidence: observations about the cause, for the reader.
     """
 
     node: str
@@ -113,7 +118,7 @@ class Comparison:
     """The result of a comparison.
 
     Attributes:
-        subject: what was compared with what.
+        subject: the files, config and inputs that were compared, for the reader.
         entries: tensors of the graph on trial in topological order; `outputs` are those of its outputs.
         differences: where errors are born, in topological order.
         changes: differences of structure, to the other file or to a fresh export.
@@ -122,8 +127,8 @@ class Comparison:
         missing: outputs of the reference that the graph on trial lacks.
         additional: outputs of the graph on trial that the reference does not have.
         renamed: output of the reference -> what the graph on trial calls it.
-        graph: how it differs from a fresh export, whatever its numbers on these inputs; '' when it is the
-            same, or was compared with none.
+        graph: how the graph differs from a fresh export, whatever its numbers on these inputs; '' if it is
+            the same, or there is no fresh export.
     """
 
     subject: dict[str, Any]
@@ -219,7 +224,7 @@ def differences_of(
 ) -> list[Divergence]:
     """Return where errors are born.
 
-    `explain` is position of a node -> what is known about it; for `module` see `entries_of`.
+    `explain` is position of a node -> observations about it; for `module` see `entries_of`.
     """
     return [_divergence(walk, region, explain, module) for region in regions(walk, bars.born)]
 
@@ -238,7 +243,7 @@ def _divergence(
     exact = len(positions) == 1 or bool(causes) or len(explained) == 1
     first, last = next(row for row in rows if row.position == at_fault), rows[-1]
     node, reference = index.nodes[at_fault], last.reference or NO_REFERENCE
-    lines = list(evidence[at_fault]) if exact else []  # that one of them is new says nothing about the others
+    lines = list(evidence[at_fault]) if exact else []  # a new node is no evidence about others
     lines += [row.reason for row in rows if row.reason]
     return Divergence(
         node=index.label(at_fault),

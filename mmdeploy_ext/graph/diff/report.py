@@ -1,4 +1,4 @@
-"""What `graph.py diff` prints and writes: a table, and one page with errors along the depth."""
+"""The output of `graph.py diff`: a table, and one page with errors along the depth."""
 
 from __future__ import annotations
 

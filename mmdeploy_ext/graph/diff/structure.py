@@ -1,4 +1,4 @@
-"""What differs between two graphs whose nodes are aligned. Needs no torch."""
+"""The changes between two graphs whose nodes are aligned. Needs no torch."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -34,14 +34,14 @@ EQUAL, BORN, PASSED, INNER, UNKNOWN = 'equal', 'born here', 'passed on', 'inner'
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceTensor:
-    """What a tensor should be.
+    """The values that a tensor should have.
 
     Attributes:
-        value: of the same shape, unless it was found by value.
-        label: what it is on the other side: a module, a tap, a tensor.
-        module: path of the module it was made in, '' when there is none.
+        value: its values; of the same shape, unless it was found by value.
+        label: name on the reference's side: of a module, a tap or a tensor.
+        module: path of the PyTorch module that made it, '' if there is none.
         how: by what it was paired: 'name', 'value', 'export', 'module', 'weights', 'order', 'structure'.
-        record: its number on the other side, in the order of execution; -1 when it has none.
+        record: its number in the order of execution on the reference's side; -1 if it has none.
     """
 
     value: np.ndarray
@@ -56,11 +56,11 @@ class Row:
     """One tensor of the walk.
 
     Attributes:
-        position: of its node.
-        shape: of the free value; None where the graph could not be run so far.
-        error: of the free value, relative to the largest value of the reference; inf when shapes differ or
-            one is not finite; None when there is nothing to compare.
-        born: of the fed value.
+        position: position of its node.
+        shape: shape of the free value; None if a node before it failed.
+        error: error of the free value, relative to the largest value of the reference; inf if shapes differ
+            or one is not finite; None if there is no reference.
+        born: error of the fed value.
         reason: why it cannot be compared by numbers, or why the node failed.
     """
 
@@ -87,7 +87,7 @@ class Row:
 class Walk:
     """A graph, walked: its rows by tensor, in topological order.
 
-    `free` is what the graph computes; `good` the reference, or where there is none what its values give.
+    `free` is what the graph computes; `good` is the reference, or what the node computes from references.
     """
 
     program: Program
@@ -179,7 +179,7 @@ def is_informative(value: np.ndarray) -> bool:
 def _run(
     program: Program, position: int, values: Mapping[str, np.ndarray], runner: NodeRunner
 ) -> tuple[list[np.ndarray] | None, str]:
-    """Return what a node gives, and why it fails; neither where its inputs are not known."""
+    """Return the outputs of a node, or why it fails; neither if a value that it reads is missing."""
     if not values.keys() >= set(program.index.reads(position)):
         return None, ''
     try:

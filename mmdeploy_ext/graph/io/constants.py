@@ -27,7 +27,7 @@ def dense_values(sparse: onnx.SparseTensorProto) -> np.ndarray:
 
 
 def constant_value(node: onnx.NodeProto) -> np.ndarray | None:
-    """Return what a Constant node holds, None for another node or a value that only its caller knows."""
+    """Return the value of a Constant node; None for another node, or the argument of a function."""
     if node.op_type != 'Constant' or node.domain not in ('', 'ai.onnx') or len(node.attribute) != 1:
         return None
     (attribute,) = node.attribute

@@ -31,7 +31,7 @@ from mmdeploy_ext.graph.io.checks import EXPORT_AGAIN, FileName, is_sparse
 from mmdeploy_ext.graph.io.index import all_nodes, all_tensors
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
-"""What onnx raises where external data are not as the file says."""
+"""Errors that onnx raises if external data are not what the model states."""
 ALIGNMENT = 4096
 """Bytes: tensors in a data file begin at multiples of it, so that they can be mapped into memory."""
 SMALLEST_EXTERNAL = 1024

@@ -32,7 +32,7 @@ def module_scopes(model: onnx.ModelProto) -> list[tuple[str, str]]:
     """Return (module name, source) per node of the main graph, e.g. ('backbone.layer1.0.conv1', 'names').
 
     The names are those of `named_modules` of what was exported; the stages that this project merges come
-    first ('network.backbone...'). ('', '') where no source says anything.
+    first ('network.backbone...'). ('', '') if no source names a module.
     """
     return [module_of(node) for node in model.graph.node]
 
@@ -78,7 +78,7 @@ def plain_path(path: str) -> str:
 
 
 def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) -> str:
-    """Return the path of a node's module, '' if the node does not tell.
+    """Return the path of a node's module, '' if it is unknown.
 
     - TorchScript writes it into the name, with a number for repeated calls:
       `network/backbone/layer1/layer1.0/relu_1/Relu` is the second call of `backbone.layer1.0.relu`.

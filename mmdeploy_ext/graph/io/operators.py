@@ -1,4 +1,4 @@
-"""What ONNX states of an operator in an opset, and which nodes of a graph draw random numbers."""
+"""Schemas of operators by opset, and the nodes of a graph that draw random numbers."""
 
 import functools
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 onnx infers them. It carries some values that follow from shapes alone (what `Shape` gives, and arithmetic on
 it), but not through every operator of every opset (Unsqueeze before opset 13, for one); with these values
-computed here, it tells the shapes behind Reshape, Resize and Expand.
+computed here, it finds the shapes behind Reshape, Resize and Expand.
 
 onnxscript's folding with shape inference does less of it in more time (RT-DETR at a fixed size: the shapes of
 1,700 tensors in 2.1 s and 386 tensors gone; here 2,103 in 0.6 s).
@@ -22,7 +22,7 @@ from mmdeploy_ext.graph.io.constants import constant_value
 LARGEST_SHAPE = 1024
 """Elements: longer constants are no shapes, and their values are left out when shapes are inferred."""
 INVENTED = 'unk__'
-"""How names begin that shape inference gives to sizes it cannot tell."""
+"""Prefix of the names that shape inference gives to sizes which it cannot compute."""
 _SHAPE_OPERATORS = """
 Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Flatten Floor Gather GatherElements Greater Identity
 Less Max Min Mod Mul Neg Not Or Pow Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Round ScatterND
@@ -82,7 +82,7 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 def fold_shapes(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto]) -> int:
     """Replace nodes whose values follow from shapes by Constant nodes, in place; return how many.
 
-    The model is one without large constants; `types` are those of its tensors that are known.
+    The model is one without large constants; `types` are the inferred types of its tensors.
     """
     tensors = {tensor.name: _small_array(tensor) for tensor in model.graph.initializer}
     constants = {name: array for name, array in tensors.items() if array is not None}
@@ -103,7 +103,7 @@ def _constant_outputs(
     types: Mapping[str, onnx.TypeProto],
     model: onnx.ModelProto,
 ) -> dict[str, np.ndarray]:
-    """Return the outputs of a node that are known; {} when they are not."""
+    """Return the values of a node's outputs if they follow from shapes, else {}."""
     if node.domain not in ('', 'ai.onnx') or not node.output:
         return {}
     if node.op_type == 'Constant':

@@ -25,7 +25,7 @@ TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|->|[;\n]|.', re.DOTALL)
 class Side:
     """One side of a rule: statements in order, and what the user wrote.
 
-    An attribute variable is an attribute with `ref_attr_name`; `numbers` are by names that stand for them.
+    An attribute variable is an attribute with `ref_attr_name`; `numbers` are name of an operand -> number.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -44,7 +44,7 @@ class Side:
 
     @property
     def variables(self) -> list[str]:
-        """Names that the statements read and do not give, in order; numbers are none."""
+        """Names that the statements read and do not give, in order, without those of numbers."""
         inputs = dict.fromkeys(name for node in self.nodes for name in node.input if name)
         return [name for name in inputs if name not in self.produced and name not in self.numbers]
 

@@ -19,7 +19,7 @@ from mmdeploy_ext.graph.passes.fp16 import PRODUCTS, to_fp16
 from mmdeploy_ext.graph.passes.select import match_patterns, matching_nodes
 
 FACTS = 'fp16.'
-"""What was done is stated under this prefix in `metadata_props`."""
+"""Prefix of the entries of `metadata_props` that state what was done."""
 STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*')
 """Names of the nodes that make and read boxes; in float16 a pixel near 608 is 0.5 wide."""
 

@@ -2,7 +2,8 @@
 
 `onnxscript`'s rewriter finds and replaces. What it leaves to its rules is done here: attributes are equal
 also where one side leaves its default out, a node with an attribute that the pattern does not have is not
-touched, a number matches any constant of one value, and a place that cannot be replaced says why.
+touched, a number matches any constant of one value, and the report has the reason for each place that cannot
+be replaced.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ TOLERANCE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Replacements:
-    """How many places a rule replaced, and which it left as they are although they match, and why."""
+    """The number of places that a rule replaced, and why matching places (`kept`) were not replaced."""
 
     rule: str
     count: int
@@ -48,8 +49,9 @@ def replace(model: onnx.ModelProto, rule: Rule) -> tuple[onnx.ModelProto, Replac
 
     - Fires where operators, attributes, numbers and the structure agree; the operands of commutative
       operators may be swapped.
-    - Not fired where an inner result is read elsewhere or is an output of the graph (the report says so), and
-      where operators of the pattern lie in different graphs (an If's branch and the graph around it).
+    - Not fired where an inner result is read elsewhere or is an output of the graph (which the report
+      states), and where operators of the pattern lie in different graphs (an If's branch and the graph around
+      it).
 
     Returns:
         The new model, or an equal copy when there was nothing to do; and the report.
@@ -185,7 +187,7 @@ class _Rewriter:
 
 
 def _number_check(expected: float) -> Callable:
-    """Return a check that a tensor is a constant of one value; inputs with a default are none."""
+    """Return a check that a tensor is a constant of one value, and not an input with a default."""
 
     def check(context: Any, value: Value) -> bool:
         del context

@@ -30,7 +30,7 @@ def select_nodes(index: Index, patterns: Iterable[str]) -> list[int]:
 
 
 def match_tensors(index: Index, pattern: str) -> list[str]:
-    """Return the tensors that nodes make and a name or pattern means; UsageError where there is none."""
+    """Return the outputs of nodes that a name or pattern fits; UsageError if there is none."""
     if index.producer(pattern) is not None:
         return [pattern]
     if not any(sign in pattern for sign in WILDCARDS):

@@ -135,7 +135,7 @@ class NotFinite(Check):
 class Compared(Check):
     """Base of the checks that compare what ONNX Runtime, `optimized` or not, gives with what is right.
 
-    `refusal` says whether it is the fault, too, that it then refuses the model.
+    `refusal` is whether a model that ONNX Runtime then refuses has the fault, too.
     """
 
     optimized = True
@@ -244,7 +244,7 @@ class Crash(Check):
 
 
 class Command(Check):
-    """A shell command, called with the file of the candidate: exit status 0 says that the fault is there."""
+    """A shell command, called with the file of the candidate: exit status 0 means that it has the fault."""
 
     kind = 'command'
 
@@ -285,7 +285,7 @@ class Command(Check):
         return status == 0
 
     def why_not(self) -> str:
-        """Say what the command did."""
+        """Return how the command ended."""
         return f'the check says no to the whole model: {self.last_result}'
 
     def facts(self) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def save_folder(
 ) -> Path:
     """Write the case atomically, into a new folder.
 
-    `facts` of the check are for run.py; `expected` are outputs that are right; `meaning` says what the fault
-    is, and `source` is the name of the file that was reduced.
+    `facts` of the check are for run.py; `expected` are outputs that are right; `meaning` is the fault in
+    words, and `source` the name of the file that was reduced.
     """
     target, candidate = Path(target), reduction.candidate
     check_folder(target)

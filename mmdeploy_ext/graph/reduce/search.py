@@ -137,11 +137,12 @@ def reduce(
         case: the graph with its recorded values.
         check: decides whether a candidate shows the fault.
         most_checks: candidates to try; the smallest part so far is the result when they are used up.
-        good: candidates that do not have the fault: a check that says yes to them is refused.
+        good: candidates without the fault: a check that reports it for them is refused.
         progress: called with the number of checks and of nodes that are left.
 
     Raises:
-        UsageError: the whole graph does not show the fault, the check says yes to a good graph, or later no.
+        UsageError: the check does not show the fault of the whole graph, shows one of a good graph, or gives
+            two answers for one graph.
     """
     case.rounding = check.rounding
     whole_model = case.candidate(case.everything)

@@ -87,7 +87,7 @@ def save_picture(picture: AGraph, target: FileName) -> None:
 
 
 def check_suffix(target: FileName) -> str:
-    """Return the format that a file's suffix says; another one than `FORMATS` is a UsageError."""
+    """Return the format of a file by its suffix; UsageError if it is none of `FORMATS`."""
     suffix = Path(target).suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(f'--output {target}: expected a name that ends in {", ".join(FORMATS)}')
@@ -228,5 +228,5 @@ def _attribute_texts(node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
 
 
 def _shortened(text: str) -> str:
-    """Return the end of a long name, which says more than its beginning."""
+    """Return the end of a long name, which distinguishes nodes better than its beginning."""
     return text if len(text) <= LONGEST else f'...{text[3 - LONGEST :]}'
