@@ -112,7 +112,7 @@ def test_unequal_numbers_are_exit_status_one(net, tmp_path, capsys, monkeypatch)
 
 
 def test_a_model_over_the_limit_is_written_with_its_weights_beside_it(net, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(files.save, '__kwdefaults__', dict(inputs=(), limit=400))
+    monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 400)
     monkeypatch.setattr(files, 'SMALLEST_EXTERNAL', 100)
     argv = ['rename', net, '--prefix', 'p/', '--output', str(tmp_path / 'y.onnx'), '--prove']
     assert main(argv) == 0

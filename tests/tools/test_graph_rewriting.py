@@ -291,7 +291,6 @@ def test_a_model_that_one_message_cannot_hold_gets_external_data(command, tmp_pa
     model.graph.output.append(onnx.helper.make_tensor_value_info('z', 1, ['N', 40000]))
     path, target = tmp_path / 'large.onnx', tmp_path / 'out.onnx'
     monkeypatch.setattr(files, 'PROTOBUF_LIMIT', 500_000)
-    monkeypatch.setattr(files.save, '__kwdefaults__', dict(files.save.__kwdefaults__, limit=500_000))
     files.save(model, path)
     assert main([command, str(path), '--output', str(target), *SAME[command]]) == 0
     assert (tmp_path / 'out.onnx.data').is_file() and target.stat().st_size < 500_000

@@ -121,14 +121,12 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
         ) from error
 
 
-def save(
-    model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] = (), limit: int = PROTOBUF_LIMIT
-) -> list[Path]:
+def save(model: onnx.ModelProto, path: FileName, *, inputs: Sequence[FileName] = ()) -> list[Path]:
     """Check a model and write it; what was there stays as it is until the new file is whole.
 
-    A model of more than `limit` bytes, by default what one protobuf message can hold, gets its large tensors
-    in `NAME.data` beside it, or in `NAME.2.data` where the old model uses the former. Graphs of the libspconv
-    dialect are no valid ONNX and are written unchecked.
+    A model that is too large for one protobuf message gets its large tensors in `NAME.data` beside it, or in
+    `NAME.2.data` where the old model uses the former. Graphs of the libspconv dialect are no valid ONNX and
+    are written unchecked.
 
     Returns:
         The files that were written, the model first.
@@ -138,7 +136,7 @@ def save(
         ModelFileError: the model is not valid: the checker's message.
     """
     path = Path(path)
-    external = serialised_size(model) > limit
+    external = is_large(model)
     targets = [path]
     if external:
         used = external_locations(path) if path.exists() else ()
@@ -176,13 +174,6 @@ def check_targets(targets: Sequence[FileName], inputs: Sequence[FileName]) -> No
     check_outputs({'--output': targets}, {'the input': inputs})
     for target in targets:
         check_writable(target)
-
-
-def serialised_size(model: onnx.ModelProto) -> int:
-    """Return about how many bytes a model takes; counted in parts, because one message ends at 2 GiB."""
-    tensors = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in all_tensors(model))
-    nodes = sum(len(node.input) + len(node.output) for node in all_nodes(model)) * 64
-    return tensors + nodes + sum(value.ByteSize() for value in model.graph.value_info)
 
 
 def save_external(model: onnx.ModelProto, path: Path, data: Path, *, checked: bool = True) -> None:
@@ -223,8 +214,13 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 
 
 def is_large(model: onnx.ModelProto) -> bool:
-    """Return whether a model has to be written with external data."""
-    return serialised_size(model) > PROTOBUF_LIMIT
+    """Return whether a model has to be written with external data.
+
+    Its size is counted in parts, because one message ends at 2 GiB.
+    """
+    tensors = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in all_tensors(model))
+    nodes = sum(len(node.input) + len(node.output) for node in all_nodes(model)) * 64
+    return tensors + nodes + sum(value.ByteSize() for value in model.graph.value_info) > PROTOBUF_LIMIT
 
 
 def write(model: onnx.ModelProto, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -146,10 +147,16 @@ def test_what_is_saved_is_what_is_loaded(tmp_path_factory, chosen):
     assert [entry.name for entry in path.parent.iterdir()] == ['y.onnx']
 
 
+def save_with_limit(model, path, limit):
+    """Save a model as if one message could hold `limit` bytes."""
+    with mock.patch.object(files, 'PROTOBUF_LIMIT', limit):
+        return files.save(model, path)
+
+
 def test_a_model_over_the_limit_gets_a_data_file(tmp_path):
     path, model = tmp_path / 'big.onnx', large_net()
     before = model.SerializeToString()
-    written = files.save(model, path, limit=10_000)
+    written = save_with_limit(model, path, 10_000)
     assert written == [path, tmp_path / 'big.onnx.data'] and sorted(tmp_path.iterdir()) == written
     assert path.stat().st_size < 1000 and written[1].stat().st_size == 64 * 64 * 4
     assert model.SerializeToString() == before
@@ -157,7 +164,7 @@ def test_a_model_over_the_limit_gets_a_data_file(tmp_path):
     feeds = random_feeds(model)
     same(run(files.load(path), feeds), run(model, feeds))
     for name in ('big.onnx.2.data', 'big.onnx.data'):  # again, over itself: never the data of the old model
-        written = files.save(files.load(path), path, limit=10_000)
+        written = save_with_limit(files.load(path), path, 10_000)
         assert written == [path, tmp_path / name] and sorted(tmp_path.iterdir()) == sorted(written)
         same(run(files.load(path), feeds), run(model, feeds))
 
@@ -170,7 +177,7 @@ class Killed(BaseException):
 def test_a_model_that_is_written_over_is_whole_at_every_rename(tmp_path, monkeypatch, limit):
     path, model, changed = tmp_path / 'big.onnx', large_net(), large_net()
     changed.doc_string = 'changed'
-    files.save(model, path, limit=10_000)
+    save_with_limit(model, path, 10_000)
     for count in range(9):
         left = [count]
 
@@ -183,7 +190,7 @@ def test_a_model_that_is_written_over_is_whole_at_every_rename(tmp_path, monkeyp
         monkeypatch.setattr(os, 'replace', replace)
         ended = False
         with contextlib.suppress(Killed):
-            files.save(changed, path, limit=limit)
+            save_with_limit(changed, path, limit)
             ended = True
         monkeypatch.undo()
         whole = files.load(path)
@@ -200,7 +207,7 @@ def test_weights_that_are_not_raw_go_into_the_data_file_too(tmp_path):
     values = onnx.numpy_helper.to_array(tensor)
     model.graph.initializer[0].CopyFrom(helper.make_tensor('w', 1, values.shape, values.ravel()))
     assert not model.graph.initializer[0].raw_data
-    files.save(model, tmp_path / 'y.onnx', limit=10_000)
+    save_with_limit(model, tmp_path / 'y.onnx', 10_000)
     loaded = files.load(tmp_path / 'y.onnx')
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded.graph.initializer[0]), values)
 
@@ -225,7 +232,7 @@ def test_an_invalid_model_is_not_written_and_the_old_file_stays(tmp_path):
     model.graph.node[1].op_type = 'NoSuchOperator'
     for limit in (files.PROTOBUF_LIMIT, 100):
         with pytest.raises(ModelFileError, match='NoSuchOperator'):
-            files.save(model, path, limit=limit)
+            save_with_limit(model, path, limit)
     with pytest.raises(ModelFileError, match='reads'):
         files.save(graph_with(('to_c', 'nothing')), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
