@@ -31,7 +31,7 @@ from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.graph.io.files import read as load_model
 from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
-from mmdeploy_ext.sparse import portable
+from mmdeploy_ext.sparse import buckets
 from mmdeploy_ext.sparse.fold import fold
 from mmdeploy_ext.sparse.plan import Plan
 from mmdeploy_ext.sparse.rulebook import build
@@ -231,15 +231,15 @@ def onnxruntime_step(path: str, threads: int, order: str) -> Callable[[VoxelSet]
 def openvino_step(path: str, threads: int, order: str) -> Callable[[VoxelSet], Run]:
     """Return a function that runs the portable file on OpenVINO with the same rulebook."""
     props = {entry.key: entry.value for entry in load_model(path).metadata_props}
-    facts = json.loads(props[portable.FACTS])
+    facts = json.loads(props[buckets.FACTS])
     plan, same_order = Plan.from_json(facts['plan']), facts['order'] == order
     model = compiled(path, threads)
 
     def run(voxels: VoxelSet) -> Run:
         start = time.perf_counter()
         rulebook = build(plan, in_order(voxels.coordinates, same_order), threads)
-        feeds = portable.feeds(plan, rulebook, facts['form'], threads)
-        feeds = {portable.VOXELS: voxels.features, **feeds}
+        feeds = buckets.feeds(plan, rulebook, facts['form'], threads)
+        feeds = {buckets.VOXELS: voxels.features, **feeds}
         rulebook_end = time.perf_counter()
         model(feeds)
         end = time.perf_counter()

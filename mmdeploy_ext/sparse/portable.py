@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.sparse import ir
-from mmdeploy_ext.sparse.buckets import BEV, FACTS, FORMS, VOXELS, Layout, feeds
+from mmdeploy_ext.sparse.buckets import BEV, FACTS, FORMS, VOXELS, Layout
 from mmdeploy_ext.sparse.node_writer import NodeWriter
 from mmdeploy_ext.sparse.plan import Table, plan_of
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.sparse.ir import SparseConvolution, SparseGraph
 
-__all__ = ['BEV', 'FACTS', 'FORMS', 'VOXELS', 'feeds', 'to_onnx']
 DEFAULT_OPSET = 17
 LEAST_OPSET = 13  # Split by lengths that are an input
 GROUP_COLUMNS = 1152  # 9 offsets of 128 channels: what 'tables' gathers at once, per output row
@@ -65,7 +64,7 @@ def to_onnx(
 
     Returns:
         A model that `onnx.checker` and strict shape inference accept. Inputs: 'voxels' (N, C) float32 and
-        what `feeds` returns. Output: 'bev' (1, C, H, W) float32.
+        what `buckets.feeds` returns. Output: 'bev' (1, C, H, W) float32.
 
     Raises:
         UsageError: an unknown form, or an opset before 13.

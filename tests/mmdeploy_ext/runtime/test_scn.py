@@ -16,7 +16,7 @@ from mmdeploy_ext.contract.metadata_entries import GRAPH_RULES, PREFIX
 from mmdeploy_ext.core.errors import InferenceError, ModelFileError, PointsError
 from mmdeploy_ext.families.parts.runtime.sparse_encoder import ScnOnnx
 from mmdeploy_ext.preprocess.points import VoxelRule, voxelise
-from mmdeploy_ext.sparse import engine, portable
+from mmdeploy_ext.sparse import buckets, engine, portable
 from mmdeploy_ext.sparse.order import reorder
 
 RULE = VoxelRule((0.0, 0.0, 0.0, 2.4, 1.6, 2.4), (0.1, 0.1, 0.1), 10, 300, 'xyz', 5)
@@ -55,7 +55,7 @@ def test_points_go_through_the_rule_of_the_file(path):
     assert set(runtime.milliseconds) == {'voxelise', 'rulebook', 'network'}
 
 
-@pytest.mark.parametrize('form', portable.FORMS)
+@pytest.mark.parametrize('form', buckets.FORMS)
 def test_a_file_of_the_other_order_gives_the_same_map(path, tmp_path, form):
     swapped = write(tmp_path / 'zyx.onnx', reorder(toy_sparse.bevfusion(), 'zyx'), form=form)
     with ScnOnnx(path) as xyz, ScnOnnx(swapped) as zyx:
@@ -134,7 +134,7 @@ def test_files_that_are_something_else(path, tmp_path):
         ScnOnnx(tmp_path / 'cut.onnx')
     model = onnx.load(path)
     for entry in model.metadata_props:
-        if entry.key == portable.FACTS:
+        if entry.key == buckets.FACTS:
             entry.value = entry.value.replace('tables', 'tabels')
     onnx.save(model, tmp_path / 'damaged.onnx')
     with pytest.raises(ModelFileError, match=r"damaged\.onnx: .*\(mm2onnx\.scn: plan has no 'tables'"):

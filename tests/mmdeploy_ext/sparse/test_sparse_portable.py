@@ -11,7 +11,7 @@ import pytest
 import toy_sparse
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.graph.run import Runner
-from mmdeploy_ext.sparse import engine, portable
+from mmdeploy_ext.sparse import buckets, engine, portable
 from mmdeploy_ext.sparse.order import reorder
 from mmdeploy_ext.sparse.plan import Plan, plan_of
 from mmdeploy_ext.sparse.rulebook import build
@@ -31,7 +31,7 @@ def voxels_of(rows, order='xyz', grid=toy_sparse.GRID):
 
 def all_feeds(graph, features, coordinates, form):
     plan = plan_of(graph)
-    return {'voxels': features, **portable.feeds(plan, build(plan, coordinates), form)}
+    return {'voxels': features, **buckets.feeds(plan, build(plan, coordinates), form)}
 
 
 def session_of(model):
