@@ -192,8 +192,9 @@ def seeded_model(cfg: Any, family: Family | None, seed: int = 0) -> nn.Module:
     model = build_student(cfg) if family is None else family.build(cfg)
     if family is not None and family.name in NAMED_RULES:
         rule = importlib.import_module(f'mmdeploy_ext.synthetic.{NAMED_RULES[family.name]}')
-        shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-        model.load_state_dict(rule.seeded_weights(shapes))
+        weights = model.state_dict()  # with the versions of its modules, of which heads rename older keys
+        weights.update(rule.seeded_weights({key: list(value.shape) for key, value in weights.items()}))
+        model.load_state_dict(weights)
         return model
     if not any(own(model) for own in (is_query, is_regional, is_cornered)):
         check_known(model, cfg.filename)
