@@ -10,6 +10,7 @@ Shapes: B batch, N cameras, Q queries, L decoder layers, M memory rows inside a 
 """
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -129,6 +130,9 @@ def check_parts(filename: str, model: nn.Module) -> None:
     methods = [name for name in HEAD_METHODS if not hasattr(head, name)]
     if head.with_ego_pos:
         layers += [name for name in ('ego_pose_pe', 'ego_pose_memory') if not hasattr(head, name)]
+    if 'post_update_memory' not in methods:
+        parameters = inspect.signature(head.post_update_memory).parameters
+        methods += ['argument outs_dec of post_update_memory'] if 'outs_dec' not in parameters else []
     if layers or methods:
         raise ConfigError(
             f'{filename}: {type(head).__name__} of {sys.modules[type(head).__module__].__file__} has no '
@@ -167,11 +171,10 @@ def tapped(model: nn.Module) -> Iterator[None]:
         pre_update(*args, **kwargs)
         tap_memory('out_mem', memory_of(head))
 
-    def post_update_memory(
-        data: Any, rec_ego_pose: Any, all_cls_scores: Any, all_bbox_preds: Any, outs_dec: Tensor, *args: Any
-    ) -> None:
-        tap('out_outs_dec', outs_dec[-1])
-        post_update(data, rec_ego_pose, all_cls_scores, all_bbox_preds, outs_dec, *args)
+    def post_update_memory(*args: Any, **kwargs: Any) -> None:
+        arguments = inspect.signature(post_update).bind(*args, **kwargs).arguments
+        tap('out_outs_dec', arguments['outs_dec'][-1])
+        post_update(*args, **kwargs)
         tap_memory('post_mem', memory_of(head))
 
     def name_inputs(head: nn.Module, args: tuple, kwargs: Mapping[str, Tensor]) -> None:
