@@ -129,11 +129,11 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
     checkpoint = work / f'{row["name"]}.pth'.replace(' ', '_')
     for mode, path in MODES.items():
         log = work / f'{row["name"]} {mode}.log'.replace(' ', '_')
-        found = examine([config, *options], folder, path, log)
-        figures = dict(imports=found.get('error', 'yes'), mmdet=found.get('mmdet', ''))
-        figures['patches'] = [name for name in found['patches'] if name not in installed]
+        facts = examine([config, *options], folder, path, log)
+        figures = dict(imports=facts.get('error', 'yes'), mmdet=facts.get('mmdet', ''))
+        figures['patches'] = [name for name in facts['patches'] if name not in installed]
         result[mode] = figures
-        if 'error' in found:
+        if 'error' in facts:
             continue
         tool = ['-m', 'mmdeploy_ext']
         if not checkpoint.is_file():
@@ -163,7 +163,9 @@ def measure(row: dict[str, Any], checkouts: Path, work: Path) -> dict[str, Any]:
 def cells(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
     """Return the cells of a row: those of both modes are one where they agree."""
     modes = list(result.values())
-    title = f'{row["name"]} ([{row["commit"][:8]}](https://github.com/{row["repository"]}/tree/{row["commit"]}))'
+    title = (
+        f'{row["name"]} ([{row["commit"][:8]}](https://github.com/{row["repository"]}/tree/{row["commit"]}))'
+    )
     texts = [f'{title}, `{row["config"]}`']
     texts.append(_both(['yes' if figures['imports'] == 'yes' else figures['imports'] for figures in modes]))
     texts.append(_both(['yes' if 'verdict' in figures else figures.get('error', 'no') for figures in modes]))

@@ -54,7 +54,9 @@ def refusal(cfg: Any, families: Sequence[Described], what: str) -> ConfigError:
     heads = f'with {", ".join(shown)}' if shown else 'without a head'
     by_name = sorted(families, key=lambda family: family.name)  # of equally similar ones the first by name
     of_pictures = not _has_sensors(cfg)
-    candidates = [one for one in by_name if one.exports and (one.samples == 'images') == of_pictures]
+    candidates = [
+        family for family in by_name if family.exports and (family.samples == 'images') == of_pictures
+    ]
     best = max(candidates, key=lambda family: _similarity(family, model, parts), default=None)
     near = ''
     if best is not None and any(_similarity(best, model, parts)):

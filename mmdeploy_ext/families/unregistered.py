@@ -56,13 +56,13 @@ def python_files(folder: Path) -> Iterator[Path]:
 def files_of_classes(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """Return class -> file below a folder that defines it; files that register something come first."""
     pattern = re.compile(rf'^class ({"|".join(map(re.escape, names))})\b', re.MULTILINE)
-    found: dict[str, Path] = {}
-    plain: dict[str, Path] = {}
+    registering: dict[str, Path] = {}
+    others: dict[str, Path] = {}
     for path in itertools.islice(python_files(folder), MOST_FILES):
         text = path.read_text(encoding='utf-8', errors='replace')
         for name in pattern.findall(text):
-            (found if 'register_module' in text else plain).setdefault(name, path)
-    return plain | found
+            (registering if 'register_module' in text else others).setdefault(name, path)
+    return others | registering
 
 
 def module_to_import(path: Path, folder: Path) -> str:
@@ -88,9 +88,9 @@ def repository_of(config: str) -> Path:
 
 def missing_types(cfg: Any) -> dict[str, str]:
     """Return key -> name of the types in the model of a config that nobody has registered."""
-    known = registered_types()
+    registered = registered_types()
     types = types_of(cfg.get('model'))
-    return {key: name for key, name in types if name not in known and not key.endswith(NO_CLASSES)}
+    return {key: name for key, name in types if name not in registered and not key.endswith(NO_CLASSES)}
 
 
 def unregistered(cfg: Any) -> str:

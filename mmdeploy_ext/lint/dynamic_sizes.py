@@ -73,11 +73,11 @@ def _failure(part: torch.nn.Module, inputs: Sequence[Any], expected: Any) -> str
         warnings.simplefilter('ignore')  # the tracer's own: the comparison says what matters
         traced = torch.jit.trace(part, (inputs[0],), check_trace=False, strict=False)
         try:
-            found = traced(inputs[1])
+            outputs = traced(inputs[1])
         except RuntimeError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             return f'fails: {lines[-1].strip()}'
-    for ours, theirs in zip(tensors_in(found), tensors_in(expected), strict=True):
+    for ours, theirs in zip(tensors_in(outputs), tensors_in(expected), strict=True):
         if ours.shape != theirs.shape:
             return f'gives maps of {tuple(ours.shape)}, PyTorch of {tuple(theirs.shape)}'
         error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
@@ -95,7 +95,7 @@ def _refusal(part: torch.nn.Module, inputs: Sequence[Any], sides: Sequence[Seque
         try_exports=False,
         name=type(part).__name__,
     )
-    findings = [found for found in report if found.rule in RULES and found.site is not None]
+    findings = [finding for finding in report if finding.rule in RULES and finding.site is not None]
     lines = [*dict.fromkeys(_lines(findings))]
     more = f' and {len(lines) - LISTED} more' if len(lines) > LISTED else ''
     decides = f'; it decides by sizes in {", ".join(lines[:LISTED])}{more}' if lines else ''

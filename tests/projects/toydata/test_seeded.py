@@ -9,6 +9,7 @@ from mmcv import Config
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.detector_parts import without_teacher
+from mmdeploy_ext.synthetic import seeded
 from mmdeploy_ext.synthetic.seeded import fill_seeded, normalisation, write_seeded
 from mmdeploy_ext.synthetic.seeded_dense import build_student, check_known
 from seeded_results import CALM, amplified, find
@@ -151,3 +152,18 @@ def test_a_config_that_no_family_claims_gets_weights(tmp_path):
     assert torch.equal(
         state['bbox_head.conv_cls.bias'], filled('points and distances').bbox_head.conv_cls.bias
     )
+
+
+def test_seeded_weights_are_of_the_config_with_its_overrides(tmp_path, monkeypatch):
+    from mmdeploy_ext.cli import synthetic_app
+
+    written = []
+
+    def write(config, out, *rest):
+        written.append((config, *rest))
+        out.write_bytes(b'weights')
+
+    monkeypatch.setattr(seeded, 'write_seeded', write)
+    words = ['seeded', 'config.py', str(tmp_path / 'w.pth'), '--seed', '3']
+    assert synthetic_app.main([*words, '--cfg-options', 'custom_imports.imports=nets', 'a.b=1']) == 0
+    assert written == [('config.py', 3, {'custom_imports.imports': 'nets', 'a.b': 1})]
