@@ -141,7 +141,8 @@ class Bench:
         tables = dict(
             images=[dict(id=1, file_name='1.png', height=96, width=128)],
             annotations=[dict(id=1, image_id=1, category_id=1, bbox=[4, 4, 40, 40], area=1600, iscrowd=0)],
-            categories=[dict(id=index + 1, name=name) for index, name in enumerate(CLASSES)])
+            categories=[dict(id=index + 1, name=name) for index, name in enumerate(CLASSES)],
+        )
         (self.folder / 'data/instances.json').write_text(json.dumps({**tables, **replaced}))
 
     def call(self, tool: str, limit: int | None = None, **options: object) -> Outcome:

@@ -41,7 +41,7 @@ def damaged(path):
     with zipfile.ZipFile(TOY) as archive:
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith('/data.pkl'))
     end = entry.header_offset + entry.file_size
-    content[end - 1000:end] = bytes(1000)
+    content[end - 1000 : end] = bytes(1000)
     path.write_bytes(content)
 
 
@@ -76,19 +76,32 @@ CASES = {
     'no weights': (lambda path: torch.save(dict(epoch=3), path), ["keys ['epoch']", 'expected a state dict']),
     'code in meta': (nested_code, ['print', *WOULD_RUN]),
     'a plain pickle of code': (
-        lambda path: path.write_bytes(pickle.dumps(RunsCode(), protocol=2)), ['print', *WOULD_RUN]),
+        lambda path: path.write_bytes(pickle.dumps(RunsCode(), protocol=2)),
+        ['print', *WOULD_RUN],
+    ),
     'a newer pickle of code': (
-        lambda path: path.write_bytes(pickle.dumps(RunsCode(), protocol=5)), [NOT_A_CHECKPOINT]),
+        lambda path: path.write_bytes(pickle.dumps(RunsCode(), protocol=5)),
+        [NOT_A_CHECKPOINT],
+    ),
     'code of the system': (
-        lambda path: path.write_bytes(pickle.dumps(RunsShell(), protocol=2)), ['posix.system', *WOULD_RUN]),
+        lambda path: path.write_bytes(pickle.dumps(RunsShell(), protocol=2)),
+        ['posix.system', *WOULD_RUN],
+    ),
     'another architecture': (
         other_architecture,
-        ['does not fit the model', 'missing keys 23 (bbox_head.cls_convs.0.conv.weight, ', 'and 13 more',
-         'unexpected keys 12 (roi_head.fc0.weight, ', 'roi_head.fc9.weight ... and 2 more',
-         'Use the config that this checkpoint was trained with']),
+        [
+            'does not fit the model',
+            'missing keys 23 (bbox_head.cls_convs.0.conv.weight, ',
+            'and 13 more',
+            'unexpected keys 12 (roi_head.fc0.weight, ',
+            'roi_head.fc9.weight ... and 2 more',
+            'Use the config that this checkpoint was trained with',
+        ],
+    ),
     'other classes': (
         other_classes,
-        ['bbox_head.atss_cls.weight: (80, 64, 3, 3) in the file, (6, 64, 3, 3) in the model']),
+        ['bbox_head.atss_cls.weight: (80, 64, 3, 3) in the file, (6, 64, 3, 3) in the model'],
+    ),
 }
 
 
@@ -110,8 +123,14 @@ def test_a_checkpoint_without_permission_is_refused(public_folder, without_privi
 def test_a_training_checkpoint_with_numpy_values_in_meta_exports(bench):
     path, content = bench.folder / 'epoch_3.pth', torch.load(TOY)
     content['meta'].update(
-        best=np.float64(0.5), loss=np.float32(0.25), epoch=np.int64(3), done=np.bool_(True),
-        ap=np.arange(3.0), names=np.array(['a', 'b']), mixed=np.array([None, 'x'], dtype=object))
+        best=np.float64(0.5),
+        loss=np.float32(0.25),
+        epoch=np.int64(3),
+        done=np.bool_(True),
+        ap=np.arange(3.0),
+        names=np.array(['a', 'b']),
+        mixed=np.array([None, 'x'], dtype=object),
+    )
     weights = content['state_dict'].values()
     content['optimizer'] = torch.optim.SGD([torch.nn.Parameter(next(iter(weights)))], lr=0.1).state_dict()
     torch.save(content, path)

@@ -16,40 +16,55 @@ CASES = {
     'a binary file': (b'\x00\x01\xff\xfe' * 20, ['bad.py: cannot be read']),
     'a plugin that is not there': (
         LEAF + "custom_imports = dict(imports=['no_such_plugin'], allow_failed_imports=False)\n",
-        ["bad.py: custom_imports=['no_such_plugin']: No module named 'no_such_plugin'; the folder that "
-         'no_such_plugin is in has to be on PYTHONPATH']),
+        [
+            "bad.py: custom_imports=['no_such_plugin']: No module named 'no_such_plugin'; the folder that "
+            'no_such_plugin is in has to be on PYTHONPATH'
+        ],
+    ),
     'a module that a package lacks': (
         LEAF + "custom_imports = dict(imports=['mmdet.no_such_heads'])\n",
-        ["bad.py: custom_imports=['mmdet.no_such_heads']: No module named 'mmdet.no_such_heads'; mmdet is /",
-         'which has no such module']),
+        [
+            "bad.py: custom_imports=['mmdet.no_such_heads']: No module named 'mmdet.no_such_heads'; mmdet is /",
+            'which has no such module',
+        ],
+    ),
     'a plugin folder that is not there': (
         LEAF + "plugin = True\nplugin_dir = 'no_such/plugin/'\n",
-        ["bad.py: plugin_dir=['no_such.plugin']: No module named 'no_such'", 'PYTHONPATH']),
+        ["bad.py: plugin_dir=['no_such.plugin']: No module named 'no_such'", 'PYTHONPATH'],
+    ),
     'unknown detector': (
-        LEAF + "model = dict(type='NoSuchDetector')\n", [f'{UNBUILDABLE}KeyError', 'NoSuchDetector']),
+        LEAF + "model = dict(type='NoSuchDetector')\n",
+        [f'{UNBUILDABLE}KeyError', 'NoSuchDetector'],
+    ),
     'unknown backbone': (
-        LEAF + "model = dict(backbone=dict(type='NoSuchNet'))\n", [UNBUILDABLE, 'NoSuchNet']),
+        LEAF + "model = dict(backbone=dict(type='NoSuchNet'))\n",
+        [UNBUILDABLE, 'NoSuchNet'],
+    ),
     'unknown argument': (LEAF + 'model = dict(backbone=dict(dept=18))\n', [UNBUILDABLE, 'dept']),
     'a head of queries': (
         LEAF + "model = dict(bbox_head=dict(type='DETRHead'))\n",
-        ["bad.py: model.type='ATSS' with bbox_head='DETRHead' belongs to no family", 'nearest is query']),
+        ["bad.py: model.type='ATSS' with bbox_head='DETRHead' belongs to no family", 'nearest is query'],
+    ),
     'a head with a get_bboxes of its own': (
         LEAF + "model = dict(bbox_head=dict(_delete_=True, type='CornerHead', in_channels=64, "
-        "num_classes=6))\n",
-        ['bad.py: CornerHead: no kind of dense head that is exported']),
-    'no model': ("img_norm_cfg = dict(mean=[0], std=[1])\n", ['bad.py: has no `model`']),
+        'num_classes=6))\n',
+        ['bad.py: CornerHead: no kind of dense head that is exported'],
+    ),
+    'no model': ('img_norm_cfg = dict(mean=[0], std=[1])\n', ['bad.py: has no `model`']),
     'a model that is no dict': ("model = 'ATSS'\n", ["bad.py: model='ATSS'", 'expected a dict']),
     'another box coder': (
-        LEAF + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, "
-        "type='YOLOBBoxCoder')))\n",
-        ['bad.py: model.bbox_head.bbox_coder is YOLOBBoxCoder', 'DeltaXYWHBBoxCoder']),
+        LEAF + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True, type='YOLOBBoxCoder')))\n",
+        ['bad.py: model.bbox_head.bbox_coder is YOLOBBoxCoder', 'DeltaXYWHBBoxCoder'],
+    ),
     'no test pipeline': (
         LEAF + 'data = dict(_delete_=True)\ntest_pipeline = []\n',
-        ['bad.py: has neither data.test.pipeline nor test_pipeline']),
+        ['bad.py: has neither data.test.pipeline nor test_pipeline'],
+    ),
     'no type': ('model = dict(depth=3)\n', ['model.type=None', 'no family']),
     'a step that a file cannot describe': (
         LEAF + "data = dict(test=dict(pipeline=[dict(type='LoadImageFromFile'), dict(type='Rot90')]))\n",
-        ["test pipeline step 'Rot90'", 'supported: Resize']),
+        ["test pipeline step 'Rot90'", 'supported: Resize'],
+    ),
 }
 OVERRIDES = {
     'no value': ('model.test_cfg', ['--cfg-options model.test_cfg: expected key=value']),

@@ -50,10 +50,12 @@ CASES = {
 }
 BACKENDS = {
     'backend_config.type=NoSuchBackend': [
-        "backend_config.type='NoSuchBackend', expected one of TorchBackend, OnnxRuntimeBackend"],
+        "backend_config.type='NoSuchBackend', expected one of TorchBackend, OnnxRuntimeBackend"
+    ],
     'backend_config.thread=2': ["backend_config has unknown keys ['thread']", "'threads'"],
     'backend_config.postprocess=half': [
-        "backend_config.postprocess='half', expected one of full, decode, raw"],
+        "backend_config.postprocess='half', expected one of full, decode, raw"
+    ],
     'backend_config.exporter=onnx2': ["backend_config.exporter='onnx2', expected torchscript or dynamo"],
     'backend_config.opset_version=9': ['backend_config: --opset-version 9: ', '11 to 20'],
     'backend_config.shape=0': ['backend_config.shape 0: expected positive'],

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.core.config import mmdet_config
+from mmdeploy_ext.core.config import load_config, mmdet_config
+from mmdeploy_ext.families.base import find_family
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RETINA, YOLOX = (f"_base_ = ['{REPOSITORY}/configs/demo/{name}_toy.py']\n" for name in ('retinanet', 'yolox'))
@@ -43,18 +44,6 @@ def test_cfg(**values):
 test_cfg.__test__ = False
 NMS = dict(type='nms', iou_threshold=0.5)
 CASES = {
-    'a get_bboxes of its own': (
-        RETINA + OWN + head("type='RetinaOfAUser'"),
-        ['RetinaOfAUser has a get_bboxes() of its own', 'expected that of AnchorHead'],
-    ),
-    'an inner method of its own': (
-        YOLOX + OWN + head("type='YoloxOfAUser'"),
-        ['YoloxOfAUser has a _bboxes_nms() of its own', 'expected that of YOLOXHead'],
-    ),
-    'peaks of its own': (
-        CENTERNET + OWN + head("type='CentersOfAUser'"),
-        ['CentersOfAUser has a decode_heatmap() of its own', 'expected that of CenterNetHead'],
-    ),
     'a head of no kind': (
         RETINA + head("_delete_=True, type='CornerHead', in_channels=64, num_classes=6"),
         ['bad.py: CornerHead: no kind of dense head that is exported'],
@@ -139,6 +128,25 @@ def refuse(bench, monkeypatch, content, words, more='', **options):
 @pytest.mark.parametrize('case', CASES)
 def test_what_is_not_exported_is_named_before_the_weights_load(case, bench, monkeypatch, never_loads):
     refuse(bench, monkeypatch, *CASES[case])
+
+
+@pytest.mark.parametrize(
+    ('text', 'method'),
+    [
+        (RETINA + OWN + head("type='RetinaOfAUser'"), 'RetinaOfAUser.get_bboxes'),
+        (YOLOX + OWN + head("type='YoloxOfAUser'"), 'YoloxOfAUser._bboxes_nms'),
+        (CENTERNET + OWN + head("type='CentersOfAUser'"), 'CentersOfAUser.decode_heatmap'),
+    ],
+)
+def test_a_method_of_the_user_s_own_head_is_named_and_not_refused(text, method, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'heads_of_a_user', raising=False)
+    (tmp_path / 'heads_of_a_user.py').write_text(HEADS_OF_A_USER)
+    (tmp_path / 'a.py').write_text(text)
+    cfg = load_config(str(tmp_path / 'a.py'))
+    family = find_family(cfg)
+    family.check(cfg, family.choose(opset=17, height=128, width=160))
+    assert method in [differing.name for differing in family.differing_methods(family.build(cfg))]
 
 
 UNLIKE = {

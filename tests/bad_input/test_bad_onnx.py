@@ -56,19 +56,26 @@ CASES = {
     'without metadata': (changed, ['has no mm2onnx metadata', 'export it with'], ['has no mm2onnx metadata']),
     'damaged metadata': (
         lambda source, path: changed(source, path, spec='{"name": "dense'),
-        ['its mm2onnx metadata is damaged', 'export it again'], ['its mm2onnx metadata is damaged']),
+        ['its mm2onnx metadata is damaged', 'export it again'],
+        ['its mm2onnx metadata is damaged'],
+    ),
     'metadata without an opset': (
         lambda source, path: changed(source, path, options='{"exporter": "torchscript"}'),
-        ["(mm2onnx.options: has no 'opset')"], ['its mm2onnx metadata is damaged']),
+        ["(mm2onnx.options: has no 'opset')"],
+        ['its mm2onnx metadata is damaged'],
+    ),
     'weights cut short': (cut_weights, ['the weights of', 'bytes, and its shape'], []),
     'weights not there': (weights_outside, ['lost.data', 'which is not there'], []),
     'of another family': (
         lambda source, path: changed(source, path, family='"solo"', postprocess='{}'),
-        ["is a model of family 'solo', expected 'dense'"], ["is a model of family 'solo'"]),
+        ["is a model of family 'solo', expected 'dense'"],
+        ["is a model of family 'solo'"],
+    ),
     'of another form': (
         lambda source, path: changed(source, path, form='"half"'),
         ["its post-processing form is 'half', expected full or decode or raw"],
-        ["its post-processing form is 'half'"]),
+        ["its post-processing form is 'half'"],
+    ),
 }
 
 

@@ -40,8 +40,15 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 @pytest.mark.parametrize('target', ['/proc/none/m.onnx', '/proc/m.onnx', '{folder}/out/notes.txt/m.onnx'])
 @pytest.mark.parametrize(
     ('tool', 'option'),
-    [('export', '--output-file {}'), ('export', '--json {}'), ('verify', '--report {}'), ('run', '--out {}'),
-     ('test', '--work-dir {}'), ('test', '--out {}.pkl')])
+    [
+        ('export', '--output-file {}'),
+        ('export', '--json {}'),
+        ('verify', '--report {}'),
+        ('run', '--out {}'),
+        ('test', '--work-dir {}'),
+        ('test', '--out {}.pkl'),
+    ],
+)
 def test_a_folder_that_takes_no_file_is_refused_before_the_weights_load(tool, option, target, bench):
     bench.data()
     target = target.format(folder=bench.folder)
@@ -66,8 +73,14 @@ def test_a_folder_without_permission_is_refused(public_folder, without_privilege
 @pytest.mark.parametrize('tool', ['export', 'run'])
 def test_a_full_disk_is_one_line_and_leaves_the_folder_as_it_was(tool, bench):
     limit = dict(export=1 << 20, run=20_000)[tool]
-    bench.refuses(tool, f'{bench.out}/', 'could not be written (File too large)', 'free some space',
-                  status=1, limit=limit)
+    bench.refuses(
+        tool,
+        f'{bench.out}/',
+        'could not be written (File too large)',
+        'free some space',
+        status=1,
+        limit=limit,
+    )
 
 
 def test_a_full_disk_leaves_no_half_report(bench):
@@ -79,8 +92,13 @@ def test_a_full_disk_leaves_no_half_report(bench):
 
 def test_a_killed_export_leaves_no_half_file_and_the_next_one_clears_up(bench):
     command = [sys.executable, '-c', KILLED_WHILE_WRITING, REPOSITORY / 'tools/deployment/pytorch2onnx.py']
-    done = subprocess.run([*command, *bench.arguments('export', dict(more='--shape 128'))], cwd=bench.folder,
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, *bench.arguments('export', dict(more='--shape 128'))],
+        cwd=bench.folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (bench.out / 'm.onnx').read_bytes() == b'an earlier export'
     leftovers = [path.name for path in bench.out.iterdir() if path.name.endswith('.part')]

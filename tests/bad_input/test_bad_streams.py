@@ -57,9 +57,7 @@ def refused(capfd, app, *argv, status=2):
     """Run a tool and return its one `error:` line."""
     capfd.readouterr()
     try:
-        found = (
-            app.main(list(map(str, argv))) if app is not dump_app else app.main([*map(str, argv)])
-        )
+        found = app.main(list(map(str, argv))) if app is not dump_app else app.main([*map(str, argv)])
     except SystemExit as left:
         found = left.code
     lines = capfd.readouterr().err.strip().splitlines()

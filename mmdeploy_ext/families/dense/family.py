@@ -22,6 +22,7 @@ from mmdeploy_ext.families.dense.kinds import (
     FOLLOWED,
     KINDS,
     QUERIES,
+    check_library_head,
     described,
     facts_of,
     generator_of,
@@ -81,6 +82,7 @@ class DenseFamily(ImageFamily):
         """See `ImageFamily.check`: kind, sizes, thresholds, parts."""
         with refused_by_name(cfg):
             head = self.head(cfg)
+            check_library_head(head)
             thresholds(head)
             facts = facts_of(head)
             _check_strides(head)

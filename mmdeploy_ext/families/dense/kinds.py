@@ -48,6 +48,21 @@ def kind_of(head: nn.Module) -> Kind:
     return known[0]
 
 
+def check_library_head(head: nn.Module) -> None:
+    """Refuse (ConfigError) a head of mmdet that is derived from a kind and makes its results in another way.
+
+    A head of the user's own code is not refused: inputs decide.
+    """
+    upstream = kind_of(head).upstream
+    if type(head).__name__ in KINDS or not type(head).__module__.startswith('mmdet.'):
+        return
+    for name in METHODS:
+        if getattr(type(head), name, None) is not getattr(upstream, name, None):
+            raise ConfigError(
+                f'{type(head).__name__} has a {name}() of its own; expected that of {upstream.__name__}'
+            )
+
+
 def replaced_methods(model: nn.Module) -> Iterator[Replaced]:
     """Yield what the graphs of a detector compute by themselves, see `Family.replaced`."""
     yield from followed.replaced_of_class(model, followed.SINGLE_STAGE)
