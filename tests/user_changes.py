@@ -1,8 +1,8 @@
 """Changes by behaviour that a user makes in classes of his repository, in each of three detectors.
 
 Each is a module of a plugin, named by `custom_imports` of a config, with classes that are derived from ours
-or mmdet's. A proof has to be against these classes: the graph follows the change, or it is not proven, or it is
-refused by name. `python tests/user_changes.py [MODEL...]` prints the table.
+or mmdet's. A proof has to be against these classes: the graph follows the change, or it is not proven, or it
+is refused by name. `python tests/user_changes.py [MODEL...]` prints the table.
 """
 
 from __future__ import annotations

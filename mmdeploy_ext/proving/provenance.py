@@ -233,6 +233,7 @@ def stale_reason(found: Metadata, wanted: Metadata) -> str:
         'checkpoint': found.checkpoint_sha256 != wanted.checkpoint_sha256,
         'export options': mine != theirs,
         'versions': found.versions != wanted.versions,
+        'source of its classes': found.model_classes != wanted.model_classes,
         'contract': differing_contract(found.spec, wanted.spec),
     }
     differing = [title for title, differs in facts.items() if differs]

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.cli import export_app, graph_app, quantize_app, verify_app
 from mmdeploy_ext.contract.metadata import GRAPH_RULES, PREFIX, read_metadata
+from mmdeploy_ext.core.errors import ModelFileError
 from mmdeploy_ext.core.files import read_json
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting import files as deployed_files
@@ -109,6 +110,22 @@ def test_an_edited_file_is_judged_by_inputs_only_when_that_is_asked_for(deployme
     assert not judged(deployment, model, tmp_path).passed
     graph = judged(deployment, model, tmp_path, edited=True)
     assert graph.passed and not graph.equal and 'inputs alone decide (edited graph' in graph.text
+
+
+def test_a_class_that_is_another_one_than_at_the_export_is_noted(deployment, path, tmp_path):
+    model = onnx.load(path)
+    entry = next(entry for entry in model.metadata_props if entry.key == f'{PREFIX}model_classes')
+    assert entry.value == '[]'  # all of the installed libraries
+    entry.value = json.dumps([dict(name='MyHead', file='plugin/head.py', sha256=64 * '0', ours=False)])
+    onnx.save(model, tmp_path / 'm.onnx')
+    verdict = check_files(deployment, str(tmp_path / 'm.onnx'), [('picture', read_image(PICTURE))])
+    assert verdict.notes == [
+        'MyHead (plugin/head.py) was a class of the model when the file was exported, and is none'
+    ]
+    entry.value = json.dumps([dict(name='MyHead', file='plugin/head.py', sha256='0', ours=False)])
+    onnx.save(model, tmp_path / 'm.onnx')
+    with pytest.raises(ModelFileError, match=r'mm2onnx.model_classes: \[0\]\.sha256 is .0., expected 64'):
+        read_metadata(str(tmp_path / 'm.onnx'))
 
 
 EDITS = {
