@@ -86,9 +86,9 @@ def content_size(model: nn.Module, image: torch.Tensor, img_shape: torch.Tensor)
     `img_shape` (B, 2) is that before padding, 0 means the input size. Co-DETR without `with_attn_mask` looks
     at the padding, too.
     """
-    whole = hw(image).to(img_shape)[None]
-    masked = getattr(model, 'with_attn_mask', True)
-    return torch.where(img_shape > 0, img_shape, whole) if masked else torch.zeros_like(img_shape) + whole
+    if not getattr(model, 'with_attn_mask', True):
+        return torch.zeros_like(img_shape) + hw(image).to(img_shape)[None]
+    return torch.where(img_shape > 0, img_shape, hw(image).to(img_shape)[None])
 
 
 class QueryNetwork(nn.Module):
