@@ -38,7 +38,7 @@ class EngineInfo:
         runs: kinds of models: 'images', 'stream' (frames of a drive, or sweeps), 'sparse' (backbones).
         files: whether it runs exported files.
         gpu: whether it runs on a GPU only.
-        preset: options of the backend that make this row a contender of its own.
+        preset: options of the backend by which this row differs from the backend's main row.
         shared: options for when it shares its cores with other work of the same process.
         quantised: whether `quantize.py` makes INT8 files for it.
         float64: whether it computes in float64 if a file does; others take float32 in silence.

@@ -48,7 +48,7 @@ class Deployment:
     unbuilt_cfg: Any = None
     """`cfg` before the model was built, for which mmcv takes entries out, such as `fallback_on_stride`."""
     normalisation: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    """`mean` and `std` of the command line, where they replace the config's."""
+    """`mean` and `std` of the command line that replace the config's."""
     collected: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What the config's test pipeline collects of a picture, for PyTorch's test path."""
     exports: dict[Any, onnx.ModelProto] = dataclasses.field(default_factory=dict, init=False, repr=False)
@@ -179,7 +179,7 @@ def load(
         cfg_options: overrides of the config.
         device: where the model goes: 'cpu', 'cuda' or 'cuda:N'.
         before_weights: called with cfg, family and model before the weights are read, to refuse options.
-        product: what is exported of the model, see `Family.product`.
+        product: the exported part of the model, see `Family.product`.
         weight_layout: of the checkpoint's sparse convolutions, see `Family.load`.
 
     Raises:
@@ -190,7 +190,7 @@ def load(
     family = find_family(cfg, product)
     rule = family.preprocess_rule(cfg)
     if not Path(checkpoint).is_file():
-        load_checkpoint(checkpoint)  # says what it is
+        load_checkpoint(checkpoint)  # raises the error about the path
     unbuilt = copy.deepcopy(cfg)
     model = family.build(cfg)
     settings = family.settings(cfg, model)
@@ -252,7 +252,7 @@ def rule_of(deployment: Deployment, options: Options) -> Any:
 def with_normalisation(
     rule: PreprocessRule, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> PreprocessRule:
-    """Return the config's rule with `--mean` and `--std` in place of its own, unless they are None."""
+    """Return the config's rule with `--mean` and `--std`; None keeps the config's."""
     options = dict(mean=mean, std=std)
     return dataclasses.replace(rule, **{name: tuple(value) for name, value in options.items() if value})
 

@@ -36,7 +36,7 @@ _translations: dict[tuple[int, ...], Any] = {}
 
 @contextlib.contextmanager
 def translations_read_once() -> Iterator[None]:
-    """Inside the block each export gets a registry of its own, filled from one that was read before."""
+    """Inside the block each export gets a copy of a registry that was read once."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     read = ONNXRegistry.from_torchlib
@@ -126,7 +126,7 @@ def _functional(target: torch._ops.OpOverload) -> Any:
 def _has_no_view(node: Any) -> bool:
     """Return whether a tensor is an operator's result in memory of its own, and nothing is a view of it.
 
-    An in-place operator returns what it wrote, which is no view.
+    The result of an in-place operator is the tensor itself, which is no view.
     """
     if node.op != 'call_function' or not isinstance(node.target, torch._ops.OpOverload):
         return False

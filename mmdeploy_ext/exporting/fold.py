@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 PROBE = 8
-"""Pixels that a convolution is tried on, beside those of its kernel."""
+"""Pixels of the image on which a convolution is tested, beside those of its kernel."""
 BatchNorm = nn.modules.batchnorm._BatchNorm  # nn.SyncBatchNorm is one
 
 

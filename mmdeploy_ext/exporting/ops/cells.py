@@ -219,7 +219,7 @@ def sum_in_order(cells: torch.Tensor, values: torch.Tensor, count: int) -> torch
 
 
 class LastInCell(torch.nn.Module):
-    """The value of the last point of each cell; 0 where there is none."""
+    """The value of the last point of each cell, 0 for a cell without points."""
 
     def __init__(self, count: int) -> None:
         """Keep K."""

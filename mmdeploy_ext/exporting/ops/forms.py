@@ -79,7 +79,7 @@ def operator_nodes(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Ope
 
 
 def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with its local functions written out; as it is where it has none."""
+    """Return the model with its local functions inlined; without any it is returned unchanged."""
     if not model.functions:
         return model
     inlined = inliner.inline_local_functions(model)
@@ -90,7 +90,7 @@ def to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
 def _with_functions(
     model: onnx.ModelProto, opset: int, body: Callable[[Operator, str, dict[str, Any]], onnx.FunctionProto]
 ) -> onnx.ModelProto:
-    """Add one function per operator and set of attributes; nodes of a second set get a name of their own."""
+    """Add one function per operator and set of attributes; those of a second set are renamed, e.g. `Nms2`."""
     names: dict[tuple[str, str], str] = {}
     for node, operator in list(operator_nodes(model)):
         attributes = node_attributes(node)
@@ -114,7 +114,7 @@ def _import(model: onnx.ModelProto, *needed: onnx.OperatorSetIdProto) -> None:
 
 
 def _write_plugin(node: onnx.NodeProto, plugin: Plugin) -> None:
-    """Let a node be that of a TensorRT plugin, in place."""
+    """Turn a node into that of a TensorRT plugin, in place."""
     attributes = node_attributes(node)
     fields = {target: attributes[name] for name, target in plugin.attributes.items()}
     fields |= dict(plugin.constants, plugin_version=plugin.version, plugin_namespace=plugin.namespace)
@@ -139,9 +139,9 @@ def function_body(
 ) -> onnx.FunctionProto:
     """Return the local function `mm2onnx.<name>` that does what the operator does.
 
-    Its text is taken (an ExportError where that is no ONNX function), or its traceable form exported. The
-    latter has the node's attributes filled in: several values of them are several functions, each with a name
-    of its own; a text refers to them (`@name`).
+    It is read from the operator's ONNX text (ExportError if that cannot be parsed), or exported from its
+    traceable form. The latter has the node's attributes filled in, so that other values give another
+    function; a text refers to them (`@name`).
     """
     if operator.body is None:
         return _exported(operator, name, attributes, opset, exporter)

@@ -115,7 +115,7 @@ def operators_as(form: str) -> Iterator[None]:
     """Inside the block exports write operators as `form`.
 
     - 'standard' (default): operators that every engine has.
-    - 'function': one node, and a local function in the same file that says what it does.
+    - 'function': one node, and a local function in the same file that defines it.
     - 'python': one node that ONNX Runtime runs in Python; see `mmdeploy_ext/exporting/ops/python_nodes.py`.
     - 'plugin': one node for TensorRT's plugin, where the operator names one; the others are standard.
     """
@@ -133,7 +133,7 @@ current_form = _form.get
 
 
 def operator_of(node: str, name: str, error: type[Mm2OnnxError] = ExportError) -> Operator:
-    """Return the operator of a name that a node asks for; `error` where it is not registered."""
+    """Return the operator of a name, which a node calls; raise `error` if it is not registered."""
     if name not in OPERATORS:
         raise error(
             f'node {node!r}: operator {DOMAIN}.{name} is not registered; import the module that describes it '

@@ -148,7 +148,7 @@ class MaskPostprocess(nn.Module):
             bar = scores.topk(limit(nms_pre, scores.shape[1]), dim=1)[0][:, -1:]
             hopeful = (ranks > bar * (1 - ROUNDING)).sum(dim=1).max()
             last = torch.maximum(hopeful, first)
-            rest = torch.minimum(first, last - 1)  # the last cell again where none is left
+            rest = torch.minimum(first, last - 1)  # the last cell again if no more cells are left
             areas, totals = self._summed(soft, cells[:, rest:last], areas, totals)
             scores = self._rescored(cate_pred, areas, totals).flatten(1)
         count = (scores > NO_CANDIDATE).sum(dim=1).max().clamp(min=1)
@@ -180,7 +180,7 @@ class MaskPostprocess(nn.Module):
         return scores, pairs.gather(1, rows), areas.gather(1, rows)
 
     def _decayed(self, scores: Tensor, labels: Tensor, areas: Tensor, overlaps: Tensor) -> Tensor:
-        """Return scores (B, k) after matrix NMS and `filter_thr`; NO_CANDIDATE where they fall below it."""
+        """Return scores (B, k) after matrix NMS and `filter_thr`; NO_CANDIDATE for scores below it."""
         decayed = scores * matrix_decay(scores, labels, areas, overlaps, self.config)
         keep = scores > NO_CANDIDATE
         # three equal masks of a class divide 0 by 0 under the linear kernel: NaN reaches no threshold
