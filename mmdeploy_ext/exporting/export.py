@@ -16,7 +16,7 @@ from mmdeploy_ext.core.errors import ExportError
 from mmdeploy_ext.core.files import atomic_path
 from mmdeploy_ext.exporting import exporter
 from mmdeploy_ext.exporting.ops import deform_conv, replaced_modules  # noqa: F401  (they register themselves)
-from mmdeploy_ext.exporting.ops.forms import ALL
+from mmdeploy_ext.exporting.ops.forms import finish
 from mmdeploy_ext.graph.io.checks import is_sparse
 from mmdeploy_ext.graph.passes.interface import apply_spec
 from mmdeploy_ext.graph.passes.merge import concatenate
@@ -53,7 +53,7 @@ def export_stages(
         dynamic = _dynamic_axes(ends, letters, options)
         if not options.get('dynamic', False):
             letters.update({name: {**letters.get(name, {}), 1: f'{name}_rows'} for name in stage.varying})
-        parts.append(exporter.run(stage, args, dynamic, options.opset, ALL, multiples))
+        parts.append(exporter.run(stage, args, dynamic, options.opset, finish, multiples))
         if stage.exporter == 'dynamo':  # it finds that some axes have one size: those are no longer open
             for value in parts[-1].graph.output:
                 sizes = value.type.tensor_type.shape.dim
@@ -85,8 +85,8 @@ def _dynamic_axes(
     return {name: letters[name] for name in ends if letters.get(name)}
 
 
-export_module = functools.partial(exporter.export_module, operators=ALL)
-"""`exporter.export_module` with all registered operators."""
+export_module = functools.partial(exporter.export_module, finish=finish)
+"""`exporter.export_module` with the registered operators."""
 
 
 def save(model: onnx.ModelProto, path: str | Path, metadata: Metadata | None = None) -> None:

@@ -16,10 +16,13 @@ from mmdeploy_ext import compat
 from mmdeploy_ext.contract.stages import DEFAULT_OPSET, Stage
 from mmdeploy_ext.core.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.dynamo import decomposed_where_needed, translations_read_once
+from mmdeploy_ext.exporting.ops.operator import translations
 from mmdeploy_ext.graph.io.operators import opsets_of
 from mmdeploy_ext.graph.passes.interface import check_axes, name_ends
 from mmdeploy_ext.graph.passes.simplify import suppress_output
 
+Finish = Callable[[onnx.ModelProto, str, int], onnx.ModelProto]
+"""(model, exporter, opset) -> model whose operator nodes have their form."""
 OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
 """Opsets that each exporter of torch 2.13 really writes (measured; dynamo answers 11 with 18)."""
 
@@ -33,7 +36,7 @@ class LibraryOperator:
         opset: the first that has the ONNX operator.
         inside: whether a module uses it.
         patch: context that is open during every export.
-        translations: for the dynamo exporter beside the patch, as `Operators.translations`.
+        translations: operator -> function, the dynamo exporter's `custom_translation_table`, if it needs one.
     """
 
     title: tuple[str, str]
@@ -99,25 +102,12 @@ def check_opset(opset: int, exporter: str, option: str = '') -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Operators:
-    """What the operators of this project add to an export.
-
-    Attributes:
-        translations: gives the `custom_translation_table` of the dynamo exporter.
-        finish: (model, exporter, opset) -> model: gives their nodes the form that was chosen.
-    """
-
-    translations: Callable[[], dict[Any, Callable[..., Any]]]
-    finish: Callable[[onnx.ModelProto, str, int], onnx.ModelProto]
-
-
 def run(
     stage: Stage,
     args: tuple[torch.Tensor, ...],
     dynamic: Mapping[str, Mapping[int, str]],
     opset: int,
-    operators: Operators,
+    finish: Finish,
     multiples: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
     """Export one stage by the exporter that it names.
@@ -127,7 +117,7 @@ def run(
         args: example tensors.
         dynamic: input or output name -> axis -> letter.
         opset: of the file.
-        operators: translations, and the form of their nodes.
+        finish: `ops.forms.finish`.
         multiples: input name -> the number of which its height and width are multiples; 1 by default.
     """
     try:
@@ -135,13 +125,13 @@ def run(
         with suppress_output(), warnings.catch_warnings(), patched_libraries(), torch.no_grad():
             warnings.simplefilter('ignore')
             if stage.exporter == 'dynamo':
-                translations = operators.translations()
+                table = translations()
                 for library_operator in LIBRARY_OPERATORS:
-                    translations = {**library_operator.translations, **translations}
-                model = _export_dynamo(stage, args, dynamic, opset, translations, multiples or {})
+                    table = {**library_operator.translations, **table}
+                model = _export_dynamo(stage, args, dynamic, opset, table, multiples or {})
             else:
                 model = _export_torchscript(stage, args, dynamic, opset)
-            return operators.finish(model, stage.exporter, opset)
+            return finish(model, stage.exporter, opset)
     except Exception as error:
         raise ExportError(
             f'stage {stage.name!r} could not be exported by the {stage.exporter} exporter at opset '
@@ -158,7 +148,7 @@ def export_module(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] = (),
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
-    operators: Operators,
+    finish: Finish,
 ) -> onnx.ModelProto:
     """Export a module of flat tensors as it is: no spec, no merge, no clean-up. Any script may call it.
 
@@ -170,7 +160,7 @@ def export_module(
         input_names: by default input_0, input_1, ...
         output_names: of the first outputs; the others are output_0, output_1, ... by position.
         dynamic: input or output name -> axis -> letter, with both exporters; other axes of inputs are fixed.
-        operators: translations and forms; `export.export_module` is this function with all registered ones.
+        finish: `ops.forms.finish`, with which `export.export_module` is this function.
 
     Raises:
         UsageError: there is no such exporter or opset, or the graph has no such name or axis.
@@ -185,7 +175,7 @@ def export_module(
     stage = Stage(type(module).__name__, module, names, tuple(output_names), exporter)
     check_axes(dict(zip(names, args, strict=False)), dynamic)
     named = {name: axes for name, axes in dynamic.items() if name in {*stage.inputs, *stage.outputs}}
-    model = run(stage, tuple(args), named, opset, operators)
+    model = run(stage, tuple(args), named, opset, finish)
     check_written(model, opset)
     return name_ends(model, stage.outputs, dynamic)
 
@@ -225,7 +215,7 @@ def _export_dynamo(
     args: tuple[torch.Tensor, ...],
     dynamic: Mapping[str, Mapping[int, str]],
     opset: int,
-    translations: dict[Any, Callable[..., Any]],
+    table: dict[Any, Callable[..., Any]],
     multiples: Mapping[str, int],
 ) -> onnx.ModelProto:
     shapes: tuple[Any, ...] = tuple(
@@ -239,7 +229,7 @@ def _export_dynamo(
     named = sum(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters)
     if named < min(len(parameters), len(shapes)):
         shapes = (*shapes[:named], shapes[named:])  # torch.export takes *tensors as one argument
-    with decomposed_where_needed(translations), translations_read_once():
+    with decomposed_where_needed(table), translations_read_once():
         program = torch.onnx.export(
             stage.module,
             args,
@@ -249,7 +239,7 @@ def _export_dynamo(
             input_names=list(stage.inputs),
             output_names=list(stage.outputs),
             dynamic_shapes=shapes if dynamic else None,
-            custom_translation_table=translations,
+            custom_translation_table=table,
             verbose=False,
         )
     return program.model_proto

@@ -8,7 +8,7 @@ import torch
 from onnx import helper, inliner
 
 from mmdeploy_ext.core.errors import ExportError
-from mmdeploy_ext.exporting.exporter import Operators, export_module
+from mmdeploy_ext.exporting.exporter import export_module
 from mmdeploy_ext.exporting.ops.operator import (
     DOMAIN,
     Operator,
@@ -17,7 +17,6 @@ from mmdeploy_ext.exporting.ops.operator import (
     current_form,
     operator_of,
     operators_as,
-    translations,
 )
 from mmdeploy_ext.exporting.ops.python_nodes import node_attributes, python_body
 from mmdeploy_ext.graph.io import types
@@ -167,7 +166,7 @@ def _exported(
         model = export_module(
             _Traceable(operator, attributes).eval(),
             operator.example(),
-            operators=ALL,
+            finish=finish,
             exporter=exporter,
             opset=opset,
             input_names=tuple(operator.inputs),
@@ -184,7 +183,3 @@ def _exported(
     ]
     ends = ([value.name for value in values] for values in (graph.input, graph.output))
     return helper.make_function(DOMAIN, name, *ends, [*constants, *graph.node], model.opset_import)
-
-
-ALL = Operators(translations, finish)
-"""What all registered operators add to an export."""
