@@ -14,7 +14,7 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.commands import command, tool
-from mmdeploy_ext.core.errors import UsageError, after_weights
+from mmdeploy_ext.core.errors import Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.core.files import will_write
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.engines.registry import check_engine_kind
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 IMAGE_OPTIONS = ('input_img', 'mean', 'std', 'show')
 """Arguments about pictures."""
+SIZES = {False: 'fixed', True: 'dynamic'}
+"""`Options.dynamic` -> the word of the table of --check."""
 ENGINE_OPTIONS = ('engine', 'providers', 'threads', 'inference_precision')
 
 
@@ -126,8 +128,6 @@ class Export:
         self.options = self.family.choose(**values)
         self.options.check(given=values)
         if getattr(args, 'check', False):
-            from mmdeploy_ext.cli.check_app import print_exports
-
             return print_exports(self.source.cfg, self.family, self.options)
         if args.verify:
             check_provable(self.family)
@@ -226,6 +226,72 @@ def _show(
         picture = Path(f'{path}.png')
         write_picture(picture, task.draw_pair(task.fit_pair(pair), deployment.classes))
         print(f'detections side by side: {picture}')
+
+
+def print_exports(cfg: Any, family: Family, options: Options) -> int:
+    """Print a table of the exports of a config, in each form, fixed and dynamic; needs no weights.
+
+    Returns:
+        0: the requested export can be made; if not, the error of the export is raised.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from mmdeploy_ext.exporting import deployment as deploy
+
+    model = family.build(cfg)
+    options = deploy.check_options(options, cfg, family, model)
+    console = Console(width=150)
+    console.print(f'{cfg.filename}: family {family.name}', highlight=False)
+    rule = ', '.join(f'{key} {value}' for key, value in family.preprocess_rule(cfg).to_json().items())
+    for title, value in {**_part_types(cfg), 'preprocessing': rule}.items():
+        console.print(f'  {title:14} {value}', highlight=False)
+    table = Table(title='exports')
+    for title in ('form', 'size', 'opset', 'inputs', 'outputs, or why it is refused'):
+        table.add_column(title)
+    forms = next((option.choices for option in options.declared if option.name == 'form'), ())
+    for form in forms or (None,):
+        for dynamic in SIZES if 'dynamic' in options else (None,):
+            changes = {} if form is None else dict(form=form)
+            if dynamic is not None:
+                changes['dynamic'] = dynamic
+            table.add_row(*_export_row(cfg, family, model, options.replace(**changes)))
+    console.print(table)
+    return 0
+
+
+def _part_types(cfg: Any) -> dict[str, str]:
+    """Return the type names of a detector's parts by their keys."""
+    types = dict(detector=str(cfg.model.type))
+    for key, value in cfg.model.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        names = [str(part['type']) for part in parts if isinstance(part, dict) and 'type' in part]
+        if names:
+            types[key] = ' + '.join(names)
+    return types
+
+
+def _export_row(cfg: Any, family: Family, model: Any, options: Options) -> tuple[str, ...]:
+    """Return the row of an export: form, size, opset, inputs and outputs, or why it is refused."""
+    from mmdeploy_ext.exporting import deployment as deploy
+
+    size = f'{options.get("height")} x {options.get("width")}' if 'height' in options else ''
+    title = options.get('form', ''), f'{SIZES.get(options.get("dynamic"), "")} {size}'.strip()
+    try:
+        options.check()
+        options = deploy.check_options(options, cfg, family, model)
+        graphs = family.graphs(model, options)
+    except Mm2OnnxError as error:
+        return *title, '', '', str(error)
+    texts = [
+        '\n'.join(
+            f'{tensor.name} {"x".join(map(str, tensor.axes))}'
+            for graph in graphs
+            for tensor in getattr(graph.spec, side)
+        )
+        for side in ('inputs', 'outputs')
+    ]
+    return *title, str(options.get('opset', '')), *texts
 
 
 def main(argv: Sequence[str] | None = None, only: str = '') -> int:
