@@ -1,0 +1,60 @@
+"""The page about the architecture follows a picture and a frame: every file of it exists and takes part."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGE = (REPOSITORY / 'docs/architecture.md').read_text(encoding='utf-8')
+LIMITS = dict(picture=40, frame=35)
+COMMANDS = dict(
+    picture=('configs/demo/atss_toy.py', 'demo/checkpoints/atss_toy.pth'),
+    frame=('projects/configs/BEVFusion/bevfusion_toy.py', 'demo/checkpoints/bevfusion_toy.pth'),
+)
+PROFILED = """
+import json, sys
+files = set()
+
+def note(frame, event, argument):
+    if event == 'call' and frame.f_code.co_name != '<module>':
+        files.add(frame.f_code.co_filename)
+
+sys.path.insert(0, sys.argv[1])
+sys.setprofile(note)
+from mmdeploy_ext.cli.command import main
+status = main(sys.argv[3:])
+sys.setprofile(None)
+with open(sys.argv[2], 'w') as file:
+    json.dump(sorted(files), file)
+sys.exit(status)
+"""
+
+
+def files_of(way):
+    """Return the files of the package that a list of the page names, in its order."""
+    text = PAGE.split(f'<!-- {way} -->')[1].split(f'<!-- /{way} -->')[0]
+    return re.findall(r'^\d+\. \[(\S+)\]\(\.\./mmdeploy_ext/\1\)', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize('way', LIMITS)
+def test_a_way_has_few_files_and_each_of_them_once(way):
+    files = files_of(way)
+    assert 20 < len(files) <= LIMITS[way] and len(set(files)) == len(files)
+    assert [file for file in files if not (REPOSITORY / 'mmdeploy_ext' / file).is_file()] == []
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('way', LIMITS)
+def test_each_file_of_a_way_takes_part_in_an_export_and_its_proof(way, tmp_path):
+    target, files = str(tmp_path / ('m.onnx' if way == 'picture' else 'm')), tmp_path / 'files.json'
+    words = ['export', *COMMANDS[way], '--output-file', target, '--verify']
+    command = [sys.executable, '-c', PROFILED, str(REPOSITORY), str(files), *words]
+    outcome = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr[-2000:]
+    called = set(json.loads(files.read_text()))
+    absent = [file for file in files_of(way) if str(REPOSITORY / 'mmdeploy_ext' / file) not in called]
+    assert absent == []
