@@ -160,9 +160,10 @@ def check_class(found: type, known: tuple[type, ...], what: str) -> None:
 
 def check_head(head: nn.Module) -> None:
     """Refuse (ConfigError) a head, or a part of it, that the graphs do not repeat."""
+    if not named(head, (CO_DINO_HEAD,)):
+        check_class(type(head), HEADS, 'head of queries')
     own, kind = head.transformer, kind_of(head)
     if kind != CO_DINO_HEAD:
-        check_class(type(head), HEADS, 'head of queries')
         check_class(type(own), (TRANSFORMERS[kind],), 'transformer')
     elif not named(own, CO_DETR_PARTS):
         raise ConfigError(
