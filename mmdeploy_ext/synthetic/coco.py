@@ -4,8 +4,8 @@ Six shape classes with procedural fills on textured ground, occluding each other
 pictures are empty. The layout is COCO's: `train2017/`, `val2017/`, `annotations/instances_*2017.json`, the
 segmentations as compressed RLE of the visible pixels.
 
-Every picture has a random stream of its own, seeded by (seed, split, index): equal parameters give equal
-bytes, however often the run was interrupted. (Equal bytes also need the same builds of NumPy and OpenCV: JPEG
+Every picture has its own random stream, seeded by (seed, split, index): equal parameters give equal bytes,
+however often the run was interrupted. (Equal bytes also need the same builds of NumPy and OpenCV: JPEG
 encoders and resampling differ in last bits between builds.)
 """
 
@@ -22,73 +22,75 @@ from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import UsageError
 from mmdeploy_ext.core.files import atomic_path, read_json, write_json
 from mmdeploy_ext.synthetic import staging
-from mmdeploy_ext.synthetic.scene import make_scene
-from mmdeploy_ext.synthetic.shapes import CLASSES
+from mmdeploy_ext.synthetic.scene import CLASSES, Instance, make_scene
 
 WORLD = 1
-"""Raise it when the same seed gives other pictures, so that sets of older code are found out."""
+"""Version of the world; raise it when the same seed gives other pictures, so that older sets are refused."""
 TRAIN_IMAGES, VAL_IMAGES = 800, 100
 SIZES = ((256, 256), (240, 320), (320, 240), (256, 320), (192, 256), (320, 320))
 SIZE_SHARES = (0.4, 0.15, 0.15, 0.1, 0.1, 0.1)
 EMPTY_EVERY = 20
-"""Each so many pictures one shows ground alone, also in the smallest sets."""
+"""Every 20th picture shows ground alone."""
 MAX_PROPOSALS = 9
 JPEG_QUALITY = 92
 SHARD = 50
-"""Pictures after which a finished piece is kept across an interruption."""
+"""Pictures per finished piece, with which an interrupted run is resumed."""
 SPLITS = ('train2017', 'val2017')
 _STREAMS = {'train2017': 0, 'val2017': 1, 'picture': 2}
 
 
-def start_of(
+def start_sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None
 ) -> tuple[np.random.Generator, tuple[int, int], int]:
-    """Return the stream of one picture after its first draws, its size, and how many shapes to try.
+    """Return the random stream of one picture after its first draws, its size, and the number of proposals.
 
-    See `sample` for the arguments.
+    The arguments are those of `sample`.
     """
     rng = np.random.default_rng([seed, _STREAMS[split], index])
     drawn_size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
-    drawn = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(1, MAX_PROPOSALS + 1))
-    return rng, size or drawn_size, drawn
+    proposals = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(1, MAX_PROPOSALS + 1))
+    return rng, size or drawn_size, proposals
 
 
 def sample(
     seed: int, split: str, index: int, size: tuple[int, int] | None = None, proposals: int | None = None
-) -> tuple[np.ndarray, list]:
-    """Make one picture of the world, (H, W, 3) uint8 BGR, and its `scene.Instance` list.
+) -> tuple[np.ndarray, list[Instance]]:
+    """Make one picture of the world, (H, W, 3) uint8 BGR, and its instances.
 
     Args:
-        seed: Seed of the whole set.
+        seed: seed of the set.
         split: `train2017`, `val2017`, or `picture` for pictures that are in neither.
-        index: Number of the picture in its split.
+        index: number of the picture in its split.
         size: (H, W) in pixels; None draws one of `SIZES`.
-        proposals: Shapes to try; None draws 1 to `MAX_PROPOSALS`, or none for an empty picture.
+        proposals: number of shapes to try; None draws 1 to `MAX_PROPOSALS`, or 0 for an empty picture.
     """
-    rng, (height, width), drawn = start_of(seed, split, index, size)
-    return make_scene(rng, height, width, drawn if proposals is None else proposals)
-
-
-def _annotation(mask: np.ndarray, label: int) -> dict[str, Any]:
-    rle = mask_codec.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {
-        'category_id': label + 1,
-        'iscrowd': 0,
-        'area': int(mask_codec.area(rle)),
-        'bbox': [float(v) for v in mask_codec.toBbox(rle)],
-        'segmentation': {'size': [int(v) for v in rle['size']], 'counts': rle['counts'].decode('ascii')},
-    }
+    rng, (height, width), drawn_proposals = start_sample(seed, split, index, size)
+    return make_scene(rng, height, width, drawn_proposals if proposals is None else proposals)
 
 
 def _write_image(folder: Path, seed: int, size: tuple[int, int] | None, index: int) -> dict[str, Any]:
+    """Write one picture; return its entry in the annotations and those of its instances."""
     image, instances = sample(seed, folder.name, index, size)
     name = f'{index + 1:012d}.jpg'
     staging.write_jpeg(folder / name, image, JPEG_QUALITY)
     height, width = image.shape[:2]
-    return {
-        'image': {'id': index + 1, 'file_name': name, 'height': height, 'width': width},
-        'annotations': [_annotation(instance.mask, instance.label) for instance in instances],
-    }
+    annotations = []
+    for instance in instances:
+        rle = mask_codec.encode(np.asfortranarray(instance.mask.astype(np.uint8)))
+        annotations.append(
+            {
+                'category_id': instance.label + 1,
+                'iscrowd': 0,
+                'area': int(mask_codec.area(rle)),
+                'bbox': [float(value) for value in mask_codec.toBbox(rle)],
+                'segmentation': {
+                    'size': [int(side) for side in rle['size']],
+                    'counts': rle['counts'].decode('ascii'),
+                },
+            }
+        )
+    entry = {'id': index + 1, 'file_name': name, 'height': height, 'width': width}
+    return {'image': entry, 'annotations': annotations}
 
 
 def _shard(folder: Path, start: int) -> Path:
@@ -96,7 +98,7 @@ def _shard(folder: Path, start: int) -> Path:
 
 
 def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterator[int]:
-    """Write the pictures of a split and its annotations by shards; yield how many more pictures are done."""
+    """Write the pictures of a split and its annotations by shards; yield the numbers of written pictures."""
     folder.mkdir(exist_ok=True)
     for start in range(0, count, SHARD):
         shard = _shard(folder, start)
@@ -112,9 +114,13 @@ def _write_split(folder: Path, count: int, parameters: dict[str, Any]) -> Iterat
 
 
 def _merge_shards(folder: Path, count: int) -> None:
+    """Write the annotations of a split from its shards."""
     records = [record for start in range(0, count, SHARD) for record in read_json(_shard(folder, start))]
-    pairs = ((record['image']['id'], own) for record in records for own in record['annotations'])
-    annotations = [{'id': number, 'image_id': image, **own} for number, (image, own) in enumerate(pairs, 1)]
+    annotations = []
+    for record in records:
+        for annotation in record['annotations']:
+            ids = {'id': len(annotations) + 1, 'image_id': record['image']['id']}
+            annotations.append({**ids, **annotation})
     content = {
         'info': {'description': f'generated shapes, world {WORLD}', 'version': str(WORLD)},
         'licenses': [],
@@ -128,6 +134,7 @@ def _merge_shards(folder: Path, count: int) -> None:
 
 
 def _check(seed: int, counts: dict[str, int], size: tuple[int, int] | None) -> None:
+    """Raise UsageError for values out of range; `counts` are of pictures, by option."""
     if seed < 0:
         raise UsageError(f'--seed: got {seed}, expected 0 or more')
     for option, count in counts.items():
@@ -147,23 +154,23 @@ def ensure_toy_coco(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set, unless it is there already.
+    """Make the set unless it exists already.
 
     Args:
-        root: Folder of the set; it is written atomically.
-        seed: Decides on everything, together with the following three.
-        train_images: Pictures in `train2017`.
-        val_images: Pictures in `val2017`.
+        root: folder of the set; it is written atomically.
+        seed: seed of the set; together with the following three it decides on the content.
+        train_images: number of pictures in `train2017`.
+        val_images: number of pictures in `val2017`.
         size: (H, W) of all pictures; None mixes `SIZES`.
-        force: Replace a generated set at `root`, whatever its parameters; nothing else is ever replaced.
-        quiet: Show no progress bar.
+        force: replace a generated set at `root` with any parameters; other folders are never replaced.
+        quiet: show no progress bar.
 
     Returns:
-        True when it was made, False when the same set was there.
+        True if the set was made, False if it existed.
 
     Raises:
-        DataError: `root` holds something else, or a set with other parameters.
-        UsageError: A parameter is out of its range.
+        DataError: `root` is another folder, or a set with other parameters.
+        UsageError: a parameter is out of range.
     """
     _check(seed, {'--train-images': train_images, '--val-images': val_images}, size)
     root = Path(root)
@@ -180,7 +187,7 @@ def ensure_toy_coco(
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the options say."""
+    """Make the set or the picture of the command line."""
     size = tuple(args.size) if args.size else None
     if args.picture:
         _check(args.seed, {}, size)
@@ -190,9 +197,9 @@ def run(args: argparse.Namespace) -> int:
         print(f'{args.picture}: written')
         return 0
     counts = dict(train_images=args.train_images, val_images=args.val_images)
-    made = ensure_toy_coco(args.out, seed=args.seed, size=size, force=args.force, **counts)
-    what = f'{args.train_images} training and {args.val_images} validation pictures made'
-    print(f'{args.out}: {what if made else staging.THERE}')
+    was_made = ensure_toy_coco(args.out, seed=args.seed, size=size, force=args.force, **counts)
+    pictures = f'{args.train_images} training and {args.val_images} validation pictures made'
+    print(f'{args.out}: {pictures if was_made else staging.EXISTS}')
     return 0
 
 

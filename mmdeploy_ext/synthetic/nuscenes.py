@@ -23,13 +23,12 @@ import numpy as np
 from mmdeploy_ext.core import cli
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.core.files import read_json, write_json
-from mmdeploy_ext.synthetic import nuscenes_tables as tables
 from mmdeploy_ext.synthetic import staging
-from mmdeploy_ext.synthetic.nuscenes_rig import CAMERAS, LIDAR
-from mmdeploy_ext.synthetic.nuscenes_scene import Options, Plan, write_scene
+from mmdeploy_ext.synthetic.nuscenes_scene import Options, Plan, Record, fixed_tables, token, write_scene
+from mmdeploy_ext.synthetic.nuscenes_sensors import CAMERAS, LIDAR
 
 WORLD = 2
-"""Raise it when the same seed gives other pictures, so that sets of older code are found out."""
+"""Version of the world; raise it when the same seed gives other pictures, so that older sets are refused."""
 VERSION = 'v1.0-trainval'
 MAP_CELL_M = 0.1
 ROAD_M = 16.0
@@ -42,36 +41,37 @@ OPTIONS = (
     ('--sweeps', 'N', 'LiDAR sweeps between two key frames (default: %(default)s)'),
     ('--drop-share', 'P', 'chance that a good camera is dark or dazzled next (default: %(default)s)'),
 )
-"""Of the command line, in the order of the fields of `Options`: name, metavar, help."""
+"""Name, metavar and help of the options on the command line, in the order of the fields of `Options`."""
 
 
-def _check(options: Options) -> None:
-    for name, least in (('train_scenes', 1), ('val_scenes', 1), ('frames', 2), ('seed', 0), ('sweeps', 0)):
-        if getattr(options, name) < least:
+def check_options(options: Options) -> None:
+    """Raise UsageError for values out of range."""
+    minima = dict(train_scenes=1, val_scenes=1, frames=2, seed=0, sweeps=0)
+    for name, minimum in minima.items():
+        if getattr(options, name) < minimum:
             raise UsageError(
-                f'--{name.replace("_", "-")}: got {getattr(options, name)}, expected {least} or more'
+                f'--{name.replace("_", "-")}: got {getattr(options, name)}, expected {minimum} or more'
             )
-    if min(options.image_size) < 32:
-        raise UsageError(
-            '--image-size: got {} {}, expected at least 32 pixels each'.format(*options.image_size)
-        )
+    width, height = options.image_size
+    if min(width, height) < 32:
+        raise UsageError(f'--image-size: got {width} {height}, expected at least 32 pixels each')
     if not 0 <= options.drop_share <= 1:
         raise UsageError(f'--drop-share: got {options.drop_share}, expected 0 to 1')
 
 
 def plans(options: Options) -> list[Plan]:
-    """Plan the scenes of a set, training scenes first; more than the devkit has names raise UsageError."""
+    """Return the plans of all scenes, training scenes first; UsageError: the devkit has fewer names."""
     from nuscenes.utils import splits
 
-    found = []
+    scene_names = []
     for option, names, count in (
         ('--train-scenes', splits.train, options.train_scenes),
         ('--val-scenes', splits.val, options.val_scenes),
     ):
         if count > len(names):
             raise UsageError(f'{option}: got {count}, expected at most {len(names)}, as many as nuScenes has')
-        found += names[:count]
-    return [Plan(**vars(options), name=name, number=number) for number, name in enumerate(found)]
+        scene_names += names[:count]
+    return [Plan(**vars(options), name=name, number=number) for number, name in enumerate(scene_names)]
 
 
 def _shard(root: Path, plan: Plan) -> Path:
@@ -79,35 +79,36 @@ def _shard(root: Path, plan: Plan) -> Path:
 
 
 def _write_shard(root: Path, plan: Plan) -> int:
+    """Write a scene and its shard unless an interrupted run did; return 1."""
     if not _shard(root, plan).is_file():
         write_json(_shard(root, plan), write_scene(root, plan))
     return 1
 
 
-def _write_scenes(root: Path, todo: list[Plan], jobs: int) -> Iterator[int]:
-    """Write scenes, each a piece that is kept across an interruption; yield 1 after each."""
+def _write_scenes(root: Path, scene_plans: list[Plan], jobs: int) -> Iterator[int]:
+    """Write the shards of scenes; yield 1 after each."""
     for channel in (*CAMERAS, LIDAR):
         for folder in ('samples', 'sweeps'):
             (root / folder / channel).mkdir(parents=True, exist_ok=True)
     if jobs == 1:
-        for plan in todo:
+        for plan in scene_plans:
             yield _write_shard(root, plan)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context('spawn')) as pool:
         try:
-            for job in as_completed([pool.submit(_write_shard, root, plan) for plan in todo]):
+            for job in as_completed([pool.submit(_write_shard, root, plan) for plan in scene_plans]):
                 yield job.result()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def _write_map(path: Path, poses: list[tables.Record]) -> None:
-    """Draw where the car drove, 16 m wide, white on black, 0.1 m a pixel, the origin at the lower left."""
-    places = np.array([pose['translation'][:2] for pose in poses])
-    columns, rows = (np.ceil((places.max(0) + 2 * ROAD_M) / MAP_CELL_M)).astype(int)
+def _write_map(path: Path, poses: list[Record]) -> None:
+    """Draw the road of the car, 16 m wide, white on black, 0.1 m a pixel, the origin at the lower left."""
+    positions = np.array([pose['translation'][:2] for pose in poses])
+    columns, rows = (np.ceil((positions.max(0) + 2 * ROAD_M) / MAP_CELL_M)).astype(int)
     mask = np.zeros((rows, columns), np.uint8)
-    for x, y in places:
+    for x, y in positions:
         centre = round(x / MAP_CELL_M), rows - round(y / MAP_CELL_M)
         cv2.circle(mask, centre, round(ROAD_M / 2 / MAP_CELL_M), 255, cv2.FILLED)
     path.parent.mkdir(exist_ok=True)
@@ -116,31 +117,23 @@ def _write_map(path: Path, poses: list[tables.Record]) -> None:
         raise DataError(f'{path}: OpenCV could not write the map mask')
 
 
-def _maps(
-    root: Path, merged: dict[str, list[tables.Record]], poses: dict[str, list[tables.Record]]
-) -> list[tables.Record]:
-    """Write a mask per location; `poses` are the ego poses per log token."""
-    records = []
-    for location in sorted({log['location'] for log in merged['log']}):
-        logs = [log['token'] for log in merged['log'] if log['location'] == location]
-        key = tables.token('map', location)
-        _write_map(root / 'maps' / f'{key}.png', [pose for log in logs for pose in poses[log]])
+def _merge_shards(root: Path, scene_plans: list[Plan]) -> None:
+    """Write the tables of the set from those of its scenes, and a map of each location."""
+    tables, poses_of_log = fixed_tables(), {}
+    for plan in scene_plans:
+        shard = read_json(_shard(root, plan))
+        poses_of_log[shard['log'][0]['token']] = shard['ego_pose']
+        for name, records in shard.items():
+            tables.setdefault(name, []).extend(records)
+    tables['map'] = []
+    for location in sorted({log['location'] for log in tables['log']}):
+        logs = [log['token'] for log in tables['log'] if log['location'] == location]
+        key = token('map', location)
         name = f'maps/{key}.png'
-        records.append(dict(token=key, category='semantic_prior', filename=name, log_tokens=logs))
-    return records
-
-
-def _merge(root: Path, todo: list[Plan]) -> None:
-    """Put the tables of the scenes together."""
-    merged, poses = tables.fixed_tables(), {}
-    for plan in todo:
-        records = read_json(_shard(root, plan))
-        poses[records['log'][0]['token']] = records['ego_pose']
-        for name, rows in records.items():
-            merged.setdefault(name, []).extend(rows)
-    merged['map'] = _maps(root, merged, poses)
-    for name, rows in merged.items():
-        write_json(root / VERSION / f'{name}.json', rows)
+        _write_map(root / name, [pose for log in logs for pose in poses_of_log[log]])
+        tables['map'].append(dict(token=key, category='semantic_prior', filename=name, log_tokens=logs))
+    for name, records in tables.items():
+        write_json(root / VERSION / f'{name}.json', records)
 
 
 def ensure_toy_nuscenes(
@@ -151,31 +144,32 @@ def ensure_toy_nuscenes(
     force: bool = False,
     quiet: bool = False,
 ) -> bool:
-    """Make the set, unless it is there already; see `coco.ensure_toy_coco`.
+    """Make the set unless it exists already.
 
-    `options` decide on its content; `jobs` processes write scenes, 1 writes them in this one.
+    `options` decide on its content; `jobs` processes write scenes, 1 writes them in this process. The other
+    arguments, the result and the errors are those of `coco.ensure_toy_coco`.
     """
     options = options or Options()
-    _check(options)
+    check_options(options)
     if jobs < 1:
         raise UsageError(f'--jobs: got {jobs}, expected 1 or more')
-    root, todo = Path(root), plans(options)
+    root, scene_plans = Path(root), plans(options)
     parameters = {'world': WORLD, **asdict(options), 'image_size': list(options.image_size)}
 
     def write(folder: Path) -> Iterator[int]:
-        yield from _write_scenes(folder, todo, jobs)
-        _merge(folder, todo)
+        yield from _write_scenes(folder, scene_plans, jobs)
+        _merge_shards(folder, scene_plans)
 
-    return staging.make_set(root, parameters, write, len(todo), force=force, quiet=quiet)
+    return staging.make_set(root, parameters, write, len(scene_plans), force=force, quiet=quiet)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the options say."""
+    """Make the set of the command line."""
     args.image_size = tuple(args.image_size)
     options = Options(**{field.name: getattr(args, field.name) for field in fields(Options)})
-    made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
+    was_made = ensure_toy_nuscenes(args.root, options, jobs=args.jobs, force=args.force)
     scenes = f'{args.train_scenes} training and {args.val_scenes} validation scenes'
-    print(f'{args.root}: {f"{scenes} of {args.frames} key frames made" if made else staging.THERE}')
+    print(f'{args.root}: {f"{scenes} of {args.frames} key frames made" if was_made else staging.EXISTS}')
     return 0
 
 
@@ -183,8 +177,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `run` to a parser."""
     staging.add_folder(parser, '--root', 'data/toy_nuscenes')
     for (name, metavar, text), field in zip(OPTIONS, fields(Options), strict=True):
-        kind = dict(type=int, nargs=2) if isinstance(field.default, tuple) else dict(type=type(field.default))
-        parser.add_argument(name, default=field.default, metavar=metavar, help=text, **kind)
+        value = (
+            dict(type=int, nargs=2) if isinstance(field.default, tuple) else dict(type=type(field.default))
+        )
+        parser.add_argument(name, default=field.default, metavar=metavar, help=text, **value)
     parser.add_argument('--jobs', type=int, default=2, metavar='N', help='processes (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace a generated set at --root')
     cli.add_debug_option(parser)
@@ -192,9 +188,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the set."""
-    parser = cli.ArgumentParser(
-        prog='mm2onnx synthetic nuscenes', description=__doc__.splitlines()[0]
-    )
+    parser = cli.ArgumentParser(prog='mm2onnx synthetic nuscenes', description=__doc__.splitlines()[0])
     add_arguments(parser)
     return cli.run(run, parser, argv)
 

@@ -1,33 +1,207 @@
-"""Writes one scene of the generated drive: its pictures and sweeps, and its share of every table."""
+"""Writes one scene of the generated drive: its pictures and sweeps, and its share of nuScenes' tables.
 
+The tables have the schema of nuscenes-devkit 1.x.
+"""
+
+import hashlib
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from pyquaternion import Quaternion
 
-from mmdeploy_ext.synthetic import nuscenes_tables as tables
-from mmdeploy_ext.synthetic.nuscenes_lidar import sweep
-from mmdeploy_ext.synthetic.nuscenes_render import Lens, Scenery, make_lens, make_scenery, render
-from mmdeploy_ext.synthetic.nuscenes_rig import CAMERA_LAG_US, CAMERAS, LIDAR, Sensor, make_rig
-from mmdeploy_ext.synthetic.nuscenes_world import KEY_FRAME_S, World, make_world
+from mmdeploy_ext.synthetic.nuscenes_sensors import (
+    CAMERA_LAG_US,
+    CAMERAS,
+    LIDAR,
+    Lens,
+    Scenery,
+    Sensor,
+    make_lens,
+    make_rig,
+    make_scenery,
+    measure_sweep,
+    render,
+)
+from mmdeploy_ext.synthetic.nuscenes_world import KEY_FRAME_S, Thing, World, make_world
 from mmdeploy_ext.synthetic.staging import write_jpeg
+
+Record = dict[str, Any]
+
+CATEGORIES = (
+    'human.pedestrian.adult', 'human.pedestrian.child', 'human.pedestrian.wheelchair',
+    'human.pedestrian.stroller', 'human.pedestrian.personal_mobility', 'human.pedestrian.police_officer',
+    'human.pedestrian.construction_worker', 'animal',
+    'vehicle.car', 'vehicle.motorcycle', 'vehicle.bicycle', 'vehicle.bus.bendy', 'vehicle.bus.rigid',
+    'vehicle.truck', 'vehicle.construction', 'vehicle.emergency.ambulance', 'vehicle.emergency.police',
+    'vehicle.trailer',
+    'movable_object.barrier', 'movable_object.trafficcone', 'movable_object.pushable_pullable',
+    'movable_object.debris', 'static_object.bicycle_rack',
+)  # fmt: skip
+ATTRIBUTES = (
+    'vehicle.moving', 'vehicle.stopped', 'vehicle.parked', 'cycle.with_rider', 'cycle.without_rider',
+    'pedestrian.sitting_lying_down', 'pedestrian.standing', 'pedestrian.moving',
+)  # fmt: skip
+VISIBILITIES = {'1': 'v0-40', '2': 'v40-60', '3': 'v60-80', '4': 'v80-100'}
+LOCATIONS = ('singapore-onenorth', 'boston-seaport')
+
+
+def token(*parts: object) -> str:
+    """Return a token of 32 hexadecimal digits, the hash of some parts."""
+    return hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=16).hexdigest()
+
+
+def fixed_tables() -> dict[str, list[Record]]:
+    """Return the tables that are the same for every set: category, attribute, visibility, sensor."""
+    return {
+        'category': [dict(token=token('category', name), name=name, description='') for name in CATEGORIES],
+        'attribute': [dict(token=token('attribute', name), name=name, description='') for name in ATTRIBUTES],
+        'visibility': [
+            dict(token=key, level=level, description=f'visible share of the object: {level} %')
+            for key, level in VISIBILITIES.items()
+        ],
+        'sensor': [
+            dict(token=token('sensor', name), channel=name, modality='lidar' if name == LIDAR else 'camera')
+            for name in (*CAMERAS, LIDAR)
+        ],
+    }
+
+
+def visibility_token(visible: int, projected: int) -> str:
+    """Return the row of the visibility table for an object's numbers of pixels, see `View`."""
+    share = visible / max(projected, 1)
+    return str(1 + int(np.searchsorted([0.4, 0.6, 0.8], share, side='right')))
+
+
+def attribute_name(thing: Thing) -> str | None:
+    """Return the attribute for class and motion of an object; None for classes without attributes."""
+    moving = thing.speed > 0
+    family = thing.kind.category.split('.')[0]
+    if family == 'movable_object':
+        return None
+    if family == 'human':
+        return 'pedestrian.moving' if moving else 'pedestrian.standing'
+    if thing.kind.name in ('bicycle', 'motorcycle'):
+        return 'cycle.with_rider' if moving else 'cycle.without_rider'
+    if moving:
+        return 'vehicle.moving'
+    return 'vehicle.stopped' if thing.kind.name == 'bus' else 'vehicle.parked'
+
+
+def calibrated_sensor(scene: str, sensor: Sensor) -> Record:
+    """Return the record of one sensor on the car of one scene."""
+    return {
+        'token': token(scene, 'calibrated_sensor', sensor.channel),
+        'sensor_token': token('sensor', sensor.channel),
+        'translation': sensor.to_ego[:3, 3].tolist(),
+        'rotation': Quaternion(matrix=sensor.to_ego, rtol=1e-6, atol=1e-6).normalised.elements.tolist(),
+        'camera_intrinsic': [] if sensor.intrinsic is None else sensor.intrinsic.tolist(),
+    }
+
+
+def yaw_quaternion(yaw: float) -> list[float]:
+    """Return the quaternion w x y z of a turn about z by `yaw` radians."""
+    return [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))]
+
+
+def sample_data(
+    scene: str,
+    sample: str,
+    channel: str,
+    timestamp: int,
+    filename: str,
+    *,
+    is_key_frame: bool,
+    size: tuple[int, int] = (0, 0),
+) -> Record:
+    """Return the record of one file, not yet linked to its neighbours; `size` is (W, H) of a picture."""
+    key = token(scene, channel, timestamp)
+    return {
+        'token': key,
+        'sample_token': sample,
+        'ego_pose_token': key,
+        'calibrated_sensor_token': token(scene, 'calibrated_sensor', channel),
+        'timestamp': timestamp,
+        'fileformat': 'pcd' if channel == LIDAR else 'jpg',
+        'is_key_frame': is_key_frame,
+        'height': size[1],
+        'width': size[0],
+        'filename': filename,
+        'prev': '',
+        'next': '',
+    }
+
+
+def annotation(
+    scene: str, sample: str, index: int, thing: Thing, time_s: float, visibility: str, lidar_points: int
+) -> Record:
+    """Return the record of object number `index` in a sample, not yet linked to its neighbours."""
+    xy, yaw = thing.pose(time_s)
+    attribute = attribute_name(thing)
+    return {
+        'token': token(scene, sample, 'annotation', index),
+        'sample_token': sample,
+        'instance_token': token(scene, 'instance', index),
+        'visibility_token': visibility,
+        'attribute_tokens': [token('attribute', attribute)] if attribute else [],
+        'translation': [float(xy[0]), float(xy[1]), float(thing.wlh[2] / 2)],
+        'size': thing.wlh.tolist(),
+        'rotation': yaw_quaternion(float(yaw)),
+        'prev': '',
+        'next': '',
+        'num_lidar_pts': lidar_points,
+        'num_radar_pts': 0,
+    }
+
+
+def instances(annotations: list[Record], things: tuple[Thing, ...], scene: str) -> list[Record]:
+    """Return the records of the annotated objects, and link the annotations of each."""
+    records = []
+    for index, thing in enumerate(things):
+        key = token(scene, 'instance', index)
+        of_thing = [record for record in annotations if record['instance_token'] == key]
+        if of_thing:
+            link(of_thing)
+            record = dict(token=key, category_token=token('category', thing.kind.category))
+            record['nbr_annotations'] = len(of_thing)
+            record['first_annotation_token'] = of_thing[0]['token']
+            record['last_annotation_token'] = of_thing[-1]['token']
+            records.append(record)
+    return records
+
+
+def link(records: list[Record]) -> None:
+    """Link records in the order of time by their `prev` and `next`."""
+    for earlier, later in pairwise(records):
+        earlier['next'], later['prev'] = later['token'], earlier['token']
+
+
+# ---------------------------------------------------------------- scenes
+
 
 JPEG_QUALITY = 90
 FIRST_TIMESTAMP_US = 1_531_000_000_000_000
 SCENE_GAP_US = 600_000_000
 MIN_PIXELS_SHARE = 1e-4
-"""Objects of fewer pixels count as not seen, as a share of one picture's pixels."""
-SEEN_FOR_FRAMES = 2
-"""An object that is hidden now stays annotated when it was seen in one of so many key frames before."""
+"""Share of a picture's pixels from which on an object counts as visible."""
+VISIBLE_FOR_FRAMES = 2
+"""Number of key frames for which a hidden object stays annotated after it was visible."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The parameters of a set.
 
-    `image_size` is (W, H) in px, `sweeps` counts LiDAR sweeps between two key frames, `drop_share` is the
-    chance that a good camera drops out in the next key frame.
+    Attributes:
+        train_scenes, val_scenes: numbers of scenes.
+        frames: key frames per scene.
+        seed: seed of the set.
+        image_size: (W, H), px.
+        sweeps: LiDAR sweeps between two key frames.
+        drop_share: chance that a good camera drops out in the next key frame.
     """
 
     train_scenes: int = 32
@@ -41,19 +215,19 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Options):
-    """The parameters of one scene. `number` counts the scenes of the set."""
+    """The parameters of one scene: its name in the devkit, and its number in the set."""
 
     name: str
     number: int
 
     def rng(self, *purpose: int) -> np.random.Generator:
-        """Give a random stream for one purpose in this scene, named by its devkit name, not by its place."""
+        """Return a random stream for one purpose in this scene; it depends on the name, not on the number."""
         return np.random.default_rng([self.seed, int(self.name.split('-')[1]), *purpose])
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one plan makes: the world, the rig and the lenses of its cameras."""
+    """The content of one scene: the world, the rig and the lenses of its cameras."""
 
     plan: Plan
     world: World
@@ -63,21 +237,21 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """Return the name that all tokens of the scene are made from."""
+        """Part of all tokens of the scene."""
         return f'{self.plan.seed}/{self.plan.name}'
 
     @property
     def logfile(self) -> str:
-        """Return the prefix of its file names."""
+        """Prefix of its file names."""
         return f'toy{self.plan.seed:03d}-{self.plan.name}'
 
     def timestamp(self, time_s: float) -> int:
-        """Give the time stamp of a time in the scene, us."""
+        """Return the time stamp of a time in the scene, us."""
         return FIRST_TIMESTAMP_US + self.plan.number * SCENE_GAP_US + round(time_s * 1e6)
 
 
 def make_scene(plan: Plan) -> Scene:
-    """Lay out a scene without writing anything."""
+    """Make the content of a scene without writing anything."""
     world = make_world(plan.rng(0), plan.frames, plan.drop_share)
     rig = make_rig(plan.rng(1), *plan.image_size)
     lenses = {channel: make_lens(rig[channel], *plan.image_size) for channel in CAMERAS}
@@ -86,7 +260,7 @@ def make_scene(plan: Plan) -> Scene:
 
 @dataclass
 class _Records:
-    """The scene's share of the tables while it grows."""
+    """The records of a scene that grow frame by frame."""
 
     sample: list = field(default_factory=list)
     sample_data: list = field(default_factory=list)
@@ -94,47 +268,45 @@ class _Records:
     ego_pose: list = field(default_factory=list)
 
     def add_data(self, scene: Scene, sample: str, channel: str, time_s: float, *, is_key_frame: bool) -> str:
-        """Record one file and the pose it was taken at; give its name."""
-        folder, stamp = 'samples' if is_key_frame else 'sweeps', scene.timestamp(time_s)
+        """Add the records of one file and of the ego pose at its time; return its name."""
+        folder, timestamp = 'samples' if is_key_frame else 'sweeps', scene.timestamp(time_s)
         suffix = 'pcd.bin' if channel == LIDAR else 'jpg'
-        name = f'{folder}/{channel}/{scene.logfile}__{channel}__{stamp}.{suffix}'
+        name = f'{folder}/{channel}/{scene.logfile}__{channel}__{timestamp}.{suffix}'
         size = (0, 0) if channel == LIDAR else scene.plan.image_size
-        record = tables.sample_data(
-            scene.key, sample, channel, stamp, name, is_key_frame=is_key_frame, size=size
+        record = sample_data(
+            scene.key, sample, channel, timestamp, name, is_key_frame=is_key_frame, size=size
         )
-        xy, yaw = scene.world.drive.pose(time_s)
+        (x, y), yaw = scene.world.drive.pose(time_s)
+        pose = dict(token=record['token'], timestamp=timestamp, rotation=yaw_quaternion(float(yaw)))
+        pose['translation'] = [float(x), float(y), 0.0]
         self.sample_data.append(record)
-        self.ego_pose.append(tables.ego_pose(record['token'], stamp, xy, float(yaw)))
+        self.ego_pose.append(pose)
         return name
 
 
 def _write_cameras(
     root: Path, scene: Scene, frame: int, sample: str, records: _Records
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take the six pictures of a key frame; give the visible and whole pixels of the active objects."""
-    world, visible, whole = scene.world, 0, 0
+    """Write the six pictures of a key frame; return visible and projected pixels of the active objects."""
+    world, visible, projected = scene.world, 0, 0
     things = [world.things[index] for index in np.flatnonzero(world.active[frame])]
     for number, channel in enumerate(CAMERAS):
         time_s = frame * KEY_FRAME_S - CAMERA_LAG_US[channel] / 1e6
-        lens, dropped, rng = (
-            scene.lenses[channel],
-            world.dropped[frame, number],
-            scene.plan.rng(3, frame, number),
-        )
-        view = render(lens, scene.scenery, world, things, time_s, int(dropped), rng)
+        dropped, rng = int(world.dropped[frame, number]), scene.plan.rng(3, frame, number)
+        view = render(scene.lenses[channel], scene.scenery, world, things, time_s, dropped, rng)
         name = records.add_data(scene, sample, channel, time_s, is_key_frame=True)
         write_jpeg(root / name, view.image, JPEG_QUALITY)
-        visible, whole = visible + view.visible, whole + view.whole
-    return visible, whole
+        visible, projected = visible + view.visible, projected + view.projected
+    return visible, projected
 
 
 def _write_sweeps(root: Path, scene: Scene, frame: int, sample: str, records: _Records) -> np.ndarray:
-    """Write the sweeps since the last key frame and the one of this; give its points per active object."""
+    """Write the sweeps since the last key frame and that of this one; return its points per active object."""
     things = [scene.world.things[index] for index in np.flatnonzero(scene.world.active[frame])]
     between = scene.plan.sweeps if frame else 0
     for number in range(between, -1, -1):
         time_s = (frame - number / (between + 1)) * KEY_FRAME_S
-        points, counts = sweep(
+        points, counts = measure_sweep(
             scene.rig[LIDAR], scene.world, things, time_s, scene.plan.rng(4, frame, number)
         )
         name = records.add_data(scene, sample, LIDAR, time_s, is_key_frame=number == 0)
@@ -142,58 +314,46 @@ def _write_sweeps(root: Path, scene: Scene, frame: int, sample: str, records: _R
     return counts
 
 
-def _annotate(
-    scene: Scene, frame: int, sample: str, seen: np.ndarray, grades: dict[int, str], points: dict[int, int]
-) -> list[tables.Record]:
-    """Annotate what is there and was seen now or a little before; `seen` is (frames, objects) bool."""
-    lately = seen[max(frame - SEEN_FOR_FRAMES, 0) : frame + 1].any(0) & scene.world.active[frame]
-    key, things, time_s = scene.key, scene.world.things, frame * KEY_FRAME_S
-    return [
-        tables.annotation(key, sample, index, things[index], time_s, grades[index], max(points[index], 1))
-        for index in map(int, np.flatnonzero(lately))
-    ]
-
-
 def _write_frames(root: Path, scene: Scene) -> _Records:
-    records, plan = _Records(), scene.plan
-    seen = np.zeros_like(scene.world.active)
-    threshold = max(MIN_PIXELS_SHARE * plan.image_size[0] * plan.image_size[1], 1)
+    """Write the files of all frames; annotate active objects that are visible or were so a little before."""
+    records, plan, things = _Records(), scene.plan, scene.world.things
+    is_visible = np.zeros_like(scene.world.active)
+    min_pixels = max(MIN_PIXELS_SHARE * plan.image_size[0] * plan.image_size[1], 1)
     for frame in range(plan.frames):
-        sample = tables.token(scene.key, 'sample', frame)
-        stamp = scene.timestamp(frame * KEY_FRAME_S)
-        own = tables.token(scene.key)
-        records.sample.append(dict(token=sample, timestamp=stamp, prev='', next='', scene_token=own))
-        visible, whole = _write_cameras(root, scene, frame, sample, records)
+        sample, time_s = token(scene.key, 'sample', frame), frame * KEY_FRAME_S
+        record = dict(token=sample, timestamp=scene.timestamp(time_s), prev='', next='')
+        records.sample.append(dict(record, scene_token=token(scene.key)))
+        visible, projected = _write_cameras(root, scene, frame, sample, records)
         counts = _write_sweeps(root, scene, frame, sample, records)
         active = [int(index) for index in np.flatnonzero(scene.world.active[frame])]
-        seen[frame, active] = visible >= threshold
-        grades = {
-            index: tables.visibility_token(*pixels)
-            for index, *pixels in zip(active, visible, whole, strict=True)
-        }
-        points = {index: int(count) for index, count in zip(active, counts, strict=True)}
-        records.sample_annotation += _annotate(scene, frame, sample, seen, grades, points)
+        is_visible[frame, active] = visible >= min_pixels
+        is_annotated = is_visible[max(frame - VISIBLE_FOR_FRAMES, 0) : frame + 1].any(0)
+        for index, *pixels, points in zip(active, visible, projected, counts, strict=True):
+            if is_annotated[index]:
+                visibility, points = visibility_token(*pixels), max(int(points), 1)
+                record = annotation(scene.key, sample, index, things[index], time_s, visibility, points)
+                records.sample_annotation.append(record)
     return records
 
 
-def write_scene(root: Path, plan: Plan) -> dict[str, list[tables.Record]]:
-    """Write the files of a scene below `root` and give its records per table.
+def write_scene(root: Path, plan: Plan) -> dict[str, list[Record]]:
+    """Write the files of a scene below `root` and return its records per table.
 
-    The tables of a set are those of its scenes one after the other, with `nuscenes_tables.fixed_tables`.
+    The tables of a set are `fixed_tables` and those of its scenes, concatenated.
     """
     cv2.setNumThreads(1)
     scene = make_scene(plan)
     records = _write_frames(root, scene)
-    tables.link(records.sample)
+    link(records.sample)
     for channel in (*CAMERAS, LIDAR):
-        sensor = tables.token(scene.key, 'calibrated_sensor', channel)
-        tables.link([record for record in records.sample_data if record['calibrated_sensor_token'] == sensor])
-    log, location = tables.token(scene.key, 'log'), tables.LOCATIONS[plan.number % len(tables.LOCATIONS)]
+        sensor = token(scene.key, 'calibrated_sensor', channel)
+        link([record for record in records.sample_data if record['calibrated_sensor_token'] == sensor])
+    log_token, location = token(scene.key, 'log'), LOCATIONS[plan.number % len(LOCATIONS)]
     return {
         'scene': [
             {
-                'token': tables.token(scene.key),
-                'log_token': log,
+                'token': token(scene.key),
+                'log_token': log_token,
                 'nbr_samples': plan.frames,
                 'first_sample_token': records.sample[0]['token'],
                 'last_sample_token': records.sample[-1]['token'],
@@ -203,10 +363,14 @@ def write_scene(root: Path, plan: Plan) -> dict[str, list[tables.Record]]:
         ],
         'log': [
             dict(
-                token=log, logfile=scene.logfile, vehicle='toy', date_captured='2018-07-10', location=location
+                token=log_token,
+                logfile=scene.logfile,
+                vehicle='toy',
+                date_captured='2018-07-10',
+                location=location,
             )
         ],
-        'calibrated_sensor': [tables.calibrated_sensor(scene.key, sensor) for sensor in scene.rig.values()],
-        'instance': tables.instances(records.sample_annotation, scene.world.things, scene.key),
+        'calibrated_sensor': [calibrated_sensor(scene.key, sensor) for sensor in scene.rig.values()],
+        'instance': instances(records.sample_annotation, scene.world.things, scene.key),
         **vars(records),
     }

@@ -1,4 +1,4 @@
-"""One scene of the generated drive: how the ego moves, what stands and drives around it.
+"""The world of one scene of the generated drive: the motion of the ego, and the objects around it.
 
 Global frame: metres, z up, the ground is z = 0. Yaw in radians, counter-clockwise from x.
 """
@@ -11,20 +11,26 @@ import numpy as np
 KEY_FRAME_S = 0.5
 STEP_S = 0.01
 START_XY = (950.0, 250.0)
-"""About where scenes begin; nuScenes' maps have such coordinates, and their masks begin at the origin."""
+"""Start of a scene within 30 m; nuScenes' maps have such coordinates, and their masks begin at the origin."""
 MIN_ACTIVE, MAX_ACTIVE = 7, 13
-"""Objects around the ego in every key frame, as far as there is room."""
-TRIES = 600
+"""Number of objects around the ego in every key frame, as far as there is room."""
+MAX_PROPOSALS = 600
 EGO_CIRCLES = ((-0.2, 1.15), (1.4, 1.15), (3.0, 1.15))
-"""(x of the centre in the ego frame, radius), m: what other objects keep clear of."""
+"""(x of the centre in the ego frame, radius) in m of circles that other objects do not enter."""
 
 
 @dataclass(frozen=True)
 class Kind:
     """One detection class of the world.
 
-    `wlh` are nuScenes' mean sizes in m; `near` and `far` bound the distance at which it is placed, beyond
-    `horizon` it is neither drawn nor annotated; `speeds` are m/s.
+    Attributes:
+        name, category: names in mmdet3d and in nuScenes.
+        wlh: nuScenes' mean sizes, m.
+        hue, pattern: look of its objects.
+        near, far: distances from the ego at which objects are placed, m.
+        horizon: distance from which on they are neither drawn nor annotated, m.
+        moving_share: share of moving objects.
+        speeds: range of their speeds, m/s.
     """
 
     name: str
@@ -78,13 +84,13 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Drive:
-    """Poses of the ego, every `STEP_S`: `xy` (n, 2), `yaw` (n,), from time 0 of the scene."""
+    """Poses of the ego every `STEP_S`, from 1 s before the scene on: `xy` (n, 2), `yaw` (n,)."""
 
     xy: np.ndarray
     yaw: np.ndarray
 
     def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give position (..., 2) and yaw (...) at times of the scene, which may be a little below zero."""
+        """Return position (..., 2) and yaw (...) at times of the scene, from -1 s on."""
         grid = np.arange(len(self.yaw)) * STEP_S - 1
         x, y = (np.interp(time_s, grid, column) for column in self.xy.T)
         return np.stack([x, y], axis=-1), np.interp(time_s, grid, self.yaw)
@@ -92,7 +98,17 @@ class Drive:
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: where it was at `anchor_s`, its steady motion; `tint` is its own (hue offset, value)."""
+    """One object.
+
+    Attributes:
+        label: index into `KINDS`.
+        wlh: width, length, height, m.
+        anchor_s: time at which its position is `xy` and its yaw `heading`.
+        xy: position (2,), m.
+        heading: yaw, radians.
+        speed, turn_rate: steady motion, m/s and radians/s.
+        tint: hue offset and brightness of its colour.
+    """
 
     label: int
     wlh: np.ndarray
@@ -105,25 +121,30 @@ class Thing:
 
     @property
     def kind(self) -> Kind:
-        """Return its class."""
+        """The class of the object."""
         return KINDS[self.label]
 
     def pose(self, time_s: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give position (..., 2) and yaw (...) at times of the scene: straight ahead, or on a circle."""
-        passed = np.asarray(time_s, np.float64) - self.anchor_s
-        turned = passed * self.turn_rate
-        chord = self.speed * passed * np.sinc(turned / (2 * math.pi))
-        middle = self.heading + turned / 2
-        xy = self.xy + np.stack([np.cos(middle), np.sin(middle)], axis=-1) * chord[..., None]
-        return xy, self.heading + turned
+        """Return position (..., 2) and yaw (...) at times of the scene: straight ahead, or on a circle."""
+        elapsed_s = np.asarray(time_s, np.float64) - self.anchor_s
+        turn = elapsed_s * self.turn_rate
+        chord = self.speed * elapsed_s * np.sinc(turn / (2 * math.pi))
+        bearing = self.heading + turn / 2
+        xy = self.xy + np.stack([np.cos(bearing), np.sin(bearing)], axis=-1) * chord[..., None]
+        return xy, self.heading + turn
 
 
 @dataclass(frozen=True)
 class World:
-    """One scene: the drive, all objects, `night`, and which cameras drop out when.
+    """The world of one scene.
 
-    `active` (frames, objects) bool: near enough to be there. `dropped` (frames, 6) int: 0 for a good picture,
-    1 for a dark one, 2 for one washed out by glare.
+    Attributes:
+        drive: poses of the ego.
+        things: all objects.
+        active: (frames, objects) bool, whether an object is within the horizon in a key frame.
+        night: whether it is night.
+        gain: brightness of pictures.
+        dropped: (frames, 6) int, 0 for a good picture, 1 for a dark one, 2 for one washed out by glare.
     """
 
     drive: Drive
@@ -135,7 +156,7 @@ class World:
 
 
 def make_drive(rng: np.random.Generator, frames: int) -> Drive:
-    """Drive at 0 to 5 m/s, with turns and stops, from a second before the first key frame."""
+    """Draw a drive at 0 to 5 m/s, with turns and stops, from a second before the first key frame on."""
     duration = frames * KEY_FRAME_S + 2
     knots = np.arange(0, duration + 2.5, 2.5)
     speeds = np.clip(rng.uniform(1, 4) + rng.normal(0, 0.8, len(knots)), 0.3, 5)
@@ -150,7 +171,7 @@ def make_drive(rng: np.random.Generator, frames: int) -> Drive:
 
 
 def _circles(thing: Thing, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cover the footprint with circles: centres (T, n, 2), radii (n,)."""
+    """Return circles that cover the footprint of an object: centres (T, n, 2) at T times, radii (n,)."""
     width, length = thing.wlh[:2]
     short, long = sorted((width, length))
     count = min(max(math.ceil(long / short), 1), 6)
@@ -162,15 +183,11 @@ def _circles(thing: Thing, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ego_circles(drive: Drive, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return circles around the ego as `_circles` does, a metre larger."""
     xy, yaw = drive.pose(times)
     axis = np.stack([np.cos(yaw), np.sin(yaw)], axis=-1)
     along, radii = (np.array(column) for column in zip(*EGO_CIRCLES, strict=True))
     return xy[:, None] + along[:, None] * axis[:, None], radii + 1.0
-
-
-def _collide(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
-    distance = np.linalg.norm(one[0][:, :, None] - other[0][:, None], axis=-1)
-    return bool((distance < one[1][:, None] + other[1] + 0.25).any())
 
 
 def _propose(rng: np.random.Generator, drive: Drive, label: int, time_s: float) -> Thing:
@@ -192,51 +209,59 @@ def _propose(rng: np.random.Generator, drive: Drive, label: int, time_s: float) 
     )
 
 
-def _active(thing: Thing, drive: Drive, key_times: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(thing.pose(key_times)[0] - drive.pose(key_times)[0], axis=-1) < thing.kind.horizon
-
-
 def _populate(rng: np.random.Generator, drive: Drive, frames: int) -> tuple[list[Thing], np.ndarray]:
-    """Put objects where fewest are, of the class seen least, until every key frame has enough."""
+    """Place objects in the frames with fewest, of the rarest class, until every key frame has enough.
+
+    The objects and `World.active` are returned.
+    """
     key_times = np.arange(frames) * KEY_FRAME_S
     times = np.arange(-0.25, frames * KEY_FRAME_S, KEY_FRAME_S / 2)
-    taken = [_ego_circles(drive, times)]
+    all_circles = [_ego_circles(drive, times)]
     things, active = [], np.zeros((frames, 0), bool)
-    seen = rng.random(len(KINDS))
-    for _ in range(TRIES):
+    class_counts = rng.random(len(KINDS))
+    for _ in range(MAX_PROPOSALS):
         counts = active.sum(1)
-        if counts.min() >= MIN_ACTIVE and seen.min() >= 1:
+        if counts.min() >= MIN_ACTIVE and class_counts.min() >= 1:
             break
         frame = int(rng.choice(np.flatnonzero(counts == counts.min())))
-        label = int(seen.argmin()) if rng.random() < 0.7 else int(rng.integers(len(KINDS)))
+        label = int(class_counts.argmin()) if rng.random() < 0.7 else int(rng.integers(len(KINDS)))
         thing = _propose(rng, drive, label, frame * KEY_FRAME_S)
-        present = _active(thing, drive, key_times)
+        offsets = thing.pose(key_times)[0] - drive.pose(key_times)[0]
+        present = np.linalg.norm(offsets, axis=-1) < thing.kind.horizon
         circles = _circles(thing, times)
-        if (counts + present).max() > MAX_ACTIVE or any(_collide(circles, other) for other in taken):
+        if (counts + present).max() > MAX_ACTIVE or _collides(circles, all_circles):
             continue
         things.append(thing)
-        taken.append(circles)
+        all_circles.append(circles)
         active = np.concatenate([active, present[:, None]], axis=1)
-        seen[label] += present.sum()
+        class_counts[label] += present.sum()
     return things, active
 
 
-def _drops(rng: np.random.Generator, frames: int, share: float) -> np.ndarray:
-    """Draw camera drop-outs: never in the first key frame, never twice in a row."""
-    dropped = np.zeros((frames, 6), int)
-    for frame in range(1, frames):
-        hit = (rng.random(6) < share) & (dropped[frame - 1] == 0)
-        dropped[frame] = hit * rng.choice([1, 1, 2], 6)
-    return dropped
+def _collides(
+    circles: tuple[np.ndarray, np.ndarray], all_circles: list[tuple[np.ndarray, np.ndarray]]
+) -> bool:
+    """Return whether circles come within 0.25 m of others at the same time."""
+    centres, radii = circles
+    for other_centres, other_radii in all_circles:
+        distances = np.linalg.norm(centres[:, :, None] - other_centres[:, None], axis=-1)
+        if (distances < radii[:, None] + other_radii + 0.25).any():
+            return True
+    return False
 
 
 def make_world(rng: np.random.Generator, frames: int, drop_share: float) -> World:
-    """Make one scene of `frames` key frames, at 2 Hz.
+    """Make the world of a scene of `frames` key frames, at 2 Hz.
 
-    `drop_share` is the chance that a camera which was fine drops out in the next key frame.
+    `drop_share` is the chance that a good camera drops out in the next key frame; it never does so in the
+    first frame or twice in a row.
     """
     drive = make_drive(rng, frames)
     things, active = _populate(rng, drive, frames)
     night = bool(rng.random() < 0.3)
     gain = float(rng.uniform(0.4, 0.6) if night else rng.uniform(0.8, 1.1))
-    return World(drive, tuple(things), active, night, gain, _drops(rng, frames, drop_share))
+    dropped = np.zeros((frames, 6), int)
+    for frame in range(1, frames):
+        drops = (rng.random(6) < drop_share) & (dropped[frame - 1] == 0)
+        dropped[frame] = drops * rng.choice([1, 1, 2], 6)
+    return World(drive, tuple(things), active, night, gain, dropped)

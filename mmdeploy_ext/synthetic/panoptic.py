@@ -1,11 +1,11 @@
 """Panoptic annotations of the generated set: `python -m projects.toydata.panoptic --out data/toy_coco`.
 
-The shapes are things; the ground is stuff, of a class for each of its five patterns. The soft edges of shapes
-belong to nothing. The layout is COCO's: `annotations/panoptic_*2017.json`, and beside it a folder of the same
+The shapes are things; the ground is stuff, with a class for each of its five patterns. The soft edges of
+shapes belong to no segment. The layout is COCO's: `annotations/panoptic_*2017.json`, and a folder of the same
 name with a PNG for every picture, whose colours are the numbers of segments.
 
-The set itself is made first where it is missing. What a picture shows follows from the parameters in its
-manifest, so that the annotations of equal sets are equal.
+A missing set is made first. The content of pictures follows from the parameters in the manifest, so that the
+annotations of equal sets are equal.
 """
 
 import argparse
@@ -24,13 +24,11 @@ from mmdeploy_ext.core.errors import DataError
 from mmdeploy_ext.core.files import read_json, write_json
 from mmdeploy_ext.runtime.detections import bounding_box
 from mmdeploy_ext.synthetic import staging
-from mmdeploy_ext.synthetic.coco import SPLITS, ensure_toy_coco, start_of
-from mmdeploy_ext.synthetic.scene import Instance, layout
-from mmdeploy_ext.synthetic.shapes import CLASSES
-from mmdeploy_ext.synthetic.textures import PATTERNS, colour_pair
+from mmdeploy_ext.synthetic.coco import SPLITS, ensure_toy_coco, start_sample
+from mmdeploy_ext.synthetic.scene import CLASSES, PATTERNS, Instance, colour_pair, layout
 
 STUFF = tuple(pattern.__name__.strip('_') for pattern in PATTERNS)
-"""Classes of the ground, after those of the shapes."""
+"""Classes of the ground; their labels follow those of the shapes."""
 
 
 def ground_and_shapes(
@@ -38,9 +36,9 @@ def ground_and_shapes(
 ) -> tuple[int, list[Instance], tuple[int, int]]:
     """Return the pattern of the ground (index into `STUFF`), the shapes, and the size of one picture.
 
-    It draws what `coco.sample` draws, as far as the ground; see there for the arguments.
+    It repeats the draws of `coco.sample` up to the ground; the arguments are the same.
     """
-    rng, (height, width), proposals = start_of(seed, split, index, size)
+    rng, (height, width), proposals = start_sample(seed, split, index, size)
     shapes = layout(rng, height, width, proposals)
     colour_pair(rng, (0.1, 0.45))
     return int(rng.integers(len(PATTERNS))), shapes, (height, width)
@@ -49,7 +47,7 @@ def ground_and_shapes(
 def segments_of(
     ground: int, shapes: Sequence[Instance], size: tuple[int, int]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Return the segments (H, W) int64 of a picture, 0 where there is none, and their entries."""
+    """Return the segments (H, W) int64 of a picture, 0 for soft edges, and their entries."""
     segments = np.ones(size, np.int64)
     for shape in shapes:
         segments[shape.alpha > 0] = 0
@@ -66,58 +64,59 @@ def segments_of(
 
 
 def _write_split(folder: Path, split: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Write the pictures of segments of a split; return what its JSON file holds."""
+    """Write the pictures of segments of a split; return the content of its JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     size = tuple(parameters['size']) if parameters['size'] else None
     images, annotations = [], []
     for index in range(parameters[split]):
-        found = ground_and_shapes(parameters['seed'], split, index, size)
-        segments, entries = segments_of(*found)
-        height, width = found[2]
+        ground, shapes, (height, width) = ground_and_shapes(parameters['seed'], split, index, size)
+        segments, entries = segments_of(ground, shapes, (height, width))
         name = f'{index + 1:012d}'
         cv2.imwrite(str(folder / f'{name}.png'), id2rgb(segments)[..., ::-1])
         images.append(dict(id=index + 1, file_name=f'{name}.jpg', height=height, width=width))
         annotations.append(dict(image_id=index + 1, file_name=f'{name}.png', segments_info=entries))
     names = [(name, 1, 'shape') for name in CLASSES] + [(name, 0, 'ground') for name in STUFF]
     categories = [
-        dict(id=place + 1, name=name, isthing=thing, supercategory=kind)
-        for place, (name, thing, kind) in enumerate(names)
+        dict(id=number, name=name, isthing=is_thing, supercategory=supercategory)
+        for number, (name, is_thing, supercategory) in enumerate(names, 1)
     ]
     return dict(images=images, annotations=annotations, categories=categories)
 
 
 def ensure_toy_panoptic(root: str | os.PathLike[str] = 'data/toy_coco', **parameters: Any) -> bool:
-    """Make the annotations, and the set, by the parameters of `ensure_toy_coco`, where it is missing.
+    """Make the annotations unless they exist, and a missing set by the parameters of `ensure_toy_coco`.
 
     Returns:
-        True when annotations were made, False when they were there.
+        True if annotations were made, False if they existed.
 
     Raises:
-        DataError: `root` holds something else than a generated set.
+        DataError: `root` is not a generated set.
     """
     root = Path(root)
     if not (root / staging.MANIFEST).is_file():
         ensure_toy_coco(root, **parameters)
     try:
-        own = read_json(root / staging.MANIFEST)['parameters']
+        set_parameters = read_json(root / staging.MANIFEST)['parameters']
     except (ValueError, KeyError) as error:
-        what = f'{root / staging.MANIFEST}: cannot be read; make the set again with --force'
-        raise DataError(what) from error
-    made = False
+        raise DataError(
+            f'{root / staging.MANIFEST}: cannot be read; make the set again with --force'
+        ) from error
+    was_made = False
     with staging.locked(root):
         for split in SPLITS:
             target = root / 'annotations' / f'panoptic_{split}'
             if target.with_suffix('.json').is_file():
                 continue
             shutil.rmtree(target, ignore_errors=True)
-            write_json(target.with_suffix('.json'), _write_split(target, split, own))
-            made = True
-    return made
+            write_json(target.with_suffix('.json'), _write_split(target, split, set_parameters))
+            was_made = True
+    return was_made
 
 
-def _body(args: argparse.Namespace) -> int:
-    made = ensure_toy_panoptic(args.out)
-    print(f'{args.out}: panoptic annotations {"made" if made else "already there, nothing to do"}')
+def run(args: argparse.Namespace) -> int:
+    """Make the annotations of the command line."""
+    was_made = ensure_toy_panoptic(args.out)
+    print(f'{args.out}: panoptic annotations {"made" if was_made else "already there, nothing to do"}')
     return 0
 
 
@@ -128,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     staging.add_folder(parser, '--out', 'data/toy_coco')
     cli.add_debug_option(parser)
-    return cli.run(_body, parser, argv)
+    return cli.run(run, parser, argv)
 
 
 if __name__ == '__main__':

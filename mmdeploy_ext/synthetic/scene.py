@@ -1,4 +1,8 @@
-"""One generated picture: shapes with visible masks on textured ground."""
+"""One generated picture: shapes with visible masks on textured ground.
+
+The first part has the outlines of the shape classes, the second the fills of shapes and ground, the third
+lays out and paints a picture.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +10,172 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mmdeploy_ext.synthetic.shapes import CLASSES, OUTLINES, coverage, outline_area, place
-from mmdeploy_ext.synthetic.textures import colour_pair, texture
+SUBPIXEL_BITS = 4
+"""Outlines are drawn at 1/16 pixel, so that integers, not the platform's floats, decide on every pixel."""
+
+
+def _regular(corners: int, radius: float | np.ndarray = 1.0) -> np.ndarray:
+    angles = np.arange(corners) * (2 * math.pi / corners) - math.pi / 2
+    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _cross(arm: float = 0.36) -> np.ndarray:
+    quarter = np.array([[-arm, -1.0], [arm, -1.0], [arm, -arm]])
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])  # row vectors, a quarter turn each
+    return np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
+
+
+OUTLINES = {
+    'disc': [_regular(64)],
+    'square': [_regular(4)],
+    'triangle': [_regular(3)],
+    'star': [_regular(10, np.tile([[1.0], [0.42]], (5, 1)))],
+    'ring': [_regular(64), _regular(64, 0.55)],
+    'cross': [_cross()],
+}
+"""Class -> loops of (P, 2) float64 points (x right, y down) in the unit circle (the cross reaches 1.06): the
+outer edge first, then holes."""
+CLASSES = tuple(OUTLINES)
+
+
+def outline_area(loops: list[np.ndarray]) -> float:
+    """Return the area inside an outline without its holes, in squared units of its points."""
+    areas = []
+    for loop in loops:
+        x, y = loop.T
+        areas.append(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2)
+    return areas[0] - sum(areas[1:])
+
+
+def place_outline(
+    loops: list[np.ndarray],
+    centre: tuple[float, float],
+    side: float,
+    aspect: float,
+    angle: float,
+    max_radius: float,
+) -> list[np.ndarray]:
+    """Stretch, scale, turn and move one of `OUTLINES`; return loops of (P, 2) float64 points in pixels.
+
+    Args:
+        loops: one of `OUTLINES`.
+        centre: (x, y) in pixels.
+        side: square root of the area in pixels.
+        aspect: width over height before turning.
+        angle: angle in radians, clockwise on the screen.
+        max_radius: largest distance of a point from the centre, pixels; it may make the area smaller.
+    """
+    stretch = np.array([math.sqrt(aspect), 1 / math.sqrt(aspect)])
+    stretched = [loop * stretch for loop in loops]
+    radius = max(float(np.linalg.norm(loop, axis=1).max()) for loop in stretched)
+    scale = min(side / math.sqrt(outline_area(stretched)), max_radius / radius)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    return [loop @ turn * scale + np.asarray(centre) for loop in stretched]
+
+
+def coverage(loops: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Draw an outline in pixels, (H, W) uint8, 0 outside to 255 inside; `>= 128` is the instance mask.
+
+    The edges are soft; OpenCV's fill includes it, so that shapes are half a pixel wider. An outline may
+    reach outside the image.
+    """
+    canvas = np.zeros((height, width), np.uint8)
+    for index, loop in enumerate(loops):
+        points = np.rint(loop * (1 << SUBPIXEL_BITS)).astype(np.int32)
+        cv2.fillPoly(canvas, [points], 0 if index else 255, lineType=cv2.LINE_AA, shift=SUBPIXEL_BITS)
+    return canvas
+
+
+# ---------------------------------------------------------------- fills
+
+
+def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    field = np.zeros((height, width), np.float32)
+    cell, weight, total = float(rng.uniform(16, 48)), 1.0, 0.0
+    while cell >= 2 and weight > 0.1:
+        grid = rng.random((math.ceil(height / cell) + 2, math.ceil(width / cell) + 2), dtype=np.float32)
+        field += weight * cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+        total += weight
+        cell, weight = cell / 2, weight * 0.6
+    return np.clip((field / total - 0.5) * 2.2 + 0.5, 0, 1)
+
+
+def _ramp(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return the distance from the middle along a random direction, in pixels."""
+    angle = rng.uniform(0, 2 * math.pi)
+    x = (np.arange(width, dtype=np.float32) - width / 2) * np.float32(math.cos(angle))
+    y = (np.arange(height, dtype=np.float32) - height / 2) * np.float32(math.sin(angle))
+    return y[:, None] + x[None, :]
+
+
+def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    period, hardness = rng.uniform(5, 18), rng.uniform(1, 4)
+    wave = np.sin(_ramp(rng, height, width) * np.float32(2 * math.pi / period))
+    return np.clip(wave * np.float32(hardness) / 2 + 0.5, 0, 1)
+
+
+def _checker(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    cell = rng.uniform(4, 14)
+    along, across = (np.floor(_ramp(rng, height, width) / cell) for _ in range(2))
+    return ((along + across) % 2).astype(np.float32)
+
+
+def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    return np.clip(_ramp(rng, height, width) / np.float32(max(height, width)) + 0.5, 0, 1)
+
+
+def _blobs(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    speckle = rng.random((height, width), dtype=np.float32)
+    smooth = cv2.GaussianBlur(speckle, (0, 0), float(rng.uniform(1, 3)))
+    return np.clip((smooth - smooth.mean()) / (4 * smooth.std() + 1e-6) + 0.5, 0, 1)
+
+
+PATTERNS = (_noise, _stripes, _checker, _gradient, _blobs)
+
+
+def texture(rng: np.random.Generator, height: int, width: int, colours: np.ndarray) -> np.ndarray:
+    """Fill a rectangle with a random pattern between two colours (2, 3) BGR in 0..255, under uneven light.
+
+    Returned is (H, W, 3) float32, BGR, about 0..255.
+    """
+    pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, height, width)
+    light = 1 + 0.2 * (_gradient(rng, height, width) - 0.5)
+    grain = rng.standard_normal((height, width), dtype=np.float32) * np.float32(rng.uniform(1, 5))
+    planes = [light * (first + (second - first) * pattern) + grain for first, second in colours.T]
+    return cv2.merge(planes)  # plane by plane: three times as fast as broadcasting over a last axis of 3
+
+
+def colour_pair(
+    rng: np.random.Generator,
+    contrast: tuple[float, float],
+    unlike: np.ndarray | None = None,
+    distance: float = 0.0,
+) -> np.ndarray:
+    """Draw two colours of one fill, (2, 3) float32 BGR.
+
+    The second lies between the first and an unrelated colour: `contrast` is the smallest and largest share of
+    the way. The mean is at least `distance` (Euclidean, 0..255) from the colour `unlike` (3,).
+    """
+    while True:
+        first, unrelated = rng.uniform(20, 235, (2, 3)).astype(np.float32)
+        second = first + (unrelated - first) * np.float32(rng.uniform(*contrast))
+        pair = np.stack([first, second])
+        if unlike is None or np.linalg.norm(pair.mean(0) - unlike) >= distance:
+            return pair
+
+
+# ---------------------------------------------------------------- pictures
+
 
 MIN_VISIBLE = 0.25
-"""An instance of which less than this share can be seen is taken out of the scene, not only of the labels."""
+"""Smallest visible share of an instance; others are removed from the scene, not only from the labels."""
 MIN_PIXELS = 48
-"""Visible pixels an instance needs at least."""
+"""Smallest number of visible pixels of an instance."""
 SIDE_RANGES = ((12.0, 31.0), (33.0, 95.0), (97.0, 150.0))
-"""Square root of the area in pixels: COCO's small, medium and large."""
+"""Ranges of the square root of the area in pixels: COCO's small, medium and large."""
 SIDE_SHARES = (0.3, 0.5, 0.2)
 COLOUR_DISTANCE = 60.0
-"""Between the mean colours of a fill and of the ground, 0..255, so that shapes can be told from it."""
+"""Distance between the mean colours of a fill and of the ground, 0..255, so that shapes are visible."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +183,9 @@ class Instance:
     """One shape of a scene.
 
     Attributes:
-        label: Index into `CLASSES`.
-        alpha: (H, W) uint8, the whole shape with soft edges.
-        mask: (H, W) bool, the pixels that can be seen.
+        label: index into `CLASSES`.
+        alpha: (H, W) uint8, the shape with soft edges, also where others hide it.
+        mask: (H, W) bool, its visible pixels.
     """
 
     label: int
@@ -43,14 +201,14 @@ def _propose(rng: np.random.Generator, height: int, width: int) -> tuple[int, li
     centre = (rng.uniform(margin, width - margin), rng.uniform(margin, height - margin))
     aspect = math.exp(rng.uniform(-0.25, 0.25))
     angle = rng.uniform(0, 2 * math.pi)
-    loops = place(OUTLINES[CLASSES[label]], centre, side, aspect, angle, 0.48 * min(height, width))
+    loops = place_outline(OUTLINES[CLASSES[label]], centre, side, aspect, angle, 0.48 * min(height, width))
     return label, loops
 
 
 def layout(rng: np.random.Generator, height: int, width: int, proposals: int) -> list[Instance]:
-    """Place shapes from front to back; those that the ones in front hide too much are left out.
+    """Place up to `proposals` shapes from front to back; those that are mostly hidden are left out.
 
-    Of the proposals at most that many remain, the frontmost first. Their masks do not overlap.
+    Their masks do not overlap.
     """
     covered = np.zeros((height, width), bool)
     instances = []
@@ -66,27 +224,18 @@ def layout(rng: np.random.Generator, height: int, width: int, proposals: int) ->
     return instances
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, alpha: np.ndarray, colours: np.ndarray) -> None:
-    x, y, width, height = cv2.boundingRect(alpha)
-    crop = canvas[y : y + height, x : x + width]
-    weight = alpha[y : y + height, x : x + width, None].astype(np.float32) / 255
-    crop += weight * (texture(rng, height, width, colours) - crop)
-
-
-def render(rng: np.random.Generator, height: int, width: int, instances: list[Instance]) -> np.ndarray:
-    """Paint a layout, the frontmost first as `layout` gives it: (H, W, 3) uint8 BGR."""
-    ground = colour_pair(rng, (0.1, 0.45))
-    canvas = texture(rng, height, width, ground)
-    for instance in reversed(instances):
-        colours = colour_pair(rng, (0.1, 0.6), ground.mean(0), COLOUR_DISTANCE)
-        _paint(rng, canvas, instance.alpha, colours)
-    soft = cv2.GaussianBlur(canvas, (3, 3), float(rng.uniform(0.3, 0.8)))
-    return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
-
-
 def make_scene(
     rng: np.random.Generator, height: int, width: int, proposals: int
 ) -> tuple[np.ndarray, list[Instance]]:
     """Lay out and paint one picture, (H, W, 3) uint8 BGR; equal generators give equal pictures."""
     instances = layout(rng, height, width, proposals)
-    return render(rng, height, width, instances), instances
+    ground = colour_pair(rng, (0.1, 0.45))
+    canvas = texture(rng, height, width, ground)
+    for instance in reversed(instances):
+        colours = colour_pair(rng, (0.1, 0.6), ground.mean(0), COLOUR_DISTANCE)
+        left, top, box_width, box_height = cv2.boundingRect(instance.alpha)
+        box = slice(top, top + box_height), slice(left, left + box_width)
+        weight = instance.alpha[box][..., None].astype(np.float32) / 255
+        canvas[box] += weight * (texture(rng, box_height, box_width, colours) - canvas[box])
+    blurred = cv2.GaussianBlur(canvas, (3, 3), float(rng.uniform(0.3, 0.8)))
+    return np.clip(np.rint(blurred), 0, 255).astype(np.uint8), instances

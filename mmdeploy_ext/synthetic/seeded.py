@@ -222,9 +222,7 @@ def run(args: argparse.Namespace, cfg_options: Mapping[str, Any] | None = None) 
     return 0
 
 
-def write_seeded(
-    config: str, out: Path, seed: int = 0, cfg_options: Mapping[str, Any] | None = None
-) -> None:
+def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint with seeded weights for a config with overrides."""
     from mmdeploy_ext.core.config import load_config
     from mmdeploy_ext.families.base import DETECTOR, FAMILIES, find_family, load_families

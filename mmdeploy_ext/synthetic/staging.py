@@ -1,4 +1,4 @@
-"""Folders that are written atomically, with a manifest of the parameters that they were made with."""
+"""Generated folders: written atomically, with a manifest of their parameters, and options to name them."""
 
 import argparse
 import contextlib
@@ -21,19 +21,19 @@ from mmdeploy_ext.core.folders import exchange
 MANIFEST = 'READY.json'
 """Written last into a finished folder: `parameters`, and `sha256` of every other file."""
 SHARDS = 'shards'
-"""Folder of pieces that are kept across an interruption; a finished set has none."""
+"""Folder of finished pieces, with which an interrupted run is resumed; a finished set has none."""
 _PARAMETERS = 'PARAMETERS.json'
-THERE = 'already there with the same parameters, nothing to do'
+EXISTS = 'already there with the same parameters, nothing to do'
 
 
 def staging_folder(root: Path) -> Path:
-    """Give the folder beside `root` in which it is made."""
+    """Return the folder beside `root` in which it is made."""
     return root.with_name(f'.{root.name}.part')
 
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Let one process at a time make `root`; the lock ends with the process, however that ends."""
+    """Let one process at a time make `root`; the lock ends at the latest with the process."""
     root.parent.mkdir(parents=True, exist_ok=True)
     with open(root.with_name(f'.{root.name}.lock'), 'w') as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -41,7 +41,7 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def check_replaceable(root: Path) -> None:
-    """Raise DataError for a folder that holds files, but no manifest: this package has not made it."""
+    """Raise DataError for a folder with files but without a manifest, which this package has not made."""
     if root.exists() and not (root.is_dir() and (not any(root.iterdir()) or (root / MANIFEST).is_file())):
         raise DataError(
             f'{root}: exists, but is not a generated set ({MANIFEST} is missing); '
@@ -50,20 +50,19 @@ def check_replaceable(root: Path) -> None:
 
 
 def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
-    """Say whether `root` is a finished set with these parameters, which decide on its content.
+    """Return whether `root` is a finished set with these parameters, which decide on its content.
 
     Raises:
-        DataError: Something else is there: files of another origin, a set that lost files or has other
-            parameters.
+        DataError: `root` has files of another origin, or a set that lost files or has other parameters.
     """
     check_replaceable(root)
     if not (root / MANIFEST).is_file():
         return False
     manifest = read_json(root / MANIFEST)
-    found = manifest['parameters']
-    keys = sorted(key for key in {*found, *parameters} if found.get(key) != parameters.get(key))
+    existing = manifest['parameters']
+    keys = sorted(key for key in {*existing, *parameters} if existing.get(key) != parameters.get(key))
     if keys:
-        got, expected = ({key: side.get(key) for key in keys} for side in (found, parameters))
+        got, expected = ({key: values.get(key) for key in keys} for values in (existing, parameters))
         raise DataError(
             f'{root}: was made with {got}, expected {expected}; choose another folder, '
             f'or replace it with --force'
@@ -78,7 +77,7 @@ def is_ready(root: Path, parameters: dict[str, Any]) -> bool:
 
 
 def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
-    """Give the staging folder of `root`, with what an interrupted run with the same parameters left in it."""
+    """Return the staging folder of `root`, with the files of an interrupted run with the same parameters."""
     staging = staging_folder(root)
     marker = staging / _PARAMETERS
     if marker.is_file() and json.loads(marker.read_text(encoding='utf-8')) == parameters:
@@ -91,7 +90,7 @@ def open_staging(root: Path, parameters: dict[str, Any]) -> Path:
 
 
 def publish(root: Path, parameters: dict[str, Any]) -> None:
-    """Seal the staging folder with its manifest and put it in place of `root`."""
+    """Write the manifest of the staging folder and move the folder to `root`."""
     staging = staging_folder(root)
     (staging / _PARAMETERS).unlink()
     files = sorted(path for path in staging.rglob('*') if path.is_file() and path.name != MANIFEST)
@@ -117,10 +116,10 @@ def make_set(
     force: bool,
     quiet: bool,
 ) -> bool:
-    """Make a set, unless it is there already; see `coco.ensure_toy_coco`.
+    """Make a set unless it exists already; arguments, result and errors as of `coco.ensure_toy_coco`.
 
-    `write` writes into a folder, in which `SHARDS` may be from an earlier run, and yields how many of the
-    `total` steps are done.
+    `write` writes into a folder, in which `SHARDS` may be from an interrupted run, and yields the number of
+    steps that were just done, of `total`.
     """
     with locked(root):
         if force:
@@ -130,15 +129,15 @@ def make_set(
         folder = open_staging(root, parameters)
         with Progress(console=cli.stderr(), disable=quiet) as progress:
             task = progress.add_task(f'making {root}', total=total)
-            for done in write(folder):
-                progress.advance(task, done)
+            for steps in write(folder):
+                progress.advance(task, steps)
         shutil.rmtree(folder / SHARDS)
         publish(root, parameters)
     return True
 
 
 def add_seeded(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of a checkpoint of seeded weights, whose module imports torch."""
+    """Add the arguments of a checkpoint of seeded weights; `seeded.py` itself imports torch."""
     parser.add_argument('config')
     cli.writes(parser.add_argument('out', type=Path))
     parser.add_argument('--seed', type=int, default=0)

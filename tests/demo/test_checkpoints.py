@@ -8,7 +8,7 @@ import torch
 
 from mmdeploy_ext import compat
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
-from mmdeploy_ext.synthetic.shapes import CLASSES
+from mmdeploy_ext.synthetic.scene import CLASSES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = REPOSITORY / 'demo' / 'checkpoints'

@@ -7,7 +7,7 @@ import torch
 
 import toy_rtdetr
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
-from mmdeploy_ext.synthetic.shapes import CLASSES
+from mmdeploy_ext.synthetic.scene import CLASSES
 
 CHECKPOINTS = toy_rtdetr.REPO / 'demo/checkpoints'
 CHECKPOINT = CHECKPOINTS / 'rtdetr_toy.pth'

@@ -14,7 +14,7 @@ from mmdet.models import build_detector
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco
-from mmdeploy_ext.synthetic.shapes import CLASSES
+from mmdeploy_ext.synthetic.scene import CLASSES
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 
 REPOSITORY = Path(__file__).resolve().parents[2]

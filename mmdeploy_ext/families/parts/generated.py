@@ -17,15 +17,14 @@ def generated(rule: VoxelRule, count: int) -> Iterator[Sweep]:
 
     Values of a point beyond x, y, z, intensity and ring are zero, as the time lag of a sweep.
     """
-    from mmdeploy_ext.synthetic.nuscenes_lidar import sweep as measure
-    from mmdeploy_ext.synthetic.nuscenes_rig import LIDAR, make_rig
+    from mmdeploy_ext.synthetic.nuscenes_sensors import LIDAR, make_rig, measure_sweep
     from mmdeploy_ext.synthetic.nuscenes_world import make_world
 
     for index in range(count):
         rng = np.random.default_rng(index)
         world, rig = make_world(rng, 1, 0.0), make_rig(rng, *PICTURE)
         things = [world.things[number] for number in np.flatnonzero(world.active[0])]
-        measured, _ = measure(rig[LIDAR], world, things, 0.0, rng)
+        measured, _ = measure_sweep(rig[LIDAR], world, things, 0.0, rng)
         points = np.zeros((len(measured), rule.in_channels), np.float32)
         width = min(points.shape[1], measured.shape[1])
         points[:, :width] = measured[:, :width]

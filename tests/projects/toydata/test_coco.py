@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmdeploy_ext.core.errors import DataError, UsageError
-from mmdeploy_ext.synthetic import coco, scene, shapes, staging
+from mmdeploy_ext.synthetic import coco, scene, staging
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = dict(seed=3, train_images=24, val_images=40, quiet=True)
@@ -206,18 +206,19 @@ def test_instances_are_seen_to_a_quarter_at_least_and_some_are_hidden_in_part():
     assert (shares == 1).mean() > 0.3
 
 
-@pytest.mark.parametrize('name', shapes.CLASSES)
+@pytest.mark.parametrize('name', scene.CLASSES)
 def test_a_placed_outline_has_the_area_asked_for(name):
-    loops = shapes.place(shapes.OUTLINES[name], (100, 100), side=50, aspect=1.2, angle=0.7, max_radius=95)
-    assert shapes.outline_area(loops) == pytest.approx(2500)
+    outline = scene.OUTLINES[name]
+    loops = scene.place_outline(outline, (100, 100), side=50, aspect=1.2, angle=0.7, max_radius=95)
+    assert scene.outline_area(loops) == pytest.approx(2500)
     edge = sum(np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1).sum() for loop in loops)
-    drawn = (shapes.coverage(loops, 200, 200) >= 128).sum()
+    drawn = (scene.coverage(loops, 200, 200) >= 128).sum()
     assert 2500 - 0.1 * edge < drawn < 2500 + 0.75 * edge
 
 
 def test_a_ring_shows_what_is_behind_its_hole():
-    loops = shapes.place(shapes.OUTLINES['ring'], (50, 50), side=40, aspect=1, angle=0, max_radius=50)
-    assert shapes.coverage(loops, 100, 100)[50, 50] == 0
+    loops = scene.place_outline(scene.OUTLINES['ring'], (50, 50), side=40, aspect=1, angle=0, max_radius=50)
+    assert scene.coverage(loops, 100, 100)[50, 50] == 0
 
 
 def test_one_size_can_be_asked_for(tmp_path):
@@ -261,7 +262,7 @@ def val_dataset(small_set):
     from mmdeploy_ext.core.config import load_config
 
     data = load_config(str(REPOSITORY / 'configs/_base_/datasets/toy_coco.py')).data.val
-    assert tuple(data.classes) == shapes.CLASSES
+    assert tuple(data.classes) == scene.CLASSES
     data.ann_file, data.img_prefix = annotation_file(small_set, 'val'), str(small_set / 'val2017')
     return build_dataset(data, {'test_mode': True})
 
@@ -271,7 +272,7 @@ def test_mmdet_reads_the_set_and_gives_the_ground_truth_ap_1(val_dataset):
     for index in range(len(val_dataset)):
         truth = val_dataset.get_ann_info(index)
         boxes = np.concatenate([truth['bboxes'], np.full((len(truth['bboxes']), 1), 0.9)], axis=1)
-        per_class = [np.flatnonzero(truth['labels'] == label) for label in range(len(shapes.CLASSES))]
+        per_class = [np.flatnonzero(truth['labels'] == label) for label in range(len(scene.CLASSES))]
         masks = [mask_codec.encode(np.asfortranarray(mask_codec.decode(rle))) for rle in truth['masks']]
         results.append(
             ([boxes[chosen] for chosen in per_class], [[masks[i] for i in chosen] for chosen in per_class])

@@ -12,8 +12,8 @@ from pyquaternion import Quaternion
 
 from mmdeploy_ext.core.errors import DataError, UsageError
 from mmdeploy_ext.synthetic import nuscenes as toy
-from mmdeploy_ext.synthetic import nuscenes_rig, nuscenes_scene, nuscenes_world, staging
-from mmdeploy_ext.synthetic.nuscenes_render import ray_box, render
+from mmdeploy_ext.synthetic import nuscenes_scene, nuscenes_sensors, nuscenes_world, staging
+from mmdeploy_ext.synthetic.nuscenes_sensors import ray_box, render
 
 SMALL = toy.Options(2, 2, 8, seed=3, image_size=(160, 90), sweeps=1)
 TINY = toy.Options(1, 1, 2, seed=3, image_size=(48, 32))
@@ -72,7 +72,7 @@ def test_the_devkit_loads_all_tables_and_every_link_leads_somewhere(nusc, root):
         while first['next']:
             first, count = nusc.get('sample_annotation', first['next']), count + 1
         assert (first['token'], count) == (instance['last_annotation_token'], instance['nbr_annotations'])
-    assert all(set(sample['data']) == {*nuscenes_rig.CAMERAS, 'LIDAR_TOP'} for sample in nusc.sample)
+    assert all(set(sample['data']) == {*nuscenes_sensors.CAMERAS, 'LIDAR_TOP'} for sample in nusc.sample)
 
 
 def test_times_places_and_speeds_are_those_of_a_drive(nusc):
@@ -142,8 +142,8 @@ def _dropped_pictures() -> set[str]:
     for plan in toy.plans(SMALL):
         scene = nuscenes_scene.make_scene(plan)
         for frame, number in zip(*np.nonzero(scene.world.dropped), strict=True):
-            channel = nuscenes_rig.CAMERAS[number]
-            stamp = scene.timestamp(frame * 0.5 - nuscenes_rig.CAMERA_LAG_US[channel] / 1e6)
+            channel = nuscenes_sensors.CAMERAS[number]
+            stamp = scene.timestamp(frame * 0.5 - nuscenes_sensors.CAMERA_LAG_US[channel] / 1e6)
             found.add(f'{scene.logfile}__{channel}__{stamp}.jpg')
     return found
 
@@ -155,7 +155,7 @@ def _hue_error(pixels: np.ndarray, hue: float) -> float:
 
 def test_box_centres_project_into_the_drawn_objects(nusc, root):
     dropped, errors = _dropped_pictures(), []
-    for channel in nuscenes_rig.CAMERAS:
+    for channel in nuscenes_sensors.CAMERAS:
         for record, boxes in key_frames(nusc, channel):
             if Path(record['filename']).name in dropped:
                 continue
@@ -175,7 +175,7 @@ def test_box_centres_project_into_the_drawn_objects(nusc, root):
 
 def test_dropped_cameras_show_nothing_and_their_objects_stay_annotated(nusc, root):
     dropped, objects = _dropped_pictures(), 0
-    for channel in nuscenes_rig.CAMERAS:
+    for channel in nuscenes_sensors.CAMERAS:
         for record, boxes in key_frames(nusc, channel):
             image = cv2.imread(str(root / record['filename'])).astype(float)
             if Path(record['filename']).name in dropped:
@@ -253,9 +253,9 @@ def test_what_stands_behind_another_object_is_hidden():
         for label, metres in ((0, 9.0), (1, 14.0))
     )
     alone, both = _front_view(scene, [far]), _front_view(scene, [far, near])
-    assert alone.visible[0] == alone.whole[0] > 50
-    assert both.whole[0] == alone.whole[0] and both.visible[0] < 0.3 * both.whole[0]
-    assert both.visible[1] == both.whole[1] > alone.whole[0]
+    assert alone.visible[0] == alone.projected[0] > 50
+    assert both.projected[0] == alone.projected[0] and both.visible[0] < 0.3 * both.projected[0]
+    assert both.visible[1] == both.projected[1] > alone.projected[0]
     assert (_front_view(scene, [near, far]).image == both.image).all()
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from mmdeploy_ext.compat.panoptic_quality import PQStat, id2rgb, rgb2id
 from mmdeploy_ext.core.errors import DataError
-from mmdeploy_ext.synthetic import textures
+from mmdeploy_ext.synthetic import scene
 from mmdeploy_ext.synthetic.coco import ensure_toy_coco, sample
 from mmdeploy_ext.synthetic.panoptic import STUFF, ensure_toy_panoptic, ground_and_shapes
-from mmdeploy_ext.synthetic.shapes import CLASSES
+from mmdeploy_ext.synthetic.scene import CLASSES
 
 
 @pytest.fixture(scope='module')
@@ -36,10 +36,10 @@ def test_the_ground_is_of_the_pattern_that_the_picture_shows(monkeypatch):
     for index in range(6):
         drawn = []
         with monkeypatch.context() as patch:
-            patch.setattr(textures, 'PATTERNS', tuple(watched(one, drawn) for one in textures.PATTERNS))
+            patch.setattr(scene, 'PATTERNS', tuple(watched(one, drawn) for one in scene.PATTERNS))
             _, instances = sample(0, 'val2017', index)
         ground, shapes, _ = ground_and_shapes(0, 'val2017', index, None)
-        assert textures.PATTERNS[ground] is drawn[0]
+        assert scene.PATTERNS[ground] is drawn[0]
         assert all((one.mask == other.mask).all() for one, other in zip(instances, shapes, strict=True))
 
 
