@@ -17,8 +17,7 @@ import torch
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.synthetic.seeded_rtdetr import seeded_weights
-from mmdeploy_ext.synthetic.seeded_sparse import rng
+from mmdeploy_ext.synthetic.seeded_by_name import name_rng, rtdetr_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/rtdetr'
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -58,7 +57,7 @@ def case_facts(name: str, case: str) -> dict:
 @functools.lru_cache(maxsize=1)
 def weights(name: str) -> dict[str, torch.Tensor]:
     """Return the seeded weights, which are those of the goldens to the last bit."""
-    filled = seeded_weights(keys('original', name))
+    filled = rtdetr_weights(keys('original', name))
     digest = hashlib.sha256()
     for key, value in filled.items():
         if not key.endswith('num_batches_tracked'):
@@ -85,7 +84,7 @@ def golden_model(name: str, case: str) -> torch.nn.Module:
 
 def seeded_image(height: int, width: int, name: str) -> np.ndarray:
     """Return the network's input (1, 3, H, W) float32 in 0..1: noise and blocks of three sizes."""
-    source = rng(name)
+    source = name_rng(name)
     image = 0.5 + 0.08 * source.standard_normal((1, 3, height, width))
     for size, strength in BLOCKS:
         blocks = source.standard_normal((1, 3, math.ceil(height / size), math.ceil(width / size)))

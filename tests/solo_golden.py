@@ -18,7 +18,7 @@ from mmdet.models import build_detector
 from pycocotools import mask as mask_codec
 
 from mmdeploy_ext.core.config import load_config, mmdet_config
-from mmdeploy_ext.synthetic.seeded_solo import seeded_image, seeded_weights
+from mmdeploy_ext.synthetic.seeded_by_name import solo_image, solo_weights
 from mmdeploy_ext.weights.checkpoint import Checkpoint, load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert.solo import convert
 from mmdeploy_ext.weights.convert.solo_names import original_name
@@ -77,7 +77,7 @@ def config_of(name: str) -> str:
 
 def write_original(path: Path, shapes: dict[str, list[int]], rename=lambda key: key) -> Path:
     """Write a checkpoint as the original repository's training does, with seeded weights."""
-    weights = {rename(key): value for key, value in seeded_weights(shapes).items()}
+    weights = {rename(key): value for key, value in solo_weights(shapes).items()}
     torch.save({'meta': {'epoch': 36, 'CLASSES': ('a', 'b')}, 'state_dict': weights, 'optimizer': {}}, path)
     return path
 
@@ -138,7 +138,7 @@ def run_model(model: torch.nn.Module, name: str) -> tuple[dict[str, torch.Tensor
         for i, layer in enumerate(getattr(head, f'conv_mask_list{kind}', ())):
             tap(layer, f'ins_{short}{i}')
     with torch.no_grad():
-        features = model.extract_feat(seeded_image(*story['input_shape'][2:]))
+        features = model.extract_feat(solo_image(*story['input_shape'][2:]))
         outputs = head(features)
         taps.update({f'P{i + 2}': feature for i, feature in enumerate(features)})
         meta = {key: tuple(shape) for key, shape in story['img_meta'].items()}

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.synthetic.seeded_sparse import rng
-from mmdeploy_ext.synthetic.seeded_streampetr import seeded_weights
+from mmdeploy_ext.synthetic.seeded_by_name import name_rng, streampetr_weights
 
 GOLDEN = Path(__file__).resolve().parents[2] / 'shared/golden/streampetr'
 NUM_FRAMES = 6
@@ -38,7 +37,7 @@ def seeded_state_dict(shapes: dict[str, list[int]] | None = None) -> dict[str, t
     if shapes is None:
         keys = json.loads((require_golden() / 'state_dict.json').read_text())['keys']
         shapes = {key: entry['shape'] for key, entry in keys.items()}
-    return seeded_weights(shapes)
+    return streampetr_weights(shapes)
 
 
 def fill_sha256(state_dict: dict[str, torch.Tensor]) -> str:
@@ -51,7 +50,7 @@ def fill_sha256(state_dict: dict[str, torch.Tensor]) -> str:
 
 def golden_images(frame: int) -> torch.Tensor:
     """Return the images (1, 6, 3, 256, 704) of a frame, normalised already."""
-    source = rng(f'img_{frame}')
+    source = name_rng(f'img_{frame}')
     fine = source.standard_normal((1, 6, 3, 256, 704))
     coarse = source.standard_normal((1, 6, 3, 8, 22)).repeat(32, axis=3).repeat(32, axis=4)
     return torch.from_numpy((0.5 * fine + coarse).astype(np.float32))
@@ -59,7 +58,7 @@ def golden_images(frame: int) -> torch.Tensor:
 
 def golden_features(frame: int) -> torch.Tensor:
     """Return the features (1, 6, 256, 16, 44) of a frame of head_only.npz."""
-    normal = rng(f'feat_{frame}').standard_normal((1, 6, 256, 16, 44))
+    normal = name_rng(f'feat_{frame}').standard_normal((1, 6, 256, 16, 44))
     return torch.from_numpy((1.3 * normal).astype(np.float32))
 
 

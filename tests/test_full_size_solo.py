@@ -12,13 +12,13 @@ from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.proving.tasks.mask import match_detections
-from mmdeploy_ext.synthetic.seeded_solo import seeded_image, seeded_weights
+from mmdeploy_ext.synthetic.seeded_by_name import solo_image, solo_weights
 
 CONFIG = 'configs/solov2/solov2_light_r34.py'
 
 
 def prepared(height, width, img_shape, ori_shape):
-    return PreparedImage(seeded_image(height, width)[0].numpy(), img_shape, np.ones(4, np.float32), ori_shape)
+    return PreparedImage(solo_image(height, width)[0].numpy(), img_shape, np.ones(4, np.float32), ori_shape)
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +27,7 @@ def light(tmp_path_factory):
     folder = tmp_path_factory.mktemp('light')
     model = find_family(cfg := load_config(CONFIG)).build(cfg)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    torch.save(dict(state_dict=seeded_weights(shapes)), folder / 'light.pth')
+    torch.save(dict(state_dict=solo_weights(shapes)), folder / 'light.pth')
     deployment = deploy.load(CONFIG, str(folder / 'light.pth'))
     options = FAMILIES['solo'].choose(height=320, width=352, dynamic=True)
     traced = prepared(320, 352, (320, 341), (240, 256))

@@ -13,7 +13,7 @@ from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.exporting.files import export_files
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.preprocess.pictures import read_image
-from mmdeploy_ext.synthetic.seeded_rtdetr import seeded_weights
+from mmdeploy_ext.synthetic.seeded_by_name import rtdetr_weights
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = str(REPO / 'configs/demo/rtdetr_toy.py')
@@ -27,7 +27,7 @@ def write_checkpoint(path: Path, config: str = CONFIG, overrides: dict | None = 
     cfg = load_config(config, overrides)
     with torch.device('meta'):
         shapes = {key: tuple(value.shape) for key, value in find_family(cfg).build(cfg).state_dict().items()}
-    torch.save({'state_dict': seeded_weights(shapes), 'meta': {}}, path)
+    torch.save({'state_dict': rtdetr_weights(shapes), 'meta': {}}, path)
     return str(path)
 
 

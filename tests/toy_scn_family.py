@@ -80,6 +80,6 @@ def write_model(folder, net='bevfusion', shape=None):
     config, checkpoint = folder / f'{net}.py', folder / f'{net}.pth'
     config.write_text(CONFIG.format(net=net, shape=shape or SHAPES[net]))
     model = NETS[net]()
-    seeded.fill_module(model)
+    seeded.fill_sparse_module(model)
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
     return str(config), str(checkpoint)

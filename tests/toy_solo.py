@@ -12,7 +12,7 @@ from mmdeploy_ext.core.config import load_config, mmdet_config
 from mmdeploy_ext.exporting import deployment as deploy
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.synthetic.seeded_solo import seeded_weights
+from mmdeploy_ext.synthetic.seeded_by_name import solo_weights
 
 TRACED = (128, 160)
 GRIDS = [14, 12, 8, 6, 4]
@@ -61,7 +61,7 @@ def load_toy(name: str, folder, changes: dict | None = None) -> deploy.Deploymen
     options = copy.deepcopy({**options, **(changes or {})})
     cfg = load_config(mmdet_config(config), options)
     model = find_family(cfg).build(cfg)
-    weights = seeded_weights({key: value.shape for key, value in model.state_dict().items()})
+    weights = solo_weights({key: value.shape for key, value in model.state_dict().items()})
     for key, value in weights.items():
         if key.endswith('conv_cls.weight'):
             value *= CLASS_GAIN

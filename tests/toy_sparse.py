@@ -90,8 +90,8 @@ class Builder:
         self.tensor = output
 
     def parameters(self, path, **shapes):
-        state = seeded.weights({f'{path}.{name}': shape for name, shape in shapes.items()}, self.prefix)
-        return [state[f'{path}.{name}'] for name in shapes]
+        keys = {f'{path}.{name}': shape for name, shape in shapes.items()}
+        return list(seeded.sparse_weights(keys, self.prefix).values())
 
     def convolution(
         self,

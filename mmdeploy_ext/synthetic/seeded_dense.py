@@ -1,8 +1,8 @@
-"""The seeded rule of one-stage detectors: what the last layers of any head of mmdet are brought to.
+"""The seeded rule of one-stage detectors: targets of the outputs of their last layers.
 
-No table of configs: a head is known by the names that mmdet gives its last layers, and by how it reads them.
-Class logits spread so that a few per cent of the scores pass the threshold, boxes differ between
-priors by amounts that stay inside the picture, quality maps spread around their middle.
+Layers are found by mmdet's names, and targets chosen by the class of the head. Class logits spread so that a
+few per cent of the scores pass the threshold, boxes differ between priors by amounts that stay inside the
+picture, quality maps spread around their middle.
 """
 
 import copy
@@ -15,23 +15,32 @@ from torch import nn
 
 from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.building import build_without_weights
-from mmdeploy_ext.synthetic.seeded_layers import Numbers, Target, bring, outputs_of
+from mmdeploy_ext.synthetic.seeded_layers import (
+    Numbers,
+    Target,
+    outputs_of,
+    outputs_of_all,
+    rescale,
+    targets_of,
+)
 
 
 class Calibration(NamedTuple):
-    """What the statistics of a network are taken from.
+    """The pictures on which a network is calibrated, and the scales of its layers.
 
     Attributes:
-        pictures: how many of noise. Two alone make those of deep layers of a YOLOX off by half on others.
-        scenes: how many of the generated data set; without them a YOLOX finds nothing in `demo/toy.jpg`.
-        exposures: whether a dark and a bright scene belong to them. What passes the statistics unhindered, a
-            picture without normalisation or SiLU, brings scores of both to exactly 1, where none is the best.
-        shift: of the normalised values of the neck. Around 0 every ReLU of NAS-FPN's 7 stages bends: float32
-            is 9.2e-5 of scale off float64.
+        pictures: number of noise pictures. With two alone, statistics of deep layers of a YOLOX are off by
+            half on other pictures.
+        scenes: number of scenes of the generated data set; without them a YOLOX finds nothing in
+            `demo/toy.jpg`.
+        exposures: whether a dark and a bright scene are added. In networks whose outputs grow with the light
+            (no normalisation of the picture, SiLU) their scores would be exactly 1, which gives no order.
+        shift: mean of the normalised values of the neck. Around 0 every ReLU of NAS-FPN's 7 stages bends:
+            float32 is 9.2e-5 of scale off float64.
         residual: scale of the last normalisation of every residual block. With 1.0 the network amplifies
             rounding: PyTorch's own float32 is up to 4e-5 of scale off float64 on R50 at 608x608, and two
             engines' errors add up to the bar of 1e-4; with 0.25 it is 5e-6 there and 2e-5 on R101.
-        size: height and width, pixels.
+        size: height and width of the pictures, pixels.
     """
 
     pictures: int = 2
@@ -44,15 +53,16 @@ class Calibration(NamedTuple):
 
 ATSS_CALIBRATION = Calibration(scenes=0, residual=0.25, shift=0.0)
 SIZES = {'FPG': (384, 512), 'NASFPN': (512, 640), 'SSDNeck': (768, 896)}
-"""Necks whose levels fit each other only where both sides are multiples of the largest stride; necks whose
-coarse levels are all border, or a single cell, in a smaller picture: its statistics put logits of 30 into a
-larger one."""
+"""Neck -> size of the pictures. Levels of some fit each other only if both sides are multiples of the largest
+stride; coarse levels of others are all border, or a single cell, in smaller pictures, whose statistics lead
+to logits of 30 in larger ones."""
 
-EXPOSED = ('CSPDarknet', 'CSPNeXt', 'EfficientNet', 'HourglassNet')
-"""Backbones whose outputs grow with the light of a picture."""
+EXPOSED_BACKBONES = ('CSPDarknet', 'CSPNeXt', 'EfficientNet', 'HourglassNet')
+"""Backbones whose outputs grow with the light of a picture; see `Calibration.exposures`."""
 
 ATSS_TARGETS = dict(atss_cls=Target(-4.6, 1.3), atss_reg=Target(0.0, 0.4), atss_centerness=Target(0.5, 1.0))
-"""ATSSHead keeps the first rule, whose channels are not centred: published figures rest on its weights."""
+"""ATSSHead keeps the first version of the rule, which does not centre channels: published figures rest on
+it."""
 
 LAYERS = {
     'box': r'(atss|conv|gfl|retina|rpn|tood|vfnet)_reg|vfnet_reg_refine|bbox_pred|retina_bbox_(cls|reg)|'
@@ -64,8 +74,8 @@ LAYERS = {
     r'multi_level_conv_cls\.\d+|cls_convs\.\d+\.\d+|heatmap_head\.2|rtm_cls\.\d+',
     'mixed': r'convs_pred\.\d+',
 }
-"""Role -> names of last layers. Mixed are those of YOLOv3: boxes, objectness and classes of each prior are
-channels of one layer."""
+"""Role -> names of last layers. The layer of YOLOv3 is mixed: boxes, objectness and classes of each prior are
+its channels."""
 
 CLASS_TARGET = Target(-4.6, 1.3)
 QUALITY_TARGET = Target(0.5, 1.0)
@@ -73,18 +83,19 @@ OBJECTNESS_TARGET = Target(-4.0, 1.3)
 YOLOX_OBJECTNESS = Target(-2.0, 1.3)
 DELTA_TARGET = Target(0.0, 0.4)
 SMALL_TARGET = Target(0.0, 0.2)
-"""Of deltas whose coder has no standard deviations, and whose boxes place samples."""
+"""Deltas whose coder has no standard deviations, and whose boxes place samples."""
 GROWTH_TARGET = Target(0.8, 1.0)
-"""The best anchors are of the finest level, which has the most: they grow, for regions of all levels."""
+"""Sizes of proposals: most of the best anchors are of the finest level; they grow, for regions of all
+levels."""
 BACKGROUND_BIAS = 6.0
-"""Of the last column of a softmax, beside class logits around 0: exp(6) weighs as much as 170 of them."""
+"""Mean logit of the background beside class logits around 0: exp(6) weighs as much as 170 of them."""
 BACKGROUND = 1.5
-"""How much more than all classes together the background weighs, as a logarithm."""
+"""Logarithm of the weight of the background over that of all classes together."""
 
-COEFFICIENTS = 0.5
-"""Deviation before tanh. With prototypes of 1, logits of masks of 32 prototypes have one of about 1.5."""
-HIGHEST = 6.0
-"""Of class logits. From about 12 on, sigmoid has no numbers in float32 to tell what is the better one."""
+COEFFICIENT_DEVIATION = 0.5
+"""Deviation before tanh; with 32 prototypes of deviation 1, mask logits have a deviation of about 1.5."""
+MAX_LOGIT = 6.0
+"""Largest class logit. From about 12 on, float32 has no numbers between the sigmoids of different logits."""
 
 
 BOXES_OF_HEADS = {
@@ -96,67 +107,73 @@ BOXES_OF_HEADS = {
     'CenterNetHead': {'wh_head.*': Target(8.0, 2.5), 'offset_head.*': Target(0.5, 0.2)},
     'AutoAssignHead': {'conv_reg': Target(2.0, 0.7)},
 }
-"""Class of a head (or one that it is derived from) -> layers whose outputs are no deltas of anchors."""
+"""Class of a head (or a base of it) -> layers whose outputs are not deltas of anchors."""
 
 
 def calibration_of(model: nn.Module) -> Calibration:
-    """Return what the statistics of a detector are taken from."""
-    if _first_rule(getattr(model, 'bbox_head', None)):
+    """Return the calibration of a detector."""
+    if _is_atss(getattr(model, 'bbox_head', None)):
         return ATSS_CALIBRATION
-    sizes = [SIZES[kind] for kind in (type(part).__name__ for part in model.modules()) if kind in SIZES]
-    exposures = any(type(part).__name__ in EXPOSED for part in model.modules())
+    types = [type(part).__name__ for part in model.modules()]
+    sizes = [SIZES[kind] for kind in types if kind in SIZES]
+    exposures = any(kind in EXPOSED_BACKBONES for kind in types)
     return Calibration(exposures=exposures, **({'size': sizes[0]} if sizes else {}))
 
 
-def _first_rule(head: nn.Module | None) -> bool:
+def _is_atss(head: nn.Module | None) -> bool:
     return type(head).__name__ == 'ATSSHead'
 
 
 def scale_outputs(
     head: nn.Module,
     features: Sequence[torch.Tensor],
-    others: Callable[[], Sequence[torch.Tensor]] | None = None,
+    exposed_features: Callable[[], Sequence[torch.Tensor]] | None = None,
     run: Callable[[], Any] | None = None,
 ) -> None:
-    """Bring the outputs of the last layers to their targets, in place.
+    """Rescale the last layers of a head in place so that their outputs have their targets.
 
-    Boxes come first: deformable layers of other branches take their offsets from them. Features are of each
-    level, (B, C, H, W); `others` returns the same of dark and bright pictures, where class logits are to be
-    bounded; `run` runs the head, where it is not called alone.
+    Boxes come first: deformable layers of other branches take their offsets from them.
+
+    Args:
+        head: head of a one-stage detector, or of proposals.
+        features: features of each level, (B, C, H, W).
+        exposed_features: returns those of dark and bright pictures, on which class logits are bounded.
+        run: runs the head; by default it is called on the features.
     """
     run = run or (lambda: head(for_head(head, features)))
-    if _first_rule(head):
+    if _is_atss(head):
         for name, target in ATSS_TARGETS.items():
             layer = getattr(head, name)
             layer.weight.mul_(target.deviation / outputs_of(layer, run).std())
             layer.bias.fill_(target.mean)
         return
-    exposed, layers = others and others(), list(_last_layers(head))
+    exposed, layers = exposed_features and exposed_features(), list(_last_layers(head))
     for role in LAYERS:
-        for name in (name for found, name in layers if found == role):
+        for name in (name for layer_role, name in layers if layer_role == role):
             layer = head.get_submodule(name)
             outputs = outputs_of(layer, run)
             mean, deviation = _targets(head, name, role, len(outputs))
-            bring(layer, outputs, mean, deviation)
-            if role == 'class' and exposed and not _softmax(head):
-                _bound(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
+            rescale(layer, outputs, mean, deviation)
+            if role == 'class' and exposed and not _has_background(head):
+                _bound_logits(layer, outputs_of(layer, lambda: head(for_head(head, exposed))), mean)
 
 
 def _last_layers(head: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield role and name of the last layers of a head."""
     for name, module in head.named_modules():
         if isinstance(module, nn.Conv2d):
             yield from ((role, name) for role, names in LAYERS.items() if re.fullmatch(names, name))
 
 
 def for_head(head: nn.Module, features: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Return the features that a head takes at once: those of guided anchors take one image."""
+    """Return the features for one call of a head; those of guided anchors take one picture at a time."""
     masked = any(type(module).__name__ == 'MaskedConv2d' for module in head.modules())
-    return [one[:1] for one in features] if masked else features
+    return [level[:1] for level in features] if masked else features
 
 
-def _bound(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
-    """Draw logits towards their mean until none is over `HIGHEST`."""
-    share = ((HIGHEST - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
+def _bound_logits(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
+    """Reduce the deviation of a layer's outputs until none is over `MAX_LOGIT`."""
+    share = ((MAX_LOGIT - mean) / (logits.amax(1) - mean).clamp(min=1e-6)).min().clamp(max=1.0)
     if share < 1:
         layer.weight.mul_(share)
         layer.bias.copy_(mean - share * (mean - layer.bias))
@@ -164,20 +181,21 @@ def _bound(layer: nn.Module, logits: torch.Tensor, mean: Numbers) -> None:
 
 def _targets(head: nn.Module, name: str, role: str, channels: int) -> tuple[Numbers, Numbers]:
     """Return mean and standard deviation of each channel of a layer."""
-    if role == 'mixed':
-        one = [DELTA_TARGET] * 4 + [OBJECTNESS_TARGET] + [CLASS_TARGET] * (head.num_attrib - 5)
-        return torch.tensor(one * (channels // len(one))).unbind(1)
-    if name == 'rpn_reg':
-        one = [DELTA_TARGET] * 2 + [GROWTH_TARGET] * 2
-        return torch.tensor(one * (channels // len(one))).unbind(1)
+    if role == 'mixed' or name == 'rpn_reg':
+        if role == 'mixed':
+            of_prior = [DELTA_TARGET] * 4 + [OBJECTNESS_TARGET] + [CLASS_TARGET] * (head.num_attrib - 5)
+        else:
+            of_prior = [DELTA_TARGET] * 2 + [GROWTH_TARGET] * 2
+        return targets_of(of_prior * (channels // len(of_prior)))
     target = {'box': _box_target, 'quality': _quality_target, 'class': _class_target}[role](head, name)
-    if role == 'class' and _softmax(head):
+    if role == 'class' and _has_background(head):
         mean = torch.tensor([target.mean] * head.num_classes + [BACKGROUND_BIAS])
         return mean.repeat(channels // len(mean)), target.deviation
     return target
 
 
-def _softmax(head: nn.Module) -> bool:
+def _has_background(head: nn.Module) -> bool:
+    """Return whether class logits go through a softmax with a background."""
     return getattr(head, 'cls_out_channels', None) == head.num_classes + 1
 
 
@@ -186,24 +204,24 @@ def _kinds(head: nn.Module) -> list[str]:
 
 
 def _class_target(head: nn.Module, name: str) -> Target:
-    if _softmax(head):
+    if _has_background(head):
         return Target(0.0, CLASS_TARGET.deviation)
     if {'RPNHead', 'GARPNHead'} & set(_kinds(head)):
         return Target(-1.0, 1.5)
     if {'PAAHead', 'TOODHead'} & set(_kinds(head)):
-        return Target(-6.5, CLASS_TARGET.deviation)  # its scores are roots of a product with the quality
+        return Target(-6.5, CLASS_TARGET.deviation)  # scores are roots of a product with the quality
     return CLASS_TARGET
 
 
 def _quality_target(head: nn.Module, name: str) -> Target:
     if name == 'conv_loc':
-        return CLASS_TARGET  # guided anchors are where it is over 0.01: at half of the cells
+        return CLASS_TARGET  # guided anchors are at cells where it is over 0.01: at half of them
     return YOLOX_OBJECTNESS if name.startswith('multi_level_conv_obj') else QUALITY_TARGET
 
 
 def _box_target(head: nn.Module, name: str) -> Target:
     if name.startswith('reg_offset_module'):
-        return DELTA_TARGET  # where TOOD samples its boxes, in cells
+        return DELTA_TARGET  # offsets at which TOOD samples its boxes, in cells
     for kind in _kinds(head):
         for pattern, target in BOXES_OF_HEADS.get(kind, {}).items():
             if re.fullmatch(pattern, name):
@@ -220,14 +238,56 @@ def _box_target(head: nn.Module, name: str) -> Target:
 
 
 def scale_prototypes(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
-    """Bring the last layers of prototypes and coefficients to their deviations, in place; none is fine."""
+    """Rescale the last layers of mask prototypes and coefficients in place, if a detector has them."""
     protonet = getattr(getattr(model, 'mask_head', None), 'protonet', None)
     if protonet is None:
         return
     last = [layer for layer in protonet if isinstance(layer, nn.Conv2d)][-1]
-    bring(last, outputs_of(last, lambda: protonet(features[0])), 0.0, 1.0)
-    coefficients = model.bbox_head.conv_coeff
-    bring(coefficients, outputs_of(coefficients, lambda: model.bbox_head(features)), 0.0, COEFFICIENTS)
+    rescale(last, outputs_of(last, lambda: protonet(features[0])), 0.0, 1.0)
+    layer = model.bbox_head.conv_coeff
+    rescale(layer, outputs_of(layer, lambda: model.bbox_head(features)), 0.0, COEFFICIENT_DEVIATION)
+
+
+CORNER_TARGETS = dict(
+    heat=CLASS_TARGET, off=Target(0.5, 0.2), emb=Target(0.0, 0.5), centripetal_shift=Target(2.6, 0.2)
+)
+"""Last layers of the branches of a corner -> targets. Shifts are logarithms of cells: two corners form a pair
+if both point at the middle between them, which with more spread hardly any pair does."""
+CORNER_CLASS_DEVIATION = 2.0
+"""Deviation of the mean logits of classes: the best corners belong to a few of them, so that many form
+pairs."""
+FAVOURED_CLASSES, FAVOURED_LOGIT = 3, 4.0
+"""Number of classes of the best corners of CentripetalNet, and their mean logit above that of others.
+Measured at 320x448: 16 to 60 results of a picture; with `CORNER_CLASS_DEVIATION` a bright one has 5, with two
+favoured classes there are 31 to 81, of fewer classes."""
+
+
+def is_cornered(model: nn.Module) -> bool:
+    """Return whether boxes of a detector are pairs of corners."""
+    return hasattr(getattr(model, 'bbox_head', None), 'tl_heat')
+
+
+def scale_corners(model: nn.Module, features: Sequence[torch.Tensor]) -> None:
+    """Rescale the last layers of a detector of corners in place, given features of each hourglass stage."""
+    head = model.bbox_head
+    layers = {
+        getattr(head, f'{corner}_{branch}')[-1][-1].conv: branch
+        for branch in CORNER_TARGETS
+        for corner in ('tl', 'br')
+        if hasattr(head, f'{corner}_{branch}')
+    }
+    drawn = torch.randn(head.num_classes, generator=torch.Generator().manual_seed(1))
+    if head.with_corner_emb:
+        class_means = CORNER_CLASS_DEVIATION * drawn
+    else:
+        favoured = drawn.topk(FAVOURED_CLASSES).indices
+        class_means = torch.zeros_like(drawn).index_fill(0, favoured, FAVOURED_LOGIT)
+    outputs = outputs_of_all(list(layers), lambda: head(features))
+    for (layer, branch), calls in zip(layers.items(), outputs, strict=True):
+        mean, deviation = CORNER_TARGETS[branch]
+        if branch == 'heat':
+            mean = mean + class_means
+        rescale(layer, torch.cat(calls, 1), mean, deviation)
 
 
 def build_student(cfg: Any) -> nn.Module:
@@ -236,27 +296,27 @@ def build_student(cfg: Any) -> nn.Module:
 
     from mmdeploy_ext.families.parts.detector_parts import without_teacher
 
-    own = copy.deepcopy(cfg)  # a shallow copy shares its content
-    own.model = without_teacher(cfg.model)
-    return build_without_weights(own, build_detector, 'backbone')
+    student_cfg = copy.deepcopy(cfg)  # a shallow copy shares its content
+    student_cfg.model = without_teacher(cfg.model)
+    return build_without_weights(student_cfg, build_detector, 'backbone')
 
 
-def known(head: nn.Module) -> bool:
-    """Return whether the rule knows the layers that give a head's class scores."""
-    return any(role in ('class', 'mixed') for one in stages_of(head) for role, _ in _last_layers(one))
+def is_supported(head: nn.Module) -> bool:
+    """Return whether the last layer of a head's class scores has a name in `LAYERS`."""
+    return any(role in ('class', 'mixed') for stage in stages_of(head) for role, _ in _last_layers(stage))
 
 
 def stages_of(head: nn.Module) -> Sequence[nn.Module]:
-    """Return the heads with last layers: the stages of those that have some (Cascade RPN), or it alone."""
+    """Return the stages of a head that has some (Cascade RPN), or the head alone."""
     return getattr(head, 'stages', [head])
 
 
-def check_known(model: nn.Module, filename: str) -> None:
-    """Raise ConfigError, which names head and layers, for a head whose last layers the rule does not know."""
+def check_supported(model: nn.Module, filename: str) -> None:
+    """Raise ConfigError, which names head and layers, for a head that is not supported."""
     head = getattr(model, 'bbox_head', None) or getattr(model, 'rpn_head', None)
     if head is None and getattr(model, 'roi_head', None) is not None:
-        return  # its layers have one name each
-    if head is None or not known(head):
+        return  # `seeded_regions.py` has the names of its layers
+    if head is None or not is_supported(head):
         raise ConfigError(
             f'{filename}: the seeded rule knows no layer of {type(head).__name__} that gives class scores; '
             f'expected a convolution named as in mmdet 2.28: {LAYERS["class"]}|{LAYERS["mixed"]}'

@@ -1,4 +1,6 @@
-"""The layers of any network by the seeded rule: drawn weights, and statistics of what goes through them."""
+"""Layers of any network by the seeded rule: drawn weights, norms calibrated on inputs, outputs of given
+spread.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,27 +13,27 @@ OFFSET_SCALE = 0.1
 """Offsets of deformable convolutions of about an eighth of a pixel. With a whole one the network is chaotic:
 an input changed by 1e-5 changes the last features by their own size (measured, R50 with DCN v2)."""
 
-LEAST_SPREAD = 0.3
-"""Of a channel, of the mean of all: what is less is rounding more than picture."""
+MIN_SPREAD = 0.3
+"""Smallest spread of a channel that is scaled up, relative to the mean of all: less is mostly rounding."""
 
-GATES = 0.1
-"""Weight of what a whole map gives to its channels: gates of their means, and the context of GCNet.
+GATE_SCALE = 0.1
+"""Scale of the layers that turn a map's mean into gates of its channels, and of the context of GCNet.
 
-Such a sum is right to five digits, in PyTorch as in ONNX Runtime. Measured: with a whole weight and GCNet's
-layers off from float64 by no more than PyTorch's own are, PyTorch keeps 87 to 92 of its own 100 boxes.
+A mean of a map is right to five digits, in PyTorch as in ONNX Runtime. Measured: with a scale of 1 and errors
+of GCNet's layers as large as PyTorch's own, PyTorch keeps 87 to 92 of its own 100 boxes.
 """
 
 
 def fill_network(model: nn.Module, seed: int, residual: float) -> None:
     """Draw the weights of a network in place; `residual` scales the last normalisation of residual blocks."""
     generator = torch.Generator().manual_seed(seed)
-    _fill_weights(model, generator)
-    _fill_rest(model, generator)
-    for norm in _residual_ends(model):
+    _draw_weights(model, generator)
+    _draw_attention(model, generator)
+    for norm in _residual_norms(model):
         norm.weight.fill_(residual)
 
 
-def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
+def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
     """Draw the weights of every convolution and linear layer with the He scale."""
     for name, module in model.named_modules():
         table = getattr(module, 'relative_position_bias_table', None)
@@ -48,10 +50,10 @@ def _fill_weights(model: nn.Module, generator: torch.Generator) -> None:
             module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.05)
 
 
-def _fill_rest(model: nn.Module, generator: torch.Generator) -> None:
-    """Fill what has other names or shapes: projections of attention, embeddings of positions, L2 norms.
+def _draw_attention(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw projections of attention and embeddings of positions; set L2 norms, and scale gates down.
 
-    mmdet leaves the weight of an L2 norm as the memory was, for a checkpoint or `init_weights` to fill.
+    mmdet does not initialise the weight of an L2 norm: a checkpoint or `init_weights` fills it.
     """
     from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
@@ -59,7 +61,7 @@ def _fill_rest(model: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, mmdet_module('mmdet.models.necks.ssd_neck').L2Norm):
             module.weight.fill_(float(module.scale))
         for gate in _gates_of(module):
-            gate.weight.mul_(GATES)
+            gate.weight.mul_(GATE_SCALE)
     for name, parameter in model.named_parameters():
         if name.endswith('in_proj_weight'):
             drawn = torch.randn(parameter.shape, generator=generator)
@@ -69,7 +71,7 @@ def _fill_rest(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _gates_of(module: nn.Module) -> list[nn.Module]:
-    """Return the last layers of what a module computes of whole maps for their channels."""
+    """Return the last layers of the branches that compute gates or context from a map's mean."""
     from mmcv.cnn import ContextBlock
     from mmdet.models.backbones.resnest import SplitAttentionConv2d
 
@@ -80,12 +82,12 @@ def _gates_of(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, SplitAttentionConv2d):
         return [module.fc2]
     if isinstance(module, ContextBlock):
-        both = (module.channel_add_conv, module.channel_mul_conv)
-        return [layers[-1] for layers in both if layers is not None]
+        branches = (module.channel_add_conv, module.channel_mul_conv)
+        return [layers[-1] for layers in branches if layers is not None]
     return []
 
 
-def _residual_ends(model: nn.Module) -> Iterator[nn.Module]:
+def _residual_norms(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the last normalisation of every residual block of convolutions."""
     from mmdet.models.backbones.darknet import ResBlock
     from mmdet.models.backbones.resnet import BasicBlock, Bottleneck
@@ -109,9 +111,10 @@ def norms_of(model: nn.Module) -> list[nn.Module]:
 
 
 def calibrate_norms(norms: Iterable[nn.Module], run: Callable[[], Any]) -> Any:
-    """Set running statistics, layer by layer, to those of what a run gives them, of all calls together.
+    """Set running statistics to those of the inputs during a run, the mean over all calls of a layer.
 
-    The normalisations are in evaluation mode; what the run gives is returned.
+    Each normalisation in evaluation mode has its statistics before it is applied, so that later layers see
+    normalised inputs. The result of the run is returned.
     """
     calls: dict[nn.Module, int] = {}
 
@@ -135,37 +138,48 @@ class Target(NamedTuple):
 
 
 def outputs_of(layer: nn.Module, run: Callable[[], Any]) -> torch.Tensor:
-    """Return what a layer gives during a run, of all calls together, (channels, all positions)."""
+    """Return the outputs of a layer during a run, all calls together, (channels, all positions)."""
     return torch.cat(*outputs_of_all([layer], run), 1)
 
 
 def outputs_of_all(layers: Sequence[nn.Module], run: Callable[[], Any]) -> list[list[torch.Tensor]]:
-    """Return what each of several layers gives during one run, of each call, (channels, all positions)."""
-    kept: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
+    """Return the outputs of several layers during one run, by call, (channels, all positions)."""
+    outputs: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def hook(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        kept[layer].append(output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1))
+        outputs[layer].append(output.movedim(-1 if isinstance(layer, nn.Linear) else 1, 0).flatten(1))
 
     with contextlib.ExitStack() as stack:
-        for layer in kept:
+        for layer in outputs:
             stack.enter_context(layer.register_forward_hook(hook))
         run()
-    return [kept[layer] for layer in layers]
+    return [outputs[layer] for layer in layers]
 
 
 Numbers = float | torch.Tensor
-"""One for all channels, or (C,)."""
+"""One number for all channels, or (C,)."""
 
 
-def bring(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: Numbers) -> None:
-    """Give every channel its mean and spread; one that hardly differs is not blown up to it."""
+def rescale(layer: nn.Module, outputs: torch.Tensor, mean: Numbers, deviation: Numbers) -> None:
+    """Change weight and bias in place so that every channel of the outputs gets this mean and deviation.
+
+    A channel whose outputs hardly differ gets less deviation, see `MIN_SPREAD`. Outputs are those of
+    `outputs_of`.
+    """
     centre = outputs.mean(1)
     spread = (outputs - centre[:, None]).square().mean(1).sqrt()
-    # a float would be multiplied by reciprocals
-    gain = torch.as_tensor(deviation) / spread.clamp(min=LEAST_SPREAD * float(spread.mean()))
-    if hasattr(layer, 'tempearture'):  # mmdet's name; it norms its weight
+    # a tensor: with a float PyTorch would multiply by the reciprocal
+    gain = torch.as_tensor(deviation) / spread.clamp(min=MIN_SPREAD * float(spread.mean()))
+    if hasattr(layer, 'tempearture'):  # mmdet's spelling, of layers that norm their weight
         gain = torch.ones_like(gain)
     bias = torch.zeros_like(centre) if layer.bias is None else layer.bias
-    rows = gain.repeat_interleave(len(layer.weight) // len(gain))  # transposed ones in groups have more
+    # transposed convolutions with groups have several rows per channel
+    rows = gain.repeat_interleave(len(layer.weight) // len(gain))
     layer.weight.mul_(rows.view(-1, *[1] * (layer.weight.dim() - 1)))
     layer.bias.copy_(mean - gain * (centre - bias))
+
+
+def targets_of(targets: Sequence[Target]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return means and deviations (C,) of the targets of all channels."""
+    mean, deviation = torch.tensor(targets).unbind(1)
+    return mean, deviation

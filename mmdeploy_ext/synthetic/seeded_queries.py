@@ -1,9 +1,14 @@
-"""The seeded rule of detectors of queries: attention that tells places apart, last layers to their targets.
+"""The seeded rule of detectors with queries: attention that distinguishes positions, and targets of last
+layers.
 
-Queries would have one answer all together where attention averages over a whole picture; so keys and queries
-are larger than at the start of a training. The moves that layers give boxes in turn are small.
+If attention averaged over the picture, all queries would have the same result; so keys and queries are larger
+than at the start of a training. Each layer moves boxes a little.
+
+Queries with regions (Sparse R-CNN) begin with learned boxes; here they have many sizes and positions, so that
+regions are pooled from every level. Their last layers are rescaled while the stages run one after the other.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +18,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.synthetic.seeded_dense import BACKGROUND, CLASS_TARGET
-from mmdeploy_ext.synthetic.seeded_layers import Target, bring, outputs_of
+from mmdeploy_ext.synthetic.seeded_layers import Target, outputs_of, rescale, targets_of
 
 SCALES = (
     (r'level_embed\.weight', 0.3, False),
@@ -30,48 +35,58 @@ SCALES = (
     (r'.*(attention_weights|value_proj|output_proj|reference_points)\.weight', 1.0, True),
     (r'.*reg_branches\.\d+\.\d+\.weight', 1.0, True),
 )
-"""Parameters, the first match wins -> deviation, and whether of sums over the inputs of a layer. Nine layers
-that each add as much as there is would leave all queries of Mask2Former alike."""
-BLANK = (
+"""Name of a parameter (the first match counts), deviation, and whether that is the deviation of sums over the
+inputs of a layer. If each of nine layers added as much as queries hold, all queries of Mask2Former would
+become alike."""
+ZERO_QUERY_SCALES = (
     (r'transformer_decoder.*attentions\.1\.attn\.in_proj_weight', 2.0, True),
     (r'transformer_decoder.*attentions\.1\.attn\.out_proj\.weight', 1.0, True),
 )
-"""Before `SCALES` where queries of masks begin as zeros: what they look at alone tells them apart."""
-RANKED = ((r'(query_embedding|transformer\.query_embed)\.weight', 0.0, False),)
-"""Before `SCALES` where the n-th query gets the box of the n-th best token (DINO). In PyTorch alone rounding
+"""Before `SCALES` if queries of masks begin as zeros: only attention distinguishes them."""
+RANKED_SCALES = ((r'(query_embedding|transformer\.query_embed)\.weight', 0.0, False),)
+"""Before `SCALES` if the n-th query gets the box of the n-th best token (DINO). In PyTorch alone rounding
 of 2e-7 exchanges 4 to 8 ranks of 900; with queries that differ (deviation 0.003) 220 to 298 of its 300
-results stay, with the ranks held all 300.
+results stay, with equal queries all 300.
 """
-MASKS = 4.0
+MASK_DEVIATION = 4.0
 """Deviation of mask logits."""
-SURE, SMALL = 3.0, 6.0
-"""Where masks become panoptic maps: how much more the logits of classes differ, since a segment needs a score
-of 0.8, and how much lower those of masks are, since a segment has to keep 0.8 of its mask."""
-MOVE = 0.2
-"""Of boxes between layers, as logits."""
-PLACE, SIZE = Target(0.0, 0.8), Target(-1.5, 0.6)
-"""Centres and sides of boxes as logits, where no reference point has them."""
-SOFTMAX = Target(0.0, 2.0)
+PANOPTIC_CLASS_FACTOR, PANOPTIC_MASK_SHIFT = 3.0, 6.0
+"""If masks become panoptic maps: factor of the deviation of class logits, since a segment needs a score of
+0.8, and reduction of mask logits, since a segment has to keep 0.8 of its mask."""
+MOVE_DEVIATION = 0.2
+"""Deviation of the moves of boxes between layers, as logits."""
+CENTRE_TARGET, SIZE_TARGET = Target(0.0, 0.8), Target(-1.5, 0.6)
+"""Centres and sides of boxes as logits, without a reference point."""
+SOFTMAX_TARGET = Target(0.0, 2.0)
 """Class logits beside a background."""
-VARIED, CONSTANT = 48, 0.05
-"""So many features of a coordinate of a proposal differ inside a picture; the share of the others."""
-PREFERENCE = 6.0
-"""Of tokens that can be proposals, as a logit."""
+VARYING_FEATURES, CONSTANT_SHARE = 48, 0.05
+"""Features of a proposal's coordinate that vary inside a picture, and the weight of the others."""
+TOKEN_PREFERENCE = 6.0
+"""Logit by which tokens that can be proposals are raised."""
 PICTURES = slice(None, None, 2)
-"""Of those that the statistics are taken from: noise and a scene."""
+"""Calibration pictures that are used here: a noise picture and a scene."""
+REGION_BRANCH_SCALE = 0.25
+"""Scale of the branches that a stage with regions adds to queries. With 1, six stages make rounding 600 times
+larger and queries alike; with this 7 times."""
+REGION_MOVE_TARGET = Target(0.0, 0.15)
+"""Deltas of a stage with regions."""
+REGION_SIDES = (0.08, 0.7)
+"""Shortest and longest side of a learned box, relative to the picture."""
+HEADS = ('query_head', 'bbox_head', 'panoptic_head')
+"""Attributes of detectors that may hold a head of queries."""
 
 
 def is_query(model: nn.Module) -> bool:
     """Return whether the head of a detector is one of queries."""
     from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
-    known = mmdet_module('mmdet.models.dense_heads')
-    heads = (getattr(model, key, None) for key in ('query_head', 'bbox_head', 'panoptic_head'))
-    return any(isinstance(head, known.DETRHead | known.MaskFormerHead) for head in heads)
+    mmdet_heads = mmdet_module('mmdet.models.dense_heads')
+    heads = (getattr(model, name, None) for name in HEADS)
+    return any(isinstance(head, mmdet_heads.DETRHead | mmdet_heads.MaskFormerHead) for head in heads)
 
 
 def is_regional(model: nn.Module) -> bool:
-    """Return whether the queries of a detector have regions of their own."""
+    """Return whether the queries of a detector have regions."""
     from mmdeploy_ext.compat.older_mmdet import mmdet_module
 
     head = mmdet_module('mmdet.models.dense_heads').EmbeddingRPNHead
@@ -79,97 +94,152 @@ def is_regional(model: nn.Module) -> bool:
 
 
 def scale_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
-    """Fill a head of queries and bring its last layers to their targets, in place.
+    """Draw the parameters of a head of queries and rescale its last layers, in place.
 
-    Pictures are (B, 3, H, W), normalised; features those of each level.
+    Pictures are (B, 3, H, W), normalised; features are those of each level.
     """
-    heads = (getattr(model, key, None) for key in ('query_head', 'bbox_head', 'panoptic_head'))
-    head, some = next(filter(None, heads)), pictures[PICTURES]
-    _fill(head)
+    head = next(filter(None, (getattr(model, name, None) for name in HEADS)))
     size = tuple(pictures.shape[2:])
-    metas = [dict(batch_input_shape=size, img_shape=(*size, 3))] * len(some)
-    maps = [one[PICTURES] for one in features]
+    metas = [dict(batch_input_shape=size, img_shape=(*size, 3))] * len(pictures[PICTURES])
+    maps = [level[PICTURES] for level in features]
 
     def run() -> Any:
         return head(maps, metas)
 
+    _draw_parameters(head)
     if hasattr(head, 'mask_embed'):
-        feature = head.pixel_decoder.mask_feature
-        bring(feature, outputs_of(feature, run), 0.0, 1.0)
-        fused = bool((head.test_cfg or {}).get('panoptic_on', True))
-        _to_target(head.cls_embed, run, _beside_background(head, SURE if fused else 1.0))
-        last = head.mask_embed[-1]
-        _to_target(last, run, [Target(0.0, 1.0)] * last.out_features)
-        share = MASKS / torch.cat([one.flatten() for one in run()[1]]).std()
-        last.weight.mul_(share)
-        last.bias.mul_(share)
-        if fused:
-            _make_smaller(feature, last)
+        _scale_mask_head(head, run)
         return
     if hasattr(head, 'input_proj'):
-        bring(head.input_proj, outputs_of(head.input_proj, lambda: head.input_proj(maps[-1])), 0.0, 1.0)
+        outputs = outputs_of(head.input_proj, lambda: head.input_proj(maps[-1]))
+        rescale(head.input_proj, outputs, 0.0, 1.0)
     deformable = hasattr(head, 'reg_branches')
-    if deformable and head.as_two_stage:
-        _to_target(head.cls_branches[-1], run, [CLASS_TARGET] * head.num_classes)
-        _prefer_tokens(head.cls_branches[-1], run, head.num_classes if _ranked(head) else 1)
-        _to_target(head.reg_branches[-1][-1], run, [Target(0.0, MOVE)] * 4)
-    known = 4 if deformable and head.as_two_stage else 2
-    boxes = [Target(0.0, MOVE)] * known if deformable else [PLACE] * 2
-    boxes += [SIZE] * (4 - len(boxes))
-    if deformable and head.with_box_refine and known < 4:
-        _to_target(head.reg_branches[0][-1], run, boxes)
-        boxes = [Target(0.0, MOVE)] * 4
+    two_stage = deformable and head.as_two_stage
+    move = Target(0.0, MOVE_DEVIATION)
+    if two_stage:
+        _rescale_linear(head.cls_branches[-1], run, [CLASS_TARGET] * head.num_classes)
+        _raise_tokens(head.cls_branches[-1], run, head.num_classes if _has_ranked_queries(head) else 1)
+        _rescale_linear(head.reg_branches[-1][-1], run, [move] * 4)
+    boxes = [CENTRE_TARGET, CENTRE_TARGET, SIZE_TARGET, SIZE_TARGET]
+    if two_stage:  # proposals are boxes
+        boxes = [move] * 4
+    elif deformable:  # reference points have centres alone
+        boxes = [move, move, SIZE_TARGET, SIZE_TARGET]
+        if head.with_box_refine:
+            _rescale_linear(head.reg_branches[0][-1], run, boxes)
+            boxes = [move] * 4
     last = head.transformer.decoder.num_layers - 1
-    _to_target(head.reg_branches[last][-1] if deformable else head.fc_reg, run, boxes)
+    _rescale_linear(head.reg_branches[last][-1] if deformable else head.fc_reg, run, boxes)
     classes = [CLASS_TARGET] * head.num_classes
     if head.cls_out_channels > head.num_classes:
-        classes = _beside_background(head)
-    _to_target(head.cls_branches[last] if deformable else head.fc_cls, run, classes)
+        classes = _classes_with_background(head)
+    _rescale_linear(head.cls_branches[last] if deformable else head.fc_cls, run, classes)
 
 
-def _beside_background(head: nn.Module, factor: float = 1.0) -> list[Target]:
-    deviation = factor * SOFTMAX.deviation
+def _scale_mask_head(head: nn.Module, run: Callable[[], Any]) -> None:
+    """Rescale the last layers of a head of queries with masks."""
+    feature_layer, embed_layer = head.pixel_decoder.mask_feature, head.mask_embed[-1]
+    rescale(feature_layer, outputs_of(feature_layer, run), 0.0, 1.0)
+    panoptic = bool((head.test_cfg or {}).get('panoptic_on', True))
+    classes = _classes_with_background(head, PANOPTIC_CLASS_FACTOR if panoptic else 1.0)
+    _rescale_linear(head.cls_embed, run, classes)
+    _rescale_linear(embed_layer, run, [Target(0.0, 1.0)] * embed_layer.out_features)
+    gain = MASK_DEVIATION / torch.cat([logits.flatten() for logits in run()[1]]).std()
+    embed_layer.weight.mul_(gain)
+    embed_layer.bias.mul_(gain)
+    if panoptic:  # one feature is 1 everywhere, and every mask gets the shift by it
+        feature_layer.weight[0], feature_layer.bias[0] = 0.0, 1.0
+        embed_layer.weight[0], embed_layer.bias[0] = 0.0, -PANOPTIC_MASK_SHIFT
+
+
+def _classes_with_background(head: nn.Module, factor: float = 1.0) -> list[Target]:
+    """Return the targets of class logits and background; `factor` is that of their deviation."""
+    deviation = factor * SOFTMAX_TARGET.deviation
     background = Target(math.log(head.num_classes) + BACKGROUND, deviation)
-    return [Target(SOFTMAX.mean, deviation)] * head.num_classes + [background]
+    return [Target(SOFTMAX_TARGET.mean, deviation)] * head.num_classes + [background]
 
 
-def _make_smaller(features: nn.Module, last: nn.Module) -> None:
-    """Let one feature be 1 everywhere, and masks take less of a picture by it."""
-    features.weight[0], features.bias[0] = 0.0, 1.0
-    last.weight[0], last.bias[0] = 0.0, -SMALL
-
-
-def _fill(head: nn.Module) -> None:
-    draw = torch.Generator().manual_seed(1)
-    blank = hasattr(head, 'mask_embed') and not hasattr(head, 'query_feat')
-    ranked = _ranked(head)
+def _draw_parameters(head: nn.Module) -> None:
+    """Draw the parameters of a head by `SCALES`."""
+    generator, scales = torch.Generator().manual_seed(1), SCALES
+    if _has_ranked_queries(head):
+        scales = (*RANKED_SCALES, *scales)
+    if hasattr(head, 'mask_embed') and not hasattr(head, 'query_feat'):
+        scales = (*ZERO_QUERY_SCALES, *scales)
     for name, parameter in head.named_parameters():
-        for pattern, deviation, summed in (*BLANK * blank, *RANKED * ranked, *SCALES):
+        for pattern, deviation, is_of_sums in scales:
             if re.fullmatch(pattern, name):
-                scale = deviation / parameter[0].numel() ** 0.5 if summed else deviation
-                parameter.copy_(torch.randn(parameter.shape, generator=draw) * scale)
+                scale = deviation / parameter[0].numel() ** 0.5 if is_of_sums else deviation
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
                 break
     for branch in getattr(head, 'reg_branches', ()):
-        branch[-1].weight.mul_(MOVE)
+        branch[-1].weight.mul_(MOVE_DEVIATION)
     if hasattr(getattr(head, 'transformer', None), 'pos_trans'):
-        head.transformer.pos_trans.weight.unflatten(1, (4, -1))[:, :, VARIED:].mul_(CONSTANT)
+        coordinates = head.transformer.pos_trans.weight.unflatten(1, (4, -1))
+        coordinates[:, :, VARYING_FEATURES:].mul_(CONSTANT_SHARE)
 
 
-def _ranked(head: nn.Module) -> bool:
-    """Return whether tokens are judged by their best class, and queries follow the ranks of tokens."""
+def _has_ranked_queries(head: nn.Module) -> bool:
+    """Return whether tokens are ranked by their best class and queries follow these ranks, as in DINO."""
     return hasattr(getattr(getattr(head, 'transformer', None), 'decoder', None), 'ref_point_head')
 
 
-def _prefer_tokens(layer: nn.Module, run: Callable[[], Any], classes: int) -> None:
-    """Raise classes of tokens that can be proposals over those of the others, whose rows are zero."""
-    kept: list[torch.Tensor] = []
-    with layer.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0].flatten(0, -2))):
+def _raise_tokens(layer: nn.Module, run: Callable[[], Any], num_classes: int) -> None:
+    """Raise the logits of tokens that can be proposals over those of others, whose inputs are zero."""
+    inputs: list[torch.Tensor] = []
+    with layer.register_forward_hook(lambda module, args, output: inputs.append(args[0].flatten(0, -2))):
         run()
-    mean = torch.cat(kept).mean(0)
-    layer.weight[:classes] += PREFERENCE * mean / mean.square().sum()
-    layer.bias[:classes] -= PREFERENCE
+    mean = torch.cat(inputs).mean(0)
+    layer.weight[:num_classes] += TOKEN_PREFERENCE * mean / mean.square().sum()
+    layer.bias[:num_classes] -= TOKEN_PREFERENCE
 
 
-def _to_target(layer: nn.Module, run: Callable[[], Any], targets: Sequence[Target]) -> None:
-    """Bring the columns of what a linear layer gives to their targets."""
-    bring(layer, outputs_of(layer, run), *torch.tensor(targets).unbind(1))
+def _rescale_linear(layer: nn.Module, run: Callable[[], Any], targets: Sequence[Target]) -> None:
+    """Rescale a linear layer so that each of its outputs has its target."""
+    rescale(layer, outputs_of(layer, run), *targets_of(targets))
+
+
+def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Sequence[torch.Tensor]) -> None:
+    """Draw the learned boxes of queries with regions, and rescale the last layers of all stages, in place.
+
+    Pictures are (B, 3, H, W), normalised; features are those of each level.
+    """
+    from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet
+    from mmdeploy_ext.synthetic.seeded_regions import STEP, TARGETS
+
+    generator, learned = torch.Generator().manual_seed(1), model.rpn_head
+    low, high = map(math.log, REGION_SIDES)
+    count = len(learned.init_proposal_bboxes.weight)
+    sides = (low + (high - low) * torch.rand(count, 2, generator=generator)).exp()
+    centres = 0.2 + 0.6 * torch.rand(count, 2, generator=generator)
+    learned.init_proposal_bboxes.weight.copy_(torch.cat([centres, sides], 1))
+    queries = learned.init_proposal_features.weight
+    queries.copy_(torch.randn(queries.shape, generator=generator))
+    targets: dict[nn.Module, list[Target]] = {}
+    for head in model.roi_head.bbox_head:
+        # the last layers of the branches that a `DIIHead` adds to queries
+        for layer in (
+            head.attention.attn.out_proj, head.instance_interactive_conv.fc_norm, head.ffn.layers[1]
+        ):  # fmt: skip
+            layer.weight.mul_(REGION_BRANCH_SCALE)
+        classes = [CLASS_TARGET] * head.num_classes
+        if not head.loss_cls.use_sigmoid:
+            classes = [TARGETS['fc_cls']] * head.num_classes
+            classes += [Target(math.log(head.num_classes) + BACKGROUND, classes[0].deviation)]
+        targets |= {head.fc_reg: [REGION_MOVE_TARGET] * 4, head.fc_cls: classes}
+    for head in model.roi_head.mask_head if model.roi_head.with_mask else ():
+        targets[head.conv_logits] = [TARGETS['conv_logits']] * head.num_classes
+
+    def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        channel_axis = 1 if output.dim() == 4 else 2
+        rescale(layer, output.movedim(channel_axis, 0).flatten(1), *targets_of(targets[layer]))
+        return layer.forward(*inputs)
+
+    size = torch.tensor([pictures.shape[2:]] * len(pictures)).to(pictures)
+    with contextlib.ExitStack() as stack:
+        for layer in targets:
+            stack.enter_context(layer.register_forward_hook(hook))
+        _, boxes, attended = RegionsNetwork(model).look(features, size)
+        if model.roi_head.with_mask:
+            form = RegionsFullForm(model)
+            form.mask_head(form.regions.features(features, boxes[:, ::STEP]), attended[:, ::STEP])

@@ -10,7 +10,7 @@ import torch
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.core.errors import CheckpointError
-from mmdeploy_ext.synthetic.seeded_solo import seeded_weights
+from mmdeploy_ext.synthetic import seeded_by_name
 from mmdeploy_ext.weights.checkpoint import load_checkpoint, load_strict
 from mmdeploy_ext.weights.convert.rtdetr import DENOISING
 from mmdeploy_ext.weights.convert.solo_names import original_name
@@ -52,7 +52,7 @@ def refuses(tmp_path, capfd, contents):
 @pytest.fixture(scope='module')
 def solo_weights():
     shapes = {key: list(shape) for key, shape in model_shapes(load_config(str(SOLO))).items()}
-    return seeded_weights({original_name(key): shape for key, shape in shapes.items()})
+    return seeded_by_name.solo_weights({original_name(key): shape for key, shape in shapes.items()})
 
 
 @pytest.fixture(scope='module')

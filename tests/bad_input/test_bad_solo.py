@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.core.config import load_config
-from mmdeploy_ext.synthetic.seeded_solo import seeded_weights
+from mmdeploy_ext.synthetic import seeded_by_name
 from mmdeploy_ext.weights.convert.solo_names import original_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ def weights_of(config, rename=lambda key: key):
     model_cfg = load_config(str(config)).model
     model_cfg.backbone.init_cfg = None
     shapes = {key: tuple(value.shape) for key, value in build_detector(model_cfg).state_dict().items()}
-    return {rename(key): value for key, value in seeded_weights(shapes).items()}
+    return {rename(key): value for key, value in seeded_by_name.solo_weights(shapes).items()}
 
 
 @pytest.fixture(scope='module')

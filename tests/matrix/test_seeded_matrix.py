@@ -11,7 +11,7 @@ import pytest
 
 from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.synthetic.seeded import fill_seeded, normalisation
-from mmdeploy_ext.synthetic.seeded_dense import build_student, calibration_of, known
+from mmdeploy_ext.synthetic.seeded_dense import build_student, calibration_of, is_supported
 from mmdeploy_ext.zoo import configs
 from seeded_results import CALM, amplified, find
 
@@ -45,7 +45,7 @@ def test_every_combination_of_parts_finds_enough(name):
     if 'bbox_head' not in (cfg.get('model') or {}):
         pytest.skip('no one-stage detector')
     model = build_student(cfg)
-    if not known(model.bbox_head):
+    if not is_supported(model.bbox_head):
         pytest.skip(f'{type(model.bbox_head).__name__} has no rule yet')
     size = calibration_of(model).size
     size = (320, 448) if size == (320, 416) else size

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.preprocess.pictures import list_images, read_image
 from mmdeploy_ext.proving.ladder import prove
 from mmdeploy_ext.synthetic import coco
-from mmdeploy_ext.synthetic.seeded_solo import seeded_image, seeded_weights
+from mmdeploy_ext.synthetic.seeded_by_name import solo_image, solo_weights
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1800)]
 REPO = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def load(tmp_path_factory):
             kept.clear()
             gc.collect()
             model = find_family(cfg := load_config(mmdet_config(name), cfg_options)).build(cfg)
-            weights = seeded_weights({key: value.shape for key, value in model.state_dict().items()})
+            weights = solo_weights({key: value.shape for key, value in model.state_dict().items()})
             weights['mask_head.conv_cls.bias'] += class_bias
             torch.save(dict(state_dict=weights), folder / 'seeded.pth')
             kept[key] = deploy.load(mmdet_config(name), str(folder / 'seeded.pth'), cfg_options)
@@ -144,7 +144,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def test_masks_in_the_graph_cost_bounded_memory(load, pictures, tmp_path, name):
     """Peak memory at 800x1344 with 500 candidates or more: at most 400 MB above the raw graph."""
     deployment = load(name)
-    np.save(tmp_path / 'input.npy', seeded_image(800, 1344).numpy())
+    np.save(tmp_path / 'input.npy', solo_image(800, 1344).numpy())
     peak = {}
     for form in ('raw', 'full'):
         path = tmp_path / f'{form}.onnx'

@@ -506,7 +506,7 @@ def full_models(tmp_path_factory):
         cfg = load_config(str(config))
         family = find_family(cfg, BACKBONE)
         encoder = family.encoder(family.build(cfg))
-        seeded.fill_module(encoder, prefix)
+        seeded.fill_sparse_module(encoder, prefix)
         state = {prefix + key: value for key, value in encoder.state_dict().items()}
         torch.save(dict(state_dict=state), folder / f'{net}.pth')
         deployment = load(str(config), str(folder / f'{net}.pth'), product=BACKBONE)

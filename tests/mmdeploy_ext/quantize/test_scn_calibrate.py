@@ -168,7 +168,7 @@ def test_weight_ranges_equal_the_references_for_centerpoint_whose_first_is_of_th
     from mmdeploy_ext.exporting.sparse.trace import trace
 
     encoder = scn_nets.centerpoint()
-    seeded.fill_module(encoder, scn_nets.CENTERPOINT_PREFIX)
+    seeded.fill_sparse_module(encoder, scn_nets.CENTERPOINT_PREFIX)
     traced = trace(encoder, order='zyx', spatial_shape=(41, 1440, 1440), in_channels=5)
     graph = fold(traced)
     kernels = kernels_before_folding(traced, graph, ['conv_input.0'])

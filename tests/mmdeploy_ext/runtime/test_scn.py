@@ -176,7 +176,7 @@ def test_the_real_sweep_equals_spconv(tmp_path):
     scn_nets = pytest.importorskip('scn_nets')
     features, coordinates = golden
     net = scn_nets.bevfusion()
-    seeded.fill_module(net, toy_sparse.PREFIX)
+    seeded.fill_sparse_module(net, toy_sparse.PREFIX)
     with single_thread(), torch.no_grad():
         expected = net(torch.from_numpy(features), torch.from_numpy(coordinates), 1).numpy()
     graph = toy_sparse.full()

@@ -30,7 +30,7 @@ PREFIXES = {'bevfusion': 'encoders.lidar.backbone.', 'centerpoint': 'backbone.',
 def filled(net):
     """A module with seeded weights, and the same as a spconv 1.x state dict of tensors."""
     module = NETS[net]()
-    state = seeded.fill_module(module)
+    state = seeded.fill_sparse_module(module)
     return module, {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
 
 

@@ -31,7 +31,7 @@ CENTERPOINT_FP16 = {
 @functools.cache
 def bevfusion():
     model = scn_nets.bevfusion()
-    seeded.fill_module(model, scn_nets.BEVFUSION_PREFIX)
+    seeded.fill_sparse_module(model, scn_nets.BEVFUSION_PREFIX)
     return model
 
 
@@ -40,7 +40,7 @@ def traced(name):
     if name == 'bevfusion':
         return trace(bevfusion(), order='xyz', spatial_shape=(1440, 1440, 41), in_channels=5)
     model = scn_nets.centerpoint()
-    seeded.fill_module(model, scn_nets.CENTERPOINT_PREFIX)
+    seeded.fill_sparse_module(model, scn_nets.CENTERPOINT_PREFIX)
     return trace(model, order='zyx', spatial_shape=(41, 1440, 1440), in_channels=5)
 
 
@@ -178,7 +178,7 @@ def test_centerpoint_in_xyz_is_the_same_network():
 )
 def test_seeded_weights_are_the_stored_ones(name, build, prefix):
     net = scn_goldens.state_dict_net(name)
-    state = seeded.fill_module(build(), prefix)
+    state = seeded.fill_sparse_module(build(), prefix)
     stored = {key: tuple(shape) for key, shape in net['keys_spconv1_layout'].items()}
     assert {prefix + key: array.shape for key, array in state.items()} == stored
     assert seeded.digest(state) == net['fill_sha256']
@@ -186,7 +186,7 @@ def test_seeded_weights_are_the_stored_ones(name, build, prefix):
 
 def test_a_seeded_1x1x1_kernel_is_what_the_module_computes():
     model = SparseSequential(SubMConv3d(4, 6, 1, bias=False))
-    state = seeded.fill_module(model, 'net.')
+    state = seeded.fill_sparse_module(model, 'net.')
     graph = trace(model.eval(), order='xyz', spatial_shape=(4, 4, 4), in_channels=4)
     weight = graph.convolutions()[0].weight
     assert np.array_equal(weight, state['0.weight'].transpose(4, 0, 1, 2, 3))

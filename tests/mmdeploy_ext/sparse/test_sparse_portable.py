@@ -187,7 +187,7 @@ def test_spconv_gives_the_same(form):
     net = scn_nets.bevfusion(
         toy_sparse.GRID, ((16, 16, 8), (8, 8, 16), (16, 16, 16), (16, 16)), output_channels=16
     )
-    seeded.fill_module(net, toy_sparse.PREFIX)
+    seeded.fill_sparse_module(net, toy_sparse.PREFIX)
     graph = toy_sparse.bevfusion(widths=(16, 8, 16, 16))
     session = session_of(portable.to_onnx(graph, form=form))
     for rows in (8, 200):

@@ -63,7 +63,7 @@ def test_keys_shapes_and_order_are_the_published_ones(name, net):
     assert list(own.items()) == list(golden['keys_spconv1_layout'].items())
     assert len(own) == golden['n_keys']
     bare = {key.removeprefix(prefix): tuple(shape) for key, shape in own.items()}
-    assert seeded.digest(seeded.weights(bare, prefix)) == golden['fill_sha256']
+    assert seeded.digest(seeded.sparse_weights(bare, prefix)) == golden['fill_sha256']
 
 
 # ---- numbers
@@ -128,7 +128,7 @@ def encoders():
 @pytest.mark.parametrize('index', range(3))
 def test_an_encoder_equals_dense_convolutions_on_its_active_sites(index):
     encoder = list(encoders())[index].eval()
-    seeded.fill_module(encoder)
+    seeded.fill_sparse_module(encoder)
     features, coordinates = sweep(encoder.sparse_shape, 120, 5)
     with torch.no_grad():
         got = encoder(torch.from_numpy(features), torch.from_numpy(coordinates), 1)
@@ -143,7 +143,7 @@ def test_an_encoder_equals_dense_convolutions_on_its_active_sites(index):
 def test_bevfusions_encoder_is_mmdet3ds_with_its_axes_turned():
     turned = next(encoders()).eval()
     plain = SparseEncoder(sparse_shape=[17, 20, 24], **SMALL).eval()
-    seeded.fill_module(turned)
+    seeded.fill_sparse_module(turned)
     own = plain.state_dict(keep_vars=True)
     with torch.no_grad():
         for key, value in turned.state_dict().items():
@@ -172,7 +172,7 @@ def test_the_published_bevfusion_gives_the_stored_output_of_the_unfused_network(
     shapes = {key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()}
     state = {
         f'{prefix}{key}': torch.from_numpy(np.array(value))
-        for key, value in seeded.weights(shapes, prefix).items()
+        for key, value in seeded.sparse_weights(shapes, prefix).items()
     }
     torch.save(dict(state_dict=state), tmp_path / 'lidar.pth')
     report = family.load(model, str(tmp_path / 'lidar.pth'))

@@ -144,7 +144,7 @@ def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
     cfg = load('second_secfpn_kitti')
     family = find_family(cfg, BACKBONE)
     source, target = family.build(cfg), family.build(cfg)
-    seeded.fill_module(source)
+    seeded.fill_sparse_module(source)
     torch.save(dict(state_dict=source.state_dict(), meta={}), tmp_path / 'whole.pth')
     report = family.load(target, str(tmp_path / 'whole.pth'))
     assert report.rest == 'loaded' and report.prefix == 'middle_encoder.' and not report.unused
@@ -165,16 +165,16 @@ def test_calibration_is_the_references_unless_options_say_otherwise():
 
 
 def test_seeded_weights_of_a_detector_are_those_of_its_encoder_and_a_rest(tmp_path):
-    from mmdeploy_ext.synthetic.seeded import sparse_weights
+    from mmdeploy_ext.synthetic.seeded import backbone_weights
 
     cfg = load('second_secfpn_kitti')
-    torch.save(dict(state_dict=sparse_weights(cfg)), tmp_path / 'c.pth')
+    torch.save(dict(state_dict=backbone_weights(cfg)), tmp_path / 'c.pth')
     family = find_family(cfg, BACKBONE)
     model, wanted = family.build(cfg), family.build(cfg)
     family.load(model, str(tmp_path / 'c.pth'))
-    seeded.fill_module(family.encoder(wanted), 'middle_encoder.')
+    seeded.fill_sparse_module(family.encoder(wanted), 'middle_encoder.')
     left, right = (family.encoder(net).state_dict() for net in (model, wanted))
     assert all(torch.equal(left[key], value) for key, value in right.items())
-    again = sparse_weights(cfg)
-    assert all(torch.equal(again[key], value) for key, value in sparse_weights(cfg).items())
+    again = backbone_weights(cfg)
+    assert all(torch.equal(again[key], value) for key, value in backbone_weights(cfg).items())
     assert any(key.startswith('bbox_head.') for key in again)

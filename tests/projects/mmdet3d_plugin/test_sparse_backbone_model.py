@@ -29,7 +29,7 @@ def model(order='xyz', limit=10, voxels=4000, in_channels=5):
     )
     layer = dict(max_num_points=limit, voxel_size=SIZE, point_cloud_range=RANGE, max_voxels=(voxels, voxels))
     built = build_detector(dict(type='LidarBackbone', voxel_layer=layer, encoder=encoder)).eval()
-    seeded.fill_module(built.encoder)
+    seeded.fill_sparse_module(built.encoder)
     return built
 
 

@@ -11,7 +11,7 @@ from mmdeploy_ext.core.errors import ConfigError
 from mmdeploy_ext.families.parts.detector_parts import without_teacher
 from mmdeploy_ext.synthetic import seeded
 from mmdeploy_ext.synthetic.seeded import fill_seeded, normalisation, write_seeded
-from mmdeploy_ext.synthetic.seeded_dense import build_student, check_known
+from mmdeploy_ext.synthetic.seeded_dense import build_student, check_supported
 from seeded_results import CALM, amplified, find
 
 PIPELINE = [
@@ -141,7 +141,7 @@ def test_a_head_without_known_layers_is_refused_by_name():
     model = torch.nn.Module()
     model.bbox_head = torch.nn.Conv2d(3, 3, 1)
     with pytest.raises(ConfigError, match=r'own\.py: the seeded rule knows no layer of Conv2d'):
-        check_known(model, 'own.py')
+        check_supported(model, 'own.py')
 
 
 def test_a_config_that_no_family_claims_gets_weights(tmp_path):

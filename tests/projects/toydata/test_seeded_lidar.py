@@ -12,7 +12,7 @@ from mmdeploy_ext.core.config import load_config
 from mmdeploy_ext.families.base import DETECTOR, find_family
 from mmdeploy_ext.runtime.detections import sigmoid
 from mmdeploy_ext.synthetic.seeded import seeded_model, write_seeded
-from mmdeploy_ext.synthetic.seeded_lidar import EMPTY, SWEEPS, dense
+from mmdeploy_ext.synthetic.seeded_lidar import EMPTY_LOGIT, SWEEPS, head_outputs
 
 KINDS = [
     *(('anchor3d', kind) for kind in toy_anchor3d.KINDS),
@@ -51,11 +51,11 @@ def test_sweeps_give_boxes_of_several_classes_and_an_empty_map_none(tmp_path, na
     found = results[-1]
     scores = [name for name in found.outputs if name.startswith(('cls_score', 'heatmap'))]
     with torch.no_grad():
-        nothing = dense(parts_of(model), torch.zeros_like(torch.from_numpy(found.outputs['bev'])))
+        nothing = head_outputs(parts_of(model), torch.zeros_like(torch.from_numpy(found.outputs['bev'])))
     empty = reference.flatten(nothing)
     for one, tensor in zip(reference.output_names, empty, strict=True):
-        assert one not in scores or float(tensor.max()) <= EMPTY + 1e-3
-    assert sigmoid(np.float32(EMPTY)) < THRESHOLD / 10
+        assert one not in scores or float(tensor.max()) <= EMPTY_LOGIT + 1e-3
+    assert sigmoid(np.float32(EMPTY_LOGIT)) < THRESHOLD / 10
 
 
 def test_the_seed_alone_decides_and_the_command_writes_the_same(tmp_path):

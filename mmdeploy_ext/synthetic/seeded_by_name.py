@@ -1,0 +1,259 @@
+"""Seeded weights that depend on names and shapes alone, so that they are the same on every machine.
+
+All numbers come from numpy's PCG64, seeded by the CRC of a name, and are float64 until the end. Source of the
+rules: FILL.md of the goldens in shared/golden, which were made with these weights.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmdeploy_ext.weights.convert.solo_names import original_name
+
+COUNTER = 'num_batches_tracked'
+Shapes = Mapping[str, Sequence[int]]
+"""Key of a state dict -> shape of its tensor."""
+ROOT2 = math.sqrt(2)
+
+
+def name_rng(name: str) -> np.random.Generator:
+    """Return the random generator of a name."""
+    return np.random.default_rng(zlib.crc32(name.encode()))
+
+
+def state_dict_by_name(
+    shapes: Shapes, rule: Callable[[str, tuple[int, ...]], np.ndarray]
+) -> dict[str, torch.Tensor]:
+    """Return a float32 state dict with values that a rule computes of name and shape; counters are int64 0."""
+    state_dict = {}
+    for key, shape in shapes.items():
+        if key.endswith(COUNTER):
+            state_dict[key] = torch.zeros(tuple(shape), dtype=torch.int64)
+        else:
+            values = torch.tensor(rule(key, tuple(shape)), dtype=torch.float32)
+            state_dict[key] = values.reshape(tuple(shape))
+    return state_dict
+
+
+def _centred(normal: np.ndarray, gain: float | np.ndarray) -> np.ndarray:
+    """Return a kernel: centred rows, scaled by a gain over the root of their length."""
+    centred = normal - normal.mean(axis=tuple(range(1, normal.ndim)), keepdims=True)
+    return centred * gain / math.sqrt(math.prod(normal.shape[1:]))
+
+
+def _projection_gain(rows: int, query_key_gain: float, value_gain: float) -> np.ndarray:
+    """Return the gain (rows, 1) of a projection whose first two thirds are queries and keys."""
+    return np.where(np.arange(rows) < rows * 2 // 3, query_key_gain, value_gain)[:, None]
+
+
+def _first_match(rules: Mapping[str, Any], key: str) -> Any:
+    """Return the value of the first pattern that is in a key."""
+    return next(value for pattern, value in rules.items() if re.search(pattern, key))
+
+
+# ---------------------------------------------------------------- sparse backbones
+
+
+def sparse_weights(shapes: Shapes, prefix: str = '') -> dict[str, np.ndarray]:
+    """Return the state dict of a sparse backbone: float32, counters int64.
+
+    Kernels are in spconv 1.x layout (k0, k1, k2, I, O). The prefix, e.g. 'encoders.lidar.backbone.', precedes
+    every key when its numbers are drawn.
+    """
+
+    def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        normal = name_rng(prefix + key).standard_normal(shape)
+        if len(shape) == 5:
+            return normal / np.sqrt(np.prod(shape[:4])) * np.sqrt(2)
+        if key.endswith('.running_var'):
+            return 1 + 0.1 * np.abs(normal)
+        return 1 + 0.05 * normal if key.endswith('.weight') else 0.02 * normal
+
+    return {key: tensor.numpy() for key, tensor in state_dict_by_name(shapes, rule).items()}
+
+
+def fill_sparse_module(module: torch.nn.Module, prefix: str = '') -> dict[str, np.ndarray]:
+    """Fill a module on spconv 2, whose kernels are (O, k0, k1, k2, I), in place; return `sparse_weights`."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    spconv1_shapes = {
+        key: (*shape[1:], shape[0]) if len(shape) == 5 else shape for key, shape in shapes.items()
+    }
+    weights = sparse_weights(spconv1_shapes, prefix)
+    # not load_state_dict: spconv's own hook guesses layouts
+    parameters, modules = module.state_dict(keep_vars=True), dict(module.named_modules())
+    with torch.no_grad():
+        for key, array in weights.items():
+            if array.ndim == 5 and modules[key.rpartition('.')[0]].conv1x1:
+                array = array.reshape(parameters[key].shape)  # spconv reads its memory as (I, O)
+            elif array.ndim == 5:
+                array = np.ascontiguousarray(array.transpose(4, 0, 1, 2, 3))
+            parameters[key].copy_(torch.from_numpy(array))
+    return weights
+
+
+# ---------------------------------------------------------------- RT-DETR
+
+RTDETR_BIASES = ((r'^decoder\.enc_score_head\.bias$', 1.0), (r'^decoder\.dec_score_head\.\d+\.bias$', 0.669))
+# pattern of keys -> gain; the first match counts
+RTDETR_GAINS = {
+    r'^backbone\.res_layers\..*\.branch2c\.conv\.weight$': 0.5,
+    r'^backbone\.': ROOT2,
+    r'\.cross_attn\.(sampling_offsets|attention_weights)\.weight$': 1.0,
+    r'\.cross_attn\.value_proj\.weight$': 1.2,
+    r'^decoder\.query_pos_head\.layers\.0\.weight$': 2.0,
+    r'^decoder\.(enc_bbox_head|dec_bbox_head\.\d+)\.layers\.2\.weight$': 0.5,
+    r'^decoder\.(enc_bbox_head|dec_bbox_head\.\d+)\.layers\.[01]\.weight$': ROOT2,
+    r'^decoder\.(enc_score_head|dec_score_head\.\d+)\.weight$': 1.5,
+    r'^encoder\..*\.bottlenecks\.\d+\.conv[12]\.conv\.weight$': 1.3,
+    r'^encoder\.(fpn_blocks|pan_blocks|lateral_convs|downsample_convs)\.': 1.6,
+    r'': 1.0,
+}
+RTDETR_BASIC_BLOCK = r'^backbone\.res_layers\..*\.branch2b\.conv\.weight$'
+"""Keys of the last convolution of a block, if blocks have two."""
+
+
+def rtdetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Return the state dict of an RT-DETR with the original repository's names."""
+    bottlenecks = any('.branch2c.' in key for key in shapes)
+
+    def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        normal = name_rng(key).standard_normal(shape)
+        if key.endswith(('running_var', 'running_mean', 'bias')) or (
+            normal.ndim == 1 and key.endswith('.weight')
+        ):
+            return _rtdetr_vector(key, normal)
+        if key == 'decoder.denoising_class_embed.weight':
+            is_padding = np.arange(len(normal)) == len(normal) - 1
+            return np.where(is_padding[:, None], 0.0, 0.1 * normal)
+        if key.endswith('.self_attn.in_proj_weight'):
+            return _centred(normal, _projection_gain(len(normal), 0.6, 1.0))
+        if not bottlenecks and re.match(RTDETR_BASIC_BLOCK, key):
+            return _centred(normal, 0.5)
+        return _centred(normal, _first_match(RTDETR_GAINS, key))
+
+    return state_dict_by_name(shapes, rule)
+
+
+def _rtdetr_vector(key: str, normal: np.ndarray) -> np.ndarray:
+    """Return the values of a normalisation or bias."""
+    if key.endswith('running_var'):
+        return 1 + 0.1 * np.abs(normal)
+    if key.endswith('running_mean'):
+        return 0.05 * normal
+    if key.endswith('.weight'):
+        return 1 + 0.05 * normal
+    for pattern, deviation in RTDETR_BIASES:
+        if re.match(pattern, key):
+            return -3 + deviation * normal
+    return 0.02 * normal
+
+
+# ---------------------------------------------------------------- StreamPETR
+# Scores are neither constant nor chaotic: the gains keep queries apart and attention calm, so that float32
+# noise does not grow.
+
+STREAMPETR_CONSTANTS = {  # ranges and weights of the published config with 428 queries
+    'pts_bbox_head.code_weights': [2.0, 2.0] + [1.0] * 8,
+    'pts_bbox_head.match_costs': [2.0, 2.0] + [1.0] * 8,
+    'pts_bbox_head.pc_range': [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0],
+    'pts_bbox_head.position_range': [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0],
+}
+STREAMPETR_VECTORS = {  # pattern: offset and scale of a standard normal; the first match counts
+    r'running_mean$': (0.0, 0.05),
+    r'^norm\.weight$': (1.0, 0.05),
+    r'^norm\.bias$': (0.0, 0.05),
+    r'pts_bbox_head\.ego_pose_pe\.gamma\.bias$': (2.5, 0.05),
+    r'\.gamma\.bias$': (1.0, 0.02),
+    r'cls_branches\.\d+\.6\.bias$': (-2.0, 0.02),
+    r'bias$': (0.0, 0.02),
+}
+STREAMPETR_GAINS = {
+    r'img_backbone\.layer[1-4]\..*\.conv3\.weight$': 0.25,
+    r'^img_backbone\.': ROOT2,
+    r'pts_bbox_head\.position_encoder\.2\.weight$': 8.0,
+    r'cls_branches\.\d+\.6\.weight$': 1.5,
+    r'\.(gamma|beta)\.weight$': 0.3,
+    r'': 1.0,
+}
+
+
+def streampetr_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Return the state dict of a StreamPETR."""
+    norms = {key.removesuffix('.weight') for key, shape in shapes.items() if len(shape) == 1}
+
+    def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        if key in STREAMPETR_CONSTANTS:
+            return np.array(STREAMPETR_CONSTANTS[key])
+        if key == 'pts_bbox_head.coords_d':
+            index = torch.arange(shape[0]).float()
+            return (1 + torch.tensor(61.2 - 1) / (shape[0] * (1 + shape[0])) * index * (index + 1)).numpy()
+        # the six branches are one module
+        rng = name_rng(re.sub(r'(pts_bbox_head\.(cls|reg)_branches)\.\d+\.', r'\1.0.', key))
+        if key.endswith('reference_points.weight'):
+            return rng.uniform(0.0, 1.0, shape)
+        normal = rng.standard_normal(shape)
+        if key.endswith('running_var'):
+            return 1 + 0.1 * np.abs(normal)
+        if len(shape) < 2:
+            module, leaf = key.rsplit('.', 1)
+            is_norm = module in norms and leaf in ('weight', 'bias')
+            offset, scale = _first_match(STREAMPETR_VECTORS, f'norm.{leaf}' if is_norm else key)
+            return offset + scale * normal
+        if key.endswith('in_proj_weight'):
+            return _centred(normal, _projection_gain(len(normal), 0.6, 2.0))
+        return _centred(normal, _first_match(STREAMPETR_GAINS, key))
+
+    return state_dict_by_name(shapes, rule)
+
+
+# ---------------------------------------------------------------- SOLO
+
+SOLO_CLASS_BIAS = -4.6
+"""Bias of class logits: 1000 to 3000 of 309 760 scores pass the threshold, so that every cut is exercised."""
+SOLO_COORDINATE_GAIN = 8.0
+SOLO_LATERAL_GAIN = 0.1
+SOLO_RESIDUAL_GAIN = 0.25
+
+
+def solo_weights(shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Return the state dict of a SOLO; names of the original repository and mmdet's give the same values."""
+    decoupled = any('conv_mask_list_x.' in key for key in shapes)
+    originals = {key: original_name(key, decoupled) for key in shapes}
+    bottlenecks = {name.rpartition('.bn3.')[0] for name in originals.values() if '.bn3.' in name}
+
+    def rule(key: str, shape: tuple[int, ...]) -> np.ndarray:
+        name = originals[key]
+        normal = name_rng(name).standard_normal(shape)
+        if name.endswith('running_var'):
+            return 1 + 0.1 * np.abs(normal)
+        if re.match(r'^bbox_head\.d?solo_cate\.bias$', name):
+            return np.full(shape, SOLO_CLASS_BIAS)
+        if name.endswith(('running_mean', '.bias')):
+            return 0.02 * normal
+        if len(shape) == 4:
+            kernel = normal * math.sqrt(2 / math.prod(shape[1:]))
+            if name.startswith('neck.lateral_convs.'):
+                kernel *= SOLO_LATERAL_GAIN
+            if shape[1] in (257, 258):  # with coordinates as the last inputs
+                kernel[:, 256:] *= SOLO_COORDINATE_GAIN
+            return kernel
+        block, _, norm = name.removesuffix('.weight').rpartition('.')
+        last_norm = 'bn3' if block in bottlenecks else 'bn2'
+        is_residual = re.match(r'^backbone\.layer\d\.\d+$', block) and norm == last_norm
+        return (1 + 0.05 * normal) * (SOLO_RESIDUAL_GAIN if is_residual else 1.0)
+
+    return state_dict_by_name(shapes, rule)
+
+
+def solo_image(height: int, width: int) -> torch.Tensor:
+    """Return a normalised input (1, 3, H, W) float32 of SOLO: coarse blocks and noise."""
+    rng = name_rng('img')
+    noise = rng.standard_normal((1, 3, height, width))
+    blocks = rng.standard_normal((1, 3, math.ceil(height / 64), math.ceil(width / 64)))
+    coarse = blocks.repeat(64, 2).repeat(64, 3)[:, :, :height, :width]
+    return torch.from_numpy((coarse + 0.25 * noise).astype(np.float32))

@@ -1,0 +1,46 @@
+"""Writes the seeded input image of SOLO's reference tensors.
+
+`python -m projects.toydata.seeded_solo --size 448 672 --ori-shape 427 640 --out input.npz`
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmdeploy_ext.core import cli
+from mmdeploy_ext.core.errors import UsageError
+from mmdeploy_ext.core.files import atomic_path
+from mmdeploy_ext.synthetic.seeded_by_name import solo_image
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write `input`, `img_shape` and `ori_shape` as .npz."""
+    height, width = args.size
+    if height % 32 or width % 32 or min(args.size + args.ori_shape) < 1:
+        raise UsageError(f'--size {height} {width}: expected multiples of 32, as networks are fed')
+    if not args.out.endswith('.npz'):
+        raise UsageError(f'--out {args.out}: expected a .npz file')
+    image, img_shape = solo_image(height, width).numpy(), args.img_shape or args.size
+    with atomic_path(args.out) as temporary, open(temporary, 'wb') as stream:
+        np.savez(stream, ori_shape=args.ori_shape, input=image, img_shape=img_shape)
+    print(f'{args.out}: written')
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool: 0 written, 2 usage."""
+    parser = cli.ArgumentParser(
+        prog='python -m projects.toydata.seeded_solo', description=__doc__.splitlines()[0]
+    )
+    size = dict(type=int, nargs=2, metavar=('H', 'W'))
+    parser.add_argument('--size', **size, required=True, help='of the network input, multiples of 32')
+    parser.add_argument('--img-shape', **size, help='of the content before padding (default: --size)')
+    parser.add_argument('--ori-shape', **size, required=True, help='of the original image, which masks get')
+    cli.writes(parser.add_argument('--out', required=True, metavar='FILE.npz'))
+    cli.add_debug_option(parser)
+    return cli.run(run, parser, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
