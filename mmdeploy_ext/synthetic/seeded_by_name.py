@@ -29,7 +29,7 @@ def name_rng(name: str) -> np.random.Generator:
 def state_dict_by_name(
     shapes: Shapes, rule: Callable[[str, tuple[int, ...]], np.ndarray]
 ) -> dict[str, torch.Tensor]:
-    """Return a float32 state dict with values that a rule computes of name and shape; counters are int64 0."""
+    """Return a float32 state dict with values that a rule computes from names and shapes; counters are 0."""
     state_dict = {}
     for key, shape in shapes.items():
         if key.endswith(COUNTER):

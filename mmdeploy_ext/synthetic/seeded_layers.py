@@ -1,6 +1,4 @@
-"""Layers of any network by the seeded rule: drawn weights, norms calibrated on inputs, outputs of given
-spread.
-"""
+"""Steps of the seeded rule for layers of any network: draw weights, calibrate norms, rescale outputs."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence

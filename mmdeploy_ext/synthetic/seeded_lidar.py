@@ -164,9 +164,8 @@ def raise_scores(
     ]
     sign = torch.where(margins[0][..., -1].amin(1) >= margins[1][..., -1].amin(1), 1.0, -1.0)
     best = torch.where(sign[:, None, None] > 0, *margins).clamp(min=1e-3 * float(outputs.std()))
-    limits = torch.linspace(
-        *MAX_LOGITS, len(best)
-    )  # they differ, so that the best of all channels do not tie
+    # limits differ, so that the best of all channels do not tie
+    limits = torch.linspace(*MAX_LOGITS, len(best))
     gain = torch.minimum(
         (BEST_LOGIT - EMPTY_LOGIT) / best[..., -1].amin(1), (limits - EMPTY_LOGIT) / best.amax((1, 2))
     )

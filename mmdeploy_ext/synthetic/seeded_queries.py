@@ -1,5 +1,4 @@
-"""The seeded rule of detectors with queries: attention that distinguishes positions, and targets of last
-layers.
+"""The seeded rule of detectors with queries: attention distinguishes positions, last layers have targets.
 
 If attention averaged over the picture, all queries would have the same result; so keys and queries are larger
 than at the start of a training. Each layer moves boxes a little.
