@@ -92,7 +92,7 @@ def test_what_differs_from_what_was_tried_is_in_the_last_line(monkeypatch, capsy
 
 
 def test_seeded_weights_are_reported(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(seeded, 'write_seeded', lambda config, out, seed: out.write_bytes(bytes(2_000_000)))
+    monkeypatch.setattr(seeded, 'write_seeded', lambda config, out, *_: out.write_bytes(bytes(2_000_000)))
     assert seeded.main(['config.py', str(tmp_path / 's.pth')]) == 0
     assert capsys.readouterr().out == f'{tmp_path / "s.pth"}: seeded weights of config.py, 2.0 MB\n'
 
