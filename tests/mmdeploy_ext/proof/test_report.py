@@ -15,6 +15,8 @@ from rich.console import Console
 
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.contract.spec import GraphSpec, TensorSpec
+from mmdeploy_ext.core.model_classes import ModelClass
+from mmdeploy_ext.families.replaced import DifferingMethod
 from mmdeploy_ext.proving.results import (
     Case,
     Check,
@@ -96,6 +98,8 @@ def failed() -> Verdict:
     verdict.metrics.append(MetricRow('bbox_mAP_50', 0.7, float('nan'), 0.0005, False))
     verdict.notes.append(EVIL)
     verdict.reasons.append(EVIL)
+    verdict.model_classes = [ModelClass(EVIL, EVIL, 64 * 'a', False), ModelClass('RTDETR', 'r.py', '', True)]
+    verdict.differing_methods = [DifferingMethod(f'{EVIL}.forward', EVIL, 7, 9, 'ATSSHead')]
     return verdict
 
 
@@ -206,6 +210,28 @@ def test_text_from_outside_is_escaped(tmp_path, pictures):
     assert len(re.findall('<script', text)) == 1 and len(re.findall('</script', text)) == 1
 
 
+def test_page_and_console_say_whose_classes_the_model_has_and_which_methods_differ(tmp_path):
+    verdict, output = proven(), io.StringIO()
+    verdict.model_classes = [ModelClass(f'Mine{index}', 'plugin/a.py', 64 * 'b', False) for index in range(9)]
+    verdict.model_classes.append(ModelClass('RTDETR', 'mmdeploy_ext/models/a.py', 64 * 'c', True))
+    verdict.differing_methods = [DifferingMethod('Mine0.forward', 'plugin/a.py', 7, 9, 'ATSSHead')]
+    sentence = 'Mine0.forward differs from the one this export follows (plugin/a.py lines 7-9)'
+    print_verdict(verdict, Console(file=output, width=120))
+    lines = output.getvalue().splitlines()
+    assert [line for line in lines if line.startswith('class: Mine')] == [
+        f'class: Mine{index} of plugin/a.py (bbbbbbbbbbbb)' for index in range(6)
+    ]
+    for line in (
+        'class: 3 more that no installed library has; the JSON file has them all',
+        'our implementation: RTDETR',
+        f'inputs decide: {sentence}',
+    ):
+        assert line in lines
+    assert lines[-2].startswith('PROVEN ON 2 INPUTS (Mine0.forward differs) toy.onnx equals')
+    text = Page(report.write_report(verdict, [], [], tmp_path).read_text(encoding='utf-8')).text
+    assert 'Mine8' in text and sentence in text and 'our implementation' in text
+
+
 def test_the_pictures_decode_and_show_both_sides(written):
     verdict, _, text = written
     images = [attributes for tag, attributes in Page(text).elements if tag == 'img']
@@ -273,7 +299,8 @@ def test_both_views_name_mm2onnx_where_that_was_started():
 
 def test_a_failed_verdict_names_every_reason_and_keeps_odd_text():
     lines = printed(failed())
-    assert lines[1] == f'FAILED structure: {EVIL}: {EVIL}'
+    assert lines[1] == f'class: {EVIL} of {EVIL} (aaaaaaaaaaaa)' and lines[2] == 'our implementation: RTDETR'
+    assert f'FAILED structure: {EVIL}: {EVIL}' in lines
     assert lines[-2].startswith(f'NOT PROVEN: {EVIL}; structure: {EVIL}; ')
     for part in (
         '24 of 24 values differ',
