@@ -222,3 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog='mm2onnx synthetic coco', description=__doc__.splitlines()[0])
     add_arguments(parser)
     return cli.run(run, parser, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

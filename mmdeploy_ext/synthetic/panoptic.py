@@ -128,3 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     staging.add_folder(parser, '--out', 'data/toy_coco')
     cli.add_debug_option(parser)
     return cli.run(run, parser, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -253,3 +253,7 @@ def write_seeded(config: str, out: Path, seed: int = 0, cfg_options: Mapping[str
         family = find_family(cfg, DETECTOR) if names or 'bbox_head' not in cfg.get('model', ()) else None
         weights = seeded_model(cfg, family, seed).state_dict()
     save_checkpoint(out, weights, dict(seed=seed))
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

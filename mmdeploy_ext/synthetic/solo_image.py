@@ -40,3 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.writes(parser.add_argument('--out', required=True, metavar='FILE.npz'))
     cli.add_debug_option(parser)
     return cli.run(run, parser, argv)
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
